@@ -1,0 +1,40 @@
+//! Outgate guards the way out of a compute provider's machine: a forward proxy that lets guests
+//! reach what the operator's whitelist names, refuses the rest at once with its reason, and counts
+//! both.
+//!
+//! The modules stand in the order in which a connection's data flows:
+//!
+//! ```text
+//! accept -> identify -> policy -> resolve -> dial -> relay -> account
+//! ```
+//!
+//! [`flow`] is the only module that calls the stages; a stage names only the output type of the
+//! stage before it. What stands beside the path (configuration, whitelist files, admin) feeds the
+//! stages with settings and snapshots. `ARCHITECTURE.md` has the map and the invariants.
+
+
+pub mod cli;
+pub mod config;
+pub mod daemon;
+
+pub mod flow;
+
+// The stages.
+pub mod accept;
+pub mod identify;
+pub mod policy;
+pub mod resolve;
+pub mod dial;
+pub mod relay;
+pub mod account;
+
+// Beside the path.
+pub mod admin;
+pub mod control;
+pub mod system;
+pub mod whitelist;
+
+// Words that everything shares; they import nothing of ours.
+pub mod name;
+pub mod reason;
+pub mod target;

@@ -1,0 +1,139 @@
+//! The decision: [`Policy::decide`] turns a [`Claim`] into a [`Permit`] or a [`Refusal`].
+//!
+//! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot; reloads make a new
+//! one and swap it. Only this module can make a `Permit`.
+
+pub mod rule;
+
+use crate::identify::Claim;
+use crate::reason::Reason;
+use crate::target::{Protocols, Target};
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// `mode` of the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// What a rule allows passes.
+    #[default]
+    Whitelist,
+    /// As `Whitelist`, but what no rule allows passes as well and is reported as observed.
+    Observe,
+    /// Everything passes but for `deny` rules, floor, blocked ports and ECH.
+    All,
+    /// Nothing passes.
+    None,
+}
+
+/// Who an undeclared source is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unknown {
+    /// Held to the files that no guest names.
+    Shared,
+    /// Refused.
+    None,
+}
+
+/// One `[[guest]]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuestSettings {
+    /// Its name, unique; a metric label.
+    pub name: String,
+    /// The addresses that are this guest.
+    pub addresses: Vec<IpNet>,
+    /// Its mode where it differs from the daemon's.
+    pub mode: Option<Mode>,
+    /// The files (names within the whitelist dir) that hold for it; `None`: all that no guest names.
+    pub files: Option<Vec<String>>,
+}
+
+/// The part of the configuration that the decision needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicySettings {
+    /// Mode of guests that do not have their own.
+    pub mode: Mode,
+    /// `ech = "allow"`: encrypted_client_hello is let through for every rule.
+    pub ech_allowed: bool,
+    /// The declared guests.
+    pub guests: Vec<GuestSettings>,
+    /// Who the rest are.
+    pub unknown: Unknown,
+    /// Ports refused unless the deciding rule names that very port.
+    pub blocked_ports: Vec<u16>,
+}
+
+/// Where a rule stands: `file:line`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Location {
+    /// File name within the whitelist dir.
+    pub file: Arc<str>,
+    /// Line, from 1.
+    pub line: u32,
+}
+
+impl std::fmt::Display for Location {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}:{}", self.file, self.line)
+    }
+}
+
+/// What the address dialled must satisfy beyond the floor; checked by `resolve`.
+#[derive(Clone, Debug, Default)]
+pub struct AddressTerms {
+    /// From `to=`: only these addresses, floor lifted for them.
+    pub to: Option<Arc<[IpNet]>>,
+    /// `deny` rules of addresses that hold for this flow.
+    pub denied: Arc<rule::AddressSet>,
+}
+
+/// Leave to resolve and dial one target. Only [`Policy::decide`] makes one.
+#[derive(Clone, Debug)]
+pub struct Permit {
+    target: Target,
+    protocols: Protocols,
+    rule: Option<Location>,
+    observed: bool,
+    addresses: AddressTerms,
+}
+
+impl Permit {
+    /// Where the flow may go.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+    /// What may be spoken there.
+    pub fn protocols(&self) -> Protocols {
+        self.protocols
+    }
+    /// The rule that allows it; `None` in the modes `all` and `observe` where no rule does.
+    pub fn rule(&self) -> Option<&Location> {
+        self.rule.as_ref()
+    }
+    /// Let through by mode `observe` alone.
+    pub fn observed(&self) -> bool {
+        self.observed
+    }
+    /// What the address must satisfy.
+    pub fn addresses(&self) -> &AddressTerms {
+        &self.addresses
+    }
+}
+
+/// A refusal by the policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// Why.
+    pub reason: Reason,
+    /// The rule that decided, where one did (a `deny` rule, an expired one, one for another port).
+    pub rule: Option<Location>,
+}
+
+/// The rule that comes nearest to what was refused, for the operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NearMiss {
+    /// Where it stands.
+    pub rule: Location,
+    /// Why it does not match and what would, e.g. "`*.ipfs.io` takes one label; `.ipfs.io` would match".
+    pub advice: String,
+}

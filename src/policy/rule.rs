@@ -1,0 +1,152 @@
+//! The rule language as data: what a line of a whitelist file means, whoever wrote it down.
+
+use crate::target::{Protocols, Transport};
+use ipnet::IpNet;
+use std::sync::Arc;
+
+/// Allow or deny.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Lets through.
+    Allow,
+    /// Refuses, whatever else allows.
+    Deny,
+}
+
+/// How far below (or at) a base name a rule reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Scope {
+    /// `base` alone.
+    Exact,
+    /// `*.base`: exactly one label in front.
+    OneLabel,
+    /// `**.base`: one or more labels in front.
+    Below,
+    /// `.base`: the base and everything below it.
+    SelfAndBelow,
+}
+
+/// What a rule is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject<'a> {
+    /// A literal name, canonical (as [`HostName`](crate::name::HostName)), and how far it reaches.
+    Name {
+        /// The canonical name after the wildcard prefix.
+        base: &'a str,
+        /// The reach.
+        scope: Scope,
+    },
+    /// A name with globs inside labels. Lower-case; `*` and `?` never cross a dot; classes hold
+    /// ranges and single characters of `a-z 0-9 _ -`, never a negation; braces hold no dots.
+    /// `scope` says what stood in front: `Exact` nothing, `Below` `**.`, `SelfAndBelow` `.`
+    /// (a leading `*.` is a label of the pattern itself).
+    Glob {
+        /// The pattern after the prefix, e.g. `api-*.example.com`.
+        pattern: &'a str,
+        /// `Exact`, `Below` or `SelfAndBelow`.
+        scope: Scope,
+    },
+    /// A regex that must match the whole canonical name.
+    Regex(&'a str),
+    /// A regex of yagna's: searched, case-insensitive, white space ignored.
+    SearchRegex(&'a str),
+    /// Addresses, where the guest asks for an address.
+    Net(IpNet),
+}
+
+/// A range of ports, both ends included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Ports {
+    /// First, at least 1.
+    pub first: u16,
+    /// Last, at least `first`.
+    pub last: u16,
+}
+
+impl Ports {
+    /// Every port.
+    pub const ALL: Ports = Ports { first: 1, last: u16::MAX };
+    /// Is `port` within?
+    pub const fn contains(self, port: u16) -> bool {
+        self.first <= port && port <= self.last
+    }
+}
+
+/// The transports, ports and protocols that a rule is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Reach {
+    /// A bare host in an `allow`: http on 80, https on 443.
+    Web,
+    /// `host:ports`: TCP on these; 80 is http, 443 https, others anything.
+    Ports(Ports),
+    /// `http://`.
+    Http(Ports),
+    /// `https://`.
+    Https(Ports),
+    /// `tcp://`: any bytes.
+    Tcp(Ports),
+    /// `udp://`.
+    Udp(Ports),
+    /// `quic://`.
+    Quic(Ports),
+    /// Golem's lists: TCP, every port; 80 is http, 443 https, others anything.
+    Golem,
+    /// A bare host in a `deny`: every transport, port and protocol.
+    Everything,
+}
+
+/// How a rule answers for one transport and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Served {
+    /// What may be spoken (on UDP and QUIC: all).
+    pub protocols: Protocols,
+    /// The rule names that very port (so that it lifts `blocked_ports`).
+    pub names_port: bool,
+}
+
+/// What a rule says beside its subject. Interned: many rules share one.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Terms {
+    /// Allow or deny.
+    pub effect: Effect,
+    /// Transports, ports, protocols.
+    pub reach: Reach,
+    /// `ech=allow`.
+    pub ech_allowed: bool,
+    /// `to=`.
+    pub to: Option<Arc<[IpNet]>>,
+    /// `until=`: the last day (UTC) on which the rule holds.
+    pub until: Option<jiff::civil::Date>,
+}
+
+impl Reach {
+    /// Does the reach take in `port` on `transport`, and for what?
+    pub fn serves(self, transport: Transport, port: u16) -> Option<Served> {
+        use crate::target::Protocol::{Http, Tls};
+        let by_port = match port {
+            80 => Protocols::only(Http),
+            443 => Protocols::only(Tls),
+            _ => Protocols::ALL,
+        };
+        let (wanted, ports, protocols) = match self {
+            Reach::Web if port == 80 || port == 443 => (Transport::Tcp, Ports::ALL, by_port),
+            Reach::Web => return None,
+            Reach::Ports(ports) => (Transport::Tcp, ports, by_port),
+            Reach::Golem => (Transport::Tcp, Ports::ALL, by_port),
+            Reach::Http(ports) => (Transport::Tcp, ports, Protocols::only(Http)),
+            Reach::Https(ports) => (Transport::Tcp, ports, Protocols::only(Tls)),
+            Reach::Tcp(ports) => (Transport::Tcp, ports, Protocols::ALL),
+            Reach::Udp(ports) => (Transport::Udp, ports, Protocols::ALL),
+            Reach::Quic(ports) => (Transport::Quic, ports, Protocols::ALL),
+            Reach::Everything => (transport, Ports::ALL, Protocols::ALL),
+        };
+        let names_port = ports.first == ports.last;
+        (wanted == transport && ports.contains(port)).then_some(Served { protocols, names_port })
+    }
+}
+
+/// A set of address ranges, for `deny` rules.
+#[derive(Clone, Debug, Default)]
+pub struct AddressSet {
+    nets: Vec<IpNet>,
+}

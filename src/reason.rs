@@ -1,0 +1,231 @@
+//! Why a flow was let through or refused: one vocabulary for metrics, the access log, the answers
+//! to guests and the documentation.
+
+use std::fmt;
+
+/// The reason of a verdict. [`Reason::as_str`] is the metric label, the log value, the word in the
+/// answer to the guest and the anchor in the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Reason {
+    /// Allowed.
+    None,
+    /// No rule allows the destination.
+    NotWhitelisted,
+    /// A `deny` rule refuses it.
+    DeniedByRule,
+    /// The rule that would allow it is past its `until`.
+    RuleExpired,
+    /// A rule allows the host, but not on this port.
+    PortNotAllowed,
+    /// A rule allows host and port, but not for what is spoken there.
+    ProtocolNotAllowed,
+    /// The address is in the floor: private, special-purpose, ours or another guest's.
+    AddressFloor,
+    /// The connection shows no name where one is required.
+    NoName,
+    /// The names that the connection shows differ.
+    NameMismatch,
+    /// The guest's bytes cannot be read in one way only.
+    Malformed,
+    /// The ClientHello carries encrypted_client_hello.
+    Ech,
+    /// The guest's mode is `none`.
+    ModeNone,
+    /// The source is no declared guest.
+    UnknownGuest,
+    /// The name could not be resolved.
+    ResolveFailed,
+    /// No vetted address could be connected to, or the upstream broke off.
+    DialFailed,
+    /// A deadline passed.
+    Timeout,
+    /// A later list or policy refuses what was allowed.
+    Revoked,
+    /// The guest has too many connections.
+    LimitConnections,
+    /// The guest is too quick.
+    LimitRate,
+    /// The daemon has too many connections.
+    LimitTotal,
+    /// The daemon is stopping.
+    ShuttingDown,
+}
+
+/// What became of a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Verdict {
+    /// Let through by the policy, and reached.
+    Allowed,
+    /// Refused.
+    Denied,
+    /// Let through by the policy, but it could not be done.
+    Failed,
+    /// Let through because the mode is `observe`; no rule allows it.
+    Observed,
+}
+
+impl Verdict {
+    /// All verdicts, in the order of their discriminants.
+    pub const ALL: [Verdict; 4] = [Verdict::Allowed, Verdict::Denied, Verdict::Failed, Verdict::Observed];
+
+    /// Metric label and log value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Verdict::Allowed => "allowed",
+            Verdict::Denied => "denied",
+            Verdict::Failed => "failed",
+            Verdict::Observed => "observed",
+        }
+    }
+}
+
+impl Reason {
+    /// All reasons, in the order of their discriminants.
+    pub const ALL: [Reason; 21] = [
+        Reason::None,
+        Reason::NotWhitelisted,
+        Reason::DeniedByRule,
+        Reason::RuleExpired,
+        Reason::PortNotAllowed,
+        Reason::ProtocolNotAllowed,
+        Reason::AddressFloor,
+        Reason::NoName,
+        Reason::NameMismatch,
+        Reason::Malformed,
+        Reason::Ech,
+        Reason::ModeNone,
+        Reason::UnknownGuest,
+        Reason::ResolveFailed,
+        Reason::DialFailed,
+        Reason::Timeout,
+        Reason::Revoked,
+        Reason::LimitConnections,
+        Reason::LimitRate,
+        Reason::LimitTotal,
+        Reason::ShuttingDown,
+    ];
+
+    /// Metric label, log value and the `details` of an answer.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Reason::None => "none",
+            Reason::NotWhitelisted => "not_whitelisted",
+            Reason::DeniedByRule => "denied_by_rule",
+            Reason::RuleExpired => "rule_expired",
+            Reason::PortNotAllowed => "port_not_allowed",
+            Reason::ProtocolNotAllowed => "protocol_not_allowed",
+            Reason::AddressFloor => "address_floor",
+            Reason::NoName => "no_name",
+            Reason::NameMismatch => "name_mismatch",
+            Reason::Malformed => "malformed",
+            Reason::Ech => "ech",
+            Reason::ModeNone => "mode_none",
+            Reason::UnknownGuest => "unknown_guest",
+            Reason::ResolveFailed => "resolve_failed",
+            Reason::DialFailed => "dial_failed",
+            Reason::Timeout => "timeout",
+            Reason::Revoked => "revoked",
+            Reason::LimitConnections => "limit_connections",
+            Reason::LimitRate => "limit_rate",
+            Reason::LimitTotal => "limit_total",
+            Reason::ShuttingDown => "shutting_down",
+        }
+    }
+
+    /// The verdict that goes with the reason when a flow ends by it.
+    pub const fn verdict(self) -> Verdict {
+        match self {
+            Reason::None => Verdict::Allowed,
+            Reason::ResolveFailed | Reason::DialFailed | Reason::Timeout => Verdict::Failed,
+            _ => Verdict::Denied,
+        }
+    }
+
+    /// The HTTP status of a refusal (RFC 9110 §15); 200 for [`Reason::None`].
+    pub const fn http_status(self) -> u16 {
+        match self {
+            Reason::None => 200,
+            Reason::Malformed | Reason::NameMismatch => 400,
+            Reason::LimitConnections | Reason::LimitRate => 429,
+            Reason::ResolveFailed | Reason::DialFailed => 502,
+            Reason::LimitTotal | Reason::ShuttingDown => 503,
+            Reason::Timeout => 504,
+            _ => 403,
+        }
+    }
+
+    /// The Proxy-Status error type of a refusal (RFC 9209 §2.3).
+    pub const fn proxy_error(self) -> &'static str {
+        match self {
+            Reason::Malformed | Reason::NameMismatch => "http_request_error",
+            Reason::LimitConnections | Reason::LimitRate | Reason::LimitTotal => "connection_limit_reached",
+            Reason::ResolveFailed => "dns_error",
+            Reason::DialFailed => "connection_refused",
+            Reason::Timeout => "connection_timeout",
+            Reason::AddressFloor => "destination_ip_prohibited",
+            Reason::ShuttingDown | Reason::None => "proxy_internal_response",
+            _ => "http_request_denied",
+        }
+    }
+
+    /// The SOCKS5 reply code of a refusal (RFC 1928 §6); 0 for [`Reason::None`].
+    pub const fn socks_reply(self) -> u8 {
+        match self {
+            Reason::None => 0,
+            Reason::ResolveFailed | Reason::Timeout => 4,
+            Reason::DialFailed => 5,
+            Reason::Malformed => 1,
+            _ => 2,
+        }
+    }
+
+    /// One sentence for the guest. Says what to do, and nothing of addresses, rules or errors inside.
+    pub const fn message(self) -> &'static str {
+        match self {
+            Reason::None => "Allowed.",
+            Reason::NotWhitelisted => "This destination is not on the operator's whitelist. Ask the operator to allow it.",
+            Reason::DeniedByRule => "The operator denies this destination.",
+            Reason::RuleExpired => "The operator's permission for this destination has expired.",
+            Reason::PortNotAllowed => "The host is allowed, but not on this port.",
+            Reason::ProtocolNotAllowed => "The host and port are allowed, but not for this protocol.",
+            Reason::AddressFloor => "The destination is at an address that guests may not reach.",
+            Reason::NoName => "The connection shows no host name, and one is required here.",
+            Reason::NameMismatch => "The host names in this connection differ from one another.",
+            Reason::Malformed => "The request is malformed.",
+            Reason::Ech => "Encrypted ClientHello is not allowed here; turn it off in the client.",
+            Reason::ModeNone => "This guest is not allowed any outbound connection.",
+            Reason::UnknownGuest => "This source address is not a known guest.",
+            Reason::ResolveFailed => "The host name could not be resolved.",
+            Reason::DialFailed => "The destination could not be connected to.",
+            Reason::Timeout => "The destination or the client took too long.",
+            Reason::Revoked => "The permission for this destination was withdrawn.",
+            Reason::LimitConnections => "This guest has too many open connections.",
+            Reason::LimitRate => "This guest opens connections or sends requests too quickly.",
+            Reason::LimitTotal => "The gateway has too many open connections.",
+            Reason::ShuttingDown => "The gateway is restarting; try again.",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_tables_are_in_the_order_of_the_discriminants() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index, "{reason}");
+        }
+        for (index, verdict) in Verdict::ALL.iter().enumerate() {
+            assert_eq!(*verdict as usize, index, "{}", verdict.as_str());
+        }
+    }
+}
