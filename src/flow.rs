@@ -183,6 +183,14 @@ impl Visit {
         fill(&mut self.guest, &mut self.input, &mut self.deadline).await
     }
 
+    /// Reads once more into `input`; there is something to read already.
+    async fn fill_now(&mut self) -> Filled {
+        match self.guest.read_buf(&mut self.input).await {
+            Ok(1..) => Filled::Bytes,
+            Ok(0) | Err(_) => Filled::End,
+        }
+    }
+
     /// Decides, and notes the decision in the record.
     fn decide(&self, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
         decide(&self.house, claim, record)

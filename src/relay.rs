@@ -179,6 +179,58 @@ impl Lane {
     }
 }
 
+/// What [`listen`] heard.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The guest has bytes to read, or its end.
+    Guest,
+    /// Nothing moved for the waiting time.
+    Idle,
+    /// The server broke off.
+    Closed,
+    /// `stopped` said so.
+    Stopped,
+}
+
+/// Relays what the upstream says until the guest speaks. What the guest has not taken by then is left
+/// in `to_guest`, which also goes first.
+pub async fn listen<S>(
+    guest: &mut TcpStream,
+    upstream: &mut TcpStream,
+    to_guest: &mut Vec<u8>,
+    meter: &impl Meter,
+    wait: Option<Duration>,
+    mut stopped: S,
+    long: impl FnOnce(),
+) -> Heard
+where
+    S: FnMut(&mut Context<'_>) -> Poll<()>,
+{
+    let mut down = Lane::new(std::mem::take(to_guest));
+    let mut clock = Clock::new(wait, long);
+    let sleep = tokio::time::sleep_until(clock.next());
+    tokio::pin!(sleep);
+    let heard = poll_fn(|cx| {
+        if stopped(cx).is_ready() {
+            return Poll::Ready(Heard::Stopped);
+        }
+        if guest.poll_read_ready(cx).is_ready() {
+            return Poll::Ready(Heard::Guest);
+        }
+        let mut left = TURN;
+        match down.poll(cx, upstream, guest, &mut left, |n| meter.down(n)) {
+            Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
+            // The server's end was passed on; the guest may still have something to say.
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        let moved = std::mem::take(&mut down.kept.moved);
+        clock.poll(cx, sleep.as_mut(), moved).map(|_| Heard::Idle)
+    })
+    .await;
+    *to_guest = down.kept.take_rest();
+    heard
+}
+
 /// Reads up to `want` bytes into the thread's scratch and writes them; what is not taken is kept.
 /// Returns how many were read (0: the end) and how many of them written.
 fn poll_move(

@@ -95,6 +95,13 @@ impl Kept {
         Poll::Ready(Ok(written))
     }
 
+    /// Gives up what was not written.
+    pub(crate) fn take_rest(&mut self) -> Vec<u8> {
+        let rest = self.bytes.get(self.sent..).unwrap_or_default().to_vec();
+        self.release();
+        rest
+    }
+
     fn release(&mut self) {
         KEPT.set(KEPT.get().saturating_sub(self.bytes.len()));
         self.bytes = Vec::new();
