@@ -150,3 +150,10 @@ impl Reach {
 pub struct AddressSet {
     nets: Vec<IpNet>,
 }
+
+impl AddressSet {
+    /// Is `address` in one of the ranges?
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        self.nets.iter().any(|net| net.contains(&address))
+    }
+}
