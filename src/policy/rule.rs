@@ -155,3 +155,10 @@ impl Reach {
         Some(if matches!(self, Reach::Ports(_)) { Protocols::ALL } else { served.protocols })
     }
 }
+
+impl AddressSet {
+    /// Is `address` in one of the ranges?
+    pub fn contains(&self, address: std::net::IpAddr) -> bool {
+        self.nets.iter().any(|net| net.contains(&address))
+    }
+}
