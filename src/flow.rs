@@ -15,12 +15,12 @@ mod socks;
 mod tunnel;
 
 use crate::accept::{Accepted, Gate, Slot};
-use crate::account::{Account, Active, Listener, Record};
+use crate::account::{Account, Active, Listener, Meter, Record};
 use crate::dial::{self, DialSettings, Upstream};
 use crate::identify::Claim;
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
-use crate::relay::{End, Tunnel, close};
+use crate::relay::{self, End, Tunnel, close};
 use crate::resolve::Resolver;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
@@ -133,12 +133,12 @@ async fn relay(relaying: Relaying) {
     let around = outer.as_ref().map(|outer| Arc::clone(outer.flow()));
     let stopped = |cx: &mut Context<'_>| match &around {
         Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
-        _ => flow.poll_revoked(cx),
+        _ => flow.poll_revoked(cx).map(drop),
     };
     match tunnel.run(&meter, idle, stopped, || record.still_open()).await {
         End::Closed => {}
         End::Idle => record.refuse(Reason::Timeout, None),
-        End::Stopped => record.refuse(flow.revoked_for().unwrap_or(Reason::Revoked), None),
+        End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
     drop((record, outer, slot, active));
 }
@@ -222,7 +222,7 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
         }
     };
     let vetted = vetted.map_err(|error| {
-        record.refuse(error.reason(), error.rule().cloned());
+        record.refuse(error.reason(), None);
         error.reason()
     })?;
     let start = std::time::Instant::now();
@@ -237,6 +237,16 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
             record.refuse(error.reason(), None);
             Err(error.reason())
         }
+    }
+}
+
+impl relay::Meter for Meter {
+    fn up(&self, bytes: usize) {
+        Meter::up(self, bytes);
+    }
+
+    fn down(&self, bytes: usize) {
+        Meter::down(self, bytes);
     }
 }
 

@@ -25,9 +25,9 @@ const TURN: usize = 2 * MAX_CHUNK;
 /// Who counts the bytes of a flow.
 pub trait Meter {
     /// `bytes` went from the guest to the upstream.
-    fn up(&self, bytes: u64);
+    fn up(&self, bytes: usize);
     /// `bytes` went from the upstream to the guest.
-    fn down(&self, bytes: u64);
+    fn down(&self, bytes: usize);
 }
 
 /// How a relay ended.
@@ -145,7 +145,7 @@ impl Lane {
         from: &mut TcpStream,
         to: &mut TcpStream,
         left: &mut usize,
-        count: impl Fn(u64),
+        count: impl Fn(usize),
     ) -> Poll<io::Result<()>> {
         loop {
             if self.state == LaneState::Finished {
@@ -164,7 +164,7 @@ impl Lane {
             }
             let want = self.chunk.min(scratch::allowance());
             let (read, written) = ready!(poll_move(cx, from, to, want, &mut self.kept))?;
-            count(written as u64);
+            count(written);
             if read == 0 {
                 self.state = LaneState::Ended;
                 continue;
@@ -312,15 +312,15 @@ mod tests {
 
     #[derive(Default)]
     struct Count {
-        up: Cell<u64>,
-        down: Cell<u64>,
+        up: Cell<usize>,
+        down: Cell<usize>,
     }
 
     impl Meter for Count {
-        fn up(&self, bytes: u64) {
+        fn up(&self, bytes: usize) {
             self.up.set(self.up.get() + bytes);
         }
-        fn down(&self, bytes: u64) {
+        fn down(&self, bytes: usize) {
             self.down.set(self.down.get() + bytes);
         }
     }

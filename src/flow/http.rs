@@ -129,7 +129,9 @@ impl Session {
             Ok(target) => self.forward(target, head, raw).await,
             Err(reason) => {
                 let mut record = self.visit.record(self.listener);
-                record.shown(head.host.as_ref().map(ToString::to_string).unwrap_or_default().as_bytes());
+                if let Some(shown) = &head.host {
+                    record.shown(shown.host.to_string().as_bytes());
+                }
                 record.refuse(reason, None);
                 drop(record);
                 self.last_answer(reason, None, raw).await
@@ -141,7 +143,7 @@ impl Session {
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.visit.house.stop.clone();
         let inside = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
-        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
+        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx).map(drop)));
         let filled = tokio::select! {
             biased;
             filled = self.visit.fill() => filled,
@@ -170,7 +172,7 @@ impl Session {
     /// Where the tunnel around this session was revoked, its guest gets a reset.
     fn close_inside(&mut self) {
         if let Some(inside) = &mut self.inside
-            && let Some(reason) = inside.record.flow().revoked_for()
+            && let Some(reason) = inside.record.flow().revocation()
         {
             inside.record.refuse(reason, None);
             close::reset(&self.visit.guest);
@@ -299,7 +301,7 @@ impl Session {
         if let Some(kept) = self.upstream.take()
             && kept.target == *permit.target()
             && kept.peer.is_idle()
-            && permit.addresses().admits(kept.peer.bond.peer.ip())
+            && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
         {
             record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
             return Ok(kept);
@@ -326,7 +328,7 @@ impl Session {
         let idle = self.visit.house.gate.settings().idle_timeout;
         let stopped = |cx: &mut Context<'_>| match &outer {
             Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
-            _ => flow.poll_revoked(cx),
+            _ => flow.poll_revoked(cx).map(drop),
         };
         let Visit { guest, input, .. } = &mut self.visit;
         exchange(guest, input, peer, outgoing, &meter, idle, stopped, || record.still_open()).await
@@ -351,7 +353,7 @@ impl Session {
             Fault::Stale | Fault::Upstream => Some(Reason::DialFailed),
             Fault::GuestMalformed => Some(Reason::Malformed),
             Fault::Idle => Some(Reason::Timeout),
-            Fault::Stopped => record.flow().revoked_for().or(Some(Reason::Revoked)),
+            Fault::Stopped => record.flow().revocation().or(Some(Reason::Revoked)),
             Fault::GuestGone => None,
         };
         if let Some(reason) = reason {

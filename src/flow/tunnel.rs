@@ -81,7 +81,7 @@ async fn listen(visit: &mut Visit, opened: &mut Opened, to_guest: &mut Vec<u8>) 
         to_guest,
         &meter,
         wait,
-        |cx| flow.poll_revoked(cx),
+        |cx| flow.poll_revoked(cx).map(drop),
         || record.still_open(),
     )
     .await;
@@ -90,7 +90,7 @@ async fn listen(visit: &mut Visit, opened: &mut Opened, to_guest: &mut Vec<u8>) 
         Heard::Idle => Ok(Filled::Timeout),
         Heard::Closed => Err(Ended),
         Heard::Stopped => {
-            record.refuse(flow.revoked_for().unwrap_or(Reason::Revoked), None);
+            record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None);
             close::reset(&visit.guest);
             Err(Ended)
         }
@@ -119,9 +119,9 @@ async fn plain_http(mut visit: Visit, opened: Opened, to_guest: Vec<u8>) -> Resu
 /// Decides again, now that more is known, and holds the connected address to the new permit.
 fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason> {
     let permit = decide(&visit.house, claim, &mut opened.record).map_err(|refusal| refusal.reason)?;
-    if !permit.addresses().admits(opened.upstream.peer.ip()) {
-        opened.record.refuse(Reason::AddressFloor, None);
-        return Err(Reason::AddressFloor);
+    if let Err(error) = visit.house.resolver.screen(&permit, &[opened.upstream.peer.ip()]) {
+        opened.record.refuse(error.reason(), None);
+        return Err(error.reason());
     }
     opened.permit = permit;
     Ok(())
@@ -157,7 +157,7 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
         }
         match hear(visit, &opened.record).await {
             Filled::Bytes => {}
-            Filled::End => return Err(opened.record.flow().revoked_for().unwrap_or(Reason::Malformed)),
+            Filled::End => return Err(opened.record.flow().revocation().unwrap_or(Reason::Malformed)),
             Filled::Timeout => return Err(Reason::Timeout),
         }
     };
@@ -213,7 +213,7 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
         }
         if !outgoing.is_empty() {
             opened.upstream.stream.write_all(&outgoing).await.map_err(|_| None)?;
-            relay::Meter::up(&meter, outgoing.len() as u64);
+            relay::Meter::up(&meter, outgoing.len());
             outgoing.clear();
         }
         let mut from_server = Vec::with_capacity(8 << 10);
@@ -232,7 +232,7 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
                 }
                 continue;
             }
-            () = poll_fn(|cx| flow.poll_revoked(cx)) => return Err(Some(flow.revoked_for().unwrap_or(Reason::Revoked))),
+            () = poll_fn(|cx| flow.poll_revoked(cx)) => return Err(Some(flow.revocation().unwrap_or(Reason::Revoked))),
         }
         match flight.push(&from_server) {
             Flight::Other => return Ok(Watched { to_guest: from_server, guest_ended }),
@@ -247,7 +247,7 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
 
 async fn send(visit: &mut Visit, bytes: &[u8], meter: &impl relay::Meter) -> Result<(), Option<Reason>> {
     visit.guest.write_all(bytes).await.map_err(|_| None)?;
-    meter.down(bytes.len() as u64);
+    meter.down(bytes.len());
     Ok(())
 }
 
@@ -281,7 +281,7 @@ async fn second(
     outgoing.extend(visit.input.drain(..len));
     let meter = opened.record.meter();
     opened.upstream.stream.write_all(&outgoing).await.map_err(|_| None)?;
-    relay::Meter::up(&meter, outgoing.len() as u64);
+    relay::Meter::up(&meter, outgoing.len());
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })
 }
 

@@ -216,7 +216,7 @@ impl Body {
         to: &mut W,
         over: &mut Vec<u8>,
         left: &mut usize,
-        count: &impl Fn(u64),
+        count: &impl Fn(usize),
     ) -> Poll<Result<(), BodyFault>>
     where
         R: AsyncRead + Unpin,
@@ -249,7 +249,7 @@ impl Body {
         to: &mut W,
         want: usize,
         over: &mut Vec<u8>,
-        count: &impl Fn(u64),
+        count: &impl Fn(usize),
     ) -> Poll<Result<usize, BodyFault>>
     where
         R: AsyncRead + Unpin,
@@ -291,14 +291,14 @@ impl Body {
     }
 
     /// Writes what the receiver takes and keeps the rest.
-    fn send<W>(&mut self, cx: &mut Context<'_>, to: &mut W, mut data: &[u8], count: &impl Fn(u64)) -> Result<(), BodyFault>
+    fn send<W>(&mut self, cx: &mut Context<'_>, to: &mut W, mut data: &[u8], count: &impl Fn(usize)) -> Result<(), BodyFault>
     where
         W: AsyncWrite + Unpin,
     {
         while !data.is_empty() {
             match Pin::new(&mut *to).poll_write(cx, data) {
                 Poll::Ready(Ok(n @ 1..)) => {
-                    count(n as u64);
+                    count(n);
                     data = data.get(n..).unwrap_or_default();
                 }
                 Poll::Ready(_) => return Err(BodyFault::Write),

@@ -76,7 +76,7 @@ impl Kept {
 
     /// Writes what is kept; ready, with how many bytes were written since it was last ready, when
     /// nothing is left.
-    pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<u64>> {
+    pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<usize>> {
         if self.bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -90,7 +90,7 @@ impl Kept {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
-        let written = self.bytes.len() as u64;
+        let written = self.bytes.len();
         self.release();
         Poll::Ready(Ok(written))
     }
