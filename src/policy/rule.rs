@@ -155,10 +155,3 @@ impl Reach {
         Some(if matches!(self, Reach::Ports(_)) { Protocols::ALL } else { served.protocols })
     }
 }
-
-impl AddressSet {
-    /// Is `address` in one of the ranges?
-    pub fn contains(&self, address: std::net::IpAddr) -> bool {
-        self.nets.iter().any(|net| net.contains(&address))
-    }
-}
