@@ -152,6 +152,11 @@ pub struct AddressSet {
 }
 
 impl AddressSet {
+    /// The set of all addresses in `nets`.
+    pub fn new(nets: impl IntoIterator<Item = IpNet>) -> AddressSet {
+        AddressSet { nets: nets.into_iter().collect() }
+    }
+
     /// Is `address` in one of the ranges?
     pub fn contains(&self, address: std::net::IpAddr) -> bool {
         self.nets.iter().any(|net| net.contains(&address))
