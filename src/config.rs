@@ -1,1 +1,308 @@
-//! (to come)
+//! The configuration: from the file the operator wrote to [`Settings`], checked, one struct a stage.
+//!
+//! Everything that can be known from the file alone is settled here, and all of its problems are
+//! reported at once. Whether an address can be bound or a folder read is for those who use them.
+
+mod checked;
+mod diagnostic;
+mod guests;
+mod listeners;
+mod paths;
+mod raw;
+mod unavailable;
+mod values;
+
+pub use diagnostic::{Diagnostic, Severity};
+pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
+
+pub(crate) use diagnostic::nearest;
+
+use crate::accept::LimitSettings;
+use crate::account::{AccessLog, LogSettings};
+use crate::dial::DialSettings;
+use crate::policy::{Mode, PolicySettings, Unknown};
+use crate::resolve::{FloorSettings, ResolverSettings};
+use diagnostic::Problems;
+use ipnet::IpNet;
+use paths::{Places, Surroundings};
+use std::fs::File;
+use std::io::{self, Read};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The largest configuration file that is read, in bytes.
+const MAX_FILE: u64 = 4 << 20;
+
+/// The whole configuration, checked.
+///
+/// [`Settings::default`] is the configuration of an empty file at [`CONFIG_FILE`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// The file it was read from; `None` where there was none.
+    pub path: Option<PathBuf>,
+    /// `[listen]`.
+    pub listen: ListenSettings,
+    /// `[whitelist].dir`; `None`: the list that is compiled in, because there is neither a
+    /// configuration file nor a whitelist dir.
+    pub whitelist_dir: Option<PathBuf>,
+    /// `mode`, `ech`, `[guests]`, `[[guest]]` and `[dial].blocked_ports`.
+    pub policy: PolicySettings,
+    /// `[dial].permit_addresses`: taken out of the address floor.
+    pub floor_permitted: Vec<IpNet>,
+    /// `[resolver]`.
+    pub resolver: ResolverSettings,
+    /// `[dial]`.
+    pub dial: DialSettings,
+    /// `[limits]`.
+    pub limits: LimitSettings,
+    /// `[log]`.
+    pub log: LogSettings,
+    /// `[state].dir`.
+    pub state_dir: PathBuf,
+}
+
+/// `[listen]` of the configuration. Listeners on IPv6 addresses take no IPv4.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenSettings {
+    /// HTTP forward, CONNECT and SOCKS5.
+    pub proxy: Vec<SocketAddr>,
+    /// The same inside TLS; always empty in this version.
+    pub proxy_tls: Vec<SocketAddr>,
+    /// TPROXY; always empty in this version.
+    pub transparent: Vec<SocketAddr>,
+    /// nft REDIRECT; always empty in this version.
+    pub redirect: Vec<SocketAddr>,
+    /// The guests' DNS, UDP and TCP; always empty in this version.
+    pub dns: Vec<SocketAddr>,
+    /// TPROXY for UDP; always empty in this version.
+    pub udp: Vec<SocketAddr>,
+    /// Read-only HTTP for metrics, health and the status page.
+    pub admin: Option<SocketAddr>,
+    /// Metrics and health over TLS; always `None` in this version.
+    pub admin_tls: Option<SocketAddr>,
+    /// The unix socket of the control protocol.
+    pub control: Option<PathBuf>,
+}
+
+/// Why there are no settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {why}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What happened and what to do.
+        why: String,
+    },
+    /// The file has errors; all problems are listed, warnings included, in the order of the file.
+    #[error("{}", lines(.0))]
+    Invalid(Vec<Diagnostic>),
+    /// A folder that outgate keeps files in cannot be made or is not safe to use.
+    #[error("{}: {why}; {remedy}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        why: io::Error,
+        /// What to do.
+        remedy: &'static str,
+    },
+}
+
+impl ConfigError {
+    /// The problems, one a line of output, whatever the kind of error.
+    pub fn into_diagnostics(self) -> Vec<Diagnostic> {
+        match self {
+            ConfigError::Invalid(diagnostics) => diagnostics,
+            ConfigError::Unreadable { path, why } => vec![Diagnostic::whole_file(Severity::Error, &path, why)],
+            ConfigError::Folder { path, why, remedy } => {
+                vec![Diagnostic::whole_file(Severity::Error, &path, format!("{why}; {remedy}"))]
+            }
+        }
+    }
+}
+
+impl Settings {
+    /// Reads `path`, or [`CONFIG_FILE`] if there is one, or else takes the defaults. Warnings come
+    /// beside the settings.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`] where a file is named but cannot be read, and
+    /// [`ConfigError::Invalid`] with all problems where it says something wrong.
+    pub fn load(path: Option<&Path>) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
+        let (settings, diagnostics) = Settings::load_leniently(path)?;
+        if diagnostics.iter().any(Diagnostic::is_error) {
+            return Err(ConfigError::Invalid(diagnostics));
+        }
+        Ok((settings, diagnostics))
+    }
+
+    /// As [`load`](Self::load), but errors stand beside the settings, in which what is wrong has its
+    /// default. For those who only look: `check`, and commands that ask a running daemon.
+    ///
+    /// # Errors
+    /// [`ConfigError::Unreadable`].
+    pub fn load_leniently(path: Option<&Path>) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
+        let surroundings = Surroundings::of_this_process();
+        let system = Path::new(CONFIG_FILE);
+        let Some(path) = path.or_else(|| system.exists().then_some(system)) else {
+            return Ok((Settings::without_file(&surroundings, Path::new(WHITELIST_DIR)), Vec::new()));
+        };
+        let (text, writable) = read_file(path)?;
+        Ok(Settings::parse(&text, path, writable, &surroundings))
+    }
+
+    /// What differs in `new` but takes a restart to come into force, as `section.key`. Everything
+    /// else of `new` may be put in force while the daemon runs.
+    pub fn restart_needed(&self, new: &Settings) -> Vec<&'static str> {
+        let (old_listen, new_listen) = (&self.listen, &new.listen);
+        [
+            ("listen.proxy", old_listen.proxy != new_listen.proxy),
+            ("listen.proxy_tls", old_listen.proxy_tls != new_listen.proxy_tls),
+            ("listen.transparent", old_listen.transparent != new_listen.transparent),
+            ("listen.redirect", old_listen.redirect != new_listen.redirect),
+            ("listen.dns", old_listen.dns != new_listen.dns),
+            ("listen.udp", old_listen.udp != new_listen.udp),
+            ("listen.admin", old_listen.admin != new_listen.admin),
+            ("listen.admin_tls", old_listen.admin_tls != new_listen.admin_tls),
+            ("listen.control", old_listen.control != new_listen.control),
+            ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
+            ("state.dir", self.state_dir != new.state_dir),
+        ]
+        .into_iter()
+        .filter_map(|(key, differs)| differs.then_some(key))
+        .collect()
+    }
+
+    /// What the address floor needs: what is permitted, who is a guest, where outgate listens.
+    pub fn floor(&self) -> FloorSettings {
+        let listen = &self.listen;
+        let lists = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.dns, &listen.udp];
+        let listeners = lists.into_iter().flatten().chain(&listen.admin).chain(&listen.admin_tls);
+        FloorSettings {
+            permitted: self.floor_permitted.clone(),
+            guests: self.policy.guests.iter().flat_map(|guest| guest.addresses.iter().copied()).collect(),
+            listeners: listeners.copied().collect(),
+        }
+    }
+
+    /// Makes the state dir and the folder of the control socket where they are missing.
+    ///
+    /// # Errors
+    /// [`ConfigError::Folder`] where one cannot be made, or where somebody else could change what is
+    /// in it.
+    pub fn make_folders(&self) -> Result<(), ConfigError> {
+        let folder = |path: &Path, group, remedy| {
+            let made = paths::make_private(path, group);
+            made.map_err(|why| ConfigError::Folder { path: path.to_owned(), why, remedy })
+        };
+        if let Some(parent) = self.listen.control.as_deref().and_then(Path::parent) {
+            folder(parent, true, "choose another [listen].control")?;
+        }
+        folder(&self.state_dir, false, "choose another [state].dir")
+    }
+
+    fn parse(text: &str, path: &Path, writable: bool, surroundings: &Surroundings) -> (Settings, Vec<Diagnostic>) {
+        let mut problems = Problems::new(path, text);
+        if writable {
+            problems.warn_whole("everybody on this machine may write to this file; run `chmod o-w` on it");
+        }
+        let raw = raw::read(text, &mut problems);
+        let defaults = Settings::at(surroundings.places(path == Path::new(CONFIG_FILE)));
+        let folder = path.parent().unwrap_or(Path::new(""));
+        let mut settings = checked::check(&raw, defaults, folder, &mut problems);
+        settings.path = Some(path.to_owned());
+        unavailable::refuse(&raw, &mut problems);
+        (settings, problems.into_sorted())
+    }
+
+    fn without_file(surroundings: &Surroundings, whitelist_dir: &Path) -> Settings {
+        let whitelist_dir = whitelist_dir.exists().then(|| whitelist_dir.to_owned());
+        Settings { path: None, whitelist_dir, ..Settings::at(surroundings.places(false)) }
+    }
+
+    fn at(places: Places) -> Settings {
+        Settings {
+            path: Some(CONFIG_FILE.into()),
+            listen: ListenSettings {
+                proxy: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 3128))],
+                proxy_tls: Vec::new(),
+                transparent: Vec::new(),
+                redirect: Vec::new(),
+                dns: Vec::new(),
+                udp: Vec::new(),
+                admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3190))),
+                admin_tls: None,
+                control: Some(places.control),
+            },
+            whitelist_dir: Some(WHITELIST_DIR.into()),
+            policy: PolicySettings {
+                mode: Mode::Whitelist,
+                ech_allowed: false,
+                guests: Vec::new(),
+                unknown: Unknown::Shared,
+                blocked_ports: vec![25, 465, 587],
+            },
+            floor_permitted: Vec::new(),
+            resolver: ResolverSettings { servers: Vec::new(), hosts_file: None, timeout: Duration::from_secs(2) },
+            dial: DialSettings { connect_timeout: Duration::from_secs(5) },
+            limits: LimitSettings {
+                connections: Some(4096),
+                new_connections_per_second: Some(200),
+                requests_per_second: Some(1000),
+                dns_queries_per_second: Some(50),
+                handshake_timeout: Some(Duration::from_secs(10)),
+                idle_timeout: Some(Duration::from_secs(3600)),
+                total_connections: Some(100_000),
+            },
+            log: LogSettings { access: AccessLog::Stdout, denied_only: false },
+            state_dir: places.state,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings::at(Places { control: SYSTEM_CONTROL.into(), state: SYSTEM_STATE.into() })
+    }
+}
+
+fn lines(diagnostics: &[Diagnostic]) -> String {
+    diagnostics.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// The text of a regular file, and whether everybody may write to it.
+fn read_file(path: &Path) -> Result<(String, bool), ConfigError> {
+    let unreadable = |why: String| ConfigError::Unreadable { path: path.to_owned(), why };
+    let remedy = |error: &io::Error| match error.kind() {
+        io::ErrorKind::NotFound => "; name another file with --config",
+        io::ErrorKind::PermissionDenied => "; let this user read it",
+        _ => "",
+    };
+    let failed = |error: io::Error| unreadable(format!("{error}{}", remedy(&error)));
+    // A FIFO would block open(2), so look first.
+    if !std::fs::metadata(path).map_err(failed)?.is_file() {
+        return Err(unreadable("not a regular file; name the configuration file itself".to_owned()));
+    }
+    let file = File::open(path).map_err(failed)?;
+    let writable = file.metadata().map_err(failed)?.mode() & 0o002 != 0;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(unreadable(format!("larger than {} MiB; this cannot be a configuration file", MAX_FILE >> 20)));
+    }
+    match String::from_utf8(bytes) {
+        Ok(text) => Ok((text, writable)),
+        Err(error) => {
+            let good = error.utf8_error().valid_up_to();
+            let line = error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
+            Err(unreadable(format!("line {line} is not UTF-8; save the file as UTF-8")))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

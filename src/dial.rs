@@ -1,10 +1,148 @@
 //! Vetted addresses in, one connection out: Happy Eyeballs (RFC 8305) over the vetted set only.
+//!
+//! The order of the addresses is the order of [`Vetted`]; which of them a flow may reach was decided
+//! before. What the socket is used for is the relay's business.
 
+use crate::reason::Reason;
+use crate::resolve::Vetted;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// Between the starts of two attempts (RFC 8305 §5, "Connection Attempt Delay").
+const STAGGER: Duration = Duration::from_millis(250);
 
 /// `[dial]` of the configuration, as far as connecting goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialSettings {
     /// Bound on the whole attempt, over all addresses.
     pub connect_timeout: Duration,
+}
+
+/// A connection to the upstream, TCP_NODELAY set.
+#[derive(Debug)]
+pub struct Upstream {
+    /// The connection, registered with the runtime that called [`connect`].
+    pub stream: TcpStream,
+    /// Whom it leads to.
+    pub peer: SocketAddr,
+    /// Our end of it.
+    pub local: SocketAddr,
+}
+
+/// Why there is no connection. The text is for the operator: it names addresses.
+#[derive(Debug, thiserror::Error)]
+pub enum DialError {
+    /// Every address failed; the last failure.
+    #[error("{address}: {source}")]
+    Failed {
+        /// The address that failed last.
+        address: SocketAddr,
+        /// How.
+        source: io::Error,
+    },
+    /// No address answered in time.
+    #[error("{address}: no answer within {} ms", .after.as_millis())]
+    Timeout {
+        /// The first address tried.
+        address: SocketAddr,
+        /// The bound that passed.
+        after: Duration,
+    },
+    /// There was no address to try.
+    #[error("no address to connect to")]
+    NoAddress,
+}
+
+impl DialError {
+    /// What the guest and the metrics are told.
+    pub fn reason(&self) -> Reason {
+        match self {
+            // The kernel gave up on its own, before our bound.
+            DialError::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::Timeout,
+            DialError::Failed { .. } | DialError::NoAddress => Reason::DialFailed,
+            DialError::Timeout { .. } => Reason::Timeout,
+        }
+    }
+}
+
+/// Connects to the first of the vetted addresses that answers.
+///
+/// The addresses are tried in their order, the next one as soon as one fails or after 250 ms of
+/// silence; the first connection wins and the other attempts are dropped.
+pub async fn connect(vetted: &Vetted, settings: &DialSettings) -> Result<Upstream, DialError> {
+    let addresses = vetted.addresses();
+    let first = *addresses.first().ok_or(DialError::NoAddress)?;
+    let bound = settings.connect_timeout;
+    let connected = match addresses {
+        [only] => timeout(bound, attempt(*only)).await,
+        several => timeout(bound, race(several)).await,
+    };
+    let (stream, peer) = connected.map_err(|_| DialError::Timeout { address: first, after: bound })??;
+    let finish = || {
+        stream.set_nodelay(true)?;
+        stream.local_addr()
+    };
+    let local = finish().map_err(|source| DialError::Failed { address: peer, source })?;
+    Ok(Upstream { stream, peer, local })
+}
+
+type Attempted = Result<(TcpStream, SocketAddr), DialError>;
+
+async fn attempt(address: SocketAddr) -> Attempted {
+    match TcpStream::connect(address).await {
+        Ok(stream) => Ok((stream, address)),
+        Err(source) => Err(DialError::Failed { address, source }),
+    }
+}
+
+async fn race(addresses: &[SocketAddr]) -> Attempted {
+    let mut waiting = addresses.iter();
+    let mut running = Vec::with_capacity(addresses.len());
+    let mut failure = DialError::NoAddress;
+    while let Some(address) = waiting.next() {
+        running.push(Box::pin(attempt(*address)));
+        let next_start = Instant::now() + STAGGER;
+        loop {
+            let ended = tokio::select! {
+                biased;
+                ended = FirstOf(&mut running) => ended,
+                () = sleep_until(next_start), if waiting.len() > 0 => break,
+            };
+            match ended {
+                Ok(connected) => return Ok(connected),
+                Err(error) => failure = error,
+            }
+            // One failed: the next need not wait. After the last address, wait for those that run.
+            if waiting.len() > 0 || running.is_empty() {
+                break;
+            }
+        }
+    }
+    Err(failure)
+}
+
+/// The first of some attempts to end; it is taken out. Pending for ever when there are none.
+struct FirstOf<'a, F>(&'a mut Vec<Pin<Box<F>>>);
+
+impl<F: Future> Future for FirstOf<'_, F> {
+    type Output = F::Output;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
+        let ended = self.0.iter_mut().enumerate().find_map(|(index, future)| match future.as_mut().poll(context) {
+            Poll::Ready(output) => Some((index, output)),
+            Poll::Pending => None,
+        });
+        match ended {
+            Some((index, output)) => {
+                drop(self.0.swap_remove(index));
+                Poll::Ready(output)
+            }
+            None => Poll::Pending,
+        }
+    }
 }

@@ -12,7 +12,6 @@
 //! stage before it. What stands beside the path (configuration, whitelist files, admin) feeds the
 //! stages with settings and snapshots. `ARCHITECTURE.md` has the map and the invariants.
 
-
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -21,12 +20,12 @@ pub mod flow;
 
 // The stages.
 pub mod accept;
+pub mod account;
+pub mod dial;
 pub mod identify;
 pub mod policy;
-pub mod resolve;
-pub mod dial;
 pub mod relay;
-pub mod account;
+pub mod resolve;
 
 // Beside the path.
 pub mod admin;

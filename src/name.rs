@@ -75,8 +75,8 @@ impl HostName {
         if text.is_ascii() {
             return HostName::parse(text);
         }
-        let ascii = idna::domain_to_ascii_strict(text.strip_suffix('.').unwrap_or(text))
-            .map_err(|_| NameError::Idna)?;
+        let ascii =
+            idna::domain_to_ascii_strict(text.strip_suffix('.').unwrap_or(text)).map_err(|_| NameError::Idna)?;
         HostName::parse(ascii)
     }
 
@@ -170,8 +170,18 @@ mod tests {
     #[test]
     fn what_others_read_as_an_address_is_no_name() {
         for text in [
-            "127.0.0.1", "127.1", "2130706433", "0x7f000001", "0x7f.1", "0177.0.0.1", "0", "0x", "127.0.0.1.",
-            "256.256.256.256", "ipfs.0x7", "ipfs.io.1",
+            "127.0.0.1",
+            "127.1",
+            "2130706433",
+            "0x7f000001",
+            "0x7f.1",
+            "0177.0.0.1",
+            "0",
+            "0x",
+            "127.0.0.1.",
+            "256.256.256.256",
+            "ipfs.0x7",
+            "ipfs.io.1",
         ] {
             assert_eq!(HostName::parse(text).unwrap_err(), NameError::LooksLikeAddress, "{text}");
         }
@@ -180,8 +190,20 @@ mod tests {
     #[test]
     fn bytes_that_parsers_disagree_on_are_refused() {
         for text in [
-            "evil.com\0.ipfs.io", "%69pfs.io", "ｉｐｆｓ.io", "ipfs。io", "ipfs.io:443@evil.com", "ipfs.io\\evil.com",
-            "evil\\.ipfs.io", "ipfs.io:443", "ip fs.io", "*.ipfs.io", "[::1]", "ipfs.io/", "ipfs.io\r\n", "::1",
+            "evil.com\0.ipfs.io",
+            "%69pfs.io",
+            "ｉｐｆｓ.io",
+            "ipfs。io",
+            "ipfs.io:443@evil.com",
+            "ipfs.io\\evil.com",
+            "evil\\.ipfs.io",
+            "ipfs.io:443",
+            "ip fs.io",
+            "*.ipfs.io",
+            "[::1]",
+            "ipfs.io/",
+            "ipfs.io\r\n",
+            "::1",
         ] {
             assert_eq!(HostName::parse(text).unwrap_err(), NameError::BadCharacter, "{text:?}");
         }

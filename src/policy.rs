@@ -2,10 +2,26 @@
 //!
 //! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot; reloads make a new
 //! one and swap it. Only this module can make a `Permit`.
+//!
+//! Two layers: [`Rules`], the compiled list, is made by a [`Builder`] when files change and is shared
+//! by `Arc`; a `Policy` lays the configuration over it (modes, guests and the files that hold for
+//! each) and is cheap to make again.
 
+mod globs;
+mod guests;
+mod judge;
+mod names;
+mod near;
+mod nets;
+mod regexes;
 pub mod rule;
+mod rules;
+
+pub use guests::{Guest, PolicyError};
+pub use rules::{BuildError, Builder, FileId, Kind, Rules};
 
 use crate::identify::Claim;
+use crate::name::HostName;
 use crate::reason::Reason;
 use crate::target::{Protocols, Target};
 use ipnet::IpNet;
@@ -61,6 +77,63 @@ pub struct PolicySettings {
     pub unknown: Unknown,
     /// Ports refused unless the deciding rule names that very port.
     pub blocked_ports: Vec<u16>,
+}
+
+/// The policy in force: a compiled list and the configuration over it.
+#[derive(Debug)]
+pub struct Policy {
+    rules: Arc<Rules>,
+    guests: guests::Guests,
+    ech_allowed: bool,
+    /// Sorted.
+    blocked_ports: Box<[u16]>,
+}
+
+impl Policy {
+    /// Lays `settings` over `rules`; takes time in the number of guests and files alone.
+    ///
+    /// # Errors
+    /// When a guest names a file that the list does not have, or two guests share a name or address.
+    pub fn new(rules: Arc<Rules>, settings: PolicySettings) -> Result<Policy, PolicyError> {
+        let mut blocked_ports = settings.blocked_ports.clone();
+        blocked_ports.sort_unstable();
+        let guests = guests::Guests::new(&rules, &settings)?;
+        Ok(Policy { rules, guests, ech_allowed: settings.ech_allowed, blocked_ports: blocked_ports.into() })
+    }
+
+    /// May the flow pass?
+    ///
+    /// While [`Claim::spoken`] is `None` the permit says what may be spoken; once it is known the flow
+    /// must be asked again, as another rule, or the mode `observe`, may answer for it.
+    pub fn decide(&self, claim: &Claim) -> Result<Permit, Refusal> {
+        judge::decide(self, claim)
+    }
+
+    /// May a guest at `source` ask for `name` at all: could some rule allow it on some port? This is
+    /// what DNS asks; a flow to the name is decided for itself.
+    pub fn could_allow_name(&self, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
+        judge::could_allow_name(self, source, name)
+    }
+
+    /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`
+    /// where nothing is near, or the flow is allowed. Slower than [`decide`](Self::decide), but bounded.
+    pub fn near_miss(&self, claim: &Claim) -> Option<NearMiss> {
+        near::near_miss(self, claim)
+    }
+
+    /// Who is at `source`?
+    pub fn guest(&self, source: IpAddr) -> Guest<'_> {
+        self.guests.at(source)
+    }
+
+    /// The compiled list.
+    pub fn rules(&self) -> &Arc<Rules> {
+        &self.rules
+    }
+
+    fn is_blocked(&self, port: u16) -> bool {
+        self.blocked_ports.binary_search(&port).is_ok()
+    }
 }
 
 /// Where a rule stands: `file:line`.

@@ -185,7 +185,9 @@ impl Reason {
     pub const fn message(self) -> &'static str {
         match self {
             Reason::None => "Allowed.",
-            Reason::NotWhitelisted => "This destination is not on the operator's whitelist. Ask the operator to allow it.",
+            Reason::NotWhitelisted => {
+                "This destination is not on the operator's whitelist. Ask the operator to allow it."
+            }
             Reason::DeniedByRule => "The operator denies this destination.",
             Reason::RuleExpired => "The operator's permission for this destination has expired.",
             Reason::PortNotAllowed => "The host is allowed, but not on this port.",

@@ -1,11 +1,49 @@
 //! A permit in, vetted addresses out: asks DNS for the name (one query a name in flight, TTLs
 //! honoured, failures remembered briefly) and holds the whole answer against the address floor.
 //! Only this module can make a [`Vetted`].
+//!
+//! Flows run on one runtime a core; lookups run on the control runtime, and the flows share what they
+//! find. [`Resolver::try_vet`] answers at once where nothing has to be asked.
 
+pub mod answer;
+mod cache;
+pub mod floor;
+mod hosts;
+mod locality;
+mod lookup;
+mod upstream;
+mod vet;
+
+#[cfg(test)]
+mod tests;
+
+pub use answer::{Answer, Family, LookupError};
+pub use vet::VetError;
+
+use crate::name::HostName;
+use crate::policy::{AddressTerms, Permit};
+use crate::target::{Host, Target};
+use arc_swap::ArcSwap;
+use cache::{Cache, Entry, Outcome};
 use ipnet::IpNet;
-use std::net::SocketAddr;
+use locality::Localities;
+use lookup::Sources;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
+use tokio::runtime::Handle;
+
+/// Addresses that a [`Vetted`] holds at most: as many as are ever dialled.
+pub const MAX_VETTED: usize = 6;
+
+/// Flows that wait for lookups at once, over all names.
+const MAX_WAITING: usize = 65_536;
+
+/// Between two looks at resolv.conf and the hosts file.
+const FILE_CHECK: Duration = Duration::from_secs(5);
 
 /// `[resolver]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,15 +68,240 @@ pub struct FloorSettings {
     pub listeners: Vec<SocketAddr>,
 }
 
-/// Addresses that a flow may be connected to, in the order to try them. Never empty.
-#[derive(Clone, Debug)]
+/// Addresses that a flow may be connected to, in the order to try them. Never empty, at most
+/// [`MAX_VETTED`].
+#[derive(Clone, Copy)]
 pub struct Vetted {
-    addresses: Vec<SocketAddr>,
+    addresses: [SocketAddr; MAX_VETTED],
+    count: usize,
 }
 
 impl Vetted {
     /// The addresses, ports included.
     pub fn addresses(&self) -> &[SocketAddr] {
-        &self.addresses
+        self.addresses.get(..self.count).unwrap_or_default()
+    }
+
+    fn new(addresses: impl Iterator<Item = IpAddr>, port: u16) -> Vetted {
+        let mut vetted =
+            Vetted { addresses: [SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0); MAX_VETTED], count: 0 };
+        for (slot, address) in vetted.addresses.iter_mut().zip(addresses) {
+            *slot = SocketAddr::new(address, port);
+            vetted.count += 1;
+        }
+        vetted
+    }
+}
+
+impl std::fmt::Debug for Vetted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Vetted").field(&self.addresses()).finish()
+    }
+}
+
+/// Why a resolver cannot be set up as told.
+#[derive(Debug, thiserror::Error)]
+pub enum ResolveSetupError {
+    /// The hosts file cannot be read.
+    #[error("hosts file {path}: {source}")]
+    Hosts {
+        /// The file.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+    /// The DNS client refuses its configuration.
+    #[error("DNS client: {0}")]
+    Client(String),
+}
+
+/// Turns permits into vetted addresses. Shared by all threads of the daemon.
+#[derive(Debug)]
+pub struct Resolver {
+    state: ArcSwap<State>,
+    /// Held while a new state is made, so that two changes cannot undo one another.
+    changing: Mutex<()>,
+    cache: Arc<Cache>,
+    localities: Localities,
+    waiting: AtomicUsize,
+    started: Instant,
+    runtime: Handle,
+}
+
+/// What a change of configuration or of a watched file replaces as a whole.
+#[derive(Debug)]
+struct State {
+    sources: Sources,
+    floor: FloorSettings,
+    /// Counts the states, from 1.
+    generation: u64,
+}
+
+impl Resolver {
+    /// Makes a resolver whose lookups run on `runtime`, which must have its IO and time drivers on.
+    ///
+    /// A missing or empty resolv.conf is no error: it is looked at again every 5 s, and until then
+    /// lookups fail.
+    pub fn start(
+        settings: &ResolverSettings,
+        floor: FloorSettings,
+        runtime: Handle,
+    ) -> Result<Arc<Resolver>, ResolveSetupError> {
+        let state = State { sources: Sources::open(settings)?, floor, generation: 1 };
+        let resolver = Arc::new(Resolver {
+            state: ArcSwap::from_pointee(state),
+            changing: Mutex::new(()),
+            cache: Arc::new(Cache::new()),
+            localities: Localities::default(),
+            waiting: AtomicUsize::new(0),
+            started: Instant::now(),
+            runtime,
+        });
+        resolver.runtime.spawn(watch_files(Arc::downgrade(&resolver)));
+        Ok(resolver)
+    }
+
+    /// Takes over new settings, all or none: on an error everything stays as it was. What is known of
+    /// names is forgotten where the servers change.
+    pub fn reconfigure(&self, settings: &ResolverSettings, floor: FloorSettings) -> Result<(), ResolveSetupError> {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.state.load_full();
+        let sources = current.sources.reopen(settings)?;
+        self.replace(&current, sources, floor);
+        Ok(())
+    }
+
+    /// Vets what needs no query: address literals, names of the hosts file, names known or known to
+    /// fail. `None`: [`vet`](Self::vet) has to ask.
+    pub fn try_vet(&self, permit: &Permit) -> Option<Result<Vetted, VetError>> {
+        self.try_vet_target(permit.target(), permit.addresses())
+    }
+
+    /// Vets the permit's target, asking DNS where necessary; at most twice the configured timeout.
+    /// Dropping the future does not stop a query, which others may wait for.
+    pub async fn vet(&self, permit: &Permit) -> Result<Vetted, VetError> {
+        self.vet_target(permit.target(), permit.addresses()).await
+    }
+
+    /// Are all these addresses, taken from an [`Answer`] for the permit's name, within what the permit
+    /// and the floor allow? For answers to guests' DNS queries.
+    pub fn screen(&self, permit: &Permit, addresses: &[IpAddr]) -> Result<(), VetError> {
+        let state = self.state.load();
+        let bench = self.bench(&state, Instant::now());
+        addresses.iter().try_for_each(|address| bench.judge(*address, permit.target().port, permit.addresses()))
+    }
+
+    /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout.
+    pub async fn lookup(&self, name: &HostName) -> Result<Arc<Answer>, LookupError> {
+        if let Some(outcome) = self.known(&self.state.load(), name, Instant::now()) {
+            return outcome;
+        }
+        let mut arrival = match self.cache.enter(name, Instant::now()) {
+            Entry::Ready(outcome) => return outcome,
+            Entry::Wait(arrival) => arrival,
+            Entry::Lead { flight, arrival, previous } => {
+                let upstreams = self.state.load().sources.upstreams().clone();
+                self.runtime.spawn(lookup::fly(upstreams, name.clone(), flight, previous));
+                arrival
+            }
+        };
+        let _seat = Seat::take(&self.waiting).ok_or(LookupError::Busy)?;
+        let outcome = arrival.wait_for(Option::is_some).await.map_err(|_| LookupError::Stopped)?;
+        outcome.clone().unwrap_or(Err(LookupError::Stopped))
+    }
+
+    fn try_vet_target(&self, target: &Target, terms: &AddressTerms) -> Option<Result<Vetted, VetError>> {
+        let now = Instant::now();
+        let state = self.state.load();
+        match &target.host {
+            Host::Addr(address) => {
+                let judged = self.bench(&state, now).judge(*address, target.port, terms);
+                Some(judged.map(|()| Vetted::new(std::iter::once(*address), target.port)))
+            }
+            Host::Name(name) => {
+                let outcome = self.known(&state, name, now)?;
+                Some(
+                    outcome
+                        .map_err(VetError::from)
+                        .and_then(|answer| self.bench(&state, now).vet(&answer, target.port, terms)),
+                )
+            }
+        }
+    }
+
+    async fn vet_target(&self, target: &Target, terms: &AddressTerms) -> Result<Vetted, VetError> {
+        if let Some(vetted) = self.try_vet_target(target, terms) {
+            return vetted;
+        }
+        let name = target.host.name().ok_or(LookupError::NoAddresses)?;
+        let answer = self.lookup(name).await?;
+        // Judged under the settings that hold now, not those from before the wait.
+        let state = self.state.load();
+        self.bench(&state, Instant::now()).vet(&answer, target.port, terms)
+    }
+
+    /// What is known of `name` without asking anybody.
+    fn known(&self, state: &State, name: &HostName, now: Instant) -> Option<Outcome> {
+        if let Some(answer) = state.sources.hosts().get(name) {
+            return Some(Ok(answer.clone()));
+        }
+        // Reserved names never get into the cache, so they are looked for last.
+        self.cache.get(name, now).or_else(|| is_reserved(name).then_some(Err(LookupError::Reserved)))
+    }
+
+    fn bench<'a>(&'a self, state: &'a State, now: Instant) -> vet::Bench<'a> {
+        let clock = u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
+        vet::Bench { floor: &state.floor, generation: state.generation, localities: &self.localities, now, clock }
+    }
+
+    fn replace(&self, current: &State, sources: Sources, floor: FloorSettings) {
+        let emptied = !Arc::ptr_eq(sources.upstreams(), current.sources.upstreams());
+        self.state.store(Arc::new(State { sources, floor, generation: current.generation + 1 }));
+        if emptied {
+            self.cache.clear();
+        }
+    }
+
+    /// Looks whether resolv.conf or the hosts file changed, and takes them over; reads files.
+    fn check_files(&self) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.state.load_full();
+        match current.sources.refresh() {
+            Ok(None) => {}
+            Ok(Some(sources)) => self.replace(&current, sources, current.floor.clone()),
+            Err(error) => tracing::warn!(%error, "resolver: what was read before stays in force"),
+        }
+    }
+}
+
+/// Names that stand for this machine, its link or its cloud, wherever they are asked for (RFC 6761
+/// §6.3, RFC 6762 §3).
+fn is_reserved(name: &HostName) -> bool {
+    let last = name.labels().next_back();
+    matches!(last, Some("localhost" | "local")) || name.as_str() == "metadata.google.internal"
+}
+
+async fn watch_files(resolver: Weak<Resolver>) {
+    loop {
+        tokio::time::sleep(FILE_CHECK).await;
+        let Some(resolver) = resolver.upgrade() else { return };
+        // An error here is a panic in the check or a runtime that ends; neither stops the watch.
+        let _ = tokio::task::spawn_blocking(move || resolver.check_files()).await;
+    }
+}
+
+/// One flow's place among those that wait.
+struct Seat<'a>(&'a AtomicUsize);
+
+impl Seat<'_> {
+    fn take(waiting: &AtomicUsize) -> Option<Seat<'_>> {
+        let seat = Seat(waiting);
+        (waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(seat)
+    }
+}
+
+impl Drop for Seat<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,1 +1,178 @@
-//! (to come)
+//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint.
+//!
+//! [`read::Files`] is one consistent set of files; [`compile`] turns it into whatever a [`Sink`]
+//! builds, or into a [`Report`] of everything that is wrong with it. A sink that was half filled
+//! is dropped, so nothing is ever half applied. What a rule means to a flow is left to `policy`;
+//! when to reload, and what to do when it fails, to the daemon.
+
+pub mod diagnostic;
+pub mod edit;
+pub mod keep;
+pub mod lint;
+pub mod read;
+pub mod shipped;
+pub mod watch;
+
+mod glob;
+mod golem;
+mod guard;
+mod native;
+mod options;
+mod parse;
+mod pattern;
+mod replace;
+mod subject;
+
+use crate::policy::rule::{Subject, Terms};
+use diagnostic::{Diagnostic, Problems};
+use jiff::civil::Date;
+use parse::Rule;
+use std::fmt::Display;
+use std::path::Path;
+
+pub use diagnostic::{Report, Severity};
+pub use read::{Files, Fingerprint};
+
+/// What takes the rules in and makes a policy of them.
+pub trait Sink {
+    /// How the sink refers to a file.
+    type File: Copy;
+    /// Why the sink cannot take a rule; shown to the operator at the rule's line.
+    type Error: Display;
+
+    /// Announces a file of the whitelist; its rules follow.
+    fn file(&mut self, name: &str) -> Self::File;
+
+    /// Takes one rule that stands in `line` (from 1) of `file`.
+    fn rule(
+        &mut self,
+        file: Self::File,
+        line: u32,
+        subject: &Subject<'_>,
+        terms: &Terms,
+    ) -> Result<(), Self::Error>;
+}
+
+/// How many rules of each kind a list holds; the kinds are values of a metric label.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds {
+    /// Literal names, one host each.
+    pub exact: u64,
+    /// `*.`, `**.` and `.` in front of a literal name.
+    pub suffix: u64,
+    /// Globs.
+    pub glob: u64,
+    /// Regexes, native and Golem's.
+    pub regex: u64,
+    /// Addresses and ranges.
+    pub address: u64,
+}
+
+impl Kinds {
+    /// The counts with their label values.
+    pub const fn labelled(&self) -> [(&'static str, u64); 5] {
+        [
+            ("exact", self.exact),
+            ("suffix", self.suffix),
+            ("glob", self.glob),
+            ("regex", self.regex),
+            ("address", self.address),
+        ]
+    }
+
+    /// All rules together.
+    pub const fn total(&self) -> u64 {
+        self.exact + self.suffix + self.glob + self.regex + self.address
+    }
+
+    fn count(&mut self, subject: &Subject<'_>) {
+        use crate::policy::rule::Scope;
+        let kind = match subject {
+            Subject::Name { scope: Scope::Exact, .. } => &mut self.exact,
+            Subject::Name { .. } => &mut self.suffix,
+            Subject::Glob { .. } => &mut self.glob,
+            Subject::Regex(_) | Subject::SearchRegex(_) => &mut self.regex,
+            Subject::Net(_) => &mut self.address,
+        };
+        *kind += 1;
+    }
+}
+
+/// What came out of a sound set of files, beside the rules themselves.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// What deserves a look but does not invalidate the list.
+    pub warnings: Vec<Diagnostic>,
+    /// Of names and contents; equal for an unchanged set.
+    pub fingerprint: Fingerprint,
+    /// Files read.
+    pub files: usize,
+    /// Rules, by kind.
+    pub kinds: Kinds,
+}
+
+/// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.
+///
+/// Returns the filled sink, or every problem of every file; then the sink is gone.
+pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, Loaded), Report> {
+    let mut problems = files.problems().clone();
+    let mut kinds = Kinds::default();
+    for file in files.iter() {
+        let id = sink.file(file.name());
+        let mut take = |rule: &Rule<'_>| {
+            kinds.count(&rule.subject);
+            sink.rule(id, rule.line, &rule.subject, rule.terms).map_err(|error| error.to_string())
+        };
+        parse::file(file, today, &mut problems, &mut take);
+    }
+    let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
+    Ok((sink, Loaded { warnings, fingerprint: files.fingerprint(), files: files.len(), kinds }))
+}
+
+/// Reads `dir` and compiles what is there.
+pub fn load<S: Sink>(dir: &Path, today: Date, sink: S) -> Result<(S, Loaded), Report> {
+    compile(&Files::read(dir), today, sink)
+}
+
+/// One rule as it stands in a file, for `whitelist list`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// File name within the whitelist dir.
+    pub file: std::sync::Arc<str>,
+    /// Line, from 1.
+    pub line: u32,
+    /// The rule as written, without a comment behind it.
+    pub source: Box<str>,
+    /// The rule in canonical form (lower case, A-labels), without note and owner, where it differs.
+    pub canonical: Option<Box<str>>,
+    /// What it says beside its subject.
+    pub terms: Terms,
+    /// `owner=`.
+    pub owner: Option<Box<str>>,
+    /// `note=`.
+    pub note: Option<Box<str>>,
+}
+
+/// Every rule of a set, in file and line order; or the report, where the set is not sound.
+pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, Report> {
+    let mut problems: Problems = files.problems().clone();
+    let mut listed = Vec::new();
+    for file in files.iter() {
+        let mut take = |rule: &Rule<'_>| {
+            let canonical = parse::canonical(&rule.subject, rule.terms);
+            listed.push(Listed {
+                file: file.shared_name(),
+                line: rule.line,
+                source: Box::from(rule.source),
+                canonical: (canonical != rule.source).then(|| canonical.into_boxed_str()),
+                terms: rule.terms.clone(),
+                owner: rule.owner.map(Box::from),
+                note: rule.note.map(Box::from),
+            });
+            Ok(())
+        };
+        parse::file(file, today, &mut problems, &mut take);
+    }
+    problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
+    Ok(listed.into_iter())
+}

@@ -1,1 +1,307 @@
-//! (to come)
+//! The chunked transfer coding (RFC 9112 §7.1): taken apart, and put on again.
+//!
+//! The decoder says which ranges of its input are body; chunk extensions are dropped and trailers
+//! checked, so that what is framed anew has no more than what was understood. It keeps no input
+//! but the trailers.
+
+use super::http::{Field, Flaw, field_line, is_field_value};
+use std::ops::Range;
+
+/// The longest chunk-size line, extensions included and line end not, in bytes.
+pub const MAX_CHUNK_LINE: usize = 256;
+/// The longest trailer section, in bytes.
+pub const MAX_TRAILERS: usize = 8 * 1024;
+/// What ends a body without trailers, after the last chunk.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// What stands between a chunk's data and the next size.
+pub const CHUNK_END: &[u8] = b"\r\n";
+
+/// 16 hexadecimal digits, so that a size always fits 64 bits.
+const MAX_DIGITS: u8 = 16;
+
+/// Why a chunked body is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ChunkError {
+    /// A size that is not 1 to 16 hexadecimal digits.
+    #[error("a chunk size is malformed")]
+    Size,
+    /// A control character in an extension.
+    #[error("a chunk extension is malformed")]
+    Extension,
+    /// A chunk-size line over [`MAX_CHUNK_LINE`] bytes.
+    #[error("a chunk-size line is too long")]
+    LongLine,
+    /// No CR LF where one must stand.
+    #[error("a line or chunk does not end in CR LF")]
+    LineEnd,
+    /// A trailer that is no field.
+    #[error("a trailer is malformed: {0}")]
+    Trailer(Flaw),
+    /// A field that must not come after the body (RFC 9110 §6.5.1).
+    #[error("a trailer frames, routes or authorises the message")]
+    ForbiddenTrailer,
+    /// Over [`MAX_TRAILERS`] bytes of them.
+    #[error("the trailers are too long")]
+    LongTrailers,
+}
+
+/// What one call of [`Decoder::decode`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Decoded {
+    /// How many bytes of the input are done with.
+    pub consumed: usize,
+    /// What was found in them.
+    pub part: Part,
+}
+
+/// A part of a chunked body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// Framing alone; the whole input is consumed.
+    More,
+    /// Body bytes: this range of the input.
+    Data(Range<usize>),
+    /// The body is over; what follows `consumed` is the next message.
+    End,
+}
+
+/// The state between two pieces of a chunked body.
+#[derive(Debug, Default)]
+pub struct Decoder {
+    state: State,
+    /// Bytes of the size line so far.
+    line: usize,
+    digits: u8,
+    size: u64,
+    /// The trailer lines as they came; the last one may be unfinished.
+    trailers: Vec<u8>,
+    /// Where the unfinished one starts.
+    trailer_start: usize,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum State {
+    #[default]
+    Size,
+    /// White space after the size, allowed in front of `;` alone.
+    Blank,
+    Extension,
+    SizeLf,
+    Data,
+    DataCr,
+    DataLf,
+    Trailer,
+    End,
+}
+
+impl Decoder {
+    /// A decoder at the start of a body.
+    pub fn new() -> Decoder {
+        Decoder::default()
+    }
+
+    /// Takes the next piece of the stream, `input`, and stops after the first run of body bytes.
+    /// Call again with what was not consumed. After [`Part::End`] it takes nothing more.
+    ///
+    /// # Errors
+    /// [`ChunkError`]; both sides must be closed, for nobody knows where the body ends.
+    pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, ChunkError> {
+        let mut at = 0;
+        while self.state != State::End {
+            let Some(byte) = input.get(at) else { return Ok(Decoded { consumed: at, part: Part::More }) };
+            match self.state {
+                State::Data => {
+                    let left = usize::try_from(self.size).unwrap_or(usize::MAX);
+                    let end = input.len().min(at.saturating_add(left));
+                    let taken = u64::try_from(end - at).unwrap_or(u64::MAX);
+                    self.size = self.size.saturating_sub(taken);
+                    if self.size == 0 {
+                        self.state = State::DataCr;
+                    }
+                    return Ok(Decoded { consumed: end, part: Part::Data(at..end) });
+                }
+                State::Trailer => self.take_trailer_byte(*byte)?,
+                _ => self.take_framing_byte(*byte)?,
+            }
+            at += 1;
+        }
+        Ok(Decoded { consumed: at, part: Part::End })
+    }
+
+    /// Is the body over?
+    pub fn is_done(&self) -> bool {
+        self.state == State::End
+    }
+
+    /// The trailers, once the body is over.
+    pub fn trailers(&self) -> impl Iterator<Item = Field<'_>> {
+        let lines = if self.is_done() { self.trailers.as_slice() } else { &[] };
+        lines.split(|byte| *byte == b'\n').filter_map(|line| field_line(line.strip_suffix(b"\r")?).ok())
+    }
+
+    /// Writes the end of the body with its trailers: last chunk, trailers, blank line.
+    pub fn write_end(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"0\r\n");
+        for field in self.trailers() {
+            for part in [field.name, b": ", field.value, b"\r\n"] {
+                out.extend_from_slice(part);
+            }
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn take_framing_byte(&mut self, byte: u8) -> Result<(), ChunkError> {
+        match self.state {
+            State::Size | State::Blank | State::Extension if byte != b'\r' => {
+                self.line += 1;
+                if self.line > MAX_CHUNK_LINE {
+                    return Err(ChunkError::LongLine);
+                }
+            }
+            _ => {}
+        }
+        self.state = match (self.state, byte) {
+            (State::Size, b'0'..=b'9' | b'a'..=b'f' | b'A'..=b'F') => self.take_digit(byte)?,
+            (State::Size, b';') if self.digits > 0 => State::Extension,
+            (State::Size, b' ' | b'\t') if self.digits > 0 => State::Blank,
+            (State::Size, b'\r') if self.digits > 0 => State::SizeLf,
+            (State::Size, b'\n') if self.digits > 0 => return Err(ChunkError::LineEnd),
+            (State::Size, _) => return Err(ChunkError::Size),
+            (State::Blank, b' ' | b'\t') => State::Blank,
+            (State::Blank, b';') => State::Extension,
+            (State::Blank, _) => return Err(ChunkError::Size),
+            (State::Extension, b'\r') => State::SizeLf,
+            (State::Extension, b'\n') => return Err(ChunkError::LineEnd),
+            (State::Extension, byte) if is_field_value(&[byte]) => State::Extension,
+            (State::Extension, _) => return Err(ChunkError::Extension),
+            (State::SizeLf, b'\n') if self.size == 0 => State::Trailer,
+            (State::SizeLf, b'\n') => State::Data,
+            (State::DataCr, b'\r') => State::DataLf,
+            (State::DataLf, b'\n') => {
+                (self.line, self.digits) = (0, 0);
+                State::Size
+            }
+            (State::SizeLf | State::DataCr | State::DataLf, _) => return Err(ChunkError::LineEnd),
+            (State::Data | State::Trailer | State::End, _) => self.state,
+        };
+        Ok(())
+    }
+
+    fn take_digit(&mut self, byte: u8) -> Result<State, ChunkError> {
+        let value = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => byte - b'A' + 10,
+        };
+        if self.digits >= MAX_DIGITS {
+            return Err(ChunkError::Size);
+        }
+        self.digits += 1;
+        self.size = (self.size << 4) | u64::from(value);
+        Ok(State::Size)
+    }
+
+    fn take_trailer_byte(&mut self, byte: u8) -> Result<(), ChunkError> {
+        if self.trailers.len() >= MAX_TRAILERS {
+            return Err(ChunkError::LongTrailers);
+        }
+        self.trailers.push(byte);
+        if byte != b'\n' {
+            return Ok(());
+        }
+        let line = self.trailers.get(self.trailer_start..self.trailers.len() - 1).unwrap_or_default();
+        let line = line.strip_suffix(b"\r").ok_or(ChunkError::LineEnd)?;
+        if line.is_empty() {
+            self.trailers.truncate(self.trailer_start);
+            self.state = State::End;
+            return Ok(());
+        }
+        let field = field_line(line).map_err(ChunkError::Trailer)?;
+        if is_forbidden(field.name) {
+            return Err(ChunkError::ForbiddenTrailer);
+        }
+        self.trailer_start = self.trailers.len();
+        Ok(())
+    }
+}
+
+/// The header of a chunk of `size` bytes; nothing where it is 0, for that would end the body. The
+/// data goes behind it, then [`CHUNK_END`].
+#[derive(Clone, Copy, Debug)]
+pub struct ChunkHeader {
+    text: [u8; 18],
+    start: usize,
+}
+
+impl ChunkHeader {
+    /// The header for `size` bytes.
+    pub fn new(size: usize) -> ChunkHeader {
+        let mut text = *b"0000000000000000\r\n";
+        let mut left = size;
+        let mut start = 16;
+        for (at, digit) in text.iter_mut().enumerate().take(16).rev() {
+            if left == 0 {
+                break;
+            }
+            *digit = b"0123456789abcdef".get(left & 15).copied().unwrap_or(b'0');
+            left >>= 4;
+            start = at;
+        }
+        ChunkHeader { text, start: if size == 0 { text.len() } else { start } }
+    }
+}
+
+impl AsRef<[u8]> for ChunkHeader {
+    fn as_ref(&self) -> &[u8] {
+        self.text.get(self.start..).unwrap_or_default()
+    }
+}
+
+/// Fields that would change what was decided on the head: framing, routing, request modifiers,
+/// authentication, the nature of the content (RFC 9110 §6.5.1).
+fn is_forbidden(name: &[u8]) -> bool {
+    const NAMES: [&str; 40] = [
+        "age",
+        "authorization",
+        "cache-control",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-location",
+        "content-range",
+        "content-type",
+        "content_length",
+        "cookie",
+        "date",
+        "expect",
+        "expires",
+        "forwarded",
+        "host",
+        "http2-settings",
+        "if-match",
+        "if-modified-since",
+        "if-none-match",
+        "if-range",
+        "if-unmodified-since",
+        "keep-alive",
+        "location",
+        "max-forwards",
+        "pragma",
+        "range",
+        "retry-after",
+        "set-cookie",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "transfer_encoding",
+        "upgrade",
+        "vary",
+        "via",
+        "warning",
+        "www-authenticate",
+        "x-forwarded-for",
+        "x-forwarded-host",
+    ];
+    let starts_proxy = name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"));
+    starts_proxy || NAMES.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
+}

@@ -1,1 +1,188 @@
-//! (to come)
+//! SOCKS5 (RFC 1928), without authentication and for CONNECT alone: greeting and request in,
+//! replies out. Who may go where is for the policy.
+
+use super::Parsed;
+use crate::name::MAX_NAME;
+use crate::reason::Reason;
+use crate::target::{Host, Target};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// The first byte of SOCKS5.
+pub const VERSION: u8 = 5;
+/// The first byte of SOCKS4, which is refused.
+pub const VERSION_4: u8 = 4;
+/// The answer to a greeting that offers "no authentication".
+pub const ACCEPT: [u8; 2] = [VERSION, 0];
+/// The longest greeting, in bytes.
+pub const MAX_GREETING: usize = 2 + 255;
+/// The longest request, in bytes.
+pub const MAX_REQUEST: usize = 5 + 255 + 2;
+
+/// The greeting offered "no authentication": answer with [`ACCEPT`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Greeting;
+
+/// A request to CONNECT.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// Where to. An address in the domain field counts as that address.
+    pub target: Target,
+}
+
+/// Why a greeting or a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SocksError {
+    /// SOCKS4.
+    #[error("SOCKS4 is not supported")]
+    Version4,
+    /// Some other version.
+    #[error("not SOCKS5")]
+    Version,
+    /// "No authentication" is not among the methods offered.
+    #[error("no acceptable authentication method is offered")]
+    NoMethod,
+    /// BIND, UDP ASSOCIATE or an unknown command.
+    #[error("only CONNECT is supported")]
+    Command,
+    /// The reserved byte is not 0.
+    #[error("the reserved byte is not 0")]
+    Reserved,
+    /// Neither IPv4, IPv6 nor domain.
+    #[error("the address type is not supported")]
+    AddressType,
+    /// The domain is no host in its one notation.
+    #[error("the host is malformed")]
+    Host,
+    /// Port 0.
+    #[error("the port is 0")]
+    Port,
+}
+
+impl SocksError {
+    /// The reason to count and log.
+    pub const fn reason(self) -> Reason {
+        match self {
+            SocksError::Command => Reason::ProtocolNotAllowed,
+            SocksError::Version4
+            | SocksError::Version
+            | SocksError::NoMethod
+            | SocksError::Reserved
+            | SocksError::AddressType
+            | SocksError::Host
+            | SocksError::Port => Reason::Malformed,
+        }
+    }
+
+    /// Writes the answer: to a greeting `05 FF`, to SOCKS4 its own refusal, to a request a reply
+    /// with the code of [`reply`](Self::reply); nothing to what is no SOCKS. Close after it.
+    pub fn write_answer(self, out: &mut Vec<u8>) {
+        match self {
+            SocksError::Version => {}
+            SocksError::Version4 => out.extend_from_slice(&[0, 0x5b, 0, 0, 0, 0, 0, 0]),
+            SocksError::NoMethod => out.extend_from_slice(&[VERSION, 0xff]),
+            _ => out.extend_from_slice(&reply(self.reply())),
+        }
+    }
+
+    /// The reply code (RFC 1928 §6).
+    pub const fn reply(self) -> u8 {
+        match self {
+            SocksError::Command => 7,
+            SocksError::AddressType => 8,
+            SocksError::Host | SocksError::Port => 2,
+            SocksError::Version4 | SocksError::Version | SocksError::NoMethod | SocksError::Reserved => 1,
+        }
+    }
+}
+
+/// A reply with `code`; 0 is success. The bound address is always given as `0.0.0.0:0`: which address
+/// we dial from is not the guest's business.
+pub const fn reply(code: u8) -> [u8; 10] {
+    [VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0]
+}
+
+/// Reads the greeting at the front of `buf`; a buffer of [`MAX_GREETING`] bytes always suffices.
+///
+/// # Errors
+/// [`SocksError`], as soon as the byte that decides is there.
+pub fn parse_greeting(buf: &[u8]) -> Result<Parsed<Greeting>, SocksError> {
+    check_version(buf)?;
+    let Some(count) = buf.get(1) else { return Ok(Parsed::Partial) };
+    if *count == 0 {
+        return Err(SocksError::NoMethod);
+    }
+    let len = 2 + usize::from(*count);
+    let Some(methods) = buf.get(2..len) else { return Ok(Parsed::Partial) };
+    if methods.contains(&0) { Ok(Parsed::Complete { head: Greeting, len }) } else { Err(SocksError::NoMethod) }
+}
+
+/// Reads the request at the front of `buf`; a buffer of [`MAX_REQUEST`] bytes always suffices.
+///
+/// # Errors
+/// [`SocksError`], as soon as the byte that decides is there.
+pub fn parse_request(buf: &[u8]) -> Result<Parsed<Request>, SocksError> {
+    check_version(buf)?;
+    let Some(command) = buf.get(1) else { return Ok(Parsed::Partial) };
+    if *command != 1 {
+        return Err(SocksError::Command);
+    }
+    let Some(reserved) = buf.get(2) else { return Ok(Parsed::Partial) };
+    if *reserved != 0 {
+        return Err(SocksError::Reserved);
+    }
+    let Some((host, port_at)) = read_host(buf)? else { return Ok(Parsed::Partial) };
+    let Some([high, low]) = buf.get(port_at..).and_then(|rest| rest.first_chunk::<2>()) else {
+        return Ok(Parsed::Partial);
+    };
+    match u16::from_be_bytes([*high, *low]) {
+        0 => Err(SocksError::Port),
+        port => Ok(Parsed::Complete { head: Request { target: Target { host, port } }, len: port_at + 2 }),
+    }
+}
+
+/// The host, and where the port stands.
+fn read_host(buf: &[u8]) -> Result<Option<(Host, usize)>, SocksError> {
+    let Some((_, address)) = buf.split_at_checked(4) else {
+        return match buf.get(3) {
+            Some(1 | 3 | 4) | None => Ok(None),
+            Some(_) => Err(SocksError::AddressType),
+        };
+    };
+    match buf.get(3) {
+        Some(1) => Ok(address.first_chunk::<4>().map(|a| (Host::Addr(IpAddr::V4(Ipv4Addr::from(*a))), 8))),
+        Some(4) => Ok(address.first_chunk::<16>().map(|a| (Host::Addr(IpAddr::V6(Ipv6Addr::from(*a))), 20))),
+        Some(3) => {
+            let Some((len, rest)) = address.split_first() else { return Ok(None) };
+            if *len == 0 {
+                return Err(SocksError::Host);
+            }
+            let Some(domain) = rest.get(..usize::from(*len)) else { return Ok(None) };
+            Ok(Some((parse_domain(domain)?, 5 + usize::from(*len))))
+        }
+        _ => Err(SocksError::AddressType),
+    }
+}
+
+fn check_version(buf: &[u8]) -> Result<(), SocksError> {
+    match buf.first() {
+        None | Some(&VERSION) => Ok(()),
+        Some(&VERSION_4) => Err(SocksError::Version4),
+        Some(_) => Err(SocksError::Version),
+    }
+}
+
+/// A name, or an address as text: clients put address literals here, IPv6 ones without brackets.
+fn parse_domain(domain: &[u8]) -> Result<Host, SocksError> {
+    if !domain.contains(&b':') {
+        return Host::parse(domain).map_err(|_| SocksError::Host);
+    }
+    if domain.len() > MAX_NAME || domain.iter().any(|byte| matches!(byte, b'[' | b']')) {
+        return Err(SocksError::Host);
+    }
+    let mut bracketed = [0u8; MAX_NAME + 2];
+    let text = bracketed.get_mut(..domain.len() + 2).ok_or(SocksError::Host)?;
+    for (to, from) in text.iter_mut().zip(b"[".iter().chain(domain).chain(b"]")) {
+        *to = *from;
+    }
+    Host::parse(text).map_err(|_| SocksError::Host)
+}

@@ -4,6 +4,8 @@ use crate::target::{Protocols, Transport};
 use ipnet::IpNet;
 use std::sync::Arc;
 
+pub use super::nets::AddressSet;
+
 /// Allow or deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
@@ -120,7 +122,8 @@ pub struct Terms {
 }
 
 impl Reach {
-    /// Does the reach take in `port` on `transport`, and for what?
+    /// Does the reach take in `port` on `transport`, and for what? A reach of UDP takes in QUIC on
+    /// its ports, as that is UDP with a name to judge.
     pub fn serves(self, transport: Transport, port: u16) -> Option<Served> {
         use crate::target::Protocol::{Http, Tls};
         let by_port = match port {
@@ -141,12 +144,14 @@ impl Reach {
             Reach::Everything => (transport, Ports::ALL, Protocols::ALL),
         };
         let names_port = ports.first == ports.last;
-        (wanted == transport && ports.contains(port)).then_some(Served { protocols, names_port })
+        let carried = wanted == transport || (wanted, transport) == (Transport::Udp, Transport::Quic);
+        (carried && ports.contains(port)).then_some(Served { protocols, names_port })
     }
-}
 
-/// A set of address ranges, for `deny` rules.
-#[derive(Clone, Debug, Default)]
-pub struct AddressSet {
-    nets: Vec<IpNet>,
+    /// Which protocols on `port` does a `deny` rule of this reach refuse? As [`serves`](Self::serves),
+    /// but `deny host:443` refuses whatever is spoken on the port.
+    pub fn denies(self, transport: Transport, port: u16) -> Option<Protocols> {
+        let served = self.serves(transport, port)?;
+        Some(if matches!(self, Reach::Ports(_)) { Protocols::ALL } else { served.protocols })
+    }
 }

@@ -1,0 +1,242 @@
+//! From the file as written to [`Settings`]: every value is read strictly, what is missing gets its
+//! default, and what cannot be right is reported with what to write instead.
+
+use super::diagnostic::Problems;
+use super::raw::{Given, List, Raw};
+use super::values::{self, Server, Zero};
+use super::{Settings, WHITELIST_DIR, guests, listeners};
+use crate::accept::LimitSettings;
+use crate::account::{AccessLog, LogSettings};
+use crate::policy::{Mode, Unknown};
+use crate::resolve::ResolverSettings;
+use ipnet::IpNet;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+use toml::Spanned;
+
+/// The words for [`Mode`].
+const MODES: [(&str, Mode); 4] =
+    [("whitelist", Mode::Whitelist), ("observe", Mode::Observe), ("all", Mode::All), ("none", Mode::None)];
+
+const DAY_S: u32 = 86_400;
+
+/// Checks everything; `folder` is the configuration file's, from which relative paths start.
+pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: &mut Problems<'_>) -> Settings {
+    let policy = &mut settings.policy;
+    policy.mode = raw.mode.as_ref().and_then(|given| mode(given, problems, "every guest")).unwrap_or(policy.mode);
+    policy.ech_allowed = choice(&raw.ech, "ech", &[("deny", false), ("allow", true)], problems).unwrap_or(false);
+    policy.guests = guests::check(&raw.guests, problems);
+    let by_default = if raw.guests.is_empty() { Unknown::Shared } else { Unknown::None };
+    let words = [("shared", Unknown::Shared), ("none", Unknown::None)];
+    policy.unknown = choice(&raw.unknown, "unknown", &words, problems).unwrap_or(by_default);
+    if let Some(given) = &raw.dial.blocked_ports {
+        policy.blocked_ports = ports(given.get_ref(), problems);
+    }
+    settings.floor_permitted = permitted(&raw.dial.permit_addresses, problems);
+    settings.listen = listeners::check(&raw.listen, settings.listen, folder, problems);
+    settings.whitelist_dir = Some(match &raw.whitelist_dir {
+        Some(given) => path(given, "dir", folder, problems),
+        None => WHITELIST_DIR.into(),
+    });
+    settings.resolver = check_resolver(raw, settings.resolver, folder, problems);
+    let connect = &mut settings.dial.connect_timeout;
+    *connect =
+        milliseconds(&raw.dial.connect_timeout_ms, "connect_timeout_ms", 1..=600_000, problems).unwrap_or(*connect);
+    settings.limits = check_limits(raw, settings.limits, problems);
+    settings.log = check_log(raw, settings.log, folder, problems);
+    if let Some(given) = &raw.state_dir {
+        settings.state_dir = path(given, "dir", folder, problems);
+    }
+    check_forms(raw, problems);
+    listeners::warn_of_exposure(&raw.listen, &settings, problems);
+    settings
+}
+
+/// Reads a mode and warns where it lets through more than rules say; `whom` completes the warning.
+pub(super) fn mode(given: &Spanned<String>, problems: &mut Problems<'_>, whom: &str) -> Option<Mode> {
+    let mode = match values::choice("mode", given.get_ref(), &MODES) {
+        Ok(mode) => mode,
+        Err(wrong) => {
+            problems.error(given.span(), wrong);
+            return None;
+        }
+    };
+    match mode {
+        Mode::All => {
+            problems.warn(given.span(), format!("mode \"all\" lets {whom} reach every public address, list or no list"))
+        }
+        Mode::Observe => problems.warn(
+            given.span(),
+            format!(
+                "mode \"observe\" lets {whom} through where no rule does; go to \"whitelist\" when the list is complete"
+            ),
+        ),
+        Mode::Whitelist | Mode::None => {}
+    }
+    Some(mode)
+}
+
+fn choice<T: Copy>(given: &Given<String>, key: &str, words: &[(&str, T)], problems: &mut Problems<'_>) -> Option<T> {
+    let given = given.as_ref()?;
+    values::choice(key, given.get_ref(), words).map_err(|wrong| problems.error(given.span(), wrong)).ok()
+}
+
+/// A path, relative ones starting from the configuration file's folder.
+fn path(given: &Spanned<String>, key: &str, folder: &Path, problems: &mut Problems<'_>) -> PathBuf {
+    if given.get_ref().is_empty() {
+        problems.error(given.span(), format!("`{key}` is empty; write a path, or leave the key out for the default"));
+    }
+    folder.join(given.get_ref())
+}
+
+fn ports(given: &[Spanned<i64>], problems: &mut Problems<'_>) -> Vec<u16> {
+    let mut ports = Vec::with_capacity(given.len());
+    for item in given {
+        match u16::try_from(*item.get_ref()) {
+            Ok(port) if port != 0 => {
+                if !ports.contains(&port) {
+                    ports.push(port);
+                }
+            }
+            _ => problems.error(item.span(), format!("{} is no port; write a number from 1 to 65535", item.get_ref())),
+        }
+    }
+    ports
+}
+
+fn permitted(given: &List<String>, problems: &mut Problems<'_>) -> Vec<IpNet> {
+    let mut nets = Vec::new();
+    for item in given.iter().flat_map(|list| list.get_ref()) {
+        match values::net(item.get_ref()) {
+            Ok(net) => {
+                if net.prefix_len() < 8 {
+                    problems.warn(
+                        item.span(),
+                        format!("{net} takes most of the address floor away, for every rule and guest"),
+                    );
+                }
+                nets.push(net);
+            }
+            Err(wrong) => problems.error(item.span(), wrong),
+        }
+    }
+    nets
+}
+
+fn check_resolver(
+    raw: &Raw,
+    mut settings: ResolverSettings,
+    folder: &Path,
+    problems: &mut Problems<'_>,
+) -> ResolverSettings {
+    for item in raw.resolver.servers.iter().flat_map(|list| list.get_ref()) {
+        match values::server(item.get_ref()) {
+            Ok(Server::Plain(address)) if settings.servers.contains(&address) => {
+                problems.warn(item.span(), format!("{address} is in the list twice"));
+            }
+            Ok(Server::Plain(address)) => settings.servers.push(address),
+            Ok(Server::Encrypted) => {}
+            Err(wrong) => problems.error(item.span(), wrong),
+        }
+    }
+    let hosts = raw.resolver.hosts_file.as_ref().filter(|given| !given.get_ref().is_empty());
+    settings.hosts_file = hosts.map(|given| path(given, "hosts_file", folder, problems));
+    if let Some(timeout) = milliseconds(&raw.resolver.timeout_ms, "timeout_ms", 1..=60_000, problems) {
+        settings.timeout = timeout;
+    }
+    settings
+}
+
+fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_>) -> LimitSettings {
+    let given = &raw.limits;
+    for (key, number, limit) in [
+        ("connections", &given.connections, &mut limits.connections),
+        ("new_connections_per_second", &given.new_connections_per_second, &mut limits.new_connections_per_second),
+        ("requests_per_second", &given.requests_per_second, &mut limits.requests_per_second),
+        ("dns_queries_per_second", &given.dns_queries_per_second, &mut limits.dns_queries_per_second),
+        ("total_connections", &given.total_connections, &mut limits.total_connections),
+    ] {
+        if let Some(read) = limit_number(number, key, 1..=u32::MAX, problems) {
+            *limit = read;
+        }
+    }
+    if let Some(read) = limit_number(&given.handshake_timeout_ms, "handshake_timeout_ms", 1..=600_000, problems) {
+        limits.handshake_timeout = read.map(|ms| Duration::from_millis(ms.into()));
+        if let (None, Some(given)) = (read, &given.handshake_timeout_ms) {
+            problems.warn(
+                given.span(),
+                "without a handshake timeout a guest may hold connections open that never ask for anything",
+            );
+        }
+    }
+    if let Some(read) = limit_number(&given.idle_timeout_s, "idle_timeout_s", 1..=365 * DAY_S, problems) {
+        limits.idle_timeout = read.map(|s| Duration::from_secs(s.into()));
+    }
+    if let (Some(one), Some(total)) = (limits.connections, limits.total_connections)
+        && one > total / 4
+        && let Some(span) = given.connections.as_ref().or(given.total_connections.as_ref()).map(Spanned::span)
+    {
+        let quarter = total / 4;
+        problems
+            .warn(span, format!("no guest gets more than a quarter of total_connections, so {quarter} and not {one}"));
+    }
+    limits
+}
+
+/// `Some(None)` is 0, no limit; `None` where the key is absent or wrong.
+fn limit_number(
+    given: &Given<i64>,
+    key: &str,
+    range: RangeInclusive<u32>,
+    problems: &mut Problems<'_>,
+) -> Option<Option<u32>> {
+    let given = given.as_ref()?;
+    let read = values::number(key, *given.get_ref(), range, Zero::IsNone);
+    read.map_err(|wrong| problems.error(given.span(), wrong)).ok()
+}
+
+fn milliseconds(
+    given: &Given<i64>,
+    key: &str,
+    range: RangeInclusive<u32>,
+    problems: &mut Problems<'_>,
+) -> Option<Duration> {
+    let given = given.as_ref()?;
+    let read = values::number(key, *given.get_ref(), range, Zero::IsWrong);
+    let read = read.map_err(|wrong| problems.error(given.span(), wrong)).ok()?;
+    read.map(|ms| Duration::from_millis(ms.into()))
+}
+
+fn check_log(raw: &Raw, default: LogSettings, folder: &Path, problems: &mut Problems<'_>) -> LogSettings {
+    let access = match raw.access.as_ref().map(|given| (given, given.get_ref().as_str())) {
+        None => default.access,
+        Some((_, "stdout")) => AccessLog::Stdout,
+        Some((_, "journal")) => AccessLog::Journal,
+        Some((_, "off")) => AccessLog::Off,
+        Some((_, text)) if text.contains('/') && !text.ends_with('/') => AccessLog::File(folder.join(text)),
+        Some((given, text)) => {
+            let words = "write \"stdout\", \"journal\", \"off\" or a path with a slash in it";
+            problems.error(given.span(), format!("`access` is {text:?}; {words}"));
+            default.access
+        }
+    };
+    LogSettings { access, denied_only: raw.denied_only.as_ref().map_or(default.denied_only, |given| *given.get_ref()) }
+}
+
+/// The form of keys that no stage of this version reads.
+fn check_forms(raw: &Raw, problems: &mut Problems<'_>) {
+    choice(&raw.golem.max_mode, "max_mode", &MODES.map(|(word, _)| (word, ())), problems);
+    for item in raw.firewall.guest_interfaces.iter().flat_map(|list| list.get_ref()) {
+        if !values::is_interface(item.get_ref(), true) {
+            let text = item.get_ref();
+            problems
+                .error(item.span(), format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
+        }
+    }
+    for item in raw.firewall.host_users.iter().flat_map(|list| list.get_ref()) {
+        if !values::is_user(item.get_ref()) {
+            problems.error(item.span(), format!("{:?} is no name or number of a user", item.get_ref()));
+        }
+    }
+}

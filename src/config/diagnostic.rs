@@ -1,0 +1,152 @@
+//! A problem in a file the operator wrote, and the collector that gathers all of a file's problems
+//! before anything is said. What counts as a problem is for the readers to say.
+
+use std::fmt;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+/// How grave a [`Diagnostic`] is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Severity {
+    /// The file cannot be used.
+    Error,
+    /// The file can be used, but probably does not say what was meant.
+    Warning,
+}
+
+/// One problem, and where it is. Displays as `file:line:col: message`; a warning's message is led by
+/// `warning: `.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// Error or warning.
+    pub severity: Severity,
+    /// The file, as the operator named it.
+    pub file: PathBuf,
+    /// Line, from 1; 0 where the problem is the file itself.
+    pub line: u32,
+    /// Column in characters, from 1; 0 where the problem is a whole line or the file itself.
+    pub column: u32,
+    /// What is wrong and what to write instead. One line, no control characters.
+    pub message: String,
+}
+
+impl Diagnostic {
+    /// A problem with the file as a whole.
+    pub fn whole_file(severity: Severity, file: &Path, message: impl Into<String>) -> Diagnostic {
+        Diagnostic { severity, file: file.to_owned(), line: 0, column: 0, message: message.into() }
+    }
+
+    /// Does it make the file unusable?
+    pub fn is_error(&self) -> bool {
+        self.severity == Severity::Error
+    }
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:", self.file.display())?;
+        if self.line > 0 {
+            write!(f, "{}:", self.line)?;
+        }
+        if self.column > 0 {
+            write!(f, "{}:", self.column)?;
+        }
+        let kind = if self.is_error() { "" } else { "warning: " };
+        write!(f, " {kind}{}", self.message)
+    }
+}
+
+/// Gathers the problems of one file and turns byte offsets into lines and columns.
+pub(super) struct Problems<'a> {
+    file: &'a Path,
+    text: &'a str,
+    found: Vec<(usize, Diagnostic)>,
+}
+
+impl<'a> Problems<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str) -> Problems<'a> {
+        Problems { file, text, found: Vec::new() }
+    }
+
+    pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
+        self.push(Severity::Error, span.start, message.into());
+    }
+
+    pub(super) fn warn(&mut self, span: Range<usize>, message: impl Into<String>) {
+        self.push(Severity::Warning, span.start, message.into());
+    }
+
+    /// A warning about the file as a whole.
+    pub(super) fn warn_whole(&mut self, message: impl Into<String>) {
+        self.found.push((0, Diagnostic::whole_file(Severity::Warning, self.file, message)));
+    }
+
+    /// The line, from 1, of a byte offset.
+    pub(super) fn line_of(&self, offset: usize) -> u32 {
+        self.position(offset).0
+    }
+
+    /// The problems in the order of the file.
+    pub(super) fn into_sorted(mut self) -> Vec<Diagnostic> {
+        self.found.sort_by_key(|(offset, _)| *offset);
+        self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
+    }
+
+    fn push(&mut self, severity: Severity, offset: usize, message: String) {
+        let (line, column) = self.position(offset);
+        let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+        self.found.push((offset, Diagnostic { severity, file: self.file.to_owned(), line, column, message }));
+    }
+
+    fn position(&self, offset: usize) -> (u32, u32) {
+        let mut at = offset.min(self.text.len());
+        while !self.text.is_char_boundary(at) {
+            at -= 1;
+        }
+        let before = self.text.get(..at).unwrap_or_default();
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or_default().trim_start_matches('\u{feff}').chars().count() + 1;
+        (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))
+    }
+}
+
+/// The candidate that `word` is most likely a slip of, if any is near enough to be one.
+pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+    let word = word.to_lowercase();
+    candidates
+        .into_iter()
+        .map(|candidate| (strsim::jaro_winkler(&word, candidate), candidate))
+        .filter(|(likeness, _)| *likeness > 0.75)
+        .max_by(|(one, _), (other, _)| one.total_cmp(other))
+        .map(|(_, candidate)| candidate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_counted_in_lines_and_characters() {
+        let text = "a = 1\nü = \"é\" # x\nlast";
+        let mut problems = Problems::new(Path::new("f.toml"), text);
+        problems.error(text.find('l').unwrap()..text.len(), "third");
+        problems.warn(text.find('#').unwrap()..text.len(), "second\nline");
+        problems.error(0..1, "first");
+        let lines: Vec<String> = problems.into_sorted().iter().map(Diagnostic::to_string).collect();
+        assert_eq!(lines, ["f.toml:1:1: first", "f.toml:2:9: warning: second line", "f.toml:3:1: third"]);
+    }
+
+    #[test]
+    fn a_problem_of_the_whole_file_has_no_line() {
+        let problem = Diagnostic::whole_file(Severity::Error, Path::new("x"), "is a directory");
+        assert_eq!(problem.to_string(), "x: is a directory");
+    }
+
+    #[test]
+    fn slips_are_recognised_and_strangers_are_not() {
+        let keys = ["proxy", "proxy_tls", "admin", "connections"];
+        assert_eq!(nearest("proxi", keys), Some("proxy"));
+        assert_eq!(nearest("Conections", keys), Some("connections"));
+        assert_eq!(nearest("zzz", keys), None);
+    }
+}

@@ -1,0 +1,139 @@
+//! The `[[guest]]` sections: who is who. Names and addresses must each belong to one guest, because
+//! a flow is judged as the guest whose address it comes from.
+
+use super::diagnostic::Problems;
+use super::raw::RawGuest;
+use super::{checked, values};
+use crate::policy::{GuestSettings, Mode};
+use ipnet::IpNet;
+use std::collections::HashMap;
+use std::ops::Range;
+
+/// The metric label of all guests that are not declared.
+const OTHER: &str = "other";
+
+/// Checks every guest; one that cannot be read is left out.
+pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> Vec<GuestSettings> {
+    let mut names: HashMap<String, u32> = HashMap::new();
+    let mut taken = Taken::default();
+    let mut checked = Vec::with_capacity(guests.len());
+    for guest in guests {
+        let name = check_name(guest, &mut names, problems);
+        let label = name.clone().unwrap_or_else(|| "this guest".to_owned());
+        check_interface(guest, problems);
+        let addresses = check_addresses(guest, &label, &mut taken, problems);
+        let mode = guest.mode.as_ref().and_then(|given| checked::mode(given, problems, &format!("guest {label}")));
+        let files = check_files(guest, &label, mode, problems);
+        if let Some(name) = name {
+            checked.push(GuestSettings { name, addresses, mode, files });
+        }
+    }
+    checked
+}
+
+fn check_name(guest: &RawGuest, names: &mut HashMap<String, u32>, problems: &mut Problems<'_>) -> Option<String> {
+    let Some(given) = &guest.name else {
+        problems.error(guest.span.clone(), "the guest has no name; write for example name = \"vm-7\"");
+        return None;
+    };
+    let name = given.get_ref();
+    if !values::is_guest_name(name) {
+        problems.error(given.span(), format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
+        return None;
+    }
+    if name == OTHER {
+        problems.error(given.span(), "\"other\" stands for all undeclared guests in the metrics; choose another name");
+        return None;
+    }
+    let line = problems.line_of(given.span().start);
+    if let Some(first) = names.get(name) {
+        problems
+            .error(given.span(), format!("a guest {name:?} is already declared in line {first}; choose another name"));
+        return None;
+    }
+    names.insert(name.clone(), line);
+    Some(name.clone())
+}
+
+fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) {
+    if let Some(given) = guest.interface.as_ref().filter(|given| !given.get_ref().is_empty())
+        && !values::is_interface(given.get_ref(), false)
+    {
+        let text = given.get_ref();
+        problems.error(given.span(), format!("{text:?} is no name of a network interface; write for example \"tap7\""));
+    }
+}
+
+fn check_addresses(guest: &RawGuest, label: &str, taken: &mut Taken, problems: &mut Problems<'_>) -> Vec<IpNet> {
+    let given = guest.addresses.as_ref().map(|given| given.get_ref().as_slice()).unwrap_or_default();
+    if given.is_empty() {
+        let span = guest.addresses.as_ref().map_or(guest.span.clone(), |given| given.span());
+        problems
+            .error(span, format!("{label} has no addresses, so no flow would be its own; write addresses = [\"…\"]"));
+    }
+    let mut addresses = Vec::with_capacity(given.len());
+    for item in given {
+        match values::net(item.get_ref()) {
+            Err(wrong) => problems.error(item.span(), wrong),
+            Ok(net)
+                if net.addr().is_multicast()
+                    || (net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len()) =>
+            {
+                problems.error(item.span(), format!("{net} is the address of no guest"));
+            }
+            Ok(net) => {
+                taken.claim(net, label, item.span(), problems);
+                addresses.push(net);
+            }
+        }
+    }
+    addresses
+}
+
+fn check_files(guest: &RawGuest, label: &str, mode: Option<Mode>, problems: &mut Problems<'_>) -> Option<Vec<String>> {
+    let given = guest.whitelist.as_ref()?;
+    let mut files = Vec::with_capacity(given.get_ref().len());
+    for item in given.get_ref() {
+        let file = item.get_ref();
+        if values::is_list_file(file) {
+            files.push(file.clone());
+        } else {
+            let remedy = "write the name of a .rules, .lst or .json file in [whitelist].dir, without a path";
+            problems.error(item.span(), format!("{file:?} is no whitelist file; {remedy}"));
+        }
+    }
+    if given.get_ref().is_empty() && !matches!(mode, Some(Mode::All | Mode::Observe | Mode::None)) {
+        problems.warn(
+            given.span(),
+            format!("{label} has no whitelist file, so it reaches nothing; mode = \"none\" says so"),
+        );
+    }
+    Some(files)
+}
+
+/// The address ranges already given to a guest, in order and without overlaps.
+#[derive(Default)]
+struct Taken {
+    ranges: std::collections::BTreeMap<std::net::IpAddr, (IpNet, String, u32)>,
+}
+
+impl Taken {
+    fn claim(&mut self, net: IpNet, label: &str, span: Range<usize>, problems: &mut Problems<'_>) {
+        // Ranges nest or are apart, so a clash is the last range that starts before the end of this one.
+        let before = self.ranges.range(..=net.broadcast()).next_back();
+        if let Some((_, (other, owner, line))) = before
+            && (other.contains(&net) || net.contains(other))
+        {
+            let which = if *other == net { String::new() } else { format!(", as part of {other}") };
+            let whose = if owner == label {
+                "twice in the same guest".to_owned()
+            } else {
+                format!("of {owner} (line {line}{which})")
+            };
+            problems.error(span, format!("{net} is already an address {whose}; an address is one guest's"));
+            return;
+        }
+        let line = problems.line_of(span.start);
+        self.ranges.insert(net.network(), (net, label.to_owned(), line));
+    }
+}

@@ -1,0 +1,432 @@
+//! What an operator sees of the configuration: defaults, errors, warnings.
+
+use super::raw::KEYS;
+use super::*;
+
+const SHIPPED: &str = include_str!("../../packaging/outgate.toml");
+
+/// The shipped file with every default written out.
+fn written_out() -> String {
+    let line = |line: &str| match line.strip_prefix('#') {
+        Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => key.to_owned(),
+        _ => line.to_owned(),
+    };
+    SHIPPED.lines().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn parse(text: &str) -> (Settings, Vec<String>) {
+    let surroundings = Surroundings { uid: 1000, ..Surroundings::default() };
+    let (settings, problems) = Settings::parse(text, Path::new(CONFIG_FILE), false, &surroundings);
+    let problems = problems.iter().map(|p| p.to_string().replace("/etc/outgate/outgate.toml", "f")).collect();
+    (settings, problems)
+}
+
+fn problems(text: &str) -> Vec<String> {
+    parse(text).1
+}
+
+#[track_caller]
+fn sound(text: &str) -> Settings {
+    let (settings, problems) = parse(text);
+    assert_eq!(problems, [""; 0], "{text}");
+    settings
+}
+
+#[test]
+fn the_shipped_file_and_an_empty_one_are_the_defaults() {
+    assert_eq!(sound(SHIPPED), Settings::default());
+    assert_eq!(sound(&written_out()), Settings::default());
+    assert_eq!(sound(""), Settings::default());
+}
+
+#[test]
+fn the_shipped_file_shows_every_key_once() {
+    let text = written_out();
+    let document = toml::de::DeTable::parse(&text).unwrap();
+    for (section, keys) in KEYS {
+        for key in keys {
+            let found = match section {
+                "" => document.get_ref().get(*key).is_some(),
+                "guest" => SHIPPED.contains(&format!("#   {key} = ")),
+                _ => document.get_ref().get(section).is_some_and(|table| table.get_ref().get(*key).is_some()),
+            };
+            assert!(found, "[{section}].{key}");
+        }
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_documentation() {
+    let settings = Settings::default();
+    assert_eq!(settings.listen.proxy, ["127.0.0.1:3128".parse().unwrap()]);
+    assert_eq!(settings.listen.admin, Some("127.0.0.1:3190".parse().unwrap()));
+    assert_eq!(settings.listen.control.unwrap(), Path::new("/run/outgate/control.sock"));
+    assert_eq!(settings.whitelist_dir.unwrap(), Path::new("/etc/outgate/whitelist"));
+    assert_eq!(settings.resolver.timeout, Duration::from_millis(2000));
+    assert_eq!(settings.dial.connect_timeout, Duration::from_millis(5000));
+    assert_eq!(settings.policy.blocked_ports, [25, 465, 587]);
+    assert_eq!(settings.limits.connections, Some(4096));
+    assert_eq!(settings.limits.handshake_timeout, Some(Duration::from_millis(10_000)));
+    assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
+    assert_eq!(settings.state_dir, Path::new("/var/lib/outgate"));
+}
+
+#[test]
+fn every_key_is_read() {
+    let settings = sound(
+        r#"
+        mode = "none"
+        ech = "allow"
+        [listen]
+        proxy = ["10.42.42.1:8080", "[::1]:8080"]
+        admin = ""
+        control = "control.sock"
+        [whitelist]
+        dir = "lists"
+        [resolver]
+        servers = ["9.9.9.9", "127.0.0.1:5353"]
+        hosts_file = "/etc/hosts"
+        timeout_ms = 500
+        [dial]
+        permit_addresses = ["10.0.0.5", "fd00:1::/32"]
+        blocked_ports = [25, 25, 22]
+        connect_timeout_ms = 1_000
+        [limits]
+        connections = 7
+        new_connections_per_second = 0
+        requests_per_second = 8
+        dns_queries_per_second = 9
+        handshake_timeout_ms = 1500
+        idle_timeout_s = 0
+        total_connections = 100
+        [log]
+        access = "access.log/a"
+        denied_only = true
+        [state]
+        dir = "/s"
+        "#,
+    );
+    let nets = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<IpNet>>();
+    assert_eq!(settings.policy.mode, Mode::None);
+    assert!(settings.policy.ech_allowed);
+    assert_eq!(settings.policy.blocked_ports, [25, 22]);
+    assert_eq!(settings.listen.proxy, ["10.42.42.1:8080".parse().unwrap(), "[::1]:8080".parse().unwrap()]);
+    assert_eq!(settings.listen.admin, None);
+    assert_eq!(settings.listen.control.as_deref(), Some(Path::new("/etc/outgate/control.sock")));
+    assert_eq!(settings.whitelist_dir.as_deref(), Some(Path::new("/etc/outgate/lists")));
+    assert_eq!(settings.resolver.servers, ["9.9.9.9:53".parse().unwrap(), "127.0.0.1:5353".parse().unwrap()]);
+    assert_eq!(settings.resolver.hosts_file.as_deref(), Some(Path::new("/etc/hosts")));
+    assert_eq!(settings.resolver.timeout, Duration::from_millis(500));
+    assert_eq!(settings.floor_permitted, nets(&["10.0.0.5/32", "fd00:1::/32"]));
+    assert_eq!(settings.dial.connect_timeout, Duration::from_secs(1));
+    let limits = LimitSettings {
+        connections: Some(7),
+        new_connections_per_second: None,
+        requests_per_second: Some(8),
+        dns_queries_per_second: Some(9),
+        handshake_timeout: Some(Duration::from_millis(1500)),
+        idle_timeout: None,
+        total_connections: Some(100),
+    };
+    assert_eq!(settings.limits, limits);
+    assert_eq!(settings.log.access, AccessLog::File("/etc/outgate/access.log/a".into()));
+    assert!(settings.log.denied_only);
+    assert_eq!(settings.state_dir, Path::new("/s"));
+}
+
+#[test]
+fn declared_guests_leave_nothing_to_strangers_unless_the_file_says_so() {
+    let guest =
+        "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.42.42.7\", \"fd00::/64\"]\nwhitelist = [\"vm-7.rules\"]\n";
+    let settings = sound(guest);
+    assert_eq!(settings.policy.unknown, Unknown::None);
+    let [vm] = settings.policy.guests.as_slice() else { panic!("{:?}", settings.policy.guests) };
+    assert_eq!((vm.name.as_str(), vm.mode), ("vm-7", None));
+    assert_eq!(vm.files.as_deref(), Some(["vm-7.rules".to_owned()].as_slice()));
+    assert_eq!(settings.floor().guests, vm.addresses);
+    assert_eq!(sound(&format!("{guest}[guests]\nunknown = \"shared\"")).policy.unknown, Unknown::Shared);
+    assert_eq!(sound("").policy.unknown, Unknown::Shared);
+}
+
+#[test]
+fn all_problems_are_reported_at_once_in_the_order_of_the_file() {
+    let text = r#"
+mode = "whitlist"
+[listen]
+proxi = []
+proxy = ["3128"]
+[limits]
+connections = "12"
+idle_timeout_s = -1
+[dial]
+connect_timeout_ms = 0
+blocked_ports = [0, 25]
+[log]
+access = "sdtout"
+"#;
+    assert_eq!(
+        problems(text),
+        [
+            "f:2:8: `mode` is \"whitlist\"; did you mean \"whitelist\"? It is one of \"whitelist\", \"observe\", \"all\", \"none\"",
+            "f:4:1: unknown key `proxi` in [listen]; did you mean `proxy`?",
+            "f:5:10: \"3128\" is a port alone; write \"127.0.0.1:3128\"",
+            "f:7:15: `connections` is a number; write 12 without quotes",
+            "f:8:18: `idle_timeout_s` is -1; write a number from 1 to 31536000, or 0 for none",
+            "f:10:22: `connect_timeout_ms` is 0 (0 would leave no time at all); write a number from 1 to 600000",
+            "f:11:18: 0 is no port; write a number from 1 to 65535",
+            "f:13:10: `access` is \"sdtout\"; write \"stdout\", \"journal\", \"off\" or a path with a slash in it",
+        ]
+    );
+}
+
+#[test]
+fn an_unknown_key_is_answered_with_the_nearest_known_one() {
+    for (text, hint) in [
+        ("mod = \"all\"", "f:1:1: unknown key `mod`; did you mean `mode`?"),
+        ("[limit]\nconnections = 1", "f:1:2: unknown key `limit`; did you mean `[limits]`?"),
+        (
+            "[limits]\nmode = \"none\"",
+            "f:2:1: unknown key `mode` in [limits]; it belongs in the top of the file or [[guest]]",
+        ),
+        ("timeout_ms = 3", "f:1:1: unknown key `timeout_ms`; it belongs in [resolver]"),
+        (
+            "[log]\nblocked_port = 3",
+            "f:2:1: unknown key `blocked_port` in [log]; the nearest known key is `blocked_ports` in [dial]",
+        ),
+        ("[log]\nqqq = 3", "f:2:1: unknown key `qqq` in [log]; see the example in outgate.toml for the keys there are"),
+        (
+            "[[guest]]\nname='a'\naddress=['10.0.0.1']\naddresses=['10.0.0.1']",
+            "f:3:1: unknown key `address` in [[guest]]; did you mean `addresses`?",
+        ),
+    ] {
+        assert_eq!(problems(text), [hint], "{text}");
+    }
+}
+
+#[test]
+fn a_value_of_the_wrong_type_says_the_right_one() {
+    for (text, hint) in [
+        ("mode = 1", "f:1:8: `mode` is text in double quotes, not integer"),
+        ("listen = 1", "f:1:1: `listen` is a section, not integer; write `[listen]` and its keys below"),
+        ("[listen]\nproxy = \"127.0.0.1:1\"", "f:2:9: `proxy` is a list; write [\"127.0.0.1:1\"]"),
+        ("[dial]\nblocked_ports = 25", "f:2:17: `blocked_ports` is a list; write [25]"),
+        ("[dial]\nblocked_ports = [\"25\"]", "f:2:18: `blocked_ports` is a number; write 25 without quotes"),
+        ("[log]\ndenied_only = \"yes\"", "f:2:15: `denied_only` is true or false without quotes, not string"),
+        ("[guest]\nname = \"a\"", "f:1:1: guests are a list; write `[[guest]]` with two brackets, once a guest"),
+        ("[limits]\nconnections = 99999999999999999999", "f:2:15: the number of `connections` is too large"),
+        (
+            "[limits]\nconnections = 4294967296",
+            "f:2:15: `connections` is 4294967296; write a number from 1 to 4294967295, or 0 for none",
+        ),
+    ] {
+        assert_eq!(problems(text), [hint], "{text}");
+    }
+}
+
+#[test]
+fn a_file_that_is_no_toml_says_where() {
+    for text in ["mode = \"none", "mode = none\n", "mode 1", "[listen\nproxy = []", "mode = \"none\"\nmode = \"all\""] {
+        let problems = problems(text);
+        assert!(
+            problems.iter().any(|problem| problem.starts_with("f:1:") || problem.starts_with("f:2:")),
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
+fn names_and_addresses_belong_to_one_guest() {
+    let text = r#"
+[[guest]]
+name = "a"
+addresses = ["10.0.0.0/24"]
+[[guest]]
+name = "a"
+addresses = ["10.0.1.1"]
+[[guest]]
+name = "b"
+addresses = ["10.0.0.7", "10.0.1.1", "10.0.2.1", "10.0.2.1"]
+[[guest]]
+name = "c"
+addresses = ["0.0.0.0/0"]
+[[guest]]
+addresses = ["10.0.3.0"]
+[[guest]]
+name = "other"
+[[guest]]
+name = "vm 7"
+addresses = ["10.0.4.1/8", "224.0.0.1"]
+"#;
+    assert_eq!(
+        problems(text),
+        [
+            "f:6:8: a guest \"a\" is already declared in line 3; choose another name",
+            "f:10:14: 10.0.0.7/32 is already an address of a (line 4, as part of 10.0.0.0/24); an address is one guest's",
+            "f:10:26: 10.0.1.1/32 is already an address of this guest (line 7); an address is one guest's",
+            "f:10:50: 10.0.2.1/32 is already an address twice in the same guest; an address is one guest's",
+            "f:13:14: 0.0.0.0/0 is already an address of b (line 10, as part of 10.0.2.1/32); an address is one guest's",
+            "f:14:1: the guest has no name; write for example name = \"vm-7\"",
+            "f:16:1: this guest has no addresses, so no flow would be its own; write addresses = [\"…\"]",
+            "f:17:8: \"other\" stands for all undeclared guests in the metrics; choose another name",
+            "f:19:8: \"vm 7\" is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -",
+            "f:20:14: \"10.0.4.1/8\" has bits set beyond its length; write \"10.0.0.0/8\" or \"10.0.4.1/32\"",
+            "f:20:28: 224.0.0.1/32 is the address of no guest",
+        ]
+    );
+}
+
+#[test]
+fn two_listeners_on_one_address_and_port_are_refused() {
+    let text = "[listen]\nproxy = [\"127.0.0.1:3128\", \"0.0.0.0:3128\", \"[::]:3128\"]\nadmin = \"127.0.0.1:3128\"\n[[guest]]\nname='a'\naddresses=['10.0.0.1']";
+    assert_eq!(
+        problems(text),
+        [
+            "f:2:28: 0.0.0.0:3128 overlaps with 127.0.0.1:3128 of `proxy` in line 2; give one of them another port",
+            "f:3:9: 127.0.0.1:3128 overlaps with 127.0.0.1:3128 of `proxy` in line 2; give one of them another port",
+        ]
+    );
+    let with_default = problems("[listen]\nproxy = [\"127.0.0.1:3190\"]");
+    assert_eq!(
+        with_default,
+        ["f:2:10: 127.0.0.1:3190 overlaps with 127.0.0.1:3190, the default of `admin`; give one of them another port"]
+    );
+}
+
+#[test]
+fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
+    let text = r#"
+[listen]
+proxy_tls = ["127.0.0.1:1"]
+transparent = ["0.0.0.0:3129", "[::]:3129"]
+redirect = ["127.0.0.1:2"]
+dns = ["10.42.42.1:53"]
+udp = ["0.0.0.0:443"]
+admin_tls = "127.0.0.1:3"
+[tls]
+certificate = "c"
+key = "k"
+client_ca = "a"
+[resolver]
+servers = ["tls://9.9.9.9#dns.quad9.net"]
+[firewall]
+guest_interfaces = ["br0"]
+host_users = ["u"]
+allow_dhcp = true
+allow_inbound_replies = true
+[golem]
+data_dir = "d"
+max_mode = "none"
+"#;
+    let found = problems(text);
+    assert_eq!(found.len(), 16, "{found:#?}");
+    for problem in found {
+        assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
+    }
+    let interface = problems("[[guest]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\ninterface = \"tap7\"");
+    assert!(interface[0].starts_with("f:4:13: warning: [[guest]].interface is not available"), "{interface:?}");
+}
+
+#[test]
+fn functions_of_later_versions_are_checked_in_form_all_the_same() {
+    let text = "[firewall]\nguest_interfaces = [\"a/b\"]\n[golem]\nmax_mode = \"some\"\n[listen]\nudp = [\"443\"]";
+    let found = problems(text);
+    assert!(found.iter().any(|p| p.starts_with("f:2:21: \"a/b\" is no network interface")), "{found:?}");
+    assert!(found.iter().any(|p| p.starts_with("f:4:12: `max_mode` is \"some\"")), "{found:?}");
+    assert!(found.iter().any(|p| p.starts_with("f:6:8: \"443\" is a port alone")), "{found:?}");
+}
+
+#[test]
+fn what_is_sound_but_risky_is_a_warning() {
+    for (text, warning) in [
+        ("mode = \"all\"", "f:1:8: warning: mode \"all\" lets every guest reach"),
+        ("mode = \"observe\"", "f:1:8: warning: mode \"observe\" lets every guest through"),
+        ("[[guest]]\nname='a'\naddresses=['10.0.0.1']\nmode='all'", "f:4:6: warning: mode \"all\" lets guest a reach"),
+        ("[[guest]]\nname='a'\naddresses=['10.0.0.1']\nwhitelist=[]", "f:4:11: warning: a has no whitelist file"),
+        ("[listen]\nproxy = [\"0.0.0.0:3128\"]", "f:2:10: warning: whoever reaches 0.0.0.0:3128 may use the proxy"),
+        ("[listen]\nproxy = [\"[2001:db8::1]:3128\"]", "f:2:10: warning: whoever reaches [2001:db8::1]:3128 may"),
+        ("[listen]\nproxy = []", "f:2:9: warning: there is no listener for guests"),
+        ("[listen]\nproxy = [\"127.0.0.1:0\"]", "f:2:10: warning: port 0 lets the kernel choose"),
+        ("[listen]\nadmin = \"10.0.0.1:3190\"", "f:2:9: warning: whoever reaches 10.0.0.1:3190 can read"),
+        ("[limits]\nhandshake_timeout_ms = 0", "f:2:24: warning: without a handshake timeout"),
+        (
+            "[limits]\ntotal_connections = 100",
+            "f:2:21: warning: no guest gets more than a quarter of total_connections, so 25",
+        ),
+        ("[dial]\npermit_addresses = [\"0.0.0.0/0\"]", "f:2:21: warning: 0.0.0.0/0 takes most of the address floor"),
+        ("[resolver]\nservers = [\"9.9.9.9\", \"9.9.9.9:53\"]", "f:2:23: warning: 9.9.9.9:53 is in the list twice"),
+    ] {
+        let found = problems(text);
+        assert!(found.len() == 1 && found[0].starts_with(warning), "{found:?}");
+    }
+    assert_eq!(problems("[listen]\nproxy = [\"10.42.42.1:3128\", \"100.64.0.1:3128\"]"), [""; 0]);
+}
+
+#[test]
+fn paths_must_say_something_and_sockets_must_fit() {
+    let long = "x".repeat(120);
+    let found = problems(&format!("[listen]\ncontrol = \"/{long}\"\n[whitelist]\ndir = \"\"\n[state]\ndir = \"\""));
+    assert_eq!(
+        found,
+        [
+            "f:2:11: a unix socket's path has at most 107 bytes, and this one has 121; choose a shorter one",
+            "f:4:7: `dir` is empty; write a path, or leave the key out for the default",
+            "f:6:7: `dir` is empty; write a path, or leave the key out for the default",
+        ]
+    );
+}
+
+#[test]
+fn a_change_says_what_takes_a_restart() {
+    let old = sound("");
+    let reloadable = "mode = \"none\"\nech = \"allow\"\n[limits]\nconnections = 1\n[log]\ndenied_only = true\n\
+        [dial]\nconnect_timeout_ms = 1\n[resolver]\ntimeout_ms = 1\n[[guest]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]";
+    assert_eq!(old.restart_needed(&sound(reloadable)), [""; 0]);
+    let fixed = "[listen]\nproxy = [\"127.0.0.1:1\"]\nadmin = \"\"\ncontrol = \"\"\n[whitelist]\ndir = \"/w\"\n[state]\ndir = \"/s\"";
+    let keys = ["listen.proxy", "listen.admin", "listen.control", "whitelist.dir", "state.dir"];
+    assert_eq!(old.restart_needed(&sound(fixed)), keys);
+}
+
+#[test]
+fn a_named_file_must_be_there_and_readable() {
+    let scratch = tempfile::tempdir().unwrap();
+    let error = |path: &Path| Settings::load(Some(path)).unwrap_err().to_string();
+    let missing = scratch.path().join("missing.toml");
+    let text = error(&missing);
+    assert!(text.starts_with(&format!("{}: No such file", missing.display())), "{text}");
+    assert!(text.ends_with("name another file with --config"), "{text}");
+    assert!(error(scratch.path()).contains("not a regular file"));
+    let binary = scratch.path().join("binary.toml");
+    std::fs::write(&binary, b"# x\n\xff").unwrap();
+    assert!(error(&binary).ends_with("line 2 is not UTF-8; save the file as UTF-8"));
+    let wrong = scratch.path().join("wrong.toml");
+    std::fs::write(&wrong, "mode = 1\nech = 2").unwrap();
+    assert_eq!(error(&wrong).lines().count(), 2);
+    let bom = scratch.path().join("bom.toml");
+    std::fs::write(&bom, "\u{feff}mode = \"none\"\r\nech = \"deny\"\r\n").unwrap();
+    assert_eq!(Settings::load(Some(&bom)).unwrap().0.policy.mode, Mode::None);
+}
+
+#[test]
+fn a_file_that_everybody_may_write_to_is_a_warning() {
+    use std::os::unix::fs::PermissionsExt;
+    let scratch = tempfile::tempdir().unwrap();
+    let path = scratch.path().join("open.toml");
+    std::fs::write(&path, "").unwrap();
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
+    let (_, warnings) = Settings::load(Some(&path)).unwrap();
+    assert!(warnings[0].to_string().contains("warning: everybody on this machine may write"), "{warnings:?}");
+}
+
+#[test]
+fn without_a_file_the_compiled_in_list_is_used_only_where_there_is_no_list_dir() {
+    let scratch = tempfile::tempdir().unwrap();
+    let surroundings =
+        Surroundings { uid: 1000, xdg_runtime_dir: Some("/run/user/1000".into()), ..Surroundings::default() };
+    let dir = scratch.path().join("whitelist");
+    assert_eq!(Settings::without_file(&surroundings, &dir).whitelist_dir, None);
+    std::fs::create_dir(&dir).unwrap();
+    let settings = Settings::without_file(&surroundings, &dir);
+    assert_eq!(settings.whitelist_dir, Some(dir));
+    assert_eq!(settings.path, None);
+    assert_eq!(settings.listen.control.unwrap(), Path::new("/run/user/1000/outgate/control.sock"));
+}

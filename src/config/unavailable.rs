@@ -1,0 +1,67 @@
+//! Keys of the configuration whose function this version does not have. They are read and checked
+//! like all others, so that a file written for a later version is understood, and then refused: a
+//! guard that silently leaves out what it was told is worse than one that does not start.
+//!
+//! When a function arrives, its line goes from here and nothing else changes.
+
+use super::diagnostic::Problems;
+use super::raw::{Given, List, Raw};
+use std::ops::Range;
+
+/// Reports every such key that is set to something.
+pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
+    let listen = &raw.listen;
+    let keys: [(&str, Option<Range<usize>>); 16] = [
+        ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
+        ("[listen].transparent (TPROXY)", list(&listen.transparent)),
+        ("[listen].redirect (nft REDIRECT)", list(&listen.redirect)),
+        ("[listen].dns (the guests' DNS)", list(&listen.dns)),
+        ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
+        ("[listen].admin_tls (metrics over TLS)", text(&listen.admin_tls)),
+        ("[tls].certificate", text(&raw.tls.certificate)),
+        ("[tls].key", text(&raw.tls.key)),
+        ("[tls].client_ca", text(&raw.tls.client_ca)),
+        ("[firewall].guest_interfaces", list(&raw.firewall.guest_interfaces)),
+        ("[firewall].host_users", list(&raw.firewall.host_users)),
+        ("[firewall].allow_dhcp", flag(&raw.firewall.allow_dhcp)),
+        ("[firewall].allow_inbound_replies", flag(&raw.firewall.allow_inbound_replies)),
+        ("[golem].data_dir", text(&raw.golem.data_dir)),
+        ("[golem].max_mode", differs(&raw.golem.max_mode, "all")),
+        ("DNS over TLS or HTTPS", encrypted_server(raw)),
+    ];
+    for (key, span) in keys {
+        if let Some(span) = span {
+            problems.error(span, format!("{key} is not available in this version; leave it out"));
+        }
+    }
+    for guest in &raw.guests {
+        if let Some(span) = text(&guest.interface) {
+            problems.warn(
+                span,
+                "[[guest]].interface is not available in this version: nothing pins the guest's addresses to it; \
+                 the guest is known by `addresses` alone",
+            );
+        }
+    }
+}
+
+fn list<T>(key: &List<T>) -> Option<Range<usize>> {
+    key.as_ref().filter(|list| !list.get_ref().is_empty()).map(toml::Spanned::span)
+}
+
+fn text(key: &Given<String>) -> Option<Range<usize>> {
+    differs(key, "")
+}
+
+fn differs(key: &Given<String>, default: &str) -> Option<Range<usize>> {
+    key.as_ref().filter(|text| text.get_ref() != default).map(toml::Spanned::span)
+}
+
+fn flag(key: &Given<bool>) -> Option<Range<usize>> {
+    key.as_ref().filter(|flag| *flag.get_ref()).map(toml::Spanned::span)
+}
+
+fn encrypted_server(raw: &Raw) -> Option<Range<usize>> {
+    let servers = raw.resolver.servers.as_ref()?.get_ref();
+    servers.iter().find(|server| server.get_ref().contains("://")).map(toml::Spanned::span)
+}

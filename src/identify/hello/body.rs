@@ -1,0 +1,176 @@
+//! The inside of a ClientHello: fixed fields, extensions, server name.
+
+use super::HelloError;
+use crate::name::HostName;
+
+/// The most extensions that are looked at; real hellos have at most some 25.
+const MAX_EXTENSIONS: usize = 96;
+
+const SERVER_NAME: u16 = 0;
+const PRE_SHARED_KEY: u16 = 41;
+
+/// encrypted_client_hello (RFC 9849), the drafts' numbers for it, and encrypted_server_name before
+/// it. Whoever answers to one of them may see another name than we do.
+const ENCRYPTED: [u16; 9] = [0xfe0d, 0xfe0c, 0xfe0b, 0xfe0a, 0xfe09, 0xfe08, 0xff02, 0xff03, 0xffce];
+
+/// What the body shows.
+pub(super) struct Shown {
+    pub(super) sni: Option<HostName>,
+    pub(super) ech: bool,
+}
+
+/// Reads the body of a ClientHello message.
+pub(super) fn read(body: &[u8]) -> Result<Shown, HelloError> {
+    let mut rest = Bytes(body);
+    // Versions from SSL 3 on; a later one is negotiated by extension (RFC 8446 §4.1.2).
+    if rest.u8()? != 3 {
+        return Err(HelloError::Structure);
+    }
+    rest.take(1 + 32)?;
+    if rest.vec8()?.len() > 32 {
+        return Err(HelloError::Structure);
+    }
+    let suites = rest.vec16()?;
+    if suites.is_empty() || suites.len() % 2 != 0 || rest.vec8()?.is_empty() {
+        return Err(HelloError::Structure);
+    }
+    // A hello of the last century has no extensions at all.
+    let mut shown = Shown { sni: None, ech: false };
+    if rest.is_empty() {
+        return Ok(shown);
+    }
+    let extensions = rest.vec16()?;
+    if !rest.is_empty() {
+        return Err(HelloError::Structure);
+    }
+    read_extensions(Bytes(extensions), &mut shown)?;
+    Ok(shown)
+}
+
+fn read_extensions(mut rest: Bytes<'_>, shown: &mut Shown) -> Result<(), HelloError> {
+    let mut seen = [0u16; MAX_EXTENSIONS];
+    let mut count = 0;
+    while !rest.is_empty() {
+        let kind = rest.u16()?;
+        let data = rest.vec16()?;
+        if seen.iter().take(count).any(|earlier| *earlier == kind) {
+            return Err(HelloError::Extensions);
+        }
+        *seen.get_mut(count).ok_or(HelloError::Extensions)? = kind;
+        count += 1;
+        match kind {
+            SERVER_NAME => shown.sni = Some(server_name(data)?),
+            // It binds all before it, so nothing may come behind (RFC 8446 §4.2.11).
+            PRE_SHARED_KEY if !rest.is_empty() => return Err(HelloError::Structure),
+            kind if ENCRYPTED.contains(&kind) => shown.ech = true,
+            kind if !is_well_shaped(kind, data) => return Err(HelloError::Structure),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// RFC 6066 §3. Exactly one entry, of type host_name: unknown types have no known length, so what
+/// comes behind one could be read as anything.
+fn server_name(data: &[u8]) -> Result<HostName, HelloError> {
+    let mut outer = Bytes(data);
+    let mut list = Bytes(outer.vec16()?);
+    if !outer.is_empty() || list.u8()? != 0 {
+        return Err(HelloError::NameList);
+    }
+    let name = list.vec16()?;
+    if !list.is_empty() || name.is_empty() {
+        return Err(HelloError::NameList);
+    }
+    Ok(HostName::parse(name)?)
+}
+
+/// Are the vectors inside the common extensions closed? None of them names anything, but a hello
+/// that servers refuse has no business upstream.
+fn is_well_shaped(kind: u16, data: &[u8]) -> bool {
+    let shaped = match kind {
+        // supported_groups, signature_algorithms, signature_algorithms_cert: u16 list of u16.
+        10 | 13 | 50 => whole(data, Bytes::vec16).map(|list| !list.is_empty() && list.len() % 2 == 0),
+        // supported_versions: u8 list of u16.
+        43 => whole(data, Bytes::vec8).map(|list| !list.is_empty() && list.len() % 2 == 0),
+        // ec_point_formats, psk_key_exchange_modes: u8 list of bytes.
+        11 | 45 => whole(data, Bytes::vec8).map(|list| !list.is_empty()),
+        // application_layer_protocol_negotiation: u16 list of u8 strings, none empty.
+        16 => {
+            whole(data, Bytes::vec16).and_then(|list| elements(list, |list| list.vec8().map(|name| !name.is_empty())))
+        }
+        // key_share: u16 list, maybe empty, of group and key.
+        51 => whole(data, Bytes::vec16).and_then(|list| {
+            if list.is_empty() {
+                return Ok(true);
+            }
+            elements(list, |list| {
+                list.u16()?;
+                list.vec16().map(|key| !key.is_empty())
+            })
+        }),
+        // extended_master_secret, early_data: empty.
+        23 | 42 => Ok(data.is_empty()),
+        // cookie: u16 bytes.
+        44 => whole(data, Bytes::vec16).map(|cookie| !cookie.is_empty()),
+        _ => Ok(true),
+    };
+    shaped.unwrap_or(false)
+}
+
+/// One vector and nothing behind it.
+fn whole<'a>(
+    data: &'a [u8],
+    read: impl Fn(&mut Bytes<'a>) -> Result<&'a [u8], HelloError>,
+) -> Result<&'a [u8], HelloError> {
+    let mut rest = Bytes(data);
+    let inner = read(&mut rest)?;
+    if rest.is_empty() { Ok(inner) } else { Err(HelloError::Structure) }
+}
+
+/// At least one element, each sound.
+fn elements<'a>(list: &'a [u8], read: impl Fn(&mut Bytes<'a>) -> Result<bool, HelloError>) -> Result<bool, HelloError> {
+    let mut rest = Bytes(list);
+    let mut sound = !rest.is_empty();
+    while !rest.is_empty() {
+        sound &= read(&mut rest)?;
+    }
+    Ok(sound)
+}
+
+/// What is left to read. Whatever asks for more than there is gets [`HelloError::Structure`].
+pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
+
+impl<'a> Bytes<'a> {
+    fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn take(&mut self, count: usize) -> Result<&'a [u8], HelloError> {
+        let (taken, rest) = self.0.split_at_checked(count).ok_or(HelloError::Structure)?;
+        self.0 = rest;
+        Ok(taken)
+    }
+
+    fn u8(&mut self) -> Result<u8, HelloError> {
+        let (byte, rest) = self.0.split_first().ok_or(HelloError::Structure)?;
+        self.0 = rest;
+        Ok(*byte)
+    }
+
+    fn u16(&mut self) -> Result<u16, HelloError> {
+        let (bytes, rest) = self.0.split_first_chunk::<2>().ok_or(HelloError::Structure)?;
+        self.0 = rest;
+        Ok(u16::from_be_bytes(*bytes))
+    }
+
+    fn vec8(&mut self) -> Result<&'a [u8], HelloError> {
+        let length = self.u8()?;
+        self.take(usize::from(length))
+    }
+
+    fn vec16(&mut self) -> Result<&'a [u8], HelloError> {
+        let length = self.u16()?;
+        self.take(usize::from(length))
+    }
+}

@@ -1,0 +1,174 @@
+//! Who a source address is, and what holds for it: each guest's mode and its view, the set of files
+//! whose `allow` rules hold for it.
+
+use super::nets::{NONE, NetTable};
+use super::rules::{Record, Rules};
+use super::{Mode, PolicySettings, Unknown};
+use ipnet::IpNet;
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Why a configuration does not go with a list.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum PolicyError {
+    /// A guest's `whitelist` names a file that the list does not have.
+    #[error("guest `{guest}`: the whitelist dir has no file `{file}`")]
+    UnknownFile {
+        /// The guest's name.
+        guest: String,
+        /// The file's name.
+        file: String,
+    },
+    /// Two guests have one name.
+    #[error("two guests are named `{name}`")]
+    DuplicateName {
+        /// The name.
+        name: String,
+    },
+    /// Two guests have one address.
+    #[error("the guests `{first}` and `{second}` share the address {address}")]
+    DuplicateAddress {
+        /// The address or network.
+        address: IpNet,
+        /// The guest declared first.
+        first: String,
+        /// The other.
+        second: String,
+    },
+}
+
+/// Who is at a source address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Guest<'a> {
+    /// Its declared name; `None` where the source is not declared.
+    pub name: Option<&'a str>,
+    /// Its place among the declared guests, from 0.
+    pub index: Option<usize>,
+    /// Is the source served at all? `false` where everything it asks is refused as
+    /// [`UnknownGuest`](crate::reason::Reason::UnknownGuest).
+    pub known: bool,
+}
+
+/// What holds for one source.
+#[derive(Debug)]
+pub(super) struct Standing {
+    pub(super) mode: Mode,
+    files: Arc<FileSet>,
+}
+
+#[derive(Debug)]
+pub(super) struct Guests {
+    declared: Vec<(Box<str>, Standing)>,
+    undeclared: Option<Standing>,
+    sources: NetTable,
+}
+
+/// One bit a file.
+#[derive(Debug, Default)]
+struct FileSet(Vec<u64>);
+
+impl Guests {
+    pub(super) fn new(rules: &Rules, settings: &PolicySettings) -> Result<Guests, PolicyError> {
+        let ids: HashMap<&str, usize> = rules.files().iter().enumerate().map(|(id, name)| (&**name, id)).collect();
+        let mut shared = FileSet::default();
+        (0..rules.files().len()).for_each(|id| shared.insert(id));
+        let mut own = Vec::with_capacity(settings.guests.len());
+        for guest in &settings.guests {
+            let Some(files) = &guest.files else {
+                own.push(None);
+                continue;
+            };
+            let mut set = FileSet::default();
+            for file in files {
+                let id = *ids
+                    .get(file.as_str())
+                    .ok_or_else(|| PolicyError::UnknownFile { guest: guest.name.clone(), file: file.clone() })?;
+                set.insert(id);
+                shared.remove(id);
+            }
+            own.push(Some(Arc::new(set)));
+        }
+        let shared = Arc::new(shared);
+        let standing = |mode: Option<Mode>, files: Option<Arc<FileSet>>| Standing {
+            mode: mode.unwrap_or(settings.mode),
+            files: files.unwrap_or_else(|| Arc::clone(&shared)),
+        };
+        let mut guests = Guests {
+            declared: Vec::with_capacity(own.len()),
+            undeclared: (settings.unknown == Unknown::Shared).then(|| standing(None, None)),
+            sources: NetTable::default(),
+        };
+        let mut names = HashSet::new();
+        for (guest, files) in settings.guests.iter().zip(own) {
+            if !names.insert(guest.name.as_str()) {
+                return Err(PolicyError::DuplicateName { name: guest.name.clone() });
+            }
+            guests.place(&guest.name, &guest.addresses)?;
+            guests.declared.push((Box::from(guest.name.as_str()), standing(guest.mode, files)));
+        }
+        Ok(guests)
+    }
+
+    /// Notes the addresses of the guest that is declared next. Of networks within one another the
+    /// narrowest counts.
+    fn place(&mut self, name: &str, addresses: &[IpNet]) -> Result<(), PolicyError> {
+        let index = u32::try_from(self.declared.len()).unwrap_or(NONE);
+        for address in addresses {
+            let slot = self.sources.slot(*address);
+            if *slot != NONE && *slot != index {
+                let first = self.declared.get(*slot as usize).map_or_else(String::new, |(first, _)| first.to_string());
+                return Err(PolicyError::DuplicateAddress { address: *address, first, second: name.to_owned() });
+            }
+            *slot = index;
+        }
+        Ok(())
+    }
+
+    pub(super) fn at(&self, source: IpAddr) -> Guest<'_> {
+        match self.index(source).and_then(|index| Some((index, self.declared.get(index)?))) {
+            Some((index, (name, _))) => Guest { name: Some(name), index: Some(index), known: true },
+            None => Guest { name: None, index: None, known: self.undeclared.is_some() },
+        }
+    }
+
+    /// What holds for `source`; `None`: nothing, it is unknown.
+    pub(super) fn standing(&self, source: IpAddr) -> Option<&Standing> {
+        match self.index(source).and_then(|index| self.declared.get(index)) {
+            Some((_, standing)) => Some(standing),
+            None => self.undeclared.as_ref(),
+        }
+    }
+
+    fn index(&self, source: IpAddr) -> Option<usize> {
+        self.sources.holding(source).next().map(|index| index as usize)
+    }
+}
+
+impl Standing {
+    /// Does the `allow` rule hold here?
+    pub(super) fn sees(&self, record: &Record) -> bool {
+        self.files.contains(usize::from(record.file))
+    }
+}
+
+impl FileSet {
+    fn insert(&mut self, id: usize) {
+        if self.0.len() <= id / 64 {
+            self.0.resize(id / 64 + 1, 0);
+        }
+        if let Some(word) = self.0.get_mut(id / 64) {
+            *word |= 1 << (id % 64);
+        }
+    }
+
+    fn remove(&mut self, id: usize) {
+        if let Some(word) = self.0.get_mut(id / 64) {
+            *word &= !(1 << (id % 64));
+        }
+    }
+
+    fn contains(&self, id: usize) -> bool {
+        self.0.get(id / 64).is_some_and(|word| word & (1 << (id % 64)) != 0)
+    }
+}

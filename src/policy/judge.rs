@@ -1,0 +1,263 @@
+//! The decision itself: what the rules found for a host say together about one claim.
+
+use super::guests::Standing;
+use super::rule::{AddressSet, Effect, Reach, Served};
+use super::rules::{Compiled, Place, Record, Rules};
+use super::{AddressTerms, Mode, Permit, Policy, Refusal};
+use crate::identify::Claim;
+use crate::name::HostName;
+use crate::reason::Reason;
+use crate::target::{Host, Protocols};
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// What one rule, whose subject takes the host, says about a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Saying {
+    /// Allows these protocols.
+    Allows(Protocols),
+    /// Denies these protocols.
+    Denies(Protocols),
+    /// Would allow it but for this.
+    Near(Near),
+    /// Has nothing to say.
+    Nothing,
+}
+
+/// What keeps a rule from allowing a claim; the later, the nearer it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Near {
+    Expired,
+    Port,
+    Protocol,
+    Ech,
+}
+
+impl Near {
+    fn reason(self) -> Reason {
+        match self {
+            Near::Expired => Reason::RuleExpired,
+            Near::Port => Reason::PortNotAllowed,
+            Near::Protocol => Reason::ProtocolNotAllowed,
+            Near::Ech => Reason::Ech,
+        }
+    }
+}
+
+/// One claim, with what of the policy bears on it.
+#[derive(Debug)]
+pub(super) struct Case<'a> {
+    pub(super) claim: &'a Claim,
+    pub(super) standing: &'a Standing,
+    blocked: bool,
+    ech_allowed: bool,
+}
+
+/// What all rules have said so far. It comes out the same in whatever order they speak, and if one
+/// speaks twice.
+#[derive(Debug, Default)]
+struct Tally<'a> {
+    allowed: Option<(Place, Protocols)>,
+    denied: Option<(Place, Protocols)>,
+    near: Option<(Near, Place)>,
+    to: Resort<'a>,
+}
+
+/// The `to=` of the rules that allow.
+#[derive(Debug, Default)]
+enum Resort<'a> {
+    #[default]
+    Anywhere,
+    One(&'a Arc<[IpNet]>),
+    Several(Vec<IpNet>),
+}
+
+pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> {
+    let refuse = |reason, rule: Option<Place>| {
+        Err(Refusal { reason, rule: rule.and_then(|place| policy.rules.location(place)) })
+    };
+    let case = match Case::open(policy, claim) {
+        Ok(case) => case,
+        Err(reason) => return refuse(reason, None),
+    };
+    let mut tally = Tally::default();
+    policy.rules.matching(&claim.target.host, |record, compiled| {
+        tally.hear(record, compiled, case.ask(record, compiled));
+    });
+    let mode = case.standing.mode;
+    let denied = tally.denied.map_or(Protocols::NONE, |(_, protocols)| protocols);
+    let denied_wholly = denied == Protocols::ALL || claim.spoken.is_some_and(|protocol| denied.contains(protocol));
+    let (place, allowed) = match tally.allowed {
+        _ if denied_wholly => (None, Protocols::NONE),
+        Some((place, protocols)) if mode != Mode::All => (Some(place), protocols),
+        _ => match (mode, case.obstacle(), tally.near) {
+            (Mode::Whitelist, _, Some((near, place))) => return refuse(near.reason(), Some(place)),
+            (Mode::Whitelist, _, None) => return refuse(Reason::NotWhitelisted, None),
+            // The rule that names the obstacle, where there is one, is what the operator looks for.
+            (_, Some(obstacle), Some((near, place))) if near == obstacle && mode != Mode::All => {
+                return refuse(near.reason(), Some(place));
+            }
+            (_, Some(obstacle), _) => return refuse(obstacle.reason(), None),
+            (_, None, _) => (None, Protocols::ALL),
+        },
+    };
+    let protocols = allowed.without(denied);
+    if protocols.is_empty() {
+        return refuse(Reason::DeniedByRule, tally.denied.map(|(place, _)| place));
+    }
+    Ok(Permit {
+        target: claim.target.clone(),
+        protocols,
+        rule: place.and_then(|place| policy.rules.location(place)),
+        observed: mode == Mode::Observe && place.is_none(),
+        addresses: AddressTerms {
+            to: if place.is_some() { tally.to.into_terms() } else { None },
+            denied: denied_addresses(&policy.rules, claim),
+        },
+    })
+}
+
+pub(super) fn could_allow_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
+    let refuse = |reason, rule: Option<Place>| {
+        Err(Refusal { reason, rule: rule.and_then(|place| policy.rules.location(place)) })
+    };
+    let Some(standing) = policy.guests.standing(source) else { return refuse(Reason::UnknownGuest, None) };
+    if standing.mode == Mode::None {
+        return refuse(Reason::ModeNone, None);
+    }
+    let (mut denied, mut allowed, mut expired) = (None, false, None);
+    policy.rules.matching(&Host::Name(name.clone()), |record, compiled| {
+        let place = record.place();
+        match compiled.terms.effect {
+            Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
+            Effect::Deny => denied = earliest(denied, place),
+            Effect::Allow if !standing.sees(record) => {}
+            Effect::Allow if compiled.expired => expired = earliest(expired, place),
+            Effect::Allow => allowed = true,
+        }
+    });
+    match (denied, expired) {
+        (Some(place), _) => refuse(Reason::DeniedByRule, Some(place)),
+        _ if allowed || standing.mode != Mode::Whitelist => Ok(()),
+        (None, Some(place)) => refuse(Reason::RuleExpired, Some(place)),
+        (None, None) => refuse(Reason::NotWhitelisted, None),
+    }
+}
+
+fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
+    Some(so_far.map_or(place, |first| first.min(place)))
+}
+
+impl<'a> Case<'a> {
+    /// Everything that can be said before the list is asked.
+    pub(super) fn open(policy: &'a Policy, claim: &'a Claim) -> Result<Case<'a>, Reason> {
+        let standing = policy.guests.standing(claim.source).ok_or(Reason::UnknownGuest)?;
+        if standing.mode == Mode::None {
+            return Err(Reason::ModeNone);
+        }
+        let blocked = policy.is_blocked(claim.target.port);
+        Ok(Case { claim, standing, blocked, ech_allowed: policy.ech_allowed })
+    }
+
+    /// What keeps a claim from passing that no rule answers for.
+    fn obstacle(&self) -> Option<Near> {
+        match () {
+            () if self.claim.ech && !self.ech_allowed => Some(Near::Ech),
+            () if self.blocked => Some(Near::Port),
+            () => None,
+        }
+    }
+
+    /// What does this rule say?
+    pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> Saying {
+        let terms = &compiled.terms;
+        let (transport, port) = (self.claim.transport, self.claim.target.port);
+        match terms.effect {
+            Effect::Deny if compiled.expired => Saying::Nothing,
+            Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
+            Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
+            Effect::Allow => {
+                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired) {
+                    (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
+                    // A rule that is over and would not have allowed this either counts as removed.
+                    (_, true) => Saying::Nothing,
+                    (saying, false) => saying,
+                }
+            }
+        }
+    }
+
+    fn weigh(&self, served: Option<Served>, ech_allowed: bool) -> Saying {
+        let Some(served) = served.filter(|served| served.names_port || !self.blocked) else {
+            return Saying::Near(Near::Port);
+        };
+        match self.claim.spoken {
+            Some(protocol) if !served.protocols.contains(protocol) => Saying::Near(Near::Protocol),
+            _ if self.claim.ech && !ech_allowed && !self.ech_allowed => Saying::Near(Near::Ech),
+            _ => Saying::Allows(served.protocols),
+        }
+    }
+}
+
+impl<'a> Tally<'a> {
+    fn hear(&mut self, record: &Record, compiled: &'a Compiled, saying: Saying) {
+        let place = record.place();
+        let add = |so_far: Option<(Place, Protocols)>, more: Protocols| match so_far {
+            Some((first, protocols)) => Some((first.min(place), protocols.union(more))),
+            None => Some((place, more)),
+        };
+        match saying {
+            Saying::Allows(protocols) => {
+                self.allowed = add(self.allowed, protocols);
+                if let Some(to) = &compiled.terms.to {
+                    self.to.extend(to);
+                }
+            }
+            Saying::Denies(protocols) => self.denied = add(self.denied, protocols),
+            Saying::Near(near) => {
+                self.near = match self.near {
+                    Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {
+                        Some((nearest, first))
+                    }
+                    _ => Some((near, place)),
+                };
+            }
+            Saying::Nothing => {}
+        }
+    }
+}
+
+impl<'a> Resort<'a> {
+    fn extend(&mut self, more: &'a Arc<[IpNet]>) {
+        match self {
+            Resort::Anywhere => *self = Resort::One(more),
+            Resort::One(one) if *one == more => {}
+            Resort::One(one) => *self = Resort::Several([&one[..], &more[..]].concat()),
+            Resort::Several(several) => several.extend_from_slice(more),
+        }
+    }
+
+    fn into_terms(self) -> Option<Arc<[IpNet]>> {
+        match self {
+            Resort::Anywhere => None,
+            Resort::One(one) => Some(Arc::clone(one)),
+            Resort::Several(mut several) => {
+                several.sort_unstable();
+                several.dedup();
+                Some(several.into())
+            }
+        }
+    }
+}
+
+/// The `deny` rules of addresses as they bear on a name's addresses. Where the guest asked for an
+/// address itself, they have spoken already.
+fn denied_addresses(rules: &Rules, claim: &Claim) -> Arc<AddressSet> {
+    let denied = rules.denied();
+    match claim.target.host {
+        Host::Name(_) if !denied.is_partial() => Arc::clone(denied),
+        Host::Name(_) => Arc::new(denied.narrowed(claim.transport, claim.target.port, claim.spoken)),
+        Host::Addr(_) => Arc::clone(rules.none_denied()),
+    }
+}

@@ -1,0 +1,461 @@
+//! The compiled list: every rule of every file in one immutable index, made once for each reload
+//! and shared by all guests. Finding the rules of a host takes time in the length of the name, not
+//! in the number of rules. What the rules found mean is for `judge`.
+
+use super::globs::{self, Globs};
+use super::names::{Labels, Names, said_before};
+use super::nets::{DeniedNets, NONE, NetTable};
+use super::regexes::{Regexes, RegexesBuilder};
+use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
+use crate::target::Host;
+use foldhash::fast::RandomState;
+use ipnet::IpNet;
+use jiff::civil::Date;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A file of the list, by the order in which [`Builder::file`] first heard of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub(super) u16);
+
+/// Why a rule or a list cannot be compiled; the text is for the operator.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BuildError {
+    /// No name to begin with: empty where one is needed, or longer than a name can be.
+    #[error("`{name}` is no host name")]
+    Name {
+        /// What was to be one, cut at the length of the longest name.
+        name: String,
+    },
+    /// A glob out of form.
+    #[error("the pattern `{pattern}` is not valid: {problem}")]
+    Glob {
+        /// As given.
+        pattern: String,
+        /// What is wrong.
+        problem: String,
+    },
+    /// A regex out of form.
+    #[error("the regex is not valid: {problem}")]
+    Regex {
+        /// What is wrong, as the parser puts it.
+        problem: String,
+    },
+    /// One regex compiles to more than its share.
+    #[error("the regex is too large: compiled it may take {limit} KiB; write shorter repetitions")]
+    RegexTooLarge {
+        /// The limit in KiB.
+        limit: usize,
+    },
+    /// All regexes together are too many or too large.
+    #[error(
+        "the list has too many regexes: at most {count}, compiled to at most {limit} MiB; names and globs have no such limit"
+    )]
+    TooManyRegexes {
+        /// The limit on their number.
+        count: usize,
+        /// The limit in MiB.
+        limit: usize,
+    },
+    /// More than 4 GiB of names, 4 billion rules or 65,535 files.
+    #[error("the list is too large")]
+    TooLarge,
+}
+
+/// Kinds of rules, for counting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Kind {
+    /// One literal name.
+    Exact,
+    /// `*.base`, `**.base`, `.base`.
+    Suffix,
+    /// Globs inside labels.
+    Glob,
+    /// Regexes of both sorts.
+    Regex,
+    /// Addresses.
+    Address,
+    /// `deny` rules of any form; they count here alone.
+    Deny,
+}
+
+impl Kind {
+    /// All kinds, in the order of their discriminants.
+    pub const ALL: [Kind; 6] = [Kind::Exact, Kind::Suffix, Kind::Glob, Kind::Regex, Kind::Address, Kind::Deny];
+
+    /// The metric label.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Kind::Exact => "exact",
+            Kind::Suffix => "suffix",
+            Kind::Glob => "glob",
+            Kind::Regex => "regex",
+            Kind::Address => "address",
+            Kind::Deny => "deny",
+        }
+    }
+
+    fn of(subject: &Subject<'_>, effect: Effect) -> Kind {
+        match (effect, subject) {
+            (Effect::Deny, _) => Kind::Deny,
+            (_, Subject::Name { scope: Scope::Exact, .. }) => Kind::Exact,
+            (_, Subject::Name { .. }) => Kind::Suffix,
+            (_, Subject::Glob { .. }) => Kind::Glob,
+            (_, Subject::Regex(_) | Subject::SearchRegex(_)) => Kind::Regex,
+            (_, Subject::Net(_)) => Kind::Address,
+        }
+    }
+}
+
+/// The compiled list. Immutable; shared by `Arc`. Freeing a million names takes some 70 ms.
+#[derive(Debug, Default)]
+pub struct Rules {
+    files: Vec<Arc<str>>,
+    terms: Vec<Compiled>,
+    records: Vec<Record>,
+    names: Names,
+    globs: Globs,
+    regexes: Regexes,
+    nets: NetTable,
+    /// The networks of address rules as written; `Record::start` points here.
+    networks: Vec<IpNet>,
+    denied: Arc<AddressSet>,
+    none_denied: Arc<AddressSet>,
+    counts: [u64; Kind::ALL.len()],
+    next_expiry: Option<Date>,
+}
+
+/// Interned terms with what the day makes of them.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    pub(super) terms: Terms,
+    pub(super) expired: bool,
+}
+
+/// One rule. A million of these are held, so it is kept small.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    /// Where its text starts: a place in the arena of names, or the index of its glob, regex or network.
+    pub(super) start: u32,
+    pub(super) line: u32,
+    /// The next rule with the same subject.
+    pub(super) next: u32,
+    pub(super) terms: u32,
+    pub(super) file: u16,
+    /// Length of the text in the arena of names.
+    pub(super) len: u8,
+    pub(super) shape: Shape,
+}
+
+/// What sort of subject a record has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Shape {
+    Exact,
+    OneLabel,
+    Below,
+    SelfAndBelow,
+    Glob,
+    Regex,
+    Net,
+}
+
+/// Where a rule stands, in the order in which rules are reported.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place {
+    file: u16,
+    line: u32,
+}
+
+impl Record {
+    pub(super) fn place(&self) -> Place {
+        Place { file: self.file, line: self.line }
+    }
+}
+
+impl Shape {
+    fn of(scope: Scope) -> Shape {
+        match scope {
+            Scope::Exact => Shape::Exact,
+            Scope::OneLabel => Shape::OneLabel,
+            Scope::Below => Shape::Below,
+            Scope::SelfAndBelow => Shape::SelfAndBelow,
+        }
+    }
+
+    /// Does a name rule take a name with `front` labels before its base?
+    fn takes(self, front: usize) -> bool {
+        match self {
+            Shape::Exact => front == 0,
+            Shape::OneLabel => front == 1,
+            Shape::Below => front >= 1,
+            Shape::SelfAndBelow => true,
+            Shape::Glob | Shape::Regex | Shape::Net => false,
+        }
+    }
+}
+
+impl Rules {
+    /// How many rules there are of each kind, duplicates included.
+    pub fn counts(&self) -> [(Kind, u64); Kind::ALL.len()] {
+        Kind::ALL.map(|kind| (kind, self.counts.get(kind as usize).copied().unwrap_or(0)))
+    }
+
+    /// The earliest `until` that has not passed: the day after it, the list must be built again.
+    pub fn next_expiry(&self) -> Option<Date> {
+        self.next_expiry
+    }
+
+    /// The names of the files, in the order of their [`FileId`]s.
+    pub fn files(&self) -> &[Arc<str>] {
+        &self.files
+    }
+
+    /// Calls `found` with every rule whose subject takes `host`, in no order; the same one perhaps more than once.
+    pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(&'a Record, &'a Compiled)) {
+        let mut report = |record: &'a Record| {
+            if let Some(terms) = self.terms.get(record.terms as usize) {
+                found(record, terms);
+            }
+        };
+        let name = match host {
+            Host::Addr(address) => {
+                for head in self.nets.holding(*address) {
+                    self.chain(Some(head)).for_each(&mut report);
+                }
+                return;
+            }
+            Host::Name(name) => name.as_str(),
+        };
+        self.chain(self.names.exact(&self.records, name)).for_each(&mut report);
+        let labels = Labels::of(name);
+        for depth in 0..=labels.count() {
+            if !self.names.has_depth(depth) {
+                continue;
+            }
+            let front = labels.count() - depth;
+            self.chain(self.names.base(&self.records, labels.tail(depth), depth))
+                .filter(|record| record.shape.takes(front))
+                .for_each(&mut report);
+        }
+        self.globs.matching(&labels, |head| self.chain(Some(head)).for_each(&mut report));
+        self.regexes.matching(name, |head| self.chain(Some(head)).for_each(&mut report));
+    }
+
+    /// The rules chained from `head` on.
+    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = &Record> {
+        let record = |id: u32| self.records.get(id as usize);
+        std::iter::successors(head.and_then(record), move |last| record(last.next))
+    }
+
+    pub(super) fn location(&self, place: Place) -> Option<super::Location> {
+        let file = Arc::clone(self.files.get(usize::from(place.file))?);
+        Some(super::Location { file, line: place.line })
+    }
+
+    /// The networks that `deny` rules refuse to names.
+    pub(super) fn denied(&self) -> &Arc<AddressSet> {
+        &self.denied
+    }
+
+    /// An empty set, to be shared.
+    pub(super) fn none_denied(&self) -> &Arc<AddressSet> {
+        &self.none_denied
+    }
+
+    pub(super) fn compiled(&self, record: &Record) -> Option<&Compiled> {
+        self.terms.get(record.terms as usize)
+    }
+
+    pub(super) fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    pub(super) fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// The subject of a rule as it is written.
+    pub(super) fn written(&self, record: &Record) -> String {
+        let at = record.start as usize;
+        let name = || self.names.text(record);
+        match record.shape {
+            Shape::Exact => name().to_owned(),
+            Shape::OneLabel => format!("*.{}", name()).trim_end_matches('.').to_owned(),
+            Shape::Below => format!("**.{}", name()).trim_end_matches('.').to_owned(),
+            Shape::SelfAndBelow => format!(".{}", name()),
+            Shape::Glob => self.globs.written(at),
+            Shape::Regex => self.regexes.written(at),
+            Shape::Net => self.networks.get(at).map_or_else(String::new, written_net),
+        }
+    }
+}
+
+/// A network as in a rule: a whole address without its length, IPv6 in brackets.
+fn written_net(net: &IpNet) -> String {
+    let whole = net.prefix_len() == net.max_prefix_len();
+    match net {
+        IpNet::V4(v4) if whole => v4.addr().to_string(),
+        IpNet::V6(v6) if whole => format!("[{}]", v6.addr()),
+        IpNet::V4(_) => net.to_string(),
+        IpNet::V6(_) => format!("[{net}]"),
+    }
+}
+
+/// Collects rules, in any order, and compiles them.
+#[derive(Debug)]
+pub struct Builder {
+    rules: Rules,
+    today: Date,
+    files: HashMap<Arc<str>, FileId, RandomState>,
+    terms: HashMap<Terms, u32, RandomState>,
+    /// The terms of the last rule: neighbours mostly share theirs.
+    last: Option<(Terms, u32)>,
+    globs: globs::Collector,
+    regexes: RegexesBuilder,
+    denied: DeniedNets,
+    overflow: bool,
+}
+
+impl Builder {
+    /// An empty list; a rule whose `until` is before `today` is expired.
+    pub fn new(today: Date) -> Builder {
+        Builder {
+            rules: Rules::default(),
+            today,
+            files: HashMap::default(),
+            terms: HashMap::default(),
+            last: None,
+            globs: globs::Collector::default(),
+            regexes: RegexesBuilder::default(),
+            denied: DeniedNets::default(),
+            overflow: false,
+        }
+    }
+
+    /// The id of a file, by its name within the whitelist dir. Of two rules that decide alike the one
+    /// in the file named first is reported, so name files in the order of the list.
+    pub fn file(&mut self, name: &str) -> FileId {
+        if let Some(id) = self.files.get(name) {
+            return *id;
+        }
+        let Ok(id) = u16::try_from(self.rules.files.len()) else {
+            self.overflow = true;
+            return FileId(u16::MAX);
+        };
+        let name: Arc<str> = Arc::from(name);
+        self.rules.files.push(Arc::clone(&name));
+        self.files.insert(name, FileId(id));
+        FileId(id)
+    }
+
+    /// Adds the rule at `line` (from 1) of `file`.
+    ///
+    /// # Errors
+    /// When the subject cannot be compiled; the builder stays usable, so that all problems of a list
+    /// can be reported at once.
+    pub fn rule(&mut self, file: FileId, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), BuildError> {
+        let interned = self.intern(terms)?;
+        let record = Record { start: 0, line, next: NONE, terms: interned, file: file.0, len: 0, shape: Shape::Exact };
+        match *subject {
+            Subject::Name { base, scope } => self.name(base, scope, record)?,
+            Subject::Glob { pattern, scope } => self.glob(pattern, scope, record)?,
+            Subject::Regex(pattern) => self.regex(pattern, false, record)?,
+            Subject::SearchRegex(pattern) => self.regex(pattern, true, record)?,
+            Subject::Net(net) => self.net(net, terms, record)?,
+        }
+        if let Some(count) = self.rules.counts.get_mut(Kind::of(subject, terms.effect) as usize) {
+            *count += 1;
+        }
+        Ok(())
+    }
+
+    /// Compiles what was collected.
+    ///
+    /// # Errors
+    /// When the list as a whole is beyond a limit.
+    pub fn build(mut self) -> Result<Rules, BuildError> {
+        if self.overflow {
+            return Err(BuildError::TooLarge);
+        }
+        let mut rules = self.rules;
+        rules.globs = self.globs.build();
+        rules.regexes = self.regexes.build()?;
+        rules.names.shrink();
+        rules.records.shrink_to_fit();
+        rules.nets.shrink();
+        rules.networks.shrink_to_fit();
+        self.denied.shrink();
+        rules.denied = Arc::new(AddressSet::of(self.denied));
+        rules.next_expiry =
+            rules.terms.iter().filter(|compiled| !compiled.expired).filter_map(|compiled| compiled.terms.until).min();
+        Ok(rules)
+    }
+
+    fn intern(&mut self, terms: &Terms) -> Result<u32, BuildError> {
+        if let Some((last, id)) = &self.last
+            && last == terms
+        {
+            return Ok(*id);
+        }
+        let id = match self.terms.get(terms) {
+            Some(id) => *id,
+            None => {
+                let id = u32::try_from(self.rules.terms.len()).map_err(|_| BuildError::TooLarge)?;
+                let expired = terms.until.is_some_and(|until| until < self.today);
+                self.rules.terms.push(Compiled { terms: terms.clone(), expired });
+                self.terms.insert(terms.clone(), id);
+                id
+            }
+        };
+        self.last = Some((terms.clone(), id));
+        Ok(id)
+    }
+
+    fn name(&mut self, base: &str, scope: Scope, record: Record) -> Result<(), BuildError> {
+        if base.is_empty() && scope == Scope::Exact {
+            return Err(BuildError::Name { name: String::new() });
+        }
+        let record = Record { shape: Shape::of(scope), ..record };
+        self.rules.names.insert(&mut self.rules.records, base, scope, record)
+    }
+
+    fn glob(&mut self, pattern: &str, scope: Scope, record: Record) -> Result<(), BuildError> {
+        let collapsed = globs::check(pattern, scope)?;
+        if let Some(names) = globs::expand(&collapsed) {
+            return names.iter().try_for_each(|name| self.name(name, scope, record));
+        }
+        let (start, head) = self.globs.slot(&collapsed, scope)?;
+        chain(&mut self.rules.records, head, Record { start, shape: Shape::Glob, ..record })
+    }
+
+    fn regex(&mut self, pattern: &str, search: bool, record: Record) -> Result<(), BuildError> {
+        let (start, head) = self.regexes.slot(pattern, search)?;
+        chain(&mut self.rules.records, head, Record { start, shape: Shape::Regex, ..record })
+    }
+
+    fn net(&mut self, net: IpNet, terms: &Terms, record: Record) -> Result<(), BuildError> {
+        let net = net.trunc();
+        let start = u32::try_from(self.rules.networks.len()).map_err(|_| BuildError::TooLarge)?;
+        self.rules.networks.push(net);
+        let record = Record { start, shape: Shape::Net, ..record };
+        chain(&mut self.rules.records, self.rules.nets.slot(net), record)?;
+        let expired = terms.until.is_some_and(|until| until < self.today);
+        if terms.effect == Effect::Deny && !expired {
+            self.denied.insert(net, terms.reach);
+        }
+        Ok(())
+    }
+}
+
+/// Puts `record` in front of the chain at `head`, unless the same has been said there already.
+fn chain(records: &mut Vec<Record>, head: &mut u32, record: Record) -> Result<(), BuildError> {
+    if said_before(records, *head, &record) {
+        return Ok(());
+    }
+    let id = u32::try_from(records.len()).ok().filter(|id| *id != NONE).ok_or(BuildError::TooLarge)?;
+    records.push(Record { next: *head, ..record });
+    *head = id;
+    Ok(())
+}

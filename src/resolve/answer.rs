@@ -1,0 +1,191 @@
+//! What is known of a name: its addresses by family with their lifetimes, or why there are none.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// Addresses kept of one family. The rest of a longer answer is neither judged nor ever dialled.
+pub const MAX_PER_FAMILY: usize = 64;
+
+/// The TTL shown for names of the hosts file, which have none.
+const HOSTS_TTL: Duration = Duration::from_secs(60);
+
+/// Why a name has no addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LookupError {
+    /// NXDOMAIN (RFC 8020).
+    #[error("the name does not exist")]
+    NoSuchName,
+    /// NODATA for both families (RFC 2308 §2.2).
+    #[error("the name has no addresses")]
+    NoAddresses,
+    /// A name that is never asked upstream: `localhost`, `.local`, a metadata service.
+    #[error("the name is reserved and never asked upstream")]
+    Reserved,
+    /// A server answered with this response code (RFC 6895 §2.3), or with what could not be read.
+    #[error("the server answered with {0}")]
+    Refused(&'static str),
+    /// No server could be sent to.
+    #[error("no server could be reached")]
+    Unreachable,
+    /// No server answered in time.
+    #[error("no server answered in time")]
+    Timeout,
+    /// Neither the configuration nor resolv.conf names a server.
+    #[error("no server is configured")]
+    NoServers,
+    /// Too many names are being asked for, or too many flows wait.
+    #[error("too many lookups at once")]
+    Busy,
+    /// The runtime that resolves has ended.
+    #[error("the resolver has stopped")]
+    Stopped,
+}
+
+impl LookupError {
+    /// DNS has said that there is none, as opposed to not having said anything.
+    pub fn is_knowledge(self) -> bool {
+        matches!(self, LookupError::NoSuchName | LookupError::NoAddresses)
+    }
+}
+
+/// The addresses of a name.
+#[derive(Debug)]
+pub struct Answer {
+    v4: Family,
+    v6: Family,
+    clearance: Clearance,
+}
+
+/// One address family of an [`Answer`].
+#[derive(Clone, Debug)]
+pub struct Family {
+    addresses: Box<[IpAddr]>,
+    /// Why there are none, where there are none.
+    absence: Option<LookupError>,
+    /// `None`: for ever (the hosts file).
+    until: Option<Instant>,
+}
+
+impl Answer {
+    pub(super) fn new(v4: Family, v6: Family) -> Answer {
+        Answer { v4, v6, clearance: Clearance::default() }
+    }
+
+    /// An answer that does not age, from the hosts file.
+    pub(super) fn fixed(addresses: &[IpAddr]) -> Answer {
+        let family = |wanted: fn(&IpAddr) -> bool| {
+            let addresses: Box<[IpAddr]> = addresses.iter().copied().filter(wanted).take(MAX_PER_FAMILY).collect();
+            let absence = addresses.is_empty().then_some(LookupError::NoAddresses);
+            Family { addresses, absence, until: None }
+        };
+        Answer::new(family(IpAddr::is_ipv4), family(IpAddr::is_ipv6))
+    }
+
+    /// The IPv4 addresses.
+    pub fn v4(&self) -> &Family {
+        &self.v4
+    }
+
+    /// The IPv6 addresses.
+    pub fn v6(&self) -> &Family {
+        &self.v6
+    }
+
+    /// Every address, IPv4 first.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.v4.addresses.iter().chain(&*self.v6.addresses).copied()
+    }
+
+    /// Neither family has outlived its TTL.
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.v4.is_fresh(now) && self.v6.is_fresh(now)
+    }
+
+    pub(super) fn clearance(&self) -> &Clearance {
+        &self.clearance
+    }
+}
+
+impl Family {
+    pub(super) fn found(addresses: Vec<IpAddr>, until: Instant) -> Family {
+        Family { addresses: addresses.into_boxed_slice(), absence: None, until: Some(until) }
+    }
+
+    pub(super) fn absent(why: LookupError, until: Instant) -> Family {
+        Family { addresses: Box::default(), absence: Some(why), until: Some(until) }
+    }
+
+    /// The addresses, at most [`MAX_PER_FAMILY`].
+    pub fn addresses(&self) -> &[IpAddr] {
+        &self.addresses
+    }
+
+    /// Why there are no addresses; `None` where there are some.
+    pub fn absence(&self) -> Option<LookupError> {
+        self.absence
+    }
+
+    /// How long this may still be relied on: what is left of the smallest TTL in the answer, CNAMEs
+    /// included.
+    pub fn ttl(&self, now: Instant) -> Duration {
+        self.until.map_or(HOSTS_TTL, |until| until.saturating_duration_since(now))
+    }
+
+    pub(super) fn is_fresh(&self, now: Instant) -> bool {
+        self.until.is_none_or(|until| until > now)
+    }
+}
+
+/// Remembers that a whole answer was found clear of the floor, under which settings and when, so that
+/// the next flow need not ask again. Nothing is remembered of an answer that is not clear.
+#[derive(Debug, Default)]
+pub(super) struct Clearance(AtomicU64);
+
+/// Layout: settings' generation, whether IPv6 goes first, milliseconds since the resolver's start.
+const CLOCK_BITS: u32 = 40;
+const V6_FIRST: u64 = 1 << CLOCK_BITS;
+const GENERATION_SHIFT: u32 = CLOCK_BITS + 1;
+
+impl Clearance {
+    /// Was the answer cleared under `generation` less than `fresh` milliseconds before `clock`?
+    /// Then: does IPv6 go first?
+    pub(super) fn get(&self, generation: u64, clock: u64, fresh: u64) -> Option<bool> {
+        let packed = self.0.load(Ordering::Relaxed);
+        let cleared_at = packed & (V6_FIRST - 1);
+        let same = packed != 0 && packed >> GENERATION_SHIFT == generation & (u64::MAX >> GENERATION_SHIFT);
+        (same && clock.saturating_sub(cleared_at) < fresh).then_some(packed & V6_FIRST != 0)
+    }
+
+    /// Notes that the answer is clear.
+    pub(super) fn set(&self, generation: u64, clock: u64, v6_first: bool) {
+        let packed = generation << GENERATION_SHIFT | if v6_first { V6_FIRST } else { 0 } | clock & (V6_FIRST - 1);
+        self.0.store(packed, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clearance_holds_for_its_generation_and_time_alone() {
+        let clearance = Clearance::default();
+        assert_eq!(clearance.get(0, 0, 2000), None);
+        clearance.set(1, 500, true);
+        assert_eq!(clearance.get(1, 2499, 2000), Some(true));
+        assert_eq!(clearance.get(1, 2500, 2000), None);
+        assert_eq!(clearance.get(2, 500, 2000), None);
+        clearance.set(2, 500, false);
+        assert_eq!(clearance.get(2, 500, 2000), Some(false));
+    }
+
+    #[test]
+    fn a_family_counts_its_ttl_down() {
+        let now = Instant::now();
+        let family = Family::found(vec!["11.0.0.1".parse().unwrap()], now + Duration::from_secs(10));
+        assert_eq!(family.ttl(now + Duration::from_secs(4)), Duration::from_secs(6));
+        assert!(family.is_fresh(now + Duration::from_secs(9)));
+        assert!(!family.is_fresh(now + Duration::from_secs(10)));
+    }
+}

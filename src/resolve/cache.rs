@@ -1,0 +1,218 @@
+//! The names that are known, and those being asked for: a bounded map in shards, shared by all
+//! threads. It makes sure that a name is asked for once however many flows want it.
+
+use super::answer::{Answer, LookupError};
+use crate::name::HostName;
+use foldhash::fast::RandomState;
+use hashbrown::{HashMap, hash_map::Entry as MapEntry};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// What a lookup came to.
+pub(super) type Outcome = Result<Arc<Answer>, LookupError>;
+
+/// What a flow waits on for a name that is being asked for; `None` until there is an outcome.
+pub(super) type Arrival = watch::Receiver<Option<Outcome>>;
+
+const SHARDS: usize = 64;
+/// Names kept; at most about 400 bytes each (a long name with four addresses).
+const CAPACITY: usize = 65_536;
+/// Names asked for at once. Each takes a task and up to two sockets a server.
+const MAX_FLIGHTS: usize = 4096;
+
+/// The shared map.
+#[derive(Debug)]
+pub(super) struct Cache {
+    shards: Box<[Mutex<Shard>]>,
+    hasher: RandomState,
+    next_flight: AtomicU64,
+    in_flight: AtomicUsize,
+}
+
+type Shard = HashMap<HostName, Slot, RandomState>;
+
+#[derive(Debug)]
+enum Slot {
+    Flight { id: u64, arrival: Arrival },
+    Known(Arc<Answer>),
+    Failed(LookupError, Instant),
+}
+
+/// How [`Cache::enter`] receives a name.
+pub(super) enum Entry {
+    /// Known already.
+    Ready(Outcome),
+    /// Somebody else asks; wait with them.
+    Wait(Arrival),
+    /// Nobody asks yet: the caller is to, and to land the flight. Families of `previous` that are
+    /// still fresh need not be asked for.
+    Lead {
+        /// The right and duty to report.
+        flight: Flight,
+        /// What the others wait on.
+        arrival: Arrival,
+        /// What was known of the name, one family of it outdated.
+        previous: Option<Arc<Answer>>,
+    },
+}
+
+/// A lookup under way. Dropped without landing, it leaves those who wait with
+/// [`LookupError::Stopped`] and the name unknown.
+pub(super) struct Flight {
+    cache: Arc<Cache>,
+    name: HostName,
+    id: u64,
+    sender: watch::Sender<Option<Outcome>>,
+}
+
+impl Cache {
+    /// An empty cache.
+    pub(super) fn new() -> Cache {
+        let hasher = RandomState::default();
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
+        Cache { shards, hasher, next_flight: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
+    }
+
+    /// What is known of `name` at this moment, without asking.
+    pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Outcome> {
+        self.shard(name).get(name)?.outcome(now)
+    }
+
+    /// Joins or leads the lookup of `name`.
+    pub(super) fn enter(self: &Arc<Cache>, name: &HostName, now: Instant) -> Entry {
+        let mut shard = self.shard(name);
+        let previous = match shard.get(name) {
+            Some(Slot::Flight { arrival, .. }) => return Entry::Wait(arrival.clone()),
+            Some(slot) => match slot.outcome(now) {
+                Some(outcome) => return Entry::Ready(outcome),
+                None => slot.answer(),
+            },
+            None => None,
+        };
+        if self.in_flight.load(Ordering::Relaxed) >= MAX_FLIGHTS || !make_room(&mut shard, now) {
+            return Entry::Ready(Err(LookupError::Busy));
+        }
+        self.in_flight.fetch_add(1, Ordering::Relaxed);
+        let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
+        let (sender, arrival) = watch::channel(None);
+        shard.insert(name.clone(), Slot::Flight { id, arrival: arrival.clone() });
+        let flight = Flight { cache: self.clone(), name: name.clone(), id, sender };
+        Entry::Lead { flight, arrival, previous }
+    }
+
+    /// Forgets everything. Lookups under way still reach those who wait, but are not kept.
+    pub(super) fn clear(&self) {
+        for shard in &self.shards {
+            // Freed outside of the lock.
+            let old = std::mem::replace(&mut *lock(shard), HashMap::with_hasher(self.hasher.clone()));
+            drop(old);
+        }
+    }
+
+    fn shard(&self, name: &HostName) -> MutexGuard<'_, Shard> {
+        // The map below uses the low bits for its buckets and the top seven for its tags.
+        let hash = self.hasher.hash_one(name);
+        let index = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
+        lock(self.shards.get(index).unwrap_or(&self.shards[0]))
+    }
+}
+
+impl Flight {
+    /// Shows an outcome that may still get better to those who wait, and to those who come.
+    pub(super) fn show(&self, outcome: Outcome) {
+        self.sender.send_replace(Some(outcome));
+    }
+
+    /// Ends the lookup: the outcome reaches those who wait and is kept, an answer for as long as one
+    /// of its families is fresh, a failure for `failure_lifetime`.
+    pub(super) fn land(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
+        let slot = match &outcome {
+            Ok(answer) if answer.v4().is_fresh(now) || answer.v6().is_fresh(now) => Some(Slot::Known(answer.clone())),
+            Ok(_) => None,
+            Err(error) => Some(Slot::Failed(*error, now + failure_lifetime)),
+        };
+        self.replace(slot);
+        self.sender.send_replace(Some(outcome));
+    }
+
+    /// Puts `slot` where this flight stands; if the cache was cleared meanwhile, it stands nowhere.
+    fn replace(&self, slot: Option<Slot>) {
+        let mut shard = self.cache.shard(&self.name);
+        if let MapEntry::Occupied(mut entry) = shard.entry(self.name.clone())
+            && matches!(entry.get(), Slot::Flight { id, .. } if *id == self.id)
+        {
+            match slot {
+                Some(slot) => drop(entry.insert(slot)),
+                None => drop(entry.remove()),
+            }
+        }
+    }
+}
+
+impl Drop for Flight {
+    fn drop(&mut self) {
+        self.replace(None);
+        self.cache.in_flight.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Slot {
+    fn outcome(&self, now: Instant) -> Option<Outcome> {
+        match self {
+            Slot::Flight { arrival, .. } => arrival.borrow().clone(),
+            Slot::Known(answer) => answer.is_fresh(now).then(|| Ok(answer.clone())),
+            Slot::Failed(error, until) => (*until > now).then_some(Err(*error)),
+        }
+    }
+
+    fn answer(&self) -> Option<Arc<Answer>> {
+        match self {
+            Slot::Known(answer) => Some(answer.clone()),
+            Slot::Flight { .. } | Slot::Failed(..) => None,
+        }
+    }
+
+    /// When the slot loses its worth; `None` for a flight, which must stay.
+    fn expiry(&self, now: Instant) -> Option<Instant> {
+        match self {
+            Slot::Flight { .. } => None,
+            Slot::Known(answer) => Some(now + answer.v4().ttl(now).max(answer.v6().ttl(now))),
+            Slot::Failed(_, until) => Some(*until),
+        }
+    }
+}
+
+/// Makes room for one more name: what has expired goes first; where all is current, the eighth that
+/// would expire soonest. `false`: nothing could go.
+fn make_room(shard: &mut Shard, now: Instant) -> bool {
+    const PER_SHARD: usize = CAPACITY / SHARDS;
+    if shard.len() < PER_SHARD {
+        return true;
+    }
+    shard.retain(|_, slot| slot.expiry(now).is_none_or(|expiry| expiry > now));
+    if shard.len() < PER_SHARD {
+        return true;
+    }
+    // An eighth at once, so that a full shard is not searched for every new name.
+    let mut expiries: Vec<Instant> = shard.values().filter_map(|slot| slot.expiry(now)).collect();
+    let eighth = PER_SHARD / 8;
+    if expiries.len() > eighth {
+        let (_, cut, _) = expiries.select_nth_unstable(eighth);
+        let cut = *cut;
+        let mut left = eighth + 1;
+        shard.retain(|_, slot| {
+            let goes = left > 0 && slot.expiry(now).is_some_and(|expiry| expiry <= cut);
+            left -= usize::from(goes);
+            !goes
+        });
+    }
+    shard.len() < PER_SHARD
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    // A panic elsewhere cannot leave a map half written: every change is one call.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,192 @@
+//! One lookup from start to landing, and where its answers come from: servers and hosts file, with
+//! the files behind them watched for changes.
+
+use super::answer::{Answer, Family, LookupError};
+use super::cache::{Flight, Outcome};
+use super::hosts::Hosts;
+use super::upstream::{FAILURE_TTL, Kind, Upstreams};
+use super::{ResolveSetupError, ResolverSettings};
+use crate::name::HostName;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+use tokio::time::sleep_until;
+
+/// Once one family has an answer, how much longer the other is waited for.
+const OTHER_FAMILY: Duration = Duration::from_millis(250);
+/// A family without an answer beside one with: how long that is taken for a fact.
+const LAME_FAMILY: Duration = Duration::from_secs(30);
+
+/// Runs one lookup: both families at once, the outcome shown as soon as it is of use, and landed when
+/// it is whole.
+pub(super) async fn fly(upstreams: Arc<Upstreams>, name: HostName, flight: Flight, previous: Option<Arc<Answer>>) {
+    let mut v4 = carried(&previous, Answer::v4);
+    let mut v6 = carried(&previous, Answer::v6);
+    {
+        let ask_v4 = upstreams.ask(&name, Kind::V4);
+        let ask_v6 = upstreams.ask(&name, Kind::V6);
+        tokio::pin!(ask_v4, ask_v6);
+        let mut patience: Option<Instant> = None;
+        let mut shown = false;
+        while v4.is_none() || v6.is_none() {
+            let waits_until = patience.unwrap_or_else(Instant::now).into();
+            tokio::select! {
+                family = &mut ask_v4, if v4.is_none() => v4 = Some(family),
+                family = &mut ask_v6, if v6.is_none() => v6 = Some(family),
+                () = sleep_until(waits_until), if patience.is_some() && !shown => {
+                    shown = true;
+                    flight.show(outcome(v4.clone(), v6.clone()));
+                }
+            }
+            if patience.is_none() && [&v4, &v6].into_iter().flatten().any(is_of_use) {
+                patience = Some(Instant::now() + OTHER_FAMILY);
+            }
+        }
+    }
+    let now = Instant::now();
+    let lifetime = failure_lifetime(&v4, &v6, now);
+    let (v4, v6) = (settled(v4.clone(), &v6, now), settled(v6, &v4, now));
+    flight.land(outcome(v4, v6), lifetime, now);
+}
+
+/// What is still fresh of an earlier answer need not be asked for.
+fn carried(previous: &Option<Arc<Answer>>, family: fn(&Answer) -> &Family) -> Option<Family> {
+    let family = family(previous.as_deref()?);
+    family.is_fresh(Instant::now()).then(|| family.clone())
+}
+
+/// Worth showing before the other family is there: addresses, or that there is no such name at all.
+fn is_of_use(family: &Family) -> bool {
+    matches!(family.absence(), None | Some(LookupError::NoSuchName))
+}
+
+/// Where the other family has addresses, that this one failed is remembered longer than a failure of
+/// both: the name works, and asking again would keep its flows waiting.
+fn settled(family: Option<Family>, other: &Option<Family>, now: Instant) -> Option<Family> {
+    let works = other.as_ref().is_some_and(|other| other.absence().is_none());
+    family.map(|family| match family.absence() {
+        Some(why) if works && !why.is_knowledge() => Family::absent(why, now + LAME_FAMILY),
+        _ => family,
+    })
+}
+
+fn outcome(v4: Option<Family>, v6: Option<Family>) -> Outcome {
+    let late = || Family::absent(LookupError::Timeout, Instant::now());
+    let (v4, v6) = (v4.unwrap_or_else(late), v6.unwrap_or_else(late));
+    match (v4.absence(), v6.absence()) {
+        (Some(one), Some(other)) => Err(worse(one, other)),
+        _ => Ok(Arc::new(Answer::new(v4, v6))),
+    }
+}
+
+/// Which of two reasons tells more: that the name does not exist, then a failure, then NODATA, which
+/// is the whole truth only where both families say it.
+fn worse(one: LookupError, other: LookupError) -> LookupError {
+    use LookupError::{NoAddresses, NoSuchName};
+    match (one, other) {
+        (NoSuchName, _) | (_, NoSuchName) => NoSuchName,
+        (NoAddresses, other) => other,
+        (one, _) => one,
+    }
+}
+
+fn failure_lifetime(v4: &Option<Family>, v6: &Option<Family>, now: Instant) -> Duration {
+    [v4, v6].into_iter().flatten().map(|family| family.ttl(now)).min().unwrap_or(FAILURE_TTL)
+}
+
+/// Where names are looked up, and what the files behind that looked like when they were read.
+#[derive(Debug)]
+pub(super) struct Sources {
+    settings: ResolverSettings,
+    upstreams: Arc<Upstreams>,
+    servers: Vec<SocketAddr>,
+    hosts: Arc<Hosts>,
+    resolv_conf: Option<Stamp>,
+    hosts_file: Option<Stamp>,
+}
+
+impl Sources {
+    pub(super) fn open(settings: &ResolverSettings) -> Result<Sources, ResolveSetupError> {
+        Sources::read(settings, None)
+    }
+
+    /// The same with other settings; servers that stay the same keep their connections and health.
+    pub(super) fn reopen(&self, settings: &ResolverSettings) -> Result<Sources, ResolveSetupError> {
+        Sources::read(settings, Some(self))
+    }
+
+    /// Reads again the files that changed; `None`: none did.
+    pub(super) fn refresh(&self) -> Result<Option<Sources>, ResolveSetupError> {
+        let hosts_file = self.settings.hosts_file.as_deref().and_then(Stamp::of);
+        let resolv_conf = self.settings.servers.is_empty().then(|| Stamp::of(Path::new(RESOLV_CONF))).flatten();
+        if hosts_file == self.hosts_file && resolv_conf == self.resolv_conf {
+            return Ok(None);
+        }
+        self.reopen(&self.settings).map(Some)
+    }
+
+    pub(super) fn upstreams(&self) -> &Arc<Upstreams> {
+        &self.upstreams
+    }
+
+    pub(super) fn hosts(&self) -> &Hosts {
+        &self.hosts
+    }
+
+    fn read(settings: &ResolverSettings, current: Option<&Sources>) -> Result<Sources, ResolveSetupError> {
+        // Stamped before they are read: a change in between is then seen at the next look.
+        let hosts_file = settings.hosts_file.as_deref().and_then(Stamp::of);
+        let hosts = match &settings.hosts_file {
+            Some(path) => {
+                Hosts::read(path).map_err(|source| ResolveSetupError::Hosts { path: path.clone(), source })?
+            }
+            None => Hosts::default(),
+        };
+        let from_system = settings.servers.is_empty();
+        let resolv_conf = from_system.then(|| Stamp::of(Path::new(RESOLV_CONF))).flatten();
+        let servers = if from_system { system_servers(Path::new(RESOLV_CONF)) } else { settings.servers.clone() };
+        let kept = current.filter(|current| current.servers == servers && current.settings.timeout == settings.timeout);
+        let upstreams = match kept {
+            Some(current) => current.upstreams.clone(),
+            None => {
+                let upstreams = Upstreams::new(&servers, settings.timeout);
+                Arc::new(upstreams.map_err(|error| ResolveSetupError::Client(error.to_string()))?)
+            }
+        };
+        Ok(Sources { settings: settings.clone(), upstreams, servers, hosts: Arc::new(hosts), resolv_conf, hosts_file })
+    }
+}
+
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
+/// The servers of resolv.conf(5), on port 53. None, loudly, where the file cannot be used: it comes
+/// and goes with the network, and outgate starts before that.
+fn system_servers(path: &Path) -> Vec<SocketAddr> {
+    let parsed = std::fs::read(path)
+        .map_err(|error| error.to_string())
+        .and_then(|text| hickory_resolver::system_conf::parse_resolv_conf(text).map_err(|error| error.to_string()));
+    match parsed {
+        Ok((config, _)) => config.name_servers().iter().map(|server| SocketAddr::new(server.ip, 53)).collect(),
+        Err(error) => {
+            tracing::error!(file = %path.display(), error, "no DNS server: lookups fail until the file names one");
+            Vec::new()
+        }
+    }
+}
+
+/// What tells a file from the one that stood there before.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
+
+impl Stamp {
+    fn of(path: &Path) -> Option<Stamp> {
+        use std::os::unix::fs::MetadataExt;
+        let metadata = std::fs::metadata(path).ok()?;
+        Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
+    }
+}

@@ -1,0 +1,297 @@
+//! The DNS servers: one query in, the records of one family out. hickory speaks the protocol; which
+//! server is asked, and when the next one is, is decided here, because hickory's own pool gives up on
+//! the first SERVFAIL and asks a dead server anew for every name.
+
+use super::answer::{Family, LookupError, MAX_PER_FAMILY};
+use crate::name::HostName;
+use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
+use hickory_resolver::lookup::Lookup;
+use hickory_resolver::net::runtime::TokioRuntimeProvider;
+use hickory_resolver::net::{DnsError, NetError};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
+use hickory_resolver::{Resolver as Hickory, TokioResolver};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::task::JoinSet;
+
+/// More servers than this are not used.
+const MAX_SERVERS: usize = 8;
+/// How long a server that left us without an answer is asked after the others.
+const SICK: Duration = Duration::from_secs(15);
+/// No answer is relied on for longer.
+const MAX_TTL: Duration = Duration::from_secs(86_400);
+/// Bounds on how long "there is none" is relied on, whatever the SOA says (RFC 2308 §5).
+const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// How long a failure to learn anything is remembered.
+pub(super) const FAILURE_TTL: Duration = Duration::from_secs(2);
+/// Names followed within one answer; hickory itself follows eight across answers.
+const MAX_CHAIN: usize = 16;
+
+/// The servers in the operator's order, with what is known of their health.
+#[derive(Debug)]
+pub(super) struct Upstreams {
+    servers: Vec<Server>,
+    timeout: Duration,
+    started: Instant,
+}
+
+#[derive(Debug)]
+struct Server {
+    address: SocketAddr,
+    resolver: TokioResolver,
+    /// Milliseconds after `Upstreams::started` until which the server is asked last; 0: it is well.
+    sick_until: AtomicU64,
+}
+
+/// Which addresses to ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A records (RFC 1035).
+    V4,
+    /// AAAA records (RFC 3596).
+    V6,
+}
+
+impl Upstreams {
+    /// Prepares to ask `servers`; nothing is sent yet. A server is taken for dead after `timeout`.
+    pub(super) fn new(servers: &[SocketAddr], timeout: Duration) -> Result<Upstreams, NetError> {
+        let servers = servers
+            .iter()
+            .take(MAX_SERVERS)
+            .map(|address| {
+                let resolver = hickory(*address, timeout)?;
+                Ok(Server { address: *address, resolver, sick_until: AtomicU64::new(0) })
+            })
+            .collect::<Result<_, NetError>>()?;
+        Ok(Upstreams { servers, timeout, started: Instant::now() })
+    }
+
+    /// Asks for one family of `name`. Ends within twice the timeout, whatever the servers do.
+    pub(super) async fn ask(self: &Arc<Upstreams>, name: &HostName, kind: Kind) -> Family {
+        let deadline = Instant::now() + self.timeout * 2;
+        let found = match query_name(name) {
+            Some(name) => self.ask_in_turn(&name, kind, deadline).await,
+            None => Err(Absence { why: LookupError::NoSuchName, ttl: Some(MAX_TTL) }),
+        };
+        let now = Instant::now();
+        match found {
+            Ok((addresses, ttl)) => Family::found(addresses, now + ttl.min(MAX_TTL)),
+            Err(absence) => {
+                let (least, most) = NEGATIVE_TTL;
+                let known = absence.why.is_knowledge();
+                let ttl = if known { absence.ttl.unwrap_or(least).clamp(least, most) } else { FAILURE_TTL };
+                Family::absent(absence.why, now + ttl)
+            }
+        }
+    }
+
+    /// Asks the servers one after the other: the next one when one fails, or has been silent for a
+    /// moment. The first that knows wins; what the slower ones say is dropped.
+    async fn ask_in_turn(self: &Arc<Upstreams>, name: &Name, kind: Kind, deadline: Instant) -> Found {
+        let mut order = self.order().into_iter();
+        let mut running = JoinSet::new();
+        let mut silent: Vec<usize> = Vec::new();
+        let mut failure = Absence { why: LookupError::NoServers, ttl: None };
+        let mut next = order.next();
+        while let Some(index) = next.take() {
+            let (this, name) = (self.clone(), name.clone());
+            running.spawn(async move { (index, this.ask_server(index, name, kind).await) });
+            silent.push(index);
+            let patience = if order.len() > 0 { Instant::now() + self.patience() } else { deadline };
+            let wake = patience.min(deadline);
+            while next.is_none() {
+                match tokio::time::timeout_at(wake.into(), running.join_next()).await {
+                    Ok(Some(Ok((index, result)))) => {
+                        silent.retain(|other| *other != index);
+                        match result {
+                            Err(absence) if !absence.why.is_knowledge() => {
+                                failure = absence.or(failure);
+                                next = order.next();
+                            }
+                            knowledge => {
+                                // Asked before this one, and still silent.
+                                silent.iter().for_each(|index| self.mark_sick(*index));
+                                return knowledge;
+                            }
+                        }
+                    }
+                    // A panic within hickory, or a runtime that ends.
+                    Ok(Some(Err(_))) => next = order.next(),
+                    Ok(None) => return Err(failure),
+                    Err(_) if Instant::now() >= deadline => return Err(failure.or_timeout()),
+                    Err(_) => next = order.next(),
+                }
+            }
+        }
+        Err(failure)
+    }
+
+    async fn ask_server(&self, index: usize, name: Name, kind: Kind) -> Found {
+        let Some(server) = self.servers.get(index) else { return Err(Absence::from(LookupError::NoServers)) };
+        let wanted = match kind {
+            Kind::V4 => RecordType::A,
+            Kind::V6 => RecordType::AAAA,
+        };
+        let asked = tokio::time::timeout(self.timeout, server.resolver.lookup(name.clone(), wanted)).await;
+        let result = match asked {
+            Ok(Ok(lookup)) => addresses(&lookup, &name, kind),
+            Ok(Err(error)) => Err(Absence::of(&error)),
+            Err(_) => Err(Absence::from(LookupError::Timeout)),
+        };
+        match &result {
+            Err(Absence { why: LookupError::Timeout | LookupError::Unreachable, .. }) => self.mark_sick(index),
+            _ => server.sick_until.store(0, Ordering::Relaxed),
+        }
+        result
+    }
+
+    /// How long a server may be silent before the next one is asked as well: long enough for most
+    /// names that the server has to look up itself, short enough for a flow that waits.
+    fn patience(&self) -> Duration {
+        (self.timeout / 4).min(Duration::from_millis(400))
+    }
+
+    /// The servers' indices in the order to ask them: those that are well in the operator's order,
+    /// then the sick ones. One whose time is up is tried by a single query; meanwhile the others
+    /// still go past it.
+    fn order(&self) -> Vec<usize> {
+        let clock = self.clock();
+        let is_well = |server: &Server| {
+            let until = server.sick_until.load(Ordering::Relaxed);
+            let again = clock + millis(SICK);
+            until == 0
+                || (until <= clock
+                    && server.sick_until.compare_exchange(until, again, Ordering::Relaxed, Ordering::Relaxed).is_ok())
+        };
+        let (mut well, sick): (Vec<_>, Vec<_>) =
+            self.servers.iter().enumerate().partition(|(_, server)| is_well(server));
+        well.extend(sick);
+        well.into_iter().map(|(index, _)| index).collect()
+    }
+
+    fn mark_sick(&self, index: usize) {
+        if let Some(server) = self.servers.get(index) {
+            let until = self.clock() + millis(SICK);
+            if server.sick_until.swap(until, Ordering::Relaxed) == 0 {
+                tracing::warn!(server = %server.address, "DNS server does not answer in time; asked last for 15 s");
+            }
+        }
+    }
+
+    fn clock(&self) -> u64 {
+        millis(self.started.elapsed())
+    }
+}
+
+/// The addresses of one family and their TTL, or why there are none.
+type Found = Result<(Vec<IpAddr>, Duration), Absence>;
+
+#[derive(Clone, Copy, Debug)]
+struct Absence {
+    why: LookupError,
+    ttl: Option<Duration>,
+}
+
+impl From<LookupError> for Absence {
+    fn from(why: LookupError) -> Absence {
+        Absence { why, ttl: None }
+    }
+}
+
+impl Absence {
+    fn of(error: &NetError) -> Absence {
+        match error {
+            NetError::Dns(DnsError::NoRecordsFound(none)) => {
+                let why = match none.response_code {
+                    ResponseCode::NXDomain => LookupError::NoSuchName,
+                    ResponseCode::NoError => LookupError::NoAddresses,
+                    code => LookupError::Refused(code.to_str()),
+                };
+                Absence { why, ttl: none.negative_ttl.map(|seconds| Duration::from_secs(seconds.into())) }
+            }
+            NetError::Dns(DnsError::ResponseCode(code)) => LookupError::Refused(code.to_str()).into(),
+            NetError::Timeout => LookupError::Timeout.into(),
+            NetError::Io(_) | NetError::NoConnections | NetError::Busy => LookupError::Unreachable.into(),
+            NetError::Truncated => LookupError::Refused("a truncated answer, over TCP as well").into(),
+            _ => LookupError::Refused("a message that cannot be read").into(),
+        }
+    }
+
+    /// The more telling of two failures: what a server said before that none answered.
+    fn or(self, earlier: Absence) -> Absence {
+        if matches!(earlier.why, LookupError::Refused(_)) { earlier } else { self }
+    }
+
+    fn or_timeout(self) -> Absence {
+        Absence::from(LookupError::Timeout).or(self)
+    }
+}
+
+fn hickory(server: SocketAddr, timeout: Duration) -> Result<TokioResolver, NetError> {
+    let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
+    for connection in &mut name_server.connections {
+        connection.port = server.port();
+    }
+    let mut options = ResolverOpts::default();
+    options.timeout = timeout;
+    options.attempts = 0;
+    options.cache_size = 0;
+    options.use_hosts_file = ResolveHosts::Never;
+    options.num_concurrent_reqs = 1;
+    // Over TCP the queries of all flows share one connection.
+    options.max_active_requests = 4096;
+    // CNAMEs are needed for the TTL and to tell whose addresses an answer holds.
+    options.preserve_intermediates = true;
+    // 0x20: one more thing that a spoofed answer has to guess; a server that does not keep the case
+    // is asked over TCP.
+    options.case_randomization = true;
+    Hickory::builder_with_config(ResolverConfig::from_name_servers(vec![name_server]), TokioRuntimeProvider::default())
+        .with_options(options)
+        .build()
+}
+
+/// The name as hickory wants it: absolute, so that no search domain is tried.
+fn query_name(name: &HostName) -> Option<Name> {
+    let mut name = Name::from_labels(name.labels().map(str::as_bytes)).ok()?;
+    name.set_fqdn(true);
+    Some(name)
+}
+
+/// The addresses in the answer that belong to `name` or to a name it is an alias for. Records that
+/// hang on no CNAME of the chain are left out (RFC 5452 §6).
+fn addresses(lookup: &Lookup, name: &Name, kind: Kind) -> Found {
+    let records = lookup.answers();
+    let mut chain = vec![name];
+    let mut ttl = MAX_TTL;
+    while chain.len() <= MAX_CHAIN
+        && let Some(last) = chain.last()
+        && let Some((record, target)) = records.iter().find_map(|record| match &record.data {
+            RData::CNAME(target) if record.name == **last => Some((record, &target.0)),
+            _ => None,
+        })
+        && !chain.contains(&target)
+    {
+        ttl = ttl.min(Duration::from_secs(record.ttl.into()));
+        chain.push(target);
+    }
+    let mut found = Vec::new();
+    for record in records {
+        let address = match (&record.data, kind) {
+            (RData::A(address), Kind::V4) => IpAddr::V4(address.0),
+            (RData::AAAA(address), Kind::V6) => IpAddr::V6(address.0),
+            _ => continue,
+        };
+        if chain.contains(&&record.name) && found.len() < MAX_PER_FAMILY && !found.contains(&address) {
+            ttl = ttl.min(Duration::from_secs(record.ttl.into()));
+            found.push(address);
+        }
+    }
+    if found.is_empty() { Err(LookupError::NoAddresses.into()) } else { Ok((found, ttl)) }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,188 @@
+//! Judging addresses: the floor, what lifts it, and what nothing lifts. An answer is judged as a
+//! whole, because one that mixes public and private addresses is an attack more often than a mistake.
+
+use super::answer::{Answer, LookupError};
+use super::locality::{FRESH, Localities, Locality};
+use super::{FloorSettings, Vetted, floor};
+use crate::policy::AddressTerms;
+use crate::reason::Reason;
+use ipnet::IpNet;
+use std::net::IpAddr;
+use std::time::Instant;
+
+/// Why a permit led to no address. The text is for the operator: it names addresses, which a guest
+/// must not be shown.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum VetError {
+    /// The name has no addresses, or nobody could say.
+    #[error(transparent)]
+    Lookup(#[from] LookupError),
+    /// An address lies in a special-purpose range.
+    #[error("{address} is {range} ({document})")]
+    SpecialPurpose {
+        /// The address.
+        address: IpAddr,
+        /// The range's name in the registry.
+        range: &'static str,
+        /// The document that sets it aside.
+        document: &'static str,
+    },
+    /// An address of a declared guest.
+    #[error("{0} is a guest's")]
+    Guest(IpAddr),
+    /// An address of this machine.
+    #[error("{0} is this machine's")]
+    Own(IpAddr),
+    /// One of outgate's own listeners.
+    #[error("{0} is where outgate itself listens")]
+    Listener(IpAddr),
+    /// An address outside of the rule's `to=`.
+    #[error("{0} is not in the rule's to=")]
+    OutsideTo(IpAddr),
+    /// A `deny` rule of addresses holds it.
+    #[error("{0} is denied by a rule")]
+    Denied(IpAddr),
+    /// The kernel could not be asked whose the address is.
+    #[error("cannot tell whether {0} is this machine's: {1}")]
+    Undecided(IpAddr, std::io::ErrorKind),
+}
+
+impl VetError {
+    /// What the guest and the metrics are told.
+    pub fn reason(&self) -> Reason {
+        match self {
+            VetError::Lookup(LookupError::Timeout) => Reason::Timeout,
+            VetError::Lookup(_) | VetError::Undecided(..) => Reason::ResolveFailed,
+            VetError::Denied(_) => Reason::DeniedByRule,
+            VetError::SpecialPurpose { .. }
+            | VetError::Guest(_)
+            | VetError::Own(_)
+            | VetError::Listener(_)
+            | VetError::OutsideTo(_) => Reason::AddressFloor,
+        }
+    }
+}
+
+/// Everything that an address is judged by at one moment.
+pub(super) struct Bench<'a> {
+    pub(super) floor: &'a FloorSettings,
+    pub(super) generation: u64,
+    pub(super) localities: &'a Localities,
+    pub(super) now: Instant,
+    /// Milliseconds since the resolver's start, for [`Clearance`](super::answer::Clearance).
+    pub(super) clock: u64,
+}
+
+impl Bench<'_> {
+    /// Judges a whole answer and puts its addresses in the order to try them.
+    pub(super) fn vet(&self, answer: &Answer, port: u16, terms: &AddressTerms) -> Result<Vetted, VetError> {
+        let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
+        let cleared = match answer.clearance().get(self.generation, self.clock, fresh) {
+            Some(v6_first) => Some(v6_first),
+            None => self.clear(answer),
+        };
+        match cleared {
+            // Clear of the floor and of the listeners whatever the permit says; that leaves the permit.
+            Some(_) if terms.to.is_none() => {
+                answer.addresses().try_for_each(|address| not_denied(address, terms))?;
+            }
+            _ => answer.addresses().try_for_each(|address| self.judge(address, port, terms))?,
+        }
+        let v6_first = cleared.unwrap_or_else(|| self.is_routed(answer));
+        let vetted = in_order(answer, port, v6_first);
+        if vetted.addresses().is_empty() { Err(LookupError::NoAddresses.into()) } else { Ok(vetted) }
+    }
+
+    /// Judges one address.
+    pub(super) fn judge(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
+        if self.is_listener(address, port)? {
+            return Err(VetError::Listener(address));
+        }
+        not_denied(address, terms)?;
+        if let Some(to) = &terms.to {
+            return if holds(to, address) { Ok(()) } else { Err(VetError::OutsideTo(address)) };
+        }
+        if holds(&self.floor.permitted, address) {
+            return Ok(());
+        }
+        if let Some((range, document)) = floor::special_purpose(address) {
+            return Err(VetError::SpecialPurpose { address, range, document });
+        }
+        if holds(&self.floor.guests, address) {
+            return Err(VetError::Guest(address));
+        }
+        match self.locality(address)? {
+            Locality::Ours => Err(VetError::Own(address)),
+            Locality::Elsewhere | Locality::Unroutable => Ok(()),
+        }
+    }
+
+    /// Is every address of the answer public, foreign and none of ours, so that no permit is needed
+    /// for it? Then that is noted, and said whether IPv6 goes first.
+    fn clear(&self, answer: &Answer) -> Option<bool> {
+        let clear = answer.addresses().all(|address| {
+            floor::special_purpose(address).is_none()
+                && !holds(&self.floor.guests, address)
+                && !self.floor.listeners.iter().any(|listener| listener.ip() == address)
+                && matches!(self.locality(address), Ok(Locality::Elsewhere | Locality::Unroutable))
+        });
+        if !clear {
+            return None;
+        }
+        let v6_first = self.is_routed(answer);
+        answer.clearance().set(self.generation, self.clock, v6_first);
+        Some(v6_first)
+    }
+
+    /// Is there an IPv6 address in the answer, and a route to it?
+    fn is_routed(&self, answer: &Answer) -> bool {
+        answer
+            .v6()
+            .addresses()
+            .first()
+            .is_some_and(|address| matches!(self.locality(*address), Ok(Locality::Elsewhere | Locality::Ours)))
+    }
+
+    fn is_listener(&self, address: IpAddr, port: u16) -> Result<bool, VetError> {
+        let canonical = address.to_canonical();
+        let mut candidates = self.floor.listeners.iter().filter(|listener| listener.port() == port).peekable();
+        if candidates.peek().is_none() {
+            return Ok(false);
+        }
+        let mut any_own = false;
+        for listener in candidates {
+            if listener.ip().to_canonical() == canonical {
+                return Ok(true);
+            }
+            any_own |= listener.ip().is_unspecified();
+        }
+        Ok(any_own && self.locality(address)? == Locality::Ours)
+    }
+
+    fn locality(&self, address: IpAddr) -> Result<Locality, VetError> {
+        self.localities.of(address, self.now).map_err(|error| VetError::Undecided(address, error.kind()))
+    }
+}
+
+fn not_denied(address: IpAddr, terms: &AddressTerms) -> Result<(), VetError> {
+    if terms.denied.contains(address) { Err(VetError::Denied(address)) } else { Ok(()) }
+}
+
+fn holds(nets: &[IpNet], address: IpAddr) -> bool {
+    nets.iter().any(|net| net.contains(&address))
+}
+
+/// Interleaves the families (RFC 8305 §4). Without a route IPv6 comes last, in case the kernel's view
+/// is wrong or changes.
+fn in_order(answer: &Answer, port: u16, v6_first: bool) -> Vetted {
+    let (v4, v6) = (answer.v4().addresses(), answer.v6().addresses());
+    if v6.is_empty() {
+        return Vetted::new(v4.iter().copied(), port);
+    }
+    if !v6_first {
+        return Vetted::new(v4.iter().chain(v6).copied(), port);
+    }
+    let longest = v4.len().max(v6.len());
+    let pairs = (0..longest).flat_map(|index| [v6.get(index), v4.get(index)]);
+    Vetted::new(pairs.flatten().copied(), port)
+}

@@ -1,0 +1,244 @@
+//! What is wrong with a whitelist, said so that an operator can mend it: [`Diagnostic`] is one
+//! finding at its place, [`Report`] all of them. What a file holds is quoted escaped and cut, since
+//! a link may have led to a file that is no whitelist and nobody's to read.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Errors, and warnings, kept a load; the rest is counted.
+pub const MAX_KEPT: usize = 1000;
+/// Characters of a file's content that a message quotes.
+const MAX_QUOTED: usize = 80;
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// The whole list is invalid.
+    Error,
+    /// The list holds.
+    Warning,
+}
+
+/// One finding.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Diagnostic {
+    /// File name within the whitelist dir; the dir itself where it is at fault.
+    pub file: Arc<str>,
+    /// Line, from 1.
+    pub line: u32,
+    /// Column in characters, from 1.
+    pub column: u32,
+    /// Error or warning.
+    pub severity: Severity,
+    /// What is the matter.
+    pub message: String,
+    /// What to do; empty where the message says it all.
+    pub remedy: String,
+}
+
+impl fmt::Display for Diagnostic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
+        if self.severity == Severity::Warning {
+            f.write_str("warning: ")?;
+        }
+        f.write_str(&self.message)?;
+        if !self.remedy.is_empty() {
+            write!(f, "; {}", self.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a set of files is no valid list: all of its problems, errors first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// The dir the files stand in, where they stand in one; shown in front of their names.
+    pub dir: Option<PathBuf>,
+    /// At most [`MAX_KEPT`] errors and as many warnings.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Findings beyond those.
+    pub more: usize,
+}
+
+impl Report {
+    /// The errors alone.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|finding| finding.severity == Severity::Error)
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, finding) in self.diagnostics.iter().enumerate() {
+            if index > 0 {
+                f.write_str("\n")?;
+            }
+            match &self.dir {
+                Some(dir) if !finding.file.starts_with('/') => write!(f, "{}/{finding}", dir.display())?,
+                _ => finding.fmt(f)?,
+            }
+        }
+        if self.more > 0 {
+            write!(f, "\nand {} more", self.more)?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Report {}
+
+/// A finding within one line, before it is known where the line stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Fault {
+    /// Byte offset within the line.
+    pub(super) at: usize,
+    pub(super) message: String,
+    pub(super) remedy: String,
+}
+
+impl Fault {
+    pub(super) fn new(at: usize, message: impl Into<String>, remedy: impl Into<String>) -> Fault {
+        Fault { at, message: message.into(), remedy: remedy.into() }
+    }
+
+    /// The same fault in a text that stands `by` bytes further right.
+    pub(super) fn shifted(mut self, by: usize) -> Fault {
+        self.at = self.at.saturating_add(by);
+        self
+    }
+}
+
+/// Collects findings, with a bound.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Problems {
+    errors: Vec<Diagnostic>,
+    warnings: Vec<Diagnostic>,
+    more: usize,
+}
+
+impl Problems {
+    /// Notes a finding.
+    pub(super) fn push(&mut self, finding: Diagnostic) {
+        let kept = match finding.severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        if kept.len() < MAX_KEPT {
+            kept.push(finding);
+        } else {
+            self.more += 1;
+        }
+    }
+
+    /// Notes a fault of `line` (number and text) of `file`.
+    pub(super) fn fault(&mut self, file: &Arc<str>, severity: Severity, line: (u32, &str), fault: Fault) {
+        let before = line.1.get(..fault.at).unwrap_or(line.1);
+        let column = u32::try_from(before.chars().count()).unwrap_or(u32::MAX).saturating_add(1);
+        self.push(Diagnostic {
+            file: Arc::clone(file),
+            line: line.0,
+            column,
+            severity,
+            message: fault.message,
+            remedy: fault.remedy,
+        });
+    }
+
+    /// Notes what is wrong with a file as a whole.
+    pub(super) fn whole(&mut self, file: &Arc<str>, severity: Severity, message: String, remedy: &str) {
+        self.fault(file, severity, (1, ""), Fault::new(0, message, remedy));
+    }
+
+    /// Any error yet?
+    pub(super) fn sound(&self) -> bool {
+        self.errors.is_empty()
+    }
+
+    /// The warnings, if there is no error.
+    pub(super) fn into_warnings(mut self) -> Result<Vec<Diagnostic>, Problems> {
+        if !self.sound() {
+            return Err(self);
+        }
+        if self.more > 0
+            && let Some(last) = self.warnings.last_mut()
+        {
+            last.message = format!("{} (and {} warnings more)", last.message, self.more);
+        }
+        Ok(self.warnings)
+    }
+
+    /// Everything, for showing.
+    pub(super) fn report(self, dir: Option<&Path>) -> Report {
+        let mut diagnostics = self.errors;
+        diagnostics.extend(self.warnings);
+        Report { dir: dir.map(Path::to_path_buf), diagnostics, more: self.more }
+    }
+}
+
+/// `text` between backquotes, escaped, and cut where it is long.
+pub(super) fn quote(text: &str) -> String {
+    let mut quoted = String::from("`");
+    for (count, character) in text.chars().enumerate() {
+        if count == MAX_QUOTED {
+            quoted.push('…');
+            break;
+        }
+        if character.is_control() || is_invisible(character) {
+            quoted.extend(character.escape_unicode());
+        } else {
+            quoted.push(character);
+        }
+    }
+    quoted.push('`');
+    quoted
+}
+
+/// Line and paragraph separators and the characters that reorder text: what is shown differs from
+/// what is read.
+pub(super) fn is_invisible(character: char) -> bool {
+    matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn finding(severity: Severity) -> Diagnostic {
+        let (file, message, remedy) = (Arc::from("a.rules"), "bad".to_owned(), "mend it".to_owned());
+        Diagnostic { file, line: 3, column: 7, severity, message, remedy }
+    }
+
+    #[test]
+    fn a_finding_reads_as_file_line_column_message() {
+        assert_eq!(finding(Severity::Error).to_string(), "a.rules:3:7: bad; mend it");
+        assert_eq!(finding(Severity::Warning).to_string(), "a.rules:3:7: warning: bad; mend it");
+    }
+
+    #[test]
+    fn findings_beyond_the_bound_are_counted() {
+        let mut problems = Problems::default();
+        for _ in 0..MAX_KEPT + 5 {
+            problems.push(finding(Severity::Error));
+        }
+        let report = problems.into_warnings().unwrap_err().report(Some(Path::new("/etc/x")));
+        assert_eq!(report.diagnostics.len(), MAX_KEPT);
+        let shown = report.to_string();
+        assert!(shown.starts_with("/etc/x/a.rules:3:7: bad"));
+        assert!(shown.ends_with("and 5 more"));
+    }
+
+    #[test]
+    fn columns_count_characters() {
+        let mut problems = Problems::default();
+        problems.fault(&Arc::from("a"), Severity::Error, (1, "bü x"), Fault::new(4, "x", ""));
+        assert_eq!(problems.report(None).diagnostics[0].column, 4);
+    }
+
+    #[test]
+    fn quoted_content_is_escaped_and_cut() {
+        assert_eq!(quote("a\u{1b}[0m\u{202e}"), "`a\\u{1b}[0m\\u{202e}`");
+        assert_eq!(quote(&"x".repeat(500)).chars().count(), MAX_QUOTED + 3);
+    }
+}

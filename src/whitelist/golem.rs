@@ -1,0 +1,195 @@
+//! Golem's own files, read as yagna reads them, but for what would let in everything by accident:
+//! `*.lst` with one host or one regex a line, and `domain_whitelist.json`. They name no ports
+//! ([`Reach::Golem`]), and the public-suffix guard only warns, since they come from elsewhere and
+//! their regexes are searched for, not anchored.
+
+use super::diagnostic::{Fault, quote};
+use super::native::{MAX_LINE, plain_terms};
+use super::parse::{Context, Rule, lines};
+use super::pattern::{self, Matching};
+use super::subject::literal;
+use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
+use crate::target::Host;
+use ipnet::IpNet;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use std::borrow::Cow;
+use std::net::{IpAddr, Ipv6Addr};
+
+const TERMS: Terms = plain_terms(Effect::Allow, Reach::Golem);
+
+/// `strict.lst`: one exact host or address a line.
+pub(super) fn strict(text: &str, context: &mut Context<'_>) {
+    for (number, line) in lines(text) {
+        if line.trim().is_empty() {
+            context.warn((number, line), Fault::new(0, "a blank line", "remove it; here it means nothing"));
+            continue;
+        }
+        strict_entry(context, (number, line), line);
+    }
+}
+
+/// `regex.lst`: one regex a line.
+pub(super) fn regex(text: &str, context: &mut Context<'_>) {
+    for (number, line) in lines(text) {
+        regex_entry(context, (number, line), line);
+    }
+}
+
+#[derive(Deserialize)]
+struct Document<'a> {
+    #[serde(borrow)]
+    patterns: Vec<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Entry<'a> {
+    #[serde(borrow)]
+    domain: Cow<'a, str>,
+    #[serde(default, rename = "match")]
+    matching: EntryMatch,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum EntryMatch {
+    #[default]
+    Strict,
+    Regex,
+}
+
+/// `domain_whitelist.json`.
+pub(super) fn json(text: &str, context: &mut Context<'_>) {
+    let document: Document<'_> = match serde_json::from_str(text) {
+        Ok(document) => document,
+        Err(error) => return bad_json(text, &error, context),
+    };
+    let mut cursor = Cursor { text, at: 0, line: 1, line_at: 0 };
+    for raw in document.patterns {
+        let (number, column) = cursor.find(raw.get());
+        // The entry stands for its line, since a document may be one line of any length; `indent`
+        // brings the column back.
+        let indent = " ".repeat(column.min(MAX_LINE));
+        match serde_json::from_str::<Entry<'_>>(raw.get()) {
+            Ok(Entry { domain, matching: EntryMatch::Strict }) => strict_entry(context, (number, &indent), &domain),
+            Ok(Entry { domain, matching: EntryMatch::Regex }) => regex_entry(context, (number, &indent), &domain),
+            Err(error) => {
+                let message = format!("no entry of a whitelist: {}", without_place(&error));
+                let remedy = r#"write `{"domain":"example.com","match":"strict"}`, or `"regex"`"#;
+                context.error((number, &indent), Fault::new(indent.len(), message, remedy));
+            }
+        }
+    }
+}
+
+fn bad_json(text: &str, error: &serde_json::Error, context: &mut Context<'_>) {
+    let number = u32::try_from(error.line()).unwrap_or(u32::MAX).max(1);
+    let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
+    let message = format!("not valid JSON of a whitelist: {}", without_place(error));
+    let column = error.column().saturating_sub(1).min(line.len());
+    let at = (0..=column).rev().find(|at| line.is_char_boundary(*at)).unwrap_or_default();
+    context.error((number, line), Fault::new(at, message, r#"the form is `{"patterns":[{"domain":…,"match":…}]}`"#));
+}
+
+/// serde_json's message without its own " at line 1 column 2", and cut: it may quote the file.
+fn without_place(error: &serde_json::Error) -> String {
+    let text = error.to_string();
+    let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
+    quote(text).trim_matches('`').to_owned()
+}
+
+/// Follows entries through the text that they are parts of, in one pass.
+struct Cursor<'a> {
+    text: &'a str,
+    at: usize,
+    line: u32,
+    line_at: usize,
+}
+
+impl Cursor<'_> {
+    /// Line of `part`, which is a slice of the text behind the last one found, and the characters in
+    /// front of it.
+    fn find(&mut self, part: &str) -> (u32, usize) {
+        let to = part.as_ptr().addr().saturating_sub(self.text.as_ptr().addr()).min(self.text.len());
+        let passed = self.text.get(self.at..to).unwrap_or_default();
+        if let Some(last) = passed.rfind('\n') {
+            let lines = passed.bytes().filter(|byte| *byte == b'\n').count();
+            self.line = self.line.saturating_add(u32::try_from(lines).unwrap_or(u32::MAX));
+            self.line_at = self.at + last + 1;
+        }
+        self.at = to.max(self.at);
+        let line = self.text.get(self.line_at..to).unwrap_or_default();
+        (self.line, line.chars().take(MAX_LINE).count())
+    }
+}
+
+/// One exact host; `place` is its line, as far as it stands in front of the entry.
+fn strict_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
+    let before = column_of(place.1, entry);
+    if let Some(address) = address(entry) {
+        return emit(context, place, Subject::Net(IpNet::from(address)), entry);
+    }
+    let mut warnings = Vec::new();
+    match literal(entry, &mut warnings) {
+        Ok(name) => {
+            for warning in warnings {
+                context.warn(place, warning.shifted(before));
+            }
+            emit(context, place, Subject::Name { base: name.as_str(), scope: Scope::Exact }, entry);
+        }
+        Err(fault) => {
+            let message = format!("{} is neither a host nor an address: {}", quote(entry), fault.message);
+            let remedy = "write one exact host or address; comments, wildcards and ports have no place here";
+            context.error(place, Fault::new(before, message, remedy));
+        }
+    }
+}
+
+fn address(entry: &str) -> Option<IpAddr> {
+    match Host::parse(entry.as_bytes()) {
+        Ok(Host::Addr(address)) => Some(address),
+        Ok(Host::Name(_)) => None,
+        Err(_) if entry.contains(':') => entry.parse::<Ipv6Addr>().ok().map(IpAddr::V6),
+        Err(_) => None,
+    }
+}
+
+/// One regex of yagna's.
+fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
+    let before = column_of(place.1, entry);
+    if entry.len() > MAX_LINE {
+        let message = format!("the regex is longer than {MAX_LINE} bytes");
+        return context.error(place, Fault::new(before, message, "shorten it"));
+    }
+    if entry.trim_start().is_empty() || entry.trim_start().starts_with('#') {
+        let message = "a blank or comment line is an empty regex to yagna, and matches every name";
+        return context.error(place, Fault::new(before, message, "remove it"));
+    }
+    let pattern = match pattern::analyse(entry, Matching::Search) {
+        Ok(pattern) => pattern,
+        Err(mut fault) => {
+            // In a JSON document an escape shifts what follows it, so the entry is the best place.
+            fault.at = if before == 0 { fault.at } else { before };
+            return context.error(place, fault);
+        }
+    };
+    if pattern.matches_nothing {
+        context.warn(place, Fault::new(before, format!("the regex {} matches no host name", quote(entry)), "remove it"));
+    }
+    if let Some(wide) = pattern.wide {
+        let message = format!("the regex {} {wide}", quote(entry));
+        let remedy = r"anchor it and escape its dots, as in `^name\.example\.com$`";
+        context.warn(place, Fault::new(before, message, remedy));
+    }
+    emit(context, place, Subject::SearchRegex(entry), entry);
+}
+
+/// Where an entry stands: at the start of a line that is the entry, else behind the indent.
+fn column_of(line: &str, entry: &str) -> usize {
+    if line == entry { 0 } else { line.len() }
+}
+
+fn emit(context: &mut Context<'_>, place: (u32, &str), subject: Subject<'_>, source: &str) {
+    let rule = Rule { line: place.0, subject, terms: &TERMS, source, owner: None, note: None };
+    context.rule(place.1, &rule);
+}

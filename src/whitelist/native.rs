@@ -1,0 +1,171 @@
+//! The native form, `*.rules`: one rule a line. Takes a line apart into `deny`, subject and
+//! options, and decides what they mean together; [`subject`](super::subject) and
+//! [`options`](super::options) read the parts.
+
+use super::diagnostic::{Fault, quote};
+use super::guard;
+use super::options::{self, Options};
+use super::parse::{Context, Rule, lines};
+use super::subject::{self, Owned};
+use crate::name::HostName;
+use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
+
+/// The longest line, in bytes.
+pub(super) const MAX_LINE: usize = 4096;
+
+/// A rule taken from one line.
+#[derive(Debug)]
+pub(super) struct Line<'a> {
+    pub(super) subject: Owned,
+    pub(super) terms: Terms,
+    /// The rule as written.
+    pub(super) source: &'a str,
+    pub(super) options: Options<'a>,
+    /// What to tell the operator although the rule holds.
+    pub(super) warnings: Vec<Fault>,
+}
+
+/// Terms of a host without anything beside it.
+pub(super) const fn plain_terms(effect: Effect, reach: Reach) -> Terms {
+    Terms { effect, reach, ech_allowed: false, to: None, until: None }
+}
+
+/// Parses a whole file.
+pub(super) fn parse(text: &str, context: &mut Context<'_>) {
+    let web = plain_terms(Effect::Allow, Reach::Web);
+    for (number, line) in lines(text) {
+        if let Some(name) = plain_host(line) {
+            let subject = Subject::Name { base: name.as_str(), scope: Scope::Exact };
+            let rule = Rule { line: number, subject, terms: &web, source: line, owner: None, note: None };
+            context.rule(line, &rule);
+            continue;
+        }
+        match parse_line(line) {
+            Ok(None) => {}
+            Ok(Some(parsed)) => pass_on(context, number, line, parsed),
+            Err(fault) => context.error((number, line), fault),
+        }
+    }
+}
+
+fn pass_on(context: &mut Context<'_>, number: u32, line: &str, mut parsed: Line<'_>) {
+    if let Some(until) = parsed.terms.until
+        && until < context.today
+    {
+        let message = format!("the rule expired on {until} and allows nothing any more");
+        parsed.warnings.push(Fault::new(0, message, "remove it, or give it a later date"));
+    }
+    for warning in parsed.warnings {
+        context.warn((number, line), warning);
+    }
+    let Options { owner, note, .. } = parsed.options;
+    let subject = parsed.subject.borrow();
+    context.rule(line, &Rule { line: number, subject, terms: &parsed.terms, source: parsed.source, owner, note });
+}
+
+/// The shape of nearly all lines of a long list: a name of several labels and nothing else.
+fn plain_host(line: &str) -> Option<HostName> {
+    let bare = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+    if !line.as_bytes().iter().all(bare) || !line.contains('.') {
+        return None;
+    }
+    HostName::parse(line).ok()
+}
+
+/// Parses one line (without its end); `None` for a blank line or a comment.
+pub(super) fn parse_line(line: &str) -> Result<Option<Line<'_>>, Fault> {
+    if line.len() > MAX_LINE {
+        return Err(Fault::new(MAX_LINE, format!("the line is longer than {MAX_LINE} bytes"), "shorten it"));
+    }
+    let mut at = skip_blanks(line, 0)?;
+    if ends(line, at) {
+        return Ok(None);
+    }
+    let start = at;
+    let mut effect = Effect::Allow;
+    match word(line, at) {
+        "deny" => {
+            effect = Effect::Deny;
+            at = skip_blanks(line, at + "deny".len())?;
+            if ends(line, at) {
+                return Err(Fault::new(at, "`deny` of nothing", "write what to refuse after it, `deny host`"));
+            }
+        }
+        "allow" if !ends(line, skip_blanks(line, at + "allow".len())?) => {
+            return Err(Fault::new(at, "a rule allows without a word for it", "leave out `allow`"));
+        }
+        _ => {}
+    }
+    let token = line.get(at..).unwrap_or_default();
+    let length = subject::length(token).map_err(|fault| fault.shifted(at))?;
+    let token = token.get(..length).unwrap_or_default();
+    let parsed = subject::parse(token).map_err(|fault| fault.shifted(at))?;
+    let (options, end) = options::parse(line, at + length)?;
+    let source = line.get(start..end).unwrap_or_default();
+    finish(parsed, (effect, at), options, source).map(Some)
+}
+
+/// Joins the parts of a rule and holds them against one another.
+fn finish<'a>(
+    parsed: subject::Parsed,
+    (effect, at): (Effect, usize),
+    options: Options<'a>,
+    source: &'a str,
+) -> Result<Line<'a>, Fault> {
+    let mut warnings: Vec<Fault> = parsed.warnings.into_iter().map(|fault| fault.shifted(at)).collect();
+    let reach = match (parsed.reach, effect) {
+        (Reach::Web, Effect::Deny) => Reach::Everything,
+        (reach, _) => reach,
+    };
+    if effect == Effect::Deny {
+        if let Some(at) = options.ech_at {
+            return Err(Fault::new(at, "`ech=allow` means nothing on a `deny`", "leave it out"));
+        }
+        if let Some(at) = options.to_at {
+            let remedy = "leave it out; to deny addresses write `deny 192.0.2.0/24`";
+            return Err(Fault::new(at, "`to=` means nothing on a `deny`", remedy));
+        }
+    } else if let Some(wide) = guard::breadth(&parsed.subject) {
+        let message = format!("{} {wide}", quote(source));
+        if !options.wide {
+            let remedy = format!("{}, or add `wide=yes` if it is meant", wide.remedy());
+            return Err(Fault::new(at, message, remedy));
+        }
+        warnings.push(Fault::new(at, message, "`wide=yes` allows it"));
+    }
+    let terms = Terms {
+        effect,
+        reach,
+        ech_allowed: options.ech_at.is_some(),
+        to: options.to.clone(),
+        until: options.until,
+    };
+    Ok(Line { subject: parsed.subject, terms, source, options, warnings })
+}
+
+/// Nothing more in the line but, perhaps, a comment?
+pub(super) fn ends(line: &str, at: usize) -> bool {
+    line.get(at..).is_none_or(|rest| rest.is_empty() || rest.starts_with('#'))
+}
+
+/// Where the next thing in the line starts.
+pub(super) fn skip_blanks(line: &str, from: usize) -> Result<usize, Fault> {
+    let rest = line.get(from..).unwrap_or_default();
+    let at = from + rest.len() - rest.trim_start_matches([' ', '\t']).len();
+    match line.get(at..).and_then(|rest| rest.chars().next()) {
+        Some(blank) if blank.is_whitespace() => Err(odd_blank(at, blank)),
+        _ => Ok(at),
+    }
+}
+
+/// What is said of white space that is neither space nor tab.
+pub(super) fn odd_blank(at: usize, blank: char) -> Fault {
+    let message = format!("white space U+{:04X} that is not a plain space", u32::from(blank));
+    Fault::new(at, message, "use plain spaces")
+}
+
+/// The text from `at` to the next blank or comment.
+pub(super) fn word(line: &str, at: usize) -> &str {
+    let rest = line.get(at..).unwrap_or_default();
+    rest.get(..rest.find([' ', '\t', '#']).unwrap_or(rest.len())).unwrap_or_default()
+}

@@ -1,0 +1,178 @@
+//! What may follow a rule in its line: `until=`, `owner=`, `note=`, `ech=`, `to=`, `wide=`, in any
+//! order, each once. What they mean together with the rule is left to [`native`](super::native).
+
+use super::diagnostic::{Fault, quote};
+use super::native::{ends, odd_blank, skip_blanks};
+use super::subject::parse_net;
+use ipnet::IpNet;
+use jiff::civil::Date;
+use std::sync::Arc;
+
+/// The options' names.
+const KNOWN: [&str; 6] = ["until", "owner", "note", "ech", "to", "wide"];
+/// The most ranges in one `to=`.
+const MAX_TO: usize = 64;
+
+/// The options of one rule.
+#[derive(Debug, Default)]
+pub(super) struct Options<'a> {
+    pub(super) until: Option<Date>,
+    pub(super) owner: Option<&'a str>,
+    pub(super) note: Option<&'a str>,
+    /// Where `ech=allow` stands.
+    pub(super) ech_at: Option<usize>,
+    pub(super) to: Option<Arc<[IpNet]>>,
+    /// Where `to=` stands.
+    pub(super) to_at: Option<usize>,
+    /// `wide=yes`.
+    pub(super) wide: bool,
+}
+
+/// Reads the options of `line` from byte `from` on, and where the last thing before a comment ends.
+pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fault> {
+    let mut options = Options::default();
+    let mut seen: [bool; KNOWN.len()] = Default::default();
+    let mut end = from;
+    loop {
+        let at = skip_blanks(line, end)?;
+        if ends(line, at) {
+            return Ok((options, end));
+        }
+        if at == end {
+            return Err(Fault::new(at, "a blank is missing here", "put a space in front of each option"));
+        }
+        let option = split(line, at)?;
+        let known = KNOWN.iter().zip(&mut seen).find(|(name, _)| **name == option.key);
+        match known {
+            None => return Err(unknown(at, option.key)),
+            Some((_, seen)) if *seen => {
+                return Err(Fault::new(at, format!("`{}=` stands twice", option.key), "leave one of them out"));
+            }
+            Some((_, seen)) => *seen = true,
+        }
+        set(&mut options, at, &option)?;
+        end = option.end;
+    }
+}
+
+struct Written<'a> {
+    key: &'a str,
+    value: &'a str,
+    /// Where the value stands.
+    value_at: usize,
+    /// Where the option ends.
+    end: usize,
+}
+
+/// Takes `key=value` or `key="value"` apart.
+fn split(line: &str, at: usize) -> Result<Written<'_>, Fault> {
+    let rest = line.get(at..).unwrap_or_default();
+    let stop = rest.find(|c: char| c == '=' || c == '#' || c.is_whitespace()).unwrap_or(rest.len());
+    let key = rest.get(..stop).unwrap_or_default();
+    let Some(value) = rest.get(stop..).and_then(|rest| rest.strip_prefix('=')) else {
+        return Err(not_an_option(at, key));
+    };
+    let value_at = at + stop + 1;
+    if let Some(quoted) = value.strip_prefix('"') {
+        let Some(length) = quoted.find('"') else {
+            return Err(Fault::new(value_at, "the quote is not closed", "end the text with `\"`"));
+        };
+        let value = quoted.get(..length).unwrap_or_default();
+        return Ok(Written { key, value, value_at: value_at + 1, end: value_at + length + 2 });
+    }
+    let length = value.find(|c: char| c == '#' || c.is_whitespace()).unwrap_or(value.len());
+    if let Some(blank) = value.get(length..).and_then(|rest| rest.chars().next())
+        && !matches!(blank, ' ' | '\t' | '#')
+    {
+        return Err(odd_blank(value_at + length, blank));
+    }
+    let value = value.get(..length).unwrap_or_default();
+    Ok(Written { key, value, value_at, end: value_at + length })
+}
+
+fn not_an_option(at: usize, word: &str) -> Fault {
+    let message = format!("unexpected {} after the rule", quote(word));
+    if word.contains('.') {
+        return Fault::new(at, message, "write one rule a line");
+    }
+    Fault::new(at, message, "options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`")
+}
+
+fn unknown(at: usize, key: &str) -> Fault {
+    let message = format!("unknown option {}", quote(key));
+    let folded = key.to_ascii_lowercase();
+    let nearest = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(known, &folded), known)).min();
+    match nearest {
+        Some((distance, known)) if distance <= 2 && distance < known.len() => {
+            Fault::new(at, message, format!("did you mean `{known}=`?"))
+        }
+        _ => Fault::new(at, message, "known are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`"),
+    }
+}
+
+fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result<(), Fault> {
+    let value = option.value;
+    if value.is_empty() {
+        return Err(Fault::new(at, format!("`{}=` has no value", option.key), "give it one, or leave it out"));
+    }
+    let only = |wanted: &str| {
+        if value == wanted {
+            return Ok(());
+        }
+        let message = format!("{} is no value of `{}=`", quote(value), option.key);
+        Err(Fault::new(option.value_at, message, format!("the only one is `{}={wanted}`", option.key)))
+    };
+    match option.key {
+        "until" => options.until = Some(date(value).ok_or_else(|| {
+            let message = format!("{} is no date", quote(value));
+            Fault::new(option.value_at, message, "write year, month and day, as `until=2027-01-31`")
+        })?),
+        "owner" => options.owner = Some(value),
+        "note" => options.note = Some(value),
+        "ech" => {
+            only("allow")?;
+            options.ech_at = Some(at);
+        }
+        "wide" => {
+            only("yes")?;
+            options.wide = true;
+        }
+        _ => {
+            options.to = Some(nets(value).map_err(|fault| fault.shifted(option.value_at))?);
+            options.to_at = Some(at);
+        }
+    }
+    Ok(())
+}
+
+/// A day as `YYYY-MM-DD` and in no other way.
+fn date(text: &str) -> Option<Date> {
+    let mut parts = text.split('-');
+    let mut number = |length: usize| {
+        let part = parts.next()?;
+        let digits = part.len() == length && part.bytes().all(|b| b.is_ascii_digit());
+        digits.then(|| part.parse::<i16>().ok()).flatten()
+    };
+    let (year, month, day) = (number(4)?, number(2)?, number(2)?);
+    if parts.next().is_some() {
+        return None;
+    }
+    Date::new(year, i8::try_from(month).ok()?, i8::try_from(day).ok()?).ok()
+}
+
+/// Ranges, separated by commas; IPv6 with or without brackets.
+fn nets(text: &str) -> Result<Arc<[IpNet]>, Fault> {
+    let mut nets = Vec::new();
+    let mut at = 0;
+    for part in text.split(',') {
+        nets.push(parse_net(part).map_err(|fault| fault.shifted(at))?);
+        at += part.len() + 1;
+    }
+    if nets.len() > MAX_TO {
+        let message = format!("more than {MAX_TO} ranges in one `to=`");
+        return Err(Fault::new(0, message, "join them into larger ones"));
+    }
+    nets.sort();
+    nets.dedup();
+    Ok(Arc::from(nets))
+}

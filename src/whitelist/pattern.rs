@@ -1,0 +1,287 @@
+//! What a regex lets in: read as syntax (never run on anything a guest sent), to find errors with
+//! their place, to tell whether it stays within one owner's names, and to construct a name of
+//! somebody else's that passes. Matching is left to the policy.
+//!
+//! The method: take the regex down to the characters of names, look at the literals that every
+//! match must end in, and ask the public-suffix guard about the part behind the first dot.
+
+use super::diagnostic::Fault;
+use super::guard::{self, Depth, Wide};
+use crate::name::HostName;
+use regex_syntax::ast::{self, Ast};
+use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal};
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
+
+/// The deepest nesting taken.
+const NEST_LIMIT: u32 = 50;
+/// Literal endings looked at.
+const LITERALS: usize = 512;
+/// Length of a constructed name beyond which none is looked for.
+const SAMPLE: usize = 253;
+/// Bytes of a compiled regex, when an example is tried.
+const COMPILED: usize = 1 << 20;
+
+/// How a regex is held against a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Matching {
+    /// It must match the whole of it (the native form).
+    Whole,
+    /// It is searched for in it, case and white space ignored (Golem's).
+    Search,
+}
+
+/// What is known of a regex.
+#[derive(Clone, Debug)]
+pub(super) struct Pattern {
+    /// It lets in names of unrelated owners.
+    pub(super) wide: Option<Wide>,
+    /// It has capitals in it.
+    pub(super) upper_case: bool,
+    /// No name can match.
+    pub(super) matches_nothing: bool,
+}
+
+/// Reads a regex; faults are at byte offsets within `text`.
+pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> {
+    let search = matching == Matching::Search;
+    if !search && let Some((at, _)) = text.char_indices().find(|(_, c)| !c.is_ascii()) {
+        let remedy = "names are compared in A-label form; write `xn--…`";
+        return Err(Fault::new(at, "a character in a regex that is not ASCII", remedy));
+    }
+    let ast = parser(search).parse(text).map_err(|error| {
+        let message = format!("regex: {}", error.kind());
+        Fault::new(error.span().start.offset, message, "write a dot of the name as `\\.`; the syntax is that of Rust's regex crate")
+    })?;
+    let hir = translator(search).translate(text, &ast).map_err(|error| {
+        Fault::new(error.span().start.offset, format!("regex: {}", error.kind()), "use simpler syntax")
+    })?;
+    if matches!(hir.kind(), HirKind::Empty) {
+        let message = if search { "an empty regex, which matches every name" } else { "an empty regex" };
+        return Err(Fault::new(0, message, "remove it"));
+    }
+    let letters = letters(&ast);
+    let names = restrict(&hir);
+    let nothing = matches!(names.kind(), HirKind::Class(class) if class.is_empty());
+    let mut wide = if nothing { None } else { breadth(&names, matching, letters.classes) };
+    if let Some(wide) = &mut wide {
+        wide.example = stranger(text, &names, matching, &wide.example).unwrap_or_default();
+    }
+    Ok(Pattern { wide, upper_case: letters.upper_case, matches_nothing: nothing })
+}
+
+fn parser(search: bool) -> ast::parse::Parser {
+    ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).ignore_whitespace(search).build()
+}
+
+fn translator(search: bool) -> regex_syntax::hir::translate::Translator {
+    regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(search).build()
+}
+
+/// What the written form shows and the translated one does not.
+#[derive(Default)]
+struct Letters {
+    /// A capital, outside classes or in them.
+    upper_case: bool,
+    /// A class of characters or a dot; alternatives of single letters become classes only later.
+    classes: bool,
+}
+
+impl ast::Visitor for Letters {
+    type Output = Letters;
+    type Err = std::convert::Infallible;
+
+    fn finish(self) -> Result<Letters, Self::Err> {
+        Ok(self)
+    }
+
+    fn visit_pre(&mut self, ast: &Ast) -> Result<(), Self::Err> {
+        match ast {
+            Ast::Literal(literal) => self.upper_case |= literal.c.is_ascii_uppercase(),
+            Ast::Dot(_) | Ast::ClassUnicode(_) | Ast::ClassPerl(_) | Ast::ClassBracketed(_) => self.classes = true,
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn visit_class_set_item_pre(&mut self, item: &ast::ClassSetItem) -> Result<(), Self::Err> {
+        self.upper_case |= match item {
+            ast::ClassSetItem::Literal(literal) => literal.c.is_ascii_uppercase(),
+            ast::ClassSetItem::Range(range) => range.start.c.is_ascii_uppercase() && range.end.c.is_ascii_uppercase(),
+            _ => false,
+        };
+        Ok(())
+    }
+}
+
+fn letters(ast: &Ast) -> Letters {
+    match ast::visit(ast, Letters::default()) {
+        Ok(letters) => letters,
+        Err(never) => match never {},
+    }
+}
+
+/// The characters of canonical names.
+fn alphabet() -> ClassUnicode {
+    let ranges = [('-', '.'), ('0', '9'), ('_', '_'), ('a', 'z')];
+    ClassUnicode::new(ranges.map(|(first, last)| ClassUnicodeRange::new(first, last)))
+}
+
+/// The regex with everything taken out that no name can hold; matches the same names.
+fn restrict(hir: &Hir) -> Hir {
+    match hir.kind() {
+        HirKind::Empty => Hir::empty(),
+        HirKind::Literal(literal) => {
+            let sound = |b: &u8| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'.' | b'-' | b'_');
+            if literal.0.iter().all(sound) { Hir::literal(literal.0.clone()) } else { Hir::fail() }
+        }
+        HirKind::Class(Class::Unicode(class)) => {
+            let mut class = class.clone();
+            class.intersect(&alphabet());
+            Hir::class(Class::Unicode(class))
+        }
+        HirKind::Class(Class::Bytes(class)) => {
+            let ranges = class.iter().map(|range| ClassUnicodeRange::new(range.start().into(), range.end().into()));
+            let mut class = ClassUnicode::new(ranges);
+            class.intersect(&alphabet());
+            Hir::class(Class::Unicode(class))
+        }
+        HirKind::Look(Look::StartLF | Look::StartCRLF) => Hir::look(Look::Start),
+        HirKind::Look(Look::EndLF | Look::EndCRLF) => Hir::look(Look::End),
+        HirKind::Look(look) => Hir::look(*look),
+        HirKind::Repetition(repetition) => {
+            let sub = restrict(&repetition.sub);
+            Hir::repetition(regex_syntax::hir::Repetition { sub: Box::new(sub), ..repetition.clone() })
+        }
+        HirKind::Capture(capture) => restrict(&capture.sub),
+        HirKind::Concat(parts) => {
+            let parts: Vec<Hir> = parts.iter().map(restrict).collect();
+            let fails = |part: &Hir| matches!(part.kind(), HirKind::Class(class) if class.is_empty());
+            if parts.iter().any(fails) { Hir::fail() } else { Hir::concat(parts) }
+        }
+        HirKind::Alternation(parts) => {
+            let fails = |part: &Hir| matches!(part.kind(), HirKind::Class(class) if class.is_empty());
+            Hir::alternation(parts.iter().map(restrict).filter(|part| !fails(part)).collect())
+        }
+    }
+}
+
+/// Does the regex leave open a label under which anybody may have names?
+fn breadth(names: &Hir, matching: Matching, classes: bool) -> Option<Wide> {
+    let properties = names.properties();
+    let open_start = matching == Matching::Search && !properties.look_set_prefix().contains(Look::Start);
+    let open_end = matching == Matching::Search && !properties.look_set_suffix().contains(Look::End);
+    if open_end {
+        return guard::below("", Depth::Any);
+    }
+    // Alternatives that are spelled out are a list of names; what a class stands for is not.
+    let mut extractor = Extractor::new();
+    extractor.kind(ExtractKind::Suffix).limit_class(if classes { 1 } else { 64 }).limit_repeat(1);
+    extractor.limit_literal_len(SAMPLE + 1).limit_total(LITERALS);
+    let endings = extractor.extract(names);
+    let Some(endings) = endings.literals() else {
+        return guard::below("", Depth::Any);
+    };
+    endings.iter().find_map(|ending| ending_breadth(ending, open_start))
+}
+
+fn ending_breadth(ending: &Literal, open_start: bool) -> Option<Wide> {
+    if ending.is_exact() && !open_start {
+        return None;
+    }
+    let text = std::str::from_utf8(ending.as_bytes()).unwrap_or_default();
+    match text.split_once('.') {
+        None => guard::below("", Depth::Any),
+        // No name ends so.
+        Some((_, base)) if HostName::parse(base).is_err() || base.ends_with('.') => None,
+        Some((_, base)) => guard::below(base, Depth::Any),
+    }
+}
+
+/// A name that passes and belongs to somebody else; really tried.
+fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<String> {
+    let regex = match matching {
+        Matching::Whole => regex::RegexBuilder::new(&format!(r"\A(?:{text})\z")).size_limit(COMPILED).build().ok()?,
+        Matching::Search => {
+            let mut builder = regex::RegexBuilder::new(text);
+            builder.case_insensitive(true).ignore_whitespace(true).size_limit(COMPILED).build().ok()?
+        }
+    };
+    let meant = sample(names, Dots::All, 0);
+    let owner = guard::registrable(&meant).filter(|_| HostName::parse(&meant).is_ok());
+    let mut samples = vec![first.to_owned()];
+    for least in [0, 1] {
+        samples.push(sample(names, Dots::All, least));
+        samples.push(sample(names, Dots::None, least));
+        samples.extend((0..8).map(|only| sample(names, Dots::Only(only), least)));
+    }
+    let dressed = samples.iter().flat_map(|sample| {
+        [String::new(), "evil".to_owned(), "evil.".to_owned()].into_iter().flat_map(move |before| {
+            ["", ".evil.example", "-evil.example", "evil.example"].map(|after| format!("{before}{sample}{after}"))
+        })
+    });
+    let hostile = |name: &String| {
+        HostName::parse(name).is_ok_and(|parsed| parsed.as_str() == name)
+            && guard::registrable(name).is_some_and(|other| Some(other) != owner)
+            && regex.is_match(name)
+    };
+    dressed.into_iter().find(hostile)
+}
+
+/// What to take where a class holds a dot and other characters.
+#[derive(Clone, Copy)]
+enum Dots {
+    /// Always the dot.
+    All,
+    /// Never.
+    None,
+    /// The dot in the n-th such class alone.
+    Only(usize),
+}
+
+/// A text that the regex matches (looks aside), each repetition at least `least` times.
+fn sample(hir: &Hir, dots: Dots, least: u32) -> String {
+    let mut text = String::new();
+    let mut seen = 0;
+    push_sample(hir, (dots, least), &mut seen, &mut text);
+    text
+}
+
+fn push_sample(hir: &Hir, choice: (Dots, u32), seen: &mut usize, text: &mut String) {
+    if text.len() > SAMPLE {
+        return;
+    }
+    match hir.kind() {
+        HirKind::Empty | HirKind::Look(_) => {}
+        HirKind::Literal(literal) => text.push_str(&String::from_utf8_lossy(&literal.0)),
+        HirKind::Class(Class::Unicode(class)) => text.extend(pick(class, choice.0, seen)),
+        HirKind::Class(Class::Bytes(_)) => {}
+        HirKind::Repetition(repetition) => {
+            let times = repetition.min.max(choice.1).min(repetition.max.unwrap_or(u32::MAX));
+            for _ in 0..times {
+                if text.len() > SAMPLE {
+                    return;
+                }
+                push_sample(&repetition.sub, choice, seen, text);
+            }
+        }
+        HirKind::Capture(capture) => push_sample(&capture.sub, choice, seen, text),
+        HirKind::Concat(parts) => parts.iter().for_each(|part| push_sample(part, choice, seen, text)),
+        HirKind::Alternation(parts) => parts.iter().take(1).for_each(|part| push_sample(part, choice, seen, text)),
+    }
+}
+
+fn pick(class: &ClassUnicode, dots: Dots, seen: &mut usize) -> Option<char> {
+    let holds = |wanted: char| class.iter().any(|range| range.start() <= wanted && wanted <= range.end());
+    let other = ['x', 'a', '0'].into_iter().find(|c| holds(*c)).or_else(|| class.iter().map(|range| range.end()).last());
+    if !holds('.') {
+        return other;
+    }
+    let index = *seen;
+    *seen += 1;
+    let dot = match dots {
+        Dots::All => true,
+        Dots::None => false,
+        Dots::Only(only) => only == index,
+    };
+    if dot { Some('.') } else { other.filter(|c| *c != '.') }
+}

@@ -1,0 +1,357 @@
+//! Files from disk: which files of a dir belong to the list, whether they may be trusted, and their
+//! bytes, all as of one moment. What stands in them is left to the parsers; problems met here are
+//! kept with the set, so that they are reported together with theirs.
+
+use super::diagnostic::{Problems, Severity};
+use super::replace;
+use rustix::fs::OFlags;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::{File, Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The largest file, in bytes.
+pub const MAX_FILE: u64 = 64 << 20;
+/// The largest set, in bytes.
+pub const MAX_TOTAL: u64 = 256 << 20;
+/// The most files in a set.
+pub const MAX_FILES: usize = 4096;
+/// Times a dir is read again because it changed meanwhile.
+const ATTEMPTS: usize = 3;
+
+/// SHA-256 over the names and contents of a set of files.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub(super) [u8; 32]);
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({self})")
+    }
+}
+
+/// How a file is written, told by its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `*.rules`.
+    Native,
+    /// `*.lst`: hosts.
+    Strict,
+    /// `*regex*.lst`.
+    Regex,
+    /// `*.json`.
+    Json,
+}
+
+impl Format {
+    /// The format of a file called `name`; `None` for one that is no part of a list.
+    pub(super) fn of(name: &str) -> Option<Format> {
+        if name.starts_with('.') || name.starts_with('#') {
+            return None;
+        }
+        match name.rsplit_once('.')?.1 {
+            "rules" => Some(Format::Native),
+            "lst" if name.contains("regex") => Some(Format::Regex),
+            "lst" => Some(Format::Strict),
+            "json" => Some(Format::Json),
+            _ => None,
+        }
+    }
+}
+
+/// One file: its name within the dir, and its bytes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFile {
+    name: Arc<str>,
+    format: Format,
+    bytes: Vec<u8>,
+}
+
+impl SourceFile {
+    /// `None` if a file of that name is no part of a list.
+    pub(super) fn new(name: &str, bytes: Vec<u8>) -> Option<SourceFile> {
+        let format = Format::of(name.rsplit('/').next().unwrap_or(name))?;
+        Some(SourceFile { name: Arc::from(name), format, bytes })
+    }
+
+    /// The name within the dir.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The content.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    pub(super) fn shared_name(&self) -> Arc<str> {
+        Arc::clone(&self.name)
+    }
+
+    pub(super) fn format(&self) -> Format {
+        self.format
+    }
+}
+
+/// A set of whitelist files in name order, and what was wrong with reading them.
+#[derive(Clone, Debug, Default)]
+pub struct Files {
+    dir: Option<PathBuf>,
+    files: Vec<SourceFile>,
+    problems: Problems,
+}
+
+impl Files {
+    /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and
+    /// comes out when it is compiled.
+    ///
+    /// A dir that changes while it is read is read again, so that links swapped all at once are
+    /// seen all before or all after.
+    pub fn read(dir: &Path) -> Files {
+        let mut stamp = Stamp::of(dir);
+        let mut files = read_once(dir);
+        for _ in 1..ATTEMPTS {
+            let after = Stamp::of(dir);
+            if after == stamp {
+                break;
+            }
+            stamp = after;
+            files = read_once(dir);
+        }
+        files
+    }
+
+    /// A set from memory; files whose names are no whitelist's are left out.
+    pub fn from_memory<N: AsRef<str>, B: Into<Vec<u8>>>(files: impl IntoIterator<Item = (N, B)>) -> Files {
+        Files::of(files.into_iter().filter_map(|(name, bytes)| SourceFile::new(name.as_ref(), bytes.into())).collect())
+    }
+
+    /// A set of these files.
+    pub(super) fn of(mut files: Vec<SourceFile>) -> Files {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Files { files, ..Files::default() }
+    }
+
+    /// Adds a file from elsewhere (Golem's data dir) under the same checks; it is called by its
+    /// whole path.
+    pub fn read_also(&mut self, path: &Path) {
+        let name = path.to_string_lossy().into_owned();
+        let Some(format) = path.file_name().and_then(OsStr::to_str).and_then(Format::of) else {
+            let message = "a whitelist file is called *.rules, *.lst or *.json".to_owned();
+            self.problems.whole(&Arc::from(name), Severity::Error, message, "rename it");
+            return;
+        };
+        let name: Arc<str> = Arc::from(name);
+        match read_file(path, MAX_FILE) {
+            Ok(bytes) => self.files.push(SourceFile { name, format, bytes }),
+            Err(refused) => self.problems.whole(&name, Severity::Error, refused.message, refused.remedy),
+        }
+    }
+
+    /// The dir they come from.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// The files in name order.
+    pub fn iter(&self) -> impl Iterator<Item = &SourceFile> {
+        self.files.iter()
+    }
+
+    /// How many.
+    pub fn len(&self) -> usize {
+        self.files.len()
+    }
+
+    /// None at all?
+    pub fn is_empty(&self) -> bool {
+        self.files.is_empty()
+    }
+
+    /// Equal for sets that are equal, unreadable files included.
+    pub fn fingerprint(&self) -> Fingerprint {
+        let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+        let mut part = |bytes: &[u8]| {
+            hash.update(&bytes.len().to_le_bytes());
+            hash.update(bytes);
+        };
+        for file in &self.files {
+            part(file.name.as_bytes());
+            part(&file.bytes);
+        }
+        part(self.problems.clone().report(None).to_string().as_bytes());
+        let mut fingerprint = [0; 32];
+        for (to, from) in fingerprint.iter_mut().zip(hash.finish().as_ref()) {
+            *to = *from;
+        }
+        Fingerprint(fingerprint)
+    }
+
+    pub(super) fn problems(&self) -> &Problems {
+        &self.problems
+    }
+
+    /// Puts `bytes` in place of the file `name`, or beside the others.
+    pub(super) fn replace(&mut self, name: &str, bytes: Vec<u8>) {
+        match self.files.iter_mut().find(|file| &*file.name == name) {
+            Some(file) => file.bytes = bytes,
+            None => self.files.extend(SourceFile::new(name, bytes)),
+        }
+        self.files.sort_by(|a, b| a.name.cmp(&b.name));
+    }
+}
+
+/// What stat(2) says of a dir and all that is in it, after links: changes whenever files are
+/// written, replaced, added, removed or linked elsewhere. Cheap enough to take every second or two.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stamp(Vec<(PathBuf, Option<[i64; 8]>)>);
+
+impl Stamp {
+    /// Of a dir, or of a single file.
+    pub(super) fn of(path: &Path) -> Stamp {
+        let mut entries = vec![(path.to_path_buf(), numbers(path))];
+        if let Ok(list) = std::fs::read_dir(path) {
+            for entry in list.flatten().take(MAX_FILES) {
+                let path = entry.path();
+                let numbers = numbers(&path);
+                entries.push((path, numbers));
+            }
+        }
+        entries.sort();
+        Stamp(entries)
+    }
+}
+
+fn numbers(path: &Path) -> Option<[i64; 8]> {
+    let meta = std::fs::metadata(path).ok()?;
+    let inode = [meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed(), meta.mode().into()];
+    let times = [meta.mtime(), meta.mtime_nsec(), meta.ctime(), meta.ctime_nsec()];
+    let mut all = [0; 8];
+    for (to, from) in all.iter_mut().zip(inode.into_iter().chain(times)) {
+        *to = from;
+    }
+    Some(all)
+}
+
+fn read_once(dir: &Path) -> Files {
+    let mut set = Files { dir: Some(dir.to_path_buf()), ..Files::default() };
+    let whole: Arc<str> = Arc::from(dir.to_string_lossy());
+    let names = match listing(dir) {
+        Ok(names) => names,
+        Err(refused) => {
+            set.problems.whole(&whole, Severity::Error, refused.message, refused.remedy);
+            return set;
+        }
+    };
+    if names.len() > MAX_FILES {
+        let message = format!("the dir holds more than {MAX_FILES} files");
+        set.problems.whole(&whole, Severity::Error, message, "join them, or move others elsewhere");
+        return set;
+    }
+    let mut left = MAX_TOTAL;
+    for name in names {
+        read_entry(dir, &name, &mut left, &mut set);
+    }
+    set
+}
+
+/// Reads one entry of the dir into the set, or says why it is left out.
+fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
+    let shown: Arc<str> = Arc::from(name.to_string_lossy());
+    let path = dir.join(name);
+    let Some(format) = name.to_str().and_then(Format::of) else {
+        // A Kubernetes volume keeps its generations in dot directories; they are no oversight.
+        let is_dir = path.is_dir();
+        if !(is_dir && shown.starts_with('.')) && !shown.ends_with(replace::SUFFIX) {
+            let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
+            let remedy = "whitelist files are called *.rules, *.lst or *.json, without a dot in front";
+            set.problems.whole(&shown, Severity::Warning, message.to_owned(), remedy);
+        }
+        return;
+    };
+    match read_file(&path, MAX_FILE.min(*left)) {
+        Ok(bytes) => {
+            *left = left.saturating_sub(u64::try_from(bytes.len()).unwrap_or(u64::MAX));
+            set.files.push(SourceFile { name: shown, format, bytes });
+        }
+        Err(refused) => set.problems.whole(&shown, Severity::Error, refused.message, refused.remedy),
+    }
+}
+
+/// Why something is not read.
+struct Refused {
+    message: String,
+    remedy: &'static str,
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Refused {
+        let remedy = match error.kind() {
+            io::ErrorKind::PermissionDenied => "let the daemon's user read it",
+            io::ErrorKind::NotFound => "create it, or correct the path or link",
+            _ => "",
+        };
+        Refused { message: format!("cannot be read: {error}"), remedy }
+    }
+}
+
+/// The names in `dir`, sorted; one more than the bound where there are more.
+fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
+    let meta = std::fs::metadata(dir)?;
+    if !meta.is_dir() {
+        return Err(Refused { message: "is not a directory".to_owned(), remedy: "put the files into one" });
+    }
+    if meta.mode() & 0o002 != 0 {
+        let message = "the dir is writable by others, who could add rules".to_owned();
+        return Err(Refused { message, remedy: "chmod o-w it" });
+    }
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir)?.take(MAX_FILES + 1) {
+        names.push(entry?.file_name());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Reads a regular file that others cannot write, at most `limit` bytes. Opened without blocking, so
+/// that a FIFO in its place cannot hold up the reload.
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let meta = file.metadata()?;
+    check(&meta, limit)?;
+    let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default().saturating_add(1));
+    File::take(file, limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
+        return Err(too_big());
+    }
+    Ok(bytes)
+}
+
+fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {
+    if !meta.is_file() {
+        let message = "is not a regular file".to_owned();
+        return Err(Refused { message, remedy: "remove it, or give it another name" });
+    }
+    if meta.mode() & 0o002 != 0 {
+        let message = "is writable by others, who could add rules".to_owned();
+        return Err(Refused { message, remedy: "chmod o-w it" });
+    }
+    if meta.len() > limit {
+        return Err(too_big());
+    }
+    Ok(())
+}
+
+fn too_big() -> Refused {
+    let message = format!("is too big: a file has at most {} MiB, the whole list {} MiB", MAX_FILE >> 20, MAX_TOTAL >> 20);
+    Refused { message, remedy: "shorten it" }
+}
