@@ -13,8 +13,8 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// For one head, and for the wait between two requests.
-const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// For one head, and for the wait between two requests. Shorter in tests, which wait for it.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
 /// For a connection as a whole; a client that reads nothing ends here.
 const LIFETIME: Duration = Duration::from_secs(300);
 const MAX_HEAD: usize = 16 * 1024;
