@@ -252,7 +252,7 @@ mod tests {
     #[test]
     fn memory_is_bounded_however_many_sources_there_are() {
         let mut world = World::new();
-        let total = 200_000u32;
+        let total = 50_000u32;
         for n in 0..total {
             let source = std::net::Ipv4Addr::from_bits(0x0a00_0000 + n / 2).to_string();
             world.refuse(event_of(None, &source, &format!("n{n}.test")));
