@@ -397,11 +397,3 @@ fn reach(scheme: Scheme, ports: Option<Ports>, token: &str) -> Result<Reach, Fau
         (Scheme::Udp, None) => return Err(required("udp")),
     })
 }
-
-/// An address rule's range, for tests and lint.
-pub(super) const fn is_broad(net: &IpNet) -> bool {
-    match net {
-        IpNet::V4(net) => net.prefix_len() < 16,
-        IpNet::V6(net) => net.prefix_len() < 32,
-    }
-}
