@@ -44,13 +44,7 @@ pub trait Sink {
     fn file(&mut self, name: &str) -> Self::File;
 
     /// Takes one rule that stands in `line` (from 1) of `file`.
-    fn rule(
-        &mut self,
-        file: Self::File,
-        line: u32,
-        subject: &Subject<'_>,
-        terms: &Terms,
-    ) -> Result<(), Self::Error>;
+    fn rule(&mut self, file: Self::File, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), Self::Error>;
 }
 
 /// How many rules of each kind a list holds; the kinds are values of a metric label.
@@ -176,3 +170,6 @@ pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, 
     problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     Ok(listed.into_iter())
 }
+
+#[cfg(test)]
+mod tests;

@@ -128,7 +128,8 @@ fn dubious(rule: &Rule<'_>) -> Finding {
 fn ending(rule: &Rule<'_>, today: Date) -> Finding {
     let until = rule.terms.until.filter(|until| *until >= today)?;
     let days = until.duration_since(today).as_hours() / 24;
-    (days <= SOON).then(|| (format!("ends in {days} days, on {until}"), "give it a later date if it is still needed".to_owned()))
+    (days <= SOON)
+        .then(|| (format!("ends in {days} days, on {until}"), "give it a later date if it is still needed".to_owned()))
 }
 
 fn unused(file: &str, rule: &Rule<'_>, usage: Usage<'_>) -> Finding {
@@ -184,7 +185,10 @@ impl Seen {
                     return Some((format!("{} is covered by {at}", quote(rule.source)), "remove it".to_owned()));
                 }
                 if suffix.terms.effect == Effect::Deny && refuses(&suffix.terms, rule.terms) {
-                    return Some((format!("{} is always refused by {at}", quote(rule.source)), "remove one of them".to_owned()));
+                    return Some((
+                        format!("{} is always refused by {at}", quote(rule.source)),
+                        "remove one of them".to_owned(),
+                    ));
                 }
             }
             above = name.split_once('.').map(|(_, parent)| parent);
