@@ -73,7 +73,11 @@ fn check(text: &str) -> Result<(), Fault> {
             ',' if in_braces => {}
             ',' => return Err(Fault::new(at, "a comma outside braces", "write one rule a line")),
             ']' | '}' => {
-                return Err(Fault::new(at, format!("`{character}` without its opening bracket"), "open it, or leave it out"));
+                return Err(Fault::new(
+                    at,
+                    format!("`{character}` without its opening bracket"),
+                    "open it, or leave it out",
+                ));
             }
             '!' => return Err(Fault::new(at, "a `!`", "to refuse names write a `deny` rule")),
             '.' if in_braces => {
@@ -186,7 +190,12 @@ fn pick(label: &str, choice: usize) -> String {
 
 /// The largest number of alternatives in one pair of braces of the label.
 fn alternatives(label: &str) -> usize {
-    label.split('{').skip(1).map(|braces| braces.split('}').next().unwrap_or_default().split(',').count()).max().unwrap_or(1)
+    label
+        .split('{')
+        .skip(1)
+        .map(|braces| braces.split('}').next().unwrap_or_default().split(',').count())
+        .max()
+        .unwrap_or(1)
 }
 
 /// How many texts the braces of a pattern stand for.

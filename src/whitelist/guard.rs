@@ -171,7 +171,8 @@ mod tests {
     fn the_table_of_ancestors_fits_the_list_of_the_psl_crate() {
         let fresh = table(&rules());
         if std::env::var_os("OUTGATE_REGENERATE").is_some() {
-            std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/guard/ancestors.txt"), fresh).unwrap();
+            std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/guard/ancestors.txt"), fresh)
+                .unwrap();
         } else {
             assert!(fresh == ANCESTORS, "run OUTGATE_REGENERATE=1 cargo test --lib whitelist::guard");
         }

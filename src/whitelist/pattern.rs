@@ -35,7 +35,7 @@ pub(super) enum Matching {
 pub(super) struct Pattern {
     /// It lets in names of unrelated owners.
     pub(super) wide: Option<Wide>,
-    /// It has capitals in it.
+    /// It has capitals in it, and was read as if case did not matter; the policy should do the same.
     pub(super) upper_case: bool,
     /// No name can match.
     pub(super) matches_nothing: bool,
@@ -50,16 +50,20 @@ pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> 
     }
     let ast = parser(search).parse(text).map_err(|error| {
         let message = format!("regex: {}", error.kind());
-        Fault::new(error.span().start.offset, message, "write a dot of the name as `\\.`; the syntax is that of Rust's regex crate")
+        Fault::new(
+            error.span().start.offset,
+            message,
+            "write a dot of the name as `\\.`; the syntax is that of Rust's regex crate",
+        )
     })?;
-    let hir = translator(search).translate(text, &ast).map_err(|error| {
+    let letters = letters(&ast);
+    let hir = translator(search || letters.upper_case).translate(text, &ast).map_err(|error| {
         Fault::new(error.span().start.offset, format!("regex: {}", error.kind()), "use simpler syntax")
     })?;
     if matches!(hir.kind(), HirKind::Empty) {
         let message = if search { "an empty regex, which matches every name" } else { "an empty regex" };
         return Err(Fault::new(0, message, "remove it"));
     }
-    let letters = letters(&ast);
     let names = restrict(&hir);
     let nothing = matches!(names.kind(), HirKind::Class(class) if class.is_empty());
     let mut wide = if nothing { None } else { breadth(&names, matching, letters.classes) };
@@ -73,8 +77,8 @@ fn parser(search: bool) -> ast::parse::Parser {
     ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).ignore_whitespace(search).build()
 }
 
-fn translator(search: bool) -> regex_syntax::hir::translate::Translator {
-    regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(search).build()
+fn translator(folding: bool) -> regex_syntax::hir::translate::Translator {
+    regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(folding).build()
 }
 
 /// What the written form shows and the translated one does not.
@@ -209,6 +213,7 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
     let meant = sample(names, Dots::All, 0);
     let owner = guard::registrable(&meant).filter(|_| HostName::parse(&meant).is_ok());
     let mut samples = vec![first.to_owned()];
+    samples.extend(first.split_once('.').map(|(_, suffix)| suffix.to_owned()));
     for least in [0, 1] {
         samples.push(sample(names, Dots::All, least));
         samples.push(sample(names, Dots::None, least));
@@ -221,7 +226,11 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
     });
     let hostile = |name: &String| {
         HostName::parse(name).is_ok_and(|parsed| parsed.as_str() == name)
-            && guard::registrable(name).is_some_and(|other| Some(other) != owner)
+            && match guard::registrable(name) {
+                Some(other) => Some(other) != owner,
+                // A public suffix that is a host itself, shared by all who have names below it.
+                None => name.contains('.'),
+            }
             && regex.is_match(name)
     };
     dressed.into_iter().find(hostile)
@@ -272,7 +281,8 @@ fn push_sample(hir: &Hir, choice: (Dots, u32), seen: &mut usize, text: &mut Stri
 
 fn pick(class: &ClassUnicode, dots: Dots, seen: &mut usize) -> Option<char> {
     let holds = |wanted: char| class.iter().any(|range| range.start() <= wanted && wanted <= range.end());
-    let other = ['x', 'a', '0'].into_iter().find(|c| holds(*c)).or_else(|| class.iter().map(|range| range.end()).last());
+    let other =
+        ['x', 'a', '0'].into_iter().find(|c| holds(*c)).or_else(|| class.iter().map(|range| range.end()).last());
     if !holds('.') {
         return other;
     }
