@@ -1,1 +1,7 @@
-fn main() {}
+//! The program: everything is in the library, from the command line to the exit code.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    outgate::cli::main()
+}
