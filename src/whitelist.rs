@@ -20,6 +20,7 @@ mod native;
 mod options;
 mod parse;
 mod pattern;
+mod replace;
 mod subject;
 
 use crate::policy::rule::{Subject, Terms};
@@ -141,15 +142,15 @@ pub struct Listed {
     /// Line, from 1.
     pub line: u32,
     /// The rule as written, without a comment behind it.
-    pub source: String,
-    /// The rule in canonical form (A-labels, ports spelled out), without note and owner.
-    pub canonical: String,
+    pub source: Box<str>,
+    /// The rule in canonical form (lower case, A-labels), without note and owner, where it differs.
+    pub canonical: Option<Box<str>>,
     /// What it says beside its subject.
     pub terms: Terms,
     /// `owner=`.
-    pub owner: Option<String>,
+    pub owner: Option<Box<str>>,
     /// `note=`.
-    pub note: Option<String>,
+    pub note: Option<Box<str>>,
 }
 
 /// Every rule of a set, in file and line order; or the report, where the set is not sound.
@@ -158,14 +159,15 @@ pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, 
     let mut listed = Vec::new();
     for file in files.iter() {
         let mut take = |rule: &Rule<'_>| {
+            let canonical = parse::canonical(&rule.subject, rule.terms);
             listed.push(Listed {
                 file: file.shared_name(),
                 line: rule.line,
-                source: rule.source.to_owned(),
-                canonical: parse::canonical(&rule.subject, rule.terms),
+                source: Box::from(rule.source),
+                canonical: (canonical != rule.source).then(|| canonical.into_boxed_str()),
                 terms: rule.terms.clone(),
-                owner: rule.owner.map(str::to_owned),
-                note: rule.note.map(str::to_owned),
+                owner: rule.owner.map(Box::from),
+                note: rule.note.map(Box::from),
             });
             Ok(())
         };

@@ -1,1 +1,360 @@
-//! Placeholder while the parsers settle.
+//! Changing whitelist files: `add` and `remove` a rule, with comments and order kept, under a lock,
+//! and never to a list that `check` would refuse. Written so that a reader finds the old file or
+//! the new one whole.
+
+use super::diagnostic::{Diagnostic, Report, quote};
+use super::native::parse_line;
+use super::parse::{self, Rule, canonical, lines};
+use super::read::{Files, Format, SourceFile};
+use super::{Loaded, Sink, compile, replace};
+use crate::policy::Location;
+use jiff::civil::Date;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// The file that [`add`] writes to.
+pub const LOCAL: &str = "local.rules";
+
+const HEADER: &str = "# Rules added on this machine with `outgate whitelist add`; edit freely.\n";
+/// Waiting for another edit to finish ends after this.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What [`add`] did.
+#[derive(Clone, Debug)]
+pub enum Added {
+    /// The rule is in the file now.
+    Written {
+        /// Where.
+        at: Location,
+        /// What the whole list is warned of.
+        warnings: Vec<Diagnostic>,
+    },
+    /// Nothing was changed; the same rule stands here.
+    Already(Location),
+}
+
+/// Why an edit was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum EditError {
+    /// The rule, or the list with it, is not sound.
+    #[error("{0}")]
+    Invalid(Report),
+    /// No such rule.
+    #[error("no file holds the rule {}{}", quote(.rule), also(.near))]
+    NotFound {
+        /// What was looked for.
+        rule: String,
+        /// The same host with other terms: the rules and where they stand.
+        near: Vec<(Location, String)>,
+    },
+    /// The rule stands only in a file that is not edited here.
+    #[error("the rule stands in {0}, which is in Golem's form; edit that file, or add a `deny` rule")]
+    NotEditable(Location),
+    /// Another edit has been going on for too long.
+    #[error("another edit of {} is going on", .0.display())]
+    Busy(PathBuf),
+    /// The system refused.
+    #[error("{}: {source}", .path.display())]
+    Io {
+        /// On what.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+fn also(near: &[(Location, String)]) -> String {
+    let near: Vec<String> = near.iter().map(|(at, rule)| format!("; {at} has {}, give it in full", quote(rule))).collect();
+    near.concat()
+}
+
+/// Adds the rule `text` to `local.rules` in `dir`. The whole list is compiled with it first, into
+/// `sink`, and nothing is written if that fails.
+pub fn add<S: Sink>(dir: &Path, text: &str, today: Date, sink: S) -> Result<Added, EditError> {
+    let text = text.trim();
+    let wanted = canonical_of(text, today)?;
+    let _lock = lock(dir)?;
+    let mut files = Files::read(dir);
+    for file in files.iter().filter(|file| file.format() == Format::Native) {
+        if let Some((line, _)) = rules_of(file).find(|(_, rule)| *rule == wanted) {
+            return Ok(Added::Already(Location { file: file.shared_name(), line }));
+        }
+    }
+    let old = files.iter().find(|file| file.name() == LOCAL).map(|file| file.bytes().to_vec());
+    if old.as_ref().is_some_and(|old| !old.is_empty() && !old.ends_with(b"\n")) {
+        // Half written: the new rule would become the rest of its last line.
+        compile(&files, today, Nowhere).map_err(EditError::Invalid)?;
+    }
+    let mut bytes = old.unwrap_or_else(|| HEADER.as_bytes().to_vec());
+    let end: &[u8] = if bytes.ends_with(b"\r\n") { b"\r\n" } else { b"\n" };
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.extend_from_slice(end);
+    let line = u32::try_from(bytes.iter().filter(|byte| **byte == b'\n').count()).unwrap_or(u32::MAX);
+    files.replace(LOCAL, bytes.clone());
+    let (_, Loaded { warnings, .. }) = compile(&files, today, sink).map_err(EditError::Invalid)?;
+    write(&dir.join(LOCAL), &bytes)?;
+    Ok(Added::Written { at: Location { file: LOCAL.into(), line }, warnings })
+}
+
+/// Removes every line of `dir`'s `*.rules` that holds the rule `text`: the same host, effect, ports
+/// and terms, however written. Note and owner do not count. Returns where the lines stood.
+pub fn remove(dir: &Path, text: &str, today: Date) -> Result<Vec<Location>, EditError> {
+    let text = text.trim();
+    let wanted = canonical_of(text, today)?;
+    let _lock = lock(dir)?;
+    let files = Files::read(dir);
+    let mut removed = Vec::new();
+    let mut changes = Vec::new();
+    for file in files.iter().filter(|file| file.format() == Format::Native) {
+        let gone: Vec<u32> = rules_of(file).filter(|(_, rule)| *rule == wanted).map(|(line, _)| line).collect();
+        if !gone.is_empty() {
+            changes.push((dir.join(file.name()), without(file.bytes(), &gone)));
+            removed.extend(gone.into_iter().map(|line| Location { file: file.shared_name(), line }));
+        }
+    }
+    if removed.is_empty() {
+        return Err(not_found(&files, text, &wanted, today));
+    }
+    for (path, bytes) in changes {
+        write(&path, &bytes)?;
+    }
+    Ok(removed)
+}
+
+/// The canonical form of one rule given on a command line.
+fn canonical_of(text: &str, today: Date) -> Result<String, EditError> {
+    let single = Files::from_memory([("rule.rules", format!("{text}\n"))]);
+    let mut found = Vec::new();
+    let mut problems = single.problems().clone();
+    for file in single.iter() {
+        parse::file(file, today, &mut problems, &mut |rule: &Rule<'_>| {
+            found.push(canonical(&rule.subject, rule.terms));
+            Ok(())
+        });
+    }
+    problems.into_warnings().map_err(|problems| EditError::Invalid(problems.report(None)))?;
+    match (found.pop(), found.is_empty()) {
+        (Some(rule), true) => Ok(rule),
+        _ => Err(EditError::NotFound { rule: text.to_owned(), near: Vec::new() }),
+    }
+}
+
+/// The rules of a native file with their lines; lines that are not sound are passed over.
+fn rules_of(file: &SourceFile) -> impl Iterator<Item = (u32, String)> {
+    let text = std::str::from_utf8(file.bytes()).unwrap_or_default();
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+    lines(text).filter_map(|(number, line)| {
+        let parsed = parse_line(line).ok()??;
+        Some((number, canonical(&parsed.subject.borrow(), &parsed.terms)))
+    })
+}
+
+fn not_found(files: &Files, text: &str, wanted: &str, today: Date) -> EditError {
+    let mut near = Vec::new();
+    let mut golem = None;
+    let host = |rule: &str| rule.split(' ').find(|word| *word != "deny").unwrap_or_default().to_owned();
+    for file in files.iter() {
+        if file.format() == Format::Native {
+            let same = rules_of(file).filter(|(_, rule)| host(rule) == host(wanted));
+            near.extend(same.map(|(line, rule)| (Location { file: file.shared_name(), line }, rule)));
+            continue;
+        }
+        let mut take = |rule: &Rule<'_>| {
+            if golem.is_none() && canonical(&rule.subject, rule.terms) == wanted {
+                golem = Some(Location { file: file.shared_name(), line: rule.line });
+            }
+            Ok(())
+        };
+        parse::file(file, today, &mut super::diagnostic::Problems::default(), &mut take);
+    }
+    near.truncate(5);
+    match golem {
+        Some(at) => EditError::NotEditable(at),
+        None => EditError::NotFound { rule: text.to_owned(), near },
+    }
+}
+
+/// The bytes without the lines of these numbers (ascending).
+fn without(bytes: &[u8], gone: &[u32]) -> Vec<u8> {
+    let mut left = Vec::with_capacity(bytes.len());
+    let bom = if bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
+    let (mark, text) = bytes.split_at(bom);
+    left.extend_from_slice(mark);
+    for (line, number) in text.split_inclusive(|byte| *byte == b'\n').zip(1u32..) {
+        if gone.binary_search(&number).is_err() {
+            left.extend_from_slice(line);
+        }
+    }
+    left
+}
+
+/// Writes through links, so that a linked file stays linked.
+fn write(path: &Path, bytes: &[u8]) -> Result<(), EditError> {
+    let fail = |source| EditError::Io { path: path.to_path_buf(), source };
+    let (real, like) = match path.canonicalize() {
+        Ok(real) => {
+            let meta = std::fs::metadata(&real).map_err(fail)?;
+            (real, Some(meta))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_path_buf(), None),
+        Err(error) => return Err(fail(error)),
+    };
+    replace::replace(&real, bytes, like.as_ref(), 0o644).map_err(fail)
+}
+
+/// Holds the dir against other edits until dropped.
+fn lock(dir: &Path) -> Result<File, EditError> {
+    use rustix::fs::{FlockOperation, flock};
+    let fail = |source| EditError::Io { path: dir.to_path_buf(), source };
+    let file = File::open(dir).map_err(fail)?;
+    let patience = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(file),
+            Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < patience => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(rustix::io::Errno::WOULDBLOCK) => return Err(EditError::Busy(dir.to_path_buf())),
+            Err(error) => return Err(fail(error.into())),
+        }
+    }
+}
+
+/// A sink that keeps nothing, to see whether files are sound.
+pub(super) struct Nowhere;
+
+impl Sink for Nowhere {
+    type File = ();
+    type Error = std::convert::Infallible;
+
+    fn file(&mut self, _: &str) {}
+
+    fn rule(
+        &mut self,
+        (): (),
+        _: u32,
+        _: &crate::policy::rule::Subject<'_>,
+        _: &crate::policy::rule::Terms,
+    ) -> Result<(), Self::Error> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    const TODAY: Date = Date::constant(2026, 11, 23);
+
+    fn dir(files: &[(&str, &str)]) -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, text) in files {
+            std::fs::write(dir.path().join(name), text).unwrap();
+        }
+        dir
+    }
+
+    fn local(dir: &tempfile::TempDir) -> String {
+        std::fs::read_to_string(dir.path().join(LOCAL)).unwrap()
+    }
+
+    #[test]
+    fn add_creates_local_rules_with_a_header_and_then_appends() {
+        let dir = dir(&[]);
+        let Added::Written { at, warnings } = add(dir.path(), "ipfs.io", TODAY, Nowhere).unwrap() else { panic!() };
+        assert_eq!((at.to_string(), warnings.len()), ("local.rules:2".to_owned(), 0));
+        add(dir.path(), " https://good.test note=\"why # not\"  # because", TODAY, Nowhere).unwrap();
+        assert_eq!(local(&dir), format!("{HEADER}ipfs.io\nhttps://good.test note=\"why # not\"  # because\n"));
+        assert_eq!(std::fs::metadata(dir.path().join(LOCAL)).unwrap().mode() & 0o777, 0o644);
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn add_says_where_the_same_rule_stands_already() {
+        let dir = dir(&[("10.rules", "# one\nIPFS.io. owner=ops # x\n")]);
+        let Added::Already(at) = add(dir.path(), "ipfs.io", TODAY, Nowhere).unwrap() else { panic!() };
+        assert_eq!(at.to_string(), "10.rules:2");
+        assert!(!dir.path().join(LOCAL).exists());
+    }
+
+    #[test]
+    fn add_refuses_what_check_refuses_and_writes_nothing() {
+        let dir = dir(&[(LOCAL, "ipfs.io\n")]);
+        for rule in ["*.com", "https://x.test/path", "", "# only a comment", "a.test\nb.test", "a.test\0", "x y.test"] {
+            assert!(add(dir.path(), rule, TODAY, Nowhere).is_err(), "{rule:?}");
+        }
+        assert_eq!(local(&dir), "ipfs.io\n");
+        std::fs::write(dir.path().join("other.rules"), "broken rule\n").unwrap();
+        let error = add(dir.path(), "good.test", TODAY, Nowhere).unwrap_err();
+        assert!(error.to_string().contains("other.rules:1:8"), "{error}");
+        assert_eq!(local(&dir), "ipfs.io\n");
+    }
+
+    #[test]
+    fn add_does_not_complete_a_half_written_last_line() {
+        let dir = dir(&[(LOCAL, "a.test\nevil")]);
+        let error = add(dir.path(), "good.test", TODAY, Nowhere).unwrap_err();
+        assert!(error.to_string().contains("no newline"), "{error}");
+        assert_eq!(local(&dir), "a.test\nevil");
+    }
+
+    #[test]
+    fn remove_takes_the_line_and_keeps_everything_else_and_the_mode() {
+        let text = "\u{feff}# head\r\n  a.test # one\r\n\r\nb.test:443 # two\r\nA.TEST. note=x\r\n# tail\r\n";
+        let dir = dir(&[("x.rules", text)]);
+        let path = dir.path().join("x.rules");
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o640)).unwrap();
+        let removed = remove(dir.path(), "a.test", TODAY).unwrap();
+        assert_eq!(removed.iter().map(|at| at.line).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "\u{feff}# head\r\n\r\nb.test:443 # two\r\n# tail\r\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o640);
+    }
+
+    #[test]
+    fn remove_of_a_rule_with_other_terms_names_the_near_one() {
+        let dir = dir(&[("x.rules", "a.test until=2027-01-31\n")]);
+        let error = remove(dir.path(), "a.test", TODAY).unwrap_err().to_string();
+        assert!(error.contains("x.rules:1 has `a.test until=2027-01-31`"), "{error}");
+        assert_eq!(remove(dir.path(), "a.test until=2027-01-31", TODAY).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn remove_does_not_edit_golems_files() {
+        let dir = dir(&[("strict.lst", "b.test\na.test\n")]);
+        let error = remove(dir.path(), "a.test", TODAY).unwrap_err();
+        assert!(matches!(&error, EditError::NotEditable(at) if at.to_string() == "strict.lst:2"), "{error}");
+    }
+
+    #[test]
+    fn a_linked_file_stays_linked() {
+        let dir = dir(&[]);
+        let elsewhere = tempfile::tempdir().unwrap();
+        let real = elsewhere.path().join("shared.rules");
+        std::fs::write(&real, "a.test\n").unwrap();
+        std::os::unix::fs::symlink(&real, dir.path().join(LOCAL)).unwrap();
+        add(dir.path(), "b.test", TODAY, Nowhere).unwrap();
+        assert_eq!(std::fs::read_to_string(&real).unwrap(), "a.test\nb.test\n");
+        assert!(dir.path().join(LOCAL).symlink_metadata().unwrap().is_symlink());
+    }
+
+    #[test]
+    fn edits_at_the_same_time_all_arrive() {
+        let dir = dir(&[]);
+        std::thread::scope(|scope| {
+            for number in 0..8 {
+                let path = dir.path();
+                scope.spawn(move || add(path, &format!("host{number}.test"), TODAY, Nowhere).unwrap());
+            }
+        });
+        assert_eq!(local(&dir).lines().count(), 9);
+    }
+
+    #[test]
+    fn bytes_without_lines_are_the_other_lines() {
+        assert_eq!(without(b"a\nb\r\nc\n", &[2]), b"a\nc\n");
+        assert_eq!(without(b"a\n", &[1]), b"");
+    }
+}

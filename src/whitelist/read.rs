@@ -3,6 +3,7 @@
 //! kept with the set, so that they are reported together with theirs.
 
 use super::diagnostic::{Problems, Severity};
+use super::replace;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fmt;
@@ -77,7 +78,8 @@ pub struct SourceFile {
 impl SourceFile {
     /// `None` if a file of that name is no part of a list.
     pub(super) fn new(name: &str, bytes: Vec<u8>) -> Option<SourceFile> {
-        Some(SourceFile { name: Arc::from(name), format: Format::of(name)?, bytes })
+        let format = Format::of(name.rsplit('/').next().unwrap_or(name))?;
+        Some(SourceFile { name: Arc::from(name), format, bytes })
     }
 
     /// The name within the dir.
@@ -129,12 +131,13 @@ impl Files {
 
     /// A set from memory; files whose names are no whitelist's are left out.
     pub fn from_memory<N: AsRef<str>, B: Into<Vec<u8>>>(files: impl IntoIterator<Item = (N, B)>) -> Files {
-        let mut set = Files::default();
-        for (name, bytes) in files {
-            set.files.extend(SourceFile::new(name.as_ref(), bytes.into()));
-        }
-        set.files.sort_by(|a, b| a.name.cmp(&b.name));
-        set
+        Files::of(files.into_iter().filter_map(|(name, bytes)| SourceFile::new(name.as_ref(), bytes.into())).collect())
+    }
+
+    /// A set of these files.
+    pub(super) fn of(mut files: Vec<SourceFile>) -> Files {
+        files.sort_by(|a, b| a.name.cmp(&b.name));
+        Files { files, ..Files::default() }
     }
 
     /// Adds a file from elsewhere (Golem's data dir) under the same checks; it is called by its
@@ -267,7 +270,7 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
     let Some(format) = name.to_str().and_then(Format::of) else {
         // A Kubernetes volume keeps its generations in dot directories; they are no oversight.
         let is_dir = path.is_dir();
-        if !(is_dir && shown.starts_with('.')) {
+        if !(is_dir && shown.starts_with('.')) && !shown.ends_with(replace::SUFFIX) {
             let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
             let remedy = "whitelist files are called *.rules, *.lst or *.json, without a dot in front";
             set.problems.whole(&shown, Severity::Warning, message.to_owned(), remedy);
