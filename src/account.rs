@@ -1,4 +1,40 @@
-//! What happened: metrics, the access log, the table of live flows.
+//! What happened: metrics, the access log, the table of live flows, the top refusals.
+//!
+//! A flow opens a [`Record`] when it is accepted, tells it what it learns, and drops it at the end:
+//! the drop counts the metrics and queues the log line, so that a flow that ends by an error or a
+//! panic is accounted for like any other. Nothing here decides or touches a socket of a guest, and
+//! nothing on a flow's thread renders, writes or waits: lines are made on a thread of the log's
+//! own, which drops refusals first when it can't keep up, and counts what it drops.
+
+mod digest;
+mod event;
+mod flows;
+mod fold;
+mod line;
+mod metrics;
+mod process;
+mod queue;
+mod record;
+mod refusals;
+mod sink;
+
+pub use flows::{Flow, FlowView};
+pub use metrics::Metrics;
+pub use record::{Active, Meter, Record};
+pub use refusals::RefusalView;
+
+use crate::identify::Claim;
+use crate::policy::{Location, NearMiss};
+use crate::reason::{Reason, Verdict};
+use arc_swap::ArcSwap;
+use event::Guest;
+use flows::Table;
+use hashbrown::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// The kind of listener a flow came in by; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -18,6 +54,24 @@ pub enum Listener {
     Dns,
 }
 
+impl Listener {
+    /// The listeners that carry flows, in the order of their discriminants: all but [`Dns`](Self::Dns).
+    pub const FLOWS: [Listener; 5] =
+        [Listener::Proxy, Listener::Socks, Listener::Transparent, Listener::Redirect, Listener::Udp];
+
+    /// Metric label and log value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Listener::Proxy => "proxy",
+            Listener::Socks => "socks",
+            Listener::Transparent => "transparent",
+            Listener::Redirect => "redirect",
+            Listener::Udp => "udp",
+            Listener::Dns => "dns",
+        }
+    }
+}
+
 /// Where the access log goes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AccessLog {
@@ -26,7 +80,7 @@ pub enum AccessLog {
     /// The systemd journal's socket.
     Journal,
     /// A file, opened for append and again on SIGHUP.
-    File(std::path::PathBuf),
+    File(PathBuf),
     /// Nowhere.
     Off,
 }
@@ -39,3 +93,231 @@ pub struct LogSettings {
     /// Only flows that were not allowed.
     pub denied_only: bool,
 }
+
+/// Why accounting can't start, or can't take new settings.
+#[derive(Debug, thiserror::Error)]
+pub enum AccountError {
+    /// The access log can't be opened.
+    #[error("{}: the access log can't be opened: {source}", path.display())]
+    Open {
+        /// What was to be opened.
+        path: PathBuf,
+        /// Why it failed.
+        source: std::io::Error,
+    },
+    /// A thread of the access log can't be started.
+    #[error("a thread for the access log can't be started: {0}")]
+    Thread(std::io::Error),
+    /// The metrics can't be registered.
+    #[error("the metrics can't be registered: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// Finds the rule that comes nearest to a refused claim. Called on the log's thread.
+pub type Advice = Box<dyn Fn(&Claim) -> Option<NearMiss> + Send + Sync>;
+
+/// The books of the whole daemon; one a process.
+pub struct Account {
+    metrics: Arc<Metrics>,
+    guests: ArcSwap<Guests>,
+    flows: Table,
+    log: digest::Log,
+    next_id: AtomicU64,
+    started: Instant,
+    /// Seconds since 1970 at the start: makes flow ids of two runs differ.
+    epoch: u64,
+}
+
+/// Figures for the status page and `outgate status`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Totals {
+    /// Version of the program.
+    pub version: &'static str,
+    /// Seconds since the start.
+    pub uptime_seconds: u64,
+    /// Open connections.
+    pub active: i64,
+    /// Flows and requests that ended, by verdict.
+    pub connections: std::collections::BTreeMap<&'static str, u64>,
+    /// Bytes from the guests.
+    pub bytes_up: u64,
+    /// Bytes to the guests.
+    pub bytes_down: u64,
+    /// Generation of the whitelist in force; 0 before the first.
+    pub whitelist_generation: i64,
+    /// Rules in force.
+    pub whitelist_rules: i64,
+    /// Did the last reload succeed?
+    pub whitelist_ok: bool,
+    /// Panics caught.
+    pub panics: u64,
+    /// Log lines dropped.
+    pub log_dropped: u64,
+}
+
+struct Guests {
+    by_name: HashMap<Box<str>, Arc<Guest>, foldhash::fast::RandomState>,
+    other: Arc<Guest>,
+}
+
+impl Account {
+    /// Opens the access log, starts its threads and registers the metrics. `guests` are the names
+    /// of the declared guests, the only words from outside the program that become labels.
+    pub fn start(log: &LogSettings, guests: &[String]) -> Result<Arc<Account>, AccountError> {
+        let metrics = Arc::new(Metrics::new()?);
+        let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let log = digest::Log::start(log, &metrics, epoch)?;
+        Ok(Arc::new(Account {
+            guests: ArcSwap::from_pointee(Guests::new(guests, None, &metrics)),
+            metrics,
+            flows: Table::default(),
+            log,
+            next_id: AtomicU64::new(1),
+            started: Instant::now(),
+            epoch,
+        }))
+    }
+
+    /// Takes new settings. Where the new log can't be opened, nothing changes. Flows of a guest that
+    /// is gone are no longer counted under any guest.
+    pub fn reconfigure(&self, log: &LogSettings, guests: &[String]) -> Result<(), AccountError> {
+        self.log.reconfigure(log, &self.metrics)?;
+        let old = self.guests.load();
+        self.guests.store(Arc::new(Guests::new(guests, Some(&old), &self.metrics)));
+        Ok(())
+    }
+
+    /// Opens the log's file anew (SIGHUP, after rotation). Where that fails the old one is kept and
+    /// `log_errors_total` counts it.
+    pub fn reopen(&self) {
+        self.log.reopen();
+    }
+
+    /// Sets who explains near misses; the last one set counts.
+    pub fn set_advice(&self, advice: Advice) {
+        self.log.set_advice(advice);
+    }
+
+    /// Closes the folding windows and waits until all lines are written, 1 s at most. Blocks; for
+    /// the end of the program.
+    pub fn flush(&self) {
+        self.log.flush(Duration::from_secs(1));
+    }
+
+    /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query. `guest` is the name
+    /// of the declared guest, if it is one.
+    pub fn open(self: &Arc<Self>, listener: Listener, source: SocketAddr, guest: Option<&str>) -> Record {
+        let guests = self.guests.load();
+        let guest = match guest {
+            None => Arc::clone(&guests.other),
+            Some(name) => match guests.by_name.get(name) {
+                Some(guest) => Arc::clone(guest),
+                // The guest was withdrawn while the flow was being accepted.
+                None => Arc::new(guests.other.renamed(name)),
+            },
+        };
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
+        Record::new(Arc::clone(self), Flow::new(id, listener, source, guest))
+    }
+
+    /// Counts a connection in `active_connections` for as long as the guard lives. One a
+    /// connection; records do not count there.
+    pub fn active(&self, listener: Listener) -> Active {
+        Active::new(&self.metrics, listener)
+    }
+
+    /// The metrics that are set from outside.
+    pub fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
+
+    /// All metrics as Prometheus text, version 0.0.4.
+    pub fn scrape(&self) -> String {
+        self.flows.each(|flow| self.metrics.settle(flow));
+        self.metrics.render()
+    }
+
+    /// Asks `judge` about the claim of each live flow and revokes those it refuses; the number of
+    /// them. Takes a microsecond or two a flow: not for a thread that serves flows.
+    ///
+    /// No flow slips through when the caller first puts the new policy in force and each flow calls
+    /// [`Record::claim`] before it asks the policy.
+    pub fn revoke_where(&self, judge: impl Fn(&Claim) -> Option<(Reason, Option<Location>)>) -> usize {
+        let mut revoked = 0;
+        self.flows.each(|flow| {
+            if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim))
+                && flow.revoke_by(reason, rule)
+            {
+                revoked += 1;
+                if reason == Reason::Revoked {
+                    self.metrics.flow_revoked();
+                }
+            }
+        });
+        revoked
+    }
+
+    /// Live flows that have a claim, oldest first, `limit` at most; and how many there are.
+    pub fn snapshot(&self, limit: usize) -> (Vec<FlowView>, usize) {
+        let (flows, total) = self.flows.oldest(limit);
+        (flows.iter().filter_map(|flow| flow.view(self.epoch)).collect(), total)
+    }
+
+    /// What was refused most often (and, in the mode `observe`, what would have been), most
+    /// frequent first, `limit` at most. From a bounded table: rare refusals are forgotten in a flood.
+    pub fn refusals(&self, limit: usize) -> Vec<RefusalView> {
+        self.log.refusals(limit)
+    }
+
+    /// Figures for the operator.
+    pub fn totals(&self) -> Totals {
+        self.flows.each(|flow| self.metrics.settle(flow));
+        let (bytes_up, bytes_down) = self.metrics.bytes();
+        let connections = Verdict::ALL.iter().map(|v| (v.as_str(), self.metrics.connections(*v))).collect();
+        Totals {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            active: self.metrics.active_connections(),
+            connections,
+            bytes_up,
+            bytes_down,
+            whitelist_generation: self.metrics.generation(),
+            whitelist_rules: self.metrics.rules(),
+            whitelist_ok: self.metrics.whitelist_ok(),
+            panics: self.metrics.panics(),
+            log_dropped: self.metrics.dropped(),
+        }
+    }
+}
+
+impl Guests {
+    fn new(names: &[String], old: Option<&Guests>, metrics: &Metrics) -> Guests {
+        let mut by_name: HashMap<Box<str>, Arc<Guest>, _> = HashMap::default();
+        for name in names {
+            let guest = match old.and_then(|old| old.by_name.get(name.as_str())) {
+                Some(guest) => Arc::clone(guest),
+                None => Arc::new(metrics.guest(Some(name))),
+            };
+            by_name.insert(name.as_str().into(), guest);
+        }
+        for name in old.iter().flat_map(|old| old.by_name.keys()) {
+            if !by_name.contains_key(name) {
+                metrics.forget_guest(name);
+            }
+        }
+        let other = match old {
+            Some(old) => Arc::clone(&old.other),
+            None => Arc::new(metrics.guest(None)),
+        };
+        Guests { by_name, other }
+    }
+}
+
+/// The lock, also where a thread panicked while it held it: what is behind these locks is sound
+/// after every statement.
+fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,1 +1,249 @@
-//! (to come)
+//! Builds the stages, joins them, keeps them running: start, reload, drain.
+//!
+//! One thread a CPU serves flows, each with a runtime and listeners of its own; one more thread, this
+//! one, has signals, reloads, the resolver's sockets, the admin listener and the control socket. What
+//! cannot be had at the start (a port, a readable list) is an error before the first connection; after
+//! that nothing but a signal ends the daemon.
+
+mod reload;
+
+use crate::accept::listen::{self, ListenError};
+use crate::accept::{self, Gate};
+use crate::account::{Account, AccountError};
+use crate::config::{ConfigError, Settings};
+use crate::flow::{self, House, Live};
+use crate::policy::PolicyError;
+use crate::reason::Reason;
+use crate::resolve::{ResolveSetupError, Resolver};
+use crate::system::{self, Asked, Signals};
+use crate::{admin, control};
+use arc_swap::ArcSwap;
+use reload::{Lists, Reloader};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How long open flows get after SIGTERM where the listeners are this process's own.
+const DRAIN: Duration = Duration::from_secs(20);
+/// How long flows that were told to end get to do so.
+const LAST_CALL: Duration = Duration::from_secs(1);
+
+/// Why the daemon can't start.
+#[derive(Debug, thiserror::Error)]
+pub enum DaemonError {
+    /// A folder or file of the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The lists are invalid and there is no last good one; the problems have been printed.
+    #[error("no valid whitelist: {0}")]
+    Lists(String),
+    /// The guests of the configuration and the files do not go together.
+    #[error(transparent)]
+    Policy(#[from] PolicyError),
+    /// A port can't be listened on.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The resolver can't start.
+    #[error(transparent)]
+    Resolver(#[from] ResolveSetupError),
+    /// Metrics or log can't start.
+    #[error(transparent)]
+    Account(#[from] AccountError),
+    /// A thread, a runtime or a signal handler can't be had.
+    #[error("cannot start: {0}")]
+    System(#[from] io::Error),
+}
+
+/// Runs until SIGTERM or SIGINT.
+///
+/// # Errors
+/// [`DaemonError`], before anything was served.
+pub fn run(settings: Settings) -> Result<(), DaemonError> {
+    let open_files = system::raise_open_files();
+    tracing::debug!(open_files, "limit on open files");
+    settings.make_folders()?;
+    let lists = Lists::at_start(&settings)?;
+    let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
+    let workers = system::cpus();
+    let proxies = settings
+        .listen
+        .proxy
+        .iter()
+        .map(|address| listen::open(*address, workers, "[listen].proxy"))
+        .collect::<Result<Vec<_>, _>>()?;
+    let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
+
+    let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
+    let account = Account::start(&settings.log, &names)?;
+    count_panics(&account);
+    advise(&account, &live);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let resolver = Resolver::start(&settings.resolver, floor(&settings, &proxies, &admin), runtime.handle().clone())?;
+    let house = Arc::new(House {
+        gate: gate(&settings, &live),
+        live,
+        resolver,
+        account,
+        stop: CancellationToken::new(),
+        turned_away: AtomicU32::new(0),
+    });
+    let end = CancellationToken::new();
+    let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
+    let result = runtime.block_on(govern(&house, settings, lists, admin));
+    end.cancel();
+    for thread in threads {
+        if thread.join().is_err() {
+            tracing::error!("a worker thread ended by a panic");
+        }
+    }
+    house.account.flush();
+    result
+}
+
+/// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
+async fn govern(
+    house: &Arc<House>,
+    settings: Settings,
+    lists: Lists,
+    admin: Option<Vec<TcpListener>>,
+) -> Result<(), DaemonError> {
+    let mut signals = Signals::new()?;
+    let where_to = settings.listen.clone();
+    let rules = lists.len();
+    let reloader = Reloader::start(Arc::clone(house), settings, lists)?;
+    #[cfg(any())]
+    for listener in admin.into_iter().flatten() {
+        admin::serve(listener, Arc::clone(&house.account), reloader.readiness())?;
+    }
+    #[cfg(any())]
+    let _socket = match &where_to.control {
+        Some(path) => Some(control::serve(path, Arc::clone(&house.account), reloader.control())?),
+        None => None,
+    };
+    tracing::info!(
+        proxy = ?where_to.proxy, admin = ?where_to.admin, rules,
+        "outgate {} is ready", env!("CARGO_PKG_VERSION")
+    );
+    system::notify(&[sd_notify::NotifyState::Ready]);
+    loop {
+        match signals.next().await {
+            Asked::Reload => {
+                house.account.reopen();
+                reloader.request();
+            }
+            Asked::Stop => break,
+        }
+    }
+    system::notify(&[sd_notify::NotifyState::Stopping]);
+    drain(house, &mut signals).await;
+    Ok(())
+}
+
+/// Lets open flows finish, then ends them.
+async fn drain(house: &House, signals: &mut Signals) {
+    let open = house.gate.total();
+    tracing::info!(open, "stopping; open connections get {} s", DRAIN.as_secs());
+    house.stop.cancel();
+    let quiet = || house.gate.total() == 0 && house.turned_away.load(Ordering::Relaxed) == 0;
+    let until = Instant::now() + DRAIN;
+    while !quiet() && Instant::now() < until {
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            // A second signal means now.
+            asked = signals.next() => if asked == Asked::Stop { break },
+        }
+    }
+    let ended = house.account.revoke_where(|_| Some((Reason::ShuttingDown, None)));
+    if ended > 0 {
+        tracing::info!(ended, "ended connections that were still open");
+    }
+    let until = Instant::now() + LAST_CALL;
+    while !quiet() && Instant::now() < until {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// One thread a CPU, each with its share of every listener.
+fn spawn_workers<'a>(
+    house: &Arc<House>,
+    listeners: impl Iterator<Item = &'a Vec<TcpListener>> + Clone,
+    count: usize,
+    end: &CancellationToken,
+) -> io::Result<Vec<JoinHandle<()>>> {
+    (0..count)
+        .map(|index| {
+            let mine: Vec<TcpListener> =
+                listeners.clone().filter_map(|all| all.get(index)).map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let (house, end) = (Arc::clone(house), end.clone());
+            std::thread::Builder::new()
+                .name(format!("outgate-{index}"))
+                .spawn(move || runtime.block_on(work(house, mine, end)))
+        })
+        .collect()
+}
+
+/// A worker thread: accepts and serves until the end.
+async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationToken) {
+    for listener in listeners {
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(%error, "a listener cannot be served");
+                continue;
+            }
+        };
+        let house = Arc::clone(&house);
+        tokio::spawn(async move {
+            let serve = |accepted| {
+                tokio::spawn(flow::serve(Arc::clone(&house), accepted));
+            };
+            let paused = |error: &io::Error| {
+                house.account.metrics().accept_failed();
+                tracing::warn!(%error, "accepting pauses");
+            };
+            accept::run(listener, &house.gate, house.stop.cancelled(), serve, paused).await;
+        });
+    }
+    end.cancelled().await;
+}
+
+fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
+    let live = Arc::clone(live);
+    Gate::new(settings.limits, Arc::new(move |source| live.load().policy.guest(source).index))
+}
+
+/// The floor's settings with the ports that were really bound (port 0 asks for any).
+fn floor(
+    settings: &Settings,
+    proxies: &[Vec<TcpListener>],
+    admin: &Option<Vec<TcpListener>>,
+) -> crate::resolve::FloorSettings {
+    let mut floor = settings.floor();
+    let bound = proxies.iter().chain(admin).flatten().filter_map(|listener| listener.local_addr().ok());
+    floor.listeners.extend(bound.collect::<std::collections::HashSet<SocketAddr>>());
+    floor
+}
+
+/// A panic ends one flow; the hook counts it and says where.
+fn count_panics(account: &Arc<Account>) {
+    let account = Arc::downgrade(account);
+    std::panic::set_hook(Box::new(move |info| {
+        if let Some(account) = account.upgrade() {
+            account.metrics().panicked();
+        }
+        let place = info.location().map(ToString::to_string).unwrap_or_default();
+        tracing::error!(place, "a panic ended a task; this is a defect, please report it");
+    }));
+}
+
+/// Near misses are looked up where log lines are rendered, off the path.
+fn advise(account: &Account, live: &Arc<ArcSwap<Live>>) {
+    let live = Arc::clone(live);
+    account.set_advice(Box::new(move |claim| live.load_full().policy.near_miss(claim)));
+}

@@ -1,1 +1,300 @@
-//! (to come)
+//! One connection's life, straight down: the only module that calls the stages.
+//!
+//! ```text
+//! accept -> identify -> decide -> resolve -> dial -> relay -> account
+//! ```
+//!
+//! [`serve`] takes a connection off a listener and sees it to its end. What leads up to a tunnel runs
+//! in one boxed future that is freed before the relay begins, so an idle tunnel costs little more than
+//! its two sockets. The record of a flow is opened as soon as something is known of it and is closed,
+//! counted and logged wherever the flow ends, panics included.
+
+mod http;
+mod refuse;
+mod socks;
+mod tunnel;
+
+use crate::accept::{Accepted, Gate, Slot};
+use crate::account::{Account, Active, Listener, Meter, Record};
+use crate::dial::{self, DialSettings, Upstream};
+use crate::identify::Claim;
+use crate::policy::{Permit, Policy, Refusal};
+use crate::reason::Reason;
+use crate::relay::{self, End, Tunnel, close};
+use crate::resolve::Resolver;
+use arc_swap::ArcSwap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// How many connections that are over a limit may be told so at once; the rest are reset.
+const MAX_TURNED_AWAY: u32 = 512;
+/// How long a connection over a limit may take to say what it wants before it is told why not.
+const TURN_AWAY: Duration = Duration::from_secs(2);
+
+/// What every flow needs; one for the daemon.
+pub struct House {
+    /// The policy in force and the settings that change with a reload.
+    pub live: Arc<ArcSwap<Live>>,
+    /// Limits and what each guest has in use.
+    pub gate: Arc<Gate>,
+    /// Names to addresses.
+    pub resolver: Arc<Resolver>,
+    /// Records.
+    pub account: Arc<Account>,
+    /// Done when the daemon is stopping: kept connections end after the request in hand.
+    pub stop: CancellationToken,
+    /// Connections being told that they are over a limit.
+    pub turned_away: AtomicU32,
+}
+
+/// The snapshot that one decision is made on.
+pub struct Live {
+    /// The rules and modes.
+    pub policy: Arc<Policy>,
+    /// How to connect.
+    pub dial: DialSettings,
+}
+
+/// One connection on its way from accept to relay.
+struct Visit {
+    house: Arc<House>,
+    guest: TcpStream,
+    source: SocketAddr,
+    slot: Slot,
+    active: Active,
+    /// Bytes read and not yet used.
+    input: Vec<u8>,
+    /// The decision must have been made by then.
+    deadline: Deadline,
+}
+
+/// What is left of a [`Visit`] once nothing more is to be judged.
+struct Relaying {
+    tunnel: Tunnel,
+    record: Record,
+    idle: Option<Duration>,
+    slot: Slot,
+    active: Active,
+    /// The record of the tunnel around a WebSocket that was opened inside it.
+    outer: Option<Record>,
+}
+
+/// A flow that ends here: refused, failed, finished or gone. Whoever returns it has already told the
+/// guest and filled in the record.
+struct Ended;
+
+/// Serves one connection from a `proxy` listener.
+pub async fn serve(house: Arc<House>, accepted: Accepted) {
+    let Some(relaying) = Box::pin(open(house, accepted)).await else { return };
+    relay(relaying).await;
+}
+
+/// Everything up to the relay.
+async fn open(house: Arc<House>, accepted: Accepted) -> Option<Relaying> {
+    let Accepted { stream, source, at, slot } = accepted;
+    let slot = match slot {
+        Ok(slot) => slot,
+        Err(reason) => {
+            turn_away(&house, stream, source, reason).await;
+            return None;
+        }
+    };
+    let limits = house.gate.settings();
+    let active = house.account.active(Listener::Proxy);
+    let deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
+    let mut visit = Visit { house, guest: stream, source, slot, active, input: Vec::new(), deadline };
+    match visit.fill().await {
+        Filled::Bytes => {}
+        // Port scanners and health checks: nothing was asked, so there is nothing to count.
+        Filled::End => return None,
+        Filled::Timeout => {
+            visit.record(Listener::Proxy).refuse(Reason::Timeout, None);
+            return None;
+        }
+    }
+    match visit.input.first() {
+        Some(4 | 5) => socks::serve(visit).await.ok(),
+        _ => http::serve(visit).await.ok(),
+    }
+}
+
+/// The last stage: bytes both ways until the end.
+async fn relay(relaying: Relaying) {
+    let Relaying { tunnel, mut record, idle, slot, active, outer } = relaying;
+    let meter = record.meter();
+    let flow = Arc::clone(record.flow());
+    let around = outer.as_ref().map(|outer| Arc::clone(outer.flow()));
+    let stopped = |cx: &mut Context<'_>| match &around {
+        Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
+        _ => flow.poll_revoked(cx).map(drop),
+    };
+    match tunnel.run(&meter, idle, stopped, || record.still_open()).await {
+        End::Closed => {}
+        End::Idle => record.refuse(Reason::Timeout, None),
+        End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
+    }
+    drop((record, outer, slot, active));
+}
+
+/// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
+async fn turn_away(house: &Arc<House>, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
+    let live = house.live.load_full();
+    let mut record = house.account.open(Listener::Proxy, source, live.policy.guest(source.ip()).name);
+    record.refuse(reason, None);
+    drop(record);
+    if house.turned_away.fetch_add(1, Ordering::Relaxed) < MAX_TURNED_AWAY {
+        let mut first = [0u8; 1024];
+        if let Ok(Ok(n @ 1..)) = tokio::time::timeout(TURN_AWAY, stream.read(&mut first)).await {
+            let answer = match first.first() {
+                Some(5) => vec![5, 0xff],
+                _ => refuse::http(reason, None, first.get(..n).unwrap_or_default(), true),
+            };
+            close::after(&mut stream, &answer).await;
+        }
+    } else {
+        close::reset(&stream);
+    }
+    house.turned_away.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// What came of waiting for the guest's bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Filled {
+    Bytes,
+    End,
+    Timeout,
+}
+
+impl Visit {
+    fn record(&self, listener: Listener) -> Record {
+        let live = self.house.live.load();
+        self.house.account.open(listener, self.source, live.policy.guest(self.source.ip()).name)
+    }
+
+    /// Reads once more into `input`, within the deadline.
+    async fn fill(&mut self) -> Filled {
+        fill(&mut self.guest, &mut self.input, &mut self.deadline).await
+    }
+
+    /// Reads once more into `input`; there is something to read already.
+    async fn fill_now(&mut self) -> Filled {
+        match self.guest.read_buf(&mut self.input).await {
+            Ok(1..) => Filled::Bytes,
+            Ok(0) | Err(_) => Filled::End,
+        }
+    }
+
+    /// Decides, and notes the decision in the record.
+    fn decide(&self, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+        decide(&self.house, claim, record)
+    }
+}
+
+/// Decides on the snapshot in force, and notes the decision in the record.
+fn decide(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+    let start = std::time::Instant::now();
+    record.claim(claim);
+    let decision = house.live.load().policy.decide(claim);
+    record.decided_in(start.elapsed());
+    match &decision {
+        Ok(permit) => record.permit(permit),
+        Err(refusal) => record.refuse(refusal.reason, refusal.rule.clone()),
+    }
+    decision
+}
+
+/// Resolves and dials what was permitted. The reason of a failure is in the record.
+async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
+    let start = std::time::Instant::now();
+    let vetted = match house.resolver.try_vet(permit) {
+        Some(known) => known,
+        None => {
+            let answer = house.resolver.vet(permit).await;
+            record.resolved_in(start.elapsed());
+            answer
+        }
+    };
+    let vetted = vetted.map_err(|error| {
+        record.refuse(error.reason(), None);
+        error.reason()
+    })?;
+    let start = std::time::Instant::now();
+    let settings = house.live.load().dial;
+    match dial::connect(&vetted, &settings).await {
+        Ok(upstream) => {
+            record.dialled_in(start.elapsed());
+            record.upstream(upstream.peer, upstream.local);
+            Ok(upstream)
+        }
+        Err(error) => {
+            record.refuse(error.reason(), None);
+            Err(error.reason())
+        }
+    }
+}
+
+impl relay::Meter for Meter {
+    fn up(&self, bytes: usize) {
+        Meter::up(self, bytes);
+    }
+
+    fn down(&self, bytes: usize) {
+        Meter::down(self, bytes);
+    }
+}
+
+/// One deadline for a whole hand-shake, on one timer.
+struct Deadline {
+    at: Option<Instant>,
+    sleep: Option<std::pin::Pin<Box<tokio::time::Sleep>>>,
+}
+
+impl Deadline {
+    fn at(at: Option<Instant>) -> Deadline {
+        Deadline { at, sleep: None }
+    }
+
+    fn after(time: Option<Duration>) -> Deadline {
+        Deadline::at(time.map(|time| Instant::now() + time))
+    }
+
+    /// The same timer for another deadline, `time` from now.
+    fn restart(&mut self, time: Option<Duration>) {
+        self.at = time.map(|time| Instant::now() + time);
+        match (self.at, &mut self.sleep) {
+            (Some(at), Some(sleep)) => sleep.as_mut().reset(at),
+            _ => self.sleep = None,
+        }
+    }
+
+    /// Waits until the deadline; for ever where there is none.
+    async fn passed(&mut self) {
+        match self.at {
+            Some(at) => self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).await,
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Reads once into `input`, within the deadline.
+async fn fill(stream: &mut TcpStream, input: &mut Vec<u8>, deadline: &mut Deadline) -> Filled {
+    // Most heads and hellos fit; a guest that sends one byte at a time does not make it grow.
+    if input.capacity() - input.len() < 512 {
+        input.reserve(2048);
+    }
+    tokio::select! {
+        biased;
+        read = stream.read_buf(input) => match read {
+            Ok(1..) => Filled::Bytes,
+            Ok(0) | Err(_) => Filled::End,
+        },
+        () = deadline.passed() => Filled::Timeout,
+    }
+}

@@ -1,1 +1,415 @@
-//! (to come)
+//! Bytes both ways: tunnels here, the bodies of plain HTTP in [`http`].
+//!
+//! A tunnel owns no buffer. Each worker thread has one large scratch buffer; what is read into it is
+//! written at once, and only what the other side does not take is kept with the flow. The size of a
+//! read decides what bulk costs, so reads grow up to the whole scratch while the other side keeps up
+//! and shrink when it does not; what all flows of a thread keep is bounded.
+
+pub mod close;
+pub mod http;
+pub mod scratch;
+
+use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Instant, Sleep};
+
+/// What a flow may move in one turn before the others of its thread get theirs.
+const TURN: usize = 2 * MAX_CHUNK;
+
+/// Who counts the bytes of a flow.
+pub trait Meter {
+    /// `bytes` went from the guest to the upstream.
+    fn up(&self, bytes: usize);
+    /// `bytes` went from the upstream to the guest.
+    fn down(&self, bytes: usize);
+}
+
+/// How a relay ended.
+#[derive(Debug)]
+pub enum End {
+    /// Both sides are done, or one broke off.
+    Closed,
+    /// Nothing moved for the idle time.
+    Idle,
+    /// `stop` said so.
+    Stopped,
+}
+
+/// One direction of a tunnel.
+#[derive(Debug)]
+struct Lane {
+    kept: Kept,
+    /// How much the next read asks for.
+    chunk: usize,
+    state: LaneState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LaneState {
+    Open,
+    /// The reading side is at its end; what is kept is still to be written.
+    Ended,
+    /// The end was passed on.
+    Finished,
+}
+
+/// A tunnel between a guest and an upstream, both connected.
+#[derive(Debug)]
+pub struct Tunnel {
+    guest: TcpStream,
+    upstream: TcpStream,
+    up: Lane,
+    down: Lane,
+}
+
+impl Tunnel {
+    /// `to_upstream` and `to_guest` are bytes already read that go first.
+    pub fn new(guest: TcpStream, upstream: TcpStream, to_upstream: Vec<u8>, to_guest: Vec<u8>) -> Tunnel {
+        Tunnel { guest, upstream, up: Lane::new(to_upstream), down: Lane::new(to_guest) }
+    }
+
+    /// Says that the guest's side was read to its end already; the end is passed on.
+    #[must_use]
+    pub fn guest_ended(mut self, ended: bool) -> Tunnel {
+        if ended {
+            self.up.state = LaneState::Ended;
+        }
+        self
+    }
+
+    /// Relays until both sides are done, nothing moved for `idle`, or `stopped` is ready.
+    ///
+    /// The end of one side is passed on (half-close) and the other goes on. `long` is called once if
+    /// the tunnel lives past a minute. On [`End::Idle`] and [`End::Stopped`] both connections are
+    /// reset, so that nobody takes a cut stream for a whole one.
+    pub async fn run<S>(mut self, meter: &impl Meter, idle: Option<Duration>, stopped: S, long: impl FnOnce()) -> End
+    where
+        S: FnMut(&mut Context<'_>) -> Poll<()>,
+    {
+        let mut clock = Clock::new(idle, long);
+        let mut stopped = stopped;
+        // Timer entries must not move once polled; the relay itself never moves out of its task.
+        let sleep = tokio::time::sleep_until(clock.next());
+        tokio::pin!(sleep);
+        let end = poll_fn(|cx| {
+            if stopped(cx).is_ready() {
+                return Poll::Ready(End::Stopped);
+            }
+            let moved = match self.turn(cx, meter) {
+                Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
+                Poll::Ready(Err(_)) => return Poll::Ready(End::Closed),
+                Poll::Pending => self.took(),
+            };
+            clock.poll(cx, sleep.as_mut(), moved)
+        })
+        .await;
+        if !matches!(end, End::Closed) {
+            close::reset(&self.guest);
+            close::reset(&self.upstream);
+        }
+        end
+    }
+
+    /// Moves what can be moved. Ready when both directions are finished or one broke.
+    fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<io::Result<()>> {
+        let Tunnel { guest, upstream, up, down } = self;
+        let mut left = TURN;
+        let up_done = up.poll(cx, guest, upstream, &mut left, |n| meter.up(n))?;
+        let mut left = TURN;
+        let down_done = down.poll(cx, upstream, guest, &mut left, |n| meter.down(n))?;
+        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    fn took(&mut self) -> bool {
+        let moved = self.up.kept.moved || self.down.kept.moved;
+        self.up.kept.moved = false;
+        self.down.kept.moved = false;
+        moved
+    }
+}
+
+impl Lane {
+    fn new(first: Vec<u8>) -> Lane {
+        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, state: LaneState::Open }
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+        from: &mut TcpStream,
+        to: &mut TcpStream,
+        left: &mut usize,
+        count: impl Fn(usize),
+    ) -> Poll<io::Result<()>> {
+        loop {
+            if self.state == LaneState::Finished {
+                return Poll::Ready(Ok(()));
+            }
+            count(ready!(self.kept.poll_flush(cx, to))?);
+            if self.state == LaneState::Ended {
+                // An upstream that is already gone needs no FIN.
+                let _ = close::finish(to);
+                self.state = LaneState::Finished;
+                continue;
+            }
+            if *left == 0 {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            let want = self.chunk.min(scratch::allowance());
+            let (read, written) = ready!(poll_move(cx, from, to, want, &mut self.kept))?;
+            count(written);
+            if read == 0 {
+                self.state = LaneState::Ended;
+                continue;
+            }
+            *left = left.saturating_sub(read);
+            self.chunk = match (written < read, read == want) {
+                (true, _) => MIN_CHUNK,
+                (false, true) => (self.chunk * 2).min(MAX_CHUNK),
+                (false, false) => self.chunk,
+            };
+        }
+    }
+}
+
+/// What [`listen`] heard.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// The guest has bytes to read, or its end.
+    Guest,
+    /// Nothing moved for the waiting time.
+    Idle,
+    /// The server broke off.
+    Closed,
+    /// `stopped` said so.
+    Stopped,
+}
+
+/// Relays what the upstream says until the guest speaks. What the guest has not taken by then is left
+/// in `to_guest`, which also goes first.
+pub async fn listen<S>(
+    guest: &mut TcpStream,
+    upstream: &mut TcpStream,
+    to_guest: &mut Vec<u8>,
+    meter: &impl Meter,
+    wait: Option<Duration>,
+    mut stopped: S,
+    long: impl FnOnce(),
+) -> Heard
+where
+    S: FnMut(&mut Context<'_>) -> Poll<()>,
+{
+    let mut down = Lane::new(std::mem::take(to_guest));
+    let mut clock = Clock::new(wait, long);
+    let sleep = tokio::time::sleep_until(clock.next());
+    tokio::pin!(sleep);
+    let heard = poll_fn(|cx| {
+        if stopped(cx).is_ready() {
+            return Poll::Ready(Heard::Stopped);
+        }
+        if guest.poll_read_ready(cx).is_ready() {
+            return Poll::Ready(Heard::Guest);
+        }
+        let mut left = TURN;
+        match down.poll(cx, upstream, guest, &mut left, |n| meter.down(n)) {
+            Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
+            // The server's end was passed on; the guest may still have something to say.
+            Poll::Ready(Ok(())) | Poll::Pending => {}
+        }
+        let moved = std::mem::take(&mut down.kept.moved);
+        clock.poll(cx, sleep.as_mut(), moved).map(|_| Heard::Idle)
+    })
+    .await;
+    *to_guest = down.kept.take_rest();
+    heard
+}
+
+/// Reads up to `want` bytes into the thread's scratch and writes them; what is not taken is kept.
+/// Returns how many were read (0: the end) and how many of them written.
+fn poll_move(
+    cx: &mut Context<'_>,
+    from: &mut TcpStream,
+    to: &mut TcpStream,
+    want: usize,
+    kept: &mut Kept,
+) -> Poll<io::Result<(usize, usize)>> {
+    scratch::with(want, |buffer| {
+        let mut buffer = ReadBuf::new(buffer);
+        ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+        let data = buffer.filled();
+        kept.moved = true;
+        let mut written = 0;
+        while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
+            match Pin::new(&mut *to).poll_write(cx, rest) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(n)) => written += n,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {
+                    kept.keep(rest);
+                    break;
+                }
+            }
+        }
+        Poll::Ready(Ok((data.len(), written)))
+    })
+}
+
+/// The idle deadline and the one-minute mark, on one timer that is re-armed only when it fires.
+#[derive(Debug)]
+pub(crate) struct Clock<L> {
+    idle: Option<Duration>,
+    last: Instant,
+    minute: Instant,
+    long: Option<L>,
+}
+
+impl<L: FnOnce()> Clock<L> {
+    pub(crate) fn new(idle: Option<Duration>, long: L) -> Clock<L> {
+        let now = Instant::now();
+        Clock { idle, last: now, minute: now + Duration::from_secs(60), long: Some(long) }
+    }
+
+    pub(crate) fn next(&self) -> Instant {
+        // Without either deadline the timer only ever fires once a day.
+        let idle = self.last + self.idle.unwrap_or(Duration::from_secs(86_400));
+        if self.long.is_some() { idle.min(self.minute) } else { idle }
+    }
+
+    /// Call on each turn; `moved` says whether bytes moved since the last.
+    pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, moved: bool) -> Poll<End> {
+        if moved {
+            self.last = Instant::now();
+        }
+        while sleep.as_mut().poll(cx).is_ready() {
+            let now = Instant::now();
+            if self.idle.is_some_and(|idle| now >= self.last + idle) {
+                return Poll::Ready(End::Idle);
+            }
+            if now >= self.minute
+                && let Some(long) = self.long.take()
+            {
+                long();
+            }
+            sleep.as_mut().reset(self.next().max(now + Duration::from_millis(1)));
+        }
+        Poll::Pending
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    #[derive(Default)]
+    struct Count {
+        up: Cell<usize>,
+        down: Cell<usize>,
+    }
+
+    impl Meter for Count {
+        fn up(&self, bytes: usize) {
+            self.up.set(self.up.get() + bytes);
+        }
+        fn down(&self, bytes: usize) {
+            self.down.set(self.down.get() + bytes);
+        }
+    }
+
+    async fn pair() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        (near, listener.accept().await.unwrap().0)
+    }
+
+    fn never(_: &mut Context<'_>) -> Poll<()> {
+        Poll::Pending
+    }
+
+    #[tokio::test]
+    async fn bytes_read_before_go_first_and_each_half_close_is_passed_on() {
+        let (mut guest, near) = pair().await;
+        let (far, mut origin) = pair().await;
+        let tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
+        let count = Count::default();
+        let relay = tunnel.run(&count, None, never, || ());
+        let ends = async {
+            guest.write_all(b"world").await.unwrap();
+            guest.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            origin.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"hello world");
+            origin.write_all(b"answer").await.unwrap();
+            drop(origin);
+            let mut got = Vec::new();
+            guest.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"banner answer");
+        };
+        let (end, ()) = tokio::join!(relay, ends);
+        assert!(matches!(end, End::Closed));
+        assert_eq!((count.up.get(), count.down.get()), (11, 13));
+    }
+
+    #[tokio::test]
+    async fn a_slow_reader_gets_every_byte_in_order() {
+        let (mut guest, near) = pair().await;
+        let (far, mut origin) = pair().await;
+        let data: Vec<u8> = (0..20_000_000u32).map(|i| (i % 251) as u8).collect();
+        let copy = data.clone();
+        let sender = async move {
+            origin.write_all(&copy).await.unwrap();
+            drop(origin);
+        };
+        let count = Count::default();
+        let relay = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(&count, None, never, || ());
+        let reader = async {
+            let mut got = Vec::new();
+            let mut part = vec![0; 300_000];
+            loop {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+                match guest.read(&mut part).await.unwrap() {
+                    0 => break got,
+                    n => got.extend_from_slice(&part[..n]),
+                }
+            }
+        };
+        let ((), _, got) = tokio::join!(sender, relay, reader);
+        assert!(got == data, "{} of {} bytes", got.len(), data.len());
+        assert_eq!(scratch::kept_by_thread(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_tunnel_ends_after_the_idle_time_and_is_reported_at_a_minute() {
+        let (_guest, near) = pair().await;
+        let (far, _origin) = pair().await;
+        let start = Instant::now();
+        let long = Cell::new(None);
+        let count = Count::default();
+        let end = Tunnel::new(near, far, Vec::new(), Vec::new())
+            .run(&count, Some(Duration::from_secs(300)), never, || long.set(Some(start.elapsed())))
+            .await;
+        assert!(matches!(end, End::Idle));
+        assert_eq!(start.elapsed().as_secs(), 300);
+        assert_eq!(long.get().unwrap().as_secs(), 60);
+    }
+
+    #[tokio::test]
+    async fn a_stopped_tunnel_is_reset_on_both_sides() {
+        let (mut guest, near) = pair().await;
+        let (far, mut origin) = pair().await;
+        let count = Count::default();
+        let end = Tunnel::new(near, far, Vec::new(), Vec::new()).run(&count, None, |_| Poll::Ready(()), || ()).await;
+        assert!(matches!(end, End::Stopped));
+        assert!(guest.read(&mut [0; 1]).await.is_err());
+        assert!(origin.read(&mut [0; 1]).await.is_err());
+    }
+}

@@ -1,0 +1,289 @@
+//! Per-guest limits: how many connections at once, how many new ones and requests a second.
+//!
+//! A guest is its declared name where it has one, else its address (in IPv6 its /64, since a guest
+//! usually owns all of it). Counting is by atomics behind a short lock a shard; a guest that has gone
+//! quiet leaves no trace behind.
+
+use crate::reason::Reason;
+use arc_swap::ArcSwap;
+use foldhash::quality::RandomState;
+use std::collections::HashMap;
+use std::hash::BuildHasher;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::time::Instant;
+
+const SHARDS: usize = 16;
+/// A shard with more guests than this is swept for quiet ones before it grows.
+const SWEEP_AT: usize = 256;
+
+/// `[limits]` of the configuration; per guest unless it says otherwise. `None`: no limit.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitSettings {
+    /// Connections open at once.
+    pub connections: Option<u32>,
+    /// New connections a second; as many may come at once.
+    pub new_connections_per_second: Option<u32>,
+    /// Plain-HTTP requests a second; as many may come at once.
+    pub requests_per_second: Option<u32>,
+    /// DNS queries a second; as many may come at once.
+    pub dns_queries_per_second: Option<u32>,
+    /// From accept to decision.
+    pub handshake_timeout: Option<Duration>,
+    /// A flow on which nothing moved for this long is closed.
+    pub idle_timeout: Option<Duration>,
+    /// Connections open at once in the whole daemon; no guest gets more than a quarter.
+    pub total_connections: Option<u32>,
+}
+
+/// Who shares one set of limits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Key {
+    Declared(u32),
+    Address(IpAddr),
+}
+
+/// What one guest has in use. Times are microseconds since the gate was made.
+#[derive(Debug, Default)]
+struct Usage {
+    live: AtomicU32,
+    connections: Cell,
+    requests: Cell,
+}
+
+/// One rate limit by the generic cell rate algorithm: the time at which the bucket is full again.
+#[derive(Debug, Default)]
+struct Cell(AtomicU64);
+
+impl Cell {
+    /// Takes one event of `per_second` at `now` (µs); false if it comes too early. A second's worth
+    /// may come at once.
+    fn take(&self, now: u64, per_second: u32) -> bool {
+        let interval = 1_000_000 / u64::from(per_second.max(1));
+        let mut full_at = self.0.load(Ordering::Relaxed);
+        loop {
+            let next = full_at.max(now).saturating_add(interval);
+            if next > now.saturating_add(1_000_000) {
+                return false;
+            }
+            match self.0.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(seen) => full_at = seen,
+            }
+        }
+    }
+
+    fn is_quiet(&self, now: u64) -> bool {
+        self.0.load(Ordering::Relaxed) <= now
+    }
+}
+
+type Declared = Arc<dyn Fn(IpAddr) -> Option<usize> + Send + Sync>;
+
+/// The limits and what each guest has in use.
+pub struct Gate {
+    settings: ArcSwap<LimitSettings>,
+    /// Says which declared guest an address is.
+    declared: Declared,
+    total: AtomicU32,
+    shards: [Mutex<HashMap<Key, Arc<Usage>, RandomState>>; SHARDS],
+    hasher: RandomState,
+    start: Instant,
+}
+
+/// A connection's place among its guest's. Gives it back on drop.
+pub struct Slot {
+    usage: Arc<Usage>,
+    gate: Arc<Gate>,
+}
+
+impl Gate {
+    /// `declared` gives the index of the declared guest that an address is, if any.
+    pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
+        Arc::new(Gate {
+            settings: ArcSwap::from_pointee(settings),
+            declared,
+            total: AtomicU32::new(0),
+            shards: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::default()))),
+            hasher: RandomState::default(),
+            start: Instant::now(),
+        })
+    }
+
+    /// Other limits from now on; what is in use stays counted.
+    pub fn reconfigure(&self, settings: LimitSettings) {
+        self.settings.store(Arc::new(settings));
+    }
+
+    /// The limits in force.
+    pub fn settings(&self) -> LimitSettings {
+        **self.settings.load()
+    }
+
+    /// Connections open now in the whole daemon.
+    pub fn total(&self) -> u32 {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// A place for a new connection of `source`, or why there is none.
+    pub fn admit(self: &Arc<Self>, source: IpAddr, now: Instant) -> Result<Slot, Reason> {
+        let settings = self.settings.load();
+        let usage = self.usage(source, now);
+        if let Some(rate) = settings.new_connections_per_second
+            && !usage.connections.take(self.micros(now), rate)
+        {
+            return Err(Reason::LimitRate);
+        }
+        let share = settings.total_connections.map(|total| (total / 4).max(1));
+        let most = [settings.connections, share].into_iter().flatten().min().unwrap_or(u32::MAX);
+        if usage.live.fetch_add(1, Ordering::Relaxed) >= most {
+            usage.live.fetch_sub(1, Ordering::Relaxed);
+            return Err(Reason::LimitConnections);
+        }
+        let most = settings.total_connections.unwrap_or(u32::MAX);
+        if self.total.fetch_add(1, Ordering::Relaxed) >= most {
+            self.total.fetch_sub(1, Ordering::Relaxed);
+            usage.live.fetch_sub(1, Ordering::Relaxed);
+            return Err(Reason::LimitTotal);
+        }
+        Ok(Slot { usage, gate: Arc::clone(self) })
+    }
+
+    fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
+        let key = match (self.declared)(source) {
+            Some(index) => Key::Declared(u32::try_from(index).unwrap_or(u32::MAX)),
+            None => Key::Address(holder(source)),
+        };
+        let shard = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
+        let Some(shard) = self.shards.get(shard) else { return Arc::default() };
+        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(usage) = shard.get(&key) {
+            return Arc::clone(usage);
+        }
+        if shard.len() >= SWEEP_AT {
+            let now = self.micros(now);
+            // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
+            shard.retain(|_, usage| {
+                Arc::strong_count(usage) > 1 || !usage.connections.is_quiet(now) || !usage.requests.is_quiet(now)
+            });
+        }
+        Arc::clone(shard.entry(key).or_default())
+    }
+
+    fn micros(&self, now: Instant) -> u64 {
+        // The start lies a second back, so that a first full burst does not meet the clock's zero.
+        let since = now.saturating_duration_since(self.start).as_micros();
+        u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1_000_000)
+    }
+}
+
+impl Slot {
+    /// Counts one plain-HTTP request; false if the guest sends them too quickly.
+    pub fn request(&self, now: Instant) -> bool {
+        match self.gate.settings.load().requests_per_second {
+            Some(rate) => self.usage.requests.take(self.gate.micros(now), rate),
+            None => true,
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.usage.live.fetch_sub(1, Ordering::Relaxed);
+        self.gate.total.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Slot {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slot").field("usage", &self.usage).finish_non_exhaustive()
+    }
+}
+
+/// The address that stands for an undeclared guest: itself, in IPv6 its /64.
+fn holder(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gate(settings: LimitSettings) -> Arc<Gate> {
+        Gate::new(settings, Arc::new(|_| None))
+    }
+
+    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
+    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
+
+    #[test]
+    fn a_guest_has_its_number_of_places_and_gets_them_back() {
+        let gate = gate(LimitSettings { connections: Some(2), ..LimitSettings::default() });
+        let now = Instant::now();
+        let first = gate.admit(A, now).unwrap();
+        let _second = gate.admit(A, now).unwrap();
+        assert_eq!(gate.admit(A, now).unwrap_err(), Reason::LimitConnections);
+        let _other = gate.admit(B, now).unwrap();
+        drop(first);
+        assert!(gate.admit(A, now).is_ok());
+        assert_eq!(gate.total(), 2);
+    }
+
+    #[test]
+    fn no_guest_gets_more_than_a_quarter_of_the_whole() {
+        let gate = gate(LimitSettings { total_connections: Some(8), ..LimitSettings::default() });
+        let now = Instant::now();
+        let mut held = Vec::new();
+        for last in 1..=4u8 {
+            let source = IpAddr::from([10, 0, 0, last]);
+            held.push(gate.admit(source, now).unwrap());
+            held.push(gate.admit(source, now).unwrap());
+            assert_eq!(gate.admit(source, now).unwrap_err(), Reason::LimitConnections);
+        }
+        assert_eq!(gate.admit(IpAddr::from([10, 0, 0, 9]), now).unwrap_err(), Reason::LimitTotal);
+    }
+
+    #[test]
+    fn a_second_s_worth_may_come_at_once_and_then_the_rate_holds() {
+        let gate = gate(LimitSettings { new_connections_per_second: Some(10), ..LimitSettings::default() });
+        let now = Instant::now();
+        for _ in 0..10 {
+            assert!(gate.admit(A, now).is_ok());
+        }
+        assert_eq!(gate.admit(A, now).unwrap_err(), Reason::LimitRate);
+        assert!(gate.admit(B, now).is_ok());
+        let later = now + Duration::from_millis(110);
+        assert!(gate.admit(A, later).is_ok());
+        assert_eq!(gate.admit(A, later).unwrap_err(), Reason::LimitRate);
+    }
+
+    #[test]
+    fn one_ipv6_64_is_one_guest_and_a_declared_guest_is_one_over_all_its_addresses() {
+        let settings = LimitSettings { connections: Some(1), ..LimitSettings::default() };
+        let now = Instant::now();
+        let undeclared = gate(settings);
+        let _held = undeclared.admit("2001:db8::1".parse().unwrap(), now).unwrap();
+        assert!(undeclared.admit("2001:db8::ffff".parse().unwrap(), now).is_err());
+        assert!(undeclared.admit("2001:db8:0:1::1".parse().unwrap(), now).is_ok());
+        let declared = Gate::new(settings, Arc::new(|_| Some(3)));
+        let _held = declared.admit(A, now).unwrap();
+        assert!(declared.admit(B, now).is_err());
+    }
+
+    #[test]
+    fn guests_that_went_quiet_are_forgotten() {
+        let gate = gate(LimitSettings { new_connections_per_second: Some(1), ..LimitSettings::default() });
+        let mut now = Instant::now();
+        for index in 0..100_000u32 {
+            now += Duration::from_millis(10);
+            drop(gate.admit(IpAddr::V4(index.into()), now));
+        }
+        let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        assert!(kept <= SHARDS * (SWEEP_AT + 1), "{kept}");
+    }
+}

@@ -1,0 +1,315 @@
+//! Live flows: what `outgate flows` shows, what a new list is held against, and where bytes are
+//! counted.
+//!
+//! A flow enters the table with its first claim and leaves it with its record. Bytes are counted in
+//! the flow alone; the totals are brought up to date when somebody reads them and when the flow
+//! ends, so that a read of a tunnel touches no memory that other threads write.
+
+use super::event::{Endpoint, Guest};
+use super::{Listener, lock};
+use crate::identify::Claim;
+use crate::policy::Location;
+use crate::reason::Reason;
+use std::future::poll_fn;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+/// A live flow as others than its own task see it.
+#[derive(Debug)]
+pub struct Flow {
+    id: u64,
+    started: Instant,
+    carried: [AtomicU64; 2],
+    settled: [AtomicU64; 2],
+    guest: Arc<Guest>,
+    source: Endpoint,
+    listener: AtomicU8,
+    /// A [`Reason`]; `None` while the flow may live.
+    revoked: AtomicU8,
+    shared: Mutex<Shared>,
+}
+
+/// A row of `outgate flows`.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct FlowView {
+    /// The id, as in the log.
+    pub flow: String,
+    /// The listener.
+    pub listener: &'static str,
+    /// The declared guest.
+    pub guest: Option<String>,
+    /// Address and port of the guest.
+    pub source: String,
+    /// Host and port.
+    pub destination: String,
+    /// What named the destination.
+    pub evidence: &'static str,
+    /// `tcp`, `udp` or `quic`.
+    pub transport: &'static str,
+    /// The rule that allows it, `file:line`.
+    pub rule: Option<String>,
+    /// Seconds since it was accepted.
+    pub age_seconds: f64,
+    /// Bytes from the guest.
+    pub bytes_up: u64,
+    /// Bytes to the guest.
+    pub bytes_down: u64,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    claim: Option<Claim>,
+    rule: Option<Location>,
+    waker: Option<Waker>,
+}
+
+impl Flow {
+    pub(super) fn new(id: u64, listener: Listener, source: SocketAddr, guest: Arc<Guest>) -> Flow {
+        Flow {
+            id,
+            started: Instant::now(),
+            carried: [AtomicU64::new(0), AtomicU64::new(0)],
+            settled: [AtomicU64::new(0), AtomicU64::new(0)],
+            guest,
+            source: source.into(),
+            listener: AtomicU8::new(listener as u8),
+            revoked: AtomicU8::new(Reason::None as u8),
+            shared: Mutex::new(Shared::default()),
+        }
+    }
+
+    /// Ends the flow for `reason`: wakes its task. The first reason stays; `false` if there was one.
+    pub fn revoke(&self, reason: Reason) -> bool {
+        self.revoke_by(reason, None)
+    }
+
+    pub(super) fn revoke_by(&self, reason: Reason, rule: Option<Location>) -> bool {
+        let mut shared = lock(&self.shared);
+        // All writers hold the lock; readers without it only look whether there is a reason.
+        if self.revoked.load(Ordering::Relaxed) != Reason::None as u8 || reason == Reason::None {
+            return false;
+        }
+        if rule.is_some() {
+            shared.rule = rule;
+        }
+        self.revoked.store(reason as u8, Ordering::Release);
+        let waker = shared.waker.take();
+        drop(shared);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        true
+    }
+
+    /// The reason it was revoked for, if it was.
+    pub fn revocation(&self) -> Option<Reason> {
+        let reason = usize::from(self.revoked.load(Ordering::Acquire));
+        Reason::ALL.get(reason).copied().filter(|reason| *reason != Reason::None)
+    }
+
+    /// Waits until the flow is revoked. For the one task that carries it: of several that wait, the
+    /// one that polled last is woken.
+    pub async fn revoked(&self) -> Reason {
+        poll_fn(|cx| self.poll_revoked(cx)).await
+    }
+
+    /// As [`revoked`](Self::revoked), for a hand-written future.
+    pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<Reason> {
+        if let Some(reason) = self.revocation() {
+            return Poll::Ready(reason);
+        }
+        let mut shared = lock(&self.shared);
+        if let Some(reason) = self.revocation() {
+            return Poll::Ready(reason);
+        }
+        match &mut shared.waker {
+            Some(waker) => waker.clone_from(cx.waker()),
+            none => *none = Some(cx.waker().clone()),
+        }
+        Poll::Pending
+    }
+
+    /// Time since it was accepted.
+    pub fn age(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Bytes from the guest and to it.
+    pub fn carried(&self) -> (u64, u64) {
+        let [up, down] = &self.carried;
+        (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed))
+    }
+
+    /// What it asks for, as far as it is known.
+    pub fn claim(&self) -> Option<Claim> {
+        lock(&self.shared).claim.clone()
+    }
+
+    /// Counts bytes from the guest.
+    #[inline]
+    pub(super) fn up(&self, bytes: usize) {
+        self.carried[0].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Counts bytes to the guest.
+    #[inline]
+    pub(super) fn down(&self, bytes: usize) {
+        self.carried[1].fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Bytes up and down that no caller has been told of yet. However many ask at once, each byte
+    /// is told to one.
+    pub(super) fn unsettled(&self) -> [u64; 2] {
+        std::array::from_fn(|n| {
+            let now = self.carried[n].load(Ordering::Relaxed);
+            now.saturating_sub(self.settled[n].fetch_max(now, Ordering::Relaxed))
+        })
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn guest(&self) -> &Arc<Guest> {
+        &self.guest
+    }
+
+    pub(super) fn source(&self) -> Endpoint {
+        self.source
+    }
+
+    pub(super) fn listener(&self) -> Listener {
+        let listener = usize::from(self.listener.load(Ordering::Relaxed));
+        Listener::FLOWS.get(listener).copied().unwrap_or(Listener::Dns)
+    }
+
+    pub(super) fn set_listener(&self, listener: Listener) {
+        self.listener.store(listener as u8, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_claim(&self, claim: Claim) {
+        lock(&self.shared).claim = Some(claim);
+    }
+
+    pub(super) fn set_rule(&self, rule: Option<Location>) {
+        lock(&self.shared).rule = rule;
+    }
+
+    /// Claim and rule, for the line at the flow's start.
+    pub(super) fn facts(&self) -> (Option<Claim>, Option<Location>) {
+        let shared = lock(&self.shared);
+        (shared.claim.clone(), shared.rule.clone())
+    }
+
+    /// Claim and rule, for the line at the flow's end; it has none afterwards.
+    pub(super) fn take_facts(&self) -> (Option<Claim>, Option<Location>) {
+        let mut shared = lock(&self.shared);
+        (shared.claim.take(), shared.rule.take())
+    }
+
+    /// `None` without a claim. `epoch` is the first half of the id.
+    pub(super) fn view(&self, epoch: u64) -> Option<FlowView> {
+        let (claim, rule) = self.facts();
+        let claim = claim?;
+        let (bytes_up, bytes_down) = self.carried();
+        Some(FlowView {
+            flow: super::line::flow_id(epoch, self.id),
+            listener: self.listener().as_str(),
+            guest: self.guest.name.as_deref().map(str::to_owned),
+            source: self.source.to_string(),
+            destination: claim.target.to_string(),
+            evidence: claim.evidence.as_str(),
+            transport: claim.transport.as_str(),
+            rule: rule.map(|rule| rule.to_string()),
+            age_seconds: (self.age().as_secs_f64() * 1000.0).round() / 1000.0,
+            bytes_up,
+            bytes_down,
+        })
+    }
+}
+
+const SHARDS: usize = 64;
+
+/// The flows that have a claim, in shards that are locked for as long as it takes to copy pointers.
+#[derive(Default)]
+pub(super) struct Table {
+    shards: Shards,
+}
+
+struct Shards([Mutex<Slab>; SHARDS]);
+
+/// Slots are reused, so a flow is put in and taken out without hashing.
+#[derive(Default)]
+struct Slab {
+    slots: Vec<Option<Arc<Flow>>>,
+    free: Vec<u32>,
+}
+
+impl Default for Shards {
+    fn default() -> Shards {
+        Shards(std::array::from_fn(|_| Mutex::default()))
+    }
+}
+
+impl Table {
+    /// Puts a flow in; the slot it is to be taken out of.
+    pub(super) fn insert(&self, flow: &Arc<Flow>) -> u32 {
+        let mut slab = lock(self.shard(flow.id));
+        if let Some(free) = slab.free.pop()
+            && let Some(slot) = slab.slots.get_mut(free as usize)
+        {
+            *slot = Some(Arc::clone(flow));
+            return free;
+        }
+        slab.slots.push(Some(Arc::clone(flow)));
+        u32::try_from(slab.slots.len() - 1).unwrap_or(u32::MAX)
+    }
+
+    pub(super) fn remove(&self, flow: &Flow, slot: u32) {
+        let mut slab = lock(self.shard(flow.id));
+        let Slab { slots, free } = &mut *slab;
+        let Some(taken) = slots.get_mut(slot as usize).and_then(Option::take) else { return };
+        free.push(slot);
+        if free.len() == slots.len() && slots.len() > 1024 {
+            // A flood is over: give its memory back.
+            *slab = Slab::default();
+        }
+        drop(slab);
+        drop(taken);
+    }
+
+    /// Calls `visit` with each flow, holding no lock meanwhile.
+    pub(super) fn each(&self, mut visit: impl FnMut(&Arc<Flow>)) {
+        let mut live = Vec::new();
+        for shard in &self.shards.0 {
+            live.extend(lock(shard).slots.iter().flatten().cloned());
+            live.drain(..).for_each(|flow| visit(&flow));
+        }
+    }
+
+    /// The `limit` oldest flows in order, and the number of all.
+    pub(super) fn oldest(&self, limit: usize) -> (Vec<Arc<Flow>>, usize) {
+        let (mut oldest, mut total) = (Vec::new(), 0);
+        self.each(|flow| {
+            total += 1;
+            oldest.push(Arc::clone(flow));
+            if oldest.len() >= limit.saturating_mul(2).max(1024) {
+                keep_oldest(&mut oldest, limit);
+            }
+        });
+        keep_oldest(&mut oldest, limit);
+        (oldest, total)
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<Slab> {
+        &self.shards.0[(id % SHARDS as u64) as usize]
+    }
+}
+
+fn keep_oldest(flows: &mut Vec<Arc<Flow>>, limit: usize) {
+    flows.sort_unstable_by_key(|flow| flow.id);
+    flows.truncate(limit);
+}

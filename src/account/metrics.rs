@@ -1,0 +1,349 @@
+//! The metrics: names, labels and buckets in one place, and the handles by which they are counted.
+//!
+//! Every handle is looked up once, at the start, into an array that an enum indexes, so an event
+//! costs an atomic addition. Labels come from enums and from the names of declared guests alone:
+//! the number of series is fixed by the program and the configuration. The `prometheus` crate is
+//! named nowhere else but in the counters of a guest.
+
+use super::Listener;
+use super::event::Guest;
+use super::flows::Flow;
+use super::process::Process;
+use crate::reason::{Reason, Verdict};
+use prometheus::core::Collector;
+use prometheus::{
+    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Outcomes of a flow: one a reason, and `observed` after them.
+const OUTCOMES: usize = Reason::ALL.len() + 1;
+/// Label of guests that are not declared.
+const OTHER: &str = "other";
+const DIRECTIONS: [&str; 2] = ["up", "down"];
+const DECISION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2];
+const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+const CONNECTION_BUCKETS: [f64; 13] =
+    [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
+
+/// All metrics of the daemon. What flows count is counted by their records; the setters here are
+/// for what happens beside the path.
+pub struct Metrics {
+    registry: Registry,
+    connections: [[IntCounter; OUTCOMES]; 5],
+    active: [IntGauge; 5],
+    bytes: [[IntCounter; 2]; 5],
+    dns: [IntCounter; OUTCOMES],
+    pub(super) decision: Histogram,
+    pub(super) resolve: Histogram,
+    pub(super) dial: Histogram,
+    pub(super) connection: Histogram,
+    guest_connections: IntCounterVec,
+    guest_bytes: IntCounterVec,
+    rules: IntGaugeVec,
+    rules_of_all_kinds: AtomicI64,
+    generation: IntGauge,
+    reload_successful: IntGauge,
+    reload_time: IntGauge,
+    reloads: [IntCounter; 2],
+    revoked: IntCounter,
+    firewall: IntGauge,
+    panics: IntCounter,
+    accept_errors: IntCounter,
+    log_dropped: [IntCounter; 4],
+    log_errors: IntCounter,
+    process: Process,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Result<Metrics, prometheus::Error> {
+        let make = Maker(Registry::new());
+        let connections = make.counters(
+            "outgate_connections_total",
+            "Connections, plain-HTTP requests and UDP flows that ended.",
+            &["listener", "verdict", "reason"],
+        )?;
+        let active = make.gauges("outgate_active_connections", "Open connections.", &["listener"])?;
+        let bytes = make.counters("outgate_bytes_total", "Bytes carried.", &["listener", "direction"])?;
+        let dns =
+            make.counters("outgate_dns_queries_total", "DNS queries answered to guests.", &["verdict", "reason"])?;
+        let reloads = make.counters("outgate_whitelist_reloads_total", "Whitelist loads.", &["result"])?;
+        let dropped = make.counters(
+            "outgate_log_dropped_total",
+            "Access log lines that were not written because the log could not keep up or failed.",
+            &["verdict"],
+        )?;
+        make.gauges("outgate_build_info", "Always 1; the label says what runs.", &["version"])?
+            .with_label_values(&[env!("CARGO_PKG_VERSION")])
+            .set(1);
+        let verdict = |n: usize| Verdict::ALL.get(n).map_or("", |verdict| verdict.as_str());
+        let listener = |n: usize| Listener::FLOWS.get(n).map_or("", |listener| listener.as_str());
+        Ok(Metrics {
+            connections: std::array::from_fn(|l| {
+                std::array::from_fn(|o| {
+                    let (verdict, reason) = outcome(o);
+                    connections.with_label_values(&[listener(l), verdict, reason])
+                })
+            }),
+            active: std::array::from_fn(|l| active.with_label_values(&[listener(l)])),
+            bytes: std::array::from_fn(|l| DIRECTIONS.map(|d| bytes.with_label_values(&[listener(l), d]))),
+            dns: std::array::from_fn(|o| {
+                let (verdict, reason) = outcome(o);
+                dns.with_label_values(&[verdict, reason])
+            }),
+            decision: make.histogram(
+                "outgate_decision_seconds",
+                "Time the policy took to decide.",
+                &DECISION_BUCKETS,
+            )?,
+            resolve: make.histogram("outgate_resolve_seconds", "Time to resolve a name.", &WAIT_BUCKETS)?,
+            dial: make.histogram("outgate_dial_seconds", "Time to connect to an upstream.", &WAIT_BUCKETS)?,
+            connection: make.histogram(
+                "outgate_connection_seconds",
+                "Life of a flow that reached its upstream.",
+                &CONNECTION_BUCKETS,
+            )?,
+            guest_connections: make.counters(
+                "outgate_guest_connections_total",
+                "Connections and requests that ended, by declared guest.",
+                &["guest", "verdict"],
+            )?,
+            guest_bytes: make.counters(
+                "outgate_guest_bytes_total",
+                "Bytes carried, by declared guest.",
+                &["guest", "direction"],
+            )?,
+            rules: make.gauges("outgate_whitelist_rules", "Rules in force.", &["kind"])?,
+            rules_of_all_kinds: AtomicI64::new(0),
+            generation: make.gauge("outgate_whitelist_generation", "Number of the list in force, from 1.")?,
+            reload_successful: make
+                .gauge("outgate_whitelist_last_reload_successful", "1 if the last load of the list succeeded.")?,
+            reload_time: make.gauge(
+                "outgate_whitelist_last_reload_timestamp_seconds",
+                "Time of the last load of the list, whether it succeeded or not.",
+            )?,
+            reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
+            revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
+            firewall: make.gauge("outgate_firewall_in_place", "1 if the firewall ruleset was seen in place.")?,
+            panics: make.counter("outgate_panics_total", "Panics caught; each ended one flow.")?,
+            accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
+            log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
+            log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
+            process: Process::new(&make.0)?,
+            registry: make.0,
+        })
+    }
+
+    /// A list came into force: its number and its rules by kind. Kinds are words of the program's.
+    pub fn whitelist_loaded(&self, generation: u64, rules: &[(&'static str, usize)]) {
+        self.rules.reset();
+        let mut of_all_kinds = 0i64;
+        for (kind, count) in rules {
+            let count = i64::try_from(*count).unwrap_or(i64::MAX);
+            self.rules.with_label_values(&[*kind]).set(count);
+            of_all_kinds = of_all_kinds.saturating_add(count);
+        }
+        self.rules_of_all_kinds.store(of_all_kinds, Ordering::Relaxed);
+        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.reloaded(true);
+    }
+
+    /// A list was refused; the one in force stays.
+    pub fn whitelist_failed(&self) {
+        self.reloaded(false);
+    }
+
+    /// A list was read again and is the one in force already.
+    pub fn whitelist_unchanged(&self) {
+        self.reloaded(true);
+    }
+
+    /// The ruleset is in place, as far as it can be told.
+    pub fn set_firewall_in_place(&self, in_place: bool) {
+        self.firewall.set(i64::from(in_place));
+    }
+
+    /// A panic was caught.
+    pub fn panicked(&self) {
+        self.panics.inc();
+    }
+
+    /// A connection could not be accepted.
+    pub fn accept_failed(&self) {
+        self.accept_errors.inc();
+    }
+
+    /// The registry's text. Live flows must have been settled before.
+    pub(super) fn render(&self) -> String {
+        self.process.refresh();
+        let mut text = String::with_capacity(32 * 1024);
+        if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics can't be rendered");
+        }
+        text
+    }
+
+    /// One flow or query ended.
+    pub(super) fn ended(&self, listener: Listener, verdict: Verdict, reason: Reason, guest: &Guest) {
+        let outcome = match verdict {
+            Verdict::Observed => Reason::ALL.len(),
+            _ => reason as usize,
+        };
+        let row = self.connections.get(listener as usize).unwrap_or(&self.dns);
+        if let Some(counter) = row.get(outcome) {
+            counter.inc();
+        }
+        if listener != Listener::Dns
+            && let Some(counter) = guest.connections.get(verdict as usize)
+        {
+            counter.inc();
+        }
+    }
+
+    /// Adds to the byte counters what the flow has carried since it was settled last.
+    pub(super) fn settle(&self, flow: &Flow) {
+        let row = self.bytes.get(flow.listener() as usize);
+        for (n, carried) in flow.unsettled().into_iter().enumerate() {
+            if carried == 0 {
+                continue;
+            }
+            if let Some(counter) = row.and_then(|row| row.get(n)) {
+                counter.inc_by(carried);
+            }
+            if let Some(counter) = flow.guest().bytes.get(n) {
+                counter.inc_by(carried);
+            }
+        }
+    }
+
+    pub(super) fn active_gauge(&self, listener: Listener) -> Option<&IntGauge> {
+        self.active.get(listener as usize)
+    }
+
+    pub(super) fn flow_revoked(&self) {
+        self.revoked.inc();
+    }
+
+    pub(super) fn log_dropped(&self, verdict: Verdict, lines: u64) {
+        if let Some(counter) = self.log_dropped.get(verdict as usize) {
+            counter.inc_by(lines);
+        }
+    }
+
+    pub(super) fn log_failed(&self) {
+        self.log_errors.inc();
+    }
+
+    /// The counters of a declared guest, or with `None` those of all the others.
+    pub(super) fn guest(&self, name: Option<&str>) -> Guest {
+        let label = name.unwrap_or(OTHER);
+        Guest {
+            name: name.map(Into::into),
+            connections: Verdict::ALL.map(|v| self.guest_connections.with_label_values(&[label, v.as_str()])),
+            bytes: DIRECTIONS.map(|direction| self.guest_bytes.with_label_values(&[label, direction])),
+        }
+    }
+
+    /// Takes the series of a guest out.
+    pub(super) fn forget_guest(&self, name: &str) {
+        if name == OTHER {
+            return;
+        }
+        // An error says that the series is not there, which is what is wanted.
+        for verdict in Verdict::ALL {
+            let _ = self.guest_connections.remove_label_values(&[name, verdict.as_str()]);
+        }
+        for direction in DIRECTIONS {
+            let _ = self.guest_bytes.remove_label_values(&[name, direction]);
+        }
+    }
+
+    pub(super) fn connections(&self, verdict: Verdict) -> u64 {
+        let of = |n: usize| outcome(n).0 == verdict.as_str();
+        self.connections
+            .iter()
+            .flat_map(|row| row.iter().enumerate())
+            .filter(|(n, _)| of(*n))
+            .map(|(_, c)| c.get())
+            .sum()
+    }
+
+    pub(super) fn active_connections(&self) -> i64 {
+        self.active.iter().map(IntGauge::get).sum()
+    }
+
+    pub(super) fn bytes(&self) -> (u64, u64) {
+        self.bytes.iter().fold((0, 0), |(up, down), [u, d]| (up + u.get(), down + d.get()))
+    }
+
+    pub(super) fn generation(&self) -> i64 {
+        self.generation.get()
+    }
+
+    pub(super) fn rules(&self) -> i64 {
+        self.rules_of_all_kinds.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn whitelist_ok(&self) -> bool {
+        self.reload_successful.get() == 1
+    }
+
+    pub(super) fn panics(&self) -> u64 {
+        self.panics.get()
+    }
+
+    pub(super) fn dropped(&self) -> u64 {
+        self.log_dropped.iter().map(IntCounter::get).sum()
+    }
+
+    fn reloaded(&self, successful: bool) {
+        let [success, failure] = &self.reloads;
+        if successful {
+            success.inc()
+        } else {
+            failure.inc()
+        }
+        self.reload_successful.set(i64::from(successful));
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.reload_time.set(i64::try_from(now.as_secs()).unwrap_or(i64::MAX));
+    }
+}
+
+/// Labels of an outcome: verdict, reason.
+fn outcome(n: usize) -> (&'static str, &'static str) {
+    match Reason::ALL.get(n) {
+        Some(reason) => (reason.verdict().as_str(), reason.as_str()),
+        None => (Verdict::Observed.as_str(), Reason::None.as_str()),
+    }
+}
+
+/// Makes metrics and registers them at once.
+pub(super) struct Maker(Registry);
+
+impl Maker {
+    fn register<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T, prometheus::Error> {
+        self.0.register(Box::new(metric.clone()))?;
+        Ok(metric)
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
+        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    }
+
+    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
+        self.register(IntCounter::new(name, help)?)
+    }
+
+    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.register(IntGauge::new(name, help)?)
+    }
+
+    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
+        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+    }
+}

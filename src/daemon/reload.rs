@@ -1,0 +1,374 @@
+//! Reloads: from files on disk to the policy in force, on a thread of its own.
+//!
+//! All or nothing. A list that is broken changes nothing and is reported loudly; the last good one
+//! stays, over a restart too. What comes into force is swapped in one step, then each live flow is
+//! judged again and those the new list refuses are ended. Old lists are freed here, because freeing a
+//! million names takes a while that no flow should wait for.
+
+use super::DaemonError;
+use crate::config::Settings;
+use crate::flow::{House, Live};
+use crate::policy::{Builder, Policy, PolicyError, Rules};
+use crate::reason::Reason;
+use crate::whitelist::{self, Files, Loaded, Report, keep, watch};
+use jiff::civil::Date;
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// The thread looks at the clock at least so often, to notice a new day.
+const TICK: Duration = Duration::from_secs(30);
+
+/// A compiled list and where it came from.
+pub(super) struct Lists {
+    rules: Arc<Rules>,
+    loaded: Loaded,
+    day: Date,
+    /// Why today's files are not in force, if they are not.
+    fallback: Option<String>,
+}
+
+/// What a reload that was asked for came to.
+#[derive(Clone, Debug, serde::Serialize)]
+pub struct Summary {
+    /// The list in force; goes up with each that comes into force.
+    pub generation: u64,
+    /// Files read.
+    pub files: usize,
+    /// Rules in force.
+    pub rules: u64,
+    /// Flows that the new list refuses, ended.
+    pub revoked: usize,
+    /// Something came into force that was not before.
+    pub changed: bool,
+    /// Settings that differ but take a restart.
+    pub restart_needed: Vec<&'static str>,
+    /// What deserves a look.
+    pub warnings: Vec<String>,
+}
+
+type Outcome = Result<Summary, Vec<String>>;
+
+/// What the thread is asked to do.
+enum Ask {
+    /// Something may have changed on disk.
+    Look,
+    /// Read configuration and lists again, changed or not.
+    Reread(Option<oneshot::Sender<Outcome>>),
+}
+
+/// Asks for reloads.
+#[derive(Clone)]
+pub(super) struct Reloader {
+    ask: Sender<Ask>,
+    state: Arc<Mutex<State>>,
+}
+
+/// What the operator may want to know of the list.
+#[derive(Clone, Debug, Default)]
+struct State {
+    /// Why the daemon does not run on today's files, if it does not.
+    trouble: Option<String>,
+}
+
+impl Lists {
+    /// The list to start with: today's files; where they are broken the last good ones; where there is
+    /// neither configuration nor whitelist dir the shipped ones.
+    pub(super) fn at_start(settings: &Settings) -> Result<Lists, DaemonError> {
+        let today = today();
+        let files = read(settings);
+        let report = match compile(&files, today) {
+            Ok(lists) => {
+                if settings.whitelist_dir.is_some() {
+                    remember(settings, &files);
+                }
+                return Ok(lists);
+            }
+            Err(report) => report,
+        };
+        print(&report);
+        let kept = keep::restore(&settings.state_dir).map_err(|error| error.to_string()).and_then(|files| {
+            compile(&files, today).map_err(|report| format!("the last good list is not valid any more: {report}"))
+        });
+        match kept {
+            Ok(lists) => {
+                let fallback = format!("today's files are invalid ({} errors); the last good list is in force", count(&report));
+                tracing::error!("{fallback}");
+                Ok(Lists { fallback: Some(fallback), ..lists })
+            }
+            Err(why) => Err(DaemonError::Lists(format!("{} errors in the files, and there is no last good list: {why}", count(&report)))),
+        }
+    }
+
+    /// The policy that these lists and `settings` make.
+    pub(super) fn policy(&self, settings: &Settings) -> Result<Arc<Policy>, PolicyError> {
+        Policy::new(Arc::clone(&self.rules), settings.policy.clone()).map(Arc::new)
+    }
+
+    /// How many rules there are.
+    pub(super) fn len(&self) -> u64 {
+        self.loaded.kinds.total()
+    }
+}
+
+impl Reloader {
+    /// Starts the thread, and the watch on the files.
+    pub(super) fn start(house: Arc<House>, settings: Settings, lists: Lists) -> std::io::Result<Reloader> {
+        let (ask, asked) = mpsc::channel();
+        let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone() }));
+        let watched = settings.whitelist_dir.clone().map(|dir| vec![watch::Watched::Folder(dir)]);
+        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state) };
+        desk.announce();
+        let looks = ask.clone();
+        if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
+            tokio::spawn(async move {
+                while changes.changed().await.is_ok() && looks.send(Ask::Look).is_ok() {}
+                drop(watch);
+            });
+        }
+        std::thread::Builder::new().name("outgate-lists".into()).spawn(move || desk.run(&asked))?;
+        Ok(Reloader { ask, state })
+    }
+
+    /// Asks for everything to be read again (SIGHUP).
+    pub(super) fn request(&self) {
+        let _ = self.ask.send(Ask::Reread(None));
+    }
+
+    /// As [`request`](Self::request), and waits for what came of it.
+    pub(super) async fn reload(&self) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        let gone = || vec!["the daemon is stopping".to_owned()];
+        self.ask.send(Ask::Reread(Some(reply))).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Why the daemon does not run on today's files, if it does not.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone()
+    }
+}
+
+/// The thread's own.
+struct Desk {
+    house: Arc<House>,
+    settings: Settings,
+    lists: Lists,
+    generation: u64,
+    state: Arc<Mutex<State>>,
+}
+
+impl Desk {
+    fn run(&mut self, asked: &Receiver<Ask>) {
+        loop {
+            match asked.recv_timeout(TICK) {
+                Ok(Ask::Look) => {
+                    // What piled up while the last one was dealt with is one look.
+                    let _ = self.look();
+                }
+                Ok(Ask::Reread(reply)) => {
+                    let outcome = self.reread();
+                    if let Some(reply) = reply {
+                        let _ = reply.send(outcome);
+                    }
+                }
+                Err(RecvTimeoutError::Timeout) => self.new_day(),
+                Err(RecvTimeoutError::Disconnected) => return,
+            }
+        }
+    }
+
+    /// A rule that passed its last day counts as removed.
+    fn new_day(&mut self) {
+        let today = today();
+        if today != self.lists.day && self.lists.rules.next_expiry().is_some_and(|until| until < today) {
+            tracing::info!(%today, "rules have expired");
+            let _ = self.look();
+        }
+    }
+
+    /// The files alone, with the settings in force.
+    fn look(&mut self) -> Outcome {
+        let settings = self.settings.clone();
+        self.reload(settings, Vec::new())
+    }
+
+    /// Configuration and files.
+    fn reread(&mut self) -> Outcome {
+        let (settings, warnings) = match Settings::load(self.settings.path.as_deref()) {
+            Ok(read) => read,
+            Err(error) => {
+                let lines: Vec<String> = error.into_diagnostics().iter().map(ToString::to_string).collect();
+                for line in &lines {
+                    tracing::error!("{line}");
+                }
+                return self.failed("the configuration is invalid; what was in force stays", lines);
+            }
+        };
+        let restart_needed = self.settings.restart_needed(&settings);
+        if !restart_needed.is_empty() {
+            tracing::warn!(keys = ?restart_needed, "these settings changed but take a restart");
+        }
+        // What takes a restart stays as it is, the dir of the lists among it.
+        let settings = Settings {
+            listen: self.settings.listen.clone(),
+            whitelist_dir: self.settings.whitelist_dir.clone(),
+            state_dir: self.settings.state_dir.clone(),
+            ..settings
+        };
+        let mut outcome = self.reload(settings, restart_needed)?;
+        outcome.warnings.extend(warnings.iter().map(ToString::to_string));
+        Ok(outcome)
+    }
+
+    fn reload(&mut self, settings: Settings, restart_needed: Vec<&'static str>) -> Outcome {
+        let start = Instant::now();
+        let today = today();
+        let files = read(&settings);
+        let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
+        let unchanged = same_files && self.lists.fallback.is_none();
+        if unchanged && settings == self.settings {
+            self.house.account.metrics().whitelist_unchanged();
+            self.set_trouble(None);
+            return Ok(self.summary(0, false, restart_needed));
+        }
+        let lists = if unchanged {
+            None
+        } else {
+            match compile(&files, today) {
+                Ok(lists) => Some(lists),
+                Err(report) => {
+                    print(&report);
+                    let lines = report.errors().map(ToString::to_string).collect();
+                    return self.failed("the list is invalid; the last good one stays in force", lines);
+                }
+            }
+        };
+        let policy = match lists.as_ref().unwrap_or(&self.lists).policy(&settings) {
+            Ok(policy) => policy,
+            Err(error) => return self.failed("configuration and list do not go together; nothing changed", vec![error.to_string()]),
+        };
+        if let Err(lines) = self.put_settings(&settings) {
+            return self.failed("the new settings cannot be put in force; nothing changed", lines);
+        }
+        remember(&settings, &files);
+        let old = self.house.live.swap(Arc::new(Live { policy, dial: settings.dial }));
+        self.settings = settings;
+        let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
+        let revoked = self.revoke();
+        self.announce();
+        self.set_trouble(None);
+        tracing::info!(
+            generation = self.generation, files = self.lists.loaded.files, rules = self.lists.len(), revoked,
+            took_ms = start.elapsed().as_millis(), "a new list is in force"
+        );
+        for warning in &self.lists.loaded.warnings {
+            tracing::warn!("{warning}");
+        }
+        free(old, old_lists);
+        Ok(self.summary(revoked, true, restart_needed))
+    }
+
+    /// The settings outside the policy; each takes all of its part or nothing.
+    fn put_settings(&self, settings: &Settings) -> Result<(), Vec<String>> {
+        if *settings == self.settings {
+            return Ok(());
+        }
+        let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
+        self.house.resolver.reconfigure(&settings.resolver, settings.floor()).map_err(|error| vec![error.to_string()])?;
+        self.house.account.reconfigure(&settings.log, &names).map_err(|error| vec![error.to_string()])?;
+        self.house.gate.reconfigure(settings.limits);
+        Ok(())
+    }
+
+    /// Ends the flows that the policy now in force refuses.
+    fn revoke(&self) -> usize {
+        let live = self.house.live.load_full();
+        self.house.account.revoke_where(|claim| {
+            live.policy.decide(claim).err().map(|refusal| (Reason::Revoked, refusal.rule))
+        })
+    }
+
+    fn failed(&self, what: &str, lines: Vec<String>) -> Outcome {
+        tracing::error!(problems = lines.len(), first = lines.first(), "{what}");
+        self.house.account.metrics().whitelist_failed();
+        self.set_trouble(Some(what.to_owned()));
+        Err(lines)
+    }
+
+    fn set_trouble(&self, trouble: Option<String>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble = trouble;
+    }
+
+    /// Counts the list that has come into force.
+    fn announce(&mut self) {
+        self.generation += 1;
+        let kinds = self.lists.rules.counts().map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
+        self.house.account.metrics().whitelist_loaded(self.generation, &kinds);
+        if self.lists.fallback.is_some() {
+            self.house.account.metrics().whitelist_failed();
+        }
+    }
+
+    fn summary(&self, revoked: usize, changed: bool, restart_needed: Vec<&'static str>) -> Summary {
+        Summary {
+            generation: self.generation,
+            files: self.lists.loaded.files,
+            rules: self.lists.len(),
+            revoked,
+            changed,
+            restart_needed,
+            warnings: self.lists.loaded.warnings.iter().map(ToString::to_string).collect(),
+        }
+    }
+}
+
+/// Waits until no flow is deciding on the old policy any more and frees it on this thread.
+fn free(old: Arc<Live>, lists: Option<Lists>) {
+    for _ in 0..1000 {
+        if Arc::strong_count(&old) == 1 && Arc::strong_count(&old.policy) == 1 {
+            break;
+        }
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+    drop((old, lists));
+}
+
+fn read(settings: &Settings) -> Files {
+    match &settings.whitelist_dir {
+        Some(dir) => Files::read(dir),
+        None => Files::shipped(),
+    }
+}
+
+fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
+    let (builder, loaded) = whitelist::compile(files, today, Builder::new(today))?;
+    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
+    Ok(Lists { rules: Arc::new(rules), loaded, day: today, fallback: None })
+}
+
+/// Keeps the files for a start on a day when theirs are broken.
+fn remember(settings: &Settings, files: &Files) {
+    if let Err(error) = keep::save(&settings.state_dir, files) {
+        tracing::warn!(%error, dir = %settings.state_dir.display(), "the list cannot be kept for the next start");
+    }
+}
+
+fn print(report: &Report) {
+    for finding in &report.diagnostics {
+        tracing::error!("{finding}");
+    }
+    if report.more > 0 {
+        tracing::error!("and {} more", report.more);
+    }
+}
+
+fn count(report: &Report) -> usize {
+    report.errors().count() + report.more
+}
+
+/// Today in UTC, in which `until=` counts.
+fn today() -> Date {
+    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
+}

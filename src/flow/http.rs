@@ -1,0 +1,373 @@
+//! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
+//! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
+
+use super::{Deadline, Ended, Filled, Relaying, Visit, reach, refuse, tunnel};
+use crate::account::{Listener, Record};
+use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
+use crate::identify::{Claim, Evidence, Parsed};
+use crate::policy::Permit;
+use crate::reason::Reason;
+use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
+use crate::relay::{Tunnel, close};
+use crate::target::{Protocol, Target, Transport};
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+/// The answer to a CONNECT that goes through (RFC 9110 §9.3.6).
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
+
+/// A kept connection to an upstream, and where it leads.
+struct Kept {
+    target: Target,
+    peer: Peer,
+}
+
+/// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
+pub(super) struct Inside {
+    /// What the tunnel was asked for.
+    pub(super) claim: Claim,
+    /// The tunnel's own record; it stays open and may be revoked.
+    pub(super) record: Record,
+}
+
+/// A connection that speaks HTTP.
+struct Session {
+    visit: Visit,
+    listener: Listener,
+    inside: Option<Inside>,
+    upstream: Option<Kept>,
+}
+
+/// What follows a request that was dealt with.
+enum Next {
+    /// Another request.
+    Request,
+    /// A tunnel to this target.
+    Connect(Target),
+    /// A WebSocket with this upstream.
+    WebSocket(Peer, Record),
+}
+
+/// Serves a connection on a proxy port.
+pub(super) async fn serve(visit: Visit) -> Result<Relaying, Ended> {
+    Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.run().await
+}
+
+/// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
+pub(super) async fn serve_inside(
+    visit: Visit,
+    listener: Listener,
+    inside: Inside,
+    upstream: Peer,
+) -> Result<Relaying, Ended> {
+    let upstream = Some(Kept { target: inside.claim.target.clone(), peer: upstream });
+    Session { visit, listener, inside: Some(inside), upstream }.run().await
+}
+
+impl Session {
+    async fn run(mut self) -> Result<Relaying, Ended> {
+        let mut scanned = 0;
+        loop {
+            if self.visit.input.len() == scanned {
+                self.more(scanned > 0).await?;
+            }
+            // The head borrows from `raw`, so nothing of it is copied before it is judged.
+            let raw = std::mem::take(&mut self.visit.input);
+            let next = match RequestHead::parse(&raw, scanned) {
+                Ok(Parsed::Partial) => {
+                    scanned = raw.len();
+                    self.visit.input = raw;
+                    continue;
+                }
+                Ok(Parsed::Complete { head, len }) => {
+                    self.visit.input = raw.get(len..).unwrap_or_default().to_vec();
+                    self.serve(&head, &raw).await?
+                }
+                Err(error) => return self.malformed(&raw, error).await,
+            };
+            match next {
+                Next::Request => {
+                    scanned = 0;
+                    self.reuse(raw);
+                    self.rearm();
+                }
+                Next::Connect(target) => return self.connect(target, &raw).await,
+                Next::WebSocket(peer, record) => return Ok(self.websocket(peer, record)),
+            }
+        }
+    }
+
+    /// Keeps the buffer of the last head for the next.
+    fn reuse(&mut self, mut raw: Vec<u8>) {
+        if self.visit.input.is_empty() {
+            raw.clear();
+            self.visit.input = raw;
+        }
+    }
+
+    /// One request, of whatever form.
+    async fn serve(&mut self, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
+        if !self.visit.slot.request(Instant::now()) {
+            let mut record = self.visit.record(self.listener);
+            record.refuse(Reason::LimitRate, None);
+            drop(record);
+            return self.answer(Reason::LimitRate, None, head, raw).await;
+        }
+        let target = match (&head.target, &self.inside) {
+            (RequestTarget::Authority(target), None) => return Ok(Next::Connect(target.clone())),
+            (RequestTarget::Absolute { target, .. }, None) => Ok(target.clone()),
+            (RequestTarget::Origin(_) | RequestTarget::Absolute { .. }, Some(inside)) => inside
+                .claim
+                .with_host(head.host.as_ref())
+                .map(|claim| claim.target),
+            _ => Err(Reason::Malformed),
+        };
+        match target {
+            Ok(target) => self.forward(target, head, raw).await,
+            Err(reason) => {
+                let mut record = self.visit.record(self.listener);
+                if let Some(shown) = &head.host {
+                    record.shown(shown.host.to_string().as_bytes());
+                }
+                record.refuse(reason, None);
+                drop(record);
+                self.last_answer(reason, None, raw).await
+            }
+        }
+    }
+
+    /// Waits for more of the guest's bytes. Between requests, an idle connection just ends.
+    async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
+        let stop = self.visit.house.stop.clone();
+        let inside = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
+        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx).map(drop)));
+        let filled = tokio::select! {
+            biased;
+            filled = self.visit.fill() => filled,
+            () = revoked => Filled::End,
+            () = stop.cancelled(), if !within_head => Filled::End,
+        };
+        let reason = match filled {
+            Filled::Bytes => {
+                if !within_head {
+                    self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
+                }
+                return Ok(());
+            }
+            Filled::Timeout if within_head => Reason::Timeout,
+            Filled::End if within_head => Reason::Malformed,
+            Filled::End | Filled::Timeout => {
+                self.close_inside();
+                return Err(Ended);
+            }
+        };
+        let raw = std::mem::take(&mut self.visit.input);
+        self.note_unread(&raw, reason);
+        self.last_answer(reason, None, &raw).await
+    }
+
+    /// Where the tunnel around this session was revoked, its guest gets a reset.
+    fn close_inside(&mut self) {
+        if let Some(inside) = &mut self.inside
+            && let Some(reason) = inside.record.flow().revocation()
+        {
+            inside.record.refuse(reason, None);
+            close::reset(&self.visit.guest);
+        }
+    }
+
+    /// The time for the next request: the idle time until its first byte.
+    fn rearm(&mut self) {
+        let idle = self.visit.house.gate.settings().idle_timeout;
+        self.visit.deadline.restart(idle);
+    }
+
+    /// A head that could not be read gets a record of its own, with its first line.
+    fn note_unread(&self, raw: &[u8], reason: Reason) {
+        let mut record = self.visit.record(self.listener);
+        record.shown(raw.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default());
+        record.refuse(reason, None);
+    }
+
+    async fn malformed<T>(&mut self, raw: &[u8], error: HeadError) -> Result<T, Ended> {
+        self.note_unread(raw, error.reason());
+        let answer = refuse::http_status(error.reason(), error.status(), None, raw, true);
+        close::after(&mut self.visit.guest, &answer).await;
+        Err(Ended)
+    }
+
+    /// Answers a refused request. The connection is kept if no body of it is in the way.
+    async fn answer(
+        &mut self,
+        reason: Reason,
+        target: Option<&Target>,
+        head: &RequestHead<'_>,
+        raw: &[u8],
+    ) -> Result<Next, Ended> {
+        if !head.keep_alive || head.body != Body::None || self.visit.house.stop.is_cancelled() {
+            return self.last_answer(reason, target, raw).await;
+        }
+        let answer = refuse::http(reason, target, raw, false);
+        // HEAD is answered without the body that the length speaks of (RFC 9110 §9.3.2).
+        let len = if head.method == b"HEAD" { refuse::head_len(&answer) } else { answer.len() };
+        let mut deadline = Deadline::after(self.visit.house.gate.settings().idle_timeout);
+        tokio::select! {
+            biased;
+            written = self.visit.guest.write_all(answer.get(..len).unwrap_or(&answer)) => {
+                written.map(|()| Next::Request).map_err(|_| Ended)
+            }
+            () = deadline.passed() => Err(Ended),
+        }
+    }
+
+    /// Answers and closes.
+    async fn last_answer<T>(&mut self, reason: Reason, target: Option<&Target>, raw: &[u8]) -> Result<T, Ended> {
+        let answer = refuse::http(reason, target, raw, true);
+        let head_only = raw.starts_with(b"HEAD ");
+        let len = if head_only { refuse::head_len(&answer) } else { answer.len() };
+        close::after(&mut self.visit.guest, answer.get(..len).unwrap_or(&answer)).await;
+        Err(Ended)
+    }
+
+    fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
+        Claim { source: self.visit.source.ip(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+    }
+
+    /// CONNECT: judged by its authority now, by what is spoken inside later.
+    async fn connect(mut self, target: Target, raw: &[u8]) -> Result<Relaying, Ended> {
+        let mut record = self.visit.record(self.listener);
+        let claim = self.claim(target, None, Evidence::Connect);
+        let reason = match self.visit.decide(&claim, &mut record) {
+            Ok(permit) => match reach(&self.visit.house, &permit, &mut record).await {
+                Ok(upstream) => {
+                    self.visit.guest.write_all(ESTABLISHED).await.map_err(|_| Ended)?;
+                    let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
+                    return tunnel::serve(self.visit, opened).await;
+                }
+                Err(reason) => reason,
+            },
+            Err(refusal) => refusal.reason,
+        };
+        drop(record);
+        self.last_answer(reason, Some(&claim.target), raw).await
+    }
+
+    /// One plain-HTTP request: decide, reach, exchange.
+    async fn forward(&mut self, target: Target, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
+        let mut record = self.visit.record(self.listener);
+        let evidence = self.inside.as_ref().map_or(Evidence::Host, |inside| inside.claim.evidence);
+        let claim = self.claim(target, Some(Protocol::Http), evidence);
+        let permit = match self.visit.decide(&claim, &mut record) {
+            Ok(permit) => permit,
+            Err(refusal) => {
+                drop(record);
+                return self.answer(refusal.reason, Some(&claim.target), head, raw).await;
+            }
+        };
+        let mut repeated = false;
+        loop {
+            let mut upstream = match self.upstream(&permit, &mut record).await {
+                Ok(upstream) => upstream,
+                Err(reason) => {
+                    drop(record);
+                    return self.answer(reason, Some(&claim.target), head, raw).await;
+                }
+            };
+            match self.exchange(head, &mut upstream.peer, &mut record).await {
+                Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
+                    self.upstream = upstream_reusable.then_some(upstream);
+                    if guest_reusable && !self.visit.house.stop.is_cancelled() {
+                        return Ok(Next::Request);
+                    }
+                    drop(record);
+                    close::after(&mut self.visit.guest, b"").await;
+                    return Err(Ended);
+                }
+                Ok(Done::Upgraded) => return Ok(Next::WebSocket(upstream.peer, record)),
+                Err(Failed { fault: Fault::Stale, .. }) if !repeated => repeated = true,
+                Err(failed) => {
+                    upstream.peer.abort();
+                    return self.failed(failed, &claim.target, raw, record).await;
+                }
+            }
+        }
+    }
+
+    /// The kept connection where it leads to the same target and is still good, else a new one.
+    async fn upstream(&mut self, permit: &Permit, record: &mut Record) -> Result<Kept, Reason> {
+        if let Some(kept) = self.upstream.take()
+            && kept.target == *permit.target()
+            && kept.peer.is_idle()
+            && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
+        {
+            record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
+            return Ok(kept);
+        }
+        let upstream = reach(&self.visit.house, permit, record).await?;
+        let bond = Bond { peer: upstream.peer, local: upstream.local };
+        Ok(Kept { target: permit.target().clone(), peer: Peer::new(upstream.stream, bond) })
+    }
+
+    async fn exchange(&mut self, head: &RequestHead<'_>, peer: &mut Peer, record: &mut Record) -> Result<Done, Failed> {
+        let mut written = Vec::with_capacity(512);
+        head.write_request(&mut written);
+        let outgoing = Outgoing {
+            head: written,
+            body: head.body,
+            is_head: head.method == b"HEAD",
+            version: head.version,
+            keep_alive: head.keep_alive,
+            upgrade: head.upgrade == Some(Upgrade::WebSocket),
+        };
+        let meter = record.meter();
+        let flow = Arc::clone(record.flow());
+        let outer = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
+        let idle = self.visit.house.gate.settings().idle_timeout;
+        let stopped = |cx: &mut Context<'_>| match &outer {
+            Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
+            _ => flow.poll_revoked(cx).map(drop),
+        };
+        let Visit { guest, input, .. } = &mut self.visit;
+        exchange(guest, input, peer, outgoing, &meter, idle, stopped, || record.still_open()).await
+    }
+
+    /// A WebSocket from here on: its bytes are nobody's business.
+    fn websocket(self, peer: Peer, record: Record) -> Relaying {
+        let Visit { house, guest, slot, active, input, .. } = self.visit;
+        let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
+        Relaying { tunnel, record, idle: house.gate.settings().idle_timeout, slot, active, outer: self.inside.map(|inside| inside.record) }
+    }
+
+    /// An exchange that failed: an answer if none has begun, and the end of the connection.
+    async fn failed(
+        &mut self,
+        failed: Failed,
+        target: &Target,
+        raw: &[u8],
+        mut record: Record,
+    ) -> Result<Next, Ended> {
+        let reason = match failed.fault {
+            Fault::Stale | Fault::Upstream => Some(Reason::DialFailed),
+            Fault::GuestMalformed => Some(Reason::Malformed),
+            Fault::Idle => Some(Reason::Timeout),
+            Fault::Stopped => record.flow().revocation().or(Some(Reason::Revoked)),
+            Fault::GuestGone => None,
+        };
+        if let Some(reason) = reason {
+            record.refuse(reason, None);
+        }
+        drop(record);
+        self.close_inside();
+        match reason {
+            Some(reason) if !failed.answered => self.last_answer(reason, Some(target), raw).await,
+            _ => {
+                // Half an answer must not look like a whole one.
+                close::reset(&self.visit.guest);
+                Err(Ended)
+            }
+        }
+    }
+}

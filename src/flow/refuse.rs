@@ -1,0 +1,133 @@
+//! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them says anything of resolved
+//! addresses, rules or errors inside.
+
+use crate::reason::Reason;
+use crate::target::Target;
+use std::io::Write;
+
+/// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
+pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+
+/// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
+/// request's Accept prefers it. `head` is the request's head as it came; it is only searched for
+/// Accept, so it may be cut or malformed.
+pub(super) fn http(reason: Reason, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    http_status(reason, reason.http_status(), target, head, close)
+}
+
+/// As [`http`], with a status of its own (405, 431, 505 for malformed heads).
+pub(super) fn http_status(reason: Reason, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    let destination = target.map(Target::to_string).unwrap_or_default();
+    let (kind, body) = if prefers_html(head) {
+        ("text/html; charset=utf-8", html(reason, &destination))
+    } else {
+        ("application/json", json(reason, &destination))
+    };
+    let mut answer = Vec::with_capacity(512);
+    let connection = if close { "close" } else { "keep-alive" };
+    // Writing to a Vec cannot fail.
+    let _ = write!(
+        answer,
+        "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
+         Proxy-Status: outgate; error={}; details=\"{reason}\"\r\nConnection: {connection}\r\n\r\n{body}",
+        phrase(status),
+        body.len(),
+        reason.proxy_error(),
+    );
+    answer
+}
+
+/// How long the head of an answer made here is, blank line included.
+pub(super) fn head_len(answer: &[u8]) -> usize {
+    answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4)
+}
+
+fn json(reason: Reason, destination: &str) -> String {
+    // A destination is a canonical host and port or empty: nothing in it needs escaping.
+    format!(
+        "{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{}\"}}\n",
+        reason.message()
+    )
+}
+
+fn html(reason: Reason, destination: &str) -> String {
+    let to = if destination.is_empty() { String::new() } else { format!("<p>Destination: <code>{destination}</code></p>") };
+    format!(
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Refused by outgate</title>\
+         <h1>Refused by outgate</h1><p>{}</p>{to}<p>Reason: <code>{reason}</code></p></html>\n",
+        reason.message()
+    )
+}
+
+/// Does the Accept field name text/html before JSON or any type at all?
+fn prefers_html(head: &[u8]) -> bool {
+    let Some(accept) = head.split(|b| *b == b'\n').find_map(accept_value) else { return false };
+    let accept = accept.to_ascii_lowercase();
+    let find = |what: &[u8]| accept.windows(what.len()).position(|window| window == what);
+    match (find(b"text/html"), find(b"application/json")) {
+        (Some(html), Some(json)) => html < json,
+        (Some(_), None) => true,
+        _ => false,
+    }
+}
+
+fn accept_value(line: &[u8]) -> Option<&[u8]> {
+    let (name, value) = line.split_at_checked(7)?;
+    name.eq_ignore_ascii_case(b"accept:").then_some(value)
+}
+
+/// The reason phrases of the statuses used here (RFC 9110 §15, RFC 6585).
+const fn phrase(status: u16) -> &'static str {
+    match status {
+        400 => "Bad Request",
+        403 => "Forbidden",
+        405 => "Method Not Allowed",
+        417 => "Expectation Failed",
+        429 => "Too Many Requests",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "Error",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(bytes: &[u8]) -> &str {
+        std::str::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn an_answer_says_why_in_status_header_and_body() {
+        let target = Target::parse(b"evil.test:443", None).unwrap();
+        let answer = http(Reason::NotWhitelisted, Some(&target), b"CONNECT evil.test:443 HTTP/1.1\r\n", true);
+        let (head, body) = text(&answer).split_once("\r\n\r\n").unwrap();
+        assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\n"));
+        assert!(head.contains("Proxy-Status: outgate; error=http_request_denied; details=\"not_whitelisted\""));
+        assert!(head.contains(&format!("Content-Length: {}", body.len())));
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        assert_eq!(body["reason"], "not_whitelisted");
+        assert_eq!(body["destination"], "evil.test:443");
+    }
+
+    #[test]
+    fn browsers_get_a_page() {
+        let browser = b"GET / HTTP/1.1\r\nAccept: text/html,application/xhtml+xml,*/*;q=0.8\r\n\r\n";
+        assert!(text(&http(Reason::Ech, None, browser, true)).contains("text/html; charset=utf-8"));
+        for other in [&b"GET / HTTP/1.1\r\nAccept: */*\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n\n"] {
+            assert!(text(&http(Reason::Ech, None, other, true)).contains("application/json"));
+        }
+    }
+
+    #[test]
+    fn every_reason_has_a_status_with_a_phrase() {
+        for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::None) {
+            assert_ne!(phrase(reason.http_status()), "Error", "{reason}");
+        }
+    }
+}

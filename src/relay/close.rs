@@ -1,0 +1,41 @@
+//! Ways to end a TCP connection: pass on the end, reset, or close so that the last words arrive.
+
+use std::io;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+/// How long the last words may take to be taken.
+const LINGER: Duration = Duration::from_secs(2);
+/// How much of what the peer still sends is read and thrown away meanwhile.
+const DISCARD: usize = 256 << 10;
+
+/// Sends FIN: no more bytes from this side. Reading goes on.
+pub(crate) fn finish(stream: &TcpStream) -> io::Result<()> {
+    socket2::SockRef::from(stream).shutdown(std::net::Shutdown::Write)
+}
+
+/// Makes the coming close of `stream` a reset (RST), whatever is still to be sent.
+pub(crate) fn reset(stream: &TcpStream) {
+    // Failing leaves an ordinary close, which ends the connection as well.
+    let _ = stream.set_zero_linger();
+}
+
+/// Writes `last_words`, then closes so that they arrive: a close with unread bytes in the receive
+/// queue would send RST and take the words with it (RFC 9112 §9.6).
+pub(crate) async fn after(stream: &mut TcpStream, last_words: &[u8]) {
+    let farewell = async {
+        if stream.write_all(last_words).await.is_err() || finish(stream).is_err() {
+            return;
+        }
+        let mut left = DISCARD;
+        let mut part = [0u8; 1024];
+        while let Ok(n @ 1..) = stream.read(&mut part).await {
+            left = left.saturating_sub(n);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, farewell).await;
+}

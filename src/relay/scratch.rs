@@ -1,0 +1,116 @@
+//! The scratch buffer of a worker thread, and what flows keep of it when a peer is slow.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use tokio::io::AsyncWrite;
+
+/// The largest read: the whole scratch, 1 MiB. Measured on loopback, a relay costs 0.3 s of CPU a GiB
+/// with it and 0.8 s with 16 KiB.
+pub(crate) const MAX_CHUNK: usize = 1 << 20;
+/// The first read of a flow, and each after the peer did not keep up, 64 KiB.
+pub(crate) const MIN_CHUNK: usize = 64 << 10;
+/// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most, 64 MiB.
+const KEPT_SOFT: usize = 64 << 20;
+/// A read while memory is tight, 8 KiB.
+const TIGHT_CHUNK: usize = 8 << 10;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+    static KEPT: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Lends the first `size` bytes of the thread's scratch, [`MAX_CHUNK`] at most. The loan ends before
+/// the caller can await, so one buffer serves every flow of the thread.
+pub(crate) fn with<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
+    SCRATCH.with_borrow_mut(|scratch| {
+        if scratch.is_empty() {
+            scratch.resize(MAX_CHUNK, 0);
+        }
+        let size = size.clamp(1, MAX_CHUNK);
+        match scratch.get_mut(..size) {
+            Some(part) => work(part),
+            None => work(&mut []),
+        }
+    })
+}
+
+/// How much a read may ask for, by what this thread's flows keep already.
+pub(crate) fn allowance() -> usize {
+    if KEPT.get() > KEPT_SOFT { TIGHT_CHUNK } else { MAX_CHUNK }
+}
+
+/// Bytes kept by all flows of this thread.
+#[cfg(test)]
+pub(crate) fn kept_by_thread() -> usize {
+    KEPT.get()
+}
+
+/// Bytes that a peer has not taken yet, in order. Holds no memory while there are none.
+#[derive(Debug, Default)]
+pub(crate) struct Kept {
+    bytes: Vec<u8>,
+    sent: usize,
+    /// Bytes moved since somebody cleared this; for the idle clock.
+    pub(crate) moved: bool,
+}
+
+impl Kept {
+    /// Starts with `bytes` to write.
+    pub(crate) fn new(bytes: Vec<u8>) -> Kept {
+        KEPT.set(KEPT.get() + bytes.len());
+        Kept { bytes, sent: 0, moved: false }
+    }
+
+    /// Adds bytes to be written after those kept already.
+    pub(crate) fn keep(&mut self, rest: &[u8]) {
+        KEPT.set(KEPT.get() + rest.len());
+        self.bytes.extend_from_slice(rest);
+    }
+
+    /// Nothing left to write?
+    pub(crate) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Writes what is kept; ready, with how many bytes were written since it was last ready, when
+    /// nothing is left.
+    pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<usize>> {
+        if self.bytes.is_empty() {
+            return Poll::Ready(Ok(0));
+        }
+        while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
+            match ready!(Pin::new(&mut *to).poll_write(cx, rest)) {
+                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    self.sent += n;
+                    self.moved = true;
+                }
+                Err(error) => return Poll::Ready(Err(error)),
+            }
+        }
+        let written = self.bytes.len();
+        self.release();
+        Poll::Ready(Ok(written))
+    }
+
+    /// Gives up what was not written.
+    pub(crate) fn take_rest(&mut self) -> Vec<u8> {
+        let rest = self.bytes.get(self.sent..).unwrap_or_default().to_vec();
+        self.release();
+        rest
+    }
+
+    fn release(&mut self) {
+        KEPT.set(KEPT.get().saturating_sub(self.bytes.len()));
+        self.bytes = Vec::new();
+        self.sent = 0;
+    }
+}
+
+impl Drop for Kept {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
