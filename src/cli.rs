@@ -1,1 +1,232 @@
-//! (to come)
+//! The command line: what was typed, to an exit code. One file a command; each gets its arguments
+//! and somewhere to write, and says how it went. What the commands need of the rest of the program
+//! they get through `bridge`.
+
+mod ask;
+mod bridge;
+mod check;
+mod explain;
+mod man;
+mod run;
+mod table;
+mod whitelist;
+
+use crate::config::{ConfigError, Diagnostic};
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Reads the process's arguments, does what they ask for and says how it went: 0 good, 1 the answer
+/// is no or it failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
+pub fn main() -> ExitCode {
+    let parsed = match Program::try_parse() {
+        Ok(parsed) => parsed,
+        Err(error) => {
+            let exit = if error.use_stderr() { Exit::Usage } else { Exit::Good };
+            // Nobody is left to tell if this fails.
+            let _ = error.print();
+            return exit.into();
+        }
+    };
+    let mut out = BufWriter::new(io::stdout().lock());
+    let result = dispatch(parsed.command, &mut out).and_then(|exit| {
+        out.flush()?;
+        Ok(exit)
+    });
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            // What was found out before goes first.
+            let _ = out.flush();
+            failure.report();
+            failure.exit().into()
+        }
+    }
+}
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Exit {
+    /// Done, or the answer is yes.
+    Good,
+    /// The answer is no, or it failed.
+    No,
+    /// The arguments make no sense.
+    Usage,
+    /// The daemon cannot be reached.
+    Unreachable,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> ExitCode {
+        ExitCode::from(match exit {
+            Exit::Good => 0,
+            Exit::No => 1,
+            Exit::Usage => 2,
+            Exit::Unreachable => 3,
+        })
+    }
+}
+
+/// Why a command has no answer.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// It did not work; one line that says what to do.
+    #[error("outgate: {0}")]
+    Failed(String),
+    /// Files of the operator's are wrong; a line a problem.
+    #[error("{}", .0.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n"))]
+    Invalid(Vec<Diagnostic>),
+    /// The arguments make no sense together.
+    #[error("outgate: {0}")]
+    Usage(String),
+    /// The daemon cannot be reached.
+    #[error("outgate: {0}")]
+    Unreachable(String),
+    /// The answer could not be written.
+    #[error("outgate: cannot write the answer: {0}")]
+    Output(#[from] io::Error),
+}
+
+impl From<ConfigError> for Failure {
+    fn from(error: ConfigError) -> Failure {
+        Failure::Invalid(error.into_diagnostics())
+    }
+}
+
+impl Failure {
+    fn exit(&self) -> Exit {
+        match self {
+            Failure::Failed(_) | Failure::Invalid(_) | Failure::Output(_) => Exit::No,
+            Failure::Usage(_) => Exit::Usage,
+            Failure::Unreachable(_) => Exit::Unreachable,
+        }
+    }
+
+    fn report(&self) {
+        // A reader such as head(1) that has had enough is no failure worth a word.
+        if !matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
+            let _ = writeln!(io::stderr(), "{self}");
+        }
+    }
+}
+
+type Outcome = Result<Exit, Failure>;
+
+/// Guards the way out of a machine that runs guests nobody knows.
+///
+/// Every connection that a guest opens to the outside passes through outgate, which lets through
+/// what the operator's whitelist names, refuses the rest at once with the reason, and counts both.
+#[derive(Parser)]
+#[command(name = "outgate", version, disable_help_subcommand = true, max_term_width = 100, after_help = AFTER_HELP)]
+struct Program {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const AFTER_HELP: &str = "\
+Examples:
+  outgate run                               listen on 127.0.0.1:3128, with the list that is built in
+  outgate check                             is the configuration sound, and are the lists?
+  outgate explain https://ipfs.io/ipfs/x    would this pass? if not, why not, and what would allow it?
+  outgate whitelist add ipfs.io             allow it
+
+Exit codes:
+  0  good
+  1  the answer is no, or it failed
+  2  the arguments make no sense
+  3  the daemon cannot be reached";
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Check(check::Arguments),
+    Explain(explain::Arguments),
+    Whitelist(whitelist::Arguments),
+    Status(ask::StatusArguments),
+    Denied(ask::DeniedArguments),
+    Flows(ask::FlowsArguments),
+    Completions(man::CompletionsArguments),
+    Man(man::ManArguments),
+}
+
+fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
+    match command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Check(arguments) => check::run(&arguments, out),
+        Command::Explain(arguments) => explain::run(&arguments, &mut io::stdin().lock(), out),
+        Command::Whitelist(arguments) => whitelist::run(&arguments, out),
+        Command::Status(arguments) => ask::status(&arguments, out),
+        Command::Denied(arguments) => ask::denied(&arguments, out),
+        Command::Flows(arguments) => ask::flows(&arguments, out),
+        Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
+        Command::Man(_) => man::man(Program::command(), out),
+    }
+}
+
+/// Which configuration file.
+#[derive(Args, Clone, Debug, Default)]
+struct Config {
+    /// Configuration file [default: /etc/outgate/outgate.toml if it exists]
+    #[arg(short, long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Program::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_examples_in_its_help() {
+        fn visit(command: &mut clap::Command, path: &str, seen: &mut Vec<String>) {
+            let help = command.render_long_help().to_string();
+            let group = path == "outgate whitelist";
+            assert!(help.contains("Examples:\n"), "{path}");
+            assert!(group || help.contains(&format!("  {path}")), "{path}: {help}");
+            seen.push(path.to_owned());
+            for inner in command.get_subcommands_mut() {
+                let path = format!("{path} {}", inner.get_name());
+                visit(inner, &path, seen);
+            }
+        }
+        let mut seen = Vec::new();
+        visit(&mut Program::command(), "outgate", &mut seen);
+        let commands = [
+            "outgate",
+            "outgate run",
+            "outgate check",
+            "outgate explain",
+            "outgate whitelist",
+            "outgate whitelist list",
+            "outgate whitelist add",
+            "outgate whitelist remove",
+            "outgate whitelist lint",
+            "outgate whitelist reload",
+            "outgate status",
+            "outgate denied",
+            "outgate flows",
+            "outgate completions",
+            "outgate man",
+        ];
+        assert_eq!(seen, commands);
+    }
+
+    #[test]
+    fn exit_codes_are_those_of_the_documentation() {
+        let exits = [
+            (Failure::Failed(String::new()), Exit::No),
+            (Failure::Invalid(Vec::new()), Exit::No),
+            (Failure::Usage(String::new()), Exit::Usage),
+            (Failure::Unreachable(String::new()), Exit::Unreachable),
+        ];
+        for (failure, exit) in exits {
+            assert_eq!(failure.exit(), exit, "{failure:?}");
+        }
+    }
+}

@@ -189,20 +189,31 @@ impl Settings {
         }
     }
 
+    /// Line and column, from 1, of the first `"word"` in the configuration file, for problems that
+    /// show only when other files have been read; (1, 1) where the file does not have it any more.
+    pub(crate) fn place_of_word(&self, word: &str) -> (u32, u32) {
+        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
+        let (text, _) = text.unwrap_or_default();
+        let found = [format!("\"{word}\""), format!("'{word}'")].iter().find_map(|quoted| text.find(quoted));
+        Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
+    }
+
     /// Makes the state dir and the folder of the control socket where they are missing.
     ///
     /// # Errors
     /// [`ConfigError::Folder`] where one cannot be made, or where somebody else could change what is
     /// in it.
     pub fn make_folders(&self) -> Result<(), ConfigError> {
-        let folder = |path: &Path, group, remedy| {
-            let made = paths::make_private(path, group);
+        let folder = |path: &Path, mode, remedy| {
+            let made = paths::make_safe(path, mode);
             made.map_err(|why| ConfigError::Folder { path: path.to_owned(), why, remedy })
         };
         if let Some(parent) = self.listen.control.as_deref().and_then(Path::parent) {
-            folder(parent, true, "choose another [listen].control")?;
+            // Root's socket is for a group as well, and guarded by its own mode.
+            let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
+            folder(parent, mode, "choose another [listen].control")?;
         }
-        folder(&self.state_dir, false, "choose another [state].dir")
+        folder(&self.state_dir, 0o700, "choose another [state].dir")
     }
 
     fn parse(text: &str, path: &Path, writable: bool, surroundings: &Surroundings) -> (Settings, Vec<Diagnostic>) {

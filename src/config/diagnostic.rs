@@ -98,7 +98,8 @@ impl<'a> Problems<'a> {
         self.found.push((offset, Diagnostic { severity, file: self.file.to_owned(), line, column, message }));
     }
 
-    fn position(&self, offset: usize) -> (u32, u32) {
+    /// Line and column, both from 1, of a byte offset.
+    pub(super) fn position(&self, offset: usize) -> (u32, u32) {
         let mut at = offset.min(self.text.len());
         while !self.text.is_char_boundary(at) {
             at -= 1;

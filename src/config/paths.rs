@@ -78,14 +78,13 @@ impl Surroundings {
     }
 }
 
-/// Makes a directory that only this user (and, with `group`, its group) may enter, or checks that
-/// the one there belongs to this user or to root.
+/// Makes a directory with `mode`, its parents included, or checks that the one there is safe.
 ///
 /// # Errors
 /// Those of mkdir(2), and [`io::ErrorKind::PermissionDenied`] where somebody else could swap what is
-/// in it: a link, a file, another owner, or writable by others.
-pub(super) fn make_private(dir: &Path, group: bool) -> io::Result<()> {
-    let mode = if group { 0o750 } else { 0o700 };
+/// in it: no directory, another owner than this user or root, or writable by everybody without the
+/// sticky bit.
+pub(super) fn make_safe(dir: &Path, mode: u32) -> io::Result<()> {
     match DirBuilder::new().recursive(true).mode(mode).create(dir) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
@@ -107,7 +106,7 @@ fn flaw(link: &Metadata, found: &Metadata, uid: u32) -> Option<&'static str> {
     if theirs(link) || theirs(found) {
         return Some("it belongs to another user");
     }
-    (found.mode() & 0o002 != 0).then_some("it is writable by everybody")
+    (found.mode() & 0o1002 == 0o002).then_some("it is writable by everybody")
 }
 
 /// The first absolute path of a variable; systemd writes several with colons.
@@ -170,13 +169,13 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("a/b");
-        make_private(&dir, false).unwrap();
+        make_safe(&dir, 0o700).unwrap();
         assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        make_private(&dir, false).unwrap();
+        make_safe(&dir, 0o700).unwrap();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(make_private(&dir, false).is_err());
+        assert!(make_safe(&dir, 0o700).is_err());
         let link = scratch.path().join("a/link");
         std::os::unix::fs::symlink("/nowhere", &link).unwrap();
-        assert!(make_private(&link, false).is_err());
+        assert!(make_safe(&link, 0o700).is_err());
     }
 }

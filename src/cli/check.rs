@@ -1,0 +1,88 @@
+//! `outgate check`: is what the operator wrote sound?
+
+use super::bridge;
+use super::table::{counted, printable};
+use super::{Config, Exit, Outcome};
+use crate::config::{Diagnostic, Settings, Severity};
+use clap::Args;
+use serde::Serialize;
+use std::io::Write;
+
+/// Check the configuration and the whitelist files, all of them, without touching the daemon
+///
+/// Prints every problem as file:line:col: message, then a summary. Exit code 0 if the daemon would
+/// start with them (warnings allowed), 1 if not.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate check
+  outgate check --config ./outgate.toml
+  outgate check --json | jq '.problems[] | select(.severity == \"error\")'")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: Config,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Serialize)]
+struct Report {
+    sound: bool,
+    files: u64,
+    rules: u64,
+    errors: u64,
+    warnings: u64,
+    problems: Vec<Problem>,
+}
+
+#[derive(Serialize)]
+struct Problem {
+    severity: &'static str,
+    file: String,
+    line: u32,
+    column: u32,
+    message: String,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    let (mut problems, lists) = match Settings::load_leniently(arguments.config.config.as_deref()) {
+        Ok((settings, problems)) => (problems, Some(bridge::compile(&settings))),
+        Err(error) => (error.into_diagnostics(), None),
+    };
+    let (mut files, mut rules, mut more) = (0, 0, 0);
+    if let Some(lists) = lists {
+        (files, rules, more) = (lists.files.len() as u64, lists.rules, lists.more as u64);
+        problems.extend(lists.diagnostics);
+    }
+    let errors = problems.iter().filter(|problem| problem.is_error()).count() as u64;
+    let warnings = problems.len() as u64 - errors;
+    let sound = errors == 0;
+    if arguments.json {
+        let problems = problems.iter().map(Problem::from).collect();
+        let report = Report { sound, files, rules, errors, warnings, problems };
+        writeln!(out, "{}", serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?)?;
+    } else {
+        for problem in &problems {
+            writeln!(out, "{}", printable(&problem.to_string()))?;
+        }
+        if more > 0 {
+            writeln!(out, "and {} more", counted(more, "problem"))?;
+        }
+        let summary = [counted(files, "file"), counted(rules, "rule"), counted(errors, "error"), counted(warnings, "warning")];
+        writeln!(out, "{}", summary.join(", "))?;
+    }
+    Ok(if sound { Exit::Good } else { Exit::No })
+}
+
+impl From<&Diagnostic> for Problem {
+    fn from(diagnostic: &Diagnostic) -> Problem {
+        Problem {
+            severity: if diagnostic.severity == Severity::Error { "error" } else { "warning" },
+            file: diagnostic.file.display().to_string(),
+            line: diagnostic.line,
+            column: diagnostic.column,
+            message: diagnostic.message.clone(),
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! `outgate explain`: would this pass? Asks the same policy that the daemon would, over the files as
+//! they are now, without daemon and without DNS.
+
+mod url;
+
+use super::table::printable;
+use super::{Config, Exit, Failure, Outcome, bridge};
+use crate::config::{Settings, nearest};
+use crate::policy::{Guest, Policy};
+use crate::reason::{Reason, Verdict};
+use crate::resolve::FloorSettings;
+use crate::target::Host;
+use crate::whitelist::Files;
+use clap::Args;
+use serde::Serialize;
+use std::collections::HashMap;
+use std::io::{self, BufRead, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use url::{Asked, UrlError};
+
+/// The longest line that `--stdin` takes, in bytes.
+const MAX_LINE: u64 = 16 << 10;
+
+/// Would this pass? Says why, by which rule, and what to add if not
+///
+/// Takes URLs as they are pasted (path, query and fragment are ignored), hosts (as https) and
+/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, udp://host:123,
+/// quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
+/// so an address that a name leads to is not looked at. Exit code 0 if all pass, 1 if any is refused.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate explain https://ipfs.io/ipfs/x
+  outgate explain --guest vm-7 tcp://github.com:22 registry.npmjs.org
+  outgate explain --json https://evil.test | jq -r '.[].suggestion'
+  outgate explain --stdin < urls.txt | jq -r 'select(.verdict == \"denied\") | .url'")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: Config,
+    /// For this guest: its name, or an address [default: a source that no [[guest]] declares]
+    #[arg(short, long, value_name = "NAME|ADDR")]
+    guest: Option<String>,
+    /// A JSON array of objects instead of text
+    #[arg(long)]
+    json: bool,
+    /// Read URLs from standard input, one a line; answer each with one JSON object a line
+    #[arg(long, conflicts_with_all = ["urls", "json"])]
+    stdin: bool,
+    /// What a guest would ask for
+    #[arg(value_name = "URL", required_unless_present = "stdin")]
+    urls: Vec<String>,
+}
+
+/// What becomes of one URL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+struct Answer {
+    /// As given.
+    url: String,
+    verdict: &'static str,
+    reason: &'static str,
+    /// `file:line` of the rule that decided.
+    rule: Option<String>,
+    /// That line.
+    rule_text: Option<String>,
+    /// `file:line` of the rule that comes nearest.
+    near: Option<String>,
+    /// Why it does not match, or what else to do.
+    advice: Option<String>,
+    /// The line that would allow it.
+    suggestion: Option<String>,
+    #[serde(skip)]
+    passes: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let source = source(arguments.guest.as_deref(), &settings)?;
+    let lists = bridge::compile(&settings);
+    let Some(policy) = lists.policy else {
+        return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
+    };
+    let mut judge = Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
+    if arguments.stdin {
+        return stream(&mut judge, input, out);
+    }
+    let answers: Vec<Answer> = arguments.urls.iter().map(|url| judge.answer(url)).collect();
+    if arguments.json {
+        writeln!(out, "{}", serde_json::to_string_pretty(&answers).map_err(io::Error::from)?)?;
+    } else {
+        answers.iter().try_for_each(|answer| judge.write(answer, out))?;
+    }
+    Ok(exit(answers.iter().all(|answer| answer.passes)))
+}
+
+fn exit(all_pass: bool) -> Exit {
+    if all_pass { Exit::Good } else { Exit::No }
+}
+
+/// Answers line by line, so that whoever asks may wait for each answer.
+fn stream(judge: &mut Judge, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
+    let mut all_pass = true;
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if (&mut *input).take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            break;
+        }
+        let cut = !line.ends_with(b"\n") && line.len() as u64 == MAX_LINE;
+        let text = String::from_utf8_lossy(&line);
+        let answer = match text.trim() {
+            "" => continue,
+            url if cut => {
+                skip_line(input)?;
+                malformed(&url.chars().take(80).collect::<String>(), &UrlError::TooLong)
+            }
+            url => judge.answer(url),
+        };
+        all_pass &= answer.passes;
+        serde_json::to_writer(&mut *out, &answer).map_err(io::Error::from)?;
+        out.write_all(b"\n")?;
+        out.flush()?;
+    }
+    Ok(exit(all_pass))
+}
+
+fn skip_line(input: &mut dyn BufRead) -> io::Result<()> {
+    loop {
+        let buffered = input.fill_buf()?;
+        let (length, done) = match buffered.iter().position(|byte| *byte == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (buffered.len(), buffered.is_empty()),
+        };
+        input.consume(length);
+        if done {
+            return Ok(());
+        }
+    }
+}
+
+/// The address that stands for `--guest`. Without it, one that no operator declares.
+fn source(guest: Option<&str>, settings: &Settings) -> Result<IpAddr, Failure> {
+    let Some(wanted) = guest else { return Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) };
+    let guests = &settings.policy.guests;
+    if let Some(guest) = guests.iter().find(|guest| guest.name == wanted)
+        && let Some(net) = guest.addresses.first()
+    {
+        return Ok(net.addr());
+    }
+    if let Ok(address) = wanted.parse::<IpAddr>() {
+        return Ok(address.to_canonical());
+    }
+    let hint = match nearest(wanted, guests.iter().map(|guest| guest.name.as_str())) {
+        Some(near) => format!("did you mean {near}?"),
+        None if guests.is_empty() => "the configuration declares no guest; write an address".to_owned(),
+        None => format!("declared are {}", names(settings)),
+    };
+    Err(Failure::Usage(format!("no guest is called {wanted:?}: {hint}")))
+}
+
+/// The declared guests, for a message.
+fn names(settings: &Settings) -> String {
+    let guests = &settings.policy.guests;
+    let mut names: Vec<&str> = guests.iter().take(10).map(|guest| guest.name.as_str()).collect();
+    if guests.len() > names.len() {
+        names.push("…");
+    }
+    names.join(", ")
+}
+
+fn malformed(url: &str, error: &UrlError) -> Answer {
+    Answer {
+        url: url.to_owned(),
+        verdict: Verdict::Denied.as_str(),
+        reason: Reason::Malformed.as_str(),
+        rule: None,
+        rule_text: None,
+        near: None,
+        advice: Some(error.to_string()),
+        suggestion: None,
+        passes: false,
+    }
+}
+
+/// Everything that answers are made from.
+struct Judge {
+    policy: Policy,
+    settings: Settings,
+    floor: FloorSettings,
+    source: IpAddr,
+    files: Files,
+    /// Where the lines of a file start, once it was asked for.
+    starts: HashMap<String, Vec<usize>>,
+}
+
+impl Judge {
+    fn answer(&mut self, url: &str) -> Answer {
+        let asked = match Asked::parse(url) {
+            Ok(asked) => asked,
+            Err(error) => return malformed(url, &error),
+        };
+        let claim = asked.claim(self.source);
+        let (verdict, reason, rule, floor) = match self.policy.decide(&claim) {
+            Err(refusal) => (refusal.reason.verdict(), refusal.reason, refusal.rule, None),
+            Ok(permit) => {
+                let address = match asked.target.host {
+                    Host::Addr(address) => Some(SocketAddr::new(address, asked.target.port)),
+                    Host::Name(_) => None,
+                };
+                let terms = permit.addresses();
+                let denied = address.is_some_and(|address| terms.denied.contains(address.ip()));
+                let floor = address.and_then(|address| bridge::in_floor(&self.floor, address, terms));
+                match (denied, floor) {
+                    (true, _) => (Verdict::Denied, Reason::DeniedByRule, None, None),
+                    (_, Some(why)) => (Verdict::Denied, Reason::AddressFloor, permit.rule().cloned(), Some(why)),
+                    _ if permit.observed() => (Verdict::Observed, Reason::None, None, None),
+                    _ => (Verdict::Allowed, Reason::None, permit.rule().cloned(), None),
+                }
+            }
+        };
+        let passes = matches!(verdict, Verdict::Allowed | Verdict::Observed);
+        let near = if verdict == Verdict::Allowed || floor.is_some() { None } else { self.policy.near_miss(&claim) };
+        let (near, advice) = near.map(|near| (near.rule.to_string(), near.advice)).unzip();
+        Answer {
+            url: url.to_owned(),
+            verdict: verdict.as_str(),
+            reason: reason.as_str(),
+            rule_text: rule.as_ref().and_then(|rule| self.line(&rule.file, rule.line)),
+            rule: rule.map(|rule| rule.to_string()),
+            near,
+            advice: floor.or(advice).or_else(|| self.advice(reason)),
+            suggestion: allowable(verdict, reason).then(|| asked.rule()),
+            passes,
+        }
+    }
+
+    /// What to do about reasons that no rule mends.
+    fn advice(&self, reason: Reason) -> Option<String> {
+        match reason {
+            Reason::UnknownGuest if self.settings.policy.guests.is_empty() => {
+                Some("[guests].unknown is \"none\" and no guest is declared; declare one with [[guest]]".to_owned())
+            }
+            Reason::UnknownGuest => {
+                let names = names(&self.settings);
+                Some(format!("this source is no declared guest; choose one with --guest ({names})"))
+            }
+            Reason::ModeNone => Some("the mode is \"none\", in which nothing passes, whatever the list says".to_owned()),
+            Reason::DeniedByRule => Some("a deny rule holds whatever else allows; take it out to let this pass".to_owned()),
+            _ => None,
+        }
+    }
+
+    /// Line `number` (from 1) of a file of the list.
+    fn line(&mut self, file: &str, number: u32) -> Option<String> {
+        let bytes = self.files.iter().find(|candidate| candidate.name() == file)?.bytes();
+        if !self.starts.contains_key(file) {
+            let after = bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1);
+            self.starts.insert(file.to_owned(), std::iter::once(0).chain(after).collect());
+        }
+        let start = *self.starts.get(file)?.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
+        let line = bytes.get(start..)?.split(|byte| *byte == b'\n').next()?;
+        Some(String::from_utf8_lossy(line).trim_start_matches('\u{feff}').trim().to_owned())
+    }
+
+    /// The file that a rule for this source goes into.
+    fn file_to_edit(&self) -> &str {
+        let Guest { index, .. } = self.policy.guest(self.source);
+        let guest = index.and_then(|index| self.settings.policy.guests.get(index));
+        guest.and_then(|guest| guest.files.as_deref()?.first()).map_or("local.rules", String::as_str)
+    }
+
+    fn write(&self, answer: &Answer, out: &mut dyn Write) -> io::Result<()> {
+        let url = printable(&answer.url);
+        match (&answer.rule, answer.passes) {
+            (Some(rule), true) => writeln!(out, "{:8}  {url}  by {}", answer.verdict, printable(rule))?,
+            (None, true) => writeln!(out, "{:8}  {url}  by the mode; no rule allows it", answer.verdict)?,
+            (Some(rule), false) => {
+                writeln!(out, "{:8}  {url}  {} by {}", answer.verdict, answer.reason, printable(rule))?;
+            }
+            (None, false) => writeln!(out, "{:8}  {url}  {}", answer.verdict, answer.reason)?,
+        }
+        if let Some(text) = &answer.rule_text {
+            writeln!(out, "          rule:     {}", printable(text))?;
+        }
+        if let Some(near) = &answer.near {
+            writeln!(out, "          nearest:  {}", printable(near))?;
+        }
+        if let Some(advice) = &answer.advice {
+            writeln!(out, "          advice:   {}", printable(advice))?;
+        }
+        if let Some(rule) = &answer.suggestion {
+            match self.file_to_edit() {
+                "local.rules" => writeln!(out, "          to allow: outgate whitelist add '{rule}'")?,
+                file => writeln!(out, "          to allow: add the line  {rule}  to {file}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Does a further rule let it through?
+fn allowable(verdict: Verdict, reason: Reason) -> bool {
+    use Reason::{NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
+    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed);
+    missing || verdict == Verdict::Observed
+}
+
+#[cfg(test)]
+mod tests;

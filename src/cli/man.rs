@@ -1,0 +1,144 @@
+//! `outgate man` and `outgate completions`: both written from the same description of the command
+//! line that parses it.
+
+use super::{Exit, Outcome};
+use clap::{Args, Command, ValueEnum};
+use clap_mangen::Man;
+use std::io::{self, Write};
+
+/// Print completions for a shell
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate completions bash > /etc/bash_completion.d/outgate
+  outgate completions zsh > /usr/share/zsh/site-functions/_outgate
+  outgate completions fish > ~/.config/fish/completions/outgate.fish")]
+pub(super) struct CompletionsArguments {
+    /// The shell
+    #[arg(value_enum)]
+    shell: Shell,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Shell {
+    Bash,
+    Zsh,
+    Fish,
+}
+
+/// Print the manual page, all commands in one
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate man | man -l -
+  outgate man > /usr/share/man/man1/outgate.1")]
+pub(super) struct ManArguments {}
+
+const TAIL: &str = r#".SH FILES
+.TP
+\fI/etc/outgate/outgate.toml\fR
+The configuration. Every key is optional.
+.TP
+\fI/etc/outgate/whitelist\fR
+The whitelist: *.rules, *.lst and *.json files.
+.TP
+\fI/run/outgate/control.sock\fR, \fI$XDG_RUNTIME_DIR/outgate/control.sock\fR
+The control socket, of a service and of a daemon started by hand.
+.TP
+\fI/var/lib/outgate\fR, \fI$XDG_STATE_HOME/outgate\fR
+What is kept over a restart.
+.SH ENVIRONMENT
+.TP
+RUST_LOG
+What
+.B outgate run
+logs, unless
+.B \-\-log\-level
+says so.
+"#;
+
+pub(super) fn completions(arguments: &CompletionsArguments, mut command: Command, out: &mut dyn Write) -> Outcome {
+    let shell = match arguments.shell {
+        Shell::Bash => clap_complete::Shell::Bash,
+        Shell::Zsh => clap_complete::Shell::Zsh,
+        Shell::Fish => clap_complete::Shell::Fish,
+    };
+    // The generator panics where it cannot write, so it writes where it always can.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "outgate", &mut script);
+    out.write_all(&script)?;
+    Ok(Exit::Good)
+}
+
+pub(super) fn man(mut command: Command, out: &mut dyn Write) -> Outcome {
+    command.build();
+    let page = Man::new(command.clone()).manual("outgate");
+    page.render_title(out)?;
+    page.render_name_section(out)?;
+    page.render_synopsis_section(out)?;
+    page.render_description_section(out)?;
+    out.write_all(b".SH COMMANDS\n")?;
+    for inner in command.get_subcommands() {
+        render_command(inner, "outgate", out)?;
+    }
+    page.render_extra_section(out)?;
+    out.write_all(TAIL.as_bytes())?;
+    Ok(Exit::Good)
+}
+
+/// One command as a subsection, its own commands after it.
+fn render_command(command: &Command, parent: &str, out: &mut dyn Write) -> io::Result<()> {
+    let name = format!("{parent} {}", command.get_name());
+    if command.has_subcommands() {
+        return command.get_subcommands().try_for_each(|inner| render_command(inner, &name, out));
+    }
+    writeln!(out, ".SS {name}")?;
+    let page = Man::new(command.clone().bin_name(&name));
+    let mut text = Vec::new();
+    page.render_synopsis_section(&mut text)?;
+    page.render_description_section(&mut text)?;
+    page.render_options_section(&mut text)?;
+    page.render_extra_section(&mut text)?;
+    // Each section comes with a heading of the page's own level, which would tear the page apart.
+    for line in String::from_utf8_lossy(&text).lines() {
+        if !line.starts_with(".SH ") {
+            writeln!(out, "{line}")?;
+        } else {
+            writeln!(out, ".PP")?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn page() -> String {
+        let mut out = Vec::new();
+        man(super::super::Program::command(), &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn the_manual_is_one_page_with_every_command() {
+        let page = page();
+        assert_eq!(page.matches("\n.TH ").count() + usize::from(page.starts_with(".TH ")), 1, "{page}");
+        for command in ["run", "check", "explain", "whitelist add", "whitelist reload", "status", "flows", "man"] {
+            assert!(page.contains(&format!(".SS outgate {command}\n")), "{command}: {page}");
+        }
+        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "FILES", "ENVIRONMENT"] {
+            assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}");
+        }
+    }
+
+    #[test]
+    fn there_are_completions_for_three_shells() {
+        for shell in Shell::value_variants() {
+            let mut out = Vec::new();
+            completions(&CompletionsArguments { shell: *shell }, super::super::Program::command(), &mut out).unwrap();
+            assert!(String::from_utf8(out).unwrap().contains("explain"), "{shell:?}");
+        }
+    }
+}
