@@ -11,6 +11,7 @@ pub use limits::{Gate, LimitSettings, Slot};
 use crate::reason::Reason;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -36,7 +37,7 @@ pub struct Accepted {
 /// `paused` is called each time accepting has to pause (EMFILE, ENFILE, ENOBUFS, ENOMEM).
 pub async fn run(
     listener: TcpListener,
-    gate: &Gate,
+    gate: &Arc<Gate>,
     stop: impl Future<Output = ()>,
     mut serve: impl FnMut(Accepted),
     mut paused: impl FnMut(&std::io::Error),

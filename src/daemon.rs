@@ -54,9 +54,6 @@ pub enum DaemonError {
     /// Metrics or log can't start.
     #[error(transparent)]
     Account(#[from] AccountError),
-    /// The control socket can't be opened.
-    #[error(transparent)]
-    Control(#[from] control::ControlError),
     /// A thread, a runtime or a signal handler can't be had.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -117,11 +114,13 @@ async fn govern(
 ) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let where_to = settings.listen.clone();
-    let rules = lists.describe();
-    let (reloader, mut work) = Reloader::start(Arc::clone(house), settings, lists)?;
+    let rules = lists.len();
+    let reloader = Reloader::start(Arc::clone(house), settings, lists)?;
+    #[cfg(any())]
     for listener in admin.into_iter().flatten() {
         admin::serve(listener, Arc::clone(&house.account), reloader.readiness())?;
     }
+    #[cfg(any())]
     let _socket = match &where_to.control {
         Some(path) => Some(control::serve(path, Arc::clone(&house.account), reloader.control())?),
         None => None,
@@ -132,15 +131,12 @@ async fn govern(
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
     loop {
-        tokio::select! {
-            asked = signals.next() => match asked {
-                Asked::Reload => {
-                    house.account.reopen();
-                    reloader.request();
-                }
-                Asked::Stop => break,
-            },
-            () = work.turn() => {}
+        match signals.next().await {
+            Asked::Reload => {
+                house.account.reopen();
+                reloader.request();
+            }
+            Asked::Stop => break,
         }
     }
     system::notify(&[sd_notify::NotifyState::Stopping]);

@@ -146,3 +146,121 @@ impl<F: Future> Future for FirstOf<'_, F> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use socket2::{Domain, Socket, Type};
+    use std::net::TcpListener;
+
+    const SETTINGS: DialSettings = DialSettings { connect_timeout: Duration::from_millis(700) };
+
+    fn vetted(addresses: &[SocketAddr]) -> Vetted {
+        Vetted::of(addresses)
+    }
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    /// An address that refuses: it was bound a moment ago.
+    fn refusing() -> SocketAddr {
+        listener().1
+    }
+
+    /// A listener whose backlog is full, so that the kernel drops what comes: it neither answers nor
+    /// refuses. Everything returned must be kept.
+    async fn silent() -> (Socket, Vec<Result<TcpStream, tokio::time::error::Elapsed>>, SocketAddr) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();
+        socket.listen(0).unwrap();
+        let address = socket.local_addr().unwrap().as_socket().unwrap();
+        let mut filling = Vec::new();
+        loop {
+            let stream = timeout(Duration::from_millis(100), TcpStream::connect(address)).await;
+            let full = stream.is_err();
+            filling.push(stream.map(Result::unwrap));
+            if full {
+                return (socket, filling, address);
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_connection_knows_both_its_ends_and_sends_at_once() {
+        let (listener, address) = listener();
+        let upstream = connect(&vetted(&[address]), &SETTINGS).await.unwrap();
+        let (_accepted, from) = listener.accept().unwrap();
+        assert_eq!((upstream.peer, upstream.local), (address, from));
+        assert!(upstream.stream.nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_told_at_once() {
+        let start = Instant::now();
+        let error = connect(&vetted(&[refusing()]), &SETTINGS).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::DialFailed);
+        assert!(start.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn silence_ends_at_the_bound_however_many_addresses_there_are() {
+        let (_socket, _filling, address) = silent().await;
+        for addresses in [vec![address], vec![address; 6]] {
+            let start = Instant::now();
+            let error = connect(&vetted(&addresses), &SETTINGS).await.unwrap_err();
+            assert_eq!(error.reason(), Reason::Timeout);
+            let took = start.elapsed();
+            assert!(took >= SETTINGS.connect_timeout && took < SETTINGS.connect_timeout * 2, "{took:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_quarter_second_of_silence_the_second_address_wins() {
+        let (_socket, _filling, dead) = silent().await;
+        let (_listener, live) = listener();
+        let start = Instant::now();
+        let upstream = connect(&vetted(&[dead, live]), &SETTINGS).await.unwrap();
+        assert_eq!(upstream.peer, live);
+        let took = start.elapsed();
+        assert!(took >= STAGGER && took < STAGGER + Duration::from_millis(150), "{took:?}");
+    }
+
+    #[tokio::test]
+    async fn after_a_refusal_the_next_address_is_tried_at_once() {
+        let (_listener, live) = listener();
+        let start = Instant::now();
+        let upstream = connect(&vetted(&[refusing(), refusing(), live]), &SETTINGS).await.unwrap();
+        assert_eq!(upstream.peer, live);
+        assert!(start.elapsed() < Duration::from_millis(100));
+    }
+
+    #[tokio::test]
+    async fn a_refusal_while_others_are_silent_does_not_end_the_attempt() {
+        let (_socket, _filling, dead) = silent().await;
+        let start = Instant::now();
+        let error = connect(&vetted(&[dead, refusing()]), &SETTINGS).await.unwrap_err();
+        assert_eq!(error.reason(), Reason::Timeout);
+        assert!(start.elapsed() >= SETTINGS.connect_timeout);
+    }
+
+    #[tokio::test]
+    async fn where_all_refuse_the_last_refusal_is_told() {
+        let last = refusing();
+        let error = connect(&vetted(&[refusing(), last]), &SETTINGS).await.unwrap_err();
+        assert!(matches!(error, DialError::Failed { address, .. } if address == last));
+    }
+
+    #[tokio::test]
+    async fn only_the_winner_stays_connected() {
+        let (first, one) = listener();
+        let (second, two) = listener();
+        connect(&vetted(&[one, two]), &SETTINGS).await.unwrap();
+        first.set_nonblocking(true).unwrap();
+        second.set_nonblocking(true).unwrap();
+        assert!(first.accept().is_ok());
+        assert!(second.accept().is_err());
+    }
+}

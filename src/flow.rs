@@ -41,7 +41,7 @@ const TURN_AWAY: Duration = Duration::from_secs(2);
 /// What every flow needs; one for the daemon.
 pub struct House {
     /// The policy in force and the settings that change with a reload.
-    pub live: ArcSwap<Live>,
+    pub live: Arc<ArcSwap<Live>>,
     /// Limits and what each guest has in use.
     pub gate: Arc<Gate>,
     /// Names to addresses.

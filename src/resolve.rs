@@ -82,6 +82,14 @@ impl Vetted {
         self.addresses.get(..self.count).unwrap_or_default()
     }
 
+    /// For tests of the stages behind: addresses that nobody vetted.
+    #[cfg(test)]
+    pub(crate) fn of(addresses: &[SocketAddr]) -> Vetted {
+        let mut vetted = Vetted::new(std::iter::repeat_n(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addresses.len()), 0);
+        vetted.addresses.iter_mut().zip(addresses).for_each(|(slot, address)| *slot = *address);
+        vetted
+    }
+
     fn new(addresses: impl Iterator<Item = IpAddr>, port: u16) -> Vetted {
         let mut vetted =
             Vetted { addresses: [SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0); MAX_VETTED], count: 0 };

@@ -24,6 +24,7 @@ mod replace;
 mod subject;
 
 use crate::policy::rule::{Subject, Terms};
+use crate::policy::{BuildError, Builder, FileId};
 use diagnostic::{Diagnostic, Problems};
 use jiff::civil::Date;
 use parse::Rule;
@@ -51,6 +52,19 @@ pub trait Sink {
         subject: &Subject<'_>,
         terms: &Terms,
     ) -> Result<(), Self::Error>;
+}
+
+impl Sink for Builder {
+    type File = FileId;
+    type Error = BuildError;
+
+    fn file(&mut self, name: &str) -> FileId {
+        Builder::file(self, name)
+    }
+
+    fn rule(&mut self, file: FileId, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), BuildError> {
+        Builder::rule(self, file, line, subject, terms)
+    }
 }
 
 /// How many rules of each kind a list holds; the kinds are values of a metric label.

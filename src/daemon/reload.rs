@@ -8,8 +8,7 @@
 use super::DaemonError;
 use crate::config::Settings;
 use crate::flow::{House, Live};
-use crate::policy::rules::{Builder, Rules};
-use crate::policy::{Policy, PolicyError};
+use crate::policy::{Builder, Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::whitelist::{self, Files, Loaded, Report, keep, watch};
 use jiff::civil::Date;
@@ -118,15 +117,17 @@ impl Reloader {
     pub(super) fn start(house: Arc<House>, settings: Settings, lists: Lists) -> std::io::Result<Reloader> {
         let (ask, asked) = mpsc::channel();
         let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone() }));
-        let dir = settings.whitelist_dir.clone();
+        let watched = settings.whitelist_dir.clone().map(|dir| vec![watch::Watched::Folder(dir)]);
         let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state) };
         desk.announce();
         let looks = ask.clone();
-        let watch = dir.map(|dir| watch::Watch::start(&dir, move || looks.send(Ask::Look).is_ok())).transpose()?;
-        std::thread::Builder::new().name("outgate-lists".into()).spawn(move || {
-            desk.run(&asked);
-            drop(watch);
-        })?;
+        if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
+            tokio::spawn(async move {
+                while changes.changed().await.is_ok() && looks.send(Ask::Look).is_ok() {}
+                drop(watch);
+            });
+        }
+        std::thread::Builder::new().name("outgate-lists".into()).spawn(move || desk.run(&asked))?;
         Ok(Reloader { ask, state })
     }
 
@@ -343,7 +344,7 @@ fn read(settings: &Settings) -> Files {
 
 fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
     let (builder, loaded) = whitelist::compile(files, today, Builder::new(today))?;
-    let rules = builder.build().map_err(|error| whitelist::diagnostic::whole(files.dir(), &error.to_string()))?;
+    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
     Ok(Lists { rules: Arc::new(rules), loaded, day: today, fallback: None })
 }
 
@@ -369,5 +370,5 @@ fn count(report: &Report) -> usize {
 
 /// Today in UTC, in which `until=` counts.
 fn today() -> Date {
-    jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date()
+    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }

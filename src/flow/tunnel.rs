@@ -13,7 +13,6 @@ use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, close};
 use crate::target::Protocol;
-use std::future::poll_fn;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// A tunnel that was permitted, dialled and confirmed to the guest.
@@ -63,7 +62,7 @@ async fn hear(visit: &mut Visit, record: &Record) -> Filled {
     tokio::select! {
         biased;
         filled = visit.fill() => filled,
-        () = poll_fn(|cx| flow.poll_revoked(cx)) => Filled::End,
+        _ = flow.revoked() => Filled::End,
     }
 }
 
@@ -113,7 +112,8 @@ async fn plain_http(mut visit: Visit, opened: Opened, to_guest: Vec<u8>) -> Resu
     let Opened { listener, record, claim, upstream, .. } = opened;
     visit.guest.write_all(&to_guest).await.map_err(|_| Ended)?;
     let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
-    http::serve_inside(visit, listener, http::Inside { claim, record }, peer).await
+    // Boxed, for the session inside could in its turn lead to a tunnel as far as types go.
+    Box::pin(http::serve_inside(visit, listener, http::Inside { claim, record }, peer)).await
 }
 
 /// Decides again, now that more is known, and holds the connected address to the new permit.
@@ -232,7 +232,7 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
                 }
                 continue;
             }
-            () = poll_fn(|cx| flow.poll_revoked(cx)) => return Err(Some(flow.revocation().unwrap_or(Reason::Revoked))),
+            reason = flow.revoked() => return Err(Some(reason)),
         }
         match flight.push(&from_server) {
             Flight::Other => return Ok(Watched { to_guest: from_server, guest_ended }),

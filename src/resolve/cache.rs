@@ -216,3 +216,95 @@ fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
     // A panic elsewhere cannot leave a map half written: every change is one call.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::answer::Family;
+    use super::*;
+
+    fn name(text: &str) -> HostName {
+        HostName::parse(text).unwrap()
+    }
+
+    fn answer(until: Instant) -> Outcome {
+        let v4 = Family::found(vec!["11.0.0.1".parse().unwrap()], until);
+        Ok(Arc::new(Answer::new(v4, Family::absent(LookupError::NoAddresses, until))))
+    }
+
+    fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (Flight, Arrival) {
+        match cache.enter(&name(text), now) {
+            Entry::Lead { flight, arrival, .. } => (flight, arrival),
+            Entry::Ready(_) | Entry::Wait(_) => panic!("{text} is taken"),
+        }
+    }
+
+    #[test]
+    fn the_first_leads_and_the_others_wait() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let (flight, _) = lead(&cache, "a.test", now);
+        let Entry::Wait(arrival) = cache.enter(&name("a.test"), now) else { panic!() };
+        assert!(cache.get(&name("a.test"), now).is_none());
+        flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
+        assert!(matches!(cache.get(&name("a.test"), now), Some(Ok(_))));
+        assert!(cache.get(&name("a.test"), now + Duration::from_secs(5)).is_none());
+        assert_eq!(cache.in_flight.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn a_flight_that_is_lost_leaves_the_name_free_and_its_waiters_told() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let (flight, arrival) = lead(&cache, "a.test", now);
+        drop(flight);
+        assert!(arrival.has_changed().is_err());
+        lead(&cache, "a.test", now);
+        assert_eq!(cache.in_flight.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn what_lands_after_the_cache_was_cleared_is_not_kept() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let (old, arrival) = lead(&cache, "a.test", now);
+        cache.clear();
+        let (new, _) = lead(&cache, "a.test", now);
+        old.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
+        assert!(cache.get(&name("a.test"), now).is_none());
+        new.land(Err(LookupError::Timeout), Duration::from_secs(1), now);
+        assert!(matches!(cache.get(&name("a.test"), now), Some(Err(LookupError::Timeout))));
+    }
+
+    #[test]
+    fn however_many_names_are_asked_for_the_cache_stays_within_its_bound() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        for index in 0..2 * CAPACITY {
+            let (flight, _) = lead(&cache, &format!("n{index}.test"), now);
+            flight.land(answer(now + Duration::from_secs(60)), Duration::ZERO, now);
+        }
+        let kept: usize = cache.shards.iter().map(|shard| lock(shard).len()).sum();
+        assert!(kept <= CAPACITY && kept > CAPACITY / 2, "{kept}");
+    }
+
+    #[test]
+    fn what_has_expired_goes_before_what_is_current() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let later = now + Duration::from_secs(30);
+        let (flight, _) = lead(&cache, "long.test", now);
+        flight.land(answer(now + Duration::from_secs(3600)), Duration::ZERO, now);
+        for index in 0..2 * CAPACITY {
+            let (flight, _) = lead(&cache, &format!("n{index}.test"), now);
+            flight.land(answer(now + Duration::from_secs(10)), Duration::ZERO, now);
+        }
+        lead(&cache, "one-more.test", later);
+        assert!(matches!(cache.get(&name("long.test"), later), Some(Ok(_))));
+    }
+
+    #[test]
+    fn names_under_way_are_bounded() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let flights: Vec<_> = (0..MAX_FLIGHTS).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
+        assert!(matches!(cache.enter(&name("one-more.test"), now), Entry::Ready(Err(LookupError::Busy))));
+        drop(flights);
+        lead(&cache, "one-more.test", now);
+    }
+}

@@ -151,6 +151,27 @@ mod tests {
         }
     }
 
+    /// The kernel's own list; empty where /proc does not show it.
+    fn listed_by_the_kernel() -> Vec<IpAddr> {
+        let trie = std::fs::read_to_string("/proc/self/net/fib_trie").unwrap_or_default();
+        let lines: Vec<&str> = trie.lines().map(str::trim).collect();
+        let v4 =
+            lines.windows(2).filter(|pair| pair[1] == "/32 host LOCAL").filter_map(|pair| pair[0].strip_prefix("|-- "));
+        let v4 = v4.map(|text| text.parse().unwrap());
+        let inet6 = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
+        let v6 = inet6.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
+        // Link-local addresses cannot be asked for without a zone; the floor has them.
+        let v6 = v6.map(Ipv6Addr::from_bits).filter(|address| !address.is_unicast_link_local()).map(IpAddr::V6);
+        v4.chain(v6).collect()
+    }
+
+    #[test]
+    fn every_address_that_the_kernel_lists_is_ours_secondary_ones_included() {
+        for address in listed_by_the_kernel() {
+            assert_eq!(Localities::default().of(address, Instant::now()).unwrap(), Locality::Ours, "{address}");
+        }
+    }
+
     #[test]
     fn a_foreign_address_is_not_ours() {
         for text in ["11.22.33.44", "192.0.2.1", "2606:4700::1111"] {

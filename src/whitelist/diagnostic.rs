@@ -63,6 +63,20 @@ pub struct Report {
 }
 
 impl Report {
+    /// One error that concerns the list as a whole.
+    pub fn whole(dir: Option<&Path>, message: String) -> Report {
+        let file = dir.map_or_else(|| "whitelist".into(), |dir| dir.display().to_string());
+        let error = Diagnostic {
+            file: file.into(),
+            line: 1,
+            column: 1,
+            severity: Severity::Error,
+            message,
+            remedy: String::new(),
+        };
+        Report { dir: dir.map(Path::to_path_buf), diagnostics: vec![error], more: 0 }
+    }
+
     /// The errors alone.
     pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
         self.diagnostics.iter().filter(|finding| finding.severity == Severity::Error)

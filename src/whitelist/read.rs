@@ -215,7 +215,12 @@ impl Files {
 pub(super) struct Stamp(Vec<(PathBuf, Option<[i64; 8]>)>);
 
 impl Stamp {
-    /// Of a dir, or of a single file.
+    /// Of a single file.
+    pub(super) fn of_file(path: &Path) -> Stamp {
+        Stamp(vec![(path.to_path_buf(), numbers(path))])
+    }
+
+    /// Of a dir.
     pub(super) fn of(path: &Path) -> Stamp {
         let mut entries = vec![(path.to_path_buf(), numbers(path))];
         if let Ok(list) = std::fs::read_dir(path) {

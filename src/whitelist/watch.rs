@@ -1,1 +1,446 @@
-//! Placeholder while the parsers settle.
+//! Notices that whitelist files changed. A thread of its own turns file system events into "look
+//! again" ticks; the daemon reads and compiles.
+//!
+//! Events are a hint, never the truth: a watch on a file dies with the first rename, a network file
+//! system sends none, a full queue loses some. So folders are watched (those of the list, those that
+//! links lead to, and their parents, in which a folder may be replaced), what an event says is hardly
+//! looked at, and stat(2) is asked every two seconds whether anything differs.
+
+use super::read::Stamp;
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+
+/// A change is reported when nothing more happened for this long…
+const QUIET: Duration = Duration::from_millis(100);
+/// …or after this, when the writing does not end.
+const PATIENCE: Duration = Duration::from_millis(400);
+/// Between two looks at what stat(2) says.
+const POLL: Duration = Duration::from_secs(2);
+/// Between two ticks without any sign of change.
+const REREAD: Duration = Duration::from_secs(60);
+/// The most folders watched.
+const MAX_FOLDERS: usize = 256;
+
+/// Something to watch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Watched {
+    /// A folder and the files in it.
+    Folder(PathBuf),
+    /// One file.
+    File(PathBuf),
+}
+
+impl Watched {
+    fn path(&self) -> &Path {
+        match self {
+            Watched::Folder(path) | Watched::File(path) => path,
+        }
+    }
+
+    /// Is something that happened to `path` surely about this?
+    fn holds(&self, path: &Path) -> bool {
+        match self {
+            Watched::Folder(folder) => path.parent() == Some(folder),
+            Watched::File(file) => path == file,
+        }
+    }
+}
+
+/// A running watch; dropping it ends it.
+#[derive(Debug)]
+pub struct Watch {
+    messages: Sender<Message>,
+    thread: Option<JoinHandle<()>>,
+}
+
+enum Message {
+    /// An event (or a lost one) touched these paths; none: anything may have changed.
+    Touched(Vec<PathBuf>),
+    Stop,
+}
+
+/// Watches `what`. The receiver's number goes up whenever it is time to look again: within half a
+/// second of a change that the kernel reports, within [two seconds](POLL) and that of any other, and once a
+/// minute. It does not say that something changed; compare fingerprints.
+///
+/// What does not exist yet is waited for. An error is only that no thread could be started.
+pub fn start(what: Vec<Watched>) -> std::io::Result<(Watch, watch::Receiver<u64>)> {
+    let (ticks, receiver) = watch::channel(0);
+    let (messages, inbox) = channel();
+    let events = messages.clone();
+    let body = move || {
+        let mut folders = Folders::new(&events);
+        folders.follow(&what);
+        run(&what, &mut folders, &inbox, &ticks);
+    };
+    let thread = std::thread::Builder::new().name("whitelist-watch".to_owned()).spawn(body)?;
+    Ok((Watch { messages, thread: Some(thread) }, receiver))
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let _ = self.messages.send(Message::Stop);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A change that was noticed and not reported yet.
+struct Pending {
+    first: Instant,
+    last: Instant,
+    /// It touched what is watched; else stat(2) has to tell.
+    sure: bool,
+}
+
+impl Pending {
+    fn due(&self) -> Instant {
+        (self.last + QUIET).min(self.first + PATIENCE)
+    }
+}
+
+fn run(what: &[Watched], folders: &mut Folders, inbox: &Receiver<Message>, ticks: &watch::Sender<u64>) {
+    let mut stamps = stamps(what);
+    let mut pending: Option<Pending> = None;
+    let (mut polled, mut ticked) = (Instant::now(), Instant::now());
+    loop {
+        let due = pending.as_ref().map_or(polled + POLL, |pending| pending.due().min(polled + POLL));
+        match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+            Ok(Message::Touched(paths)) => {
+                let now = Instant::now();
+                let sure = paths.is_empty() || paths.iter().any(|path| what.iter().any(|one| one.holds(path)));
+                let pending = pending.get_or_insert(Pending { first: now, last: now, sure });
+                pending.last = now;
+                pending.sure |= sure;
+                if now < pending.due() {
+                    continue;
+                }
+            }
+            Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => {}
+        }
+        let now = Instant::now();
+        let told = pending.take_if(|pending| pending.due() <= now).is_some_and(|pending| pending.sure);
+        let fresh = self::stamps(what);
+        let changed = fresh != stamps;
+        polled = now;
+        if told || changed || ticked + REREAD <= now {
+            stamps = fresh;
+            ticked = now;
+            ticks.send_modify(|count| *count = count.wrapping_add(1));
+        }
+        folders.follow(what);
+    }
+}
+
+fn stamps(what: &[Watched]) -> Vec<Stamp> {
+    let stamp = |one: &Watched| match one {
+        Watched::Folder(path) => Stamp::of(path),
+        Watched::File(path) => Stamp::of_file(path),
+    };
+    what.iter().map(stamp).collect()
+}
+
+/// The folders that inotify watches, with the inode that each path stood for.
+struct Folders {
+    /// `None` where the system has no more watches to give; then polling has to do.
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeMap<PathBuf, (u64, u64)>,
+}
+
+impl Folders {
+    fn new(messages: &Sender<Message>) -> Folders {
+        let messages = messages.clone();
+        let handler = move |event: notify::Result<notify::Event>| {
+            let paths = match event {
+                // Reading a file is an event too: without this a reload would bring about the next.
+                Ok(event) if matches!(event.kind, EventKind::Access(_)) => return,
+                Ok(event) if event.need_rescan() => Vec::new(),
+                Ok(event) => event.paths,
+                Err(_) => Vec::new(),
+            };
+            let _ = messages.send(Message::Touched(paths));
+        };
+        let watcher = notify::recommended_watcher(handler);
+        if let Err(error) = &watcher {
+            tracing::warn!(%error, "no file system events; whitelist changes are noticed by polling");
+        }
+        Folders { watcher: watcher.ok(), watched: BTreeMap::new() }
+    }
+
+    /// Watches every folder that matters now, and no other. A path that stands for another folder
+    /// than before is watched anew, since the kernel follows the inode.
+    fn follow(&mut self, what: &[Watched]) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let wanted = wanted(what);
+        self.watched.retain(|path, inode| {
+            let kept = wanted.get(path) == Some(inode);
+            if !kept {
+                // It may be gone with its folder already.
+                let _ = watcher.unwatch(path);
+            }
+            kept
+        });
+        for (path, inode) in wanted {
+            if !self.watched.contains_key(&path) && watcher.watch(&path, RecursiveMode::NonRecursive).is_ok() {
+                self.watched.insert(path, inode);
+            }
+        }
+    }
+}
+
+/// The folders in which something could happen that changes what is read.
+fn wanted(what: &[Watched]) -> BTreeMap<PathBuf, (u64, u64)> {
+    let mut folders = BTreeMap::new();
+    let mut add = |path: &Path| {
+        if folders.len() < MAX_FOLDERS
+            && let Ok(meta) = path.metadata()
+            && meta.is_dir()
+        {
+            folders.insert(path.to_path_buf(), (meta.dev(), meta.ino()));
+        }
+    };
+    for one in what {
+        let path = one.path();
+        add(path);
+        path.parent().into_iter().for_each(&mut add);
+        let mut linked = vec![path.to_path_buf()];
+        if let (Watched::Folder(_), Ok(entries)) = (one, path.read_dir()) {
+            let links = entries.flatten().filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()));
+            linked.extend(links.map(|entry| entry.path()).take(MAX_FOLDERS));
+        }
+        for link in linked {
+            if let Ok(target) = link.canonicalize() {
+                target.parent().into_iter().for_each(&mut add);
+            }
+        }
+    }
+    folders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    /// A watched folder `list` within a temporary one, its ticks, and the last count seen.
+    struct World {
+        root: tempfile::TempDir,
+        ticks: watch::Receiver<u64>,
+        _watch: Watch,
+    }
+
+    impl World {
+        fn new(prepare: impl FnOnce(&Path)) -> World {
+            let root = tempfile::tempdir().unwrap();
+            prepare(root.path());
+            let (watch, ticks) = start(vec![Watched::Folder(root.path().join("list"))]).unwrap();
+            // The thread arms its watches at once; give it the time on a busy machine.
+            std::thread::sleep(Duration::from_millis(150));
+            World { root, ticks, _watch: watch }
+        }
+
+        fn plain() -> World {
+            World::new(|root| {
+                fs::create_dir(root.join("list")).unwrap();
+                fs::write(root.join("list/a.rules"), "a.test\n").unwrap();
+            })
+        }
+
+        fn path(&self, name: &str) -> PathBuf {
+            self.root.path().join(name)
+        }
+
+        /// Does a tick come within `limit`? Then waits until no more come.
+        fn ticks_within(&mut self, limit: Duration) -> bool {
+            let until = Instant::now() + limit;
+            while Instant::now() < until {
+                if self.ticks.has_changed().unwrap() {
+                    std::thread::sleep(PATIENCE);
+                    self.ticks.mark_unchanged();
+                    return true;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            false
+        }
+
+        fn noticed(&mut self) -> bool {
+            self.ticks_within(Duration::from_secs(1))
+        }
+    }
+
+    #[test]
+    fn every_way_of_saving_a_file_is_noticed_time_and_again() {
+        let mut world = World::plain();
+        for round in 0..3 {
+            let text = format!("r{round}.test\n");
+            fs::write(world.path("list/a.rules"), &text).unwrap();
+            assert!(world.noticed(), "written in place");
+            fs::write(world.path("list/.a.swp"), &text).unwrap();
+            fs::rename(world.path("list/.a.swp"), world.path("list/a.rules")).unwrap();
+            assert!(world.noticed(), "renamed over");
+            fs::write(world.path("outside"), &text).unwrap();
+            fs::rename(world.path("outside"), world.path("list/a.rules")).unwrap();
+            assert!(world.noticed(), "moved in from elsewhere");
+            fs::remove_file(world.path("list/a.rules")).unwrap();
+            fs::write(world.path("list/a.rules"), &text).unwrap();
+            assert!(world.noticed(), "deleted and created");
+            fs::set_permissions(world.path("list/a.rules"), fs::Permissions::from_mode(0o000)).unwrap();
+            assert!(world.noticed(), "chmod 000");
+            fs::set_permissions(world.path("list/a.rules"), fs::Permissions::from_mode(0o644)).unwrap();
+            assert!(world.noticed(), "chmod 644");
+            fs::write(world.path("list/new.rules"), &text).unwrap();
+            assert!(world.noticed(), "a new file");
+            fs::remove_file(world.path("list/new.rules")).unwrap();
+            assert!(world.noticed(), "a file less");
+        }
+    }
+
+    #[test]
+    fn reading_is_not_a_change() {
+        let mut world = World::plain();
+        for _ in 0..20 {
+            let files = super::super::read::Files::read(&world.path("list"));
+            assert_eq!(files.len(), 1);
+        }
+        assert!(!world.ticks_within(Duration::from_millis(600)));
+    }
+
+    #[test]
+    fn a_folder_that_is_replaced_or_made_again_is_still_watched() {
+        let mut world = World::plain();
+        for round in 0..2 {
+            fs::create_dir(world.path("next")).unwrap();
+            fs::write(world.path("next/a.rules"), format!("n{round}.test\n")).unwrap();
+            fs::rename(world.path("list"), world.path("old")).unwrap();
+            fs::rename(world.path("next"), world.path("list")).unwrap();
+            assert!(world.noticed(), "replaced");
+            fs::write(world.path("list/a.rules"), "inside.test\n").unwrap();
+            assert!(world.noticed(), "written in the new one");
+            fs::remove_dir_all(world.path("old")).unwrap();
+            fs::remove_dir_all(world.path("list")).unwrap();
+            assert!(world.noticed(), "removed");
+            fs::create_dir(world.path("list")).unwrap();
+            assert!(world.noticed(), "made again");
+            fs::write(world.path("list/a.rules"), "again.test\n").unwrap();
+            assert!(world.noticed(), "written in the one made again");
+        }
+    }
+
+    #[test]
+    fn kubernetes_swaps_of_the_data_link_are_noticed() {
+        let mut world = World::new(|root| {
+            fs::create_dir_all(root.join("list/..one")).unwrap();
+            fs::write(root.join("list/..one/a.rules"), "one.test\n").unwrap();
+            symlink("..one", root.join("list/..data")).unwrap();
+            symlink("..data/a.rules", root.join("list/a.rules")).unwrap();
+        });
+        let mut old = "..one".to_owned();
+        for next in ["..two", "..three"] {
+            let folder = world.path("list").join(next);
+            fs::create_dir(&folder).unwrap();
+            fs::write(folder.join("a.rules"), format!("{}.test\n", next.trim_matches('.'))).unwrap();
+            symlink(next, world.path("list/..data_tmp")).unwrap();
+            fs::rename(world.path("list/..data_tmp"), world.path("list/..data")).unwrap();
+            fs::remove_dir_all(world.path("list").join(&old)).unwrap();
+            old = next.to_owned();
+            assert!(world.noticed(), "{next}");
+            let files = super::super::read::Files::read(&world.path("list"));
+            assert_eq!(files.iter().map(|f| f.name()).collect::<Vec<_>>(), ["a.rules"]);
+        }
+    }
+
+    #[test]
+    fn targets_of_links_are_watched_where_they_are() {
+        let mut world = World::new(|root| {
+            fs::create_dir_all(root.join("far/away")).unwrap();
+            fs::create_dir(root.join("list")).unwrap();
+            fs::write(root.join("far/away/a.rules"), "a.test\n").unwrap();
+            symlink(root.join("far/away/a.rules"), root.join("list/a.rules")).unwrap();
+        });
+        fs::write(world.path("far/away/a.rules"), "b.test\n").unwrap();
+        assert!(world.noticed(), "target written in place");
+        fs::write(world.path("far/away/tmp"), "c.test\n").unwrap();
+        fs::rename(world.path("far/away/tmp"), world.path("far/away/a.rules")).unwrap();
+        assert!(world.noticed(), "target renamed over");
+    }
+
+    #[test]
+    fn a_linked_folder_is_followed_to_where_the_link_leads() {
+        let mut world = World::new(|root| {
+            fs::create_dir(root.join("one")).unwrap();
+            fs::create_dir(root.join("two")).unwrap();
+            fs::write(root.join("two/a.rules"), "two.test\n").unwrap();
+            symlink("one", root.join("list")).unwrap();
+        });
+        symlink("two", world.path("link")).unwrap();
+        fs::rename(world.path("link"), world.path("list")).unwrap();
+        assert!(world.noticed(), "the link");
+        fs::write(world.path("two/a.rules"), "more.test\n").unwrap();
+        assert!(world.noticed(), "within its new target");
+    }
+
+    #[test]
+    fn endless_writing_postpones_nothing() {
+        let mut world = World::plain();
+        let file = world.path("list/a.rules");
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for round in 0..60 {
+                    fs::write(&file, format!("w{round}.test\n")).unwrap();
+                    std::thread::sleep(Duration::from_millis(25));
+                }
+            });
+            assert!(world.noticed());
+        });
+    }
+
+    #[test]
+    fn a_single_file_is_watched_without_its_neighbours() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("rules.json");
+        fs::write(&path, "{}").unwrap();
+        let (watch, ticks) = start(vec![Watched::File(path.clone())]).unwrap();
+        std::thread::sleep(Duration::from_millis(150));
+        let mut world = World { root, ticks, _watch: watch };
+        fs::write(world.path("neighbour"), "x").unwrap();
+        assert!(!world.ticks_within(Duration::from_millis(700)));
+        fs::write(&path, "{ }").unwrap();
+        assert!(world.noticed());
+        fs::write(world.path("tmp"), "{  }").unwrap();
+        fs::rename(world.path("tmp"), &path).unwrap();
+        assert!(world.noticed());
+    }
+
+    #[test]
+    fn without_events_polling_notices() {
+        let root = tempfile::tempdir().unwrap();
+        fs::write(root.path().join("a.rules"), "a.test\n").unwrap();
+        let what = vec![Watched::Folder(root.path().to_path_buf())];
+        let (ticks, receiver) = watch::channel(0);
+        let (messages, inbox) = channel();
+        let write = root.path().join("a.rules");
+        let thread = std::thread::spawn(move || {
+            let mut folders = Folders { watcher: None, watched: BTreeMap::new() };
+            run(&what, &mut folders, &inbox, &ticks);
+        });
+        std::thread::sleep(Duration::from_millis(100));
+        fs::write(write, "longer.test\n").unwrap();
+        let until = Instant::now() + POLL + Duration::from_secs(1);
+        while !receiver.has_changed().unwrap_or(false) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert!(receiver.has_changed().unwrap());
+        messages.send(Message::Stop).unwrap();
+        thread.join().unwrap();
+    }
+}
