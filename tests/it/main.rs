@@ -4,8 +4,12 @@
 
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
+mod addresses;
 mod http;
+mod names;
 mod proof;
+mod socks;
 mod tidy;
 mod tls;
+mod tunnel;
 mod world;

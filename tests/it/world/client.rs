@@ -189,9 +189,9 @@ impl Wire {
         let _ = self.0.get_ref().shutdown(Shutdown::Write);
     }
 
-    /// Sets how long reads wait.
-    pub fn patience(&self, wait: Duration) {
-        self.0.get_ref().set_read_timeout(Some(wait)).unwrap();
+    /// Another handle for sending, so that a thread can send while this one reads.
+    pub fn clone_sender(&self) -> TcpStream {
+        self.0.get_ref().try_clone().expect("a socket can be cloned")
     }
 
     /// Shakes hands with a server that must prove to be `name`.

@@ -6,7 +6,7 @@ use super::namespace::Namespace;
 use super::pki;
 use rustls::{ServerConnection, StreamOwned};
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -99,6 +99,12 @@ impl Internet {
             }
             tap.finish();
         });
+    }
+
+    /// A UDP socket that nobody reads.
+    pub fn bind_udp(&self, address: impl Into<SocketAddr>) -> UdpSocket {
+        let address = address.into();
+        self.namespace.run(|| UdpSocket::bind(address).expect("the address is free"))
     }
 
     /// A server that keeps what it gets, and says nothing.
