@@ -339,14 +339,10 @@ fn the_stranger_shown_for_a_glob_passes_it() {
         ("[0-9].network", Scope::Exact),
         ("a.*.com", Scope::Exact),
         ("{a,b}-?.workers.dev", Scope::Exact),
-        ("{a,b}.io", Scope::Below),
+        ("{a,b}-?.dev", Scope::Below),
     ] {
         let subject = subject::Owned::Glob { pattern: glob.to_owned(), scope };
-        let wide = guard::breadth(&subject);
-        let Some(wide) = wide else {
-            assert_eq!((glob, scope), ("{a,b}.io", Scope::Below));
-            continue;
-        };
+        let wide = guard::breadth(&subject).unwrap_or_else(|| panic!("{glob}"));
         let regex = regex::Regex::new(&format!("^(?:{})$", glob::regex(glob, scope))).unwrap();
         assert!(regex.is_match(&wide.example), "{glob}: {}", wide.example);
     }
