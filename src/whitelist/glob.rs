@@ -4,6 +4,7 @@
 use super::diagnostic::{Fault, quote};
 use super::subject::literal;
 use crate::name::HostName;
+use crate::policy::rule::Scope;
 
 /// The most names that the braces of a pattern may stand for.
 pub(super) const MAX_EXPANSIONS: usize = 256;
@@ -222,4 +223,32 @@ pub(super) fn expand(pattern: &str) -> Vec<String> {
         texts = joined.take(MAX_EXPANSIONS).collect();
         rest = after;
     }
+}
+
+/// A regex for whole names that matches what the pattern does.
+pub(super) fn regex(pattern: &str, scope: Scope) -> String {
+    let label = "[a-z0-9_-]";
+    let mut regex = match scope {
+        Scope::Exact | Scope::OneLabel => String::new(),
+        Scope::Below => format!(r"(?:{label}+\.)+"),
+        Scope::SelfAndBelow => format!(r"(?:{label}+\.)*"),
+    };
+    let mut in_class = false;
+    for character in pattern.chars() {
+        match character {
+            '[' | ']' => {
+                in_class = character == '[';
+                regex.push(character);
+            }
+            _ if in_class => regex.push(character),
+            '*' => regex.push_str(&format!("{label}*")),
+            '?' => regex.push_str(label),
+            '.' => regex.push_str(r"\."),
+            '{' => regex.push_str("(?:"),
+            '}' => regex.push(')'),
+            ',' => regex.push('|'),
+            plain => regex.push(plain),
+        }
+    }
+    regex
 }

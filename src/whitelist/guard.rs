@@ -4,8 +4,8 @@
 //! such suffixes below it. The `psl` crate tells suffixes; it cannot list them, so the names above
 //! them stand in a table of our own.
 
-use super::glob;
 use super::subject::Owned;
+use super::{glob, pattern};
 use crate::policy::rule::Scope;
 use std::collections::HashMap;
 use std::fmt;
@@ -79,7 +79,9 @@ fn glob_breadth(pattern: &str, scope: Scope) -> Option<Wide> {
             (tail, if deeper { Depth::Any } else { Depth::One })
         }
     };
-    glob::expand(&tail).iter().find_map(|base| below(base, depth))
+    let wide = glob::expand(&tail).iter().find_map(|base| below(base, depth))?;
+    let example = pattern::example(&glob::regex(pattern, scope), &wide.example);
+    Some(Wide { example, ..wide })
 }
 
 /// Are names below `base` those of unrelated owners?

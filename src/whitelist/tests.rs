@@ -1,7 +1,7 @@
 //! The whole way from files to rules, sentence by sentence of the rule language.
 
 use super::*;
-use crate::policy::rule::{Effect, Ports, Reach};
+use crate::policy::rule::{Effect, Ports, Reach, Scope};
 use proptest::prelude::*;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -329,6 +329,22 @@ fn patterns_over_public_suffixes_need_wide() {
         let report = compiled("a.rules", format!("{pattern}\n")).err().unwrap_or_else(|| panic!("{pattern} was taken"));
         assert!(report.to_string().contains("lets in names of unrelated owners, such as `"), "{report}");
         warned("a.rules", &format!("{pattern} wide=yes\n"), "unrelated owners");
+    }
+}
+
+#[test]
+fn the_stranger_shown_for_a_glob_passes_it() {
+    for (glob, scope) in [
+        ("api-*.github.io", Scope::Exact),
+        ("[0-9].network", Scope::Exact),
+        ("a.*.com", Scope::Exact),
+        ("{a,b}-?.workers.dev", Scope::Exact),
+        ("{a,b}-?.dev", Scope::Below),
+    ] {
+        let subject = subject::Owned::Glob { pattern: glob.to_owned(), scope };
+        let wide = guard::breadth(&subject).unwrap_or_else(|| panic!("{glob}"));
+        let regex = regex::Regex::new(&format!("^(?:{})$", glob::regex(glob, scope))).unwrap();
+        assert!(regex.is_match(&wide.example), "{glob}: {}", wide.example);
     }
 }
 
