@@ -1,17 +1,27 @@
 //! What the commands need of the rest of the program, in one place: lists compiled into a policy,
 //! the address floor without a resolver, edits, the daemon and its control socket.
 
+use super::Failure;
 use crate::config::{Diagnostic, Settings, Severity};
-use crate::policy::rule::{Subject, Terms};
-use crate::policy::{AddressTerms, BuildError, Builder, FileId, Policy};
+use crate::daemon;
+use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
-use crate::whitelist::diagnostic as lists;
-use crate::whitelist::{self, Files, Listed, Loaded, Report, Sink};
+use crate::whitelist::edit::{self, Added, EditError};
+use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists};
 use jiff::civil::Date;
+use serde_json::{Value, json};
 use std::collections::HashSet;
-use std::net::SocketAddr;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the daemon may be silent; a reload of a million rules takes a few seconds.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// The longest answer that is read, in bytes.
+const MAX_ANSWER: u64 = 64 << 20;
 
 /// The lists as the daemon would use them.
 pub(super) struct Lists {
@@ -29,7 +39,7 @@ pub(super) struct Lists {
 
 /// Today, UTC: the day by which `until=` goes.
 pub(super) fn today() -> Date {
-    jiff::Timestamp::now().to_zoned(jiff::tz::TimeZone::UTC).date()
+    jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date()
 }
 
 /// The files that `settings` speak of, or the compiled-in ones.
@@ -41,7 +51,7 @@ pub(super) fn files(settings: &Settings) -> Files {
 pub(super) fn compile(settings: &Settings) -> Lists {
     let files = files(settings);
     let mut lists = Lists { files, rules: 0, diagnostics: Vec::new(), more: 0, policy: None };
-    let (compiling, loaded) = match whitelist::compile(&lists.files, today(), Compiling(Builder::new(today()))) {
+    let (builder, loaded) = match whitelist::compile(&lists.files, today(), Builder::new(today())) {
         Ok(compiled) => compiled,
         Err(report) => {
             lists.more = report.more;
@@ -57,7 +67,7 @@ pub(super) fn compile(settings: &Settings) -> Lists {
         let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
         Diagnostic::whole_file(Severity::Error, &culprit, message)
     };
-    match compiling.0.build() {
+    match builder.build() {
         Err(error) => lists.diagnostics.push(whole(error.to_string())),
         Ok(_) if lists.diagnostics.iter().any(Diagnostic::is_error) => {}
         Ok(rules) => match Policy::new(Arc::new(rules), settings.policy.clone()) {
@@ -72,31 +82,17 @@ pub(super) fn compile(settings: &Settings) -> Lists {
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();
     let path = settings.path.clone().unwrap_or_default();
-    let named = settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().map(move |file| (guest, file)));
+    let named =
+        settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().map(move |file| (guest, file)));
     let missing = named.filter(|(_, file)| !present.contains(file.as_str()));
     missing
         .map(|(guest, file)| {
             let (line, column) = settings.place_of_word(file);
-            let message = format!("guest {}: the whitelist dir has no file {file}; make it, or leave it out here", guest.name);
+            let message =
+                format!("guest {}: the whitelist dir has no file {file}; make it, or leave it out here", guest.name);
             Diagnostic { severity: Severity::Error, file: path.clone(), line, column, message }
         })
         .collect()
-}
-
-/// Takes rules in for a [`Builder`].
-struct Compiling(Builder);
-
-impl Sink for Compiling {
-    type File = FileId;
-    type Error = BuildError;
-
-    fn file(&mut self, name: &str) -> FileId {
-        self.0.file(name)
-    }
-
-    fn rule(&mut self, file: FileId, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), BuildError> {
-        self.0.rule(file, line, subject, terms)
-    }
 }
 
 /// Why `address` is out of reach for a flow with these terms, as far as can be known without asking
@@ -121,9 +117,117 @@ pub(super) fn in_floor(settings: &FloorSettings, address: SocketAddr, terms: &Ad
     guest.then(|| format!("{ip} is another guest's; {remedy}"))
 }
 
-/// Every rule of the lists, in order.
-pub(super) fn list(settings: &Settings) -> Result<impl Iterator<Item = Listed>, Vec<Diagnostic>> {
-    whitelist::list(&files(settings), today()).map_err(of_report)
+/// Every rule of the files, in order.
+pub(super) fn list(files: &Files) -> Result<impl Iterator<Item = Listed>, Vec<Diagnostic>> {
+    whitelist::list(files, today()).map_err(of_report)
+}
+
+/// What became of a rule to add.
+pub(super) enum Edited {
+    /// It stands there now; the warnings are the whole list's.
+    Written(Location, Vec<Diagnostic>),
+    /// It stood there already.
+    Already(Location),
+}
+
+/// Adds a rule to `local.rules` of `dir`.
+pub(super) fn add(dir: &Path, rule: &str) -> Result<Edited, Failure> {
+    match edit::add(dir, rule, today(), Builder::new(today())) {
+        Ok(Added::Written { at, warnings }) => Ok(Edited::Written(at, of_list(warnings, Some(dir)))),
+        Ok(Added::Already(at)) => Ok(Edited::Already(at)),
+        Err(error) => Err(failed_edit(error)),
+    }
+}
+
+/// Removes a rule from the files of `dir`; says where it stood.
+pub(super) fn remove(dir: &Path, rule: &str) -> Result<Vec<Location>, Failure> {
+    edit::remove(dir, rule, today()).map_err(failed_edit)
+}
+
+fn failed_edit(error: EditError) -> Failure {
+    match error {
+        EditError::Invalid(report) => Failure::Invalid(of_report(report)),
+        error => Failure::Failed(error.to_string()),
+    }
+}
+
+/// What deserves a look in the lists.
+pub(super) fn lint(settings: &Settings) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
+    let lists = compile(settings);
+    if lists.policy.is_some() { Ok(lists.diagnostics) } else { Err(lists.diagnostics) }
+}
+
+/// What to ask the daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Question {
+    /// The totals.
+    Status,
+    /// At most so many of the destinations refused most.
+    Denied(usize),
+    /// At most so many of the open flows.
+    Flows(usize),
+    /// To read configuration and lists again.
+    Reload,
+}
+
+/// Asks the daemon behind `socket`: one line of JSON there, one JSON value back, `{"ok": answer}` or
+/// `{"error": [lines]}`.
+pub(super) fn ask(socket: &Path, question: Question) -> Result<Value, Failure> {
+    let question = match question {
+        Question::Status => json!({"ask": "status"}),
+        Question::Denied(limit) => json!({"ask": "denied", "limit": limit}),
+        Question::Flows(limit) => json!({"ask": "flows", "limit": limit}),
+        Question::Reload => json!({"ask": "reload"}),
+    };
+    let answer = exchange(socket, &question).map_err(|error| unreachable(socket, &error))?;
+    let answer: Value = serde_json::from_slice(&answer).map_err(|error| {
+        Failure::Failed(format!("the daemon's answer makes no sense ({error}); is it of another version?"))
+    })?;
+    match answer {
+        Value::Object(mut fields) => match (fields.remove("ok"), fields.remove("error")) {
+            (Some(answer), _) => Ok(answer),
+            (None, error) => Err(Failure::Failed(format!("the daemon says: {}", text_of(error)))),
+        },
+        _ => Err(Failure::Failed("the daemon's answer makes no sense; is it of another version?".to_owned())),
+    }
+}
+
+fn exchange(socket: &Path, question: &Value) -> io::Result<Vec<u8>> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_write_timeout(Some(PATIENCE))?;
+    stream.write_all(format!("{question}\n").as_bytes())?;
+    stream.shutdown(Shutdown::Write)?;
+    let mut answer = Vec::new();
+    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
+    if answer.is_empty() {
+        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without an answer"));
+    }
+    Ok(answer)
+}
+
+fn unreachable(socket: &Path, error: &io::Error) -> Failure {
+    let remedy = match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+            "start it with `systemctl start outgate` or `outgate run`, or name its socket with --socket"
+        }
+        io::ErrorKind::PermissionDenied => "join the group `outgate`, or be root",
+        _ => "look at its log, `journalctl -u outgate`",
+    };
+    Failure::Unreachable(format!("the daemon cannot be reached at {}: {error}; {remedy}", socket.display()))
+}
+
+fn text_of(error: Option<Value>) -> String {
+    match error {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(lines)) => lines.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"),
+        _ => "no".to_owned(),
+    }
+}
+
+/// Runs the daemon until it is told to stop.
+pub(super) fn run_daemon(settings: Settings) -> Result<(), String> {
+    daemon::run(settings).map_err(|error| error.to_string())
 }
 
 /// A report's findings in the words of the command line.

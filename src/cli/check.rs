@@ -36,8 +36,9 @@ struct Report {
     problems: Vec<Problem>,
 }
 
+/// One problem, for `--json`.
 #[derive(Serialize)]
-struct Problem {
+pub(super) struct Problem {
     severity: &'static str,
     file: String,
     line: u32,
@@ -69,7 +70,8 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
         if more > 0 {
             writeln!(out, "and {} more", counted(more, "problem"))?;
         }
-        let summary = [counted(files, "file"), counted(rules, "rule"), counted(errors, "error"), counted(warnings, "warning")];
+        let summary =
+            [counted(files, "file"), counted(rules, "rule"), counted(errors, "error"), counted(warnings, "warning")];
         writeln!(out, "{}", summary.join(", "))?;
     }
     Ok(if sound { Exit::Good } else { Exit::No })

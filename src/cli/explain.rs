@@ -6,7 +6,8 @@ mod url;
 use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::{Settings, nearest};
-use crate::policy::{Guest, Policy};
+use crate::identify::Claim;
+use crate::policy::{AddressTerms, Guest, Location, Policy, Refusal};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
 use crate::target::Host;
@@ -79,7 +80,8 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
     let Some(policy) = lists.policy else {
         return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
     };
-    let mut judge = Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
+    let mut judge =
+        Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
     if arguments.stdin {
         return stream(&mut judge, input, out);
     }
@@ -199,24 +201,7 @@ impl Judge {
             Err(error) => return malformed(url, &error),
         };
         let claim = asked.claim(self.source);
-        let (verdict, reason, rule, floor) = match self.policy.decide(&claim) {
-            Err(refusal) => (refusal.reason.verdict(), refusal.reason, refusal.rule, None),
-            Ok(permit) => {
-                let address = match asked.target.host {
-                    Host::Addr(address) => Some(SocketAddr::new(address, asked.target.port)),
-                    Host::Name(_) => None,
-                };
-                let terms = permit.addresses();
-                let denied = address.is_some_and(|address| terms.denied.contains(address.ip()));
-                let floor = address.and_then(|address| bridge::in_floor(&self.floor, address, terms));
-                match (denied, floor) {
-                    (true, _) => (Verdict::Denied, Reason::DeniedByRule, None, None),
-                    (_, Some(why)) => (Verdict::Denied, Reason::AddressFloor, permit.rule().cloned(), Some(why)),
-                    _ if permit.observed() => (Verdict::Observed, Reason::None, None, None),
-                    _ => (Verdict::Allowed, Reason::None, permit.rule().cloned(), None),
-                }
-            }
-        };
+        let (verdict, reason, rule, floor) = self.decide(&asked, &claim);
         let passes = matches!(verdict, Verdict::Allowed | Verdict::Observed);
         let near = if verdict == Verdict::Allowed || floor.is_some() { None } else { self.policy.near_miss(&claim) };
         let (near, advice) = near.map(|near| (near.rule.to_string(), near.advice)).unzip();
@@ -233,6 +218,33 @@ impl Judge {
         }
     }
 
+    /// Verdict, reason, deciding rule, and why the address is out of reach if that is the reason.
+    fn decide(&self, asked: &Asked, claim: &Claim) -> (Verdict, Reason, Option<Location>, Option<String>) {
+        let address = match asked.target.host {
+            Host::Addr(address) => Some(SocketAddr::new(address, asked.target.port)),
+            Host::Name(_) => None,
+        };
+        let floor = |terms: &AddressTerms| address.and_then(|address| bridge::in_floor(&self.floor, address, terms));
+        let permit = match self.policy.decide(claim) {
+            Ok(permit) => permit,
+            Err(Refusal { reason, rule }) => {
+                // A rule would not help: the address stays out of reach, and that is what to know.
+                let floor = if allowable(Verdict::Denied, reason) { floor(&AddressTerms::default()) } else { None };
+                let reason = if floor.is_some() { Reason::AddressFloor } else { reason };
+                return (reason.verdict(), reason, rule, floor);
+            }
+        };
+        let terms = permit.addresses();
+        if address.is_some_and(|address| terms.denied.contains(address.ip())) {
+            return (Verdict::Denied, Reason::DeniedByRule, None, None);
+        }
+        match floor(terms) {
+            Some(why) => (Verdict::Denied, Reason::AddressFloor, permit.rule().cloned(), Some(why)),
+            None if permit.observed() => (Verdict::Observed, Reason::None, None, None),
+            None => (Verdict::Allowed, Reason::None, permit.rule().cloned(), None),
+        }
+    }
+
     /// What to do about reasons that no rule mends.
     fn advice(&self, reason: Reason) -> Option<String> {
         match reason {
@@ -243,8 +255,12 @@ impl Judge {
                 let names = names(&self.settings);
                 Some(format!("this source is no declared guest; choose one with --guest ({names})"))
             }
-            Reason::ModeNone => Some("the mode is \"none\", in which nothing passes, whatever the list says".to_owned()),
-            Reason::DeniedByRule => Some("a deny rule holds whatever else allows; take it out to let this pass".to_owned()),
+            Reason::ModeNone => {
+                Some("the mode is \"none\", in which nothing passes, whatever the list says".to_owned())
+            }
+            Reason::DeniedByRule => {
+                Some("a deny rule holds whatever else allows; take it out to let this pass".to_owned())
+            }
             _ => None,
         }
     }

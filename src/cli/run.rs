@@ -31,7 +31,6 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    settings.make_folders()?;
     bridge::run_daemon(settings).map_err(Failure::Failed)?;
     Ok(Exit::Good)
 }

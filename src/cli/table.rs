@@ -95,11 +95,17 @@ mod tests {
 
     #[test]
     fn numbers_read_easily() {
-        assert_eq!(["0", "999", "1,204", "1,000,000"], [0, 999, 1204, 1_000_000].map(grouped).each_ref().map(String::as_str));
+        assert_eq!(
+            ["0", "999", "1,204", "1,000,000"],
+            [0, 999, 1204, 1_000_000].map(grouped).each_ref().map(String::as_str)
+        );
         assert_eq!(counted(1, "file"), "1 file");
         assert_eq!(counted(2, "file"), "2 files");
         assert_eq!([bytes(0), bytes(9_999), bytes(10_240)], ["0 B", "9999 B", "10 KiB"]);
-        assert_eq!([duration(59), duration(61), duration(7_260), duration(200_000)], ["59s", "1m 1s", "2h 1m", "2d 7h"]);
+        assert_eq!(
+            [duration(59), duration(61), duration(7_260), duration(200_000)],
+            ["59s", "1m 1s", "2h 1m", "2d 7h"]
+        );
     }
 
     #[test]

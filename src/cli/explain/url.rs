@@ -211,7 +211,9 @@ mod tests {
         ] {
             assert_eq!(shown(url), expected, "{url}");
         }
-        for url in ["https://ipfs.io\\@evil.test", "https://ip fs.io", "*.ipfs.io", "https://%69pfs.io", "a..b", "mailto:x"] {
+        for url in
+            ["https://ipfs.io\\@evil.test", "https://ip fs.io", "*.ipfs.io", "https://%69pfs.io", "a..b", "mailto:x"]
+        {
             assert!(Asked::parse(url).is_err(), "{url}");
         }
     }

@@ -1,0 +1,267 @@
+//! Commands that ask the running daemon over its control socket: `status`, `denied`, `flows` and
+//! `whitelist reload`. What the daemon answers is JSON; `--json` hands it on, without it people get
+//! a table.
+
+use super::table::{self, bytes, duration, grouped, printable};
+use super::{Config, Exit, Failure, Outcome, bridge};
+use crate::config::{SYSTEM_CONTROL, Settings};
+use bridge::Question;
+use clap::Args;
+use serde_json::Value;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+/// What is the daemon doing?
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate status
+  outgate status --json | jq .whitelist_rules")]
+pub(super) struct StatusArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// What was refused most, to whom, and which rule comes nearest
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate denied
+  outgate denied --limit 10
+  outgate denied --json | jq -r '.[].destination'")]
+pub(super) struct DeniedArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// At most so many rows
+    #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 50)]
+    limit: usize,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Which connections are open?
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate flows
+  outgate flows --json | jq -r '.[] | select(.guest == \"vm-7\") | .destination'")]
+pub(super) struct FlowsArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// At most so many rows
+    #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 1000)]
+    limit: usize,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Make the daemon read configuration and lists again
+///
+/// The daemon sees changed lists by itself; this makes it say at once whether they are sound. Exit
+/// code 1 if not: then what was in force before stays.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist reload
+  outgate check && outgate whitelist reload")]
+pub(super) struct ReloadArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+}
+
+/// Which daemon.
+#[derive(Args, Debug)]
+struct Daemon {
+    #[command(flatten)]
+    config: Config,
+    /// The daemon's control socket [default: as configured]
+    #[arg(short, long, value_name = "PATH")]
+    socket: Option<PathBuf>,
+}
+
+pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcome {
+    let answer = arguments.daemon.ask(Question::Status)?;
+    if arguments.json {
+        return write_json(&answer, out);
+    }
+    write_facts("", &answer, out)?;
+    Ok(Exit::Good)
+}
+
+pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcome {
+    let answer = arguments.daemon.ask(Question::Denied(arguments.limit))?;
+    let columns = ["count", "guest", "destination", "verdict", "reason", "rule", "last", "advice"]
+        .map(|key| (key, shown as Show));
+    write_rows(&answer, arguments.json, &columns, "nothing was refused so far", out)
+}
+
+pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome {
+    let answer = arguments.daemon.ask(Question::Flows(arguments.limit))?;
+    let columns: [(&str, Show); 9] = [
+        ("flow", shown),
+        ("guest", shown),
+        ("source", shown),
+        ("listener", shown),
+        ("destination", shown),
+        ("age_seconds", shown_duration),
+        ("bytes_up", shown_bytes),
+        ("bytes_down", shown_bytes),
+        ("rule", shown),
+    ];
+    write_rows(&answer, arguments.json, &columns, "no connection is open", out)
+}
+
+pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcome {
+    let answer = arguments.daemon.ask(Question::Reload)?;
+    write_facts("", &answer, out)?;
+    Ok(Exit::Good)
+}
+
+impl Daemon {
+    fn ask(&self, question: Question) -> Result<Value, Failure> {
+        bridge::ask(&self.socket()?, question)
+    }
+
+    /// Where the daemon listens. A configuration with errors will do: the daemon may run all the same.
+    fn socket(&self) -> Result<PathBuf, Failure> {
+        if let Some(socket) = &self.socket {
+            return Ok(socket.clone());
+        }
+        let (settings, _) = Settings::load_leniently(self.config.config.as_deref())?;
+        let Some(socket) = settings.listen.control else {
+            let why = "the configuration has no control socket; set [listen].control, or name one with --socket";
+            return Err(Failure::Unreachable(why.to_owned()));
+        };
+        // Without a configuration a user's own daemon goes first, and then the system's.
+        let system = Path::new(SYSTEM_CONTROL);
+        let own = settings.path.is_some() || socket.exists() || !system.exists();
+        Ok(if own { socket } else { system.to_owned() })
+    }
+}
+
+fn write_json(answer: &Value, out: &mut dyn Write) -> Outcome {
+    writeln!(out, "{}", serde_json::to_string_pretty(answer).map_err(io::Error::from)?)?;
+    Ok(Exit::Good)
+}
+
+/// An object as lines of key and value; objects within it with their keys joined by dots.
+fn write_facts(prefix: &str, answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let Value::Object(facts) = answer else {
+        return writeln!(out, "{}", shown(answer));
+    };
+    for (key, value) in facts {
+        let key = format!("{prefix}{}", printable(key));
+        match value {
+            Value::Object(_) => write_facts(&format!("{key}."), value, out)?,
+            _ => {
+                let text = match key.rsplit('_').next() {
+                    Some("seconds") => shown_duration(value),
+                    _ if key.starts_with("bytes_") => shown_bytes(value),
+                    _ => shown(value),
+                };
+                writeln!(out, "{:28}  {text}", key.replace('_', " "))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+type Show = fn(&Value) -> String;
+
+/// A list of objects as a table of those columns.
+fn write_rows(answer: &Value, json: bool, columns: &[(&str, Show)], none: &str, out: &mut dyn Write) -> Outcome {
+    if json {
+        return write_json(answer, out);
+    }
+    let rows = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    if rows.is_empty() {
+        writeln!(out, "{none}")?;
+        return Ok(Exit::Good);
+    }
+    let headings: Vec<String> =
+        columns.iter().map(|(key, _)| key.trim_end_matches("_seconds").replace('_', " ").to_uppercase()).collect();
+    let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
+    let cell = |row: &Value, (key, show): &(&str, Show)| row.get(key).map_or_else(|| "-".to_owned(), show);
+    let rows: Vec<Vec<String>> =
+        rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
+    table::write(out, &headings, &rows)?;
+    Ok(Exit::Good)
+}
+
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => printable(text),
+        Value::Bool(flag) => if *flag { "yes" } else { "no" }.to_owned(),
+        Value::Number(number) => number.as_u64().map_or_else(|| number.to_string(), grouped),
+        Value::Array(items) if items.is_empty() => "-".to_owned(),
+        Value::Array(items) => items.iter().map(shown).collect::<Vec<_>>().join(", "),
+        Value::Object(_) => printable(&value.to_string()),
+    }
+}
+
+fn shown_bytes(value: &Value) -> String {
+    value.as_u64().map_or_else(|| shown(value), bytes)
+}
+
+fn shown_duration(value: &Value) -> String {
+    // Whole seconds: floats saturate where they do not fit.
+    value.as_f64().map_or_else(|| shown(value), |seconds| duration(seconds as u64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn rows_become_a_table_that_cannot_steer_the_terminal() {
+        let rows = json!([
+            {"flow": "a1", "guest": null, "source": "10.0.0.1:5", "listener": "proxy", "destination": "x\u{1b}[2J:443",
+             "age_seconds": 61.5, "bytes_up": 20480, "bytes_down": 0, "rule": "a.rules:3"}
+        ]);
+        let columns: [(&str, Show); 4] =
+            [("guest", shown), ("destination", shown), ("age_seconds", shown_duration), ("bytes_up", shown_bytes)];
+        let mut out = Vec::new();
+        write_rows(&rows, false, &columns, "none", &mut out).unwrap();
+        let expected = "GUEST  DESTINATION     AGE    BYTES UP\n-      x\\u{1b}[2J:443  1m 1s  20 KiB\n";
+        assert_eq!(String::from_utf8(out).unwrap(), expected);
+    }
+
+    #[test]
+    fn no_rows_are_said_in_words() {
+        let mut out = Vec::new();
+        write_rows(&json!([]), false, &[("a", shown as Show)], "no connection is open", &mut out).unwrap();
+        assert_eq!(out, b"no connection is open\n");
+    }
+
+    #[test]
+    fn facts_are_lines() {
+        let mut out = Vec::new();
+        let status =
+            json!({"version": "0.1.0", "uptime_seconds": 3661, "connections": {"denied": 1204}, "whitelist_ok": true});
+        write_facts("", &status, &mut out).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<Vec<&str>> = text.lines().map(|line| line.split_whitespace().collect()).collect();
+        assert!(lines.contains(&vec!["connections.denied", "1,204"]), "{text}");
+        assert!(lines.contains(&vec!["uptime", "seconds", "1h", "1m"]), "{text}");
+        assert!(lines.contains(&vec!["whitelist", "ok", "yes"]), "{text}");
+    }
+
+    #[test]
+    fn a_named_socket_goes_before_the_configured_one() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("o.toml");
+        std::fs::write(&path, "mode = 1\n[listen]\ncontrol = \"c.sock\"").unwrap();
+        let config = Config { config: Some(path) };
+        let configured = Daemon { config: config.clone(), socket: None };
+        assert_eq!(configured.socket().unwrap(), scratch.path().join("c.sock"));
+        let named = Daemon { config, socket: Some("/x".into()) };
+        assert_eq!(named.socket().unwrap(), Path::new("/x"));
+    }
+}

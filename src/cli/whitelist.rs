@@ -1,0 +1,222 @@
+//! `outgate whitelist`: look at the lists and change them, by the same rules as `check`.
+
+use super::table::{counted, printable};
+use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
+use crate::config::{Diagnostic, Settings};
+use bridge::Edited;
+use clap::{Args, Subcommand};
+use serde::Serialize;
+use std::io::{self, Write};
+use std::path::Path;
+
+/// Show and edit the whitelist files
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist list
+  outgate whitelist add ipfs.io
+  outgate whitelist lint")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    action: Action,
+}
+
+#[derive(Debug, Subcommand)]
+enum Action {
+    List(ListArguments),
+    Add(AddArguments),
+    Remove(RemoveArguments),
+    Lint(LintArguments),
+    Reload(ask::ReloadArguments),
+}
+
+/// Print every rule with its file and line
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist list
+  outgate whitelist list --file local.rules
+  outgate whitelist list --json | jq -r '.[] | select(.until != null) | .rule'")]
+struct ListArguments {
+    #[command(flatten)]
+    config: Config,
+    /// Only the rules of this file
+    #[arg(short, long, value_name = "NAME")]
+    file: Option<String>,
+    /// A JSON array of objects instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// Add rules to local.rules, unless `check` would refuse them
+///
+/// The whole list is checked with the new rule before anything is written. A running daemon sees the
+/// change by itself.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist add ipfs.io
+  outgate whitelist add 'tcp://github.com:22 until=2027-01-31 owner=ops note=\"mirror job\"'
+  outgate whitelist add 'deny **.evil.test'")]
+struct AddArguments {
+    #[command(flatten)]
+    config: Config,
+    /// A rule as it would stand in a file; in quotes if it has spaces or * in it
+    #[arg(value_name = "RULE", required = true)]
+    rules: Vec<String>,
+}
+
+/// Remove rules from the *.rules files they stand in
+///
+/// A rule is given as it stands there, without owner= and note=. Comments and order are kept.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist remove ipfs.io
+  outgate whitelist remove 'deny **.evil.test'")]
+struct RemoveArguments {
+    #[command(flatten)]
+    config: Config,
+    /// A rule as it stands in a file
+    #[arg(value_name = "RULE", required = true)]
+    rules: Vec<String>,
+}
+
+/// Warn of rules that are too broad, shadowed by others, expired or never used
+///
+/// Exit code 0 also if there are warnings; 1 if the list is invalid.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate whitelist lint
+  outgate whitelist lint --json | jq length")]
+struct LintArguments {
+    #[command(flatten)]
+    config: Config,
+    /// A JSON array of objects instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    match &arguments.action {
+        Action::List(arguments) => list(arguments, out),
+        Action::Add(arguments) => add(arguments, out),
+        Action::Remove(arguments) => remove(arguments, out),
+        Action::Lint(arguments) => lint(arguments, out),
+        Action::Reload(arguments) => ask::reload(arguments, out),
+    }
+}
+
+/// One rule of `list --json`.
+#[derive(Serialize)]
+struct Row {
+    file: String,
+    line: u32,
+    /// As written, without a comment behind it.
+    rule: String,
+    /// In canonical form, without owner and note.
+    canonical: String,
+    until: Option<String>,
+    owner: Option<String>,
+    note: Option<String>,
+}
+
+fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let files = bridge::files(&settings);
+    let rules = bridge::list(&files).map_err(Failure::Invalid)?;
+    let mut rules = rules.filter(|rule| arguments.file.as_deref().is_none_or(|file| *rule.file == *file)).peekable();
+    if let (Some(file), None) = (&arguments.file, rules.peek())
+        && !files.iter().any(|found| found.name() == file)
+    {
+        return Err(Failure::Failed(format!(
+            "the whitelist has no file {file:?}; `outgate whitelist list` shows those it has"
+        )));
+    }
+    if !arguments.json {
+        for rule in rules {
+            writeln!(out, "{}:{}: {}", printable(&rule.file), rule.line, printable(&rule.source))?;
+        }
+        return Ok(Exit::Good);
+    }
+    // A million rules are written as they come, not gathered.
+    let mut before = "[\n";
+    for rule in rules {
+        let canonical = rule.canonical.unwrap_or_else(|| rule.source.clone());
+        let row = Row {
+            file: rule.file.to_string(),
+            line: rule.line,
+            rule: rule.source.into(),
+            canonical: canonical.into(),
+            until: rule.terms.until.map(|day| day.to_string()),
+            owner: rule.owner.map(Into::into),
+            note: rule.note.map(Into::into),
+        };
+        write!(out, "{before}  ")?;
+        serde_json::to_writer(&mut *out, &row).map_err(io::Error::from)?;
+        before = ",\n";
+    }
+    out.write_all(if before == "[\n" { b"[]\n" } else { b"\n]\n" })?;
+    Ok(Exit::Good)
+}
+
+fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
+    let settings = editable(&arguments.config)?;
+    for rule in &arguments.rules {
+        match bridge::add(dir(&settings)?, rule)? {
+            Edited::Already(at) => writeln!(out, "already there: {at}: {}", printable(rule.trim()))?,
+            Edited::Written(at, warnings) => {
+                writeln!(out, "added: {at}: {}", printable(rule.trim()))?;
+                let own =
+                    warnings.iter().filter(|warning| warning.line == at.line && warning.file.ends_with(&*at.file));
+                own.for_each(warn);
+            }
+        }
+    }
+    Ok(Exit::Good)
+}
+
+fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
+    let settings = editable(&arguments.config)?;
+    for rule in &arguments.rules {
+        for at in bridge::remove(dir(&settings)?, rule)? {
+            writeln!(out, "removed: {at}: {}", printable(rule.trim()))?;
+        }
+    }
+    Ok(Exit::Good)
+}
+
+fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let findings = bridge::lint(&settings).map_err(Failure::Invalid)?;
+    if arguments.json {
+        let rows: Vec<super::check::Problem> = findings.iter().map(Into::into).collect();
+        writeln!(out, "{}", serde_json::to_string_pretty(&rows).map_err(io::Error::from)?)?;
+        return Ok(Exit::Good);
+    }
+    for finding in &findings {
+        writeln!(out, "{}", printable(&finding.to_string()))?;
+    }
+    writeln!(out, "{}", counted(findings.len() as u64, "warning"))?;
+    Ok(Exit::Good)
+}
+
+fn warn(warning: &Diagnostic) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "{}", table::printable(&warning.to_string()));
+}
+
+fn editable(config: &Config) -> Result<Settings, Failure> {
+    let (settings, _) = Settings::load(config.config.as_deref())?;
+    Ok(settings)
+}
+
+fn dir(settings: &Settings) -> Result<&Path, Failure> {
+    settings.whitelist_dir.as_deref().ok_or_else(|| {
+        let dir = crate::config::WHITELIST_DIR;
+        Failure::Failed(format!(
+            "the list that is built in cannot be edited; make {dir}, or name a configuration with --config"
+        ))
+    })
+}

@@ -1,0 +1,293 @@
+//! The command line as scripts see it: what is printed where, and the exit codes.
+
+use serde_json::Value;
+use std::fs;
+use std::io::Write;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use tempfile::TempDir;
+
+/// A configuration with a whitelist dir, and `outgate` run with it.
+struct Desk {
+    dir: TempDir,
+}
+
+impl Desk {
+    fn new(config: &str, rules: &str) -> Desk {
+        let desk = Desk { dir: tempfile::Builder::new().prefix("outgate-cli-").tempdir().unwrap() };
+        fs::create_dir(desk.path("lists")).unwrap();
+        let config = format!("{config}\n[whitelist]\ndir = \"lists\"\n[state]\ndir = \"state\"\n");
+        fs::write(desk.path("o.toml"), config).unwrap();
+        fs::write(desk.path("lists/main.rules"), rules).unwrap();
+        desk
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs `outgate` with `--config` behind the other arguments.
+    fn run(&self, arguments: &[&str]) -> Ran {
+        let config = self.path("o.toml");
+        let mut command = outgate();
+        command.args(arguments).arg("--config").arg(config);
+        Ran::of(command.output().unwrap())
+    }
+}
+
+struct Ran {
+    code: i32,
+    out: String,
+    err: String,
+}
+
+impl Ran {
+    fn of(output: Output) -> Ran {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
+    }
+
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.out).unwrap()
+    }
+}
+
+fn outgate() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
+    command.env_remove("RUST_LOG").stdin(Stdio::null());
+    command
+}
+
+fn run(arguments: &[&str]) -> Ran {
+    Ran::of(outgate().args(arguments).output().unwrap())
+}
+
+#[test]
+fn help_and_version_are_answers_and_nonsense_is_usage() {
+    for arguments in [&["--help"][..], &["explain", "--help"], &["whitelist", "add", "--help"]] {
+        let ran = run(arguments);
+        assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{arguments:?}");
+        assert!(ran.out.contains("Examples:"), "{}", ran.out);
+    }
+    assert_eq!(run(&["--version"]).out, format!("outgate {}\n", env!("CARGO_PKG_VERSION")));
+    for arguments in
+        [&[][..], &["chek"], &["explain"], &["whitelist"], &["check", "--frobnicate"], &["completions", "tcsh"]]
+    {
+        let ran = run(arguments);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{arguments:?}");
+        assert!(!ran.err.is_empty());
+    }
+}
+
+#[test]
+fn functions_of_later_versions_are_no_commands() {
+    let help = run(&["--help"]).out;
+    for later in ["firewall", "golem", "exec", "guest"] {
+        assert_eq!(run(&[later]).code, 2, "{later}");
+        assert!(!help.lines().any(|line| line.trim_start().starts_with(later)), "{help}");
+    }
+}
+
+#[test]
+fn check_ends_with_a_summary_and_says_yes() {
+    let desk = Desk::new("", "# a comment\nipfs.io\n*.ipfs.io\n");
+    let ran = desk.run(&["check"]);
+    assert_eq!((ran.code, ran.out.as_str()), (0, "1 file, 2 rules, 0 errors, 0 warnings\n"));
+}
+
+#[test]
+fn check_reports_every_problem_of_configuration_and_lists_at_once() {
+    let desk = Desk::new("mode = \"al\"\n[log]\nacess = \"off\"", "ipfs.io\nhttps://x.test/path\n*.com\n");
+    let ran = desk.run(&["check"]);
+    assert_eq!(ran.code, 1);
+    let config = desk.path("o.toml").display().to_string();
+    let rules = desk.path("lists/main.rules").display().to_string();
+    for start in [format!("{config}:1:8: "), format!("{config}:3:1: "), format!("{rules}:2:"), format!("{rules}:3:")] {
+        assert!(ran.out.lines().any(|line| line.starts_with(&start)), "{start}: {}", ran.out);
+    }
+    assert!(ran.out.lines().last().unwrap().ends_with(" 4 errors, 0 warnings"), "{}", ran.out);
+    let report = desk.run(&["check", "--json"]).json();
+    assert_eq!((&report["sound"], &report["errors"]), (&Value::Bool(false), &Value::from(4)));
+    assert_eq!(report["problems"][0]["line"], 1);
+}
+
+#[test]
+fn warnings_alone_are_sound() {
+    let ran = Desk::new("mode = \"all\"", "").run(&["check"]);
+    assert_eq!(ran.code, 0);
+    assert!(ran.out.contains("o.toml:1:8: warning: mode \"all\""), "{}", ran.out);
+    assert!(ran.out.ends_with("0 errors, 1 warning\n"), "{}", ran.out);
+}
+
+#[test]
+fn a_file_that_a_guest_names_must_be_there() {
+    let guest = "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.0.0.7\"]\nwhitelist = [\"main.rules\", \"seven.rules\"]";
+    let ran = Desk::new(guest, "ipfs.io\n").run(&["check"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.contains("o.toml:4:28: guest vm-7: the whitelist dir has no file seven.rules"), "{}", ran.out);
+}
+
+#[test]
+fn a_configuration_that_is_missing_is_an_error_for_every_command() {
+    let commands = [&["run"][..], &["explain", "ipfs.io"], &["whitelist", "list"], &["status"]];
+    for arguments in commands {
+        let ran = Ran::of(outgate().args(arguments).args(["--config", "/nonexistent/o.toml"]).output().unwrap());
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{arguments:?}");
+        assert!(ran.err.starts_with("/nonexistent/o.toml: No such file"), "{}", ran.err);
+    }
+    let ran = run(&["check", "--config", "/nonexistent/o.toml"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.out.starts_with("/nonexistent/o.toml: No such file"), "{}", ran.out);
+}
+
+#[test]
+fn a_whitelist_dir_that_is_missing_is_an_error_and_no_fallback() {
+    let desk = Desk::new("", "");
+    fs::remove_dir_all(desk.path("lists")).unwrap();
+    for arguments in [&["check"][..], &["explain", "ipfs.io"], &["run"]] {
+        assert_eq!(desk.run(arguments).code, 1, "{arguments:?}");
+    }
+}
+
+#[test]
+fn explain_says_yes_or_no_by_its_exit_code() {
+    let desk = Desk::new("", "ipfs.io\n");
+    assert_eq!(desk.run(&["explain", "https://ipfs.io/x"]).code, 0);
+    let ran = desk.run(&["explain", "https://ipfs.io/x", "https://evil.test"]);
+    assert_eq!((ran.code, ran.err.as_str()), (1, ""));
+    assert!(ran.out.contains("not_whitelisted"), "{}", ran.out);
+    let answers = desk.run(&["explain", "--json", "https://evil.test"]).json();
+    assert_eq!(answers[0]["suggestion"], "evil.test");
+    assert_eq!(desk.run(&["explain", "--guest", "nobody", "ipfs.io"]).code, 2);
+}
+
+#[test]
+fn explain_answers_ten_thousand_urls_from_standard_input() {
+    let desk = Desk::new("", ".ipfs.io\n");
+    let mut child = outgate()
+        .args(["explain", "--stdin", "--config"])
+        .arg(desk.path("o.toml"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    let writer = std::thread::spawn(move || {
+        for index in 0..10_000 {
+            writeln!(input, "https://h{index}.ipfs.{}/x", if index % 2 == 0 { "io" } else { "test" }).unwrap();
+        }
+    });
+    let ran = Ran::of(child.wait_with_output().unwrap());
+    writer.join().unwrap();
+    let passed = ran.out.lines().filter(|line| line.contains("\"verdict\":\"allowed\"")).count();
+    assert_eq!((ran.code, ran.out.lines().count(), passed), (1, 10_000, 5_000));
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let desk = Desk::new("", &"ipfs.io\n".repeat(20_000));
+    let mut child = outgate()
+        .args(["whitelist", "list", "--config"])
+        .arg(desk.path("o.toml"))
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), "");
+}
+
+#[test]
+fn rules_are_added_listed_and_removed() {
+    let desk = Desk::new("", "# keep me\nipfs.io   # and me\n");
+    let added = desk.run(&["whitelist", "add", "a.test", "deny b.test until=2099-12-31 note=\"why not\""]);
+    assert_eq!((added.code, added.err.as_str()), (0, ""));
+    assert!(added.out.starts_with("added: local.rules:"), "{}", added.out);
+    assert!(desk.run(&["whitelist", "add", "A.test."]).out.starts_with("already there: local.rules:"));
+    assert_eq!(desk.run(&["explain", "https://a.test"]).code, 0);
+
+    let rules = desk.run(&["whitelist", "list", "--json"]).json();
+    let row = rules.as_array().unwrap().iter().find(|row| row["note"] == "why not").unwrap();
+    assert_eq!((&row["file"], &row["until"]), (&Value::from("local.rules"), &Value::from("2099-12-31")));
+    let text = desk.run(&["whitelist", "list", "--file", "main.rules"]).out;
+    assert_eq!(text, "main.rules:2: ipfs.io\n");
+    assert_eq!(desk.run(&["whitelist", "list", "--file", "none.rules"]).code, 1);
+
+    assert_eq!(desk.run(&["whitelist", "remove", "ipfs.io"]).out, "removed: main.rules:2: ipfs.io\n");
+    assert_eq!(fs::read_to_string(desk.path("lists/main.rules")).unwrap(), "# keep me\n");
+    let gone = desk.run(&["whitelist", "remove", "ipfs.io"]);
+    assert_eq!((gone.code, gone.out.as_str()), (1, ""));
+    assert!(gone.err.contains("`ipfs.io`"), "{}", gone.err);
+}
+
+#[test]
+fn a_rule_that_check_would_refuse_is_not_added() {
+    let desk = Desk::new("", "ipfs.io\n");
+    for rule in ["https://x.test/path", "*.com", "a..b", "10.0.0.1 10.0.0.2"] {
+        let ran = desk.run(&["whitelist", "add", rule]);
+        assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{rule}");
+        assert!(!ran.err.is_empty(), "{rule}");
+    }
+    assert!(!desk.path("lists/local.rules").exists());
+}
+
+#[test]
+fn lint_of_a_sound_list_is_good_and_of_a_broken_one_is_not() {
+    let desk = Desk::new("", "ipfs.io\nold.test until=2001-01-01\n");
+    let ran = desk.run(&["whitelist", "lint"]);
+    assert_eq!(ran.code, 0, "{}", ran.err);
+    assert!(ran.out.contains("main.rules:2:"), "{}", ran.out);
+    assert!(desk.run(&["whitelist", "lint", "--json"]).json().as_array().is_some_and(|rows| !rows.is_empty()));
+    fs::write(desk.path("lists/main.rules"), "a..b\n").unwrap();
+    assert_eq!(desk.run(&["whitelist", "lint"]).code, 1);
+}
+
+#[test]
+fn a_daemon_that_cannot_be_reached_is_exit_code_3_with_the_socket_and_a_remedy() {
+    let desk = Desk::new("[listen]\ncontrol = \"c.sock\"", "");
+    let socket = desk.path("c.sock");
+    for arguments in [&["status"][..], &["denied"], &["flows", "--json"], &["whitelist", "reload"]] {
+        let ran = desk.run(arguments);
+        assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{arguments:?}");
+        assert!(ran.err.contains(&socket.display().to_string()), "{}", ran.err);
+        assert!(ran.err.contains("systemctl start outgate"), "{}", ran.err);
+        assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
+    }
+    drop(UnixListener::bind(&socket).unwrap());
+    assert_eq!(desk.run(&["status"]).code, 3);
+}
+
+#[test]
+fn run_reports_startup_errors_without_a_backtrace() {
+    let desk = Desk::new("[listen]\nproxy = [\"3128\"]", "");
+    let ran = desk.run(&["run"]);
+    assert_eq!((ran.code, ran.out.as_str()), (1, ""));
+    let expected =
+        format!("{}:2:10: \"3128\" is a port alone; write \"127.0.0.1:3128\"\n", desk.path("o.toml").display());
+    assert_eq!(ran.err, expected);
+    assert_eq!(desk.run(&["run", "--log-level", "a=b=c"]).code, 2);
+}
+
+#[test]
+fn run_says_which_port_is_taken() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap();
+    let desk = Desk::new(&format!("[listen]\nproxy = [\"{address}\"]\nadmin = \"\"\ncontrol = \"c.sock\""), "");
+    let ran = desk.run(&["run"]);
+    assert_eq!(ran.code, 1);
+    assert!(ran.err.contains(&address.to_string()), "{}", ran.err);
+}
+
+#[test]
+fn the_manual_and_the_completions_are_printed() {
+    let man = run(&["man"]);
+    assert_eq!((man.code, man.err.as_str()), (0, ""));
+    assert!(man.out.contains(".TH outgate 1") && man.out.contains("explain"), "{}", man.out);
+    for shell in ["bash", "zsh", "fish"] {
+        let ran = run(&["completions", shell]);
+        assert_eq!(ran.code, 0);
+        assert!(ran.out.contains("outgate"), "{shell}");
+    }
+}
