@@ -226,7 +226,7 @@ fn a_dead_first_server_does_not_keep_names_from_being_resolved() {
 fn a_name_is_asked_for_once_however_many_guests_want_it_at_once() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("good.test\n");
-    let late = Answer::Late(Duration::from_millis(400), Box::new(Answer::from([GOOD])));
+    let late = Answer::Late(Duration::from_millis(150), Box::new(Answer::from([GOOD])));
     world.dns.set("good.test", late);
     let barrier = Barrier::new(40);
     std::thread::scope(|scope| {
