@@ -1,1 +1,180 @@
-//! (to come)
+//! The admin listener: read-only HTTP for Prometheus, for supervisors and for the operator's
+//! browser. Nothing can be changed over it.
+//!
+//! It is for this machine and for Prometheus, never for guests; the firewall and the loopback
+//! address see to that. The Host check is against DNS rebinding: a page in the operator's browser
+//! that calls itself `evil.test` must not read what is here.
+
+pub(crate) mod http;
+mod page;
+
+use crate::account::Account;
+use crate::target::{Host, Target};
+use arc_swap::ArcSwap;
+use http::{Answer, answer};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
+use hyper::{Method, Request, StatusCode, Version};
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+/// Connections served at once; the next wait in the kernel's queue.
+const MAX_CONNECTIONS: usize = 64;
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+const TEXT: &str = "text/plain; charset=utf-8";
+const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// Why the daemon is not ready, one sentence each; nothing: it is ready.
+pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
+
+/// What the admin listener shows.
+pub struct Admin {
+    account: Arc<Account>,
+    not_ready: NotReady,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Door {
+    /// Everything, for this machine.
+    Local,
+    /// Over TLS, without the status page. A rebound name has no certificate, so any Host will do.
+    Remote,
+}
+
+impl Admin {
+    /// `not_ready` is asked at each `/readyz` and for the status page; it must not block.
+    pub fn new(account: Arc<Account>, not_ready: NotReady) -> Arc<Admin> {
+        Arc::new(Admin { account, not_ready })
+    }
+}
+
+/// Serves `/metrics`, `/healthz`, `/readyz` and the status page. Never returns; dropping the future
+/// closes its connections.
+pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
+    accept_loop(&listener, &Arc::clone(&admin), move |stream| {
+        let admin = Arc::clone(&admin);
+        async move { http::connection(stream, move |request| answer_to(Arc::clone(&admin), Door::Local, request)).await }
+    })
+    .await;
+}
+
+/// Serves `/metrics`, `/healthz` and `/readyz` over TLS. `tls` is read for each connection, so that a
+/// new certificate holds at once. Never returns.
+pub async fn serve_tls(listener: TcpListener, tls: Arc<ArcSwap<rustls::ServerConfig>>, admin: Arc<Admin>) {
+    accept_loop(&listener, &Arc::clone(&admin), move |stream| {
+        let (admin, tls) = (Arc::clone(&admin), tls.load_full());
+        async move {
+            let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
+            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                http::connection(stream, move |request| answer_to(Arc::clone(&admin), Door::Remote, request)).await;
+            }
+        }
+    })
+    .await;
+}
+
+async fn accept_loop<F, Fut>(listener: &TcpListener, admin: &Admin, serve: F)
+where
+    F: Fn(TcpStream) -> Fut,
+    Fut: Future<Output = ()> + Send + 'static,
+{
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let mut connections = JoinSet::new();
+    loop {
+        while let Some(ended) = connections.try_join_next() {
+            if ended.is_err_and(|error| error.is_panic()) {
+                admin.account.metrics().panicked();
+            }
+        }
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let serving = serve(stream);
+                connections.spawn(async move {
+                    serving.await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                admin.account.metrics().accept_failed();
+                tracing::warn!(%error, "the admin listener can't accept");
+                tokio::time::sleep(http::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) -> Answer {
+    if door == Door::Local
+        && let Err(message) = check_host(&request)
+    {
+        return answer(StatusCode::FORBIDDEN, TEXT, message);
+    }
+    let path = request.uri().path();
+    let known = matches!(path, "/metrics" | "/healthz" | "/readyz") || (path == "/" && door == Door::Local);
+    if !known {
+        return answer(StatusCode::NOT_FOUND, TEXT, "Here are /metrics, /healthz and /readyz.\n");
+    }
+    if !matches!(*request.method(), Method::GET | Method::HEAD) {
+        let mut refusal =
+            answer(StatusCode::METHOD_NOT_ALLOWED, TEXT, "Nothing can be changed here; GET and HEAD only.\n");
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
+        return refusal;
+    }
+    match path {
+        "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
+        "/readyz" => ready(&(admin.not_ready)()),
+        "/metrics" => {
+            let account = Arc::clone(&admin.account);
+            http::blocking(move || answer(StatusCode::OK, METRICS, account.scrape())).await
+        }
+        _ => http::blocking(move || status_page(&admin)).await,
+    }
+}
+
+fn ready(reasons: &[String]) -> Answer {
+    if reasons.is_empty() {
+        return answer(StatusCode::OK, TEXT, "ok\n");
+    }
+    let body: String = reasons.iter().flat_map(|reason| [reason.as_str(), "\n"]).collect();
+    answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
+}
+
+fn status_page(admin: &Admin) -> Answer {
+    let html = page::render(&admin.account.totals(), &admin.account.refusals(50), &(admin.not_ready)());
+    let mut page = answer(StatusCode::OK, "text/html; charset=utf-8", html);
+    let policy = HeaderValue::from_static(
+        "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    );
+    page.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+    page
+}
+
+/// An address literal or `localhost` is what nobody can point elsewhere. HTTP/1.0 may do without
+/// Host: some health checkers do, browsers don't.
+fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
+    const ADVICE: &str = "The Host of the request must be an IP address or localhost.\n";
+    let ours = |text: &[u8]| match Target::parse(text, Some(80)) {
+        Ok(Target { host: Host::Addr(_), .. }) => true,
+        Ok(Target { host: Host::Name(name), .. }) => name.as_str() == "localhost",
+        Err(_) => false,
+    };
+    if let Some(authority) = request.uri().authority()
+        && !ours(authority.as_str().as_bytes())
+    {
+        return Err(ADVICE);
+    }
+    let mut hosts = request.headers().get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (Some(host), None) if ours(host.as_bytes()) => Ok(()),
+        (None, None) if request.version() == Version::HTTP_10 => Ok(()),
+        _ => Err(ADVICE),
+    }
+}
+
+#[cfg(test)]
+mod tests;

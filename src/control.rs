@@ -1,1 +1,283 @@
-//! (to come)
+//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows`
+//! and `whitelist reload`; both ends.
+//!
+//! Who may read is a matter of the socket's mode (0660 and its group); who may change something is
+//! asked of the kernel (SO_PEERCRED, unix(7)): root and the daemon's own user.
+
+use crate::account::Account;
+use crate::admin::http::{self, Answer, answer};
+use hyper::body::Incoming;
+use hyper::header::{ALLOW, HeaderValue};
+use hyper::{Method, Request, StatusCode};
+use serde_json::{Value, json};
+use std::fs::{self, Permissions};
+use std::future::Future;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+const MAX_CONNECTIONS: usize = 64;
+/// Rows in an answer where the query does not say `limit=`.
+const DEFAULT_LIMIT: usize = 1_000;
+const MAX_LIMIT: usize = 100_000;
+const JSON: &str = "application/json";
+
+/// Figures of the daemon's own that are put beside those of the account: an object.
+pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
+/// Reads the lists again: what came of it, or what is wrong with them.
+pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Value, Value>> + Send>> + Send + Sync>;
+
+/// What the control socket shows and does.
+pub struct Control {
+    account: Arc<Account>,
+    status: Status,
+    reload: Reload,
+}
+
+/// Why the control socket can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// Another daemon answers there.
+    #[error("{}: another outgate listens on this control socket", .0.display())]
+    InUse(PathBuf),
+    /// Something else is in the way, and is not removed.
+    #[error("{}: is in the way of the control socket and is no socket; remove it or set [listen].control", .0.display())]
+    NotASocket(PathBuf),
+    /// The system refuses.
+    #[error("{}: the control socket can't be opened: {source}", path.display())]
+    Open {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why the daemon could not be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens, or this user may not connect.
+    #[error("{}: the daemon can't be reached: {source}", path.display())]
+    Unreachable {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It was reached and then failed or took too long.
+    #[error("{}: the daemon did not answer: {source}", path.display())]
+    Broken {
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// What came back is not what a daemon of this version says.
+    #[error("{}: the answer can't be read; is another program listening there?", .0.display())]
+    Unreadable(PathBuf),
+}
+
+impl Control {
+    /// `status` must not block.
+    pub fn new(account: Arc<Account>, status: Status, reload: Reload) -> Arc<Control> {
+        Arc::new(Control { account, status, reload })
+    }
+}
+
+/// Opens the socket with mode 0660, in the place of what a dead daemon left. The group is the
+/// caller's to set.
+pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ControlError> {
+    let failed = |source| ControlError::Open { path: path.to_owned(), source };
+    match fs::symlink_metadata(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+        Ok(meta) if !meta.file_type().is_socket() => return Err(ControlError::NotASocket(path.to_owned())),
+        Ok(_) => match UnixStream::connect(path) {
+            Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => {}
+            _ => return Err(ControlError::InUse(path.to_owned())),
+        },
+    }
+    // Made under another name and moved there, so that it never stands in its place with another mode.
+    let mut fresh = path.as_os_str().to_owned();
+    fresh.push(".new");
+    let fresh = PathBuf::from(fresh);
+    match fs::remove_file(&fresh) {
+        Err(error) if error.kind() != ErrorKind::NotFound => return Err(failed(error)),
+        _ => {}
+    }
+    let listener = std::os::unix::net::UnixListener::bind(&fresh).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    fs::set_permissions(&fresh, Permissions::from_mode(0o660)).map_err(failed)?;
+    fs::rename(&fresh, path).map_err(failed)?;
+    Ok(listener)
+}
+
+/// Serves the socket. Never returns; dropping the future closes its connections.
+pub async fn serve(listener: UnixListener, control: Arc<Control>) {
+    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let own = rustix::process::geteuid().as_raw();
+    let mut connections = JoinSet::new();
+    loop {
+        while let Some(ended) = connections.try_join_next() {
+            if ended.is_err_and(|error| error.is_panic()) {
+                control.account.metrics().panicked();
+            }
+        }
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let control = Arc::clone(&control);
+                // Credentials that can't be read change nothing.
+                let may_change = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
+                connections.spawn(async move {
+                    http::connection(stream, move |request| answer_to(Arc::clone(&control), may_change, request)).await;
+                    drop(permit);
+                });
+            }
+            Err(error) => {
+                control.account.metrics().accept_failed();
+                tracing::warn!(%error, "the control socket can't accept");
+                tokio::time::sleep(http::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Incoming>) -> Answer {
+    let path = request.uri().path();
+    let allowed = match path {
+        "/status" | "/denied" | "/flows" => Method::GET,
+        "/reload" => Method::POST,
+        _ => return error(StatusCode::NOT_FOUND, "there is nothing of this name; is the daemon of another version?"),
+    };
+    if request.method() != allowed {
+        let mut refusal = error(StatusCode::METHOD_NOT_ALLOWED, "this takes another method");
+        if let Ok(allow) = HeaderValue::from_str(allowed.as_str()) {
+            refusal.headers_mut().insert(ALLOW, allow);
+        }
+        return refusal;
+    }
+    if path == "/reload" {
+        if !may_change {
+            return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");
+        }
+        return match (control.reload)().await {
+            Ok(result) => reply(StatusCode::OK, &result),
+            Err(problems) => reply(StatusCode::UNPROCESSABLE_ENTITY, &problems),
+        };
+    }
+    let limit = limit(request.uri().query());
+    let path = path.to_owned();
+    http::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await
+}
+
+impl Control {
+    fn read(&self, path: &str, limit: usize) -> Value {
+        match path {
+            "/denied" => json!({ "refusals": self.account.refusals(limit) }),
+            "/flows" => {
+                let (flows, total) = self.account.snapshot(limit);
+                json!({ "total": total, "flows": flows })
+            }
+            _ => {
+                let mut status = json!(self.account.totals());
+                if let (Value::Object(all), Value::Object(own)) = (&mut status, (self.status)()) {
+                    all.extend(own);
+                }
+                status
+            }
+        }
+    }
+}
+
+fn limit(query: Option<&str>) -> usize {
+    let limit = query.into_iter().flat_map(|query| query.split('&')).find_map(|pair| pair.strip_prefix("limit="));
+    limit.and_then(|limit| limit.parse().ok()).unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT)
+}
+
+fn reply(status: StatusCode, value: &Value) -> Answer {
+    answer(status, JSON, format!("{value}\n"))
+}
+
+fn error(status: StatusCode, message: &str) -> Answer {
+    reply(status, &json!({ "error": message }))
+}
+
+/// How long the client waits for an answer; a list of a million rules takes 2 s to load.
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
+const MAX_ANSWER: u64 = 256 * 1024 * 1024;
+
+/// The other end, for the command line. Blocks.
+pub struct Client {
+    path: PathBuf,
+}
+
+/// A client of the daemon that listens at `path`; connects at each request.
+pub fn client(path: impl Into<PathBuf>) -> Client {
+    Client { path: path.into() }
+}
+
+impl Client {
+    /// Status and body of the answer to GET `target`, e.g. `/flows?limit=50`. At most 10 s.
+    pub fn get(&self, target: &str) -> Result<(u16, Value), ClientError> {
+        self.ask("GET", target)
+    }
+
+    /// Status and body of the answer to POST `target`, without a body. At most 10 s.
+    pub fn post(&self, target: &str) -> Result<(u16, Value), ClientError> {
+        self.ask("POST", target)
+    }
+
+    fn ask(&self, method: &str, target: &str) -> Result<(u16, Value), ClientError> {
+        let path = || self.path.clone();
+        let mut stream =
+            UnixStream::connect(&self.path).map_err(|source| ClientError::Unreachable { path: path(), source })?;
+        let answer =
+            exchange(&mut stream, method, target).map_err(|source| ClientError::Broken { path: path(), source })?;
+        parse(&answer).ok_or_else(|| ClientError::Unreadable(path()))
+    }
+}
+
+fn exchange(stream: &mut UnixStream, method: &str, target: &str) -> io::Result<Vec<u8>> {
+    let deadline = Instant::now() + CLIENT_TIMEOUT;
+    stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
+    write!(stream, "{method} {target} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 16 * 1024];
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(ErrorKind::TimedOut.into());
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(&mut buffer) {
+            Ok(0) => return Ok(answer),
+            Ok(read) => answer.extend_from_slice(buffer.get(..read).unwrap_or_default()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),
+            Err(error) => return Err(error),
+        }
+        if answer.len() as u64 > MAX_ANSWER {
+            return Err(ErrorKind::FileTooLarge.into());
+        }
+    }
+}
+
+/// The server answers HTTP/1.0 without transfer codings and then closes.
+fn parse(answer: &[u8]) -> Option<(u16, Value)> {
+    let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
+    let (head, body) = answer.split_at_checked(end + 4)?;
+    let status = head.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    let status = std::str::from_utf8(status).ok()?.parse().ok()?;
+    Some((status, serde_json::from_slice(body).ok()?))
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,15 +16,18 @@ use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, Asked, Signals};
-use crate::{admin, control};
+use crate::admin::{self, Admin};
+use crate::control::{self, Control, ControlError};
 use arc_swap::ArcSwap;
 use reload::{Lists, Reloader};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -54,6 +57,9 @@ pub enum DaemonError {
     /// Metrics or log can't start.
     #[error(transparent)]
     Account(#[from] AccountError),
+    /// The control socket can't be opened.
+    #[error(transparent)]
+    Control(#[from] ControlError),
     /// A thread, a runtime or a signal handler can't be had.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
@@ -76,14 +82,14 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         .iter()
         .map(|address| listen::open(*address, workers, "[listen].proxy"))
         .collect::<Result<Vec<_>, _>>()?;
-    let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
+    let doors = Doors::open(&settings)?;
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let resolver = Resolver::start(&settings.resolver, floor(&settings, &proxies, &admin), runtime.handle().clone())?;
+    let resolver = Resolver::start(&settings.resolver, floor(&settings, &proxies, doors.admin.as_ref()), runtime.handle().clone())?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         live,
@@ -94,7 +100,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     });
     let end = CancellationToken::new();
     let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
-    let result = runtime.block_on(govern(&house, settings, lists, admin));
+    let result = runtime.block_on(govern(&house, settings, lists, doors));
     end.cancel();
     for thread in threads {
         if thread.join().is_err() {
@@ -105,26 +111,41 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     result
 }
 
+/// Listeners of the operator's, opened before the first flow.
+struct Doors {
+    admin: Option<TcpListener>,
+    control: Option<UnixListener>,
+}
+
+impl Doors {
+    fn open(settings: &Settings) -> Result<Doors, DaemonError> {
+        let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
+        let control = settings.listen.control.as_deref().map(control::bind).transpose()?;
+        Ok(Doors { admin: admin.into_iter().flatten().next(), control })
+    }
+}
+
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
-async fn govern(
-    house: &Arc<House>,
-    settings: Settings,
-    lists: Lists,
-    admin: Option<Vec<TcpListener>>,
-) -> Result<(), DaemonError> {
+async fn govern(house: &Arc<House>, settings: Settings, lists: Lists, doors: Doors) -> Result<(), DaemonError> {
     let mut signals = Signals::new()?;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let reloader = Reloader::start(Arc::clone(house), settings, lists)?;
-    #[cfg(any())]
-    for listener in admin.into_iter().flatten() {
-        admin::serve(listener, Arc::clone(&house.account), reloader.readiness())?;
+    let mut served = JoinSet::new();
+    if let Some(listener) = doors.admin {
+        let trouble = reloader.clone();
+        let stop = house.stop.clone();
+        let not_ready = move || {
+            let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
+            trouble.trouble().into_iter().chain(stopping).collect()
+        };
+        let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
+        served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
-    #[cfg(any())]
-    let _socket = match &where_to.control {
-        Some(path) => Some(control::serve(path, Arc::clone(&house.account), reloader.control())?),
-        None => None,
-    };
+    if let Some(listener) = doors.control {
+        let control = Control::new(Arc::clone(&house.account), status(house, &reloader), reload(&reloader));
+        served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
+    }
     tracing::info!(
         proxy = ?where_to.proxy, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
@@ -141,7 +162,28 @@ async fn govern(
     }
     system::notify(&[sd_notify::NotifyState::Stopping]);
     drain(house, &mut signals).await;
+    drop(served);
     Ok(())
+}
+
+/// What `outgate status` shows beside the figures of the account.
+fn status(house: &Arc<House>, reloader: &Reloader) -> control::Status {
+    let (house, reloader) = (Arc::clone(house), reloader.clone());
+    Box::new(move || serde_json::json!({ "open_connections": house.gate.total(), "trouble": reloader.trouble() }))
+}
+
+/// `outgate whitelist reload`.
+fn reload(reloader: &Reloader) -> control::Reload {
+    let reloader = reloader.clone();
+    Box::new(move || {
+        let reloader = reloader.clone();
+        Box::pin(async move {
+            match reloader.reload().await {
+                Ok(summary) => Ok(serde_json::json!(summary)),
+                Err(problems) => Err(serde_json::json!({ "problems": problems })),
+            }
+        })
+    })
 }
 
 /// Lets open flows finish, then ends them.
@@ -222,10 +264,10 @@ fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
 fn floor(
     settings: &Settings,
     proxies: &[Vec<TcpListener>],
-    admin: &Option<Vec<TcpListener>>,
+    admin: Option<&TcpListener>,
 ) -> crate::resolve::FloorSettings {
     let mut floor = settings.floor();
-    let bound = proxies.iter().chain(admin).flatten().filter_map(|listener| listener.local_addr().ok());
+    let bound = proxies.iter().flatten().chain(admin).filter_map(|listener| listener.local_addr().ok());
     floor.listeners.extend(bound.collect::<std::collections::HashSet<SocketAddr>>());
     floor
 }

@@ -210,3 +210,6 @@ pub struct NearMiss {
     /// Why it does not match and what would, e.g. "`*.ipfs.io` takes one label; `.ipfs.io` would match".
     pub advice: String,
 }
+
+#[cfg(test)]
+mod tests;

@@ -45,13 +45,7 @@ pub trait Sink {
     fn file(&mut self, name: &str) -> Self::File;
 
     /// Takes one rule that stands in `line` (from 1) of `file`.
-    fn rule(
-        &mut self,
-        file: Self::File,
-        line: u32,
-        subject: &Subject<'_>,
-        terms: &Terms,
-    ) -> Result<(), Self::Error>;
+    fn rule(&mut self, file: Self::File, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), Self::Error>;
 }
 
 impl Sink for Builder {
@@ -190,3 +184,6 @@ pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, 
     problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     Ok(listed.into_iter())
 }
+
+#[cfg(test)]
+mod tests;

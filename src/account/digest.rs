@@ -3,7 +3,7 @@
 //! current while a disk hangs.
 
 use super::event::{Event, Key};
-use super::fold::{Fold, Folded, deserves_advice};
+use super::fold::{Fold, deserves_advice};
 use super::line::{Line, render};
 use super::queue::Queue;
 use super::refusals::{RefusalView, Refusals};
@@ -235,13 +235,9 @@ impl Worker {
             let advice = if new { self.advise(&key, event.claim.as_ref()) } else { None };
             return Some(Line { event, count: None, advice, others: false });
         }
-        match self.fold.offer(&key, event, now) {
-            Folded::Counted => None,
-            Folded::First(event) => {
-                let advice = self.advise(&key, event.claim.as_ref());
-                Some(Line { event, count: None, advice, others: false })
-            }
-        }
+        let event = self.fold.offer(&key, event, now)?;
+        let advice = self.advise(&key, event.claim.as_ref());
+        Some(Line { event, count: None, advice, others: false })
     }
 
     /// Asks for the nearest rule and remembers the answer for the key.

@@ -5,15 +5,17 @@
 //! the number of series is fixed by the program and the configuration. The `prometheus` crate is
 //! named nowhere else but in the counters of a guest.
 
-use super::Listener;
 use super::event::Guest;
 use super::flows::Flow;
 use super::process::Process;
+use super::{Listener, lock};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
 use prometheus::{
     Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
+use std::collections::BTreeSet;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -41,12 +43,7 @@ pub struct Metrics {
     pub(super) connection: Histogram,
     guest_connections: IntCounterVec,
     guest_bytes: IntCounterVec,
-    rules: IntGaugeVec,
-    rules_of_all_kinds: AtomicI64,
-    generation: IntGauge,
-    reload_successful: IntGauge,
-    reload_time: IntGauge,
-    reloads: [IntCounter; 2],
+    whitelist: Whitelist,
     revoked: IntCounter,
     firewall: IntGauge,
     panics: IntCounter,
@@ -54,6 +51,18 @@ pub struct Metrics {
     log_dropped: [IntCounter; 4],
     log_errors: IntCounter,
     process: Process,
+}
+
+/// The metrics of the list in force.
+struct Whitelist {
+    rules: IntGaugeVec,
+    rules_of_all_kinds: AtomicI64,
+    /// Kinds that have a series.
+    kinds: Mutex<BTreeSet<&'static str>>,
+    generation: IntGauge,
+    reload_successful: IntGauge,
+    reload_time: IntGauge,
+    reloads: [IntCounter; 2],
 }
 
 impl Metrics {
@@ -68,7 +77,6 @@ impl Metrics {
         let bytes = make.counters("outgate_bytes_total", "Bytes carried.", &["listener", "direction"])?;
         let dns =
             make.counters("outgate_dns_queries_total", "DNS queries answered to guests.", &["verdict", "reason"])?;
-        let reloads = make.counters("outgate_whitelist_reloads_total", "Whitelist loads.", &["result"])?;
         let dropped = make.counters(
             "outgate_log_dropped_total",
             "Access log lines that were not written because the log could not keep up or failed.",
@@ -114,16 +122,7 @@ impl Metrics {
                 "Bytes carried, by declared guest.",
                 &["guest", "direction"],
             )?,
-            rules: make.gauges("outgate_whitelist_rules", "Rules in force.", &["kind"])?,
-            rules_of_all_kinds: AtomicI64::new(0),
-            generation: make.gauge("outgate_whitelist_generation", "Number of the list in force, from 1.")?,
-            reload_successful: make
-                .gauge("outgate_whitelist_last_reload_successful", "1 if the last load of the list succeeded.")?,
-            reload_time: make.gauge(
-                "outgate_whitelist_last_reload_timestamp_seconds",
-                "Time of the last load of the list, whether it succeeded or not.",
-            )?,
-            reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
+            whitelist: Whitelist::new(&make)?,
             revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
             firewall: make.gauge("outgate_firewall_in_place", "1 if the firewall ruleset was seen in place.")?,
             panics: make.counter("outgate_panics_total", "Panics caught; each ended one flow.")?,
@@ -137,26 +136,19 @@ impl Metrics {
 
     /// A list came into force: its number and its rules by kind. Kinds are words of the program's.
     pub fn whitelist_loaded(&self, generation: u64, rules: &[(&'static str, usize)]) {
-        self.rules.reset();
-        let mut of_all_kinds = 0i64;
-        for (kind, count) in rules {
-            let count = i64::try_from(*count).unwrap_or(i64::MAX);
-            self.rules.with_label_values(&[*kind]).set(count);
-            of_all_kinds = of_all_kinds.saturating_add(count);
-        }
-        self.rules_of_all_kinds.store(of_all_kinds, Ordering::Relaxed);
-        self.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
-        self.reloaded(true);
+        self.whitelist.set_rules(rules);
+        self.whitelist.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
+        self.whitelist.reloaded(true);
     }
 
     /// A list was refused; the one in force stays.
     pub fn whitelist_failed(&self) {
-        self.reloaded(false);
+        self.whitelist.reloaded(false);
     }
 
     /// A list was read again and is the one in force already.
     pub fn whitelist_unchanged(&self) {
-        self.reloaded(true);
+        self.whitelist.reloaded(true);
     }
 
     /// The ruleset is in place, as far as it can be told.
@@ -278,15 +270,15 @@ impl Metrics {
     }
 
     pub(super) fn generation(&self) -> i64 {
-        self.generation.get()
+        self.whitelist.generation.get()
     }
 
     pub(super) fn rules(&self) -> i64 {
-        self.rules_of_all_kinds.load(Ordering::Relaxed)
+        self.whitelist.rules_of_all_kinds.load(Ordering::Relaxed)
     }
 
     pub(super) fn whitelist_ok(&self) -> bool {
-        self.reload_successful.get() == 1
+        self.whitelist.reload_successful.get() == 1
     }
 
     pub(super) fn panics(&self) -> u64 {
@@ -295,6 +287,41 @@ impl Metrics {
 
     pub(super) fn dropped(&self) -> u64 {
         self.log_dropped.iter().map(IntCounter::get).sum()
+    }
+}
+
+impl Whitelist {
+    fn new(make: &Maker) -> Result<Whitelist, prometheus::Error> {
+        let reloads = make.counters("outgate_whitelist_reloads_total", "Whitelist loads.", &["result"])?;
+        Ok(Whitelist {
+            rules: make.gauges("outgate_whitelist_rules", "Rules in force.", &["kind"])?,
+            rules_of_all_kinds: AtomicI64::new(0),
+            kinds: Mutex::default(),
+            generation: make.gauge("outgate_whitelist_generation", "Number of the list in force, from 1.")?,
+            reload_successful: make
+                .gauge("outgate_whitelist_last_reload_successful", "1 if the last load of the list succeeded.")?,
+            reload_time: make.gauge(
+                "outgate_whitelist_last_reload_timestamp_seconds",
+                "Time of the last load of the list, whether it succeeded or not.",
+            )?,
+            reloads: ["success", "failure"].map(|result| reloads.with_label_values(&[result])),
+        })
+    }
+
+    /// Kinds that are gone stay at 0: a scrape meanwhile never finds a list without rules.
+    fn set_rules(&self, rules: &[(&'static str, usize)]) {
+        let mut kinds = lock(&self.kinds);
+        for gone in kinds.iter().filter(|kind| !rules.iter().any(|(other, _)| other == *kind)) {
+            self.rules.with_label_values(&[*gone]).set(0);
+        }
+        let mut of_all_kinds = 0i64;
+        for (kind, count) in rules {
+            let count = i64::try_from(*count).unwrap_or(i64::MAX);
+            self.rules.with_label_values(&[*kind]).set(count);
+            of_all_kinds = of_all_kinds.saturating_add(count);
+            kinds.insert(kind);
+        }
+        self.rules_of_all_kinds.store(of_all_kinds, Ordering::Relaxed);
     }
 
     fn reloaded(&self, successful: bool) {
@@ -319,7 +346,7 @@ fn outcome(n: usize) -> (&'static str, &'static str) {
 }
 
 /// Makes metrics and registers them at once.
-pub(super) struct Maker(Registry);
+struct Maker(Registry);
 
 impl Maker {
     fn register<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T, prometheus::Error> {

@@ -329,3 +329,60 @@ fn write_journal(socket: &UnixDatagram, path: &Path, batch: &mut Batch) -> io::R
     batch.lines = unwritten;
     result
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn batch(lines: &[(&str, Verdict)]) -> Batch {
+        let mut batch = Batch::default();
+        for (line, verdict) in lines {
+            batch.push(*verdict, *verdict == Verdict::Denied, |bytes| bytes.extend_from_slice(line.as_bytes()));
+        }
+        batch
+    }
+
+    #[test]
+    fn the_journal_gets_one_entry_a_line_and_a_full_one_costs_lines_but_no_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let sink = Sink::over(Target::journal(path).unwrap(), &metrics).unwrap();
+        sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed), ("{\"b\":2}\n", Verdict::Denied)]));
+        let mut entry = [0; 256];
+        let mut next = || {
+            let length = journal.recv(&mut entry).unwrap();
+            String::from_utf8_lossy(&entry[..length]).into_owned()
+        };
+        assert_eq!(next(), "PRIORITY=6\nSYSLOG_IDENTIFIER=outgate\nMESSAGE={\"a\":1}\n");
+        assert_eq!(next(), "PRIORITY=5\nSYSLOG_IDENTIFIER=outgate\nMESSAGE={\"b\":2}\n");
+        let flood = [("{}\n", Verdict::Denied); 5000];
+        sink.send(batch(&flood));
+        sink.wait_idle(Instant::now() + Duration::from_secs(5));
+        let dropped = metrics.dropped();
+        assert!(dropped > 0 && dropped < 5000, "{dropped}");
+    }
+
+    #[test]
+    fn after_a_write_that_broke_off_the_next_line_starts_on_a_line_of_its_own() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("log");
+        std::fs::write(&path, b"{\"half\":").unwrap();
+        let mut file = open_file(&path).unwrap();
+        let mut torn = true;
+        let mut lines = batch(&[("{\"a\":1}\n", Verdict::Allowed)]);
+        write_stream(&mut file, &mut torn, &mut lines, || false).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"{\"half\":\n{\"a\":1}\n");
+        assert!(!torn && lines.lines.is_empty());
+    }
+
+    #[test]
+    fn a_pipe_without_a_reader_is_an_error_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let metrics = Arc::new(Metrics::new().unwrap());
+        assert!(matches!(Sink::open(&AccessLog::File(path), &metrics), Err(AccountError::Open { .. })));
+    }
+}

@@ -31,7 +31,7 @@ pub(super) struct Lists {
 
 /// What a reload that was asked for came to.
 #[derive(Clone, Debug, serde::Serialize)]
-pub struct Summary {
+pub(super) struct Summary {
     /// The list in force; goes up with each that comes into force.
     pub generation: u64,
     /// Files read.

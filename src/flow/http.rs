@@ -207,7 +207,9 @@ impl Session {
         head: &RequestHead<'_>,
         raw: &[u8],
     ) -> Result<Next, Ended> {
-        if !head.keep_alive || head.body != Body::None || self.visit.house.stop.is_cancelled() {
+        let busy = head.body != Body::None || self.visit.house.stop.is_cancelled();
+        // Who speaks in a tunnel what may not be spoken there has no other request to make.
+        if !head.keep_alive || busy || self.inside.is_some() {
             return self.last_answer(reason, target, raw).await;
         }
         let answer = refuse::http(reason, target, raw, false);

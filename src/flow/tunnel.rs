@@ -13,7 +13,12 @@ use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, close};
 use crate::target::Protocol;
+use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+/// How long a guest may stop within what could become a hello or a request line, where raw bytes are
+/// allowed, before what it said is taken for those.
+const UNCLEAR: Duration = Duration::from_millis(300);
 
 /// A tunnel that was permitted, dialled and confirmed to the guest.
 pub(super) struct Opened {
@@ -31,29 +36,78 @@ pub(super) struct Opened {
 
 /// Judges what is spoken inside.
 pub(super) async fn serve(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
-    let raw = opened.permit.protocols().contains(Protocol::Raw);
-    // Bytes of a server that spoke first, not yet taken by the guest.
-    let mut to_guest = Vec::new();
+    if opened.permit.protocols().contains(Protocol::Raw) {
+        return serve_any(visit, opened).await;
+    }
     loop {
         match sniff(&visit.input) {
             Sniff::NeedMore => {}
-            Sniff::Tls => return tls(visit, opened, to_guest).await,
-            Sniff::Http => return plain_http(visit, opened, to_guest).await,
-            Sniff::Raw => return self::raw(visit, opened, to_guest, false),
+            Sniff::Tls => return tls(visit, opened, Vec::new()).await,
+            Sniff::Http => return plain_http(visit, opened, Vec::new()).await,
+            Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
         }
-        let heard = if raw { listen(&mut visit, &mut opened, &mut to_guest).await? } else { hear(&mut visit, &opened.record).await };
-        let reason = match heard {
+        let reason = match hear(&mut visit, &opened.record).await {
             Filled::Bytes => continue,
-            // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
-            Filled::End if raw => return self::raw(visit, opened, to_guest, true),
             Filled::End if visit.input.is_empty() => return Err(Ended),
-            Filled::End => Reason::Malformed,
+            Filled::End => opened.record.flow().revocation().unwrap_or(Reason::Malformed),
             Filled::Timeout => Reason::Timeout,
         };
         opened.record.refuse(reason, None);
         close::reset(&visit.guest);
         return Err(Ended);
     }
+}
+
+/// What has passed in a tunnel before it was known what is spoken in it.
+#[derive(Default)]
+struct Spoken {
+    /// Bytes of a server that spoke first, not yet taken by the guest.
+    to_guest: Vec<u8>,
+    /// How many bytes at the front of the input have gone to the upstream.
+    sent: usize,
+}
+
+/// As [`serve`], where raw bytes are allowed too. The server may speak first. A guest that stops within
+/// what could still become a hello or a request line speaks neither, as far as can be told; its bytes go
+/// on, and a hello or a request that then comes of them is too late to be judged and is refused.
+async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
+    let mut spoken = Spoken::default();
+    loop {
+        let reason = match sniff(&visit.input) {
+            Sniff::Raw => return raw(visit, opened, spoken, false),
+            Sniff::Tls if spoken.sent == 0 => return tls(visit, opened, spoken.to_guest).await,
+            Sniff::Http if spoken.sent == 0 => return plain_http(visit, opened, spoken.to_guest).await,
+            Sniff::Tls | Sniff::Http => Reason::Malformed,
+            Sniff::NeedMore => match listen(&mut visit, &mut opened, &mut spoken).await? {
+                Filled::Bytes => continue,
+                // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
+                Filled::End => return raw(visit, opened, spoken, true),
+                Filled::Timeout if spoken.sent < visit.input.len() => {
+                    send_unclear(&visit, &mut opened, &mut spoken).await?;
+                    continue;
+                }
+                Filled::Timeout => Reason::Timeout,
+            },
+        };
+        opened.record.refuse(reason, None);
+        close::reset(&visit.guest);
+        close::reset(&opened.upstream.stream);
+        return Err(Ended);
+    }
+}
+
+/// Sends on what the guest has said so far, as raw bytes.
+async fn send_unclear(visit: &Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<(), Ended> {
+    let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
+    if judge(visit, opened, &claim).is_err() {
+        close::reset(&visit.guest);
+        return Err(Ended);
+    }
+    let rest = visit.input.get(spoken.sent..).unwrap_or_default();
+    opened.upstream.stream.write_all(rest).await.map_err(|_| Ended)?;
+    relay::Meter::up(&opened.record.meter(), rest.len());
+    spoken.sent = visit.input.len();
+    Ok(())
 }
 
 /// Waits for the guest's next bytes; a tunnel that is revoked meanwhile counts as ended.
@@ -67,17 +121,16 @@ async fn hear(visit: &mut Visit, record: &Record) -> Filled {
 }
 
 /// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
-async fn listen(visit: &mut Visit, opened: &mut Opened, to_guest: &mut Vec<u8>) -> Result<Filled, Ended> {
+async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<Filled, Ended> {
     let Opened { record, upstream, .. } = opened;
-    let limits = visit.house.gate.settings();
-    // A guest that has begun a line has the time of a hand-shake for it, one that is silent the idle time.
-    let wait = if visit.input.is_empty() { limits.idle_timeout } else { limits.handshake_timeout };
+    let unclear = spoken.sent < visit.input.len();
+    let wait = if unclear { Some(UNCLEAR) } else { visit.house.gate.settings().idle_timeout };
     let meter = record.meter();
     let flow = std::sync::Arc::clone(record.flow());
     let heard = relay::listen(
         &mut visit.guest,
         &mut upstream.stream,
-        to_guest,
+        &mut spoken.to_guest,
         &meter,
         wait,
         |cx| flow.poll_revoked(cx).map(drop),
@@ -97,14 +150,14 @@ async fn listen(visit: &mut Visit, opened: &mut Opened, to_guest: &mut Vec<u8>) 
 }
 
 /// Neither TLS nor HTTP.
-fn raw(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>, guest_ended: bool) -> Result<Relaying, Ended> {
+fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) -> Result<Relaying, Ended> {
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
     if judge(&visit, &mut opened, &claim).is_err() {
         close::reset(&visit.guest);
         return Err(Ended);
     }
-    let input = std::mem::take(&mut visit.input);
-    Ok(relaying(visit, opened, input, to_guest, guest_ended))
+    let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
+    Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended))
 }
 
 /// HTTP in clear: each request is judged by itself.
@@ -227,7 +280,11 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
             filled = visit.fill(), if !guest_ended && visit.input.len() < HELD => {
                 match filled {
                     Filled::Bytes => {}
-                    Filled::End => guest_ended = true,
+                    Filled::End => {
+                        guest_ended = true;
+                        // What is held is not judged, so the upstream must not wait for it either.
+                        let _ = close::finish(&opened.upstream.stream);
+                    }
                     Filled::Timeout => return Err(Some(Reason::Timeout)),
                 }
                 continue;

@@ -305,3 +305,189 @@ fn is_forbidden(name: &[u8]) -> bool {
     let starts_proxy = name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-"));
     starts_proxy || NAMES.iter().any(|forbidden| name.eq_ignore_ascii_case(forbidden.as_bytes()))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    /// Body, trailers as written anew, and what follows; `None` while the end is not there.
+    type Outcome = Result<Option<(Vec<u8>, Vec<u8>, Vec<u8>)>, ChunkError>;
+
+    fn decode(pieces: &[&[u8]]) -> Outcome {
+        let mut decoder = Decoder::new();
+        let mut body = Vec::new();
+        for (index, piece) in pieces.iter().enumerate() {
+            let mut input = *piece;
+            loop {
+                let Decoded { consumed, part } = decoder.decode(input)?;
+                match part {
+                    Part::Data(range) => {
+                        assert!(!range.is_empty() && range.end <= consumed);
+                        body.extend_from_slice(&input[range]);
+                    }
+                    Part::More => {
+                        assert_eq!(consumed, input.len());
+                        break;
+                    }
+                    Part::End => {
+                        let mut end = Vec::new();
+                        decoder.write_end(&mut end);
+                        let mut rest = input[consumed..].to_vec();
+                        rest.extend(pieces[index + 1..].concat());
+                        return Ok(Some((body, end, rest)));
+                    }
+                }
+                input = &input[consumed..];
+            }
+        }
+        Ok(None)
+    }
+
+    fn error(input: &str) -> ChunkError {
+        decode(&[input.as_bytes()]).unwrap_err()
+    }
+
+    fn body(input: &str) -> String {
+        String::from_utf8(decode(&[input.as_bytes()]).unwrap().unwrap().0).unwrap()
+    }
+
+    #[test]
+    fn chunks_become_the_body_and_what_follows_is_left() {
+        let (body, end, rest) = decode(&[b"5\r\nhello\r\n00A\r\n 123456789\r\n0\r\n\r\nGET /"]).unwrap().unwrap();
+        assert_eq!(
+            (body.as_slice(), end.as_slice(), rest.as_slice()),
+            (&b"hello 123456789"[..], LAST_CHUNK, &b"GET /"[..])
+        );
+        assert_eq!(decode(&[b"0\r\n\r\n"]).unwrap().unwrap().0, b"");
+        assert_eq!(decode(&[b"5\r\nhel"]).unwrap(), None);
+        assert_eq!(decode(&[b"0\r\n"]).unwrap(), None);
+    }
+
+    #[test]
+    fn extensions_are_dropped_up_to_the_cap() {
+        assert_eq!(body("5;a=b;c=\"d e\"\r\nhello\r\n0;x\r\n\r\n"), "hello");
+        assert_eq!(body("5 \t;a\r\nhello\r\n0\r\n\r\n"), "hello");
+        let most = "x".repeat(MAX_CHUNK_LINE - 2);
+        assert_eq!(body(&format!("5;{most}\r\nhello\r\n0\r\n\r\n")), "hello");
+        assert_eq!(error(&format!("5;{most}x")), ChunkError::LongLine);
+        assert_eq!(error("5;a\nhello"), ChunkError::LineEnd);
+        assert_eq!(error("5;a\rbc"), ChunkError::LineEnd);
+        assert_eq!(error("5;a\0"), ChunkError::Extension);
+    }
+
+    #[test]
+    fn sizes_are_plain_hexadecimal() {
+        for size in ["", "\r", "0x1", "+1", "-1", " 1", "g", ";a", "1 \r", "1 1", "10000000000000001", "\u{b2}"] {
+            assert_eq!(error(&format!("{size}\r\n")), ChunkError::Size, "{size:?}");
+        }
+        assert_eq!(error("00000000000000005\r\n"), ChunkError::Size);
+        assert_eq!(body("0000000000000005\r\nhello\r\n0\r\n\r\n"), "hello");
+        // The greatest of all sizes is taken and never overflows.
+        assert_eq!(decode(&[b"ffffffffffffffff\r\n", &[b'x'; 100], &[b'y'; 100]]).unwrap(), None);
+    }
+
+    #[test]
+    fn lines_and_chunks_end_in_cr_lf() {
+        for input in
+            ["5\nhello\r\n", "5\r\nhello\n", "5\r\nhello0\r\n", "5\r\nhello\r0", "5\rx", "0\r\n\n", "0\r\nA: b\n\r\n"]
+        {
+            assert_eq!(error(input), ChunkError::LineEnd, "{input:?}");
+        }
+        assert_eq!(error("5\r\nhello\r\n\r\n"), ChunkError::Size);
+    }
+
+    #[test]
+    fn trailers_pass_unless_they_frame_route_or_authorise() {
+        let (_, end, rest) = decode(&[b"0\r\nDigest:  x \r\nX-A: b\r\n\r\nrest"]).unwrap().unwrap();
+        assert_eq!((end.as_slice(), rest.as_slice()), (&b"0\r\nDigest: x\r\nX-A: b\r\n\r\n"[..], &b"rest"[..]));
+        for name in [
+            "Host",
+            "content-length",
+            "Transfer-Encoding",
+            "CONNECTION",
+            "Authorization",
+            "Proxy-Authorization",
+            "TE",
+            "Upgrade",
+            "Cookie",
+            "Set-Cookie",
+            "Trailer",
+            "Content-Type",
+            "Range",
+            "Expect",
+            "Content_Length",
+        ] {
+            assert_eq!(error(&format!("0\r\nX-A: b\r\n{name}: x\r\n\r\n")), ChunkError::ForbiddenTrailer, "{name}");
+        }
+        assert_eq!(error("0\r\n A: b\r\n"), ChunkError::Trailer(Flaw::Fold));
+        assert_eq!(error("0\r\nA : b\r\n"), ChunkError::Trailer(Flaw::FieldName));
+        assert_eq!(error("0\r\nA: b\0\r\n"), ChunkError::Trailer(Flaw::FieldValue));
+        assert_eq!(error("0\r\nGET / HTTP/1.1\r\n"), ChunkError::Trailer(Flaw::FieldName));
+        assert_eq!(error(&format!("0\r\nA: {}", "x".repeat(MAX_TRAILERS))), ChunkError::LongTrailers);
+        assert_eq!(error(&format!("0\r\n{}", "A: b\r\n".repeat(MAX_TRAILERS / 6 + 1))), ChunkError::LongTrailers);
+    }
+
+    #[test]
+    fn chunk_headers_are_the_shortest_hexadecimal() {
+        for (size, text) in [(1, "1\r\n"), (15, "f\r\n"), (16, "10\r\n"), (0x1234_abcd, "1234abcd\r\n"), (0, "")] {
+            assert_eq!(ChunkHeader::new(size).as_ref(), text.as_bytes(), "{size}");
+        }
+        assert_eq!(ChunkHeader::new(usize::MAX).as_ref(), b"ffffffffffffffff\r\n");
+    }
+
+    fn any_stream() -> impl Strategy<Value = Vec<u8>> {
+        let part = prop::sample::select(vec![
+            "3\r\nabc\r\n",
+            "3;x=y\r\nabc\r\n",
+            "1\r\n\n\r\n",
+            "0\r\n",
+            "\r\n",
+            "X-A: b\r\n",
+            "Host: x\r\n",
+            "a",
+            "\n",
+            ";",
+            "A\r\n0123456789\r\n",
+            "3\r\nabcd\r\n",
+            " ",
+        ]);
+        (prop::collection::vec(part, 0..6), any::<bool>()).prop_map(|(parts, ends)| {
+            let end = if ends { "0\r\nX-T: 1\r\n\r\nrest" } else { "" };
+            [parts.concat().as_bytes(), end.as_bytes()].concat()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn no_split_changes_the_body(stream in any_stream(), mut cuts in prop::collection::vec(0usize..80, 0..6)) {
+            let whole = decode(&[&stream]);
+            cuts.sort_unstable();
+            let mut pieces = Vec::new();
+            let mut from = 0;
+            for cut in cuts.into_iter().map(|cut| cut.min(stream.len())).chain([stream.len()]) {
+                pieces.push(&stream[from..cut]);
+                from = cut;
+            }
+            prop_assert_eq!(decode(&pieces), whole.clone());
+            prop_assert_eq!(decode(&stream.chunks(1).collect::<Vec<_>>()), whole);
+        }
+
+        #[test]
+        fn what_is_framed_reads_back(parts in prop::collection::vec(prop::collection::vec(any::<u8>(), 1..300), 0..5)) {
+            let mut stream = Vec::new();
+            for part in &parts {
+                stream.extend_from_slice(ChunkHeader::new(part.len()).as_ref());
+                stream.extend_from_slice(part);
+                stream.extend_from_slice(CHUNK_END);
+            }
+            stream.extend_from_slice(LAST_CHUNK);
+            prop_assert_eq!(decode(&[&stream]).unwrap().unwrap().0, parts.concat());
+        }
+
+        #[test]
+        fn no_bytes_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = decode(&[&bytes]);
+        }
+    }
+}

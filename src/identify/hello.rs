@@ -182,3 +182,6 @@ fn record_length(record: &[u8]) -> Result<Option<usize>, HelloError> {
         length => Ok(Some(length)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -160,3 +160,6 @@ impl Version {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

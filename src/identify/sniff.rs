@@ -66,3 +66,94 @@ fn unfinished(buf: &[u8]) -> Sniff {
 fn is_blank(byte: &u8) -> bool {
     matches!(byte, b' ' | b'\t' | b'\r' | 0x0b | 0x0c)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn tls_and_http_are_known_by_their_first_bytes() {
+        assert_eq!(sniff(&[0x16, 3, 1]), Sniff::Tls);
+        assert_eq!(sniff(&[0x15, 3, 1]), Sniff::Tls);
+        assert_eq!(sniff(b"GET / HTTP/1.1\r\n"), Sniff::Http);
+        assert_eq!(sniff(b"FOO http://good.test/?a=b HTTP/1.0"), Sniff::Http);
+        assert_eq!(sniff(b"PRI * HTTP/2.0\r\n\r\nSM"), Sniff::Http);
+        assert_eq!(sniff(b"CONNECT evil.test:443 HTTP/1.1"), Sniff::Http);
+    }
+
+    #[test]
+    fn everything_else_is_raw_as_soon_as_it_can_be_told() {
+        for bytes in [
+            b"SSH-2.0-OpenSSH_9.2\r\n".as_slice(),
+            b"\0",
+            b"{\"id\":1",
+            b"\x80\x2e\x01",
+            b"\x16\x02",
+            b"EHLO good.test\r\n",
+            b"PING\r\n",
+            b"GET key\r\n",
+            b"*1\r\n$4\r\nPING\r\n",
+            b"GET /\0 HTTP/1.1",
+            b"a\xff",
+        ] {
+            assert_eq!(sniff(bytes), Sniff::Raw, "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_may_still_become_a_request_needs_more() {
+        for bytes in [b"".as_slice(), b"\x16", b"G", b"GET", b"GET ", b"GET / HTT", b"\r\n", b"SSH-2.0-x", b"GET /a b"]
+        {
+            assert_eq!(sniff(bytes), Sniff::NeedMore, "{}", bytes.escape_ascii());
+        }
+        assert_eq!(sniff(&vec![b'A'; MAX_SNIFF - 1]), Sniff::NeedMore);
+        assert_eq!(sniff(&vec![b'A'; MAX_SNIFF]), Sniff::Http);
+    }
+
+    #[test]
+    fn requests_that_only_lenient_servers_read_are_requests() {
+        for bytes in [
+            b"\r\n\r\nGET / HTTP/1.1".as_slice(),
+            b"\nGET / HTTP/1.1",
+            b" GET / HTTP/1.1",
+            b"GET  / HTTP/1.1",
+            b"GET\t/\tHTTP/1.1",
+            b"GET\x0b/\x0cHTTP/1.1",
+            b"GET /a b HTTP/1.1",
+            b"GET /\x01 HTTP/1.1",
+            b"GET / http/1.1",
+            b"get / HTTP/1.1",
+            b"GET HTTP/1.1",
+        ] {
+            assert_eq!(sniff(bytes), Sniff::Http, "{}", bytes.escape_ascii());
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_verdict_never_changes_with_more_bytes(
+            bytes in prop_oneof![
+                "[A-Z \r\n]{0,6}[ -~]{0,12} ?HTTP/1\\.1[\r\n]{0,3}".prop_map(String::into_bytes),
+                prop::collection::vec(prop::sample::select(b"\x16\x03\0 \tG/HTP\r\n.1".to_vec()), 0..24),
+                prop::collection::vec(any::<u8>(), 0..24),
+            ],
+        ) {
+            let mut verdict = Sniff::NeedMore;
+            for end in 0..=bytes.len() {
+                let next = sniff(&bytes[..end]);
+                prop_assert!(verdict == Sniff::NeedMore || next == verdict, "{:?} then {:?}", verdict, next);
+                verdict = next;
+            }
+        }
+
+        #[test]
+        fn whatever_the_request_parser_takes_is_sniffed_as_http(
+            line in "[A-Z]{1,8} /[!-~]{0,12} HTTP/1\\.[01]\r\nHost: good\\.test\r\n\r\n",
+        ) {
+            if super::super::http::RequestHead::parse(line.as_bytes(), 0).is_ok() {
+                prop_assert_eq!(sniff(line.as_bytes()), Sniff::Http);
+            }
+        }
+    }
+}

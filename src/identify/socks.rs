@@ -186,3 +186,131 @@ fn parse_domain(domain: &[u8]) -> Result<Host, SocksError> {
     }
     Host::parse(text).map_err(|_| SocksError::Host)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn domain(name: &[u8], port: u16) -> Vec<u8> {
+        let length = u8::try_from(name.len()).unwrap();
+        [&[5, 1, 0, 3, length], name, &port.to_be_bytes()].concat()
+    }
+
+    fn target(bytes: &[u8]) -> Result<String, SocksError> {
+        match parse_request(bytes)? {
+            Parsed::Complete { head, len } => {
+                assert_eq!(len, bytes.len());
+                Ok(head.target.to_string())
+            }
+            Parsed::Partial => panic!("partial: {bytes:?}"),
+        }
+    }
+
+    fn answer(error: SocksError) -> Vec<u8> {
+        let mut out = Vec::new();
+        error.write_answer(&mut out);
+        out
+    }
+
+    #[test]
+    fn a_greeting_must_offer_no_authentication() {
+        assert_eq!(parse_greeting(&[5, 1, 0]), Ok(Parsed::Complete { head: Greeting, len: 3 }));
+        assert_eq!(parse_greeting(&[5, 3, 1, 0, 2, 5, 1]), Ok(Parsed::Complete { head: Greeting, len: 5 }));
+        let many = [&[5, 255][..], &[7; 254], &[0]].concat();
+        assert_eq!(many.len(), MAX_GREETING);
+        assert_eq!(parse_greeting(&many), Ok(Parsed::Complete { head: Greeting, len: MAX_GREETING }));
+        for offered in [&[5, 0][..], &[5, 1, 2], &[5, 2, 1, 2]] {
+            let error = parse_greeting(offered).unwrap_err();
+            assert_eq!(answer(error), [5, 0xff], "{offered:?}");
+        }
+        for partial in [&[][..], &[5], &[5, 2], &[5, 2, 0]] {
+            assert_eq!(parse_greeting(partial), Ok(Parsed::Partial), "{partial:?}");
+        }
+    }
+
+    #[test]
+    fn other_versions_are_refused_by_their_first_byte() {
+        assert_eq!(answer(parse_greeting(&[4]).unwrap_err()), [0, 0x5b, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(answer(parse_greeting(b"G").unwrap_err()), []);
+        assert_eq!(parse_request(&[4, 1]), Err(SocksError::Version4));
+    }
+
+    #[test]
+    fn connect_takes_names_and_addresses() {
+        assert_eq!(target(&domain(b"Good.Test.", 443)).unwrap(), "good.test:443");
+        assert_eq!(target(&[5, 1, 0, 1, 203, 0, 113, 7, 0, 80]).unwrap(), "203.0.113.7:80");
+        let v6 = [&[5, 1, 0, 4, 0x20, 1, 0xd, 0xb8][..], &[0; 11], &[1, 1, 187]].concat();
+        assert_eq!(target(&v6).unwrap(), "[2001:db8::1]:443");
+        let tunnel = [domain(b"good.test", 443).as_slice(), b"\x16\x03\x01"].concat();
+        assert!(matches!(parse_request(&tunnel), Ok(Parsed::Complete { len, .. }) if len == tunnel.len() - 3));
+    }
+
+    #[test]
+    fn an_address_in_the_domain_field_is_an_address() {
+        assert_eq!(target(&domain(b"203.0.113.7", 80)).unwrap(), "203.0.113.7:80");
+        assert_eq!(target(&domain(b"2001:db8::1", 80)).unwrap(), "[2001:db8::1]:80");
+    }
+
+    #[test]
+    fn domains_that_are_no_hosts_are_not_allowed() {
+        let long = "a".repeat(255);
+        let addresses = ":".repeat(255);
+        for name in [
+            b"".as_slice(),
+            b"evil.test\0.good.test",
+            b"good.test..",
+            b"good test",
+            b"good.test:80",
+            b"g\xc3\xb6d.test",
+            b"\xff",
+            b"2130706433",
+            b"0x7f.1",
+            b"127.1",
+            b"127.0.0.1.",
+            b"[::1]",
+            b"fe80::1%lo",
+            b"*.good.test",
+            long.as_bytes(),
+            addresses.as_bytes(),
+        ] {
+            let error = parse_request(&domain(name, 443)).unwrap_err();
+            assert_eq!((error, error.reply()), (SocksError::Host, 2), "{}", name.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn what_is_not_supported_gets_its_own_reply() {
+        for (bytes, code, reason) in [
+            (&[5, 2][..], 7, "protocol_not_allowed"),
+            (&[5, 3], 7, "protocol_not_allowed"),
+            (&[5, 0], 7, "protocol_not_allowed"),
+            (&[5, 1, 1], 1, "malformed"),
+            (&[5, 1, 0, 2], 8, "malformed"),
+            (&[5, 1, 0, 0], 8, "malformed"),
+            (&[5, 1, 0, 3, 0], 2, "malformed"),
+            (&[5, 1, 0, 1, 1, 2, 3, 4, 0, 0], 2, "malformed"),
+        ] {
+            let error = parse_request(bytes).unwrap_err();
+            assert_eq!((error.reply(), error.reason().as_str()), (code, reason), "{bytes:?}");
+            assert_eq!(answer(error), [5, code, 0, 1, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_prefix_is_partial_or_decides_as_the_whole(
+            front in prop::sample::select(vec![&[5u8, 1, 0, 1][..], &[5, 1, 0, 3], &[5, 1, 0, 4], &[5, 1], &[5], &[]]),
+            rest in prop::collection::vec(any::<u8>(), 0..80),
+        ) {
+            let bytes = [front, &rest].concat();
+            let (request, greeting) = (parse_request(&bytes), parse_greeting(&bytes));
+            for end in 0..bytes.len() {
+                let so_far = parse_request(&bytes[..end]);
+                prop_assert!(so_far == Ok(Parsed::Partial) || so_far == request);
+                let so_far = parse_greeting(&bytes[..end]);
+                prop_assert!(so_far == Ok(Parsed::Partial) || so_far == greeting);
+            }
+        }
+    }
+}

@@ -7,7 +7,7 @@ use super::{AddressTerms, Mode, Permit, Policy, Refusal};
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
-use crate::target::{Host, Protocols};
+use crate::target::{Host, Protocol, Protocols};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -58,11 +58,17 @@ pub(super) struct Case<'a> {
 /// speaks twice.
 #[derive(Debug, Default)]
 struct Tally<'a> {
-    allowed: Option<(Place, Protocols)>,
-    denied: Option<(Place, Protocols)>,
+    allowed: Ruled,
+    denied: Ruled,
     near: Option<(Near, Place)>,
     to: Resort<'a>,
 }
+
+/// For each of [`EACH`] the first rule that speaks of it.
+#[derive(Debug, Default)]
+struct Ruled([Option<Place>; 3]);
+
+const EACH: [Protocol; 3] = [Protocol::Http, Protocol::Tls, Protocol::Raw];
 
 /// The `to=` of the rules that allow.
 #[derive(Debug, Default)]
@@ -74,54 +80,41 @@ enum Resort<'a> {
 }
 
 pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> {
-    let refuse = |reason, rule: Option<Place>| {
-        Err(Refusal { reason, rule: rule.and_then(|place| policy.rules.location(place)) })
-    };
-    let case = match Case::open(policy, claim) {
-        Ok(case) => case,
-        Err(reason) => return refuse(reason, None),
-    };
+    let rules = &policy.rules;
+    let case = Case::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
     let mut tally = Tally::default();
-    policy.rules.matching(&claim.target.host, |record, compiled| {
-        tally.hear(record, compiled, case.ask(record, compiled));
-    });
-    let mode = case.standing.mode;
-    let denied = tally.denied.map_or(Protocols::NONE, |(_, protocols)| protocols);
-    let denied_wholly = denied == Protocols::ALL || claim.spoken.is_some_and(|protocol| denied.contains(protocol));
-    let (place, allowed) = match tally.allowed {
-        _ if denied_wholly => (None, Protocols::NONE),
-        Some((place, protocols)) if mode != Mode::All => (Some(place), protocols),
-        _ => match (mode, case.obstacle(), tally.near) {
-            (Mode::Whitelist, _, Some((near, place))) => return refuse(near.reason(), Some(place)),
-            (Mode::Whitelist, _, None) => return refuse(Reason::NotWhitelisted, None),
-            // The rule that names the obstacle, where there is one, is what the operator looks for.
-            (_, Some(obstacle), Some((near, place))) if near == obstacle && mode != Mode::All => {
-                return refuse(near.reason(), Some(place));
-            }
-            (_, Some(obstacle), _) => return refuse(obstacle.reason(), None),
-            (_, None, _) => (None, Protocols::ALL),
-        },
+    rules.matching(&claim.target.host, |record, compiled| tally.hear(record, compiled, case.ask(record, compiled)));
+
+    let denied = tally.denied.protocols();
+    let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
+    if asked.without(denied).is_empty() {
+        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(asked)));
+    }
+    let listed = case.standing.mode != Mode::All && !tally.allowed.protocols().is_empty();
+    let allowed = match case.verdict_without_rule(&tally) {
+        _ if listed => tally.allowed.protocols(),
+        Ok(protocols) => protocols,
+        Err((reason, place)) => return Err(refusal(rules, reason, place)),
     };
     let protocols = allowed.without(denied);
     if protocols.is_empty() {
-        return refuse(Reason::DeniedByRule, tally.denied.map(|(place, _)| place));
+        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(allowed)));
     }
+    let place = if listed { tally.allowed.first(protocols) } else { None };
     Ok(Permit {
         target: claim.target.clone(),
         protocols,
-        rule: place.and_then(|place| policy.rules.location(place)),
-        observed: mode == Mode::Observe && place.is_none(),
+        rule: place.and_then(|place| rules.location(place)),
+        observed: case.standing.mode == Mode::Observe && !listed,
         addresses: AddressTerms {
-            to: if place.is_some() { tally.to.into_terms() } else { None },
-            denied: denied_addresses(&policy.rules, claim),
+            to: if listed { tally.to.into_terms() } else { None },
+            denied: denied_addresses(rules, claim),
         },
     })
 }
 
 pub(super) fn could_allow_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
-    let refuse = |reason, rule: Option<Place>| {
-        Err(Refusal { reason, rule: rule.and_then(|place| policy.rules.location(place)) })
-    };
+    let refuse = |reason, place| Err(refusal(&policy.rules, reason, place));
     let Some(standing) = policy.guests.standing(source) else { return refuse(Reason::UnknownGuest, None) };
     if standing.mode == Mode::None {
         return refuse(Reason::ModeNone, None);
@@ -145,6 +138,10 @@ pub(super) fn could_allow_name(policy: &Policy, source: IpAddr, name: &HostName)
     }
 }
 
+fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {
+    Refusal { reason, rule: place.and_then(|place| rules.location(place)) }
+}
+
 fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
     Some(so_far.map_or(place, |first| first.min(place)))
 }
@@ -160,13 +157,20 @@ impl<'a> Case<'a> {
         Ok(Case { claim, standing, blocked, ech_allowed: policy.ech_allowed })
     }
 
-    /// What keeps a claim from passing that no rule answers for.
-    fn obstacle(&self) -> Option<Near> {
-        match () {
-            () if self.claim.ech && !self.ech_allowed => Some(Near::Ech),
-            () if self.blocked => Some(Near::Port),
-            () => None,
+    /// What becomes of the claim where no rule allows it.
+    fn verdict_without_rule(&self, tally: &Tally<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
+        let near = tally.near.map(|(near, place)| (near.reason(), Some(place)));
+        if self.standing.mode == Mode::Whitelist {
+            return Err(near.unwrap_or((Reason::NotWhitelisted, None)));
         }
+        let reason = match () {
+            () if self.claim.ech && !self.ech_allowed => Reason::Ech,
+            () if self.blocked => Reason::PortNotAllowed,
+            () => return Ok(Protocols::ALL),
+        };
+        // A rule that fails at the same thing is what the operator looks for.
+        let place = near.filter(|(same, _)| *same == reason && self.standing.mode == Mode::Observe);
+        Err(place.unwrap_or((reason, None)))
     }
 
     /// What does this rule say?
@@ -203,18 +207,14 @@ impl<'a> Case<'a> {
 impl<'a> Tally<'a> {
     fn hear(&mut self, record: &Record, compiled: &'a Compiled, saying: Saying) {
         let place = record.place();
-        let add = |so_far: Option<(Place, Protocols)>, more: Protocols| match so_far {
-            Some((first, protocols)) => Some((first.min(place), protocols.union(more))),
-            None => Some((place, more)),
-        };
         match saying {
             Saying::Allows(protocols) => {
-                self.allowed = add(self.allowed, protocols);
+                self.allowed.add(protocols, place);
                 if let Some(to) = &compiled.terms.to {
                     self.to.extend(to);
                 }
             }
-            Saying::Denies(protocols) => self.denied = add(self.denied, protocols),
+            Saying::Denies(protocols) => self.denied.add(protocols, place),
             Saying::Near(near) => {
                 self.near = match self.near {
                     Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {
@@ -228,12 +228,37 @@ impl<'a> Tally<'a> {
     }
 }
 
+impl Ruled {
+    fn add(&mut self, protocols: Protocols, place: Place) {
+        for (first, protocol) in self.0.iter_mut().zip(EACH) {
+            if protocols.contains(protocol) {
+                *first = earliest(*first, place);
+            }
+        }
+    }
+
+    fn protocols(&self) -> Protocols {
+        let spoken_of = self.0.iter().zip(EACH).filter(|(first, _)| first.is_some());
+        spoken_of.fold(Protocols::NONE, |all, (_, protocol)| all.union(Protocols::only(protocol)))
+    }
+
+    /// The first rule that speaks of any of `protocols`.
+    fn first(&self, protocols: Protocols) -> Option<Place> {
+        self.0
+            .iter()
+            .zip(EACH)
+            .filter(|(_, protocol)| protocols.contains(*protocol))
+            .filter_map(|(first, _)| *first)
+            .min()
+    }
+}
+
 impl<'a> Resort<'a> {
     fn extend(&mut self, more: &'a Arc<[IpNet]>) {
         match self {
             Resort::Anywhere => *self = Resort::One(more),
             Resort::One(one) if *one == more => {}
-            Resort::One(one) => *self = Resort::Several([&one[..], &more[..]].concat()),
+            Resort::One(one) => *self = Resort::Several(one.iter().chain(more.iter()).copied().collect()),
             Resort::Several(several) => several.extend_from_slice(more),
         }
     }

@@ -1,9 +1,264 @@
 //! Near misses, for the operator: which rule almost lets a refused flow through, and what would.
+//!
+//! First the rules of that very host, which fail at port, protocol, day, ECH or guest; then those of
+//! names above and below it; last a name that is one letter away. All by look-ups, none by a walk
+//! over the list.
 
+use super::judge::{Case, Near, Saying};
+use super::names::Labels;
+use super::rule::{Effect, Ports, Reach};
+use super::rules::{Compiled, Record, Rules, Shape};
 use super::{NearMiss, Policy};
 use crate::identify::Claim;
+use crate::name::MAX_NAME;
+use crate::target::{Host, Protocol, Transport};
+
+/// Names longer than this are not searched for typing errors.
+const MAX_TYPED: usize = 48;
+
+/// What a name may consist of, dots aside.
+const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-_";
 
 pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
-    let _ = (policy, claim);
+    if policy.decide(claim).is_ok_and(|permit| !permit.observed()) {
+        return None;
+    }
+    let case = Case::open(policy, claim).ok()?;
+    let search = Search { rules: &policy.rules, case };
+    let (record, advice) = search.same_host().or_else(|| match &claim.target.host {
+        Host::Name(name) => search.related(&Labels::of(name.as_str())).or_else(|| search.mistyped(name.as_str())),
+        Host::Addr(_) => None,
+    })?;
+    Some(NearMiss { rule: policy.rules.location(record.place())?, advice })
+}
+
+struct Search<'a> {
+    rules: &'a Rules,
+    case: Case<'a>,
+}
+
+type Found<'a> = (&'a Record, String);
+
+/// Why a rule for the very host does not let it through; the later, the likelier the cause.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Cause {
+    OtherGuest,
+    Near(Near),
+    Denied,
+}
+
+impl<'a> Search<'a> {
+    fn same_host(&self) -> Option<Found<'a>> {
+        let mut best: Option<(Cause, &Record, &Compiled)> = None;
+        self.rules.matching(&self.case.claim.target.host, |record, compiled| {
+            let cause = match self.case.ask(record, compiled) {
+                Saying::Denies(_) => Cause::Denied,
+                Saying::Near(near) => Cause::Near(near),
+                Saying::Nothing if self.is_elsewhere(record, compiled) => Cause::OtherGuest,
+                Saying::Allows(_) | Saying::Nothing => return,
+            };
+            let nearer = best
+                .is_none_or(|(so_far, first, _)| cause > so_far || (cause == so_far && record.place() < first.place()));
+            if nearer {
+                best = Some((cause, record, compiled));
+            }
+        });
+        best.map(|(cause, record, compiled)| (record, self.explain(cause, record, compiled)))
+    }
+
+    /// An allow rule that is sound but for the guest it is for?
+    fn is_elsewhere(&self, record: &Record, compiled: &Compiled) -> bool {
+        compiled.terms.effect == Effect::Allow && !compiled.expired && !self.case.standing.sees(record)
+    }
+
+    fn explain(&self, cause: Cause, record: &Record, compiled: &Compiled) -> String {
+        let claim = self.case.claim;
+        let rule = self.rules.written(record);
+        let would = self.would_match(&claim.target.host.to_string());
+        let port = claim.target.port;
+        match cause {
+            Cause::Denied => format!("`deny {rule}` refuses it, whatever else allows it"),
+            Cause::OtherGuest => format!("`{rule}` stands in a file that does not hold for this guest"),
+            Cause::Near(Near::Ech) => {
+                format!("`{rule}` allows it without encrypted ClientHello; `{would} ech=allow` would match")
+            }
+            Cause::Near(Near::Expired) => match compiled.terms.until {
+                Some(until) => format!("`{rule}` held until {until}"),
+                None => format!("`{rule}` has expired"),
+            },
+            Cause::Near(Near::Protocol) => {
+                format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach))
+            }
+            Cause::Near(Near::Port) => match compiled.terms.reach.serves(claim.transport, port) {
+                Some(_) => {
+                    format!("port {port} is blocked for rules that do not name it; `{would}` would match")
+                }
+                None => format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach)),
+            },
+        }
+    }
+
+    /// Rules whose names are above or below the one asked for, the closest first.
+    fn related(&self, name: &Labels<'_>) -> Option<Found<'a>> {
+        for depth in (1..=name.count()).rev() {
+            let base = name.tail(depth);
+            let front = name.count() - depth;
+            let wildcards = self.rules.chain(self.rules.names().base(self.rules.records(), base, depth));
+            if let Some(record) = self.first(wildcards) {
+                let rule = self.rules.written(record);
+                let would = self.would_match(&format!(".{base}"));
+                let why = match (record.shape, front) {
+                    (Shape::OneLabel, 2..) => Some(format!("`{rule}` takes one label; `{would}` would match")),
+                    (Shape::OneLabel | Shape::Below, 0) => {
+                        Some(format!("`{rule}` does not take `{base}` itself; `{would}` would match"))
+                    }
+                    _ => None,
+                };
+                if let Some(why) = why {
+                    return Some((record, why));
+                }
+            }
+            // A name straight under a top-level domain says nothing about its neighbours.
+            if front == 0 || depth < 2 {
+                continue;
+            }
+            let alone = self.rules.chain(self.rules.names().exact(self.rules.records(), base));
+            if let Some(record) = self.first(alone) {
+                let would = self.would_match(&format!(".{base}"));
+                return Some((record, format!("`{base}` allows that host alone; `{would}` would match")));
+            }
+            if let Some(record) = self.glob(base) {
+                let rule = self.rules.written(record);
+                let would = self.would_match(&format!(".{rule}"));
+                return Some((record, format!("`{rule}` takes no further labels in front; `{would}` would match")));
+            }
+        }
+        let www = format!("www.{}", name.text());
+        let record = self.first(self.rules.chain(self.rules.names().exact(self.rules.records(), &www)))?;
+        let would = self.would_match(name.text());
+        Some((record, format!("`{www}` allows that host alone; `{would}` would match")))
+    }
+
+    fn glob(&self, name: &str) -> Option<&'a Record> {
+        let mut first: Option<&Record> = None;
+        self.rules.matching_globs(&Labels::of(name), |record| {
+            if self.is_open(record) && first.is_none_or(|first| record.place() < first.place()) {
+                first = Some(record);
+            }
+        });
+        first
+    }
+
+    /// A rule for a name with one letter more, less, changed, or swapped with its neighbour.
+    fn mistyped(&self, name: &str) -> Option<Found<'a>> {
+        let labels = Labels::of(name);
+        let found = one_letter_away(name, |typed| {
+            let exact = self.rules.names().exact(self.rules.records(), typed);
+            self.first(self.rules.chain(exact))
+        });
+        let under = |depth: usize| {
+            one_letter_away(labels.tail(depth), |typed| {
+                let base = self.rules.names().base(self.rules.records(), typed, depth);
+                self.first(self.rules.chain(base))
+            })
+        };
+        let tails = || (2..=labels.count().min(3)).rev().filter(|depth| self.rules.names().has_depth(*depth));
+        let record = found.or_else(|| tails().find_map(under))?;
+        Some((record, format!("`{}` is one letter away", self.rules.written(record))))
+    }
+
+    /// The first of these that allows something to this guest today.
+    fn first(&self, records: impl Iterator<Item = &'a Record>) -> Option<&'a Record> {
+        records.filter(|record| self.is_open(record)).min_by_key(|record| record.place())
+    }
+
+    fn is_open(&self, record: &Record) -> bool {
+        self.case.standing.sees(record)
+            && self
+                .rules
+                .compiled(record)
+                .is_some_and(|compiled| !compiled.expired && compiled.terms.effect == Effect::Allow)
+    }
+
+    /// The rule for `host` that takes the transport, port and protocol of the claim.
+    fn would_match(&self, host: &str) -> String {
+        let claim = self.case.claim;
+        let port = claim.target.port;
+        match (claim.transport, claim.spoken, port) {
+            (Transport::Udp, ..) => format!("udp://{host}:{port}"),
+            (Transport::Quic, _, 443) => format!("quic://{host}"),
+            (Transport::Quic, ..) => format!("quic://{host}:{port}"),
+            (Transport::Tcp, None | Some(Protocol::Http), 80) | (Transport::Tcp, None | Some(Protocol::Tls), 443) => {
+                host.to_owned()
+            }
+            (Transport::Tcp, Some(Protocol::Raw), _) => format!("tcp://{host}:{port}"),
+            (Transport::Tcp, Some(Protocol::Tls), 80) => format!("https://{host}:80"),
+            (Transport::Tcp, Some(Protocol::Http), 443) => format!("http://{host}:443"),
+            (Transport::Tcp, ..) => format!("{host}:{port}"),
+        }
+    }
+}
+
+/// What a reach takes, in words.
+fn taken(reach: Reach) -> String {
+    let on = |what: &str, ports: Ports| match ports {
+        Ports::ALL => format!("{what} on every port"),
+        Ports { first, last } if first == last => format!("{what} on port {first}"),
+        Ports { first, last } => format!("{what} on ports {first} to {last}"),
+    };
+    match reach {
+        Reach::Web => "http on port 80 and https on port 443".to_owned(),
+        Reach::Ports(Ports { first: 80, last: 80 }) => "http on port 80".to_owned(),
+        Reach::Ports(Ports { first: 443, last: 443 }) => "https on port 443".to_owned(),
+        Reach::Ports(ports) if ports.contains(80) || ports.contains(443) => {
+            format!("{} (80 is http, 443 https)", on("TCP", ports))
+        }
+        Reach::Ports(ports) => on("TCP", ports),
+        Reach::Golem => "TCP on every port (80 is http, 443 https)".to_owned(),
+        Reach::Http(ports) => on("http", ports),
+        Reach::Https(ports) => on("https", ports),
+        Reach::Tcp(ports) => on("any TCP", ports),
+        Reach::Udp(ports) => on("UDP", ports),
+        Reach::Quic(ports) => on("QUIC", ports),
+        Reach::Everything => "everything".to_owned(),
+    }
+}
+
+/// The first answer to a text that differs from `text` by one edit. Dots stay where they are.
+fn one_letter_away<T>(text: &str, mut ask: impl FnMut(&str) -> Option<T>) -> Option<T> {
+    if text.len() > MAX_TYPED.min(MAX_NAME) {
+        return None;
+    }
+    let mut ask = |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(&mut ask);
+    let mut typed = text.as_bytes().to_vec();
+    for at in 0..typed.len().saturating_sub(1) {
+        typed.swap(at, at + 1);
+        let answer = ask(&typed);
+        typed.swap(at, at + 1);
+        if answer.is_some() {
+            return answer;
+        }
+    }
+    for at in 0..=text.len() {
+        let (head, tail) = text.split_at_checked(at)?;
+        let mut between = |middle: &[u8], tail: &[u8]| {
+            typed.clear();
+            typed.extend_from_slice(head.as_bytes());
+            typed.extend_from_slice(middle);
+            typed.extend_from_slice(tail);
+            ask(&typed)
+        };
+        let after = match tail.as_bytes().split_first() {
+            Some((b'.', _)) | None => None,
+            Some((_, after)) => Some(after),
+        };
+        let changed = after.and_then(|after| {
+            between(b"", after).or_else(|| ALPHABET.iter().find_map(|letter| between(&[*letter], after)))
+        });
+        let answer = changed.or_else(|| ALPHABET.iter().find_map(|letter| between(&[*letter], tail.as_bytes())));
+        if answer.is_some() {
+            return answer;
+        }
+    }
     None
 }

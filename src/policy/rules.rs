@@ -243,6 +243,11 @@ impl Rules {
         self.regexes.matching(name, |head| self.chain(Some(head)).for_each(&mut report));
     }
 
+    /// Calls `found` with every glob rule that takes the name.
+    pub(super) fn matching_globs<'a>(&'a self, name: &Labels<'_>, mut found: impl FnMut(&'a Record)) {
+        self.globs.matching(name, |head| self.chain(Some(head)).for_each(&mut found));
+    }
+
     /// The rules chained from `head` on.
     pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = &Record> {
         let record = |id: u32| self.records.get(id as usize);

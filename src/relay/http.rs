@@ -142,7 +142,8 @@ where
     outcome.map_err(|fault| {
         let untouched = !fresh && !exchange.heard && exchange.repeatable;
         let fault = if fault == Fault::Upstream && untouched { Fault::Stale } else { fault };
-        Failed { fault, answered: exchange.answered }
+        // A final answer may follow interim ones, but not in the middle of one.
+        Failed { fault, answered: exchange.answered || !exchange.words.is_empty() }
     })
 }
 
@@ -494,7 +495,7 @@ impl Exchange {
         if switches || self.version == Version::Http11 {
             let to = Downstream { version: self.version, keep_alive: true };
             head.write_response(ResponseBody::None, to, words);
-            self.answered = true;
+            self.answered |= switches;
         }
         self.upgraded = switches;
         self.words = Kept::new(std::mem::take(words));

@@ -66,7 +66,8 @@ pub enum EditError {
 }
 
 fn also(near: &[(Location, String)]) -> String {
-    let near: Vec<String> = near.iter().map(|(at, rule)| format!("; {at} has {}, give it in full", quote(rule))).collect();
+    let near: Vec<String> =
+        near.iter().map(|(at, rule)| format!("; {at} has {}, give it in full", quote(rule))).collect();
     near.concat()
 }
 

@@ -4,6 +4,7 @@
 use super::diagnostic::{Fault, quote};
 use super::subject::literal;
 use crate::name::HostName;
+use crate::policy::rule::Scope;
 
 /// The most names that the braces of a pattern may stand for.
 pub(super) const MAX_EXPANSIONS: usize = 256;
@@ -73,7 +74,11 @@ fn check(text: &str) -> Result<(), Fault> {
             ',' if in_braces => {}
             ',' => return Err(Fault::new(at, "a comma outside braces", "write one rule a line")),
             ']' | '}' => {
-                return Err(Fault::new(at, format!("`{character}` without its opening bracket"), "open it, or leave it out"));
+                return Err(Fault::new(
+                    at,
+                    format!("`{character}` without its opening bracket"),
+                    "open it, or leave it out",
+                ));
             }
             '!' => return Err(Fault::new(at, "a `!`", "to refuse names write a `deny` rule")),
             '.' if in_braces => {
@@ -186,7 +191,12 @@ fn pick(label: &str, choice: usize) -> String {
 
 /// The largest number of alternatives in one pair of braces of the label.
 fn alternatives(label: &str) -> usize {
-    label.split('{').skip(1).map(|braces| braces.split('}').next().unwrap_or_default().split(',').count()).max().unwrap_or(1)
+    label
+        .split('{')
+        .skip(1)
+        .map(|braces| braces.split('}').next().unwrap_or_default().split(',').count())
+        .max()
+        .unwrap_or(1)
 }
 
 /// How many texts the braces of a pattern stand for.
@@ -213,4 +223,32 @@ pub(super) fn expand(pattern: &str) -> Vec<String> {
         texts = joined.take(MAX_EXPANSIONS).collect();
         rest = after;
     }
+}
+
+/// A regex for whole names that matches what the pattern does.
+pub(super) fn regex(pattern: &str, scope: Scope) -> String {
+    let label = "[a-z0-9_-]";
+    let mut regex = match scope {
+        Scope::Exact | Scope::OneLabel => String::new(),
+        Scope::Below => format!(r"(?:{label}+\.)+"),
+        Scope::SelfAndBelow => format!(r"(?:{label}+\.)*"),
+    };
+    let mut in_class = false;
+    for character in pattern.chars() {
+        match character {
+            '[' | ']' => {
+                in_class = character == '[';
+                regex.push(character);
+            }
+            _ if in_class => regex.push(character),
+            '*' => regex.push_str(&format!("{label}*")),
+            '?' => regex.push_str(label),
+            '.' => regex.push_str(r"\."),
+            '{' => regex.push_str("(?:"),
+            '}' => regex.push(')'),
+            ',' => regex.push('|'),
+            plain => regex.push(plain),
+        }
+    }
+    regex
 }

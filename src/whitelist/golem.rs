@@ -174,7 +174,8 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
         }
     };
     if pattern.matches_nothing {
-        context.warn(place, Fault::new(before, format!("the regex {} matches no host name", quote(entry)), "remove it"));
+        context
+            .warn(place, Fault::new(before, format!("the regex {} matches no host name", quote(entry)), "remove it"));
     }
     if let Some(wide) = pattern.wide {
         let message = format!("the regex {} {wide}", quote(entry));

@@ -4,8 +4,8 @@
 //! such suffixes below it. The `psl` crate tells suffixes; it cannot list them, so the names above
 //! them stand in a table of our own.
 
-use super::glob;
 use super::subject::Owned;
+use super::{glob, pattern};
 use crate::policy::rule::Scope;
 use std::collections::HashMap;
 use std::fmt;
@@ -79,7 +79,9 @@ fn glob_breadth(pattern: &str, scope: Scope) -> Option<Wide> {
             (tail, if deeper { Depth::Any } else { Depth::One })
         }
     };
-    glob::expand(&tail).iter().find_map(|base| below(base, depth))
+    let wide = glob::expand(&tail).iter().find_map(|base| below(base, depth))?;
+    let example = pattern::example(&glob::regex(pattern, scope), &wide.example);
+    Some(Wide { example, ..wide })
 }
 
 /// Are names below `base` those of unrelated owners?
@@ -171,7 +173,8 @@ mod tests {
     fn the_table_of_ancestors_fits_the_list_of_the_psl_crate() {
         let fresh = table(&rules());
         if std::env::var_os("OUTGATE_REGENERATE").is_some() {
-            std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/guard/ancestors.txt"), fresh).unwrap();
+            std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/guard/ancestors.txt"), fresh)
+                .unwrap();
         } else {
             assert!(fresh == ANCESTORS, "run OUTGATE_REGENERATE=1 cargo test --lib whitelist::guard");
         }

@@ -1,1 +1,337 @@
-//! Placeholder while the parsers settle.
+//! Beyond right and wrong: rules that are broader than they look, that change nothing, that ended or
+//! will soon, that nobody used. All are warnings, for an operator who has time to tidy up.
+
+use super::diagnostic::{Diagnostic, Fault, Problems, Report, Severity, quote};
+use super::parse::{self, Rule, canonical};
+use super::read::Files;
+use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
+use ipnet::IpNet;
+use jiff::civil::Date;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+
+/// Days ahead in which an end is worth a warning.
+const SOON: i64 = 14;
+
+/// Resolvers that answer DNS over HTTPS: whoever reaches one has a way around outgate's own DNS,
+/// though not around its connections.
+const DOH: [&str; 12] = [
+    "dns.google",
+    "dns64.dns.google",
+    "cloudflare-dns.com",
+    "mozilla.cloudflare-dns.com",
+    "chrome.cloudflare-dns.com",
+    "one.one.one.one",
+    "dns.quad9.net",
+    "doh.opendns.com",
+    "dns.adguard-dns.com",
+    "dns.nextdns.io",
+    "doh.cleanbrowsing.org",
+    "doh.pub",
+];
+/// Outer names of Encrypted ClientHello: behind them stands whatever name the client hides.
+const ECH: [&str; 1] = ["cloudflare-ech.com"];
+
+/// What is known beside the files.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage<'u> {
+    /// Rules that decided a flow lately, by file and line; without it nothing is said of use.
+    pub used: Option<&'u HashSet<(String, u32)>>,
+    /// Files that a guest names for itself: they hold for that guest alone, and are compared with
+    /// no other file.
+    pub apart: &'u [String],
+}
+
+/// Warnings for a sound set, in file and line order; the report of a set that is not.
+pub fn lint(files: &Files, today: Date, usage: Usage<'_>) -> Result<Vec<Diagnostic>, Report> {
+    let mut problems = files.problems().clone();
+    let mut seen = Seen::default();
+    for file in files.iter() {
+        let name = file.shared_name();
+        let group = group(&name, usage);
+        let mut take = |rule: &Rule<'_>| {
+            seen.note(&group, &name, rule);
+            Ok(())
+        };
+        parse::file(file, today, &mut problems, &mut take);
+    }
+    if !problems.sound() {
+        return Err(problems.report(files.dir()));
+    }
+    let mut found = Problems::default();
+    for file in files.iter() {
+        let name = file.shared_name();
+        let group = group(&name, usage);
+        let mut take = |rule: &Rule<'_>| {
+            let findings = [
+                broad(rule),
+                dubious(rule),
+                ending(rule, today),
+                seen.redundant(&group, &name, rule),
+                unused(&name, rule, usage),
+            ];
+            for (message, remedy) in findings.into_iter().flatten() {
+                found.fault(&name, Severity::Warning, (rule.line, ""), Fault::new(0, message, remedy));
+            }
+            Ok(())
+        };
+        parse::file(file, today, &mut Problems::default(), &mut take);
+    }
+    let mut warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
+    warnings.extend(found.into_warnings().map_err(|problems| problems.report(files.dir()))?);
+    warnings.sort_by(|a, b| (&a.file, a.line, a.column).cmp(&(&b.file, b.line, b.column)));
+    Ok(warnings)
+}
+
+/// What a finding says: message and remedy.
+type Finding = Option<(String, String)>;
+
+/// Files of one group hold for the same guests.
+fn group(file: &Arc<str>, usage: Usage<'_>) -> Arc<str> {
+    if usage.apart.iter().any(|apart| **apart == **file) { Arc::clone(file) } else { Arc::from("") }
+}
+
+fn broad(rule: &Rule<'_>) -> Finding {
+    if rule.terms.effect == Effect::Deny {
+        return None;
+    }
+    let remedy = "narrow it if you can".to_owned();
+    match (&rule.subject, rule.terms.reach) {
+        (Subject::Net(IpNet::V4(net)), _) if net.prefix_len() < 16 => {
+            Some((format!("allows the whole of {net}, more than 65,536 addresses"), remedy))
+        }
+        (Subject::Net(IpNet::V6(net)), _) if net.prefix_len() < 32 => {
+            Some((format!("allows the whole of {net}"), remedy))
+        }
+        (_, Reach::Tcp(Ports::ALL)) => Some(("allows raw bytes on every TCP port".to_owned(), remedy)),
+        (_, Reach::Udp(Ports::ALL)) => Some(("allows every UDP port".to_owned(), remedy)),
+        _ => None,
+    }
+}
+
+fn dubious(rule: &Rule<'_>) -> Finding {
+    let Subject::Name { base, .. } = &rule.subject else { return None };
+    if rule.terms.effect == Effect::Deny {
+        return None;
+    }
+    if DOH.contains(base) {
+        let message = format!("`{base}` answers DNS over HTTPS, by which names can be looked up past outgate's DNS");
+        return Some((message, "remove it unless it is meant".to_owned()));
+    }
+    if ECH.contains(base) {
+        let message = format!("`{base}` is the outer name of Encrypted ClientHello; any site behind it would pass");
+        return Some((message, "remove it".to_owned()));
+    }
+    None
+}
+
+fn ending(rule: &Rule<'_>, today: Date) -> Finding {
+    let until = rule.terms.until.filter(|until| *until >= today)?;
+    let days = until.duration_since(today).as_hours() / 24;
+    (days <= SOON)
+        .then(|| (format!("ends in {days} days, on {until}"), "give it a later date if it is still needed".to_owned()))
+}
+
+fn unused(file: &str, rule: &Rule<'_>, usage: Usage<'_>) -> Finding {
+    let used = usage.used?.contains(&(file.to_owned(), rule.line));
+    (!used).then(|| (format!("{} was never used", quote(rule.source)), "remove it if it is not needed".to_owned()))
+}
+
+/// Where a rule stands.
+type Place = (Arc<str>, u32);
+
+struct Suffix {
+    scope: Scope,
+    terms: Terms,
+    place: Place,
+}
+
+/// The rules that can make others redundant, by group.
+#[derive(Default)]
+struct Seen {
+    /// First place of each rule, by its canonical form.
+    first: HashMap<(Arc<str>, Box<str>), Place>,
+    /// Wildcards by the name they stand in front of.
+    suffixes: HashMap<(Arc<str>, Box<str>), Vec<Suffix>>,
+}
+
+impl Seen {
+    fn note(&mut self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) {
+        let place = (Arc::clone(file), rule.line);
+        let text = canonical(&rule.subject, rule.terms).into_boxed_str();
+        self.first.entry((Arc::clone(group), text)).or_insert_with(|| place.clone());
+        if let Subject::Name { base, scope } = &rule.subject
+            && *scope != Scope::Exact
+        {
+            let rules = self.suffixes.entry((Arc::clone(group), Box::from(*base))).or_default();
+            rules.push(Suffix { scope: *scope, terms: rule.terms.clone(), place });
+        }
+    }
+
+    fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Finding {
+        let own = (Arc::clone(file), rule.line);
+        let text = canonical(&rule.subject, rule.terms).into_boxed_str();
+        if let Some(first) = self.first.get(&(Arc::clone(group), text)).filter(|first| **first != own) {
+            return Some((format!("the same rule stands at {}:{}", first.0, first.1), "remove one of them".to_owned()));
+        }
+        let Subject::Name { base, scope } = &rule.subject else { return None };
+        let mut depth = 0;
+        let mut above = Some(*base);
+        while let Some(name) = above {
+            let rules = self.suffixes.get(&(Arc::clone(group), Box::from(name))).map_or(&[][..], Vec::as_slice);
+            for suffix in rules.iter().filter(|suffix| suffix.place != own && reaches(suffix.scope, *scope, depth)) {
+                let at = format!("{}:{}", suffix.place.0, suffix.place.1);
+                if suffix.terms.effect == rule.terms.effect && covers(&suffix.terms, rule.terms) {
+                    return Some((format!("{} is covered by {at}", quote(rule.source)), "remove it".to_owned()));
+                }
+                if suffix.terms.effect == Effect::Deny && refuses(&suffix.terms, rule.terms) {
+                    return Some((
+                        format!("{} is always refused by {at}", quote(rule.source)),
+                        "remove one of them".to_owned(),
+                    ));
+                }
+            }
+            above = name.split_once('.').map(|(_, parent)| parent);
+            depth += 1;
+        }
+        None
+    }
+}
+
+/// Does a wildcard of scope `outer` take in all that one of scope `inner` does, `depth` labels below?
+fn reaches(outer: Scope, inner: Scope, depth: usize) -> bool {
+    match (outer, depth) {
+        (Scope::Exact, _) => false,
+        (Scope::SelfAndBelow, _) => true,
+        (Scope::Below, 0) => matches!(inner, Scope::Below | Scope::OneLabel),
+        (Scope::Below, _) => true,
+        (Scope::OneLabel, 0) => inner == Scope::OneLabel,
+        (Scope::OneLabel, 1) => inner == Scope::Exact,
+        (Scope::OneLabel, _) => false,
+    }
+}
+
+/// Does whatever passes by `inner` pass by `outer` as well, in the same way and as long?
+fn covers(outer: &Terms, inner: &Terms) -> bool {
+    let lasts = outer.until.is_none_or(|end| inner.until.is_some_and(|inner| inner <= end));
+    lasts && outer.ech_allowed >= inner.ech_allowed && outer.to == inner.to && reach_covers(outer.reach, inner.reach)
+}
+
+/// Does a `deny` leave nothing of an `allow`?
+fn refuses(deny: &Terms, allow: &Terms) -> bool {
+    let lasts = deny.until.is_none_or(|end| allow.until.is_some_and(|allowed| allowed <= end));
+    lasts && reach_covers(deny.reach, allow.reach)
+}
+
+fn reach_covers(outer: Reach, inner: Reach) -> bool {
+    let holds = |outer: Ports, inner: Ports| {
+        let within = outer.first <= inner.first && inner.last <= outer.last;
+        // A rule that names one port lifts `blocked_ports` for it; a range does not.
+        let lifts = inner.first == inner.last && !matches!(inner.first, 80 | 443);
+        within && (outer == inner || !lifts)
+    };
+    let one = |port| Ports { first: port, last: port };
+    match (outer, inner) {
+        (outer, inner) if outer == inner => true,
+        (Reach::Everything, _) => true,
+        (Reach::Ports(ports) | Reach::Tcp(ports), Reach::Web) => holds(ports, one(80)) && holds(ports, one(443)),
+        (Reach::Web, Reach::Http(ports)) => ports == one(80),
+        (Reach::Web, Reach::Https(ports)) => ports == one(443),
+        (Reach::Web, Reach::Ports(ports)) => ports == one(80) || ports == one(443),
+        (Reach::Ports(outer), Reach::Ports(inner)) => holds(outer, inner),
+        (Reach::Ports(ports), Reach::Http(inner)) => inner == one(80) && holds(ports, inner),
+        (Reach::Ports(ports), Reach::Https(inner)) => inner == one(443) && holds(ports, inner),
+        (Reach::Http(outer), Reach::Http(inner))
+        | (Reach::Https(outer), Reach::Https(inner))
+        | (Reach::Udp(outer), Reach::Udp(inner))
+        | (Reach::Quic(outer), Reach::Quic(inner))
+        | (Reach::Tcp(outer), Reach::Tcp(inner) | Reach::Ports(inner) | Reach::Http(inner) | Reach::Https(inner)) => {
+            holds(outer, inner)
+        }
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TODAY: Date = Date::constant(2026, 11, 23);
+
+    fn warnings(text: &str) -> Vec<String> {
+        let files = Files::from_memory([("a.rules", text)]);
+        lint(&files, TODAY, Usage::default()).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[track_caller]
+    fn says(text: &str, words: &str) {
+        let warnings = warnings(text);
+        assert!(warnings.len() == 1 && warnings[0].contains(words), "{text}: {warnings:?}");
+    }
+
+    #[test]
+    fn over_broad_rules_are_named() {
+        says("*.com wide=yes\n", "unrelated owners");
+        says("198.0.0.0/8\n", "whole of 198.0.0.0/8");
+        says("tcp://good.test:*\n", "raw bytes on every TCP port");
+        says("dns.google\n", "DNS over HTTPS");
+        says("cloudflare-ech.com\n", "Encrypted ClientHello");
+        assert!(warnings("deny dns.google\ndeny 0.0.0.0/0\n").is_empty());
+    }
+
+    #[test]
+    fn rules_that_change_nothing_are_named() {
+        says("good.test\nGOOD.test. note=x\n", "a.rules:2:1: warning: the same rule stands at a.rules:1");
+        says("www.good.test\n.good.test\n", "a.rules:1:1: warning: `www.good.test` is covered by a.rules:2");
+        says("*.good.test\na.good.test\n", "a.rules:2:1");
+        says("**.good.test\n*.a.good.test\n", "a.rules:2:1");
+        says(".good.test:*\nhttps://a.good.test\n", "a.rules:2:1");
+        says("deny .good.test\na.good.test\n", "always refused by a.rules:1");
+    }
+
+    #[test]
+    fn rules_that_add_something_are_left_alone() {
+        for text in [
+            "*.good.test\ngood.test\n",
+            "*.good.test\na.b.good.test\n",
+            "**.good.test\ngood.test\n",
+            ".good.test\na.good.test:8443\n",
+            ".good.test:1-1024\na.good.test:25\n",
+            ".good.test until=2027-06-01\na.good.test\n",
+            ".good.test\na.good.test ech=allow\n",
+            ".good.test\na.good.test to=10.0.0.5/32\n",
+            ".good.test\ntcp://a.good.test:443\n",
+            "deny .good.test:25\na.good.test\n",
+        ] {
+            assert_eq!(warnings(text), Vec::<String>::new(), "{text}");
+        }
+    }
+
+    #[test]
+    fn ends_are_told_in_time() {
+        says("good.test until=2026-11-22\n", "expired on 2026-11-22");
+        says("good.test until=2026-12-07\n", "ends in 14 days");
+        assert!(warnings("good.test until=2026-12-08\n").is_empty());
+    }
+
+    #[test]
+    fn a_guests_own_files_are_compared_with_no_others() {
+        let files = Files::from_memory([("a.rules", ".good.test\n"), ("vm-7.rules", "a.good.test\n")]);
+        assert_eq!(lint(&files, TODAY, Usage::default()).unwrap().len(), 1);
+        let usage = Usage { apart: &["vm-7.rules".to_owned()], ..Usage::default() };
+        assert!(lint(&files, TODAY, usage).unwrap().is_empty());
+    }
+
+    #[test]
+    fn rules_nobody_used_are_named_where_use_is_known() {
+        let files = Files::from_memory([("a.rules", "a.test\nb.test\n")]);
+        let used = HashSet::from([("a.rules".to_owned(), 1)]);
+        let found = lint(&files, TODAY, Usage { used: Some(&used), apart: &[] }).unwrap();
+        assert_eq!(found.iter().map(|d| d.line).collect::<Vec<_>>(), [2]);
+    }
+
+    #[test]
+    fn the_shipped_lists_are_tidy() {
+        assert_eq!(lint(&Files::shipped(), TODAY, Usage::default()).unwrap(), Vec::new());
+    }
+}

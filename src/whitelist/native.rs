@@ -133,13 +133,8 @@ fn finish<'a>(
         }
         warnings.push(Fault::new(at, message, "`wide=yes` allows it"));
     }
-    let terms = Terms {
-        effect,
-        reach,
-        ech_allowed: options.ech_at.is_some(),
-        to: options.to.clone(),
-        until: options.until,
-    };
+    let terms =
+        Terms { effect, reach, ech_allowed: options.ech_at.is_some(), to: options.to.clone(), until: options.until };
     Ok(Line { subject: parsed.subject, terms, source, options, warnings })
 }
 

@@ -95,7 +95,11 @@ fn not_an_option(at: usize, word: &str) -> Fault {
     if word.contains('.') {
         return Fault::new(at, message, "write one rule a line");
     }
-    Fault::new(at, message, "options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`")
+    Fault::new(
+        at,
+        message,
+        "options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`",
+    )
 }
 
 fn unknown(at: usize, key: &str) -> Fault {
@@ -123,10 +127,12 @@ fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result
         Err(Fault::new(option.value_at, message, format!("the only one is `{}={wanted}`", option.key)))
     };
     match option.key {
-        "until" => options.until = Some(date(value).ok_or_else(|| {
-            let message = format!("{} is no date", quote(value));
-            Fault::new(option.value_at, message, "write year, month and day, as `until=2027-01-31`")
-        })?),
+        "until" => {
+            options.until = Some(date(value).ok_or_else(|| {
+                let message = format!("{} is no date", quote(value));
+                Fault::new(option.value_at, message, "write year, month and day, as `until=2027-01-31`")
+            })?)
+        }
         "owner" => options.owner = Some(value),
         "note" => options.note = Some(value),
         "ech" => {

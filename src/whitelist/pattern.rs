@@ -35,7 +35,7 @@ pub(super) enum Matching {
 pub(super) struct Pattern {
     /// It lets in names of unrelated owners.
     pub(super) wide: Option<Wide>,
-    /// It has capitals in it.
+    /// It has capitals in it, and was read as if case did not matter; the policy should do the same.
     pub(super) upper_case: bool,
     /// No name can match.
     pub(super) matches_nothing: bool,
@@ -50,16 +50,20 @@ pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> 
     }
     let ast = parser(search).parse(text).map_err(|error| {
         let message = format!("regex: {}", error.kind());
-        Fault::new(error.span().start.offset, message, "write a dot of the name as `\\.`; the syntax is that of Rust's regex crate")
+        Fault::new(
+            error.span().start.offset,
+            message,
+            "write a dot of the name as `\\.`; the syntax is that of Rust's regex crate",
+        )
     })?;
-    let hir = translator(search).translate(text, &ast).map_err(|error| {
+    let letters = letters(&ast);
+    let hir = translator(search || letters.upper_case).translate(text, &ast).map_err(|error| {
         Fault::new(error.span().start.offset, format!("regex: {}", error.kind()), "use simpler syntax")
     })?;
     if matches!(hir.kind(), HirKind::Empty) {
         let message = if search { "an empty regex, which matches every name" } else { "an empty regex" };
         return Err(Fault::new(0, message, "remove it"));
     }
-    let letters = letters(&ast);
     let names = restrict(&hir);
     let nothing = matches!(names.kind(), HirKind::Class(class) if class.is_empty());
     let mut wide = if nothing { None } else { breadth(&names, matching, letters.classes) };
@@ -69,12 +73,19 @@ pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> 
     Ok(Pattern { wide, upper_case: letters.upper_case, matches_nothing: nothing })
 }
 
+/// A name that passes by a regex already known to be too wide, and belongs to somebody else than
+/// most of what it lets in; empty if none is found. `first` is tried before others.
+pub(super) fn example(text: &str, first: &str) -> String {
+    let hir = parser(false).parse(text).ok().and_then(|ast| translator(false).translate(text, &ast).ok());
+    hir.and_then(|hir| stranger(text, &restrict(&hir), Matching::Whole, first)).unwrap_or_default()
+}
+
 fn parser(search: bool) -> ast::parse::Parser {
     ast::parse::ParserBuilder::new().nest_limit(NEST_LIMIT).ignore_whitespace(search).build()
 }
 
-fn translator(search: bool) -> regex_syntax::hir::translate::Translator {
-    regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(search).build()
+fn translator(folding: bool) -> regex_syntax::hir::translate::Translator {
+    regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(folding).build()
 }
 
 /// What the written form shows and the translated one does not.
@@ -206,13 +217,13 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
             builder.case_insensitive(true).ignore_whitespace(true).size_limit(COMPILED).build().ok()?
         }
     };
-    let meant = sample(names, Dots::All, 0);
+    let meant = sample(names, Choice { dots: Dots::All, least: 0, turn: 0 });
     let owner = guard::registrable(&meant).filter(|_| HostName::parse(&meant).is_ok());
     let mut samples = vec![first.to_owned()];
-    for least in [0, 1] {
-        samples.push(sample(names, Dots::All, least));
-        samples.push(sample(names, Dots::None, least));
-        samples.extend((0..8).map(|only| sample(names, Dots::Only(only), least)));
+    samples.extend(first.split_once('.').map(|(_, suffix)| suffix.to_owned()));
+    for (least, turn) in [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)] {
+        let dots = [Dots::All, Dots::None].into_iter().chain((0..8).map(Dots::Only));
+        samples.extend(dots.map(|dots| sample(names, Choice { dots, least, turn })));
     }
     let dressed = samples.iter().flat_map(|sample| {
         [String::new(), "evil".to_owned(), "evil.".to_owned()].into_iter().flat_map(move |before| {
@@ -221,7 +232,11 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
     });
     let hostile = |name: &String| {
         HostName::parse(name).is_ok_and(|parsed| parsed.as_str() == name)
-            && guard::registrable(name).is_some_and(|other| Some(other) != owner)
+            && match guard::registrable(name) {
+                Some(other) => Some(other) != owner,
+                // A public suffix that is a host itself, shared by all who have names below it.
+                None => name.contains('.'),
+            }
             && regex.is_match(name)
     };
     dressed.into_iter().find(hostile)
@@ -238,50 +253,66 @@ enum Dots {
     Only(usize),
 }
 
-/// A text that the regex matches (looks aside), each repetition at least `least` times.
-fn sample(hir: &Hir, dots: Dots, least: u32) -> String {
+/// Which of the texts that a regex matches to make.
+#[derive(Clone, Copy)]
+struct Choice {
+    dots: Dots,
+    /// Rounds of each repetition, at least.
+    least: u32,
+    /// Which alternative, and which character of a class.
+    turn: usize,
+}
+
+/// A text that the regex matches (looks aside).
+fn sample(hir: &Hir, choice: Choice) -> String {
     let mut text = String::new();
     let mut seen = 0;
-    push_sample(hir, (dots, least), &mut seen, &mut text);
+    push_sample(hir, choice, &mut seen, &mut text);
     text
 }
 
-fn push_sample(hir: &Hir, choice: (Dots, u32), seen: &mut usize, text: &mut String) {
+fn push_sample(hir: &Hir, choice: Choice, seen: &mut usize, text: &mut String) {
     if text.len() > SAMPLE {
         return;
     }
     match hir.kind() {
-        HirKind::Empty | HirKind::Look(_) => {}
+        HirKind::Empty | HirKind::Look(_) | HirKind::Class(Class::Bytes(_)) => {}
         HirKind::Literal(literal) => text.push_str(&String::from_utf8_lossy(&literal.0)),
-        HirKind::Class(Class::Unicode(class)) => text.extend(pick(class, choice.0, seen)),
-        HirKind::Class(Class::Bytes(_)) => {}
+        HirKind::Class(Class::Unicode(class)) => text.extend(pick(class, choice, seen)),
         HirKind::Repetition(repetition) => {
-            let times = repetition.min.max(choice.1).min(repetition.max.unwrap_or(u32::MAX));
+            let times = repetition.min.max(choice.least).min(repetition.max.unwrap_or(u32::MAX));
             for _ in 0..times {
-                if text.len() > SAMPLE {
+                let before = text.len();
+                push_sample(&repetition.sub, choice, seen, text);
+                // A part that adds nothing adds nothing a thousand times over.
+                if text.len() == before || text.len() > SAMPLE {
                     return;
                 }
-                push_sample(&repetition.sub, choice, seen, text);
             }
         }
         HirKind::Capture(capture) => push_sample(&capture.sub, choice, seen, text),
         HirKind::Concat(parts) => parts.iter().for_each(|part| push_sample(part, choice, seen, text)),
-        HirKind::Alternation(parts) => parts.iter().take(1).for_each(|part| push_sample(part, choice, seen, text)),
+        HirKind::Alternation(parts) => {
+            let part = parts.iter().cycle().nth(choice.turn);
+            part.into_iter().for_each(|part| push_sample(part, choice, seen, text));
+        }
     }
 }
 
-fn pick(class: &ClassUnicode, dots: Dots, seen: &mut usize) -> Option<char> {
+fn pick(class: &ClassUnicode, choice: Choice, seen: &mut usize) -> Option<char> {
     let holds = |wanted: char| class.iter().any(|range| range.start() <= wanted && wanted <= range.end());
-    let other = ['x', 'a', '0'].into_iter().find(|c| holds(*c)).or_else(|| class.iter().map(|range| range.end()).last());
+    let ends = class.iter().flat_map(|range| [range.end(), range.start()]).filter(|end| *end != '.');
+    let others: Vec<char> = ['x', 'a', '1', '0'].into_iter().filter(|c| holds(*c)).chain(ends).collect();
+    let other = others.iter().cycle().nth(choice.turn).copied();
     if !holds('.') {
         return other;
     }
     let index = *seen;
     *seen += 1;
-    let dot = match dots {
+    let dot = match choice.dots {
         Dots::All => true,
         Dots::None => false,
         Dots::Only(only) => only == index,
     };
-    if dot { Some('.') } else { other.filter(|c| *c != '.') }
+    if dot { Some('.') } else { other }
 }

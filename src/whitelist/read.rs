@@ -275,7 +275,8 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
     let Some(format) = name.to_str().and_then(Format::of) else {
         // A Kubernetes volume keeps its generations in dot directories; they are no oversight.
         let is_dir = path.is_dir();
-        if !(is_dir && shown.starts_with('.')) && !shown.ends_with(replace::SUFFIX) {
+        let expected = (is_dir && shown.starts_with('.')) || shown.ends_with(replace::SUFFIX);
+        if !expected {
             let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
             let remedy = "whitelist files are called *.rules, *.lst or *.json, without a dot in front";
             set.problems.whole(&shown, Severity::Warning, message.to_owned(), remedy);
@@ -357,6 +358,7 @@ fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {
 }
 
 fn too_big() -> Refused {
-    let message = format!("is too big: a file has at most {} MiB, the whole list {} MiB", MAX_FILE >> 20, MAX_TOTAL >> 20);
+    let message =
+        format!("is too big: a file has at most {} MiB, the whole list {} MiB", MAX_FILE >> 20, MAX_TOTAL >> 20);
     Refused { message, remedy: "shorten it" }
 }

@@ -203,7 +203,8 @@ fn address(host: &str) -> Result<Option<IpAddr>, Fault> {
         Ok(Host::Name(_)) => return Ok(None),
         Err(_) if host.starts_with('[') && host.contains(':') => {
             let message = format!("{} is not an IPv6 address in brackets", quote(host));
-            let remedy = "write `[2001:db8::1]`, or `[2001:db8::]/32` with the length behind the bracket; zones are not taken";
+            let remedy =
+                "write `[2001:db8::1]`, or `[2001:db8::]/32` with the length behind the bracket; zones are not taken";
             return Err(Fault::new(0, message, remedy));
         }
         Err(_) => return Ok(None),
@@ -224,7 +225,8 @@ fn net(address: IpAddr, tail: &str) -> Result<(IpNet, usize), Fault> {
         return Ok((IpNet::from(address), 0));
     }
     let most = if address.is_ipv4() { 32 } else { 128 };
-    let plain = digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
+    let plain =
+        digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
     let length = if plain { digits.parse::<u8>().ok().filter(|length| *length <= most) } else { None };
     let Some(length) = length else {
         let message = format!("{} is no prefix length", quote(digits));
@@ -232,12 +234,9 @@ fn net(address: IpAddr, tail: &str) -> Result<(IpNet, usize), Fault> {
     };
     let net = IpNet::new_assert(address, length);
     if net.trunc() != net {
-        let show = |net: IpNet| match net {
-            IpNet::V4(net) => net.to_string(),
-            IpNet::V6(net) => format!("[{}]/{}", net.addr(), net.prefix_len()),
-        };
         let message = format!("the address has bits beyond its {length}-bit prefix");
-        let remedy = format!("write `{}` for the range, or `{}` for the one address", show(net.trunc()), show(IpNet::from(address)));
+        let (range, one) = (Host::Addr(net.trunc().addr()), Host::Addr(address));
+        let remedy = format!("write `{range}/{length}` for the range, or `{one}` for the one address");
         return Err(Fault::new(1, message, remedy));
     }
     Ok((net, digits.len() + 1))
@@ -383,7 +382,11 @@ fn reach(scheme: Scheme, ports: Option<Ports>, token: &str) -> Result<Reach, Fau
     let required = |word: &str| {
         let host = token.trim_end_matches('/');
         let message = format!("`{word}://` has no port of its own");
-        Fault::new(host.len(), message, format!("write {} with the port, or `:*` for all", quote(&format!("{host}:port"))))
+        Fault::new(
+            host.len(),
+            message,
+            format!("write {} with the port, or `:*` for all", quote(&format!("{host}:port"))),
+        )
     };
     Ok(match (scheme, ports) {
         (Scheme::None, None) => Reach::Web,
@@ -396,12 +399,4 @@ fn reach(scheme: Scheme, ports: Option<Ports>, token: &str) -> Result<Reach, Fau
         (Scheme::Tcp, None) => return Err(required("tcp")),
         (Scheme::Udp, None) => return Err(required("udp")),
     })
-}
-
-/// An address rule's range, for tests and lint.
-pub(super) const fn is_broad(net: &IpNet) -> bool {
-    match net {
-        IpNet::V4(net) => net.prefix_len() < 16,
-        IpNet::V6(net) => net.prefix_len() < 32,
-    }
 }

@@ -31,7 +31,8 @@ pub(super) fn read(body: &[u8]) -> Result<Shown, HelloError> {
         return Err(HelloError::Structure);
     }
     let suites = rest.vec16()?;
-    if suites.is_empty() || suites.len() % 2 != 0 || rest.vec8()?.is_empty() {
+    // Without the null compression no server goes on (RFC 5246 §7.4.1.2).
+    if suites.is_empty() || !suites.len().is_multiple_of(2) || !rest.vec8()?.contains(&0) {
         return Err(HelloError::Structure);
     }
     // A hello of the last century has no extensions at all.
@@ -85,57 +86,76 @@ fn server_name(data: &[u8]) -> Result<HostName, HelloError> {
     Ok(HostName::parse(name)?)
 }
 
-/// Are the vectors inside the common extensions closed? None of them names anything, but a hello
-/// that servers refuse has no business upstream.
+/// Are the vectors inside the known extensions closed? None of them names anything, but a hello that
+/// a server refuses has no business upstream.
 fn is_well_shaped(kind: u16, data: &[u8]) -> bool {
-    let shaped = match kind {
-        // supported_groups, signature_algorithms, signature_algorithms_cert: u16 list of u16.
-        10 | 13 | 50 => whole(data, Bytes::vec16).map(|list| !list.is_empty() && list.len() % 2 == 0),
-        // supported_versions: u8 list of u16.
-        43 => whole(data, Bytes::vec8).map(|list| !list.is_empty() && list.len() % 2 == 0),
-        // ec_point_formats, psk_key_exchange_modes: u8 list of bytes.
-        11 | 45 => whole(data, Bytes::vec8).map(|list| !list.is_empty()),
-        // application_layer_protocol_negotiation: u16 list of u8 strings, none empty.
-        16 => {
-            whole(data, Bytes::vec16).and_then(|list| elements(list, |list| list.vec8().map(|name| !name.is_empty())))
-        }
-        // key_share: u16 list, maybe empty, of group and key.
-        51 => whole(data, Bytes::vec16).and_then(|list| {
-            if list.is_empty() {
-                return Ok(true);
-            }
-            elements(list, |list| {
-                list.u16()?;
-                list.vec16().map(|key| !key.is_empty())
-            })
-        }),
-        // extended_master_secret, early_data: empty.
-        23 | 42 => Ok(data.is_empty()),
-        // cookie: u16 bytes.
-        44 => whole(data, Bytes::vec16).map(|cookie| !cookie.is_empty()),
-        _ => Ok(true),
-    };
-    shaped.unwrap_or(false)
-}
-
-/// One vector and nothing behind it.
-fn whole<'a>(
-    data: &'a [u8],
-    read: impl Fn(&mut Bytes<'a>) -> Result<&'a [u8], HelloError>,
-) -> Result<&'a [u8], HelloError> {
     let mut rest = Bytes(data);
-    let inner = read(&mut rest)?;
-    if rest.is_empty() { Ok(inner) } else { Err(HelloError::Structure) }
+    read_shape(kind, &mut rest).is_ok() && rest.is_empty()
 }
 
-/// At least one element, each sound.
-fn elements<'a>(list: &'a [u8], read: impl Fn(&mut Bytes<'a>) -> Result<bool, HelloError>) -> Result<bool, HelloError> {
-    let mut rest = Bytes(list);
-    let mut sound = !rest.is_empty();
-    while !rest.is_empty() {
-        sound &= read(&mut rest)?;
+fn read_shape(kind: u16, rest: &mut Bytes<'_>) -> Result<(), HelloError> {
+    match kind {
+        // status_request: of type OCSP, responders and extensions (RFC 6066 §8).
+        5 if rest.u8()? == 1 => rest.vec16().and_then(|_| rest.vec16()).map(drop),
+        // supported_groups, signature_algorithms, signature_algorithms_cert: u16 list of u16.
+        10 | 13 | 50 => whole(rest.vec16()?, 2),
+        // ec_point_formats, certificate types, psk_key_exchange_modes: u8 list of bytes.
+        11 | 19 | 20 | 45 => whole(rest.vec8()?, 1),
+        // compress_certificate, supported_versions: u8 list of u16.
+        27 | 43 => whole(rest.vec8()?, 2),
+        // application_layer_protocol_negotiation: u16 list of u8 strings.
+        16 => each(rest.vec16()?, |list| full(list.vec8()?)),
+        // pre_shared_key: identities with their ages, binders.
+        PRE_SHARED_KEY => {
+            each(rest.vec16()?, |list| {
+                full(list.vec16()?)?;
+                list.take(4).map(drop)
+            })?;
+            each(rest.vec16()?, |list| full(list.vec8()?))
+        }
+        // cookie: u16 bytes.
+        44 => full(rest.vec16()?),
+        // certificate_authorities: u16 list of u16 names.
+        47 => each(rest.vec16()?, |list| full(list.vec16()?)),
+        // key_share: u16 list, empty to ask for a retry, of group and key.
+        51 => match rest.vec16()? {
+            [] => Ok(()),
+            list => each(list, |list| {
+                list.u16()?;
+                full(list.vec16()?)
+            }),
+        },
+        // ticket_request: two counts.
+        58 => rest.u16().map(drop),
+        // renegotiation_info: u8 bytes, empty in a first hello.
+        0xff01 => rest.vec8().map(drop),
+        // extended_master_secret, early_data: nothing.
+        23 | 42 => Ok(()),
+        _ => {
+            rest.0 = &[];
+            Ok(())
+        }
     }
-    Ok(sound)
+}
+
+/// Not empty.
+fn full(data: &[u8]) -> Result<(), HelloError> {
+    if data.is_empty() { Err(HelloError::Structure) } else { Ok(()) }
+}
+
+/// One or more elements of `size` bytes.
+fn whole(list: &[u8], size: usize) -> Result<(), HelloError> {
+    if list.is_empty() || !list.len().is_multiple_of(size) { Err(HelloError::Structure) } else { Ok(()) }
+}
+
+/// One or more elements, each as `read` has it.
+fn each<'a>(list: &'a [u8], read: impl Fn(&mut Bytes<'a>) -> Result<(), HelloError>) -> Result<(), HelloError> {
+    full(list)?;
+    let mut rest = Bytes(list);
+    while !rest.is_empty() {
+        read(&mut rest)?;
+    }
+    Ok(())
 }
 
 /// What is left to read. Whatever asks for more than there is gets [`HelloError::Structure`].

@@ -1,0 +1,679 @@
+//! The whole way from files to rules, sentence by sentence of the rule language.
+
+use super::*;
+use crate::policy::rule::{Effect, Ports, Reach, Scope};
+use proptest::prelude::*;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+const TODAY: Date = Date::constant(2026, 11, 23);
+
+/// Keeps what it is given, as text: `file:line subject terms`.
+#[derive(Debug, Default)]
+struct Recorder {
+    files: Vec<String>,
+    rules: Vec<(String, String, Terms)>,
+}
+
+impl Sink for &mut Recorder {
+    type File = usize;
+    type Error = String;
+
+    fn file(&mut self, name: &str) -> usize {
+        self.files.push(name.to_owned());
+        self.files.len() - 1
+    }
+
+    fn rule(&mut self, file: usize, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), String> {
+        if matches!(subject, Subject::Name { base: "unwanted.test", .. }) {
+            return Err("the sink takes no such rule".to_owned());
+        }
+        let subject = match subject {
+            Subject::Name { base, scope } => format!("{scope:?} {base}"),
+            Subject::Glob { pattern, scope } => format!("Glob {scope:?} {pattern}"),
+            Subject::Regex(regex) => format!("Regex {regex}"),
+            Subject::SearchRegex(regex) => format!("Search {regex}"),
+            Subject::Net(net) => format!("Net {net}"),
+        };
+        self.rules.push((format!("{}:{line}", self.files[file]), subject, terms.clone()));
+        Ok(())
+    }
+}
+
+fn compiled(name: &str, text: impl AsRef<[u8]>) -> Result<(Recorder, Loaded), Report> {
+    let mut recorder = Recorder::default();
+    let files = Files::from_memory([(name, text.as_ref())]);
+    let (_, loaded) = compile(&files, TODAY, &mut recorder)?;
+    Ok((recorder, loaded))
+}
+
+/// The one rule of a line, without a warning.
+#[track_caller]
+fn rule(line: &str) -> (String, Terms) {
+    let (recorder, loaded) = compiled("a.rules", format!("{line}\n")).unwrap_or_else(|report| panic!("{report}"));
+    assert!(loaded.warnings.is_empty(), "{:?}", loaded.warnings);
+    assert_eq!(recorder.rules.len(), 1, "{line}");
+    let (_, subject, terms) = recorder.rules.into_iter().next().unwrap();
+    (subject, terms)
+}
+
+#[track_caller]
+fn subject(line: &str) -> String {
+    rule(line).0
+}
+
+#[track_caller]
+fn reach(line: &str) -> Reach {
+    rule(line).1.reach
+}
+
+/// The report on one file has exactly one error, at this column, with these words.
+#[track_caller]
+fn refused(line: &str, column: u32, words: &str) {
+    let report = compiled("a.rules", format!("{line}\n")).err().unwrap_or_else(|| panic!("{line} was taken"));
+    let errors: Vec<_> = report.errors().collect();
+    assert_eq!(errors.len(), 1, "{report}");
+    let shown = errors[0].to_string();
+    assert!(shown.contains(words), "{shown}");
+    assert_eq!((errors[0].line, errors[0].column), (1, column), "{shown}");
+    assert!(!errors[0].remedy.is_empty(), "{shown}");
+}
+
+/// The line is taken, with one warning of these words.
+#[track_caller]
+fn warned(name: &str, text: &str, words: &str) {
+    let (_, loaded) = compiled(name, text).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(loaded.warnings.len(), 1, "{text}: {:?}", loaded.warnings);
+    let shown = loaded.warnings[0].to_string();
+    assert!(shown.contains(words), "{shown}");
+}
+
+const fn one(port: u16) -> Ports {
+    Ports { first: port, last: port }
+}
+
+#[test]
+fn a_host_alone_is_that_host_for_the_web() {
+    assert_eq!(rule("ipfs.io"), ("Exact ipfs.io".to_owned(), native::plain_terms(Effect::Allow, Reach::Web)));
+    assert_eq!(subject("  IPFS.io. \t# comment"), "Exact ipfs.io");
+    assert_eq!(subject("ipfs.io/"), "Exact ipfs.io");
+    assert_eq!(subject("ipfs.io#comment"), "Exact ipfs.io");
+}
+
+#[test]
+fn underscores_and_double_hyphens_are_names() {
+    assert_eq!(subject("a_b.good.test"), "Exact a_b.good.test");
+    assert_eq!(subject("r3---x.good.test"), "Exact r3---x.good.test");
+}
+
+#[test]
+fn the_three_wildcards_differ_in_depth() {
+    assert_eq!(subject("*.ipfs.io"), "OneLabel ipfs.io");
+    assert_eq!(subject("**.ipfs.io"), "Below ipfs.io");
+    assert_eq!(subject(".IPFS.io"), "SelfAndBelow ipfs.io");
+}
+
+#[test]
+fn globs_stay_within_labels() {
+    assert_eq!(subject("bor[0-9].golem.network"), "Glob Exact bor[0-9].golem.network");
+    assert_eq!(subject("{a,b}.x.io"), "Glob Exact {a,b}.x.io");
+    assert_eq!(subject("API-*.x.io"), "Glob Exact api-*.x.io");
+    assert_eq!(subject("*.api-?.x.io"), "Glob Exact *.api-?.x.io");
+    assert_eq!(subject("**.api-?.x.io"), "Glob Below api-?.x.io");
+    assert_eq!(subject(".[a-f].x.io:80"), "Glob SelfAndBelow [a-f].x.io");
+    assert_eq!(subject("[0-9].x.io"), "Glob Exact [0-9].x.io");
+    assert_eq!(subject("api-*.bücher.example"), "Glob Exact api-*.xn--bcher-kva.example");
+    warned("a.rules", "*.*.x.io\n", "exactly 2 labels in front; write `**.x.io`");
+}
+
+#[test]
+fn broken_globs_are_explained() {
+    refused("[!a].x.io", 2, "a negated class");
+    refused("x[^a].x.io", 3, "a negated class");
+    refused("{a.b,c}.x.io", 3, "a dot within braces");
+    refused("{a,,c}.x.io", 1, "an empty alternative");
+    refused("{a,{b,c}}.x.io", 4, "braces within braces");
+    refused("{a,b.x.io", 1, "not closed");
+    refused("{a, b}.x.io", 1, "not closed");
+    refused("a].x.io", 2, "without its opening bracket");
+    refused("[a.x.io", 1, "not closed");
+    refused("[].x.io", 1, "an empty class");
+    refused("[z-a].x.io", 1, "no class of characters");
+    refused("a.**.x.io", 3, "`**` within a name");
+    refused("***.x.io", 1, "`**` within a name");
+    refused("a,b.x.io", 2, "a comma outside braces");
+    refused("-*.x.io", 1, "hyphen");
+    refused("!good.test", 1, "`deny` rule");
+    refused("192.168.*", 1, "unrelated owners");
+    refused("192.168.*.1", 1, "192.0.2.0/24");
+}
+
+#[test]
+fn regexes_match_whole_names() {
+    assert_eq!(subject(r"/bor[0-9]+\.golem\.network/"), r"Regex bor[0-9]+\.golem\.network");
+    assert_eq!(subject(r"/Bor\.golem\.network/"), r"Regex (?i)Bor\.golem\.network");
+    assert_eq!(reach(r"/bor\.golem\.network/:8000-8100"), Reach::Ports(Ports { first: 8000, last: 8100 }));
+    assert_eq!(reach(r"https:///bor\.golem\.network/"), Reach::Https(one(443)));
+    assert_eq!(subject(r"/^bor\.golem\.network$/ # anchors do no harm"), r"Regex ^bor\.golem\.network$");
+}
+
+#[test]
+fn broken_regexes_are_explained_with_their_place() {
+    refused("/bor[0-9/", 5, "regex: unclosed character class");
+    refused("/a(b/", 3, "regex: unclosed group");
+    refused("/bor", 1, "the regex is not closed");
+    refused("//", 2, "an empty regex");
+    refused("/a b/", 3, "a blank within the regex");
+    refused("/a # b/", 3, "a blank within the regex");
+    refused("/a#b/", 3, "a comment starts within the regex");
+    refused(r"/bücher\.de/", 3, "not ASCII");
+    refused(&format!("/{}a{}/", "(".repeat(100), ")".repeat(100)), 52, "regex:");
+    refused(r"/a\.good\.test/path", 16, "unexpected text");
+    warned("a.rules", "/https:.*good\\.test/\n", "matches no host name");
+}
+
+#[test]
+fn addresses_are_addresses_in_one_notation() {
+    assert_eq!(subject("203.0.113.7"), "Net 203.0.113.7/32");
+    assert_eq!(subject("203.0.113.0/24"), "Net 203.0.113.0/24");
+    assert_eq!(subject("203.0.113.0/24:8443"), "Net 203.0.113.0/24");
+    assert_eq!(subject("[2001:db8::]/32"), "Net 2001:db8::/32");
+    assert_eq!(subject("[2001:DB8::1]:8443"), "Net 2001:db8::1/128");
+    assert_eq!(subject("https://203.0.113.7/"), "Net 203.0.113.7/32");
+    refused("2001:db8::/32", 1, "write an IPv6 address in brackets");
+    refused("[2001:db8::/32]", 1, "with the length behind the bracket");
+    refused("[fe80::1%eth0]", 1, "zones are not taken");
+    refused("[::ffff:203.0.113.7]", 1, "write `203.0.113.7`");
+    refused("203.0.113.7/24", 13, "write `203.0.113.0/24` for the range, or `203.0.113.7`");
+    refused("203.0.113.0/33", 13, "no prefix length");
+    refused("203.0.113.0/024", 13, "no prefix length");
+    for text in ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "256.1.1.1", "1.2.3", "good.0x7"] {
+        refused(text, 1, "four decimal numbers");
+    }
+}
+
+#[test]
+fn ports_stand_behind_a_colon() {
+    assert_eq!(reach("good.test:8443"), Reach::Ports(one(8443)));
+    assert_eq!(reach("good.test:8000-8100"), Reach::Ports(Ports { first: 8000, last: 8100 }));
+    assert_eq!(reach("good.test:*"), Reach::Ports(Ports::ALL));
+    assert_eq!(reach("*.good.test:8443/"), Reach::Ports(one(8443)));
+    for port in ["0", "65536", "0443", "+443", "", "https", "1-", "-1"] {
+        refused(&format!("good.test:{port}"), if port == "1-" { 13 } else { 11 }, "is no port");
+    }
+    refused("good.test:80,443", 11, "a line of its own");
+    refused("good.test:90-80", 11, "write `80-90`");
+}
+
+#[test]
+fn schemes_give_transport_port_and_protocol() {
+    assert_eq!(reach("https://good.test"), Reach::Https(one(443)));
+    assert_eq!(reach("HTTPS://good.test:8443/"), Reach::Https(one(8443)));
+    assert_eq!(reach("http://good.test"), Reach::Http(one(80)));
+    assert_eq!(reach("wss://good.test"), Reach::Https(one(443)));
+    assert_eq!(reach("ws://good.test:*"), Reach::Http(Ports::ALL));
+    assert_eq!(reach("tcp://good.test:22"), Reach::Tcp(one(22)));
+    assert_eq!(reach("udp://good.test:123"), Reach::Udp(one(123)));
+    assert_eq!(reach("quic://good.test"), Reach::Quic(one(443)));
+    assert_eq!(subject("https://*.good.test"), "OneLabel good.test");
+    refused("tcp://good.test", 16, "write `tcp://good.test:port` with the port");
+    refused("udp://good.test/", 16, "has no port of its own");
+    refused("htps://good.test", 1, "did you mean `https://`?");
+    refused("gopher://good.test", 1, "unknown scheme `gopher`");
+    refused("http:/good.test", 6, "write `http://host`");
+    refused("https:good.test", 7, "write `https://host`");
+    refused("https://", 9, "the host is missing");
+}
+
+#[test]
+fn a_path_is_an_error_that_says_so() {
+    refused("https://good.test/simple/", 18, "a rule has no path; write `https://good.test`");
+    refused("good.test:8443/x", 15, "write `good.test:8443`");
+    refused("203.0.113.7/x", 13, "a rule has no path");
+    refused("user@good.test", 5, "user name");
+    refused("https://user:pw@good.test", 16, "user name");
+}
+
+#[test]
+fn deny_reaches_everything_unless_it_says_what() {
+    assert_eq!(rule("deny good.test").1, native::plain_terms(Effect::Deny, Reach::Everything));
+    assert_eq!(rule("deny  https://good.test").1.reach, Reach::Https(one(443)));
+    assert_eq!(rule("deny good.test:25").1.reach, Reach::Ports(one(25)));
+    assert_eq!(subject("deny 0.0.0.0/0"), "Net 0.0.0.0/0");
+    assert_eq!(subject("deny *.com"), "OneLabel com");
+    assert_eq!(subject(r"deny /.*\.com/"), r"Regex .*\.com");
+    assert_eq!(subject("deny *"), "Regex .*");
+    assert_eq!(subject("deny.good.test"), "Exact deny.good.test");
+    refused("deny", 5, "`deny` of nothing");
+    refused("deny good.test ech=allow", 16, "means nothing on a `deny`");
+    refused("deny good.test to=10.0.0.1", 16, "means nothing on a `deny`");
+    refused("allow good.test", 1, "leave out `allow`");
+}
+
+#[test]
+fn options_stand_in_any_order() {
+    let line = r#"good.test note="why # not" to=10.0.0.5/32,[fd00::]/8,10.0.0.5 ech=allow owner=ops wide=yes until=2027-01-31 # x"#;
+    let files = Files::from_memory([("a.rules", format!("{line}\n"))]);
+    let listed: Vec<Listed> = list(&files, TODAY).unwrap().collect();
+    assert_eq!((listed[0].note.as_deref(), listed[0].owner.as_deref()), (Some("why # not"), Some("ops")));
+    assert_eq!(&*listed[0].source, line.strip_suffix(" # x").unwrap());
+    let canonical = "good.test until=2027-01-31 ech=allow to=10.0.0.5/32,fd00::/8";
+    assert_eq!(listed[0].canonical.as_deref(), Some(canonical));
+    let terms = rule(line).1;
+    assert_eq!(terms.until, Some(Date::constant(2027, 1, 31)));
+    assert!(terms.ech_allowed);
+    assert_eq!(terms.to.unwrap().len(), 2);
+}
+
+#[test]
+fn broken_options_are_explained() {
+    refused("good.test util=2027-01-31", 11, "did you mean `until=`?");
+    refused("good.test colour=red", 11, "unknown option `colour`; known are");
+    refused("good.test until=2027-02-30", 17, "is no date");
+    refused("good.test until=31.01.2027", 17, "write year, month and day");
+    refused("good.test until=2027-1-31", 17, "is no date");
+    refused("good.test until=", 11, "has no value");
+    refused("good.test owner=a owner=b", 19, "stands twice");
+    refused("good.test ech=deny", 15, "the only one is `ech=allow`");
+    refused("good.test wide=no", 16, "the only one is `wide=yes`");
+    refused("good.test to=10.0.0.5/24", 23, "write `10.0.0.0/24`");
+    refused("good.test to=10.0.0.0/8,x.test", 25, "is no address");
+    refused("good.test note=\"open", 16, "the quote is not closed");
+    refused("good.test note=\"x\"owner=y", 19, "a blank is missing");
+    refused("good.test because", 11, "a comment starts with `#`");
+    refused("good.test evil.test", 11, "write one rule a line");
+    refused("good.test\u{a0}evil.test", 10, "use plain spaces");
+    refused("\u{a0}good.test", 1, "use plain spaces");
+}
+
+#[test]
+fn names_that_are_not_ascii_go_through_idna() {
+    assert_eq!(subject("Bücher.example"), "Exact xn--bcher-kva.example");
+    assert_eq!(subject("*.faß.de"), "OneLabel xn--fa-hia.de");
+    refused("①②⑦.0.0.1", 1, "four decimal numbers");
+    refused("a\u{301}\u{200d}.example", 1, "IDNA");
+    warned("a.rules", "ｉｐｆｓ.io\n", "is read as `ipfs.io`");
+    refused("good..test", 1, "a label is empty");
+    refused("go$od.test", 1, "not allowed in a host name");
+    warned("a.rules", "intranet\n", "single label");
+}
+
+#[test]
+fn patterns_over_public_suffixes_need_wide() {
+    for pattern in [
+        "*",
+        "**",
+        "*.com",
+        "**.com",
+        ".github.io",
+        ".amazonaws.com",
+        "**.amazonaws.com",
+        "*.co.uk",
+        "*.s3.amazonaws.com",
+        "*.blob.core.windows.net",
+        "api-*.github.io",
+        "?.com",
+        "a.*.com",
+        "foo.*",
+        "[0-9].network",
+        r"/.*\.com/",
+        r"/.*golem\.network/",
+        r"/.*/",
+        r"/api.github.com/",
+        r"/[a-z0-9]+\.amazonaws\.com/",
+        r"/.+\.io|a\.b\.io/",
+        r"/(a|b[0-9])\.network/",
+        "https://*.workers.dev",
+        "*.test",
+    ] {
+        let report = compiled("a.rules", format!("{pattern}\n")).err().unwrap_or_else(|| panic!("{pattern} was taken"));
+        assert!(report.to_string().contains("lets in names of unrelated owners, such as `"), "{report}");
+        warned("a.rules", &format!("{pattern} wide=yes\n"), "unrelated owners");
+    }
+}
+
+#[test]
+fn the_stranger_shown_for_a_glob_passes_it() {
+    for (glob, scope) in [
+        ("api-*.github.io", Scope::Exact),
+        ("[0-9].network", Scope::Exact),
+        ("a.*.com", Scope::Exact),
+        ("{a,b}-?.workers.dev", Scope::Exact),
+        ("{a,b}-?.dev", Scope::Below),
+    ] {
+        let subject = subject::Owned::Glob { pattern: glob.to_owned(), scope };
+        let wide = guard::breadth(&subject).unwrap_or_else(|| panic!("{glob}"));
+        let regex = regex::Regex::new(&format!("^(?:{})$", glob::regex(glob, scope))).unwrap();
+        assert!(regex.is_match(&wide.example), "{glob}: {}", wide.example);
+    }
+}
+
+#[test]
+fn patterns_within_one_owners_names_are_not_wide() {
+    for pattern in [
+        "*.ipfs.io",
+        ".golem.network",
+        "api-*.x.io",
+        "*.someone.github.io",
+        "github.io",
+        "{a,b}.io",
+        "example.{com,org}",
+        "*.debian.org",
+        "*.airflow.amazonaws.com",
+        r"/bor[0-9]+\.golem\.network/",
+        r"/(.*\.)?golem\.network/",
+        r"/(ipfs|dweb)\.io/",
+        r"/(foo|fob)\.com/",
+        r"/([a-z]+\.)*golem\.network/",
+        r"/a{3}\.x\.io/",
+        r"/.*\.(a|b)\.golem\.network/",
+        r"/(?i)ipfs\.io/",
+        r"/^ipfs\.io$/",
+    ] {
+        subject(pattern);
+    }
+}
+
+#[test]
+fn everything_is_meant_by_a_lone_star_with_wide() {
+    let (recorder, _) = compiled("a.rules", "* wide=yes\n").unwrap();
+    assert_eq!(recorder.rules[0].1, "Regex .*");
+}
+
+#[test]
+fn golems_lists_are_read_unchanged() {
+    let data = |name: &str| fs::read(format!("{}/tests/data/golem/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let (strict, loaded) = compiled("strict.lst", data("strict.lst")).unwrap();
+    assert_eq!((strict.rules.len(), loaded.warnings.len(), loaded.kinds.address), (24, 0, 4));
+    assert_eq!(
+        strict.rules[0],
+        ("strict.lst:1".to_owned(), "Net 3.122.207.83/32".to_owned(), native::plain_terms(Effect::Allow, Reach::Golem))
+    );
+    let (regex, loaded) = compiled("regex.lst", data("regex.lst")).unwrap();
+    assert_eq!((regex.rules.len(), loaded.warnings.len()), (4, 0));
+    assert_eq!(regex.rules[2].1, r"Search .*\.dev\.golem\.network$");
+    let (json, loaded) = compiled("domain_whitelist.json", data("domain_whitelist.json")).unwrap();
+    assert!(loaded.warnings.is_empty());
+    let subjects = |recorder: &Recorder| recorder.rules.iter().map(|rule| rule.1.clone()).collect::<Vec<_>>();
+    assert_eq!(subjects(&json), [subjects(&strict), subjects(&regex)].concat());
+    assert_eq!(json.rules[1].0, "domain_whitelist.json:7");
+}
+
+#[test]
+fn golems_match_defaults_to_strict_and_names_are_folded() {
+    let (recorder, _) = compiled(
+        "x.json",
+        r#"{"patterns":[{"domain":"IPFS.io"},{"domain":"[2001:db8::1]","match":"strict"}],"extra":1}"#,
+    )
+    .unwrap();
+    assert_eq!(recorder.rules[0].1, "Exact ipfs.io");
+    assert_eq!(recorder.rules[1].1, "Net 2001:db8::1/128");
+}
+
+#[test]
+fn what_would_allow_everything_in_yagna_is_an_error() {
+    for line in ["", "   ", "# comment", "  # comment", "()", "(?:)"] {
+        let text = format!("^a\\.test$\n{line}\n^b\\.test$\n");
+        let result = compiled("regex.lst", &text);
+        if line == "()" {
+            continue;
+        }
+        let report = result.err().unwrap_or_else(|| panic!("{line:?} was taken"));
+        assert_eq!(report.errors().map(|error| error.line).collect::<Vec<_>>(), [2], "{report}");
+    }
+    for json in
+        [r#"{"patterns":[{"domain":"","match":"regex"}]}"#, r##"{"patterns":[{"domain":"# x","match":"regex"}]}"##]
+    {
+        assert!(compiled("a.json", json).is_err(), "{json}");
+    }
+}
+
+#[test]
+fn unanchored_regexes_of_golems_are_shown_a_hostile_name() {
+    for (regex, hostile) in [
+        (r"mainnet\.infura\.io", ".example"),
+        (r"golem\.network$", "evilgolem.network"),
+        (r"^ipfs\.io", "ipfs.io.evil.example"),
+        (r"^api.github.com$", "api"),
+        (r".*", "."),
+        (r"a|b$", "."),
+        (r"^.*\.github\.io$", ".github.io"),
+    ] {
+        let (_, loaded) = compiled("regex.lst", format!("{regex}\n")).unwrap();
+        let shown = loaded.warnings.iter().map(ToString::to_string).collect::<Vec<_>>().concat();
+        assert!(shown.contains("such as `") && shown.contains(hostile), "{regex}: {shown}");
+        let name = shown.split("such as `").nth(1).unwrap().split('`').next().unwrap();
+        let yagna = regex::RegexBuilder::new(regex).case_insensitive(true).ignore_whitespace(true).build().unwrap();
+        assert!(yagna.is_match(name) && crate::name::HostName::parse(name).is_ok(), "{regex}: {name}");
+    }
+}
+
+#[test]
+fn broken_files_of_golems_are_explained() {
+    for (name, text, words) in [
+        ("strict.lst", "ipfs.io\n*.ipfs.io\n", "strict.lst:2:1: `*.ipfs.io` is neither a host nor an address"),
+        ("strict.lst", "# x\n", "strict.lst:1:1"),
+        ("strict.lst", "ipfs.io:443\n", "ports have no place here"),
+        ("regex.lst", "a(b\n", "regex.lst:1:2: regex: unclosed group"),
+        ("a.json", "{\"patterns\":[\n  {\"domain\":7}]}", "a.json:2:3: no entry of a whitelist"),
+        ("a.json", "{\"patterns\":[\n  {\"domain\":\"a.test\",\"match\":\"glob\"}]}", "a.json:2:3: no entry"),
+        ("a.json", "{\"patterns\":[{\"domain\":\"a b\"}]}", "a.json:1:14: `a b` is neither"),
+        ("a.json", "{\"patterns\":[{\"domain\":\"a.te", "not valid JSON"),
+        ("a.json", "", "not valid JSON"),
+        ("a.json", "{\"patterns\":[],\"patterns\":[]}", "duplicate field"),
+        ("a.json", "{}", "missing field"),
+    ] {
+        let report = compiled(name, text).err().unwrap_or_else(|| panic!("{text} was taken")).to_string();
+        assert!(report.contains(words), "{report}");
+    }
+}
+
+#[test]
+fn the_text_of_a_file_is_checked_first() {
+    for (text, words) in [
+        (&b"a.test\nb.te"[..], "a.rules:2:5: the last line has no newline"),
+        (b"a.test\nb\x00.test\n", "a.rules:2:2: control or invisible character U+0000"),
+        (b"# \x1b[0m\n", "a.rules:1:3: control"),
+        (b"a.test\rb.test\n", "a.rules:1:7: control"),
+        ("# \u{202e}x\n".as_bytes(), "a.rules:1:3: control or invisible character U+202E"),
+        ("a.test\n\u{feff}b.test\n".as_bytes(), "a.rules:2:1: control or invisible character U+FEFF"),
+        (b"a.test\nb\xff.test\n", "a.rules:2:2: not UTF-8"),
+    ] {
+        let report = compiled("a.rules", text).unwrap_err().to_string();
+        assert!(report.contains(words), "{report}");
+    }
+    let (recorder, _) = compiled("a.rules", "\u{feff}a.test\r\n\r\n\tb.test\towner=x\r\n# ü\r\n").unwrap();
+    assert_eq!(recorder.rules.iter().map(|rule| rule.0.as_str()).collect::<Vec<_>>(), ["a.rules:1", "a.rules:3"]);
+    refused(&"a".repeat(5000), 4097, "longer than 4096 bytes");
+    assert_eq!(compiled("a.rules", "").unwrap().1.kinds.total(), 0);
+}
+
+#[test]
+fn a_cut_file_never_widens_the_list() {
+    let whole = "other.test.example\n";
+    for cut in 1..whole.len() {
+        assert!(compiled("a.rules", &whole[..cut]).is_err(), "{cut}");
+        assert!(compiled("strict.lst", &whole[..cut]).is_err(), "{cut}");
+    }
+    let json = r#"{"patterns":[{"domain":"other.test.example","match":"strict"}]}"#;
+    for cut in 0..json.len() {
+        assert!(compiled("a.json", &json[..cut]).is_err(), "{cut}");
+    }
+}
+
+#[test]
+fn all_problems_of_all_files_are_reported_at_once() {
+    let files = Files::from_memory([
+        ("a.rules", "*.com\ngood.test\nx y\nunwanted.test\n"),
+        ("b.lst", "bad entry\n"),
+        ("c.json", "["),
+        ("d.rules", "half"),
+    ]);
+    let mut recorder = Recorder::default();
+    let report = compile(&files, TODAY, &mut recorder).map(|_| ()).unwrap_err();
+    let places: Vec<String> = report.errors().map(|e| format!("{}:{}:{}", e.file, e.line, e.column)).collect();
+    assert_eq!(places, ["a.rules:1:1", "a.rules:3:3", "a.rules:4:1", "b.lst:1:1", "c.json:1:1", "d.rules:1:5"]);
+    assert!(report.to_string().contains("a.rules:4:1: the sink takes no such rule"));
+}
+
+#[test]
+fn an_expired_rule_is_taken_and_warned_of() {
+    warned("a.rules", "good.test until=2026-11-22\n", "expired on 2026-11-22");
+    assert_eq!(rule("good.test until=2026-11-23").1.until, Some(TODAY));
+}
+
+#[test]
+fn files_of_a_dir_are_read_in_name_order_and_others_skipped_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["b.rules", "a.lst", "c.json", "README.md", ".hidden.rules", "b.rules~", "#x.rules#", "regex.lst"] {
+        let text = if name == "c.json" { "{\"patterns\":[]}" } else { "a\\.test\n" };
+        let text = if matches!(name, "b.rules" | "a.lst") { "a.test\n" } else { text };
+        fs::write(dir.path().join(name), text).unwrap();
+    }
+    fs::create_dir(dir.path().join("sub")).unwrap();
+    fs::create_dir(dir.path().join("..2026")).unwrap();
+    let mut recorder = Recorder::default();
+    let (_, loaded) = load(dir.path(), TODAY, &mut recorder).unwrap();
+    assert_eq!(recorder.files, ["a.lst", "b.rules", "c.json", "regex.lst"]);
+    assert_eq!(loaded.files, 4);
+    let skipped: Vec<&str> = loaded.warnings.iter().map(|w| &*w.file).filter(|file| *file != "regex.lst").collect();
+    assert_eq!(skipped, ["#x.rules#", ".hidden.rules", "README.md", "b.rules~", "sub"]);
+}
+
+#[test]
+fn what_cannot_be_trusted_or_read_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.rules");
+    let report = || load(dir.path(), TODAY, &mut Recorder::default()).map(|_| ()).unwrap_err().to_string();
+    fs::write(&path, "a.test\n").unwrap();
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o646)).unwrap();
+    assert!(report().contains("a.rules:1:1: is writable by others"), "{}", report());
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
+    load(dir.path(), TODAY, &mut Recorder::default()).unwrap();
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
+    assert!(report().contains("not a regular file"));
+    fs::remove_dir(&path).unwrap();
+    rustix::fs::mknodat(rustix::fs::CWD, &path, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+    assert!(report().contains("not a regular file"));
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", &path).unwrap();
+    assert!(report().contains("not a regular file"));
+    fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("nowhere", &path).unwrap();
+    assert!(report().contains("cannot be read"));
+    fs::remove_file(&path).unwrap();
+    fs::File::create(&path).unwrap().set_len(read::MAX_FILE + 1).unwrap();
+    assert!(report().contains("is too big"));
+    fs::remove_file(&path).unwrap();
+    fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(report().contains("writable by others"));
+    let missing = load(&dir.path().join("missing"), TODAY, &mut Recorder::default()).map(|_| ()).unwrap_err();
+    assert!(missing.to_string().contains("cannot be read"), "{missing}");
+}
+
+#[test]
+fn a_file_that_is_no_whitelist_is_not_told_of_at_length() {
+    let secret = format!("root:$6${}:19000:0\n", "s".repeat(400));
+    let report = compiled("a.rules", secret).unwrap_err().to_string();
+    assert!(report.chars().count() < 400, "{report}");
+    let report =
+        compiled("a.json", format!("{{\"patterns\":[{{\"domain\":\"x\",\"match\":\"{}\"}}]}}", "s".repeat(400)))
+            .unwrap_err();
+    assert!(report.to_string().chars().count() < 400, "{report}");
+}
+
+#[test]
+fn the_fingerprint_tells_sets_apart() {
+    let print = |files: &[(&str, &str)]| Files::from_memory(files.iter().copied()).fingerprint();
+    let first = print(&[("a.rules", "a.test\n"), ("b.rules", "")]);
+    assert_eq!(first, print(&[("b.rules", ""), ("a.rules", "a.test\n")]));
+    assert_ne!(first, print(&[("a.rules", "a.test\n")]));
+    assert_ne!(first, print(&[("a.rules", "b.test\n"), ("b.rules", "")]));
+    assert_ne!(first, print(&[("a.rulesa.test\n.rules", ""), ("b.rules", "")]));
+}
+
+#[test]
+fn the_shipped_lists_load_without_a_word() {
+    let mut recorder = Recorder::default();
+    let (_, loaded) = compile(&Files::shipped(), TODAY, &mut recorder).unwrap_or_else(|report| panic!("{report}"));
+    assert_eq!(loaded.warnings, Vec::new());
+    assert!(loaded.kinds.total() > 30);
+    assert_eq!(recorder.files.len(), shipped::SHIPPED.len());
+    let folder = format!("{}/whitelist", env!("CARGO_MANIFEST_DIR"));
+    let mut files: Vec<_> = fs::read_dir(folder).unwrap().map(|file| file.unwrap().file_name()).collect();
+    files.sort();
+    assert_eq!(files, shipped::SHIPPED.iter().map(|(name, _)| std::ffi::OsString::from(name)).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_canonical_form_reads_back_as_the_same_rule() {
+    for line in [
+        "ipfs.io",
+        "*.ipfs.io:8443",
+        "**.ipfs.io:*",
+        ".ipfs.io",
+        "api-*.x.io:1-2",
+        r"/a\.x\.io/",
+        "203.0.113.0/24",
+        "203.0.113.7",
+        "[2001:db8::]/32",
+        "[2001:db8::1]:22",
+        "http://a.test",
+        "https://a.test:8443",
+        "tcp://a.test:22",
+        "udp://a.test:*",
+        "quic://a.test",
+        "deny a.test",
+        "deny tcp://a.test:22",
+        "a.test to=10.0.0.1/32,fd00::/8 ech=allow until=2027-01-01",
+    ] {
+        let files = Files::from_memory([("a.rules", format!("{line}\n"))]);
+        let listed: Vec<Listed> = list(&files, TODAY).unwrap().collect();
+        let canonical = listed[0].canonical.as_deref().unwrap_or(&listed[0].source);
+        assert_eq!(rule(canonical), rule(line), "{canonical}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_line_makes_the_parser_panic(line in "\\PC{0,60}") {
+        let _ = compiled("a.rules", format!("{line}\n"));
+        let _ = compiled("regex.lst", format!("{line}\n"));
+        let _ = compiled("strict.lst", format!("{line}\n"));
+        let _ = compiled("a.json", &line);
+    }
+
+    #[test]
+    fn no_rule_like_line_makes_the_parser_panic(line in r#"(deny )?(https?|tcp|quic|x)?(://|:/)?[*.a0/\[\]{},:?!\\()|+^$ ü-]{0,24}( (to|until|note|ech|wide|x)=["0-9a-z./,:-]{0,12}){0,2}"#) {
+        let _ = compiled("a.rules", format!("{line}\n"));
+        let _ = compiled("regex.lst", format!("{line}\n"));
+    }
+
+    #[test]
+    fn no_bytes_make_the_parser_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        for name in ["a.rules", "regex.lst", "a.lst", "a.json"] {
+            let _ = compiled(name, &bytes);
+        }
+    }
+
+    #[test]
+    fn no_beginning_of_a_list_is_taken_unless_it_ends_with_a_line(hosts in proptest::collection::vec("[a-z]{1,8}(\\.[a-z]{2,8}){1,3}", 1..6), cut in any::<prop::sample::Index>()) {
+        let text = hosts.iter().map(|host| format!("{host}\n")).collect::<String>();
+        let beginning = &text[..cut.index(text.len())];
+        let taken = compiled("a.rules", beginning).is_ok();
+        prop_assert_eq!(taken, beginning.is_empty() || beginning.ends_with('\n'));
+    }
+
+    #[test]
+    fn what_is_not_wide_stays_with_one_owner(regex in r"(\^)?(a|b\*|\[ab\]|\.|\.\*|\\\.|x\?|\(a\|c\\\.\)){0,5}(\\\.|\.)?(golem|ab)(\\\.|\.)(io|com)(\$)?") {
+        // Whatever such a regex matches, it must not match a name of the attacker's making.
+        let Ok(pattern) = pattern::analyse(&regex, pattern::Matching::Search) else { return Ok(()) };
+        if pattern.wide.is_none() && !pattern.matches_nothing {
+            let yagna = regex::RegexBuilder::new(&regex).case_insensitive(true).ignore_whitespace(true).build().unwrap();
+            for name in ["evilgolem.io", "evilab.com", "golemxio.com", "golem.io.evil.org", "xab.io", "aab.com", "a.golem.io.evil.org", "ab-com.io", "golemaio"] {
+                prop_assert!(!yagna.is_match(name) || regex.starts_with('^') && !regex.contains('*'), "{} matches {}", regex, name);
+            }
+        }
+    }
+}

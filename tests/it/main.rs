@@ -1,0 +1,15 @@
+//! Outgate from outside: the built binary in a world of network namespaces, judged by what guests,
+//! origins and the DNS server see. [`world`] has the machinery; [`proof`] shows that it works without
+//! outgate. Needs root; says so and skips without.
+
+#![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
+
+mod addresses;
+mod http;
+mod names;
+mod proof;
+mod socks;
+mod tidy;
+mod tls;
+mod tunnel;
+mod world;

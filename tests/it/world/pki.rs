@@ -1,0 +1,85 @@
+//! One certificate authority a test process, and both ends of TLS that use it.
+
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::{ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use std::collections::HashMap;
+use std::sync::{Arc, LazyLock, Mutex};
+
+static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
+
+struct Authority {
+    certificate: CertificateDer<'static>,
+    issuer: Issuer<'static, KeyPair>,
+    leaves: Mutex<HashMap<String, Arc<CertifiedKey>>>,
+}
+
+impl Authority {
+    fn new() -> Authority {
+        let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.self_signed(&key).unwrap().der().clone();
+        Authority { certificate, issuer: Issuer::new(params, key), leaves: Mutex::default() }
+    }
+
+    fn leaf(&self, name: &str) -> Arc<CertifiedKey> {
+        let make = || {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            let leaf = params.signed_by(&key, &self.issuer).unwrap();
+            let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+            let key = ring::sign::any_supported_type(&key).unwrap();
+            Arc::new(CertifiedKey::new(vec![leaf.der().clone()], key))
+        };
+        Arc::clone(self.leaves.lock().unwrap().entry(name.to_owned()).or_insert_with(make))
+    }
+}
+
+/// Makes a certificate for whatever name the hello asks for.
+#[derive(Debug)]
+struct AnyName;
+
+impl ResolvesServerCert for AnyName {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        Some(AUTHORITY.leaf(hello.server_name().unwrap_or("nameless.test")))
+    }
+}
+
+/// An origin's TLS.
+pub fn server() -> Arc<ServerConfig> {
+    static CONFIG: LazyLock<Arc<ServerConfig>> = LazyLock::new(|| {
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_cert_resolver(Arc::new(AnyName));
+        Arc::new(config)
+    });
+    Arc::clone(&CONFIG)
+}
+
+/// A client's TLS, trusting the test authority alone.
+pub fn client() -> Arc<ClientConfig> {
+    Arc::new(client_config())
+}
+
+/// As [`client`], but the hello carries no server name.
+pub fn client_without_sni() -> Arc<ClientConfig> {
+    let mut config = client_config();
+    config.enable_sni = false;
+    Arc::new(config)
+}
+
+fn client_config() -> ClientConfig {
+    let mut roots = RootCertStore::empty();
+    roots.add(AUTHORITY.certificate.clone()).unwrap();
+    ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth()
+}
