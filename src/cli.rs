@@ -129,7 +129,7 @@ const AFTER_HELP: &str = "\
 Examples:
   outgate run                               listen on 127.0.0.1:3128, with the list that is built in
   outgate check                             is the configuration sound, and are the lists?
-  outgate explain https://ipfs.io/ipfs/x    would this pass? if not, why not, and what would allow it?
+  outgate explain https://ipfs.io/ipfs/x    would this pass? if not, what would let it?
   outgate whitelist add ipfs.io             allow it
 
 Exit codes:

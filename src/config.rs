@@ -144,7 +144,7 @@ impl Settings {
     /// default. For those who only look: `check`, and commands that ask a running daemon.
     ///
     /// # Errors
-    /// [`ConfigError::Unreadable`].
+    /// [`ConfigError::Unreadable`], and [`ConfigError::Invalid`] where the file is not even TOML.
     pub fn load_leniently(path: Option<&Path>) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let surroundings = Surroundings::of_this_process();
         let system = Path::new(CONFIG_FILE);
@@ -152,7 +152,7 @@ impl Settings {
             return Ok((Settings::without_file(&surroundings, Path::new(WHITELIST_DIR)), Vec::new()));
         };
         let (text, writable) = read_file(path)?;
-        Ok(Settings::parse(&text, path, writable, &surroundings))
+        Settings::parse(&text, path, writable, &surroundings)
     }
 
     /// What differs in `new` but takes a restart to come into force, as `section.key`. Everything
@@ -216,7 +216,12 @@ impl Settings {
         folder(&self.state_dir, 0o700, "choose another [state].dir")
     }
 
-    fn parse(text: &str, path: &Path, writable: bool, surroundings: &Surroundings) -> (Settings, Vec<Diagnostic>) {
+    fn parse(
+        text: &str,
+        path: &Path,
+        writable: bool,
+        surroundings: &Surroundings,
+    ) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let mut problems = Problems::new(path, text);
         if writable {
             problems.warn_whole("everybody on this machine may write to this file; run `chmod o-w` on it");
@@ -227,7 +232,10 @@ impl Settings {
         let mut settings = checked::check(&raw, defaults, folder, &mut problems);
         settings.path = Some(path.to_owned());
         unavailable::refuse(&raw, &mut problems);
-        (settings, problems.into_sorted())
+        if problems.is_broken() {
+            return Err(ConfigError::Invalid(problems.into_sorted()));
+        }
+        Ok((settings, problems.into_sorted()))
     }
 
     fn without_file(surroundings: &Surroundings, whitelist_dir: &Path) -> Settings {

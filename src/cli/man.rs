@@ -81,7 +81,10 @@ pub(super) fn man(mut command: Command, out: &mut dyn Write) -> Outcome {
     for inner in command.get_subcommands() {
         render_command(inner, "outgate", out)?;
     }
-    page.render_extra_section(out)?;
+    let after = after_help(&command);
+    let (examples, exits) = after.split_once("\n\nExit codes:\n").unwrap_or((&after, ""));
+    writeln!(out, ".SH EXAMPLES\n{}", verbatim(examples.trim_start_matches("Examples:\n")))?;
+    writeln!(out, ".SH EXIT STATUS\n{}", verbatim(exits))?;
     out.write_all(TAIL.as_bytes())?;
     Ok(Exit::Good)
 }
@@ -98,7 +101,6 @@ fn render_command(command: &Command, parent: &str, out: &mut dyn Write) -> io::R
     page.render_synopsis_section(&mut text)?;
     page.render_description_section(&mut text)?;
     page.render_options_section(&mut text)?;
-    page.render_extra_section(&mut text)?;
     // Each section comes with a heading of the page's own level, which would tear the page apart.
     for line in String::from_utf8_lossy(&text).lines() {
         if !line.starts_with(".SH ") {
@@ -107,7 +109,20 @@ fn render_command(command: &Command, parent: &str, out: &mut dyn Write) -> io::R
             writeln!(out, ".PP")?;
         }
     }
-    Ok(())
+    writeln!(out, ".PP\n{}", verbatim(&after_help(command)))
+}
+
+fn after_help(command: &Command) -> String {
+    command.get_after_help().map(ToString::to_string).unwrap_or_default()
+}
+
+/// Text as it stands, lines neither filled nor hyphenated, with what roff would read escaped.
+fn verbatim(text: &str) -> String {
+    let lines = text.lines().map(|line| {
+        let escaped = line.replace('\\', "\\e").replace('-', "\\-");
+        if escaped.starts_with(['.', '\'']) { format!("\\&{escaped}") } else { escaped }
+    });
+    format!(".nf\n{}\n.fi", lines.collect::<Vec<_>>().join("\n"))
 }
 
 #[cfg(test)]
@@ -128,7 +143,9 @@ mod tests {
         for command in ["run", "check", "explain", "whitelist add", "whitelist reload", "status", "flows", "man"] {
             assert!(page.contains(&format!(".SS outgate {command}\n")), "{command}: {page}");
         }
-        for section in ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "FILES", "ENVIRONMENT"] {
+        for section in
+            ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "EXAMPLES", "EXIT STATUS", "FILES", "ENVIRONMENT"]
+        {
             assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}");
         }
     }

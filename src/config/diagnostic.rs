@@ -61,19 +61,42 @@ pub(super) struct Problems<'a> {
     file: &'a Path,
     text: &'a str,
     found: Vec<(usize, Diagnostic)>,
+    /// Where the text stops being TOML, if it does.
+    broken_at: Option<usize>,
 }
 
 impl<'a> Problems<'a> {
     pub(super) fn new(file: &'a Path, text: &'a str) -> Problems<'a> {
-        Problems { file, text, found: Vec::new() }
+        Problems { file, text, found: Vec::new(), broken_at: None }
     }
 
     pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
-        self.push(Severity::Error, span.start, message.into());
+        self.note(Severity::Error, span.start, message.into());
     }
 
     pub(super) fn warn(&mut self, span: Range<usize>, message: impl Into<String>) {
-        self.push(Severity::Warning, span.start, message.into());
+        self.note(Severity::Warning, span.start, message.into());
+    }
+
+    /// Takes what a parser says that recovers from errors. Most of what it finds on the heels of an
+    /// error is not there, and neither is what readers find behind it.
+    pub(super) fn syntax<'m>(&mut self, errors: impl Iterator<Item = (Range<usize>, &'m str)>) {
+        let mut last_line = None;
+        let mut errors: Vec<_> = errors.collect();
+        errors.sort_by_key(|(span, _)| span.start);
+        for (span, message) in errors {
+            let line = self.line_of(span.start);
+            if last_line.is_none_or(|last| line > last + 1) {
+                self.push(Severity::Error, span.start, format!("not TOML: {message}"));
+            }
+            last_line = Some(line);
+            self.broken_at.get_or_insert(span.start);
+        }
+    }
+
+    /// Is the text no TOML, so that what was read of it is not what was meant?
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken_at.is_some()
     }
 
     /// A warning about the file as a whole.
@@ -90,6 +113,13 @@ impl<'a> Problems<'a> {
     pub(super) fn into_sorted(mut self) -> Vec<Diagnostic> {
         self.found.sort_by_key(|(offset, _)| *offset);
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
+    }
+
+    fn note(&mut self, severity: Severity, offset: usize, message: String) {
+        let broken = self.broken_at.is_some_and(|at| self.line_of(offset) >= self.line_of(at));
+        if !broken {
+            self.push(severity, offset, message);
+        }
     }
 
     fn push(&mut self, severity: Severity, offset: usize, message: String) {

@@ -133,9 +133,7 @@ pub(super) struct RawGolem {
 /// Reads a file. What cannot be read is reported and left out.
 pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Raw {
     let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        problems.error(error.span().unwrap_or_default(), error.message());
-    }
+    problems.syntax(errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())));
     let mut raw = Raw::default();
     let mut top = Section::new("", document.get_ref());
     raw.mode = top.take("mode", problems);

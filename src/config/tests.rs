@@ -16,7 +16,8 @@ fn written_out() -> String {
 
 fn parse(text: &str) -> (Settings, Vec<String>) {
     let surroundings = Surroundings { uid: 1000, ..Surroundings::default() };
-    let (settings, problems) = Settings::parse(text, Path::new(CONFIG_FILE), false, &surroundings);
+    let parsed = Settings::parse(text, Path::new(CONFIG_FILE), false, &surroundings);
+    let (settings, problems) = parsed.unwrap_or_else(|error| (Settings::default(), error.into_diagnostics()));
     let problems = problems.iter().map(|p| p.to_string().replace("/etc/outgate/outgate.toml", "f")).collect();
     (settings, problems)
 }
@@ -224,14 +225,25 @@ fn a_value_of_the_wrong_type_says_the_right_one() {
 }
 
 #[test]
-fn a_file_that_is_no_toml_says_where() {
-    for text in ["mode = \"none", "mode = none\n", "mode 1", "[listen\nproxy = []", "mode = \"none\"\nmode = \"all\""] {
-        let problems = problems(text);
-        assert!(
-            problems.iter().any(|problem| problem.starts_with("f:1:") || problem.starts_with("f:2:")),
-            "{problems:?}"
-        );
+fn a_file_that_is_no_toml_says_where_and_not_what_follows_from_it() {
+    for (text, lines) in [
+        ("mode = \"none", vec!["f:1:13: not TOML: "]),
+        ("mode = none\nech = \"x\"", vec!["f:1:8: not TOML: "]),
+        ("mode = \"none\"\nmode = \"all\"", vec!["f:2:1: not TOML: duplicate key"]),
+        (
+            "ech = 1\n\n[listen]\nproxy = [\"x\"\n[log]\nfoo = 1\n",
+            vec!["f:1:7: `ech` is text", "f:4:10: \"x\" is", "f:5:1: not TOML: "],
+        ),
+        ("ech = a\n\n\nmode = b", vec!["f:1:7: not TOML: ", "f:4:8: not TOML: "]),
+    ] {
+        let found = problems(text);
+        assert_eq!(found.len(), lines.len(), "{found:#?}");
+        for (problem, start) in found.iter().zip(lines) {
+            assert!(problem.starts_with(start), "{problem} for {text:?}");
+        }
     }
+    let surroundings = Surroundings::default();
+    assert!(Settings::parse("mode = ", Path::new("f"), false, &surroundings).is_err());
 }
 
 #[test]
