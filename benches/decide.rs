@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 const GLOBS: u32 = 5_000;
 const CIDRS: u32 = 100_000;
+const REGEXES: u32 = 1_000;
 const HOSTS: u32 = 50_000;
 
 /// How the globs are made.
@@ -52,7 +53,7 @@ fn allow() -> Terms {
     Terms { effect: Effect::Allow, reach: Reach::Web, ech_allowed: false, to: None, until: None }
 }
 
-fn build(names: u32, globs: Option<Globs>, cidrs: u32) -> Rules {
+fn build(names: u32, globs: Option<Globs>, cidrs: u32, regexes: u32) -> Rules {
     let mut builder = Builder::new(date(2026, 11, 23));
     let file = builder.file("bench.rules");
     let terms = allow();
@@ -65,6 +66,10 @@ fn build(names: u32, globs: Option<Globs>, cidrs: u32) -> Rules {
         let pattern = glob(globs.unwrap_or(Globs::Prefix), index);
         let subject = Subject::Glob { pattern: &pattern, scope: Scope::Exact };
         builder.rule(file, names + index + 1, &subject, &terms).expect("a glob");
+    }
+    for index in 0..regexes {
+        let pattern = format!(r"node{index}-[0-9]+\.x{}\.example", index % 50);
+        builder.rule(file, names + index + 1, &Subject::Regex(&pattern), &terms).expect("a regex");
     }
     for index in 0..cidrs {
         let [_, a, b, c] = index.wrapping_mul(40_503).to_be_bytes();
@@ -137,26 +142,29 @@ fn decide(criterion: &mut Criterion) {
         let exact = claims(|index| base(pick(index) / 3 * 3 + 1));
         let deep = claims(|index| format!("a.b.c.{}", base(pick(index) / 3 * 3)));
         let miss = claims(|index| format!("cdn.www.{}", base(index + 2_000_000)));
-        let prefix = measured(&format!("{size} names, globs by prefix"), || build(names, Some(Globs::Prefix), 0));
+        let prefix = measured(&format!("{size} names, globs by prefix"), || build(names, Some(Globs::Prefix), 0, 0));
         time("exact hit", size, &prefix, true, &exact);
         time("suffix hit, three labels below", size, &prefix, true, &deep);
         time("miss", size, &prefix, false, &miss);
         time("glob hit, one tail", size, &prefix, true, &claims(|index| format!("api-{}-eu.x.example", index % GLOBS)));
         time("glob miss, one tail", size, &prefix, false, &claims(|index| format!("app-{index}-eu.x.example")));
         drop(prefix);
-        let middle = measured(&format!("{size} names, globs by middle"), || build(names, Some(Globs::Middle), 0));
+        let middle = measured(&format!("{size} names, globs by middle"), || build(names, Some(Globs::Middle), 0, 0));
         time("glob hit, middle", size, &middle, true, &claims(|index| format!("web-{}-eu.x.example", index % GLOBS)));
         time("glob miss, middle", size, &middle, false, &claims(|index| format!("web-{index}a-eu.x.example")));
         drop(middle);
-        let tails = measured(&format!("{size} names, globs by tail"), || build(names, Some(Globs::Tails), 0));
+        let tails = measured(&format!("{size} names, globs by tail"), || build(names, Some(Globs::Tails), 0, 0));
         time("glob hit, many tails", size, &tails, true, &claims(|index| format!("api-eu.x{}.example", index % GLOBS)));
     }
-    let nets = measured("networks", || build(0, None, CIDRS));
+    let regexes = measured("regexes", || build(0, None, 0, REGEXES));
+    time("regex hit", "1000", &regexes, true, &claims(|i| format!("node{}-{i}.x{}.example", i % REGEXES, i % 50)));
+    time("regex miss", "1000", &regexes, false, &claims(|i| format!("cdn.www.{}", base(i))));
+    let nets = measured("networks", || build(0, None, CIDRS, 0));
     time("address miss", "100000", &nets, false, &claims(|index| format!("9.{}.{}.1", index % 250, index / 250)));
 }
 
 fn near_miss(criterion: &mut Criterion) {
-    let policy = policy(build(1_000_000, Some(Globs::Prefix), 0));
+    let policy = policy(build(1_000_000, Some(Globs::Prefix), 0, 0));
     let far = claims(|index| format!("cdn.www.{}", base(index + 2_000_000)));
     let mut next = 0;
     criterion.bench_function("near_miss/nothing near/1000000", |bencher| {

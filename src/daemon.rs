@@ -10,14 +10,14 @@ mod reload;
 use crate::accept::listen::{self, ListenError};
 use crate::accept::{self, Gate};
 use crate::account::{Account, AccountError};
+use crate::admin::{self, Admin};
 use crate::config::{ConfigError, Settings};
+use crate::control::{self, Control, ControlError};
 use crate::flow::{self, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, Asked, Signals};
-use crate::admin::{self, Admin};
-use crate::control::{self, Control, ControlError};
 use arc_swap::ArcSwap;
 use reload::{Lists, Reloader};
 use std::io;
@@ -89,7 +89,11 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     count_panics(&account);
     advise(&account, &live);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let resolver = Resolver::start(&settings.resolver, floor(&settings, &proxies, doors.admin.as_ref()), runtime.handle().clone())?;
+    let resolver = Resolver::start(
+        &settings.resolver,
+        floor(&settings, &proxies, doors.admin.as_ref()),
+        runtime.handle().clone(),
+    )?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         live,
@@ -151,14 +155,9 @@ async fn govern(house: &Arc<House>, settings: Settings, lists: Lists, doors: Doo
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
-    loop {
-        match signals.next().await {
-            Asked::Reload => {
-                house.account.reopen();
-                reloader.request();
-            }
-            Asked::Stop => break,
-        }
+    while signals.next().await == Asked::Reload {
+        house.account.reopen();
+        reloader.request();
     }
     system::notify(&[sd_notify::NotifyState::Stopping]);
     drain(house, &mut signals).await;
@@ -219,8 +218,11 @@ fn spawn_workers<'a>(
 ) -> io::Result<Vec<JoinHandle<()>>> {
     (0..count)
         .map(|index| {
-            let mine: Vec<TcpListener> =
-                listeners.clone().filter_map(|all| all.get(index)).map(TcpListener::try_clone).collect::<io::Result<_>>()?;
+            let mine: Vec<TcpListener> = listeners
+                .clone()
+                .filter_map(|all| all.get(index))
+                .map(TcpListener::try_clone)
+                .collect::<io::Result<_>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (house, end) = (Arc::clone(house), end.clone());
             std::thread::Builder::new()

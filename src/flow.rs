@@ -20,7 +20,7 @@ use crate::dial::{self, DialSettings, Upstream};
 use crate::identify::Claim;
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
-use crate::relay::{self, End, Tunnel, close};
+use crate::relay::{self, End, Tunnel, Watch, close};
 use crate::resolve::Resolver;
 use arc_swap::ArcSwap;
 use std::net::SocketAddr;
@@ -135,7 +135,7 @@ async fn relay(relaying: Relaying) {
         Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
         _ => flow.poll_revoked(cx).map(drop),
     };
-    match tunnel.run(&meter, idle, stopped, || record.still_open()).await {
+    match tunnel.run(Watch { meter: &meter, idle, stopped, long: || record.still_open() }).await {
         End::Closed => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),

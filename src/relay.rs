@@ -83,17 +83,18 @@ impl Tunnel {
         self
     }
 
-    /// Relays until both sides are done, nothing moved for `idle`, or `stopped` is ready.
+    /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped.
     ///
-    /// The end of one side is passed on (half-close) and the other goes on. `long` is called once if
-    /// the tunnel lives past a minute. On [`End::Idle`] and [`End::Stopped`] both connections are
+    /// The end of one side is passed on (half-close) and the other goes on. On [`End::Idle`] and [`End::Stopped`] both connections are
     /// reset, so that nobody takes a cut stream for a whole one.
-    pub async fn run<S>(mut self, meter: &impl Meter, idle: Option<Duration>, stopped: S, long: impl FnOnce()) -> End
+    pub async fn run<M, S, L>(mut self, watch: Watch<'_, M, S, L>) -> End
     where
+        M: Meter,
         S: FnMut(&mut Context<'_>) -> Poll<()>,
+        L: FnOnce(),
     {
+        let Watch { meter, idle, mut stopped, long } = watch;
         let mut clock = Clock::new(idle, long);
-        let mut stopped = stopped;
         // Timer entries must not move once polled; the relay itself never moves out of its task.
         let sleep = tokio::time::sleep_until(clock.next());
         tokio::pin!(sleep);
@@ -179,6 +180,19 @@ impl Lane {
     }
 }
 
+/// What a relay needs to know of the flow around it.
+#[derive(Debug)]
+pub struct Watch<'a, M, S, L> {
+    /// Who counts.
+    pub meter: &'a M,
+    /// How long nothing may move.
+    pub idle: Option<Duration>,
+    /// Ready when the flow is to end.
+    pub stopped: S,
+    /// Called once if the flow lives past a minute.
+    pub long: L,
+}
+
 /// What [`listen`] heard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -194,18 +208,18 @@ pub enum Heard {
 
 /// Relays what the upstream says until the guest speaks. What the guest has not taken by then is left
 /// in `to_guest`, which also goes first.
-pub async fn listen<S>(
+pub async fn listen<M, S, L>(
     guest: &mut TcpStream,
     upstream: &mut TcpStream,
     to_guest: &mut Vec<u8>,
-    meter: &impl Meter,
-    wait: Option<Duration>,
-    mut stopped: S,
-    long: impl FnOnce(),
+    watch: Watch<'_, M, S, L>,
 ) -> Heard
 where
+    M: Meter,
     S: FnMut(&mut Context<'_>) -> Poll<()>,
+    L: FnOnce(),
 {
+    let Watch { meter, idle: wait, mut stopped, long } = watch;
     let mut down = Lane::new(std::mem::take(to_guest));
     let mut clock = Clock::new(wait, long);
     let sleep = tokio::time::sleep_until(clock.next());
@@ -341,7 +355,7 @@ mod tests {
         let (far, mut origin) = pair().await;
         let tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
         let count = Count::default();
-        let relay = tunnel.run(&count, None, never, || ());
+        let relay = tunnel.run(Watch { meter: &count, idle: None, stopped: never, long: || () });
         let ends = async {
             guest.write_all(b"world").await.unwrap();
             guest.shutdown().await.unwrap();
@@ -370,7 +384,12 @@ mod tests {
             drop(origin);
         };
         let count = Count::default();
-        let relay = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(&count, None, never, || ());
+        let relay = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(Watch {
+            meter: &count,
+            idle: None,
+            stopped: never,
+            long: || (),
+        });
         let reader = async {
             let mut got = Vec::new();
             let mut part = vec![0; 300_000];
@@ -395,7 +414,12 @@ mod tests {
         let long = Cell::new(None);
         let count = Count::default();
         let end = Tunnel::new(near, far, Vec::new(), Vec::new())
-            .run(&count, Some(Duration::from_secs(300)), never, || long.set(Some(start.elapsed())))
+            .run(Watch {
+                meter: &count,
+                idle: Some(Duration::from_secs(300)),
+                stopped: never,
+                long: || long.set(Some(start.elapsed())),
+            })
             .await;
         assert!(matches!(end, End::Idle));
         assert_eq!(start.elapsed().as_secs(), 300);
@@ -407,7 +431,9 @@ mod tests {
         let (mut guest, near) = pair().await;
         let (far, mut origin) = pair().await;
         let count = Count::default();
-        let end = Tunnel::new(near, far, Vec::new(), Vec::new()).run(&count, None, |_| Poll::Ready(()), || ()).await;
+        let end = Tunnel::new(near, far, Vec::new(), Vec::new())
+            .run(Watch { meter: &count, idle: None, stopped: |_: &mut Context<'_>| Poll::Ready(()), long: || () })
+            .await;
         assert!(matches!(end, End::Stopped));
         assert!(guest.read(&mut [0; 1]).await.is_err());
         assert!(origin.read(&mut [0; 1]).await.is_err());

@@ -118,6 +118,9 @@ pub enum ResolveSetupError {
         /// What the system says.
         source: io::Error,
     },
+    /// No socket could be opened.
+    #[error("socket: {0}")]
+    Socket(#[source] io::Error),
     /// The DNS client refuses its configuration.
     #[error("DNS client: {0}")]
     Client(String),
@@ -160,7 +163,7 @@ impl Resolver {
             state: ArcSwap::from_pointee(state),
             changing: Mutex::new(()),
             cache: Arc::new(Cache::new()),
-            localities: Localities::default(),
+            localities: Localities::open().map_err(ResolveSetupError::Socket)?,
             waiting: AtomicUsize::new(0),
             started: Instant::now(),
             runtime,

@@ -93,11 +93,15 @@ impl Lists {
         });
         match kept {
             Ok(lists) => {
-                let fallback = format!("today's files are invalid ({} errors); the last good list is in force", count(&report));
+                let fallback =
+                    format!("today's files are invalid ({} errors); the last good list is in force", count(&report));
                 tracing::error!("{fallback}");
                 Ok(Lists { fallback: Some(fallback), ..lists })
             }
-            Err(why) => Err(DaemonError::Lists(format!("{} errors in the files, and there is no last good list: {why}", count(&report)))),
+            Err(why) => Err(DaemonError::Lists(format!(
+                "{} errors in the files, and there is no last good list: {why}",
+                count(&report)
+            ))),
         }
     }
 
@@ -247,7 +251,10 @@ impl Desk {
         };
         let policy = match lists.as_ref().unwrap_or(&self.lists).policy(&settings) {
             Ok(policy) => policy,
-            Err(error) => return self.failed("configuration and list do not go together; nothing changed", vec![error.to_string()]),
+            Err(error) => {
+                return self
+                    .failed("configuration and list do not go together; nothing changed", vec![error.to_string()]);
+            }
         };
         if let Err(lines) = self.put_settings(&settings) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
@@ -260,8 +267,12 @@ impl Desk {
         self.announce();
         self.set_trouble(None);
         tracing::info!(
-            generation = self.generation, files = self.lists.loaded.files, rules = self.lists.len(), revoked,
-            took_ms = start.elapsed().as_millis(), "a new list is in force"
+            generation = self.generation,
+            files = self.lists.loaded.files,
+            rules = self.lists.len(),
+            revoked,
+            took_ms = start.elapsed().as_millis(),
+            "a new list is in force"
         );
         for warning in &self.lists.loaded.warnings {
             tracing::warn!("{warning}");
@@ -276,7 +287,10 @@ impl Desk {
             return Ok(());
         }
         let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
-        self.house.resolver.reconfigure(&settings.resolver, settings.floor()).map_err(|error| vec![error.to_string()])?;
+        self.house
+            .resolver
+            .reconfigure(&settings.resolver, settings.floor())
+            .map_err(|error| vec![error.to_string()])?;
         self.house.account.reconfigure(&settings.log, &names).map_err(|error| vec![error.to_string()])?;
         self.house.gate.reconfigure(settings.limits);
         Ok(())
@@ -285,9 +299,9 @@ impl Desk {
     /// Ends the flows that the policy now in force refuses.
     fn revoke(&self) -> usize {
         let live = self.house.live.load_full();
-        self.house.account.revoke_where(|claim| {
-            live.policy.decide(claim).err().map(|refusal| (Reason::Revoked, refusal.rule))
-        })
+        self.house
+            .account
+            .revoke_where(|claim| live.policy.decide(claim).err().map(|refusal| (Reason::Revoked, refusal.rule)))
     }
 
     fn failed(&self, what: &str, lines: Vec<String>) -> Outcome {
@@ -304,7 +318,11 @@ impl Desk {
     /// Counts the list that has come into force.
     fn announce(&mut self) {
         self.generation += 1;
-        let kinds = self.lists.rules.counts().map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
+        let kinds = self
+            .lists
+            .rules
+            .counts()
+            .map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
         self.house.account.metrics().whitelist_loaded(self.generation, &kinds);
         if self.lists.fallback.is_some() {
             self.house.account.metrics().whitelist_failed();

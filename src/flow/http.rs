@@ -8,7 +8,7 @@ use crate::identify::{Claim, Evidence, Parsed};
 use crate::policy::Permit;
 use crate::reason::Reason;
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
-use crate::relay::{Tunnel, close};
+use crate::relay::{Tunnel, Watch, close};
 use crate::target::{Protocol, Target, Transport};
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -48,7 +48,7 @@ enum Next {
     /// A tunnel to this target.
     Connect(Target),
     /// A WebSocket with this upstream.
-    WebSocket(Peer, Record),
+    WebSocket(Box<(Peer, Record)>),
 }
 
 /// Serves a connection on a proxy port.
@@ -95,7 +95,7 @@ impl Session {
                     self.rearm();
                 }
                 Next::Connect(target) => return self.connect(target, &raw).await,
-                Next::WebSocket(peer, record) => return Ok(self.websocket(peer, record)),
+                Next::WebSocket(with) => return Ok(self.websocket(*with)),
             }
         }
     }
@@ -119,10 +119,9 @@ impl Session {
         let target = match (&head.target, &self.inside) {
             (RequestTarget::Authority(target), None) => return Ok(Next::Connect(target.clone())),
             (RequestTarget::Absolute { target, .. }, None) => Ok(target.clone()),
-            (RequestTarget::Origin(_) | RequestTarget::Absolute { .. }, Some(inside)) => inside
-                .claim
-                .with_host(head.host.as_ref())
-                .map(|claim| claim.target),
+            (RequestTarget::Origin(_) | RequestTarget::Absolute { .. }, Some(inside)) => {
+                inside.claim.with_host(head.host.as_ref()).map(|claim| claim.target)
+            }
             _ => Err(Reason::Malformed),
         };
         match target {
@@ -288,7 +287,7 @@ impl Session {
                     close::after(&mut self.visit.guest, b"").await;
                     return Err(Ended);
                 }
-                Ok(Done::Upgraded) => return Ok(Next::WebSocket(upstream.peer, record)),
+                Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, record)))),
                 Err(Failed { fault: Fault::Stale, .. }) if !repeated => repeated = true,
                 Err(failed) => {
                     upstream.peer.abort();
@@ -333,24 +332,26 @@ impl Session {
             _ => flow.poll_revoked(cx).map(drop),
         };
         let Visit { guest, input, .. } = &mut self.visit;
-        exchange(guest, input, peer, outgoing, &meter, idle, stopped, || record.still_open()).await
+        let watch = Watch { meter: &meter, idle, stopped, long: || record.still_open() };
+        exchange(guest, input, peer, outgoing, watch).await
     }
 
     /// A WebSocket from here on: its bytes are nobody's business.
-    fn websocket(self, peer: Peer, record: Record) -> Relaying {
+    fn websocket(self, (peer, record): (Peer, Record)) -> Relaying {
         let Visit { house, guest, slot, active, input, .. } = self.visit;
         let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
-        Relaying { tunnel, record, idle: house.gate.settings().idle_timeout, slot, active, outer: self.inside.map(|inside| inside.record) }
+        Relaying {
+            tunnel,
+            record,
+            idle: house.gate.settings().idle_timeout,
+            slot,
+            active,
+            outer: self.inside.map(|inside| inside.record),
+        }
     }
 
     /// An exchange that failed: an answer if none has begun, and the end of the connection.
-    async fn failed(
-        &mut self,
-        failed: Failed,
-        target: &Target,
-        raw: &[u8],
-        mut record: Record,
-    ) -> Result<Next, Ended> {
+    async fn failed(&mut self, failed: Failed, target: &Target, raw: &[u8], mut record: Record) -> Result<Next, Ended> {
         let reason = match failed.fault {
             Fault::Stale | Fault::Upstream => Some(Reason::DialFailed),
             Fault::GuestMalformed => Some(Reason::Malformed),

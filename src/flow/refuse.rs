@@ -44,14 +44,12 @@ pub(super) fn head_len(answer: &[u8]) -> usize {
 
 fn json(reason: Reason, destination: &str) -> String {
     // A destination is a canonical host and port or empty: nothing in it needs escaping.
-    format!(
-        "{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{}\"}}\n",
-        reason.message()
-    )
+    format!("{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{}\"}}\n", reason.message())
 }
 
 fn html(reason: Reason, destination: &str) -> String {
-    let to = if destination.is_empty() { String::new() } else { format!("<p>Destination: <code>{destination}</code></p>") };
+    let to =
+        if destination.is_empty() { String::new() } else { format!("<p>Destination: <code>{destination}</code></p>") };
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Refused by outgate</title>\
          <h1>Refused by outgate</h1><p>{}</p>{to}<p>Reason: <code>{reason}</code></p></html>\n",

@@ -11,8 +11,9 @@ use crate::identify::{Claim, Parsed, Sniff, sniff};
 use crate::policy::Permit;
 use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
-use crate::relay::{self, Heard, Tunnel, close};
+use crate::relay::{self, Heard, Tunnel, Watch, close};
 use crate::target::Protocol;
+use std::task::Context;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
@@ -127,16 +128,9 @@ async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> 
     let wait = if unclear { Some(UNCLEAR) } else { visit.house.gate.settings().idle_timeout };
     let meter = record.meter();
     let flow = std::sync::Arc::clone(record.flow());
-    let heard = relay::listen(
-        &mut visit.guest,
-        &mut upstream.stream,
-        &mut spoken.to_guest,
-        &meter,
-        wait,
-        |cx| flow.poll_revoked(cx).map(drop),
-        || record.still_open(),
-    )
-    .await;
+    let stopped = |cx: &mut Context<'_>| flow.poll_revoked(cx).map(drop);
+    let watch = Watch { meter: &meter, idle: wait, stopped, long: || record.still_open() };
+    let heard = relay::listen(&mut visit.guest, &mut upstream.stream, &mut spoken.to_guest, watch).await;
     match heard {
         Heard::Guest => Ok(visit.fill_now().await),
         Heard::Idle => Ok(Filled::Timeout),

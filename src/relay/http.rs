@@ -6,7 +6,7 @@
 //! Whether there is a next request, and to whom, is for the caller.
 
 use super::scratch::{Kept, MIN_CHUNK};
-use super::{Clock, Meter, close};
+use super::{Clock, Meter, Watch, close};
 use crate::identify::Parsed;
 use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
@@ -17,7 +17,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
@@ -106,19 +105,19 @@ pub enum Fault {
 
 /// Runs one exchange. `input` holds the guest's bytes after the head, and afterwards those after the
 /// request (a pipelined one).
-pub async fn exchange<S>(
+pub async fn exchange<M, S, L>(
     guest: &mut TcpStream,
     input: &mut Vec<u8>,
     upstream: &mut Peer,
     request: Outgoing,
-    meter: &impl Meter,
-    idle: Option<Duration>,
-    mut stopped: S,
-    long: impl FnOnce(),
+    watch: Watch<'_, M, S, L>,
 ) -> Result<Done, Failed>
 where
+    M: Meter,
     S: FnMut(&mut Context<'_>) -> Poll<()>,
+    L: FnOnce(),
 {
+    let Watch { meter, idle, mut stopped, long } = watch;
     let fresh = upstream.served == 0;
     let mut exchange = match Exchange::new(input, request) {
         Ok(exchange) => exchange,
@@ -292,7 +291,13 @@ impl Body {
     }
 
     /// Writes what the receiver takes and keeps the rest.
-    fn send<W>(&mut self, cx: &mut Context<'_>, to: &mut W, mut data: &[u8], count: &impl Fn(usize)) -> Result<(), BodyFault>
+    fn send<W>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+        mut data: &[u8],
+        count: &impl Fn(usize),
+    ) -> Result<(), BodyFault>
     where
         W: AsyncWrite + Unpin,
     {

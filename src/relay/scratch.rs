@@ -76,7 +76,11 @@ impl Kept {
 
     /// Writes what is kept; ready, with how many bytes were written since it was last ready, when
     /// nothing is left.
-    pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(&mut self, cx: &mut Context<'_>, to: &mut W) -> Poll<io::Result<usize>> {
+    pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        to: &mut W,
+    ) -> Poll<io::Result<usize>> {
         if self.bytes.is_empty() {
             return Poll::Ready(Ok(0));
         }

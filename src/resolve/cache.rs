@@ -4,7 +4,8 @@
 use super::answer::{Answer, LookupError};
 use crate::name::HostName;
 use foldhash::fast::RandomState;
-use hashbrown::{HashMap, hash_map::Entry as MapEntry};
+use hashbrown::HashTable;
+use hashbrown::hash_table::Entry as Place;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +33,8 @@ pub(super) struct Cache {
     in_flight: AtomicUsize,
 }
 
-type Shard = HashMap<HostName, Slot, RandomState>;
+/// A table rather than a map, so that the hash which picks the shard serves within it as well.
+type Shard = HashTable<(HostName, Slot)>;
 
 #[derive(Debug)]
 enum Slot {
@@ -71,22 +73,23 @@ pub(super) struct Flight {
 impl Cache {
     /// An empty cache.
     pub(super) fn new() -> Cache {
-        let hasher = RandomState::default();
-        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
-        Cache { shards, hasher, next_flight: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
+        let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
+        Cache { shards, hasher: RandomState::default(), next_flight: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
     }
 
     /// What is known of `name` at this moment, without asking.
     pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Outcome> {
-        self.shard(name).get(name)?.outcome(now)
+        let hash = self.hasher.hash_one(name);
+        self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
     /// Joins or leads the lookup of `name`.
     pub(super) fn enter(self: &Arc<Cache>, name: &HostName, now: Instant) -> Entry {
-        let mut shard = self.shard(name);
-        let previous = match shard.get(name) {
-            Some(Slot::Flight { arrival, .. }) => return Entry::Wait(arrival.clone()),
-            Some(slot) => match slot.outcome(now) {
+        let hash = self.hasher.hash_one(name);
+        let mut shard = self.shard(hash);
+        let previous = match shard.find(hash, is(name)) {
+            Some((_, Slot::Flight { arrival, .. })) => return Entry::Wait(arrival.clone()),
+            Some((_, slot)) => match slot.outcome(now) {
                 Some(outcome) => return Entry::Ready(outcome),
                 None => slot.answer(),
             },
@@ -98,7 +101,11 @@ impl Cache {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
         let (sender, arrival) = watch::channel(None);
-        shard.insert(name.clone(), Slot::Flight { id, arrival: arrival.clone() });
+        let slot = Slot::Flight { id, arrival: arrival.clone() };
+        match shard.entry(hash, is(name), |(name, _)| self.hasher.hash_one(name)) {
+            Place::Occupied(mut place) => place.get_mut().1 = slot,
+            Place::Vacant(place) => drop(place.insert((name.clone(), slot))),
+        }
         let flight = Flight { cache: self.clone(), name: name.clone(), id, sender };
         Entry::Lead { flight, arrival, previous }
     }
@@ -107,17 +114,20 @@ impl Cache {
     pub(super) fn clear(&self) {
         for shard in &self.shards {
             // Freed outside of the lock.
-            let old = std::mem::replace(&mut *lock(shard), HashMap::with_hasher(self.hasher.clone()));
+            let old = std::mem::take(&mut *lock(shard));
             drop(old);
         }
     }
 
-    fn shard(&self, name: &HostName) -> MutexGuard<'_, Shard> {
-        // The map below uses the low bits for its buckets and the top seven for its tags.
-        let hash = self.hasher.hash_one(name);
+    fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
+        // The table within uses the low bits for its buckets and the top seven for its tags.
         let index = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
-        lock(self.shards.get(index).unwrap_or(&self.shards[0]))
+        lock(&self.shards[index])
     }
+}
+
+fn is(name: &HostName) -> impl Fn(&(HostName, Slot)) -> bool {
+    move |(other, _)| other == name
 }
 
 impl Flight {
@@ -140,13 +150,15 @@ impl Flight {
 
     /// Puts `slot` where this flight stands; if the cache was cleared meanwhile, it stands nowhere.
     fn replace(&self, slot: Option<Slot>) {
-        let mut shard = self.cache.shard(&self.name);
-        if let MapEntry::Occupied(mut entry) = shard.entry(self.name.clone())
-            && matches!(entry.get(), Slot::Flight { id, .. } if *id == self.id)
-        {
+        let hash = self.cache.hasher.hash_one(&self.name);
+        let mut shard = self.cache.shard(hash);
+        let mine = |(name, at): &(HostName, Slot)| {
+            matches!(at, Slot::Flight { id, .. } if *id == self.id) && *name == self.name
+        };
+        if let Ok(mut place) = shard.find_entry(hash, mine) {
             match slot {
-                Some(slot) => drop(entry.insert(slot)),
-                None => drop(entry.remove()),
+                Some(slot) => place.get_mut().1 = slot,
+                None => drop(place.remove()),
             }
         }
     }
@@ -192,18 +204,18 @@ fn make_room(shard: &mut Shard, now: Instant) -> bool {
     if shard.len() < PER_SHARD {
         return true;
     }
-    shard.retain(|_, slot| slot.expiry(now).is_none_or(|expiry| expiry > now));
+    shard.retain(|(_, slot)| slot.expiry(now).is_none_or(|expiry| expiry > now));
     if shard.len() < PER_SHARD {
         return true;
     }
     // An eighth at once, so that a full shard is not searched for every new name.
-    let mut expiries: Vec<Instant> = shard.values().filter_map(|slot| slot.expiry(now)).collect();
+    let mut expiries: Vec<Instant> = shard.iter().filter_map(|(_, slot)| slot.expiry(now)).collect();
     let eighth = PER_SHARD / 8;
     if expiries.len() > eighth {
         let (_, cut, _) = expiries.select_nth_unstable(eighth);
         let cut = *cut;
         let mut left = eighth + 1;
-        shard.retain(|_, slot| {
+        shard.retain(|(_, slot)| {
             let goes = left > 0 && slot.expiry(now).is_some_and(|expiry| expiry <= cut);
             left -= usize::from(goes);
             !goes

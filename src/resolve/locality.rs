@@ -2,23 +2,22 @@
 //! moment it matters, without privilege and without a packet.
 //!
 //! Netlink would answer directly, but the sandbox bars AF_NETLINK, and a list of interface addresses
-//! read beforehand is stale when it counts. What an ordinary UDP socket gives away:
+//! read beforehand is stale when it counts. `bind` to the address is no test: the sysctl
+//! `ip_nonlocal_bind` lets every bind succeed. What an ordinary UDP socket gives away instead:
 //!
-//! * `bind` to a foreign address fails with EADDRNOTAVAIL. Success proves nothing, because the
-//!   sysctl `ip_nonlocal_bind` lets every bind succeed; failure is proof.
-//! * `connect` to an own address makes the kernel pick that very address as source, which
-//!   getsockname(2) shows. That is exact for IPv6 (RFC 6724, rule 1). For IPv4 a match is proof, but
-//!   a secondary address of a subnet is answered from its primary one, so a mismatch is not.
-//! * An IPv4 socket bound to 127.0.0.1 gets EINVAL from `connect` when the route leaves the machine.
-//!   The sysctl `route_localnet` lifts that; again failure is proof.
-//!
-//! Where both sysctls are on, an IPv4 address that cannot be proved foreign counts as ours.
-//! Not seen: whole IPv6 prefixes routed to `lo` (`ip -6 route add local`).
+//! * IPv4: IP_MULTICAST_IF with an address (ip(7)) looks the address up among the interfaces and in
+//!   the local routing table, and fails with EADDRNOTAVAIL where it is in neither. Comparing the source
+//!   that `connect` picks would miss secondary addresses: the kernel answers those from the primary
+//!   address of the subnet.
+//! * IPv6: `connect` to an own address makes the kernel pick that very address as source (RFC 6724,
+//!   rule 1), which getsockname(2) shows; it also tells whether there is a route. Not seen are whole
+//!   prefixes that somebody routed to `lo` (`ip -6 route add local`).
 
 use rustix::io::Errno;
+use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -40,13 +39,28 @@ pub(super) enum Locality {
 }
 
 /// The kernel's answers of the last [`FRESH`] seconds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Localities {
     recent: Mutex<Recent>,
+    /// These never send. Opened once, so that they are there when file descriptors run out.
+    v4: Socket,
+    /// Connected and disconnected by one thread at a time; `None` where the kernel has no IPv6.
+    v6: Option<Mutex<Socket>>,
 }
 
 impl Localities {
-    /// Where is `address`? An error means that the kernel could not be asked (no file descriptor left).
+    /// Opens the sockets that the questions are put to.
+    pub(super) fn open() -> io::Result<Localities> {
+        let v4 = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
+        let v6 = match Socket::new(Domain::IPV6, Type::DGRAM, None) {
+            Ok(socket) => Some(Mutex::new(socket)),
+            Err(error) if is(&error, Errno::AFNOSUPPORT) => None,
+            Err(error) => return Err(error),
+        };
+        Ok(Localities { recent: Mutex::default(), v4, v6 })
+    }
+
+    /// Where is `address`? An error means that the kernel would not say.
     pub(super) fn of(&self, address: IpAddr, now: Instant) -> io::Result<Locality> {
         // A v4-mapped address is, to the kernel, the IPv4 address within.
         let address = address.to_canonical();
@@ -55,7 +69,13 @@ impl Localities {
         {
             return Ok(*locality);
         }
-        let locality = probe(address)?;
+        let locality = match address {
+            IpAddr::V4(address) => probe_v4(&self.v4, address)?,
+            IpAddr::V6(address) => match &self.v6 {
+                Some(socket) => probe_v6(&socket.lock().unwrap_or_else(PoisonError::into_inner), address)?,
+                None => Locality::Unroutable,
+            },
+        };
         let mut recent = self.recent();
         if recent.len() >= REMEMBERED {
             recent.retain(|_, (asked, _)| now.saturating_duration_since(*asked) < FRESH);
@@ -77,49 +97,29 @@ type Recent = HashMap<IpAddr, (Instant, Locality), foldhash::fast::RandomState>;
 /// The discard port (RFC 863); `connect` on UDP sends nothing, so any would do.
 const PORT: u16 = 9;
 
-fn probe(address: IpAddr) -> io::Result<Locality> {
-    match address {
-        IpAddr::V4(address) => probe_v4(address),
-        IpAddr::V6(address) => probe_v6(address),
+fn probe_v4(socket: &Socket, address: Ipv4Addr) -> io::Result<Locality> {
+    if address.is_unspecified() {
+        // To connect(2), 0.0.0.0 is this machine; to the option below it is no address.
+        return Ok(Locality::Ours);
+    }
+    match socket.set_multicast_if_v4(&address) {
+        Ok(()) => Ok(Locality::Ours),
+        Err(error) if is(&error, Errno::ADDRNOTAVAIL) => Ok(Locality::Elsewhere),
+        Err(error) => Err(error),
     }
 }
 
-fn probe_v4(address: Ipv4Addr) -> io::Result<Locality> {
-    if address.is_unspecified() {
-        // The kernel takes 0.0.0.0 for this machine.
-        return Ok(Locality::Ours);
-    }
-    match UdpSocket::bind((address, 0)) {
-        Err(error) if is(&error, Errno::ADDRNOTAVAIL) => return Ok(Locality::Elsewhere),
-        Err(error) => return Err(error),
-        Ok(_) => {}
-    }
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
-    if socket.connect((address, PORT)).is_ok() && socket.local_addr()?.ip() == IpAddr::V4(address) {
-        return Ok(Locality::Ours);
-    }
-    let from_loopback = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    match from_loopback.connect((address, PORT)) {
-        Err(error) if is(&error, Errno::INVAL) => Ok(Locality::Elsewhere),
-        Err(error) if is_unroutable(&error) => Ok(Locality::Unroutable),
-        _ => Ok(Locality::Ours),
-    }
-}
-
-fn probe_v6(address: Ipv6Addr) -> io::Result<Locality> {
+fn probe_v6(socket: &Socket, address: Ipv6Addr) -> io::Result<Locality> {
     if address.is_unspecified() {
         return Ok(Locality::Ours);
     }
-    let socket = match UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)) {
-        // A kernel without IPv6, or with it switched off.
-        Err(error) if is(&error, Errno::AFNOSUPPORT) || is(&error, Errno::ADDRNOTAVAIL) => {
-            return Ok(Locality::Unroutable);
-        }
-        other => other?,
-    };
-    match socket.connect((address, PORT)) {
-        Ok(()) if socket.local_addr()?.ip() == IpAddr::V6(address) => Ok(Locality::Ours),
-        Ok(()) => Ok(Locality::Elsewhere),
+    let connected = socket.connect(&SocketAddrV6::new(address, PORT, 0, 0).into());
+    let source = connected.and_then(|()| socket.local_addr());
+    // Otherwise the source chosen now would stay for the next address.
+    rustix::net::connect_unspec(socket)?;
+    match source {
+        Ok(source) if source.as_socket_ipv6().is_some_and(|source| *source.ip() == address) => Ok(Locality::Ours),
+        Ok(_) => Ok(Locality::Elsewhere),
         Err(error) if is_unroutable(&error) => Ok(Locality::Unroutable),
         Err(error) => Err(error),
     }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     fn locality(text: &str) -> Locality {
-        Localities::default().of(text.parse().unwrap(), Instant::now()).unwrap()
+        Localities::open().unwrap().of(text.parse().unwrap(), Instant::now()).unwrap()
     }
 
     #[test]
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn every_address_that_the_kernel_lists_is_ours_secondary_ones_included() {
         for address in listed_by_the_kernel() {
-            assert_eq!(Localities::default().of(address, Instant::now()).unwrap(), Locality::Ours, "{address}");
+            assert_eq!(Localities::open().unwrap().of(address, Instant::now()).unwrap(), Locality::Ours, "{address}");
         }
     }
 
@@ -180,8 +180,24 @@ mod tests {
     }
 
     #[test]
+    fn one_question_leaves_no_trace_in_the_next() {
+        let localities = Localities::open().unwrap();
+        let Some(socket) = &localities.v6 else { return };
+        let socket = socket.lock().unwrap();
+        let (own, foreign) = (Ipv6Addr::LOCALHOST, "2606:4700::1111".parse().unwrap());
+        if probe_v6(&socket, own).unwrap() != Locality::Ours {
+            return; // IPv6 is switched off here.
+        }
+        let first = probe_v6(&socket, foreign).unwrap();
+        for _ in 0..3 {
+            assert_eq!(probe_v6(&socket, own).unwrap(), Locality::Ours);
+            assert_eq!(probe_v6(&socket, foreign).unwrap(), first);
+        }
+    }
+
+    #[test]
     fn memory_is_bounded() {
-        let localities = Localities::default();
+        let localities = Localities::open().unwrap();
         let now = Instant::now();
         for index in 0..20_000u32 {
             localities.of(IpAddr::V4(Ipv4Addr::from_bits(0x0b00_0000 + index)), now).unwrap();

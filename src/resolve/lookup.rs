@@ -190,3 +190,37 @@ impl Stamp {
         Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    #[test]
+    fn servers_are_read_from_resolv_conf_and_nothing_else_is() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        writeln!(file, "search corp.example\nnameserver 11.0.0.53\noptions ndots:5\nnameserver 2a00::53").unwrap();
+        let servers = system_servers(file.path());
+        assert_eq!(servers, ["11.0.0.53:53".parse().unwrap(), "[2a00::53]:53".parse().unwrap()]);
+    }
+
+    #[test]
+    fn a_resolv_conf_that_is_missing_or_names_no_server_is_no_error() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        assert!(system_servers(file.path()).is_empty());
+        assert!(system_servers(Path::new("/nonexistent/resolv.conf")).is_empty());
+    }
+
+    #[test]
+    fn a_stamp_changes_with_the_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("hosts");
+        assert_eq!(Stamp::of(&path), None);
+        std::fs::write(&path, "11.0.0.1 a.test\n").unwrap();
+        let first = Stamp::of(&path);
+        assert_eq!(first, Stamp::of(&path));
+        std::fs::write(dir.path().join("new"), "11.0.0.2 a.test\n").unwrap();
+        std::fs::rename(dir.path().join("new"), &path).unwrap();
+        assert_ne!(first, Stamp::of(&path));
+    }
+}

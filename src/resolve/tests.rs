@@ -4,6 +4,7 @@ mod server;
 
 use super::*;
 use crate::policy::rule::AddressSet;
+use crate::reason::Reason;
 use server::{Reply, Server, a, aaaa, cname, serve};
 use std::collections::HashSet;
 use std::io::Write;
@@ -68,7 +69,7 @@ fn addresses(vetted: &Result<Vetted, VetError>) -> Vec<String> {
     vetted.as_ref().unwrap().addresses().iter().map(ToString::to_string).collect()
 }
 
-fn reason(vetted: &Result<Vetted, VetError>) -> crate::reason::Reason {
+fn reason(vetted: &Result<Vetted, VetError>) -> Reason {
     vetted.as_ref().unwrap_err().reason()
 }
 
@@ -79,8 +80,6 @@ fn nets(texts: &[&str]) -> Vec<IpNet> {
 fn to(texts: &[&str]) -> AddressTerms {
     AddressTerms { to: Some(nets(texts).into()), ..AddressTerms::default() }
 }
-
-use crate::reason::Reason;
 
 #[tokio::test]
 async fn two_hundred_flows_that_want_one_name_cause_one_query_a_family() {
@@ -231,6 +230,29 @@ async fn a_truncated_answer_is_asked_for_over_tcp() {
     let world = world(&[&server]);
     assert_eq!(addresses(&world.vet("good.test:443").await), ["11.0.0.10:443", "11.0.0.11:443"]);
     assert!(server.asked().contains(&"A good.test tcp".to_string()));
+}
+
+#[tokio::test]
+async fn a_server_that_changes_the_case_of_the_name_is_believed_over_tcp_alone() {
+    // Lower case by chance is out of the question for a name of this length.
+    let name = "a-name-with-so-many-letters-that-case-counts.good.test";
+    let server = serve(|query| match (query.tcp, query.family) {
+        (false, _) => Reply::records(60, &[a("11.66.66.66")]).lowered(),
+        (true, 4) => Reply::records(60, &[a("11.0.0.10")]),
+        (true, _) => Reply::none(60),
+    });
+    let world = world(&[&server]);
+    assert_eq!(addresses(&world.vet(&format!("{name}:443")).await), ["11.0.0.10:443"]);
+}
+
+#[tokio::test]
+async fn a_server_that_is_slow_for_one_name_does_not_make_the_second_one_suspect() {
+    let first = serve(|_| Reply::records(60, &[a("11.0.0.10")]).after(280));
+    let second = serve(|_| Reply::silence());
+    let world = world(&[&first, &second]);
+    world.vet("slow.test:443").await.unwrap();
+    let sick: Vec<_> = world.resolver.state.load().sources.upstreams().sick();
+    assert!(sick.is_empty(), "{sick:?}");
 }
 
 #[tokio::test]

@@ -105,15 +105,18 @@ impl Upstreams {
             while next.is_none() {
                 match tokio::time::timeout_at(wake.into(), running.join_next()).await {
                     Ok(Some(Ok((index, result)))) => {
-                        silent.retain(|other| *other != index);
                         match result {
                             Err(absence) if !absence.why.is_knowledge() => {
+                                silent.retain(|other| *other != index);
                                 failure = absence.or(failure);
                                 next = order.next();
                             }
                             knowledge => {
-                                // Asked before this one, and still silent.
-                                silent.iter().for_each(|index| self.mark_sick(*index));
+                                // Those asked before the one that knew, and silent to this moment.
+                                silent
+                                    .iter()
+                                    .take_while(|other| **other != index)
+                                    .for_each(|other| self.mark_sick(*other));
                                 return knowledge;
                             }
                         }
@@ -176,9 +179,16 @@ impl Upstreams {
         if let Some(server) = self.servers.get(index) {
             let until = self.clock() + millis(SICK);
             if server.sick_until.swap(until, Ordering::Relaxed) == 0 {
-                tracing::warn!(server = %server.address, "DNS server does not answer in time; asked last for 15 s");
+                tracing::warn!(server = %server.address, "DNS server did not answer in time; for 15 s it is asked after the others");
             }
         }
+    }
+
+    /// The servers that are asked last at present.
+    #[cfg(test)]
+    pub(super) fn sick(&self) -> Vec<SocketAddr> {
+        let sick = self.servers.iter().filter(|server| server.sick_until.load(Ordering::Relaxed) > self.clock());
+        sick.map(|server| server.address).collect()
     }
 
     fn clock(&self) -> u64 {

@@ -16,12 +16,40 @@ fn a_name_that_leads_into_the_floor_is_refused() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(".good.test\n").tables("[limits]\nnew_connections_per_second = 0").start();
     let floor = [
-        "169.254.169.254", "10.0.0.1", "127.0.0.1", "0.0.0.0", "192.168.1.1", "172.16.0.1", "100.64.0.1", "100.100.100.200",
-        "192.0.0.192", "198.18.0.1", "203.0.113.7", "224.0.0.1", "255.255.255.255", "240.0.0.1", "::1", "::",
-        "64:ff9b::a9fe:a9fe", "64:ff9b:1::1", "fd00:ec2::254", "fe80::1", "::ffff:10.0.0.1", "::ffff:11.0.0.10", "::11.0.0.10",
-        "2002:a00:1::1", "2001::1", "2001:db8::1", "ff02::1", "100::1", "3fff::1",
+        "169.254.169.254",
+        "10.0.0.1",
+        "127.0.0.1",
+        "0.0.0.0",
+        "192.168.1.1",
+        "172.16.0.1",
+        "100.64.0.1",
+        "100.100.100.200",
+        "192.0.0.192",
+        "198.18.0.1",
+        "203.0.113.7",
+        "224.0.0.1",
+        "255.255.255.255",
+        "240.0.0.1",
+        "::1",
+        "::",
+        "64:ff9b::a9fe:a9fe",
+        "64:ff9b:1::1",
+        "fd00:ec2::254",
+        "fe80::1",
+        "::ffff:10.0.0.1",
+        "::ffff:11.0.0.10",
+        "::11.0.0.10",
+        "2002:a00:1::1",
+        "2001::1",
+        "2001:db8::1",
+        "ff02::1",
+        "100::1",
+        "3fff::1",
         // The gateway itself, and the guests.
-        "11.0.0.1", "10.42.42.1", "10.42.42.3", "2600:10::1",
+        "11.0.0.1",
+        "10.42.42.1",
+        "10.42.42.3",
+        "2600:10::1",
     ];
     for (turn, address) in floor.iter().enumerate() {
         let name = format!("n{turn}.good.test");
@@ -98,7 +126,9 @@ fn to_and_permit_addresses_lift_the_floor_where_they_say() {
     world.dns.set("inside.good.test", [ip("10.42.42.1")]);
     world.dns.set("private.good.test", [ip("10.0.0.5")]);
     {
-        let _outgate = world.outgate("inside.good.test:8080 to=10.42.42.1/32\nprivate.good.test to=10.0.0.5/32\ngood.test to=11.0.0.20/32\n");
+        let _outgate = world.outgate(
+            "inside.good.test:8080 to=10.42.42.1/32\nprivate.good.test to=10.0.0.5/32\ngood.test to=11.0.0.20/32\n",
+        );
         assert_eq!(world.guest.connect("inside.good.test:8080").0.status, 200);
         assert!(service.accept().is_ok());
         let far = world.guest.connect("private.good.test:443").0;
@@ -130,7 +160,14 @@ fn own_listeners_are_out_of_reach_by_any_way() {
     let rules = ".good.test:*\n0.0.0.0/0:*\n";
     let tables = "[dial]\npermit_addresses = [\"0.0.0.0/0\"]";
     let _outgate = world.setup(rules).listen("proxy = [\"0.0.0.0:3128\"]").tables(tables).start();
-    for target in ["self.good.test:3128", "10.42.42.1:3128", "11.0.0.1:3128", "127.0.0.1:3128", "127.0.0.1:3190", "127.0.0.2:3128"] {
+    for target in [
+        "self.good.test:3128",
+        "10.42.42.1:3128",
+        "11.0.0.1:3128",
+        "127.0.0.1:3128",
+        "127.0.0.1:3190",
+        "127.0.0.2:3128",
+    ] {
         let refusal = world.guest.connect(target).0;
         assert_eq!((refusal.status, refusal.reason().as_str()), (403, "address_floor"), "{target}");
     }
@@ -162,7 +199,8 @@ fn failures_of_dns_and_of_the_origin_are_told_apart() {
         let response = world.guest.connect(&format!("{name}:443")).0;
         let reason = response.reason();
         assert!(
-            (response.status, reason.as_str()) == (502, "resolve_failed") || (response.status, reason.as_str()) == (504, "timeout"),
+            (response.status, reason.as_str()) == (502, "resolve_failed")
+                || (response.status, reason.as_str()) == (504, "timeout"),
             "{name}: {} {reason}",
             response.status
         );
@@ -178,7 +216,8 @@ fn failures_of_dns_and_of_the_origin_are_told_apart() {
 fn a_dead_first_server_does_not_keep_names_from_being_resolved() {
     let Some(world) = World::new() else { return };
     let deaf = world.internet.bind_udp((crate::world::DEAF, 53));
-    let _outgate = world.setup("good.test\n").resolver("servers = [\"11.0.0.54\", \"11.0.0.53\"]\ntimeout_ms = 500").start();
+    let _outgate =
+        world.setup("good.test\n").resolver("servers = [\"11.0.0.54\", \"11.0.0.53\"]\ntimeout_ms = 500").start();
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     drop(deaf);
 }
@@ -187,7 +226,7 @@ fn a_dead_first_server_does_not_keep_names_from_being_resolved() {
 fn a_name_is_asked_for_once_however_many_guests_want_it_at_once() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("good.test\n");
-    let late = Answer::Late(Duration::from_millis(400), Box::new(Answer::from([GOOD])));
+    let late = Answer::Late(Duration::from_millis(150), Box::new(Answer::from([GOOD])));
     world.dns.set("good.test", late);
     let barrier = Barrier::new(40);
     std::thread::scope(|scope| {

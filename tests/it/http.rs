@@ -269,7 +269,8 @@ fn request_heads_that_parsers_read_differently_are_malformed() {
         wire.say(head);
         wire.finish();
         let response = wire.hear("GET");
-        assert_eq!((response.status, response.reason().as_str()), (400, "malformed"), "{head:?}");
+        assert!(matches!(response.status, 400 | 505), "{head:?}: {}", response.status);
+        assert_eq!(response.reason(), "malformed", "{head:?}");
         assert!(wire.is_over(), "{head:?}: the connection must end");
     }
     assert!(world.internet.all().is_empty() && world.dns.log().is_empty());
@@ -507,7 +508,9 @@ fn a_hostile_origin_is_held_to_the_same_grammar() {
         says(&world, bytes);
         let mut wire = world.guest.proxy();
         let response = get(&mut wire, "odd.test", "/");
-        assert_eq!((response.status, response.reason().as_str()), (502, "dial_failed"), "{what}");
+        // Once an interim response has been passed on, breaking off is all that is left.
+        let broken_off = what.starts_with("interim") && response.status == 0;
+        assert!(broken_off || (response.status == 502 && response.reason() == "dial_failed"), "{what}: {response:?}");
         assert!(outgate.memory() < before + 16 * 1024 * 1024, "{what}");
         let mut wire = world.guest.proxy();
         assert_eq!(get(&mut wire, "good.test", "/").status, 200, "{what}: others don't notice");
@@ -563,13 +566,19 @@ fn a_guest_that_goes_away_takes_the_upstream_connection_with_it() {
 }
 
 #[test]
-fn methods_that_are_not_for_proxies_are_judged_like_any_other() {
+fn methods_are_all_alike_but_for_those_that_proxies_should_not_pass() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
-    for method in ["DELETE", "OPTIONS", "PATCH", "PURGE"] {
+    for method in ["DELETE", "OPTIONS", "PATCH", "PROPFIND"] {
         let line = |host: &str| format!("{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         assert_eq!(world.guest.ask(line("good.test")).status, 200, "{method}");
         assert_eq!(world.guest.ask(line("evil.test")).status, 403, "{method}");
     }
+    let passed = world.internet.requests(GOOD).len();
+    for method in ["TRACE", "PURGE"] {
+        let refusal = world.guest.ask(format!("{method} http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n"));
+        assert!(matches!(refusal.status, 400 | 403 | 405), "{method}: {}", refusal.status);
+    }
+    assert_eq!(world.internet.requests(GOOD).len(), passed);
     world.assert_untouched(EVIL);
 }

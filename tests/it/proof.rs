@@ -29,9 +29,10 @@ fn a_guest_reaches_the_gateway_and_nothing_beyond() {
         assert_eq!(from.ip(), guest.address);
     }
     assert!(Wire::dial(&world.gateway, (GOOD, 443)).is_ok());
-    let direct = world.guest.namespace.run(|| {
-        std::net::TcpStream::connect_timeout(&SocketAddr::from((EVIL, 443)), Duration::from_millis(300))
-    });
+    let direct = world
+        .guest
+        .namespace
+        .run(|| std::net::TcpStream::connect_timeout(&SocketAddr::from((EVIL, 443)), Duration::from_millis(300)));
     assert!(direct.is_err());
     world.assert_untouched(EVIL);
 }

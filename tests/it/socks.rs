@@ -69,8 +69,15 @@ fn domain_bytes_that_are_no_name_are_refused() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let names: [&[u8]; 9] = [
-        b"evil.test\0.good.test", b"good.test\0", b"", b"good.test\r\n", b"11.0.0.10.", b"2130706433", b"g\xff\xfe.test",
-        b"good.test:443", b"*.good.test",
+        b"evil.test\0.good.test",
+        b"good.test\0",
+        b"",
+        b"good.test\r\n",
+        b"11.0.0.10.",
+        b"2130706433",
+        b"g\xff\xfe.test",
+        b"good.test:443",
+        b"*.good.test",
     ];
     for name in names {
         let (reply, mut wire) = world.guest.socks_name(name, 443);
@@ -91,7 +98,8 @@ fn what_is_not_socks5_without_authentication_is_turned_away() {
     wire.say([5, 1, 2]);
     let mut reply = [0u8; 2];
     assert!(wire.read_exact(&mut reply).is_err() || reply == [5, 0xff], "no method in common: {reply:?}");
-    for bytes in [&[4, 1, 1, 187, 11, 0, 0, 10, 0][..], &[5, 0], &[5, 1, 0, 4, 1, 0, 1, 11, 0, 0, 10, 1, 187], &[0; 20]] {
+    for bytes in [&[4, 1, 1, 187, 11, 0, 0, 10, 0][..], &[5, 0], &[5, 1, 0, 4, 1, 0, 1, 11, 0, 0, 10, 1, 187], &[0; 20]]
+    {
         let mut wire = world.guest.proxy();
         wire.say(bytes);
         assert!(wire.is_over(), "{bytes:?}");

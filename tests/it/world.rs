@@ -125,22 +125,31 @@ impl World {
 
 fn wire(guest: &Namespace, neighbour: &Namespace, gateway: &Namespace, internet: &Namespace) {
     let (g, a, b, i) = (gateway.name(), guest.name(), neighbour.name(), internet.name());
-    namespace::batch(None, &format!(
-        "link add name g1 netns {g} type veth peer name eth0 netns {a}\n\
+    namespace::batch(
+        None,
+        &format!(
+            "link add name g1 netns {g} type veth peer name eth0 netns {a}\n\
          link add name g2 netns {g} type veth peer name eth0 netns {b}\n\
          link add name up0 netns {g} type veth peer name eth0 netns {i}\n"
-    ));
+        ),
+    );
     for (namespace, last) in [(guest, 2), (neighbour, 3)] {
-        namespace::batch(Some(namespace), &format!(
-            "link set lo up\nlink set eth0 up\n\
+        namespace::batch(
+            Some(namespace),
+            &format!(
+                "link set lo up\nlink set eth0 up\n\
              addr add 10.42.42.{last}/24 dev eth0\naddr add fd42::{last}/64 dev eth0 nodad\n\
              route add default via 10.42.42.1\nroute add default via fd42::1\n"
-        ));
+            ),
+        );
     }
-    namespace::batch(Some(gateway), "link set lo up\nlink set g1 up\nlink set g2 up\nlink set up0 up\n\
+    namespace::batch(
+        Some(gateway),
+        "link set lo up\nlink set g1 up\nlink set g2 up\nlink set up0 up\n\
          addr add 10.42.42.1 peer 10.42.42.2 dev g1\naddr add 10.42.42.1 peer 10.42.42.3 dev g2\n\
          addr add fd42::1 peer fd42::2 dev g1 nodad\naddr add fd42::1 peer fd42::3 dev g2 nodad\n\
-         addr add 11.0.0.1/24 dev up0\naddr add 2600:10::1/64 dev up0 nodad\n");
+         addr add 11.0.0.1/24 dev up0\naddr add 2600:10::1/64 dev up0 nodad\n",
+    );
     let mut addresses = String::from("link set lo up\nlink set eth0 up\n");
     for address in [GOOD, CDN, ODD, DNS, DEAF, EVIL] {
         addresses.push_str(&format!("addr add {address}/24 dev eth0\n"));

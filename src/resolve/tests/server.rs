@@ -33,6 +33,7 @@ pub(super) struct Reply {
     code: u8,
     truncated: bool,
     silent: bool,
+    lowered: bool,
     delay: Duration,
 }
 
@@ -69,6 +70,7 @@ impl Reply {
         code: 0,
         truncated: false,
         silent: false,
+        lowered: false,
         delay: Duration::ZERO,
     };
 
@@ -90,6 +92,11 @@ impl Reply {
     }
     pub(super) fn silence() -> Reply {
         Reply { silent: true, ..Reply::BLANK }
+    }
+    /// The question comes back in lower case, as it does from some middleboxes and from spoofers.
+    pub(super) fn lowered(mut self) -> Reply {
+        self.lowered = true;
+        self
     }
     pub(super) fn after(mut self, milliseconds: u64) -> Reply {
         self.delay = Duration::from_millis(milliseconds);
@@ -187,7 +194,11 @@ fn respond(message: &[u8], tcp: bool, (answer, log): &Shared) -> Option<(Duratio
         return None;
     }
     let mut response = Message::response(request.metadata.id, OpCode::Query);
-    response.add_query(question.clone());
+    let mut echoed = question.clone();
+    if reply.lowered {
+        echoed.set_name(question.name().to_lowercase());
+    }
+    response.add_query(echoed);
     response.metadata.response_code = ResponseCode::from(0, reply.code);
     response.metadata.truncation = reply.truncated;
     response.metadata.recursion_available = true;

@@ -193,7 +193,10 @@ impl Outgate {
     pub fn metrics(&self) -> BTreeMap<String, f64> {
         let text = self.admin("/metrics").map(|response| response.text()).unwrap_or_default();
         let samples = text.lines().filter(|line| !line.starts_with('#'));
-        samples.filter_map(|line| line.rsplit_once(' ')).map(|(series, value)| (series.to_owned(), number(value))).collect()
+        samples
+            .filter_map(|line| line.rsplit_once(' '))
+            .map(|(series, value)| (series.to_owned(), number(value)))
+            .collect()
     }
 
     /// The sum of all series of this name (without prefix) that carry these labels.

@@ -24,7 +24,7 @@ fn any_head() -> impl Strategy<Value = Vec<u8>> {
         1 => "[ -~]{0,12}",
         1 => "[A-Z]{1,4}: [\\PC\t]{0,6}",
     ];
-    let end = prop::sample::select(vec!["\r\n"; 12].into_iter().chain(["\n", "\r", "\r\r\n"]).collect::<Vec<_>>());
+    let end = prop::sample::select(vec!["\r\n"; 60].into_iter().chain(["\n", "\r", "\r\r\n"]).collect::<Vec<_>>());
     let shape = (prop::bool::weighted(0.7), prop::bool::weighted(0.9));
     (line, prop::collection::vec((field, end), 0..6), shape).prop_map(|(line, fields, (named, whole))| {
         let mut head = format!("{line}\r\n");
