@@ -19,7 +19,8 @@ fn a_guest_with_too_many_connections_is_told_so_and_others_are_not() {
     assert_eq!((refusal.status, refusal.reason().as_str()), (429, "limit_connections"));
     let (connect, _) = world.guest.connect("good.test:443");
     assert_eq!((connect.status, connect.reason().as_str()), (429, "limit_connections"));
-    assert_eq!(world.guest.socks_name("good.test", 443).0, Some(2));
+    // Which is said before the request is read: "no acceptable methods".
+    assert_eq!(world.guest.socks_name("good.test", 443).0, None);
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
     held.pop();
     eventually("a place gets free", || world.guest.get("good.test", "/").status == 200);
@@ -145,7 +146,7 @@ fn p99(results: &[(u16, Duration)]) -> Duration {
 }
 
 #[test]
-fn readers_that_never_read_cost_a_fixed_amount_of_memory() {
+fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("tcp://odd.test:7\n").tables(UNLIMITED).start();
     world.internet.serve((ODD, 7), |mut tap| {
@@ -158,10 +159,21 @@ fn readers_that_never_read_cost_a_fixed_amount_of_memory() {
         }
     });
     let before = outgate.memory();
-    let tunnels: Vec<_> = (0..100).map(|_| world.guest.tunnel("odd.test:7")).collect();
-    std::thread::sleep(Duration::from_millis(1500));
-    let growth = outgate.memory().saturating_sub(before);
-    assert!(growth < 100 * 256 * 1024, "{growth} bytes for 100 tunnels whose guests don't read");
+    let tunnels: Vec<_> = (0..300).map(|_| world.guest.tunnel("odd.test:7")).collect();
+    let mut growth = 0;
+    // Until it stops growing.
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(250));
+        let now = outgate.memory().saturating_sub(before);
+        if now <= growth + (1 << 20) {
+            break;
+        }
+        growth = now;
+    }
+    println!("{} KiB for {} tunnels whose guests don't read", growth / 1024, tunnels.len());
+    // Of the 4.8 GiB on offer: 64 MiB a worker thread, and a small read a tunnel past that.
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    assert!(growth < workers * (72 << 20) + (300 << 16), "{growth} bytes");
     drop(tunnels);
     eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
 }
