@@ -78,6 +78,9 @@ enum Failure {
     /// Files of the operator's are wrong; a line a problem.
     #[error("{}", .0.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Diagnostic>),
+    /// The daemon says no; a line a problem.
+    #[error("outgate: the daemon refuses{}", .0.iter().map(|line| format!("\n{}", table::printable(line))).collect::<String>())]
+    Refused(Vec<String>),
     /// The arguments make no sense together.
     #[error("outgate: {0}")]
     Usage(String),
@@ -98,7 +101,7 @@ impl From<ConfigError> for Failure {
 impl Failure {
     fn exit(&self) -> Exit {
         match self {
-            Failure::Failed(_) | Failure::Invalid(_) | Failure::Output(_) => Exit::No,
+            Failure::Failed(_) | Failure::Invalid(_) | Failure::Refused(_) | Failure::Output(_) => Exit::No,
             Failure::Usage(_) => Exit::Usage,
             Failure::Unreachable(_) => Exit::Unreachable,
         }

@@ -31,7 +31,7 @@ pub(super) struct StatusArguments {
 Examples:
   outgate denied
   outgate denied --limit 10
-  outgate denied --json | jq -r '.[].destination'")]
+  outgate denied --json | jq -r '.refusals[].destination'")]
 pub(super) struct DeniedArguments {
     #[command(flatten)]
     daemon: Daemon,
@@ -48,7 +48,7 @@ pub(super) struct DeniedArguments {
 #[command(after_help = "\
 Examples:
   outgate flows
-  outgate flows --json | jq -r '.[] | select(.guest == \"vm-7\") | .destination'")]
+  outgate flows --json | jq -r '.flows[] | select(.guest == \"vm-7\") | .destination'")]
 pub(super) struct FlowsArguments {
     #[command(flatten)]
     daemon: Daemon,
@@ -97,7 +97,7 @@ pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcom
     let answer = arguments.daemon.ask(Question::Denied(arguments.limit))?;
     let columns = ["count", "guest", "destination", "verdict", "reason", "rule", "last", "advice"]
         .map(|key| (key, shown as Show));
-    write_rows(&answer, arguments.json, &columns, "nothing was refused so far", out)
+    write_rows(&answer, arguments.json, ("refusals", &columns), "nothing was refused so far", out)
 }
 
 pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome {
@@ -113,7 +113,7 @@ pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome 
         ("bytes_down", shown_bytes),
         ("rule", shown),
     ];
-    write_rows(&answer, arguments.json, &columns, "no connection is open", out)
+    write_rows(&answer, arguments.json, ("flows", &columns), "no connection is open", out)
 }
 
 pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcome {
@@ -173,23 +173,27 @@ fn write_facts(prefix: &str, answer: &Value, out: &mut dyn Write) -> io::Result<
 
 type Show = fn(&Value) -> String;
 
-/// A list of objects as a table of those columns.
-fn write_rows(answer: &Value, json: bool, columns: &[(&str, Show)], none: &str, out: &mut dyn Write) -> Outcome {
+/// The list of objects that the answer has under a name, as a table of those columns.
+fn write_rows(answer: &Value, json: bool, list: (&str, &[(&str, Show)]), none: &str, out: &mut dyn Write) -> Outcome {
     if json {
         return write_json(answer, out);
     }
-    let rows = answer.as_array().map(Vec::as_slice).unwrap_or_default();
+    let (name, columns) = list;
+    let rows = answer.get(name).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     if rows.is_empty() {
         writeln!(out, "{none}")?;
         return Ok(Exit::Good);
     }
-    let headings: Vec<String> =
-        columns.iter().map(|(key, _)| key.trim_end_matches("_seconds").replace('_', " ").to_uppercase()).collect();
+    let heading = |(key, _): &(&str, Show)| key.trim_end_matches("_seconds").replace('_', " ").to_uppercase();
+    let headings: Vec<String> = columns.iter().map(heading).collect();
     let headings: Vec<&str> = headings.iter().map(String::as_str).collect();
     let cell = |row: &Value, (key, show): &(&str, Show)| row.get(key).map_or_else(|| "-".to_owned(), show);
-    let rows: Vec<Vec<String>> =
+    let cells: Vec<Vec<String>> =
         rows.iter().map(|row| columns.iter().map(|column| cell(row, column)).collect()).collect();
-    table::write(out, &headings, &rows)?;
+    table::write(out, &headings, &cells)?;
+    if let Some(total) = answer.get("total").and_then(Value::as_u64).filter(|total| *total > rows.len() as u64) {
+        writeln!(out, "{} of {} shown; --limit shows more", grouped(rows.len() as u64), grouped(total))?;
+    }
     Ok(Exit::Good)
 }
 
@@ -219,25 +223,28 @@ mod tests {
     use super::*;
     use serde_json::json;
 
+    fn table(answer: &Value, columns: &[(&str, Show)]) -> String {
+        let mut out = Vec::new();
+        write_rows(answer, false, ("flows", columns), "no connection is open", &mut out).unwrap();
+        String::from_utf8(out).unwrap()
+    }
+
     #[test]
     fn rows_become_a_table_that_cannot_steer_the_terminal() {
-        let rows = json!([
+        let answer = json!({"total": 1204, "flows": [
             {"flow": "a1", "guest": null, "source": "10.0.0.1:5", "listener": "proxy", "destination": "x\u{1b}[2J:443",
              "age_seconds": 61.5, "bytes_up": 20480, "bytes_down": 0, "rule": "a.rules:3"}
-        ]);
+        ]});
         let columns: [(&str, Show); 4] =
             [("guest", shown), ("destination", shown), ("age_seconds", shown_duration), ("bytes_up", shown_bytes)];
-        let mut out = Vec::new();
-        write_rows(&rows, false, &columns, "none", &mut out).unwrap();
-        let expected = "GUEST  DESTINATION     AGE    BYTES UP\n-      x\\u{1b}[2J:443  1m 1s  20 KiB\n";
-        assert_eq!(String::from_utf8(out).unwrap(), expected);
+        let expected = "GUEST  DESTINATION     AGE    BYTES UP\n-      x\\u{1b}[2J:443  1m 1s  20 KiB\n\
+            1 of 1,204 shown; --limit shows more\n";
+        assert_eq!(table(&answer, &columns), expected);
     }
 
     #[test]
     fn no_rows_are_said_in_words() {
-        let mut out = Vec::new();
-        write_rows(&json!([]), false, &[("a", shown as Show)], "no connection is open", &mut out).unwrap();
-        assert_eq!(out, b"no connection is open\n");
+        assert_eq!(table(&json!({"total": 0, "flows": []}), &[("a", shown)]), "no connection is open\n");
     }
 
     #[test]

@@ -3,25 +3,20 @@
 
 use super::Failure;
 use crate::config::{Diagnostic, Settings, Severity};
+use crate::control::{self, ClientError};
 use crate::daemon;
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
 use crate::whitelist::edit::{self, Added, EditError};
+use crate::whitelist::lint::{self, Usage};
 use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists};
 use jiff::civil::Date;
-use serde_json::{Value, json};
+use serde_json::Value;
 use std::collections::HashSet;
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr};
-use std::os::unix::net::UnixStream;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
-
-/// How long the daemon may be silent; a reload of a million rules takes a few seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
-/// The longest answer that is read, in bytes.
-const MAX_ANSWER: u64 = 64 << 20;
 
 /// The lists as the daemon would use them.
 pub(super) struct Lists {
@@ -151,10 +146,12 @@ fn failed_edit(error: EditError) -> Failure {
     }
 }
 
-/// What deserves a look in the lists.
+/// What deserves a look in the lists. Which rules were never used only the daemon could say.
 pub(super) fn lint(settings: &Settings) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
-    let lists = compile(settings);
-    if lists.policy.is_some() { Ok(lists.diagnostics) } else { Err(lists.diagnostics) }
+    let apart: Vec<String> =
+        settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().cloned()).collect();
+    let found = lint::lint(&files(settings), today(), Usage { used: None, apart: &apart });
+    found.map(|found| of_list(found, settings.whitelist_dir.as_deref())).map_err(of_report)
 }
 
 /// What to ask the daemon.
@@ -170,58 +167,42 @@ pub(super) enum Question {
     Reload,
 }
 
-/// Asks the daemon behind `socket`: one line of JSON there, one JSON value back, `{"ok": answer}` or
-/// `{"error": [lines]}`.
+/// Asks the daemon behind `socket`.
 pub(super) fn ask(socket: &Path, question: Question) -> Result<Value, Failure> {
-    let question = match question {
-        Question::Status => json!({"ask": "status"}),
-        Question::Denied(limit) => json!({"ask": "denied", "limit": limit}),
-        Question::Flows(limit) => json!({"ask": "flows", "limit": limit}),
-        Question::Reload => json!({"ask": "reload"}),
+    let client = control::client(socket);
+    let answer = match question {
+        Question::Status => client.get("/status"),
+        Question::Denied(limit) => client.get(&format!("/denied?limit={limit}")),
+        Question::Flows(limit) => client.get(&format!("/flows?limit={limit}")),
+        Question::Reload => client.post("/reload"),
     };
-    let answer = exchange(socket, &question).map_err(|error| unreachable(socket, &error))?;
-    let answer: Value = serde_json::from_slice(&answer).map_err(|error| {
-        Failure::Failed(format!("the daemon's answer makes no sense ({error}); is it of another version?"))
-    })?;
-    match answer {
-        Value::Object(mut fields) => match (fields.remove("ok"), fields.remove("error")) {
-            (Some(answer), _) => Ok(answer),
-            (None, error) => Err(Failure::Failed(format!("the daemon says: {}", text_of(error)))),
-        },
-        _ => Err(Failure::Failed("the daemon's answer makes no sense; is it of another version?".to_owned())),
+    match answer.map_err(unanswered)? {
+        (200, answer) => Ok(answer),
+        (_, refusal) => Err(Failure::Refused(problems_of(&refusal))),
     }
 }
 
-fn exchange(socket: &Path, question: &Value) -> io::Result<Vec<u8>> {
-    let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
-    stream.write_all(format!("{question}\n").as_bytes())?;
-    stream.shutdown(Shutdown::Write)?;
-    let mut answer = Vec::new();
-    stream.take(MAX_ANSWER).read_to_end(&mut answer)?;
-    if answer.is_empty() {
-        return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it hung up without an answer"));
-    }
-    Ok(answer)
-}
-
-fn unreachable(socket: &Path, error: &io::Error) -> Failure {
-    let remedy = match error.kind() {
-        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused => {
+fn unanswered(error: ClientError) -> Failure {
+    let remedy = match &error {
+        ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
+            "join the group `outgate`, or be root"
+        }
+        ClientError::Unreachable { .. } => {
             "start it with `systemctl start outgate` or `outgate run`, or name its socket with --socket"
         }
-        io::ErrorKind::PermissionDenied => "join the group `outgate`, or be root",
-        _ => "look at its log, `journalctl -u outgate`",
+        ClientError::Broken { .. } => "look at its log, `journalctl -u outgate`",
+        ClientError::Unreadable(_) => return Failure::Failed(error.to_string()),
     };
-    Failure::Unreachable(format!("the daemon cannot be reached at {}: {error}; {remedy}", socket.display()))
+    Failure::Unreachable(format!("{error}; {remedy}"))
 }
 
-fn text_of(error: Option<Value>) -> String {
-    match error {
-        Some(Value::String(text)) => text,
-        Some(Value::Array(lines)) => lines.iter().filter_map(Value::as_str).collect::<Vec<_>>().join("\n"),
-        _ => "no".to_owned(),
+/// The lines of a refusal: `{"error": line}`, `{"problems": [lines]}` or the like.
+fn problems_of(refusal: &Value) -> Vec<String> {
+    match refusal {
+        Value::String(line) => vec![line.clone()],
+        Value::Array(items) => items.iter().flat_map(problems_of).collect(),
+        Value::Object(fields) => fields.values().flat_map(problems_of).collect(),
+        _ => Vec::new(),
     }
 }
 

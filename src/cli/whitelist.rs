@@ -82,7 +82,7 @@ struct RemoveArguments {
     rules: Vec<String>,
 }
 
-/// Warn of rules that are too broad, shadowed by others, expired or never used
+/// Warn of rules that are too broad, shadowed by others or expired
 ///
 /// Exit code 0 also if there are warnings; 1 if the list is invalid.
 #[derive(Args, Debug)]

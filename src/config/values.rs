@@ -132,11 +132,11 @@ pub(super) fn choice<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Res
         return Ok(*meaning);
     }
     let all: Vec<String> = words.iter().map(|(word, _)| format!("{word:?}")).collect();
-    let hint = match nearest(text, words.iter().map(|(word, _)| *word)) {
-        Some(near) => format!("did you mean {near:?}? "),
-        None => String::new(),
-    };
-    Err(format!("`{key}` is {text:?}; {hint}It is one of {}", all.join(", ")).replace("; It is", "; it is"))
+    let all = all.join(", ");
+    Err(match nearest(text, words.iter().map(|(word, _)| *word)) {
+        Some(near) => format!("`{key}` is {text:?}; did you mean {near:?}? It is one of {all}"),
+        None => format!("`{key}` is {text:?}; it is one of {all}"),
+    })
 }
 
 /// Is the text a label that a guest may have?
