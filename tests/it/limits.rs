@@ -204,7 +204,9 @@ fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_boun
         }
     }
     for turn in 0..1000 {
-        let _ = world.guest.ask(format!("M{turn} http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n"));
+        let _ = world
+            .guest
+            .ask(format!("M{turn} http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n"));
     }
     let strange: [&[u8]; 6] = [
         b"GET http://evil\x1b[31m.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
@@ -272,9 +274,8 @@ fn a_flood_of_connections_that_are_reset_at_once_leaves_nothing_behind() {
 fn a_listener_on_the_gateway_is_reached_by_its_address_alone() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("good.test\n");
-    let admin = world.guest.namespace.run(|| {
-        TcpStream::connect_timeout(&(GATEWAY, 3190).into(), Duration::from_millis(500))
-    });
+    let admin =
+        world.guest.namespace.run(|| TcpStream::connect_timeout(&(GATEWAY, 3190).into(), Duration::from_millis(500)));
     assert!(admin.is_err(), "guests must not reach the admin listener");
     let mut wire = world.guest.proxy();
     wire.finish();

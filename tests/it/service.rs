@@ -25,7 +25,9 @@ fn the_admin_listener_shows_health_metrics_and_a_page_and_changes_nothing() {
         assert_eq!(response.unwrap().status, 405, "{method}");
     }
     let metrics = outgate.metrics();
-    for name in ["outgate_build_info", "outgate_whitelist_rules", "outgate_panics_total", "process_resident_memory_bytes"] {
+    for name in
+        ["outgate_build_info", "outgate_whitelist_rules", "outgate_panics_total", "process_resident_memory_bytes"]
+    {
         assert!(metrics.keys().any(|series| series.starts_with(name)), "{name}: {metrics:#?}");
     }
     let version = concat!("outgate_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}");
@@ -36,14 +38,18 @@ fn the_admin_listener_shows_health_metrics_and_a_page_and_changes_nothing() {
 fn a_page_that_calls_itself_by_a_name_cannot_read_the_admin_listener() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
-    for host in ["evil.test", "evil.test:3190", "localhost.evil.test:3190", "127.0.0.1.evil.test", "127.1:3190", "2130706433"] {
-        let response = outgate.admin_ask(&format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+    for host in
+        ["evil.test", "evil.test:3190", "localhost.evil.test:3190", "127.0.0.1.evil.test", "127.1:3190", "2130706433"]
+    {
+        let response =
+            outgate.admin_ask(&format!("GET /metrics HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
         let response = response.unwrap();
         assert!(matches!(response.status, 400 | 403 | 421), "{host}: {}", response.status);
         assert!(!response.text().contains("outgate_"), "{host}");
     }
     for host in [ADMIN, "localhost:3190", "127.0.0.1"] {
-        let response = outgate.admin_ask(&format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        let response =
+            outgate.admin_ask(&format!("GET /healthz HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
         assert_eq!(response.unwrap().status, 200, "{host}");
     }
 }

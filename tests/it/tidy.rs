@@ -22,7 +22,15 @@ const STAGES: [(&str, &[&str]); 7] = [
     // A record tells the whole story: what was claimed and which rule decided.
     (
         "account",
-        &["relay::Tally", "identify::Claim", "identify::Evidence", "policy::Location", "policy::Permit", "policy::Refusal"],
+        &[
+            "relay::Tally",
+            "identify::Claim",
+            "identify::Evidence",
+            "policy::Location",
+            "policy::NearMiss",
+            "policy::Permit",
+            "policy::Refusal",
+        ],
     ),
 ];
 
@@ -61,7 +69,8 @@ fn root() -> &'static Path {
 fn files_below(folder: &Path, found: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
         let (path, name) = (entry.path(), entry.file_name());
-        let skipped = matches!(name.to_str(), Some("target" | ".git" | "corpus" | "artifacts" | "coverage" | "node_modules"));
+        let skipped =
+            matches!(name.to_str(), Some("target" | ".git" | "corpus" | "artifacts" | "coverage" | "node_modules"));
         match entry.file_type().unwrap() {
             _ if skipped => {}
             kind if kind.is_dir() => files_below(&path, found),
@@ -90,7 +99,9 @@ fn sources() -> Vec<Source> {
 /// Tests stand last in a file.
 fn without_tests(text: &str) -> &str {
     let last = text.match_indices("#[cfg(test)]").find(|(at, _)| {
-        text.get(*at..).and_then(|rest| rest.lines().nth(1)).is_some_and(|line| line.contains("mod ") && line.ends_with(['{', ';', '}']))
+        text.get(*at..)
+            .and_then(|rest| rest.lines().nth(1))
+            .is_some_and(|line| line.contains("mod ") && line.ends_with(['{', '}']))
     });
     last.map_or(text, |(at, _)| &text[..at])
 }
@@ -133,7 +144,8 @@ fn tree_at(text: &str) -> String {
 
 fn expand(prefix: &str, tree: &str, paths: &mut BTreeSet<String>) {
     let Some(open) = tree.find('{') else {
-        let path = tree.split(" as ").next().unwrap_or_default().trim().trim_end_matches("::self").trim_end_matches(':');
+        let path =
+            tree.split(" as ").next().unwrap_or_default().trim().trim_end_matches("::self").trim_end_matches(':');
         paths.insert(format!("{prefix}{path}"));
         return;
     };
@@ -163,7 +175,10 @@ fn use_trees_are_taken_apart() {
     assert_eq!(found, ["policy::Permit", "policy::rule", "reason::Reason"]);
     let found: Vec<String> = imports("use crate::{name, dial::{self, connect}};").into_iter().collect();
     assert_eq!(found, ["dial::connect", "dial::self", "name"]);
-    assert_eq!(without_tests("a\n#[cfg(test)]\nfn seam() {}\n#[cfg(test)]\nmod tests {}\n"), "a\n#[cfg(test)]\nfn seam() {}\n");
+    assert_eq!(
+        without_tests("a\n#[cfg(test)]\nfn seam() {}\n#[cfg(test)]\nmod tests {}\n"),
+        "a\n#[cfg(test)]\nfn seam() {}\n"
+    );
 }
 
 #[test]
@@ -243,7 +258,9 @@ fn nothing_is_left_for_later() {
         let extension = file.extension().and_then(|extension| extension.to_str()).unwrap_or_default();
         let Ok(text) = fs::read_to_string(&file) else { continue };
         if known.contains(&extension) {
-            wrong.extend(marks.iter().filter(|mark| text.contains(**mark)).map(|mark| format!("{}: {mark}", file.display())));
+            wrong.extend(
+                marks.iter().filter(|mark| text.contains(**mark)).map(|mark| format!("{}: {mark}", file.display())),
+            );
         }
     }
     assert!(wrong.is_empty(), "{wrong:#?}");
@@ -257,6 +274,10 @@ fn every_module_says_what_it_is_for() {
     for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
         let is_test = file.ends_with("tests.rs") || file.parent().is_some_and(|folder| folder.ends_with("tests"));
         let text = fs::read_to_string(file).unwrap();
-        assert!(is_test || text.starts_with("//! "), "{} does not open with a paragraph on what it is for", file.display());
+        assert!(
+            is_test || text.starts_with("//! "),
+            "{} does not open with a paragraph on what it is for",
+            file.display()
+        );
     }
 }
