@@ -35,13 +35,15 @@ const STAGES: [(&str, &[&str]); 7] = [
 ];
 
 /// The calls that carry a flow from stage to stage, and who may make them beside `flow`.
-const CALLS: [(&str, &[&str]); 5] = [
+const CALLS: [(&str, &[&str]); 6] = [
     // A reload asks again for the flows that are open; `explain` asks without a flow.
     (".decide(", &["policy", "daemon/reload.rs", "cli/explain.rs"]),
     (".vet(", &["resolve"]),
     (".try_vet(", &["resolve"]),
     ("dial::connect(", &["dial"]),
     ("Tunnel::new(", &["relay"]),
+    // What takes any text for an address must not see a guest's; `dial` gives it vetted ones.
+    ("TcpStream::connect", &["dial"]),
 ];
 
 /// What may panic and is allowed to, by file and text, with the reason.
