@@ -239,8 +239,9 @@ fn a_name_is_asked_for_once_however_many_guests_want_it_at_once() {
             });
         }
     });
-    assert_eq!(world.dns.count("good.test", A), 1);
-    assert!(world.dns.count("good.test", AAAA) <= 1);
+    // Over UDP a resolver may ask again when an answer is late; that is not once a guest.
+    assert!(world.dns.count("good.test", A) <= 3, "{:?}", world.dns.log());
+    assert!(world.dns.count("good.test", AAAA) <= 3, "{:?}", world.dns.log());
 }
 
 #[test]
@@ -248,13 +249,16 @@ fn an_answer_is_kept_for_its_ttl_and_a_failure_for_a_moment() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(".good.test\n");
     world.dns.set("lost.good.test", Answer::ServFail);
-    for _ in 0..5 {
+    assert_eq!(world.guest.get("a.good.test", "/").status, 200);
+    world.dns.set("a.good.test", [EVIL]);
+    for _ in 0..10 {
         assert_eq!(world.guest.get("a.good.test", "/").status, 200);
         assert_eq!(world.guest.get("lost.good.test", "/").status, 502);
     }
-    assert_eq!(world.dns.count("a.good.test", A), 1);
+    assert_eq!(world.internet.requests(GOOD).len(), 11, "the first answer holds");
+    world.assert_untouched(EVIL);
     let failed = world.dns.count("lost.good.test", A);
-    assert!(failed < 10, "five requests in a row asked {failed} times for a name that fails");
+    assert!(failed < 10, "ten requests in a row asked {failed} times for a name that fails");
 }
 
 #[test]

@@ -113,9 +113,9 @@ fn markup_in_a_destination_does_not_reach_the_page() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     for uri in ["http://evil.test/<script>alert(1)</script>", "http://<script>alert(1)</script>/"] {
-        let page = world.guest.ask(format!(
-            "GET {uri} HTTP/1.1\r\nHost: evil.test\r\nAccept: text/html\r\nConnection: close\r\n\r\n"
-        ));
+        let page = world
+            .guest
+            .ask(format!("GET {uri} HTTP/1.1\r\nHost: evil.test\r\nAccept: text/html\r\nConnection: close\r\n\r\n"));
         assert!(page.status == 400 || page.status == 403);
         assert!(!page.text().contains("<script>"), "{}", page.text());
     }
@@ -444,7 +444,9 @@ fn an_upgrade_that_the_origin_did_not_grant_stays_http() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     let ask = |path: &str| {
-        format!("GET http://good.test{path} HTTP/1.1\r\nHost: good.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+        format!(
+            "GET http://good.test{path} HTTP/1.1\r\nHost: good.test\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+        )
     };
     let hidden = "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n";
 
@@ -570,7 +572,8 @@ fn methods_are_all_alike_but_for_those_that_proxies_should_not_pass() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     for method in ["DELETE", "OPTIONS", "PATCH", "PROPFIND"] {
-        let line = |host: &str| format!("{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let line =
+            |host: &str| format!("{method} http://{host}/ HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
         assert_eq!(world.guest.ask(line("good.test")).status, 200, "{method}");
         assert_eq!(world.guest.ask(line("evil.test")).status, 403, "{method}");
     }

@@ -5,9 +5,13 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
 mod addresses;
+mod guests;
 mod http;
+mod limits;
 mod names;
 mod proof;
+mod reload;
+mod service;
 mod socks;
 mod tidy;
 mod tls;

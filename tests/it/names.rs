@@ -172,16 +172,18 @@ fn plain_addresses_need_a_rule_for_addresses_and_pass_the_floor() {
     let _outgate = world.outgate(".test wide=yes\n11.0.0.10\n[2600:10::]/32\n127.0.0.0/8\n");
     assert_eq!(world.guest.get("11.0.0.10", "/").status, 200);
     assert_eq!(world.guest.get("[2600:10::10]", "/").status, 200);
-    for (host, reason) in [
-        ("11.0.0.66", "not_whitelisted"),
-        ("11.0.0.20", "not_whitelisted"),
-        ("127.0.0.1", "address_floor"),
-    ] {
+    for (host, reason) in
+        [("11.0.0.66", "not_whitelisted"), ("11.0.0.20", "not_whitelisted"), ("127.0.0.1", "address_floor")]
+    {
         let refusal = world.guest.connect(&format!("{host}:80")).0;
         assert_eq!((refusal.status, refusal.reason().as_str()), (403, reason), "{host}");
     }
     for host in ["[::ffff:127.0.0.1]", "[::ffff:11.0.0.10]", "[64:ff9b::b00:a]"] {
-        assert_eq!(world.guest.connect(&format!("{host}:80")).0.status, 403, "an IPv4 address inside an IPv6 one: {host}");
+        assert_eq!(
+            world.guest.connect(&format!("{host}:80")).0.status,
+            403,
+            "an IPv4 address inside an IPv6 one: {host}"
+        );
     }
     assert!(world.dns.log().is_empty());
     world.assert_untouched(EVIL);

@@ -38,6 +38,18 @@ impl Guest {
         Wire::dial(&self.namespace, PROXY.parse::<SocketAddr>().unwrap()).expect("the proxy accepts")
     }
 
+    /// Connects to the proxy from one of the guest's addresses.
+    pub fn proxy_from(&self, address: Ipv4Addr) -> Wire {
+        let proxy: SocketAddr = PROXY.parse().unwrap();
+        let connect = || {
+            let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+            socket.bind(&SocketAddr::from((address, 0)).into())?;
+            socket.connect(&proxy.into())?;
+            Wire::new(socket.into())
+        };
+        self.namespace.run(connect).expect("the proxy accepts")
+    }
+
     /// Connects to the proxy `count` times.
     pub fn proxies(&self, count: usize) -> Vec<TcpStream> {
         let proxy: SocketAddr = PROXY.parse().unwrap();
@@ -108,7 +120,10 @@ impl Wire {
     /// Connects from a namespace.
     pub fn dial(namespace: &Namespace, address: impl Into<SocketAddr>) -> io::Result<Wire> {
         let address = address.into();
-        let stream = namespace.run(|| TcpStream::connect_timeout(&address, WAIT))?;
+        Wire::new(namespace.run(|| TcpStream::connect_timeout(&address, WAIT))?)
+    }
+
+    fn new(stream: TcpStream) -> io::Result<Wire> {
         stream.set_read_timeout(Some(WAIT))?;
         stream.set_write_timeout(Some(WAIT))?;
         stream.set_nodelay(true)?;

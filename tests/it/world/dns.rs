@@ -49,7 +49,7 @@ pub struct Query {
 
 #[derive(Default)]
 struct Shared {
-    /// Each name's answers in turn, for A and AAAA apart; the last one stays.
+    /// Each name's answers in turn, for A and AAAA apart.
     scripts: Mutex<HashMap<String, Script>>,
     log: Mutex<Vec<Query>>,
     stop: AtomicBool,
@@ -58,7 +58,6 @@ struct Shared {
 #[derive(Clone)]
 struct Script {
     answers: Vec<Answer>,
-    cycle: bool,
     turns: HashMap<u16, usize>,
 }
 
@@ -88,21 +87,12 @@ impl Dns {
 
     /// From now on `name` (or `*.parent`, for names below) has this one answer.
     pub fn set(&self, name: &str, answer: impl Into<Answer>) {
-        self.script(name, vec![answer.into()], false);
-    }
-
-    /// From now on `name` has these answers in turn; the last one stays.
-    pub fn sequence(&self, name: &str, answers: Vec<Answer>) {
-        self.script(name, answers, false);
+        self.cycle(name, vec![answer.into()]);
     }
 
     /// From now on `name` has these answers in turn, round and round.
     pub fn cycle(&self, name: &str, answers: Vec<Answer>) {
-        self.script(name, answers, true);
-    }
-
-    fn script(&self, name: &str, answers: Vec<Answer>, cycle: bool) {
-        let script = Script { answers, cycle, turns: HashMap::new() };
+        let script = Script { answers, turns: HashMap::new() };
         self.shared.scripts.lock().unwrap().insert(name.to_owned(), script);
     }
 
@@ -231,7 +221,7 @@ fn turn(shared: &Shared, name: &str, kind: u16) -> Answer {
     }
     let script = scripts.get_mut(&key).expect("found above");
     let turn = script.turns.entry(kind).or_default();
-    let index = if script.cycle { *turn % script.answers.len() } else { (*turn).min(script.answers.len() - 1) };
+    let index = *turn % script.answers.len();
     *turn += 1;
     script.answers[index].clone()
 }

@@ -28,7 +28,7 @@ pub struct Seen {
     pub bytes: Vec<u8>,
     /// How many bytes it brought.
     pub count: u64,
-    /// The other side closed its sending half.
+    /// The other side closed its sending half, or reset the connection.
     pub ended: bool,
 }
 
@@ -189,7 +189,11 @@ impl Tap {
 
 impl Read for Tap {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let length = self.stream.read(buffer)?;
+        let read = self.stream.read(buffer);
+        if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::ConnectionReset) {
+            self.seen.lock().unwrap().ended = true;
+        }
+        let length = read?;
         let mut seen = self.seen.lock().unwrap();
         seen.count += length as u64;
         seen.ended |= length == 0 && !buffer.is_empty();

@@ -261,11 +261,6 @@ impl Outgate {
         rustix::process::kill_process(pid, signal).expect("the daemon runs");
     }
 
-    /// Is it running?
-    pub fn runs(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_none())
-    }
-
     /// Waits for the end.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {

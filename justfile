@@ -1,0 +1,23 @@
+# `just` lists what there is.
+default:
+    @just --list
+
+# Runs the daemon on the loopback with the shipped lists, without root.
+run *arguments:
+    cargo run -- run {{arguments}}
+
+# Every test: unit, integration, real clients. As root; without, what needs network namespaces is skipped.
+test:
+    tests/run
+
+# What must pass before a change lands.
+ci:
+    .ci/run
+
+# One fuzz target for a minute, e.g. `just fuzz hello`. Needs cargo-fuzz and a nightly toolchain.
+fuzz target seconds="60":
+    cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
+
+# Benchmarks, e.g. `just bench decide`.
+bench *arguments:
+    cargo bench -- {{arguments}}

@@ -1,0 +1,409 @@
+#!/usr/bin/env python3
+"""Real clients in a guest's namespace reach allowed names through outgate, and nothing else.
+
+run.py [PATH OF outgate]. Needs root. Builds three namespaces (guest, gateway, internet), an origin and
+a DNS server (origin.py) and a certificate authority; runs each client; prints a table; checks by the
+origin's and the DNS server's logs that only allowed names were asked for. Exits 1 if anything failed.
+OUTGATE_BULK_MIB (default 64) is the size of the large transfers; 1024 for a full run.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import zipfile
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+BULK = int(os.environ.get("OUTGATE_BULK_MIB", "64"))
+PROXY = "10.42.42.1:3128"
+ALLOWED = ["api.test", "index.test", "files.test", "git.test", "deb.test"]
+PATIENCE = 300
+
+
+def run(*command, **options):
+    return subprocess.run(command, check=True, text=True, capture_output=True, **options).stdout
+
+
+class World:
+    """The namespaces, the origin and outgate; everything is gone at the end of `with`."""
+
+    def __init__(self, outgate):
+        self.outgate = os.path.abspath(outgate)
+        self.names = {part: f"ogc{os.getpid()}-{part}" for part in ("guest", "gateway", "internet")}
+        self.processes = []
+
+    def __enter__(self):
+        self.directory = tempfile.mkdtemp(prefix="outgate-clients-")
+        try:
+            self.wire()
+            self.certificates()
+            self.content()
+            self.start()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def __exit__(self, *_):
+        for process in reversed(self.processes):
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+        for name in self.names.values():
+            subprocess.run(["ip", "netns", "del", name], check=False, stderr=subprocess.DEVNULL)
+        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def path(self, *parts):
+        path = os.path.join(self.directory, *parts)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return path
+
+    def wire(self):
+        guest, gateway, internet = self.names.values()
+        run("ip", "-batch", "-", input=textwrap.dedent(f"""\
+            netns add {guest}
+            netns add {gateway}
+            netns add {internet}
+            link add name eth0 netns {guest} type veth peer name g1 netns {gateway}
+            link add name eth0 netns {internet} type veth peer name up0 netns {gateway}
+            """))
+        for name, links in (
+            (guest, {"eth0": ["10.42.42.2/24"]}),
+            (gateway, {"g1": ["10.42.42.1/24"], "up0": ["11.0.0.1/24"]}),
+            (internet, {"eth0": ["11.0.0.10/24", "11.0.0.53/24"]}),
+        ):
+            lines = ["link set lo up"]
+            for link, addresses in links.items():
+                lines += [f"addr add {address} dev {link}" for address in addresses] + [f"link set {link} up"]
+            run("ip", "-n", name, "-batch", "-", input="\n".join(lines) + "\n")
+        run("ip", "netns", "exec", gateway, "sysctl", "-qw", "net.ipv4.ip_forward=0")
+
+    def certificates(self):
+        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+        run("openssl", "req", "-x509", *curve, "-subj", "/CN=Client test authority", "-keyout", self.path("ca.key"),
+            "-out", self.path("ca.crt"), "-addext", "keyUsage=critical,keyCertSign")
+        names = ",".join(f"DNS:{name}" for name in ALLOWED + ["evil.test"])
+        run("openssl", "req", *curve, "-subj", "/CN=api.test", "-keyout", self.path("tls.key"), "-out", self.path("tls.csr"))
+        with open(self.path("extensions"), "w") as file:
+            file.write(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
+        run("openssl", "x509", "-req", "-in", self.path("tls.csr"), "-CA", self.path("ca.crt"), "-CAkey", self.path("ca.key"),
+            "-CAcreateserial", "-days", "2", "-extfile", self.path("extensions"), "-out", self.path("tls.crt"))
+
+    def content(self):
+        self.wheel()
+        self.repository()
+        self.package()
+
+    def wheel(self):
+        wheel = "bulk_outgate-1.0-py3-none-any.whl"
+        info = "bulk_outgate-1.0.dist-info"
+        with zipfile.ZipFile(self.path("www", "files.test", wheel), "w", zipfile.ZIP_STORED) as archive:
+            archive.writestr("bulk_outgate/__init__.py", "SIZE = %d\n" % (BULK << 20))
+            with archive.open(zipfile.ZipInfo("bulk_outgate/data.bin"), "w", force_zip64=True) as data:
+                for _ in range(BULK):
+                    data.write(os.urandom(1 << 20))
+            archive.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\nName: bulk-outgate\nVersion: 1.0\n")
+            archive.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+            archive.writestr(f"{info}/RECORD", "")
+        digest = file_digest(self.path("www", "files.test", wheel))
+        with open(self.path("www", "index.test", "simple", "bulk-outgate", "index.html"), "w") as page:
+            page.write(f'<!DOCTYPE html><html><body><a href="https://files.test/{wheel}#sha256={digest}">{wheel}</a></body></html>')
+
+    def repository(self):
+        work = self.path("work", "x")[:-2]
+        git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"]
+        run(*git, "init", "-q")
+        for turn in range(20):
+            with open(os.path.join(work, f"file{turn}"), "wb") as file:
+                file.write(os.urandom(50_000))
+            run(*git, "add", "-A")
+            run(*git, "commit", "-qm", f"commit {turn}")
+        run("git", "clone", "-q", "--bare", work, self.path("www", "git.test", "repo.git"))
+
+    def package(self):
+        tree = self.path("package", "x")[:-2]
+        os.makedirs(os.path.join(tree, "DEBIAN"))
+        os.makedirs(os.path.join(tree, "usr/share/outgate-hello"))
+        with open(os.path.join(tree, "usr/share/outgate-hello/data"), "wb") as file:
+            file.write(os.urandom(2 << 20))
+        control = "Package: outgate-hello\nVersion: 1.0\nArchitecture: all\nMaintainer: t <t@example.com>\nDescription: test\n"
+        with open(os.path.join(tree, "DEBIAN/control"), "w") as file:
+            file.write(control)
+        deb = self.path("www", "deb.test", "outgate-hello_1.0_all.deb")
+        run("dpkg-deb", "-b", tree, deb)
+        with open(self.path("www", "deb.test", "Packages"), "w") as file:
+            file.write(f"{control}Filename: ./outgate-hello_1.0_all.deb\nSize: {os.path.getsize(deb)}\nSHA256: {file_digest(deb)}\n")
+
+    def start(self):
+        origin = self.spawn("internet", sys.executable, os.path.join(HERE, "origin.py"), self.directory, stdout=subprocess.PIPE)
+        if origin.stdout.readline() != b"ready\n":
+            raise RuntimeError("the origin did not start")
+        os.makedirs(self.path("whitelist", "x")[:-2], exist_ok=True)
+        with open(self.path("whitelist", "main.rules"), "w") as file:
+            file.write("".join(f"{name}\n" for name in ALLOWED))
+        with open(self.path("outgate.toml"), "w") as file:
+            file.write(textwrap.dedent(f"""\
+                [listen]
+                proxy = ["{PROXY}"]
+                control = "{self.path("control.sock")}"
+                [whitelist]
+                dir = "{self.path("whitelist")}"
+                [resolver]
+                servers = ["11.0.0.53"]
+                [log]
+                access = "{self.path("access.log")}"
+                [state]
+                dir = "{self.path("state")}"
+                """))
+        errors = open(self.path("outgate.err"), "wb")
+        daemon = self.spawn("gateway", self.outgate, "run", "--config", self.path("outgate.toml"), stdout=errors, stderr=errors)
+        for _ in range(600):
+            if daemon.poll() is not None:
+                break
+            ready = subprocess.run(
+                ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/readyz"],
+                check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
+            )
+            if ready.returncode == 0:
+                return
+            time.sleep(0.05)
+        raise RuntimeError("outgate does not get ready: " + open(self.path("outgate.err")).read())
+
+    def spawn(self, part, *command, **options):
+        process = subprocess.Popen(["ip", "netns", "exec", self.names[part], *command], stdin=subprocess.DEVNULL, **options)
+        self.processes.append(process)
+        return process
+
+    def guest(self, *command, proxied=True, **more):
+        """Runs a client in the guest's namespace, with an environment that only names proxy and CA."""
+        authority = self.path("ca.crt")
+        variables = (
+            "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS",
+        )
+        environment = {"PATH": os.environ["PATH"], "HOME": self.path("home", "x")[:-2], "LANG": "C.UTF-8"}
+        environment |= {name: authority for name in variables}
+        environment |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "GIT_CONFIG_NOSYSTEM": "1"}
+        if proxied:
+            environment |= {name: f"http://{PROXY}" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
+        environment |= more
+        return subprocess.run(
+            ["ip", "netns", "exec", self.names["guest"], *command],
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
+        )
+
+
+def file_digest(path):
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def expect(done, text=None):
+    """The output of a client that must have succeeded (and said `text`)."""
+    output = (done.stdout + done.stderr).decode("utf-8", "replace")
+    assert done.returncode == 0, f"exit {done.returncode}: {output[-2000:]}"
+    assert text is None or text in output, f"no {text!r} in: {output[-2000:]}"
+    return done.stdout.decode("utf-8", "replace")
+
+
+def curl_https(world):
+    expect(world.guest("curl", "-sS", "--fail", "https://api.test/hello"), '"world"')
+
+
+def curl_http(world):
+    expect(world.guest("curl", "-sS", "--fail", "http://api.test/hello"), '"world"')
+
+
+def curl_socks(world):
+    expect(world.guest("curl", "-sS", "--fail", "--socks5-hostname", PROXY, "https://api.test/hello", proxied=False), '"world"')
+
+
+def curl_refused(world):
+    done = world.guest("curl", "-sS", "https://evil.test/hello")
+    assert done.returncode != 0 and b"403" in done.stderr, done
+    done = world.guest("curl", "-sS", "http://evil.test/hello")
+    assert json.loads(done.stdout)["reason"] == "not_whitelisted", done
+    done = world.guest("curl", "-sS", "--connect-to", "api.test:443:evil.test:443", "https://api.test/hello")
+    assert done.returncode != 0, done
+    done = world.guest("curl", "-sS", "-m", "3", "--noproxy", "*", "--resolve", "api.test:443:11.0.0.10", "https://api.test/hello")
+    assert done.returncode != 0, "past the proxy there must be no way"
+
+
+def wget(world):
+    expect(world.guest("wget", "-q", f"--ca-certificate={world.path('ca.crt')}", "-O", "-", "https://api.test/hello"), '"world"')
+
+
+def pip(world):
+    target = world.path("pip", "x")[:-2]
+    expect(world.guest(
+        sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-cache-dir", "--isolated", "--cert", world.path("ca.crt"),
+        "--proxy", f"http://{PROXY}", "--index-url", "https://index.test/simple", "--target", target, "bulk-outgate",
+    ))
+    assert os.path.getsize(os.path.join(target, "bulk_outgate/data.bin")) == BULK << 20
+
+
+def git(world):
+    clone = world.path("clone", "x")[:-2]
+    expect(world.guest("git", "clone", "-q", "https://git.test/repo.git", clone))
+    expect(world.guest("git", "-C", clone, "fsck", "--full"))
+    assert expect(world.guest("git", "-C", clone, "rev-list", "--count", "HEAD")).strip() == "20"
+
+
+def requests(world):
+    # pip ships the library, so that no registry is needed.
+    program = """
+        try:
+            import requests
+        except ImportError:
+            from pip._vendor import requests
+        with requests.Session() as session:
+            for turn in range(20):
+                assert session.get("https://api.test/hello").json() == {"hello": "world"}
+                assert session.get("http://api.test/hello").json() == {"hello": "world"}
+            assert session.post("https://api.test/up", data=(b"x" * 1000 for _ in range(10))).text.startswith("10000 ")
+            assert session.post("http://api.test/up", data=(b"x" * 1000 for _ in range(10))).text.startswith("10000 ")
+            refusal = session.get("http://evil.test/")
+            assert refusal.status_code == 403 and refusal.json()["reason"] == "not_whitelisted"
+            try:
+                session.get("https://evil.test/")
+            except requests.exceptions.ProxyError:
+                print("refused as it should be")
+    """
+    expect(world.guest(sys.executable, "-c", textwrap.dedent(program)), "refused as it should be")
+
+
+def node(world):
+    expect(world.guest("node", os.path.join(HERE, "fetch.js"), PROXY, "https://api.test/hello"), '"world"')
+
+
+def node_fetch(world):
+    help_text = run("node", "--help")
+    if "use-env-proxy" not in help_text:
+        return "this Node's fetch knows no proxy"
+    program = "fetch('https://api.test/hello').then(r => r.text()).then(console.log)"
+    expect(world.guest("node", "-e", program, NODE_USE_ENV_PROXY="1"), '"world"')
+    return None
+
+
+def apt(world):
+    base = world.path("apt", "x")[:-2]
+    for folder in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d"):
+        os.makedirs(os.path.join(base, folder))
+    with open(os.path.join(base, "etc/sources.list"), "w") as file:
+        file.write("deb [trusted=yes] http://deb.test/ ./\n")
+    open(os.path.join(base, "status"), "w").close()
+    options = {
+        "Dir::State": f"{base}/state", "Dir::State::status": f"{base}/status", "Dir::Cache": f"{base}/cache", "Dir::Etc": f"{base}/etc",
+        "Acquire::http::Proxy": f"http://{PROXY}", "APT::Sandbox::User": "root", "Acquire::Languages": "none", "Acquire::Retries": "0",
+    }
+    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    expect(world.guest("apt-get", *flags, "-q", "update"))
+    expect(world.guest("sh", "-c", 'cd "$0" && shift 0 && exec apt-get "$@" -q download outgate-hello', base, *flags))
+    assert file_digest(f"{base}/outgate-hello_1.0_all.deb") == file_digest(world.path("www", "deb.test", "outgate-hello_1.0_all.deb"))
+
+
+def websocket(world):
+    expect(world.guest(sys.executable, os.path.join(HERE, "websocket.py"), PROXY, "api.test"), "four messages came back")
+
+
+def bulk(scheme):
+    def transfer(world):
+        sys.path.insert(0, HERE)
+        from origin import BLOCK
+
+        digest = hashlib.sha256()
+        path = world.path("bulk.bin")
+        with open(path, "wb") as file:
+            for _ in range(BULK):
+                file.write(BLOCK)
+                digest.update(BLOCK)
+        begin = time.monotonic()
+        expect(world.guest("curl", "-sS", "--fail", "-o", path + ".down", f"{scheme}://api.test/down/{BULK}"))
+        middle = time.monotonic()
+        assert file_digest(path + ".down") == digest.hexdigest(), "what came down differs"
+        os.remove(path + ".down")
+        up = time.monotonic()
+        output = expect(world.guest("curl", "-sS", "--fail", "-T", path, f"{scheme}://api.test/up"))
+        assert output == f"{BULK << 20} {digest.hexdigest()}", f"what went up differs: {output}"
+        return f"{BULK / (middle - begin):.0f} MiB/s down, {BULK / (time.monotonic() - up):.0f} up"
+
+    return transfer
+
+
+CLIENTS = [
+    ("curl https", curl_https),
+    ("curl http", curl_http),
+    ("curl SOCKS5", curl_socks),
+    ("curl, refused", curl_refused),
+    ("wget", wget),
+    (f"pip install, {BULK} MiB", pip),
+    ("git clone", git),
+    ("Python requests", requests),
+    ("Node https", node),
+    ("Node fetch", node_fetch),
+    ("apt-get", apt),
+    ("WebSocket", websocket),
+    (f"{BULK} MiB over https", bulk("https")),
+    (f"{BULK} MiB over http", bulk("http")),
+]
+
+
+def only_allowed_names(world):
+    """What the origin and the DNS server saw."""
+    with open(world.path("dns.log")) as file:
+        asked = set(file.read().split())
+    assert asked == set(ALLOWED), f"DNS was asked for {sorted(asked)}"
+    with open(world.path("http.log")) as file:
+        lines = file.read().splitlines()
+    hosts = {line.split()[0] for line in lines if not line.startswith("error")}
+    assert hosts == set(ALLOWED), f"the origin was asked for {sorted(hosts)}"
+
+
+def nothing_wrong_inside(world):
+    """What outgate itself counted."""
+    metrics = expect(subprocess.run(
+        ["ip", "netns", "exec", world.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/metrics"],
+        check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
+    ))
+    assert re.search(r"^outgate_panics_total 0$", metrics, re.M), "a panic was counted"
+    assert re.search(r'^outgate_connections_total\{[^}]*reason="not_whitelisted"[^}]*\} [1-9]', metrics, re.M)
+    up = re.search(r'^outgate_bytes_total\{[^}]*direction="up"[^}]*\} (\S+)', metrics, re.M)
+    assert up and float(up[1]) >= BULK << 20, "bytes are missing from the count"
+
+
+def main():
+    outgate = sys.argv[1] if len(sys.argv) > 1 else os.path.join(ROOT, "target", "debug", "outgate")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    passed = failed = skipped = 0
+    with World(outgate) as world:
+        for name, check in CLIENTS + [("only allowed names", only_allowed_names), ("outgate's own count", nothing_wrong_inside)]:
+            begin = time.monotonic()
+            try:
+                note = check(world) or ""
+                skip = note.startswith("this ")
+                verdict = "skipped" if skip else "ok"
+                passed, skipped = passed + (not skip), skipped + skip
+            except (AssertionError, OSError, subprocess.SubprocessError) as error:
+                verdict, note = "FAILED", str(error)
+                failed += 1
+            print(f"{name:24} {verdict:8} {time.monotonic() - begin:6.1f} s  {note}", flush=True)
+        if failed:
+            print(open(world.path("outgate.err"), errors="replace").read()[-4000:], file=sys.stderr)
+    print(f"clients: {passed} passed, {failed} failed, {skipped} skipped")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if os.geteuid() != 0:
+        print("skipped: needs root (network namespaces)")
+        sys.exit(1 if os.environ.get("CI") == "true" else 0)
+    sys.exit(main())

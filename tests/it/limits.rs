@@ -1,0 +1,284 @@
+//! One guest's greed is that guest's trouble: limits on connections and rates, slow handshakes,
+//! memory, and what metrics and log may grow to.
+
+use crate::world::client::Guest;
+use crate::world::http::pattern;
+use crate::world::{GATEWAY, GOOD, ODD, World, eventually};
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
+const UNLIMITED: &str = "[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0";
+
+#[test]
+fn a_guest_with_too_many_connections_is_told_so_and_others_are_not() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables("[limits]\nconnections = 5").start();
+    let mut held: Vec<_> = (0..5).map(|_| world.guest.tunnel("good.test:443")).collect();
+    let refusal = world.guest.get("good.test", "/");
+    assert_eq!((refusal.status, refusal.reason().as_str()), (429, "limit_connections"));
+    let (connect, _) = world.guest.connect("good.test:443");
+    assert_eq!((connect.status, connect.reason().as_str()), (429, "limit_connections"));
+    // Which is said before the request is read: "no acceptable methods".
+    assert_eq!(world.guest.socks_name("good.test", 443).0, None);
+    assert_eq!(world.neighbour.get("good.test", "/").status, 200);
+    held.pop();
+    eventually("a place gets free", || world.guest.get("good.test", "/").status == 200);
+    assert!(outgate.counted("denied", "limit_connections") >= 3.0);
+}
+
+#[test]
+fn a_guest_that_connects_too_quickly_is_told_so_and_others_are_not() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 5").start();
+    let statuses: Vec<u16> = (0..60).map(|_| world.guest.get("good.test", "/").status).collect();
+    assert_eq!(statuses[0], 200);
+    assert!(statuses.contains(&429), "{statuses:?}");
+    assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+    assert_eq!(world.neighbour.get("good.test", "/").status, 200);
+    assert!(outgate.counted("denied", "limit_rate") >= 1.0);
+    eventually("it may connect again", || world.guest.get("good.test", "/").status == 200);
+}
+
+#[test]
+fn a_guest_that_asks_too_quickly_on_one_connection_is_told_so() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables("[limits]\nrequests_per_second = 5").start();
+    let mut wire = world.guest.proxy();
+    let mut statuses = Vec::new();
+    for _ in 0..60 {
+        wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n");
+        statuses.push(wire.hear("GET").status);
+        if statuses.last() != Some(&200) {
+            break;
+        }
+    }
+    assert_eq!(statuses[0], 200);
+    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    assert_eq!(world.neighbour.get("good.test", "/").status, 200);
+    assert!(outgate.counted("denied", "limit_rate") >= 1.0);
+}
+
+#[test]
+fn one_guest_gets_a_quarter_of_all_connections_at_most() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables("[limits]\ntotal_connections = 20").start();
+    let greedy: Vec<_> = (0..5).map(|_| world.guest.tunnel("good.test:443")).collect();
+    let refusal = world.guest.get("good.test", "/");
+    assert_eq!((refusal.status, refusal.reason().as_str()), (429, "limit_connections"));
+    let modest: Vec<_> = (0..5).map(|_| world.neighbour.tunnel("good.test:443")).collect();
+    drop((greedy, modest));
+    assert!(outgate.counted("denied", "limit_connections") >= 1.0);
+}
+
+#[test]
+fn when_all_places_are_taken_the_answer_is_that_the_gateway_is_full() {
+    let Some(world) = World::new() else { return };
+    // Five guests, a quarter each: the fifth finds the house full.
+    let addresses: Vec<String> = (10..15).map(|last| format!("10.42.42.{last}")).collect();
+    let lines: String = addresses.iter().map(|address| format!("addr add {address}/24 dev eth0\n")).collect();
+    crate::world::namespace::batch(Some(&world.guest.namespace), &lines);
+    let routes: String = addresses.iter().map(|address| format!("route add {address}/32 dev g1\n")).collect();
+    crate::world::namespace::batch(Some(&world.gateway), &routes);
+    let outgate = world.setup("good.test\n").tables("[limits]\ntotal_connections = 8").start();
+    let from = |address: &str| world.guest.proxy_from(address.parse().unwrap());
+    let mut held = Vec::new();
+    for address in &addresses[..4] {
+        for _ in 0..2 {
+            let mut wire = from(address);
+            wire.say("CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n");
+            assert_eq!(wire.hear("CONNECT").status, 200, "{address}");
+            held.push(wire);
+        }
+    }
+    let mut wire = from(&addresses[4]);
+    wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n");
+    let refusal = wire.hear("GET");
+    assert_eq!((refusal.status, refusal.reason().as_str()), (503, "limit_total"));
+    outgate.await_counted("denied", "limit_total", 1.0);
+}
+
+#[test]
+fn thousands_of_slow_connections_of_one_guest_do_not_hinder_another() {
+    let Some(world) = World::new() else { return };
+    let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, all_the_files());
+    let tables = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 60000";
+    let outgate = world.setup("good.test\n").tables(tables).start();
+    let idle = requests(&world.neighbour, 100);
+    let before = outgate.memory();
+
+    let mut slow = world.guest.proxies(3000);
+    assert!(slow.len() >= 2900, "only {} connections could be made", slow.len());
+    let head = b"GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\nX-Slow: ";
+    for wire in &mut slow {
+        let _ = wire.write_all(head);
+    }
+    let busy = requests(&world.neighbour, 100);
+    let memory = outgate.memory().saturating_sub(before);
+    println!("idle p99 {:?}, beside 3,000 slow connections p99 {:?}; {} KiB", p99(&idle), p99(&busy), memory / 1024);
+    let good = busy.iter().filter(|(status, _)| *status == 200).count();
+    assert!(good >= 99, "{good} of 100 requests succeeded");
+    assert!(memory < 128 << 20, "{memory} bytes for 3,000 slow connections");
+    assert_eq!(world.internet.requests(GOOD).len(), 100 + good);
+}
+
+fn all_the_files() -> rustix::process::Rlimit {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+    rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum }
+}
+
+/// Requests one after the other, bounded in time; status and duration of each.
+fn requests(guest: &Guest, count: usize) -> Vec<(u16, Duration)> {
+    let begin = Instant::now();
+    let mut results = Vec::new();
+    while results.len() < count && begin.elapsed() < Duration::from_secs(10) {
+        let now = Instant::now();
+        let status = guest.get("good.test", "/").status;
+        results.push((status, now.elapsed()));
+    }
+    results
+}
+
+fn p99(results: &[(u16, Duration)]) -> Duration {
+    let mut times: Vec<Duration> = results.iter().map(|(_, time)| *time).collect();
+    times.sort();
+    times.get(times.len().saturating_sub(2)).copied().unwrap_or_default()
+}
+
+#[test]
+fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("tcp://odd.test:7\n").tables(UNLIMITED).start();
+    world.internet.serve((ODD, 7), |mut tap| {
+        let block = pattern(64 * 1024);
+        // 16 MiB a connection, if anybody took them.
+        for _ in 0..256 {
+            if tap.write_all(&block).is_err() {
+                return;
+            }
+        }
+    });
+    let before = outgate.memory();
+    let tunnels: Vec<_> = (0..300).map(|_| world.guest.tunnel("odd.test:7")).collect();
+    let mut growth = 0;
+    // Until it stops growing.
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(250));
+        let now = outgate.memory().saturating_sub(before);
+        if now <= growth + (1 << 20) {
+            break;
+        }
+        growth = now;
+    }
+    println!("{} KiB for {} tunnels whose guests don't read", growth / 1024, tunnels.len());
+    // Of the 4.8 GiB on offer: 64 MiB a worker thread, and a small read a tunnel past that.
+    let workers = std::thread::available_parallelism().map_or(1, |count| count.get() as u64);
+    assert!(growth < workers * (72 << 20) + (300 << 16), "{growth} bytes");
+    drop(tunnels);
+    eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+}
+
+#[test]
+fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_bound() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables(UNLIMITED).start();
+    let _ = world.guest.get("evil.test", "/");
+    let _ = world.guest.get("bad host", "/");
+    let _ = world.guest.connect("evil.test:443");
+    let _ = world.guest.get("good.test", "/");
+    let series = outgate.metrics().len();
+    let memory = outgate.memory();
+
+    let hosts = 20_000u64;
+    for batch in 0..hosts / 100 {
+        let mut wire = world.guest.proxy();
+        let lines: String = (0..100)
+            .map(|turn| {
+                let host = format!("h{:x}.evil.test", (batch * 100 + turn).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+                format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n")
+            })
+            .collect();
+        wire.say(lines);
+        for _ in 0..100 {
+            assert_eq!(wire.hear("GET").status, 403);
+        }
+    }
+    for turn in 0..1000 {
+        let _ = world
+            .guest
+            .ask(format!("M{turn} http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n"));
+    }
+    let strange: [&[u8]; 6] = [
+        b"GET http://evil\x1b[31m.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b"GET http://evil.test/ HTTP/1.1\r\nHost: evil\x00.test\r\n\r\n",
+        b"CONNECT evil.test\xe2\x80\xae:443 HTTP/1.1\r\n\r\n",
+        b"CONNECT \xff\xfe:443 HTTP/1.1\r\nHost: a\r\n\r\n",
+        b"GET http://evil.test\r/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
+        b"\x05\x01\x00\x05\x01\x00\x03\x0aevil\r\n\x1b\x00\"}\x01\xbb",
+    ];
+    for bytes in strange {
+        let mut wire = world.guest.proxy();
+        wire.say(bytes);
+        wire.finish();
+        assert!(wire.is_over());
+    }
+    let _ = world.guest.connect(&format!("{}:443", "a".repeat(8000)));
+
+    assert_eq!(outgate.metrics().len(), series, "no series may be made by what a guest writes");
+    assert!(outgate.counted("denied", "not_whitelisted") >= hosts as f64);
+    assert!(world.dns.names().iter().all(|name| name == "good.test"));
+    let growth = outgate.memory().saturating_sub(memory);
+    assert!(growth < 64 << 20, "{growth} bytes for {hosts} random names");
+
+    outgate.signal(rustix::process::Signal::HUP);
+    let log = std::fs::read(outgate.path("access.log")).unwrap();
+    let cap = 600 * (hosts + 1000);
+    assert!((log.len() as u64) < cap, "{} bytes of log", log.len());
+    assert!(log.iter().all(|byte| *byte >= b' ' || *byte == b'\n'), "a control character in the log");
+    let text = String::from_utf8(log).expect("the log is UTF-8");
+    assert!(!text.contains('\u{202e}') && !text.contains('\x7f'));
+    assert!(text.lines().all(|line| line.len() < 2000), "a line without end");
+    assert!(outgate.log().len() > 1, "each line is JSON");
+}
+
+#[test]
+fn the_same_refusal_again_and_again_is_one_line_with_a_count() {
+    let Some(world) = World::new() else { return };
+    let mut outgate = world.setup("good.test\n").tables(UNLIMITED).start();
+    for _ in 0..50 {
+        assert_eq!(world.guest.get("evil.test", "/").status, 403);
+    }
+    outgate.await_counted("denied", "not_whitelisted", 50.0);
+    assert!(outgate.stop().success());
+    let lines: Vec<_> = outgate.log().into_iter().filter(|line| line["reason"] == "not_whitelisted").collect();
+    assert!(lines.len() <= 10, "{} lines for fifty refusals alike", lines.len());
+    let counted: u64 = lines.iter().map(|line| line["count"].as_u64().unwrap_or(1)).sum();
+    assert_eq!(counted, 50, "{lines:#?}");
+}
+
+#[test]
+fn a_flood_of_connections_that_are_reset_at_once_leaves_nothing_behind() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").tables(UNLIMITED).start();
+    for _ in 0..20 {
+        for stream in world.guest.proxies(50) {
+            let socket = rustix::net::sockopt::set_socket_linger(&stream, Some(Duration::ZERO));
+            assert!(socket.is_ok());
+        }
+    }
+    eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+    assert_eq!(world.guest.get("good.test", "/").status, 200);
+}
+
+#[test]
+fn a_listener_on_the_gateway_is_reached_by_its_address_alone() {
+    let Some(world) = World::new() else { return };
+    let _outgate = world.outgate("good.test\n");
+    let admin =
+        world.guest.namespace.run(|| TcpStream::connect_timeout(&(GATEWAY, 3190).into(), Duration::from_millis(500)));
+    assert!(admin.is_err(), "guests must not reach the admin listener");
+    let mut wire = world.guest.proxy();
+    wire.finish();
+    let mut nothing = Vec::new();
+    assert!(wire.read_to_end(&mut nothing).is_ok() && nothing.is_empty(), "an end without a request is an end");
+}

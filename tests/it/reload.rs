@@ -1,0 +1,300 @@
+//! A list that changes while the daemon runs, and one that is broken: all or nothing, whatever
+//! way an editor saves, and only the flows that the new list refuses end.
+
+use crate::world::client::Get;
+use crate::world::outgate::Outgate;
+use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually};
+use rustix::process::Signal;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::time::Duration;
+
+fn allows(world: &World, name: &str) -> bool {
+    match world.guest.get(name, "/").status {
+        200 => true,
+        403 => false,
+        other => panic!("{name}: {other}"),
+    }
+}
+
+/// Waits until exactly one of the two names passes.
+#[track_caller]
+fn await_swap(world: &World, now: &str, no_more: &str, how: &str) {
+    eventually(&format!("{how}: {now} is allowed"), || allows(world, now));
+    assert!(!allows(world, no_more), "{how}: {no_more} is refused");
+}
+
+#[test]
+fn a_new_list_is_in_force_whatever_way_it_was_saved() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let rules = outgate.rules();
+    let (good, cdn) = ("good.test", "cdn-ok.test");
+    assert!(allows(&world, good) && !allows(&world, cdn));
+
+    outgate.replace_rules("cdn-ok.test\n");
+    await_swap(&world, cdn, good, "renamed over");
+
+    fs::write(&rules, "good.test\n").unwrap();
+    await_swap(&world, good, cdn, "written in place");
+
+    let mut file = OpenOptions::new().write(true).truncate(true).open(&rules).unwrap();
+    file.write_all(b"# first half\n").unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    file.write_all(b"cdn-ok.test\n").unwrap();
+    drop(file);
+    await_swap(&world, cdn, good, "written in two halves");
+
+    fs::rename(&rules, rules.with_extension("rules~")).unwrap();
+    fs::write(&rules, "good.test\n").unwrap();
+    await_swap(&world, good, cdn, "moved away as a backup and written anew");
+
+    fs::remove_file(&rules).unwrap();
+    fs::write(outgate.whitelist().join("other.rules"), "cdn-ok.test\n").unwrap();
+    await_swap(&world, cdn, good, "removed, and another file made");
+
+    let target = outgate.path("elsewhere.rules");
+    fs::write(&target, "good.test\n").unwrap();
+    fs::remove_file(outgate.whitelist().join("other.rules")).unwrap();
+    symlink(&target, &rules).unwrap();
+    await_swap(&world, good, cdn, "a link to a file elsewhere");
+
+    let fresh = outgate.path("elsewhere.new");
+    fs::write(&fresh, "cdn-ok.test\n").unwrap();
+    fs::rename(&fresh, &target).unwrap();
+    await_swap(&world, cdn, good, "the link's target renamed over");
+    assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 1.0);
+    assert!(outgate.metric("whitelist_reloads_total", &[("result", "success")]) >= 6.0);
+}
+
+#[test]
+fn a_swap_of_the_data_link_as_kubernetes_does_it_is_seen() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("# empty\n");
+    let dir = outgate.whitelist();
+    let version = |name: &str, rules: &str| {
+        fs::create_dir(dir.join(name)).unwrap();
+        fs::write(dir.join(name).join("list.rules"), rules).unwrap();
+        symlink(name, dir.join("..data_tmp")).unwrap();
+        fs::rename(dir.join("..data_tmp"), dir.join("..data")).unwrap();
+    };
+    version("..one", "good.test\n");
+    symlink("..data/list.rules", dir.join("list.rules")).unwrap();
+    await_swap(&world, "good.test", "cdn-ok.test", "the first version");
+    version("..two", "cdn-ok.test\n");
+    fs::remove_dir_all(dir.join("..one")).unwrap();
+    await_swap(&world, "cdn-ok.test", "good.test", "the second version");
+}
+
+#[test]
+fn a_signal_reloads() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let generation = outgate.metric("whitelist_generation", &[]);
+    outgate.replace_rules("cdn-ok.test\n");
+    outgate.signal(Signal::HUP);
+    await_swap(&world, "cdn-ok.test", "good.test", "SIGHUP");
+    assert!(outgate.metric("whitelist_generation", &[]) > generation);
+}
+
+#[test]
+fn tunnels_that_the_new_list_refuses_end_and_others_do_not_notice() {
+    let Some(world) = World::new() else { return };
+    let rules = "good.test\ncdn-ok.test\ntcp://odd.test:7\n";
+    let outgate = world.outgate(rules);
+    world.internet.echo((ODD, 7));
+    let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+    let mut other = world.guest.tunnel("cdn-ok.test:443").tls("cdn-ok.test").unwrap();
+    let mut raw = world.guest.tunnel("odd.test:7");
+    let mut kept = world.guest.proxy();
+    kept.say("GET http://cdn-ok.test/ HTTP/1.1\r\nHost: cdn-ok.test\r\n\r\n");
+    assert_eq!(kept.hear("GET").status, 200);
+    for tls in [(&mut tls, "good.test"), (&mut other, "cdn-ok.test")] {
+        assert_eq!(tls.0.get(tls.1, "/").unwrap().status, 200);
+    }
+    raw.say("x");
+    assert_eq!(raw.take_bytes(1), b"x");
+
+    outgate.replace_rules("cdn-ok.test\n");
+    assert!(tls.sock.is_over());
+    assert!(raw.is_over());
+    assert_eq!(other.get("cdn-ok.test", "/").unwrap().status, 200);
+    kept.say("GET http://cdn-ok.test/ HTTP/1.1\r\nHost: cdn-ok.test\r\n\r\n");
+    assert_eq!(kept.hear("GET").status, 200);
+    eventually("two flows were revoked", || outgate.metric("flows_revoked_total", &[]) == 2.0);
+    outgate.await_log(&[("name", "good.test"), ("reason", "revoked")]);
+    outgate.await_log(&[("name", "odd.test"), ("reason", "revoked")]);
+    eventually("the origin sees the end", || world.internet.seen(GOOD).iter().all(|seen| seen.ended));
+    assert!(world.internet.seen(CDN).iter().all(|seen| !seen.ended));
+}
+
+#[test]
+fn a_reload_that_changes_nothing_for_a_flow_keeps_it_though_the_rule_moved() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+    outgate.replace_rules("# a comment\ncdn-ok.test\n.good.test\n");
+    await_swap(&world, "cdn-ok.test", "evil.test", "renamed over");
+    assert_eq!(tls.get("good.test", "/").unwrap().status, 200);
+    assert_eq!(outgate.metric("flows_revoked_total", &[]), 0.0);
+}
+
+#[test]
+fn half_a_line_never_widens_the_list() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let mut file = OpenOptions::new().write(true).truncate(true).open(outgate.rules()).unwrap();
+    // Without its second half the line would name another host.
+    file.write_all(b"good.test\nother.test").unwrap();
+    for _ in 0..60 {
+        assert!(!allows(&world, "other.test"));
+        assert!(allows(&world, "good.test"), "the last good list stays");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 0.0);
+    file.write_all(b".example\ncdn-ok.test\n").unwrap();
+    drop(file);
+    await_swap(&world, "cdn-ok.test", "other.test", "the second half");
+    assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 1.0);
+}
+
+/// Breaks the list, waits until the daemon says so, and checks that the last good one is in force.
+#[track_caller]
+fn survives(world: &World, outgate: &Outgate, what: &str, breakage: impl FnOnce()) {
+    outgate.replace_rules("good.test\n");
+    eventually(&format!("{what}: the list is sound before"), || {
+        outgate.metric("whitelist_last_reload_successful", &[]) == 1.0 && allows(world, "good.test")
+    });
+    breakage();
+    eventually(&format!("{what}: the metric says that the reload failed"), || {
+        outgate.metric("whitelist_last_reload_successful", &[]) == 0.0
+    });
+    assert!(allows(world, "good.test"), "{what}: the last good list stays");
+    assert!(!allows(world, "cdn-ok.test"), "{what}");
+}
+
+#[test]
+fn a_broken_list_changes_nothing() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let rules = outgate.rules();
+    let write = |bytes: &[u8]| fs::write(&rules, bytes).unwrap();
+    survives(&world, &outgate, "a bad line", || write(b"cdn-ok.test\nhttp://good.test/path\n"));
+    survives(&world, &outgate, "not UTF-8", || write(b"cdn-ok.test\n\xff\xfe\n"));
+    survives(&world, &outgate, "NUL", || write(b"cdn-ok.test\0\n"));
+    survives(&world, &outgate, "a list too broad", || write(b"cdn-ok.test\n*\n"));
+    survives(&world, &outgate, "one bad file of two", || {
+        fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n*.com\n").unwrap();
+    });
+    fs::remove_file(outgate.whitelist().join("second.rules")).unwrap();
+    survives(&world, &outgate, "writable by others", || {
+        write(b"cdn-ok.test\n");
+        fs::set_permissions(&rules, fs::Permissions::from_mode(0o666)).unwrap();
+    });
+    survives(&world, &outgate, "a folder with the name of a list", || {
+        fs::create_dir(outgate.whitelist().join("folder.rules")).unwrap();
+    });
+    fs::remove_dir(outgate.whitelist().join("folder.rules")).unwrap();
+    survives(&world, &outgate, "a link to nowhere", || {
+        symlink("nowhere", outgate.whitelist().join("dangling.rules")).unwrap();
+    });
+    fs::remove_file(outgate.whitelist().join("dangling.rules")).unwrap();
+    survives(&world, &outgate, "the whole directory gone", || {
+        fs::rename(outgate.whitelist(), outgate.path("away")).unwrap();
+    });
+    fs::rename(outgate.path("away"), outgate.whitelist()).unwrap();
+    eventually("sound again", || outgate.metric("whitelist_last_reload_successful", &[]) == 1.0);
+    assert!(outgate.metric("whitelist_reloads_total", &[("result", "failure")]) >= 9.0);
+}
+
+#[test]
+fn an_empty_list_is_sound_and_refuses_everything() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let mut tunnel = world.guest.tunnel("good.test:443");
+    outgate.replace_rules("");
+    assert!(tunnel.is_over());
+    assert!(!allows(&world, "good.test"));
+    assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 1.0);
+}
+
+#[test]
+fn a_start_with_a_broken_list_uses_the_last_good_one_and_says_so() {
+    let Some(world) = World::new() else { return };
+    let mut outgate = world.outgate("good.test\n");
+    assert!(allows(&world, "good.test"));
+    assert!(outgate.stop().success());
+    fs::write(outgate.rules(), "cdn-ok.test\n*\n").unwrap();
+    outgate.launch();
+    outgate.await_admin(|response| response.status != 0);
+    eventually("the proxy serves", || allows(&world, "good.test"));
+    assert!(!allows(&world, "cdn-ok.test"));
+    let ready = outgate.admin("/readyz").unwrap();
+    assert!(ready.text().contains("last good"), "{}: {}", ready.status, ready.text());
+    assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 0.0);
+    outgate.replace_rules("cdn-ok.test\n");
+    await_swap(&world, "cdn-ok.test", "good.test", "mended");
+    outgate.await_ready();
+}
+
+#[test]
+fn a_start_with_a_broken_list_and_none_kept_is_refused() {
+    let Some(world) = World::new() else { return };
+    for rules in ["good.test\n*\n", "good.test"] {
+        let mut outgate = world.setup(rules).write();
+        outgate.launch();
+        assert_eq!(outgate.ended().code(), Some(1), "{rules:?}");
+        let errors = outgate.errors();
+        assert!(errors.contains("main.rules:"), "{errors}");
+        assert!(!errors.contains("panicked"), "{errors}");
+    }
+    let mut outgate = world.setup("good.test\n").write();
+    fs::remove_dir_all(outgate.whitelist()).unwrap();
+    outgate.launch();
+    assert_eq!(outgate.ended().code(), Some(1));
+    assert!(outgate.errors().contains("whitelist"), "{}", outgate.errors());
+}
+
+#[test]
+fn a_rule_set_flipped_under_load_is_one_or_the_other_and_never_both_or_neither() {
+    let Some(world) = World::new() else { return };
+    let tables = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
+    let outgate = world.setup("good.test\n").tables(tables).start();
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            for _ in 0..300 {
+                assert!(!allows(&world, "evil.test"));
+            }
+        });
+        let mut turn = 0;
+        while !asking.is_finished() {
+            turn += 1;
+            outgate.replace_rules(if turn % 2 == 0 { "good.test\n" } else { "cdn-ok.test\n" });
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        asking.join().unwrap();
+    });
+    outgate.replace_rules("cdn-ok.test\n");
+    await_swap(&world, "cdn-ok.test", "good.test", "the last write counts");
+    world.assert_untouched(EVIL);
+}
+
+#[test]
+fn changed_settings_are_taken_up_and_bad_ones_are_not() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let config = fs::read_to_string(outgate.config()).unwrap();
+    fs::write(outgate.config(), format!("mode = \"none\"\n{config}")).unwrap();
+    outgate.signal(Signal::HUP);
+    eventually("mode none holds", || world.guest.get("good.test", "/").reason() == "mode_none");
+
+    fs::write(outgate.config(), format!("mdoe = \"all\"\n{config}")).unwrap();
+    outgate.signal(Signal::HUP);
+    eventually("the error is reported", || outgate.errors().contains("mdoe"));
+    assert_eq!(world.guest.get("good.test", "/").reason(), "mode_none", "a bad configuration changes nothing");
+
+    fs::write(outgate.config(), config).unwrap();
+    outgate.signal(Signal::HUP);
+    eventually("back to the whitelist", || allows(&world, "good.test"));
+}
