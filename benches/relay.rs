@@ -30,7 +30,9 @@ fn never(_: &mut Context<'_>) -> Poll<()> {
     Poll::Pending
 }
 
-fn watch() -> Watch<'static, Nobody, fn(&mut Context<'_>) -> Poll<()>, fn()> {
+type Never = fn(&mut Context<'_>) -> Poll<()>;
+
+fn watch() -> Watch<'static, Nobody, Never, fn()> {
     Watch { meter: &Nobody, idle: None, stopped: never, long: || () }
 }
 
@@ -140,6 +142,7 @@ async fn ours(guest: &mut TcpStream, near: &mut TcpStream, peer: &mut Peer, answ
         version: head.version,
         keep_alive: head.keep_alive,
         upgrade: false,
+        repeatable: true,
     };
     let done = exchange(near, &mut Vec::new(), peer, request, watch()).await;
     assert_eq!(done.unwrap(), Done::Answered { guest_reusable: true, upstream_reusable: true });

@@ -237,15 +237,18 @@ impl Account {
         self.metrics.render()
     }
 
-    /// Asks `judge` about the claim of each live flow and revokes those it refuses; the number of
+    /// Asks `judge` about the claim of each live flow, and where it is connected to, and revokes those it refuses; the number of
     /// them. Takes a microsecond or two a flow: not for a thread that serves flows.
     ///
     /// No flow slips through when the caller first puts the new policy in force and each flow calls
     /// [`Record::claim`] before it asks the policy.
-    pub fn revoke_where(&self, judge: impl Fn(&Claim) -> Option<(Reason, Option<Location>)>) -> usize {
+    pub fn revoke_where(
+        &self,
+        judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
+    ) -> usize {
         let mut revoked = 0;
         self.flows.each(|flow| {
-            if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim))
+            if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim, flow.upstream()))
                 && flow.revoke_by(reason, rule)
             {
                 revoked += 1;

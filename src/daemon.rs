@@ -20,6 +20,7 @@ use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, Asked, Signals};
 use arc_swap::ArcSwap;
 use reload::{Lists, Reloader};
+use std::hash::BuildHasher;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
@@ -72,6 +73,9 @@ pub enum DaemonError {
 pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let open_files = system::raise_open_files();
     tracing::debug!(open_files, "limit on open files");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    // First of all, so that a signal during a long start is not taken for "die".
+    let signals = runtime.block_on(async { Signals::new() })?;
     settings.make_folders()?;
     let lists = Lists::at_start(&settings)?;
     let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
@@ -88,12 +92,10 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let resolver = Resolver::start(
-        &settings.resolver,
-        floor(&settings, &proxies, doors.admin.as_ref()),
-        runtime.handle().clone(),
-    )?;
+    let bound = bound(&proxies, doors.admin.as_ref());
+    let mut floor = settings.floor();
+    floor.listeners.extend(&bound);
+    let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         live,
@@ -104,7 +106,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     });
     let end = CancellationToken::new();
     let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
-    let result = runtime.block_on(govern(&house, settings, lists, doors));
+    let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
     end.cancel();
     for thread in threads {
         if thread.join().is_err() {
@@ -113,6 +115,14 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     }
     house.account.flush();
     result
+}
+
+/// What the start has made for [`govern`].
+struct Start {
+    settings: Settings,
+    lists: Lists,
+    doors: Doors,
+    bound: Vec<SocketAddr>,
 }
 
 /// Listeners of the operator's, opened before the first flow.
@@ -130,11 +140,11 @@ impl Doors {
 }
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
-async fn govern(house: &Arc<House>, settings: Settings, lists: Lists, doors: Doors) -> Result<(), DaemonError> {
-    let mut signals = Signals::new()?;
+async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
+    let Start { settings, lists, doors, bound } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
-    let reloader = Reloader::start(Arc::clone(house), settings, lists)?;
+    let reloader = Reloader::start(Arc::clone(house), settings, lists, bound)?;
     let mut served = JoinSet::new();
     if let Some(listener) = doors.admin {
         let trouble = reloader.clone();
@@ -199,7 +209,7 @@ async fn drain(house: &House, signals: &mut Signals) {
             asked = signals.next() => if asked == Asked::Stop { break },
         }
     }
-    let ended = house.account.revoke_where(|_| Some((Reason::ShuttingDown, None)));
+    let ended = house.account.revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
     if ended > 0 {
         tracing::info!(ended, "ended connections that were still open");
     }
@@ -259,19 +269,16 @@ async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationT
 
 fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
     let live = Arc::clone(live);
-    Gate::new(settings.limits, Arc::new(move |source| live.load().policy.guest(source).index))
+    let hasher = foldhash::quality::RandomState::default();
+    // By name, for the order of the guests may change with a reload.
+    let declared = move |source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
+    Gate::new(settings.limits, Arc::new(declared))
 }
 
-/// The floor's settings with the ports that were really bound (port 0 asks for any).
-fn floor(
-    settings: &Settings,
-    proxies: &[Vec<TcpListener>],
-    admin: Option<&TcpListener>,
-) -> crate::resolve::FloorSettings {
-    let mut floor = settings.floor();
-    let bound = proxies.iter().flatten().chain(admin).filter_map(|listener| listener.local_addr().ok());
-    floor.listeners.extend(bound.collect::<std::collections::HashSet<SocketAddr>>());
-    floor
+/// Where outgate really listens: port 0 in the configuration asks for any.
+fn bound(proxies: &[Vec<TcpListener>], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
+    let first = proxies.iter().filter_map(|listeners| listeners.first());
+    first.chain(admin).filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
 /// A panic ends one flow; the hook counts it and says where.

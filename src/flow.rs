@@ -28,7 +28,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -113,7 +113,7 @@ async fn open(house: Arc<House>, accepted: Accepted) -> Option<Relaying> {
     match visit.fill().await {
         Filled::Bytes => {}
         // Port scanners and health checks: nothing was asked, so there is nothing to count.
-        Filled::End => return None,
+        Filled::End | Filled::Revoked(_) => return None,
         Filled::Timeout => {
             visit.record(Listener::Proxy).refuse(Reason::Timeout, None);
             return None;
@@ -136,7 +136,7 @@ async fn relay(relaying: Relaying) {
         _ => flow.poll_revoked(cx).map(drop),
     };
     match tunnel.run(Watch { meter: &meter, idle, stopped, long: || record.still_open() }).await {
-        End::Closed => {}
+        End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
@@ -145,23 +145,30 @@ async fn relay(relaying: Relaying) {
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
 async fn turn_away(house: &Arc<House>, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
+    let told = house.turned_away.fetch_add(1, Ordering::Relaxed) < MAX_TURNED_AWAY;
+    let answer = if told { tokio::time::timeout(TURN_AWAY, refusal(&mut stream, reason)).await } else { Ok(None) };
     let live = house.live.load_full();
-    let mut record = house.account.open(Listener::Proxy, source, live.policy.guest(source.ip()).name);
-    record.refuse(reason, None);
-    drop(record);
-    if house.turned_away.fetch_add(1, Ordering::Relaxed) < MAX_TURNED_AWAY {
-        let mut first = [0u8; 1024];
-        if let Ok(Ok(n @ 1..)) = tokio::time::timeout(TURN_AWAY, stream.read(&mut first)).await {
-            let answer = match first.first() {
-                Some(5) => vec![5, 0xff],
-                _ => refuse::http(reason, None, first.get(..n).unwrap_or_default(), true),
-            };
-            close::after(&mut stream, &answer).await;
-        }
-    } else {
+    let (listener, answer) = answer.ok().flatten().unwrap_or((Listener::Proxy, Vec::new()));
+    house.account.open(listener, source, live.policy.guest(source.ip()).name).refuse(reason, None);
+    if answer.is_empty() {
         close::reset(&stream);
+    } else {
+        close::after(&mut stream, &answer).await;
     }
     house.turned_away.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// Reads just enough to know what to answer. `None` where the other end is gone.
+async fn refusal(stream: &mut TcpStream, reason: Reason) -> Option<(Listener, Vec<u8>)> {
+    let mut first = [0u8; 1024];
+    let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
+    if first.first() != Some(&crate::identify::socks::VERSION) {
+        return Some((Listener::Proxy, refuse::http(reason, None, first.get(..read)?, true)));
+    }
+    // SOCKS has a code for it only after the greeting.
+    stream.write_all(&crate::identify::socks::ACCEPT).await.ok()?;
+    stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
+    Some((Listener::Socks, crate::identify::socks::reply(reason.socks_reply()).to_vec()))
 }
 
 /// What came of waiting for the guest's bytes.
@@ -170,6 +177,8 @@ enum Filled {
     Bytes,
     End,
     Timeout,
+    /// The flow was revoked meanwhile.
+    Revoked(Reason),
 }
 
 impl Visit {
@@ -183,12 +192,25 @@ impl Visit {
         fill(&mut self.guest, &mut self.input, &mut self.deadline).await
     }
 
-    /// Reads once more into `input`; there is something to read already.
-    async fn fill_now(&mut self) -> Filled {
-        match self.guest.read_buf(&mut self.input).await {
-            Ok(1..) => Filled::Bytes,
-            Ok(0) | Err(_) => Filled::End,
+    /// As [`fill`](Self::fill), while the flow may be revoked.
+    async fn hear(&mut self, record: &Record) -> Filled {
+        tokio::select! {
+            biased;
+            filled = self.fill() => filled,
+            reason = record.flow().revoked() => Filled::Revoked(reason),
         }
+    }
+
+    /// Says something to the guest. Where it does not take it the flow ends, and the record says why.
+    async fn say(&mut self, bytes: &[u8], record: &mut Record) -> Result<(), Ended> {
+        let limit = self.house.gate.settings().idle_timeout;
+        say(&mut self.guest, bytes, record, limit).await.map_err(|reason| {
+            if let Some(reason) = reason {
+                record.refuse(reason, None);
+            }
+            close::reset(&self.guest);
+            Ended
+        })
     }
 
     /// Decides, and notes the decision in the record.
@@ -216,7 +238,15 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
     let vetted = match house.resolver.try_vet(permit) {
         Some(known) => known,
         None => {
-            let answer = house.resolver.vet(permit).await;
+            let flow = Arc::clone(record.flow());
+            let answer = tokio::select! {
+                biased;
+                answer = house.resolver.vet(permit) => answer,
+                reason = flow.revoked() => {
+                    record.refuse(reason, None);
+                    return Err(reason);
+                }
+            };
             record.resolved_in(start.elapsed());
             answer
         }
@@ -227,7 +257,16 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
     })?;
     let start = std::time::Instant::now();
     let settings = house.live.load().dial;
-    match dial::connect(&vetted, &settings).await {
+    let flow = Arc::clone(record.flow());
+    let dialled = tokio::select! {
+        biased;
+        dialled = dial::connect(&vetted, &settings) => dialled,
+        reason = flow.revoked() => {
+            record.refuse(reason, None);
+            return Err(reason);
+        }
+    };
+    match dialled {
         Ok(upstream) => {
             record.dialled_in(start.elapsed());
             record.upstream(upstream.peer, upstream.local);
@@ -237,6 +276,25 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
             record.refuse(error.reason(), None);
             Err(error.reason())
         }
+    }
+}
+
+/// Writes `bytes` within `limit`, unless the flow is revoked. `Err(None)`: the other end is gone.
+async fn say(
+    stream: &mut TcpStream,
+    bytes: &[u8],
+    record: &Record,
+    limit: Option<Duration>,
+) -> Result<(), Option<Reason>> {
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let mut deadline = Deadline::after(limit);
+    tokio::select! {
+        biased;
+        written = stream.write_all(bytes) => written.map_err(|_| None),
+        reason = record.flow().revoked() => Err(Some(reason)),
+        () = deadline.passed() => Err(Some(Reason::Timeout)),
     }
 }
 

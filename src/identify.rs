@@ -10,7 +10,7 @@ pub mod http;
 mod sniff;
 pub mod socks;
 
-pub use sniff::{MAX_SNIFF, Sniff, sniff};
+pub use sniff::{MAX_SNIFF, Sniff, sniff, sniff_on};
 
 use crate::reason::Reason;
 use crate::target::{Host, Protocol, Target, Transport};

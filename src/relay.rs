@@ -11,7 +11,6 @@ pub mod scratch;
 
 use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
 use std::future::poll_fn;
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -33,8 +32,10 @@ pub trait Meter {
 /// How a relay ended.
 #[derive(Debug)]
 pub enum End {
-    /// Both sides are done, or one broke off.
+    /// Both sides are done.
     Closed,
+    /// One side broke off; the other was reset.
+    Broken,
     /// Nothing moved for the idle time.
     Idle,
     /// `stop` said so.
@@ -66,12 +67,21 @@ pub struct Tunnel {
     upstream: TcpStream,
     up: Lane,
     down: Lane,
+    broken: bool,
+}
+
+/// A direction of a tunnel that broke.
+enum Broken {
+    /// The reading side was reset.
+    Read,
+    /// The writing side takes no more; what it sent before may still be read.
+    Write,
 }
 
 impl Tunnel {
     /// `to_upstream` and `to_guest` are bytes already read that go first.
     pub fn new(guest: TcpStream, upstream: TcpStream, to_upstream: Vec<u8>, to_guest: Vec<u8>) -> Tunnel {
-        Tunnel { guest, upstream, up: Lane::new(to_upstream), down: Lane::new(to_guest) }
+        Tunnel { guest, upstream, up: Lane::new(to_upstream), down: Lane::new(to_guest), broken: false }
     }
 
     /// Says that the guest's side was read to its end already; the end is passed on.
@@ -102,11 +112,10 @@ impl Tunnel {
             if stopped(cx).is_ready() {
                 return Poll::Ready(End::Stopped);
             }
-            let moved = match self.turn(cx, meter) {
-                Poll::Ready(Ok(())) => return Poll::Ready(End::Closed),
-                Poll::Ready(Err(_)) => return Poll::Ready(End::Closed),
-                Poll::Pending => self.took(),
-            };
+            if let Poll::Ready(end) = self.turn(cx, meter) {
+                return Poll::Ready(end);
+            }
+            let moved = self.took();
             clock.poll(cx, sleep.as_mut(), moved)
         })
         .await;
@@ -118,13 +127,27 @@ impl Tunnel {
     }
 
     /// Moves what can be moved. Ready when both directions are finished or one broke.
-    fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<io::Result<()>> {
-        let Tunnel { guest, upstream, up, down } = self;
+    fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<End> {
+        let Tunnel { guest, upstream, up, down, broken } = self;
         let mut left = TURN;
-        let up_done = up.poll(cx, guest, upstream, &mut left, |n| meter.up(n))?;
+        let up_done = up.poll(cx, guest, upstream, &mut left, |n| meter.up(n));
         let mut left = TURN;
-        let down_done = down.poll(cx, upstream, guest, &mut left, |n| meter.down(n))?;
-        if up_done.is_ready() && down_done.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        let down_done = down.poll(cx, upstream, guest, &mut left, |n| meter.down(n));
+        for (lane, done) in [(up, &up_done), (down, &down_done)] {
+            match done {
+                Poll::Ready(Err(Broken::Read)) => return Poll::Ready(End::Broken),
+                Poll::Ready(Err(Broken::Write)) => {
+                    *broken = true;
+                    lane.state = LaneState::Finished;
+                }
+                _ => {}
+            }
+        }
+        match (up_done, down_done) {
+            (Poll::Ready(_), Poll::Ready(_)) if *broken => Poll::Ready(End::Broken),
+            (Poll::Ready(_), Poll::Ready(_)) => Poll::Ready(End::Closed),
+            _ => Poll::Pending,
+        }
     }
 
     fn took(&mut self) -> bool {
@@ -147,12 +170,12 @@ impl Lane {
         to: &mut TcpStream,
         left: &mut usize,
         count: impl Fn(usize),
-    ) -> Poll<io::Result<()>> {
+    ) -> Poll<Result<(), Broken>> {
         loop {
             if self.state == LaneState::Finished {
                 return Poll::Ready(Ok(()));
             }
-            count(ready!(self.kept.poll_flush(cx, to))?);
+            count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| Broken::Write)?);
             if self.state == LaneState::Ended {
                 // An upstream that is already gone needs no FIN.
                 let _ = close::finish(to);
@@ -196,22 +219,31 @@ pub struct Watch<'a, M, S, L> {
 /// What [`listen`] heard.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The guest has bytes to read, or its end.
+    /// The guest said something: it was added to the input.
     Guest,
-    /// Nothing moved for the waiting time.
+    /// The guest's end.
+    GuestEnded,
+    /// Nothing moved for the idle time.
     Idle,
+    /// The guest said nothing until the given time, whatever the server did.
+    Silent,
     /// The server broke off.
     Closed,
     /// `stopped` said so.
     Stopped,
 }
 
-/// Relays what the upstream says until the guest speaks. What the guest has not taken by then is left
-/// in `to_guest`, which also goes first.
+/// What a guest says at once is read up to this, 8 KiB.
+const SAID: usize = 8 << 10;
+
+/// Relays what the upstream says until the guest speaks, or has been silent until `patience`. What the
+/// guest has not taken by then is left in `to_guest`, which also goes first.
 pub async fn listen<M, S, L>(
     guest: &mut TcpStream,
     upstream: &mut TcpStream,
+    input: &mut Vec<u8>,
     to_guest: &mut Vec<u8>,
+    patience: Option<Instant>,
     watch: Watch<'_, M, S, L>,
 ) -> Heard
 where
@@ -219,17 +251,21 @@ where
     S: FnMut(&mut Context<'_>) -> Poll<()>,
     L: FnOnce(),
 {
-    let Watch { meter, idle: wait, mut stopped, long } = watch;
+    let Watch { meter, idle, mut stopped, long } = watch;
     let mut down = Lane::new(std::mem::take(to_guest));
-    let mut clock = Clock::new(wait, long);
+    let mut clock = Clock::new(idle, long);
     let sleep = tokio::time::sleep_until(clock.next());
-    tokio::pin!(sleep);
+    let silence = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now));
+    tokio::pin!(sleep, silence);
     let heard = poll_fn(|cx| {
         if stopped(cx).is_ready() {
             return Poll::Ready(Heard::Stopped);
         }
-        if guest.poll_read_ready(cx).is_ready() {
-            return Poll::Ready(Heard::Guest);
+        if let Poll::Ready(heard) = poll_hear(cx, guest, input) {
+            return Poll::Ready(heard);
+        }
+        if patience.is_some() && silence.as_mut().poll(cx).is_ready() {
+            return Poll::Ready(Heard::Silent);
         }
         let mut left = TURN;
         match down.poll(cx, upstream, guest, &mut left, |n| meter.down(n)) {
@@ -245,6 +281,21 @@ where
     heard
 }
 
+/// Adds what the guest says to `input`.
+fn poll_hear(cx: &mut Context<'_>, guest: &mut TcpStream, input: &mut Vec<u8>) -> Poll<Heard> {
+    scratch::with(SAID, |buffer| {
+        let mut buffer = ReadBuf::new(buffer);
+        match ready!(Pin::new(guest).poll_read(cx, &mut buffer)) {
+            Ok(()) if !buffer.filled().is_empty() => {
+                input.extend_from_slice(buffer.filled());
+                Poll::Ready(Heard::Guest)
+            }
+            Ok(()) => Poll::Ready(Heard::GuestEnded),
+            Err(_) => Poll::Ready(Heard::Closed),
+        }
+    })
+}
+
 /// Reads up to `want` bytes into the thread's scratch and writes them; what is not taken is kept.
 /// Returns how many were read (0: the end) and how many of them written.
 fn poll_move(
@@ -253,18 +304,17 @@ fn poll_move(
     to: &mut TcpStream,
     want: usize,
     kept: &mut Kept,
-) -> Poll<io::Result<(usize, usize)>> {
+) -> Poll<Result<(usize, usize), Broken>> {
     scratch::with(want, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
-        ready!(Pin::new(from).poll_read(cx, &mut buffer))?;
+        ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| Broken::Read)?;
         let data = buffer.filled();
         kept.moved = true;
         let mut written = 0;
         while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {
             match Pin::new(&mut *to).poll_write(cx, rest) {
-                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Poll::Ready(Ok(n)) => written += n,
-                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Ready(Ok(n @ 1..)) => written += n,
+                Poll::Ready(_) => return Poll::Ready(Err(Broken::Write)),
                 Poll::Pending => {
                     kept.keep(rest);
                     break;
@@ -291,8 +341,8 @@ impl<L: FnOnce()> Clock<L> {
     }
 
     pub(crate) fn next(&self) -> Instant {
-        // Without either deadline the timer only ever fires once a day.
-        let idle = self.last + self.idle.unwrap_or(Duration::from_secs(86_400));
+        // Without either deadline the timer only fires once a day.
+        let idle = self.idle.map_or_else(|| Instant::now() + Duration::from_secs(86_400), |idle| self.last + idle);
         if self.long.is_some() { idle.min(self.minute) } else { idle }
     }
 

@@ -41,7 +41,7 @@ pub struct LimitSettings {
 /// Who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Declared(u32),
+    Declared(u64),
     Address(IpAddr),
 }
 
@@ -80,15 +80,23 @@ impl Cell {
     }
 }
 
-type Declared = Arc<dyn Fn(IpAddr) -> Option<usize> + Send + Sync>;
+/// Says which declared guest an address is: a number that stays the guest's over reloads.
+type Declared = Arc<dyn Fn(IpAddr) -> Option<u64> + Send + Sync>;
+
+/// A part of the guests.
+#[derive(Default)]
+struct Shard {
+    guests: HashMap<Key, Arc<Usage>, RandomState>,
+    /// It is swept for quiet guests when it has grown to this.
+    sweep_at: usize,
+}
 
 /// The limits and what each guest has in use.
 pub struct Gate {
     settings: ArcSwap<LimitSettings>,
-    /// Says which declared guest an address is.
     declared: Declared,
     total: AtomicU32,
-    shards: [Mutex<HashMap<Key, Arc<Usage>, RandomState>>; SHARDS],
+    shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     start: Instant,
 }
@@ -100,13 +108,13 @@ pub struct Slot {
 }
 
 impl Gate {
-    /// `declared` gives the index of the declared guest that an address is, if any.
+    /// `declared` gives the number of the declared guest that an address is, if any.
     pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
         Arc::new(Gate {
             settings: ArcSwap::from_pointee(settings),
             declared,
             total: AtomicU32::new(0),
-            shards: std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(RandomState::default()))),
+            shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::default(),
             start: Instant::now(),
         })
@@ -153,23 +161,25 @@ impl Gate {
 
     fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
         let key = match (self.declared)(source) {
-            Some(index) => Key::Declared(u32::try_from(index).unwrap_or(u32::MAX)),
+            Some(number) => Key::Declared(number),
             None => Key::Address(holder(source)),
         };
         let shard = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
         let Some(shard) = self.shards.get(shard) else { return Arc::default() };
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(usage) = shard.get(&key) {
+        if let Some(usage) = shard.guests.get(&key) {
             return Arc::clone(usage);
         }
-        if shard.len() >= SWEEP_AT {
+        if shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
             let now = self.micros(now);
             // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
-            shard.retain(|_, usage| {
+            shard.guests.retain(|_, usage| {
                 Arc::strong_count(usage) > 1 || !usage.connections.is_quiet(now) || !usage.requests.is_quiet(now)
             });
+            // Twice as many before the next sweep, so that each newcomer pays for two at the most.
+            shard.sweep_at = shard.guests.len() * 2;
         }
-        Arc::clone(shard.entry(key).or_default())
+        Arc::clone(shard.guests.entry(key).or_default())
     }
 
     fn micros(&self, now: Instant) -> u64 {
@@ -283,7 +293,7 @@ mod tests {
             now += Duration::from_millis(10);
             drop(gate.admit(IpAddr::V4(index.into()), now));
         }
-        let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().len()).sum();
+        let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().guests.len()).sum();
         assert!(kept <= SHARDS * (SWEEP_AT + 1), "{kept}");
     }
 }

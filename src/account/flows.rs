@@ -62,6 +62,7 @@ pub struct FlowView {
 #[derive(Debug, Default)]
 struct Shared {
     claim: Option<Claim>,
+    upstream: Option<Endpoint>,
     rule: Option<Location>,
     waker: Option<Waker>,
 }
@@ -141,6 +142,15 @@ impl Flow {
     pub fn carried(&self) -> (u64, u64) {
         let [up, down] = &self.carried;
         (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed))
+    }
+
+    /// Where it is connected to, if it is.
+    pub fn upstream(&self) -> Option<SocketAddr> {
+        lock(&self.shared).upstream.map(|peer| SocketAddr::new(peer.ip, peer.port))
+    }
+
+    pub(super) fn connected(&self, peer: Endpoint) {
+        lock(&self.shared).upstream = Some(peer);
     }
 
     /// What it asks for, as far as it is known.

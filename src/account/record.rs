@@ -118,6 +118,7 @@ impl Record {
     /// It is connected: to `peer`, from `local`.
     pub fn upstream(&mut self, peer: SocketAddr, local: SocketAddr) {
         self.upstream = Some(peer.into());
+        self.flow.connected(peer.into());
         self.egress = Some(local.into());
     }
 

@@ -415,7 +415,7 @@ async fn revocation_wakes_the_flows_that_are_refused_and_no_other() {
     };
     let (bad, good) = (start("bad.test:443"), start("good.test:443"));
     tokio::time::sleep(Duration::from_millis(20)).await;
-    let judge = |claim: &Claim| {
+    let judge = |claim: &Claim, _: Option<SocketAddr>| {
         let bad = claim.target.to_string() == "bad.test:443";
         bad.then(|| (Reason::Revoked, Some(location("new.rules", 9))))
     };
@@ -426,7 +426,7 @@ async fn revocation_wakes_the_flows_that_are_refused_and_no_other() {
     let (flows, total) = account.snapshot(10);
     assert_eq!((flows[0].destination.as_str(), total), ("good.test:443", 1));
     assert_eq!(value(&account, "outgate_flows_revoked_total"), 1.0);
-    assert_eq!(account.revoke_where(|_| Some((Reason::ShuttingDown, None))), 1);
+    assert_eq!(account.revoke_where(|_, _| Some((Reason::ShuttingDown, None))), 1);
     assert_eq!(good.await.unwrap(), Reason::ShuttingDown);
     assert_eq!(value(&account, "outgate_flows_revoked_total"), 1.0);
     account.flush();

@@ -12,6 +12,7 @@ use crate::policy::{Builder, Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::whitelist::{self, Files, Loaded, Report, keep, watch};
 use jiff::civil::Date;
+use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,11 +119,16 @@ impl Lists {
 
 impl Reloader {
     /// Starts the thread, and the watch on the files.
-    pub(super) fn start(house: Arc<House>, settings: Settings, lists: Lists) -> std::io::Result<Reloader> {
+    pub(super) fn start(
+        house: Arc<House>,
+        settings: Settings,
+        lists: Lists,
+        bound: Vec<SocketAddr>,
+    ) -> std::io::Result<Reloader> {
         let (ask, asked) = mpsc::channel();
         let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone() }));
         let watched = settings.whitelist_dir.clone().map(|dir| vec![watch::Watched::Folder(dir)]);
-        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state) };
+        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state), bound };
         desk.announce();
         let looks = ask.clone();
         if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
@@ -161,35 +167,69 @@ struct Desk {
     lists: Lists,
     generation: u64,
     state: Arc<Mutex<State>>,
+    /// Where outgate really listens; port 0 in the configuration asks for any.
+    bound: Vec<SocketAddr>,
 }
 
 impl Desk {
     fn run(&mut self, asked: &Receiver<Ask>) {
         loop {
-            match asked.recv_timeout(TICK) {
-                Ok(Ask::Look) => {
-                    // What piled up while the last one was dealt with is one look.
-                    let _ = self.look();
-                }
-                Ok(Ask::Reread(reply)) => {
-                    let outcome = self.reread();
-                    if let Some(reply) = reply {
-                        let _ = reply.send(outcome);
-                    }
-                }
-                Err(RecvTimeoutError::Timeout) => self.new_day(),
+            let ask = match asked.recv_timeout(TICK) {
+                Ok(ask) => Some(ask),
+                Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
+            };
+            // A defect here must not freeze the list for ever, let alone unnoticed.
+            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.attend(ask)));
+            if done.is_err() {
+                self.set_trouble(Some("the last reload ended by a panic; what was in force stays".to_owned()));
             }
+        }
+    }
+
+    fn attend(&mut self, ask: Option<Ask>) {
+        match ask {
+            Some(Ask::Look) => drop(self.look()),
+            Some(Ask::Reread(reply)) => {
+                let outcome = self.reread();
+                if let Some(reply) = reply {
+                    let _ = reply.send(outcome);
+                }
+            }
+            None => self.new_day(),
         }
     }
 
     /// A rule that passed its last day counts as removed.
     fn new_day(&mut self) {
         let today = today();
-        if today != self.lists.day && self.lists.rules.next_expiry().is_some_and(|until| until < today) {
-            tracing::info!(%today, "rules have expired");
-            let _ = self.look();
+        if today == self.lists.day || self.lists.rules.next_expiry().is_none_or(|until| until >= today) {
+            return;
         }
+        tracing::info!(%today, "rules have expired");
+        if self.look().is_err() {
+            // Today's files are broken; the expiry holds for the last good ones all the same.
+            self.expire(today);
+        }
+    }
+
+    /// Puts the last good list in force anew, as of `today`.
+    fn expire(&mut self, today: Date) {
+        let kept = keep::restore(&self.settings.state_dir).ok().and_then(|files| compile(&files, today).ok());
+        let Some(mut lists) = kept else {
+            tracing::error!("the last good list cannot be read; rules past their last day are still in force");
+            return;
+        };
+        lists.fallback.clone_from(&self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble);
+        let policy = match lists.policy(&self.settings) {
+            Ok(policy) => policy,
+            Err(error) => return tracing::error!(%error, "rules past their last day are still in force"),
+        };
+        let old = self.house.live.swap(Arc::new(Live { policy, dial: self.settings.dial }));
+        let old_lists = std::mem::replace(&mut self.lists, lists);
+        self.revoke();
+        self.announce();
+        free(old, Some(old_lists));
     }
 
     /// The files alone, with the settings in force.
@@ -281,27 +321,39 @@ impl Desk {
         Ok(self.summary(revoked, true, restart_needed))
     }
 
-    /// The settings outside the policy; each takes all of its part or nothing.
+    /// The settings outside the policy: all of them or none.
     fn put_settings(&self, settings: &Settings) -> Result<(), Vec<String>> {
         if *settings == self.settings {
             return Ok(());
         }
-        let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
-        self.house
-            .resolver
-            .reconfigure(&settings.resolver, settings.floor())
-            .map_err(|error| vec![error.to_string()])?;
-        self.house.account.reconfigure(&settings.log, &names).map_err(|error| vec![error.to_string()])?;
+        let names =
+            |settings: &Settings| settings.policy.guests.iter().map(|guest| guest.name.clone()).collect::<Vec<_>>();
+        let account = &self.house.account;
+        account.reconfigure(&settings.log, &names(settings)).map_err(|error| vec![error.to_string()])?;
+        let mut floor = settings.floor();
+        floor.listeners.extend(&self.bound);
+        if let Err(error) = self.house.resolver.reconfigure(&settings.resolver, floor) {
+            if let Err(error) = account.reconfigure(&self.settings.log, &names(&self.settings)) {
+                tracing::error!(%error, "the access log cannot be put back");
+            }
+            return Err(vec![error.to_string()]);
+        }
         self.house.gate.reconfigure(settings.limits);
         Ok(())
     }
 
-    /// Ends the flows that the policy now in force refuses.
+    /// Ends the flows that the policy now in force refuses, by what they ask for or by the address they
+    /// are connected to.
     fn revoke(&self) -> usize {
         let live = self.house.live.load_full();
-        self.house
-            .account
-            .revoke_where(|claim| live.policy.decide(claim).err().map(|refusal| (Reason::Revoked, refusal.rule)))
+        self.house.account.revoke_where(|claim, upstream| match live.policy.decide(claim) {
+            Err(refusal) => Some((Reason::Revoked, refusal.rule)),
+            Ok(permit) => {
+                let screened =
+                    upstream.map_or(Ok(()), |upstream| self.house.resolver.screen(&permit, &[upstream.ip()]));
+                screened.err().map(|_| (Reason::Revoked, None))
+            }
+        })
     }
 
     fn failed(&self, what: &str, lines: Vec<String>) -> Outcome {

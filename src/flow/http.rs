@@ -13,16 +13,23 @@ use crate::target::{Protocol, Target, Transport};
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 /// The answer to a CONNECT that goes through (RFC 9110 §9.3.6).
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
+/// A request that must not be sent twice goes over a kept connection only if that was good so lately: one
+/// that the upstream is just closing could swallow it.
+const FRESH: Duration = Duration::from_secs(1);
+
 /// A kept connection to an upstream, and where it leads.
 struct Kept {
     target: Target,
     peer: Peer,
+    /// When it was last known to be good.
+    since: Instant,
 }
 
 /// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
@@ -63,7 +70,7 @@ pub(super) async fn serve_inside(
     inside: Inside,
     upstream: Peer,
 ) -> Result<Relaying, Ended> {
-    let upstream = Some(Kept { target: inside.claim.target.clone(), peer: upstream });
+    let upstream = Some(Kept { target: inside.claim.target.clone(), peer: upstream, since: Instant::now() });
     Session { visit, listener, inside: Some(inside), upstream }.run().await
 }
 
@@ -119,9 +126,13 @@ impl Session {
         let target = match (&head.target, &self.inside) {
             (RequestTarget::Authority(target), None) => return Ok(Next::Connect(target.clone())),
             (RequestTarget::Absolute { target, .. }, None) => Ok(target.clone()),
-            (RequestTarget::Origin(_) | RequestTarget::Absolute { .. }, Some(inside)) => {
+            (RequestTarget::Origin(_), Some(inside)) => {
                 inside.claim.with_host(head.host.as_ref()).map(|claim| claim.target)
             }
+            (RequestTarget::Absolute { target, .. }, Some(inside)) if *target == inside.claim.target => {
+                Ok(target.clone())
+            }
+            (RequestTarget::Absolute { .. }, Some(_)) => Err(Reason::NameMismatch),
             _ => Err(Reason::Malformed),
         };
         match target {
@@ -142,11 +153,11 @@ impl Session {
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.visit.house.stop.clone();
         let inside = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
-        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx).map(drop)));
+        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
         let filled = tokio::select! {
             biased;
             filled = self.visit.fill() => filled,
-            () = revoked => Filled::End,
+            reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
         };
         let reason = match filled {
@@ -158,7 +169,7 @@ impl Session {
             }
             Filled::Timeout if within_head => Reason::Timeout,
             Filled::End if within_head => Reason::Malformed,
-            Filled::End | Filled::Timeout => {
+            Filled::End | Filled::Timeout | Filled::Revoked(_) => {
                 self.close_inside();
                 return Err(Ended);
             }
@@ -180,8 +191,9 @@ impl Session {
 
     /// The time for the next request: the idle time until its first byte.
     fn rearm(&mut self) {
-        let idle = self.visit.house.gate.settings().idle_timeout;
-        self.visit.deadline.restart(idle);
+        let limits = self.visit.house.gate.settings();
+        let begun = !self.visit.input.is_empty();
+        self.visit.deadline.restart(if begun { limits.handshake_timeout } else { limits.idle_timeout });
     }
 
     /// A head that could not be read gets a record of its own, with its first line.
@@ -244,7 +256,7 @@ impl Session {
         let reason = match self.visit.decide(&claim, &mut record) {
             Ok(permit) => match reach(&self.visit.house, &permit, &mut record).await {
                 Ok(upstream) => {
-                    self.visit.guest.write_all(ESTABLISHED).await.map_err(|_| Ended)?;
+                    self.visit.say(ESTABLISHED, &mut record).await?;
                     let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
                     return tunnel::serve(self.visit, opened).await;
                 }
@@ -270,7 +282,7 @@ impl Session {
         };
         let mut repeated = false;
         loop {
-            let mut upstream = match self.upstream(&permit, &mut record).await {
+            let mut upstream = match self.upstream(&permit, is_repeatable(head), &mut record).await {
                 Ok(upstream) => upstream,
                 Err(reason) => {
                     drop(record);
@@ -279,6 +291,7 @@ impl Session {
             };
             match self.exchange(head, &mut upstream.peer, &mut record).await {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
+                    upstream.since = Instant::now();
                     self.upstream = upstream_reusable.then_some(upstream);
                     if guest_reusable && !self.visit.house.stop.is_cancelled() {
                         return Ok(Next::Request);
@@ -298,10 +311,11 @@ impl Session {
     }
 
     /// The kept connection where it leads to the same target and is still good, else a new one.
-    async fn upstream(&mut self, permit: &Permit, record: &mut Record) -> Result<Kept, Reason> {
+    async fn upstream(&mut self, permit: &Permit, repeatable: bool, record: &mut Record) -> Result<Kept, Reason> {
         if let Some(kept) = self.upstream.take()
             && kept.target == *permit.target()
             && kept.peer.is_idle()
+            && (repeatable || kept.since.elapsed() < FRESH)
             && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
         {
             record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
@@ -309,7 +323,7 @@ impl Session {
         }
         let upstream = reach(&self.visit.house, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
-        Ok(Kept { target: permit.target().clone(), peer: Peer::new(upstream.stream, bond) })
+        Ok(Kept { target: permit.target().clone(), peer: Peer::new(upstream.stream, bond), since: Instant::now() })
     }
 
     async fn exchange(&mut self, head: &RequestHead<'_>, peer: &mut Peer, record: &mut Record) -> Result<Done, Failed> {
@@ -322,6 +336,7 @@ impl Session {
             version: head.version,
             keep_alive: head.keep_alive,
             upgrade: head.upgrade == Some(Upgrade::WebSocket),
+            repeatable: is_repeatable(head),
         };
         let meter = record.meter();
         let flow = Arc::clone(record.flow());
@@ -373,4 +388,9 @@ impl Session {
             }
         }
     }
+}
+
+/// May the request be sent again where it is not known whether the upstream saw it?
+fn is_repeatable(head: &RequestHead<'_>) -> bool {
+    head.body == Body::None && matches!(head.method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE")
 }

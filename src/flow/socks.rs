@@ -39,7 +39,7 @@ async fn read<T>(visit: &mut Visit, parse: fn(&[u8]) -> Result<Parsed<T>, SocksE
         }
         let reason = match visit.fill().await {
             Filled::Bytes => continue,
-            Filled::End => Reason::Malformed,
+            Filled::End | Filled::Revoked(_) => Reason::Malformed,
             Filled::Timeout => Reason::Timeout,
         };
         unread(visit, reason).refuse(reason, None);
@@ -68,7 +68,7 @@ async fn connect(mut visit: Visit, target: Target) -> Result<Relaying, Ended> {
     let reason = match visit.decide(&claim, &mut record) {
         Ok(permit) => match reach(&visit.house, &permit, &mut record).await {
             Ok(upstream) => {
-                visit.guest.write_all(&socks::reply(0)).await.map_err(|_| Ended)?;
+                visit.say(&socks::reply(0), &mut record).await?;
                 let opened = tunnel::Opened { listener: Listener::Socks, record, claim, permit, upstream };
                 return tunnel::serve(visit, opened).await;
             }

@@ -3,19 +3,21 @@
 //! Whatever shows a name in clear is held to the tunnel's: each ClientHello, a second one after a
 //! HelloRetryRequest too, and each request of plain HTTP. What is spoken must be what the rule allows.
 
-use super::{Ended, Filled, Relaying, Visit, decide, http, refuse};
+use super::{Ended, Filled, Relaying, Visit, decide, http, refuse, say};
 use crate::account::{Listener, Record};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
-use crate::identify::{Claim, Parsed, Sniff, sniff};
+use crate::identify::{Claim, Parsed, Sniff, sniff_on};
 use crate::policy::Permit;
 use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, Watch, close};
 use crate::target::Protocol;
+use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 /// How long a guest may stop within what could become a hello or a request line, where raw bytes are
 /// allowed, before what it said is taken for those.
@@ -40,23 +42,31 @@ pub(super) async fn serve(mut visit: Visit, mut opened: Opened) -> Result<Relayi
     if opened.permit.protocols().contains(Protocol::Raw) {
         return serve_any(visit, opened).await;
     }
+    let mut scanned = 0;
     loop {
-        match sniff(&visit.input) {
-            Sniff::NeedMore => {}
+        match sniff_on(&visit.input, scanned) {
+            Sniff::NeedMore => scanned = visit.input.len(),
             Sniff::Tls => return tls(visit, opened, Vec::new()).await,
             Sniff::Http => return plain_http(visit, opened, Vec::new()).await,
             Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
         }
-        let reason = match hear(&mut visit, &opened.record).await {
+        let reason = match visit.hear(&opened.record).await {
             Filled::Bytes => continue,
             Filled::End if visit.input.is_empty() => return Err(Ended),
-            Filled::End => opened.record.flow().revocation().unwrap_or(Reason::Malformed),
+            Filled::End => Reason::Malformed,
             Filled::Timeout => Reason::Timeout,
+            Filled::Revoked(reason) => reason,
         };
-        opened.record.refuse(reason, None);
-        close::reset(&visit.guest);
-        return Err(Ended);
+        return Err(broken_off(&visit, &mut opened, reason));
     }
+}
+
+/// Ends a tunnel in which nothing was spoken that could be answered.
+fn broken_off(visit: &Visit, opened: &mut Opened, reason: Reason) -> Ended {
+    opened.record.refuse(reason, None);
+    close::reset(&visit.guest);
+    close::reset(&opened.upstream.stream);
+    Ended
 }
 
 /// What has passed in a tunnel before it was known what is spoken in it.
@@ -66,6 +76,10 @@ struct Spoken {
     to_guest: Vec<u8>,
     /// How many bytes at the front of the input have gone to the upstream.
     sent: usize,
+    /// How many of them were sniffed at.
+    scanned: usize,
+    /// Until when the guest may go on before its unclear bytes are sent.
+    patience: Option<Instant>,
 }
 
 /// As [`serve`], where raw bytes are allowed too. The server may speak first. A guest that stops within
@@ -74,81 +88,74 @@ struct Spoken {
 async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
     let mut spoken = Spoken::default();
     loop {
-        let reason = match sniff(&visit.input) {
+        match sniff_on(&visit.input, spoken.scanned) {
             Sniff::Raw => return raw(visit, opened, spoken, false),
             Sniff::Tls if spoken.sent == 0 => return tls(visit, opened, spoken.to_guest).await,
             Sniff::Http if spoken.sent == 0 => return plain_http(visit, opened, spoken.to_guest).await,
-            Sniff::Tls | Sniff::Http => Reason::Malformed,
-            Sniff::NeedMore => match listen(&mut visit, &mut opened, &mut spoken).await? {
-                Filled::Bytes => continue,
-                // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
-                Filled::End => return raw(visit, opened, spoken, true),
-                Filled::Timeout if spoken.sent < visit.input.len() => {
-                    send_unclear(&visit, &mut opened, &mut spoken).await?;
-                    continue;
+            Sniff::Tls | Sniff::Http => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
+            Sniff::NeedMore => spoken.scanned = visit.input.len(),
+        }
+        match listen(&mut visit, &mut opened, &mut spoken).await {
+            Heard::Guest => {
+                // From the first byte on a guest has the time of a handshake.
+                if spoken.scanned == 0 {
+                    visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
                 }
-                Filled::Timeout => Reason::Timeout,
-            },
-        };
-        opened.record.refuse(reason, None);
-        close::reset(&visit.guest);
-        close::reset(&opened.upstream.stream);
-        return Err(Ended);
-    }
-}
-
-/// Sends on what the guest has said so far, as raw bytes.
-async fn send_unclear(visit: &Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<(), Ended> {
-    let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if judge(visit, opened, &claim).is_err() {
-        close::reset(&visit.guest);
-        return Err(Ended);
-    }
-    let rest = visit.input.get(spoken.sent..).unwrap_or_default();
-    opened.upstream.stream.write_all(rest).await.map_err(|_| Ended)?;
-    relay::Meter::up(&opened.record.meter(), rest.len());
-    spoken.sent = visit.input.len();
-    Ok(())
-}
-
-/// Waits for the guest's next bytes; a tunnel that is revoked meanwhile counts as ended.
-async fn hear(visit: &mut Visit, record: &Record) -> Filled {
-    let flow = record.flow();
-    tokio::select! {
-        biased;
-        filled = visit.fill() => filled,
-        _ = flow.revoked() => Filled::End,
+                spoken.patience = Some(Instant::now() + UNCLEAR);
+            }
+            // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
+            Heard::GuestEnded => return raw(visit, opened, spoken, true),
+            Heard::Silent => send_unclear(&visit, &mut opened, &mut spoken).await?,
+            Heard::Idle => return Err(broken_off(&visit, &mut opened, Reason::Timeout)),
+            Heard::Closed => return Err(Ended),
+            Heard::Stopped => {
+                let reason = opened.record.flow().revocation().unwrap_or(Reason::Revoked);
+                return Err(broken_off(&visit, &mut opened, reason));
+            }
+        }
     }
 }
 
 /// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
-async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<Filled, Ended> {
+async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> Heard {
     let Opened { record, upstream, .. } = opened;
-    let unclear = spoken.sent < visit.input.len();
-    let wait = if unclear { Some(UNCLEAR) } else { visit.house.gate.settings().idle_timeout };
+    let idle = visit.house.gate.settings().idle_timeout;
     let meter = record.meter();
-    let flow = std::sync::Arc::clone(record.flow());
+    let flow = Arc::clone(record.flow());
     let stopped = |cx: &mut Context<'_>| flow.poll_revoked(cx).map(drop);
-    let watch = Watch { meter: &meter, idle: wait, stopped, long: || record.still_open() };
-    let heard = relay::listen(&mut visit.guest, &mut upstream.stream, &mut spoken.to_guest, watch).await;
-    match heard {
-        Heard::Guest => Ok(visit.fill_now().await),
-        Heard::Idle => Ok(Filled::Timeout),
-        Heard::Closed => Err(Ended),
-        Heard::Stopped => {
-            record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None);
-            close::reset(&visit.guest);
-            Err(Ended)
-        }
+    let watch = Watch { meter: &meter, idle, stopped, long: || record.still_open() };
+    let Visit { guest, input, .. } = visit;
+    relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, watch).await
+}
+
+/// Sends on what the guest has said so far, as raw bytes.
+async fn send_unclear(visit: &Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<(), Ended> {
+    spoken.patience = None;
+    let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
+    if let Err(reason) = judge(visit, opened, &claim) {
+        return Err(broken_off(visit, opened, reason));
     }
+    let rest = visit.input.get(spoken.sent..).unwrap_or_default();
+    if let Err(reason) = forward(visit, opened, rest).await {
+        return Err(broken_off(visit, opened, reason.unwrap_or(Reason::DialFailed)));
+    }
+    spoken.sent = visit.input.len();
+    Ok(())
+}
+
+/// Sends bytes to the upstream and counts them.
+async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(), Option<Reason>> {
+    let limit = visit.house.gate.settings().idle_timeout;
+    say(&mut opened.upstream.stream, bytes, &opened.record, limit).await?;
+    relay::Meter::up(&opened.record.meter(), bytes.len());
+    Ok(())
 }
 
 /// Neither TLS nor HTTP.
 fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) -> Result<Relaying, Ended> {
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if judge(&visit, &mut opened, &claim).is_err() {
-        close::reset(&visit.guest);
-        return Err(Ended);
+    if let Err(reason) = judge(&visit, &mut opened, &claim) {
+        return Err(broken_off(&visit, &mut opened, reason));
     }
     let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
     Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended))
@@ -156,8 +163,8 @@ fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) 
 
 /// HTTP in clear: each request is judged by itself.
 async fn plain_http(mut visit: Visit, opened: Opened, to_guest: Vec<u8>) -> Result<Relaying, Ended> {
-    let Opened { listener, record, claim, upstream, .. } = opened;
-    visit.guest.write_all(&to_guest).await.map_err(|_| Ended)?;
+    let Opened { listener, mut record, claim, upstream, .. } = opened;
+    visit.say(&to_guest, &mut record).await?;
     let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
     // Boxed, for the session inside could in its turn lead to a tunnel as far as types go.
     Box::pin(http::serve_inside(visit, listener, http::Inside { claim, record }, peer)).await
@@ -180,7 +187,7 @@ async fn tls(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>) -> Result<
         Ok(len) => len,
         Err(reason) => return alert(visit, opened, reason).await,
     };
-    visit.guest.write_all(&to_guest).await.map_err(|_| Ended)?;
+    visit.say(&to_guest, &mut opened.record).await?;
     let rest = visit.input.split_off(len);
     let hello = std::mem::replace(&mut visit.input, rest);
     match watch(&mut visit, &mut opened, hello).await {
@@ -202,10 +209,11 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
             Ok(Parsed::Partial) => {}
             Err(error) => return Err(error.reason()),
         }
-        match hear(visit, &opened.record).await {
+        match visit.hear(&opened.record).await {
             Filled::Bytes => {}
-            Filled::End => return Err(opened.record.flow().revocation().unwrap_or(Reason::Malformed)),
+            Filled::End => return Err(Reason::Malformed),
             Filled::Timeout => return Err(Reason::Timeout),
+            Filled::Revoked(reason) => return Err(reason),
         }
     };
     let ClientHello { sni, len, .. } = &shown;
@@ -236,103 +244,106 @@ struct Watched {
     guest_ended: bool,
 }
 
+/// The guest's bytes behind its hello, as far as they may go on.
+#[derive(Default)]
+struct Behind {
+    records: ClientRecords,
+    /// The input starts with a handshake record that waits for judgement.
+    held: bool,
+}
+
+impl Behind {
+    /// Takes off the input what may go on.
+    fn take(&mut self, input: &mut Vec<u8>) -> Result<Vec<u8>, Option<Reason>> {
+        if self.held {
+            // Nobody sends two records before the server has said a word.
+            return if input.len() > HELD { Err(Some(Reason::Malformed)) } else { Ok(Vec::new()) };
+        }
+        let forward = match self.records.walk(input).map_err(|error| Some(error.reason()))? {
+            Walk::Forward => input.len(),
+            Walk::HandshakeAt(at) => {
+                self.held = true;
+                at
+            }
+        };
+        let rest = input.split_off(forward);
+        Ok(std::mem::replace(input, rest))
+    }
+}
+
 /// Sends the hello on and relays until the server has shown that it wants no second one, or until that
 /// one was judged too. What may follow at once is then at the front of the input.
 async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result<Watched, Option<Reason>> {
-    let mut records = ClientRecords::new();
+    let mut behind = Behind::default();
     let mut flight = ServerFlight::new();
-    let mut outgoing = hello;
-    // How much of the input was walked over, all of it held.
-    let mut held = false;
     let mut guest_ended = false;
-    let meter = opened.record.meter();
-    visit.deadline.restart(visit.house.gate.settings().idle_timeout);
+    let idle = visit.house.gate.settings().idle_timeout;
+    let first = [hello, behind.take(&mut visit.input)?].concat();
+    forward(visit, opened, &first).await?;
+    visit.deadline.restart(idle);
     loop {
-        if !held {
-            let forward = match records.walk(&visit.input).map_err(|error| Some(error.reason()))? {
-                Walk::Forward => visit.input.len(),
-                Walk::HandshakeAt(at) => {
-                    held = true;
-                    at
-                }
-            };
-            outgoing.extend(visit.input.drain(..forward));
-        }
-        if !outgoing.is_empty() {
-            opened.upstream.stream.write_all(&outgoing).await.map_err(|_| None)?;
-            relay::Meter::up(&meter, outgoing.len());
-            outgoing.clear();
-        }
         let mut from_server = Vec::with_capacity(8 << 10);
-        let flow = opened.record.flow();
+        let mut from_guest = Vec::new();
         tokio::select! {
             read = opened.upstream.stream.read_buf(&mut from_server) => {
                 if !matches!(read, Ok(1..)) {
                     return Err(None);
                 }
             }
-            filled = visit.fill(), if !guest_ended && visit.input.len() < HELD => {
-                match filled {
-                    Filled::Bytes => {}
-                    Filled::End => {
+            read = visit.guest.read_buf(&mut from_guest), if !guest_ended => {
+                match read {
+                    Ok(1..) => {}
+                    Ok(0) => {
                         guest_ended = true;
                         // What is held is not judged, so the upstream must not wait for it either.
                         let _ = close::finish(&opened.upstream.stream);
                     }
-                    Filled::Timeout => return Err(Some(Reason::Timeout)),
+                    Err(_) => return Err(None),
                 }
-                continue;
             }
-            reason = flow.revoked() => return Err(Some(reason)),
+            () = visit.deadline.passed() => return Err(Some(Reason::Timeout)),
+            reason = opened.record.flow().revoked() => return Err(Some(reason)),
         }
+        visit.deadline.restart(idle);
+        visit.input.append(&mut from_guest);
+        let more = behind.take(&mut visit.input)?;
+        forward(visit, opened, &more).await?;
         match flight.push(&from_server) {
             Flight::Other => return Ok(Watched { to_guest: from_server, guest_ended }),
-            Flight::NeedMore => send(visit, &from_server, &meter).await?,
+            Flight::NeedMore => pass_down(visit, opened, &from_server).await?,
             Flight::HelloRetryRequest => {
-                send(visit, &from_server, &meter).await?;
-                return second(visit, opened, records, held).await;
+                pass_down(visit, opened, &from_server).await?;
+                return second(visit, opened, behind).await;
             }
         }
     }
 }
 
-async fn send(visit: &mut Visit, bytes: &[u8], meter: &impl relay::Meter) -> Result<(), Option<Reason>> {
-    visit.guest.write_all(bytes).await.map_err(|_| None)?;
-    meter.down(bytes.len());
+async fn pass_down(visit: &mut Visit, opened: &Opened, bytes: &[u8]) -> Result<(), Option<Reason>> {
+    let limit = visit.house.gate.settings().idle_timeout;
+    say(&mut visit.guest, bytes, &opened.record, limit).await?;
+    relay::Meter::down(&opened.record.meter(), bytes.len());
     Ok(())
 }
 
 /// The server asked for another hello: what comes next from the guest, ChangeCipherSpec aside, is one.
-async fn second(
-    visit: &mut Visit,
-    opened: &mut Opened,
-    mut records: ClientRecords,
-    mut held: bool,
-) -> Result<Watched, Option<Reason>> {
+async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> Result<Watched, Option<Reason>> {
     visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
-    let mut outgoing = Vec::new();
-    while !held {
-        let forward = match records.walk(&visit.input).map_err(|error| Some(error.reason()))? {
-            Walk::Forward => visit.input.len(),
-            Walk::HandshakeAt(at) => {
-                held = true;
-                at
-            }
-        };
-        outgoing.extend(visit.input.drain(..forward));
-        if !held {
-            match hear(visit, &opened.record).await {
-                Filled::Bytes => {}
-                Filled::End => return Err(None),
-                Filled::Timeout => return Err(Some(Reason::Timeout)),
-            }
+    let mut outgoing = behind.take(&mut visit.input)?;
+    while !behind.held {
+        match visit.hear(&opened.record).await {
+            Filled::Bytes => outgoing.extend(behind.take(&mut visit.input)?),
+            Filled::End => return Err(None),
+            Filled::Timeout => return Err(Some(Reason::Timeout)),
+            Filled::Revoked(reason) => return Err(Some(reason)),
+        }
+        if outgoing.len() > HELD {
+            return Err(Some(Reason::Malformed));
         }
     }
     let len = hello(visit, opened).await.map_err(Some)?;
     outgoing.extend(visit.input.drain(..len));
-    let meter = opened.record.meter();
-    opened.upstream.stream.write_all(&outgoing).await.map_err(|_| None)?;
-    relay::Meter::up(&meter, outgoing.len());
+    forward(visit, opened, &outgoing).await?;
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })
 }
 

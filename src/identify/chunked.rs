@@ -100,6 +100,11 @@ impl Decoder {
         Decoder::default()
     }
 
+    /// How many bytes of the present chunk are still to come; 0 between two.
+    pub fn left(&self) -> u64 {
+        if self.state == State::Data { self.size } else { 0 }
+    }
+
     /// Takes the next piece of the stream, `input`, and stops after the first run of body bytes.
     /// Call again with what was not consumed. After [`Part::End`] it takes nothing more.
     ///

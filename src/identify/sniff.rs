@@ -5,6 +5,9 @@
 /// parser, which refuses it.
 pub const MAX_SNIFF: usize = super::http::MAX_HEAD;
 
+/// No server takes a word of this length for a method.
+const MAX_METHOD: usize = 256;
+
 /// What a stream inside a tunnel, or on a transparent listener, seems to speak.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sniff {
@@ -27,6 +30,12 @@ pub enum Sniff {
 /// kind and amount, in front too, may stand in a request line; bytes that a server may swallow
 /// before it reads the method are no exception.
 pub fn sniff(buf: &[u8]) -> Sniff {
+    sniff_on(buf, 0)
+}
+
+/// As [`sniff`], after [`Sniff::NeedMore`] for the first `scanned` bytes of the same stream: they are not
+/// searched again, so that the work is linear in the bytes however they are split.
+pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     let buf = buf.get(..MAX_SNIFF).unwrap_or(buf);
     match buf {
         [0x14..=0x18] => return Sniff::NeedMore,
@@ -34,17 +43,20 @@ pub fn sniff(buf: &[u8]) -> Sniff {
         _ => {}
     }
     let line = buf.trim_ascii_start();
-    let Some(gap) = line.iter().position(|byte| !super::http::is_token(*byte)) else {
-        return unfinished(buf);
+    let head = line.get(..MAX_METHOD).unwrap_or(line);
+    let Some(gap) = head.iter().position(|byte| !super::http::is_token(*byte)) else {
+        return if line.len() >= MAX_METHOD { Sniff::Raw } else { unfinished(buf) };
     };
     let (method, rest) = line.split_at(gap);
     if method.is_empty() || !rest.first().is_some_and(is_blank) {
         return Sniff::Raw;
     }
-    sniff_line(buf, rest)
+    // A version may have begun in the bytes searched before.
+    let searched = scanned.saturating_sub(buf.len() - rest.len()).saturating_sub(6);
+    sniff_line(buf, rest.get(searched..).unwrap_or_default())
 }
 
-/// `rest` follows the method. A line feed or a NUL before the version ends all hope of one: no
+/// `rest` follows the method, or the part of the line that was searched before. A line feed or a NUL before the version ends all hope of one: no
 /// server reads on past either.
 fn sniff_line(buf: &[u8], rest: &[u8]) -> Sniff {
     let end = rest.iter().position(|byte| matches!(byte, b'\n' | 0));

@@ -23,6 +23,9 @@ use tokio::net::TcpStream;
 /// Interim answers (1xx) to one request; more is a broken upstream.
 const MAX_INTERIM: u32 = 16;
 
+/// How far is read past the chunk in hand; bounds what of the next message is kept.
+const AHEAD: u64 = 16 << 10;
+
 /// The two ends of a connection to an upstream.
 #[derive(Clone, Copy, Debug)]
 pub struct Bond {
@@ -60,6 +63,8 @@ pub struct Outgoing {
     pub keep_alive: bool,
     /// It asks to become a WebSocket.
     pub upgrade: bool,
+    /// It may be sent twice without harm (RFC 9110 §9.2.2) and has no body.
+    pub repeatable: bool,
 }
 
 /// How an exchange ended well.
@@ -231,11 +236,13 @@ impl Body {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            let want = match self.framing {
-                // Never read into the next message.
-                Incoming::Length(length) => usize::try_from(length).unwrap_or(usize::MAX).min(self.chunk),
-                _ => self.chunk,
+            // Not into the next message, or, where its start is not known, not far.
+            let within = match &self.framing {
+                Incoming::Length(length) => *length,
+                Incoming::Chunked(decoder) => decoder.left().saturating_add(AHEAD),
+                Incoming::UntilClose | Incoming::Done => u64::MAX,
             };
+            let want = usize::try_from(within).unwrap_or(usize::MAX).min(self.chunk);
             let read = ready!(self.poll_piece(cx, from, to, want.min(scratch::allowance()), over, count))?;
             *left = left.saturating_sub(read);
         }
@@ -340,12 +347,13 @@ struct Exchange {
     heard: bool,
     answered: bool,
     moved: bool,
+    /// The guest has said nothing more since its request, so a reset of its would be noticed.
+    silent: bool,
 }
 
 impl Exchange {
     fn new(input: &mut Vec<u8>, request: Outgoing) -> Result<Exchange, Fault> {
-        let Outgoing { head, body, is_head, version, keep_alive, upgrade } = request;
-        let repeatable = body == RequestBody::None;
+        let Outgoing { head, body, is_head, version, keep_alive, upgrade, repeatable } = request;
         let mut first = head;
         let mut upload = Body::new(body.into(), true);
         if !upload.is_done() && !input.is_empty() {
@@ -371,6 +379,7 @@ impl Exchange {
             heard: false,
             answered: false,
             moved: false,
+            silent: true,
         })
     }
 
@@ -383,6 +392,9 @@ impl Exchange {
         meter: &impl Meter,
     ) -> Poll<Result<Done, Fault>> {
         let uploading = self.poll_upload(cx, guest, input, upstream, meter)?;
+        if uploading.is_ready() && self.answer.is_none() {
+            self.notice_reset(cx, guest)?;
+        }
         let answering = self.poll_answer(cx, guest, upstream, meter);
         self.moved |= std::mem::take(&mut self.request.kept.moved) | std::mem::take(&mut self.words.moved);
         if let Some(answer) = &mut self.answer {
@@ -398,6 +410,23 @@ impl Exchange {
             guest_reusable: self.guest_reusable && whole,
             upstream_reusable: self.upstream_reusable && whole && upstream.input.is_empty(),
         }))
+    }
+
+    /// A guest that reset its connection waits for no answer. One that only said its last word, or
+    /// sends the next request already, does.
+    fn notice_reset(&mut self, cx: &mut Context<'_>, guest: &TcpStream) -> Result<(), Fault> {
+        if !self.silent {
+            return Ok(());
+        }
+        let mut byte = [0u8; 1];
+        match guest.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+            Poll::Pending => Ok(()),
+            Poll::Ready(Ok(_)) => {
+                self.silent = false;
+                Ok(())
+            }
+            Poll::Ready(Err(_)) => Err(Fault::GuestGone),
+        }
     }
 
     fn poll_upload(

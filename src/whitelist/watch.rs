@@ -68,7 +68,7 @@ enum Message {
 }
 
 /// Watches `what`. The receiver's number goes up whenever it is time to look again: within half a
-/// second of a change that the kernel reports, within [two seconds](POLL) and that of any other, and once a
+/// second of a change that the kernel reports, within two seconds and that of any other, and once a
 /// minute. It does not say that something changed; compare fingerprints.
 ///
 /// What does not exist yet is waited for. An error is only that no thread could be started.
@@ -110,6 +110,8 @@ impl Pending {
 
 fn run(what: &[Watched], folders: &mut Folders, inbox: &Receiver<Message>, ticks: &watch::Sender<u64>) {
     let mut stamps = stamps(what);
+    // What changed between the caller's reading and this moment raised no event.
+    ticks.send_modify(|count| *count = count.wrapping_add(1));
     let mut pending: Option<Pending> = None;
     let (mut polled, mut ticked) = (Instant::now(), Instant::now());
     loop {
