@@ -16,6 +16,7 @@ mod nets;
 mod regexes;
 pub mod rule;
 mod rules;
+mod store;
 
 pub use guests::{Guest, PolicyError};
 pub use rules::{BuildError, Builder, FileId, Kind, Rules};

@@ -1,8 +1,9 @@
 //! Globs inside labels. A pattern has a fixed number of labels, so it is taken apart: the literal
 //! labels at its end choose a bucket by hash, then the rarest literal piece of the rest chooses the
-//! few candidates, and only what remains of those between their literal ends goes to `globset`,
-//! with `/` for `.` so that no wildcard crosses a dot. Patterns with the same remainder share one
-//! matcher. Patterns without `*` and `?` are few names and become those.
+//! few candidates, and only what remains of those between their literal ends is matched. Remainders
+//! with classes or braces go to `globset`, with `/` for `.` so that no wildcard crosses a dot, and
+//! equal ones share a matcher; those of `*` and `?` alone are walked here, as a regex for each would
+//! take 10 KiB and be cold in every cache. Patterns without `*` and `?` are few names and become those.
 
 use super::names::{Labels, bit, label_count};
 use super::nets::NONE;
@@ -10,7 +11,7 @@ use super::rule::Scope;
 use super::rules::BuildError;
 use crate::name::MAX_NAME;
 use foldhash::fast::RandomState;
-use globset::{GlobBuilder, GlobMatcher};
+use globset::{Candidate, GlobBuilder, GlobMatcher};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 
@@ -24,7 +25,7 @@ const WINDOWS: [usize; 4] = [8, 4, 2, 1];
 #[derive(Debug, Default)]
 pub(super) struct Globs {
     globs: Vec<Glob>,
-    matchers: Vec<Matcher>,
+    matchers: Vec<GlobMatcher>,
     tails: HashMap<Box<str>, Vec<Bucket>, RandomState>,
     /// Bit n: some literal tail has n labels.
     depths: u128,
@@ -56,15 +57,17 @@ struct Glob {
     suffix: u16,
     /// Length of the part before the literal tail, without the dot between.
     front: u16,
-    matcher: u32,
+    remainder: Remainder,
     head: u32,
 }
 
-#[derive(Debug)]
-enum Matcher {
-    /// `*` alone.
-    Star,
-    Glob(GlobMatcher),
+/// What stands between the literal ends.
+#[derive(Clone, Copy, Debug)]
+enum Remainder {
+    /// Literals, `*` and `?`.
+    Wild,
+    /// Classes or braces too: the matcher at this index.
+    Matcher(u32),
 }
 
 /// Where a literal piece of a glob stands.
@@ -139,33 +142,59 @@ impl Globs {
             Scope::SelfAndBelow => true,
         };
         placed
-            && glob
-                .between(part)
-                .is_some_and(|rest| self.matchers.get(glob.matcher as usize).is_some_and(|matcher| matcher.takes(rest)))
+            && glob.split(part).is_some_and(|(written, rest)| match glob.remainder {
+                Remainder::Wild => takes_wild(written, rest),
+                Remainder::Matcher(index) => self
+                    .matchers
+                    .get(index as usize)
+                    .is_some_and(|matcher| matcher.is_match_candidate(&Candidate::from_bytes(rest))),
+            })
     }
 }
 
 impl Glob {
-    /// What of `part` stands between the literal ends, if it has those.
-    fn between<'a>(&self, part: &'a [u8]) -> Option<&'a [u8]> {
+    /// What stands between the literal ends, in the pattern and in `part`, if that has those ends.
+    fn split<'a>(&'a self, part: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let front = self.pattern.as_bytes().get(..usize::from(self.front))?;
-        let prefix = front.get(..usize::from(self.prefix))?;
-        let suffix = front.get(front.len().checked_sub(usize::from(self.suffix))?..)?;
-        let (head, rest) = part.split_at_checked(prefix.len())?;
-        let (rest, tail) = rest.split_at_checked(rest.len().checked_sub(suffix.len())?)?;
-        let same =
-            |path: &[u8], written: &[u8]| path.iter().zip(written).all(|(p, w)| p == w || (*p == b'/' && *w == b'.'));
-        (same(head, prefix) && same(tail, suffix)).then_some(rest)
+        let cut = |text: &'a [u8]| {
+            let (head, rest) = text.split_at_checked(usize::from(self.prefix))?;
+            let (rest, tail) = rest.split_at_checked(rest.len().checked_sub(usize::from(self.suffix))?)?;
+            Some((head, rest, tail))
+        };
+        let ((prefix, written, suffix), (head, rest, tail)) = (cut(front)?, cut(part)?);
+        let same = |written: &[u8], path: &[u8]| written.iter().zip(path).all(|(written, path)| is(*written, *path));
+        (same(prefix, head) && same(suffix, tail)).then_some((written, rest))
     }
 }
 
-impl Matcher {
-    fn takes(&self, rest: &[u8]) -> bool {
-        match self {
-            Matcher::Star => !rest.contains(&b'/'),
-            Matcher::Glob(matcher) => matcher.is_match_candidate(&globset::Candidate::from_bytes(rest)),
+/// Is the byte of a path the literal byte of a pattern?
+fn is(written: u8, path: u8) -> bool {
+    written == path || (written == b'.' && path == b'/')
+}
+
+/// Does a remainder of literals, `*` and `?` take the text? As labels are matched one to one, only the
+/// last `*` need ever take more than it did.
+fn takes_wild(written: &[u8], text: &[u8]) -> bool {
+    let (mut w, mut t) = (0, 0);
+    let mut star: Option<(usize, usize)> = None;
+    while let Some(byte) = text.get(t) {
+        match written.get(w) {
+            Some(b'*') => {
+                star = Some((w, t));
+                w += 1;
+            }
+            Some(b'?') if *byte != b'/' => (w, t) = (w + 1, t + 1),
+            Some(literal) if is(*literal, *byte) => (w, t) = (w + 1, t + 1),
+            _ => match star {
+                Some((at, taken)) if text.get(taken).is_some_and(|byte| *byte != b'/') => {
+                    star = Some((at, taken + 1));
+                    (w, t) = (at + 1, taken + 1);
+                }
+                _ => return false,
+            },
         }
     }
+    written.get(w..).is_some_and(|rest| rest.iter().all(|byte| *byte == b'*'))
 }
 
 fn key(hasher: &RandomState, bucket: u32, anchor: Anchor, piece: &[u8]) -> u64 {
@@ -176,7 +205,7 @@ fn key(hasher: &RandomState, bucket: u32, anchor: Anchor, piece: &[u8]) -> u64 {
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     globs: Vec<Glob>,
-    matchers: Vec<Matcher>,
+    matchers: Vec<GlobMatcher>,
     remainders: HashMap<Box<str>, u32, RandomState>,
     known: HashMap<(Box<str>, Scope), u32, RandomState>,
 }
@@ -211,30 +240,28 @@ impl Collector {
             prefix: u16::try_from(prefix).map_err(|_| too_long())?,
             suffix: u16::try_from(suffix).map_err(|_| too_long())?,
             front: u16::try_from(front.len()).map_err(|_| too_long())?,
-            matcher: self.matcher(pattern, between)?,
+            remainder: self.remainder(pattern, between)?,
             head: NONE,
         })
     }
 
-    fn matcher(&mut self, pattern: &str, between: &str) -> Result<u32, BuildError> {
-        if let Some(index) = self.remainders.get(between) {
-            return Ok(*index);
+    fn remainder(&mut self, pattern: &str, between: &str) -> Result<Remainder, BuildError> {
+        if !between.contains(['[', '{']) {
+            return Ok(Remainder::Wild);
         }
-        let matcher = if between == "*" {
-            Matcher::Star
-        } else {
-            let glob = GlobBuilder::new(&between.replace('.', "/"))
-                .literal_separator(true)
-                .backslash_escape(false)
-                .empty_alternates(true)
-                .build()
-                .map_err(|error| invalid(pattern, error.kind()))?;
-            Matcher::Glob(glob.compile_matcher())
-        };
+        if let Some(index) = self.remainders.get(between) {
+            return Ok(Remainder::Matcher(*index));
+        }
+        let glob = GlobBuilder::new(&between.replace('.', "/"))
+            .literal_separator(true)
+            .backslash_escape(false)
+            .empty_alternates(true)
+            .build()
+            .map_err(|error| invalid(pattern, error.kind()))?;
         let index = u32::try_from(self.matchers.len()).map_err(|_| BuildError::TooLarge)?;
-        self.matchers.push(matcher);
+        self.matchers.push(glob.compile_matcher());
         self.remainders.insert(Box::from(between), index);
-        Ok(index)
+        Ok(Remainder::Matcher(index))
     }
 
     pub(super) fn build(self) -> Globs {

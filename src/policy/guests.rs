@@ -2,7 +2,8 @@
 //! whose `allow` rules hold for it.
 
 use super::nets::{NONE, NetTable};
-use super::rules::{Record, Rules};
+use super::rules::Rules;
+use super::store::Record;
 use super::{Mode, PolicySettings, Unknown};
 use ipnet::IpNet;
 use std::collections::{HashMap, HashSet};
@@ -148,7 +149,7 @@ impl Guests {
 impl Standing {
     /// Does the `allow` rule hold here?
     pub(super) fn sees(&self, record: &Record) -> bool {
-        self.files.contains(usize::from(record.file))
+        self.files.contains(usize::from(record.place().file))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use super::guests::Standing;
 use super::rule::{AddressSet, Effect, Reach, Served};
-use super::rules::{Compiled, Place, Record, Rules};
+use super::rules::{Compiled, Rules};
+use super::store::{Place, Record};
 use super::{AddressTerms, Mode, Permit, Policy, Refusal};
 use crate::identify::Claim;
 use crate::name::HostName;
@@ -83,7 +84,7 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     let rules = &policy.rules;
     let case = Case::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
     let mut tally = Tally::default();
-    rules.matching(&claim.target.host, |record, compiled| tally.hear(record, compiled, case.ask(record, compiled)));
+    rules.matching(&claim.target.host, |record, compiled| tally.hear(&record, compiled, case.ask(&record, compiled)));
 
     let denied = tally.denied.protocols();
     let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
@@ -125,7 +126,7 @@ pub(super) fn could_allow_name(policy: &Policy, source: IpAddr, name: &HostName)
         match compiled.terms.effect {
             Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
-            Effect::Allow if !standing.sees(record) => {}
+            Effect::Allow if !standing.sees(&record) => {}
             Effect::Allow if compiled.expired => expired = earliest(expired, place),
             Effect::Allow => allowed = true,
         }

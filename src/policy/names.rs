@@ -1,10 +1,8 @@
-//! Literal names by hash: all text in one arena, a table of exact names, and one of the bases of
-//! `*.base`, `**.base` and `.base` that is asked once for each suffix of a name.
+//! Literal names by hash: a table of exact names, and one of the bases of `*.base`, `**.base` and
+//! `.base` that is asked once for each suffix of a name. The names themselves are in the [`Store`].
 
-use super::nets::NONE;
-use super::rule::Scope;
-use super::rules::{BuildError, Record};
-use crate::name::MAX_NAME;
+use super::rules::BuildError;
+use super::store::{Said, Shape, Store};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, Hasher};
@@ -19,14 +17,9 @@ pub(super) struct Labels<'a> {
 /// A name of 253 bytes has at most 127 labels.
 const MAX_LABELS: usize = 127;
 
-/// How many rules of one name are compared with a new one to drop what was said before.
-const DEDUPLICATED: usize = 8;
-
-/// The names of all rules. A table's value is the newest record of a name; the records of one name
-/// are chained by `next`.
+/// The names of all rules, by the place of the first rule of each.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    arena: String,
     exact: HashTable<u32>,
     bases: HashTable<u32>,
     /// Bit n: some base has n labels. Spares the look-up of suffixes that cannot be there.
@@ -69,58 +62,30 @@ impl<'a> Labels<'a> {
 }
 
 impl Names {
-    /// Adds `record` for `base`, unless the same has been said of it already.
-    pub(super) fn insert(
-        &mut self,
-        records: &mut Vec<Record>,
-        base: &str,
-        scope: Scope,
-        mut record: Record,
-    ) -> Result<(), BuildError> {
-        let hash = self.hash(base);
-        let table = if scope == Scope::Exact { &mut self.exact } else { &mut self.bases };
-        let arena = &self.arena;
-        let id = u32::try_from(records.len()).ok().filter(|id| *id != NONE).ok_or(BuildError::TooLarge)?;
-        if let Some(head) = table.find_mut(hash, |id| text(arena, records, *id) == base) {
-            if said_before(records, *head, &record) {
-                return Ok(());
-            }
-            let same = records.get(*head as usize).ok_or(BuildError::TooLarge)?;
-            (record.start, record.len, record.next) = (same.start, same.len, *head);
-            *head = id;
-            records.push(record);
-            return Ok(());
+    /// Adds a rule of a name.
+    pub(super) fn insert(&mut self, store: &mut Store, name: &str, said: Said, terms: u32) -> Result<(), BuildError> {
+        let exact = said.shape == Shape::Exact;
+        let table = if exact { &mut self.exact } else { &mut self.bases };
+        let hash = hash(&self.hasher, name.as_bytes());
+        if let Some(head) = table.find(hash, |at| store.name_at(*at) == name.as_bytes()) {
+            return store.push_same_name(said, terms, *head);
         }
-        record.start = u32::try_from(arena.len()).map_err(|_| BuildError::TooLarge)?;
-        record.len = u8::try_from(base.len())
-            .ok()
-            .filter(|len| usize::from(*len) <= MAX_NAME)
-            .ok_or_else(|| BuildError::Name { name: base.chars().take(MAX_NAME).collect() })?;
-        record.next = NONE;
-        self.arena.push_str(base);
-        records.push(record);
-        let (arena, hasher) = (&self.arena, &self.hasher);
-        table.insert_unique(hash, id, |id| hash_text(hasher, text(arena, records, *id)));
-        if scope != Scope::Exact {
-            self.depths |= bit(label_count(base));
+        let at = store.push_name(said, terms, name)?;
+        table.insert_unique(hash, at, |at| self::hash(&self.hasher, store.name_at(*at)));
+        if !exact {
+            self.depths |= bit(label_count(name));
         }
         Ok(())
     }
 
-    /// The newest record of the exact name.
-    pub(super) fn exact(&self, records: &[Record], name: &str) -> Option<u32> {
-        if self.exact.is_empty() {
-            return None;
-        }
-        self.exact.find(self.hash(name), |id| text(&self.arena, records, *id) == name).copied()
+    /// The first rule of the exact name.
+    pub(super) fn exact(&self, store: &Store, name: &str) -> Option<u32> {
+        self.find(&self.exact, store, name)
     }
 
-    /// The newest record of a base of `labels` labels.
-    pub(super) fn base(&self, records: &[Record], base: &str, labels: usize) -> Option<u32> {
-        if self.depths & bit(labels) == 0 {
-            return None;
-        }
-        self.bases.find(self.hash(base), |id| text(&self.arena, records, *id) == base).copied()
+    /// The first rule of a base of `labels` labels.
+    pub(super) fn base(&self, store: &Store, base: &str, labels: usize) -> Option<u32> {
+        if self.has_depth(labels) { self.find(&self.bases, store, base) } else { None }
     }
 
     /// Could a base have this many labels?
@@ -128,17 +93,12 @@ impl Names {
         self.depths & bit(labels) != 0
     }
 
-    /// The text of a record of this table.
-    pub(super) fn text(&self, record: &Record) -> &str {
-        slice(&self.arena, record)
-    }
-
-    pub(super) fn shrink(&mut self) {
-        self.arena.shrink_to_fit();
-    }
-
-    fn hash(&self, name: &str) -> u64 {
-        hash_text(&self.hasher, name)
+    fn find(&self, table: &HashTable<u32>, store: &Store, name: &str) -> Option<u32> {
+        if table.is_empty() {
+            return None;
+        }
+        let name = name.as_bytes();
+        table.find(hash(&self.hasher, name), |at| store.name_at(*at) == name).copied()
     }
 }
 
@@ -152,37 +112,16 @@ pub(super) fn bit(index: usize) -> u128 {
     u32::try_from(index).ok().and_then(|index| 1u128.checked_shl(index)).unwrap_or(0)
 }
 
-fn hash_text(hasher: &RandomState, name: &str) -> u64 {
+fn hash(hasher: &RandomState, name: &[u8]) -> u64 {
     let mut state = hasher.build_hasher();
-    state.write(name.as_bytes());
+    state.write(name);
     state.finish()
-}
-
-fn text<'a>(arena: &'a str, records: &[Record], id: u32) -> &'a str {
-    records.get(id as usize).map_or("", |record| slice(arena, record))
-}
-
-fn slice<'a>(arena: &'a str, record: &Record) -> &'a str {
-    let start = record.start as usize;
-    arena.get(start..start + usize::from(record.len)).unwrap_or_default()
-}
-
-/// Does one of the first records from `head` on say the same? It then keeps the earlier line.
-pub(super) fn said_before(records: &mut [Record], mut head: u32, new: &Record) -> bool {
-    for _ in 0..DEDUPLICATED {
-        let Some(record) = records.get_mut(head as usize) else { return false };
-        if (record.shape, record.terms, record.file) == (new.shape, new.terms, new.file) {
-            record.line = record.line.min(new.line);
-            return true;
-        }
-        head = record.next;
-    }
-    false
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::name::MAX_NAME;
 
     #[test]
     fn tails_are_cut_at_dots() {
@@ -200,10 +139,5 @@ mod tests {
         let labels = Labels::of(&name);
         assert_eq!(labels.count(), MAX_LABELS);
         assert_eq!(labels.tail(MAX_LABELS), name);
-    }
-
-    #[test]
-    fn a_record_stays_small() {
-        assert_eq!(std::mem::size_of::<Record>(), 20);
     }
 }

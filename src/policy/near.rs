@@ -7,14 +7,14 @@
 use super::judge::{Case, Near, Saying};
 use super::names::Labels;
 use super::rule::{Effect, Ports, Reach};
-use super::rules::{Compiled, Record, Rules, Shape};
+use super::rules::{Compiled, Rules};
+use super::store::{Record, Shape};
 use super::{NearMiss, Policy};
 use crate::identify::Claim;
-use crate::name::MAX_NAME;
 use crate::target::{Host, Protocol, Transport};
 
-/// Names longer than this are not searched for typing errors.
-const MAX_TYPED: usize = 48;
+/// How many spellings are looked up at most: well under a millisecond's worth.
+const MAX_SPELLINGS: u32 = 4_000;
 
 /// What a name may consist of, dots aside.
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-_";
@@ -37,7 +37,7 @@ struct Search<'a> {
     case: Case<'a>,
 }
 
-type Found<'a> = (&'a Record, String);
+type Found = (Record, String);
 
 /// Why a rule for the very host does not let it through; the later, the likelier the cause.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -48,13 +48,13 @@ enum Cause {
 }
 
 impl<'a> Search<'a> {
-    fn same_host(&self) -> Option<Found<'a>> {
-        let mut best: Option<(Cause, &Record, &Compiled)> = None;
+    fn same_host(&self) -> Option<Found> {
+        let mut best: Option<(Cause, Record, &Compiled)> = None;
         self.rules.matching(&self.case.claim.target.host, |record, compiled| {
-            let cause = match self.case.ask(record, compiled) {
+            let cause = match self.case.ask(&record, compiled) {
                 Saying::Denies(_) => Cause::Denied,
                 Saying::Near(near) => Cause::Near(near),
-                Saying::Nothing if self.is_elsewhere(record, compiled) => Cause::OtherGuest,
+                Saying::Nothing if self.is_elsewhere(&record, compiled) => Cause::OtherGuest,
                 Saying::Allows(_) | Saying::Nothing => return,
             };
             let nearer = best
@@ -63,7 +63,7 @@ impl<'a> Search<'a> {
                 best = Some((cause, record, compiled));
             }
         });
-        best.map(|(cause, record, compiled)| (record, self.explain(cause, record, compiled)))
+        best.map(|(cause, record, compiled)| (record, self.explain(cause, &record, compiled)))
     }
 
     /// An allow rule that is sound but for the guest it is for?
@@ -99,15 +99,15 @@ impl<'a> Search<'a> {
     }
 
     /// Rules whose names are above or below the one asked for, the closest first.
-    fn related(&self, name: &Labels<'_>) -> Option<Found<'a>> {
+    fn related(&self, name: &Labels<'_>) -> Option<Found> {
         for depth in (1..=name.count()).rev() {
             let base = name.tail(depth);
             let front = name.count() - depth;
-            let wildcards = self.rules.chain(self.rules.names().base(self.rules.records(), base, depth));
+            let wildcards = self.rules.of_base(base, depth);
             if let Some(record) = self.first(wildcards) {
-                let rule = self.rules.written(record);
+                let rule = self.rules.written(&record);
                 let would = self.would_match(&format!(".{base}"));
-                let why = match (record.shape, front) {
+                let why = match (record.shape(), front) {
                     (Shape::OneLabel, 2..) => Some(format!("`{rule}` takes one label; `{would}` would match")),
                     (Shape::OneLabel | Shape::Below, 0) => {
                         Some(format!("`{rule}` does not take `{base}` itself; `{would}` would match"))
@@ -122,27 +122,27 @@ impl<'a> Search<'a> {
             if front == 0 || depth < 2 {
                 continue;
             }
-            let alone = self.rules.chain(self.rules.names().exact(self.rules.records(), base));
+            let alone = self.rules.of_name(base);
             if let Some(record) = self.first(alone) {
                 let would = self.would_match(&format!(".{base}"));
                 return Some((record, format!("`{base}` allows that host alone; `{would}` would match")));
             }
             if let Some(record) = self.glob(base) {
-                let rule = self.rules.written(record);
+                let rule = self.rules.written(&record);
                 let would = self.would_match(&format!(".{rule}"));
                 return Some((record, format!("`{rule}` takes no further labels in front; `{would}` would match")));
             }
         }
         let www = format!("www.{}", name.text());
-        let record = self.first(self.rules.chain(self.rules.names().exact(self.rules.records(), &www)))?;
+        let record = self.first(self.rules.of_name(&www))?;
         let would = self.would_match(name.text());
         Some((record, format!("`{www}` allows that host alone; `{would}` would match")))
     }
 
-    fn glob(&self, name: &str) -> Option<&'a Record> {
-        let mut first: Option<&Record> = None;
+    fn glob(&self, name: &str) -> Option<Record> {
+        let mut first: Option<Record> = None;
         self.rules.matching_globs(&Labels::of(name), |record| {
-            if self.is_open(record) && first.is_none_or(|first| record.place() < first.place()) {
+            if self.is_open(&record) && first.is_none_or(|first| record.place() < first.place()) {
                 first = Some(record);
             }
         });
@@ -150,25 +150,20 @@ impl<'a> Search<'a> {
     }
 
     /// A rule for a name with one letter more, less, changed, or swapped with its neighbour.
-    fn mistyped(&self, name: &str) -> Option<Found<'a>> {
+    fn mistyped(&self, name: &str) -> Option<Found> {
         let labels = Labels::of(name);
-        let found = one_letter_away(name, |typed| {
-            let exact = self.rules.names().exact(self.rules.records(), typed);
-            self.first(self.rules.chain(exact))
-        });
-        let under = |depth: usize| {
-            one_letter_away(labels.tail(depth), |typed| {
-                let base = self.rules.names().base(self.rules.records(), typed, depth);
-                self.first(self.rules.chain(base))
-            })
-        };
-        let tails = || (2..=labels.count().min(3)).rev().filter(|depth| self.rules.names().has_depth(*depth));
-        let record = found.or_else(|| tails().find_map(under))?;
-        Some((record, format!("`{}` is one letter away", self.rules.written(record))))
+        let mut left = MAX_SPELLINGS;
+        let mut record = one_letter_away(name, &mut left, |typed| self.first(self.rules.of_name(typed)));
+        for depth in (2..=labels.count().min(3)).filter(|depth| self.rules.has_depth(*depth)) {
+            let under = |typed: &str| self.first(self.rules.of_base(typed, depth));
+            record = record.or_else(|| one_letter_away(labels.tail(depth), &mut left, under));
+        }
+        let record = record?;
+        Some((record, format!("`{}` is one letter away", self.rules.written(&record))))
     }
 
     /// The first of these that allows something to this guest today.
-    fn first(&self, records: impl Iterator<Item = &'a Record>) -> Option<&'a Record> {
+    fn first(&self, records: impl Iterator<Item = Record>) -> Option<Record> {
         records.filter(|record| self.is_open(record)).min_by_key(|record| record.place())
     }
 
@@ -224,12 +219,13 @@ fn taken(reach: Reach) -> String {
     }
 }
 
-/// The first answer to a text that differs from `text` by one edit. Dots stay where they are.
-fn one_letter_away<T>(text: &str, mut ask: impl FnMut(&str) -> Option<T>) -> Option<T> {
-    if text.len() > MAX_TYPED.min(MAX_NAME) {
-        return None;
-    }
-    let mut ask = |bytes: &[u8]| std::str::from_utf8(bytes).ok().and_then(&mut ask);
+/// The first answer to a text that differs from `text` by one edit, as long as asking is `left`. Dots
+/// stay where they are.
+fn one_letter_away<T>(text: &str, left: &mut u32, mut ask: impl FnMut(&str) -> Option<T>) -> Option<T> {
+    let mut ask = |bytes: &[u8]| {
+        *left = left.checked_sub(1)?;
+        std::str::from_utf8(bytes).ok().and_then(&mut ask)
+    };
     let mut typed = text.as_bytes().to_vec();
     for at in 0..typed.len().saturating_sub(1) {
         typed.swap(at, at + 1);

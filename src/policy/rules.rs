@@ -3,10 +3,11 @@
 //! in the number of rules. What the rules found mean is for `judge`.
 
 use super::globs::{self, Globs};
-use super::names::{Labels, Names, said_before};
-use super::nets::{DeniedNets, NONE, NetTable};
+use super::names::{Labels, Names};
+use super::nets::{DeniedNets, NetTable};
 use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
+use super::store::{Place, Record, Said, Shape, Store};
 use crate::target::Host;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -108,17 +109,17 @@ impl Kind {
     }
 }
 
-/// The compiled list. Immutable; shared by `Arc`. Freeing a million names takes some 70 ms.
+/// The compiled list. Immutable; shared by `Arc`.
 #[derive(Debug, Default)]
 pub struct Rules {
     files: Vec<Arc<str>>,
     terms: Vec<Compiled>,
-    records: Vec<Record>,
+    store: Store,
     names: Names,
     globs: Globs,
     regexes: Regexes,
     nets: NetTable,
-    /// The networks of address rules as written; `Record::start` points here.
+    /// The networks of address rules as written; their rules hold the index.
     networks: Vec<IpNet>,
     denied: Arc<AddressSet>,
     none_denied: Arc<AddressSet>,
@@ -131,47 +132,6 @@ pub struct Rules {
 pub(super) struct Compiled {
     pub(super) terms: Terms,
     pub(super) expired: bool,
-}
-
-/// One rule. A million of these are held, so it is kept small.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
-    /// Where its text starts: a place in the arena of names, or the index of its glob, regex or network.
-    pub(super) start: u32,
-    pub(super) line: u32,
-    /// The next rule with the same subject.
-    pub(super) next: u32,
-    pub(super) terms: u32,
-    pub(super) file: u16,
-    /// Length of the text in the arena of names.
-    pub(super) len: u8,
-    pub(super) shape: Shape,
-}
-
-/// What sort of subject a record has.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Shape {
-    Exact,
-    OneLabel,
-    Below,
-    SelfAndBelow,
-    Glob,
-    Regex,
-    Net,
-}
-
-/// Where a rule stands, in the order in which rules are reported.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
-    file: u16,
-    line: u32,
-}
-
-impl Record {
-    pub(super) fn place(&self) -> Place {
-        Place { file: self.file, line: self.line }
-    }
 }
 
 impl Shape {
@@ -213,8 +173,8 @@ impl Rules {
     }
 
     /// Calls `found` with every rule whose subject takes `host`, in no order; the same one perhaps more than once.
-    pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(&'a Record, &'a Compiled)) {
-        let mut report = |record: &'a Record| {
+    pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(Record, &'a Compiled)) {
+        let mut report = |record: Record| {
             if let Some(terms) = self.terms.get(record.terms as usize) {
                 found(record, terms);
             }
@@ -228,15 +188,15 @@ impl Rules {
             }
             Host::Name(name) => name.as_str(),
         };
-        self.chain(self.names.exact(&self.records, name)).for_each(&mut report);
+        self.chain(self.names.exact(&self.store, name)).for_each(&mut report);
         let labels = Labels::of(name);
         for depth in 0..=labels.count() {
             if !self.names.has_depth(depth) {
                 continue;
             }
             let front = labels.count() - depth;
-            self.chain(self.names.base(&self.records, labels.tail(depth), depth))
-                .filter(|record| record.shape.takes(front))
+            self.chain(self.names.base(&self.store, labels.tail(depth), depth))
+                .filter(|record| record.shape().takes(front))
                 .for_each(&mut report);
         }
         self.globs.matching(&labels, |head| self.chain(Some(head)).for_each(&mut report));
@@ -244,14 +204,23 @@ impl Rules {
     }
 
     /// Calls `found` with every glob rule that takes the name.
-    pub(super) fn matching_globs<'a>(&'a self, name: &Labels<'_>, mut found: impl FnMut(&'a Record)) {
+    pub(super) fn matching_globs(&self, name: &Labels<'_>, mut found: impl FnMut(Record)) {
         self.globs.matching(name, |head| self.chain(Some(head)).for_each(&mut found));
     }
 
     /// The rules chained from `head` on.
-    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = &Record> {
-        let record = |id: u32| self.records.get(id as usize);
-        std::iter::successors(head.and_then(record), move |last| record(last.next))
+    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
+        self.store.chain(head)
+    }
+
+    /// The rules of an exact name.
+    pub(super) fn of_name(&self, name: &str) -> impl Iterator<Item = Record> {
+        self.chain(self.names.exact(&self.store, name))
+    }
+
+    /// The wildcard rules of a base of `labels` labels.
+    pub(super) fn of_base(&self, base: &str, labels: usize) -> impl Iterator<Item = Record> {
+        self.chain(self.names.base(&self.store, base, labels))
     }
 
     pub(super) fn location(&self, place: Place) -> Option<super::Location> {
@@ -273,19 +242,16 @@ impl Rules {
         self.terms.get(record.terms as usize)
     }
 
-    pub(super) fn records(&self) -> &[Record] {
-        &self.records
-    }
-
-    pub(super) fn names(&self) -> &Names {
-        &self.names
+    /// Could a base of a wildcard have this many labels?
+    pub(super) fn has_depth(&self, labels: usize) -> bool {
+        self.names.has_depth(labels)
     }
 
     /// The subject of a rule as it is written.
     pub(super) fn written(&self, record: &Record) -> String {
-        let at = record.start as usize;
-        let name = || self.names.text(record);
-        match record.shape {
+        let at = self.store.index(record) as usize;
+        let name = || self.store.name(record);
+        match record.shape() {
             Shape::Exact => name().to_owned(),
             Shape::OneLabel => format!("*.{}", name()).trim_end_matches('.').to_owned(),
             Shape::Below => format!("**.{}", name()).trim_end_matches('.').to_owned(),
@@ -362,13 +328,24 @@ impl Builder {
     /// can be reported at once.
     pub fn rule(&mut self, file: FileId, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), BuildError> {
         let interned = self.intern(terms)?;
-        let record = Record { start: 0, line, next: NONE, terms: interned, file: file.0, len: 0, shape: Shape::Exact };
+        let said = |shape| Said { place: Place { file: file.0, line }, shape };
         match *subject {
-            Subject::Name { base, scope } => self.name(base, scope, record)?,
-            Subject::Glob { pattern, scope } => self.glob(pattern, scope, record)?,
-            Subject::Regex(pattern) => self.regex(pattern, false, record)?,
-            Subject::SearchRegex(pattern) => self.regex(pattern, true, record)?,
-            Subject::Net(net) => self.net(net, terms, record)?,
+            Subject::Name { base, scope } => self.name(base, said(Shape::of(scope)), interned)?,
+            Subject::Glob { pattern, scope } => {
+                let collapsed = globs::check(pattern, scope)?;
+                match globs::expand(&collapsed) {
+                    Some(names) => {
+                        names.iter().try_for_each(|name| self.name(name, said(Shape::of(scope)), interned))?;
+                    }
+                    None => {
+                        let (index, head) = self.globs.slot(&collapsed, scope)?;
+                        self.rules.store.push_index(said(Shape::Glob), interned, index, head)?;
+                    }
+                }
+            }
+            Subject::Regex(pattern) => self.regex(pattern, false, said(Shape::Regex), interned)?,
+            Subject::SearchRegex(pattern) => self.regex(pattern, true, said(Shape::Regex), interned)?,
+            Subject::Net(net) => self.net(net, terms, said(Shape::Net), interned)?,
         }
         if let Some(count) = self.rules.counts.get_mut(Kind::of(subject, terms.effect) as usize) {
             *count += 1;
@@ -387,8 +364,7 @@ impl Builder {
         let mut rules = self.rules;
         rules.globs = self.globs.build();
         rules.regexes = self.regexes.build()?;
-        rules.names.shrink();
-        rules.records.shrink_to_fit();
+        rules.store.shrink();
         rules.nets.shrink();
         rules.networks.shrink_to_fit();
         self.denied.shrink();
@@ -418,49 +394,27 @@ impl Builder {
         Ok(id)
     }
 
-    fn name(&mut self, base: &str, scope: Scope, record: Record) -> Result<(), BuildError> {
-        if base.is_empty() && scope == Scope::Exact {
+    fn name(&mut self, base: &str, said: Said, terms: u32) -> Result<(), BuildError> {
+        if base.is_empty() && said.shape == Shape::Exact {
             return Err(BuildError::Name { name: String::new() });
         }
-        let record = Record { shape: Shape::of(scope), ..record };
-        self.rules.names.insert(&mut self.rules.records, base, scope, record)
+        self.rules.names.insert(&mut self.rules.store, base, said, terms)
     }
 
-    fn glob(&mut self, pattern: &str, scope: Scope, record: Record) -> Result<(), BuildError> {
-        let collapsed = globs::check(pattern, scope)?;
-        if let Some(names) = globs::expand(&collapsed) {
-            return names.iter().try_for_each(|name| self.name(name, scope, record));
-        }
-        let (start, head) = self.globs.slot(&collapsed, scope)?;
-        chain(&mut self.rules.records, head, Record { start, shape: Shape::Glob, ..record })
+    fn regex(&mut self, pattern: &str, search: bool, said: Said, terms: u32) -> Result<(), BuildError> {
+        let (index, head) = self.regexes.slot(pattern, search)?;
+        self.rules.store.push_index(said, terms, index, head)
     }
 
-    fn regex(&mut self, pattern: &str, search: bool, record: Record) -> Result<(), BuildError> {
-        let (start, head) = self.regexes.slot(pattern, search)?;
-        chain(&mut self.rules.records, head, Record { start, shape: Shape::Regex, ..record })
-    }
-
-    fn net(&mut self, net: IpNet, terms: &Terms, record: Record) -> Result<(), BuildError> {
+    fn net(&mut self, net: IpNet, terms: &Terms, said: Said, interned: u32) -> Result<(), BuildError> {
         let net = net.trunc();
-        let start = u32::try_from(self.rules.networks.len()).map_err(|_| BuildError::TooLarge)?;
+        let index = u32::try_from(self.rules.networks.len()).map_err(|_| BuildError::TooLarge)?;
         self.rules.networks.push(net);
-        let record = Record { start, shape: Shape::Net, ..record };
-        chain(&mut self.rules.records, self.rules.nets.slot(net), record)?;
+        self.rules.store.push_index(said, interned, index, self.rules.nets.slot(net))?;
         let expired = terms.until.is_some_and(|until| until < self.today);
         if terms.effect == Effect::Deny && !expired {
             self.denied.insert(net, terms.reach);
         }
         Ok(())
     }
-}
-
-/// Puts `record` in front of the chain at `head`, unless the same has been said there already.
-fn chain(records: &mut Vec<Record>, head: &mut u32, record: Record) -> Result<(), BuildError> {
-    if said_before(records, *head, &record) {
-        return Ok(());
-    }
-    let id = u32::try_from(records.len()).ok().filter(|id| *id != NONE).ok_or(BuildError::TooLarge)?;
-    records.push(Record { next: *head, ..record });
-    *head = id;
-    Ok(())
 }

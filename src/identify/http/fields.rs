@@ -174,7 +174,13 @@ pub(super) fn is_listed(fields: &[Field<'_>], name: &[u8]) -> bool {
 /// Writes the fields that go on to the other side as they came in; all that `Kind` knows by name
 /// is left to the caller. `trailer`: the Trailer field goes on too.
 pub(super) fn write_end_to_end(fields: &[Field<'_>], trailer: bool, out: &mut Vec<u8>) {
-    let listing = fields.iter().any(|field| Kind::of(field.name) == Kind::Connection);
+    // Most Connection fields name no field, and then nothing need be looked up.
+    let option =
+        |token: &[u8]| [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|o| token.eq_ignore_ascii_case(o));
+    let listing = fields
+        .iter()
+        .filter(|field| Kind::of(field.name) == Kind::Connection)
+        .any(|field| tokens(field.value).any(|token| !option(token)));
     for field in fields {
         let passes = match Kind::of(field.name) {
             Kind::EndToEnd => !(listing && is_listed(fields, field.name)),

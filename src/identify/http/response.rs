@@ -156,6 +156,10 @@ fn status_line(line: &[u8]) -> Result<(Version, u16, &[u8]), HeadError> {
     if line.is_empty() {
         return Err(Flaw::EmptyLine.into());
     }
+    // Before all else: a CR in the line is seen before its end if it comes in pieces.
+    if !is_field_value(line) {
+        return Err(Flaw::FirstLine.into());
+    }
     let (version, rest) = line.split_at_checked(8).ok_or(Flaw::FirstLine)?;
     let version = Version::parse(version)?;
     let (status, phrase) = match rest {
@@ -163,7 +167,7 @@ fn status_line(line: &[u8]) -> Result<(Version, u16, &[u8]), HeadError> {
         [b' ', a, b, c, b' ', phrase @ ..] => ([a, b, c], phrase),
         _ => return Err(Flaw::FirstLine.into()),
     };
-    if !status.iter().all(|digit| digit.is_ascii_digit()) || !is_field_value(phrase) {
+    if !status.iter().all(|digit| digit.is_ascii_digit()) {
         return Err(Flaw::FirstLine.into());
     }
     let status = status.iter().fold(0u16, |sum, digit| sum * 10 + u16::from(**digit - b'0'));

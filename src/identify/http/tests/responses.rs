@@ -135,3 +135,10 @@ fn switching_protocols_is_to_websocket_or_to_nothing() {
     assert!(answer("HTTP/1.1 103 Early Hints\r\n\r\n").unwrap().is_interim());
     assert_eq!(forwarded("HTTP/1.1 100 Continue\r\n\r\n", GUEST).0, "HTTP/1.1 100 Continue\r\n\r\n");
 }
+
+#[test]
+fn a_cr_in_a_status_line_outweighs_its_version() {
+    let head = b"HTTP/0.1 101 a\rb\r\n";
+    assert_eq!(ResponseHead::parse(head, 0).unwrap_err().status(), 400);
+    assert_eq!(ResponseHead::parse(&head[..16], 15).unwrap_err().status(), 400);
+}
