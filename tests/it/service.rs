@@ -1,6 +1,6 @@
 //! Start, stop, and the operator's side: exit codes, the admin listener, draining.
 
-use crate::world::client::Get;
+use crate::world::client::{Get, Wire};
 use crate::world::http::pattern;
 use crate::world::{ADMIN, GOOD, ODD, World, eventually};
 use std::fs;
@@ -163,4 +163,21 @@ fn a_log_file_that_was_rotated_away_is_opened_anew_on_a_signal() {
         std::thread::sleep(Duration::from_millis(20));
         world.guest.get("good.test", "/").status == 200 && !outgate.log().is_empty()
     });
+}
+
+#[test]
+fn guests_may_come_over_ipv6_too() {
+    let Some(world) = World::new() else { return };
+    let listen = "proxy = [\"10.42.42.1:3128\", \"[fd42::1]:3128\"]";
+    let outgate = world.setup("good.test\n").listen(listen).start();
+    let address: std::net::SocketAddr = "[fd42::1]:3128".parse().unwrap();
+    let mut wire = Wire::dial(&world.guest.namespace, address).unwrap();
+    wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
+    assert_eq!(wire.hear("GET").status, 200);
+    let line = outgate.await_log(&[("name", "good.test")]);
+    assert!(line["source"].as_str().unwrap().contains("fd42::2"), "{line}");
+
+    let mut wire = Wire::dial(&world.guest.namespace, address).unwrap();
+    wire.say("CONNECT [fd42::1]:3128 HTTP/1.1\r\nHost: [fd42::1]:3128\r\n\r\n");
+    assert_eq!(wire.hear("CONNECT").status, 403);
 }
