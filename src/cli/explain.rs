@@ -228,9 +228,8 @@ impl Judge {
         let permit = match self.policy.decide(claim) {
             Ok(permit) => permit,
             Err(Refusal { reason, rule }) => {
-                // A rule would not help: the address stays out of reach, and that is what to know.
+                // A rule alone would not help: the address would stay out of reach, and that is what to know.
                 let floor = if allowable(Verdict::Denied, reason) { floor(&AddressTerms::default()) } else { None };
-                let reason = if floor.is_some() { Reason::AddressFloor } else { reason };
                 return (reason.verdict(), reason, rule, floor);
             }
         };

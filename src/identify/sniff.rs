@@ -119,8 +119,28 @@ mod tests {
         {
             assert_eq!(sniff(bytes), Sniff::NeedMore, "{}", bytes.escape_ascii());
         }
-        assert_eq!(sniff(&vec![b'A'; MAX_SNIFF - 1]), Sniff::NeedMore);
-        assert_eq!(sniff(&vec![b'A'; MAX_SNIFF]), Sniff::Http);
+        let line = |len: usize| [b"GET /".as_slice(), &vec![b'A'; len - 5]].concat();
+        assert_eq!(sniff(&line(MAX_SNIFF - 1)), Sniff::NeedMore);
+        assert_eq!(sniff(&line(MAX_SNIFF)), Sniff::Http);
+        assert_eq!(sniff(&[b'A'; MAX_METHOD - 1]), Sniff::NeedMore);
+        assert_eq!(sniff(&[b'A'; MAX_METHOD]), Sniff::Raw);
+    }
+
+    #[test]
+    fn what_was_searched_before_need_not_be_searched_again() {
+        for text in [b"GET / HTTP/1.1\r\n".as_slice(), b"GET /a b\r\nX", b"G\0", b" \tFOO\tbar\thttp/1.0\n"] {
+            let mut verdict = Sniff::NeedMore;
+            let mut scanned = 0;
+            for end in 1..=text.len() {
+                verdict = sniff_on(&text[..end], scanned);
+                assert_eq!(verdict, sniff(&text[..end]), "{}", text[..end].escape_ascii());
+                if verdict != Sniff::NeedMore {
+                    break;
+                }
+                scanned = end;
+            }
+            assert_ne!(verdict, Sniff::NeedMore);
+        }
     }
 
     #[test]

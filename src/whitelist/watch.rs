@@ -251,6 +251,9 @@ mod tests {
             let (watch, ticks) = start(vec![Watched::Folder(root.path().join("list"))]).unwrap();
             // The thread arms its watches at once; give it the time on a busy machine.
             std::thread::sleep(Duration::from_millis(150));
+            let mut ticks = ticks;
+            // The first tick is for what changed before the watches were armed.
+            ticks.mark_unchanged();
             World { root, ticks, _watch: watch }
         }
 
@@ -418,6 +421,7 @@ mod tests {
         let (watch, ticks) = start(vec![Watched::File(path.clone())]).unwrap();
         std::thread::sleep(Duration::from_millis(150));
         let mut world = World { root, ticks, _watch: watch };
+        world.ticks.mark_unchanged();
         fs::write(world.path("neighbour"), "x").unwrap();
         assert!(!world.ticks_within(Duration::from_millis(700)));
         fs::write(&path, "{ }").unwrap();

@@ -5,6 +5,7 @@
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
 mod addresses;
+mod cli;
 mod guests;
 mod http;
 mod limits;
