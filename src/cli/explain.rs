@@ -205,6 +205,7 @@ impl Judge {
         let passes = matches!(verdict, Verdict::Allowed | Verdict::Observed);
         let near = if verdict == Verdict::Allowed || floor.is_some() { None } else { self.policy.near_miss(&claim) };
         let (near, advice) = near.map(|near| (near.rule.to_string(), near.advice)).unzip();
+        let helps = floor.is_none() && allowable(verdict, reason);
         Answer {
             url: url.to_owned(),
             verdict: verdict.as_str(),
@@ -213,7 +214,7 @@ impl Judge {
             rule: rule.map(|rule| rule.to_string()),
             near,
             advice: floor.or(advice).or_else(|| self.advice(reason)),
-            suggestion: allowable(verdict, reason).then(|| asked.rule()),
+            suggestion: helps.then(|| asked.rule()),
             passes,
         }
     }

@@ -123,7 +123,7 @@ fn the_suggested_line_allows_what_was_asked() {
 }
 
 #[test]
-fn addresses_out_of_reach_are_the_floors_whatever_the_list_says() {
+fn addresses_in_the_floor_stay_out_of_reach_whatever_the_list_says() {
     let rules = "10.0.0.5:*\n10.0.0.6 to=10.0.0.6/32\n10.0.0.7\n127.0.0.1:*\ndeny 11.0.0.1\n";
     let case = Case::new("[dial]\npermit_addresses = [\"10.0.0.7\", \"127.0.0.1\"]\n", rules);
     for (url, expected) in [
@@ -132,7 +132,7 @@ fn addresses_out_of_reach_are_the_floors_whatever_the_list_says() {
         ("https://10.0.0.7", "allowed none main.rules:3"),
         ("http://127.0.0.1:3128", "denied address_floor main.rules:4"),
         ("http://127.0.0.1:8080", "allowed none main.rules:4"),
-        ("http://169.254.169.254/latest", "denied address_floor -"),
+        ("http://169.254.169.254/latest", "denied not_whitelisted -"),
         ("https://11.0.0.1", "denied denied_by_rule main.rules:5"),
     ] {
         assert_eq!(case.verdict(&[url]), expected, "{url}");
