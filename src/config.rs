@@ -211,7 +211,16 @@ impl Settings {
         if let Some(parent) = self.listen.control.as_deref().and_then(Path::parent) {
             // Root's socket is for a group as well, and guarded by its own mode.
             let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
-            folder(parent, mode, "choose another [listen].control")?;
+            let parent = if parent == Path::new("") { Path::new(".") } else { parent };
+            if paths::is_open(parent) {
+                // Whoever swaps the socket can lie to the operator's commands, not change what passes.
+                tracing::warn!(
+                    folder = %parent.display(),
+                    "everybody may swap the control socket; run `chmod o-w` on its folder, or choose another [listen].control"
+                );
+            } else {
+                folder(parent, mode, "choose another [listen].control")?;
+            }
         }
         folder(&self.state_dir, 0o700, "choose another [state].dir")
     }

@@ -97,6 +97,11 @@ pub(super) fn make_safe(dir: &Path, mode: u32) -> io::Result<()> {
     }
 }
 
+/// May everybody swap what is in this directory? A directory of somebody else's is not asked about here.
+pub(super) fn is_open(dir: &Path) -> bool {
+    std::fs::metadata(dir).is_ok_and(|found| found.is_dir() && found.mode() & 0o1002 == 0o002)
+}
+
 /// What lets somebody else swap what is in a directory; `link` is the directory entry itself.
 fn flaw(link: &Metadata, found: &Metadata, uid: u32) -> Option<&'static str> {
     let theirs = |entry: &Metadata| entry.uid() != uid && entry.uid() != 0;
