@@ -6,7 +6,7 @@ use crate::account::{Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::policy::Permit;
-use crate::reason::Reason;
+use crate::reason::{Reason, Verdict};
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
 use crate::relay::{Tunnel, Watch, close};
 use crate::target::{Protocol, Target, Transport};
@@ -30,6 +30,8 @@ struct Kept {
     peer: Peer,
     /// When it was last known to be good.
     since: Instant,
+    /// It has got the beginning of the first request already.
+    half_said: bool,
 }
 
 /// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
@@ -38,6 +40,8 @@ pub(super) struct Inside {
     pub(super) claim: Claim,
     /// The tunnel's own record; it stays open and may be revoked.
     pub(super) record: Record,
+    /// How much of the first request went to the upstream before it could be told to be one.
+    pub(super) sent: usize,
 }
 
 /// A connection that speaks HTTP.
@@ -70,7 +74,12 @@ pub(super) async fn serve_inside(
     inside: Inside,
     upstream: Peer,
 ) -> Result<Relaying, Ended> {
-    let upstream = Some(Kept { target: inside.claim.target.clone(), peer: upstream, since: Instant::now() });
+    let upstream = Some(Kept {
+        target: inside.claim.target.clone(),
+        peer: upstream,
+        since: Instant::now(),
+        half_said: inside.sent > 0,
+    });
     Session { visit, listener, inside: Some(inside), upstream }.run().await
 }
 
@@ -265,6 +274,12 @@ impl Session {
             Err(refusal) => refusal.reason,
         };
         drop(record);
+        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied {
+            // Nothing unread is in the way of the answer, so an ordinary close delivers it.
+            let answer = refuse::http(reason, Some(&claim.target), raw, true);
+            let _ = self.visit.guest.try_write(&answer);
+            return Err(Ended);
+        }
         self.last_answer(reason, Some(&claim.target), raw).await
     }
 
@@ -282,6 +297,7 @@ impl Session {
         };
         let mut repeated = false;
         loop {
+            let sent = self.inside.as_mut().map_or(0, |inside| std::mem::take(&mut inside.sent));
             let mut upstream = match self.upstream(&permit, is_repeatable(head), &mut record).await {
                 Ok(upstream) => upstream,
                 Err(reason) => {
@@ -289,7 +305,22 @@ impl Session {
                     return self.answer(reason, Some(&claim.target), head, raw).await;
                 }
             };
-            match self.exchange(head, &mut upstream.peer, &mut record).await {
+            let mut written = Vec::with_capacity(512);
+            head.write_request(&mut written);
+            if upstream.half_said {
+                upstream.half_said = false;
+                // What went before must be how we write it too, or upstream and we read different requests.
+                match raw.get(..sent).and_then(|sent| written.strip_prefix(sent)) {
+                    Some(rest) => written = rest.to_vec(),
+                    None => {
+                        upstream.peer.abort();
+                        record.refuse(Reason::Malformed, None);
+                        drop(record);
+                        return self.last_answer(Reason::Malformed, Some(&claim.target), raw).await;
+                    }
+                }
+            }
+            match self.exchange(head, written, &mut upstream.peer, &mut record).await {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
                     upstream.since = Instant::now();
                     self.upstream = upstream_reusable.then_some(upstream);
@@ -323,12 +354,21 @@ impl Session {
         }
         let upstream = reach(&self.visit.house, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
-        Ok(Kept { target: permit.target().clone(), peer: Peer::new(upstream.stream, bond), since: Instant::now() })
+        Ok(Kept {
+            target: permit.target().clone(),
+            peer: Peer::new(upstream.stream, bond),
+            since: Instant::now(),
+            half_said: false,
+        })
     }
 
-    async fn exchange(&mut self, head: &RequestHead<'_>, peer: &mut Peer, record: &mut Record) -> Result<Done, Failed> {
-        let mut written = Vec::with_capacity(512);
-        head.write_request(&mut written);
+    async fn exchange(
+        &mut self,
+        head: &RequestHead<'_>,
+        written: Vec<u8>,
+        peer: &mut Peer,
+        record: &mut Record,
+    ) -> Result<Done, Failed> {
         let outgoing = Outgoing {
             head: written,
             body: head.body,

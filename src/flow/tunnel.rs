@@ -19,8 +19,8 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-/// How long a guest may stop within what could become a hello or a request line, where raw bytes are
-/// allowed, before what it said is taken for those.
+/// How long a guest may stop behind the byte that may begin a TLS record, where raw bytes are allowed,
+/// before it is taken for one of those.
 const UNCLEAR: Duration = Duration::from_millis(300);
 
 /// A tunnel that was permitted, dialled and confirmed to the guest.
@@ -47,7 +47,7 @@ pub(super) async fn serve(mut visit: Visit, mut opened: Opened) -> Result<Relayi
         match sniff_on(&visit.input, scanned) {
             Sniff::NeedMore => scanned = visit.input.len(),
             Sniff::Tls => return tls(visit, opened, Vec::new()).await,
-            Sniff::Http => return plain_http(visit, opened, Vec::new()).await,
+            Sniff::Http => return plain_http(visit, opened, Spoken::default()).await,
             Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
         }
         let reason = match visit.hear(&opened.record).await {
@@ -78,30 +78,34 @@ struct Spoken {
     sent: usize,
     /// How many of them were sniffed at.
     scanned: usize,
-    /// Until when the guest may go on before its unclear bytes are sent.
+    /// Until when the guest may go on before its one unclear byte is sent.
     patience: Option<Instant>,
 }
 
-/// As [`serve`], where raw bytes are allowed too. The server may speak first. A guest that stops within
-/// what could still become a hello or a request line speaks neither, as far as can be told; its bytes go
-/// on, and a hello or a request that then comes of them is too late to be judged and is refused.
+/// As [`serve`], where raw bytes are allowed too. The server may speak first, and nothing waits for what
+/// the guest might still mean: the beginning of a request line goes on as it comes, and the request is
+/// judged when it can be told to be one, before the rest of it goes. Only the single byte that may begin
+/// a TLS record is held, and not for long.
 async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
     let mut spoken = Spoken::default();
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
             Sniff::Raw => return raw(visit, opened, spoken, false),
             Sniff::Tls if spoken.sent == 0 => return tls(visit, opened, spoken.to_guest).await,
-            Sniff::Http if spoken.sent == 0 => return plain_http(visit, opened, spoken.to_guest).await,
-            Sniff::Tls | Sniff::Http => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
+            Sniff::Tls => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
+            Sniff::Http => return plain_http(visit, opened, spoken).await,
             Sniff::NeedMore => spoken.scanned = visit.input.len(),
+        }
+        if visit.input.len() > spoken.sent.max(1) {
+            send_unclear(&visit, &mut opened, &mut spoken).await?;
         }
         match listen(&mut visit, &mut opened, &mut spoken).await {
             Heard::Guest => {
                 // From the first byte on a guest has the time of a handshake.
                 if spoken.scanned == 0 {
                     visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
+                    spoken.patience = Some(Instant::now() + UNCLEAR);
                 }
-                spoken.patience = Some(Instant::now() + UNCLEAR);
             }
             // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
             Heard::GuestEnded => return raw(visit, opened, spoken, true),
@@ -162,12 +166,12 @@ fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) 
 }
 
 /// HTTP in clear: each request is judged by itself.
-async fn plain_http(mut visit: Visit, opened: Opened, to_guest: Vec<u8>) -> Result<Relaying, Ended> {
+async fn plain_http(mut visit: Visit, opened: Opened, spoken: Spoken) -> Result<Relaying, Ended> {
     let Opened { listener, mut record, claim, upstream, .. } = opened;
-    visit.say(&to_guest, &mut record).await?;
+    visit.say(&spoken.to_guest, &mut record).await?;
     let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
     // Boxed, for the session inside could in its turn lead to a tunnel as far as types go.
-    Box::pin(http::serve_inside(visit, listener, http::Inside { claim, record }, peer)).await
+    Box::pin(http::serve_inside(visit, listener, http::Inside { claim, record, sent: spoken.sent }, peer)).await
 }
 
 /// Decides again, now that more is known, and holds the connected address to the new permit.

@@ -8,7 +8,7 @@ use super::{AddressTerms, Mode, Permit, Policy, Refusal};
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
-use crate::target::{Host, Protocol, Protocols, Transport};
+use crate::target::{Host, Protocol, Protocols};
 use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -183,13 +183,7 @@ impl<'a> Case<'a> {
             Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
             Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
             Effect::Allow => {
-                let served = terms.reach.serves(transport, port);
-                // The very port is allowed, for QUIC; what is asked for are datagrams of another kind.
-                let other = served.is_none() && transport == Transport::Udp;
-                if other && terms.reach.serves(Transport::Quic, port).is_some() && !compiled.expired {
-                    return Saying::Near(Near::Protocol);
-                }
-                match (self.weigh(served, terms.ech_allowed), compiled.expired) {
+                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired) {
                     (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
                     // A rule that is over and would not have allowed this either counts as removed.
                     (_, true) => Saying::Nothing,

@@ -240,6 +240,9 @@ class Judge:
             right_port = self.transport(rule) == ask.transport and self.has_port(rule, ask.port)
             if right_port and not self.is_blocked(rule, ask) and not self.takes_any(rule, ask):
                 reasons = {"protocol_not_allowed"}
+                if ask.transport != "tcp":
+                    # QUIC for other datagrams on the same port: another transport as much as another protocol.
+                    reasons.add("port_not_allowed")
         if not allows:
             reasons.add("not_whitelisted")
         if expired:
