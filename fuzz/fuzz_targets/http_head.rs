@@ -90,5 +90,6 @@ fn response(stream: &[u8], scanned: usize) -> Result<Option<(Vec<u8>, usize)>, H
 }
 
 fn check_response(stream: &[u8], size: usize) {
-    assert_eq!(seen(in_pieces(stream, size, response)), seen(response(stream, 0)));
+    // Whatever the flaw of an answer, the guest sees a 502.
+    assert_eq!(in_pieces(stream, size, response).map_err(drop), response(stream, 0).map_err(drop));
 }

@@ -8,6 +8,7 @@ const MAX_EXTENSIONS: usize = 96;
 
 const SERVER_NAME: u16 = 0;
 const PRE_SHARED_KEY: u16 = 41;
+const ECH_OUTER_EXTENSIONS: u16 = 0xfd00;
 
 /// encrypted_client_hello (RFC 9849), the drafts' numbers for it, and encrypted_server_name before
 /// it. Whoever answers to one of them may see another name than we do.
@@ -60,6 +61,8 @@ fn read_extensions(mut rest: Bytes<'_>, shown: &mut Shown) -> Result<(), HelloEr
         *seen.get_mut(count).ok_or(HelloError::Extensions)? = kind;
         count += 1;
         match kind {
+            // It stands in a hello that was encrypted and nowhere else (RFC 9849 §5.1).
+            ECH_OUTER_EXTENSIONS => return Err(HelloError::Structure),
             SERVER_NAME => shown.sni = Some(server_name(data)?),
             // It binds all before it, so nothing may come behind (RFC 8446 §4.2.11).
             PRE_SHARED_KEY if !rest.is_empty() => return Err(HelloError::Structure),

@@ -294,6 +294,12 @@ fn ech_shows_in_every_form() {
 }
 
 #[test]
+fn what_belongs_into_an_encrypted_hello_is_refused_in_the_clear() {
+    let outer = extension(0xfd00, &[2, 0, 10]);
+    assert_eq!(parse(&hello(&[sni("good.test"), outer])), Err(HelloError::Structure));
+}
+
+#[test]
 fn lengths_that_do_not_fit_are_refused() {
     let sound = message(&[sni(b"good.test"), sigalgs()]);
     // Every length byte, one off: session id, suites, compression, extensions, and those within.
