@@ -296,7 +296,7 @@ fn ech_shows_in_every_form() {
 #[test]
 fn what_belongs_into_an_encrypted_hello_is_refused_in_the_clear() {
     let outer = extension(0xfd00, &[2, 0, 10]);
-    assert_eq!(parse(&hello(&[sni("good.test"), outer])), Err(HelloError::Structure));
+    assert_eq!(parse(&hello(&[sni(b"good.test"), outer])), Err(HelloError::Structure));
 }
 
 #[test]
