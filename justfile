@@ -14,9 +14,9 @@ test:
 ci:
     .ci/run
 
-# One fuzz target for a minute, e.g. `just fuzz hello`. Needs cargo-fuzz and a nightly toolchain.
+# One fuzz target for a minute, e.g. `just fuzz hello`. Needs cargo-fuzz (`cargo install cargo-fuzz`).
 fuzz target seconds="60":
-    cargo +nightly fuzz run {{target}} -- -max_total_time={{seconds}}
+    RUSTC_BOOTSTRAP=1 cargo fuzz run -s none {{target}} -- -max_total_time={{seconds}} -max_len=16384
 
 # Benchmarks, e.g. `just bench decide`.
 bench *arguments:

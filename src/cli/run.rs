@@ -25,6 +25,9 @@ pub(super) struct Arguments {
     log_level: Option<String>,
 }
 
+/// The DNS library reports names that guests asked for; the access log has them, escaped.
+const DEFAULT_LEVEL: &str = "info,hickory_resolver=error,hickory_net=error,hickory_proto=error";
+
 pub(super) fn run(arguments: Arguments) -> Outcome {
     log_to_stderr(arguments.log_level)?;
     let (settings, warnings) = Settings::load(arguments.config.config.as_deref())?;
@@ -37,7 +40,7 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
 
 fn log_to_stderr(level: Option<String>) -> Result<(), Failure> {
     let from_environment = || std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
-    let wanted = level.or_else(from_environment).unwrap_or_else(|| "info".to_owned());
+    let wanted = level.or_else(from_environment).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&wanted).map_err(|error| {
         Failure::Usage(format!("{wanted:?} is no log level ({error}); write error, warn, info, debug or trace"))
     })?;
