@@ -306,7 +306,7 @@ fn regex(text: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
         let remedy = "names consist of `a-z 0-9 - _` and dots; there is no scheme, port or path in them";
         warnings.push(Fault::new(0, "the regex matches no host name", remedy));
     }
-    let text = if pattern.upper_case { format!("(?i){text}") } else { text.to_owned() };
+    let text = if pattern.upper_case && !text.starts_with("(?i)") { format!("(?i){text}") } else { text.to_owned() };
     Ok(Owned::Regex { text, wide: pattern.wide })
 }
 

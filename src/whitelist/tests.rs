@@ -152,6 +152,7 @@ fn broken_globs_are_explained() {
 fn regexes_match_whole_names() {
     assert_eq!(subject(r"/bor[0-9]+\.golem\.network/"), r"Regex bor[0-9]+\.golem\.network");
     assert_eq!(subject(r"/Bor\.golem\.network/"), r"Regex (?i)Bor\.golem\.network");
+    assert_eq!(subject(r"/(?i)Bor\.golem\.network/"), r"Regex (?i)Bor\.golem\.network");
     assert_eq!(reach(r"/bor\.golem\.network/:8000-8100"), Reach::Ports(Ports { first: 8000, last: 8100 }));
     assert_eq!(reach(r"https:///bor\.golem\.network/"), Reach::Https(one(443)));
     assert_eq!(subject(r"/^bor\.golem\.network$/ # anchors do no harm"), r"Regex ^bor\.golem\.network$");
