@@ -96,7 +96,8 @@ async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, End
             Sniff::Http => return plain_http(visit, opened, spoken).await,
             Sniff::NeedMore => spoken.scanned = visit.input.len(),
         }
-        if visit.input.len() > spoken.sent.max(1) {
+        let may_be_tls = matches!(visit.input.as_slice(), [0x14..=0x18]);
+        if visit.input.len() > spoken.sent && !may_be_tls {
             send_unclear(&visit, &mut opened, &mut spoken).await?;
         }
         match listen(&mut visit, &mut opened, &mut spoken).await {
