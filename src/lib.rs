@@ -30,6 +30,7 @@ pub mod resolve;
 // Beside the path.
 pub mod admin;
 pub mod control;
+pub mod dns;
 pub mod system;
 pub mod whitelist;
 
