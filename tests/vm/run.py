@@ -24,6 +24,7 @@ from dataclasses import dataclass
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
+sys.dont_write_bytecode = True
 from machine import Machine, MachineError  # noqa: E402
 from outside import EVIL, EVIL6, GOOD, GOOD6, TRUTH  # noqa: E402
 
