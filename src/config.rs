@@ -70,9 +70,9 @@ pub struct ListenSettings {
     pub proxy: Vec<SocketAddr>,
     /// The same inside TLS; always empty in this version.
     pub proxy_tls: Vec<SocketAddr>,
-    /// TPROXY; always empty in this version.
+    /// TPROXY.
     pub transparent: Vec<SocketAddr>,
-    /// nft REDIRECT; always empty in this version.
+    /// nft REDIRECT.
     pub redirect: Vec<SocketAddr>,
     /// The guests' DNS, UDP and TCP; always empty in this version.
     pub dns: Vec<SocketAddr>,

@@ -13,7 +13,7 @@ use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::flow::{self, House, Live};
+use crate::flow::{self, Door, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
@@ -80,19 +80,14 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let lists = Lists::at_start(&settings)?;
     let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
     let workers = system::cpus();
-    let proxies = settings
-        .listen
-        .proxy
-        .iter()
-        .map(|address| listen::open(*address, workers, "[listen].proxy"))
-        .collect::<Result<Vec<_>, _>>()?;
+    let entrances = entrances(&settings, workers)?;
     let doors = Doors::open(&settings)?;
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let bound = bound(&proxies, doors.admin.as_ref());
+    let bound = bound(&entrances, doors.admin.as_ref());
     let mut floor = settings.floor();
     floor.listeners.extend(&bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
@@ -100,12 +95,13 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         gate: gate(&settings, &live),
         live,
         resolver,
+        bindings: Arc::default(),
         account,
         stop: CancellationToken::new(),
         turned_away: AtomicU32::new(0),
     });
     let end = CancellationToken::new();
-    let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
+    let threads = spawn_workers(&house, &entrances, workers, &end)?;
     let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
     end.cancel();
     for thread in threads {
@@ -123,6 +119,25 @@ struct Start {
     lists: Lists,
     doors: Doors,
     bound: Vec<SocketAddr>,
+}
+
+/// A guest listener: one socket a worker.
+struct Entrance {
+    door: Door,
+    sockets: Vec<TcpListener>,
+}
+
+/// Opens every guest listener, or none.
+fn entrances(settings: &Settings, workers: usize) -> Result<Vec<Entrance>, ListenError> {
+    let listen = &settings.listen;
+    let proxy = listen.proxy.iter().map(|at| (Door::Proxy, listen::open(*at, workers, "[listen].proxy")));
+    let transparent = listen
+        .transparent
+        .iter()
+        .map(|at| (Door::Transparent, listen::open_transparent(*at, workers, "[listen].transparent")));
+    let redirect = listen.redirect.iter().map(|at| (Door::Redirect, listen::open(*at, workers, "[listen].redirect")));
+    let all = proxy.chain(transparent).chain(redirect);
+    all.map(|(door, sockets)| Ok(Entrance { door, sockets: sockets? })).collect()
 }
 
 /// Listeners of the operator's, opened before the first flow.
@@ -161,7 +176,8 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
-        proxy = ?where_to.proxy, admin = ?where_to.admin, rules,
+        proxy = ?where_to.proxy, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
+        admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
@@ -220,18 +236,18 @@ async fn drain(house: &House, signals: &mut Signals) {
 }
 
 /// One thread a CPU, each with its share of every listener.
-fn spawn_workers<'a>(
+fn spawn_workers(
     house: &Arc<House>,
-    listeners: impl Iterator<Item = &'a Vec<TcpListener>> + Clone,
+    entrances: &[Entrance],
     count: usize,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     (0..count)
         .map(|index| {
-            let mine: Vec<TcpListener> = listeners
-                .clone()
-                .filter_map(|all| all.get(index))
-                .map(TcpListener::try_clone)
+            let mine: Vec<(Door, TcpListener)> = entrances
+                .iter()
+                .filter_map(|entrance| Some((entrance.door, entrance.sockets.get(index)?)))
+                .map(|(door, socket)| Ok((door, socket.try_clone()?)))
                 .collect::<io::Result<_>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
             let (house, end) = (Arc::clone(house), end.clone());
@@ -243,8 +259,8 @@ fn spawn_workers<'a>(
 }
 
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationToken) {
-    for listener in listeners {
+async fn work(house: Arc<House>, listeners: Vec<(Door, TcpListener)>, end: CancellationToken) {
+    for (door, listener) in listeners {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -255,7 +271,7 @@ async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationT
         let house = Arc::clone(&house);
         tokio::spawn(async move {
             let serve = |accepted| {
-                tokio::spawn(flow::serve(Arc::clone(&house), accepted));
+                tokio::spawn(flow::serve(Arc::clone(&house), door, accepted));
             };
             let paused = |error: &io::Error| {
                 house.account.metrics().accept_failed();
@@ -276,8 +292,8 @@ fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
 }
 
 /// Where outgate really listens: port 0 in the configuration asks for any.
-fn bound(proxies: &[Vec<TcpListener>], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
-    let first = proxies.iter().filter_map(|listeners| listeners.first());
+fn bound(entrances: &[Entrance], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
+    let first = entrances.iter().filter_map(|entrance| entrance.sockets.first());
     first.chain(admin).filter_map(|listener| listener.local_addr().ok()).collect()
 }
 

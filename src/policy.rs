@@ -13,6 +13,7 @@ mod judge;
 mod names;
 mod near;
 mod nets;
+mod ports;
 mod regexes;
 pub mod rule;
 mod rules;
@@ -114,6 +115,17 @@ impl Policy {
     /// what DNS asks; a flow to the name is decided for itself.
     pub fn could_allow_name(&self, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
         judge::could_allow_name(self, source, name)
+    }
+
+    /// Could anything that the guest at `source` may show open TCP `port` for it? `false` means that
+    /// whatever the stream may say would be refused.
+    pub fn could_allow_port(&self, source: IpAddr, port: u16) -> bool {
+        let blocked = self.is_blocked(port);
+        match self.guests.standing(source).map(|standing| standing.mode) {
+            None | Some(Mode::None) => false,
+            Some(Mode::Whitelist) => self.rules.open_ports().contains(port, blocked),
+            Some(Mode::All | Mode::Observe) => !blocked || self.rules.open_ports().contains(port, blocked),
+        }
     }
 
     /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`

@@ -10,18 +10,21 @@ const BACKLOG: i32 = 4096;
 
 /// A socket that could not be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({purpose}): {source}{}", remedy(.source))]
+#[error("cannot listen on {address} ({purpose}): {source}{}", remedy(.source, *.transparent))]
 pub struct ListenError {
     /// Where.
     pub address: SocketAddr,
     /// What for: the key in the configuration.
     pub purpose: &'static str,
+    /// It was to be transparent, which takes a privilege.
+    transparent: bool,
     /// What the kernel said.
     pub source: io::Error,
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(error: &io::Error, transparent: bool) -> &'static str {
     match error.kind() {
+        io::ErrorKind::PermissionDenied if transparent => "; start as root, or by a socket unit with Transparent=yes",
         io::ErrorKind::AddrInUse => "; end the program that holds this port, or choose another in [listen]",
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
         io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit",
@@ -35,13 +38,40 @@ fn remedy(error: &io::Error) -> &'static str {
 /// also share it with another process of this user, so a first socket without it makes sure that the
 /// port is free.
 pub fn open(address: SocketAddr, count: usize, purpose: &'static str) -> Result<Vec<TcpListener>, ListenError> {
-    let fail = |source| ListenError { address, purpose, source };
+    open_with(address, count, purpose, |_| Ok(()))
+}
+
+/// As [`open`], with IP_TRANSPARENT or IPV6_TRANSPARENT (ip(7)), without which TPROXY delivers nothing.
+/// Takes CAP_NET_ADMIN or CAP_NET_RAW, for this call alone.
+pub fn open_transparent(
+    address: SocketAddr,
+    count: usize,
+    purpose: &'static str,
+) -> Result<Vec<TcpListener>, ListenError> {
+    let transparent = |socket: &Socket| match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    };
+    open_with(address, count, purpose, transparent).map_err(|mut error| {
+        error.transparent = true;
+        error
+    })
+}
+
+fn open_with(
+    address: SocketAddr,
+    count: usize,
+    purpose: &'static str,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> Result<Vec<TcpListener>, ListenError> {
+    let fail = |source| ListenError { address, purpose, transparent: false, source };
     let probe = socket(address, false).map_err(fail)?;
     let address = probe.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
     drop(probe);
     (0..count.max(1))
         .map(|_| {
             let socket = socket(address, true)?;
+            prepare(&socket)?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
             Ok(TcpListener::from(socket))

@@ -193,7 +193,12 @@ async fn tls(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>) -> Result<
         Err(reason) => return alert(visit, opened, reason).await,
     };
     visit.say(&to_guest, &mut opened.record).await?;
-    let rest = visit.input.split_off(len);
+    pass_hello(visit, opened, len).await
+}
+
+/// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows.
+pub(super) async fn pass_hello(mut visit: Visit, mut opened: Opened, len: usize) -> Result<Relaying, Ended> {
+    let rest = visit.input.split_off(len.min(visit.input.len()));
     let hello = std::mem::replace(&mut visit.input, rest);
     match watch(&mut visit, &mut opened, hello).await {
         Ok(Watched { to_guest, guest_ended }) => {

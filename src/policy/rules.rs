@@ -5,6 +5,7 @@
 use super::globs::{self, Globs};
 use super::names::{Labels, Names};
 use super::nets::{DeniedNets, NetTable};
+use super::ports::OpenPorts;
 use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
 use super::store::{Place, Record, Said, Shape, Store};
@@ -125,6 +126,7 @@ pub struct Rules {
     none_denied: Arc<AddressSet>,
     counts: [u64; Kind::ALL.len()],
     next_expiry: Option<Date>,
+    open_ports: OpenPorts,
 }
 
 /// Interned terms with what the day makes of them.
@@ -236,6 +238,11 @@ impl Rules {
     /// An empty set, to be shared.
     pub(super) fn none_denied(&self) -> &Arc<AddressSet> {
         &self.none_denied
+    }
+
+    /// The TCP ports that some rule could allow.
+    pub(super) fn open_ports(&self) -> &OpenPorts {
+        &self.open_ports
     }
 
     pub(super) fn compiled(&self, record: &Record) -> Option<&Compiled> {
@@ -371,6 +378,7 @@ impl Builder {
         rules.denied = Arc::new(AddressSet::of(self.denied));
         rules.next_expiry =
             rules.terms.iter().filter(|compiled| !compiled.expired).filter_map(|compiled| compiled.terms.until).min();
+        rules.open_ports = OpenPorts::of(rules.terms.iter());
         Ok(rules)
     }
 

@@ -16,5 +16,6 @@ mod service;
 mod socks;
 mod tidy;
 mod tls;
+mod transparent;
 mod tunnel;
 mod world;
