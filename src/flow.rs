@@ -198,7 +198,7 @@ async fn relay(relaying: Relaying) {
         Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
         _ => flow.poll_revoked(cx).map(drop),
     };
-    match tunnel.run(Watch { meter: &meter, idle, stopped, long: || record.still_open() }).await {
+    match tunnel.run(Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() }).await {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
@@ -334,7 +334,7 @@ fn decide_as(
 }
 
 /// Resolves and dials what was permitted. The reason of a failure is in the record.
-async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
+async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
     let start = std::time::Instant::now();
     let vetted = match house.resolver.try_vet(permit) {
         Some(known) => known,
@@ -371,6 +371,7 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
         Ok(upstream) => {
             record.dialled_in(start.elapsed());
             record.upstream(upstream.peer, upstream.local);
+            confirm(house, claim, &upstream, record)?;
             Ok(upstream)
         }
         Err(error) => {
@@ -378,6 +379,23 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
             Err(error.reason())
         }
     }
+}
+
+/// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so
+/// one that came into force while there was none yet has passed it by; the record shows the address
+/// before the policy is read here, so that either the reload or this finds it.
+fn confirm(house: &House, claim: &Claim, upstream: &Upstream, record: &mut Record) -> Result<(), Reason> {
+    let (reason, rule) = match house.live.load().policy.decide(claim) {
+        Ok(permit) => match house.resolver.screen(&permit, &[upstream.peer.ip()]) {
+            Ok(()) => return Ok(()),
+            Err(error) => (error.reason(), None),
+        },
+        Err(refusal) => (refusal.reason, refusal.rule),
+    };
+    tracing::debug!(%reason, "the list changed while a flow was connecting");
+    record.refuse(Reason::Revoked, rule);
+    close::reset(&upstream.stream);
+    Err(Reason::Revoked)
 }
 
 /// Writes `bytes` within `limit`, unless the flow is revoked. `Err(None)`: the other end is gone.

@@ -11,6 +11,7 @@ use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
 use crate::relay::{Tunnel, Watch, close};
 use crate::target::{Host, Protocol, Target, Transport};
 use std::future::poll_fn;
+use std::io::ErrorKind::WouldBlock;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -266,7 +267,7 @@ impl Session {
         let mut record = self.visit.record(self.listener);
         let claim = self.claim(target, None, Evidence::Connect);
         let reason = match self.visit.decide(&claim, &mut record) {
-            Ok(permit) => match reach(&self.visit.house, &permit, &mut record).await {
+            Ok(permit) => match reach(&self.visit.house, &claim, &permit, &mut record).await {
                 Ok(upstream) => {
                     self.visit.say(ESTABLISHED, &mut record).await?;
                     let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
@@ -277,7 +278,8 @@ impl Session {
             Err(refusal) => refusal.reason,
         };
         drop(record);
-        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied {
+        let silent = || matches!(self.visit.guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock);
+        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied && silent() {
             // Nothing unread is in the way of the answer, so an ordinary close delivers it.
             let answer = refuse::http(reason, Some(&claim.target), raw, true);
             let _ = self.visit.guest.try_write(&answer);
@@ -303,7 +305,7 @@ impl Session {
         let mut repeated = false;
         loop {
             let sent = self.inside.as_mut().map_or(0, |inside| std::mem::take(&mut inside.sent));
-            let mut upstream = match self.upstream(&permit, is_repeatable(head), &mut record).await {
+            let mut upstream = match self.upstream(&claim, &permit, is_repeatable(head), &mut record).await {
                 Ok(upstream) => upstream,
                 Err(reason) => {
                     drop(record);
@@ -347,7 +349,13 @@ impl Session {
     }
 
     /// The kept connection where it leads to the same target and is still good, else a new one.
-    async fn upstream(&mut self, permit: &Permit, repeatable: bool, record: &mut Record) -> Result<Kept, Reason> {
+    async fn upstream(
+        &mut self,
+        claim: &Claim,
+        permit: &Permit,
+        repeatable: bool,
+        record: &mut Record,
+    ) -> Result<Kept, Reason> {
         if let Some(kept) = self.upstream.take()
             && kept.target == *permit.target()
             && kept.peer.is_idle()
@@ -357,7 +365,7 @@ impl Session {
             record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
             return Ok(kept);
         }
-        let upstream = reach(&self.visit.house, permit, record).await?;
+        let upstream = reach(&self.visit.house, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
         Ok(Kept {
             target: permit.target().clone(),
@@ -392,7 +400,7 @@ impl Session {
             _ => flow.poll_revoked(cx).map(drop),
         };
         let Visit { guest, input, .. } = &mut self.visit;
-        let watch = Watch { meter: &meter, idle, stopped, long: || record.still_open() };
+        let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
         exchange(guest, input, peer, outgoing, watch).await
     }
 

@@ -128,7 +128,9 @@ impl Stray {
         let Ok(claim) = self.raw() else { return Err(self.refuse_raw()) };
         let mut record = self.visit.record(self.listener);
         let reached = match decide(&self.visit.house, &claim, &mut record) {
-            Ok(permit) => reach(&self.visit.house, &permit, &mut record).await.map(|upstream| (permit, upstream)),
+            Ok(permit) => {
+                reach(&self.visit.house, &claim, &permit, &mut record).await.map(|upstream| (permit, upstream))
+            }
             Err(refusal) => Err(refusal.reason),
         };
         let Ok((permit, upstream)) = reached else {
@@ -150,7 +152,7 @@ impl Stray {
             Ok(permit) => permit,
             Err(refusal) => return self.alert(record, refusal.reason).await,
         };
-        match reach(&self.visit.house, &permit, &mut record).await {
+        match reach(&self.visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {
                 let opened = Opened { listener: self.listener, record, claim, permit, upstream };
                 tunnel::pass_hello(self.visit, opened, len).await

@@ -95,6 +95,10 @@ impl Bench<'_> {
 
     /// Judges one address.
     pub(super) fn judge(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
+        // Connecting to the unspecified address leads to this machine's loopback, whatever a rule says.
+        if address.to_canonical().is_unspecified() {
+            return Err(VetError::Own(address));
+        }
         if self.is_listener(address, port)? {
             return Err(VetError::Listener(address));
         }

@@ -11,6 +11,7 @@ mod http;
 mod limits;
 mod names;
 mod proof;
+mod races;
 mod reload;
 mod service;
 mod socks;

@@ -373,7 +373,7 @@ fn nothing_of_the_gateway_is_reached_through_its_own_listener() {
         let response = wire.hear("GET");
         assert_ne!(response.status, 200, "{address}: {}", response.text());
         let mut wire = dial(&world, address.parse::<IpAddr>().unwrap(), port);
-        wire.say(format!("GET /metrics HTTP/1.0\r\n\r\n"));
+        wire.say("GET /metrics HTTP/1.0\r\n\r\n");
         let response = wire.hear("GET");
         assert_eq!((response.status, response.reason().as_str()), (403, "address_floor"), "{address}");
     }
