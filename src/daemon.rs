@@ -11,8 +11,9 @@ use crate::accept::listen::{self, ListenError};
 use crate::accept::{self, Gate};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::{self, Control, ControlError};
+use crate::dns::{self, Bindings, Keeper};
 use crate::flow::{self, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
@@ -86,13 +87,20 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         .iter()
         .map(|address| listen::open(*address, workers, "[listen].proxy"))
         .collect::<Result<Vec<_>, _>>()?;
+    let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
     let doors = Doors::open(&settings)?;
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let bound = bound(&proxies, doors.admin.as_ref());
+    let mut bound = bound(&proxies, doors.admin.as_ref());
+    bound.extend(dns.iter().filter_map(|sockets| sockets.first()?.local_addr().ok()));
+    let bindings = Arc::new(Bindings::default());
+    let keeper = match settings.listen.dns.is_empty() {
+        true => None,
+        false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
+    };
     let mut floor = settings.floor();
     floor.listeners.extend(&bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
@@ -100,12 +108,15 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         gate: gate(&settings, &live),
         live,
         resolver,
+        bindings,
         account,
         stop: CancellationToken::new(),
         turned_away: AtomicU32::new(0),
     });
     let end = CancellationToken::new();
-    let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
+    house.drop_bindings();
+    let dns = NameService { sockets: dns, v6: takes_ipv6(&settings.listen) };
+    let threads = spawn_workers(&house, proxies.iter(), &dns, workers, &end)?;
     let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
     end.cancel();
     for thread in threads {
@@ -113,6 +124,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
             tracing::error!("a worker thread ended by a panic");
         }
     }
+    drop(keeper);
     house.account.flush();
     result
 }
@@ -161,7 +173,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
-        proxy = ?where_to.proxy, admin = ?where_to.admin, rules,
+        proxy = ?where_to.proxy, dns = ?where_to.dns, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
@@ -223,6 +235,7 @@ async fn drain(house: &House, signals: &mut Signals) {
 fn spawn_workers<'a>(
     house: &Arc<House>,
     listeners: impl Iterator<Item = &'a Vec<TcpListener>> + Clone,
+    dns: &NameService,
     count: usize,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
@@ -234,16 +247,40 @@ fn spawn_workers<'a>(
                 .map(TcpListener::try_clone)
                 .collect::<io::Result<_>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let names = dns.share(index)?;
             let (house, end) = (Arc::clone(house), end.clone());
             std::thread::Builder::new()
                 .name(format!("outgate-{index}"))
-                .spawn(move || runtime.block_on(work(house, mine, end)))
+                .spawn(move || runtime.block_on(work(house, mine, names, end)))
         })
         .collect()
 }
 
+/// The `dns` listeners, for each address one pair of sockets a thread.
+struct NameService {
+    sockets: Vec<Vec<dns::Sockets>>,
+    v6: bool,
+}
+
+impl NameService {
+    /// The part of worker thread `index`.
+    fn share(&self, index: usize) -> io::Result<NameService> {
+        let mine = self.sockets.iter().filter_map(|all| all.get(index)).map(dns::Sockets::try_clone);
+        Ok(NameService { sockets: vec![mine.collect::<io::Result<_>>()?], v6: self.v6 })
+    }
+}
+
+/// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
+fn takes_ipv6(listen: &ListenSettings) -> bool {
+    let all = [&listen.proxy, &listen.transparent, &listen.redirect, &listen.udp];
+    all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
+}
+
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationToken) {
+async fn work(house: Arc<House>, listeners: Vec<TcpListener>, names: NameService, end: CancellationToken) {
+    if let Err(error) = dns::serve(&house, names.sockets.into_iter().flatten().collect(), names.v6, &end) {
+        tracing::error!(%error, "a DNS listener cannot be served");
+    }
     for listener in listeners {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,

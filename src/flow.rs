@@ -17,6 +17,7 @@ mod tunnel;
 use crate::accept::{Accepted, Gate, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
 use crate::dial::{self, DialSettings, Upstream};
+use crate::dns::Bindings;
 use crate::identify::Claim;
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
@@ -46,12 +47,25 @@ pub struct House {
     pub gate: Arc<Gate>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
+    /// Names behind the addresses that guests were told.
+    pub bindings: Arc<Bindings>,
     /// Records.
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.
     pub stop: CancellationToken,
     /// Connections being told that they are over a limit.
     pub turned_away: AtomicU32,
+}
+
+impl House {
+    /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
+    /// To be called after a new policy is in force; takes a microsecond a binding.
+    pub fn drop_bindings(&self) {
+        let policy = Arc::clone(&self.live.load().policy);
+        self.bindings.retain(|source, guest, name| {
+            policy.guest(source).name == guest && policy.permit_name(source, name).is_ok()
+        });
+    }
 }
 
 /// The snapshot that one decision is made on.

@@ -227,7 +227,8 @@ impl NamePermit {
     /// What its addresses must satisfy: all of them together one of these, for a name may be allowed by
     /// a rule with `to=` on one port and by one without on another.
     pub fn terms(&self) -> impl Iterator<Item = AddressTerms> + '_ {
-        let within = self.to.iter().map(|to| AddressTerms { to: Some(Arc::clone(to)), denied: Arc::clone(&self.denied) });
+        let within =
+            self.to.iter().map(|to| AddressTerms { to: Some(Arc::clone(to)), denied: Arc::clone(&self.denied) });
         within.chain(self.open.then(|| AddressTerms { to: None, denied: Arc::clone(&self.denied) }))
     }
 }

@@ -133,7 +133,8 @@ fn tails(tree: &Hir, search: bool) -> Box<[Box<str>]> {
         return Box::default();
     }
     let literals = Extractor::new().kind(ExtractKind::Suffix).extract(tree);
-    let texts = literals.literals().into_iter().flatten().filter_map(|literal| std::str::from_utf8(literal.as_bytes()).ok());
+    let texts =
+        literals.literals().into_iter().flatten().filter_map(|literal| std::str::from_utf8(literal.as_bytes()).ok());
     let mut tails: Vec<Box<str>> = texts
         .filter_map(|text| text.split_once('.'))
         .map(|(_, tail)| tail.to_ascii_lowercase().into_boxed_str())

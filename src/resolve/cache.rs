@@ -38,7 +38,10 @@ type Shard = HashTable<(HostName, Slot)>;
 
 #[derive(Debug)]
 enum Slot {
-    Flight { id: u64, arrival: Arrival },
+    Flight {
+        id: u64,
+        arrival: Arrival,
+    },
     Known(Arc<Answer>),
     /// No server would tell anything newer; they are asked again after the moment noted (RFC 8767 §5).
     Stale(Arc<Answer>, Instant),

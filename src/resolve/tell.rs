@@ -1,9 +1,9 @@
 //! What a guest's DNS query may be told: the addresses of one family, after the whole of them was
 //! held against the floor. It is no leave to dial them: a flow to the name is vetted for itself.
 
+use super::Kind;
 use super::answer::Answer;
 use super::vet::VetError;
-use super::Kind;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};

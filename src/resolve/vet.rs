@@ -97,7 +97,8 @@ impl Bench<'_> {
     /// permit's terms.
     pub(super) fn tell(&self, answer: &Answer, kind: Kind, permit: &NamePermit) -> Result<(), VetError> {
         let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
-        let cleared = answer.clearance().get(self.generation, self.clock, fresh).or_else(|| self.clear(answer)).is_some();
+        let cleared =
+            answer.clearance().get(self.generation, self.clock, fresh).or_else(|| self.clear(answer)).is_some();
         let addresses = answer.family(kind).addresses();
         let mut refused = Err(VetError::Lookup(LookupError::NoAddresses));
         for terms in permit.terms() {
