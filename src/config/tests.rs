@@ -311,7 +311,6 @@ fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
 proxy_tls = ["127.0.0.1:1"]
 transparent = ["0.0.0.0:3129", "[::]:3129"]
 redirect = ["127.0.0.1:2"]
-dns = ["10.42.42.1:53"]
 udp = ["0.0.0.0:443"]
 admin_tls = "127.0.0.1:3"
 [tls]
@@ -330,7 +329,7 @@ data_dir = "d"
 max_mode = "none"
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 16, "{found:#?}");
+    assert_eq!(found.len(), 15, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }
