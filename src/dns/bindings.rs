@@ -68,6 +68,15 @@ struct Bound {
     until: Instant,
 }
 
+/// What a guest is told.
+struct Note<'a> {
+    source: IpAddr,
+    guest: Option<&'a str>,
+    name: &'a HostName,
+    addresses: &'a [IpAddr],
+    until: Instant,
+}
+
 /// One binding, to be written down or read back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Binding {
@@ -101,9 +110,9 @@ impl Bindings {
     /// The guest was told that `name` has these addresses, for `ttl`. The bindings live as long, held
     /// between 30 s and an hour, and ten minutes more.
     pub fn note(&self, source: IpAddr, guest: Option<&str>, name: &HostName, addresses: &[IpAddr], ttl: Duration) {
-        let now = Instant::now();
         let (least, most) = TTL;
-        self.note_until(source, guest, name, addresses, now + ttl.clamp(least, most) + GRACE, now);
+        let until = Instant::now() + ttl.clamp(least, most) + GRACE;
+        self.put(&Note { source, guest, name, addresses, until });
     }
 
     /// Keeps what `holds` says still holds, of a guest at an address with a name it was given. To be
@@ -161,9 +170,9 @@ impl Bindings {
 
     /// Takes back a binding that was written down.
     pub(super) fn restore(&self, binding: &Binding) {
-        let now = Instant::now();
-        let until = now + binding.left.min(TTL.1 + GRACE);
-        self.note_until(binding.source, binding.guest.as_deref(), &binding.name, &[binding.address], until, now);
+        let Binding { source, guest, address, name, left } = binding;
+        let until = Instant::now() + (*left).min(TTL.1 + GRACE);
+        self.put(&Note { source: *source, guest: guest.as_deref(), name, addresses: &[*address], until });
     }
 
     fn names_at(&self, source: IpAddr, guest: Option<&str>, address: IpAddr, now: Instant) -> Vec<HostName> {
@@ -174,15 +183,9 @@ impl Bindings {
         living.map(|bound| bound.name.clone()).collect()
     }
 
-    fn note_until(
-        &self,
-        source: IpAddr,
-        guest: Option<&str>,
-        name: &HostName,
-        addresses: &[IpAddr],
-        until: Instant,
-        now: Instant,
-    ) {
+    fn put(&self, note: &Note<'_>) {
+        let Note { source, guest, name, addresses, until } = *note;
+        let now = Instant::now();
         let asked = Asked::of(source, guest);
         let mut shard = self.shard(asked);
         if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, now) {

@@ -67,10 +67,16 @@ pub(super) enum Step {
 
 /// A query that waits for the resolver.
 pub(super) struct Waiting {
-    query: Query<Box<[u8]>>,
-    permit: NamePermit,
+    granted: Granted<Box<[u8]>>,
     kind: Kind,
+}
+
+/// A query for a name that is permitted.
+struct Granted<Q> {
+    query: Query<Q>,
+    permit: NamePermit,
     source: SocketAddr,
+    /// What the reply may take, in bytes.
     limit: u16,
 }
 
@@ -128,23 +134,27 @@ impl Desk {
             }
         };
         match self.house.resolver.try_tell(&permit, kind) {
-            Some(told) => self.tell(&query, source, &permit, told, limit, into),
-            None => Step::Wait(Box::new(Waiting { query: query.to_owned(), permit, kind, source, limit })),
+            Some(told) => self.tell(&Granted { query, permit, source, limit }, told, into),
+            None => {
+                let granted = Granted { query: query.to_owned(), permit, source, limit };
+                Step::Wait(Box::new(Waiting { granted, kind }))
+            }
         }
     }
 
     /// Waits for the resolver; false where there is nothing to send.
     pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
-        let Waiting { query, permit, kind, source, limit } = waiting;
-        let told = self.house.resolver.tell(&permit, kind).await;
+        let Waiting { granted, kind } = waiting;
+        let Granted { query, permit, source, limit } = &granted;
+        let told = self.house.resolver.tell(permit, kind).await;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
         let step = match again {
-            Ok(_) => self.tell(&query, source, &permit, told, limit, into),
+            Ok(_) => self.tell(&granted, told, into),
             Err(refused) => {
                 let refused = Refused::by_policy(refused.refusal, refused.is_parent);
-                self.log(source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
-                send(&query, &refused.reply(), limit, into)
+                self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+                send(query, &refused.reply(), *limit, into)
             }
         };
         matches!(step, Step::Reply)
@@ -171,18 +181,11 @@ impl Desk {
     }
 
     /// The reply to a query whose name is permitted.
-    fn tell<Q: AsRef<[u8]>>(
-        &self,
-        query: &Query<Q>,
-        source: SocketAddr,
-        permit: &NamePermit,
-        told: Result<Told, VetError>,
-        limit: u16,
-        into: &mut Vec<u8>,
-    ) -> Step {
+    fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
+        let Granted { query, permit, source, limit } = granted;
         let told = match told {
             Ok(told) => told,
-            Err(error) => return self.tell_failure(query, source, permit, &error, limit, into),
+            Err(error) => return self.tell_failure(granted, &error, into),
         };
         self.house.account.metrics().query_answered(permit.observed());
         if !told.addresses().is_empty() {
@@ -198,18 +201,11 @@ impl Desk {
             ttl: u32::try_from(ttl.as_secs()).unwrap_or(0),
             error: stale,
         };
-        send(query, &reply, limit, into)
+        send(query, &reply, *limit, into)
     }
 
-    fn tell_failure<Q: AsRef<[u8]>>(
-        &self,
-        query: &Query<Q>,
-        source: SocketAddr,
-        permit: &NamePermit,
-        error: &VetError,
-        limit: u16,
-        into: &mut Vec<u8>,
-    ) -> Step {
+    fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Step {
+        let Granted { query, permit, source, limit } = granted;
         use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
         let answered = |code| {
             self.house.account.metrics().query_answered(permit.observed());
@@ -217,10 +213,10 @@ impl Desk {
         };
         let (code, extended, reason) = match error {
             VetError::Lookup(LookupError::NoSuchName) => {
-                return send(query, &answered(ResponseCode::NXDomain), limit, into);
+                return send(query, &answered(ResponseCode::NXDomain), *limit, into);
             }
             VetError::Lookup(LookupError::NoAddresses) => {
-                return send(query, &answered(ResponseCode::NoError), limit, into);
+                return send(query, &answered(ResponseCode::NoError), *limit, into);
             }
             VetError::Lookup(LookupError::Reserved) => (ResponseCode::NXDomain, BLOCKED, Reason::AddressFloor),
             VetError::Lookup(LookupError::Timeout | LookupError::Unreachable) => {
@@ -240,8 +236,8 @@ impl Desk {
         };
         tracing::debug!(name = %permit.name(), %error, "a guest's DNS query");
         let refused = Refused::new(code, extended, reason);
-        self.log(source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
-        send(query, &refused.reply(), limit, into)
+        self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+        send(query, &refused.reply(), *limit, into)
     }
 
     fn live(&self) -> arc_swap::Guard<Arc<Live>> {

@@ -24,13 +24,16 @@ const CACHE_SIZE: usize = 8 << 20;
 /// Depth of nested groups.
 const MAX_NESTING: u32 = 50;
 
+/// Names that all names of one regex lie below.
+type Tails = Box<[Box<str>]>;
+
 /// The compiled set. A value is the newest record of a regex; the rest are chained.
 #[derive(Debug, Default)]
 pub(super) struct Regexes {
     set: Option<RegexSet>,
     heads: Vec<u32>,
     written: Vec<Box<str>>,
-    tails: Vec<Box<[Box<str>]>>,
+    tails: Vec<Tails>,
 }
 
 impl Regexes {
@@ -62,7 +65,7 @@ pub(super) struct RegexesBuilder {
     printed: Vec<String>,
     heads: Vec<u32>,
     written: Vec<Box<str>>,
-    tails: Vec<Box<[Box<str>]>>,
+    tails: Vec<Tails>,
     known: HashMap<(Box<str>, bool), u32, RandomState>,
 }
 
@@ -108,7 +111,7 @@ impl RegexesBuilder {
 
 /// Checks one regex and prints it so that it can stand in the set; with it the names that all names it
 /// takes lie below.
-fn compile(pattern: &str, search: bool) -> Result<(String, Box<[Box<str>]>), BuildError> {
+fn compile(pattern: &str, search: bool) -> Result<(String, Tails), BuildError> {
     let problem = |error: &dyn std::fmt::Display| BuildError::Regex { problem: last_line(&error.to_string()) };
     let tree = ParserBuilder::new()
         .nest_limit(MAX_NESTING)
@@ -128,7 +131,7 @@ fn compile(pattern: &str, search: bool) -> Result<(String, Box<[Box<str>]>), Bui
 
 /// What follows the first dot of each literal that the names of a regex end in. None where it does not
 /// say how they end, as yagna's regexes need not.
-fn tails(tree: &Hir, search: bool) -> Box<[Box<str>]> {
+fn tails(tree: &Hir, search: bool) -> Tails {
     if search && !tree.properties().look_set_suffix().contains(Look::End) {
         return Box::default();
     }
