@@ -74,7 +74,7 @@ pub struct ListenSettings {
     pub transparent: Vec<SocketAddr>,
     /// nft REDIRECT.
     pub redirect: Vec<SocketAddr>,
-    /// The guests' DNS, UDP and TCP; always empty in this version.
+    /// The guests' DNS, UDP and TCP.
     pub dns: Vec<SocketAddr>,
     /// TPROXY for UDP; always empty in this version.
     pub udp: Vec<SocketAddr>,

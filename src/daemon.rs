@@ -11,8 +11,9 @@ use crate::accept::listen::{self, ListenError};
 use crate::accept::{self, Gate};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::{self, Control, ControlError};
+use crate::dns::{self, Bindings, Keeper};
 use crate::flow::{self, Door, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
@@ -81,13 +82,20 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
     let workers = system::cpus();
     let entrances = entrances(&settings, workers)?;
+    let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
     let doors = Doors::open(&settings)?;
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let bound = bound(&entrances, doors.admin.as_ref());
+    let mut bound = bound(&entrances, doors.admin.as_ref());
+    bound.extend(dns.iter().filter_map(|sockets| sockets.first()?.local_addr().ok()));
+    let bindings = Arc::new(Bindings::default());
+    let keeper = match settings.listen.dns.is_empty() {
+        true => None,
+        false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
+    };
     let mut floor = settings.floor();
     floor.listeners.extend(&bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
@@ -95,13 +103,15 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         gate: gate(&settings, &live),
         live,
         resolver,
-        bindings: Arc::default(),
+        bindings,
         account,
         stop: CancellationToken::new(),
         turned_away: AtomicU32::new(0),
     });
     let end = CancellationToken::new();
-    let threads = spawn_workers(&house, &entrances, workers, &end)?;
+    house.drop_bindings();
+    let dns = NameService { sockets: dns, v6: takes_ipv6(&settings.listen) };
+    let threads = spawn_workers(&house, &entrances, &dns, workers, &end)?;
     let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
     end.cancel();
     for thread in threads {
@@ -109,6 +119,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
             tracing::error!("a worker thread ended by a panic");
         }
     }
+    drop(keeper);
     house.account.flush();
     result
 }
@@ -131,10 +142,7 @@ struct Entrance {
 fn entrances(settings: &Settings, workers: usize) -> Result<Vec<Entrance>, ListenError> {
     let listen = &settings.listen;
     let proxy = listen.proxy.iter().map(|at| (Door::Proxy, listen::open(*at, workers, "[listen].proxy")));
-    let transparent = listen
-        .transparent
-        .iter()
-        .map(|at| (Door::Transparent, listen::open_transparent(*at, workers, "[listen].transparent")));
+    let transparent = listen.transparent.iter().map(|at| (Door::Transparent, listen::open_transparent(*at, workers)));
     let redirect = listen.redirect.iter().map(|at| (Door::Redirect, listen::open(*at, workers, "[listen].redirect")));
     let all = proxy.chain(transparent).chain(redirect);
     all.map(|(door, sockets)| Ok(Entrance { door, sockets: sockets? })).collect()
@@ -177,7 +185,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     }
     tracing::info!(
         proxy = ?where_to.proxy, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
-        admin = ?where_to.admin, rules,
+        dns = ?where_to.dns, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
@@ -239,6 +247,7 @@ async fn drain(house: &House, signals: &mut Signals) {
 fn spawn_workers(
     house: &Arc<House>,
     entrances: &[Entrance],
+    dns: &NameService,
     count: usize,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
@@ -250,16 +259,40 @@ fn spawn_workers(
                 .map(|(door, socket)| Ok((door, socket.try_clone()?)))
                 .collect::<io::Result<_>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let names = dns.share(index)?;
             let (house, end) = (Arc::clone(house), end.clone());
             std::thread::Builder::new()
                 .name(format!("outgate-{index}"))
-                .spawn(move || runtime.block_on(work(house, mine, end)))
+                .spawn(move || runtime.block_on(work(house, mine, names, end)))
         })
         .collect()
 }
 
+/// The `dns` listeners, for each address one pair of sockets a thread.
+struct NameService {
+    sockets: Vec<Vec<dns::Sockets>>,
+    v6: bool,
+}
+
+impl NameService {
+    /// The part of worker thread `index`.
+    fn share(&self, index: usize) -> io::Result<NameService> {
+        let mine = self.sockets.iter().filter_map(|all| all.get(index)).map(dns::Sockets::try_clone);
+        Ok(NameService { sockets: vec![mine.collect::<io::Result<_>>()?], v6: self.v6 })
+    }
+}
+
+/// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
+fn takes_ipv6(listen: &ListenSettings) -> bool {
+    let all = [&listen.proxy, &listen.transparent, &listen.redirect, &listen.udp];
+    all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
+}
+
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, listeners: Vec<(Door, TcpListener)>, end: CancellationToken) {
+async fn work(house: Arc<House>, listeners: Vec<(Door, TcpListener)>, names: NameService, end: CancellationToken) {
+    if let Err(error) = dns::serve(&house, names.sockets.into_iter().flatten().collect(), names.v6, &end) {
+        tracing::error!(%error, "a DNS listener cannot be served");
+    }
     for (door, listener) in listeners {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,

@@ -49,7 +49,7 @@ pub struct House {
     pub gate: Arc<Gate>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
-    /// Which names guests were given their addresses for.
+    /// Names behind the addresses that guests were told.
     pub bindings: Arc<Bindings>,
     /// Records.
     pub account: Arc<Account>,
@@ -57,6 +57,17 @@ pub struct House {
     pub stop: CancellationToken,
     /// Connections being told that they are over a limit.
     pub turned_away: AtomicU32,
+}
+
+impl House {
+    /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
+    /// To be called after a new policy is in force; takes a microsecond a binding.
+    pub fn drop_bindings(&self) {
+        let policy = Arc::clone(&self.live.load().policy);
+        self.bindings.retain(|source, guest, name| {
+            policy.guest(source).name == guest && policy.permit_name(source, name).is_ok()
+        });
+    }
 }
 
 /// The snapshot that one decision is made on.

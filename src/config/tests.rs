@@ -309,7 +309,6 @@ fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
     let text = r#"
 [listen]
 proxy_tls = ["127.0.0.1:1"]
-dns = ["10.42.42.1:53"]
 udp = ["0.0.0.0:443"]
 admin_tls = "127.0.0.1:3"
 [tls]
@@ -328,7 +327,7 @@ data_dir = "d"
 max_mode = "none"
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 14, "{found:#?}");
+    assert_eq!(found.len(), 13, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }

@@ -11,9 +11,8 @@ use std::ops::Range;
 /// Reports every such key that is set to something.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
-    let keys: [(&str, Option<Range<usize>>); 14] = [
+    let keys: [(&str, Option<Range<usize>>); 13] = [
         ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
-        ("[listen].dns (the guests' DNS)", list(&listen.dns)),
         ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
         ("[listen].admin_tls (metrics over TLS)", text(&listen.admin_tls)),
         ("[tls].certificate", text(&raw.tls.certificate)),

@@ -611,8 +611,9 @@ fn dns_may_ask_for_names_that_some_rule_allows_on_some_port() {
     let policy = with_guests(Unknown::None);
     let asks = |source: &str, name: &str| {
         policy
-            .could_allow_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
-            .map_err(|refusal| refusal.reason)
+            .permit_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
+            .map(drop)
+            .map_err(|refused| refused.refusal.reason)
     };
     assert_eq!(asks("10.0.0.7", "seven.io"), Ok(()));
     assert_eq!(asks("10.0.0.7", "eight.io"), Err(Reason::NotWhitelisted));

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod cli;
+mod dns;
 mod guests;
 mod http;
 mod limits;

@@ -393,7 +393,7 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             if let Host::Name(name) = &claim.target.host
-                && policy.could_allow_name(claim.source, name).is_err()
+                && policy.permit_name(claim.source, name).is_err()
             {
                 prop_assert!(policy.decide(&claim).is_err());
             }
