@@ -62,7 +62,9 @@ impl Host {
         let matches_bridges =
             !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-        Ok(Host { links: links.into_iter().map(Link::from).collect(), matches_bridges, ipv6 })
+        let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
+        links.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Host { links, matches_bridges, ipv6 })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {

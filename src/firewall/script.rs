@@ -107,10 +107,11 @@ fn from_guests(plan: &Plan) -> String {
 fn sources(plan: &Plan, script: &mut Script) {
     let guests = from_guests(plan);
     script.hook("sources", "filter", "prerouting", -300);
+    let martian = "a loopback address from outside";
     for (field, range) in
         [("ip saddr", "127.0.0.0/8"), ("ip6 saddr", "::1"), ("ip daddr", "127.0.0.0/8"), ("ip6 daddr", "::1")]
     {
-        script.rule(format!("{guests} {field} {range} counter drop"), "spoofed: a loopback address from outside");
+        script.rule(format!("{guests} {field} {range} counter drop"), martian);
     }
     if !plan.pinned.is_empty() {
         let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto guest_{n}"));
@@ -284,6 +285,10 @@ fn leftovers(plan: &Plan, script: &mut Script) {
 /// Refusals are told at once (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) and counted by protocol.
 fn refused(script: &mut Script) {
     script.chain("refused");
+    script.rule(
+        "fib daddr type { broadcast, multicast } counter drop",
+        "nobody listens, and such packets must not be answered (RFC 1122)",
+    );
     script.rule("meta l4proto tcp counter reject with tcp reset", "refused: TCP");
     for (protocol, label) in [("udp", "UDP"), ("icmp", "ICMP"), ("ipv6-icmp", "ICMPv6")] {
         let rule = format!("meta l4proto {protocol} counter reject with icmpx type admin-prohibited");

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod cli;
+mod firewall;
 mod guests;
 mod http;
 mod limits;

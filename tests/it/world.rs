@@ -19,6 +19,7 @@ pub mod namespace;
 pub mod origin;
 pub mod outgate;
 pub mod pki;
+pub mod vmnet;
 
 use client::Guest;
 use dns::Dns;
