@@ -5,6 +5,7 @@
 //! cannot be had at the start (a port, a readable list) is an error before the first connection; after
 //! that nothing but a signal ends the daemon.
 
+mod guard;
 mod reload;
 
 use crate::accept::listen::{self, ListenError};
@@ -20,6 +21,7 @@ use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, Asked, Signals};
 use arc_swap::ArcSwap;
+use guard::Guard;
 use reload::{Lists, Reloader};
 use std::hash::BuildHasher;
 use std::io;
@@ -167,20 +169,22 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let Start { settings, lists, doors, bound } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
+    let guard = Guard::new(settings.firewall.is_wanted());
     let reloader = Reloader::start(Arc::clone(house), settings, lists, bound)?;
     let mut served = JoinSet::new();
+    served.spawn(guard.watch(Arc::clone(house)));
     if let Some(listener) = doors.admin {
         let trouble = reloader.clone();
         let stop = house.stop.clone();
         let not_ready = move || {
             let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-            trouble.trouble().into_iter().chain(stopping).collect()
+            trouble.trouble().into_iter().chain(guard.trouble()).chain(stopping).collect()
         };
         let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
     if let Some(listener) = doors.control {
-        let control = Control::new(Arc::clone(&house.account), status(house, &reloader), reload(&reloader));
+        let control = Control::new(Arc::clone(&house.account), status(house, &reloader, guard), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
@@ -200,9 +204,13 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
 }
 
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, reloader: &Reloader) -> control::Status {
+fn status(house: &Arc<House>, reloader: &Reloader, guard: Guard) -> control::Status {
     let (house, reloader) = (Arc::clone(house), reloader.clone());
-    Box::new(move || serde_json::json!({ "open_connections": house.gate.total(), "trouble": reloader.trouble() }))
+    Box::new(move || {
+        let trouble: Vec<String> = reloader.trouble().into_iter().chain(guard.trouble()).collect();
+        let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
+        serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
+    })
 }
 
 /// `outgate whitelist reload`.

@@ -7,6 +7,7 @@
 mod addresses;
 mod cli;
 mod dns;
+mod firewall;
 mod guests;
 mod http;
 mod limits;

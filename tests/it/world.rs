@@ -20,6 +20,7 @@ pub mod origin;
 pub mod outgate;
 pub mod pki;
 pub mod stub;
+pub mod vmnet;
 
 use client::Guest;
 use dns::Dns;
