@@ -102,7 +102,8 @@ impl Parents {
             return false;
         }
         let labels = name.split('.').count();
-        let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..));
+        // The last is that of a glob without literal labels at its end.
+        let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).chain([""]);
         let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.place().file)).collect::<Vec<_>>();
         files.dedup();
         for (suffix, file) in suffixes.flat_map(|suffix| files.iter().map(move |file| (suffix, *file))) {
