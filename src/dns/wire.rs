@@ -270,3 +270,145 @@ fn answering(query: &Metadata) -> Metadata {
     metadata.recursion_available = true;
     metadata
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use hickory_resolver::proto::op::Message as Second;
+    use hickory_resolver::proto::rr::RData;
+    use proptest::prelude::*;
+
+    fn message(labels: &[&[u8]], kind: u16, tail: &[u8]) -> Vec<u8> {
+        let opt = u8::from(!tail.is_empty());
+        let mut bytes = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, opt];
+        for label in labels {
+            bytes.push(u8::try_from(label.len()).unwrap());
+            bytes.extend(*label);
+        }
+        bytes.push(0);
+        bytes.extend(kind.to_be_bytes());
+        bytes.extend([0, 1]);
+        bytes.extend(tail);
+        bytes
+    }
+
+    /// An OPT record of payload 4096, DO set, with these options.
+    fn opt(options: &[u8]) -> Vec<u8> {
+        let length = u16::try_from(options.len()).unwrap().to_be_bytes();
+        [&[0, 0, 41, 0x10, 0, 0, 0, 0x80, 0], &length[..], options].concat()
+    }
+
+    fn asked(bytes: &[u8]) -> Option<Asked> {
+        match read(bytes) {
+            Message::Query(_, asked) => Some(asked),
+            Message::Wrong(..) | Message::Noise => None,
+        }
+    }
+
+    fn code(bytes: &[u8]) -> Option<ResponseCode> {
+        match read(bytes) {
+            Message::Wrong(_, code) => Some(code),
+            Message::Query(..) | Message::Noise => None,
+        }
+    }
+
+    #[test]
+    fn names_come_through_the_one_door() {
+        let host = |text| Some(Asked::Host(HostName::parse(text).unwrap()));
+        assert_eq!(asked(&message(&[b"GOOD", b"Test"], 1, &[])), host("good.test"));
+        assert_eq!(asked(&message(&[b"a_b", b"x--y", b"io"], 28, &opt(&[]))), host("a_b.x--y.io"));
+        assert_eq!(asked(&message(&[], 2, &[])), Some(Asked::Root));
+        for labels in [&[b"evil.good".as_slice(), b"test"][..], &[b"."], &[b"a", b"1"], &[b"a b"], &[b"\0"]] {
+            assert_eq!(asked(&message(labels, 1, &[])), Some(Asked::Unfit), "{labels:?}");
+        }
+    }
+
+    #[test]
+    fn the_longest_name_is_255_bytes_on_the_wire() {
+        let label = [b'a'; 63];
+        let most = [&label[..], &label, &label, &label[..61]];
+        assert!(matches!(asked(&message(&most, 1, &[])), Some(Asked::Host(_))));
+        let more = [&label[..], &label, &label, &label[..62]];
+        assert_eq!(code(&message(&more, 1, &[])), Some(ResponseCode::FormErr));
+    }
+
+    #[test]
+    fn options_must_fill_their_record_and_are_not_read() {
+        assert!(asked(&message(&[b"a", b"io"], 1, &opt(&[0, 10, 0, 2, 1, 2, 0, 12, 0, 0]))).is_some());
+        for options in [&[0, 10, 0, 3, 1, 2][..], &[0, 10, 0], &[0]] {
+            assert_eq!(code(&message(&[b"a", b"io"], 1, &opt(options))), Some(ResponseCode::FormErr), "{options:?}");
+        }
+        let other = [0, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0];
+        assert_eq!(code(&message(&[b"a", b"io"], 1, &other)), Some(ResponseCode::FormErr), "an A record in a query");
+    }
+
+    #[test]
+    fn a_reply_is_read_by_others_as_it_was_meant() {
+        let bytes = message(&[b"GooD", b"test"], 28, &opt(&[]));
+        let Message::Query(query, _) = read(&bytes) else { panic!() };
+        let addresses: Vec<IpAddr> = (0..20).map(|n| IpAddr::from([0x2600, 0, 0, 0, 0, 0, 0, n])).collect();
+        let error = Some(ExtendedError { code: 3, text: "old" });
+        let reply = Reply { code: ResponseCode::NoError, addresses: &addresses, ttl: 30, error };
+        let mut out = vec![1, 2, 3];
+        query.reply(&reply, query.udp_limit(), &mut out).unwrap();
+        let seen = Second::from_vec(&out).unwrap();
+        assert_eq!(
+            (seen.metadata.id, seen.metadata.recursion_available, seen.metadata.truncation),
+            (0x1234, true, false)
+        );
+        assert_eq!(seen.queries[0].name().to_ascii(), "GooD.test.");
+        let found: Vec<IpAddr> = seen
+            .answers
+            .iter()
+            .filter_map(|record| match &record.data {
+                RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(found, addresses);
+        assert!(seen.answers.iter().all(|record| record.ttl == 30 && record.name.to_ascii() == "GooD.test."));
+        let edns = seen.edns.unwrap();
+        assert_eq!((edns.max_payload(), edns.flags().dnssec_ok, edns.version()), (1232, true, 0));
+    }
+
+    #[test]
+    fn a_reply_never_exceeds_its_limit_and_says_when_it_had_to_be_cut() {
+        let bytes = message(&[b"good", b"test"], 1, &[]);
+        let Message::Query(query, _) = read(&bytes) else { panic!() };
+        let mut out = Vec::new();
+        for count in 0..64u8 {
+            let addresses: Vec<IpAddr> = (0..count).map(|n| IpAddr::from([11, 0, 0, n])).collect();
+            let reply = Reply { code: ResponseCode::NoError, addresses: &addresses, ttl: 1, error: None };
+            query.reply(&reply, query.udp_limit(), &mut out).unwrap();
+            let seen = Second::from_vec(&out).unwrap();
+            assert!(out.len() <= 512);
+            assert_eq!(seen.metadata.truncation, seen.answers.len() != usize::from(count));
+            assert_eq!(seen.metadata.truncation, 12 + 15 + usize::from(count) * 16 > 512);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_is_read_without_a_panic_and_answered_in_form(
+            mut bytes in proptest::collection::vec(any::<u8>(), 0..80), shape in 0..3u8,
+        ) {
+            if shape > 0 && bytes.len() > 12 {
+                // Something like a query, so that more than the header is read.
+                bytes[2] = 1;
+                bytes[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, shape - 1]);
+            }
+            let mut out = Vec::new();
+            match read(&bytes) {
+                Message::Noise => return Ok(()),
+                Message::Wrong(metadata, code) => reject(&metadata, code, &mut out).unwrap(),
+                Message::Query(query, _) => {
+                    let error = Some(ExtendedError { code: 15, text: "not_whitelisted" });
+                    let reply = Reply::empty(ResponseCode::NXDomain, error);
+                    query.to_owned().reply(&reply, query.udp_limit(), &mut out).unwrap();
+                    prop_assert!(out.len() <= bytes.len() + 21);
+                }
+            }
+            prop_assert_eq!(Second::from_vec(&out).unwrap().metadata.id.to_be_bytes().to_vec(), bytes[..2].to_vec());
+        }
+    }
+}

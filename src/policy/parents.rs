@@ -11,10 +11,14 @@ use super::rules::Rules;
 use super::store::{Record, Shape};
 use crate::name::MAX_NAME;
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Bytes of a name, from its end, that stand in a sorting key.
-const KEY: usize = 14;
+/// Characters of a name, from its end, that stand in a sorting key.
+const KEY: usize = 16;
+/// Bits that one of them takes there, and behind them all the rule's place.
+const CHARACTER: u32 = 6;
+const PLACE: u32 = 32;
 
 /// Globs with one tail that are looked at for a name between tail and pattern; where there are more,
 /// one of them is taken to match.
@@ -35,8 +39,10 @@ pub(super) struct Parents {
 
 impl Parents {
     pub(super) fn of(rules: &Rules) -> Parents {
-        let mut keyed: Vec<(u128, u32)> = Vec::new();
-        let mut inner: Vec<(u128, u32)> = Vec::new();
+        let mut parts: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
+        // Rules of one file mostly come together.
+        let (mut last, mut part) = (0, Vec::new());
+        let mut inner: Vec<(u16, u128)> = Vec::new();
         let mut regexes = Vec::new();
         for record in rules.records().filter(|record| is_open(rules, record)) {
             let file = record.place().file;
@@ -44,34 +50,38 @@ impl Parents {
                 Shape::Net => {}
                 Shape::Regex => regexes.extend(rules.regex_tails(&record).map(|tail| (file, Box::from(tail)))),
                 shape => {
-                    let entry = (key(file, rules.tail(&record).as_bytes()), record.at());
-                    keyed.push(entry);
+                    if file != last {
+                        parts.entry(last).or_default().append(&mut part);
+                        last = file;
+                    }
+                    let entry = key(rules.tail(&record).as_bytes()) << PLACE | u128::from(record.at());
+                    part.push(entry);
                     if shape == Shape::Glob && rules.glob(&record).is_some_and(globs::Glob::is_deep) {
-                        inner.push(entry);
+                        inner.push((file, entry));
                     }
                 }
             }
         }
-        let sorted = |mut entries: Vec<(u128, u32)>| -> Box<[u32]> {
-            entries.sort_unstable_by(|(one, a), (other, b)| {
-                one.cmp(other).then_with(|| backwards(text(rules, *a), text(rules, *b)))
-            });
-            entries.into_iter().map(|(_, at)| at).collect()
+        parts.entry(last).or_default().append(&mut part);
+        let by_text = |one: &u128, other: &u128| {
+            let same = || backwards(text(rules, place(*one)), text(rules, place(*other)));
+            (one >> PLACE).cmp(&(other >> PLACE)).then_with(same)
         };
-        let (records, inner) = (sorted(keyed), sorted(inner));
+        let mut records = Vec::with_capacity(parts.values().map(Vec::len).sum());
+        let mut files = Vec::with_capacity(parts.len());
+        for (file, mut part) in parts {
+            part.sort_unstable_by(by_text);
+            let start = records.len();
+            records.extend(part.into_iter().map(place));
+            files.push((file, start..records.len()));
+        }
+        inner.sort_unstable_by(|(one, a), (other, b)| one.cmp(other).then_with(|| by_text(a, b)));
+        let inner = inner.into_iter().map(|(_, entry)| place(entry)).collect();
         regexes.sort_unstable_by(|(one, a): &(u16, Box<str>), (other, b)| {
             one.cmp(other).then_with(|| backwards(a.as_bytes(), b.as_bytes()))
         });
         regexes.dedup();
-        let mut files: Vec<(u16, Range<usize>)> = Vec::new();
-        for (index, at) in records.iter().enumerate() {
-            let file = rules.record(*at).map_or(0, |record| record.place().file);
-            match files.last_mut() {
-                Some((last, range)) if *last == file => range.end = index + 1,
-                _ => files.push((file, index..index + 1)),
-            }
-        }
-        Parents { records, files, inner, regexes }
+        Parents { records: records.into(), files, inner, regexes }
     }
 
     /// Do the files that `sees` knows allow some name below `name`?
@@ -102,7 +112,8 @@ impl Parents {
             return false;
         }
         let labels = name.split('.').count();
-        let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..));
+        // The last is that of a glob without literal labels at its end.
+        let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).chain([""]);
         let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.place().file)).collect::<Vec<_>>();
         files.dedup();
         for (suffix, file) in suffixes.flat_map(|suffix| files.iter().map(move |file| (suffix, *file))) {
@@ -172,11 +183,30 @@ fn backwards(one: &[u8], other: &[u8]) -> Ordering {
     one.iter().rev().cmp(other.iter().rev())
 }
 
-/// The file and the last bytes of a text, so that most comparisons need not touch the text itself. A
-/// text that ends sooner has zeros there, and nothing but the end is smaller than any byte of a name.
-fn key(file: u16, text: &[u8]) -> u128 {
-    let last = text.iter().rev().copied().chain(std::iter::repeat(0)).take(KEY);
-    last.fold(u128::from(file), |key, byte| key << 8 | u128::from(byte))
+/// The last characters of a text, so that most comparisons need not touch the text itself. A text that
+/// ends sooner has zeros there, and nothing but the end is smaller than any character of a name.
+fn key(text: &[u8]) -> u128 {
+    let last = text.iter().rev().map(|byte| rank(*byte)).chain(std::iter::repeat(0)).take(KEY);
+    last.fold(0, |key, rank| key << CHARACTER | u128::from(rank))
+}
+
+/// The rank of a byte among those that names are made of.
+fn rank(byte: u8) -> u8 {
+    match byte {
+        b'-' => 1,
+        b'.' => 2,
+        b'0'..=b'9' => byte - b'0' + 3,
+        b'_' => 13,
+        b'a'..=b'z' => byte - b'a' + 14,
+        // No name has others; any rank will do as long as the order is one.
+        _ => 0,
+    }
+}
+
+/// The rule's place in the store, from an entry of the sort.
+fn place(entry: u128) -> u32 {
+    // What is above is the key.
+    u32::try_from(entry & u128::from(u32::MAX)).unwrap_or(u32::MAX)
 }
 
 #[cfg(test)]
@@ -202,11 +232,21 @@ mod tests {
 
     #[test]
     fn keys_sort_as_the_texts_do() {
-        let names = ["", "t", "test", "a.test", "a-test", "b.a.test", "zzzzzzzzzzzzzzzzzzzzzz.test"];
+        let names = [
+            "",
+            "t",
+            "test",
+            "a.test",
+            "a-test",
+            "b.a.test",
+            "9.test",
+            "_.test",
+            "z.test",
+            "zzzzzzzzzzzzzzzzzzzz.test",
+        ];
         for (a, b) in names.iter().flat_map(|a| names.iter().map(move |b| (a, b))) {
-            let (one, other) = (key(1, a.as_bytes()), key(1, b.as_bytes()));
+            let (one, other) = (key(a.as_bytes()), key(b.as_bytes()));
             assert!(one == other || one.cmp(&other) == backwards(a.as_bytes(), b.as_bytes()), "{a} {b}");
         }
-        assert!(key(1, b"zz") < key(2, b"aa"));
     }
 }
