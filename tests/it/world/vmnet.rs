@@ -15,10 +15,12 @@ use super::namespace::{self, Namespace};
 use rustix::process::geteuid;
 use serde_json::Value;
 use socket2::{Domain, Protocol, SockAddr, Socket, Type};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
@@ -149,6 +151,20 @@ impl Vmnet {
         );
         std::fs::write(&path, text).unwrap();
         path
+    }
+
+    /// A path among the test's files.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `outgate run` in the gateway as a user without privileges, with the configuration written last.
+    pub fn daemon(&self, user: u32) -> Child {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
+        command.arg("run").arg("--config").arg(self.path("outgate.toml")).stdin(Stdio::null());
+        command.stdout(Stdio::null()).stderr(File::create(self.path("stderr")).unwrap());
+        command.env_remove("NOTIFY_SOCKET").uid(user).gid(user);
+        self.gateway.run(|| command.spawn()).expect("outgate runs")
     }
 
     /// `outgate firewall ACTION` with the configuration written last.
