@@ -33,7 +33,7 @@ fn never(_: &mut Context<'_>) -> Poll<()> {
 type Never = fn(&mut Context<'_>) -> Poll<()>;
 
 fn watch() -> Watch<'static, Nobody, Never, fn()> {
-    Watch { meter: &Nobody, idle: None, stopped: never, long: || () }
+    Watch { meter: &Nobody, idle: None, age: std::time::Duration::ZERO, stopped: never, long: || () }
 }
 
 /// An origin that answers each request head with 1 KiB.

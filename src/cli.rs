@@ -6,6 +6,7 @@ mod ask;
 mod bridge;
 mod check;
 mod explain;
+mod firewall;
 mod man;
 mod run;
 mod table;
@@ -147,6 +148,7 @@ enum Command {
     Check(check::Arguments),
     Explain(explain::Arguments),
     Whitelist(whitelist::Arguments),
+    Firewall(firewall::Arguments),
     Status(ask::StatusArguments),
     Denied(ask::DeniedArguments),
     Flows(ask::FlowsArguments),
@@ -160,6 +162,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Check(arguments) => check::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, &mut io::stdin().lock(), out),
         Command::Whitelist(arguments) => whitelist::run(&arguments, out),
+        Command::Firewall(arguments) => firewall::run(&arguments, out),
         Command::Status(arguments) => ask::status(&arguments, out),
         Command::Denied(arguments) => ask::denied(&arguments, out),
         Command::Flows(arguments) => ask::flows(&arguments, out),
@@ -211,6 +214,11 @@ mod tests {
             "outgate whitelist remove",
             "outgate whitelist lint",
             "outgate whitelist reload",
+            "outgate firewall",
+            "outgate firewall print",
+            "outgate firewall apply",
+            "outgate firewall remove",
+            "outgate firewall status",
             "outgate status",
             "outgate denied",
             "outgate flows",

@@ -5,6 +5,7 @@
 
 mod checked;
 mod diagnostic;
+mod firewall;
 mod guests;
 mod listeners;
 mod paths;
@@ -20,6 +21,7 @@ pub(crate) use diagnostic::nearest;
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::dial::DialSettings;
+use crate::firewall::FirewallSettings;
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use diagnostic::Problems;
@@ -55,6 +57,8 @@ pub struct Settings {
     pub resolver: ResolverSettings,
     /// `[dial]`.
     pub dial: DialSettings,
+    /// `[firewall]`, and the guests that are held to an interface.
+    pub firewall: FirewallSettings,
     /// `[limits]`.
     pub limits: LimitSettings,
     /// `[log]`.
@@ -70,11 +74,11 @@ pub struct ListenSettings {
     pub proxy: Vec<SocketAddr>,
     /// The same inside TLS; always empty in this version.
     pub proxy_tls: Vec<SocketAddr>,
-    /// TPROXY; always empty in this version.
+    /// TPROXY.
     pub transparent: Vec<SocketAddr>,
-    /// nft REDIRECT; always empty in this version.
+    /// nft REDIRECT.
     pub redirect: Vec<SocketAddr>,
-    /// The guests' DNS, UDP and TCP; always empty in this version.
+    /// The guests' DNS, UDP and TCP.
     pub dns: Vec<SocketAddr>,
     /// TPROXY for UDP; always empty in this version.
     pub udp: Vec<SocketAddr>,
@@ -170,6 +174,7 @@ impl Settings {
             ("listen.admin_tls", old_listen.admin_tls != new_listen.admin_tls),
             ("listen.control", old_listen.control != new_listen.control),
             ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
+            ("firewall", self.firewall.is_wanted() != new.firewall.is_wanted()),
             ("state.dir", self.state_dir != new.state_dir),
         ]
         .into_iter()
@@ -277,6 +282,7 @@ impl Settings {
             floor_permitted: Vec::new(),
             resolver: ResolverSettings { servers: Vec::new(), hosts_file: None, timeout: Duration::from_secs(2) },
             dial: DialSettings { connect_timeout: Duration::from_secs(5) },
+            firewall: FirewallSettings::default(),
             limits: LimitSettings {
                 connections: Some(4096),
                 new_connections_per_second: Some(200),

@@ -5,20 +5,23 @@
 //! cannot be had at the start (a port, a readable list) is an error before the first connection; after
 //! that nothing but a signal ends the daemon.
 
+mod guard;
 mod reload;
 
 use crate::accept::listen::{self, ListenError};
 use crate::accept::{self, Gate};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
-use crate::config::{ConfigError, Settings};
+use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::{self, Control, ControlError};
-use crate::flow::{self, House, Live};
+use crate::dns::{self, Bindings, Keeper};
+use crate::flow::{self, Door, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, Asked, Signals};
 use arc_swap::ArcSwap;
+use guard::Guard;
 use reload::{Lists, Reloader};
 use std::hash::BuildHasher;
 use std::io;
@@ -80,19 +83,21 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let lists = Lists::at_start(&settings)?;
     let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
     let workers = system::cpus();
-    let proxies = settings
-        .listen
-        .proxy
-        .iter()
-        .map(|address| listen::open(*address, workers, "[listen].proxy"))
-        .collect::<Result<Vec<_>, _>>()?;
+    let entrances = entrances(&settings, workers)?;
+    let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
     let doors = Doors::open(&settings)?;
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let bound = bound(&proxies, doors.admin.as_ref());
+    let mut bound = bound(&entrances, doors.admin.as_ref());
+    bound.extend(dns.iter().filter_map(|sockets| sockets.first()?.local_addr().ok()));
+    let bindings = Arc::new(Bindings::default());
+    let keeper = match settings.listen.dns.is_empty() {
+        true => None,
+        false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
+    };
     let mut floor = settings.floor();
     floor.listeners.extend(&bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
@@ -100,12 +105,15 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         gate: gate(&settings, &live),
         live,
         resolver,
+        bindings,
         account,
         stop: CancellationToken::new(),
         turned_away: AtomicU32::new(0),
     });
     let end = CancellationToken::new();
-    let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
+    house.drop_bindings();
+    let dns = NameService { sockets: dns, v6: takes_ipv6(&settings.listen) };
+    let threads = spawn_workers(&house, &entrances, &dns, workers, &end)?;
     let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
     end.cancel();
     for thread in threads {
@@ -113,6 +121,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
             tracing::error!("a worker thread ended by a panic");
         }
     }
+    drop(keeper);
     house.account.flush();
     result
 }
@@ -123,6 +132,22 @@ struct Start {
     lists: Lists,
     doors: Doors,
     bound: Vec<SocketAddr>,
+}
+
+/// A guest listener: one socket a worker.
+struct Entrance {
+    door: Door,
+    sockets: Vec<TcpListener>,
+}
+
+/// Opens every guest listener, or none.
+fn entrances(settings: &Settings, workers: usize) -> Result<Vec<Entrance>, ListenError> {
+    let listen = &settings.listen;
+    let proxy = listen.proxy.iter().map(|at| (Door::Proxy, listen::open(*at, workers, "[listen].proxy")));
+    let transparent = listen.transparent.iter().map(|at| (Door::Transparent, listen::open_transparent(*at, workers)));
+    let redirect = listen.redirect.iter().map(|at| (Door::Redirect, listen::open(*at, workers, "[listen].redirect")));
+    let all = proxy.chain(transparent).chain(redirect);
+    all.map(|(door, sockets)| Ok(Entrance { door, sockets: sockets? })).collect()
 }
 
 /// Listeners of the operator's, opened before the first flow.
@@ -144,24 +169,27 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let Start { settings, lists, doors, bound } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
+    let guard = Guard::new(settings.firewall.is_wanted());
     let reloader = Reloader::start(Arc::clone(house), settings, lists, bound)?;
     let mut served = JoinSet::new();
+    served.spawn(guard.watch(Arc::clone(house)));
     if let Some(listener) = doors.admin {
         let trouble = reloader.clone();
         let stop = house.stop.clone();
         let not_ready = move || {
             let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-            trouble.trouble().into_iter().chain(stopping).collect()
+            trouble.trouble().into_iter().chain(guard.trouble()).chain(stopping).collect()
         };
         let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
     if let Some(listener) = doors.control {
-        let control = Control::new(Arc::clone(&house.account), status(house, &reloader), reload(&reloader));
+        let control = Control::new(Arc::clone(&house.account), status(house, &reloader, guard), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
-        proxy = ?where_to.proxy, admin = ?where_to.admin, rules,
+        proxy = ?where_to.proxy, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
+        dns = ?where_to.dns, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     system::notify(&[sd_notify::NotifyState::Ready]);
@@ -176,9 +204,13 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
 }
 
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, reloader: &Reloader) -> control::Status {
+fn status(house: &Arc<House>, reloader: &Reloader, guard: Guard) -> control::Status {
     let (house, reloader) = (Arc::clone(house), reloader.clone());
-    Box::new(move || serde_json::json!({ "open_connections": house.gate.total(), "trouble": reloader.trouble() }))
+    Box::new(move || {
+        let trouble: Vec<String> = reloader.trouble().into_iter().chain(guard.trouble()).collect();
+        let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
+        serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
+    })
 }
 
 /// `outgate whitelist reload`.
@@ -220,31 +252,56 @@ async fn drain(house: &House, signals: &mut Signals) {
 }
 
 /// One thread a CPU, each with its share of every listener.
-fn spawn_workers<'a>(
+fn spawn_workers(
     house: &Arc<House>,
-    listeners: impl Iterator<Item = &'a Vec<TcpListener>> + Clone,
+    entrances: &[Entrance],
+    dns: &NameService,
     count: usize,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     (0..count)
         .map(|index| {
-            let mine: Vec<TcpListener> = listeners
-                .clone()
-                .filter_map(|all| all.get(index))
-                .map(TcpListener::try_clone)
+            let mine: Vec<(Door, TcpListener)> = entrances
+                .iter()
+                .filter_map(|entrance| Some((entrance.door, entrance.sockets.get(index)?)))
+                .map(|(door, socket)| Ok((door, socket.try_clone()?)))
                 .collect::<io::Result<_>>()?;
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            let names = dns.share(index)?;
             let (house, end) = (Arc::clone(house), end.clone());
             std::thread::Builder::new()
                 .name(format!("outgate-{index}"))
-                .spawn(move || runtime.block_on(work(house, mine, end)))
+                .spawn(move || runtime.block_on(work(house, mine, names, end)))
         })
         .collect()
 }
 
+/// The `dns` listeners, for each address one pair of sockets a thread.
+struct NameService {
+    sockets: Vec<Vec<dns::Sockets>>,
+    v6: bool,
+}
+
+impl NameService {
+    /// The part of worker thread `index`.
+    fn share(&self, index: usize) -> io::Result<NameService> {
+        let mine = self.sockets.iter().filter_map(|all| all.get(index)).map(dns::Sockets::try_clone);
+        Ok(NameService { sockets: vec![mine.collect::<io::Result<_>>()?], v6: self.v6 })
+    }
+}
+
+/// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
+fn takes_ipv6(listen: &ListenSettings) -> bool {
+    let all = [&listen.proxy, &listen.transparent, &listen.redirect, &listen.udp];
+    all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
+}
+
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationToken) {
-    for listener in listeners {
+async fn work(house: Arc<House>, listeners: Vec<(Door, TcpListener)>, names: NameService, end: CancellationToken) {
+    if let Err(error) = dns::serve(&house, names.sockets.into_iter().flatten().collect(), names.v6, &end) {
+        tracing::error!(%error, "a DNS listener cannot be served");
+    }
+    for (door, listener) in listeners {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -255,7 +312,7 @@ async fn work(house: Arc<House>, listeners: Vec<TcpListener>, end: CancellationT
         let house = Arc::clone(&house);
         tokio::spawn(async move {
             let serve = |accepted| {
-                tokio::spawn(flow::serve(Arc::clone(&house), accepted));
+                tokio::spawn(flow::serve(Arc::clone(&house), door, accepted));
             };
             let paused = |error: &io::Error| {
                 house.account.metrics().accept_failed();
@@ -276,8 +333,8 @@ fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
 }
 
 /// Where outgate really listens: port 0 in the configuration asks for any.
-fn bound(proxies: &[Vec<TcpListener>], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
-    let first = proxies.iter().filter_map(|listeners| listeners.first());
+fn bound(entrances: &[Entrance], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
+    let first = entrances.iter().filter_map(|entrance| entrance.sockets.first());
     first.chain(admin).filter_map(|listener| listener.local_addr().ok()).collect()
 }
 

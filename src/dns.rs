@@ -1,6 +1,58 @@
-//! The guests' resolver: the same policy and the same upstream as every flow's. What it answers it
-//! remembers as bindings, by which raw protocols on transparent listeners are known.
+//! The guests' resolver: the same policy and the same upstream as every flow's, over UDP and TCP. What it
+//! answers it remembers as bindings, by which raw protocols on transparent listeners are known.
+//!
+//! Each worker thread has a UDP socket and a TCP listener of its own on every address (SO_REUSEPORT), and
+//! answers what is known without a task or a wait. The firewall brings guests' port 53 here, whatever
+//! server they ask; the kernel's connection tracking then makes a reply come from that server. A reply
+//! leaves by the socket its query came to: on a given address that is the address asked. On an unspecified
+//! address (`0.0.0.0`) the kernel picks the reply's source by its route, which is right where each guest
+//! asks the address nearest to it; who has several addresses on one interface should name them instead.
 
 pub mod bindings;
+mod desk;
+pub mod keep;
+mod open;
+mod tcp;
+mod udp;
+mod wire;
 
 pub use bindings::Bindings;
+pub use keep::Keeper;
+pub use open::{Sockets, open};
+
+use crate::accept;
+use crate::flow::House;
+use desk::Desk;
+use std::io;
+use std::sync::Arc;
+use tokio_util::sync::CancellationToken;
+
+/// Serves one worker thread's share of the listeners on the current runtime until `end`. `v6`: guests'
+/// connections come in over IPv6 too, so that AAAA records are of use to them.
+///
+/// # Errors
+/// When a socket cannot be served by the runtime.
+pub fn serve(house: &Arc<House>, sockets: Vec<Sockets>, v6: bool, end: &CancellationToken) -> io::Result<()> {
+    let desk = Arc::new(Desk { house: Arc::clone(house), v6 });
+    for Sockets { udp, tcp } in sockets {
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
+        let listener = tokio::net::TcpListener::from_std(tcp)?;
+        let (for_udp, stop) = (Arc::clone(&desk), end.clone());
+        tokio::spawn(async move {
+            tokio::select! {
+                () = stop.cancelled() => {}
+                () = udp::serve(&for_udp, &socket) => {}
+            }
+        });
+        let desk = Arc::clone(&desk);
+        tokio::spawn(async move {
+            let paused = |error: &io::Error| {
+                desk.house.account.metrics().accept_failed();
+                tracing::warn!(%error, "accepting DNS connections pauses");
+            };
+            let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&desk), accepted)));
+            accept::run(listener, &desk.house.gate, desk.house.stop.cancelled(), serve, paused).await;
+        });
+    }
+    Ok(())
+}

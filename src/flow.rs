@@ -12,17 +12,20 @@
 mod http;
 mod refuse;
 mod socks;
+mod transparent;
 mod tunnel;
 
 use crate::accept::{Accepted, Gate, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
 use crate::dial::{self, DialSettings, Upstream};
-use crate::identify::Claim;
+use crate::dns::Bindings;
+use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
 use crate::relay::{self, End, Tunnel, Watch, close};
 use crate::resolve::Resolver;
 use arc_swap::ArcSwap;
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -46,12 +49,25 @@ pub struct House {
     pub gate: Arc<Gate>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
+    /// Names behind the addresses that guests were told.
+    pub bindings: Arc<Bindings>,
     /// Records.
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.
     pub stop: CancellationToken,
     /// Connections being told that they are over a limit.
     pub turned_away: AtomicU32,
+}
+
+impl House {
+    /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
+    /// To be called after a new policy is in force; takes a microsecond a binding.
+    pub fn drop_bindings(&self) {
+        let policy = Arc::clone(&self.live.load().policy);
+        self.bindings.retain(|source, guest, name| {
+            policy.guest(source).name == guest && policy.permit_name(source, name).is_ok()
+        });
+    }
 }
 
 /// The snapshot that one decision is made on.
@@ -67,6 +83,8 @@ struct Visit {
     house: Arc<House>,
     guest: TcpStream,
     source: SocketAddr,
+    /// Where the guest's packets went, if they were brought here without its knowing.
+    original: Option<SocketAddr>,
     slot: Slot,
     active: Active,
     /// Bytes read and not yet used.
@@ -90,26 +108,82 @@ struct Relaying {
 /// guest and filled in the record.
 struct Ended;
 
-/// Serves one connection from a `proxy` listener.
-pub async fn serve(house: Arc<House>, accepted: Accepted) {
-    let Some(relaying) = Box::pin(open(house, accepted)).await else { return };
+/// By which kind of listener a connection came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// `proxy`: the guest says where it wants to go.
+    Proxy,
+    /// `transparent`: TPROXY left the original destination as the socket's own address.
+    Transparent,
+    /// `redirect`: connection tracking knows the original destination.
+    Redirect,
+}
+
+impl Door {
+    /// What the connection counts as until more is known.
+    const fn listener(self) -> Listener {
+        match self {
+            Door::Proxy => Listener::Proxy,
+            Door::Transparent => Listener::Transparent,
+            Door::Redirect => Listener::Redirect,
+        }
+    }
+
+    /// Where the guest's packets went; `None` at the door that is no secret.
+    fn original(self, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
+        match self {
+            Door::Proxy => Ok(None),
+            Door::Transparent => stream.local_addr().map(canonical).map(Some),
+            Door::Redirect => original_destination(stream).map(canonical).map(Some),
+        }
+    }
+}
+
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+/// SO_ORIGINAL_DST, and its twin for IPv6 (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h). A
+/// connection that nobody redirected has none.
+fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
+    let (socket, local) = (socket2::SockRef::from(stream), stream.local_addr()?);
+    let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
+    // Where connections are tracked, one that nobody redirected has its own address.
+    original?.as_socket().filter(|original| *original != local).ok_or_else(|| io::ErrorKind::Unsupported.into())
+}
+
+/// Serves one connection.
+pub async fn serve(house: Arc<House>, door: Door, accepted: Accepted) {
+    let Some(relaying) = Box::pin(open(house, door, accepted)).await else { return };
     relay(relaying).await;
 }
 
 /// Everything up to the relay.
-async fn open(house: Arc<House>, accepted: Accepted) -> Option<Relaying> {
+async fn open(house: Arc<House>, door: Door, accepted: Accepted) -> Option<Relaying> {
     let Accepted { stream, source, at, slot } = accepted;
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
-            turn_away(&house, stream, source, reason).await;
+            turn_away(&house, door, stream, source, reason).await;
             return None;
         }
     };
     let limits = house.gate.settings();
-    let active = house.account.active(Listener::Proxy);
+    let active = house.account.active(door.listener());
     let deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
-    let mut visit = Visit { house, guest: stream, source, slot, active, input: Vec::new(), deadline };
+    let original = match door.original(&stream) {
+        Ok(original) => original,
+        Err(_) => {
+            // Somebody spoke to the listener itself, which is for redirected connections alone.
+            open_record(&house, door.listener(), source, None).refuse(Reason::AddressFloor, None);
+            close::reset(&stream);
+            return None;
+        }
+    };
+    let mut visit = Visit { house, guest: stream, source, original, slot, active, input: Vec::new(), deadline };
+    if let Some(original) = original {
+        return transparent::serve(visit, door.listener(), original).await.ok();
+    }
     match visit.fill().await {
         Filled::Bytes => {}
         // Port scanners and health checks: nothing was asked, so there is nothing to count.
@@ -135,7 +209,7 @@ async fn relay(relaying: Relaying) {
         Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
         _ => flow.poll_revoked(cx).map(drop),
     };
-    match tunnel.run(Watch { meter: &meter, idle, stopped, long: || record.still_open() }).await {
+    match tunnel.run(Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() }).await {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
@@ -144,12 +218,13 @@ async fn relay(relaying: Relaying) {
 }
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
-async fn turn_away(house: &Arc<House>, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
+async fn turn_away(house: &Arc<House>, door: Door, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
     let told = house.turned_away.fetch_add(1, Ordering::Relaxed) < MAX_TURNED_AWAY;
-    let answer = if told { tokio::time::timeout(TURN_AWAY, refusal(&mut stream, reason)).await } else { Ok(None) };
-    let live = house.live.load_full();
-    let (listener, answer) = answer.ok().flatten().unwrap_or((Listener::Proxy, Vec::new()));
-    house.account.open(listener, source, live.policy.guest(source.ip()).name).refuse(reason, None);
+    let answer =
+        if told { tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await } else { Ok(None) };
+    let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
+    let original = door.original(&stream).ok().flatten();
+    open_record(house, listener, source, original).refuse(reason, None);
     if answer.is_empty() {
         close::reset(&stream);
     } else {
@@ -159,9 +234,17 @@ async fn turn_away(house: &Arc<House>, mut stream: TcpStream, source: SocketAddr
 }
 
 /// Reads just enough to know what to answer. `None` where the other end is gone.
-async fn refusal(stream: &mut TcpStream, reason: Reason) -> Option<(Listener, Vec<u8>)> {
+async fn refusal(stream: &mut TcpStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
     let mut first = [0u8; 1024];
     let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
+    if door != Door::Proxy {
+        let said = first.get(..read)?;
+        return match sniff(said) {
+            Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
+            Sniff::Http => Some((door.listener(), refuse::http(reason, None, said, true))),
+            Sniff::Raw | Sniff::NeedMore => None,
+        };
+    }
     if first.first() != Some(&crate::identify::socks::VERSION) {
         return Some((Listener::Proxy, refuse::http(reason, None, first.get(..read)?, true)));
     }
@@ -181,10 +264,19 @@ enum Filled {
     Revoked(Reason),
 }
 
+/// The record of a flow of whoever is at `source`.
+fn open_record(house: &House, listener: Listener, source: SocketAddr, original: Option<SocketAddr>) -> Record {
+    let live = house.live.load();
+    let mut record = house.account.open(listener, source, live.policy.guest(source.ip()).name);
+    if let Some(original) = original {
+        record.original(original);
+    }
+    record
+}
+
 impl Visit {
     fn record(&self, listener: Listener) -> Record {
-        let live = self.house.live.load();
-        self.house.account.open(listener, self.source, live.policy.guest(self.source.ip()).name)
+        open_record(&self.house, listener, self.source, self.original)
     }
 
     /// Reads once more into `input`, within the deadline.
@@ -221,9 +313,29 @@ impl Visit {
 
 /// Decides on the snapshot in force, and notes the decision in the record.
 fn decide(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+    decide_as(house, claim, record, |reason| reason)
+}
+
+/// As [`decide`], where the stream itself must show a name: one that shows none, to an address that no
+/// rule is about, lacks just that.
+fn decide_unnamed(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+    let unnamed = claim.evidence == Evidence::Address;
+    decide_as(house, claim, record, |reason| match reason {
+        Reason::NotWhitelisted if unnamed => Reason::NoName,
+        reason => reason,
+    })
+}
+
+fn decide_as(
+    house: &House,
+    claim: &Claim,
+    record: &mut Record,
+    explain: impl Fn(Reason) -> Reason,
+) -> Result<Permit, Refusal> {
     let start = std::time::Instant::now();
     record.claim(claim);
     let decision = house.live.load().policy.decide(claim);
+    let decision = decision.map_err(|refusal| Refusal { reason: explain(refusal.reason), ..refusal });
     record.decided_in(start.elapsed());
     match &decision {
         Ok(permit) => record.permit(permit),
@@ -233,7 +345,7 @@ fn decide(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, R
 }
 
 /// Resolves and dials what was permitted. The reason of a failure is in the record.
-async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
+async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
     let start = std::time::Instant::now();
     let vetted = match house.resolver.try_vet(permit) {
         Some(known) => known,
@@ -270,6 +382,7 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
         Ok(upstream) => {
             record.dialled_in(start.elapsed());
             record.upstream(upstream.peer, upstream.local);
+            confirm(house, claim, &upstream, record)?;
             Ok(upstream)
         }
         Err(error) => {
@@ -277,6 +390,23 @@ async fn reach(house: &House, permit: &Permit, record: &mut Record) -> Result<Up
             Err(error.reason())
         }
     }
+}
+
+/// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so
+/// one that came into force while there was none yet has passed it by; the record shows the address
+/// before the policy is read here, so that either the reload or this finds it.
+fn confirm(house: &House, claim: &Claim, upstream: &Upstream, record: &mut Record) -> Result<(), Reason> {
+    let (reason, rule) = match house.live.load().policy.decide(claim) {
+        Ok(permit) => match house.resolver.screen(&permit, &[upstream.peer.ip()]) {
+            Ok(()) => return Ok(()),
+            Err(error) => (error.reason(), None),
+        },
+        Err(refusal) => (refusal.reason, refusal.rule),
+    };
+    tracing::debug!(%reason, "the list changed while a flow was connecting");
+    record.refuse(Reason::Revoked, rule);
+    close::reset(&upstream.stream);
+    Err(Reason::Revoked)
 }
 
 /// Writes `bytes` within `limit`, unless the flow is revoked. `Err(None)`: the other end is gone.

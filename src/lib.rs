@@ -31,6 +31,7 @@ pub mod resolve;
 pub mod admin;
 pub mod control;
 pub mod dns;
+pub mod firewall;
 pub mod system;
 pub mod whitelist;
 

@@ -13,6 +13,8 @@ mod judge;
 mod names;
 mod near;
 mod nets;
+mod parents;
+mod ports;
 mod regexes;
 pub mod rule;
 mod rules;
@@ -110,10 +112,21 @@ impl Policy {
         judge::decide(self, claim)
     }
 
-    /// May a guest at `source` ask for `name` at all: could some rule allow it on some port? This is
-    /// what DNS asks; a flow to the name is decided for itself.
-    pub fn could_allow_name(&self, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
-        judge::could_allow_name(self, source, name)
+    /// May a guest at `source` ask DNS for `name`: could some rule allow it on some port? A flow to the
+    /// name is decided for itself.
+    pub fn permit_name(&self, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
+        judge::permit_name(self, source, name)
+    }
+
+    /// Could anything that the guest at `source` may show open TCP `port` for it? `false` means that
+    /// whatever the stream may say would be refused.
+    pub fn could_allow_port(&self, source: IpAddr, port: u16) -> bool {
+        let blocked = self.is_blocked(port);
+        match self.guests.standing(source).map(|standing| standing.mode) {
+            None | Some(Mode::None) => false,
+            Some(Mode::Whitelist) => self.rules.open_ports().contains(port, blocked),
+            Some(Mode::All | Mode::Observe) => !blocked || self.rules.open_ports().contains(port, blocked),
+        }
     }
 
     /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`
@@ -201,6 +214,45 @@ pub struct Refusal {
     pub reason: Reason,
     /// The rule that decided, where one did (a `deny` rule, an expired one, one for another port).
     pub rule: Option<Location>,
+}
+
+/// Leave to look up one name and to tell a guest its addresses, which is none to dial them. Only
+/// [`Policy::permit_name`] makes one.
+#[derive(Clone, Debug)]
+pub struct NamePermit {
+    name: HostName,
+    observed: bool,
+    open: bool,
+    to: Option<Arc<[IpNet]>>,
+    denied: Arc<rule::AddressSet>,
+}
+
+impl NamePermit {
+    /// The name that may be looked up.
+    pub fn name(&self) -> &HostName {
+        &self.name
+    }
+    /// Let through by mode `observe` alone.
+    pub fn observed(&self) -> bool {
+        self.observed
+    }
+    /// What its addresses must satisfy: all of them together one of these, for a name may be allowed by
+    /// a rule with `to=` on one port and by one without on another.
+    pub fn terms(&self) -> impl Iterator<Item = AddressTerms> + '_ {
+        let within =
+            self.to.iter().map(|to| AddressTerms { to: Some(Arc::clone(to)), denied: Arc::clone(&self.denied) });
+        within.chain(self.open.then(|| AddressTerms { to: None, denied: Arc::clone(&self.denied) }))
+    }
+}
+
+/// Why a guest may not ask for a name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NameRefusal {
+    /// The refusal.
+    pub refusal: Refusal,
+    /// The guest may ask for some name below this one, so it must not be told that this one does not
+    /// exist (RFC 8020).
+    pub is_parent: bool,
 }
 
 /// The rule that comes nearest to what was refused, for the operator.

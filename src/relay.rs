@@ -18,6 +18,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
+/// A flow that lives past this is reported while it is open.
+const MINUTE: Duration = Duration::from_secs(60);
+
 /// What a flow may move in one turn before the others of its thread get theirs.
 const TURN: usize = 2 * MAX_CHUNK;
 
@@ -103,8 +106,8 @@ impl Tunnel {
         S: FnMut(&mut Context<'_>) -> Poll<()>,
         L: FnOnce(),
     {
-        let Watch { meter, idle, mut stopped, long } = watch;
-        let mut clock = Clock::new(idle, long);
+        let Watch { meter, idle, age, mut stopped, long } = watch;
+        let mut clock = Clock::new(idle, age, long);
         // Timer entries must not move once polled; the relay itself never moves out of its task.
         let sleep = tokio::time::sleep_until(clock.next());
         tokio::pin!(sleep);
@@ -210,9 +213,11 @@ pub struct Watch<'a, M, S, L> {
     pub meter: &'a M,
     /// How long nothing may move.
     pub idle: Option<Duration>,
+    /// How old the flow is already.
+    pub age: Duration,
     /// Ready when the flow is to end.
     pub stopped: S,
-    /// Called once if the flow lives past a minute.
+    /// Called once if the flow lives past a minute, or has.
     pub long: L,
 }
 
@@ -251,9 +256,9 @@ where
     S: FnMut(&mut Context<'_>) -> Poll<()>,
     L: FnOnce(),
 {
-    let Watch { meter, idle, mut stopped, long } = watch;
+    let Watch { meter, idle, age, mut stopped, long } = watch;
     let mut down = Lane::new(std::mem::take(to_guest));
-    let mut clock = Clock::new(idle, long);
+    let mut clock = Clock::new(idle, age, long);
     let sleep = tokio::time::sleep_until(clock.next());
     let silence = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now));
     tokio::pin!(sleep, silence);
@@ -335,9 +340,9 @@ pub(crate) struct Clock<L> {
 }
 
 impl<L: FnOnce()> Clock<L> {
-    pub(crate) fn new(idle: Option<Duration>, long: L) -> Clock<L> {
+    pub(crate) fn new(idle: Option<Duration>, age: Duration, long: L) -> Clock<L> {
         let now = Instant::now();
-        Clock { idle, last: now, minute: now + Duration::from_secs(60), long: Some(long) }
+        Clock { idle, last: now, minute: now + MINUTE.saturating_sub(age), long: Some(long) }
     }
 
     pub(crate) fn next(&self) -> Instant {
@@ -405,7 +410,7 @@ mod tests {
         let (far, mut origin) = pair().await;
         let tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
         let count = Count::default();
-        let relay = tunnel.run(Watch { meter: &count, idle: None, stopped: never, long: || () });
+        let relay = tunnel.run(Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () });
         let ends = async {
             guest.write_all(b"world").await.unwrap();
             guest.shutdown().await.unwrap();
@@ -437,6 +442,7 @@ mod tests {
         let relay = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(Watch {
             meter: &count,
             idle: None,
+            age: Duration::ZERO,
             stopped: never,
             long: || (),
         });
@@ -467,6 +473,7 @@ mod tests {
             .run(Watch {
                 meter: &count,
                 idle: Some(Duration::from_secs(300)),
+                age: Duration::ZERO,
                 stopped: never,
                 long: || long.set(Some(start.elapsed())),
             })
@@ -482,7 +489,13 @@ mod tests {
         let (far, mut origin) = pair().await;
         let count = Count::default();
         let end = Tunnel::new(near, far, Vec::new(), Vec::new())
-            .run(Watch { meter: &count, idle: None, stopped: |_: &mut Context<'_>| Poll::Ready(()), long: || () })
+            .run(Watch {
+                meter: &count,
+                idle: None,
+                age: Duration::ZERO,
+                stopped: |_: &mut Context<'_>| Poll::Ready(()),
+                long: || (),
+            })
             .await;
         assert!(matches!(end, End::Stopped));
         assert!(guest.read(&mut [0; 1]).await.is_err());

@@ -4,6 +4,9 @@
 //!
 //! Flows run on one runtime a core; lookups run on the control runtime, and the flows share what they
 //! find. [`Resolver::try_vet`] answers at once where nothing has to be asked.
+//!
+//! While no server answers, what was known lately serves on for a day, for flows and for guests' DNS
+//! alike (RFC 8767): an address that worked an hour ago most likely works now, and it is vetted like any.
 
 pub mod answer;
 mod cache;
@@ -11,6 +14,7 @@ pub mod floor;
 mod hosts;
 mod locality;
 mod lookup;
+mod tell;
 mod upstream;
 mod vet;
 
@@ -18,10 +22,12 @@ mod vet;
 mod tests;
 
 pub use answer::{Answer, Family, LookupError};
+pub use tell::Told;
+pub use upstream::Kind;
 pub use vet::VetError;
 
 use crate::name::HostName;
-use crate::policy::{AddressTerms, Permit};
+use crate::policy::{AddressTerms, NamePermit, Permit};
 use crate::target::{Host, Target};
 use arc_swap::ArcSwap;
 use cache::{Cache, Entry, Outcome};
@@ -194,8 +200,32 @@ impl Resolver {
         self.vet_target(permit.target(), permit.addresses()).await
     }
 
+    /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
+    pub fn try_tell(&self, permit: &NamePermit, kind: Kind) -> Option<Result<Told, VetError>> {
+        let now = Instant::now();
+        let state = self.state.load();
+        let outcome = self.known(&state, permit.name(), now)?;
+        Some(outcome.map_err(VetError::from).and_then(|answer| self.told(&state, answer, permit, kind)))
+    }
+
+    /// As [`vet`](Self::vet), for a guest's DNS query.
+    ///
+    /// # Errors
+    /// Where the name does not exist, where nobody could say, and where an address of the family must not
+    /// be told. A name without addresses of the family is no error.
+    pub async fn tell(&self, permit: &NamePermit, kind: Kind) -> Result<Told, VetError> {
+        let answer = self.lookup(permit.name()).await?;
+        self.told(&self.state.load(), answer, permit, kind)
+    }
+
+    fn told(&self, state: &State, answer: Arc<Answer>, permit: &NamePermit, kind: Kind) -> Result<Told, VetError> {
+        let now = Instant::now();
+        self.bench(state, now).tell(&answer, kind, permit)?;
+        Told::of(answer, kind, now)
+    }
+
     /// Are all these addresses, taken from an [`Answer`] for the permit's name, within what the permit
-    /// and the floor allow? For answers to guests' DNS queries.
+    /// and the floor allow?
     pub fn screen(&self, permit: &Permit, addresses: &[IpAddr]) -> Result<(), VetError> {
         let state = self.state.load();
         let bench = self.bench(&state, Instant::now());

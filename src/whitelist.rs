@@ -20,7 +20,7 @@ mod native;
 mod options;
 mod parse;
 mod pattern;
-mod replace;
+pub(crate) mod replace;
 mod subject;
 
 use crate::policy::rule::{Subject, Terms};

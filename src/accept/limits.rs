@@ -51,6 +51,20 @@ struct Usage {
     live: AtomicU32,
     connections: Cell,
     requests: Cell,
+    queries: Cell,
+    /// Answers that say "too quick".
+    rebukes: Cell,
+}
+
+/// How a guest's DNS query comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// Within the rate.
+    Fair,
+    /// Over it; to be told so.
+    Quick,
+    /// So far over it that being told so would be worth sending more: not to be answered.
+    Flood,
 }
 
 /// One rate limit by the generic cell rate algorithm: the time at which the bucket is full again.
@@ -159,6 +173,17 @@ impl Gate {
         Ok(Slot { usage, gate: Arc::clone(self) })
     }
 
+    /// Counts one DNS query of `source`. Over the rate as many a second are told so as would be answered.
+    pub fn query(&self, source: IpAddr, now: Instant) -> Pace {
+        let Some(rate) = self.settings.load().dns_queries_per_second else { return Pace::Fair };
+        let (usage, now) = (self.usage(source, now), self.micros(now));
+        match () {
+            () if usage.queries.take(now, rate) => Pace::Fair,
+            () if usage.rebukes.take(now, rate) => Pace::Quick,
+            () => Pace::Flood,
+        }
+    }
+
     fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
         let key = match (self.declared)(source) {
             Some(number) => Key::Declared(number),
@@ -174,7 +199,8 @@ impl Gate {
             let now = self.micros(now);
             // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
             shard.guests.retain(|_, usage| {
-                Arc::strong_count(usage) > 1 || !usage.connections.is_quiet(now) || !usage.requests.is_quiet(now)
+                let cells = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes];
+                Arc::strong_count(usage) > 1 || cells.into_iter().any(|cell| !cell.is_quiet(now))
             });
             // Twice as many before the next sweep, so that each newcomer pays for two at the most.
             shard.sweep_at = shard.guests.len() * 2;
@@ -213,7 +239,7 @@ impl std::fmt::Debug for Slot {
 }
 
 /// The address that stands for an undeclared guest: itself, in IPv6 its /64.
-fn holder(source: IpAddr) -> IpAddr {
+pub fn holder(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
         v4 => v4,
@@ -270,6 +296,18 @@ mod tests {
         let later = now + Duration::from_millis(110);
         assert!(gate.admit(A, later).is_ok());
         assert_eq!(gate.admit(A, later).unwrap_err(), Reason::LimitRate);
+    }
+
+    #[test]
+    fn queries_over_the_rate_are_told_so_as_often_again_and_then_meet_silence() {
+        let gate = gate(LimitSettings { dns_queries_per_second: Some(5), ..LimitSettings::default() });
+        let now = Instant::now();
+        let paces = |count: usize, at| (0..count).map(|_| gate.query(A, at)).collect::<Vec<_>>();
+        assert_eq!(paces(5, now), [Pace::Fair; 5]);
+        assert_eq!(paces(5, now), [Pace::Quick; 5]);
+        assert_eq!(paces(100, now), [Pace::Flood; 100]);
+        assert_eq!(gate.query(B, now), Pace::Fair);
+        assert_eq!(gate.query(A, now + Duration::from_millis(210)), Pace::Fair);
     }
 
     #[test]

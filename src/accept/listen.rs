@@ -8,9 +8,12 @@ use std::net::{SocketAddr, TcpListener};
 /// Length of the queue of connections not yet accepted.
 const BACKLOG: i32 = 4096;
 
+/// The purpose that takes a privilege.
+const TRANSPARENT: &str = "[listen].transparent";
+
 /// A socket that could not be opened, and what to do.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({purpose}): {source}{}", remedy(.source))]
+#[error("cannot listen on {address} ({purpose}): {source}{}", remedy(.source, .purpose))]
 pub struct ListenError {
     /// Where.
     pub address: SocketAddr,
@@ -20,8 +23,11 @@ pub struct ListenError {
     pub source: io::Error,
 }
 
-fn remedy(error: &io::Error) -> &'static str {
+fn remedy(error: &io::Error, purpose: &str) -> &'static str {
     match error.kind() {
+        io::ErrorKind::PermissionDenied if purpose == TRANSPARENT => {
+            "; start as root, or by a socket unit with Transparent=yes"
+        }
         io::ErrorKind::AddrInUse => "; end the program that holds this port, or choose another in [listen]",
         io::ErrorKind::AddrNotAvailable => "; no interface of this machine has that address",
         io::ErrorKind::PermissionDenied => "; ports below 1024 need CAP_NET_BIND_SERVICE or a socket unit",
@@ -35,6 +41,25 @@ fn remedy(error: &io::Error) -> &'static str {
 /// also share it with another process of this user, so a first socket without it makes sure that the
 /// port is free.
 pub fn open(address: SocketAddr, count: usize, purpose: &'static str) -> Result<Vec<TcpListener>, ListenError> {
+    open_with(address, count, purpose, |_| Ok(()))
+}
+
+/// As [`open`], with IP_TRANSPARENT or IPV6_TRANSPARENT (ip(7)), without which TPROXY delivers nothing.
+/// Takes CAP_NET_ADMIN or CAP_NET_RAW, for this call alone.
+pub fn open_transparent(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
+    let transparent = |socket: &Socket| match address {
+        SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
+        SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
+    };
+    open_with(address, count, TRANSPARENT, transparent)
+}
+
+fn open_with(
+    address: SocketAddr,
+    count: usize,
+    purpose: &'static str,
+    prepare: impl Fn(&Socket) -> io::Result<()>,
+) -> Result<Vec<TcpListener>, ListenError> {
     let fail = |source| ListenError { address, purpose, source };
     let probe = socket(address, false).map_err(fail)?;
     let address = probe.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
@@ -42,6 +67,7 @@ pub fn open(address: SocketAddr, count: usize, purpose: &'static str) -> Result<
     (0..count.max(1))
         .map(|_| {
             let socket = socket(address, true)?;
+            prepare(&socket)?;
             socket.listen(BACKLOG)?;
             socket.set_nonblocking(true)?;
             Ok(TcpListener::from(socket))

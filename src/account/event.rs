@@ -11,6 +11,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+/// What a server may say first, and a guest before its second hello, in bytes; a refused flow that
+/// carried more gets a line of its own.
+const CARRIED_LITTLE: u64 = 64 << 10;
+
 /// Address and port, without the flow label and scope that make a `SocketAddr` a third larger.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Endpoint {
@@ -85,10 +89,17 @@ pub(super) enum What {
 }
 
 impl Event {
-    /// Refused or failed without having carried anything: lines of this kind a guest makes at will,
-    /// so they are folded, and dropped first.
+    /// Refused, or failed without having carried anything: lines of this kind a guest makes at will,
+    /// so they are folded, and dropped first. A refusal inside a tunnel is one although it had an
+    /// upstream; a flow that was let through and then cut is none.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(self.verdict, Verdict::Denied | Verdict::Failed) && self.upstream.is_none()
+        let carried = self.bytes_up.saturating_add(self.bytes_down);
+        match (self.verdict, self.reason) {
+            (_, Reason::Revoked | Reason::ShuttingDown) => false,
+            (Verdict::Denied, _) => carried <= CARRIED_LITTLE,
+            (Verdict::Failed, _) => self.upstream.is_none() || carried == 0,
+            (Verdict::Allowed | Verdict::Observed, _) => false,
+        }
     }
 
     pub(super) fn key(&self) -> Key {

@@ -161,6 +161,22 @@ impl Metrics {
         self.panics.inc();
     }
 
+    /// A DNS query was answered as it was asked; those that were refused or failed have a record.
+    pub fn query_answered(&self, observed: bool) {
+        let outcome = if observed { Reason::ALL.len() } else { Reason::None as usize };
+        if let Some(counter) = self.dns.get(outcome) {
+            counter.inc();
+        }
+    }
+
+    /// A DNS query was one of a flood and met silence. These are counted here alone: a line each would be
+    /// work that a guest can ask for without end.
+    pub fn query_unanswered(&self) {
+        if let Some(counter) = self.dns.get(Reason::LimitRate as usize) {
+            counter.inc();
+        }
+    }
+
     /// A connection could not be accepted.
     pub fn accept_failed(&self) {
         self.accept_errors.inc();

@@ -8,6 +8,7 @@ use crate::policy::{Location, Permit};
 use crate::reason::{Reason, Verdict};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
 /// Bytes that a guest wrote beyond this are not even kept; the log cuts what is left at 253.
@@ -23,6 +24,8 @@ pub struct Record {
     permitted: bool,
     observed: bool,
     cancelled: bool,
+    /// Its line as a long-lived flow was queued.
+    announced: AtomicBool,
     reason: Reason,
     shown: Option<Box<[u8]>>,
     original: Option<Endpoint>,
@@ -50,6 +53,7 @@ impl Record {
             permitted: false,
             observed: false,
             cancelled: false,
+            announced: AtomicBool::new(false),
             reason: Reason::None,
             shown: None,
             original: None,
@@ -132,8 +136,12 @@ impl Record {
         &self.flow
     }
 
-    /// Queues the line of a flow that lives past 60 s; its `duration_ms` is null.
+    /// Queues the line of a flow that lives past 60 s; its `duration_ms` is null. Once, however often
+    /// it is called.
     pub fn still_open(&self) {
+        if self.announced.swap(true, Ordering::Relaxed) {
+            return;
+        }
         let (claim, rule) = self.flow.facts();
         let (verdict, reason) = self.outcome();
         self.account.log.push(self.event(claim, rule, verdict, reason, None));

@@ -4,7 +4,7 @@
 use super::diagnostic::Problems;
 use super::raw::{Given, List, Raw};
 use super::values::{self, Server, Zero};
-use super::{Settings, WHITELIST_DIR, guests, listeners};
+use super::{Settings, WHITELIST_DIR, firewall, guests, listeners};
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::policy::{Mode, Unknown};
@@ -26,7 +26,8 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     let policy = &mut settings.policy;
     policy.mode = raw.mode.as_ref().and_then(|given| mode(given, problems, "every guest")).unwrap_or(policy.mode);
     policy.ech_allowed = choice(&raw.ech, "ech", &[("deny", false), ("allow", true)], problems).unwrap_or(false);
-    policy.guests = guests::check(&raw.guests, problems);
+    let (declared, pins) = guests::check(&raw.guests, problems);
+    policy.guests = declared;
     let by_default = if raw.guests.is_empty() { Unknown::Shared } else { Unknown::None };
     let words = [("shared", Unknown::Shared), ("none", Unknown::None)];
     policy.unknown = choice(&raw.unknown, "unknown", &words, problems).unwrap_or(by_default);
@@ -35,6 +36,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     }
     settings.floor_permitted = permitted(&raw.dial.permit_addresses, problems);
     settings.listen = listeners::check(&raw.listen, settings.listen, folder, problems);
+    settings.firewall = firewall::check(raw, pins, &settings.listen, problems);
     settings.whitelist_dir = Some(match &raw.whitelist_dir {
         Some(given) => path(given, "dir", folder, problems),
         None => WHITELIST_DIR.into(),
@@ -227,16 +229,4 @@ fn check_log(raw: &Raw, default: LogSettings, folder: &Path, problems: &mut Prob
 /// The form of keys that no stage of this version reads.
 fn check_forms(raw: &Raw, problems: &mut Problems<'_>) {
     choice(&raw.golem.max_mode, "max_mode", &MODES.map(|(word, _)| (word, ())), problems);
-    for item in raw.firewall.guest_interfaces.iter().flat_map(|list| list.get_ref()) {
-        if !values::is_interface(item.get_ref(), true) {
-            let text = item.get_ref();
-            problems
-                .error(item.span(), format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
-        }
-    }
-    for item in raw.firewall.host_users.iter().flat_map(|list| list.get_ref()) {
-        if !values::is_user(item.get_ref()) {
-            problems.error(item.span(), format!("{:?} is no name or number of a user", item.get_ref()));
-        }
-    }
 }

@@ -4,6 +4,7 @@
 use super::diagnostic::Problems;
 use super::raw::RawGuest;
 use super::{checked, values};
+use crate::firewall::Pin;
 use crate::policy::{GuestSettings, Mode};
 use ipnet::IpNet;
 use std::collections::HashMap;
@@ -12,23 +13,28 @@ use std::ops::Range;
 /// The metric label of all guests that are not declared.
 const OTHER: &str = "other";
 
-/// Checks every guest; one that cannot be read is left out.
-pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> Vec<GuestSettings> {
+/// Checks every guest; one that cannot be read is left out. Beside the guests stand those that are
+/// held to an interface.
+pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> (Vec<GuestSettings>, Vec<Pin>) {
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut taken = Taken::default();
     let mut checked = Vec::with_capacity(guests.len());
+    let mut pins = Vec::new();
     for guest in guests {
         let name = check_name(guest, &mut names, problems);
         let label = name.clone().unwrap_or_else(|| "this guest".to_owned());
-        check_interface(guest, problems);
+        let interface = check_interface(guest, problems);
         let addresses = check_addresses(guest, &label, &mut taken, problems);
         let mode = guest.mode.as_ref().and_then(|given| checked::mode(given, problems, &format!("guest {label}")));
         let files = check_files(guest, &label, mode, problems);
         if let Some(name) = name {
+            if let Some(interface) = interface {
+                pins.push(Pin { guest: name.clone(), interface, addresses: addresses.clone() });
+            }
             checked.push(GuestSettings { name, addresses, mode, files });
         }
     }
-    checked
+    (checked, pins)
 }
 
 fn check_name(guest: &RawGuest, names: &mut HashMap<String, u32>, problems: &mut Problems<'_>) -> Option<String> {
@@ -55,13 +61,14 @@ fn check_name(guest: &RawGuest, names: &mut HashMap<String, u32>, problems: &mut
     Some(name.clone())
 }
 
-fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) {
-    if let Some(given) = guest.interface.as_ref().filter(|given| !given.get_ref().is_empty())
-        && !values::is_interface(given.get_ref(), false)
-    {
-        let text = given.get_ref();
-        problems.error(given.span(), format!("{text:?} is no name of a network interface; write for example \"tap7\""));
+fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) -> Option<String> {
+    let given = guest.interface.as_ref().filter(|given| !given.get_ref().is_empty())?;
+    if values::is_interface(given.get_ref(), false) {
+        return Some(given.get_ref().clone());
     }
+    let text = given.get_ref();
+    problems.error(given.span(), format!("{text:?} is no name of a network interface; write for example \"tap7\""));
+    None
 }
 
 fn check_addresses(guest: &RawGuest, label: &str, taken: &mut Taken, problems: &mut Problems<'_>) -> Vec<IpNet> {

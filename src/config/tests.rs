@@ -309,9 +309,6 @@ fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
     let text = r#"
 [listen]
 proxy_tls = ["127.0.0.1:1"]
-transparent = ["0.0.0.0:3129", "[::]:3129"]
-redirect = ["127.0.0.1:2"]
-dns = ["10.42.42.1:53"]
 udp = ["0.0.0.0:443"]
 admin_tls = "127.0.0.1:3"
 [tls]
@@ -320,22 +317,34 @@ key = "k"
 client_ca = "a"
 [resolver]
 servers = ["tls://9.9.9.9#dns.quad9.net"]
-[firewall]
-guest_interfaces = ["br0"]
-host_users = ["u"]
-allow_dhcp = true
-allow_inbound_replies = true
 [golem]
 data_dir = "d"
 max_mode = "none"
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 16, "{found:#?}");
+    assert_eq!(found.len(), 9, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }
-    let interface = problems("[[guest]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\ninterface = \"tap7\"");
-    assert!(interface[0].starts_with("f:4:13: warning: [[guest]].interface is not available"), "{interface:?}");
+}
+
+#[test]
+fn a_firewall_without_listeners_for_what_it_brings_is_told_which_to_set() {
+    let found = problems("[firewall]\nguest_interfaces = [\"br0\"]");
+    assert!(
+        found[0].starts_with("f:2:20: there is no listener that guests can reach; set [listen].transparent"),
+        "{found:?}"
+    );
+    assert!(found[1].contains("warning: guests have no DNS: their queries are refused; set [listen].dns"), "{found:?}");
+    let listen = "[listen]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"127.0.0.1:53\"]\n";
+    let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"br0\"]"));
+    assert!(found.len() == 1 && found[0].contains("(loopback is out of their reach)"), "{found:?}");
+    let found = problems(&format!("{listen}[firewall]\nhost_users = [\"ci\", \"root\"]"));
+    assert!(found.iter().any(|p| p.contains("set [listen].redirect")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("\"root\" cannot be sent to `redirect`")), "{found:?}");
+    let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"lo\", \"tap*\", \"tap*\"]"));
+    assert!(found.iter().any(|p| p.contains("\"lo\" is this machine itself")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("\"tap*\" is in the list twice")), "{found:?}");
 }
 
 #[test]

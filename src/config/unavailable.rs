@@ -11,20 +11,13 @@ use std::ops::Range;
 /// Reports every such key that is set to something.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
-    let keys: [(&str, Option<Range<usize>>); 16] = [
+    let keys: [(&str, Option<Range<usize>>); 9] = [
         ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
-        ("[listen].transparent (TPROXY)", list(&listen.transparent)),
-        ("[listen].redirect (nft REDIRECT)", list(&listen.redirect)),
-        ("[listen].dns (the guests' DNS)", list(&listen.dns)),
         ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
         ("[listen].admin_tls (metrics over TLS)", text(&listen.admin_tls)),
         ("[tls].certificate", text(&raw.tls.certificate)),
         ("[tls].key", text(&raw.tls.key)),
         ("[tls].client_ca", text(&raw.tls.client_ca)),
-        ("[firewall].guest_interfaces", list(&raw.firewall.guest_interfaces)),
-        ("[firewall].host_users", list(&raw.firewall.host_users)),
-        ("[firewall].allow_dhcp", flag(&raw.firewall.allow_dhcp)),
-        ("[firewall].allow_inbound_replies", flag(&raw.firewall.allow_inbound_replies)),
         ("[golem].data_dir", text(&raw.golem.data_dir)),
         ("[golem].max_mode", differs(&raw.golem.max_mode, "all")),
         ("DNS over TLS or HTTPS", encrypted_server(raw)),
@@ -32,15 +25,6 @@ pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     for (key, span) in keys {
         if let Some(span) = span {
             problems.error(span, format!("{key} is not available in this version; leave it out"));
-        }
-    }
-    for guest in &raw.guests {
-        if let Some(span) = text(&guest.interface) {
-            problems.warn(
-                span,
-                "[[guest]].interface is not available in this version: nothing pins the guest's addresses to it; \
-                 the guest is known by `addresses` alone",
-            );
         }
     }
 }
@@ -55,10 +39,6 @@ fn text(key: &Given<String>) -> Option<Range<usize>> {
 
 fn differs(key: &Given<String>, default: &str) -> Option<Range<usize>> {
     key.as_ref().filter(|text| text.get_ref() != default).map(toml::Spanned::span)
-}
-
-fn flag(key: &Given<bool>) -> Option<Range<usize>> {
-    key.as_ref().filter(|flag| *flag.get_ref()).map(toml::Spanned::span)
 }
 
 fn encrypted_server(raw: &Raw) -> Option<Range<usize>> {

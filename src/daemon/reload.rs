@@ -345,6 +345,7 @@ impl Desk {
     /// Ends the flows that the policy now in force refuses, by what they ask for or by the address they
     /// are connected to.
     fn revoke(&self) -> usize {
+        self.house.drop_bindings();
         let live = self.house.live.load_full();
         self.house.account.revoke_where(|claim, upstream| match live.policy.decide(claim) {
             Err(refusal) => Some((Reason::Revoked, refusal.rule)),

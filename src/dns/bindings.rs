@@ -1,17 +1,453 @@
 //! Which name stood behind the address that a guest was given: for protocols that show no name, the
-//! only evidence of what the guest asked for. Bounded for each guest and in all.
+//! only evidence of what the guest asked for. Bounded for each guest and in all; `keep` carries it
+//! over a restart.
 
+use crate::accept::limits::holder;
 use crate::name::HostName;
+use foldhash::fast::RandomState;
+use hashbrown::{Equivalent, HashMap};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Bindings of one guest at most, an address and a name each.
+const MAX_OF_GUEST: usize = 4096;
+/// Bindings of all guests at most; each takes about 150 bytes.
+const MAX_IN_ALL: usize = 131_072;
+/// Names of one address at most, for one guest.
+const MAX_OF_ADDRESS: usize = 32;
+const SHARDS: usize = 16;
+
+/// Bounds on the TTL by which a binding lives.
+const TTL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
+/// How much longer it lives: programs keep addresses past their TTL.
+const GRACE: Duration = Duration::from_secs(600);
+/// A binding that would live longer by less than this is left as it is.
+const RENEWAL: Duration = Duration::from_secs(5);
 
 /// The names that outgate's own DNS has answered to guests, by guest and address. Shared by all threads.
-#[derive(Debug, Default)]
-pub struct Bindings {}
+#[derive(Debug)]
+pub struct Bindings {
+    shards: [Mutex<Shard>; SHARDS],
+    total: AtomicUsize,
+    changed: AtomicBool,
+    hasher: RandomState,
+}
+
+type Shard = HashMap<Who, Held, RandomState>;
+
+/// A guest: its declared name, or else its address, in IPv6 its /64.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum Who {
+    Declared(Arc<str>),
+    Address(IpAddr),
+}
+
+/// A [`Who`] to look for. It must hash alike.
+#[derive(Clone, Copy, Hash)]
+enum Asked<'a> {
+    Declared(&'a str),
+    Address(IpAddr),
+}
+
+/// What one guest was told.
+#[derive(Debug)]
+struct Held {
+    /// An address of the guest, to judge its bindings by.
+    source: IpAddr,
+    addresses: HashMap<IpAddr, Vec<Bound>, RandomState>,
+    count: usize,
+}
+
+/// A name for an address, latest first among the names of one.
+#[derive(Clone, Debug)]
+struct Bound {
+    name: HostName,
+    until: Instant,
+}
+
+/// What a guest is told.
+struct Note<'a> {
+    source: IpAddr,
+    guest: Option<&'a str>,
+    name: &'a HostName,
+    addresses: &'a [IpAddr],
+    until: Instant,
+}
+
+/// One binding, to be written down or read back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Binding {
+    pub(super) source: IpAddr,
+    /// The guest's declared name.
+    pub(super) guest: Option<Arc<str>>,
+    pub(super) address: IpAddr,
+    pub(super) name: HostName,
+    /// How much longer it lives.
+    pub(super) left: Duration,
+}
+
+impl Default for Bindings {
+    fn default() -> Bindings {
+        Bindings {
+            shards: std::array::from_fn(|_| Mutex::default()),
+            total: AtomicUsize::new(0),
+            changed: AtomicBool::new(false),
+            hasher: RandomState::default(),
+        }
+    }
+}
 
 impl Bindings {
     /// The names, latest first, for which the guest at `source` (its declared name in `guest`, if it has
     /// one) was given `address` and may still rely on it.
-    pub fn names(&self, _source: IpAddr, _guest: Option<&str>, _address: IpAddr) -> Vec<HostName> {
-        Vec::new()
+    pub fn names(&self, source: IpAddr, guest: Option<&str>, address: IpAddr) -> Vec<HostName> {
+        self.names_at(source, guest, address, Instant::now())
+    }
+
+    /// The guest was told that `name` has these addresses, for `ttl`. The bindings live as long, held
+    /// between 30 s and an hour, and ten minutes more.
+    pub fn note(&self, source: IpAddr, guest: Option<&str>, name: &HostName, addresses: &[IpAddr], ttl: Duration) {
+        let (least, most) = TTL;
+        let until = Instant::now() + ttl.clamp(least, most) + GRACE;
+        self.put(&Note { source, guest, name, addresses, until });
+    }
+
+    /// Keeps what `holds` says still holds, of a guest at an address with a name it was given. To be
+    /// called after a reload: bindings go with their rule and their guest.
+    pub fn retain(&self, holds: impl Fn(IpAddr, Option<&str>, &HostName) -> bool) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.retain(|who, held| {
+                let (source, guest) = (held.source, who.declared());
+                self.prune(held, |bound| holds(source, guest, &bound.name));
+                held.count > 0
+            });
+        }
+    }
+
+    /// How many there are.
+    pub fn len(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
+    }
+
+    /// Is there none?
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Has anything come in since this was asked last?
+    pub(super) fn take_changed(&self) -> bool {
+        self.changed.swap(false, Ordering::Relaxed)
+    }
+
+    /// Calls `each` with every binding that still lives.
+    pub(super) fn each(&self, mut each: impl FnMut(Binding)) {
+        let now = Instant::now();
+        for shard in &self.shards {
+            // Copied, so that no query waits for what is done with them.
+            let mut copied = Vec::new();
+            for (who, held) in &*lock(shard) {
+                let guest = match who {
+                    Who::Declared(name) => Some(Arc::clone(name)),
+                    Who::Address(_) => None,
+                };
+                for (address, bound) in held.bound().filter(|(_, bound)| bound.until > now) {
+                    copied.push(Binding {
+                        source: held.source,
+                        guest: guest.clone(),
+                        address,
+                        name: bound.name.clone(),
+                        left: bound.until - now,
+                    });
+                }
+            }
+            copied.into_iter().for_each(&mut each);
+        }
+    }
+
+    /// Takes back a binding that was written down.
+    pub(super) fn restore(&self, binding: &Binding) {
+        let Binding { source, guest, address, name, left } = binding;
+        let until = Instant::now() + (*left).min(TTL.1 + GRACE);
+        self.put(&Note { source: *source, guest: guest.as_deref(), name, addresses: &[*address], until });
+    }
+
+    fn names_at(&self, source: IpAddr, guest: Option<&str>, address: IpAddr, now: Instant) -> Vec<HostName> {
+        let asked = Asked::of(source, guest);
+        let shard = self.shard(asked);
+        let bound = shard.get(&asked).and_then(|held| held.addresses.get(&address.to_canonical()));
+        let living = bound.into_iter().flatten().filter(|bound| bound.until > now);
+        living.map(|bound| bound.name.clone()).collect()
+    }
+
+    fn put(&self, note: &Note<'_>) {
+        let Note { source, guest, name, addresses, until } = *note;
+        let now = Instant::now();
+        let asked = Asked::of(source, guest);
+        let mut shard = self.shard(asked);
+        if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, now) {
+            return;
+        }
+        if !shard.contains_key(&asked) {
+            shard.insert(asked.to_owned(), Held::new(source));
+        }
+        let Some(held) = shard.get_mut(&asked) else { return };
+        held.source = source;
+        let mut changed = false;
+        for address in addresses {
+            if held.count >= MAX_OF_GUEST {
+                self.make_room(held, now);
+            }
+            let before = held.count;
+            changed |= held.bind(address.to_canonical(), name, until);
+            self.counted(before, held.count);
+        }
+        if changed {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// The guest with most bindings of the shard gives up some. `false`: there was none to give.
+    fn relieve(&self, shard: &mut Shard, now: Instant) -> bool {
+        let Some(largest) = shard.values_mut().max_by_key(|held| held.count) else { return false };
+        self.make_room(largest, now);
+        shard.retain(|_, held| held.count > 0);
+        self.len() < MAX_IN_ALL
+    }
+
+    /// Takes out what has expired, and where that is little, the quarter that would expire soonest.
+    fn make_room(&self, held: &mut Held, now: Instant) {
+        let wanted = (held.count / 4).max(1);
+        let before = held.count;
+        self.prune(held, |bound| bound.until > now);
+        let more = wanted.saturating_sub(before - held.count);
+        if more == 0 {
+            return;
+        }
+        let mut ends: Vec<Instant> = held.bound().map(|(_, bound)| bound.until).collect();
+        if ends.len() < more {
+            return;
+        }
+        let (_, cut, _) = ends.select_nth_unstable(more - 1);
+        let cut = *cut;
+        let mut left = more;
+        self.prune(held, |bound| {
+            let goes = left > 0 && bound.until <= cut;
+            left -= usize::from(goes);
+            !goes
+        });
+    }
+
+    fn prune(&self, held: &mut Held, mut keep: impl FnMut(&Bound) -> bool) {
+        let before = held.count;
+        let mut count = 0;
+        held.addresses.retain(|_, names| {
+            names.retain(&mut keep);
+            count += names.len();
+            !names.is_empty()
+        });
+        held.count = count;
+        if count != before {
+            self.changed.store(true, Ordering::Relaxed);
+        }
+        self.counted(before, count);
+    }
+
+    fn counted(&self, before: usize, after: usize) {
+        if after >= before {
+            self.total.fetch_add(after - before, Ordering::Relaxed);
+        } else {
+            self.total.fetch_sub(before - after, Ordering::Relaxed);
+        }
+    }
+
+    fn shard(&self, asked: Asked<'_>) -> MutexGuard<'_, Shard> {
+        let index = usize::try_from((self.hasher.hash_one(asked) >> 32) % SHARDS as u64).unwrap_or(0);
+        lock(&self.shards[index])
+    }
+}
+
+impl Held {
+    fn new(source: IpAddr) -> Held {
+        Held { source, addresses: HashMap::default(), count: 0 }
+    }
+
+    /// Binds or renews; false where nothing changed to speak of.
+    fn bind(&mut self, address: IpAddr, name: &HostName, until: Instant) -> bool {
+        let names = self.addresses.entry(address).or_default();
+        let at = names.iter().position(|bound| bound.name == *name);
+        match at {
+            Some(0) if names.first().is_some_and(|bound| bound.until + RENEWAL > until) => return false,
+            Some(at) => {
+                let mut bound = names.remove(at);
+                bound.until = bound.until.max(until);
+                names.insert(0, bound);
+            }
+            None => {
+                if names.len() >= MAX_OF_ADDRESS {
+                    names.pop();
+                    self.count -= 1;
+                }
+                names.insert(0, Bound { name: name.clone(), until });
+                self.count += 1;
+            }
+        }
+        true
+    }
+
+    fn bound(&self) -> impl Iterator<Item = (IpAddr, &Bound)> {
+        self.addresses.iter().flat_map(|(address, names)| names.iter().map(|bound| (*address, bound)))
+    }
+}
+
+impl Who {
+    fn declared(&self) -> Option<&str> {
+        match self {
+            Who::Declared(name) => Some(name),
+            Who::Address(_) => None,
+        }
+    }
+}
+
+impl<'a> Asked<'a> {
+    fn of(source: IpAddr, guest: Option<&'a str>) -> Asked<'a> {
+        guest.map_or_else(|| Asked::Address(holder(source)), Asked::Declared)
+    }
+
+    fn to_owned(self) -> Who {
+        match self {
+            Asked::Declared(name) => Who::Declared(name.into()),
+            Asked::Address(address) => Who::Address(address),
+        }
+    }
+}
+
+impl Equivalent<Who> for Asked<'_> {
+    fn equivalent(&self, who: &Who) -> bool {
+        match (self, who) {
+            (Asked::Declared(one), Who::Declared(other)) => **one == **other,
+            (Asked::Address(one), Who::Address(other)) => one == other,
+            _ => false,
+        }
+    }
+}
+
+fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
+    // Counts aside, what is behind the lock is sound after every statement.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn name(text: &str) -> HostName {
+        HostName::parse(text).unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn texts(names: &[HostName]) -> Vec<&str> {
+        names.iter().map(HostName::as_str).collect()
+    }
+
+    const TTL_60: Duration = Duration::from_secs(60);
+
+    #[test]
+    fn a_guest_finds_the_names_it_was_given_for_an_address_and_nobody_elses() {
+        let bindings = Bindings::default();
+        let (one, two) = (ip("10.0.0.1"), ip("10.0.0.2"));
+        bindings.note(one, None, &name("a.test"), &[ip("11.0.0.1"), ip("11.0.0.2")], TTL_60);
+        bindings.note(one, None, &name("b.test"), &[ip("11.0.0.1")], TTL_60);
+        assert_eq!(texts(&bindings.names(one, None, ip("11.0.0.1"))), ["b.test", "a.test"]);
+        bindings.note(one, None, &name("a.test"), &[ip("11.0.0.1")], TTL_60);
+        assert_eq!(texts(&bindings.names(one, None, ip("11.0.0.1"))), ["a.test", "b.test"]);
+        assert_eq!(texts(&bindings.names(one, None, ip("::ffff:11.0.0.2"))), ["a.test"]);
+        assert!(bindings.names(two, None, ip("11.0.0.1")).is_empty());
+        assert!(bindings.names(one, Some("vm-1"), ip("11.0.0.1")).is_empty());
+        assert_eq!(bindings.len(), 3);
+    }
+
+    #[test]
+    fn a_declared_guest_is_one_over_its_addresses_and_an_ipv6_64_is_one() {
+        let bindings = Bindings::default();
+        bindings.note(ip("10.0.0.1"), Some("vm-1"), &name("a.test"), &[ip("11.0.0.1")], TTL_60);
+        assert_eq!(bindings.names(ip("fd00::1"), Some("vm-1"), ip("11.0.0.1")).len(), 1);
+        bindings.note(ip("fd00::1"), None, &name("b.test"), &[ip("11.0.0.1")], TTL_60);
+        assert_eq!(texts(&bindings.names(ip("fd00::ffff"), None, ip("11.0.0.1"))), ["b.test"]);
+        assert!(bindings.names(ip("fd00:0:0:1::1"), None, ip("11.0.0.1")).is_empty());
+    }
+
+    #[test]
+    fn a_binding_lives_for_its_ttl_within_bounds_and_ten_minutes_more() {
+        let bindings = Bindings::default();
+        let guest = ip("10.0.0.1");
+        for (text, ttl, lives) in [("short.test", 0, 630), ("long.test", 90_000, 4200), ("plain.test", 100, 700)] {
+            bindings.note(guest, None, &name(text), &[ip("11.0.0.1")], Duration::from_secs(ttl));
+            let found = |after| {
+                let names = bindings.names_at(guest, None, ip("11.0.0.1"), Instant::now() + Duration::from_secs(after));
+                texts(&names).contains(&text)
+            };
+            assert!(found(lives - 5) && !found(lives + 1), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_retained_is_gone_and_the_rest_stays() {
+        let bindings = Bindings::default();
+        let guest = ip("10.0.0.1");
+        bindings.note(guest, None, &name("a.test"), &[ip("11.0.0.1")], TTL_60);
+        bindings.note(guest, None, &name("b.test"), &[ip("11.0.0.1")], TTL_60);
+        bindings.note(guest, Some("vm-1"), &name("b.test"), &[ip("11.0.0.1")], TTL_60);
+        bindings.retain(|source, guest, name| source == ip("10.0.0.1") && guest.is_none() && name.as_str() == "b.test");
+        assert_eq!(texts(&bindings.names(guest, None, ip("11.0.0.1"))), ["b.test"]);
+        assert!(bindings.names(guest, Some("vm-1"), ip("11.0.0.1")).is_empty());
+        assert_eq!(bindings.len(), 1);
+    }
+
+    #[test]
+    fn one_guest_has_a_bound_and_loses_what_would_expire_first() {
+        let bindings = Bindings::default();
+        let (guest, other) = (ip("10.0.0.1"), ip("10.0.0.2"));
+        bindings.note(other, None, &name("a.test"), &[ip("11.0.0.1")], TTL_60);
+        bindings.note(guest, None, &name("long.test"), &[ip("11.0.0.1")], Duration::from_secs(3600));
+        for index in 0..2 * u32::try_from(MAX_OF_GUEST).unwrap() {
+            let address = IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0b01_0000 + index));
+            bindings.note(guest, None, &name("many.test"), &[address], TTL_60);
+        }
+        assert!(bindings.len() <= MAX_OF_GUEST + 1 && bindings.len() > MAX_OF_GUEST / 2, "{}", bindings.len());
+        assert_eq!(bindings.names(guest, None, ip("11.0.0.1")).len(), 1);
+        assert_eq!(bindings.names(other, None, ip("11.0.0.1")).len(), 1);
+    }
+
+    #[test]
+    fn one_address_has_a_bounded_number_of_names() {
+        let bindings = Bindings::default();
+        let guest = ip("10.0.0.1");
+        for index in 0..100 {
+            bindings.note(guest, None, &name(&format!("n{index}.test")), &[ip("11.0.0.1")], TTL_60);
+        }
+        let names = bindings.names(guest, None, ip("11.0.0.1"));
+        assert_eq!((names.len(), names[0].as_str(), bindings.len()), (MAX_OF_ADDRESS, "n99.test", MAX_OF_ADDRESS));
+    }
+
+    #[test]
+    fn all_guests_together_have_a_bound() {
+        let bindings = Bindings::default();
+        let addresses: Vec<IpAddr> =
+            (0..16u32).map(|n| IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0b00_0000 + n))).collect();
+        for index in 0..10_000u32 {
+            let guest = IpAddr::V4(std::net::Ipv4Addr::from_bits(0x0a00_0000 + index));
+            bindings.note(guest, None, &name("a.test"), &addresses, TTL_60);
+        }
+        assert!(bindings.len() <= MAX_IN_ALL, "{}", bindings.len());
+        let mut counted = 0;
+        bindings.each(|_| counted += 1);
+        assert_eq!(counted, bindings.len());
     }
 }

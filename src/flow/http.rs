@@ -1,7 +1,7 @@
 //! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
 //! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
 
-use super::{Deadline, Ended, Filled, Relaying, Visit, reach, refuse, tunnel};
+use super::{Deadline, Ended, Filled, Relaying, Visit, decide_unnamed, reach, refuse, tunnel};
 use crate::account::{Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
@@ -9,8 +9,10 @@ use crate::policy::Permit;
 use crate::reason::{Reason, Verdict};
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
 use crate::relay::{Tunnel, Watch, close};
-use crate::target::{Protocol, Target, Transport};
+use crate::target::{Host, Protocol, Target, Transport};
 use std::future::poll_fn;
+use std::io::ErrorKind::WouldBlock;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -65,6 +67,11 @@ enum Next {
 /// Serves a connection on a proxy port.
 pub(super) async fn serve(visit: Visit) -> Result<Relaying, Ended> {
     Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.run().await
+}
+
+/// Serves HTTP on a connection that was brought here: each request's Host says where to.
+pub(super) async fn serve_transparent(visit: Visit, listener: Listener) -> Result<Relaying, Ended> {
+    Session { visit, listener, inside: None, upstream: None }.run().await
 }
 
 /// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
@@ -132,20 +139,17 @@ impl Session {
             drop(record);
             return self.answer(Reason::LimitRate, None, head, raw).await;
         }
-        let target = match (&head.target, &self.inside) {
-            (RequestTarget::Authority(target), None) => return Ok(Next::Connect(target.clone())),
-            (RequestTarget::Absolute { target, .. }, None) => Ok(target.clone()),
-            (RequestTarget::Origin(_), Some(inside)) => {
-                inside.claim.with_host(head.host.as_ref()).map(|claim| claim.target)
-            }
-            (RequestTarget::Absolute { target, .. }, Some(inside)) if *target == inside.claim.target => {
-                Ok(target.clone())
-            }
-            (RequestTarget::Absolute { .. }, Some(_)) => Err(Reason::NameMismatch),
-            _ => Err(Reason::Malformed),
+        let asked = match (&self.inside, self.visit.original) {
+            (Some(inside), _) => asked_inside(inside, head),
+            (None, Some(original)) => asked_of(original, head),
+            (None, None) => match &head.target {
+                RequestTarget::Authority(target) => return Ok(Next::Connect(target.clone())),
+                RequestTarget::Absolute { target, .. } => Ok((target.clone(), Evidence::Host)),
+                RequestTarget::Origin(_) | RequestTarget::Asterisk => Err(Reason::Malformed),
+            },
         };
-        match target {
-            Ok(target) => self.forward(target, head, raw).await,
+        match asked {
+            Ok((target, evidence)) => self.forward(self.claim(target, Some(Protocol::Http), evidence), head, raw).await,
             Err(reason) => {
                 let mut record = self.visit.record(self.listener);
                 if let Some(shown) = &head.host {
@@ -263,7 +267,7 @@ impl Session {
         let mut record = self.visit.record(self.listener);
         let claim = self.claim(target, None, Evidence::Connect);
         let reason = match self.visit.decide(&claim, &mut record) {
-            Ok(permit) => match reach(&self.visit.house, &permit, &mut record).await {
+            Ok(permit) => match reach(&self.visit.house, &claim, &permit, &mut record).await {
                 Ok(upstream) => {
                     self.visit.say(ESTABLISHED, &mut record).await?;
                     let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
@@ -274,7 +278,8 @@ impl Session {
             Err(refusal) => refusal.reason,
         };
         drop(record);
-        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied {
+        let silent = || matches!(self.visit.guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock);
+        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied && silent() {
             // Nothing unread is in the way of the answer, so an ordinary close delivers it.
             let answer = refuse::http(reason, Some(&claim.target), raw, true);
             let _ = self.visit.guest.try_write(&answer);
@@ -284,11 +289,13 @@ impl Session {
     }
 
     /// One plain-HTTP request: decide, reach, exchange.
-    async fn forward(&mut self, target: Target, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
+    async fn forward(&mut self, claim: Claim, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
         let mut record = self.visit.record(self.listener);
-        let evidence = self.inside.as_ref().map_or(Evidence::Host, |inside| inside.claim.evidence);
-        let claim = self.claim(target, Some(Protocol::Http), evidence);
-        let permit = match self.visit.decide(&claim, &mut record) {
+        let decision = match self.visit.original {
+            Some(_) => decide_unnamed(&self.visit.house, &claim, &mut record),
+            None => self.visit.decide(&claim, &mut record),
+        };
+        let permit = match decision {
             Ok(permit) => permit,
             Err(refusal) => {
                 drop(record);
@@ -298,7 +305,7 @@ impl Session {
         let mut repeated = false;
         loop {
             let sent = self.inside.as_mut().map_or(0, |inside| std::mem::take(&mut inside.sent));
-            let mut upstream = match self.upstream(&permit, is_repeatable(head), &mut record).await {
+            let mut upstream = match self.upstream(&claim, &permit, is_repeatable(head), &mut record).await {
                 Ok(upstream) => upstream,
                 Err(reason) => {
                     drop(record);
@@ -342,7 +349,13 @@ impl Session {
     }
 
     /// The kept connection where it leads to the same target and is still good, else a new one.
-    async fn upstream(&mut self, permit: &Permit, repeatable: bool, record: &mut Record) -> Result<Kept, Reason> {
+    async fn upstream(
+        &mut self,
+        claim: &Claim,
+        permit: &Permit,
+        repeatable: bool,
+        record: &mut Record,
+    ) -> Result<Kept, Reason> {
         if let Some(kept) = self.upstream.take()
             && kept.target == *permit.target()
             && kept.peer.is_idle()
@@ -352,7 +365,7 @@ impl Session {
             record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
             return Ok(kept);
         }
-        let upstream = reach(&self.visit.house, permit, record).await?;
+        let upstream = reach(&self.visit.house, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
         Ok(Kept {
             target: permit.target().clone(),
@@ -387,7 +400,7 @@ impl Session {
             _ => flow.poll_revoked(cx).map(drop),
         };
         let Visit { guest, input, .. } = &mut self.visit;
-        let watch = Watch { meter: &meter, idle, stopped, long: || record.still_open() };
+        let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
         exchange(guest, input, peer, outgoing, watch).await
     }
 
@@ -428,6 +441,31 @@ impl Session {
             }
         }
     }
+}
+
+/// Where a request inside a tunnel wants to go: where the tunnel leads, or nowhere.
+fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evidence), Reason> {
+    let claim = &inside.claim;
+    let target = match &head.target {
+        RequestTarget::Origin(_) => claim.with_host(head.host.as_ref())?.target,
+        RequestTarget::Absolute { target, .. } if *target == claim.target => target.clone(),
+        RequestTarget::Absolute { .. } => return Err(Reason::NameMismatch),
+        RequestTarget::Authority(_) | RequestTarget::Asterisk => return Err(Reason::Malformed),
+    };
+    Ok((target, claim.evidence))
+}
+
+/// Where a request that was on its way to `original` wants to go: to the host it shows, on the original
+/// port; without one (HTTP/1.0) to the address itself.
+fn asked_of(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Reason> {
+    if matches!(head.target, RequestTarget::Authority(_)) {
+        // The guest takes what it connected to for a proxy, which is not what was asked for here.
+        return Err(Reason::Malformed);
+    }
+    let Some(target) = head.destination(original.port()) else {
+        return Ok((Target { host: Host::Addr(original.ip()), port: original.port() }, Evidence::Address));
+    };
+    if target.port == original.port() { Ok((target, Evidence::Host)) } else { Err(Reason::NameMismatch) }
 }
 
 /// May the request be sent again where it is not known whether the upstream saw it?

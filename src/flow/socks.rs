@@ -66,7 +66,7 @@ async fn connect(mut visit: Visit, target: Target) -> Result<Relaying, Ended> {
     let claim =
         Claim { source: visit.source.ip(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
     let reason = match visit.decide(&claim, &mut record) {
-        Ok(permit) => match reach(&visit.house, &permit, &mut record).await {
+        Ok(permit) => match reach(&visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {
                 visit.say(&socks::reply(0), &mut record).await?;
                 let opened = tunnel::Opened { listener: Listener::Socks, record, claim, permit, upstream };

@@ -64,6 +64,11 @@ pub(super) async fn serve(mut visit: Visit, mut opened: Opened) -> Result<Relayi
 /// Ends a tunnel in which nothing was spoken that could be answered.
 fn broken_off(visit: &Visit, opened: &mut Opened, reason: Reason) -> Ended {
     opened.record.refuse(reason, None);
+    cut(visit, opened)
+}
+
+/// Ends a tunnel that one side broke off, so that the other does not take what it got for the whole.
+fn cut(visit: &Visit, opened: &Opened) -> Ended {
     close::reset(&visit.guest);
     close::reset(&opened.upstream.stream);
     Ended
@@ -112,7 +117,7 @@ async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, End
             Heard::GuestEnded => return raw(visit, opened, spoken, true),
             Heard::Silent => send_unclear(&visit, &mut opened, &mut spoken).await?,
             Heard::Idle => return Err(broken_off(&visit, &mut opened, Reason::Timeout)),
-            Heard::Closed => return Err(Ended),
+            Heard::Closed => return Err(cut(&visit, &opened)),
             Heard::Stopped => {
                 let reason = opened.record.flow().revocation().unwrap_or(Reason::Revoked);
                 return Err(broken_off(&visit, &mut opened, reason));
@@ -128,7 +133,7 @@ async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> 
     let meter = record.meter();
     let flow = Arc::clone(record.flow());
     let stopped = |cx: &mut Context<'_>| flow.poll_revoked(cx).map(drop);
-    let watch = Watch { meter: &meter, idle, stopped, long: || record.still_open() };
+    let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
     let Visit { guest, input, .. } = visit;
     relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, watch).await
 }
@@ -193,7 +198,12 @@ async fn tls(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>) -> Result<
         Err(reason) => return alert(visit, opened, reason).await,
     };
     visit.say(&to_guest, &mut opened.record).await?;
-    let rest = visit.input.split_off(len);
+    pass_hello(visit, opened, len).await
+}
+
+/// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows.
+pub(super) async fn pass_hello(mut visit: Visit, mut opened: Opened, len: usize) -> Result<Relaying, Ended> {
+    let rest = visit.input.split_off(len.min(visit.input.len()));
     let hello = std::mem::replace(&mut visit.input, rest);
     match watch(&mut visit, &mut opened, hello).await {
         Ok(Watched { to_guest, guest_ended }) => {
@@ -291,8 +301,13 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
         let mut from_guest = Vec::new();
         tokio::select! {
             read = opened.upstream.stream.read_buf(&mut from_server) => {
-                if !matches!(read, Ok(1..)) {
-                    return Err(None);
+                match read {
+                    Ok(1..) => {}
+                    Ok(0) => return Err(None),
+                    Err(_) => {
+                        cut(visit, opened);
+                        return Err(None);
+                    }
                 }
             }
             read = visit.guest.read_buf(&mut from_guest), if !guest_ended => {
@@ -303,7 +318,10 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
                         // What is held is not judged, so the upstream must not wait for it either.
                         let _ = close::finish(&opened.upstream.stream);
                     }
-                    Err(_) => return Err(None),
+                    Err(_) => {
+                        cut(visit, opened);
+                        return Err(None);
+                    }
                 }
             }
             () = visit.deadline.passed() => return Err(Some(Reason::Timeout)),

@@ -40,6 +40,7 @@ pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     match buf {
         [0x14..=0x18] => return Sniff::NeedMore,
         [0x14..=0x18, 3, ..] => return Sniff::Tls,
+        [0x80..=0xff, ..] => return sniff_sslv2(buf),
         _ => {}
     }
     let line = buf.trim_ascii_start();
@@ -54,6 +55,35 @@ pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     // A version may have begun in the bytes searched before.
     let searched = scanned.saturating_sub(buf.len() - rest.len()).saturating_sub(6);
     sniff_line(buf, rest.get(searched..).unwrap_or_default())
+}
+
+/// A ClientHello in the form of SSL 2.0 (RFC 5246 §E.2), which old servers still answer, and which has
+/// no place for a name. All its lengths must fit, since other protocols begin with such a byte as well.
+fn sniff_sslv2(buf: &[u8]) -> Sniff {
+    /// Bytes up to where the parts begin, the two of the length included.
+    const FRONT: u16 = 11;
+    if let [_, _, kind, ..] = buf
+        && *kind != 1
+    {
+        return Sniff::Raw;
+    }
+    if let [_, _, _, major, minor, ..] = buf
+        && !matches!((major, minor), (3, 0..=4) | (0, 2))
+    {
+        return Sniff::Raw;
+    }
+    let &[high, low, _, _, _, suites_high, suites_low, session_high, session_low, challenge_high, challenge_low, ..] =
+        buf
+    else {
+        return Sniff::NeedMore;
+    };
+    let length = u16::from_be_bytes([high & 0x7f, low]);
+    let suites = u16::from_be_bytes([suites_high, suites_low]);
+    let session = u16::from_be_bytes([session_high, session_low]);
+    let challenge = u16::from_be_bytes([challenge_high, challenge_low]);
+    let parts = [FRONT - 2, suites, session, challenge].into_iter().try_fold(0u16, u16::checked_add);
+    let sound = parts == Some(length) && suites > 0 && suites % 3 == 0 && matches!(challenge, 16..=32);
+    if sound { Sniff::Tls } else { Sniff::Raw }
 }
 
 /// `rest` follows the method, or the part of the line that was searched before. A line feed or a NUL before the version ends all hope of one: no
@@ -100,7 +130,9 @@ mod tests {
             b"SSH-2.0-OpenSSH_9.2\r\n".as_slice(),
             b"\0",
             b"{\"id\":1",
-            b"\x80\x2e\x01",
+            b"\x80\x2e\x02",
+            b"\x80\x2e\x01\x04\x00",
+            b"\x80\0\x01\x03\0\0\0\0\0\0\x10",
             b"\x16\x02",
             b"EHLO good.test\r\n",
             b"PING\r\n",
@@ -111,6 +143,15 @@ mod tests {
         ] {
             assert_eq!(sniff(bytes), Sniff::Raw, "{}", bytes.escape_ascii());
         }
+    }
+
+    #[test]
+    fn a_hello_of_ssl_2_is_tls_when_its_lengths_fit() {
+        let hello = [&[0x80, 28, 1, 3, 1, 0, 3, 0, 0, 0, 16][..], &[7; 19]].concat();
+        assert_eq!(sniff(&hello), Sniff::Tls);
+        assert_eq!(sniff(&hello[..10]), Sniff::NeedMore);
+        let other = [&[0x80, 29, 1, 3, 1, 0, 3, 0, 0, 0, 16][..], &[7; 19]].concat();
+        assert_eq!(sniff(&other), Sniff::Raw);
     }
 
     #[test]

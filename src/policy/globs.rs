@@ -48,8 +48,9 @@ struct Bucket {
     bare: bool,
 }
 
+/// One pattern.
 #[derive(Debug)]
-struct Glob {
+pub(super) struct Glob {
     pattern: Box<str>,
     scope: Scope,
     /// Lengths of the literal ends of the part before the literal tail.
@@ -99,6 +100,11 @@ impl Globs {
                 }
             }
         }
+    }
+
+    /// The pattern at `index`.
+    pub(super) fn get(&self, index: usize) -> Option<&Glob> {
+        self.globs.get(index)
     }
 
     /// The pattern at `index` as it is written.
@@ -153,6 +159,22 @@ impl Globs {
 }
 
 impl Glob {
+    /// The literal labels that it ends in.
+    pub(super) fn tail(&self) -> &str {
+        tail_of(&self.pattern)
+    }
+
+    /// Are there labels between the tail and the names that it takes?
+    pub(super) fn is_deep(&self) -> bool {
+        label_count(front_of(&self.pattern)) > 1 || self.scope != Scope::Exact
+    }
+
+    /// Does it take names of more than `labels` labels?
+    pub(super) fn reaches_past(&self, labels: usize) -> bool {
+        let own = label_count(&self.pattern);
+        own > labels || (own == labels && self.scope != Scope::Exact)
+    }
+
     /// What stands between the literal ends, in the pattern and in `part`, if that has those ends.
     fn split<'a>(&'a self, part: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let front = self.pattern.as_bytes().get(..usize::from(self.front))?;

@@ -149,7 +149,12 @@ impl Guests {
 impl Standing {
     /// Does the `allow` rule hold here?
     pub(super) fn sees(&self, record: &Record) -> bool {
-        self.files.contains(usize::from(record.place().file))
+        self.sees_file(record.place().file)
+    }
+
+    /// Do the `allow` rules of this file hold here?
+    pub(super) fn sees_file(&self, file: u16) -> bool {
+        self.files.contains(usize::from(file))
     }
 }
 

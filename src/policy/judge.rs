@@ -4,7 +4,7 @@ use super::guests::Standing;
 use super::rule::{AddressSet, Effect, Reach, Served};
 use super::rules::{Compiled, Rules};
 use super::store::{Place, Record};
-use super::{AddressTerms, Mode, Permit, Policy, Refusal};
+use super::{AddressTerms, Mode, NamePermit, NameRefusal, Permit, Policy, Refusal};
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
@@ -114,29 +114,48 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     })
 }
 
-pub(super) fn could_allow_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<(), Refusal> {
-    let refuse = |reason, place| Err(refusal(&policy.rules, reason, place));
-    let Some(standing) = policy.guests.standing(source) else { return refuse(Reason::UnknownGuest, None) };
+pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
+    let rules = &policy.rules;
+    let refuse = |reason, place| NameRefusal { refusal: refusal(rules, reason, place), is_parent: false };
+    let Some(standing) = policy.guests.standing(source) else { return Err(refuse(Reason::UnknownGuest, None)) };
     if standing.mode == Mode::None {
-        return refuse(Reason::ModeNone, None);
+        return Err(refuse(Reason::ModeNone, None));
     }
-    let (mut denied, mut allowed, mut expired) = (None, false, None);
-    policy.rules.matching(&Host::Name(name.clone()), |record, compiled| {
+    let (mut denied, mut allowed, mut open, mut expired) = (None, false, false, None);
+    let mut to = Resort::default();
+    rules.matching(&Host::Name(name.clone()), |record, compiled| {
         let place = record.place();
         match compiled.terms.effect {
             Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
             Effect::Allow if !standing.sees(&record) => {}
             Effect::Allow if compiled.expired => expired = earliest(expired, place),
-            Effect::Allow => allowed = true,
+            Effect::Allow => {
+                allowed = true;
+                match &compiled.terms.to {
+                    Some(nets) => to.extend(nets),
+                    None => open = true,
+                }
+            }
         }
     });
-    match (denied, expired) {
-        (Some(place), _) => refuse(Reason::DeniedByRule, Some(place)),
-        _ if allowed || standing.mode != Mode::Whitelist => Ok(()),
-        (None, Some(place)) => refuse(Reason::RuleExpired, Some(place)),
-        (None, None) => refuse(Reason::NotWhitelisted, None),
+    if denied.is_some() {
+        return Err(refuse(Reason::DeniedByRule, denied));
     }
+    if !allowed && standing.mode == Mode::Whitelist {
+        let reason = if expired.is_some() { Reason::RuleExpired } else { Reason::NotWhitelisted };
+        let is_parent = rules.allow_below(name.as_str(), |file| standing.sees_file(file));
+        return Err(NameRefusal { is_parent, ..refuse(reason, expired) });
+    }
+    let denied = rules.denied();
+    let denied = if denied.is_partial() { Arc::new(denied.whole()) } else { Arc::clone(denied) };
+    Ok(NamePermit {
+        name: name.clone(),
+        observed: standing.mode == Mode::Observe && !allowed,
+        open: open || standing.mode != Mode::Whitelist,
+        to: if standing.mode == Mode::All { None } else { to.into_terms() },
+        denied,
+    })
 }
 
 fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {

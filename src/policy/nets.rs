@@ -99,8 +99,19 @@ fn keep(bits: u128, length: u8, width: u8) -> u128 {
 #[derive(Clone, Debug, Default)]
 pub struct AddressSet {
     nets: Arc<DeniedNets>,
-    /// The flow that the set is for; `None`: whatever the flow, as each network is denied wholly.
-    flow: Option<(Transport, u16, Option<Protocol>)>,
+    concern: Concern,
+}
+
+/// Which of the networks count.
+#[derive(Clone, Copy, Debug, Default)]
+enum Concern {
+    /// All: each is denied wholly.
+    #[default]
+    All,
+    /// Those that are denied to one flow.
+    Flow(Transport, u16, Option<Protocol>),
+    /// Those that are denied whatever the flow.
+    Whole,
 }
 
 /// The networks of all `deny` rules, each with the reaches it is denied for.
@@ -119,7 +130,7 @@ impl AddressSet {
         for net in nets {
             denied.insert(net, Reach::Everything);
         }
-        AddressSet { nets: Arc::new(denied), flow: None }
+        AddressSet { nets: Arc::new(denied), concern: Concern::All }
     }
 
     /// Is `address` denied? IPv4-mapped IPv6 addresses are judged as IPv4.
@@ -133,7 +144,7 @@ impl AddressSet {
     }
 
     pub(super) fn of(nets: DeniedNets) -> AddressSet {
-        AddressSet { nets: Arc::new(nets), flow: None }
+        AddressSet { nets: Arc::new(nets), concern: Concern::All }
     }
 
     /// Must the set be narrowed to a flow before use?
@@ -144,14 +155,22 @@ impl AddressSet {
     /// What of the set holds for one flow. While it is not known what is spoken, whatever is denied
     /// for some protocol is denied.
     pub(super) fn narrowed(&self, transport: Transport, port: u16, spoken: Option<Protocol>) -> AddressSet {
-        AddressSet { nets: Arc::clone(&self.nets), flow: Some((transport, port, spoken)) }
+        AddressSet { nets: Arc::clone(&self.nets), concern: Concern::Flow(transport, port, spoken) }
+    }
+
+    /// What of the set holds for every flow.
+    pub(super) fn whole(&self) -> AddressSet {
+        AddressSet { nets: Arc::clone(&self.nets), concern: Concern::Whole }
     }
 
     fn concerns(&self, reach: Reach) -> bool {
-        let Some((transport, port, spoken)) = self.flow else { return true };
-        reach
-            .denies(transport, port)
-            .is_some_and(|protocols| spoken.is_none_or(|protocol| protocols.contains(protocol)))
+        match self.concern {
+            Concern::All => true,
+            Concern::Whole => reach == Reach::Everything,
+            Concern::Flow(transport, port, spoken) => reach
+                .denies(transport, port)
+                .is_some_and(|protocols| spoken.is_none_or(|protocol| protocols.contains(protocol))),
+        }
     }
 }
 

@@ -9,7 +9,8 @@ use super::rules::BuildError;
 use foldhash::fast::RandomState;
 use regex::{RegexBuilder, RegexSet, RegexSetBuilder};
 use regex_syntax::ParserBuilder;
-use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind};
+use regex_syntax::hir::literal::{ExtractKind, Extractor};
+use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 use std::collections::HashMap;
 
 /// Compiled size of one regex, in bytes.
@@ -23,12 +24,16 @@ const CACHE_SIZE: usize = 8 << 20;
 /// Depth of nested groups.
 const MAX_NESTING: u32 = 50;
 
+/// Names that all names of one regex lie below.
+type Tails = Box<[Box<str>]>;
+
 /// The compiled set. A value is the newest record of a regex; the rest are chained.
 #[derive(Debug, Default)]
 pub(super) struct Regexes {
     set: Option<RegexSet>,
     heads: Vec<u32>,
     written: Vec<Box<str>>,
+    tails: Vec<Tails>,
 }
 
 impl Regexes {
@@ -43,6 +48,11 @@ impl Regexes {
         }
     }
 
+    /// The names that all names of the regex at `index` lie below, as far as they can be told.
+    pub(super) fn tails(&self, index: usize) -> impl Iterator<Item = &str> {
+        self.tails.get(index).into_iter().flatten().map(|tail| &**tail)
+    }
+
     /// The regex at `index` as it is written.
     pub(super) fn written(&self, index: usize) -> String {
         self.written.get(index).map_or_else(String::new, |pattern| format!("/{pattern}/"))
@@ -55,6 +65,7 @@ pub(super) struct RegexesBuilder {
     printed: Vec<String>,
     heads: Vec<u32>,
     written: Vec<Box<str>>,
+    tails: Vec<Tails>,
     known: HashMap<(Box<str>, bool), u32, RandomState>,
 }
 
@@ -66,11 +77,12 @@ impl RegexesBuilder {
         let index = match self.known.get(&key) {
             Some(index) => *index,
             None => {
-                let printed = compile(pattern, search)?;
+                let (printed, tails) = compile(pattern, search)?;
                 let index = u32::try_from(self.heads.len()).map_err(|_| BuildError::TooLarge)?;
                 self.printed.push(printed);
                 self.heads.push(NONE);
                 self.written.push(Box::from(pattern));
+                self.tails.push(tails);
                 self.known.insert(key, index);
                 index
             }
@@ -93,12 +105,13 @@ impl RegexesBuilder {
                     .map_err(|_| too_many)?,
             ),
         };
-        Ok(Regexes { set, heads: self.heads, written: self.written })
+        Ok(Regexes { set, heads: self.heads, written: self.written, tails: self.tails })
     }
 }
 
-/// Checks one regex and prints it so that it can stand in the set.
-fn compile(pattern: &str, search: bool) -> Result<String, BuildError> {
+/// Checks one regex and prints it so that it can stand in the set; with it the names that all names it
+/// takes lie below.
+fn compile(pattern: &str, search: bool) -> Result<(String, Tails), BuildError> {
     let problem = |error: &dyn std::fmt::Display| BuildError::Regex { problem: last_line(&error.to_string()) };
     let tree = ParserBuilder::new()
         .nest_limit(MAX_NESTING)
@@ -110,10 +123,29 @@ fn compile(pattern: &str, search: bool) -> Result<String, BuildError> {
     let tree = in_ascii(tree);
     let printed = if search { format!("(?:{tree})") } else { format!("\\A(?:{tree})\\z") };
     match RegexBuilder::new(&printed).size_limit(MAX_SIZE).build() {
-        Ok(_) => Ok(printed),
+        Ok(_) => Ok((printed, tails(&tree, search))),
         Err(regex::Error::CompiledTooBig(_)) => Err(BuildError::RegexTooLarge { limit: MAX_SIZE >> 10 }),
         Err(error) => Err(problem(&error)),
     }
+}
+
+/// What follows the first dot of each literal that the names of a regex end in. None where it does not
+/// say how they end, as yagna's regexes need not.
+fn tails(tree: &Hir, search: bool) -> Tails {
+    if search && !tree.properties().look_set_suffix().contains(Look::End) {
+        return Box::default();
+    }
+    let literals = Extractor::new().kind(ExtractKind::Suffix).extract(tree);
+    let texts =
+        literals.literals().into_iter().flatten().filter_map(|literal| std::str::from_utf8(literal.as_bytes()).ok());
+    let mut tails: Vec<Box<str>> = texts
+        .filter_map(|text| text.split_once('.'))
+        .map(|(_, tail)| tail.to_ascii_lowercase().into_boxed_str())
+        .filter(|tail| !tail.is_empty())
+        .collect();
+    tails.sort_unstable();
+    tails.dedup();
+    tails.into()
 }
 
 /// The same tree without the characters that no name has.

@@ -5,6 +5,8 @@
 use super::globs::{self, Globs};
 use super::names::{Labels, Names};
 use super::nets::{DeniedNets, NetTable};
+use super::parents::Parents;
+use super::ports::OpenPorts;
 use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
 use super::store::{Place, Record, Said, Shape, Store};
@@ -121,10 +123,12 @@ pub struct Rules {
     nets: NetTable,
     /// The networks of address rules as written; their rules hold the index.
     networks: Vec<IpNet>,
+    parents: Parents,
     denied: Arc<AddressSet>,
     none_denied: Arc<AddressSet>,
     counts: [u64; Kind::ALL.len()],
     next_expiry: Option<Date>,
+    open_ports: OpenPorts,
 }
 
 /// Interned terms with what the day makes of them.
@@ -238,6 +242,11 @@ impl Rules {
         &self.none_denied
     }
 
+    /// The TCP ports that some rule could allow.
+    pub(super) fn open_ports(&self) -> &OpenPorts {
+        &self.open_ports
+    }
+
     pub(super) fn compiled(&self, record: &Record) -> Option<&Compiled> {
         self.terms.get(record.terms as usize)
     }
@@ -245,6 +254,39 @@ impl Rules {
     /// Could a base of a wildcard have this many labels?
     pub(super) fn has_depth(&self, labels: usize) -> bool {
         self.names.has_depth(labels)
+    }
+
+    /// Every rule, in the order in which they were added.
+    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+        self.store.iter()
+    }
+
+    /// The rule at a place in the store.
+    pub(super) fn record(&self, at: u32) -> Option<Record> {
+        self.store.get(at)
+    }
+
+    /// The name that all names of a name rule or a glob end in; the whole name of an exact rule.
+    pub(super) fn tail(&self, record: &Record) -> &str {
+        match record.shape() {
+            Shape::Glob => self.glob(record).map_or("", globs::Glob::tail),
+            _ => self.store.name(record),
+        }
+    }
+
+    /// The pattern of a glob rule.
+    pub(super) fn glob(&self, record: &Record) -> Option<&globs::Glob> {
+        self.globs.get(self.store.index(record) as usize)
+    }
+
+    /// The names, if any, that all names of a regex rule lie below.
+    pub(super) fn regex_tails(&self, record: &Record) -> impl Iterator<Item = &str> {
+        self.regexes.tails(self.store.index(record) as usize)
+    }
+
+    /// Do the files that `sees` knows allow some name below `name`?
+    pub(super) fn allow_below(&self, name: &str, sees: impl Fn(u16) -> bool) -> bool {
+        self.parents.has_below(self, name, sees)
     }
 
     /// The subject of a rule as it is written.
@@ -369,8 +411,10 @@ impl Builder {
         rules.networks.shrink_to_fit();
         self.denied.shrink();
         rules.denied = Arc::new(AddressSet::of(self.denied));
+        rules.parents = Parents::of(&rules);
         rules.next_expiry =
             rules.terms.iter().filter(|compiled| !compiled.expired).filter_map(|compiled| compiled.terms.until).min();
+        rules.open_ports = OpenPorts::of(rules.terms.iter());
         Ok(rules)
     }
 

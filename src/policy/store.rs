@@ -67,6 +67,11 @@ impl Record {
     pub(super) fn shape(&self) -> Shape {
         self.said.shape
     }
+
+    /// Its place in the run.
+    pub(super) fn at(&self) -> u32 {
+        self.at
+    }
 }
 
 impl Store {
@@ -106,6 +111,20 @@ impl Store {
             next: u32::from_le_bytes([n0, n1, n2, n3]),
             terms: u32::from_le_bytes([t0, t1, t2, t3]),
             said: Said { place, shape: Shape::read(shape)? },
+        })
+    }
+
+    /// All rules in the order in which they were added.
+    pub(super) fn iter(&self) -> impl Iterator<Item = Record> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let record = self.get(at)?;
+            let length = match self.header(at).map_or(0, |header| header[14]) {
+                ELSEWHERE => 4,
+                length => u32::from(length),
+            };
+            at = at.saturating_add(HEADER as u32).saturating_add(length);
+            Some(record)
         })
     }
 

@@ -611,8 +611,9 @@ fn dns_may_ask_for_names_that_some_rule_allows_on_some_port() {
     let policy = with_guests(Unknown::None);
     let asks = |source: &str, name: &str| {
         policy
-            .could_allow_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
-            .map_err(|refusal| refusal.reason)
+            .permit_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
+            .map(drop)
+            .map_err(|refused| refused.refusal.reason)
     };
     assert_eq!(asks("10.0.0.7", "seven.io"), Ok(()));
     assert_eq!(asks("10.0.0.7", "eight.io"), Err(Reason::NotWhitelisted));
@@ -620,4 +621,65 @@ fn dns_may_ask_for_names_that_some_rule_allows_on_some_port() {
     assert_eq!(asks("10.0.0.8", "other.io"), Ok(()));
     assert_eq!(asks("2001:db8:9::1", "seven.io"), Err(Reason::ModeNone));
     assert_eq!(asks("192.0.2.1", "seven.io"), Err(Reason::UnknownGuest));
+}
+
+#[test]
+fn names_above_allowed_ones_are_known_as_such_to_the_guests_that_may_ask_below() {
+    let lines = [
+        "a.b.one.io",
+        "*.two.io",
+        "**.three.io",
+        ".four.io",
+        "api-*.five.io",
+        "x.*.deep.six.io",
+        "/bor[0-9]+\\.golem\\.network/",
+        "/(a|b)\\.(seven|eight)\\.io/",
+        "deny z.denied.io",
+        "old.expired.io until=2020-01-01",
+        "[2001:db8::1]",
+    ];
+    let guests = vec![GuestSettings {
+        name: "own".into(),
+        addresses: vec!["10.0.0.7/32".parse().unwrap()],
+        mode: None,
+        files: Some(vec!["b.rules".into()]),
+    }];
+    let rules = files(&[("a.rules", &lines), ("b.rules", &["x.own.test", "a.io.example"])]);
+    let policy = Policy::new(rules, PolicySettings { guests, ..settings() }).unwrap();
+    let asks = |source: &str, name: &str| {
+        policy
+            .permit_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
+            .map(drop)
+            .map_err(|refused| (refused.refusal.reason, refused.is_parent))
+    };
+    for name in ["b.one.io", "one.io", "io", "two.io", "three.io", "five.io", "y.deep.six.io", "deep.six.io", "six.io"]
+    {
+        assert_eq!(asks("10.0.0.1", name), Err((Reason::NotWhitelisted, true)), "{name}");
+        assert_eq!(asks("10.0.0.7", name), Err((Reason::NotWhitelisted, false)), "{name}");
+    }
+    for name in ["golem.network", "network", "seven.io", "eight.io"] {
+        assert_eq!(asks("10.0.0.1", name), Err((Reason::NotWhitelisted, true)), "{name}");
+    }
+    for name in ["c.b.one.io", "xone.io", "denied.io", "expired.io", "o", "xio", "web.five.io", "own.test", "test"] {
+        assert_eq!(asks("10.0.0.1", name), Err((Reason::NotWhitelisted, false)), "{name}");
+    }
+    for name in ["own.test", "test", "io.example", "example"] {
+        assert_eq!(asks("10.0.0.7", name), Err((Reason::NotWhitelisted, true)), "{name}");
+    }
+    assert_eq!(asks("10.0.0.1", "four.io"), Ok(()));
+    assert_eq!(asks("10.0.0.1", "a.b.three.io"), Ok(()));
+}
+
+#[test]
+fn what_addresses_a_name_may_have_for_dns_is_what_some_flow_would_be_granted() {
+    let policy = policy(&["a.io", "b.io to=10.0.0.1/32", "c.io", "c.io:8443 to=10.0.0.1/32", "deny 192.0.2.0/24"]);
+    let terms = |name: &str| -> Vec<Option<usize>> {
+        let permit = policy.permit_name("10.42.42.7".parse().unwrap(), &HostName::parse(name).unwrap()).unwrap();
+        permit.terms().map(|terms| terms.to.map(|to| to.len())).collect()
+    };
+    assert_eq!(terms("a.io"), [None]);
+    assert_eq!(terms("b.io"), [Some(1)]);
+    assert_eq!(terms("c.io"), [Some(1), None]);
+    let permit = policy.permit_name("10.42.42.7".parse().unwrap(), &HostName::parse("a.io").unwrap()).unwrap();
+    assert!(permit.terms().all(|terms| terms.denied.contains("192.0.2.1".parse().unwrap())));
 }

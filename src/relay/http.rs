@@ -122,13 +122,13 @@ where
     S: FnMut(&mut Context<'_>) -> Poll<()>,
     L: FnOnce(),
 {
-    let Watch { meter, idle, mut stopped, long } = watch;
+    let Watch { meter, idle, age, mut stopped, long } = watch;
     let fresh = upstream.served == 0;
     let mut exchange = match Exchange::new(input, request) {
         Ok(exchange) => exchange,
         Err(fault) => return Err(Failed { fault, answered: false }),
     };
-    let mut clock = Clock::new(idle, long);
+    let mut clock = Clock::new(idle, age, long);
     let sleep = tokio::time::sleep_until(clock.next());
     tokio::pin!(sleep);
     let outcome = poll_fn(|cx| {

@@ -1,11 +1,16 @@
 //! What is known of a name: its addresses by family with their lifetimes, or why there are none.
 
+use super::Kind;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Addresses kept of one family. The rest of a longer answer is neither judged nor ever dialled.
 pub const MAX_PER_FAMILY: usize = 64;
+
+/// For how long after its TTL an answer may still be served where no server answers (RFC 8767 §5
+/// suggests one to three days at most).
+const STALE_FOR: Duration = Duration::from_secs(86_400);
 
 /// The TTL shown for names of the hosts file, which have none.
 const HOSTS_TTL: Duration = Duration::from_secs(60);
@@ -65,6 +70,8 @@ pub struct Family {
     absence: Option<LookupError>,
     /// `None`: for ever (the hosts file).
     until: Option<Instant>,
+    /// Serves although it is out of date.
+    stale: bool,
 }
 
 impl Answer {
@@ -77,7 +84,7 @@ impl Answer {
         let family = |wanted: fn(&IpAddr) -> bool| {
             let addresses: Box<[IpAddr]> = addresses.iter().copied().filter(wanted).take(MAX_PER_FAMILY).collect();
             let absence = addresses.is_empty().then_some(LookupError::NoAddresses);
-            Family { addresses, absence, until: None }
+            Family { addresses, absence, until: None, stale: false }
         };
         Answer::new(family(IpAddr::is_ipv4), family(IpAddr::is_ipv6))
     }
@@ -97,6 +104,14 @@ impl Answer {
         self.v4.addresses.iter().chain(&*self.v6.addresses).copied()
     }
 
+    /// The addresses of one family.
+    pub(super) fn family(&self, kind: Kind) -> &Family {
+        match kind {
+            Kind::V4 => &self.v4,
+            Kind::V6 => &self.v6,
+        }
+    }
+
     /// Neither family has outlived its TTL.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         self.v4.is_fresh(now) && self.v6.is_fresh(now)
@@ -109,11 +124,11 @@ impl Answer {
 
 impl Family {
     pub(super) fn found(addresses: Vec<IpAddr>, until: Instant) -> Family {
-        Family { addresses: addresses.into_boxed_slice(), absence: None, until: Some(until) }
+        Family { addresses: addresses.into_boxed_slice(), absence: None, until: Some(until), stale: false }
     }
 
     pub(super) fn absent(why: LookupError, until: Instant) -> Family {
-        Family { addresses: Box::default(), absence: Some(why), until: Some(until) }
+        Family { addresses: Box::default(), absence: Some(why), until: Some(until), stale: false }
     }
 
     /// The addresses, at most [`MAX_PER_FAMILY`].
@@ -134,6 +149,19 @@ impl Family {
 
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         self.until.is_none_or(|until| until > now)
+    }
+
+    /// This family out of date, if it is not too old to serve where no server answers (RFC 8767).
+    pub(super) fn as_stale(&self, now: Instant) -> Option<Family> {
+        let is_known = self.absence.is_none_or(LookupError::is_knowledge);
+        let is_late = self.until.is_some_and(|until| until <= now);
+        let serves = is_known && self.until.is_none_or(|until| until + STALE_FOR > now);
+        serves.then(|| Family { stale: is_late, ..self.clone() })
+    }
+
+    /// Does it serve although it is out of date?
+    pub(super) fn is_stale(&self) -> bool {
+        self.stale
     }
 }
 

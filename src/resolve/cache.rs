@@ -38,8 +38,13 @@ type Shard = HashTable<(HostName, Slot)>;
 
 #[derive(Debug)]
 enum Slot {
-    Flight { id: u64, arrival: Arrival },
+    Flight {
+        id: u64,
+        arrival: Arrival,
+    },
     Known(Arc<Answer>),
+    /// No server would tell anything newer; they are asked again after the moment noted (RFC 8767 §5).
+    Stale(Arc<Answer>, Instant),
     Failed(LookupError, Instant),
 }
 
@@ -136,6 +141,12 @@ impl Flight {
         self.sender.send_replace(Some(outcome));
     }
 
+    /// Ends the lookup with an answer that is out of date in part; it serves until `again`.
+    pub(super) fn land_stale(self, answer: Arc<Answer>, again: Instant) {
+        self.replace(Some(Slot::Stale(answer.clone(), again)));
+        self.sender.send_replace(Some(Ok(answer)));
+    }
+
     /// Ends the lookup: the outcome reaches those who wait and is kept, an answer for as long as one
     /// of its families is fresh, a failure for `failure_lifetime`.
     pub(super) fn land(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
@@ -176,13 +187,14 @@ impl Slot {
         match self {
             Slot::Flight { arrival, .. } => arrival.borrow().clone(),
             Slot::Known(answer) => answer.is_fresh(now).then(|| Ok(answer.clone())),
+            Slot::Stale(answer, until) => (*until > now).then(|| Ok(answer.clone())),
             Slot::Failed(error, until) => (*until > now).then_some(Err(*error)),
         }
     }
 
     fn answer(&self) -> Option<Arc<Answer>> {
         match self {
-            Slot::Known(answer) => Some(answer.clone()),
+            Slot::Known(answer) | Slot::Stale(answer, _) => Some(answer.clone()),
             Slot::Flight { .. } | Slot::Failed(..) => None,
         }
     }
@@ -192,7 +204,7 @@ impl Slot {
         match self {
             Slot::Flight { .. } => None,
             Slot::Known(answer) => Some(now + answer.v4().ttl(now).max(answer.v6().ttl(now))),
-            Slot::Failed(_, until) => Some(*until),
+            Slot::Stale(_, until) | Slot::Failed(_, until) => Some(*until),
         }
     }
 }

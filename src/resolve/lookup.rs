@@ -17,42 +17,78 @@ use tokio::time::sleep_until;
 const OTHER_FAMILY: Duration = Duration::from_millis(250);
 /// A family without an answer beside one with: how long that is taken for a fact.
 const LAME_FAMILY: Duration = Duration::from_secs(30);
+/// Where an outdated answer had to serve, when the servers are asked for the name again (RFC 8767 §5).
+const STALE_RETRY: Duration = Duration::from_secs(30);
 
 /// Runs one lookup: both families at once, the outcome shown as soon as it is of use, and landed when
-/// it is whole.
+/// it is whole. Where the servers are silent or fail, `previous` stands in if it is not too old (RFC
+/// 8767): shown as soon as waiting longer would cost the guest more than an outdated answer.
 pub(super) async fn fly(upstreams: Arc<Upstreams>, name: HostName, flight: Flight, previous: Option<Arc<Answer>>) {
-    let mut v4 = carried(&previous, Answer::v4);
-    let mut v6 = carried(&previous, Answer::v6);
+    let mut v4 = carried(&previous, Kind::V4);
+    let mut v6 = carried(&previous, Kind::V6);
+    let spare = |kind| stand_in(&previous, kind);
     {
         let ask_v4 = upstreams.ask(&name, Kind::V4);
         let ask_v6 = upstreams.ask(&name, Kind::V6);
         tokio::pin!(ask_v4, ask_v6);
-        let mut patience: Option<Instant> = None;
-        let mut shown = false;
+        let mut show_at = previous.as_ref().map(|_| Instant::now() + upstreams.stale_patience());
+        let (mut shown, mut useful) = (false, false);
         while v4.is_none() || v6.is_none() {
-            let waits_until = patience.unwrap_or_else(Instant::now).into();
+            let waits_until = show_at.unwrap_or_else(Instant::now).into();
             tokio::select! {
                 family = &mut ask_v4, if v4.is_none() => v4 = Some(family),
                 family = &mut ask_v6, if v6.is_none() => v6 = Some(family),
-                () = sleep_until(waits_until), if patience.is_some() && !shown => {
+                () = sleep_until(waits_until), if show_at.is_some() && !shown => {
                     shown = true;
-                    flight.show(outcome(v4.clone(), v6.clone()));
+                    flight.show(replaced(v4.clone(), v6.clone(), &spare).0);
                 }
             }
-            if patience.is_none() && [&v4, &v6].into_iter().flatten().any(is_of_use) {
-                patience = Some(Instant::now() + OTHER_FAMILY);
+            if !useful && [&v4, &v6].into_iter().flatten().any(is_of_use) {
+                useful = true;
+                let soon = Instant::now() + OTHER_FAMILY;
+                show_at = Some(show_at.map_or(soon, |at| at.min(soon)));
             }
         }
     }
     let now = Instant::now();
-    let lifetime = failure_lifetime(&v4, &v6, now);
-    let (v4, v6) = (settled(v4.clone(), &v6, now), settled(v6, &v4, now));
-    flight.land(outcome(v4, v6), lifetime, now);
+    match replaced(v4.clone(), v6.clone(), &spare) {
+        (Ok(answer), true) => flight.land_stale(answer, now + STALE_RETRY),
+        _ => {
+            let lifetime = failure_lifetime(&v4, &v6, now);
+            let (v4, v6) = (settled(v4.clone(), &v6, now), settled(v6, &v4, now));
+            flight.land(outcome(v4, v6), lifetime, now);
+        }
+    }
+}
+
+/// The outcome with `spare` for families that are missing or failed; and whether any of it was needed.
+/// A name that does not exist any more gets none.
+fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(Kind) -> Option<Family>) -> (Outcome, bool) {
+    let is_gone = [&v4, &v6].into_iter().flatten().any(|family| family.absence() == Some(LookupError::NoSuchName));
+    let is_known = |family: &Family| family.absence().is_none_or(LookupError::is_knowledge);
+    let mut needed = false;
+    let mut fill = |family: Option<Family>, kind| match family {
+        Some(family) if is_gone || is_known(&family) => Some(family),
+        family => match spare(kind) {
+            Some(spare) if !is_gone => {
+                needed = true;
+                Some(spare)
+            }
+            _ => family,
+        },
+    };
+    let (v4, v6) = (fill(v4, Kind::V4), fill(v6, Kind::V6));
+    (outcome(v4, v6), needed)
+}
+
+/// One family of an earlier answer, if it will do where no server answers.
+fn stand_in(previous: &Option<Arc<Answer>>, kind: Kind) -> Option<Family> {
+    previous.as_deref()?.family(kind).as_stale(Instant::now())
 }
 
 /// What is still fresh of an earlier answer need not be asked for.
-fn carried(previous: &Option<Arc<Answer>>, family: fn(&Answer) -> &Family) -> Option<Family> {
-    let family = family(previous.as_deref()?);
+fn carried(previous: &Option<Arc<Answer>>, kind: Kind) -> Option<Family> {
+    let family = previous.as_deref()?.family(kind);
     family.is_fresh(Instant::now()).then(|| family.clone())
 }
 

@@ -1,6 +1,7 @@
 //! The resolver against DNS servers on loopback, judged by what the servers were asked.
 
 mod server;
+mod stale;
 
 use super::*;
 use crate::policy::rule::AddressSet;

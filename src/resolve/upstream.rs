@@ -27,6 +27,8 @@ const MAX_TTL: Duration = Duration::from_secs(86_400);
 const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 /// How long a failure to learn anything is remembered.
 pub(super) const FAILURE_TTL: Duration = Duration::from_secs(2);
+/// How long a flow or a query that could be served an outdated answer waits for a new one.
+const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 /// Names followed within one answer; hickory itself follows eight across answers.
 const MAX_CHAIN: usize = 16;
 
@@ -48,7 +50,7 @@ struct Server {
 
 /// Which addresses to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub enum Kind {
     /// A records (RFC 1035).
     V4,
     /// AAAA records (RFC 3596).
@@ -182,6 +184,14 @@ impl Upstreams {
                 tracing::warn!(server = %server.address, "DNS server did not answer in time; for 15 s it is asked after the others");
             }
         }
+    }
+
+    /// How long to wait for the servers where an outdated answer is at hand (RFC 8767 §5 suggests 1.8 s);
+    /// not at all while none of them is well.
+    pub(super) fn stale_patience(&self) -> Duration {
+        let clock = self.clock();
+        let none_is_well = self.servers.iter().all(|server| server.sick_until.load(Ordering::Relaxed) > clock);
+        if none_is_well { Duration::ZERO } else { self.timeout.min(STALE_PATIENCE) }
     }
 
     /// The servers that are asked last at present.

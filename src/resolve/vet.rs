@@ -3,8 +3,8 @@
 
 use super::answer::{Answer, LookupError};
 use super::locality::{FRESH, Localities, Locality};
-use super::{FloorSettings, Vetted, floor};
-use crate::policy::AddressTerms;
+use super::{FloorSettings, Kind, Vetted, floor};
+use crate::policy::{AddressTerms, NamePermit};
 use crate::reason::Reason;
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -93,8 +93,33 @@ impl Bench<'_> {
         if vetted.addresses().is_empty() { Err(LookupError::NoAddresses.into()) } else { Ok(vetted) }
     }
 
+    /// May a guest be told these addresses of the answer? All of them together must satisfy one of the
+    /// permit's terms.
+    pub(super) fn tell(&self, answer: &Answer, kind: Kind, permit: &NamePermit) -> Result<(), VetError> {
+        let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
+        let cleared =
+            answer.clearance().get(self.generation, self.clock, fresh).or_else(|| self.clear(answer)).is_some();
+        let addresses = answer.family(kind).addresses();
+        let mut refused = Err(VetError::Lookup(LookupError::NoAddresses));
+        for terms in permit.terms() {
+            refused = addresses.iter().try_for_each(|address| match cleared && terms.to.is_none() {
+                true => not_denied(*address, &terms),
+                // A name has no port; what outgate's own listeners are at is this machine's in any case.
+                false => self.judge(*address, 0, &terms),
+            });
+            if refused.is_ok() {
+                break;
+            }
+        }
+        refused
+    }
+
     /// Judges one address.
     pub(super) fn judge(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
+        // Connecting to the unspecified address leads to this machine's loopback, whatever a rule says.
+        if address.to_canonical().is_unspecified() {
+            return Err(VetError::Own(address));
+        }
         if self.is_listener(address, port)? {
             return Err(VetError::Listener(address));
         }

@@ -12,7 +12,7 @@ pub(super) const SUFFIX: &str = ".outgate-new";
 
 /// Writes `bytes` to `path`. Mode and owner are those of `like`, or `mode` and the process's own.
 /// `path` must not be a link, or the link is what gets replaced.
-pub(super) fn replace(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: u32) -> io::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: u32) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file");
     let (dir, name) = (path.parent().ok_or_else(missing)?, path.file_name().ok_or_else(missing)?);

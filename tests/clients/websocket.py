@@ -1,4 +1,4 @@
-"""A WebSocket through a CONNECT tunnel, by the standard library alone: websocket.py PROXY HOST."""
+"""A WebSocket by the standard library alone, through a CONNECT tunnel or "direct": websocket.py PROXY HOST."""
 
 import base64
 import os
@@ -8,9 +8,8 @@ import struct
 import sys
 
 proxy, host = sys.argv[1], sys.argv[2]
-address, port = proxy.split(":")
+address, _, port = proxy.partition(":") if proxy != "direct" else (host, "", 443)
 raw = socket.create_connection((address, int(port)), timeout=30)
-raw.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
 
 
 def head(stream):
@@ -22,7 +21,9 @@ def head(stream):
     return text
 
 
-assert b" 200 " in head(raw).splitlines()[0]
+if proxy != "direct":
+    raw.sendall(f"CONNECT {host}:443 HTTP/1.1\r\nHost: {host}:443\r\n\r\n".encode())
+    assert b" 200 " in head(raw).splitlines()[0]
 tls = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"]).wrap_socket(raw, server_hostname=host)
 key = base64.b64encode(os.urandom(16)).decode()
 tls.sendall(

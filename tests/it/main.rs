@@ -6,15 +6,19 @@
 
 mod addresses;
 mod cli;
+mod dns;
+mod firewall;
 mod guests;
 mod http;
 mod limits;
 mod names;
 mod proof;
+mod races;
 mod reload;
 mod service;
 mod socks;
 mod tidy;
 mod tls;
+mod transparent;
 mod tunnel;
 mod world;

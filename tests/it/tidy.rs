@@ -15,7 +15,7 @@ const STAGES: [(&str, &[&str]); 7] = [
     ("identify", &["accept::Accepted"]),
     ("policy", &["identify::Claim"]),
     // What a permit carries and whom it may not name.
-    ("resolve", &["policy::Permit", "policy::AddressTerms"]),
+    ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms"]),
     ("dial", &["resolve::Vetted"]),
     // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike.
     ("relay", &["dial::Upstream", "identify::Parsed", "identify::chunked", "identify::http"]),

@@ -19,6 +19,8 @@ pub mod namespace;
 pub mod origin;
 pub mod outgate;
 pub mod pki;
+pub mod stub;
+pub mod vmnet;
 
 use client::Guest;
 use dns::Dns;

@@ -65,6 +65,9 @@ def observe(log, sniffer):
             source, destination = (ipaddress.IPv6Address(packet[at : at + 16]) for at in (8, 24))
         else:
             continue
+        if kind == 0x86DD and protocol == 0 and len(packet) > 41:
+            # Hop-by-hop options (RFC 8200, section 4.3), as listener discovery has them.
+            start, protocol = start + (packet[41] + 1) * 8, packet[40]
         rest = packet[start:]
         port = 0
         if protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP) and len(rest) >= 4:

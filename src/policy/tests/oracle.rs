@@ -393,9 +393,36 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             if let Host::Name(name) = &claim.target.host
-                && policy.could_allow_name(claim.source, name).is_err()
+                && policy.permit_name(claim.source, name).is_err()
             {
                 prop_assert!(policy.decide(&claim).is_err());
+            }
+        }
+    }
+
+    #[test]
+    fn above_a_name_that_dns_may_ask_for_no_name_is_said_not_to_exist(
+        list in list(), settings in configured(), claims in vec(asked(), 1..12),
+    ) {
+        let settings = PolicySettings { mode: Mode::Whitelist, ..settings };
+        // A regex need not say how its names end.
+        let list: Vec<Placed> = list.into_iter().filter(|(.., line)| !line.host.starts_with('/')).collect();
+        let policy = Policy::new(compiled(&list), settings).unwrap();
+        for claim in claims {
+            let Host::Name(name) = &claim.target.host else { continue };
+            if policy.permit_name(claim.source, name).is_err() {
+                continue;
+            }
+            let above = std::iter::successors(name.parent(), |name| name.split_once('.').map(|(_, above)| above));
+            for above in above.filter_map(|above| HostName::parse(above).ok()) {
+                let asked = policy.permit_name(claim.source, &above);
+                prop_assert!(
+                    asked.as_ref().map_or_else(
+                        |refused| refused.is_parent || refused.refusal.reason == Reason::DeniedByRule,
+                        |_| true
+                    ),
+                    "{} above {}: {:?}", above, name, asked
+                );
             }
         }
     }

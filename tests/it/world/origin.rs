@@ -101,6 +101,11 @@ impl Internet {
         });
     }
 
+    /// Runs `work` where the origins are.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(work)
+    }
+
     /// A UDP socket that nobody reads.
     pub fn bind_udp(&self, address: impl Into<SocketAddr>) -> UdpSocket {
         let address = address.into();
@@ -179,6 +184,11 @@ impl Tap {
     /// Ends the sending half; the client reads end of file.
     pub fn finish(&self) {
         let _ = self.stream.shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection by a reset, unsent bytes lost.
+    pub fn reset(self) {
+        let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
     /// Reads until the client's end, noting everything.

@@ -1,0 +1,228 @@
+//! `outgate firewall`: the ruleset and the routing that bring guests' traffic to outgate and refuse
+//! the rest, shown, applied, removed and inspected.
+
+use super::table::{self, grouped, printable};
+use super::{Config, Exit, Failure, Outcome};
+use crate::config::Settings;
+use crate::firewall::{self, FirewallError, Host, Plan};
+use clap::{Args, Subcommand};
+use serde_json::json;
+use std::io::{self, Write};
+
+/// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
+///
+/// Tables `inet outgate` and `bridge outgate` of nftables, and routing rules that keep guests closed
+/// even when somebody flushes nftables. The kernel's state is the only record: after a change of
+/// [firewall], [[guest]] or [listen], and for interfaces that were added, apply again.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall print
+  outgate firewall apply
+  outgate firewall status --json | jq .differences")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Print(PrintArguments),
+    Apply(ApplyArguments),
+    Remove(RemoveArguments),
+    Status(StatusArguments),
+}
+
+/// Show ruleset and routing as `apply` would put them in place
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall print
+  outgate firewall print --config ./outgate.toml | less
+  outgate firewall print --json | jq -r .ruleset | nft -c -f -")]
+struct PrintArguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Put ruleset and routing in place, or bring them up to date
+///
+/// Closes before it opens: routing rules, then the ruleset in one transaction, then bridge ports and
+/// kernel settings. Can be repeated at any time; connections that are open stay open. Needs root.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall apply
+  outgate firewall apply --config ./outgate.toml")]
+struct ApplyArguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Take ruleset and routing away, and say which interfaces are open then
+///
+/// Bridge ports are no longer isolated. Kernel settings of guests' interfaces (rp_filter and the
+/// like) stay as they are. Needs root.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall remove")]
+struct RemoveArguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+/// Is what should be in place there? what is missing, what was counted, which other firewall is in the way
+///
+/// Exit code 0 if everything is in place, 1 if not. Needs root.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall status
+  outgate firewall status --json | jq '.counters[] | select(.packets > 0)'")]
+struct StatusArguments {
+    #[command(flatten)]
+    common: Common,
+}
+
+#[derive(Args, Debug)]
+struct Common {
+    #[command(flatten)]
+    config: Config,
+    /// One JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<FirewallError> for Failure {
+    fn from(error: FirewallError) -> Failure {
+        Failure::Failed(printable(&error.to_string()))
+    }
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    match &arguments.command {
+        Command::Print(arguments) => print(&arguments.common, out),
+        Command::Apply(arguments) => apply(&arguments.common, out),
+        Command::Remove(arguments) => remove(&arguments.common, out),
+        Command::Status(arguments) => status(&arguments.common, out),
+    }
+}
+
+fn plan(common: &Common) -> Result<(Plan, Host), Failure> {
+    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+    let host = Host::look()?;
+    Ok((Plan::new(&settings, &host), host))
+}
+
+fn print(common: &Common, out: &mut dyn Write) -> Outcome {
+    let (plan, host) = plan(common)?;
+    let (ruleset, routing, settings) = (plan.ruleset(), plan.routing_lines(), plan.sysctl_lines(&host));
+    if common.json {
+        let routing: Vec<&String> = routing.iter().filter(|line| !line.starts_with('#')).collect();
+        let notes: Vec<&String> = plan.faults().iter().chain(plan.notes()).collect();
+        return write_json(&json!({ "ruleset": ruleset, "routing": routing, "sysctl": settings, "notes": notes }), out);
+    }
+    for note in plan.faults().iter().chain(plan.notes()) {
+        writeln!(out, "# note: {}", printable(note))?;
+    }
+    writeln!(out, "# Ruleset, for nft -f -")?;
+    write!(out, "{ruleset}")?;
+    writeln!(out, "\n# Routing, for ip -4 -batch - and for ip -6 -batch -")?;
+    routing.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    writeln!(out, "\n# Kernel settings of guests' interfaces, for sysctl -p -; `remove` leaves them")?;
+    settings.iter().try_for_each(|line| writeln!(out, "{line}"))?;
+    Ok(Exit::Good)
+}
+
+fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
+    let (plan, host) = plan(common)?;
+    let applied = firewall::apply(&plan, &host)?;
+    let whole = applied.faults.is_empty();
+    if common.json {
+        let answer = json!({
+            "applied": whole, "interfaces": applied.interfaces, "faults": applied.faults, "warnings": applied.warnings
+        });
+        write_json(&answer, out)?;
+    } else {
+        let interfaces = listed(&applied.interfaces, "none that exists yet");
+        writeln!(out, "the firewall is in place; guests' interfaces: {interfaces}")?;
+        write_list("warning", &applied.warnings, out)?;
+        write_list("failed", &applied.faults, out)?;
+    }
+    Ok(if whole { Exit::Good } else { Exit::No })
+}
+
+fn remove(common: &Common, out: &mut dyn Write) -> Outcome {
+    // What is there goes, be the configuration sound or not.
+    let (settings, _) = Settings::load_leniently(common.config.config.as_deref())?;
+    let host = Host::look()?;
+    let removed = firewall::remove(&Plan::new(&settings, &host), &host)?;
+    let whole = removed.faults.is_empty();
+    if common.json {
+        let answer = json!({
+            "removed": whole, "open": removed.open, "patterns": removed.patterns,
+            "forwarding": removed.forwarding, "faults": removed.faults
+        });
+        write_json(&answer, out)?;
+    } else {
+        let open: Vec<String> = removed.open.iter().chain(&removed.patterns).cloned().collect();
+        writeln!(out, "the firewall is removed")?;
+        if !open.is_empty() {
+            let beyond = if removed.forwarding {
+                "and, because this machine forwards, what lies beyond it"
+            } else {
+                "this machine does not forward"
+            };
+            writeln!(
+                out,
+                "open now: {}; guests there reach this machine's own services, each other, {beyond}",
+                printable(&open.join(", "))
+            )?;
+        }
+        write_list("failed", &removed.faults, out)?;
+    }
+    Ok(if whole { Exit::Good } else { Exit::No })
+}
+
+fn status(common: &Common, out: &mut dyn Write) -> Outcome {
+    let (plan, host) = plan(common)?;
+    let status = firewall::status(&plan, &host)?;
+    let exit = if status.in_place { Exit::Good } else { Exit::No };
+    if common.json {
+        write_json(&serde_json::to_value(&status).map_err(io::Error::from)?, out)?;
+        return Ok(exit);
+    }
+    let interfaces = listed(&status.interfaces, "none that exists yet");
+    if status.in_place {
+        writeln!(out, "the firewall is in place; guests' interfaces: {interfaces}")?;
+    } else {
+        writeln!(out, "the firewall is not in place as configured; `outgate firewall apply` puts it there")?;
+    }
+    write_list("differs", &status.differences, out)?;
+    write_list("warning", &status.warnings, out)?;
+    let rows: Vec<Vec<String>> = status
+        .counters
+        .iter()
+        .filter(|counter| counter.packets > 0)
+        .map(|counter| vec![grouped(counter.packets), counter.chain.clone(), printable(&counter.rule)])
+        .collect();
+    if !rows.is_empty() {
+        writeln!(out)?;
+        table::write(out, &["PACKETS", "CHAIN", "RULE"], &rows)?;
+    }
+    Ok(exit)
+}
+
+fn write_list(word: &str, lines: &[String], out: &mut dyn Write) -> io::Result<()> {
+    lines.iter().try_for_each(|line| writeln!(out, "{word}: {}", printable(line)))
+}
+
+fn write_json(answer: &serde_json::Value, out: &mut dyn Write) -> Outcome {
+    writeln!(out, "{}", serde_json::to_string_pretty(answer).map_err(io::Error::from)?)?;
+    Ok(Exit::Good)
+}
+
+fn listed(names: &[String], none: &str) -> String {
+    if names.is_empty() { none.to_owned() } else { printable(&names.join(", ")) }
+}

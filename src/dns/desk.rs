@@ -1,0 +1,291 @@
+//! One query from its bytes to the bytes of its reply: the guest's rate, the strict reading, the policy
+//! and only then the resolver. Where nothing has to be asked upstream the reply is there at once.
+//!
+//! | the query | the reply |
+//! |---|---|
+//! | over the guest's rate | SERVFAIL; silence in a flood |
+//! | not a query, or a response | silence |
+//! | opcode, format, EDNS version, class | NOTIMP, FORMERR, BADVERS, REFUSED |
+//! | a name that no rule could allow | NXDOMAIN, extended error 15 and the reason |
+//! | a name above one that some rule allows | no data, the same extended error |
+//! | an allowed name, not A or AAAA; AAAA without IPv6 listeners | no data |
+//! | an allowed name with an address in the floor | no data, extended error 15 and the reason |
+//! | an allowed name that does not exist | NXDOMAIN |
+//! | nobody could say | SERVFAIL, extended error 14, 22 or 23 |
+//!
+//! No reply has an SOA record, so none of those without addresses is cached (RFC 2308 §5): a name that was
+//! just allowed works at once.
+
+use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
+use crate::accept::Pace;
+use crate::account::Listener;
+use crate::flow::{House, Live};
+use crate::identify::{Claim, Evidence};
+use crate::name::HostName;
+use crate::policy::{NamePermit, Refusal};
+use crate::reason::Reason;
+use crate::resolve::{Kind, LookupError, Told, VetError};
+use crate::target::{Host, Target, Transport};
+use hickory_resolver::proto::op::ResponseCode;
+use hickory_resolver::proto::rr::{DNSClass, RecordType};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// No guest is told a longer TTL, so that a name that was taken off the list stops soon.
+const MAX_TTL: Duration = Duration::from_secs(60);
+/// The TTL of an answer that is out of date (RFC 8767 §5).
+const STALE_TTL: Duration = Duration::from_secs(30);
+
+/// Extended errors, RFC 8914 §4.
+mod extended {
+    pub(super) const OTHER: u16 = 0;
+    pub(super) const STALE_ANSWER: u16 = 3;
+    pub(super) const NOT_READY: u16 = 14;
+    pub(super) const BLOCKED: u16 = 15;
+    pub(super) const NO_REACHABLE_AUTHORITY: u16 = 22;
+    pub(super) const NETWORK_ERROR: u16 = 23;
+}
+
+/// Answers queries; one for the daemon.
+pub(super) struct Desk {
+    pub(super) house: Arc<House>,
+    /// Are there IPv6 listeners that guests' connections come in by?
+    pub(super) v6: bool,
+}
+
+/// What became of a message.
+pub(super) enum Step {
+    /// Nothing is to be sent.
+    Silence,
+    /// The reply is there.
+    Reply,
+    /// Servers have to be asked.
+    Wait(Box<Waiting>),
+}
+
+/// A query that waits for the resolver.
+pub(super) struct Waiting {
+    granted: Granted<Box<[u8]>>,
+    kind: Kind,
+}
+
+/// A query for a name that is permitted.
+struct Granted<Q> {
+    query: Query<Q>,
+    permit: NamePermit,
+    source: SocketAddr,
+    /// What the reply may take, in bytes.
+    limit: u16,
+}
+
+/// How a query came in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Over {
+    Udp,
+    Tcp,
+}
+
+/// What a query is refused for.
+struct Refused {
+    code: ResponseCode,
+    extended: u16,
+    refusal: Refusal,
+}
+
+impl Desk {
+    /// Attends to one message; a reply replaces what is in `into`.
+    pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
+        let pace = self.house.gate.query(source.ip(), Instant::now());
+        if pace == Pace::Flood {
+            self.house.account.metrics().query_unanswered();
+            return Step::Silence;
+        }
+        let (query, asked) = match wire::read(message) {
+            Message::Noise => return Step::Silence,
+            Message::Wrong(metadata, code) => {
+                let reason = if code == ResponseCode::NotImp { Reason::ProtocolNotAllowed } else { Reason::Malformed };
+                self.log(source, None, &Refusal { reason, rule: None });
+                return wire::reject(&metadata, code, into).map_or(Step::Silence, |()| Step::Reply);
+            }
+            Message::Query(query, asked) => (query, asked),
+        };
+        let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
+        let judged = match pace {
+            Pace::Fair => self.judge(&query, &asked, source),
+            Pace::Quick | Pace::Flood => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
+        };
+        let permit = match judged {
+            Ok(permit) => permit,
+            Err(refused) => {
+                // A guest over its rate is one line, whatever it asks for.
+                let named = Some(&asked).filter(|_| pace == Pace::Fair);
+                self.log(source, named, &refused.refusal);
+                return send(&query, &refused.reply(), limit, into);
+            }
+        };
+        let kind = match query.kind {
+            RecordType::A => Kind::V4,
+            RecordType::AAAA if self.v6 => Kind::V6,
+            _ => {
+                self.house.account.metrics().query_answered(permit.observed());
+                return send(&query, &Reply::empty(ResponseCode::NoError, None), limit, into);
+            }
+        };
+        match self.house.resolver.try_tell(&permit, kind) {
+            Some(told) => self.tell(&Granted { query, permit, source, limit }, told, into),
+            None => {
+                let granted = Granted { query: query.to_owned(), permit, source, limit };
+                Step::Wait(Box::new(Waiting { granted, kind }))
+            }
+        }
+    }
+
+    /// Waits for the resolver; false where there is nothing to send.
+    pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
+        let Waiting { granted, kind } = waiting;
+        let Granted { query, permit, source, limit } = &granted;
+        let told = self.house.resolver.tell(permit, kind).await;
+        // The list may have changed meanwhile, and what is told now must hold now.
+        let again = self.live().policy.permit_name(source.ip(), permit.name());
+        let step = match again {
+            Ok(_) => self.tell(&granted, told, into),
+            Err(refused) => {
+                let refused = Refused::by_policy(refused.refusal, refused.is_parent);
+                self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+                send(query, &refused.reply(), *limit, into)
+            }
+        };
+        matches!(step, Step::Reply)
+    }
+
+    /// Everything that can be said before the resolver is asked.
+    fn judge(&self, query: &Query<&[u8]>, asked: &Asked, source: SocketAddr) -> Result<NamePermit, Refused> {
+        if query.edns.is_some_and(|edns| edns.version > 0) {
+            return Err(Refused::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
+        }
+        if query.class != DNSClass::IN {
+            return Err(Refused::new(ResponseCode::Refused, extended::BLOCKED, Reason::ProtocolNotAllowed));
+        }
+        match asked {
+            Asked::Host(name) => self
+                .live()
+                .policy
+                .permit_name(source.ip(), name)
+                .map_err(|refused| Refused::by_policy(refused.refusal, refused.is_parent)),
+            // The root exists, and all names lie below it.
+            Asked::Root => Err(Refused::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted)),
+            Asked::Unfit => Err(Refused::new(ResponseCode::NXDomain, extended::BLOCKED, Reason::Malformed)),
+        }
+    }
+
+    /// The reply to a query whose name is permitted.
+    fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
+        let Granted { query, permit, source, limit } = granted;
+        let told = match told {
+            Ok(told) => told,
+            Err(error) => return self.tell_failure(granted, &error, into),
+        };
+        self.house.account.metrics().query_answered(permit.observed());
+        if !told.addresses().is_empty() {
+            let live = self.live();
+            let guest = live.policy.guest(source.ip()).name;
+            self.house.bindings.note(source.ip(), guest, permit.name(), told.addresses(), told.ttl());
+        }
+        let ttl = if told.is_stale() { STALE_TTL } else { told.ttl().min(MAX_TTL) };
+        let stale = told.is_stale().then_some(ExtendedError { code: extended::STALE_ANSWER, text: "" });
+        let reply = Reply {
+            code: ResponseCode::NoError,
+            addresses: told.addresses(),
+            ttl: u32::try_from(ttl.as_secs()).unwrap_or(0),
+            error: stale,
+        };
+        send(query, &reply, *limit, into)
+    }
+
+    fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Step {
+        let Granted { query, permit, source, limit } = granted;
+        use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
+        let answered = |code| {
+            self.house.account.metrics().query_answered(permit.observed());
+            Reply::empty(code, None)
+        };
+        let (code, extended, reason) = match error {
+            VetError::Lookup(LookupError::NoSuchName) => {
+                return send(query, &answered(ResponseCode::NXDomain), *limit, into);
+            }
+            VetError::Lookup(LookupError::NoAddresses) => {
+                return send(query, &answered(ResponseCode::NoError), *limit, into);
+            }
+            VetError::Lookup(LookupError::Reserved) => (ResponseCode::NXDomain, BLOCKED, Reason::AddressFloor),
+            VetError::Lookup(LookupError::Timeout | LookupError::Unreachable) => {
+                (ResponseCode::ServFail, NO_REACHABLE_AUTHORITY, error.reason())
+            }
+            VetError::Lookup(LookupError::Refused(_)) => (ResponseCode::ServFail, NETWORK_ERROR, error.reason()),
+            VetError::Lookup(LookupError::NoServers | LookupError::Busy | LookupError::Stopped) => {
+                (ResponseCode::ServFail, NOT_READY, error.reason())
+            }
+            VetError::Undecided(..) => (ResponseCode::ServFail, OTHER, error.reason()),
+            VetError::SpecialPurpose { .. }
+            | VetError::Guest(_)
+            | VetError::Own(_)
+            | VetError::Listener(_)
+            | VetError::OutsideTo(_)
+            | VetError::Denied(_) => (ResponseCode::NoError, BLOCKED, error.reason()),
+        };
+        tracing::debug!(name = %permit.name(), %error, "a guest's DNS query");
+        let refused = Refused::new(code, extended, reason);
+        self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+        send(query, &refused.reply(), *limit, into)
+    }
+
+    fn live(&self) -> arc_swap::Guard<Arc<Live>> {
+        self.house.live.load()
+    }
+
+    /// Counts a refusal or failure and gives it its line.
+    fn log(&self, source: SocketAddr, asked: Option<&Asked>, refusal: &Refusal) {
+        let live = self.live();
+        let mut record = self.house.account.open(Listener::Dns, source, live.policy.guest(source.ip()).name);
+        match asked {
+            Some(Asked::Host(name)) => record.claim(&claim(source, name)),
+            Some(Asked::Root) => record.shown(b"."),
+            Some(Asked::Unfit) | None => {}
+        }
+        record.refuse(refusal.reason, refusal.rule.clone());
+    }
+}
+
+impl Refused {
+    fn new(code: ResponseCode, extended: u16, reason: Reason) -> Refused {
+        Refused { code, extended, refusal: Refusal { reason, rule: None } }
+    }
+
+    fn by_policy(refusal: Refusal, is_parent: bool) -> Refused {
+        let code = if is_parent { ResponseCode::NoError } else { ResponseCode::NXDomain };
+        Refused { code, extended: extended::BLOCKED, refusal }
+    }
+
+    fn reply(&self) -> Reply<'static> {
+        Reply::empty(self.code, Some(ExtendedError { code: self.extended, text: self.refusal.reason.as_str() }))
+    }
+}
+
+/// The claim of a log line. A query names no port; 443 is what most names are asked for, and what a near
+/// miss is told by.
+fn claim(source: SocketAddr, name: &HostName) -> Claim {
+    Claim {
+        source: source.ip(),
+        target: Target { host: Host::Name(name.clone()), port: 443 },
+        transport: Transport::Tcp,
+        spoken: None,
+        ech: false,
+        evidence: Evidence::Dns,
+    }
+}
+
+fn send<Q: AsRef<[u8]>>(query: &Query<Q>, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Step {
+    // What does not fit was left out before, so an error is a defect; silence lets the guest ask again.
+    query.reply(reply, limit, into).map_or(Step::Silence, |()| Step::Reply)
+}

@@ -1,0 +1,136 @@
+//! Queries over TCP (RFC 7766): several a connection, answered as the answers come. A connection has a
+//! place among its guest's like any other, and is closed when it brings nothing whole for a while.
+
+use super::desk::{Desk, Over, Step};
+use crate::accept::Accepted;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::WriteHalf;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+
+/// The largest query, in bytes.
+const MAX_QUERY: usize = 4096;
+/// Queries of one connection that wait for the resolver at once; more are not read meanwhile.
+const MAX_WAITING: usize = 32;
+/// How long a connection may take to bring the next whole query, or to take a reply (RFC 7766 §6.2.3
+/// asks for seconds).
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Serves one connection.
+pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
+    let Accepted { mut stream, source, at, slot } = accepted;
+    // Over a limit: closed, and the guest tries again.
+    let Ok(slot) = slot else { return };
+    let (mut reader, mut writer) = stream.split();
+    let mut input = Vec::with_capacity(512);
+    let mut reply = Vec::with_capacity(512);
+    let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
+    let mut patience = at + IDLE;
+    let mut ended = false;
+    loop {
+        while waiting.len() < MAX_WAITING {
+            let message = match next(&mut input) {
+                Next::Query(message) => message,
+                Next::More => break,
+                Next::TooLong => return,
+            };
+            patience = Instant::now() + IDLE;
+            match desk.attend(&message, source, Over::Tcp, &mut reply) {
+                // No query, or one of a flood.
+                Step::Silence => return,
+                Step::Reply => {
+                    if send(&mut writer, &reply).await.is_err() {
+                        return;
+                    }
+                }
+                Step::Wait(later) => {
+                    let desk = Arc::clone(&desk);
+                    waiting.spawn(async move {
+                        let mut reply = Vec::new();
+                        let answered = desk.attend_later(*later, &mut reply).await;
+                        if answered { reply } else { Vec::new() }
+                    });
+                }
+            }
+        }
+        if ended && waiting.is_empty() {
+            break;
+        }
+        let has_room = !ended && waiting.len() < MAX_WAITING;
+        tokio::select! {
+            Some(done) = waiting.join_next(), if !waiting.is_empty() => {
+                let Ok(reply) = done else { return };
+                patience = Instant::now() + IDLE;
+                if !reply.is_empty() && send(&mut writer, &reply).await.is_err() {
+                    return;
+                }
+            }
+            read = reader.read_buf(&mut input), if has_room => match read {
+                // The guest is done asking and may still listen.
+                Ok(0) => ended = true,
+                Ok(_) => {}
+                Err(_) => return,
+            },
+            () = sleep_until(patience), if waiting.is_empty() => return,
+            () = desk.house.stop.cancelled(), if waiting.is_empty() => return,
+        }
+    }
+    drop(slot);
+}
+
+/// What stands at the front of the input.
+enum Next {
+    /// A whole query; taken off.
+    Query(Vec<u8>),
+    /// Less than one.
+    More,
+    /// More than any query takes.
+    TooLong,
+}
+
+fn next(input: &mut Vec<u8>) -> Next {
+    let Some((length, rest)) = input.split_first_chunk::<2>() else { return Next::More };
+    let length = usize::from(u16::from_be_bytes(*length));
+    if length > MAX_QUERY {
+        return Next::TooLong;
+    }
+    let Some(message) = rest.get(..length) else { return Next::More };
+    let message = message.to_vec();
+    input.drain(..length + 2);
+    Next::Query(message)
+}
+
+/// Length and reply in one write (RFC 7766 §8).
+async fn send(writer: &mut WriteHalf<'_>, reply: &[u8]) -> io::Result<()> {
+    let length = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
+    let frame = [&length.to_be_bytes(), reply].concat();
+    timeout(IDLE, writer.write_all(&frame)).await?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn queries_are_taken_one_by_one_however_they_are_cut() {
+        let mut input = Vec::new();
+        let mut taken = Vec::new();
+        for byte in [0u8, 3, 1, 2, 3, 0, 1, 9, 0] {
+            input.push(byte);
+            while let Next::Query(message) = next(&mut input) {
+                taken.push(message);
+            }
+        }
+        assert_eq!(taken, [vec![1, 2, 3], vec![9]]);
+        assert_eq!(input, [0]);
+    }
+
+    #[test]
+    fn a_length_past_any_query_is_known_at_once() {
+        assert!(matches!(next(&mut vec![0x10, 1]), Next::TooLong));
+        assert!(matches!(next(&mut vec![0x10, 0]), Next::More));
+    }
+}

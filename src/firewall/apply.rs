@@ -1,0 +1,117 @@
+//! Applying and removing. Applying closes first and opens then: routing rules, the ruleset in one
+//! transaction, ports and kernel settings. Each step can be repeated; what fails is named, with what
+//! holds meanwhile.
+
+use super::host::{self, Host};
+use super::plan::Plan;
+use super::routing::{self, Routing};
+use super::tool::{self, FirewallError};
+use super::{TABLE, inspect, others};
+
+/// What applying came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Applied {
+    /// Steps that failed, or that the configuration asks for and this machine cannot give.
+    pub faults: Vec<String>,
+    /// What deserves a look: other firewalls in the way, things that will not work.
+    pub warnings: Vec<String>,
+    /// Interfaces that are there and are closed now but for outgate.
+    pub interfaces: Vec<String>,
+}
+
+/// What removing came to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Interfaces whose guests are held by nothing of outgate's any more.
+    pub open: Vec<String>,
+    /// Patterns of interfaces that may come later.
+    pub patterns: Vec<String>,
+    /// Is forwarding on, so that their packets go anywhere?
+    pub forwarding: bool,
+    /// Steps that failed.
+    pub faults: Vec<String>,
+}
+
+/// Puts the plan in force.
+///
+/// # Errors
+/// [`FirewallError`] where nothing was changed, or where the ruleset could not be put in place: the
+/// old one holds then, if there was one.
+pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
+    check_root()?;
+    if !plan.is_wanted() {
+        return Err(FirewallError::NotWanted);
+    }
+    // A ruleset that nft refuses must not leave routing behind that was made for it.
+    let ruleset = plan.ruleset();
+    tool::run("nft", &["-c", "-f", "-"], &ruleset, "the ruleset (nothing was changed)")?;
+    for difference in plan.routing.compare()? {
+        routing::settle(&difference)?;
+    }
+    tool::run("nft", &["-f", "-"], &ruleset, "the ruleset (the routing rules are in place: guests are not forwarded)")?;
+    let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
+    isolate(plan, host, &mut applied.faults);
+    for (path, value) in plan.sysctls(host) {
+        // A setting that the kernel does not have needs no value.
+        if host::sysctl(&path).is_some_and(|now| now != value)
+            && let Err(error) = std::fs::write(&path, value)
+        {
+            applied.faults.push(format!("{path} cannot be set to {value}: {error}"));
+        }
+    }
+    applied.warnings = plan.notes().to_vec();
+    applied.warnings.extend(inspect::surroundings(plan, host));
+    applied.warnings.extend(others::in_the_way(plan, host));
+    applied.interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
+    Ok(applied)
+}
+
+/// Removes everything that outgate put into the kernel, whatever the configuration says now. What
+/// `apply` set of the kernel's settings for guests' interfaces stays: it is no hindrance.
+///
+/// # Errors
+/// [`FirewallError`] where nothing was changed.
+pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
+    check_root()?;
+    let mut removed = Removed { patterns: plan.wildcards(), ..Removed::default() };
+    removed.open = Routing::closed_interfaces()?;
+    removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
+    removed.open.retain(|name| host.link(name).is_some());
+    removed.open.sort();
+    removed.open.dedup();
+    let tables: String =
+        ["inet", "bridge"].map(|family| format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).concat();
+    tool::run("nft", &["-f", "-"], &tables, "to delete its tables")?;
+    for difference in Routing::none(host).compare()? {
+        if let Err(error) = routing::settle(&difference) {
+            removed.faults.push(error.to_string());
+        }
+    }
+    let ports: Vec<String> = host
+        .ports_of(|bridge| removed.open.iter().any(|name| name == bridge))
+        .filter(|link| link.isolated)
+        .map(|link| link.name.clone())
+        .collect();
+    set_isolated(&ports, "off", &mut removed.faults);
+    let on = |path: &str| host::sysctl(path).is_some_and(|value| value != "0");
+    removed.forwarding = on("/proc/sys/net/ipv4/ip_forward") || on("/proc/sys/net/ipv6/conf/all/forwarding");
+    Ok(removed)
+}
+
+fn isolate(plan: &Plan, host: &Host, faults: &mut Vec<String>) {
+    let ports: Vec<String> = plan.ports_to_isolate(host).map(|link| link.name.clone()).collect();
+    set_isolated(&ports, "on", faults);
+}
+
+fn set_isolated(ports: &[String], value: &str, faults: &mut Vec<String>) {
+    for port in ports {
+        let arguments = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", value];
+        if let Err(error) = tool::run("ip", &arguments, "", "to change a bridge port") {
+            faults.push(format!("port {port} cannot be set to isolated {value}: {error}"));
+        }
+    }
+}
+
+pub(super) fn check_root() -> Result<(), FirewallError> {
+    if crate::system::is_root() { Ok(()) } else { Err(FirewallError::NotRoot) }
+}

@@ -1,0 +1,175 @@
+//! Table `bridge outgate`: guests on one bridge are kept apart, and where a `[[guest]]` names a port
+//! of a bridge, that port is held to the guest's addresses and to one MAC.
+//!
+//! The configuration knows no MAC, so a port's is the one it uses first: it belongs to that port and
+//! to no other until the port has been silent for five minutes or the ruleset is applied anew (for
+//! another VM on the same tap). A MAC that was stolen meanwhile would win nothing: frames to a port
+//! go out by it only if they are for its guest's addresses.
+
+use super::MARK_PINNED;
+use super::plan::{Pinned, Plan, Scope};
+use super::script::{Script, marked, names, set};
+use ipnet::Ipv6Net;
+
+/// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
+const PRIORITY: i32 = -250;
+
+pub(super) fn write(plan: &Plan, script: &mut Script) {
+    if plan.guests.is_empty() {
+        return;
+    }
+    script.table("bridge");
+    if !plan.pinned.is_empty() {
+        script.set("macs", "ifname . ether_addr", "the MAC of each pinned port");
+        script.set("ports", "ifname", "the ports that have one");
+        script.set("taken", "ether_addr", "the MACs that are some port's");
+        mac(script);
+        for (n, (interface, pinned)) in plan.pinned.iter().enumerate() {
+            port(n, interface, pinned, plan, script);
+        }
+    }
+    arriving(plan, script);
+    script.hook("forwarded", "filter", "forward", PRIORITY);
+    for scope in scopes(plan, "forward") {
+        script.rule(format!("{scope} counter drop"), "guests on one bridge do not reach each other");
+    }
+    script.end_chain();
+    if !plan.pinned.is_empty() {
+        script.hook("leaving", "filter", "output", PRIORITY);
+        let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto to_port_{n}"));
+        script.rule(format!("oifname vmap {}", set(chains)), "to pinned ports only what is for their guests");
+        script.end_chain();
+    }
+    script.end_table();
+}
+
+/// The matches for frames of guest bridges; nothing where there is none.
+fn scopes(plan: &Plan, hook: &str) -> Vec<String> {
+    match &plan.scope {
+        Scope::Bridges => vec![format!("meta ibrname {}", names(&plan.guests))],
+        Scope::Ports(ports) if ports.is_empty() => Vec::new(),
+        Scope::Ports(ports) => {
+            let sides: &[&str] = if hook == "forward" { &["iifname", "oifname"] } else { &["iifname"] };
+            sides.iter().map(|side| format!("{side} {}", names(ports))).collect()
+        }
+    }
+}
+
+fn mac(script: &mut Script) {
+    script.chain("mac");
+    script.rule(
+        "iifname . ether saddr @macs update @ports { iifname } update @taken { ether saddr } \
+         update @macs { iifname . ether saddr } return",
+        "the port's own",
+    );
+    script.rule("iifname @ports counter drop", "spoofed: the port has another MAC");
+    script.rule("ether saddr @taken counter drop", "spoofed: the MAC of another port");
+    script.rule(
+        "add @ports { iifname } add @taken { ether saddr } add @macs { iifname . ether saddr }",
+        "the first that the port uses is its own",
+    );
+    script.end_chain();
+}
+
+/// The chains of one pinned port.
+fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Script) {
+    let whose = pinned.label(interface);
+    let (v4, v6) = (pinned.v4_text(), pinned.v6_text());
+
+    script.chain(&format!("advertised_{n}"));
+    for net in &pinned.v6 {
+        script.rule(format!("{} return", target_in(*net)), &whose);
+    }
+    script.rule("@th,64,10 0x3fa return", "a link-local address");
+    script.rule("counter drop", format!("spoofed: advertises what is not of {whose}"));
+    script.end_chain();
+
+    script.chain(&format!("port_{n}"));
+    script.rule("ether type { 8021q, 8021ad } counter drop", "guests have no VLANs");
+    script.rule("jump mac", "one MAC a port");
+    script.rule("ether type arp iifname . arp saddr ether != @macs counter drop", "spoofed: ARP with another's MAC");
+    if !v4.is_empty() {
+        let rule = format!("arp saddr ip {} accept", set(v4.iter().map(String::as_str).chain(["0.0.0.0"])));
+        script.rule(rule, format!("ARP of {whose}"));
+        script.rule(format!("ip saddr {} {} accept", set(&v4), marked(MARK_PINNED)), &whose);
+    }
+    if plan.allow_dhcp {
+        script.rule("ip saddr 0.0.0.0 udp sport 68 udp dport 67 accept", "DHCP before there is an address");
+    }
+    script.rule(format!("icmpv6 type nd-neighbor-advert jump advertised_{n}"), "answers only for its own addresses");
+    if !v6.is_empty() {
+        script.rule(format!("ip6 saddr {} {} accept", set(&v6), marked(MARK_PINNED)), &whose);
+    }
+    script.rule(
+        format!(
+            "ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit, \
+             mld-listener-report, mld2-listener-report }} {} accept",
+            marked(MARK_PINNED)
+        ),
+        "IPv6 neighbour discovery; what this machine takes of it is for table inet",
+    );
+    if plan.allow_dhcp {
+        let rule = format!("ip6 saddr fe80::/10 udp sport 546 udp dport 547 {} accept", marked(MARK_PINNED));
+        script.rule(rule, "DHCPv6 from its link-local address");
+    }
+    script.rule("counter drop", format!("spoofed: not an address of {whose}"));
+    script.end_chain();
+
+    script.chain(&format!("to_port_{n}"));
+    script.rule("ether type arp accept", "ARP");
+    let v4 = v4.iter().map(String::as_str).chain(["224.0.0.0/4", "255.255.255.255"]);
+    script.rule(format!("ip daddr {} accept", set(v4)), format!("to {whose}"));
+    let v6 = v6.iter().map(String::as_str).chain(["fe80::/10", "ff00::/8"]);
+    script.rule(format!("ip6 daddr {} accept", set(v6)), format!("to {whose}"));
+    script.rule("counter drop", "for another guest's eyes");
+    script.end_chain();
+}
+
+/// Frames from guests' ports.
+fn arriving(plan: &Plan, script: &mut Script) {
+    script.hook("arriving", "filter", "prerouting", PRIORITY);
+    let mut interfaces = plan.guests.clone();
+    interfaces.extend(plan.pinned.keys().cloned());
+    let elsewhere = match &plan.scope {
+        Scope::Bridges => format!("iifname {} meta ibrname != {}", names(&interfaces), names(&plan.guests)),
+        Scope::Ports(ports) if ports.is_empty() => format!("iifname {}", names(&interfaces)),
+        Scope::Ports(ports) => format!("iifname {} iifname != {}", names(&interfaces), names(ports)),
+    };
+    script.rule(
+        format!("{elsewhere} counter drop"),
+        "a guest's port on a bridge that [firewall].guest_interfaces does not name",
+    );
+    if !plan.pinned.is_empty() {
+        let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto port_{n}"));
+        script.rule(format!("iifname vmap {}", set(chains)), "ports of declared guests");
+    }
+    let (v4, v6) = plan.pinned_addresses();
+    for scope in scopes(plan, "prerouting") {
+        script.rule(
+            format!("{scope} ether type != {{ ip, ip6, arp }} counter drop"),
+            "guests speak IP, without VLANs and spanning trees",
+        );
+        if !plan.pinned.is_empty() {
+            script.rule(format!("{scope} ether saddr @taken counter drop"), "spoofed: the MAC of a declared guest");
+        }
+        for (field, nets) in [("ip saddr", &v4), ("arp saddr ip", &v4), ("ip6 saddr", &v6)] {
+            if !nets.is_empty() {
+                let rule = format!("{scope} {field} {} counter drop", set(nets));
+                script.rule(rule, "spoofed: the address of a guest that has another port");
+            }
+        }
+        for net in plan.pinned.values().flat_map(|pinned| &pinned.v6) {
+            let rule = format!("{scope} icmpv6 type nd-neighbor-advert {} counter drop", target_in(*net));
+            script.rule(rule, "spoofed: advertises the address of a guest that has another port");
+        }
+    }
+    script.end_chain();
+}
+
+/// The match for the target of a neighbour advertisement (RFC 4861 section 4.4: 64 bits into the
+/// message). nft has a word for it only since 1.0.8.
+fn target_in(net: Ipv6Net) -> String {
+    let length = net.prefix_len().max(1);
+    let target = net.network().to_bits() >> (128 - u32::from(length));
+    format!("@th,64,{length} {target:#x}")
+}

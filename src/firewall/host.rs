@@ -1,0 +1,114 @@
+//! What of this machine the plan depends on: interfaces and which bridge they are ports of, what the
+//! kernel's nftables can do, users. Everything is asked of the kernel at that moment.
+
+use super::tool::{self, FirewallError};
+use serde::Deserialize;
+use std::path::Path;
+
+/// The machine, as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Host {
+    /// Every network interface.
+    pub(super) links: Vec<Link>,
+    /// Can rules match the bridge that a frame's port belongs to?
+    pub(super) matches_bridges: bool,
+    /// Does the kernel speak IPv6?
+    pub(super) ipv6: bool,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Link {
+    pub(super) name: String,
+    pub(super) is_bridge: bool,
+    /// The bridge that it is a port of.
+    pub(super) master: Option<String>,
+    /// Is it kept apart from other isolated ports of its bridge?
+    pub(super) isolated: bool,
+}
+
+#[derive(Deserialize)]
+struct IpLink {
+    ifname: String,
+    master: Option<String>,
+    #[serde(default)]
+    linkinfo: LinkInfo,
+}
+
+#[derive(Default, Deserialize)]
+struct LinkInfo {
+    info_kind: Option<String>,
+    info_slave_kind: Option<String>,
+    #[serde(default)]
+    info_slave_data: SlaveData,
+}
+
+#[derive(Default, Deserialize)]
+struct SlaveData {
+    #[serde(default)]
+    isolated: bool,
+}
+
+impl Host {
+    /// Looks at this machine. What only root may find out is taken for what current kernels can do.
+    ///
+    /// # Errors
+    /// [`FirewallError`] where ip(8) is missing or fails.
+    pub fn look() -> Result<Host, FirewallError> {
+        let links = tool::json("ip", &["-j", "-d", "link", "show"], "to list the interfaces")?;
+        let links: Vec<IpLink> =
+            serde_json::from_value(links).map_err(|source| FirewallError::Unreadable { program: "ip", source })?;
+        let probe = "table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n";
+        let matches_bridges =
+            !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
+        let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+        let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
+        links.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok(Host { links, matches_bridges, ipv6 })
+    }
+
+    pub(super) fn link(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The ports of bridges whose name `is` picks.
+    pub(super) fn ports_of(&self, is: impl Fn(&str) -> bool) -> impl Iterator<Item = &Link> {
+        self.links.iter().filter(move |link| link.master.as_deref().is_some_and(&is))
+    }
+}
+
+impl From<IpLink> for Link {
+    fn from(link: IpLink) -> Link {
+        let port = link.linkinfo.info_slave_kind.as_deref() == Some("bridge");
+        Link {
+            is_bridge: link.linkinfo.info_kind.as_deref() == Some("bridge"),
+            master: link.master.filter(|_| port),
+            isolated: link.linkinfo.info_slave_data.isolated,
+            // A veth is printed with its peer by some versions.
+            name: link.ifname.split('@').next().unwrap_or_default().to_owned(),
+        }
+    }
+}
+
+/// Does `name` fit `pattern`, a name or one that ends in `*`?
+pub(super) fn fits(pattern: &str, name: &str) -> bool {
+    match pattern.strip_suffix('*') {
+        Some(stem) => name.starts_with(stem),
+        None => pattern == name,
+    }
+}
+
+/// The number of a user that is given by name or number; `None`: there is none of that name.
+pub(super) fn user_number(user: &str) -> Option<u32> {
+    if let Ok(number) = user.parse() {
+        return Some(number);
+    }
+    // getent(1) asks what the system asks (nsswitch.conf), LDAP and the like included.
+    let entry = tool::run("getent", &["passwd", "--", user], "", "to look up a user").ok()?;
+    entry.split(':').nth(2)?.parse().ok()
+}
+
+/// A kernel setting's value, without the line end; `None` where the kernel has no such setting.
+pub(super) fn sysctl(path: &str) -> Option<String> {
+    std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
+}

@@ -1,0 +1,201 @@
+//! What is in force, held against the plan. The ruleset is compared as the kernel prints it: the
+//! plan's own is loaded into an empty network namespace and printed there, so that no second
+//! description of it can go stale.
+
+use super::host::{self, Host};
+use super::plan::Plan;
+use super::tool::{self, FirewallError};
+use super::{TABLE, apply, others};
+use serde::Serialize;
+use serde_json::Value;
+use std::collections::BTreeMap;
+
+/// What is in force.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Status {
+    /// Everything of the plan is there, and nothing else of outgate's.
+    pub in_place: bool,
+    /// Interfaces that are there and by which guests enter.
+    pub interfaces: Vec<String>,
+    /// What is missing or differs, one sentence each.
+    pub differences: Vec<String>,
+    /// What deserves a look although it is as planned: other firewalls, things that will not work.
+    pub warnings: Vec<String>,
+    /// What the ruleset has counted.
+    pub counters: Vec<Counter>,
+}
+
+/// Packets of the rules with one comment in one chain.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counter {
+    /// `inet` or `bridge`.
+    pub family: String,
+    /// The chain.
+    pub chain: String,
+    /// The rule's comment.
+    pub rule: String,
+    /// Packets that the rules matched since the ruleset was applied.
+    pub packets: u64,
+}
+
+/// Looks at what is in force.
+///
+/// # Errors
+/// [`FirewallError`] where it cannot be looked at.
+pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
+    apply::check_root()?;
+    let mut differences = plan.faults().to_vec();
+    let mut counters = Vec::new();
+    let planned = planned_tables(plan)?;
+    for family in ["inet", "bridge"] {
+        let wanted = planned.get(family);
+        let found = table(family);
+        match (wanted, &found) {
+            (None, None) => {}
+            (Some(_), None) => differences.push(format!("table {family} {TABLE} is missing")),
+            (None, Some(_)) => differences.push(format!("table {family} {TABLE} is there and not asked for")),
+            (Some(wanted), Some(found)) => {
+                let chains = differing(wanted, found);
+                if !chains.is_empty() {
+                    differences.push(format!("table {family} {TABLE} differs from the configuration: {chains}"));
+                }
+            }
+        }
+        counters.extend(found.as_ref().map(|found| counted(family, found)).unwrap_or_default());
+    }
+    for difference in plan.routing.compare()? {
+        let family = difference.family;
+        differences.extend(difference.missing.iter().map(|line| format!("routing: missing is `ip {family} {line}`")));
+        differences.extend(
+            difference.surplus.iter().map(|line| format!("routing: `ip {family} {line}` would remove a stale one")),
+        );
+    }
+    differences.extend(plan.ports_to_isolate(host).map(|link| format!("bridge port {} is not isolated", link.name)));
+    for (path, value) in plan.sysctls(host) {
+        if let Some(now) = host::sysctl(&path).filter(|now| now != value) {
+            differences.push(format!("{path} is {now} and should be {value}"));
+        }
+    }
+    let mut warnings = plan.notes().to_vec();
+    warnings.extend(surroundings(plan, host));
+    warnings.extend(others::in_the_way(plan, host));
+    let interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
+    Ok(Status { in_place: plan.is_wanted() && differences.is_empty(), interfaces, differences, warnings, counters })
+}
+
+/// Kernel settings of the whole machine that break what the ruleset does. They are not outgate's to
+/// change: others rely on them.
+pub(super) fn surroundings(plan: &Plan, host: &Host) -> Vec<String> {
+    let mut found = Vec::new();
+    if plan.guest_links(host).any(|link| link.is_bridge) {
+        let families = [("iptables", "IPv4", plan.v4.transparent), ("ip6tables", "IPv6", plan.v6.transparent)];
+        for (tables, family, _) in families.into_iter().filter(|(_, _, transparent)| transparent.is_some()) {
+            let key = format!("net.bridge.bridge-nf-call-{tables}");
+            if host::sysctl(&format!("/proc/sys/net/bridge/bridge-nf-call-{tables}")).is_some_and(|value| value != "0")
+            {
+                found.push(format!(
+                    "{key} is on, which takes guests' {family} connections on bridges away from the transparent \
+                     listener: they are refused; unless another program needs it, run `sysctl -w {key}=0`"
+                ));
+            }
+        }
+    }
+    found
+}
+
+/// A table as the kernel prints it; `None` where there is none.
+fn table(family: &'static str) -> Option<Vec<Value>> {
+    items(tool::json("nft", &["-j", "list", "table", family, TABLE], "to list its table").ok()?)
+}
+
+/// The plan's tables, printed by a kernel that has nothing else.
+fn planned_tables(plan: &Plan) -> Result<BTreeMap<String, Vec<Value>>, FirewallError> {
+    if !plan.is_wanted() {
+        return Ok(BTreeMap::new());
+    }
+    let arguments = ["--net", "--", "sh", "-c", "nft -f - && nft -j list ruleset"];
+    let text = tool::run("unshare", &arguments, &plan.ruleset(), "to load the ruleset into an empty namespace")?;
+    let printed: Value =
+        serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program: "nft", source })?;
+    let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for item in items(printed).unwrap_or_default() {
+        if let Some(family) = body(&item).and_then(|(_, body)| text_of(body, "family")) {
+            tables.entry(family.to_owned()).or_default().push(item);
+        }
+    }
+    Ok(tables)
+}
+
+fn items(printed: Value) -> Option<Vec<Value>> {
+    let Value::Object(mut printed) = printed else { return None };
+    let Some(Value::Array(items)) = printed.remove("nftables") else { return None };
+    Some(items.into_iter().filter(|item| item.get("metainfo").is_none()).collect())
+}
+
+/// What an item is, and its fields.
+fn body(item: &Value) -> Option<(&str, &Value)> {
+    let (kind, body) = item.as_object()?.iter().next()?;
+    Some((kind, body))
+}
+
+fn text_of<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
+    value.get(key).and_then(Value::as_str)
+}
+
+/// The names of chains and sets that differ, joined.
+fn differing(wanted: &[Value], found: &[Value]) -> String {
+    let (wanted, found) = (by_place(wanted), by_place(found));
+    let places = wanted.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>();
+    let differing: Vec<&str> =
+        places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
+    differing.join(", ")
+}
+
+/// What a table has, by chain or set, without what changes by itself.
+fn by_place(items: &[Value]) -> BTreeMap<String, Vec<Value>> {
+    let mut places: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    for item in items {
+        let Some((kind, fields)) = body(item) else { continue };
+        let place = match kind {
+            "rule" => format!("chain {}", text_of(fields, "chain").unwrap_or_default()),
+            _ => format!("{kind} {}", text_of(fields, "name").unwrap_or_default()),
+        };
+        places.entry(place).or_default().push(still(fields, kind == "set"));
+    }
+    places
+}
+
+/// `value` without handles, counts and what sets have learnt.
+fn still(value: &Value, is_set: bool) -> Value {
+    match value {
+        Value::Object(fields) => {
+            let moving = |key: &str| matches!(key, "handle" | "packets" | "bytes") || (is_set && key == "elem");
+            let kept = fields.iter().filter(|(key, _)| !moving(key));
+            Value::Object(kept.map(|(key, value)| (key.clone(), still(value, false))).collect())
+        }
+        Value::Array(values) => Value::Array(values.iter().map(|value| still(value, false)).collect()),
+        other => other.clone(),
+    }
+}
+
+fn counted(family: &str, items: &[Value]) -> Vec<Counter> {
+    let mut counters: Vec<Counter> = Vec::new();
+    for (_, rule) in items.iter().filter_map(body).filter(|(kind, _)| *kind == "rule") {
+        let statements = rule.get("expr").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        let packets = statements.iter().find_map(|statement| statement.get("counter")?.get("packets")?.as_u64());
+        let (Some(packets), Some(chain), Some(comment)) = (packets, text_of(rule, "chain"), text_of(rule, "comment"))
+        else {
+            continue;
+        };
+        match counters.iter_mut().find(|counter| counter.chain == chain && counter.rule == comment) {
+            Some(counter) => counter.packets = counter.packets.saturating_add(packets),
+            None => counters.push(Counter {
+                family: family.to_owned(),
+                chain: chain.to_owned(),
+                rule: comment.to_owned(),
+                packets,
+            }),
+        }
+    }
+    counters
+}

@@ -1,0 +1,160 @@
+//! Other firewalls on the machine: an accept of outgate's is no accept of theirs, and a chain of
+//! theirs that drops what nobody allowed would drop what is brought to the listeners. Found are
+//! nftables chains (ufw, firewalld, iptables-nft) and, where they are in use, those of
+//! iptables-legacy; told is the line that lets guests through. Nothing of others is changed.
+
+use super::host::Host;
+use super::plan::Plan;
+use super::tool;
+use super::{TABLE, host};
+use serde_json::Value;
+use std::collections::BTreeSet;
+
+/// A chain of somebody else's that the kernel calls.
+struct Chain {
+    family: String,
+    table: String,
+    name: String,
+    hook: String,
+}
+
+/// What is in the way, one sentence with its remedy each.
+pub(super) fn in_the_way(plan: &Plan, host: &Host) -> Vec<String> {
+    let interfaces: Vec<String> = plan.guest_links(host).map(|link| link.name.clone()).collect();
+    if interfaces.is_empty() {
+        return Vec::new();
+    }
+    let hooks: &[&str] = if plan.allow_inbound_replies { &["input", "forward"] } else { &["input"] };
+    let mut found = Vec::new();
+    if let Ok(ruleset) = tool::json("nft", &["-j", "list", "ruleset"], "to list other rulesets") {
+        found.extend(nftables(&ruleset, hooks, &interfaces));
+    }
+    for (names, save) in
+        [("/proc/net/ip_tables_names", "iptables-legacy-save"), ("/proc/net/ip6_tables_names", "ip6tables-legacy-save")]
+    {
+        if host::sysctl(names).is_some_and(|tables| tables.lines().any(|table| table == "filter"))
+            && let Ok(saved) = tool::run(save, &["-t", "filter"], "", "to list its rules")
+        {
+            found.extend(legacy(&saved, save, hooks, &interfaces));
+        }
+    }
+    found
+}
+
+fn nftables(ruleset: &Value, hooks: &[&str], interfaces: &[String]) -> Vec<String> {
+    let empty = Vec::new();
+    let items = ruleset.get("nftables").and_then(Value::as_array).unwrap_or(&empty);
+    let text = |value: &Value, key: &str| value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let rules: Vec<&Value> = items.iter().filter_map(|item| item.get("rule")).collect();
+    let mut found = Vec::new();
+    for chain in items.iter().filter_map(|item| item.get("chain")) {
+        let base = Chain {
+            family: text(chain, "family"),
+            table: text(chain, "table"),
+            name: text(chain, "name"),
+            hook: text(chain, "hook"),
+        };
+        let applies = matches!(base.family.as_str(), "inet" | "ip" | "ip6") && base.table != TABLE;
+        if !applies || !hooks.contains(&base.hook.as_str()) || text(chain, "type") != "filter" {
+            continue;
+        }
+        let of_table = |rule: &&Value| text(rule, "family") == base.family && text(rule, "table") == base.table;
+        let table: Vec<&Value> = rules.iter().copied().filter(of_table).collect();
+        let last = table.iter().rfind(|rule| text(rule, "chain") == base.name);
+        let closes = text(chain, "policy") == "drop" || last.is_some_and(|rule| refuses_all(rule));
+        if !closes {
+            continue;
+        }
+        for interface in interfaces.iter().filter(|interface| !table.iter().any(|rule| accepts(rule, interface))) {
+            found.push(base.sentence(interface));
+        }
+    }
+    found
+}
+
+impl Chain {
+    fn sentence(&self, interface: &str) -> String {
+        let Chain { family, table, name, hook } = self;
+        let what = if hook == "input" { "what is brought to the listeners from" } else { "answers of guests behind" };
+        let ufw =
+            table == "filter" && name.eq_ignore_ascii_case(hook) && std::path::Path::new("/etc/ufw/ufw.conf").exists();
+        let remedy = match (table.as_str(), family.as_str()) {
+            ("firewalld", _) => {
+                format!("firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload")
+            }
+            _ if ufw && hook == "input" => format!("ufw allow in on {interface}"),
+            _ if ufw => format!("ufw route allow in on {interface}"),
+            ("filter", "ip") if name.chars().all(|c| c.is_ascii_uppercase()) => {
+                format!("iptables -I {name} -i {interface} -j ACCEPT")
+            }
+            ("filter", "ip6") if name.chars().all(|c| c.is_ascii_uppercase()) => {
+                format!("ip6tables -I {name} -i {interface} -j ACCEPT")
+            }
+            _ => format!("nft insert rule {family} {table} {name} iifname {interface} accept"),
+        };
+        format!(
+            "chain {name} of table {family} {table} drops {what} {interface}; run `{remedy}` (outgate's ruleset still refuses the rest)"
+        )
+    }
+}
+
+fn statements(rule: &Value) -> &[Value] {
+    rule.get("expr").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default()
+}
+
+/// Does the rule refuse whatever comes to it?
+fn refuses_all(rule: &Value) -> bool {
+    let statements = statements(rule);
+    let conditional =
+        statements.iter().any(|statement| statement.get("match").is_some() || statement.get("xt").is_some());
+    !conditional
+        && statements.iter().any(|statement| statement.get("drop").is_some() || statement.get("reject").is_some())
+}
+
+/// Does the rule accept, or lead to where it may be accepted, what comes by the interface?
+fn accepts(rule: &Value, interface: &str) -> bool {
+    let statements = statements(rule);
+    let verdict = ["accept", "jump", "goto"].iter().any(|verdict| statements.iter().any(|s| s.get(*verdict).is_some()));
+    let mut named = BTreeSet::new();
+    for condition in statements.iter().filter_map(|statement| statement.get("match")) {
+        let key = condition.get("left").and_then(|left| left.get("meta")?.get("key")?.as_str());
+        if matches!(key, Some("iifname" | "iif")) && condition.get("op").and_then(Value::as_str) == Some("==") {
+            strings(condition.get("right").unwrap_or(&Value::Null), &mut named);
+        }
+    }
+    verdict && named.iter().any(|pattern| host::fits(pattern, interface))
+}
+
+fn strings(value: &Value, found: &mut BTreeSet<String>) {
+    match value {
+        Value::String(text) => {
+            found.insert(text.clone());
+        }
+        Value::Array(values) => values.iter().for_each(|value| strings(value, found)),
+        Value::Object(fields) => fields.values().for_each(|value| strings(value, found)),
+        _ => {}
+    }
+}
+
+/// The same of `iptables-legacy-save`.
+fn legacy(saved: &str, program: &str, hooks: &[&str], interfaces: &[String]) -> Vec<String> {
+    let program = program.trim_end_matches("-save");
+    let mut found = Vec::new();
+    for chain in hooks.iter().map(|hook| hook.to_ascii_uppercase()) {
+        if !saved.lines().any(|line| line.starts_with(&format!(":{chain} DROP"))) {
+            continue;
+        }
+        for interface in interfaces {
+            let allowed = saved.lines().any(|line| {
+                line.contains(&format!(" -i {interface} ")) && (line.contains("-j ACCEPT") || line.contains("-j ufw"))
+            });
+            if !allowed {
+                found.push(format!(
+                    "chain {chain} of {program} drops what comes by {interface}; run `{program} -I {chain} -i {interface} \
+                     -j ACCEPT` (outgate's ruleset still refuses the rest)"
+                ));
+            }
+        }
+    }
+    found
+}

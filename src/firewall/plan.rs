@@ -1,0 +1,334 @@
+//! From the configuration and the machine to the plan: which interfaces, which doors are open to
+//! guests, who is held to which port, and what the operator should know before it is applied.
+
+use super::host::{self, Host, Link, fits};
+use super::{Pin, routing, script};
+use crate::config::{ListenSettings, Settings};
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+
+/// What the firewall will be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// Patterns of interfaces by which guests' packets enter.
+    pub(super) guests: Vec<String>,
+    pub(super) v4: Doors,
+    pub(super) v6: Doors,
+    /// By interface.
+    pub(super) pinned: BTreeMap<String, Pinned>,
+    /// How frames of guest bridges are told from others.
+    pub(super) scope: Scope,
+    /// Numbers of the users whose sockets go to `redirect`.
+    pub(super) users: Vec<u32>,
+    pub(super) allow_dhcp: bool,
+    pub(super) allow_inbound_replies: bool,
+    pub(super) routing: routing::Routing,
+    /// What will not work as the configuration may suggest, one sentence each.
+    notes: Vec<String>,
+    /// What keeps the plan from being whole.
+    faults: Vec<String>,
+}
+
+/// The listeners of one address family, as guests see them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Doors {
+    /// Where TCP goes.
+    pub(super) transparent: Option<SocketAddr>,
+    /// Where DNS queries go.
+    pub(super) dns: Option<SocketAddr>,
+    /// What guests may connect to by themselves.
+    pub(super) open: Vec<Door>,
+    /// Where TCP of host users goes.
+    pub(super) redirect: Option<SocketAddr>,
+    /// Where their DNS queries go.
+    pub(super) user_dns: Option<SocketAddr>,
+    /// What host users may connect to by themselves, loopback included.
+    pub(super) user_open: Vec<Door>,
+}
+
+/// A listener that may be connected to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Door {
+    pub(super) address: SocketAddr,
+    /// Its key in the configuration.
+    pub(super) key: &'static str,
+    /// UDP beside TCP?
+    pub(super) udp: bool,
+}
+
+/// What is held to one interface.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Pinned {
+    pub(super) guests: Vec<String>,
+    pub(super) v4: Vec<Ipv4Net>,
+    pub(super) v6: Vec<Ipv6Net>,
+}
+
+/// How frames of guest bridges are told from those of others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Scope {
+    /// By the name of the bridge: holds for ports that come later.
+    Bridges,
+    /// By the ports there are now, where the kernel cannot match bridges.
+    Ports(Vec<String>),
+}
+
+impl Plan {
+    /// Plans for this machine.
+    pub fn new(settings: &Settings, host: &Host) -> Plan {
+        let wanted = &settings.firewall;
+        let pinned = pinned(&wanted.pins);
+        let mut faults = Vec::new();
+        let mut users = Vec::new();
+        for user in &wanted.host_users {
+            match host::user_number(user) {
+                Some(0) => faults.push(format!("host user {user} is root, as whom outgate may run: left out")),
+                Some(number) if Some(number) == host::user_number("outgate") => {
+                    faults.push(format!("host user {user} is the one outgate runs as: left out"));
+                }
+                Some(number) => users.push(number),
+                None => faults.push(format!("there is no user {user}: left out; make it, then apply again")),
+            }
+        }
+        users.sort_unstable();
+        users.dedup();
+        let mut plan = Plan {
+            guests: wanted.guest_interfaces.clone(),
+            v4: doors(&settings.listen, SocketAddr::is_ipv4),
+            v6: doors(&settings.listen, SocketAddr::is_ipv6),
+            scope: Scope::Bridges,
+            users,
+            allow_dhcp: wanted.allow_dhcp,
+            allow_inbound_replies: wanted.allow_inbound_replies,
+            routing: routing::Routing::default(),
+            pinned,
+            notes: Vec::new(),
+            faults,
+        };
+        if !host.matches_bridges {
+            plan.scope = Scope::Ports(plan.ports(host));
+        }
+        plan.routing = routing::Routing::new(&plan, host);
+        plan.notes = plan.remarks(host);
+        plan
+    }
+
+    /// The ruleset, as nft(8) reads it: both tables, replaced in one transaction.
+    pub fn ruleset(&self) -> String {
+        script::write(self)
+    }
+
+    /// The routing, one line of ip(8) each, with comments.
+    pub fn routing_lines(&self) -> Vec<String> {
+        self.routing.lines()
+    }
+
+    /// The kernel settings of guests' interfaces, as lines of sysctl.conf(5).
+    pub fn sysctl_lines(&self, host: &Host) -> Vec<String> {
+        let settings = self.sysctls(host);
+        settings.into_iter().map(|(path, value)| format!("{} = {value}", sysctl_name(&path))).collect()
+    }
+
+    /// What will not work as the configuration may suggest, one sentence each.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
+    /// What the configuration asks for and this machine cannot give, one sentence each.
+    pub fn faults(&self) -> &[String] {
+        &self.faults
+    }
+
+    pub(super) fn is_guest(&self, interface: &str) -> bool {
+        self.guests.iter().any(|pattern| fits(pattern, interface))
+    }
+
+    /// The interfaces there are by which guests' packets enter.
+    pub(super) fn guest_links<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
+        host.links.iter().filter(|link| self.is_guest(&link.name))
+    }
+
+    /// The ports of guest bridges: those there are, and those that will be some guest's.
+    fn ports(&self, host: &Host) -> Vec<String> {
+        let now = host.ports_of(|bridge| self.is_guest(bridge)).map(|link| link.name.clone());
+        let later = self.pinned.keys().filter(|name| host.link(name).is_none()).cloned();
+        let mut ports: Vec<String> = now.chain(later).collect();
+        ports.sort();
+        ports.dedup();
+        ports
+    }
+
+    pub(super) fn is_wanted(&self) -> bool {
+        !self.guests.is_empty() || !self.users.is_empty() || !self.faults.is_empty()
+    }
+
+    /// Patterns of interfaces that may come later.
+    pub(super) fn wildcards(&self) -> Vec<String> {
+        self.guests.iter().filter(|pattern| pattern.ends_with('*')).cloned().collect()
+    }
+
+    /// Ports of guest bridges that are not kept apart yet.
+    pub(super) fn ports_to_isolate<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
+        host.ports_of(|bridge| self.is_guest(bridge)).filter(|link| !link.isolated)
+    }
+
+    /// Kernel settings that guests' interfaces should have, by path.
+    pub(super) fn sysctls(&self, host: &Host) -> Vec<(String, &'static str)> {
+        let mut settings = Vec::new();
+        for link in self.guest_links(host) {
+            let name = &link.name;
+            for (key, value) in [
+                // Behind the spoof check of the ruleset, should somebody flush it.
+                ("rp_filter", "1"),
+                // 127.0.0.0/8 stays this machine's own.
+                ("route_localnet", "0"),
+                ("accept_redirects", "0"),
+                ("send_redirects", "0"),
+                ("accept_source_route", "0"),
+            ] {
+                settings.push((format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value));
+            }
+            if host.ipv6 {
+                for key in ["accept_ra", "accept_redirects", "accept_source_route"] {
+                    settings.push((format!("/proc/sys/net/ipv6/conf/{name}/{key}"), "0"));
+                }
+            }
+        }
+        settings
+    }
+
+    fn remarks(&self, host: &Host) -> Vec<String> {
+        let mut notes = Vec::new();
+        let guests = !self.guests.is_empty();
+        for (family, doors) in [("IPv4", &self.v4), ("IPv6", &self.v6)] {
+            if guests && doors.transparent.is_none() {
+                notes.push(format!(
+                    "{family}: [listen].transparent has no {family} address, so guests' {family} connections are refused"
+                ));
+            }
+            if !self.users.is_empty() && doors.redirect.is_none() {
+                notes.push(format!(
+                    "{family}: [listen].redirect has no {family} address, so host users' {family} connections are refused"
+                ));
+            }
+        }
+        if guests && self.v4.dns.is_none() && self.v6.dns.is_none() {
+            notes.push("[listen].dns has no address that guests reach, so their queries are refused".to_owned());
+        }
+        for pattern in self.guests.iter().filter(|pattern| pattern.ends_with('*')) {
+            notes.push(format!(
+                "{pattern}: the ruleset holds for interfaces that come later; the routing rule that keeps them closed \
+                 when nftables is flushed names interfaces, so run `outgate firewall apply` when one was added"
+            ));
+        }
+        if let Scope::Ports(_) = self.scope
+            && self.guest_links(host).any(|link| link.is_bridge)
+        {
+            notes.push(
+                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: run \
+                 `outgate firewall apply` when one was added"
+                    .to_owned(),
+            );
+        }
+        for link in self.guest_links(host) {
+            if let Some(bridge) = link.master.as_deref().filter(|bridge| !self.is_guest(bridge)) {
+                let name = &link.name;
+                notes.push(format!(
+                    "{name} is a port of {bridge}, by which its packets enter; put \"{bridge}\" into \
+                     [firewall].guest_interfaces: until then all frames of {name} are dropped"
+                ));
+            }
+        }
+        for (interface, pinned) in &self.pinned {
+            let Some(link) = host.link(interface) else { continue };
+            if !self.is_guest(interface) && !link.master.as_deref().is_some_and(|bridge| self.is_guest(bridge)) {
+                notes.push(format!(
+                    "{interface} of {} is neither in [firewall].guest_interfaces nor a port of a bridge that is: \
+                     nothing brings its traffic here",
+                    pinned.guests.join(", ")
+                ));
+            }
+        }
+        notes
+    }
+}
+
+fn sysctl_name(path: &str) -> String {
+    // sysctl(8) takes slashes, which names with dots in them need.
+    path.trim_start_matches("/proc/sys/").to_owned()
+}
+
+fn pinned(pins: &[Pin]) -> BTreeMap<String, Pinned> {
+    let mut by_interface: BTreeMap<String, Pinned> = BTreeMap::new();
+    for pin in pins {
+        let pinned = by_interface.entry(pin.interface.clone()).or_default();
+        pinned.guests.push(pin.guest.clone());
+        for net in &pin.addresses {
+            match net {
+                IpNet::V4(net) => pinned.v4.push(*net),
+                IpNet::V6(net) => pinned.v6.push(*net),
+            }
+        }
+    }
+    for pinned in by_interface.values_mut() {
+        // nft refuses ranges within ranges.
+        pinned.v4 = Ipv4Net::aggregate(&pinned.v4);
+        pinned.v6 = Ipv6Net::aggregate(&pinned.v6);
+    }
+    by_interface
+}
+
+fn doors(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> Doors {
+    let of = |list: &[SocketAddr]| list.iter().copied().filter(&family).collect::<Vec<_>>();
+    // A packet from outside for a loopback address is a martian, so such a listener is no guest's.
+    let remote = |list: &[SocketAddr]| of(list).into_iter().filter(|address| !address.ip().is_loopback());
+    let door = |key, udp| move |address| Door { address, key, udp };
+    let proxies = [("proxy", &listen.proxy), ("proxy_tls", &listen.proxy_tls)];
+    let mut doors = Doors {
+        transparent: remote(&listen.transparent).next(),
+        dns: remote(&listen.dns).next(),
+        redirect: of(&listen.redirect).first().copied(),
+        user_dns: of(&listen.dns).first().copied(),
+        ..Doors::default()
+    };
+    for (key, list) in proxies {
+        doors.open.extend(remote(list).map(door(key, false)));
+        doors.user_open.extend(of(list).into_iter().map(door(key, false)));
+    }
+    doors.open.extend(remote(&listen.dns).map(door("dns", true)));
+    doors.user_open.extend(of(&listen.dns).into_iter().map(door("dns", true)));
+    doors
+}
+
+impl Plan {
+    /// Every address that is held to some interface.
+    pub(super) fn pinned_addresses(&self) -> (Vec<String>, Vec<String>) {
+        let v4: Vec<Ipv4Net> = self.pinned.values().flat_map(|pinned| pinned.v4.iter().copied()).collect();
+        let v6: Vec<Ipv6Net> = self.pinned.values().flat_map(|pinned| pinned.v6.iter().copied()).collect();
+        (texts(&Ipv4Net::aggregate(&v4)), texts(&Ipv6Net::aggregate(&v6)))
+    }
+}
+
+impl Pinned {
+    /// For comments: the interface and the guests there, in 80 bytes at most.
+    pub(super) fn label(&self, interface: &str) -> String {
+        let guests = self.guests.join(" ");
+        let mut label = format!("{interface}: {guests}");
+        // Names of guests and interfaces are ASCII, so a cut is never inside a character.
+        label.truncate(80);
+        label
+    }
+
+    pub(super) fn v4_text(&self) -> Vec<String> {
+        texts(&self.v4)
+    }
+
+    pub(super) fn v6_text(&self) -> Vec<String> {
+        texts(&self.v6)
+    }
+}
+
+fn texts<T: ToString>(nets: &[T]) -> Vec<String> {
+    nets.iter().map(T::to_string).collect()
+}

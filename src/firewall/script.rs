@@ -1,0 +1,381 @@
+//! The ruleset as text for nft(8): table `inet outgate`, and table `bridge outgate` from `bridge`.
+//! Both are replaced in the one transaction that `nft -f` makes of its input. Every rule carries its
+//! comment, which `nft list` shows as well.
+//!
+//! A guest's packet meets, in this order: `sources` (before connection tracking: is the source its
+//! own?), `arrivals` (where may it go? TCP is handed to the transparent listener here), `queries`
+//! (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
+
+use super::plan::{Door, Doors, Plan};
+use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge};
+use std::fmt::Display;
+use std::net::SocketAddr;
+
+/// Chains with their rules, in the making.
+#[derive(Default)]
+pub(super) struct Script {
+    text: String,
+}
+
+impl Script {
+    /// Opens a table in the place of the one that may be there.
+    pub(super) fn table(&mut self, family: &str) {
+        // Adding a table that is there changes nothing, so deleting it never fails.
+        let table = format!("{family} {TABLE}");
+        self.text.push_str(&format!("table {table}\ndelete table {table}\ntable {table} {{\n"));
+    }
+
+    pub(super) fn set(&mut self, name: &str, kind: &str, comment: &str) {
+        self.text.push_str(&format!(
+            "\t# {comment}\n\tset {name} {{\n\t\ttype {kind}\n\t\tsize 65536\n\t\tflags dynamic,timeout\n\t\ttimeout 5m\n\t}}\n\n"
+        ));
+    }
+
+    /// Opens a chain that is called by others.
+    pub(super) fn chain(&mut self, name: &str) {
+        self.text.push_str(&format!("\tchain {name} {{\n"));
+    }
+
+    /// Opens a chain that the kernel calls.
+    pub(super) fn hook(&mut self, name: &str, kind: &str, hook: &str, priority: i32) {
+        self.chain(name);
+        self.text.push_str(&format!("\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n"));
+    }
+
+    /// A rule; the comment has 128 bytes at most and no quotes.
+    pub(super) fn rule(&mut self, rule: impl Display, comment: impl Display) {
+        self.text.push_str(&format!("\t\t{rule} comment \"{comment}\"\n"));
+    }
+
+    pub(super) fn end_chain(&mut self) {
+        self.text.push_str("\t}\n\n");
+    }
+
+    pub(super) fn end_table(&mut self) {
+        while self.text.ends_with("\n\n") {
+            self.text.pop();
+        }
+        self.text.push_str("}\n");
+    }
+}
+
+/// The whole ruleset.
+pub(super) fn write(plan: &Plan) -> String {
+    let mut script = Script::default();
+    script.table("inet");
+    if !plan.guests.is_empty() {
+        sources(plan, &mut script);
+        listeners(plan, &mut script);
+        arrivals(plan, &mut script);
+        queries(plan, &mut script);
+        leftovers(plan, &mut script);
+    }
+    refused(&mut script);
+    users(plan, &mut script);
+    script.end_table();
+    bridge::write(plan, &mut script);
+    script.text
+}
+
+/// `{ a, b }`, each quoted.
+pub(super) fn names<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
+    let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
+    format!("{{ {} }}", quoted.join(", "))
+}
+
+/// `{ a, b }`.
+pub(super) fn set<T: Display>(items: impl IntoIterator<Item = T>) -> String {
+    let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
+    format!("{{ {} }}", items.join(", "))
+}
+
+/// The statement that puts `mark` into outgate's bits.
+pub(super) fn marked(mark: u32) -> String {
+    format!("meta mark set meta mark & {:#010x} | {mark:#010x}", !MARK_MASK)
+}
+
+fn has_mark(mark: u32) -> String {
+    format!("meta mark & {MARK_MASK:#010x} == {mark:#010x}")
+}
+
+fn from_guests(plan: &Plan) -> String {
+    format!("iifname {}", names(&plan.guests))
+}
+
+/// Spoofed sources, the only thing that is dropped without a word: whoever owns the address did not
+/// send it.
+fn sources(plan: &Plan, script: &mut Script) {
+    let guests = from_guests(plan);
+    script.hook("sources", "filter", "prerouting", -300);
+    let martian = "a loopback address from outside";
+    for (field, range) in
+        [("ip saddr", "127.0.0.0/8"), ("ip6 saddr", "::1"), ("ip daddr", "127.0.0.0/8"), ("ip6 daddr", "::1")]
+    {
+        script.rule(format!("{guests} {field} {range} counter drop"), martian);
+    }
+    if !plan.pinned.is_empty() {
+        let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto guest_{n}"));
+        script.rule(format!("iifname vmap {}", set(chains)), "guests with an interface of their own");
+        script.rule(format!("{guests} {} accept", has_mark(MARK_PINNED)), "checked on its bridge port");
+        let (v4, v6) = plan.pinned_addresses();
+        for (field, nets) in [("ip saddr", v4), ("ip6 saddr", v6)] {
+            if !nets.is_empty() {
+                let rule = format!("iifname != \"lo\" {field} {} counter drop", set(nets));
+                script.rule(rule, "spoofed: the address of a guest that has another interface");
+            }
+        }
+    }
+    script.rule(format!("{guests} {UNSPECIFIED_ND} accept"), "IPv6: is this address taken? (RFC 4862)");
+    if plan.allow_dhcp {
+        script.rule(format!("{guests} {DHCP_UNSPECIFIED} accept"), "DHCP before there is an address");
+    }
+    script.rule(
+        format!("{guests} fib saddr . iif oif missing counter drop"),
+        "spoofed: the way back to the source is another interface, or none",
+    );
+    script.end_chain();
+    for (n, (interface, pinned)) in plan.pinned.iter().enumerate() {
+        script.chain(&format!("guest_{n}"));
+        let whose = pinned.label(interface);
+        for (field, nets) in [("ip saddr", pinned.v4_text()), ("ip6 saddr", pinned.v6_text())] {
+            if !nets.is_empty() {
+                script.rule(format!("{field} {} accept", set(nets)), &whose);
+            }
+        }
+        script.rule(format!("{UNSPECIFIED_ND} accept"), "IPv6: is this address taken? (RFC 4862)");
+        let local = if plan.allow_dhcp { ND_AND_SOLICITATION } else { ND };
+        script.rule(
+            format!("ip6 saddr fe80::/10 {local} accept"),
+            "IPv6 neighbour discovery from its link-local address",
+        );
+        if plan.allow_dhcp {
+            script.rule(format!("ip6 saddr fe80::/10 {DHCPV6} accept"), "DHCPv6 from its link-local address");
+            script.rule(format!("{DHCP_UNSPECIFIED} accept"), "DHCP before there is an address");
+        }
+        script.rule("counter drop", format!("spoofed: not an address of {whose}"));
+        script.end_chain();
+    }
+}
+
+/// What guests may reach of this machine by its own addresses.
+fn listeners(plan: &Plan, script: &mut Script) {
+    script.chain("listeners");
+    script.rule(
+        "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255 counter accept",
+        "IPv6 neighbour discovery, never from beyond the link",
+    );
+    if plan.allow_dhcp {
+        script.rule("icmpv6 type nd-router-solicit ip6 hoplimit 255 counter accept", "router solicitation");
+        script.rule("udp sport 68 udp dport 67 counter accept", "DHCP");
+        script.rule(format!("{DHCPV6} counter accept"), "DHCPv6");
+    }
+    for door in plan.v4.open.iter().chain(&plan.v6.open) {
+        open(door, "counter accept", script);
+    }
+    script.end_chain();
+}
+
+fn open(door: &Door, verdict: &str, script: &mut Script) {
+    let protocols: &[&str] = if door.udp { &["tcp", "udp"] } else { &["tcp"] };
+    for protocol in protocols {
+        let rule = format!("{} {protocol} dport {} {verdict}", to_address(door.address), door.address.port());
+        script.rule(rule, format!("[listen].{}", door.key));
+    }
+}
+
+/// The match for a listener's address; an unspecified one is every local address of its family.
+fn to_address(address: SocketAddr) -> String {
+    match (address.ip().is_unspecified(), address) {
+        (false, SocketAddr::V4(v4)) => format!("ip daddr {}", v4.ip()),
+        (false, SocketAddr::V6(v6)) => format!("ip6 daddr {}", v6.ip()),
+        (true, SocketAddr::V4(_)) => "meta nfproto ipv4 fib daddr type local".to_owned(),
+        (true, SocketAddr::V6(_)) => "meta nfproto ipv6 fib daddr type local".to_owned(),
+    }
+}
+
+/// Where guests' packets may go, decided before routing.
+fn arrivals(plan: &Plan, script: &mut Script) {
+    script.chain("admitted");
+    script.rule("jump listeners", "this machine's own addresses: these listeners");
+    script.rule("fib daddr type local goto refused", "and nothing else of this machine");
+    for (nfproto, doors) in families(plan) {
+        let Some(transparent) = doors.transparent else { continue };
+        let family = if transparent.is_ipv4() { "ip" } else { "ip6" };
+        script.rule(
+            format!(
+                "meta nfproto {nfproto} meta l4proto tcp tproxy {family} to {} {} counter accept",
+                target(transparent),
+                marked(MARK_LISTENER)
+            ),
+            "[listen].transparent; without a listener the next rules refuse",
+        );
+    }
+    script.rule("goto refused", "whatever else");
+    script.end_chain();
+
+    script.hook("arrivals", "filter", "prerouting", -150);
+    let guests = from_guests(plan);
+    if plan.allow_inbound_replies {
+        script.rule(
+            format!("{guests} ct direction reply ct state established {} counter accept", marked(MARK_REPLY)),
+            "answers to connections that came from outside",
+        );
+    }
+    for (nfproto, doors) in families(plan) {
+        if doors.dns.is_some() {
+            let rule =
+                format!("{guests} meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 counter accept");
+            script.rule(rule, "DNS, to whatever server: brought to [listen].dns below");
+        }
+    }
+    script.rule(format!("{guests} goto admitted"), "all else of guests'");
+    script.end_chain();
+}
+
+/// Brings queries to any server to the DNS listener.
+fn queries(plan: &Plan, script: &mut Script) {
+    script.hook("queries", "nat", "prerouting", -100);
+    let guests = from_guests(plan);
+    for (nfproto, doors) in families(plan) {
+        let Some(dns) = doors.dns else { continue };
+        // A guest that asks one of several listeners gets that one.
+        for door in doors.open.iter().filter(|door| door.udp && door.address.port() == 53) {
+            let rule = format!("{guests} {} meta l4proto {{ tcp, udp }} th dport 53 accept", to_address(door.address));
+            script.rule(rule, "asked directly");
+        }
+        script.rule(
+            format!("{guests} meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 {}", brought(dns)),
+            "any server a guest asks is [listen].dns",
+        );
+    }
+    script.end_chain();
+}
+
+/// What is left after routing: to this machine only what was admitted, onwards nothing.
+fn leftovers(plan: &Plan, script: &mut Script) {
+    let guests = from_guests(plan);
+    script.hook("input", "filter", "input", -10);
+    if plan.allow_inbound_replies {
+        let rule = format!("{guests} ct direction reply ct state established counter accept");
+        script.rule(rule, "answers to connections that this machine opened");
+    }
+    script.rule(
+        format!("{guests} {} socket transparent 1 accept", has_mark(MARK_LISTENER)),
+        "handed to the transparent listener",
+    );
+    script.rule(format!("{guests} jump listeners"), "listeners for guests");
+    script.rule(format!("{guests} goto refused"), "nothing else of this machine");
+    script.end_chain();
+
+    script.hook("forwarded", "filter", "forward", -10);
+    if plan.allow_inbound_replies {
+        script.rule(
+            format!(
+                "{guests} oifname != {} {} ct direction reply ct state established counter accept",
+                names(&plan.guests),
+                has_mark(MARK_REPLY)
+            ),
+            "answers to connections that came from outside, never to other guests",
+        );
+    }
+    script.rule(format!("{guests} goto refused"), "nothing passes by itself");
+    script.end_chain();
+}
+
+/// Refusals are told at once (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) and counted by protocol.
+fn refused(script: &mut Script) {
+    script.chain("refused");
+    script.rule(
+        "fib daddr type { broadcast, multicast } counter drop",
+        "nobody listens, and such packets must not be answered (RFC 1122)",
+    );
+    script.rule("meta l4proto tcp counter reject with tcp reset", "refused: TCP");
+    for (protocol, label) in [("udp", "UDP"), ("icmp", "ICMP"), ("ipv6-icmp", "ICMPv6")] {
+        let rule = format!("meta l4proto {protocol} counter reject with icmpx type admin-prohibited");
+        script.rule(rule, format!("refused: {label}"));
+    }
+    script.rule("counter reject with icmpx type admin-prohibited", "refused: other protocols");
+    script.end_chain();
+}
+
+/// Sockets of this machine's users; and the canary, which tells an unprivileged daemon that all this
+/// is here.
+fn users(plan: &Plan, script: &mut Script) {
+    script.hook("sockets", "filter", "output", 0);
+    let canary = format!("ip daddr {} udp dport {} drop", CANARY.ip(), CANARY.port());
+    script.rule(canary, "by this outgate knows that the ruleset is in place");
+    if plan.users.is_empty() {
+        return script.end_chain();
+    }
+    let theirs = format!("meta skuid {}", set(&plan.users));
+    script.rule(format!("{theirs} goto users"), "[firewall].host_users");
+    script.end_chain();
+
+    script.chain("users");
+    if plan.allow_inbound_replies {
+        let rule = "ct direction reply ct state established counter accept";
+        script.rule(rule, "answers to connections that came from outside");
+    }
+    for (_, doors) in families(plan) {
+        for door in &doors.user_open {
+            open(door, "counter accept", script);
+        }
+        for (listener, protocols, key) in [(doors.redirect, "tcp", "redirect"), (doors.user_dns, "{ tcp, udp }", "dns")]
+        {
+            let Some(address) = listener else { continue };
+            let rule = format!(
+                "ct status dnat {} meta l4proto {protocols} th dport {} counter accept",
+                to_address(address),
+                address.port()
+            );
+            script.rule(rule, format!("brought to [listen].{key}"));
+        }
+    }
+    script.rule("goto refused", "other UDP, other protocols, loopback");
+    script.end_chain();
+
+    script.hook("user_sockets", "nat", "output", -100);
+    script.rule(format!("{theirs} goto user_connections"), "[firewall].host_users");
+    script.end_chain();
+    script.chain("user_connections");
+    for (nfproto, doors) in families(plan) {
+        for door in &doors.user_open {
+            open(door, "accept", script);
+        }
+        if let Some(dns) = doors.user_dns {
+            let rule = format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 {}", brought(dns));
+            script.rule(rule, "any server they ask is [listen].dns");
+        }
+        if let Some(redirect) = doors.redirect {
+            let rule = format!("meta nfproto {nfproto} meta l4proto tcp {}", brought(redirect));
+            script.rule(rule, "[listen].redirect");
+        }
+    }
+    script.end_chain();
+}
+
+fn families(plan: &Plan) -> [(&'static str, &Doors); 2] {
+    [("ipv4", &plan.v4), ("ipv6", &plan.v6)]
+}
+
+/// The listener as `tproxy` takes it; without an address it is the interface's own.
+fn target(address: SocketAddr) -> String {
+    if address.ip().is_unspecified() { format!(":{}", address.port()) } else { address.to_string() }
+}
+
+/// The NAT statement that leads to a listener.
+fn brought(listener: SocketAddr) -> String {
+    match listener {
+        _ if listener.ip().is_unspecified() => format!("counter redirect to :{}", listener.port()),
+        SocketAddr::V4(_) => format!("counter dnat ip to {listener}"),
+        SocketAddr::V6(_) => format!("counter dnat ip6 to {listener}"),
+    }
+}
+
+/// Neighbour discovery (RFC 4861 section 7.1: the hop limit proves that no router passed it on).
+const ND: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255";
+const ND_AND_SOLICITATION: &str =
+    "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert, nd-router-solicit } ip6 hoplimit 255";
+const UNSPECIFIED_ND: &str = "ip6 saddr :: icmpv6 type { nd-neighbor-solicit, nd-router-solicit } ip6 hoplimit 255";
+const DHCP_UNSPECIFIED: &str = "ip saddr 0.0.0.0 udp sport 68 udp dport 67";
+const DHCPV6: &str = "udp sport 546 udp dport 547 ip6 daddr { ff02::1:2, fe80::/10 }";

@@ -1,0 +1,195 @@
+//! A connection that was brought here without the guest's knowing (TPROXY, REDIRECT): the stream itself
+//! must show where it wants to go, and the original destination gives only the port.
+//!
+//! TLS shows a server name, HTTP a Host with every request. What shows neither is known by the name for
+//! which outgate's DNS gave this guest this address, else by the address. Where such raw bytes may pass,
+//! the guest gets [`SILENCE`] to show a name; then it is taken for one that waits for the server's word.
+
+use super::http;
+use super::tunnel::{self, Opened};
+use super::{Ended, Filled, Relaying, Visit, decide, decide_unnamed, reach, refuse};
+use crate::account::{Listener, Record};
+use crate::identify::hello::Hello;
+use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
+use crate::reason::Reason;
+use crate::relay::close;
+use crate::target::{Host, Protocol, Target, Transport};
+use std::net::SocketAddr;
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long a guest may be silent, or unclear, before it is taken for a protocol whose server speaks
+/// first; counted from accept, where raw bytes are allowed at all.
+const SILENCE: Duration = Duration::from_millis(300);
+
+/// A connection and what was done with it before it came here.
+struct Stray {
+    visit: Visit,
+    listener: Listener,
+    original: SocketAddr,
+}
+
+/// Serves a connection that was on its way to `original`.
+pub(super) async fn serve(visit: Visit, listener: Listener, original: SocketAddr) -> Result<Relaying, Ended> {
+    let mut stray = Stray { visit, listener, original };
+    let raw = stray.raw();
+    if raw.is_err() && !stray.could_pass() {
+        return Err(stray.refuse_raw());
+    }
+    let patience = raw.is_ok().then(|| Instant::now() + SILENCE);
+    let mut scanned = 0;
+    loop {
+        match sniff_on(&stray.visit.input, scanned) {
+            Sniff::NeedMore => scanned = stray.visit.input.len(),
+            Sniff::Tls => return stray.tls().await,
+            Sniff::Http => return http::serve_transparent(stray.visit, listener).await,
+            Sniff::Raw => return stray.raw_flow().await,
+        }
+        let filled = tokio::select! {
+            biased;
+            filled = stray.visit.fill() => filled,
+            () = until(patience) => return stray.raw_flow().await,
+        };
+        let reason = match filled {
+            Filled::Bytes => continue,
+            // A port scanner, or a client that changed its mind: nothing was asked.
+            Filled::End if scanned == 0 => return Err(Ended),
+            Filled::End | Filled::Revoked(_) => Reason::Malformed,
+            Filled::Timeout => Reason::Timeout,
+        };
+        stray.visit.record(listener).refuse(reason, None);
+        close::reset(&stray.visit.guest);
+        return Err(Ended);
+    }
+}
+
+/// For ever, where there is no such time.
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => tokio::time::sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Stray {
+    fn claim(&self, host: Host, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
+        let target = Target { host, port: self.original.port() };
+        Claim { source: self.visit.source.ip(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+    }
+
+    /// What the guest may have meant, if it shows no name: the names that its address was given for, and
+    /// the address itself.
+    fn candidates(&self) -> impl Iterator<Item = Claim> {
+        let source = self.visit.source.ip();
+        let live = self.visit.house.live.load();
+        let address = self.original.ip();
+        let names = self.visit.house.bindings.names(source, live.policy.guest(source).name, address);
+        let named = names.into_iter().map(|name| self.claim(Host::Name(name), None, Evidence::Dns));
+        named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
+    }
+
+    /// The first candidate that may be spoken to in any protocol; else the one that explains best why not.
+    fn raw(&self) -> Result<Claim, Claim> {
+        let live = self.visit.house.live.load();
+        let mut refused = None;
+        for claim in self.candidates() {
+            match live.policy.decide(&claim) {
+                Ok(permit) if permit.protocols().contains(Protocol::Raw) => return Ok(claim),
+                // A name says more than an address, and the latest name most.
+                _ => refused = refused.or(Some(claim)),
+            }
+        }
+        Err(refused.unwrap_or_else(|| self.claim(Host::Addr(self.original.ip()), None, Evidence::Address)))
+    }
+
+    /// Could any name that the stream may show open this port?
+    fn could_pass(&self) -> bool {
+        let (source, port) = (self.visit.source.ip(), self.original.port());
+        self.visit.house.live.load().policy.could_allow_port(source, port)
+    }
+
+    /// Nothing of the stream can be answered in its own words.
+    fn refuse_raw(&self) -> Ended {
+        let claim = match self.raw() {
+            Ok(claim) | Err(claim) => Claim { spoken: Some(Protocol::Raw), ..claim },
+        };
+        let mut record = self.visit.record(self.listener);
+        if decide(&self.visit.house, &claim, &mut record).is_ok() {
+            // Another list came into force since.
+            record.refuse(Reason::ProtocolNotAllowed, None);
+        }
+        close::reset(&self.visit.guest);
+        Ended
+    }
+
+    /// Neither TLS nor HTTP, or not to be told yet: from here on like a tunnel to what was meant.
+    async fn raw_flow(mut self) -> Result<Relaying, Ended> {
+        // Asked again: the list, or what the guest was told of names, may have changed meanwhile.
+        let Ok(claim) = self.raw() else { return Err(self.refuse_raw()) };
+        let mut record = self.visit.record(self.listener);
+        let reached = match decide(&self.visit.house, &claim, &mut record) {
+            Ok(permit) => {
+                reach(&self.visit.house, &claim, &permit, &mut record).await.map(|upstream| (permit, upstream))
+            }
+            Err(refusal) => Err(refusal.reason),
+        };
+        let Ok((permit, upstream)) = reached else {
+            close::reset(&self.visit.guest);
+            return Err(Ended);
+        };
+        self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
+        tunnel::serve(self.visit, Opened { listener: self.listener, record, claim, permit, upstream }).await
+    }
+
+    /// TLS: the hello says where to.
+    async fn tls(mut self) -> Result<Relaying, Ended> {
+        let mut record = self.visit.record(self.listener);
+        let (claim, len) = match self.hello(&mut record).await {
+            Ok(read) => read,
+            Err(reason) => return self.alert(record, reason).await,
+        };
+        let permit = match decide_unnamed(&self.visit.house, &claim, &mut record) {
+            Ok(permit) => permit,
+            Err(refusal) => return self.alert(record, refusal.reason).await,
+        };
+        match reach(&self.visit.house, &claim, &permit, &mut record).await {
+            Ok(upstream) => {
+                let opened = Opened { listener: self.listener, record, claim, permit, upstream };
+                tunnel::pass_hello(self.visit, opened, len).await
+            }
+            Err(reason) => self.alert(record, reason).await,
+        }
+    }
+
+    /// Reads the ClientHello at the front of the input: what it asks for, and its length.
+    async fn hello(&mut self, record: &mut Record) -> Result<(Claim, usize), Reason> {
+        let mut reader = Hello::new();
+        loop {
+            match reader.advance(&self.visit.input) {
+                Ok(Parsed::Complete { head, .. }) => {
+                    let (host, evidence) = match head.sni {
+                        Some(name) => (Host::Name(name), Evidence::Sni),
+                        None => (Host::Addr(self.original.ip()), Evidence::Address),
+                    };
+                    let claim = self.claim(host, Some(Protocol::Tls), evidence);
+                    return Ok((Claim { ech: head.ech, ..claim }, head.len));
+                }
+                Ok(Parsed::Partial) => {}
+                Err(error) => return Err(error.reason()),
+            }
+            match self.visit.hear(record).await {
+                Filled::Bytes => {}
+                Filled::End => return Err(Reason::Malformed),
+                Filled::Timeout => return Err(Reason::Timeout),
+                Filled::Revoked(reason) => return Err(reason),
+            }
+        }
+    }
+
+    async fn alert(mut self, mut record: Record, reason: Reason) -> Result<Relaying, Ended> {
+        record.refuse(reason, None);
+        drop(record);
+        close::after(&mut self.visit.guest, &refuse::TLS_ALERT).await;
+        Err(Ended)
+    }
+}

@@ -1,0 +1,252 @@
+//! The names above allowed names: `golem.network` and `network`, where a rule allows
+//! `*.golem.network`. DNS must not say that they do not exist, or clients that walk down from the top
+//! give up early (RFC 8020). Only a name that no rule takes is looked for here, and flows never are.
+//!
+//! The `allow` rules of each file lie sorted by their names read backwards, four bytes a rule, so that
+//! all names below another one are neighbours and one binary search a file finds whether there are any.
+
+use super::globs;
+use super::rule::Effect;
+use super::rules::Rules;
+use super::store::{Record, Shape};
+use crate::name::MAX_NAME;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// Characters of a name, from its end, that stand in a sorting key.
+const KEY: usize = 16;
+/// Bits that one of them takes there, and behind them all the rule's place.
+const CHARACTER: u32 = 6;
+const PLACE: u32 = 32;
+
+/// Globs with one tail that are looked at for a name between tail and pattern; where there are more,
+/// one of them is taken to match.
+const MAX_INNER: usize = 64;
+
+/// The index.
+#[derive(Debug, Default)]
+pub(super) struct Parents {
+    /// Rules of names and globs by file, then by their literal tail read backwards.
+    records: Box<[u32]>,
+    /// Where the rules of each file lie in `records`.
+    files: Vec<(u16, Range<usize>)>,
+    /// Of `records` the globs that have a label between their tail and the names they take.
+    inner: Box<[u32]>,
+    /// Literal tails of regexes, by file, then backwards.
+    regexes: Vec<(u16, Box<str>)>,
+}
+
+impl Parents {
+    pub(super) fn of(rules: &Rules) -> Parents {
+        let mut parts: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
+        // Rules of one file mostly come together.
+        let (mut last, mut part) = (0, Vec::new());
+        let mut inner: Vec<(u16, u128)> = Vec::new();
+        let mut regexes = Vec::new();
+        for record in rules.records().filter(|record| is_open(rules, record)) {
+            let file = record.place().file;
+            match record.shape() {
+                Shape::Net => {}
+                Shape::Regex => regexes.extend(rules.regex_tails(&record).map(|tail| (file, Box::from(tail)))),
+                shape => {
+                    if file != last {
+                        parts.entry(last).or_default().append(&mut part);
+                        last = file;
+                    }
+                    let entry = key(rules.tail(&record).as_bytes()) << PLACE | u128::from(record.at());
+                    part.push(entry);
+                    if shape == Shape::Glob && rules.glob(&record).is_some_and(globs::Glob::is_deep) {
+                        inner.push((file, entry));
+                    }
+                }
+            }
+        }
+        parts.entry(last).or_default().append(&mut part);
+        let by_text = |one: &u128, other: &u128| {
+            let same = || backwards(text(rules, place(*one)), text(rules, place(*other)));
+            (one >> PLACE).cmp(&(other >> PLACE)).then_with(same)
+        };
+        let mut records = Vec::with_capacity(parts.values().map(Vec::len).sum());
+        let mut files = Vec::with_capacity(parts.len());
+        for (file, mut part) in parts {
+            part.sort_unstable_by(by_text);
+            let start = records.len();
+            records.extend(part.into_iter().map(place));
+            files.push((file, start..records.len()));
+        }
+        inner.sort_unstable_by(|(one, a), (other, b)| one.cmp(other).then_with(|| by_text(a, b)));
+        let inner = inner.into_iter().map(|(_, entry)| place(entry)).collect();
+        regexes.sort_unstable_by(|(one, a): &(u16, Box<str>), (other, b)| {
+            one.cmp(other).then_with(|| backwards(a.as_bytes(), b.as_bytes()))
+        });
+        regexes.dedup();
+        Parents { records: records.into(), files, inner, regexes }
+    }
+
+    /// Do the files that `sees` knows allow some name below `name`?
+    pub(super) fn has_below(&self, rules: &Rules, name: &str, sees: impl Fn(u16) -> bool) -> bool {
+        let listed = self.files.iter().filter(|(file, _)| sees(*file)).any(|(_, range)| {
+            let part = self.records.get(range.clone()).unwrap_or_default();
+            has_below(part.len(), |at| part.get(at).map_or(&[], |at| text(rules, *at)), name)
+        });
+        listed || self.regex_below(name, &sees) || self.within_glob(rules, name, &sees)
+    }
+
+    fn regex_below(&self, name: &str, sees: &impl Fn(u16) -> bool) -> bool {
+        let mut rest = self.regexes.as_slice();
+        while let Some((file, _)) = rest.first() {
+            let (part, behind) = rest.split_at(rest.partition_point(|(other, _)| other <= file));
+            if sees(*file) && has_below(part.len(), |at| part.get(at).map_or(&[], |(_, tail)| tail.as_bytes()), name) {
+                return true;
+            }
+            rest = behind;
+        }
+        false
+    }
+
+    /// Is `name` one that lies between the tail of a glob and the names it takes, as `b.x.io` for
+    /// `a-*.b.x.io`'s sibling `a-*.*.x.io`? What stands in the labels between is not compared.
+    fn within_glob(&self, rules: &Rules, name: &str, sees: &impl Fn(u16) -> bool) -> bool {
+        if self.inner.is_empty() {
+            return false;
+        }
+        let labels = name.split('.').count();
+        // The last is that of a glob without literal labels at its end.
+        let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).chain([""]);
+        let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.place().file)).collect::<Vec<_>>();
+        files.dedup();
+        for (suffix, file) in suffixes.flat_map(|suffix| files.iter().map(move |file| (suffix, *file))) {
+            if !sees(file) {
+                continue;
+            }
+            let before = |at: &u32| match rules.record(*at) {
+                Some(record) if record.place().file == file => {
+                    backwards(text(rules, *at), suffix.as_bytes()) == Ordering::Less
+                }
+                Some(record) => record.place().file < file,
+                None => false,
+            };
+            let start = self.inner.partition_point(before);
+            let same = self.inner.iter().skip(start).map_while(|at| {
+                let record = rules.record(*at)?;
+                (record.place().file == file && rules.tail(&record) == suffix).then_some(record)
+            });
+            for (count, record) in same.enumerate() {
+                if count >= MAX_INNER || rules.glob(&record).is_some_and(|glob| glob.reaches_past(labels)) {
+                    return true;
+                }
+            }
+        }
+        false
+    }
+}
+
+/// Does one of the texts, sorted backwards, lie below `name`, or is it the tail of rules that do?
+fn has_below<'a>(count: usize, text: impl Fn(usize) -> &'a [u8], name: &str) -> bool {
+    // A wildcard's base, a glob's or regex's tail; an exact name would have been found before.
+    let start = first_not(0..count, |at| backwards(text(at), name.as_bytes()) == Ordering::Less);
+    if start < count && text(start) == name.as_bytes() {
+        return true;
+    }
+    let mut buffer = [0u8; MAX_NAME + 1];
+    let Some(below) = buffer.get_mut(..name.len() + 1) else { return false };
+    below.iter_mut().zip(b".".iter().chain(name.as_bytes())).for_each(|(to, from)| *to = *from);
+    let below: &[u8] = below;
+    let first = first_not(start..count, |at| backwards(text(at), below) == Ordering::Less);
+    first < count && text(first).ends_with(below)
+}
+
+/// The first place at which `is_before` does not hold; it holds for none behind.
+fn first_not(mut range: Range<usize>, is_before: impl Fn(usize) -> bool) -> usize {
+    while range.start < range.end {
+        let middle = range.start + (range.end - range.start) / 2;
+        if is_before(middle) {
+            range.start = middle + 1;
+        } else {
+            range.end = middle;
+        }
+    }
+    range.start
+}
+
+fn is_open(rules: &Rules, record: &Record) -> bool {
+    rules.compiled(record).is_some_and(|compiled| !compiled.expired && compiled.terms.effect == Effect::Allow)
+}
+
+fn text(rules: &Rules, at: u32) -> &[u8] {
+    rules.record(at).map_or(&[], |record| rules.tail(&record).as_bytes())
+}
+
+/// Compares from the last byte to the first.
+fn backwards(one: &[u8], other: &[u8]) -> Ordering {
+    one.iter().rev().cmp(other.iter().rev())
+}
+
+/// The last characters of a text, so that most comparisons need not touch the text itself. A text that
+/// ends sooner has zeros there, and nothing but the end is smaller than any character of a name.
+fn key(text: &[u8]) -> u128 {
+    let last = text.iter().rev().map(|byte| rank(*byte)).chain(std::iter::repeat(0)).take(KEY);
+    last.fold(0, |key, rank| key << CHARACTER | u128::from(rank))
+}
+
+/// The rank of a byte among those that names are made of.
+fn rank(byte: u8) -> u8 {
+    match byte {
+        b'-' => 1,
+        b'.' => 2,
+        b'0'..=b'9' => byte - b'0' + 3,
+        b'_' => 13,
+        b'a'..=b'z' => byte - b'a' + 14,
+        // No name has others; any rank will do as long as the order is one.
+        _ => 0,
+    }
+}
+
+/// The rule's place in the store, from an entry of the sort.
+fn place(entry: u128) -> u32 {
+    // What is above is the key.
+    u32::try_from(entry & u128::from(u32::MAX)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sorted(names: &[&'static str]) -> Vec<&'static str> {
+        let mut names = names.to_vec();
+        names.sort_unstable_by(|a, b| backwards(a.as_bytes(), b.as_bytes()));
+        names
+    }
+
+    #[test]
+    fn names_above_others_are_found_and_neighbours_are_not() {
+        let names = sorted(&["a.b.test", "x-b.test", "c.testing", "d.xtest", "golem.network"]);
+        for above in ["b.test", "test", "testing", "network", "golem.network"] {
+            assert!(has_below(names.len(), |at| names[at].as_bytes(), above), "{above}");
+        }
+        for not in ["est", "b.tes", "x.b.test", "io", "etwork", "twork", "bor.golem.network"] {
+            assert!(!has_below(names.len(), |at| names[at].as_bytes(), not), "{not}");
+        }
+    }
+
+    #[test]
+    fn keys_sort_as_the_texts_do() {
+        let names = [
+            "",
+            "t",
+            "test",
+            "a.test",
+            "a-test",
+            "b.a.test",
+            "9.test",
+            "_.test",
+            "z.test",
+            "zzzzzzzzzzzzzzzzzzzz.test",
+        ];
+        for (a, b) in names.iter().flat_map(|a| names.iter().map(move |b| (a, b))) {
+            let (one, other) = (key(a.as_bytes()), key(b.as_bytes()));
+            assert!(one == other || one.cmp(&other) == backwards(a.as_bytes(), b.as_bytes()), "{a} {b}");
+        }
+    }
+}

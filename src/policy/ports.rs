@@ -1,0 +1,97 @@
+//! The TCP ports that any rule of a list could allow: asked before a guest has shown a name, so that a
+//! connection to a port which no name could open is refused at once instead of at a deadline.
+
+use super::rule::{Effect, Ports, Reach};
+use super::rules::Compiled;
+
+/// The ports, as ranges in order and apart.
+#[derive(Debug, Default)]
+pub(super) struct OpenPorts {
+    any: Box<[Ports]>,
+    /// Those that a rule names singly, which lifts `blocked_ports`.
+    named: Box<[Ports]>,
+}
+
+impl OpenPorts {
+    pub(super) fn of<'a>(terms: impl Iterator<Item = &'a Compiled>) -> OpenPorts {
+        let allowing = terms.filter(|compiled| compiled.terms.effect == Effect::Allow && !compiled.expired);
+        let any: Vec<Ports> = allowing.flat_map(|compiled| tcp_ports(compiled.terms.reach)).flatten().collect();
+        let named = any.iter().copied().filter(|ports| ports.first == ports.last).collect();
+        OpenPorts { any: merged(any), named: merged(named) }
+    }
+
+    /// Could a rule allow `port`? With `blocked`, only one that names that very port.
+    pub(super) fn contains(&self, port: u16, blocked: bool) -> bool {
+        let ranges = if blocked { &self.named } else { &self.any };
+        let after = ranges.partition_point(|ports| ports.first <= port);
+        ranges.get(..after).and_then(<[Ports]>::last).is_some_and(|ports| ports.contains(port))
+    }
+}
+
+fn tcp_ports(reach: Reach) -> [Option<Ports>; 2] {
+    let single = |port| Some(Ports { first: port, last: port });
+    match reach {
+        Reach::Web => [single(80), single(443)],
+        Reach::Ports(ports) | Reach::Http(ports) | Reach::Https(ports) | Reach::Tcp(ports) => [Some(ports), None],
+        Reach::Golem | Reach::Everything => [Some(Ports::ALL), None],
+        Reach::Udp(_) | Reach::Quic(_) => [None, None],
+    }
+}
+
+fn merged(mut ranges: Vec<Ports>) -> Box<[Ports]> {
+    ranges.sort_unstable_by_key(|ports| (ports.first, ports.last));
+    let mut apart: Vec<Ports> = Vec::new();
+    for next in ranges {
+        match apart.last_mut() {
+            Some(last) if next.first <= last.last.saturating_add(1) => last.last = last.last.max(next.last),
+            _ => apart.push(next),
+        }
+    }
+    apart.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::rule::Terms;
+    use super::*;
+
+    fn open(reaches: &[Reach]) -> OpenPorts {
+        let terms = |reach| Terms { effect: Effect::Allow, reach, ech_allowed: false, to: None, until: None };
+        let compiled: Vec<Compiled> =
+            reaches.iter().map(|reach| Compiled { terms: terms(*reach), expired: false }).collect();
+        OpenPorts::of(compiled.iter())
+    }
+
+    #[test]
+    fn ranges_that_touch_or_overlap_are_one() {
+        let ports = |first, last| Reach::Ports(Ports { first, last });
+        let open = open(&[ports(8000, 8100), ports(8101, 8200), ports(8050, 8060), Reach::Web, Reach::Udp(Ports::ALL)]);
+        for (port, is_open) in [
+            (79, false),
+            (80, true),
+            (81, false),
+            (443, true),
+            (7999, false),
+            (8000, true),
+            (8200, true),
+            (8201, false),
+        ] {
+            assert_eq!(open.contains(port, false), is_open, "{port}");
+        }
+    }
+
+    #[test]
+    fn a_blocked_port_is_open_only_where_a_rule_names_it() {
+        let all = open(&[Reach::Golem]);
+        assert!(all.contains(25, false) && !all.contains(25, true));
+        let named = open(&[Reach::Golem, Reach::Tcp(Ports { first: 25, last: 25 })]);
+        assert!(named.contains(25, true) && !named.contains(587, true));
+    }
+
+    #[test]
+    fn a_list_that_allows_nothing_opens_nothing() {
+        assert!(!open(&[]).contains(443, false));
+        let deny = Terms { effect: Effect::Deny, reach: Reach::Everything, ech_allowed: false, to: None, until: None };
+        assert!(!OpenPorts::of([Compiled { terms: deny, expired: false }].iter()).contains(443, false));
+    }
+}

@@ -1,0 +1,442 @@
+//! Connections that were brought to outgate without the guest's knowing, by TPROXY and by REDIRECT: the
+//! stream shows where it wants to go, and the original destination gives only the port.
+
+use crate::world::client::{ACCESS_DENIED, Get, Tls, Wire};
+use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
+use crate::world::outgate::{Outgate, Setup};
+use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually, pki};
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+const RULES: &str = "good.test\n*.good.test\ncdn-ok.test\nodd.test\n";
+
+/// Brings all TCP of both guests to the transparent listeners; nothing else of a firewall.
+const TPROXY: &str = "table inet bring {
+    chain prerouting {
+        type filter hook prerouting priority mangle; policy accept;
+        iifname { g1, g2 } meta l4proto tcp ip daddr != 10.42.42.1 tproxy ip to :3129 meta mark set 1 accept
+        iifname { g1, g2 } meta l4proto tcp ip6 daddr != fd42::1 tproxy ip6 to :3129 meta mark set 1 accept
+    }
+}";
+
+/// Sends what a user of the gateway itself opens to the redirect listener.
+const REDIRECT: &str = "table inet send {
+    chain output {
+        type nat hook output priority -100; policy accept;
+        meta skuid 65534 meta l4proto tcp redirect to :3130
+    }
+}";
+
+fn nft(world: &World, script: &str) {
+    let load = || {
+        let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is installed");
+        nft.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        assert!(nft.wait().unwrap().success(), "{script}");
+    };
+    world.gateway.run(load);
+}
+
+fn setup(world: &World, rules: &str) -> Setup {
+    nft(world, TPROXY);
+    for family in ["-4", "-6"] {
+        for line in ["rule add fwmark 1 lookup 100", "route add local default dev lo table 100"] {
+            let arguments = ["-n", world.gateway.name(), family].into_iter().chain(line.split(' '));
+            assert!(Command::new("ip").args(arguments).status().expect("iproute2 is installed").success(), "{line}");
+        }
+    }
+    world.setup(rules).listen("proxy = []\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]")
+}
+
+fn start(world: &World, rules: &str) -> Outgate {
+    setup(world, rules).start()
+}
+
+fn dial(world: &World, address: impl Into<IpAddr>, port: u16) -> Wire {
+    Wire::dial(&world.guest.namespace, SocketAddr::new(address.into(), port)).expect("the gateway takes it")
+}
+
+/// An https GET to `address`, the hello naming `sni`.
+fn https_get(world: &World, address: impl Into<IpAddr>, sni: &str) -> io::Result<u16> {
+    let mut tls: Tls = dial(world, address, 443).tls(sni)?;
+    Ok(tls.get(sni, "/hi")?.status)
+}
+
+#[test]
+fn the_server_name_decides_and_the_gateway_dials() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    assert_eq!(https_get(&world, GOOD, "good.test").unwrap(), 200);
+    world.assert_asked_only(&["good.test"]);
+    let line = outgate.await_log(&[("name", "good.test"), ("verdict", "allowed")]);
+    assert_eq!((line["listener"].as_str(), line["evidence"].as_str()), (Some("transparent"), Some("sni")));
+    assert_eq!((line["original"].as_str(), line["rule"].as_str()), (Some("11.0.0.10:443"), Some("main.rules:1")));
+
+    // To the attacker's address under a good name: GOOD is reached, EVIL hears nothing.
+    assert_eq!(https_get(&world, EVIL, "good.test").unwrap(), 200);
+    assert_eq!(world.internet.seen(GOOD).len(), 2);
+    world.assert_untouched(EVIL);
+}
+
+#[test]
+fn ipv6_goes_the_same_way() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let evil: IpAddr = "2600:10::66".parse().unwrap();
+    assert_eq!(https_get(&world, evil, "good.test").unwrap(), 200);
+    assert!(https_get(&world, GOOD6.parse::<IpAddr>().unwrap(), "evil.test").is_err());
+    world.assert_untouched(evil);
+    let line = outgate.await_log(&[("name", "good.test"), ("verdict", "allowed")]);
+    assert_eq!(line["original"], "[2600:10::66]:443");
+    assert!(line["source"].as_str().unwrap().starts_with("[fd42::2]"), "{line}");
+}
+
+#[test]
+fn a_name_that_no_rule_allows_gets_the_alert_and_nobody_is_asked() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    for name in ["evil.test", "xgood.test", "good.test.evil.test", "a.b.good.test"] {
+        let mut wire = dial(&world, GOOD, 443);
+        wire.say(Hello::naming(name).record());
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{name}");
+    }
+    world.assert_asked_only(&[]);
+    world.assert_untouched(GOOD);
+    outgate.await_counted("denied", "not_whitelisted", 4.0);
+}
+
+#[test]
+fn https_without_a_name_is_refused_unless_a_rule_allows_the_address() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, "good.test\n11.0.0.20\n");
+    let mut wire = dial(&world, GOOD, 443);
+    wire.say(Hello::nameless().record());
+    assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    world.assert_untouched(GOOD);
+    outgate.await_counted("denied", "no_name", 1.0);
+
+    let hello = Hello::nameless().record();
+    let mut wire = dial(&world, CDN, 443);
+    wire.say(&hello);
+    eventually("the hello arrives", || world.internet.bytes(CDN) == hello.len() as u64);
+    world.assert_asked_only(&[]);
+}
+
+#[test]
+fn a_hello_is_read_however_it_is_cut_and_refused_where_it_is_not_whole_in_time() {
+    let Some(world) = World::new() else { return };
+    let outgate = setup(&world, RULES).tables("[limits]\nhandshake_timeout_ms = 2000").start();
+    for size in [1, 50] {
+        let cut = |flight: Vec<u8>| vec![in_records_of(size, &flight[5..])];
+        let tls = dial(&world, EVIL, 443).tls_with(pki::client(), "good.test", cut);
+        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "records of {size}");
+    }
+    world.internet.sink((ODD, 443));
+    let hello = Hello::naming("ODD.test.").post_quantum().record();
+    let mut wire = dial(&world, EVIL, 443);
+    wire.say_slowly(hello.chunks(900), Duration::from_millis(30));
+    eventually("the hello arrives as it was sent", || {
+        world.internet.seen(ODD).first().is_some_and(|seen| seen.bytes == hello)
+    });
+    let mut wire = dial(&world, EVIL, 443);
+    wire.say_slowly(hello.chunks(1).take(100), Duration::from_millis(40));
+    assert!(wire.is_over());
+    eventually("a timeout is counted", || outgate.metric("connections_total", &[("reason", "timeout")]) == 1.0);
+    world.assert_untouched(EVIL);
+}
+
+#[test]
+fn hellos_that_can_be_read_in_two_ways_are_malformed() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let cases = [
+        Hello::nameless().names(&[b"good.test", b"evil.test"]).record(),
+        Hello::naming("good.test").names(&[b"evil.test"]).record(),
+        Hello::naming("evil.test\0.good.test").record(),
+        Hello::naming("11.0.0.10").record(),
+        Hello::naming("good.test:443").record(),
+        record(22, &[]).repeat(100),
+        [&[22, 3, 1, 2, 0][..], &[0xAB; 512]].concat(),
+    ];
+    for hello in &cases {
+        let mut wire = dial(&world, GOOD, 443);
+        wire.say(hello);
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    }
+    world.assert_untouched(GOOD);
+    world.assert_asked_only(&[]);
+    outgate.await_counted("denied", "malformed", cases.len() as f64);
+}
+
+#[test]
+fn encrypted_client_hello_needs_leave() {
+    let Some(world) = World::new() else { return };
+    let hello = Hello::naming("odd.test").ech().record();
+    world.internet.sink((ODD, 443));
+    {
+        let outgate = start(&world, RULES);
+        let mut wire = dial(&world, ODD, 443);
+        wire.say(&hello);
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+        world.assert_untouched(ODD);
+        outgate.await_counted("denied", "ech", 1.0);
+    }
+    let _outgate = world.setup("odd.test ech=allow\n").listen("proxy = []\ntransparent = [\"0.0.0.0:3129\"]").start();
+    let mut wire = dial(&world, ODD, 443);
+    wire.say(&hello);
+    eventually("the hello arrives", || world.internet.bytes(ODD) == hello.len() as u64);
+}
+
+#[test]
+fn a_second_hello_with_another_name_is_closed() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    world.internet.serve((ODD, 443), |mut tap| {
+        let mut first = vec![0; Hello::naming("odd.test").record().len()];
+        if tap.read_exact(&mut first).is_ok() {
+            let _ = tap.write_all(&hello_retry_request());
+        }
+        tap.drain();
+    });
+    let first = Hello::naming("odd.test").record();
+    let retry = hello_retry_request();
+    for (second, passes) in [(&first, true), (&Hello::naming("good.test").record(), false)] {
+        let before = world.internet.seen(ODD).len();
+        let mut wire = dial(&world, EVIL, 443);
+        wire.say(&first);
+        assert_eq!(wire.take_bytes(retry.len()), retry);
+        wire.say(second);
+        if passes {
+            eventually("both hellos arrive", || world.internet.bytes(ODD) == 2 * first.len() as u64);
+        } else {
+            assert!(wire.is_over());
+            assert_eq!(world.internet.seen(ODD)[before].count, first.len() as u64);
+        }
+    }
+    outgate.await_counted("denied", "name_mismatch", 1.0);
+}
+
+#[test]
+fn each_request_in_clear_is_judged_by_its_own_host() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let get = |host: &str| format!("GET /hi HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let mut wire = dial(&world, EVIL, 80);
+    wire.say([get("good.test"), get("evil.test"), get("cdn-ok.test"), get("good.test:80")].concat());
+    assert_eq!(wire.hear("GET").status, 200);
+    let refused = wire.hear("GET");
+    assert_eq!((refused.status, refused.reason().as_str()), (403, "not_whitelisted"));
+    assert_eq!(wire.hear("GET").status, 200);
+    assert_eq!(wire.hear("GET").status, 200);
+    world.assert_untouched(EVIL);
+    world.assert_asked_only(&["cdn-ok.test", "good.test"]);
+    assert_eq!(world.internet.requests(CDN)[0].header("host"), ["cdn-ok.test"]);
+    outgate.await_counted("denied", "not_whitelisted", 1.0);
+    let line = outgate.await_log(&[("name", "cdn-ok.test"), ("verdict", "allowed")]);
+    assert_eq!((line["original"].as_str(), line["evidence"].as_str()), (Some("11.0.0.66:80"), Some("host")));
+}
+
+#[test]
+fn requests_that_two_parsers_could_read_differently_are_400() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let cases = [
+        ("another port", "GET / HTTP/1.1\r\nHost: good.test:81\r\n\r\n", "name_mismatch"),
+        ("URI and Host differ", "GET http://good.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n", "name_mismatch"),
+        ("a URI with another port", "GET http://good.test:81/ HTTP/1.1\r\nHost: good.test:81\r\n\r\n", "name_mismatch"),
+        ("CONNECT", "CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n", "malformed"),
+        ("no Host", "GET / HTTP/1.1\r\n\r\n", "malformed"),
+        ("two Hosts", "GET / HTTP/1.1\r\nHost: good.test\r\nHost: evil.test\r\n\r\n", "malformed"),
+        (
+            "two framings",
+            "POST / HTTP/1.1\r\nHost: good.test\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n",
+            "malformed",
+        ),
+        ("bare line feeds", "GET / HTTP/1.1\nHost: good.test\n\n", "malformed"),
+        ("an address in disguise", "GET / HTTP/1.1\r\nHost: 0x7f.1\r\n\r\n", "malformed"),
+    ];
+    for (what, request, reason) in cases {
+        let mut wire = dial(&world, GOOD, 80);
+        wire.say(request);
+        let response = wire.hear("GET");
+        assert_eq!((response.status, response.reason().as_str()), (400, reason), "{what}");
+        assert!(wire.is_over(), "{what}");
+    }
+    let mut wire = dial(&world, GOOD, 80);
+    wire.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    assert!(wire.is_over());
+    world.assert_untouched(GOOD);
+    world.assert_asked_only(&[]);
+    outgate.await_counted("denied", "malformed", 7.0);
+}
+
+#[test]
+fn a_request_without_a_host_has_no_name_unless_a_rule_allows_the_address() {
+    let Some(world) = World::new() else { return };
+    let _outgate = start(&world, "good.test\n11.0.0.20\n");
+    let ask = |address: std::net::Ipv4Addr| {
+        let mut wire = dial(&world, address, 80);
+        wire.say("GET /hi HTTP/1.0\r\n\r\n");
+        wire.hear("GET")
+    };
+    let refused = ask(GOOD);
+    assert_eq!((refused.status, refused.reason().as_str()), (403, "no_name"));
+    assert_eq!(ask(CDN).status, 200);
+    world.assert_untouched(GOOD);
+}
+
+#[test]
+fn a_port_that_no_rule_opens_is_reset_before_the_guest_has_said_a_word() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    for port in [22, 25, 5432] {
+        let asked = Instant::now();
+        // The reset may be there before connect(2) is done.
+        let wire = Wire::dial(&world.guest.namespace, SocketAddr::new(GOOD.into(), port));
+        let error = wire.and_then(|mut wire| wire.rest()).expect_err("a reset, no orderly end");
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+        assert!(asked.elapsed() < Duration::from_secs(5), "the handshake deadline is twice that");
+    }
+    world.assert_untouched(GOOD);
+    outgate.await_counted("denied", "not_whitelisted", 3.0);
+}
+
+#[test]
+fn raw_bytes_pass_to_an_address_that_a_rule_allows_for_them_whoever_speaks_first() {
+    let Some(world) = World::new() else { return };
+    let _outgate = start(&world, "tcp://11.0.0.30:2222\ntcp://11.0.0.30:7\n");
+    world.internet.serve((ODD, 2222), |mut tap| {
+        let _ = tap.write_all(b"SSH-2.0-test\r\n");
+        let mut word = [0; 6];
+        if tap.read_exact(&mut word).is_ok() {
+            let _ = tap.write_all(&word);
+        }
+        tap.finish();
+    });
+    world.internet.echo((ODD, 7));
+    let mut wire = dial(&world, ODD, 2222);
+    assert_eq!(wire.take_bytes(14), b"SSH-2.0-test\r\n");
+    wire.say("hello\n");
+    assert_eq!(wire.take_bytes(6), b"hello\n");
+
+    let mut wire = dial(&world, ODD, 7);
+    wire.say(b"\x00\x01raw\xff");
+    assert_eq!(wire.take_bytes(6), b"\x00\x01raw\xff");
+    wire.finish();
+    assert!(wire.is_over());
+
+    let mut wire = dial(&world, GOOD, 2222);
+    wire.say("SSH-2.0-client\r\n");
+    assert!(wire.rest().is_err());
+    world.assert_untouched(GOOD);
+    world.assert_asked_only(&[]);
+}
+
+#[test]
+fn a_name_shown_where_raw_bytes_may_pass_is_judged_all_the_same() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, "tcp://11.0.0.30:8443\ngood.test:8443\n");
+    world.internet.sink((ODD, 8443));
+    world.internet.sink((GOOD, 8443));
+    let hello = Hello::naming("evil.test").record();
+    let mut wire = dial(&world, ODD, 8443);
+    wire.say(&hello);
+    assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    world.assert_untouched(ODD);
+
+    // The name decides even where the address alone would have done.
+    let hello = Hello::naming("good.test").record();
+    let mut wire = dial(&world, ODD, 8443);
+    wire.say(&hello);
+    eventually("the hello is at GOOD", || world.internet.bytes(GOOD) == hello.len() as u64);
+    world.assert_untouched(ODD);
+
+    // Shown too late: the connection was taken for one that waits for its server.
+    let mut wire = dial(&world, ODD, 8443);
+    eventually("the server was dialled", || world.internet.seen(ODD).len() == 1);
+    wire.say(Hello::naming("evil.test").record());
+    assert!(wire.is_over());
+    assert_eq!(world.internet.bytes(ODD), 0);
+    eventually("both are counted", || outgate.metric("connections_total", &[("verdict", "denied")]) == 2.0);
+}
+
+#[test]
+fn nothing_of_the_gateway_is_reached_through_its_own_listener() {
+    let Some(world) = World::new() else { return };
+    let outgate = setup(&world, "good.test\n**.good.test\n").top("mode = \"all\"").start();
+    let admin = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:3190\r\n\r\n";
+    // Straight to the listener, and to an address behind which the admin port is.
+    for (address, port) in [("10.42.42.1", 3129), ("11.0.0.1", 3190), ("fd42::1", 3129)] {
+        let mut wire = dial(&world, address.parse::<IpAddr>().unwrap(), port);
+        wire.say(admin);
+        let response = wire.hear("GET");
+        assert_ne!(response.status, 200, "{address}: {}", response.text());
+        let mut wire = dial(&world, address.parse::<IpAddr>().unwrap(), port);
+        wire.say("GET /metrics HTTP/1.0\r\n\r\n");
+        let response = wire.hear("GET");
+        assert_eq!((response.status, response.reason().as_str()), (403, "address_floor"), "{address}");
+    }
+    assert_eq!(outgate.counted("allowed", "none"), 0.0);
+}
+
+#[test]
+fn over_the_limit_a_guest_is_told_so_in_what_it_speaks() {
+    let Some(world) = World::new() else { return };
+    let outgate = setup(&world, RULES).tables("[limits]\nconnections = 1").start();
+    let _held = dial(&world, GOOD, 443);
+    eventually("the first has the place", || outgate.metric("active_connections", &[]) == 1.0);
+    let mut wire = dial(&world, GOOD, 443);
+    wire.say(Hello::naming("good.test").record());
+    assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    let mut wire = dial(&world, GOOD, 80);
+    wire.say("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n");
+    let response = wire.hear("GET");
+    assert_eq!((response.status, response.reason().as_str()), (429, "limit_connections"));
+    outgate.await_counted("denied", "limit_connections", 2.0);
+    assert_eq!(outgate.metric("connections_total", &[("listener", "transparent")]), 2.0);
+    world.assert_untouched(GOOD);
+}
+
+#[test]
+fn a_withdrawn_rule_closes_what_it_allowed_and_nothing_else() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let mut good = dial(&world, EVIL, 443).tls("good.test").unwrap();
+    let mut cdn = dial(&world, EVIL, 443).tls("cdn-ok.test").unwrap();
+    assert_eq!(good.get("good.test", "/").unwrap().status, 200);
+    assert_eq!(cdn.get("cdn-ok.test", "/").unwrap().status, 200);
+    outgate.replace_rules("cdn-ok.test\n");
+    eventually("one flow is revoked", || outgate.metric("flows_revoked_total", &[]) == 1.0);
+    assert!(good.get("good.test", "/").is_err());
+    assert_eq!(cdn.get("cdn-ok.test", "/").unwrap().status, 200);
+}
+
+#[test]
+fn redirected_sockets_of_the_host_are_judged_like_a_guest_s() {
+    let Some(world) = World::new() else { return };
+    nft(&world, REDIRECT);
+    let outgate = world.setup(RULES).listen("proxy = []\nredirect = [\"0.0.0.0:3130\"]").start();
+    // A user of the gateway's own, whose sockets the rule above sends there.
+    let request = |host: &str| {
+        let connect = || {
+            let output = Command::new("setpriv")
+                .args(["--reuid=65534", "--regid=65534", "--clear-groups", "curl", "-sS", "-m", "10"])
+                .args(["-o", "/dev/null", "-w", "%{http_code}", "--resolve", &format!("{host}:80:{EVIL}")])
+                .arg(format!("http://{host}/hi"))
+                .output();
+            String::from_utf8_lossy(&output.expect("setpriv and curl are installed").stdout).into_owned()
+        };
+        world.gateway.run(connect)
+    };
+    assert_eq!(request("good.test"), "200");
+    assert_eq!(request("evil.test"), "403");
+    world.assert_untouched(EVIL);
+    let line = outgate.await_log(&[("name", "good.test"), ("verdict", "allowed")]);
+    assert_eq!((line["listener"].as_str(), line["original"].as_str()), (Some("redirect"), Some("11.0.0.66:80")));
+
+    // Who comes to the listener itself was not redirected.
+    let wire = Wire::dial(&world.guest.namespace, "10.42.42.1:3130".parse::<SocketAddr>().unwrap());
+    assert!(wire.and_then(|mut wire| wire.rest()).is_err());
+    eventually("it is counted", || outgate.counted("denied", "address_floor") == 1.0);
+}
