@@ -3,7 +3,7 @@
 `outside.py ROLE DIR` runs inside the namespace of that role and writes the word "ready" to stdout.
 
 * `internet` serves all its addresses: HTTP on 80, HTTPS on 443 (tls.crt, tls.key in DIR), a server that
-  speaks first on 2222, and DNS on port 53 of 11.0.0.53, which is true, and of 8.8.8.8 and 1.1.1.1,
+  speaks first on 2222 and 4444, and DNS on port 53 of 11.0.0.53, which is true, and of 8.8.8.8 and 1.1.1.1,
   which say EVIL to every name.
 * `neighbour` is another guest: HTTP on 80.
 * `gateway` stands for what else runs on the gateway: one TCP server on port 22.
@@ -54,8 +54,8 @@ def plain(address):
 def observe(log, sniffer):
     """Writes down each packet that came in on any interface but the loopback."""
     while True:
-        packet, (_, kind, direction, *_) = sniffer.recvfrom(65536)
-        if direction == socket.PACKET_OUTGOING or len(packet) < 20:
+        packet, (interface, kind, direction, *_) = sniffer.recvfrom(65536)
+        if interface == "lo" or direction == socket.PACKET_OUTGOING or len(packet) < 20:
             continue
         if kind == 0x0800:
             start, protocol = (packet[0] & 15) * 4, packet[9]
@@ -177,7 +177,8 @@ def main():
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(os.path.join(directory, "tls.crt"), os.path.join(directory, "tls.key"))
         Server(443, log, context)
-        Server(2222, log, handler=Banner)
+        for port in (2222, 4444):
+            Server(port, log, handler=Banner)
         for address in [TRUTH, *LIARS]:
             serve_dns(log, address)
     print("ready", flush=True)

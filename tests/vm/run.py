@@ -37,6 +37,8 @@ LISTED = ["good.test", "tcp://raw.test:2222"]
 AT_ONCE = 5
 # How long what was sent may take to be written down outside.
 SETTLE = 0.3
+# The answer for good.test; which of its addresses is dialled, the gateway decides.
+GOODS = rf"this is ({GOOD}|{GOOD6}) for good\.test"
 # What outgate may send: (destination, protocol, port).
 OUTGATES = {(TRUTH, "udp", 53), (TRUTH, "tcp", 53)} | {(good, "tcp", port) for good in (GOOD, GOOD6) for port in (80, 443, 2222)}
 
@@ -63,7 +65,7 @@ ATTEMPTS = [
     Attempt("https to an address", fetch("https://evil.test/", EVIL), "internet", rf"accept {EVIL} 443 {GUEST}"),
     Attempt("https to an address, IPv6", fetch("https://evil.test/", f"[{EVIL6}]"), "internet", rf"accept {EVIL6} 443 fd42:.*"),
     Attempt("http to an address", fetch("http://evil.test/", EVIL), "internet", rf"accept {EVIL} 80 {GUEST}"),
-    Attempt("another port", f"nc -w 8 {EVIL} 2222 </dev/null | grep 220", "internet", rf"accept {EVIL} 2222 {GUEST}"),
+    Attempt("another port", f"nc -w 8 {EVIL} 4444 </dev/null | grep 220", "internet", rf"accept {EVIL} 4444 {GUEST}"),
     Attempt("an allowed name's address, another port", f"nc -w 8 {GOOD} 8443 </dev/null | grep .", "internet", rf"packet {GUEST} {GOOD} tcp 8443"),
     Attempt("ping", f"ping -c 1 -W 1 {EVIL}", "internet", rf"packet {GUEST} {EVIL} icmp 8"),
     Attempt("ping, IPv6", f"ping6 -c 1 -W 1 {EVIL6}", "internet", rf"packet fd42:\S+ {EVIL6} icmp6 128"),
@@ -151,6 +153,10 @@ class World:
             self.sysctl(name, "net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0", "net.ipv6.conf.all.accept_ra=0")
         # A gateway that would let everything through.
         self.sysctl(gateway, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
+        for family in ("iptables", "ip6tables"):
+            # br_netfilter, where the machine has it, takes bridged guests away from TPROXY; `firewall apply` says so.
+            if os.path.exists(f"/proc/sys/net/bridge/bridge-nf-call-{family}"):
+                self.sysctl(gateway, f"net.bridge.bridge-nf-call-{family}=0")
         self.ip("gateway", "link add br0 type bridge", "tuntap add dev tap0 mode tap", "link set tap0 master br0", "link set port1 master br0")
         for part, links in (
             ("gateway", {
@@ -321,10 +327,10 @@ def refused(world, command, *, statuses, text="", limit=AT_ONCE):
     return f"in {result.seconds:.2f} s"
 
 
-def allowed(world, command, text):
+def allowed(world, command, wanted):
     world.mark()
     result = world.machine.run(command)
-    assert result.status == 0 and text in result.output, str(result)
+    assert result.status == 0 and re.search(wanted, result.output), str(result)
     world.assert_nothing_got_out()
     return f"in {result.seconds:.2f} s"
 
@@ -376,18 +382,18 @@ CHECKS = [
     ("firewall apply", apply),
     ("no daemon yet: nothing gets out", stays_in(ALL)),
     ("outgate run", start),
-    ("an allowed name over https", lambda w: allowed(w, fetch("https://good.test/"), f"this is {GOOD} for good.test")),
-    ("an allowed name over http", lambda w: allowed(w, fetch("http://good.test/"), f"this is {GOOD} for good.test")),
-    ("an allowed name over IPv6", lambda w: allowed(w, fetch("https://good.test/", options="-6"), "for good.test")),
-    ("a server that speaks first", lambda w: allowed(w, "nc -w 8 raw.test 2222 <>/tmp/silence", "220 a server that speaks first")),
-    ("an allowed name at EVIL's address", lambda w: allowed(w, fetch("https://good.test/", EVIL), f"this is {GOOD} for good.test")),
+    ("an allowed name over https", lambda w: allowed(w, fetch("https://good.test/"), GOODS)),
+    ("an allowed name over http", lambda w: allowed(w, fetch("http://good.test/"), GOODS)),
+    ("an allowed name over IPv6", lambda w: allowed(w, fetch("https://good.test/", options="-6"), GOODS)),
+    ("a server that speaks first", lambda w: allowed(w, "nc -w 8 raw.test 2222 <>/tmp/silence", r"220 a server that speaks first")),
+    ("an allowed name at EVIL's address", lambda w: allowed(w, fetch("https://good.test/", EVIL), GOODS)),
     ("a refused name, its answer", lambda w: refused(w, "nslookup -type=a evil.test", statuses=[0, 1], text="NXDOMAIN")),
     ("a refused name, curl", lambda w: refused(w, fetch("https://evil.test/"), statuses=[6])),
     ("a refused name, SNI", lambda w: refused(w, fetch("https://evil.test/", EVIL), statuses=[35], text="alert")),
     ("a refused name, SNI, IPv6", lambda w: refused(w, fetch("https://evil.test/", f"[{EVIL6}]"), statuses=[35], text="alert")),
     ("a refused name, Host", lambda w: refused(w, fetch("http://evil.test/", EVIL), statuses=[22], text="403")),
     ("https without a name", lambda w: refused(w, fetch(f"https://{EVIL}/", options="-k"), statuses=[35], text="alert")),
-    ("a port no rule names", lambda w: refused(w, f"nc -w 20 {EVIL} 2222 <>/tmp/silence | grep .", statuses=[1])),
+    ("a port no rule names", lambda w: refused(w, f"nc -w 20 {EVIL} 4444 <>/tmp/silence | grep .", statuses=[1])),
     ("admin and TPROXY ports", admin_port),
     ("DNS at 8.8.8.8 is answered here", answers_for_everybody),
     ("the attempts of the control stay in", stays_in(ATTEMPTS, answered=True)),
@@ -397,7 +403,7 @@ CHECKS = [
     ("flushed: nothing gets out", stays_in(SERVED + OUTWARD)),
     ("firewall apply again", apply),
     ("outgate run again", start),
-    ("an allowed name again", lambda w: allowed(w, fetch("https://good.test/"), f"this is {GOOD} for good.test")),
+    ("an allowed name again", lambda w: allowed(w, fetch("https://good.test/"), GOODS)),
 ]
 
 
