@@ -24,7 +24,7 @@ mod replace;
 mod subject;
 
 use crate::policy::rule::{Subject, Terms};
-use crate::policy::{BuildError, Builder, FileId};
+use crate::policy::{BuildError, Builder, FileId, Rules};
 use diagnostic::{Diagnostic, Problems};
 use jiff::civil::Date;
 use parse::Rule;
@@ -135,6 +135,18 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     Ok((sink, Loaded { warnings, fingerprint: files.fingerprint(), files: files.len(), kinds }))
+}
+
+/// Turns a set of files into the rules that the daemon goes by.
+pub fn build(files: &Files, today: Date) -> Result<(Rules, Loaded), Report> {
+    let (builder, loaded) = compile(files, today, Builder::new(today))?;
+    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
+    Ok((rules, loaded))
+}
+
+/// Today in UTC, the day by which `until=` goes.
+pub fn today() -> Date {
+    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }
 
 /// Reads `dir` and compiles what is there.

@@ -9,8 +9,7 @@ use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
-use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists};
-use jiff::civil::Date;
+use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io;
@@ -32,22 +31,17 @@ pub(super) struct Lists {
     pub(super) policy: Option<Policy>,
 }
 
-/// Today, UTC: the day by which `until=` goes.
-pub(super) fn today() -> Date {
-    jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date()
-}
-
 /// The files that `settings` speak of, or the compiled-in ones.
 pub(super) fn files(settings: &Settings) -> Files {
-    settings.whitelist_dir.as_deref().map_or_else(Files::shipped, Files::read)
+    Files::of(settings.whitelist_dir.as_deref())
 }
 
 /// Reads and compiles the lists and lays the configuration over them.
 pub(super) fn compile(settings: &Settings) -> Lists {
     let files = files(settings);
     let mut lists = Lists { files, rules: 0, diagnostics: Vec::new(), more: 0, policy: None };
-    let (builder, loaded) = match whitelist::compile(&lists.files, today(), Builder::new(today())) {
-        Ok(compiled) => compiled,
+    let (rules, loaded) = match whitelist::build(&lists.files, today()) {
+        Ok(built) => built,
         Err(report) => {
             lists.more = report.more;
             lists.diagnostics = of_report(report);
@@ -58,17 +52,15 @@ pub(super) fn compile(settings: &Settings) -> Lists {
     lists.rules = kinds.total();
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
-    let whole = |message: String| {
-        let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
-        Diagnostic::whole_file(Severity::Error, &culprit, message)
-    };
-    match builder.build() {
-        Err(error) => lists.diagnostics.push(whole(error.to_string())),
-        Ok(_) if lists.diagnostics.iter().any(Diagnostic::is_error) => {}
-        Ok(rules) => match Policy::new(Arc::new(rules), settings.policy.clone()) {
-            Ok(policy) => lists.policy = Some(policy),
-            Err(error) => lists.diagnostics.push(whole(error.to_string())),
-        },
+    if lists.diagnostics.iter().any(Diagnostic::is_error) {
+        return lists;
+    }
+    match Policy::new(Arc::new(rules), settings.policy.clone()) {
+        Ok(policy) => lists.policy = Some(policy),
+        Err(error) => {
+            let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
+            lists.diagnostics.push(Diagnostic::whole_file(Severity::Error, &culprit, error.to_string()));
+        }
     }
     lists
 }

@@ -8,7 +8,7 @@
 use super::DaemonError;
 use crate::config::Settings;
 use crate::flow::{House, Live};
-use crate::policy::{Builder, Policy, PolicyError, Rules};
+use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::whitelist::{self, Files, Loaded, Report, keep, watch};
 use jiff::civil::Date;
@@ -77,8 +77,8 @@ impl Lists {
     /// The list to start with: today's files; where they are broken the last good ones; where there is
     /// neither configuration nor whitelist dir the shipped ones.
     pub(super) fn at_start(settings: &Settings) -> Result<Lists, DaemonError> {
-        let today = today();
-        let files = read(settings);
+        let today = whitelist::today();
+        let files = Files::of(settings.whitelist_dir.as_deref());
         let report = match compile(&files, today) {
             Ok(lists) => {
                 if settings.whitelist_dir.is_some() {
@@ -202,7 +202,7 @@ impl Desk {
 
     /// A rule that passed its last day counts as removed.
     fn new_day(&mut self) {
-        let today = today();
+        let today = whitelist::today();
         if today == self.lists.day || self.lists.rules.next_expiry().is_none_or(|until| until >= today) {
             return;
         }
@@ -268,8 +268,8 @@ impl Desk {
 
     fn reload(&mut self, settings: Settings, restart_needed: Vec<&'static str>) -> Outcome {
         let start = Instant::now();
-        let today = today();
-        let files = read(&settings);
+        let today = whitelist::today();
+        let files = Files::of(settings.whitelist_dir.as_deref());
         let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
         let unchanged = same_files && self.lists.fallback.is_none();
         if unchanged && settings == self.settings {
@@ -405,16 +405,8 @@ fn free(old: Arc<Live>, lists: Option<Lists>) {
     drop((old, lists));
 }
 
-fn read(settings: &Settings) -> Files {
-    match &settings.whitelist_dir {
-        Some(dir) => Files::read(dir),
-        None => Files::shipped(),
-    }
-}
-
 fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
-    let (builder, loaded) = whitelist::compile(files, today, Builder::new(today))?;
-    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
+    let (rules, loaded) = whitelist::build(files, today)?;
     Ok(Lists { rules: Arc::new(rules), loaded, day: today, fallback: None })
 }
 
@@ -436,9 +428,4 @@ fn print(report: &Report) {
 
 fn count(report: &Report) -> usize {
     report.errors().count() + report.more
-}
-
-/// Today in UTC, in which `until=` counts.
-fn today() -> Date {
-    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }

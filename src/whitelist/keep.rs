@@ -73,7 +73,7 @@ fn decode(bytes: &[u8]) -> Option<Files> {
         let content = pull(&mut payload)?;
         files.push(SourceFile::new(name, content.to_vec())?);
     }
-    Some(Files::of(files))
+    Some(Files::from_sources(files))
 }
 
 fn checksum(payload: &[u8]) -> [u8; CHECKSUM] {
