@@ -6,7 +6,7 @@
 pub mod limits;
 pub mod listen;
 
-pub use limits::{Gate, LimitSettings, Slot};
+pub use limits::{Gate, LimitSettings, Slot, Telling};
 
 use crate::reason::Reason;
 use std::future::Future;

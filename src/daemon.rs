@@ -25,7 +25,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -96,14 +95,8 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let mut floor = settings.floor();
     floor.listeners.extend(&bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
-    let house = Arc::new(House {
-        gate: gate(&settings, &live),
-        live,
-        resolver,
-        account,
-        stop: CancellationToken::new(),
-        turned_away: AtomicU32::new(0),
-    });
+    let house =
+        Arc::new(House { gate: gate(&settings, &live), live, resolver, account, stop: CancellationToken::new() });
     let end = CancellationToken::new();
     let threads = spawn_workers(&house, proxies.iter(), workers, &end)?;
     let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
@@ -200,7 +193,7 @@ async fn drain(house: &House, signals: &mut Signals) {
     let open = house.gate.total();
     tracing::info!(open, "stopping; open connections get {} s", DRAIN.as_secs());
     house.stop.cancel();
-    let quiet = || house.gate.total() == 0 && house.turned_away.load(Ordering::Relaxed) == 0;
+    let quiet = || house.gate.total() == 0 && house.gate.telling() == 0;
     let until = Instant::now() + DRAIN;
     while !quiet() && Instant::now() < until {
         tokio::select! {

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod cli;
+mod fairness;
 mod guests;
 mod http;
 mod limits;
