@@ -3,6 +3,7 @@
 
 mod near;
 mod oracle;
+mod usage;
 mod written;
 
 use super::rule::Subject;
