@@ -150,7 +150,8 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
     if let Some(listener) = doors.control {
-        let control = Control::new(Arc::clone(&house.account), status(house, &reloader), reload(&reloader));
+        let control =
+            Control::new(Arc::clone(&house.account), status(house, &reloader), used(&reloader), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
@@ -165,6 +166,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     system::notify(&[sd_notify::NotifyState::Stopping]);
     drain(house, &mut signals).await;
     drop(served);
+    reloader.keep_used().await;
     Ok(())
 }
 
@@ -172,6 +174,12 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
 fn status(house: &Arc<House>, reloader: &Reloader) -> control::Status {
     let (house, reloader) = (Arc::clone(house), reloader.clone());
     Box::new(move || serde_json::json!({ "open_connections": house.gate.total(), "trouble": reloader.trouble() }))
+}
+
+/// What `outgate whitelist lint` asks for.
+fn used(reloader: &Reloader) -> control::Used {
+    let reloader = reloader.clone();
+    Box::new(move || serde_json::json!(reloader.used()))
 }
 
 /// `outgate whitelist reload`.

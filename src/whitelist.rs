@@ -1,4 +1,5 @@
-//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint.
+//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint, and what
+//! is known of their use.
 //!
 //! [`read::Files`] is one consistent set of files; [`compile`] turns it into whatever a [`Sink`]
 //! builds, or into a [`Report`] of everything that is wrong with it. A sink that was half filled
@@ -11,6 +12,7 @@ pub mod keep;
 pub mod lint;
 pub mod read;
 pub mod shipped;
+pub mod used;
 pub mod watch;
 
 mod glob;
@@ -33,6 +35,7 @@ use std::path::Path;
 
 pub use diagnostic::{Report, Severity};
 pub use read::{Files, Fingerprint};
+pub use used::UsedLines;
 
 /// What takes the rules in and makes a policy of them.
 pub trait Sink {

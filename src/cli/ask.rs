@@ -76,9 +76,9 @@ pub(super) struct ReloadArguments {
 
 /// Which daemon.
 #[derive(Args, Debug)]
-struct Daemon {
+pub(super) struct Daemon {
     #[command(flatten)]
-    config: Config,
+    pub(super) config: Config,
     /// The daemon's control socket [default: as configured]
     #[arg(short, long, value_name = "PATH")]
     socket: Option<PathBuf>,
@@ -123,7 +123,8 @@ pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcom
 }
 
 impl Daemon {
-    fn ask(&self, question: Question) -> Result<Value, Failure> {
+    /// Asks it.
+    pub(super) fn ask(&self, question: Question) -> Result<Value, Failure> {
         bridge::ask(&self.socket()?, question)
     }
 

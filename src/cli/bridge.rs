@@ -7,6 +7,7 @@ use crate::control::{self, ClientError};
 use crate::daemon;
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
+pub(super) use crate::whitelist::UsedLines;
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
 use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
@@ -138,11 +139,25 @@ fn failed_edit(error: EditError) -> Failure {
     }
 }
 
-/// What deserves a look in the lists. Which rules were never used only the daemon could say.
-pub(super) fn lint(settings: &Settings) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
+/// What the daemon behind a socket knows of the use of the rules in `files`; if nothing, why.
+pub(super) fn used(answer: Value, files: &Files) -> Result<UsedLines, String> {
+    let used: UsedLines =
+        serde_json::from_value(answer).map_err(|_| "the daemon's answer cannot be read; is it of another version?")?;
+    if !used.are_of(files.fingerprint()) {
+        return Err("the daemon has another list in force; `outgate whitelist reload` says why".to_owned());
+    }
+    Ok(used)
+}
+
+/// What deserves a look in the lists; rules that were never used only where their use is known.
+pub(super) fn lint(
+    settings: &Settings,
+    files: &Files,
+    used: Option<&UsedLines>,
+) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
     let apart: Vec<String> =
         settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().cloned()).collect();
-    let found = lint::lint(&files(settings), today(), Usage { used: None, apart: &apart });
+    let found = lint::lint(files, today(), Usage { used, apart: &apart });
     found.map(|found| of_list(found, settings.whitelist_dir.as_deref())).map_err(of_report)
 }
 
@@ -155,6 +170,8 @@ pub(super) enum Question {
     Denied(usize),
     /// At most so many of the open flows.
     Flows(usize),
+    /// Which rules were used.
+    Used,
     /// To read configuration and lists again.
     Reload,
 }
@@ -166,6 +183,7 @@ pub(super) fn ask(socket: &Path, question: Question) -> Result<Value, Failure> {
         Question::Status => client.get("/status"),
         Question::Denied(limit) => client.get(&format!("/denied?limit={limit}")),
         Question::Flows(limit) => client.get(&format!("/flows?limit={limit}")),
+        Question::Used => client.get("/used"),
         Question::Reload => client.post("/reload"),
     };
     match answer.map_err(unanswered)? {

@@ -3,7 +3,7 @@
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
 use crate::config::{Diagnostic, Settings};
-use bridge::Edited;
+use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -82,9 +82,11 @@ struct RemoveArguments {
     rules: Vec<String>,
 }
 
-/// Warn of rules that are too broad, shadowed by others or expired
+/// Warn of rules that are too broad, shadowed by others, expired or never used
 ///
-/// Exit code 0 also if there are warnings; 1 if the list is invalid.
+/// Which rules were never used is asked of the running daemon; where it cannot be reached, or runs on
+/// another list, that is said on standard error and nothing is warned of. Exit code 0 also if there are
+/// warnings; 1 if the list is invalid.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -92,7 +94,7 @@ Examples:
   outgate whitelist lint --json | jq length")]
 struct LintArguments {
     #[command(flatten)]
-    config: Config,
+    daemon: ask::Daemon,
     /// A JSON array of objects instead of text
     #[arg(long)]
     json: bool,
@@ -188,8 +190,15 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
 }
 
 fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
-    let findings = bridge::lint(&settings).map_err(Failure::Invalid)?;
+    let (settings, _) = Settings::load(arguments.daemon.config.config.as_deref())?;
+    let files = bridge::files(&settings);
+    let used = arguments.daemon.ask(Question::Used).map_err(|failure| failure.to_string());
+    let used = used.and_then(|answer| bridge::used(answer, &files));
+    let findings = bridge::lint(&settings, &files, used.as_ref().ok()).map_err(Failure::Invalid)?;
+    if let Some(caveat) = caveat(&used) {
+        // Nobody is left to tell if this fails.
+        let _ = writeln!(io::stderr(), "{}", printable(&caveat));
+    }
     if arguments.json {
         let rows: Vec<super::check::Problem> = findings.iter().map(Into::into).collect();
         writeln!(out, "{}", serde_json::to_string_pretty(&rows).map_err(io::Error::from)?)?;
@@ -200,6 +209,23 @@ fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
     }
     writeln!(out, "{}", counted(findings.len() as u64, "warning"))?;
     Ok(Exit::Good)
+}
+
+/// What limits the word of the daemon on rules that were never used.
+fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
+    match used {
+        Ok(used) => {
+            let hours = used.since().duration_until(jiff::Timestamp::now()).as_hours();
+            let since = used.since();
+            (hours < 24).then(|| {
+                format!("outgate: uses are counted since {since} only; what was not used since may well be needed")
+            })
+        }
+        Err(why) => {
+            let why = why.strip_prefix("outgate: ").unwrap_or(why);
+            Some(format!("outgate: never-used rules were not looked at: {why}"))
+        }
+    }
 }
 
 fn warn(warning: &Diagnostic) {

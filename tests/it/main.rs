@@ -18,4 +18,5 @@ mod socks;
 mod tidy;
 mod tls;
 mod tunnel;
+mod usage;
 mod world;
