@@ -60,8 +60,15 @@ Examples:
   outgate whitelist add 'deny **.evil.test'")]
 struct AddArguments {
     #[command(flatten)]
+    edit: Edit,
+}
+
+/// Which rules, in the list of which configuration.
+#[derive(Args, Debug)]
+struct Edit {
+    #[command(flatten)]
     config: Config,
-    /// A rule as it would stand in a file; in quotes if it has spaces or * in it
+    /// A rule as it stands in a file; in quotes if it has spaces or * in it
     #[arg(value_name = "RULE", required = true)]
     rules: Vec<String>,
 }
@@ -76,10 +83,7 @@ Examples:
   outgate whitelist remove 'deny **.evil.test'")]
 struct RemoveArguments {
     #[command(flatten)]
-    config: Config,
-    /// A rule as it stands in a file
-    #[arg(value_name = "RULE", required = true)]
-    rules: Vec<String>,
+    edit: Edit,
 }
 
 /// Warn of rules that are too broad, shadowed by others, expired or never used
@@ -103,8 +107,8 @@ struct LintArguments {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.action {
         Action::List(arguments) => list(arguments, out),
-        Action::Add(arguments) => add(arguments, out),
-        Action::Remove(arguments) => remove(arguments, out),
+        Action::Add(arguments) => add(&arguments.edit, out),
+        Action::Remove(arguments) => remove(&arguments.edit, out),
         Action::Lint(arguments) => lint(arguments, out),
         Action::Reload(arguments) => ask::reload(arguments, out),
     }
@@ -163,9 +167,9 @@ fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
-    let settings = editable(&arguments.config)?;
-    for rule in &arguments.rules {
+fn add(edit: &Edit, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    for rule in &edit.rules {
         match bridge::add(dir(&settings)?, rule)? {
             Edited::Already(at) => writeln!(out, "already there: {at}: {}", printable(rule.trim()))?,
             Edited::Written(at, warnings) => {
@@ -179,9 +183,9 @@ fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
-    let settings = editable(&arguments.config)?;
-    for rule in &arguments.rules {
+fn remove(edit: &Edit, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    for rule in &edit.rules {
         for at in bridge::remove(dir(&settings)?, rule)? {
             writeln!(out, "removed: {at}: {}", printable(rule.trim()))?;
         }
@@ -231,11 +235,6 @@ fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
 fn warn(warning: &Diagnostic) {
     // Nobody is left to tell if this fails.
     let _ = writeln!(io::stderr(), "{}", table::printable(&warning.to_string()));
-}
-
-fn editable(config: &Config) -> Result<Settings, Failure> {
-    let (settings, _) = Settings::load(config.config.as_deref())?;
-    Ok(settings)
 }
 
 fn dir(settings: &Settings) -> Result<&Path, Failure> {
