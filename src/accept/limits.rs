@@ -19,6 +19,11 @@ const SHARDS: usize = 16;
 /// A shard with more guests than this is swept for quiet ones before it grows.
 const SWEEP_AT: usize = 256;
 
+/// How many connections that are over a limit may be told so at once; the rest are reset.
+const MAX_TOLD: u32 = 512;
+/// One guest's share of the places that are free: 64 while nobody else floods.
+const TOLD_SHARE: u32 = 8;
+
 /// `[limits]` of the configuration; per guest unless it says otherwise. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitSettings {
@@ -49,6 +54,8 @@ enum Key {
 #[derive(Debug, Default)]
 struct Usage {
     live: AtomicU32,
+    /// Connections being told that they are over a limit.
+    told: AtomicU32,
     connections: Cell,
     requests: Cell,
     queries: Cell,
@@ -110,6 +117,7 @@ pub struct Gate {
     settings: ArcSwap<LimitSettings>,
     declared: Declared,
     total: AtomicU32,
+    told: AtomicU32,
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     start: Instant,
@@ -121,6 +129,12 @@ pub struct Slot {
     gate: Arc<Gate>,
 }
 
+/// Leave to keep a connection that is over a limit until it has been told so. Gives it back on drop.
+pub struct Telling {
+    usage: Arc<Usage>,
+    gate: Arc<Gate>,
+}
+
 impl Gate {
     /// `declared` gives the number of the declared guest that an address is, if any.
     pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
@@ -128,6 +142,7 @@ impl Gate {
             settings: ArcSwap::from_pointee(settings),
             declared,
             total: AtomicU32::new(0),
+            told: AtomicU32::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::default(),
             start: Instant::now(),
@@ -184,6 +199,25 @@ impl Gate {
         }
     }
 
+    /// Connections being told now that they are over a limit, in the whole daemon.
+    pub fn telling(&self) -> u32 {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// May a connection of `source` that was not admitted be kept until it has been told why? A guest
+    /// holds an eighth of the places that are free at most, so the more guests flood, the fewer each
+    /// holds, and one that does not still finds a place.
+    pub fn tell(self: &Arc<Self>, source: IpAddr, now: Instant) -> Option<Telling> {
+        let usage = self.usage(source, now);
+        // From here on the drop gives back what was counted.
+        let telling = Telling { usage, gate: Arc::clone(self) };
+        let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
+        let all = self.told.fetch_add(1, Ordering::Relaxed);
+        // Without what this guest holds itself, that its share does not shrink with each it takes.
+        let free = MAX_TOLD.saturating_sub(all.saturating_sub(mine));
+        (all < MAX_TOLD && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
+    }
+
     fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
         let key = match (self.declared)(source) {
             Some(number) => Key::Declared(number),
@@ -229,6 +263,13 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.usage.live.fetch_sub(1, Ordering::Relaxed);
         self.gate.total.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.usage.told.fetch_sub(1, Ordering::Relaxed);
+        self.gate.told.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -321,6 +362,33 @@ mod tests {
         let declared = Gate::new(settings, Arc::new(|_| Some(3)));
         let _held = declared.admit(A, now).unwrap();
         assert!(declared.admit(B, now).is_err());
+    }
+
+    #[test]
+    fn a_guest_over_its_limits_takes_its_share_of_the_places_to_be_told_and_gives_them_back() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell(A, now)).collect();
+        assert_eq!((told.len(), gate.telling()), (64, 64));
+        assert!(gate.tell(B, now).is_some());
+        told.pop();
+        assert!(gate.tell(A, now).is_some(), "a place was given back");
+        drop(told);
+        assert_eq!(gate.telling(), 0);
+    }
+
+    #[test]
+    fn while_many_guests_flood_the_next_one_is_still_told() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut told = Vec::new();
+        for last in 0..40u8 {
+            let source = IpAddr::from([10, 0, 1, last]);
+            let before = told.len();
+            told.extend(std::iter::from_fn(|| gate.tell(source, now)));
+            assert!(told.len() > before, "guest {last} found no place");
+        }
+        assert!(gate.telling() <= MAX_TOLD);
     }
 
     #[test]

@@ -63,6 +63,15 @@ struct Tally<'a> {
     denied: Ruled,
     near: Option<(Near, Place)>,
     to: Resort<'a>,
+    /// Some rule that allows, or denies, is not yet noted as used.
+    unused: Unused,
+}
+
+/// Of which effect there are rules not yet noted as used.
+#[derive(Debug, Default)]
+struct Unused {
+    allow: bool,
+    deny: bool,
 }
 
 /// For each of [`EACH`] the first rule that speaks of it.
@@ -84,8 +93,21 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     let rules = &policy.rules;
     let case = Case::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
     let mut tally = Tally::default();
-    rules.matching(&claim.target.host, |record, compiled| tally.hear(&record, compiled, case.ask(&record, compiled)));
+    rules.matching(&claim.target.host, |record, compiled| {
+        tally.hear(rules, &record, compiled, case.ask(&record, compiled));
+    });
+    let Unused { allow, deny } = tally.unused;
+    let verdict = conclude(rules, &case, tally);
+    match &verdict {
+        Ok(_) if allow => note_use(rules, &case, Effect::Allow),
+        Err(refusal) if deny && refusal.reason == Reason::DeniedByRule => note_use(rules, &case, Effect::Deny),
+        _ => {}
+    }
+    verdict
+}
 
+fn conclude(rules: &Rules, case: &Case<'_>, tally: Tally<'_>) -> Result<Permit, Refusal> {
+    let claim = case.claim;
     let denied = tally.denied.protocols();
     let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
     if asked.without(denied).is_empty() {
@@ -112,6 +134,17 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
             denied: denied_addresses(rules, claim),
         },
     })
+}
+
+/// Notes as used all the rules that speak to this effect, not only the one that is reported: without
+/// those that stay unused, every decision so far would have come out the same. Asks them once more, but
+/// only until each has been noted.
+#[cold]
+fn note_use(rules: &Rules, case: &Case<'_>, effect: Effect) {
+    rules.matching(&case.claim.target.host, |record, compiled| match (case.ask(&record, compiled), effect) {
+        (Saying::Allows(_), Effect::Allow) | (Saying::Denies(_), Effect::Deny) => rules.usage().note(record.place()),
+        _ => {}
+    });
 }
 
 pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
@@ -159,6 +192,10 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
 }
 
 fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {
+    // Of flows and of DNS queries alike: a guest whose query was refused never opens the flow.
+    if let (Reason::DeniedByRule, Some(place)) = (reason, place) {
+        rules.usage().note(place);
+    }
     Refusal { reason, rule: place.and_then(|place| rules.location(place)) }
 }
 
@@ -225,16 +262,20 @@ impl<'a> Case<'a> {
 }
 
 impl<'a> Tally<'a> {
-    fn hear(&mut self, record: &Record, compiled: &'a Compiled, saying: Saying) {
+    fn hear(&mut self, rules: &Rules, record: &Record, compiled: &'a Compiled, saying: Saying) {
         let place = record.place();
         match saying {
             Saying::Allows(protocols) => {
+                self.unused.allow |= !rules.usage().contains(place);
                 self.allowed.add(protocols, place);
                 if let Some(to) = &compiled.terms.to {
                     self.to.extend(to);
                 }
             }
-            Saying::Denies(protocols) => self.denied.add(protocols, place),
+            Saying::Denies(protocols) => {
+                self.unused.deny |= !rules.usage().contains(place);
+                self.denied.add(protocols, place);
+            }
             Saying::Near(near) => {
                 self.near = match self.near {
                     Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {

@@ -7,6 +7,7 @@
 mod addresses;
 mod cli;
 mod dns;
+mod fairness;
 mod firewall;
 mod guests;
 mod http;
@@ -21,4 +22,5 @@ mod tidy;
 mod tls;
 mod transparent;
 mod tunnel;
+mod usage;
 mod world;
