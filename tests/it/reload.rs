@@ -238,6 +238,73 @@ fn a_start_with_a_broken_list_uses_the_last_good_one_and_says_so() {
     outgate.await_ready();
 }
 
+/// What can happen to a list, and how to do it to the list of this daemon.
+fn breakages() -> [(&'static str, fn(&Outgate)); 5] {
+    [
+        ("the file may not be read", |outgate| chmod(&outgate.rules(), 0)),
+        ("the folder may not be read", |outgate| chmod(&outgate.whitelist(), 0)),
+        ("the folder is deleted", |outgate| fs::remove_dir_all(outgate.whitelist()).unwrap()),
+        ("not UTF-8", |outgate| fs::write(outgate.rules(), b"cdn-ok.test\n\xff\xfe\n").unwrap()),
+        ("cut short", |outgate| fs::write(outgate.rules(), b"cdn-ok.test").unwrap()),
+    ]
+}
+
+fn chmod(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_list_that_cannot_be_read_any_more_stays_in_force_over_a_restart_too() {
+    let Some(world) = World::new() else { return };
+    for (what, breakage) in breakages() {
+        let mut outgate = world.setup("good.test\n").write();
+        outgate.become_nobody();
+        outgate.launch();
+        outgate.await_ready();
+        let mut tunnel = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+
+        breakage(&outgate);
+        eventually(&format!("{what}: the metric says that the reload failed"), || {
+            outgate.metric("whitelist_last_reload_successful", &[]) == 0.0
+        });
+        assert!(allows(&world, "good.test") && !allows(&world, "cdn-ok.test"), "{what}: the last good list stays");
+        assert_eq!(tunnel.get("good.test", "/").unwrap().status, 200, "{what}: no flow is ended");
+        assert_ne!(outgate.admin("/readyz").unwrap().status, 200, "{what}: it says that something is wrong");
+        drop(tunnel);
+
+        assert!(outgate.stop().success(), "{what}");
+        outgate.launch();
+        outgate.await_admin(|response| response.status != 0);
+        eventually(&format!("{what}: the proxy serves again"), || allows(&world, "good.test"));
+        assert!(!allows(&world, "cdn-ok.test"), "{what}: after a restart");
+        assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 0.0, "{what}: after a restart");
+
+        // And the same without a list to fall back on.
+        assert!(outgate.stop().success(), "{what}");
+        for entry in fs::read_dir(outgate.path("state")).unwrap().flatten() {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        outgate.launch();
+        assert_eq!(outgate.ended().code(), Some(1), "{what}: no list at all");
+        assert!(!outgate.errors().contains("panicked"), "{}", outgate.errors());
+        if outgate.whitelist().exists() {
+            chmod(&outgate.whitelist(), 0o755);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_removed_takes_its_rules_with_it() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
+    let mut tunnel = world.guest.tunnel("good.test:443");
+    fs::remove_file(outgate.rules()).unwrap();
+    assert!(tunnel.is_over());
+    await_swap(&world, "cdn-ok.test", "good.test", "one file of two removed");
+    fs::remove_file(outgate.whitelist().join("second.rules")).unwrap();
+    eventually("a folder without files allows nothing", || !allows(&world, "cdn-ok.test"));
+}
+
 #[test]
 fn a_start_with_a_broken_list_and_none_kept_is_refused() {
     let Some(world) = World::new() else { return };

@@ -5,7 +5,7 @@ use crate::world::client::{ACCESS_DENIED, Get};
 use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
 use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually, pki};
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RULES: &str = "good.test\n*.good.test\ncdn-ok.test\nodd.test\n";
 
@@ -96,6 +96,32 @@ fn a_hello_that_is_not_whole_at_the_deadline_is_refused_however_steadily_it_come
     let hello = Hello::naming("good.test").record();
     wire.say_slowly(hello.chunks(1).take(100), Duration::from_millis(40));
     assert!(wire.is_over());
+    assert_eq!(world.internet.bytes(GOOD), 0);
+    eventually("a timeout is counted", || outgate.metric("connections_total", &[("reason", "timeout")]) == 1.0);
+}
+
+#[test]
+fn a_hello_that_takes_25_seconds_is_cut_off_at_the_10_that_are_the_default() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    let hello = Hello::naming("good.test").record();
+    let begin = Instant::now();
+    let mut wire = world.guest.tunnel("good.test:443");
+    let mut sender = wire.clone_sender();
+    let sending = std::thread::spawn(move || {
+        for byte in hello.chunks(1).take(250) {
+            if sender.write_all(byte).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("25 s of one byte after the other were taken");
+    });
+    assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    let elapsed = begin.elapsed();
+    assert!(elapsed > Duration::from_secs(9) && elapsed < Duration::from_secs(16), "{elapsed:?}");
+    drop(wire);
+    sending.join().unwrap();
     assert_eq!(world.internet.bytes(GOOD), 0);
     eventually("a timeout is counted", || outgate.metric("connections_total", &[("reason", "timeout")]) == 1.0);
 }
