@@ -101,6 +101,11 @@ impl Internet {
         });
     }
 
+    /// Runs `work` where the origins are.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        self.namespace.run(work)
+    }
+
     /// A UDP socket that nobody reads.
     pub fn bind_udp(&self, address: impl Into<SocketAddr>) -> UdpSocket {
         let address = address.into();
