@@ -1,7 +1,7 @@
 //! One guest's greed is that guest's trouble: limits on connections and rates, slow handshakes,
 //! memory, and what metrics and log may grow to.
 
-use crate::world::client::Guest;
+use crate::world::client::{Guest, is_open};
 use crate::world::http::pattern;
 use crate::world::{GATEWAY, ODD, World, eventually};
 use std::io::{Read, Write};
@@ -131,12 +131,6 @@ fn thousands_of_slow_connections_of_one_guest_do_not_hinder_another() {
     assert!(memory < bound, "{memory} bytes for {} slow connections", slow.len());
     let held = slow.iter().filter(|wire| is_open(wire)).count();
     assert!(held >= 2900, "the slow ones were still there, but only {held} of them");
-}
-
-/// Neither ended nor reset by the other side.
-fn is_open(wire: &TcpStream) -> bool {
-    wire.set_nonblocking(true).is_ok()
-        && wire.peek(&mut [0]).is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
 fn all_the_files() -> rustix::process::Rlimit {

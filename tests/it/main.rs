@@ -10,6 +10,7 @@ mod guests;
 mod http;
 mod limits;
 mod names;
+mod pace;
 mod proof;
 mod reload;
 mod service;
