@@ -1,7 +1,7 @@
 //! One guest's greed is that guest's trouble: limits on connections and rates, slow handshakes,
 //! memory, and what metrics and log may grow to.
 
-use crate::world::client::{Guest, is_open};
+use crate::world::client::{Get, Guest, is_open};
 use crate::world::http::pattern;
 use crate::world::{GATEWAY, ODD, World, eventually};
 use std::io::{Read, Write};
@@ -184,6 +184,70 @@ fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
     assert!(growth < workers * (72 << 20) + (300 << 16), "{growth} bytes");
     drop(tunnels);
     eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+}
+
+#[test]
+fn readers_that_never_read_hold_up_nobody_else() {
+    let Some(world) = World::new() else { return };
+    let _outgate = world.setup("good.test\ntcp://odd.test:7\nhttp://odd.test\n").tables(UNLIMITED).start();
+    for (port, head) in [(7, ""), (80, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")] {
+        world.internet.serve((ODD, port), move |mut tap| {
+            let _ = tap.write_all(head.as_bytes());
+            let block = [0; 64 * 1024];
+            while tap.write_all(&block).is_ok() {}
+        });
+    }
+    let _tunnels: Vec<_> = (0..40).map(|_| world.guest.tunnel("odd.test:7")).collect();
+    let _downloads: Vec<_> = (0..40)
+        .map(|_| {
+            let mut wire = world.guest.proxy();
+            wire.say("GET http://odd.test/ HTTP/1.1\r\nHost: odd.test\r\n\r\n");
+            wire
+        })
+        .collect();
+    // Until every buffer on the way is full.
+    std::thread::sleep(Duration::from_secs(1));
+    for guest in [&world.neighbour, &world.guest] {
+        assert!(requests(guest, 30).iter().all(|(status, _)| *status == 200));
+        assert!(guest.get("good.test", "/bytes/3000000").body == pattern(3_000_000));
+        let mut tls = guest.tunnel("good.test:443").tls("good.test").unwrap();
+        assert!(tls.get("good.test", "/bytes/3000000").unwrap().body == pattern(3_000_000));
+    }
+}
+
+#[test]
+fn random_bytes_bring_nothing_down() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\ntcp://odd.test:7\n").tables(UNLIMITED).start();
+    world.internet.sink((ODD, 7));
+    let openings: [&[u8]; 8] = [
+        b"",
+        b"\x05\x01\x00\x05",
+        b"\x16\x03\x01",
+        b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n",
+        b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n\x16\x03\x01\x02\x00",
+        b"CONNECT odd.test:7 HTTP/1.1\r\nHost: odd.test:7\r\n\r\n",
+        b"POST http://good.test/upload HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET http://good.test/ HTTP/1.1\r\n",
+    ];
+    let mut state = 1u64;
+    for turn in 0..1000usize {
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize
+        };
+        let length = random() % 700;
+        let noise: Vec<u8> = (0..length).map(|_| (random() >> 8) as u8).collect();
+        let mut wire = world.guest.proxy();
+        wire.say([openings[turn % openings.len()], &noise].concat());
+        wire.finish();
+        assert!(wire.is_over(), "blob {turn}");
+    }
+    eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+    assert_eq!(outgate.metric("panics_total", &[]), 0.0);
+    assert!(!outgate.errors().contains("panic"), "{}", outgate.errors());
+    assert_eq!(world.guest.get("good.test", "/").status, 200);
+    assert!(world.dns.names().iter().all(|name| name == "good.test" || name == "odd.test"));
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use crate::world::client::Get;
 use crate::world::outgate::Outgate;
-use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually};
+use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually};
 use rustix::process::Signal;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
@@ -138,6 +138,97 @@ fn a_reload_that_changes_nothing_for_a_flow_keeps_it_though_the_rule_moved() {
     await_swap(&world, "cdn-ok.test", "evil.test", "renamed over");
     assert_eq!(tls.get("good.test", "/").unwrap().status, 200);
     assert_eq!(outgate.metric("flows_revoked_total", &[]), 0.0);
+}
+
+#[test]
+fn flows_end_when_the_address_they_are_connected_to_is_denied() {
+    let Some(world) = World::new() else { return };
+    world.dns.set("six.test", [GOOD6.parse::<std::net::IpAddr>().unwrap()]);
+    let outgate = world.outgate("good.test\nsix.test\n");
+    let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+    let mut six = world.guest.tunnel("six.test:443").tls("six.test").unwrap();
+    let mut kept = world.guest.proxy();
+    let request = "GET http://good.test/kept HTTP/1.1\r\nHost: good.test\r\n\r\n";
+    kept.say(request);
+    assert_eq!(kept.hear("GET").status, 200);
+    let before = world.internet.requests(GOOD).len();
+
+    outgate.replace_rules("good.test\nsix.test\ndeny 11.0.0.0/24\n");
+    assert!(tls.sock.is_over(), "the name is still allowed, the address is not");
+    outgate.await_log(&[("name", "good.test"), ("reason", "revoked")]);
+    kept.say(request);
+    let refusal = kept.hear("GET");
+    assert_eq!((refusal.status, refusal.reason().as_str()), (403, "denied_by_rule"));
+    assert_eq!(world.internet.requests(GOOD).len(), before, "nothing goes over the kept connection any more");
+    assert_eq!(six.get("six.test", "/").unwrap().status, 200, "the other address is none of that");
+    assert_eq!(outgate.metric("flows_revoked_total", &[]), 1.0);
+}
+
+#[test]
+fn a_revoked_tunnel_is_reset_on_both_sides_so_that_nobody_takes_it_for_finished() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("tcp://odd.test:7\ncdn-ok.test\ntcp://odd.test:8\n");
+    let (ends, seen) = std::sync::mpsc::channel();
+    for port in [7, 8] {
+        let ends = ends.clone();
+        world.internet.serve((ODD, port), move |mut tap| {
+            let _ = tap.write_all(b"banner");
+            let end = std::io::copy(&mut tap, &mut std::io::sink()).map_err(|error| error.kind());
+            let _ = ends.send(end.map(|_| ()));
+        });
+    }
+    let mut spoken = world.guest.tunnel("odd.test:7");
+    spoken.say("a word");
+    let silent = world.guest.tunnel("odd.test:8");
+    eventually("the word arrives", || world.internet.bytes(ODD) == 6);
+    outgate.replace_rules("cdn-ok.test\n");
+    for mut wire in [spoken, silent] {
+        assert_eq!(wire.take_bytes(6), b"banner");
+        assert_eq!(wire.rest().map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+        let end = seen.recv_timeout(Duration::from_secs(15)).expect("the origin's connection ends");
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    }
+}
+
+#[test]
+fn a_reload_with_one_broken_file_changes_nothing_at_all() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
+    let config = fs::read_to_string(outgate.config()).unwrap();
+    let failures = || outgate.metric("whitelist_reloads_total", &[("result", "failure")]);
+    let changes_hold = || world.neighbour.get("good.test", "/").reason() == "unknown_guest";
+    let unchanged = || {
+        assert!(allows(&world, "good.test") && allows(&world, "cdn-ok.test") && !allows(&world, "other.test"));
+        assert_eq!(world.neighbour.get("good.test", "/").status, 200, "guests are as before");
+        let held: Vec<_> = (0..4).map(|_| world.guest.tunnel("good.test:443")).collect();
+        assert_eq!(held.len(), 4, "limits are as before");
+    };
+
+    // The files: one is broken, the other would allow more.
+    fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n*.com\n").unwrap();
+    eventually("the broken file is noticed", || failures() >= 1.0);
+    outgate.replace_rules("good.test\nother.test\n");
+    eventually("the other file is noticed", || failures() >= 2.0);
+    unchanged();
+
+    // And the configuration together with them.
+    let tables = "[limits]\nconnections = 2\n[[guest]]\nname = \"vm-2\"\naddresses = [\"10.42.42.2\"]\n";
+    fs::write(outgate.config(), format!("ech = \"allow\"\n{config}{tables}")).unwrap();
+    let before = failures();
+    outgate.signal(Signal::HUP);
+    eventually("the signal is heeded", || failures() > before);
+    unchanged();
+    assert!(!outgate.metrics().keys().any(|series| series.contains("vm-2")));
+
+    // Everything at once when the list is sound again.
+    fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n").unwrap();
+    eventually("the list is taken", || allows(&world, "other.test"));
+    assert!(!changes_hold(), "files alone were read");
+    outgate.signal(Signal::HUP);
+    eventually("guests are as configured", changes_hold);
+    let mut held: Vec<_> = (0..2).map(|_| world.guest.tunnel("good.test:443")).collect();
+    assert_eq!(world.guest.get("good.test", "/").reason(), "limit_connections");
+    held.clear();
 }
 
 #[test]

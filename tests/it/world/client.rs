@@ -210,6 +210,12 @@ impl Wire {
         let _ = self.0.get_ref().shutdown(Shutdown::Write);
     }
 
+    /// Resets the connection, as a guest does whose VM is killed.
+    pub fn vanish(self) {
+        let socket = self.0.into_inner();
+        rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket takes the option");
+    }
+
     /// The socket below.
     pub fn stream(&self) -> &TcpStream {
         self.0.get_ref()

@@ -266,6 +266,15 @@ impl Outgate {
         found.expect("the loop ends with one")
     }
 
+    /// How many flows `outgate flows` shows.
+    #[track_caller]
+    pub fn flows(&self) -> u64 {
+        let output = self.command(&["flows", "--json", "--config", self.config().to_str().unwrap()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+        answer["total"].as_u64().expect("it has a total")
+    }
+
     /// Resident memory, in bytes.
     pub fn memory(&self) -> u64 {
         let statm = fs::read_to_string(format!("/proc/{}/statm", self.pid())).expect("the daemon runs");
