@@ -13,6 +13,7 @@ mod guests;
 mod http;
 mod limits;
 mod names;
+mod pace;
 mod proof;
 mod races;
 mod reload;
