@@ -159,10 +159,10 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
     rules.matching(&Host::Name(name.clone()), |record, compiled| {
         let place = record.place();
         match compiled.terms.effect {
-            Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
+            Effect::Deny if compiled.expired() || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
             Effect::Allow if !standing.sees(&record) => {}
-            Effect::Allow if compiled.expired => expired = earliest(expired, place),
+            Effect::Allow if compiled.expired() => expired = earliest(expired, place),
             Effect::Allow => {
                 allowed = true;
                 match &compiled.terms.to {
@@ -235,11 +235,11 @@ impl<'a> Case<'a> {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
         match terms.effect {
-            Effect::Deny if compiled.expired => Saying::Nothing,
+            Effect::Deny if compiled.expired() => Saying::Nothing,
             Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
             Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
             Effect::Allow => {
-                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired) {
+                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
                     (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
                     // A rule that is over and would not have allowed this either counts as removed.
                     (_, true) => Saying::Nothing,
