@@ -442,3 +442,6 @@ fn count(report: &Report) -> usize {
 fn today() -> Date {
     jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }
+
+#[cfg(test)]
+mod tests;
