@@ -464,3 +464,6 @@ fn print(report: &Report) {
 fn count(report: &Report) -> usize {
     report.errors().count() + report.more
 }
+
+#[cfg(test)]
+mod tests;
