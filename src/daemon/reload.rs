@@ -328,11 +328,13 @@ impl Desk {
         if let Err(lines) = self.put_settings(&settings) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        remember(&settings, &files);
         let old = self.house.live.swap(Arc::new(Live { policy, dial: settings.dial }));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
+        // Writing tens of megabytes takes a while, and nobody has to wait for it.
+        let in_force_after = start.elapsed();
+        remember(&self.settings, &files);
         self.announce();
         if let Some(old) = &old_lists {
             self.lists.rules.note_used(&old.rules.used_marks());
@@ -343,7 +345,7 @@ impl Desk {
             files = self.lists.loaded.files,
             rules = self.lists.len(),
             revoked,
-            took_ms = start.elapsed().as_millis(),
+            took_ms = in_force_after.as_millis(),
             "a new list is in force"
         );
         for warning in &self.lists.loaded.warnings {
