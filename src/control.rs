@@ -1,5 +1,5 @@
-//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows`
-//! and `whitelist reload`; both ends.
+//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows` and
+//! `whitelist lint` and `reload`; both ends.
 //!
 //! Who may read is a matter of the socket's mode (0660 and its group); who may change something is
 //! asked of the kernel (SO_PEERCRED, unix(7)): root and the daemon's own user.
@@ -31,6 +31,8 @@ const JSON: &str = "application/json";
 
 /// Figures of the daemon's own that are put beside those of the account: an object.
 pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
+/// Which rules of the list in force were used.
+pub type Used = Box<dyn Fn() -> Value + Send + Sync>;
 /// Reads the lists again: what came of it, or what is wrong with them.
 pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Value, Value>> + Send>> + Send + Sync>;
 
@@ -38,6 +40,7 @@ pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Value, Valu
 pub struct Control {
     account: Arc<Account>,
     status: Status,
+    used: Used,
     reload: Reload,
 }
 
@@ -85,9 +88,9 @@ pub enum ClientError {
 }
 
 impl Control {
-    /// `status` must not block.
-    pub fn new(account: Arc<Account>, status: Status, reload: Reload) -> Arc<Control> {
-        Arc::new(Control { account, status, reload })
+    /// `status` must not block; `used` may take a while.
+    pub fn new(account: Arc<Account>, status: Status, used: Used, reload: Reload) -> Arc<Control> {
+        Arc::new(Control { account, status, used, reload })
     }
 }
 
@@ -153,7 +156,7 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
 async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Incoming>) -> Answer {
     let path = request.uri().path();
     let allowed = match path {
-        "/status" | "/denied" | "/flows" => Method::GET,
+        "/status" | "/denied" | "/flows" | "/used" => Method::GET,
         "/reload" => Method::POST,
         _ => return error(StatusCode::NOT_FOUND, "there is nothing of this name; is the daemon of another version?"),
     };
@@ -186,6 +189,7 @@ impl Control {
                 let (flows, total) = self.account.snapshot(limit);
                 json!({ "total": total, "flows": flows })
             }
+            "/used" => (self.used)(),
             _ => {
                 let mut status = json!(self.account.totals());
                 if let (Value::Object(all), Value::Object(own)) = (&mut status, (self.status)()) {

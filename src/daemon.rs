@@ -28,7 +28,6 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -108,7 +107,6 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
         bindings,
         account,
         stop: CancellationToken::new(),
-        turned_away: AtomicU32::new(0),
     });
     let end = CancellationToken::new();
     house.drop_bindings();
@@ -184,7 +182,8 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
     if let Some(listener) = doors.control {
-        let control = Control::new(Arc::clone(&house.account), status(house, &reloader, guard), reload(&reloader));
+        let status = status(house, &reloader, guard);
+        let control = Control::new(Arc::clone(&house.account), status, used(&reloader), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
@@ -200,6 +199,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     system::notify(&[sd_notify::NotifyState::Stopping]);
     drain(house, &mut signals).await;
     drop(served);
+    reloader.keep_used().await;
     Ok(())
 }
 
@@ -211,6 +211,12 @@ fn status(house: &Arc<House>, reloader: &Reloader, guard: Guard) -> control::Sta
         let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
         serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
     })
+}
+
+/// What `outgate whitelist lint` asks for.
+fn used(reloader: &Reloader) -> control::Used {
+    let reloader = reloader.clone();
+    Box::new(move || serde_json::json!(reloader.used()))
 }
 
 /// `outgate whitelist reload`.
@@ -232,7 +238,7 @@ async fn drain(house: &House, signals: &mut Signals) {
     let open = house.gate.total();
     tracing::info!(open, "stopping; open connections get {} s", DRAIN.as_secs());
     house.stop.cancel();
-    let quiet = || house.gate.total() == 0 && house.turned_away.load(Ordering::Relaxed) == 0;
+    let quiet = || house.gate.total() == 0 && house.gate.telling() == 0;
     let until = Instant::now() + DRAIN;
     while !quiet() && Instant::now() < until {
         tokio::select! {

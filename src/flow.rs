@@ -23,12 +23,11 @@ use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
 use crate::relay::{self, End, Tunnel, Watch, close};
-use crate::resolve::Resolver;
+use crate::resolve::{Resolver, Ticket};
 use arc_swap::ArcSwap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -36,8 +35,6 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// How many connections that are over a limit may be told so at once; the rest are reset.
-const MAX_TURNED_AWAY: u32 = 512;
 /// How long a connection over a limit may take to say what it wants before it is told why not.
 const TURN_AWAY: Duration = Duration::from_secs(2);
 
@@ -55,8 +52,6 @@ pub struct House {
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.
     pub stop: CancellationToken,
-    /// Connections being told that they are over a limit.
-    pub turned_away: AtomicU32,
 }
 
 impl House {
@@ -219,9 +214,11 @@ async fn relay(relaying: Relaying) {
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
 async fn turn_away(house: &Arc<House>, door: Door, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
-    let told = house.turned_away.fetch_add(1, Ordering::Relaxed) < MAX_TURNED_AWAY;
-    let answer =
-        if told { tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await } else { Ok(None) };
+    let telling = house.gate.tell(source.ip(), Instant::now());
+    let answer = match &telling {
+        Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
+        None => Ok(None),
+    };
     let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
     let original = door.original(&stream).ok().flatten();
     open_record(house, listener, source, original).refuse(reason, None);
@@ -230,7 +227,7 @@ async fn turn_away(house: &Arc<House>, door: Door, mut stream: TcpStream, source
     } else {
         close::after(&mut stream, &answer).await;
     }
-    house.turned_away.fetch_sub(1, Ordering::Relaxed);
+    drop((stream, telling));
 }
 
 /// Reads just enough to know what to answer. `None` where the other end is gone.
@@ -353,7 +350,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             let flow = Arc::clone(record.flow());
             let answer = tokio::select! {
                 biased;
-                answer = house.resolver.vet(permit) => answer,
+                answer = house.resolver.vet(permit, ticket(house, claim.source)) => answer,
                 reason = flow.revoked() => {
                     record.refuse(reason, None);
                     return Err(reason);
@@ -390,6 +387,11 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             Err(error.reason())
         }
     }
+}
+
+/// The guest's right to start a lookup, if it has not too many under way.
+pub(crate) fn ticket(house: &House, source: IpAddr) -> Option<Ticket> {
+    Some(Box::new(house.gate.lookup(source, Instant::now())?))
 }
 
 /// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so

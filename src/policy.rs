@@ -1,7 +1,7 @@
 //! The decision: [`Policy::decide`] turns a [`Claim`] into a [`Permit`] or a [`Refusal`].
 //!
-//! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot; reloads make a new
-//! one and swap it. Only this module can make a `Permit`.
+//! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot, but for the bits that
+//! say which rules were used; reloads make a new one and swap it. Only this module can make a `Permit`.
 //!
 //! Two layers: [`Rules`], the compiled list, is made by a [`Builder`] when files change and is shared
 //! by `Arc`; a `Policy` lays the configuration over it (modes, guests and the files that hold for
@@ -19,9 +19,11 @@ mod regexes;
 pub mod rule;
 mod rules;
 mod store;
+mod usage;
 
 pub use guests::{Guest, PolicyError};
 pub use rules::{BuildError, Builder, FileId, Kind, Rules};
+pub use usage::Mark;
 
 use crate::identify::Claim;
 use crate::name::HostName;

@@ -98,8 +98,8 @@ impl Tunnel {
 
     /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped.
     ///
-    /// The end of one side is passed on (half-close) and the other goes on. On [`End::Idle`] and [`End::Stopped`] both connections are
-    /// reset, so that nobody takes a cut stream for a whole one.
+    /// The end of one side is passed on (half-close) and the other goes on. Unless both came to their end
+    /// ([`End::Closed`]), both connections are reset, so that nobody takes a cut stream for a whole one.
     pub async fn run<M, S, L>(mut self, watch: Watch<'_, M, S, L>) -> End
     where
         M: Meter,

@@ -1,4 +1,5 @@
-//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint.
+//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint, and what
+//! is known of their use.
 //!
 //! [`read::Files`] is one consistent set of files; [`compile`] turns it into whatever a [`Sink`]
 //! builds, or into a [`Report`] of everything that is wrong with it. A sink that was half filled
@@ -11,6 +12,7 @@ pub mod keep;
 pub mod lint;
 pub mod read;
 pub mod shipped;
+pub mod used;
 pub mod watch;
 
 mod glob;
@@ -24,7 +26,7 @@ pub(crate) mod replace;
 mod subject;
 
 use crate::policy::rule::{Subject, Terms};
-use crate::policy::{BuildError, Builder, FileId};
+use crate::policy::{BuildError, Builder, FileId, Rules};
 use diagnostic::{Diagnostic, Problems};
 use jiff::civil::Date;
 use parse::Rule;
@@ -33,6 +35,7 @@ use std::path::Path;
 
 pub use diagnostic::{Report, Severity};
 pub use read::{Files, Fingerprint};
+pub use used::UsedLines;
 
 /// What takes the rules in and makes a policy of them.
 pub trait Sink {
@@ -135,6 +138,18 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     Ok((sink, Loaded { warnings, fingerprint: files.fingerprint(), files: files.len(), kinds }))
+}
+
+/// Turns a set of files into the rules that the daemon goes by.
+pub fn build(files: &Files, today: Date) -> Result<(Rules, Loaded), Report> {
+    let (builder, loaded) = compile(files, today, Builder::new(today))?;
+    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
+    Ok((rules, loaded))
+}
+
+/// Today in UTC, the day by which `until=` goes.
+pub fn today() -> Date {
+    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }
 
 /// Reads `dir` and compiles what is there.

@@ -19,6 +19,11 @@ const SHARDS: usize = 16;
 /// A shard with more guests than this is swept for quiet ones before it grows.
 const SWEEP_AT: usize = 256;
 
+/// How many connections that are over a limit may be told so at once; the rest are reset.
+const MAX_TOLD: u32 = 512;
+/// One guest's share of the places that are free: 64 while nobody else floods.
+const TOLD_SHARE: u32 = 8;
+
 /// `[limits]` of the configuration; per guest unless it says otherwise. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitSettings {
@@ -38,6 +43,9 @@ pub struct LimitSettings {
     pub total_connections: Option<u32>,
 }
 
+/// Lookups that one guest may have under way: an eighth of what the resolver takes on at once.
+const MAX_LOOKUPS: u32 = 512;
+
 /// Who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -49,7 +57,11 @@ enum Key {
 #[derive(Debug, Default)]
 struct Usage {
     live: AtomicU32,
+    /// Connections being told that they are over a limit.
+    told: AtomicU32,
     connections: Cell,
+    /// Lookups of names under way.
+    lookups: AtomicU32,
     requests: Cell,
     queries: Cell,
     /// Answers that say "too quick".
@@ -110,6 +122,7 @@ pub struct Gate {
     settings: ArcSwap<LimitSettings>,
     declared: Declared,
     total: AtomicU32,
+    told: AtomicU32,
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     start: Instant,
@@ -121,6 +134,18 @@ pub struct Slot {
     gate: Arc<Gate>,
 }
 
+/// Leave to keep a connection that is over a limit until it has been told so. Gives it back on drop.
+pub struct Telling {
+    usage: Arc<Usage>,
+    gate: Arc<Gate>,
+}
+
+/// A lookup that a guest has under way. Gives its place back on drop.
+#[derive(Debug)]
+pub struct Looking {
+    usage: Arc<Usage>,
+}
+
 impl Gate {
     /// `declared` gives the number of the declared guest that an address is, if any.
     pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
@@ -128,6 +153,7 @@ impl Gate {
             settings: ArcSwap::from_pointee(settings),
             declared,
             total: AtomicU32::new(0),
+            told: AtomicU32::new(0),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::default(),
             start: Instant::now(),
@@ -184,6 +210,35 @@ impl Gate {
         }
     }
 
+    /// The right of `source` to one more lookup of a name that nobody is asking for yet. The resolver has
+    /// a bound for all of them together, and no guest may take it up alone.
+    pub fn lookup(&self, source: IpAddr, now: Instant) -> Option<Looking> {
+        let usage = self.usage(source, now);
+        // From here on the drop gives back what was counted.
+        let looking = Looking { usage };
+        let before = looking.usage.lookups.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_LOOKUPS).then_some(looking)
+    }
+
+    /// Connections being told now that they are over a limit, in the whole daemon.
+    pub fn telling(&self) -> u32 {
+        self.told.load(Ordering::Relaxed)
+    }
+
+    /// May a connection of `source` that was not admitted be kept until it has been told why? A guest
+    /// holds an eighth of the places that are free at most, so the more guests flood, the fewer each
+    /// holds, and one that does not still finds a place.
+    pub fn tell(self: &Arc<Self>, source: IpAddr, now: Instant) -> Option<Telling> {
+        let usage = self.usage(source, now);
+        // From here on the drop gives back what was counted.
+        let telling = Telling { usage, gate: Arc::clone(self) };
+        let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
+        let all = self.told.fetch_add(1, Ordering::Relaxed);
+        // Without what this guest holds itself, that its share does not shrink with each it takes.
+        let free = MAX_TOLD.saturating_sub(all.saturating_sub(mine));
+        (all < MAX_TOLD && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
+    }
+
     fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
         let key = match (self.declared)(source) {
             Some(number) => Key::Declared(number),
@@ -215,6 +270,12 @@ impl Gate {
     }
 }
 
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.usage.lookups.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Slot {
     /// Counts one plain-HTTP request; false if the guest sends them too quickly.
     pub fn request(&self, now: Instant) -> bool {
@@ -229,6 +290,13 @@ impl Drop for Slot {
     fn drop(&mut self) {
         self.usage.live.fetch_sub(1, Ordering::Relaxed);
         self.gate.total.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Telling {
+    fn drop(&mut self) {
+        self.usage.told.fetch_sub(1, Ordering::Relaxed);
+        self.gate.told.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -321,6 +389,44 @@ mod tests {
         let declared = Gate::new(settings, Arc::new(|_| Some(3)));
         let _held = declared.admit(A, now).unwrap();
         assert!(declared.admit(B, now).is_err());
+    }
+
+    #[test]
+    fn a_guest_over_its_limits_takes_its_share_of_the_places_to_be_told_and_gives_them_back() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell(A, now)).collect();
+        assert_eq!((told.len(), gate.telling()), (64, 64));
+        assert!(gate.tell(B, now).is_some());
+        told.pop();
+        assert!(gate.tell(A, now).is_some(), "a place was given back");
+        drop(told);
+        assert_eq!(gate.telling(), 0);
+    }
+
+    #[test]
+    fn while_many_guests_flood_the_next_one_is_still_told() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut told = Vec::new();
+        for last in 0..40u8 {
+            let source = IpAddr::from([10, 0, 1, last]);
+            let before = told.len();
+            told.extend(std::iter::from_fn(|| gate.tell(source, now)));
+            assert!(told.len() > before, "guest {last} found no place");
+        }
+        assert!(gate.telling() <= MAX_TOLD);
+    }
+
+    #[test]
+    fn a_guest_has_its_share_of_lookups_and_gets_them_back() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut held: Vec<Looking> = (0..MAX_LOOKUPS).map(|_| gate.lookup(A, now).unwrap()).collect();
+        assert!(gate.lookup(A, now).is_none());
+        assert!(gate.lookup(B, now).is_some());
+        held.pop();
+        assert!(gate.lookup(A, now).is_some());
     }
 
     #[test]

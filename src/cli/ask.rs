@@ -19,10 +19,7 @@ Examples:
   outgate status --json | jq .whitelist_rules")]
 pub(super) struct StatusArguments {
     #[command(flatten)]
-    daemon: Daemon,
-    /// The daemon's answer as JSON
-    #[arg(long)]
-    json: bool,
+    answer: Answer,
 }
 
 /// What was refused most, to whom, and which rule comes nearest
@@ -34,13 +31,10 @@ Examples:
   outgate denied --json | jq -r '.refusals[].destination'")]
 pub(super) struct DeniedArguments {
     #[command(flatten)]
-    daemon: Daemon,
+    answer: Answer,
     /// At most so many rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 50)]
     limit: usize,
-    /// The daemon's answer as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Which connections are open?
@@ -51,13 +45,10 @@ Examples:
   outgate flows --json | jq -r '.flows[] | select(.guest == \"vm-7\") | .destination'")]
 pub(super) struct FlowsArguments {
     #[command(flatten)]
-    daemon: Daemon,
+    answer: Answer,
     /// At most so many rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 1000)]
     limit: usize,
-    /// The daemon's answer as JSON
-    #[arg(long)]
-    json: bool,
 }
 
 /// Make the daemon read configuration and lists again
@@ -74,19 +65,29 @@ pub(super) struct ReloadArguments {
     daemon: Daemon,
 }
 
+/// Which daemon's answer, and in what form.
+#[derive(Args, Debug)]
+struct Answer {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
 /// Which daemon.
 #[derive(Args, Debug)]
-struct Daemon {
+pub(super) struct Daemon {
     #[command(flatten)]
-    config: Config,
+    pub(super) config: Config,
     /// The daemon's control socket [default: as configured]
     #[arg(short, long, value_name = "PATH")]
     socket: Option<PathBuf>,
 }
 
 pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcome {
-    let answer = arguments.daemon.ask(Question::Status)?;
-    if arguments.json {
+    let answer = arguments.answer.daemon.ask(Question::Status)?;
+    if arguments.answer.json {
         return write_json(&answer, out);
     }
     write_facts("", &answer, out)?;
@@ -94,14 +95,14 @@ pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcom
 }
 
 pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcome {
-    let answer = arguments.daemon.ask(Question::Denied(arguments.limit))?;
+    let answer = arguments.answer.daemon.ask(Question::Denied(arguments.limit))?;
     let columns = ["count", "guest", "destination", "verdict", "reason", "rule", "last", "advice"]
         .map(|key| (key, shown as Show));
-    write_rows(&answer, arguments.json, ("refusals", &columns), "nothing was refused so far", out)
+    write_rows(&answer, arguments.answer.json, ("refusals", &columns), "nothing was refused so far", out)
 }
 
 pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome {
-    let answer = arguments.daemon.ask(Question::Flows(arguments.limit))?;
+    let answer = arguments.answer.daemon.ask(Question::Flows(arguments.limit))?;
     let columns: [(&str, Show); 9] = [
         ("flow", shown),
         ("guest", shown),
@@ -113,7 +114,7 @@ pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome 
         ("bytes_down", shown_bytes),
         ("rule", shown),
     ];
-    write_rows(&answer, arguments.json, ("flows", &columns), "no connection is open", out)
+    write_rows(&answer, arguments.answer.json, ("flows", &columns), "no connection is open", out)
 }
 
 pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcome {
@@ -123,7 +124,8 @@ pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcom
 }
 
 impl Daemon {
-    fn ask(&self, question: Question) -> Result<Value, Failure> {
+    /// Asks it.
+    pub(super) fn ask(&self, question: Question) -> Result<Value, Failure> {
         bridge::ask(&self.socket()?, question)
     }
 

@@ -7,10 +7,10 @@ use crate::control::{self, ClientError};
 use crate::daemon;
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
+pub(super) use crate::whitelist::UsedLines;
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
-use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists};
-use jiff::civil::Date;
+use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io;
@@ -32,22 +32,17 @@ pub(super) struct Lists {
     pub(super) policy: Option<Policy>,
 }
 
-/// Today, UTC: the day by which `until=` goes.
-pub(super) fn today() -> Date {
-    jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date()
-}
-
 /// The files that `settings` speak of, or the compiled-in ones.
 pub(super) fn files(settings: &Settings) -> Files {
-    settings.whitelist_dir.as_deref().map_or_else(Files::shipped, Files::read)
+    Files::of(settings.whitelist_dir.as_deref())
 }
 
 /// Reads and compiles the lists and lays the configuration over them.
 pub(super) fn compile(settings: &Settings) -> Lists {
     let files = files(settings);
     let mut lists = Lists { files, rules: 0, diagnostics: Vec::new(), more: 0, policy: None };
-    let (builder, loaded) = match whitelist::compile(&lists.files, today(), Builder::new(today())) {
-        Ok(compiled) => compiled,
+    let (rules, loaded) = match whitelist::build(&lists.files, today()) {
+        Ok(built) => built,
         Err(report) => {
             lists.more = report.more;
             lists.diagnostics = of_report(report);
@@ -58,17 +53,15 @@ pub(super) fn compile(settings: &Settings) -> Lists {
     lists.rules = kinds.total();
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
-    let whole = |message: String| {
-        let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
-        Diagnostic::whole_file(Severity::Error, &culprit, message)
-    };
-    match builder.build() {
-        Err(error) => lists.diagnostics.push(whole(error.to_string())),
-        Ok(_) if lists.diagnostics.iter().any(Diagnostic::is_error) => {}
-        Ok(rules) => match Policy::new(Arc::new(rules), settings.policy.clone()) {
-            Ok(policy) => lists.policy = Some(policy),
-            Err(error) => lists.diagnostics.push(whole(error.to_string())),
-        },
+    if lists.diagnostics.iter().any(Diagnostic::is_error) {
+        return lists;
+    }
+    match Policy::new(Arc::new(rules), settings.policy.clone()) {
+        Ok(policy) => lists.policy = Some(policy),
+        Err(error) => {
+            let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
+            lists.diagnostics.push(Diagnostic::whole_file(Severity::Error, &culprit, error.to_string()));
+        }
     }
     lists
 }
@@ -146,11 +139,25 @@ fn failed_edit(error: EditError) -> Failure {
     }
 }
 
-/// What deserves a look in the lists. Which rules were never used only the daemon could say.
-pub(super) fn lint(settings: &Settings) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
+/// What the daemon behind a socket knows of the use of the rules in `files`; if nothing, why.
+pub(super) fn used(answer: Value, files: &Files) -> Result<UsedLines, String> {
+    let used: UsedLines =
+        serde_json::from_value(answer).map_err(|_| "the daemon's answer cannot be read; is it of another version?")?;
+    if !used.are_of(files.fingerprint()) {
+        return Err("the daemon has another list in force; `outgate whitelist reload` says why".to_owned());
+    }
+    Ok(used)
+}
+
+/// What deserves a look in the lists; rules that were never used only where their use is known.
+pub(super) fn lint(
+    settings: &Settings,
+    files: &Files,
+    used: Option<&UsedLines>,
+) -> Result<Vec<Diagnostic>, Vec<Diagnostic>> {
     let apart: Vec<String> =
         settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().cloned()).collect();
-    let found = lint::lint(&files(settings), today(), Usage { used: None, apart: &apart });
+    let found = lint::lint(files, today(), Usage { used, apart: &apart });
     found.map(|found| of_list(found, settings.whitelist_dir.as_deref())).map_err(of_report)
 }
 
@@ -163,6 +170,8 @@ pub(super) enum Question {
     Denied(usize),
     /// At most so many of the open flows.
     Flows(usize),
+    /// Which rules were used.
+    Used,
     /// To read configuration and lists again.
     Reload,
 }
@@ -174,6 +183,7 @@ pub(super) fn ask(socket: &Path, question: Question) -> Result<Value, Failure> {
         Question::Status => client.get("/status"),
         Question::Denied(limit) => client.get(&format!("/denied?limit={limit}")),
         Question::Flows(limit) => client.get(&format!("/flows?limit={limit}")),
+        Question::Used => client.get("/used"),
         Question::Reload => client.post("/reload"),
     };
     match answer.map_err(unanswered)? {

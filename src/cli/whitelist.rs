@@ -3,7 +3,7 @@
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
 use crate::config::{Diagnostic, Settings};
-use bridge::Edited;
+use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, Write};
@@ -60,8 +60,15 @@ Examples:
   outgate whitelist add 'deny **.evil.test'")]
 struct AddArguments {
     #[command(flatten)]
+    edit: Edit,
+}
+
+/// Which rules, in the list of which configuration.
+#[derive(Args, Debug)]
+struct Edit {
+    #[command(flatten)]
     config: Config,
-    /// A rule as it would stand in a file; in quotes if it has spaces or * in it
+    /// A rule as it stands in a file; in quotes if it has spaces or * in it
     #[arg(value_name = "RULE", required = true)]
     rules: Vec<String>,
 }
@@ -76,15 +83,14 @@ Examples:
   outgate whitelist remove 'deny **.evil.test'")]
 struct RemoveArguments {
     #[command(flatten)]
-    config: Config,
-    /// A rule as it stands in a file
-    #[arg(value_name = "RULE", required = true)]
-    rules: Vec<String>,
+    edit: Edit,
 }
 
-/// Warn of rules that are too broad, shadowed by others or expired
+/// Warn of rules that are too broad, shadowed by others, expired or never used
 ///
-/// Exit code 0 also if there are warnings; 1 if the list is invalid.
+/// Which rules were never used is asked of the running daemon; where it cannot be reached, or runs on
+/// another list, that is said on standard error and nothing is warned of. Exit code 0 also if there are
+/// warnings; 1 if the list is invalid.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -92,7 +98,7 @@ Examples:
   outgate whitelist lint --json | jq length")]
 struct LintArguments {
     #[command(flatten)]
-    config: Config,
+    daemon: ask::Daemon,
     /// A JSON array of objects instead of text
     #[arg(long)]
     json: bool,
@@ -101,8 +107,8 @@ struct LintArguments {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.action {
         Action::List(arguments) => list(arguments, out),
-        Action::Add(arguments) => add(arguments, out),
-        Action::Remove(arguments) => remove(arguments, out),
+        Action::Add(arguments) => add(&arguments.edit, out),
+        Action::Remove(arguments) => remove(&arguments.edit, out),
         Action::Lint(arguments) => lint(arguments, out),
         Action::Reload(arguments) => ask::reload(arguments, out),
     }
@@ -161,9 +167,9 @@ fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
-    let settings = editable(&arguments.config)?;
-    for rule in &arguments.rules {
+fn add(edit: &Edit, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    for rule in &edit.rules {
         match bridge::add(dir(&settings)?, rule)? {
             Edited::Already(at) => writeln!(out, "already there: {at}: {}", printable(rule.trim()))?,
             Edited::Written(at, warnings) => {
@@ -177,9 +183,9 @@ fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
-    let settings = editable(&arguments.config)?;
-    for rule in &arguments.rules {
+fn remove(edit: &Edit, out: &mut dyn Write) -> Outcome {
+    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    for rule in &edit.rules {
         for at in bridge::remove(dir(&settings)?, rule)? {
             writeln!(out, "removed: {at}: {}", printable(rule.trim()))?;
         }
@@ -188,8 +194,15 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
 }
 
 fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
-    let findings = bridge::lint(&settings).map_err(Failure::Invalid)?;
+    let (settings, _) = Settings::load(arguments.daemon.config.config.as_deref())?;
+    let files = bridge::files(&settings);
+    let used = arguments.daemon.ask(Question::Used).map_err(|failure| failure.to_string());
+    let used = used.and_then(|answer| bridge::used(answer, &files));
+    let findings = bridge::lint(&settings, &files, used.as_ref().ok()).map_err(Failure::Invalid)?;
+    if let Some(caveat) = caveat(&used) {
+        // Nobody is left to tell if this fails.
+        let _ = writeln!(io::stderr(), "{}", printable(&caveat));
+    }
     if arguments.json {
         let rows: Vec<super::check::Problem> = findings.iter().map(Into::into).collect();
         writeln!(out, "{}", serde_json::to_string_pretty(&rows).map_err(io::Error::from)?)?;
@@ -202,14 +215,26 @@ fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
+/// What limits the word of the daemon on rules that were never used.
+fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
+    match used {
+        Ok(used) => {
+            let hours = used.since().duration_until(jiff::Timestamp::now()).as_hours();
+            let since = used.since();
+            (hours < 24).then(|| {
+                format!("outgate: uses are counted since {since} only; what was not used since may well be needed")
+            })
+        }
+        Err(why) => {
+            let why = why.strip_prefix("outgate: ").unwrap_or(why);
+            Some(format!("outgate: never-used rules were not looked at: {why}"))
+        }
+    }
+}
+
 fn warn(warning: &Diagnostic) {
     // Nobody is left to tell if this fails.
     let _ = writeln!(io::stderr(), "{}", table::printable(&warning.to_string()));
-}
-
-fn editable(config: &Config) -> Result<Settings, Failure> {
-    let (settings, _) = Settings::load(config.config.as_deref())?;
-    Ok(settings)
 }
 
 fn dir(settings: &Settings) -> Result<&Path, Failure> {

@@ -32,7 +32,8 @@ fn world(outcome: Result<Value, Value>) -> World {
         })
     });
     let status: Status = Box::new(|| json!({ "mode": "whitelist", "whitelist": { "rules": 7 } }));
-    let control = Control::new(Arc::clone(&account), status, reload);
+    let used: Used = Box::new(|| json!({ "used": { "a.rules": "1-3" } }));
+    let control = Control::new(Arc::clone(&account), status, used, reload);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = bind(&dir.path().join("control.sock")).unwrap();
     runtime.spawn(async move { serve(UnixListener::from_std(listener).unwrap(), control).await });

@@ -5,21 +5,26 @@
 //! judged again and those the new list refuses are ended. Old lists are freed here, because freeing a
 //! million names takes a while that no flow should wait for.
 
+mod used;
+
 use super::DaemonError;
 use crate::config::Settings;
 use crate::flow::{House, Live};
-use crate::policy::{Builder, Policy, PolicyError, Rules};
+use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
-use crate::whitelist::{self, Files, Loaded, Report, keep, watch};
+use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
 use jiff::civil::Date;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
+use used::Counting;
 
 /// The thread looks at the clock at least so often, to notice a new day.
 const TICK: Duration = Duration::from_secs(30);
+/// How long the end of the daemon waits for what is to be kept.
+const LAST_WRITE: Duration = Duration::from_secs(1);
 
 /// A compiled list and where it came from.
 pub(super) struct Lists {
@@ -57,6 +62,8 @@ enum Ask {
     Look,
     /// Read configuration and lists again, changed or not.
     Reread(Option<oneshot::Sender<Outcome>>),
+    /// Keep what was used for the next start.
+    KeepUsed(oneshot::Sender<()>),
 }
 
 /// Asks for reloads.
@@ -64,6 +71,8 @@ enum Ask {
 pub(super) struct Reloader {
     ask: Sender<Ask>,
     state: Arc<Mutex<State>>,
+    /// Since when uses of rules are counted.
+    since: jiff::Timestamp,
 }
 
 /// What the operator may want to know of the list.
@@ -71,14 +80,16 @@ pub(super) struct Reloader {
 struct State {
     /// Why the daemon does not run on today's files, if it does not.
     trouble: Option<String>,
+    /// The list in force, and which files it was made of.
+    in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
 }
 
 impl Lists {
     /// The list to start with: today's files; where they are broken the last good ones; where there is
     /// neither configuration nor whitelist dir the shipped ones.
     pub(super) fn at_start(settings: &Settings) -> Result<Lists, DaemonError> {
-        let today = today();
-        let files = read(settings);
+        let today = whitelist::today();
+        let files = Files::of(settings.whitelist_dir.as_deref());
         let report = match compile(&files, today) {
             Ok(lists) => {
                 if settings.whitelist_dir.is_some() {
@@ -126,9 +137,11 @@ impl Reloader {
         bound: Vec<SocketAddr>,
     ) -> std::io::Result<Reloader> {
         let (ask, asked) = mpsc::channel();
-        let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone() }));
+        let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone(), in_force: None }));
+        let counting = Counting::start(&settings.state_dir, &lists.rules);
+        let since = counting.since();
         let watched = settings.whitelist_dir.clone().map(|dir| vec![watch::Watched::Folder(dir)]);
-        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state), bound };
+        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state), bound, counting };
         desk.announce();
         let looks = ask.clone();
         if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
@@ -138,7 +151,7 @@ impl Reloader {
             });
         }
         std::thread::Builder::new().name("outgate-lists".into()).spawn(move || desk.run(&asked))?;
-        Ok(Reloader { ask, state })
+        Ok(Reloader { ask, state, since })
     }
 
     /// Asks for everything to be read again (SIGHUP).
@@ -154,10 +167,32 @@ impl Reloader {
         answer.await.unwrap_or_else(|_| Err(gone()))
     }
 
+    /// Which rules of the list in force were used. Takes time in the number of its lines.
+    pub(super) fn used(&self) -> Option<UsedLines> {
+        let in_force = self.state.lock().unwrap_or_else(PoisonError::into_inner).in_force.clone();
+        in_force.map(|(rules, fingerprint)| UsedLines::of(&rules, fingerprint, self.since))
+    }
+
+    /// Keeps what was used for the next start, unless that takes too long.
+    pub(super) async fn keep_used(&self) {
+        let (reply, done) = oneshot::channel();
+        if self.ask.send(Ask::KeepUsed(reply)).is_ok() {
+            let _ = tokio::time::timeout(LAST_WRITE, done).await;
+        }
+    }
+
     /// Why the daemon does not run on today's files, if it does not.
     pub(super) fn trouble(&self) -> Option<String> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone()
     }
+}
+
+/// Until the next day begins (UTC).
+fn until_midnight() -> Duration {
+    const DAY: u64 = 86_400;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A little later, so that it is the next day for sure.
+    Duration::from_secs(DAY - now.as_secs() % DAY) + Duration::from_millis(10)
 }
 
 /// The thread's own.
@@ -169,12 +204,13 @@ struct Desk {
     state: Arc<Mutex<State>>,
     /// Where outgate really listens; port 0 in the configuration asks for any.
     bound: Vec<SocketAddr>,
+    counting: Counting,
 }
 
 impl Desk {
     fn run(&mut self, asked: &Receiver<Ask>) {
         loop {
-            let ask = match asked.recv_timeout(TICK) {
+            let ask = match asked.recv_timeout(until_midnight().min(TICK)) {
                 Ok(ask) => Some(ask),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -196,40 +232,33 @@ impl Desk {
                     let _ = reply.send(outcome);
                 }
             }
+            Some(Ask::KeepUsed(done)) => {
+                self.counting.keep(&self.settings.state_dir, &self.lists.rules);
+                let _ = done.send(());
+            }
             None => self.new_day(),
         }
+        self.counting.keep_sometimes(&self.settings.state_dir, &self.lists.rules);
     }
 
     /// A rule that passed its last day counts as removed.
     fn new_day(&mut self) {
-        let today = today();
+        let today = whitelist::today();
         if today == self.lists.day || self.lists.rules.next_expiry().is_none_or(|until| until >= today) {
             return;
         }
         tracing::info!(%today, "rules have expired");
         if self.look().is_err() {
-            // Today's files are broken; the expiry holds for the last good ones all the same.
+            // Today's files are broken; the expiry holds for what is in force all the same.
             self.expire(today);
         }
     }
 
-    /// Puts the last good list in force anew, as of `today`.
+    /// Ends the rules of the list in force whose last day was before `today`, without any file.
     fn expire(&mut self, today: Date) {
-        let kept = keep::restore(&self.settings.state_dir).ok().and_then(|files| compile(&files, today).ok());
-        let Some(mut lists) = kept else {
-            tracing::error!("the last good list cannot be read; rules past their last day are still in force");
-            return;
-        };
-        lists.fallback.clone_from(&self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble);
-        let policy = match lists.policy(&self.settings) {
-            Ok(policy) => policy,
-            Err(error) => return tracing::error!(%error, "rules past their last day are still in force"),
-        };
-        let old = self.house.live.swap(Arc::new(Live { policy, dial: self.settings.dial }));
-        let old_lists = std::mem::replace(&mut self.lists, lists);
+        self.lists.rules.expire(today);
+        self.lists.day = today;
         self.revoke();
-        self.announce();
-        free(old, Some(old_lists));
     }
 
     /// The files alone, with the settings in force.
@@ -268,8 +297,8 @@ impl Desk {
 
     fn reload(&mut self, settings: Settings, restart_needed: Vec<&'static str>) -> Outcome {
         let start = Instant::now();
-        let today = today();
-        let files = read(&settings);
+        let today = whitelist::today();
+        let files = Files::of(settings.whitelist_dir.as_deref());
         let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
         let unchanged = same_files && self.lists.fallback.is_none();
         if unchanged && settings == self.settings {
@@ -299,19 +328,24 @@ impl Desk {
         if let Err(lines) = self.put_settings(&settings) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        remember(&settings, &files);
         let old = self.house.live.swap(Arc::new(Live { policy, dial: settings.dial }));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
+        // Writing tens of megabytes takes a while, and nobody has to wait for it.
+        let in_force_after = start.elapsed();
+        remember(&self.settings, &files);
         self.announce();
+        if let Some(old) = &old_lists {
+            self.lists.rules.note_used(&old.rules.used_marks());
+        }
         self.set_trouble(None);
         tracing::info!(
             generation = self.generation,
             files = self.lists.loaded.files,
             rules = self.lists.len(),
             revoked,
-            took_ms = start.elapsed().as_millis(),
+            took_ms = in_force_after.as_millis(),
             "a new list is in force"
         );
         for warning in &self.lists.loaded.warnings {
@@ -371,6 +405,8 @@ impl Desk {
     /// Counts the list that has come into force.
     fn announce(&mut self) {
         self.generation += 1;
+        let in_force = Some((Arc::clone(&self.lists.rules), self.lists.loaded.fingerprint));
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).in_force = in_force;
         let kinds = self
             .lists
             .rules
@@ -406,16 +442,8 @@ fn free(old: Arc<Live>, lists: Option<Lists>) {
     drop((old, lists));
 }
 
-fn read(settings: &Settings) -> Files {
-    match &settings.whitelist_dir {
-        Some(dir) => Files::read(dir),
-        None => Files::shipped(),
-    }
-}
-
 fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
-    let (builder, loaded) = whitelist::compile(files, today, Builder::new(today))?;
-    let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
+    let (rules, loaded) = whitelist::build(files, today)?;
     Ok(Lists { rules: Arc::new(rules), loaded, day: today, fallback: None })
 }
 
@@ -439,7 +467,5 @@ fn count(report: &Report) -> usize {
     report.errors().count() + report.more
 }
 
-/// Today in UTC, in which `until=` counts.
-fn today() -> Date {
-    jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
-}
+#[cfg(test)]
+mod tests;

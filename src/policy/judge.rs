@@ -63,6 +63,15 @@ struct Tally<'a> {
     denied: Ruled,
     near: Option<(Near, Place)>,
     to: Resort<'a>,
+    /// Some rule that allows, or denies, is not yet noted as used.
+    unused: Unused,
+}
+
+/// Of which effect there are rules not yet noted as used.
+#[derive(Debug, Default)]
+struct Unused {
+    allow: bool,
+    deny: bool,
 }
 
 /// For each of [`EACH`] the first rule that speaks of it.
@@ -84,12 +93,14 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     let rules = &policy.rules;
     let case = Case::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
     let mut tally = Tally::default();
-    rules.matching(&claim.target.host, |record, compiled| tally.hear(&record, compiled, case.ask(&record, compiled)));
+    rules.matching(&claim.target.host, |record, compiled| {
+        tally.hear(rules, &record, compiled, case.ask(&record, compiled));
+    });
 
     let denied = tally.denied.protocols();
     let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
     if asked.without(denied).is_empty() {
-        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(asked)));
+        return Err(case.denied(rules, &tally, asked));
     }
     let listed = case.standing.mode != Mode::All && !tally.allowed.protocols().is_empty();
     let allowed = match case.verdict_without_rule(&tally) {
@@ -99,7 +110,10 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     };
     let protocols = allowed.without(denied);
     if protocols.is_empty() {
-        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(allowed)));
+        return Err(case.denied(rules, &tally, allowed));
+    }
+    if tally.unused.allow {
+        note_use(rules, &case, Effect::Allow);
     }
     let place = if listed { tally.allowed.first(protocols) } else { None };
     Ok(Permit {
@@ -114,6 +128,18 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     })
 }
 
+/// Notes as used all the rules that speak to this effect, not only the one that is reported: without
+/// those that stay unused, every decision so far would have come out the same. Asks them once more, but
+/// only until each has been noted.
+#[cold]
+#[inline(never)]
+fn note_use(rules: &Rules, case: &Case<'_>, effect: Effect) {
+    rules.matching(&case.claim.target.host, |record, compiled| match (case.ask(&record, compiled), effect) {
+        (Saying::Allows(_), Effect::Allow) | (Saying::Denies(_), Effect::Deny) => rules.usage().note(record.place()),
+        _ => {}
+    });
+}
+
 pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
     let rules = &policy.rules;
     let refuse = |reason, place| NameRefusal { refusal: refusal(rules, reason, place), is_parent: false };
@@ -126,10 +152,10 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
     rules.matching(&Host::Name(name.clone()), |record, compiled| {
         let place = record.place();
         match compiled.terms.effect {
-            Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
+            Effect::Deny if compiled.expired() || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
             Effect::Allow if !standing.sees(&record) => {}
-            Effect::Allow if compiled.expired => expired = earliest(expired, place),
+            Effect::Allow if compiled.expired() => expired = earliest(expired, place),
             Effect::Allow => {
                 allowed = true;
                 match &compiled.terms.to {
@@ -159,6 +185,10 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
 }
 
 fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {
+    // Of flows and of DNS queries alike: a guest whose query was refused never opens the flow.
+    if let (Reason::DeniedByRule, Some(place)) = (reason, place) {
+        rules.usage().note(place);
+    }
     Refusal { reason, rule: place.and_then(|place| rules.location(place)) }
 }
 
@@ -193,16 +223,24 @@ impl<'a> Case<'a> {
         Err(place.unwrap_or((reason, None)))
     }
 
+    /// The refusal by the `deny` rules that left nothing of `protocols`.
+    fn denied(&self, rules: &Rules, tally: &Tally<'_>, protocols: Protocols) -> Refusal {
+        if tally.unused.deny {
+            note_use(rules, self, Effect::Deny);
+        }
+        refusal(rules, Reason::DeniedByRule, tally.denied.first(protocols))
+    }
+
     /// What does this rule say?
     pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> Saying {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
         match terms.effect {
-            Effect::Deny if compiled.expired => Saying::Nothing,
+            Effect::Deny if compiled.expired() => Saying::Nothing,
             Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
             Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
             Effect::Allow => {
-                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired) {
+                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
                     (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
                     // A rule that is over and would not have allowed this either counts as removed.
                     (_, true) => Saying::Nothing,
@@ -225,16 +263,20 @@ impl<'a> Case<'a> {
 }
 
 impl<'a> Tally<'a> {
-    fn hear(&mut self, record: &Record, compiled: &'a Compiled, saying: Saying) {
+    fn hear(&mut self, rules: &Rules, record: &Record, compiled: &'a Compiled, saying: Saying) {
         let place = record.place();
         match saying {
             Saying::Allows(protocols) => {
+                self.unused.allow |= !rules.usage().contains(place);
                 self.allowed.add(protocols, place);
                 if let Some(to) = &compiled.terms.to {
                     self.to.extend(to);
                 }
             }
-            Saying::Denies(protocols) => self.denied.add(protocols, place),
+            Saying::Denies(protocols) => {
+                self.unused.deny |= !rules.usage().contains(place);
+                self.denied.add(protocols, place);
+            }
             Saying::Near(near) => {
                 self.near = match self.near {
                     Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {

@@ -10,12 +10,14 @@ use super::ports::OpenPorts;
 use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
 use super::store::{Place, Record, Said, Shape, Store};
+use super::usage::{Hash, Mark, Usage};
 use crate::target::Host;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
 use jiff::civil::Date;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file of the list, by the order in which [`Builder::file`] first heard of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,7 +113,7 @@ impl Kind {
     }
 }
 
-/// The compiled list. Immutable; shared by `Arc`.
+/// The compiled list. Immutable but for what is noted of its use; shared by `Arc`.
 #[derive(Debug, Default)]
 pub struct Rules {
     files: Vec<Arc<str>>,
@@ -129,13 +131,25 @@ pub struct Rules {
     counts: [u64; Kind::ALL.len()],
     next_expiry: Option<Date>,
     open_ports: OpenPorts,
+    usage: Usage,
 }
 
 /// Interned terms with what the day makes of them.
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub(super) terms: Terms,
-    pub(super) expired: bool,
+    expired: AtomicBool,
+}
+
+impl Compiled {
+    pub(super) fn new(terms: Terms, expired: bool) -> Compiled {
+        Compiled { terms, expired: AtomicBool::new(expired) }
+    }
+
+    /// Has the last day passed?
+    pub(super) fn expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
 }
 
 impl Shape {
@@ -171,9 +185,62 @@ impl Rules {
         self.next_expiry
     }
 
+    /// From now on rules whose last day was before `today` count as removed. `deny` rules of addresses go
+    /// on to hold for the addresses of names, until the list is built again.
+    pub fn expire(&self, today: Date) {
+        let over = |compiled: &&Compiled| compiled.terms.until.is_some_and(|until| until < today);
+        self.terms.iter().filter(over).for_each(|compiled| compiled.expired.store(true, Ordering::Relaxed));
+    }
+
     /// The names of the files, in the order of their [`FileId`]s.
     pub fn files(&self) -> &[Arc<str>] {
         &self.files
+    }
+
+    /// How many lines have a rule that was used. A rule is used when it allows a flow that passes,
+    /// alone or beside others, or denies one that is refused.
+    pub fn used(&self) -> u64 {
+        self.usage.count()
+    }
+
+    /// The lines with a rule that was used: file and line, in the order of the files. Of rules that say
+    /// the same in one file, the first stands for all.
+    pub fn used_lines(&self) -> impl Iterator<Item = (&Arc<str>, u32)> {
+        self.usage.lines().filter_map(|(file, line)| Some((self.files.get(file)?, line)))
+    }
+
+    /// The rules on those lines, in no order. Takes time in the number of all rules.
+    pub fn used_marks(&self) -> HashSet<Mark> {
+        if self.used() == 0 {
+            return HashSet::new();
+        }
+        self.marks(|record| self.usage.contains(record.place())).map(|(mark, _)| mark).collect()
+    }
+
+    /// Notes as used what was used in another version of the list. Takes time in the number of all rules.
+    pub fn note_used(&self, marks: &HashSet<Mark>) {
+        if !marks.is_empty() {
+            self.marks(|_| true).filter(|(mark, _)| marks.contains(mark)).for_each(|(_, place)| self.usage.note(place));
+        }
+    }
+
+    /// Rules with their marks.
+    fn marks(&self, mut wanted: impl FnMut(&Record) -> bool) -> impl Iterator<Item = (Mark, Place)> {
+        let files: Vec<Hash> = self.files.iter().map(|name| Hash::of_file(name)).collect();
+        let terms: Vec<Hash> = self.terms.iter().map(|compiled| Hash::of_terms(&compiled.terms)).collect();
+        self.store.all().filter(move |record| wanted(record)).filter_map(move |record| {
+            let (file, terms) = (files.get(usize::from(record.place().file))?, terms.get(record.terms as usize)?);
+            let mark = match record.shape() {
+                Shape::Glob | Shape::Regex | Shape::Net => file.rule(record.shape(), &self.written(&record), *terms),
+                shape => file.rule(shape, self.store.name(&record), *terms),
+            };
+            Some((mark, record.place()))
+        })
+    }
+
+    /// What is noted of the use of rules.
+    pub(super) fn usage(&self) -> &Usage {
+        &self.usage
     }
 
     /// Calls `found` with every rule whose subject takes `host`, in no order; the same one perhaps more than once.
@@ -325,6 +392,8 @@ pub struct Builder {
     terms: HashMap<Terms, u32, RandomState>,
     /// The terms of the last rule: neighbours mostly share theirs.
     last: Option<(Terms, u32)>,
+    /// The last line with a rule, by file.
+    lines: Vec<u32>,
     globs: globs::Collector,
     regexes: RegexesBuilder,
     denied: DeniedNets,
@@ -340,6 +409,7 @@ impl Builder {
             files: HashMap::default(),
             terms: HashMap::default(),
             last: None,
+            lines: Vec::new(),
             globs: globs::Collector::default(),
             regexes: RegexesBuilder::default(),
             denied: DeniedNets::default(),
@@ -359,6 +429,7 @@ impl Builder {
         };
         let name: Arc<str> = Arc::from(name);
         self.rules.files.push(Arc::clone(&name));
+        self.lines.push(0);
         self.files.insert(name, FileId(id));
         FileId(id)
     }
@@ -370,6 +441,9 @@ impl Builder {
     /// can be reported at once.
     pub fn rule(&mut self, file: FileId, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), BuildError> {
         let interned = self.intern(terms)?;
+        if let Some(last) = self.lines.get_mut(usize::from(file.0)) {
+            *last = line.max(*last);
+        }
         let said = |shape| Said { place: Place { file: file.0, line }, shape };
         match *subject {
             Subject::Name { base, scope } => self.name(base, said(Shape::of(scope)), interned)?,
@@ -404,6 +478,7 @@ impl Builder {
             return Err(BuildError::TooLarge);
         }
         let mut rules = self.rules;
+        rules.usage = Usage::new(&self.lines);
         rules.globs = self.globs.build();
         rules.regexes = self.regexes.build()?;
         rules.store.shrink();
@@ -413,7 +488,7 @@ impl Builder {
         rules.denied = Arc::new(AddressSet::of(self.denied));
         rules.parents = Parents::of(&rules);
         rules.next_expiry =
-            rules.terms.iter().filter(|compiled| !compiled.expired).filter_map(|compiled| compiled.terms.until).min();
+            rules.terms.iter().filter(|compiled| !compiled.expired()).filter_map(|compiled| compiled.terms.until).min();
         rules.open_ports = OpenPorts::of(rules.terms.iter());
         Ok(rules)
     }
@@ -429,7 +504,7 @@ impl Builder {
             None => {
                 let id = u32::try_from(self.rules.terms.len()).map_err(|_| BuildError::TooLarge)?;
                 let expired = terms.until.is_some_and(|until| until < self.today);
-                self.rules.terms.push(Compiled { terms: terms.clone(), expired });
+                self.rules.terms.push(Compiled::new(terms.clone(), expired));
                 self.terms.insert(terms.clone(), id);
                 id
             }

@@ -133,6 +133,15 @@ impl Store {
         std::iter::successors(head.and_then(|head| self.get(head)), |last| self.get(last.next))
     }
 
+    /// All rules, in the order in which they were added.
+    pub(super) fn all(&self) -> impl Iterator<Item = Record> {
+        std::iter::successors(self.get(0), |last| {
+            let length = self.header(last.at)?[14];
+            let text = if length == ELSEWHERE { size_of::<u32>() } else { usize::from(length) };
+            self.get(last.at.checked_add(u32::try_from(HEADER + text).ok()?)?)
+        })
+    }
+
     /// The name of the rule at `at`, the first of its name.
     pub(super) fn name_at(&self, at: u32) -> &[u8] {
         let length = self.header(at).map_or(0, |header| header[14]);
@@ -226,6 +235,19 @@ mod tests {
             assert_eq!((record.shape(), store.index(&record)), (shape, index));
         }
         assert_eq!(store.chain(Some(head)).count(), 3);
+    }
+
+    #[test]
+    fn all_rules_are_found_whatever_their_text() {
+        let mut store = Store::default();
+        assert_eq!(store.all().count(), 0);
+        let head = store.push_name(said(0, 1, Shape::Exact), 0, "ipfs.io").unwrap();
+        store.push_same_name(said(0, 2, Shape::Exact), 1, head).unwrap();
+        store.push_index(said(0, 3, Shape::Net), 0, 7, &mut NONE.clone()).unwrap();
+        store.push_name(said(0, 4, Shape::Below), 0, "").unwrap();
+        store.push_name(said(0, 5, Shape::Exact), 0, &"a".repeat(MAX_NAME)).unwrap();
+        store.push_name(said(0, 6, Shape::Exact), 0, "b").unwrap();
+        assert_eq!(store.all().map(|record| record.place().line).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]

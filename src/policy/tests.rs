@@ -1,14 +1,18 @@
 //! What the policy must do, by the sentences of the rule language; `written` is a small reader of
 //! rule lines for these tests alone, `oracle` holds it all against a naive matcher.
 
+mod guests;
 mod near;
 mod oracle;
+mod subjects;
+mod usage;
 mod written;
 
 use super::rule::Subject;
 use super::*;
 use crate::identify::Evidence;
 use crate::target::{Host, Protocol, Transport};
+use guests::{guest, with_guests};
 use jiff::civil::{Date, date};
 use written::line;
 
@@ -99,84 +103,6 @@ fn takes(rule: &str, hosts: &[&str], not: &[&str]) {
 }
 
 const LOOKALIKES: [&str; 4] = ["evil-ipfs.io", "xipfs.io", "ipfs.io.evil.test", "ipfs.io.evil"];
-
-#[test]
-fn a_bare_name_is_that_host_alone() {
-    takes("ipfs.io", &["ipfs.io", "IPFS.io.", "ipfs.io:80"], &["a.ipfs.io", "io"]);
-    takes("ipfs.io", &[], &LOOKALIKES);
-}
-
-#[test]
-fn one_star_is_exactly_one_label() {
-    takes("*.ipfs.io", &["a.ipfs.io", "x--y.ipfs.io"], &["ipfs.io", "a.b.ipfs.io", "io"]);
-    takes("*.ipfs.io", &[], &LOOKALIKES);
-}
-
-#[test]
-fn two_stars_are_one_label_or_more() {
-    takes("**.ipfs.io", &["a.ipfs.io", "a.b.ipfs.io", "a.b.c.ipfs.io"], &["ipfs.io", "io"]);
-    takes("**.ipfs.io", &[], &LOOKALIKES);
-}
-
-#[test]
-fn a_leading_dot_is_the_name_and_everything_below() {
-    takes(".ipfs.io", &["ipfs.io", "a.ipfs.io", "a.b.ipfs.io"], &["io", "bipfs.io"]);
-    takes(".ipfs.io", &[], &LOOKALIKES);
-    takes(".good.test", &["a.b.good.test"], &["xgood.test", "good.test.evil.test"]);
-}
-
-#[test]
-fn the_root_takes_every_name() {
-    takes("**", &["io", "a.b.ipfs.io"], &["203.0.113.7"]);
-    takes("*", &["io"], &["ipfs.io"]);
-}
-
-#[test]
-fn globs_stay_inside_their_label() {
-    takes(
-        "bor[0-9].golem.network",
-        &["bor0.golem.network", "bor9.golem.network"],
-        &["bor.golem.network", "bor10.golem.network", "bora.golem.network", "x.bor1.golem.network"],
-    );
-    takes("{a,b}.x.io", &["a.x.io", "b.x.io"], &["c.x.io", "ab.x.io", "x.io", "a.b.x.io"]);
-    takes("api-*.x.io", &["api-1.x.io", "api-a-b.x.io"], &["api-1.y.x.io", "api.x.io", "a.api-1.x.io", "api-1.xx.io"]);
-    takes("a?.x.io", &["ab.x.io", "a1.x.io"], &["a.x.io", "abc.x.io", "a.b.x.io"]);
-    takes("*a*b*.x.io", &["ab.x.io", "1a2b3.x.io"], &["a.x.io", "a.b.x.io", "ba.x.io"]);
-    takes("api.*.x.io", &["api.eu.x.io"], &["api.x.io", "api.a.b.x.io"]);
-    takes("a-**-b.x.io", &["a-1-b.x.io"], &["a-1.2-b.x.io"]);
-    takes("x.**a.io", &["x.a.io", "x.ba.io"], &["x.b.a.io", "x.y.ba.io"]);
-    takes(
-        "cdn.{eu-*,us}.[a-c]?.io",
-        &["cdn.eu-1.ax.io", "cdn.us.c0.io"],
-        &["cdn.eu.ax.io", "cdn.us.dx.io", "cdn.a.b.us.ax.io"],
-    );
-    takes("example.*", &["example.io", "example.com"], &["example", "example.co.uk", "a.example.io"]);
-    takes("*-17-*.x.io", &["a-17-b.x.io", "x17-17-17-x.x.io"], &["a-18-b.x.io", "a-17.b.x.io"]);
-}
-
-#[test]
-fn globs_below_take_labels_in_front() {
-    takes("**.api-*.x.io", &["a.api-1.x.io", "a.b.api-1.x.io"], &["api-1.x.io", "api-1.a.x.io"]);
-    takes(".api-*.x.io", &["api-1.x.io", "a.api-1.x.io", "a.b.api-1.x.io"], &["api-1.a.x.io", "aapi-1.x.io"]);
-    takes("**.{a,b}.x.io", &["c.a.x.io"], &["a.x.io", "c.x.io"]);
-    takes(".{a,b}.x.io", &["c.a.x.io", "a.x.io", "d.c.b.x.io"], &["c.x.io"]);
-}
-
-#[test]
-fn a_regex_takes_whole_names() {
-    takes(r"/bor[0-9]+\.golem\.network/", &["bor12.golem.network"], &["xbor1.golem.network", "bor1.golem.network.x"]);
-    takes("/a|b$/", &["a", "b"], &["ab", "xb", "a.b"]);
-    takes("/ipfs.io/", &["ipfs.io", "ipfs-io"], &["aipfs.io"]);
-}
-
-#[test]
-fn addresses_are_for_flows_that_ask_for_an_address() {
-    takes("203.0.113.7", &["203.0.113.7"], &["203.0.113.8", "a.io", "[2001:db8::1]"]);
-    takes("203.0.113.0/24", &["203.0.113.0", "203.0.113.255"], &["203.0.114.0"]);
-    takes("[2001:db8::]/32", &["[2001:db8::1]", "[2001:db8:ffff::1]"], &["[2001:db9::1]", "203.0.113.7"]);
-    takes("203.0.113.7", &["[::ffff:203.0.113.7]"], &[]);
-    takes(r"/.*/", &["a.io"], &["203.0.113.7"]);
-}
 
 #[test]
 fn a_bare_host_is_http_on_80_and_https_on_443() {
@@ -332,6 +258,15 @@ fn a_rule_holds_through_its_last_day() {
 }
 
 #[test]
+fn a_list_in_force_ends_its_rules_on_a_new_day_without_being_built_again() {
+    let policy = policy(&["a.io until=2026-11-23", "b.io until=2026-11-24", "c.io"]);
+    policy.rules().expire(date(2026, 11, 24));
+    assert_eq!(reason(&policy, &claim("a.io")), Reason::RuleExpired);
+    assert_eq!(reason(&policy, &claim("b.io")), Reason::None);
+    assert_eq!(reason(&policy, &claim("c.io")), Reason::None);
+}
+
+#[test]
 fn the_most_specific_reason_is_given_with_its_rule() {
     let lines = ["x.io until=2020-01-01", "x.io:22", "https://x.io:8443", "y.io"];
     let policy = policy(&lines);
@@ -422,107 +357,6 @@ fn mode_all_asks_no_list() {
     let permit = in_mode(Mode::All, &["a.io"]).decide(&speaking("a.io", Protocol::Raw)).unwrap();
     assert!(!permit.observed() && permit.rule().is_none());
     assert_eq!(permit.protocols(), Protocols::ALL);
-}
-
-fn guest(name: &str, address: &str, mode: Option<Mode>, files: Option<&[&str]>) -> GuestSettings {
-    GuestSettings {
-        name: name.into(),
-        addresses: vec![address.parse().unwrap()],
-        mode,
-        files: files.map(|files| files.iter().map(|file| (*file).to_owned()).collect()),
-    }
-}
-
-fn tenants() -> Arc<Rules> {
-    files(&[
-        ("shared.rules", &["shared.io", "deny evil.io"]),
-        ("vm-7.rules", &["seven.io", "evil.io", "deny bad.shared.io"]),
-        ("vm-8.rules", &["eight.io", "deny seven.io:22"]),
-    ])
-}
-
-fn with_guests(unknown: Unknown) -> Policy {
-    let guests = vec![
-        guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"])),
-        guest("vm-8", "10.0.0.8/32", Some(Mode::Observe), Some(&["vm-8.rules", "shared.rules"])),
-        guest("vm-9", "10.0.0.9/32", None, None),
-        guest("off", "2001:db8:9::/64", Some(Mode::None), None),
-    ];
-    Policy::new(tenants(), PolicySettings { guests, unknown, ..settings() }).unwrap()
-}
-
-#[test]
-fn a_guest_is_held_to_its_own_files() {
-    let policy = with_guests(Unknown::None);
-    assert_eq!(allowed_by(&policy, &from("10.0.0.7", "seven.io")), Some("vm-7.rules:1".into()));
-    assert_eq!(reason(&policy, &from("10.0.0.7", "shared.io")), Reason::NotWhitelisted);
-    assert_eq!(reason(&policy, &from("10.0.0.9", "seven.io")), Reason::NotWhitelisted);
-    // vm-8 names shared.rules, so that no longer holds for who names nothing.
-    assert_eq!(reason(&policy, &from("10.0.0.9", "shared.io")), Reason::NotWhitelisted);
-    assert_eq!(allowed_by(&policy, &from("10.0.0.8", "shared.io")), Some("shared.rules:1".into()));
-}
-
-#[test]
-fn deny_holds_for_every_guest_whatever_its_files() {
-    let policy = with_guests(Unknown::Shared);
-    assert_eq!(reason(&policy, &from("10.0.0.7", "evil.io")), Reason::DeniedByRule);
-    assert_eq!(reason(&policy, &from("10.0.0.8", "bad.shared.io")), Reason::DeniedByRule);
-    assert_eq!(reason(&policy, &from("10.0.0.7", "seven.io:22")), Reason::DeniedByRule);
-    assert_eq!(reason(&policy, &from("192.0.2.1", "evil.io")), Reason::DeniedByRule);
-}
-
-#[test]
-fn a_guests_mode_beats_the_daemons() {
-    let policy = with_guests(Unknown::None);
-    assert!(policy.decide(&from("10.0.0.8", "other.io")).unwrap().observed());
-    assert_eq!(reason(&policy, &from("2001:db8:9::1", "shared.io")), Reason::ModeNone);
-}
-
-#[test]
-fn who_is_unknown_is_refused_or_shares() {
-    let closed = with_guests(Unknown::None);
-    assert_eq!(refused_by(&closed, &from("192.0.2.1", "eight.io")), (Reason::UnknownGuest, None));
-    assert_eq!(closed.guest("192.0.2.1".parse().unwrap()), Guest { name: None, index: None, known: false });
-    let guests = vec![guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"]))];
-    let open = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
-    assert_eq!(reason(&open, &from("192.0.2.1", "shared.io")), Reason::None);
-    assert_eq!(reason(&open, &from("192.0.2.1", "seven.io")), Reason::NotWhitelisted);
-    assert_eq!(open.guest("192.0.2.1".parse().unwrap()), Guest { name: None, index: None, known: true });
-}
-
-#[test]
-fn a_guest_is_the_same_over_ipv4_and_mapped_ipv6() {
-    let policy = with_guests(Unknown::None);
-    let seven = Guest { name: Some("vm-7"), index: Some(0), known: true };
-    assert_eq!(policy.guest("10.0.0.7".parse().unwrap()), seven);
-    assert_eq!(policy.guest("::ffff:10.0.0.7".parse().unwrap()), seven);
-    assert_eq!(reason(&policy, &from("::ffff:10.0.0.7", "seven.io")), Reason::None);
-    assert_eq!(policy.guest("2001:db8:9::ffff".parse().unwrap()).index, Some(3));
-}
-
-#[test]
-fn the_narrowest_network_says_who_a_guest_is() {
-    let guests = vec![guest("net", "10.0.0.0/8", None, None), guest("one", "10.0.0.7/32", None, None)];
-    let policy = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
-    assert_eq!(policy.guest("10.0.0.7".parse().unwrap()).name, Some("one"));
-    assert_eq!(policy.guest("10.0.0.8".parse().unwrap()).name, Some("net"));
-}
-
-#[test]
-fn guests_that_cannot_be_told_apart_are_an_error() {
-    let make = |guests| Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap_err().to_string();
-    assert_eq!(
-        make(vec![guest("a", "10.0.0.7/32", None, Some(&["nope.rules"]))]),
-        "guest `a`: the whitelist dir has no file `nope.rules`"
-    );
-    assert_eq!(
-        make(vec![guest("a", "10.0.0.7/32", None, None), guest("a", "10.0.0.8/32", None, None)]),
-        "two guests are named `a`"
-    );
-    assert_eq!(
-        make(vec![guest("a", "10.0.0.7/32", None, None), guest("b", "::ffff:10.0.0.7/128", None, None)]),
-        "the guests `a` and `b` share the address ::ffff:10.0.0.7/128"
-    );
 }
 
 #[test]

@@ -5,26 +5,23 @@
 //! is never what the other side's parser has to make sense of. Interim answers (1xx) are passed on.
 //! Whether there is a next request, and to whom, is for the caller.
 
-use super::scratch::{Kept, MIN_CHUNK};
+mod body;
+
+use super::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
 use super::{Clock, Meter, Watch, close};
 use crate::identify::Parsed;
-use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
-use crate::relay::scratch;
-use crate::relay::scratch::MAX_CHUNK;
+use body::{Body, BodyFault};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Interim answers (1xx) to one request; more is a broken upstream.
 const MAX_INTERIM: u32 = 16;
-
-/// How far is read past the chunk in hand; bounds what of the next message is kept.
-const AHEAD: u64 = 16 << 10;
 
 /// The two ends of a connection to an upstream.
 #[derive(Clone, Copy, Debug)]
@@ -128,6 +125,7 @@ where
         Ok(exchange) => exchange,
         Err(fault) => return Err(Failed { fault, answered: false }),
     };
+    let mut ends = Ends { guest, input, upstream };
     let mut clock = Clock::new(idle, age, long);
     let sleep = tokio::time::sleep_until(clock.next());
     tokio::pin!(sleep);
@@ -135,14 +133,14 @@ where
         if stopped(cx).is_ready() {
             return Poll::Ready(Err(Fault::Stopped));
         }
-        if let Poll::Ready(outcome) = exchange.poll(cx, guest, input, upstream, meter) {
+        if let Poll::Ready(outcome) = exchange.poll(cx, &mut ends, meter) {
             return Poll::Ready(outcome);
         }
         let moved = std::mem::take(&mut exchange.moved);
         clock.poll(cx, sleep.as_mut(), moved).map(|_| Err(Fault::Idle))
     })
     .await;
-    upstream.served += 1;
+    ends.upstream.served += 1;
     outcome.map_err(|fault| {
         let untouched = !fresh && !exchange.heard && exchange.repeatable;
         let fault = if fault == Fault::Upstream && untouched { Fault::Stale } else { fault };
@@ -151,178 +149,12 @@ where
     })
 }
 
-/// A body on its way: how it comes in, how it goes out, what the receiver has not taken yet.
-#[derive(Debug)]
-struct Body {
-    framing: Incoming,
-    rechunk: bool,
-    kept: Kept,
-    chunk: usize,
-}
-
-#[derive(Debug)]
-enum Incoming {
-    Length(u64),
-    Chunked(Box<Decoder>),
-    UntilClose,
-    Done,
-}
-
-/// What can go wrong with a body; the caller knows which side is which.
-enum BodyFault {
-    Read,
-    Write,
-    Malformed,
-}
-
-impl Body {
-    /// `rechunk` says whether a chunked body stays chunked.
-    fn new(framing: Incoming, rechunk: bool) -> Body {
-        Body { framing, rechunk, kept: Kept::default(), chunk: MIN_CHUNK }
-    }
-
-    fn is_done(&self) -> bool {
-        matches!(self.framing, Incoming::Done)
-    }
-
-    /// Takes body bytes from the front of `data` and adds to `out` what is to be sent for them.
-    /// Returns how many were taken; fewer than all only where the body ended.
-    fn take(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyFault> {
-        match &mut self.framing {
-            Incoming::Done => Ok(0),
-            Incoming::UntilClose => {
-                out.extend_from_slice(data);
-                Ok(data.len())
-            }
-            Incoming::Length(left) => {
-                let take = usize::try_from(*left).unwrap_or(usize::MAX).min(data.len());
-                out.extend_from_slice(data.get(..take).unwrap_or_default());
-                *left -= take as u64;
-                if *left == 0 {
-                    self.framing = Incoming::Done;
-                }
-                Ok(take)
-            }
-            Incoming::Chunked(decoder) => {
-                let taken = recode(decoder, self.rechunk, data, out)?;
-                if decoder.is_done() {
-                    self.framing = Incoming::Done;
-                }
-                Ok(taken)
-            }
-        }
-    }
-
-    /// Moves the body on; ready when all of it was written. Bytes read past its end go to `over`.
-    fn poll<R, W>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-        to: &mut W,
-        over: &mut Vec<u8>,
-        left: &mut usize,
-        count: &impl Fn(usize),
-    ) -> Poll<Result<(), BodyFault>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        loop {
-            count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| BodyFault::Write)?);
-            if self.is_done() {
-                return Poll::Ready(Ok(()));
-            }
-            if *left == 0 {
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
-            }
-            // Not into the next message, or, where its start is not known, not far.
-            let within = match &self.framing {
-                Incoming::Length(length) => *length,
-                Incoming::Chunked(decoder) => decoder.left().saturating_add(AHEAD),
-                Incoming::UntilClose | Incoming::Done => u64::MAX,
-            };
-            let want = usize::try_from(within).unwrap_or(usize::MAX).min(self.chunk);
-            let read = ready!(self.poll_piece(cx, from, to, want.min(scratch::allowance()), over, count))?;
-            *left = left.saturating_sub(read);
-        }
-    }
-
-    /// One read and, if the receiver takes it, one write.
-    fn poll_piece<R, W>(
-        &mut self,
-        cx: &mut Context<'_>,
-        from: &mut R,
-        to: &mut W,
-        want: usize,
-        over: &mut Vec<u8>,
-        count: &impl Fn(usize),
-    ) -> Poll<Result<usize, BodyFault>>
-    where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
-    {
-        scratch::with(want, |buffer| {
-            let mut buffer = ReadBuf::new(buffer);
-            ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| BodyFault::Read)?;
-            let data = buffer.filled();
-            self.kept.moved = true;
-            if data.is_empty() {
-                if matches!(self.framing, Incoming::UntilClose) {
-                    self.framing = Incoming::Done;
-                    return Poll::Ready(Ok(0));
-                }
-                return Poll::Ready(Err(BodyFault::Read));
-            }
-            if let Incoming::Chunked(_) = self.framing {
-                let mut out = Vec::with_capacity(data.len() + 64);
-                let taken = self.take(data, &mut out)?;
-                over.extend_from_slice(data.get(taken..).unwrap_or_default());
-                self.send(cx, to, &out, count)?;
-            } else {
-                if let Incoming::Length(left) = &mut self.framing {
-                    *left = left.saturating_sub(data.len() as u64);
-                    if *left == 0 {
-                        self.framing = Incoming::Done;
-                    }
-                }
-                self.send(cx, to, data, count)?;
-            }
-            if data.len() == want && self.kept.is_empty() {
-                self.chunk = (self.chunk * 2).min(MAX_CHUNK);
-            } else if !self.kept.is_empty() {
-                self.chunk = MIN_CHUNK;
-            }
-            Poll::Ready(Ok(data.len()))
-        })
-    }
-
-    /// Writes what the receiver takes and keeps the rest.
-    fn send<W>(
-        &mut self,
-        cx: &mut Context<'_>,
-        to: &mut W,
-        mut data: &[u8],
-        count: &impl Fn(usize),
-    ) -> Result<(), BodyFault>
-    where
-        W: AsyncWrite + Unpin,
-    {
-        while !data.is_empty() {
-            match Pin::new(&mut *to).poll_write(cx, data) {
-                Poll::Ready(Ok(n @ 1..)) => {
-                    count(n);
-                    data = data.get(n..).unwrap_or_default();
-                }
-                Poll::Ready(_) => return Err(BodyFault::Write),
-                Poll::Pending => {
-                    self.kept.keep(data);
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
+/// Between whom an exchange is.
+struct Ends<'a> {
+    guest: &'a mut TcpStream,
+    /// Bytes of the guest that were read and not used.
+    input: &'a mut Vec<u8>,
+    upstream: &'a mut Peer,
 }
 
 /// The state of one exchange.
@@ -383,19 +215,12 @@ impl Exchange {
         })
     }
 
-    fn poll(
-        &mut self,
-        cx: &mut Context<'_>,
-        guest: &mut TcpStream,
-        input: &mut Vec<u8>,
-        upstream: &mut Peer,
-        meter: &impl Meter,
-    ) -> Poll<Result<Done, Fault>> {
-        let uploading = self.poll_upload(cx, guest, input, upstream, meter)?;
+    fn poll(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, meter: &impl Meter) -> Poll<Result<Done, Fault>> {
+        let uploading = self.poll_upload(cx, ends, meter)?;
         if uploading.is_ready() && self.answer.is_none() {
-            self.notice_reset(cx, guest)?;
+            self.notice_reset(cx, ends.guest)?;
         }
-        let answering = self.poll_answer(cx, guest, upstream, meter);
+        let answering = self.poll_answer(cx, ends, meter);
         self.moved |= std::mem::take(&mut self.request.kept.moved) | std::mem::take(&mut self.words.moved);
         if let Some(answer) = &mut self.answer {
             self.moved |= std::mem::take(&mut answer.kept.moved);
@@ -408,7 +233,7 @@ impl Exchange {
         let whole = uploading.is_ready() && !self.upload_broken;
         Poll::Ready(Ok(Done::Answered {
             guest_reusable: self.guest_reusable && whole,
-            upstream_reusable: self.upstream_reusable && whole && upstream.input.is_empty(),
+            upstream_reusable: self.upstream_reusable && whole && ends.upstream.input.is_empty(),
         }))
     }
 
@@ -432,16 +257,15 @@ impl Exchange {
     fn poll_upload(
         &mut self,
         cx: &mut Context<'_>,
-        guest: &mut TcpStream,
-        input: &mut Vec<u8>,
-        upstream: &mut Peer,
+        ends: &mut Ends<'_>,
         meter: &impl Meter,
     ) -> Result<Poll<()>, Fault> {
         if self.uploaded || self.upload_broken {
             return Ok(Poll::Ready(()));
         }
         let mut left = 2 * MAX_CHUNK;
-        match self.request.poll(cx, guest, &mut upstream.stream, input, &mut left, &|n| meter.up(n)) {
+        let Ends { guest, input, upstream } = ends;
+        match self.request.poll(cx, *guest, &mut upstream.stream, input, &mut left, &|n| meter.up(n)) {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => {
                 self.uploaded = true;
@@ -460,13 +284,13 @@ impl Exchange {
     fn poll_answer(
         &mut self,
         cx: &mut Context<'_>,
-        guest: &mut TcpStream,
-        upstream: &mut Peer,
+        ends: &mut Ends<'_>,
         meter: &impl Meter,
     ) -> Poll<Result<(), Fault>> {
+        let Ends { guest, upstream, .. } = ends;
         while self.answer.is_none() {
             // Interim answers go out before more is read, so that they cannot pile up.
-            meter.down(ready!(self.words.poll_flush(cx, guest)).map_err(|_| Fault::GuestGone)?);
+            meter.down(ready!(self.words.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
             if self.upgraded {
                 return Poll::Ready(Ok(()));
             }
@@ -480,7 +304,7 @@ impl Exchange {
         self.answered = true;
         let mut left = 2 * MAX_CHUNK;
         let Peer { stream, input, .. } = upstream;
-        ready!(answer.poll(cx, stream, guest, input, &mut left, &|n| meter.down(n))).map_err(|fault| match fault {
+        ready!(answer.poll(cx, stream, *guest, input, &mut left, &|n| meter.down(n))).map_err(|fault| match fault {
             BodyFault::Read | BodyFault::Malformed => Fault::Upstream,
             BodyFault::Write => Fault::GuestGone,
         })?;
@@ -535,57 +359,6 @@ impl Exchange {
         self.words = Kept::new(std::mem::take(words));
         Ok(())
     }
-}
-
-impl From<RequestBody> for Incoming {
-    fn from(body: RequestBody) -> Incoming {
-        match body {
-            RequestBody::None | RequestBody::Length(0) => Incoming::Done,
-            RequestBody::Length(length) => Incoming::Length(length),
-            RequestBody::Chunked => Incoming::Chunked(Box::default()),
-        }
-    }
-}
-
-impl From<ResponseBody> for Incoming {
-    fn from(body: ResponseBody) -> Incoming {
-        match body {
-            ResponseBody::None | ResponseBody::Length(0) => Incoming::Done,
-            ResponseBody::Length(length) => Incoming::Length(length),
-            ResponseBody::Chunked => Incoming::Chunked(Box::default()),
-            ResponseBody::UntilClose => Incoming::UntilClose,
-        }
-    }
-}
-
-/// Decodes chunks from the front of `data` and writes what is to be sent for them: chunks of ours, or
-/// the bare body. Returns how much was taken.
-fn recode(decoder: &mut Decoder, rechunk: bool, data: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyFault> {
-    let mut taken = 0;
-    while let Some(rest) = data.get(taken..).filter(|rest| !rest.is_empty()) {
-        let decoded = decoder.decode(rest).map_err(|_| BodyFault::Malformed)?;
-        taken += decoded.consumed;
-        match decoded.part {
-            Part::Data(range) => {
-                let piece = rest.get(range).unwrap_or_default();
-                if rechunk {
-                    out.extend_from_slice(ChunkHeader::new(piece.len()).as_ref());
-                    out.extend_from_slice(piece);
-                    out.extend_from_slice(CHUNK_END);
-                } else {
-                    out.extend_from_slice(piece);
-                }
-            }
-            Part::More => {}
-            Part::End => {
-                if rechunk {
-                    decoder.write_end(out);
-                }
-                break;
-            }
-        }
-    }
-    Ok(taken)
 }
 
 /// Reads more of the upstream's head. Its end before the head's is the upstream's fault.

@@ -73,10 +73,10 @@ fn decode(bytes: &[u8]) -> Option<Files> {
         let content = pull(&mut payload)?;
         files.push(SourceFile::new(name, content.to_vec())?);
     }
-    Some(Files::of(files))
+    Some(Files::from_sources(files))
 }
 
-fn checksum(payload: &[u8]) -> [u8; CHECKSUM] {
+pub(super) fn checksum(payload: &[u8]) -> [u8; CHECKSUM] {
     let mut sum = [0; CHECKSUM];
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
     sum.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);

@@ -4,6 +4,7 @@
 use super::diagnostic::{Diagnostic, Fault, Problems, Report, Severity, quote};
 use super::parse::{self, Rule, canonical};
 use super::read::Files;
+use super::used::UsedLines;
 use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
 use ipnet::IpNet;
 use jiff::civil::Date;
@@ -35,8 +36,9 @@ const ECH: [&str; 1] = ["cloudflare-ech.com"];
 /// What is known beside the files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage<'u> {
-    /// Rules that decided a flow lately, by file and line; without it nothing is said of use.
-    pub used: Option<&'u HashSet<(String, u32)>>,
+    /// The rules that were used, as the daemon that runs on these very files knows them; without it
+    /// nothing is said of use.
+    pub used: Option<&'u UsedLines>,
     /// Files that a guest names for itself: they hold for that guest alone, and are compared with
     /// no other file.
     pub apart: &'u [String],
@@ -58,24 +60,30 @@ pub fn lint(files: &Files, today: Date, usage: Usage<'_>) -> Result<Vec<Diagnost
     if !problems.sound() {
         return Err(problems.report(files.dir()));
     }
-    let mut found = Problems::default();
+    let (mut found, mut unused, mut needed) = (Problems::default(), Vec::new(), HashSet::new());
     for file in files.iter() {
         let name = file.shared_name();
         let group = group(&name, usage);
         let mut take = |rule: &Rule<'_>| {
-            let findings = [
-                broad(rule),
-                dubious(rule),
-                ending(rule, today),
-                seen.redundant(&group, &name, rule),
-                unused(&name, rule, usage),
-            ];
-            for (message, remedy) in findings.into_iter().flatten() {
+            let (redundant, by) = seen.redundant(&group, &name, rule).unzip();
+            needed.extend(by);
+            if redundant.is_none() && never_used(&name, rule, today, usage) {
+                let place = (Arc::clone(&name), rule.line);
+                unused.push(Unused { place, effect: rule.terms.effect, source: Box::from(rule.source) });
+            }
+            for (message, remedy) in [broad(rule), dubious(rule), ending(rule, today), redundant].into_iter().flatten()
+            {
                 found.fault(&name, Severity::Warning, (rule.line, ""), Fault::new(0, message, remedy));
             }
             Ok(())
         };
         parse::file(file, today, &mut Problems::default(), &mut take);
+    }
+    // Whoever removes what is covered must not be told to remove what covers it as well.
+    let since = usage.used.map_or(today, |used| jiff::tz::Offset::UTC.to_datetime(used.since()).date());
+    for rule in unused.iter().filter(|rule| !needed.contains(&rule.place)) {
+        let (file, line) = &rule.place;
+        found.fault(file, Severity::Warning, (*line, ""), rule.fault(since));
     }
     let mut warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     warnings.extend(found.into_warnings().map_err(|problems| problems.report(files.dir()))?);
@@ -132,9 +140,32 @@ fn ending(rule: &Rule<'_>, today: Date) -> Finding {
         .then(|| (format!("ends in {days} days, on {until}"), "give it a later date if it is still needed".to_owned()))
 }
 
-fn unused(file: &str, rule: &Rule<'_>, usage: Usage<'_>) -> Finding {
-    let used = usage.used?.contains(&(file.to_owned(), rule.line));
-    (!used).then(|| (format!("{} was never used", quote(rule.source)), "remove it if it is not needed".to_owned()))
+/// Is nothing known of a use of this rule, where something should be?
+fn never_used(file: &str, rule: &Rule<'_>, today: Date, usage: Usage<'_>) -> bool {
+    // One that is over is reported as such. A `deny` of addresses also holds for what names resolve to,
+    // where it is not noted that it refused.
+    let over = rule.terms.until.is_some_and(|until| until < today);
+    let guards = rule.terms.effect == Effect::Deny && matches!(rule.subject, Subject::Net(_));
+    !over && !guards && usage.used.is_some_and(|used| !used.contains(file, rule.line))
+}
+
+/// A rule that was never used, until it is known whether another needs it to be there.
+struct Unused {
+    place: Place,
+    effect: Effect,
+    source: Box<str>,
+}
+
+impl Unused {
+    fn fault(&self, since: Date) -> Fault {
+        let did = match self.effect {
+            Effect::Allow => "allowed",
+            Effect::Deny => "refused",
+        };
+        let rule = quote(&self.source);
+        let message = format!("{rule} was never used: it has {did} nothing since {since}, or since it was added");
+        Fault::new(0, message, "remove it if it is not needed")
+    }
 }
 
 /// Where a rule stands.
@@ -168,11 +199,13 @@ impl Seen {
         }
     }
 
-    fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Finding {
+    /// What is to be said of a rule that changes nothing, and the rule that makes it so.
+    fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Option<((String, String), Place)> {
         let own = (Arc::clone(file), rule.line);
         let text = canonical(&rule.subject, rule.terms).into_boxed_str();
         if let Some(first) = self.first.get(&(Arc::clone(group), text)).filter(|first| **first != own) {
-            return Some((format!("the same rule stands at {}:{}", first.0, first.1), "remove one of them".to_owned()));
+            let message = format!("the same rule stands at {}:{}", first.0, first.1);
+            return Some(((message, "remove one of them".to_owned()), first.clone()));
         }
         let Subject::Name { base, scope } = &rule.subject else { return None };
         let mut depth = 0;
@@ -182,13 +215,12 @@ impl Seen {
             for suffix in rules.iter().filter(|suffix| suffix.place != own && reaches(suffix.scope, *scope, depth)) {
                 let at = format!("{}:{}", suffix.place.0, suffix.place.1);
                 if suffix.terms.effect == rule.terms.effect && covers(&suffix.terms, rule.terms) {
-                    return Some((format!("{} is covered by {at}", quote(rule.source)), "remove it".to_owned()));
+                    let message = format!("{} is covered by {at}", quote(rule.source));
+                    return Some(((message, "remove it".to_owned()), suffix.place.clone()));
                 }
                 if suffix.terms.effect == Effect::Deny && refuses(&suffix.terms, rule.terms) {
-                    return Some((
-                        format!("{} is always refused by {at}", quote(rule.source)),
-                        "remove one of them".to_owned(),
-                    ));
+                    let message = format!("{} is always refused by {at}", quote(rule.source));
+                    return Some(((message, "remove one of them".to_owned()), suffix.place.clone()));
                 }
             }
             above = name.split_once('.').map(|(_, parent)| parent);
@@ -324,10 +356,57 @@ mod tests {
 
     #[test]
     fn rules_nobody_used_are_named_where_use_is_known() {
-        let files = Files::from_memory([("a.rules", "a.test\nb.test\n")]);
-        let used = HashSet::from([("a.rules".to_owned(), 1)]);
+        let rules = "a.test\nb.test\ndeny c.test\ndeny 203.0.113.7\nd.test until=2026-11-01\n";
+        let found = unused(rules, &["a.test"]);
+        assert_eq!(found.len(), 3, "{found:?}");
+        let since = "since 2026-11-18, or since it was added; remove it if it is not needed";
+        let never = |line, rule, did| {
+            format!("a.rules:{line}:1: warning: `{rule}` was never used: it has {did} nothing {since}")
+        };
+        assert_eq!(found[..2], [never(2, "b.test", "allowed"), never(3, "deny c.test", "refused")]);
+        assert!(found[2].contains("expired"));
+    }
+
+    #[test]
+    fn whoever_follows_all_advice_at_once_loses_nothing_that_was_used() {
+        // www.a.test is covered and .a.test covers it; the flow was only ever let through by both.
+        let found = unused("www.a.test\n.a.test\nwww.b.test\n", &["www.a.test", "www.b.test"]);
+        assert!(found.len() == 1 && found[0].contains("is covered by a.rules:2"), "{found:?}");
+        // The covering rule is new, and nothing was noted of it yet.
+        let found = unused("www.a.test\n.a.test\n", &[]);
+        assert!(found.len() == 1 && found[0].contains("is covered by a.rules:2"), "{found:?}");
+    }
+
+    /// The warnings once flows to these hosts have been decided.
+    fn unused(text: &str, hosts: &[&str]) -> Vec<String> {
+        use crate::identify::{Claim, Evidence};
+        use crate::policy::{Mode, Policy, PolicySettings, Unknown};
+        use crate::target::{Target, Transport};
+        let files = Files::from_memory([("a.rules", text)]);
+        let (rules, loaded) = crate::whitelist::build(&files, TODAY).unwrap();
+        let settings = PolicySettings {
+            mode: Mode::Whitelist,
+            ech_allowed: false,
+            guests: Vec::new(),
+            unknown: Unknown::Shared,
+            blocked_ports: Vec::new(),
+        };
+        let policy = Policy::new(Arc::new(rules), settings).unwrap();
+        for host in hosts {
+            let claim = Claim {
+                source: [10, 0, 0, 1].into(),
+                target: Target::parse(host.as_bytes(), Some(443)).unwrap(),
+                transport: Transport::Tcp,
+                spoken: None,
+                ech: false,
+                evidence: Evidence::Sni,
+            };
+            assert!(policy.decide(&claim).is_ok(), "{host}");
+        }
+        let since = jiff::Timestamp::from_second(1_795_000_000).unwrap();
+        let used = UsedLines::of(policy.rules(), loaded.fingerprint, since);
         let found = lint(&files, TODAY, Usage { used: Some(&used), apart: &[] }).unwrap();
-        assert_eq!(found.iter().map(|d| d.line).collect::<Vec<_>>(), [2]);
+        found.iter().map(ToString::to_string).collect()
     }
 
     #[test]

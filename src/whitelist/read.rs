@@ -110,6 +110,11 @@ pub struct Files {
 }
 
 impl Files {
+    /// The files of `dir`, or the shipped ones where there is none.
+    pub fn of(dir: Option<&Path>) -> Files {
+        dir.map_or_else(Files::shipped, Files::read)
+    }
+
     /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and
     /// comes out when it is compiled.
     ///
@@ -131,11 +136,12 @@ impl Files {
 
     /// A set from memory; files whose names are no whitelist's are left out.
     pub fn from_memory<N: AsRef<str>, B: Into<Vec<u8>>>(files: impl IntoIterator<Item = (N, B)>) -> Files {
-        Files::of(files.into_iter().filter_map(|(name, bytes)| SourceFile::new(name.as_ref(), bytes.into())).collect())
+        let files = files.into_iter().filter_map(|(name, bytes)| SourceFile::new(name.as_ref(), bytes.into()));
+        Files::from_sources(files.collect())
     }
 
     /// A set of these files.
-    pub(super) fn of(mut files: Vec<SourceFile>) -> Files {
+    pub(super) fn from_sources(mut files: Vec<SourceFile>) -> Files {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Files { files, ..Files::default() }
     }

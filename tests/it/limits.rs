@@ -1,9 +1,9 @@
 //! One guest's greed is that guest's trouble: limits on connections and rates, slow handshakes,
 //! memory, and what metrics and log may grow to.
 
-use crate::world::client::Guest;
+use crate::world::client::{Get, Guest, is_open};
 use crate::world::http::pattern;
-use crate::world::{GATEWAY, GOOD, ODD, World, eventually};
+use crate::world::{GATEWAY, ODD, World, eventually};
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::{Duration, Instant};
@@ -103,7 +103,7 @@ fn thousands_of_slow_connections_of_one_guest_do_not_hinder_another() {
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, all_the_files());
     let tables = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 60000";
     let outgate = world.setup("good.test\n").tables(tables).start();
-    let idle = requests(&world.neighbour, 100);
+    let idle = p99(&requests(&world.neighbour, 100));
     let before = outgate.memory();
 
     let mut slow = world.guest.proxies(3000);
@@ -112,13 +112,25 @@ fn thousands_of_slow_connections_of_one_guest_do_not_hinder_another() {
     for wire in &mut slow {
         let _ = wire.write_all(head);
     }
-    let busy = requests(&world.neighbour, 100);
+    // What slow connections cost others they cost in every round; a busy machine rather not in all three.
+    let allowed = (2 * idle).max(Duration::from_millis(250));
+    let mut best = Duration::MAX;
+    let mut rounds = 0;
+    while best >= allowed && rounds < 3 {
+        let busy = requests(&world.neighbour, 100);
+        let good = busy.iter().filter(|(status, _)| *status == 200).count();
+        assert!(good >= 99, "{good} of 100 requests succeeded");
+        best = best.min(p99(&busy));
+        rounds += 1;
+    }
     let memory = outgate.memory().saturating_sub(before);
-    println!("idle p99 {:?}, beside 3,000 slow connections p99 {:?}; {} KiB", p99(&idle), p99(&busy), memory / 1024);
-    let good = busy.iter().filter(|(status, _)| *status == 200).count();
-    assert!(good >= 99, "{good} of 100 requests succeeded");
-    assert!(memory < 128 << 20, "{memory} bytes for 3,000 slow connections");
-    assert_eq!(world.internet.requests(GOOD).len(), 100 + good);
+    println!("p99 alone {idle:?}, beside {} slow connections {best:?}; {} KiB", slow.len(), memory / 1024);
+    assert!(best < allowed, "p99 of {best:?} where {idle:?} is usual");
+    // A connection may have a head of 16 KiB in hand, and its task takes some KiB beside that.
+    let bound = slow.len() as u64 * (16 + 8) * 1024;
+    assert!(memory < bound, "{memory} bytes for {} slow connections", slow.len());
+    let held = slow.iter().filter(|wire| is_open(wire)).count();
+    assert!(held >= 2900, "the slow ones were still there, but only {held} of them");
 }
 
 fn all_the_files() -> rustix::process::Rlimit {
@@ -126,16 +138,13 @@ fn all_the_files() -> rustix::process::Rlimit {
     rustix::process::Rlimit { current: limit.maximum, maximum: limit.maximum }
 }
 
-/// Requests one after the other, bounded in time; status and duration of each.
+/// Requests one after the other; status and duration of each.
 fn requests(guest: &Guest, count: usize) -> Vec<(u16, Duration)> {
-    let begin = Instant::now();
-    let mut results = Vec::new();
-    while results.len() < count && begin.elapsed() < Duration::from_secs(10) {
+    let ask = |_| {
         let now = Instant::now();
-        let status = guest.get("good.test", "/").status;
-        results.push((status, now.elapsed()));
-    }
-    results
+        (guest.get("good.test", "/").status, now.elapsed())
+    };
+    (0..count).map(ask).collect()
 }
 
 fn p99(results: &[(u16, Duration)]) -> Duration {
@@ -178,6 +187,70 @@ fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
 }
 
 #[test]
+fn readers_that_never_read_hold_up_nobody_else() {
+    let Some(world) = World::new() else { return };
+    let _outgate = world.setup("good.test\ntcp://odd.test:7\nhttp://odd.test\n").tables(UNLIMITED).start();
+    for (port, head) in [(7, ""), (80, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")] {
+        world.internet.serve((ODD, port), move |mut tap| {
+            let _ = tap.write_all(head.as_bytes());
+            let block = [0; 64 * 1024];
+            while tap.write_all(&block).is_ok() {}
+        });
+    }
+    let _tunnels: Vec<_> = (0..40).map(|_| world.guest.tunnel("odd.test:7")).collect();
+    let _downloads: Vec<_> = (0..40)
+        .map(|_| {
+            let mut wire = world.guest.proxy();
+            wire.say("GET http://odd.test/ HTTP/1.1\r\nHost: odd.test\r\n\r\n");
+            wire
+        })
+        .collect();
+    // Until every buffer on the way is full.
+    std::thread::sleep(Duration::from_secs(1));
+    for guest in [&world.neighbour, &world.guest] {
+        assert!(requests(guest, 30).iter().all(|(status, _)| *status == 200));
+        assert!(guest.get("good.test", "/bytes/3000000").body == pattern(3_000_000));
+        let mut tls = guest.tunnel("good.test:443").tls("good.test").unwrap();
+        assert!(tls.get("good.test", "/bytes/3000000").unwrap().body == pattern(3_000_000));
+    }
+}
+
+#[test]
+fn random_bytes_bring_nothing_down() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\ntcp://odd.test:7\n").tables(UNLIMITED).start();
+    world.internet.sink((ODD, 7));
+    let openings: [&[u8]; 8] = [
+        b"",
+        b"\x05\x01\x00\x05",
+        b"\x16\x03\x01",
+        b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n",
+        b"CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n\x16\x03\x01\x02\x00",
+        b"CONNECT odd.test:7 HTTP/1.1\r\nHost: odd.test:7\r\n\r\n",
+        b"POST http://good.test/upload HTTP/1.1\r\nHost: good.test\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"GET http://good.test/ HTTP/1.1\r\n",
+    ];
+    let mut state = 1u64;
+    for turn in 0..1000usize {
+        let mut random = || {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            (state >> 33) as usize
+        };
+        let length = random() % 700;
+        let noise: Vec<u8> = (0..length).map(|_| (random() >> 8) as u8).collect();
+        let mut wire = world.guest.proxy();
+        wire.say([openings[turn % openings.len()], &noise].concat());
+        wire.finish();
+        assert!(wire.is_over(), "blob {turn}");
+    }
+    eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+    assert_eq!(outgate.metric("panics_total", &[]), 0.0);
+    assert!(!outgate.errors().contains("panic"), "{}", outgate.errors());
+    assert_eq!(world.guest.get("good.test", "/").status, 200);
+    assert!(world.dns.names().iter().all(|name| name == "good.test" || name == "odd.test"));
+}
+
+#[test]
 fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_bound() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").tables(UNLIMITED).start();
@@ -188,24 +261,19 @@ fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_boun
     let series = outgate.metrics().len();
     let memory = outgate.memory();
 
-    let hosts = 20_000u64;
-    for batch in 0..hosts / 100 {
-        let mut wire = world.guest.proxy();
-        let lines: String = (0..100)
-            .map(|turn| {
-                let host = format!("h{:x}.evil.test", (batch * 100 + turn).wrapping_mul(0x9E37_79B9_7F4A_7C15));
-                format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n")
-            })
-            .collect();
-        wire.say(lines);
-        for _ in 0..100 {
-            assert_eq!(wire.hear("GET").status, 403);
+    let (hosts, methods) = (100_000u64, 1000u64);
+    std::thread::scope(|scope| {
+        for half in [0..hosts / 2, hosts / 2..hosts] {
+            let guest = &world.guest;
+            scope.spawn(move || ask_for_random_hosts(guest, half));
         }
-    }
-    for turn in 0..1000 {
-        let _ = world
-            .guest
-            .ask(format!("M{turn} http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n"));
+    });
+    for turn in 0..methods {
+        let refusal = world.guest.ask(format!(
+            "M{:X} http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\nConnection: close\r\n\r\n",
+            scrambled(turn)
+        ));
+        assert_eq!(refusal.status, 403);
     }
     let strange: [&[u8]; 6] = [
         b"GET http://evil\x1b[31m.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n",
@@ -231,13 +299,34 @@ fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_boun
 
     outgate.signal(rustix::process::Signal::HUP);
     let log = std::fs::read(outgate.path("access.log")).unwrap();
-    let cap = 600 * (hosts + 1000);
+    let cap = 600 * (hosts + methods);
     assert!((log.len() as u64) < cap, "{} bytes of log", log.len());
     assert!(log.iter().all(|byte| *byte >= b' ' || *byte == b'\n'), "a control character in the log");
     let text = String::from_utf8(log).expect("the log is UTF-8");
     assert!(!text.contains('\u{202e}') && !text.contains('\x7f'));
     assert!(text.lines().all(|line| line.len() < 2000), "a line without end");
     assert!(outgate.log().len() > 1, "each line is JSON");
+}
+
+/// Requests for hosts that nobody asked for before, one for each number.
+fn ask_for_random_hosts(guest: &Guest, numbers: std::ops::Range<u64>) {
+    let numbers: Vec<u64> = numbers.collect();
+    for batch in numbers.chunks(200) {
+        let mut wire = guest.proxy();
+        let ask = |number: &u64| {
+            let host = format!("h{:x}.evil.test", scrambled(*number));
+            format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n")
+        };
+        wire.say(batch.iter().map(ask).collect::<String>());
+        for _ in batch {
+            assert_eq!(wire.hear("GET").status, 403);
+        }
+    }
+}
+
+/// Another number for each number, and no order among them.
+fn scrambled(number: u64) -> u64 {
+    number.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }
 
 #[test]

@@ -3,10 +3,10 @@
 
 use crate::world::client::Get;
 use crate::world::outgate::Outgate;
-use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually};
+use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually};
 use rustix::process::Signal;
 use std::fs::{self, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::time::Duration;
 
@@ -141,6 +141,97 @@ fn a_reload_that_changes_nothing_for_a_flow_keeps_it_though_the_rule_moved() {
 }
 
 #[test]
+fn flows_end_when_the_address_they_are_connected_to_is_denied() {
+    let Some(world) = World::new() else { return };
+    world.dns.set("six.test", [GOOD6.parse::<std::net::IpAddr>().unwrap()]);
+    let outgate = world.outgate("good.test\nsix.test\n");
+    let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+    let mut six = world.guest.tunnel("six.test:443").tls("six.test").unwrap();
+    let mut kept = world.guest.proxy();
+    let request = "GET http://good.test/kept HTTP/1.1\r\nHost: good.test\r\n\r\n";
+    kept.say(request);
+    assert_eq!(kept.hear("GET").status, 200);
+    let before = world.internet.requests(GOOD).len();
+
+    outgate.replace_rules("good.test\nsix.test\ndeny 11.0.0.0/24\n");
+    assert!(tls.sock.is_over(), "the name is still allowed, the address is not");
+    outgate.await_log(&[("name", "good.test"), ("reason", "revoked")]);
+    kept.say(request);
+    let refusal = kept.hear("GET");
+    assert_eq!((refusal.status, refusal.reason().as_str()), (403, "denied_by_rule"));
+    assert_eq!(world.internet.requests(GOOD).len(), before, "nothing goes over the kept connection any more");
+    assert_eq!(six.get("six.test", "/").unwrap().status, 200, "the other address is none of that");
+    assert_eq!(outgate.metric("flows_revoked_total", &[]), 1.0);
+}
+
+#[test]
+fn a_revoked_tunnel_is_reset_on_both_sides_so_that_nobody_takes_it_for_finished() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("tcp://odd.test:7\ncdn-ok.test\ntcp://odd.test:8\n");
+    let (ends, seen) = std::sync::mpsc::channel();
+    for port in [7, 8] {
+        let ends = ends.clone();
+        world.internet.serve((ODD, port), move |mut tap| {
+            let _ = tap.write_all(b"banner");
+            let end = std::io::copy(&mut tap, &mut std::io::sink()).map_err(|error| error.kind());
+            let _ = ends.send(end.map(|_| ()));
+        });
+    }
+    let mut spoken = world.guest.tunnel("odd.test:7");
+    spoken.say("a word");
+    let silent = world.guest.tunnel("odd.test:8");
+    eventually("the word arrives", || world.internet.bytes(ODD) == 6);
+    outgate.replace_rules("cdn-ok.test\n");
+    for mut wire in [spoken, silent] {
+        assert_eq!(wire.take_bytes(6), b"banner");
+        assert_eq!(wire.rest().map_err(|error| error.kind()), Err(ErrorKind::ConnectionReset));
+        let end = seen.recv_timeout(Duration::from_secs(15)).expect("the origin's connection ends");
+        assert_eq!(end, Err(ErrorKind::ConnectionReset));
+    }
+}
+
+#[test]
+fn a_reload_with_one_broken_file_changes_nothing_at_all() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
+    let config = fs::read_to_string(outgate.config()).unwrap();
+    let failures = || outgate.metric("whitelist_reloads_total", &[("result", "failure")]);
+    let changes_hold = || world.neighbour.get("good.test", "/").reason() == "unknown_guest";
+    let unchanged = || {
+        assert!(allows(&world, "good.test") && allows(&world, "cdn-ok.test") && !allows(&world, "other.test"));
+        assert_eq!(world.neighbour.get("good.test", "/").status, 200, "guests are as before");
+        let held: Vec<_> = (0..4).map(|_| world.guest.tunnel("good.test:443")).collect();
+        assert_eq!(held.len(), 4, "limits are as before");
+    };
+
+    // The files: one is broken, the other would allow more.
+    fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n*.com\n").unwrap();
+    eventually("the broken file is noticed", || failures() >= 1.0);
+    outgate.replace_rules("good.test\nother.test\n");
+    eventually("the other file is noticed", || failures() >= 2.0);
+    unchanged();
+
+    // And the configuration together with them.
+    let tables = "[limits]\nconnections = 2\n[[guest]]\nname = \"vm-2\"\naddresses = [\"10.42.42.2\"]\n";
+    fs::write(outgate.config(), format!("ech = \"allow\"\n{config}{tables}")).unwrap();
+    let before = failures();
+    outgate.signal(Signal::HUP);
+    eventually("the signal is heeded", || failures() > before);
+    unchanged();
+    assert!(!outgate.metrics().keys().any(|series| series.contains("vm-2")));
+
+    // Everything at once when the list is sound again.
+    fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n").unwrap();
+    eventually("the list is taken", || allows(&world, "other.test"));
+    assert!(!changes_hold(), "files alone were read");
+    outgate.signal(Signal::HUP);
+    eventually("guests are as configured", changes_hold);
+    let mut held: Vec<_> = (0..2).map(|_| world.guest.tunnel("good.test:443")).collect();
+    assert_eq!(world.guest.get("good.test", "/").reason(), "limit_connections");
+    held.clear();
+}
+
+#[test]
 fn half_a_line_never_widens_the_list() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
@@ -236,6 +327,74 @@ fn a_start_with_a_broken_list_uses_the_last_good_one_and_says_so() {
     outgate.replace_rules("cdn-ok.test\n");
     await_swap(&world, "cdn-ok.test", "good.test", "mended");
     outgate.await_ready();
+}
+
+/// Does something to the list of a daemon.
+type Breakage = fn(&Outgate);
+
+/// What can happen to a list, and how to do it to the list of this daemon.
+const BREAKAGES: [(&str, Breakage); 5] = [
+    ("the file may not be read", |outgate| chmod(&outgate.rules(), 0)),
+    ("the folder may not be read", |outgate| chmod(&outgate.whitelist(), 0)),
+    ("the folder is deleted", |outgate| fs::remove_dir_all(outgate.whitelist()).unwrap()),
+    ("not UTF-8", |outgate| fs::write(outgate.rules(), b"cdn-ok.test\n\xff\xfe\n").unwrap()),
+    ("cut short", |outgate| fs::write(outgate.rules(), b"cdn-ok.test").unwrap()),
+];
+
+fn chmod(path: &std::path::Path, mode: u32) {
+    fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
+}
+
+#[test]
+fn a_list_that_cannot_be_read_any_more_stays_in_force_over_a_restart_too() {
+    let Some(world) = World::new() else { return };
+    for (what, breakage) in BREAKAGES {
+        let mut outgate = world.setup("good.test\n").write();
+        outgate.become_nobody();
+        outgate.launch();
+        outgate.await_ready();
+        let mut tunnel = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+
+        breakage(&outgate);
+        eventually(&format!("{what}: the metric says that the reload failed"), || {
+            outgate.metric("whitelist_last_reload_successful", &[]) == 0.0
+        });
+        assert!(allows(&world, "good.test") && !allows(&world, "cdn-ok.test"), "{what}: the last good list stays");
+        assert_eq!(tunnel.get("good.test", "/").unwrap().status, 200, "{what}: no flow is ended");
+        assert_ne!(outgate.admin("/readyz").unwrap().status, 200, "{what}: it says that something is wrong");
+        drop(tunnel);
+
+        assert!(outgate.stop().success(), "{what}");
+        outgate.launch();
+        outgate.await_admin(|response| response.status != 0);
+        eventually(&format!("{what}: the proxy serves again"), || allows(&world, "good.test"));
+        assert!(!allows(&world, "cdn-ok.test"), "{what}: after a restart");
+        assert_eq!(outgate.metric("whitelist_last_reload_successful", &[]), 0.0, "{what}: after a restart");
+
+        // And the same without a list to fall back on.
+        assert!(outgate.stop().success(), "{what}");
+        for entry in fs::read_dir(outgate.path("state")).unwrap().flatten() {
+            fs::remove_file(entry.path()).unwrap();
+        }
+        outgate.launch();
+        assert_eq!(outgate.ended().code(), Some(1), "{what}: no list at all");
+        assert!(!outgate.errors().contains("panicked"), "{}", outgate.errors());
+        if outgate.whitelist().exists() {
+            chmod(&outgate.whitelist(), 0o755);
+        }
+    }
+}
+
+#[test]
+fn a_file_that_is_removed_takes_its_rules_with_it() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
+    let mut tunnel = world.guest.tunnel("good.test:443");
+    fs::remove_file(outgate.rules()).unwrap();
+    assert!(tunnel.is_over());
+    await_swap(&world, "cdn-ok.test", "good.test", "one file of two removed");
+    fs::remove_file(outgate.whitelist().join("second.rules")).unwrap();
+    eventually("a folder without files allows nothing", || !allows(&world, "cdn-ok.test"));
 }
 
 #[test]

@@ -1,11 +1,12 @@
 //! Names in TLS through a tunnel: the tunnel's name and that of every ClientHello must agree,
 //! however the hello is cut, and what cannot be read in one way only is refused.
 
-use crate::world::client::{ACCESS_DENIED, Get};
+use crate::world::client::{ACCESS_DENIED, Get, Wire};
 use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
+use crate::world::openssl::Server;
 use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually, pki};
 use std::io::{Read, Write};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const RULES: &str = "good.test\n*.good.test\ncdn-ok.test\nodd.test\n";
 
@@ -96,6 +97,32 @@ fn a_hello_that_is_not_whole_at_the_deadline_is_refused_however_steadily_it_come
     let hello = Hello::naming("good.test").record();
     wire.say_slowly(hello.chunks(1).take(100), Duration::from_millis(40));
     assert!(wire.is_over());
+    assert_eq!(world.internet.bytes(GOOD), 0);
+    eventually("a timeout is counted", || outgate.metric("connections_total", &[("reason", "timeout")]) == 1.0);
+}
+
+#[test]
+fn a_hello_that_takes_25_seconds_is_cut_off_at_the_10_that_are_the_default() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    let hello = Hello::naming("good.test").record();
+    let begin = Instant::now();
+    let mut wire = world.guest.tunnel("good.test:443");
+    let mut sender = wire.clone_sender();
+    let sending = std::thread::spawn(move || {
+        for byte in hello.chunks(1).take(250) {
+            if sender.write_all(byte).is_err() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        panic!("25 s of one byte after the other were taken");
+    });
+    assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+    let elapsed = begin.elapsed();
+    assert!(elapsed > Duration::from_secs(9) && elapsed < Duration::from_secs(16), "{elapsed:?}");
+    drop(wire);
+    sending.join().unwrap();
     assert_eq!(world.internet.bytes(GOOD), 0);
     eventually("a timeout is counted", || outgate.metric("connections_total", &[("reason", "timeout")]) == 1.0);
 }
@@ -314,4 +341,65 @@ fn a_second_hello_after_a_retry_request_is_judged_like_the_first() {
         assert!(forwarded.len() <= first.len() + 6, "no handshake byte after the first hello may be forwarded");
     }
     eventually("the three are counted", || outgate.metric("connections_total", &[("verdict", "denied")]) == 3.0);
+}
+
+#[test]
+fn a_retry_request_of_openssls_is_answered_by_openssl_through_the_tunnel() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    // A server that wants a key share that the client did not send.
+    let server = Server::start(&world, ODD, "odd.test", &["-tls1_3", "-groups", "P-384"]);
+    let (answer, said) = server.ask(&world.guest, "odd.test", &["-groups", "X25519:P-384"], "through a tunnel");
+    assert_eq!(answer, "lennut a hguorht", "{said}");
+    assert_eq!(server.hellos(), 2, "there was a second hello");
+
+    // And without a retry, in TLS 1.3 and in 1.2.
+    for options in [["-groups", "P-384"], ["-groups", "P-384:X25519"]] {
+        assert_eq!(server.ask(&world.guest, "odd.test", &options, "abc").0, "cba", "{options:?}");
+    }
+    drop(server);
+    let server = Server::start(&world, ODD, "odd.test", &["-tls1_2"]);
+    assert_eq!(server.ask(&world.guest, "odd.test", &[], "abc").0, "cba", "TLS 1.2");
+    assert_eq!(server.hellos(), 1);
+    eventually("all are counted", || outgate.counted("allowed", "none") == 4.0);
+}
+
+#[test]
+fn a_second_hello_with_another_name_does_not_reach_openssl() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    let server = Server::start(&world, ODD, "odd.test", &["-tls1_3", "-groups", "P-384"]);
+    let first = Hello::naming("odd.test").record();
+    let retry = |wire: &mut Wire| {
+        wire.say(&first);
+        let head = wire.take_bytes(5);
+        assert_eq!(head[0], 22, "the server answers by a handshake record");
+        let body = wire.take_bytes(usize::from(u16::from_be_bytes([head[3], head[4]])));
+        assert_eq!(body[0], 2, "a ServerHello");
+        assert!(body.windows(4).any(|window| window == [0xcf, 0x21, 0xad, 0x74]), "one that asks for a retry");
+    };
+
+    let mut wire = world.guest.tunnel("odd.test:443");
+    retry(&mut wire);
+    wire.say(&first);
+    eventually("a second hello with the same name arrives", || server.hellos() == 2);
+    drop(wire);
+
+    let mut count = 0.0;
+    for second in [
+        Hello::naming("evil.test").record(),
+        Hello::naming("cdn-ok.test").record(),
+        [record(20, &[1]), Hello::naming("evil.test").record()].concat(),
+        Hello::nameless().records_of(40),
+        Hello::naming("odd.test").names(&[b"evil.test"]).record(),
+    ] {
+        let before = server.hellos();
+        let mut wire = world.guest.tunnel("odd.test:443");
+        retry(&mut wire);
+        wire.say(&second);
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+        count += 1.0;
+        eventually("it is counted", || outgate.metric("connections_total", &[("verdict", "denied")]) == count);
+        assert_eq!(server.hellos(), before + 1, "the server has the first hello and no second one");
+    }
 }

@@ -81,6 +81,61 @@ fn http_in_a_tunnel_is_judged_request_by_request() {
 }
 
 #[test]
+fn a_whole_uri_in_a_tunnel_must_be_of_the_tunnels_host() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    let cases = [
+        ("evil.test", "evil.test"),
+        ("cdn-ok.test", "cdn-ok.test"),
+        ("good.test:8080", "good.test:8080"),
+        ("evil.test", "good.test"),
+        ("good.test", "evil.test"),
+    ];
+    for (uri, host) in cases {
+        let mut wire = world.guest.tunnel("good.test:80");
+        wire.say(format!("GET http://{uri}/stolen HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        let refusal = wire.hear("GET");
+        assert_eq!((refusal.status, refusal.reason().as_str()), (400, "name_mismatch"), "{uri}, {host}");
+        assert!(wire.is_over(), "{uri}, {host}");
+    }
+    assert_eq!(world.internet.bytes(GOOD) + world.internet.bytes(CDN), 0);
+    world.assert_asked_only(&["good.test"]);
+    outgate.await_counted("denied", "name_mismatch", cases.len() as f64);
+
+    let mut wire = world.guest.tunnel("good.test:80");
+    wire.say("GET http://good.test/own HTTP/1.1\r\nHost: good.test\r\n\r\n");
+    assert_eq!(wire.hear("GET").status, 200);
+    assert_eq!(world.internet.requests(GOOD)[0].target, "/own", "in origin form");
+}
+
+#[test]
+fn a_guest_that_vanishes_is_noticed_though_the_server_is_silent() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate(RULES);
+    for port in [7, 80, 443] {
+        world.internet.sink((ODD, port));
+    }
+    let hello = Hello::naming("odd.test").record();
+    let request = b"GET / HTTP/1.1\r\nHost: odd.test\r\n\r\n";
+    for (what, port, said) in [
+        ("nothing said", 7, &b""[..]),
+        ("raw bytes", 7, b"some raw bytes"),
+        ("a hello without an answer", 443, &hello),
+        ("a request without an answer", 80, request),
+    ] {
+        let before = world.internet.seen(ODD).len();
+        let mut wire = world.guest.tunnel(&format!("odd.test:{port}"));
+        wire.say(said);
+        eventually(what, || world.internet.seen(ODD).get(before).is_some_and(|seen| seen.count >= said.len() as u64));
+        assert!(outgate.flows() >= 1, "{what}: the flow is in the table");
+        wire.vanish();
+        eventually(&format!("{what}: the flow goes from the table"), || outgate.flows() == 0);
+        eventually(&format!("{what}: the origin sees the end"), || world.internet.seen(ODD)[before].ended);
+    }
+    eventually("no connection is left", || outgate.metric("active_connections", &[]) == 0.0);
+}
+
+#[test]
 fn a_server_that_speaks_first_is_heard_where_a_tcp_rule_allows_it() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);

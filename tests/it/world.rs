@@ -16,6 +16,7 @@ pub mod dns;
 pub mod hello;
 pub mod http;
 pub mod namespace;
+pub mod openssl;
 pub mod origin;
 pub mod outgate;
 pub mod pki;

@@ -19,6 +19,12 @@ const WAIT: Duration = Duration::from_secs(20);
 /// TLS over a connection.
 pub type Tls = StreamOwned<ClientConnection, Wire>;
 
+/// Was the connection neither ended nor reset by the other side, and is there nothing to read?
+pub fn is_open(stream: &TcpStream) -> bool {
+    let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
+    stream.set_nonblocking(false).is_ok() && peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// A guest: its namespace and its address.
 pub struct Guest {
     /// Where its sockets are made.
@@ -202,6 +208,17 @@ impl Wire {
     /// Ends the sending half.
     pub fn finish(&self) {
         let _ = self.0.get_ref().shutdown(Shutdown::Write);
+    }
+
+    /// Resets the connection, as a guest does whose VM is killed.
+    pub fn vanish(self) {
+        let socket = self.0.into_inner();
+        rustix::net::sockopt::set_socket_linger(&socket, Some(Duration::ZERO)).expect("a socket takes the option");
+    }
+
+    /// The socket below.
+    pub fn stream(&self) -> &TcpStream {
+        self.0.get_ref()
     }
 
     /// Another handle for sending, so that a thread can send while this one reads.

@@ -77,7 +77,8 @@ impl Hello {
             add(*kind, body);
         }
         add(43, &[2, 3, 4]);
-        add(10, &sized16(&[0x11, 0xec, 0x00, 0x1d]));
+        // P-384 without a key share: a server may ask for one (RFC 8446 §4.1.4).
+        add(10, &sized16(&[0x11, 0xec, 0x00, 0x1d, 0x00, 0x18]));
         add(13, &sized16(&[4, 3, 8, 4]));
         let mut shares = Vec::new();
         if self.post_quantum {

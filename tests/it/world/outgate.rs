@@ -8,7 +8,8 @@ use serde_json::Value;
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -80,7 +81,8 @@ impl Setup {
     /// Writes everything down, starts nothing.
     pub fn write(self) -> Outgate {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
-        let outgate = Outgate { dir, namespace: self.namespace, child: None };
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
+        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user: None };
         fs::create_dir(outgate.whitelist()).unwrap();
         fs::create_dir(outgate.path("state")).unwrap();
         for (name, content) in &self.rules {
@@ -112,9 +114,27 @@ pub struct Outgate {
     dir: TempDir,
     namespace: Arc<Namespace>,
     child: Option<Child>,
+    program: PathBuf,
+    /// As whom it runs: user and group; as root without.
+    user: Option<(u32, u32)>,
 }
 
 impl Outgate {
+    /// From now on the daemon runs as `nobody`, who owns its directory but not the whitelist: root may
+    /// read everything, whatever the mode of a file.
+    pub fn become_nobody(&mut self) {
+        const NOBODY: u32 = 65534;
+        let program = self.path("outgate");
+        // The tests' own copy may lie where only root can go.
+        fs::copy(&self.program, &program).unwrap();
+        self.program = program;
+        self.user = Some((NOBODY, NOBODY));
+        let own = |path: &Path| std::os::unix::fs::chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        own(self.dir.path());
+        own(&self.path("state"));
+        own(&self.config());
+    }
+
     /// A path within the daemon's directory.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -137,7 +157,7 @@ impl Outgate {
 
     /// `outgate` with these arguments, in the gateway's namespace, not yet started.
     pub fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
+        let mut command = Command::new(&self.program);
         command.args(arguments).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
         command
     }
@@ -148,6 +168,9 @@ impl Outgate {
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
         command.stdout(fs::File::create(self.path("stdout")).unwrap());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());
+        if let Some((user, group)) = self.user {
+            command.uid(user).gid(group);
+        }
         self.child = Some(self.namespace.run(|| command.spawn()).expect("the daemon starts"));
     }
 
@@ -241,6 +264,15 @@ impl Outgate {
             std::thread::sleep(Duration::from_millis(5));
         }
         found.expect("the loop ends with one")
+    }
+
+    /// How many flows `outgate flows` shows.
+    #[track_caller]
+    pub fn flows(&self) -> u64 {
+        let output = self.command(&["flows", "--json", "--config", self.config().to_str().unwrap()]).output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("it is JSON");
+        answer["total"].as_u64().expect("it has a total")
     }
 
     /// Resident memory, in bytes.

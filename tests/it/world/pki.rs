@@ -1,6 +1,6 @@
 //! One certificate authority a test process, and both ends of TLS that use it.
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
@@ -13,6 +13,7 @@ static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
 
 struct Authority {
     certificate: CertificateDer<'static>,
+    pem: String,
     issuer: Issuer<'static, KeyPair>,
     leaves: Mutex<HashMap<String, Arc<CertifiedKey>>>,
 }
@@ -22,8 +23,10 @@ impl Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
-        let certificate = params.self_signed(&key).unwrap().der().clone();
-        Authority { certificate, issuer: Issuer::new(params, key), leaves: Mutex::default() }
+        let certificate = params.self_signed(&key).unwrap();
+        let pem = certificate.pem();
+        let certificate = certificate.der().clone();
+        Authority { certificate, pem, issuer: Issuer::new(params, key), leaves: Mutex::default() }
     }
 
     fn leaf(&self, name: &str) -> Arc<CertifiedKey> {
@@ -37,6 +40,26 @@ impl Authority {
         };
         Arc::clone(self.leaves.lock().unwrap().entry(name.to_owned()).or_insert_with(make))
     }
+}
+
+/// What a server of another make needs, in PEM.
+pub struct Pems {
+    /// The authority's certificate.
+    pub authority: String,
+    /// The server's.
+    pub certificate: String,
+    /// The server's key.
+    pub key: String,
+}
+
+/// A certificate for this name, with its key.
+pub fn pems(name: &str) -> Pems {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+    // OpenSSL takes a certificate for self-signed when subject and issuer are of one name.
+    params.distinguished_name.push(DnType::CommonName, name);
+    let certificate = params.signed_by(&key, &AUTHORITY.issuer).unwrap().pem();
+    Pems { authority: AUTHORITY.pem.clone(), certificate, key: key.serialize_pem() }
 }
 
 /// Makes a certificate for whatever name the hello asks for.
