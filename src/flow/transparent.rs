@@ -22,6 +22,9 @@ use tokio::time::Instant;
 /// first; counted from accept, where any rule allows raw bytes on the port.
 const SILENCE: Duration = Duration::from_millis(300);
 
+/// Ports of HTTP and https.
+const WEB: [u16; 2] = [80, 443];
+
 /// A connection and what was done with it before it came here.
 struct Stray {
     visit: Visit,
@@ -33,7 +36,7 @@ struct Stray {
 pub(super) async fn serve(visit: Visit, listener: Listener, original: SocketAddr) -> Result<Relaying, Ended> {
     let mut stray = Stray { visit, listener, original };
     let raw = stray.raw().is_ok();
-    if !raw && !stray.could_pass() {
+    if !raw && !stray.is_heard() {
         return Err(stray.refuse_raw());
     }
     // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
@@ -103,10 +106,11 @@ impl Stray {
         Err(refused.unwrap_or_else(|| self.claim(Host::Addr(self.original.ip()), None, Evidence::Address)))
     }
 
-    /// Could any name that the stream may show open this port?
-    fn could_pass(&self) -> bool {
+    /// Is it worth hearing the guest: could any name that the stream may show open this port, or is it one
+    /// whose clients speak first and can be told in their own words why not?
+    fn is_heard(&self) -> bool {
         let (source, port) = (self.visit.source.ip(), self.original.port());
-        self.visit.house.live.load().policy.could_allow_port(source, port)
+        WEB.contains(&port) || self.visit.house.live.load().policy.could_allow_port(source, port)
     }
 
     /// Could any name or address open this port for raw bytes?
