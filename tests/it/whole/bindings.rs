@@ -82,8 +82,21 @@ fn raw_bytes_go_where_a_name_that_the_guest_asked_for_may() {
     assert!(whole.one.is_reset(v4, 2223) && whole.one.is_reset(v6, 2223));
     assert_eq!(seen(), 4);
     // Told as soon as it was clear that the guest waits for the server's word.
-    outgate.await_counted("denied", "not_whitelisted", 10.0);
+    outgate.await_counted("denied", "not_whitelisted", 6.0);
+    outgate.await_counted("denied", "port_not_allowed", 4.0);
     assert_eq!(outgate.counted("denied", "timeout"), 0.0);
+}
+
+#[test]
+fn a_declared_guest_may_ask_over_one_family_and_connect_over_the_other() {
+    let Some(whole) = Whole::new() else { return };
+    serve(&whole);
+    let guest = "[[guest]]\nname = \"c\"\naddresses = [\"10.43.0.3\", \"fd43::3\"]\n";
+    let _outgate = whole.start(whole.setup(RULES).tables(guest));
+    whole.three.ask_at(STRANGER, "odd.test", AAAA).assert_is([ODD6]);
+    assert_reached(&whole.three, ODD6.into());
+    whole.three.ask_at(STRANGER6, "odd.test", A).assert_is([ODD]);
+    assert_reached(&whole.three, ODD.into());
 }
 
 #[test]
