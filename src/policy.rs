@@ -131,6 +131,17 @@ impl Policy {
         }
     }
 
+    /// As [`could_allow_port`](Self::could_allow_port), for any bytes: whether a protocol whose server
+    /// speaks first has business there.
+    pub fn could_allow_raw(&self, source: IpAddr, port: u16) -> bool {
+        let blocked = self.is_blocked(port);
+        match self.guests.standing(source).map(|standing| standing.mode) {
+            None | Some(Mode::None) => false,
+            Some(Mode::Whitelist) => self.rules.open_ports().contains_raw(port, blocked),
+            Some(Mode::All | Mode::Observe) => !blocked || self.rules.open_ports().contains_raw(port, blocked),
+        }
+    }
+
     /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`
     /// where nothing is near, or the flow is allowed. Slower than [`decide`](Self::decide), but bounded.
     pub fn near_miss(&self, claim: &Claim) -> Option<NearMiss> {

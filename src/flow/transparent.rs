@@ -19,8 +19,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// How long a guest may be silent, or unclear, before it is taken for a protocol whose server speaks
-/// first; counted from accept, where raw bytes are allowed at all.
+/// first; counted from accept, where any rule allows raw bytes on the port.
 const SILENCE: Duration = Duration::from_millis(300);
+
+/// Ports of HTTP and https.
+const WEB: [u16; 2] = [80, 443];
 
 /// A connection and what was done with it before it came here.
 struct Stray {
@@ -32,11 +35,12 @@ struct Stray {
 /// Serves a connection that was on its way to `original`.
 pub(super) async fn serve(visit: Visit, listener: Listener, original: SocketAddr) -> Result<Relaying, Ended> {
     let mut stray = Stray { visit, listener, original };
-    let raw = stray.raw();
-    if raw.is_err() && !stray.could_pass() {
+    let raw = stray.raw().is_ok();
+    if !raw && !stray.is_heard() {
         return Err(stray.refuse_raw());
     }
-    let patience = raw.is_ok().then(|| Instant::now() + SILENCE);
+    // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
+    let patience = (raw || stray.could_be_raw()).then(|| Instant::now() + SILENCE);
     let mut scanned = 0;
     loop {
         match sniff_on(&stray.visit.input, scanned) {
@@ -102,10 +106,17 @@ impl Stray {
         Err(refused.unwrap_or_else(|| self.claim(Host::Addr(self.original.ip()), None, Evidence::Address)))
     }
 
-    /// Could any name that the stream may show open this port?
-    fn could_pass(&self) -> bool {
+    /// Is it worth hearing the guest: could any name that the stream may show open this port, or is it one
+    /// whose clients speak first and can be told in their own words why not?
+    fn is_heard(&self) -> bool {
         let (source, port) = (self.visit.source.ip(), self.original.port());
-        self.visit.house.live.load().policy.could_allow_port(source, port)
+        WEB.contains(&port) || self.visit.house.live.load().policy.could_allow_port(source, port)
+    }
+
+    /// Could any name or address open this port for raw bytes?
+    fn could_be_raw(&self) -> bool {
+        let (source, port) = (self.visit.source.ip(), self.original.port());
+        self.visit.house.live.load().policy.could_allow_raw(source, port)
     }
 
     /// Nothing of the stream can be answered in its own words.

@@ -10,22 +10,34 @@ pub(super) struct OpenPorts {
     any: Box<[Ports]>,
     /// Those that a rule names singly, which lifts `blocked_ports`.
     named: Box<[Ports]>,
+    /// Those on which a rule allows any bytes.
+    raw: Box<[Ports]>,
 }
 
 impl OpenPorts {
     pub(super) fn of<'a>(terms: impl Iterator<Item = &'a Compiled>) -> OpenPorts {
         let allowing = terms.filter(|compiled| compiled.terms.effect == Effect::Allow && !compiled.expired());
-        let any: Vec<Ports> = allowing.flat_map(|compiled| tcp_ports(compiled.terms.reach)).flatten().collect();
+        let reaches: Vec<Reach> = allowing.map(|compiled| compiled.terms.reach).collect();
+        let any: Vec<Ports> = reaches.iter().flat_map(|reach| tcp_ports(*reach)).flatten().collect();
         let named = any.iter().copied().filter(|ports| ports.first == ports.last).collect();
-        OpenPorts { any: merged(any), named: merged(named) }
+        let raw = reaches.iter().flat_map(|reach| raw_ports(*reach)).flatten().collect();
+        OpenPorts { any: merged(any), named: merged(named), raw: merged(raw) }
     }
 
     /// Could a rule allow `port`? With `blocked`, only one that names that very port.
     pub(super) fn contains(&self, port: u16, blocked: bool) -> bool {
-        let ranges = if blocked { &self.named } else { &self.any };
-        let after = ranges.partition_point(|ports| ports.first <= port);
-        ranges.get(..after).and_then(<[Ports]>::last).is_some_and(|ports| ports.contains(port))
+        within(if blocked { &self.named } else { &self.any }, port)
     }
+
+    /// As [`contains`](Self::contains): could a rule allow any bytes on `port`?
+    pub(super) fn contains_raw(&self, port: u16, blocked: bool) -> bool {
+        self.contains(port, blocked) && within(&self.raw, port)
+    }
+}
+
+fn within(ranges: &[Ports], port: u16) -> bool {
+    let after = ranges.partition_point(|ports| ports.first <= port);
+    ranges.get(..after).and_then(<[Ports]>::last).is_some_and(|ports| ports.contains(port))
 }
 
 fn tcp_ports(reach: Reach) -> [Option<Ports>; 2] {
@@ -35,6 +47,19 @@ fn tcp_ports(reach: Reach) -> [Option<Ports>; 2] {
         Reach::Ports(ports) | Reach::Http(ports) | Reach::Https(ports) | Reach::Tcp(ports) => [Some(ports), None],
         Reach::Golem | Reach::Everything => [Some(Ports::ALL), None],
         Reach::Udp(_) | Reach::Quic(_) => [None, None],
+    }
+}
+
+/// Where any bytes will do: on ports 80 and 443 only what says so (`tcp://`), see [`Reach::serves`].
+fn raw_ports(reach: Reach) -> [Option<Ports>; 3] {
+    match reach {
+        Reach::Tcp(ports) => [Some(ports), None, None],
+        Reach::Ports(ports) => [(1, 79), (81, 442), (444, u16::MAX)].map(|(first, last)| {
+            let (first, last) = (first.max(ports.first), last.min(ports.last));
+            (first <= last).then_some(Ports { first, last })
+        }),
+        Reach::Golem | Reach::Everything => raw_ports(Reach::Ports(Ports::ALL)),
+        Reach::Web | Reach::Http(_) | Reach::Https(_) | Reach::Udp(_) | Reach::Quic(_) => [None; 3],
     }
 }
 
@@ -85,6 +110,31 @@ mod tests {
         assert!(all.contains(25, false) && !all.contains(25, true));
         let named = open(&[Reach::Golem, Reach::Tcp(Ports { first: 25, last: 25 })]);
         assert!(named.contains(25, true) && !named.contains(587, true));
+    }
+
+    #[test]
+    fn any_bytes_may_pass_where_serves_says_so() {
+        let ports = |first, last| Ports { first, last };
+        for reach in [
+            Reach::Web,
+            Reach::Ports(ports(1, 90)),
+            Reach::Ports(ports(443, 443)),
+            Reach::Ports(ports(400, 500)),
+            Reach::Http(ports(8080, 8080)),
+            Reach::Https(Ports::ALL),
+            Reach::Tcp(ports(80, 81)),
+            Reach::Golem,
+            Reach::Udp(Ports::ALL),
+        ] {
+            let open = open(&[reach]);
+            for port in [1, 79, 80, 81, 90, 91, 400, 442, 443, 444, 500, 8080, u16::MAX] {
+                let served = reach.serves(crate::target::Transport::Tcp, port);
+                let raw = served.is_some_and(|served| served.protocols.contains(crate::target::Protocol::Raw));
+                assert_eq!(open.contains_raw(port, false), raw, "{reach:?} port {port}");
+            }
+        }
+        let blocked = open(&[Reach::Golem]);
+        assert!(!blocked.contains_raw(25, true));
     }
 
     #[test]

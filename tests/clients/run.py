@@ -169,6 +169,10 @@ class World:
                 dir = "{self.path("state")}"
                 """) + self.more_settings())
         self.prepare()
+        self.launch()
+
+    def launch(self):
+        """Starts outgate and waits until it is ready."""
         errors = open(self.path("outgate.err"), "wb")
         daemon = self.spawn("gateway", self.outgate, "run", "--config", self.path("outgate.toml"), stdout=errors, stderr=errors)
         for _ in range(600):

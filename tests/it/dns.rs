@@ -7,7 +7,7 @@ use super::world::stub::{
     BADVERS, FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, RESOLVER, SERVFAIL, SILENCE, framed, query, read_framed,
     receive, wire_labels,
 };
-use super::world::{CDN, GOOD, GOOD6, PROXY, World, eventually};
+use super::world::{CDN, DEAF, GOOD, GOOD6, PROXY, World, eventually};
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::{Duration, Instant};
@@ -300,6 +300,8 @@ fn what_was_good_lately_is_answered_while_the_upstream_server_is_dead() {
 #[test]
 fn a_dead_first_server_costs_less_than_twice_the_timeout() {
     let Some(world) = World::new() else { return };
+    // Silent: without a socket there the kernel would refuse in its place.
+    let _deaf = world.internet.bind_udp((DEAF, 53));
     let _outgate =
         setup(&world, "good.test\nother.test\n").resolver("servers = [\"11.0.0.54\", \"11.0.0.53\"]").start();
     for name in ["good.test", "other.test"] {

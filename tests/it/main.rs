@@ -24,4 +24,5 @@ mod tls;
 mod transparent;
 mod tunnel;
 mod usage;
+mod whole;
 mod world;

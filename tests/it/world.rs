@@ -22,6 +22,7 @@ pub mod outgate;
 pub mod pki;
 pub mod stub;
 pub mod vmnet;
+pub mod whole;
 
 use client::Guest;
 use dns::Dns;

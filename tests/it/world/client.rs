@@ -129,7 +129,8 @@ impl Wire {
         Wire::new(namespace.run(|| TcpStream::connect_timeout(&address, WAIT))?)
     }
 
-    fn new(stream: TcpStream) -> io::Result<Wire> {
+    /// Of a connection that was made somehow.
+    pub fn new(stream: TcpStream) -> io::Result<Wire> {
         stream.set_read_timeout(Some(WAIT))?;
         stream.set_write_timeout(Some(WAIT))?;
         stream.set_nodelay(true)?;

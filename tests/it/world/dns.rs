@@ -4,7 +4,7 @@
 use super::namespace::Namespace;
 use std::collections::HashMap;
 use std::io::{Read, Write};
-use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
+use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -70,7 +70,8 @@ pub struct Dns {
 
 impl Dns {
     /// Listens on port 53 of `address`.
-    pub fn start(namespace: &Namespace, address: Ipv4Addr) -> Dns {
+    pub fn start(namespace: &Namespace, address: impl Into<IpAddr>) -> Dns {
+        let address = address.into();
         let (udp, tcp) = namespace.run(|| {
             (UdpSocket::bind((address, 53)).expect("port 53 is free"), TcpListener::bind((address, 53)).unwrap())
         });

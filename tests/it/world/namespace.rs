@@ -17,6 +17,8 @@ static MOUNTS: Mutex<()> = Mutex::new(());
 pub struct Namespace {
     name: String,
     handle: File,
+    /// It goes when this is dropped.
+    owned: bool,
 }
 
 impl Namespace {
@@ -27,8 +29,14 @@ impl Namespace {
         batch(None, &lines);
         names.map(|name| {
             let handle = File::open(format!("/run/netns/{name}")).expect("the namespace was just made");
-            Namespace { name, handle }
+            Namespace { name, handle, owned: true }
         })
+    }
+
+    /// Another handle, for who keeps one; the namespace goes with the first.
+    pub fn handle(&self) -> Namespace {
+        let handle = self.handle.try_clone().expect("a file can be cloned");
+        Namespace { name: self.name.clone(), handle, owned: false }
     }
 
     /// The name, as `ip netns list` shows it.
@@ -53,6 +61,9 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
+        if !self.owned {
+            return;
+        }
         let _one_at_a_time = MOUNTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let _ = Command::new("ip").args(["netns", "del", &self.name]).stderr(Stdio::null()).status();
     }

@@ -28,14 +28,7 @@ pub struct Setup {
 impl World {
     /// A daemon with `rules` in its `main.rules`, not yet started.
     pub fn setup(&self, rules: &str) -> Setup {
-        Setup {
-            namespace: Arc::clone(&self.gateway),
-            top: String::new(),
-            listen: format!("proxy = [\"{PROXY}\"]"),
-            resolver: "servers = [\"11.0.0.53\"]".to_owned(),
-            tables: String::new(),
-            rules: vec![("main.rules".to_owned(), rules.into())],
-        }
+        Setup::within(Arc::clone(&self.gateway), rules)
     }
 
     /// A daemon with `rules`, ready.
@@ -46,6 +39,18 @@ impl World {
 }
 
 impl Setup {
+    /// A daemon in this namespace with `rules` in its `main.rules`, not yet started.
+    pub fn within(namespace: Arc<Namespace>, rules: &str) -> Setup {
+        Setup {
+            namespace,
+            top: String::new(),
+            listen: format!("proxy = [\"{PROXY}\"]"),
+            resolver: "servers = [\"11.0.0.53\"]".to_owned(),
+            tables: String::new(),
+            rules: vec![("main.rules".to_owned(), rules.into())],
+        }
+    }
+
     /// Adds keys outside of any table, e.g. `mode = "none"`.
     pub fn top(mut self, lines: &str) -> Setup {
         self.top.push_str(lines);
