@@ -21,7 +21,7 @@ pub(crate) use diagnostic::nearest;
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::dial::DialSettings;
-use crate::firewall::FirewallSettings;
+use crate::firewall::{FirewallSettings, Seal};
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use diagnostic::Problems;
@@ -88,6 +88,16 @@ pub struct ListenSettings {
     pub admin_tls: Option<SocketAddr>,
     /// The unix socket of the control protocol.
     pub control: Option<PathBuf>,
+}
+
+impl ListenSettings {
+    /// Without any listener that guests use.
+    pub fn without_guests(&self) -> ListenSettings {
+        let none = Vec::new;
+        let (proxy, proxy_tls, transparent) = (none(), none(), none());
+        let (redirect, dns, udp) = (none(), none(), none());
+        ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, ..self.clone() }
+    }
 }
 
 /// Why there are no settings.
@@ -174,12 +184,16 @@ impl Settings {
             ("listen.admin_tls", old_listen.admin_tls != new_listen.admin_tls),
             ("listen.control", old_listen.control != new_listen.control),
             ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
-            ("firewall", self.firewall.is_wanted() != new.firewall.is_wanted()),
             ("state.dir", self.state_dir != new.state_dir),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
+
+    /// What tells the firewall of these settings from that of others; `None` where they ask for none.
+    pub fn seal(&self) -> Option<Seal> {
+        self.firewall.is_wanted().then(|| Seal::of(&self.firewall, &self.listen))
     }
 
     /// What the address floor needs: what is permitted, who is a guest, where outgate listens.

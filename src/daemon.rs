@@ -80,7 +80,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     let signals = runtime.block_on(async { Signals::new() })?;
     settings.make_folders()?;
     let lists = Lists::at_start(&settings)?;
-    let live = Arc::new(ArcSwap::from_pointee(Live { policy: lists.policy(&settings)?, dial: settings.dial }));
+    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&settings)?, &settings)));
     let workers = system::cpus();
     let entrances = entrances(&settings, workers)?;
     let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
@@ -167,13 +167,14 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let Start { settings, lists, doors, bound } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
-    let guard = Guard::new(settings.firewall.is_wanted());
+    let guard = Guard::new(house);
     let reloader = Reloader::start(Arc::clone(house), settings, lists, bound)?;
     let mut served = JoinSet::new();
-    served.spawn(guard.watch(Arc::clone(house)));
+    served.spawn(guard.clone().watch());
     if let Some(listener) = doors.admin {
         let trouble = reloader.clone();
         let stop = house.stop.clone();
+        let guard = guard.clone();
         let not_ready = move || {
             let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
             trouble.trouble().into_iter().chain(guard.trouble()).chain(stopping).collect()

@@ -20,10 +20,12 @@ mod tool;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use host::Host;
+pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
 
+use crate::config::ListenSettings;
 use ipnet::IpNet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -80,20 +82,65 @@ const CANARY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 79, 71, 49), 9
 /// As `CANARY`, but nothing of outgate's is in the way.
 const CONTROL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 79, 71, 50), 9);
 
-/// Is the ruleset in place? Two datagrams to loopback addresses tell, without privileges and
-/// without blocking. `None` where it cannot be told, for example because something else refuses
-/// this process all datagrams to loopback.
-pub fn in_place() -> Option<bool> {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
-    socket.set_nonblocking(true).ok()?;
-    let refused = |address: SocketAddrV4| match socket.send_to(&[], address) {
-        Ok(_) => Some(false),
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(true),
-        Err(_) => None,
+/// What a ruleset was made from, as an address that it refuses: the ruleset of another configuration
+/// refuses another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seal(SocketAddrV4);
+
+impl Seal {
+    /// The seal of this configuration's ruleset.
+    pub fn of(firewall: &FirewallSettings, listen: &ListenSettings) -> Seal {
+        let ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, .. } = listen;
+        let text = format!("{firewall:?} {proxy:?} {proxy_tls:?} {transparent:?} {redirect:?} {dns:?} {udp:?}");
+        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+        let mut bytes = digest.as_ref().iter().copied();
+        let mut next = || bytes.next().unwrap_or_default();
+        let address = Ipv4Addr::new(127, 78, next(), next());
+        Seal(SocketAddrV4::new(address, u16::from_be_bytes([next(), next()]).max(1)))
+    }
+}
+
+/// What can be told of the ruleset without privileges.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Presence {
+    /// It is there, as the configuration asks for it.
+    InPlace,
+    /// One is there, made from another configuration.
+    Outdated,
+    /// There is none.
+    Missing,
+    /// It cannot be told, for example because something else refuses this process all datagrams to
+    /// loopback.
+    Unknown,
+}
+
+impl Presence {
+    /// Is some ruleset there?
+    pub const fn is_there(self) -> bool {
+        matches!(self, Presence::InPlace | Presence::Outdated)
+    }
+}
+
+/// Is the ruleset in place that bears `seal`? Three datagrams to loopback addresses tell, without
+/// blocking. They show that table `inet outgate` is there; its single chains, table `bridge outgate` and
+/// the routing rules are shown to root alone, by [`status`].
+pub fn presence(seal: Seal) -> Presence {
+    let told = || {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+        socket.set_nonblocking(true).ok()?;
+        let refused = |address: SocketAddrV4| match socket.send_to(&[], address) {
+            Ok(_) => Some(false),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(true),
+            Err(_) => None,
+        };
+        let (control, canary, sealed) = (refused(CONTROL)?, refused(CANARY)?, refused(seal.0)?);
+        (!control).then_some((canary, sealed))
     };
-    match (refused(CONTROL), refused(CANARY)) {
-        (Some(false), told) => told,
-        _ => None,
+    match told() {
+        Some((true, true)) => Presence::InPlace,
+        Some((true, false)) => Presence::Outdated,
+        Some((false, _)) => Presence::Missing,
+        None => Presence::Unknown,
     }
 }
 

@@ -17,8 +17,10 @@ mod tunnel;
 
 use crate::accept::{Accepted, Gate, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
+use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
+use crate::firewall::Seal;
 use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
@@ -71,6 +73,15 @@ pub struct Live {
     pub policy: Arc<Policy>,
     /// How to connect.
     pub dial: DialSettings,
+    /// The firewall that the configuration asks for, if it does.
+    pub seal: Option<Seal>,
+}
+
+impl Live {
+    /// What holds under these settings.
+    pub fn new(policy: Arc<Policy>, settings: &Settings) -> Live {
+        Live { policy, dial: settings.dial, seal: settings.seal() }
+    }
 }
 
 /// One connection on its way from accept to relay.

@@ -124,7 +124,7 @@ impl Metrics {
             )?,
             whitelist: Whitelist::new(&make)?,
             revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
-            firewall: make.gauge("outgate_firewall_in_place", "1 if the firewall ruleset was seen in place.")?,
+            firewall: make.gauge("outgate_firewall_in_place", "1 if the table of the firewall that the configuration asks for is seen in place; `outgate firewall status` looks at all of it.")?,
             panics: make.counter("outgate_panics_total", "Panics caught; each ended one flow.")?,
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),

@@ -4,7 +4,7 @@
 use super::table::{self, grouped, printable};
 use super::{Config, Exit, Failure, Outcome};
 use crate::config::Settings;
-use crate::firewall::{self, FirewallError, Host, Plan};
+use crate::firewall::{self, FirewallError, FirewallSettings, Host, Plan, Seal};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::io::{self, Write};
@@ -136,7 +136,10 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
 }
 
 fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = plan(common)?;
+    let (plan, host) = match plan(common) {
+        Ok(made) => made,
+        Err(failure) => return Err(close_at_least(common, failure, out)),
+    };
     let applied = firewall::apply(&plan, &host)?;
     let whole = applied.faults.is_empty();
     if common.json {
@@ -151,6 +154,30 @@ fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
         write_list("failed", &applied.faults, out)?;
     }
     Ok(if whole { Exit::Good } else { Exit::No })
+}
+
+/// The configuration is broken. Where no ruleset is in place its guest interfaces, as far as they can be
+/// read, are closed altogether: guests must not go out because of a typing error. One that is in place
+/// stays as it is.
+fn close_at_least(common: &Common, failure: Failure, out: &mut dyn Write) -> Failure {
+    let Ok((settings, _)) = Settings::load_leniently(common.config.config.as_deref()) else { return failure };
+    let closed = Settings {
+        listen: settings.listen.without_guests(),
+        firewall: FirewallSettings { pins: Vec::new(), ..settings.firewall.clone() },
+        ..settings
+    };
+    if closed.firewall.guest_interfaces.is_empty()
+        || firewall::presence(Seal::of(&closed.firewall, &closed.listen)).is_there()
+    {
+        return failure;
+    }
+    let applied = Host::look().and_then(|host| firewall::apply(&Plan::new(&closed, &host), &host));
+    // Whatever can be said beside the failure itself is said; a closed pipe changes nothing.
+    let _ = match applied {
+        Ok(_) => writeln!(out, "guests' interfaces are closed altogether until the configuration is sound and applied"),
+        Err(error) => writeln!(out, "guests' interfaces could not be closed either: {}", printable(&error.to_string())),
+    };
+    failure
 }
 
 fn remove(common: &Common, out: &mut dyn Write) -> Outcome {

@@ -4,7 +4,7 @@
 use super::diagnostic::Problems;
 use super::raw::Raw;
 use super::{ListenSettings, values};
-use crate::firewall::{FirewallSettings, Pin};
+use crate::firewall::{FirewallSettings, Pin, fits};
 use std::net::SocketAddr;
 use std::ops::Range;
 use toml::Spanned;
@@ -30,8 +30,11 @@ pub(super) fn check(
         if !values::is_interface(text, true) {
             problems
                 .error(item.span(), format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
-        } else if text == "lo" {
-            problems.error(item.span(), "\"lo\" is this machine itself; sockets of this machine are for `host_users`");
+        } else if fits(text, "lo") {
+            problems.error(
+                item.span(),
+                "this takes in \"lo\", which is this machine itself; sockets of this machine are for `host_users`",
+            );
         } else if settings.guest_interfaces.contains(text) {
             problems.warn(item.span(), format!("{text:?} is in the list twice"));
         } else {

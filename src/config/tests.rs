@@ -343,7 +343,7 @@ fn a_firewall_without_listeners_for_what_it_brings_is_told_which_to_set() {
     assert!(found.iter().any(|p| p.contains("set [listen].redirect")), "{found:?}");
     assert!(found.iter().any(|p| p.contains("\"root\" cannot be sent to `redirect`")), "{found:?}");
     let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"lo\", \"tap*\", \"tap*\"]"));
-    assert!(found.iter().any(|p| p.contains("\"lo\" is this machine itself")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("this takes in \"lo\", which is this machine itself")), "{found:?}");
     assert!(found.iter().any(|p| p.contains("\"tap*\" is in the list twice")), "{found:?}");
 }
 

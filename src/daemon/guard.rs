@@ -1,47 +1,64 @@
 //! Watches whether the firewall is in place, as far as a process without privileges can tell: for the
 //! metric, for `/readyz`, for `outgate status`, and loudly in the log when it goes.
 
-use crate::firewall;
+use crate::firewall::{self, Presence};
 use crate::flow::House;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Between two looks; each is two datagrams to loopback.
+/// Between two looks; each is three datagrams to loopback.
 const INTERVAL: Duration = Duration::from_secs(2);
 
-/// Knows whether there should be a firewall.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Guard {
-    wanted: bool,
-}
+/// Knows what firewall there should be: the one of the configuration in force.
+#[derive(Clone)]
+pub(super) struct Guard(Arc<House>);
 
 impl Guard {
-    pub(super) fn new(wanted: bool) -> Guard {
-        Guard { wanted }
+    pub(super) fn new(house: &Arc<House>) -> Guard {
+        Guard(Arc::clone(house))
+    }
+
+    /// What of the firewall that the configuration asks for is seen; `None` where it asks for none.
+    fn seen(&self) -> Option<Presence> {
+        let seal = self.0.live.load().seal;
+        seal.map(firewall::presence)
     }
 
     /// Why guests may not be held by the firewall that the configuration asks for, if so.
     pub(super) fn trouble(&self) -> Option<String> {
-        let missing = self.wanted && firewall::in_place() == Some(false);
-        missing.then(|| "the firewall is not in place; run `outgate firewall apply`".to_owned())
+        self.seen().and_then(complaint).map(str::to_owned)
     }
 
     /// Keeps the metric true and says what changes. Never returns.
-    pub(super) async fn watch(self, house: Arc<House>) {
+    pub(super) async fn watch(self) {
         let mut before = None;
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
-            let now = firewall::in_place();
-            house.account.metrics().set_firewall_in_place(now == Some(true));
-            if self.wanted && now != before {
-                match now {
-                    Some(true) => tracing::info!("the firewall is in place"),
-                    Some(false) => tracing::error!("the firewall is not in place; run `outgate firewall apply`"),
-                    None => tracing::warn!("it cannot be told whether the firewall is in place"),
+            let now = self.seen();
+            self.0.account.metrics().set_firewall_in_place(now == Some(Presence::InPlace));
+            if now != before {
+                match now.map(complaint) {
+                    Some(Some(complaint)) => tracing::error!("{complaint}"),
+                    Some(None) => tracing::info!("the firewall is in place"),
+                    None => {}
                 }
             }
             before = now;
         }
+    }
+}
+
+/// What is wrong, and what to do.
+fn complaint(seen: Presence) -> Option<&'static str> {
+    match seen {
+        Presence::InPlace => None,
+        Presence::Outdated => Some(
+            "the firewall in place was made from another configuration; run `outgate firewall apply`, and restart outgate if [listen] changed",
+        ),
+        Presence::Missing => Some("the firewall is not in place; run `outgate firewall apply`"),
+        Presence::Unknown => Some(
+            "it cannot be told whether the firewall is in place: datagrams to 127.78.0.0/15 must not be filtered by others",
+        ),
     }
 }

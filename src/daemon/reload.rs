@@ -328,7 +328,7 @@ impl Desk {
         if let Err(lines) = self.put_settings(&settings) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        let old = self.house.live.swap(Arc::new(Live { policy, dial: settings.dial }));
+        let old = self.house.live.swap(Arc::new(Live::new(policy, &settings)));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();

@@ -91,7 +91,7 @@ impl From<IpLink> for Link {
 }
 
 /// Does `name` fit `pattern`, a name or one that ends in `*`?
-pub(super) fn fits(pattern: &str, name: &str) -> bool {
+pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(stem) => name.starts_with(stem),
         None => pattern == name,

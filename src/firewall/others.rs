@@ -82,7 +82,11 @@ impl Chain {
             ("firewalld", _) => {
                 format!("firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload")
             }
-            _ if ufw && hook == "input" => format!("ufw allow in on {interface}"),
+            // ufw drops what is for no address of this machine before it looks at its users' rules.
+            _ if ufw && hook == "input" => format!(
+                "sed -i '/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {interface} -j ACCEPT' \
+                 /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload"
+            ),
             _ if ufw => format!("ufw route allow in on {interface}"),
             ("filter", "ip") if name.chars().all(|c| c.is_ascii_uppercase()) => {
                 format!("iptables -I {name} -i {interface} -j ACCEPT")

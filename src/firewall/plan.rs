@@ -2,7 +2,7 @@
 //! guests, who is held to which port, and what the operator should know before it is applied.
 
 use super::host::{self, Host, Link, fits};
-use super::{Pin, routing, script};
+use super::{Pin, Seal, routing, script};
 use crate::config::{ListenSettings, Settings};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
@@ -13,6 +13,7 @@ use std::net::SocketAddr;
 pub struct Plan {
     /// Patterns of interfaces by which guests' packets enter.
     pub(super) guests: Vec<String>,
+    pub(super) seal: Seal,
     pub(super) v4: Doors,
     pub(super) v6: Doors,
     /// By interface.
@@ -95,6 +96,7 @@ impl Plan {
         users.dedup();
         let mut plan = Plan {
             guests: wanted.guest_interfaces.clone(),
+            seal: Seal::of(wanted, &settings.listen),
             v4: doors(&settings.listen, SocketAddr::is_ipv4),
             v6: doors(&settings.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,

@@ -9,7 +9,7 @@
 use super::plan::{Door, Doors, Plan};
 use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge};
 use std::fmt::Display;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, SocketAddrV4};
 
 /// Chains with their rules, in the making.
 #[derive(Default)]
@@ -302,8 +302,9 @@ fn refused(script: &mut Script) {
 /// is here.
 fn users(plan: &Plan, script: &mut Script) {
     script.hook("sockets", "filter", "output", 0);
-    let canary = format!("ip daddr {} udp dport {} drop", CANARY.ip(), CANARY.port());
-    script.rule(canary, "by this outgate knows that the ruleset is in place");
+    let canary = |at: SocketAddrV4| format!("ip daddr {} udp dport {} drop", at.ip(), at.port());
+    script.rule(canary(CANARY), "by this outgate knows that the ruleset is in place");
+    script.rule(canary(plan.seal.0), "and by this that it was made from the configuration in force");
     if plan.users.is_empty() {
         return script.end_chain();
     }

@@ -22,7 +22,7 @@ fn settings(dir: &Path) -> Settings {
 
 fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> Desk {
     let policy = lists.policy(&settings).unwrap();
-    let live = Arc::new(ArcSwap::from_pointee(Live { policy, dial: settings.dial }));
+    let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         live,
