@@ -122,6 +122,7 @@ type Outcome = Result<Exit, Failure>;
 ///
 /// Every connection that a guest opens to the outside passes through outgate, which lets through
 /// what the operator's whitelist names, refuses the rest at once with the reason, and counts both.
+/// `outgate firewall` leaves guests no other way out.
 #[derive(Parser)]
 #[command(name = "outgate", version, disable_help_subcommand = true, max_term_width = 100, after_help = AFTER_HELP)]
 struct Program {
@@ -135,6 +136,8 @@ Examples:
   outgate check                             is the configuration sound, and are the lists?
   outgate explain https://ipfs.io/ipfs/x    would this pass? if not, what would let it?
   outgate whitelist add ipfs.io             allow it
+  outgate denied                            what was refused, and which rule comes nearest
+  outgate firewall apply                    leave guests no other way out
 
 Exit codes:
   0  good

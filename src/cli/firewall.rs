@@ -34,6 +34,8 @@ enum Command {
 }
 
 /// Show ruleset and routing as `apply` would put them in place
+///
+/// Changes nothing. Without root it takes the kernel for one that can match bridges.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -72,7 +74,7 @@ struct RemoveArguments {
     common: Common,
 }
 
-/// Is what should be in place there? what is missing, what was counted, which other firewall is in the way
+/// Is all in place? Says what differs, what was counted, and which other firewall is in the way
 ///
 /// Exit code 0 if everything is in place, 1 if not. Needs root.
 #[derive(Args, Debug)]

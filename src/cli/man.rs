@@ -55,6 +55,10 @@ What
 logs, unless
 .B \-\-log\-level
 says so.
+.SH SEE ALSO
+.BR nft (8),
+.BR ip-rule (8),
+.BR curl (1)
 "#;
 
 pub(super) fn completions(arguments: &CompletionsArguments, mut command: Command, out: &mut dyn Write) -> Outcome {

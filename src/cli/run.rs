@@ -9,7 +9,9 @@ use tracing_subscriber::EnvFilter;
 /// Run the daemon, in the foreground, until SIGTERM or SIGINT
 ///
 /// Without a configuration file it listens on 127.0.0.1:3128 (proxy) and 127.0.0.1:3190 (admin) and
-/// uses the whitelist that is built in. SIGHUP reads configuration and lists again.
+/// uses the whitelist that is built in. SIGHUP reads configuration and lists again. A transparent
+/// listener takes root, or CAP_NET_ADMIN, at the start; the ruleset that brings guests to it is
+/// `outgate firewall apply`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
