@@ -6,7 +6,7 @@
 pub mod limits;
 pub mod listen;
 
-pub use limits::{Gate, LimitSettings, Pace, Slot, Telling};
+pub use limits::{Gate, LimitSettings, Looking, Pace, Slot, Telling};
 
 use crate::reason::Reason;
 use std::future::Future;

@@ -23,10 +23,10 @@ use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
 use crate::relay::{self, End, Tunnel, Watch, close};
-use crate::resolve::Resolver;
+use crate::resolve::{Resolver, Ticket};
 use arc_swap::ArcSwap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -350,7 +350,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             let flow = Arc::clone(record.flow());
             let answer = tokio::select! {
                 biased;
-                answer = house.resolver.vet(permit) => answer,
+                answer = house.resolver.vet(permit, ticket(house, claim.source)) => answer,
                 reason = flow.revoked() => {
                     record.refuse(reason, None);
                     return Err(reason);
@@ -387,6 +387,11 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             Err(error.reason())
         }
     }
+}
+
+/// The guest's right to start a lookup, if it has not too many under way.
+pub(crate) fn ticket(house: &House, source: IpAddr) -> Option<Ticket> {
+    Some(Box::new(house.gate.lookup(source, Instant::now())?))
 }
 
 /// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so

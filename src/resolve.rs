@@ -48,6 +48,10 @@ pub const MAX_VETTED: usize = 6;
 /// Flows that wait for lookups at once, over all names.
 const MAX_WAITING: usize = 65_536;
 
+/// The right to start one lookup. It is held until the lookup has landed and then dropped, so that whoever
+/// gives it can limit how many a guest has under way.
+pub type Ticket = Box<dyn std::any::Any + Send>;
+
 /// Between two looks at resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
@@ -195,9 +199,10 @@ impl Resolver {
     }
 
     /// Vets the permit's target, asking DNS where necessary; at most twice the configured timeout.
-    /// Dropping the future does not stop a query, which others may wait for.
-    pub async fn vet(&self, permit: &Permit) -> Result<Vetted, VetError> {
-        self.vet_target(permit.target(), permit.addresses()).await
+    /// Dropping the future does not stop a query, which others may wait for. Without a ticket it may
+    /// only wait for what somebody else asks.
+    pub async fn vet(&self, permit: &Permit, ticket: Option<Ticket>) -> Result<Vetted, VetError> {
+        self.vet_target(permit.target(), permit.addresses(), ticket).await
     }
 
     /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
@@ -213,8 +218,8 @@ impl Resolver {
     /// # Errors
     /// Where the name does not exist, where nobody could say, and where an address of the family must not
     /// be told. A name without addresses of the family is no error.
-    pub async fn tell(&self, permit: &NamePermit, kind: Kind) -> Result<Told, VetError> {
-        let answer = self.lookup(permit.name()).await?;
+    pub async fn tell(&self, permit: &NamePermit, kind: Kind, ticket: Option<Ticket>) -> Result<Told, VetError> {
+        let answer = self.lookup(permit.name(), ticket).await?;
         self.told(&self.state.load(), answer, permit, kind)
     }
 
@@ -233,11 +238,11 @@ impl Resolver {
     }
 
     /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout.
-    pub async fn lookup(&self, name: &HostName) -> Result<Arc<Answer>, LookupError> {
+    pub async fn lookup(&self, name: &HostName, ticket: Option<Ticket>) -> Result<Arc<Answer>, LookupError> {
         if let Some(outcome) = self.known(&self.state.load(), name, Instant::now()) {
             return outcome;
         }
-        let mut arrival = match self.cache.enter(name, Instant::now()) {
+        let mut arrival = match self.cache.enter(name, ticket, Instant::now()) {
             Entry::Ready(outcome) => return outcome,
             Entry::Wait(arrival) => arrival,
             Entry::Lead { flight, arrival, previous } => {
@@ -270,12 +275,17 @@ impl Resolver {
         }
     }
 
-    async fn vet_target(&self, target: &Target, terms: &AddressTerms) -> Result<Vetted, VetError> {
+    async fn vet_target(
+        &self,
+        target: &Target,
+        terms: &AddressTerms,
+        ticket: Option<Ticket>,
+    ) -> Result<Vetted, VetError> {
         if let Some(vetted) = self.try_vet_target(target, terms) {
             return vetted;
         }
         let name = target.host.name().ok_or(LookupError::NoAddresses)?;
-        let answer = self.lookup(name).await?;
+        let answer = self.lookup(name, ticket).await?;
         // Judged under the settings that hold now, not those from before the wait.
         let state = self.state.load();
         self.bench(&state, Instant::now()).vet(&answer, target.port, terms)

@@ -43,6 +43,9 @@ pub struct LimitSettings {
     pub total_connections: Option<u32>,
 }
 
+/// Lookups that one guest may have under way: an eighth of what the resolver takes on at once.
+const MAX_LOOKUPS: u32 = 512;
+
 /// Who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
@@ -57,6 +60,8 @@ struct Usage {
     /// Connections being told that they are over a limit.
     told: AtomicU32,
     connections: Cell,
+    /// Lookups of names under way.
+    lookups: AtomicU32,
     requests: Cell,
     queries: Cell,
     /// Answers that say "too quick".
@@ -135,6 +140,12 @@ pub struct Telling {
     gate: Arc<Gate>,
 }
 
+/// A lookup that a guest has under way. Gives its place back on drop.
+#[derive(Debug)]
+pub struct Looking {
+    usage: Arc<Usage>,
+}
+
 impl Gate {
     /// `declared` gives the number of the declared guest that an address is, if any.
     pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
@@ -199,6 +210,16 @@ impl Gate {
         }
     }
 
+    /// The right of `source` to one more lookup of a name that nobody is asking for yet. The resolver has
+    /// a bound for all of them together, and no guest may take it up alone.
+    pub fn lookup(&self, source: IpAddr, now: Instant) -> Option<Looking> {
+        let usage = self.usage(source, now);
+        // From here on the drop gives back what was counted.
+        let looking = Looking { usage };
+        let before = looking.usage.lookups.fetch_add(1, Ordering::Relaxed);
+        (before < MAX_LOOKUPS).then_some(looking)
+    }
+
     /// Connections being told now that they are over a limit, in the whole daemon.
     pub fn telling(&self) -> u32 {
         self.told.load(Ordering::Relaxed)
@@ -246,6 +267,12 @@ impl Gate {
         // The start lies a second back, so that a first full burst does not meet the clock's zero.
         let since = now.saturating_duration_since(self.start).as_micros();
         u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1_000_000)
+    }
+}
+
+impl Drop for Looking {
+    fn drop(&mut self) {
+        self.usage.lookups.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -389,6 +416,17 @@ mod tests {
             assert!(told.len() > before, "guest {last} found no place");
         }
         assert!(gate.telling() <= MAX_TOLD);
+    }
+
+    #[test]
+    fn a_guest_has_its_share_of_lookups_and_gets_them_back() {
+        let gate = gate(LimitSettings::default());
+        let now = Instant::now();
+        let mut held: Vec<Looking> = (0..MAX_LOOKUPS).map(|_| gate.lookup(A, now).unwrap()).collect();
+        assert!(gate.lookup(A, now).is_none());
+        assert!(gate.lookup(B, now).is_some());
+        held.pop();
+        assert!(gate.lookup(A, now).is_some());
     }
 
     #[test]

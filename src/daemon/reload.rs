@@ -17,7 +17,7 @@ use jiff::civil::Date;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use used::Counting;
 
@@ -187,6 +187,14 @@ impl Reloader {
     }
 }
 
+/// Until the next day begins (UTC).
+fn until_midnight() -> Duration {
+    const DAY: u64 = 86_400;
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    // A little later, so that it is the next day for sure.
+    Duration::from_secs(DAY - now.as_secs() % DAY) + Duration::from_millis(10)
+}
+
 /// The thread's own.
 struct Desk {
     house: Arc<House>,
@@ -202,7 +210,7 @@ struct Desk {
 impl Desk {
     fn run(&mut self, asked: &Receiver<Ask>) {
         loop {
-            let ask = match asked.recv_timeout(TICK) {
+            let ask = match asked.recv_timeout(until_midnight().min(TICK)) {
                 Ok(ask) => Some(ask),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -241,29 +249,16 @@ impl Desk {
         }
         tracing::info!(%today, "rules have expired");
         if self.look().is_err() {
-            // Today's files are broken; the expiry holds for the last good ones all the same.
+            // Today's files are broken; the expiry holds for what is in force all the same.
             self.expire(today);
         }
     }
 
-    /// Puts the last good list in force anew, as of `today`.
+    /// Ends the rules of the list in force whose last day was before `today`, without any file.
     fn expire(&mut self, today: Date) {
-        let kept = keep::restore(&self.settings.state_dir).ok().and_then(|files| compile(&files, today).ok());
-        let Some(mut lists) = kept else {
-            tracing::error!("the last good list cannot be read; rules past their last day are still in force");
-            return;
-        };
-        lists.fallback.clone_from(&self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble);
-        let policy = match lists.policy(&self.settings) {
-            Ok(policy) => policy,
-            Err(error) => return tracing::error!(%error, "rules past their last day are still in force"),
-        };
-        let old = self.house.live.swap(Arc::new(Live { policy, dial: self.settings.dial }));
-        let old_lists = std::mem::replace(&mut self.lists, lists);
+        self.lists.rules.expire(today);
+        self.lists.day = today;
         self.revoke();
-        self.announce();
-        self.lists.rules.note_used(&old_lists.rules.used_marks());
-        free(old, Some(old_lists));
     }
 
     /// The files alone, with the settings in force.
@@ -333,11 +328,13 @@ impl Desk {
         if let Err(lines) = self.put_settings(&settings) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        remember(&settings, &files);
         let old = self.house.live.swap(Arc::new(Live { policy, dial: settings.dial }));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
+        // Writing tens of megabytes takes a while, and nobody has to wait for it.
+        let in_force_after = start.elapsed();
+        remember(&self.settings, &files);
         self.announce();
         if let Some(old) = &old_lists {
             self.lists.rules.note_used(&old.rules.used_marks());
@@ -348,7 +345,7 @@ impl Desk {
             files = self.lists.loaded.files,
             rules = self.lists.len(),
             revoked,
-            took_ms = start.elapsed().as_millis(),
+            took_ms = in_force_after.as_millis(),
             "a new list is in force"
         );
         for warning in &self.lists.loaded.warnings {
@@ -469,3 +466,6 @@ fn print(report: &Report) {
 fn count(report: &Report) -> usize {
     report.errors().count() + report.more
 }
+
+#[cfg(test)]
+mod tests;

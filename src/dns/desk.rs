@@ -19,6 +19,7 @@
 use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
 use crate::accept::Pace;
 use crate::account::Listener;
+use crate::flow::ticket;
 use crate::flow::{House, Live};
 use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
@@ -146,7 +147,7 @@ impl Desk {
     pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
         let Waiting { granted, kind } = waiting;
         let Granted { query, permit, source, limit } = &granted;
-        let told = self.house.resolver.tell(permit, kind).await;
+        let told = self.house.resolver.tell(permit, kind, ticket(&self.house, source.ip())).await;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
         let step = match again {
@@ -223,9 +224,9 @@ impl Desk {
                 (ResponseCode::ServFail, NO_REACHABLE_AUTHORITY, error.reason())
             }
             VetError::Lookup(LookupError::Refused(_)) => (ResponseCode::ServFail, NETWORK_ERROR, error.reason()),
-            VetError::Lookup(LookupError::NoServers | LookupError::Busy | LookupError::Stopped) => {
-                (ResponseCode::ServFail, NOT_READY, error.reason())
-            }
+            VetError::Lookup(
+                LookupError::NoServers | LookupError::Busy | LookupError::Crowded | LookupError::Stopped,
+            ) => (ResponseCode::ServFail, NOT_READY, error.reason()),
             VetError::Undecided(..) => (ResponseCode::ServFail, OTHER, error.reason()),
             VetError::SpecialPurpose { .. }
             | VetError::Guest(_)

@@ -96,22 +96,11 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     rules.matching(&claim.target.host, |record, compiled| {
         tally.hear(rules, &record, compiled, case.ask(&record, compiled));
     });
-    let Unused { allow, deny } = tally.unused;
-    let verdict = conclude(rules, &case, tally);
-    match &verdict {
-        Ok(_) if allow => note_use(rules, &case, Effect::Allow),
-        Err(refusal) if deny && refusal.reason == Reason::DeniedByRule => note_use(rules, &case, Effect::Deny),
-        _ => {}
-    }
-    verdict
-}
 
-fn conclude(rules: &Rules, case: &Case<'_>, tally: Tally<'_>) -> Result<Permit, Refusal> {
-    let claim = case.claim;
     let denied = tally.denied.protocols();
     let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
     if asked.without(denied).is_empty() {
-        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(asked)));
+        return Err(case.denied(rules, &tally, asked));
     }
     let listed = case.standing.mode != Mode::All && !tally.allowed.protocols().is_empty();
     let allowed = match case.verdict_without_rule(&tally) {
@@ -121,7 +110,10 @@ fn conclude(rules: &Rules, case: &Case<'_>, tally: Tally<'_>) -> Result<Permit, 
     };
     let protocols = allowed.without(denied);
     if protocols.is_empty() {
-        return Err(refusal(rules, Reason::DeniedByRule, tally.denied.first(allowed)));
+        return Err(case.denied(rules, &tally, allowed));
+    }
+    if tally.unused.allow {
+        note_use(rules, &case, Effect::Allow);
     }
     let place = if listed { tally.allowed.first(protocols) } else { None };
     Ok(Permit {
@@ -140,6 +132,7 @@ fn conclude(rules: &Rules, case: &Case<'_>, tally: Tally<'_>) -> Result<Permit, 
 /// those that stay unused, every decision so far would have come out the same. Asks them once more, but
 /// only until each has been noted.
 #[cold]
+#[inline(never)]
 fn note_use(rules: &Rules, case: &Case<'_>, effect: Effect) {
     rules.matching(&case.claim.target.host, |record, compiled| match (case.ask(&record, compiled), effect) {
         (Saying::Allows(_), Effect::Allow) | (Saying::Denies(_), Effect::Deny) => rules.usage().note(record.place()),
@@ -159,10 +152,10 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
     rules.matching(&Host::Name(name.clone()), |record, compiled| {
         let place = record.place();
         match compiled.terms.effect {
-            Effect::Deny if compiled.expired || compiled.terms.reach != Reach::Everything => {}
+            Effect::Deny if compiled.expired() || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
             Effect::Allow if !standing.sees(&record) => {}
-            Effect::Allow if compiled.expired => expired = earliest(expired, place),
+            Effect::Allow if compiled.expired() => expired = earliest(expired, place),
             Effect::Allow => {
                 allowed = true;
                 match &compiled.terms.to {
@@ -230,16 +223,24 @@ impl<'a> Case<'a> {
         Err(place.unwrap_or((reason, None)))
     }
 
+    /// The refusal by the `deny` rules that left nothing of `protocols`.
+    fn denied(&self, rules: &Rules, tally: &Tally<'_>, protocols: Protocols) -> Refusal {
+        if tally.unused.deny {
+            note_use(rules, self, Effect::Deny);
+        }
+        refusal(rules, Reason::DeniedByRule, tally.denied.first(protocols))
+    }
+
     /// What does this rule say?
     pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> Saying {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
         match terms.effect {
-            Effect::Deny if compiled.expired => Saying::Nothing,
+            Effect::Deny if compiled.expired() => Saying::Nothing,
             Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
             Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
             Effect::Allow => {
-                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired) {
+                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
                     (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
                     // A rule that is over and would not have allowed this either counts as removed.
                     (_, true) => Saying::Nothing,

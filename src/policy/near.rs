@@ -68,7 +68,7 @@ impl<'a> Search<'a> {
 
     /// An allow rule that is sound but for the guest it is for?
     fn is_elsewhere(&self, record: &Record, compiled: &Compiled) -> bool {
-        compiled.terms.effect == Effect::Allow && !compiled.expired && !self.case.standing.sees(record)
+        compiled.terms.effect == Effect::Allow && !compiled.expired() && !self.case.standing.sees(record)
     }
 
     fn explain(&self, cause: Cause, record: &Record, compiled: &Compiled) -> String {
@@ -172,7 +172,7 @@ impl<'a> Search<'a> {
             && self
                 .rules
                 .compiled(record)
-                .is_some_and(|compiled| !compiled.expired && compiled.terms.effect == Effect::Allow)
+                .is_some_and(|compiled| !compiled.expired() && compiled.terms.effect == Effect::Allow)
     }
 
     /// The rule for `host` that takes the transport, port and protocol of the claim.

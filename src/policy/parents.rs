@@ -171,7 +171,7 @@ fn first_not(mut range: Range<usize>, is_before: impl Fn(usize) -> bool) -> usiz
 }
 
 fn is_open(rules: &Rules, record: &Record) -> bool {
-    rules.compiled(record).is_some_and(|compiled| !compiled.expired && compiled.terms.effect == Effect::Allow)
+    rules.compiled(record).is_some_and(|compiled| !compiled.expired() && compiled.terms.effect == Effect::Allow)
 }
 
 fn text(rules: &Rules, at: u32) -> &[u8] {

@@ -16,7 +16,7 @@ pub(super) struct OpenPorts {
 
 impl OpenPorts {
     pub(super) fn of<'a>(terms: impl Iterator<Item = &'a Compiled>) -> OpenPorts {
-        let allowing = terms.filter(|compiled| compiled.terms.effect == Effect::Allow && !compiled.expired);
+        let allowing = terms.filter(|compiled| compiled.terms.effect == Effect::Allow && !compiled.expired());
         let reaches: Vec<Reach> = allowing.map(|compiled| compiled.terms.reach).collect();
         let any: Vec<Ports> = reaches.iter().flat_map(|reach| tcp_ports(*reach)).flatten().collect();
         let named = any.iter().copied().filter(|ports| ports.first == ports.last).collect();
@@ -82,8 +82,7 @@ mod tests {
 
     fn open(reaches: &[Reach]) -> OpenPorts {
         let terms = |reach| Terms { effect: Effect::Allow, reach, ech_allowed: false, to: None, until: None };
-        let compiled: Vec<Compiled> =
-            reaches.iter().map(|reach| Compiled { terms: terms(*reach), expired: false }).collect();
+        let compiled: Vec<Compiled> = reaches.iter().map(|reach| Compiled::new(terms(*reach), false)).collect();
         OpenPorts::of(compiled.iter())
     }
 
@@ -142,6 +141,6 @@ mod tests {
     fn a_list_that_allows_nothing_opens_nothing() {
         assert!(!open(&[]).contains(443, false));
         let deny = Terms { effect: Effect::Deny, reach: Reach::Everything, ech_allowed: false, to: None, until: None };
-        assert!(!OpenPorts::of([Compiled { terms: deny, expired: false }].iter()).contains(443, false));
+        assert!(!OpenPorts::of([Compiled::new(deny, false)].iter()).contains(443, false));
     }
 }

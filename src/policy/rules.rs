@@ -17,6 +17,7 @@ use ipnet::IpNet;
 use jiff::civil::Date;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A file of the list, by the order in which [`Builder::file`] first heard of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -137,7 +138,18 @@ pub struct Rules {
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub(super) terms: Terms,
-    pub(super) expired: bool,
+    expired: AtomicBool,
+}
+
+impl Compiled {
+    pub(super) fn new(terms: Terms, expired: bool) -> Compiled {
+        Compiled { terms, expired: AtomicBool::new(expired) }
+    }
+
+    /// Has the last day passed?
+    pub(super) fn expired(&self) -> bool {
+        self.expired.load(Ordering::Relaxed)
+    }
 }
 
 impl Shape {
@@ -171,6 +183,13 @@ impl Rules {
     /// The earliest `until` that has not passed: the day after it, the list must be built again.
     pub fn next_expiry(&self) -> Option<Date> {
         self.next_expiry
+    }
+
+    /// From now on rules whose last day was before `today` count as removed. `deny` rules of addresses go
+    /// on to hold for the addresses of names, until the list is built again.
+    pub fn expire(&self, today: Date) {
+        let over = |compiled: &&Compiled| compiled.terms.until.is_some_and(|until| until < today);
+        self.terms.iter().filter(over).for_each(|compiled| compiled.expired.store(true, Ordering::Relaxed));
     }
 
     /// The names of the files, in the order of their [`FileId`]s.
@@ -469,7 +488,7 @@ impl Builder {
         rules.denied = Arc::new(AddressSet::of(self.denied));
         rules.parents = Parents::of(&rules);
         rules.next_expiry =
-            rules.terms.iter().filter(|compiled| !compiled.expired).filter_map(|compiled| compiled.terms.until).min();
+            rules.terms.iter().filter(|compiled| !compiled.expired()).filter_map(|compiled| compiled.terms.until).min();
         rules.open_ports = OpenPorts::of(rules.terms.iter());
         Ok(rules)
     }
@@ -485,7 +504,7 @@ impl Builder {
             None => {
                 let id = u32::try_from(self.rules.terms.len()).map_err(|_| BuildError::TooLarge)?;
                 let expired = terms.until.is_some_and(|until| until < self.today);
-                self.rules.terms.push(Compiled { terms: terms.clone(), expired });
+                self.rules.terms.push(Compiled::new(terms.clone(), expired));
                 self.terms.insert(terms.clone(), id);
                 id
             }

@@ -258,6 +258,15 @@ fn a_rule_holds_through_its_last_day() {
 }
 
 #[test]
+fn a_list_in_force_ends_its_rules_on_a_new_day_without_being_built_again() {
+    let policy = policy(&["a.io until=2026-11-23", "b.io until=2026-11-24", "c.io"]);
+    policy.rules().expire(date(2026, 11, 24));
+    assert_eq!(reason(&policy, &claim("a.io")), Reason::RuleExpired);
+    assert_eq!(reason(&policy, &claim("b.io")), Reason::None);
+    assert_eq!(reason(&policy, &claim("c.io")), Reason::None);
+}
+
+#[test]
 fn the_most_specific_reason_is_given_with_its_rule() {
     let lines = ["x.io until=2020-01-01", "x.io:22", "https://x.io:8443", "y.io"];
     let policy = policy(&lines);

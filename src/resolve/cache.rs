@@ -1,6 +1,7 @@
 //! The names that are known, and those being asked for: a bounded map in shards, shared by all
 //! threads. It makes sure that a name is asked for once however many flows want it.
 
+use super::Ticket;
 use super::answer::{Answer, LookupError};
 use crate::name::HostName;
 use foldhash::fast::RandomState;
@@ -73,6 +74,8 @@ pub(super) struct Flight {
     name: HostName,
     id: u64,
     sender: watch::Sender<Option<Outcome>>,
+    /// Given back when the lookup has landed.
+    _ticket: Ticket,
 }
 
 impl Cache {
@@ -88,8 +91,8 @@ impl Cache {
         self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
-    /// Joins or leads the lookup of `name`.
-    pub(super) fn enter(self: &Arc<Cache>, name: &HostName, now: Instant) -> Entry {
+    /// Joins or leads the lookup of `name`; to lead takes a ticket.
+    pub(super) fn enter(self: &Arc<Cache>, name: &HostName, ticket: Option<Ticket>, now: Instant) -> Entry {
         let hash = self.hasher.hash_one(name);
         let mut shard = self.shard(hash);
         let previous = match shard.find(hash, is(name)) {
@@ -100,6 +103,7 @@ impl Cache {
             },
             None => None,
         };
+        let Some(ticket) = ticket else { return Entry::Ready(Err(LookupError::Crowded)) };
         if self.in_flight.load(Ordering::Relaxed) >= MAX_FLIGHTS || !make_room(&mut shard, now) {
             return Entry::Ready(Err(LookupError::Busy));
         }
@@ -111,7 +115,7 @@ impl Cache {
             Place::Occupied(mut place) => place.get_mut().1 = slot,
             Place::Vacant(place) => drop(place.insert((name.clone(), slot))),
         }
-        let flight = Flight { cache: self.clone(), name: name.clone(), id, sender };
+        let flight = Flight { cache: self.clone(), name: name.clone(), id, sender, _ticket: ticket };
         Entry::Lead { flight, arrival, previous }
     }
 
@@ -256,7 +260,7 @@ mod tests {
     }
 
     fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (Flight, Arrival) {
-        match cache.enter(&name(text), now) {
+        match cache.enter(&name(text), Some(Box::new(())), now) {
             Entry::Lead { flight, arrival, .. } => (flight, arrival),
             Entry::Ready(_) | Entry::Wait(_) => panic!("{text} is taken"),
         }
@@ -266,13 +270,28 @@ mod tests {
     fn the_first_leads_and_the_others_wait() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let (flight, _) = lead(&cache, "a.test", now);
-        let Entry::Wait(arrival) = cache.enter(&name("a.test"), now) else { panic!() };
+        let Entry::Wait(arrival) = cache.enter(&name("a.test"), None, now) else { panic!() };
         assert!(cache.get(&name("a.test"), now).is_none());
         flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
         assert!(matches!(cache.get(&name("a.test"), now), Some(Ok(_))));
         assert!(cache.get(&name("a.test"), now + Duration::from_secs(5)).is_none());
         assert_eq!(cache.in_flight.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn to_lead_takes_a_ticket_which_is_given_back_on_landing() {
+        let (cache, now) = (Arc::new(Cache::new()), Instant::now());
+        let crowded = cache.enter(&name("a.test"), None, now);
+        assert!(matches!(crowded, Entry::Ready(Err(LookupError::Crowded))));
+        let ticket = Arc::new(());
+        let Entry::Lead { flight, .. } = cache.enter(&name("a.test"), Some(Box::new(ticket.clone())), now) else {
+            panic!("nobody leads yet");
+        };
+        assert_eq!(Arc::strong_count(&ticket), 2);
+        flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        assert_eq!(Arc::strong_count(&ticket), 1);
+        assert!(matches!(cache.enter(&name("a.test"), None, now), Entry::Ready(Ok(_))));
     }
 
     #[test]
@@ -327,7 +346,10 @@ mod tests {
     fn names_under_way_are_bounded() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let flights: Vec<_> = (0..MAX_FLIGHTS).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
-        assert!(matches!(cache.enter(&name("one-more.test"), now), Entry::Ready(Err(LookupError::Busy))));
+        assert!(matches!(
+            cache.enter(&name("one-more.test"), Some(Box::new(())), now),
+            Entry::Ready(Err(LookupError::Busy))
+        ));
         drop(flights);
         lead(&cache, "one-more.test", now);
     }

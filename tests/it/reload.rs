@@ -329,16 +329,17 @@ fn a_start_with_a_broken_list_uses_the_last_good_one_and_says_so() {
     outgate.await_ready();
 }
 
+/// Does something to the list of a daemon.
+type Breakage = fn(&Outgate);
+
 /// What can happen to a list, and how to do it to the list of this daemon.
-fn breakages() -> [(&'static str, fn(&Outgate)); 5] {
-    [
-        ("the file may not be read", |outgate| chmod(&outgate.rules(), 0)),
-        ("the folder may not be read", |outgate| chmod(&outgate.whitelist(), 0)),
-        ("the folder is deleted", |outgate| fs::remove_dir_all(outgate.whitelist()).unwrap()),
-        ("not UTF-8", |outgate| fs::write(outgate.rules(), b"cdn-ok.test\n\xff\xfe\n").unwrap()),
-        ("cut short", |outgate| fs::write(outgate.rules(), b"cdn-ok.test").unwrap()),
-    ]
-}
+const BREAKAGES: [(&str, Breakage); 5] = [
+    ("the file may not be read", |outgate| chmod(&outgate.rules(), 0)),
+    ("the folder may not be read", |outgate| chmod(&outgate.whitelist(), 0)),
+    ("the folder is deleted", |outgate| fs::remove_dir_all(outgate.whitelist()).unwrap()),
+    ("not UTF-8", |outgate| fs::write(outgate.rules(), b"cdn-ok.test\n\xff\xfe\n").unwrap()),
+    ("cut short", |outgate| fs::write(outgate.rules(), b"cdn-ok.test").unwrap()),
+];
 
 fn chmod(path: &std::path::Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
@@ -347,7 +348,7 @@ fn chmod(path: &std::path::Path, mode: u32) {
 #[test]
 fn a_list_that_cannot_be_read_any_more_stays_in_force_over_a_restart_too() {
     let Some(world) = World::new() else { return };
-    for (what, breakage) in breakages() {
+    for (what, breakage) in BREAKAGES {
         let mut outgate = world.setup("good.test\n").write();
         outgate.become_nobody();
         outgate.launch();

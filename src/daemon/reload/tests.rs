@@ -1,0 +1,76 @@
+use super::*;
+use crate::account::Account;
+use crate::daemon::gate;
+use crate::identify::{Claim, Evidence};
+use crate::resolve::Resolver;
+use crate::target::{Target, Transport};
+use arc_swap::ArcSwap;
+use std::fs;
+use std::path::Path;
+use tokio_util::sync::CancellationToken;
+
+fn settings(dir: &Path) -> Settings {
+    let root = dir.display();
+    let config = format!(
+        "[whitelist]\ndir = \"{root}\"\n[resolver]\nservers = [\"127.0.0.53\"]\n\
+         [log]\naccess = \"off\"\n[state]\ndir = \"{root}\"\n"
+    );
+    let path = dir.join("outgate.toml");
+    fs::write(&path, config).unwrap();
+    Settings::load(Some(&path)).unwrap().0
+}
+
+fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> Desk {
+    let policy = lists.policy(&settings).unwrap();
+    let live = Arc::new(ArcSwap::from_pointee(Live { policy, dial: settings.dial }));
+    let house = Arc::new(House {
+        gate: gate(&settings, &live),
+        live,
+        resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
+        bindings: Arc::default(),
+        account: Account::start(&settings.log, &[]).unwrap(),
+        stop: CancellationToken::new(),
+    });
+    let counting = Counting::start(&settings.state_dir, &lists.rules);
+    Desk { house, settings, lists, generation: 1, state: Arc::default(), bound: Vec::new(), counting }
+}
+
+fn allows(desk: &Desk, target: &str) -> bool {
+    let claim = Claim {
+        source: "10.42.42.7".parse().unwrap(),
+        target: Target::parse(target.as_bytes(), None).unwrap(),
+        transport: Transport::Tcp,
+        spoken: None,
+        ech: false,
+        evidence: Evidence::Connect,
+    };
+    desk.house.live.load().policy.decide(&claim).is_ok()
+}
+
+#[test]
+fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broken() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let list = dir.path().join("main.rules");
+    fs::write(&list, "good.test until=2020-06-30\nother.test\n").unwrap();
+    let settings = settings(dir.path());
+    let files = Files::of(settings.whitelist_dir.as_deref());
+    // In force since before that day.
+    let lists = compile(&files, jiff::civil::date(2020, 6, 1)).unwrap();
+    let mut desk = desk(settings, lists, runtime.handle().clone());
+    assert!(allows(&desk, "good.test:443") && allows(&desk, "other.test:443"));
+
+    fs::write(&list, "good.test\n*\n").unwrap();
+    desk.attend(None);
+    assert!(!allows(&desk, "good.test:443"), "its last day is over");
+    assert!(allows(&desk, "other.test:443"), "the rest of the last good list stays");
+    assert!(desk.state.lock().unwrap().trouble.is_some(), "and the operator is told that the files are broken");
+    let generation = desk.generation;
+    desk.attend(None);
+    assert_eq!(desk.generation, generation, "one day comes once");
+
+    fs::write(&list, "cdn-ok.test\n").unwrap();
+    desk.attend(Some(Ask::Look));
+    assert!(allows(&desk, "cdn-ok.test:443") && !allows(&desk, "other.test:443"));
+    assert!(desk.state.lock().unwrap().trouble.is_none());
+}
