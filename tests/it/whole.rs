@@ -2,6 +2,7 @@
 //! forwarding on. Judged by what the internet and the guests' sockets saw.
 
 mod bindings;
+mod config;
 mod guests;
 mod streams;
 mod tight;
