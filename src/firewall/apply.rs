@@ -75,8 +75,9 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     check_root()?;
     let mut removed = Removed { patterns: plan.wildcards(), ..Removed::default() };
     removed.open = Routing::closed_interfaces()?;
+    // Guests behind a port enter by its bridge, which is named.
+    removed.open.retain(|name| host.link(name).is_some_and(|link| link.master.is_none()));
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
-    removed.open.retain(|name| host.link(name).is_some());
     removed.open.sort();
     removed.open.dedup();
     let tables: String =

@@ -19,6 +19,8 @@ pub struct Plan {
     pub(super) pinned: BTreeMap<String, Pinned>,
     /// How frames of guest bridges are told from others.
     pub(super) scope: Scope,
+    /// The ports of guest bridges that there are, and those that will be some guest's.
+    pub(super) ports: Vec<String>,
     /// Numbers of the users whose sockets go to `redirect`.
     pub(super) users: Vec<u32>,
     pub(super) allow_dhcp: bool,
@@ -98,6 +100,7 @@ impl Plan {
             v4: doors(&settings.listen, SocketAddr::is_ipv4),
             v6: doors(&settings.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,
+            ports: Vec::new(),
             users,
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
@@ -106,8 +109,9 @@ impl Plan {
             notes: Vec::new(),
             faults,
         };
+        plan.ports = plan.ports_of_guests(host);
         if !host.matches_bridges {
-            plan.scope = Scope::Ports(plan.ports(host));
+            plan.scope = Scope::Ports(plan.ports.clone());
         }
         plan.routing = routing::Routing::new(&plan, host);
         plan.notes = plan.remarks(host);
@@ -149,10 +153,10 @@ impl Plan {
         host.links.iter().filter(|link| self.is_guest(&link.name))
     }
 
-    /// The ports of guest bridges: those there are, and those that will be some guest's.
-    fn ports(&self, host: &Host) -> Vec<String> {
+    fn ports_of_guests(&self, host: &Host) -> Vec<String> {
         let now = host.ports_of(|bridge| self.is_guest(bridge)).map(|link| link.name.clone());
-        let later = self.pinned.keys().filter(|name| host.link(name).is_none()).cloned();
+        // What is a guest's interface by its name is not taken for a port before it is one.
+        let later = self.pinned.keys().filter(|name| host.link(name).is_none() && !self.is_guest(name)).cloned();
         let mut ports: Vec<String> = now.chain(later).collect();
         ports.sort();
         ports.dedup();

@@ -3,7 +3,7 @@
 
 use crate::world::eventually;
 use crate::world::namespace::Namespace;
-use crate::world::vmnet::{EVIL, Vmnet, ask, connect, hammer, nft, python, send_raw, shell, succeed};
+use crate::world::vmnet::{EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, nft, python, send_raw, shell, succeed};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -277,7 +277,7 @@ fn what_is_printed_is_what_nft_and_ip_take() {
         let path = net.config_listening(listen, BOTH).with_extension("nft");
         shell(&net.gateway, &format!("nft -c -f {}", path.display()));
         for line in script.lines().filter(|line| line.starts_with("\t\t") && !line.contains(';')) {
-            let words = ["type ", "size ", "flags ", "timeout "];
+            let words = ["type ", "size ", "flags ", "timeout ", "elements "];
             let of_set = words.iter().any(|word| line.trim_start().starts_with(word));
             assert!(of_set || line.contains(" comment \""), "a rule without a comment: {line}");
         }
@@ -450,6 +450,55 @@ fn to_a_pinned_port_go_only_frames_for_its_guest() {
         let _ = socket.send_to(b"for two", "10.42.42.3:9");
         stray() > 0
     });
+}
+
+#[test]
+fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
+    let Some(net) = Vmnet::new() else { return };
+    let service = net.gateway.run(|| UdpSocket::bind("[::]:5300")).unwrap();
+    service.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let heard = || std::iter::from_fn(|| service.recv(&mut [0; 9]).ok()).count();
+    frames_for_the_port(&net.one, "10.42.42.2", "fd42::2");
+    // To three MACs that bridges keep for themselves, seven datagrams and two echo requests each.
+    assert!(heard() >= 21, "without the firewall a service hears them");
+    // Of both families, the second of which may wait for neighbour discovery.
+    eventually("the gateway answers whom they name", || net.leaked() >= 12);
+
+    let pins = PINNED.replace("\"r*\"", "\"r3\"");
+    let (one, rest) = pins.split_once("[[guest]]\nname = \"two\"").unwrap();
+    let undeclared_two = format!("{one}[[guest]]{}", rest.split_once("[[guest]]").unwrap().1);
+    net.apply(&undeclared_two);
+    assert!(net.status().0, "{:?}", net.status());
+    let before = net.leaked();
+    // The last one's port is younger than the ruleset, which does not name it.
+    shell(&net.gateway, "ip addr flush dev r4; ip link set r4 master br0");
+    for (guest, v4, v6) in [
+        (&net.one, "10.42.42.2", "fd42::2"),
+        (&net.two, "10.42.42.3", "fd42::3"),
+        (&net.three, "10.43.0.3", "fd43::3"),
+        (&net.four, "10.42.42.4", "fd42::4"),
+    ] {
+        frames_for_the_port(guest, v4, v6);
+        assert_eq!((heard(), net.leaked()), (0, before), "from {v4}");
+    }
+    let (good, status) = net.status();
+    assert!(!good && status["differences"].to_string().contains("bridge port r4 is not covered"), "{status}");
+    assert!(status["differences"].to_string().contains("iif r4 prohibit"), "{status}");
+    // Each lock by itself: without the rule about MACs, the ports that it knows are closed by name.
+    net.apply(&undeclared_two);
+    assert!(net.status().0, "{:?}", net.status());
+    let handle = "nft -a list chain inet outgate sources | sed -n '/ether daddr/ s/.*handle //p'";
+    shell(&net.gateway, &format!("nft delete rule inet outgate sources handle $({handle})"));
+    for (guest, v4, v6) in [(&net.one, "10.42.42.2", "fd42::2"), (&net.four, "10.42.42.4", "fd42::4")] {
+        frames_for_the_port(guest, v4, v6);
+        assert_eq!((heard(), net.leaked()), (0, before), "from {v4}");
+    }
+    // A guest that ends takes its port along; that is no fault, and applying tidies up.
+    succeed(net.firewall(&["apply"]));
+    shell(&net.gateway, "ip link del r4");
+    assert!(net.status().0, "{:?}", net.status());
+    succeed(net.firewall(&["apply"]));
+    assert!(!shell(&net.gateway, "ip rule; ip -6 rule").contains("r4"));
 }
 
 #[test]
