@@ -46,6 +46,7 @@ pub struct Counter {
 pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     apply::check_root()?;
     let mut differences = plan.faults().to_vec();
+    differences.extend(plan.missing(host));
     let mut counters = Vec::new();
     let planned = planned_tables(plan)?;
     for family in ["inet", "bridge"] {

@@ -167,6 +167,31 @@ impl Plan {
         !self.guests.is_empty() || !self.users.is_empty() || !self.faults.is_empty()
     }
 
+    /// Interfaces that the configuration names and that are not there, one sentence each.
+    pub(super) fn missing(&self, host: &Host) -> Vec<String> {
+        let named = self.guests.iter().filter(|name| !name.ends_with('*') && host.link(name).is_none());
+        named
+            .map(|name| {
+                format!(
+                    "interface {name} of [firewall].guest_interfaces is missing: if it has another name now, its guests \
+                     are not held"
+                )
+            })
+            .collect()
+    }
+
+    /// Guests' interfaces by which this machine itself goes out, one sentence each.
+    pub(super) fn lockouts(&self, host: &Host) -> Vec<String> {
+        let own = host.default_routes.iter().filter(|name| self.is_guest(name));
+        own.map(|name| {
+            format!(
+                "{name} carries this machine's default route: whoever comes by it is a guest, so that sessions to this \
+                 machine (SSH) by {name} end; `outgate firewall remove` at the console undoes it"
+            )
+        })
+        .collect()
+    }
+
     /// Patterns of interfaces that may come later.
     pub(super) fn wildcards(&self) -> Vec<String> {
         self.guests.iter().filter(|pattern| pattern.ends_with('*')).cloned().collect()
@@ -203,7 +228,7 @@ impl Plan {
     }
 
     fn remarks(&self, host: &Host) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.lockouts(host);
         let guests = !self.guests.is_empty();
         for (family, doors) in [("IPv4", &self.v4), ("IPv6", &self.v6)] {
             if guests && doors.transparent.is_none() {

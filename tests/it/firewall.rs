@@ -3,7 +3,9 @@
 
 use crate::world::eventually;
 use crate::world::namespace::Namespace;
-use crate::world::vmnet::{EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, nft, python, send_raw, shell, succeed};
+use crate::world::vmnet::{
+    EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, nft, python, send_raw, shell, succeed,
+};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -496,9 +498,92 @@ fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
     // A guest that ends takes its port along; that is no fault, and applying tidies up.
     succeed(net.firewall(&["apply"]));
     shell(&net.gateway, "ip link del r4");
-    assert!(net.status().0, "{:?}", net.status());
+    let (_, status) = net.status();
+    assert!(!status["differences"].to_string().contains("routing"), "{status}");
     succeed(net.firewall(&["apply"]));
     assert!(!shell(&net.gateway, "ip rule; ip -6 rule").contains("r4"));
+}
+
+#[test]
+fn applying_again_gives_no_mac_away_and_only_its_own_address_claims_one() {
+    let Some(net) = Vmnet::new() else { return };
+    net.apply(PINNED);
+    net.dns("10.42.42.1:53");
+    let victim = mac(&net.one, "eth0");
+    let macs = || shell(&net.gateway, "nft list set bridge outgate macs | tr -d ' '").replace(':', "");
+    // Neither what is no IP nor ARP and IP of other addresses makes the neighbour's MAC this port's.
+    let others = [
+        format!("ffffffffffff {victim} 88b5 {}", "00".repeat(46)),
+        format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 00000000 000000000000 0a2a2a02"),
+        format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 0a2a2a02 000000000000 0a2a2a01"),
+    ];
+    let steal = || others.iter().for_each(|other| frame(&net.two, other));
+    shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+    steal();
+    assert!(!macs().contains(&victim), "{}", macs());
+    assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    assert!(macs().contains(&format!("\"p1\".{victim}")), "{}", macs());
+    // The liar has no MAC of its own yet; its own address with the neighbour's MAC would be a claim.
+    shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+    assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    let claim = format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 0a2a2a03 000000000000 0a2a2a01");
+    for _ in 0..2 {
+        net.apply(PINNED);
+        frame(&net.two, &claim);
+        steal();
+        assert!(macs().contains(&format!("\"p1\".{victim}")) && !macs().contains("\"p2\""), "{}", macs());
+        assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+        assert_eq!(connect(&net.two, "10.42.42.1:53").unwrap(), "here\n");
+        shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+        assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    }
+    assert!(net.status().0, "{:?}", net.status());
+}
+
+#[test]
+fn frames_for_a_declared_guest_do_not_go_to_an_undeclared_one() {
+    let Some(net) = Vmnet::new() else { return };
+    let declared = PINNED.split("[[guest]]").take(2).collect::<Vec<_>>().join("[[guest]]");
+    net.apply(&declared);
+    nft(
+        &net.two,
+        "table inet stray { chain in { type filter hook prerouting priority -300; ip daddr 10.42.42.2 counter; \
+         ip6 daddr fd42::2 counter; }; }",
+    );
+    let stray =
+        || crate::world::vmnet::counters(&net.two, "inet", "stray").iter().map(|(_, packets)| packets).sum::<u64>();
+    // As if the undeclared one had taken the MAC while the declared one was silent.
+    let two = shell(&net.two, "ip -o link show eth0 | sed 's/.*ether //; s/ .*//'").trim().to_owned();
+    let _ = connect(&net.two, "10.42.42.1:1");
+    for address in ["10.42.42.2", "fd42::2"] {
+        shell(&net.gateway, &format!("ip neigh replace {address} lladdr {two} dev br0 nud permanent"));
+    }
+    let socket = net.gateway.run(|| UdpSocket::bind("[::]:0")).unwrap();
+    let send = || ["[::ffff:10.42.42.2]:9", "[fd42::2]:9"].map(|to| socket.send_to(b"for one", to).is_ok());
+    send();
+    eventually("both frames are counted", || net.counted("for a declared guest") == 2);
+    assert_eq!(stray(), 0);
+    nft(&net.gateway, "delete table bridge outgate");
+    eventually("without the table they arrive", || {
+        send();
+        stray() > 1
+    });
+}
+
+#[test]
+fn a_named_interface_that_is_missing_is_told_and_so_is_one_by_which_the_operator_comes() {
+    let Some(net) = Vmnet::new() else { return };
+    shell(&net.gateway, "ip route add default via 10.42.42.2 dev br0");
+    net.config(BOTH);
+    let output = net.firewall(&["apply"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("WARNING: br0 carries this machine's default route"), "{told}");
+    shell(&net.gateway, "ip route del default; ip link set br0 down; ip link set br0 name brx; ip link set brx up");
+    let (good, status) = net.status();
+    assert!(!good && status["differences"].to_string().contains("interface br0 of"), "{status}");
+    let output = net.firewall(&["apply"]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is missing"), "{output:?}");
 }
 
 #[test]
