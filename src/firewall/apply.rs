@@ -6,7 +6,8 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{TABLE, inspect, others};
+use super::{TABLE, bridge, inspect, others};
+use std::io::Write;
 
 /// What applying came to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,9 +46,15 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     // A ruleset that nft refuses must not leave routing behind that was made for it.
     let ruleset = plan.ruleset();
     tool::run("nft", &["-c", "-f", "-"], &ruleset, "the ruleset (nothing was changed)")?;
+    for sentence in plan.lockouts(host) {
+        // Now or never: what is told afterwards may not reach the session that it is about.
+        let _ = writeln!(std::io::stderr(), "WARNING: {sentence}");
+    }
     for difference in plan.routing.compare()? {
         routing::settle(&difference)?;
     }
+    // After what takes time, so that little is learnt in between.
+    let ruleset = ruleset + &bridge::carried_over(plan, host);
     tool::run("nft", &["-f", "-"], &ruleset, "the ruleset (the routing rules are in place: guests are not forwarded)")?;
     let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
     isolate(plan, host, &mut applied.faults);
@@ -60,6 +67,7 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
         }
     }
     applied.warnings = plan.notes().to_vec();
+    applied.warnings.extend(plan.missing(host));
     applied.warnings.extend(inspect::surroundings(plan, host));
     applied.warnings.extend(others::in_the_way(plan, host));
     applied.interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
@@ -75,8 +83,9 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     check_root()?;
     let mut removed = Removed { patterns: plan.wildcards(), ..Removed::default() };
     removed.open = Routing::closed_interfaces()?;
+    // Guests behind a port enter by its bridge, which is named.
+    removed.open.retain(|name| host.link(name).is_some_and(|link| link.master.is_none()));
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
-    removed.open.retain(|name| host.link(name).is_some());
     removed.open.sort();
     removed.open.dedup();
     let tables: String =

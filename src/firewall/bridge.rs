@@ -1,15 +1,19 @@
 //! Table `bridge outgate`: guests on one bridge are kept apart, and where a `[[guest]]` names a port
 //! of a bridge, that port is held to the guest's addresses and to one MAC.
 //!
-//! The configuration knows no MAC, so a port's is the one it uses first: it belongs to that port and
-//! to no other until the port has been silent for five minutes or the ruleset is applied anew (for
-//! another VM on the same tap). A MAC that was stolen meanwhile would win nothing: frames to a port
-//! go out by it only if they are for its guest's addresses.
+//! The configuration knows no MAC, so a port's is the one from which it first uses an address of its
+//! own: it belongs to that port and to no other until the port has been silent for five minutes or is
+//! gone (for another VM). Applying anew carries that over. A MAC that was stolen meanwhile would win
+//! nothing: frames to a port go out by it only if they are for its guest's addresses, and by the port
+//! of an undeclared guest only if they are for nobody's that is declared.
 
-use super::MARK_PINNED;
+use super::host::Host;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, marked, names, set};
+use super::tool;
+use super::{MARK_PINNED, TABLE};
 use ipnet::Ipv6Net;
+use serde_json::Value;
 
 /// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
 const PRIORITY: i32 = -250;
@@ -38,6 +42,18 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
         script.hook("leaving", "filter", "output", PRIORITY);
         let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto to_port_{n}"));
         script.rule(format!("oifname vmap {}", set(chains)), "to pinned ports only what is for their guests");
+        let scope = match &plan.scope {
+            Scope::Bridges => format!("meta obrname {}", names(&plan.guests)),
+            // There are some: a pinned interface is a port, will be one, or is none.
+            Scope::Ports(ports) => format!("oifname {}", names(ports)),
+        };
+        let (v4, v6) = plan.pinned_addresses();
+        for (field, nets) in [("ip daddr", v4), ("ip6 daddr", v6)] {
+            if !nets.is_empty() && !matches!(&plan.scope, Scope::Ports(ports) if ports.is_empty()) {
+                let rule = format!("{scope} {field} {} counter drop", set(nets));
+                script.rule(rule, "for a declared guest, who is elsewhere");
+            }
+        }
         script.end_chain();
     }
     script.end_table();
@@ -64,11 +80,33 @@ fn mac(script: &mut Script) {
     );
     script.rule("iifname @ports counter drop", "spoofed: the port has another MAC");
     script.rule("ether saddr @taken counter drop", "spoofed: the MAC of another port");
-    script.rule(
-        "add @ports { iifname } add @taken { ether saddr } add @macs { iifname . ether saddr }",
-        "the first that the port uses is its own",
-    );
     script.end_chain();
+}
+
+/// The MACs that pinned ports have now, as lines to go with the ruleset: who repeats frames with a
+/// neighbour's MAC must not get it by the next `apply`.
+pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
+    // No table yet, or none that says so: nothing to carry.
+    let Ok(found) = tool::json("nft", &["-j", "list", "set", "bridge", TABLE, "macs"], "to list a set") else {
+        return String::new();
+    };
+    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
+    let mut lines = String::new();
+    for element in elements.filter_map(|element| element.get("elem")) {
+        let concatenated = element.get("val").and_then(|value| value.get("concat")?.as_array());
+        let Some([Value::String(port), Value::String(mac)]) = concatenated.map(Vec::as_slice) else { continue };
+        if !plan.pinned.contains_key(port) || host.link(port).is_none() {
+            continue;
+        }
+        let expires = element.get("expires").and_then(Value::as_u64).map_or(300, |left| left.clamp(1, 300));
+        for (set, key) in
+            [("macs", format!("\"{port}\" . {mac}")), ("ports", format!("\"{port}\"")), ("taken", mac.clone())]
+        {
+            lines.push_str(&format!("add element bridge {TABLE} {set} {{ {key} expires {expires}s }}\n"));
+        }
+    }
+    lines
 }
 
 /// The chains of one pinned port.
@@ -84,10 +122,25 @@ fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Sc
     script.rule("counter drop", format!("spoofed: advertises what is not of {whose}"));
     script.end_chain();
 
+    script.chain(&format!("first_{n}"));
+    let claim = "add @ports { iifname } add @taken { ether saddr } add @macs { iifname . ether saddr } return";
+    for (field, nets) in [("arp saddr ip", &v4), ("ip saddr", &v4), ("ip6 saddr", &v6)] {
+        if !nets.is_empty() {
+            let rule = format!("{field} {} {claim}", set(nets));
+            script.rule(rule, "the first MAC that uses the port's own address is the port's");
+        }
+    }
+    script.rule("limit rate over 10/second burst 20 packets counter drop", "few frames come before that");
+    script.end_chain();
+
     script.chain(&format!("port_{n}"));
     script.rule("ether type { 8021q, 8021ad } counter drop", "guests have no VLANs");
     script.rule("jump mac", "one MAC a port");
-    script.rule("ether type arp iifname . arp saddr ether != @macs counter drop", "spoofed: ARP with another's MAC");
+    script.rule(format!("iifname != @ports jump first_{n}"), "until it has one");
+    script.rule(
+        "ether type arp iifname @ports iifname . arp saddr ether != @macs counter drop",
+        "spoofed: ARP with another's MAC",
+    );
     if !v4.is_empty() {
         let rule = format!("arp saddr ip {} accept", set(v4.iter().map(String::as_str).chain(["0.0.0.0"])));
         script.rule(rule, format!("ARP of {whose}"));

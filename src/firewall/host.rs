@@ -14,6 +14,8 @@ pub struct Host {
     pub(super) matches_bridges: bool,
     /// Does the kernel speak IPv6?
     pub(super) ipv6: bool,
+    /// The interfaces of default routes.
+    pub(super) default_routes: Vec<String>,
 }
 
 /// A network interface.
@@ -64,7 +66,7 @@ impl Host {
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
         let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
         links.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Host { links, matches_bridges, ipv6 })
+        Ok(Host { links, matches_bridges, ipv6, default_routes: default_routes() })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
@@ -75,6 +77,24 @@ impl Host {
     pub(super) fn ports_of(&self, is: impl Fn(&str) -> bool) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(move |link| link.master.as_deref().is_some_and(&is))
     }
+}
+
+/// The interfaces by which this machine goes out; only warnings depend on it.
+fn default_routes() -> Vec<String> {
+    let mut names = Vec::new();
+    for family in ["-4", "-6"] {
+        let found = tool::json("ip", &[family, "-j", "route", "show", "default"], "to list routes");
+        let Ok(serde_json::Value::Array(routes)) = found else { continue };
+        for route in &routes {
+            // With several next hops each has an interface of its own.
+            let hops = route.get("nexthops").and_then(serde_json::Value::as_array).into_iter().flatten();
+            let interfaces = std::iter::once(route).chain(hops).filter_map(|hop| hop.get("dev")?.as_str());
+            names.extend(interfaces.map(str::to_owned));
+        }
+    }
+    names.sort_unstable();
+    names.dedup();
+    names
 }
 
 impl From<IpLink> for Link {

@@ -4,6 +4,7 @@
 
 use super::host::{self, Host};
 use super::plan::Plan;
+use super::script::PORTS;
 use super::tool::{self, FirewallError};
 use super::{TABLE, apply, others};
 use serde::Serialize;
@@ -45,6 +46,7 @@ pub struct Counter {
 pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     apply::check_root()?;
     let mut differences = plan.faults().to_vec();
+    differences.extend(plan.missing(host));
     let mut counters = Vec::new();
     let planned = planned_tables(plan)?;
     for family in ["inet", "bridge"] {
@@ -60,6 +62,9 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
                     differences.push(format!("table {family} {TABLE} differs from the configuration: {chains}"));
                 }
             }
+        }
+        if let Some(found) = found.as_ref().filter(|_| family == "inet") {
+            differences.extend(uncovered(plan, host, found));
         }
         counters.extend(found.as_ref().map(|found| counted(family, found)).unwrap_or_default());
     }
@@ -176,6 +181,18 @@ fn still(value: &Value, is_set: bool) -> Value {
         Value::Array(values) => Value::Array(values.iter().map(|value| still(value, false)).collect()),
         other => other.clone(),
     }
+}
+
+/// Ports of guest bridges that came after the ruleset.
+fn uncovered(plan: &Plan, host: &Host, found: &[Value]) -> Vec<String> {
+    let sets = found.iter().filter_map(|item| item.get("set"));
+    let ports = sets.filter(|set| text_of(set, "name") == Some(PORTS)).filter_map(|set| set.get("elem")?.as_array());
+    let covered: Vec<&str> = ports.flatten().filter_map(Value::as_str).collect();
+    let ports = host.ports_of(|bridge| plan.is_guest(bridge)).map(|link| &link.name);
+    ports
+        .filter(|name| !covered.contains(&name.as_str()))
+        .map(|name| format!("bridge port {name} is not covered: it came after the ruleset"))
+        .collect()
 }
 
 fn counted(family: &str, items: &[Value]) -> Vec<Counter> {

@@ -20,6 +20,8 @@ pub struct Plan {
     pub(super) pinned: BTreeMap<String, Pinned>,
     /// How frames of guest bridges are told from others.
     pub(super) scope: Scope,
+    /// The ports of guest bridges that there are, and those that will be some guest's.
+    pub(super) ports: Vec<String>,
     /// Numbers of the users whose sockets go to `redirect`.
     pub(super) users: Vec<u32>,
     pub(super) allow_dhcp: bool,
@@ -100,6 +102,7 @@ impl Plan {
             v4: doors(&settings.listen, SocketAddr::is_ipv4),
             v6: doors(&settings.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,
+            ports: Vec::new(),
             users,
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
@@ -108,8 +111,9 @@ impl Plan {
             notes: Vec::new(),
             faults,
         };
+        plan.ports = plan.ports_of_guests(host);
         if !host.matches_bridges {
-            plan.scope = Scope::Ports(plan.ports(host));
+            plan.scope = Scope::Ports(plan.ports.clone());
         }
         plan.routing = routing::Routing::new(&plan, host);
         plan.notes = plan.remarks(host);
@@ -151,10 +155,10 @@ impl Plan {
         host.links.iter().filter(|link| self.is_guest(&link.name))
     }
 
-    /// The ports of guest bridges: those there are, and those that will be some guest's.
-    fn ports(&self, host: &Host) -> Vec<String> {
+    fn ports_of_guests(&self, host: &Host) -> Vec<String> {
         let now = host.ports_of(|bridge| self.is_guest(bridge)).map(|link| link.name.clone());
-        let later = self.pinned.keys().filter(|name| host.link(name).is_none()).cloned();
+        // What is a guest's interface by its name is not taken for a port before it is one.
+        let later = self.pinned.keys().filter(|name| host.link(name).is_none() && !self.is_guest(name)).cloned();
         let mut ports: Vec<String> = now.chain(later).collect();
         ports.sort();
         ports.dedup();
@@ -163,6 +167,31 @@ impl Plan {
 
     pub(super) fn is_wanted(&self) -> bool {
         !self.guests.is_empty() || !self.users.is_empty() || !self.faults.is_empty()
+    }
+
+    /// Interfaces that the configuration names and that are not there, one sentence each.
+    pub(super) fn missing(&self, host: &Host) -> Vec<String> {
+        let named = self.guests.iter().filter(|name| !name.ends_with('*') && host.link(name).is_none());
+        named
+            .map(|name| {
+                format!(
+                    "interface {name} of [firewall].guest_interfaces is missing: if it has another name now, its guests \
+                     are not held"
+                )
+            })
+            .collect()
+    }
+
+    /// Guests' interfaces by which this machine itself goes out, one sentence each.
+    pub(super) fn lockouts(&self, host: &Host) -> Vec<String> {
+        let own = host.default_routes.iter().filter(|name| self.is_guest(name));
+        own.map(|name| {
+            format!(
+                "{name} carries this machine's default route: whoever comes by it is a guest, so that sessions to this \
+                 machine (SSH) by {name} end; `outgate firewall remove` at the console undoes it"
+            )
+        })
+        .collect()
     }
 
     /// Patterns of interfaces that may come later.
@@ -201,7 +230,7 @@ impl Plan {
     }
 
     fn remarks(&self, host: &Host) -> Vec<String> {
-        let mut notes = Vec::new();
+        let mut notes = self.lockouts(host);
         let guests = !self.guests.is_empty();
         for (family, doors) in [("IPv4", &self.v4), ("IPv6", &self.v6)] {
             if guests && doors.transparent.is_none() {

@@ -19,6 +19,8 @@ const PROHIBIT: u32 = 44;
 pub(super) struct Routing {
     rules: Vec<Rule>,
     ipv6: bool,
+    /// The interfaces there are: rules for others do nothing.
+    there: Vec<String>,
 }
 
 /// One rule of ip-rule(8).
@@ -45,6 +47,8 @@ pub(super) struct Difference {
     pub(super) family: &'static str,
     pub(super) missing: Vec<String>,
     pub(super) surplus: Vec<String>,
+    /// Surplus as well, but about interfaces that are gone, as they are when a guest ends.
+    pub(super) gone: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -64,7 +68,7 @@ impl Routing {
     pub(super) fn new(plan: &Plan, host: &Host) -> Routing {
         let mut rules = Vec::new();
         if plan.guests.is_empty() {
-            return Routing { rules, ipv6: host.ipv6 };
+            return Routing::none(host);
         }
         let lookup = |priority, mark, interface: Option<&str>, table: &str| Rule {
             priority,
@@ -80,6 +84,7 @@ impl Routing {
         let there = host.links.iter().map(|link| link.name.as_str());
         let mut names: Vec<&str> = plan.guests.iter().map(String::as_str).filter(|name| !name.ends_with('*')).collect();
         names.extend(there.filter(|name| plan.guests.iter().any(|pattern| fits(pattern, name))));
+        names.extend(plan.ports.iter().map(String::as_str));
         names.sort_unstable();
         names.dedup();
         let prohibit = |name: &str| Rule {
@@ -89,7 +94,7 @@ impl Routing {
             action: Action::Prohibit,
         };
         rules.extend(names.into_iter().map(prohibit));
-        Routing { rules, ipv6: host.ipv6 }
+        Routing { rules, ..Routing::none(host) }
     }
 
     /// For people: comments and lines of `ip -batch`, which hold for both families.
@@ -127,7 +132,9 @@ impl Routing {
         let mut seen: Vec<&Rule> = Vec::new();
         for rule in &found {
             if rule.is_ours() && (!self.rules.contains(rule) || seen.contains(&rule)) {
-                difference.surplus.push(format!("rule del {}", rule.line()));
+                let gone = rule.interface.as_ref().is_some_and(|name| name != "lo" && !self.there.contains(name));
+                let place = if gone { &mut difference.gone } else { &mut difference.surplus };
+                place.push(format!("rule del {}", rule.line()));
             }
             seen.push(rule);
         }
@@ -150,7 +157,8 @@ impl Routing {
 
     /// Nothing: what remains when all is removed.
     pub(super) fn none(host: &Host) -> Routing {
-        Routing { rules: Vec::new(), ipv6: host.ipv6 }
+        let there = host.links.iter().map(|link| link.name.clone()).collect();
+        Routing { rules: Vec::new(), ipv6: host.ipv6, there }
     }
 }
 
@@ -158,7 +166,7 @@ impl Routing {
 pub(super) fn settle(difference: &Difference) -> Result<(), FirewallError> {
     let closing = |line: &&String| line.ends_with("prohibit");
     let (first, second): (Vec<&String>, Vec<&String>) = difference.missing.iter().partition(closing);
-    let lines = first.into_iter().chain(second).chain(&difference.surplus);
+    let lines = first.into_iter().chain(second).chain(&difference.surplus).chain(&difference.gone);
     let lines: String = lines.flat_map(|line| [line.as_str(), "\n"]).collect();
     if !lines.is_empty() {
         tool::run("ip", &[difference.family, "-batch", "-"], &lines, "routing rules")?;

@@ -31,6 +31,15 @@ impl Script {
         ));
     }
 
+    /// A set of names that only `apply` changes.
+    pub(super) fn interfaces(&mut self, name: &str, members: &[String], comment: &str) {
+        self.text.push_str(&format!("\t# {comment}\n\tset {name} {{\n\t\ttype ifname\n"));
+        if !members.is_empty() {
+            self.text.push_str(&format!("\t\telements = {}\n", names(members)));
+        }
+        self.text.push_str("\t}\n\n");
+    }
+
     /// Opens a chain that is called by others.
     pub(super) fn chain(&mut self, name: &str) {
         self.text.push_str(&format!("\tchain {name} {{\n"));
@@ -102,11 +111,13 @@ fn from_guests(plan: &Plan) -> String {
     format!("iifname {}", names(&plan.guests))
 }
 
-/// Spoofed sources, the only thing that is dropped without a word: whoever owns the address did not
-/// send it.
+/// Spoofed sources and destinations that are not the frame's, the only things that are dropped
+/// without a word: whoever owns the address did not send it, or nobody was addressed.
 fn sources(plan: &Plan, script: &mut Script) {
     let guests = from_guests(plan);
+    script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
     script.hook("sources", "filter", "prerouting", -300);
+    frames(&guests, script);
     let martian = "a loopback address from outside";
     for (field, range) in
         [("ip saddr", "127.0.0.0/8"), ("ip6 saddr", "::1"), ("ip daddr", "127.0.0.0/8"), ("ip6 daddr", "::1")]
@@ -154,6 +165,24 @@ fn sources(plan: &Plan, script: &mut Script) {
         }
         script.rule("counter drop", format!("spoofed: not an address of {whose}"));
         script.end_chain();
+    }
+}
+
+/// A bridge hands frames for link-local MACs (IEEE 802.1Q section 8.6.3) to this machine as the port's
+/// own, not as the bridge's, so that no rule about guests would see them.
+fn frames(guests: &str, script: &mut Script) {
+    // By the MAC and on every interface, for a port that is younger than the ruleset has no name in it.
+    script.rule(
+        "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f counter drop",
+        "a frame for the next bridge; IP is never in one",
+    );
+    script.rule(format!("iifname @{PORTS} counter drop"), "guests' packets arrive on the bridge, never on its port");
+    // Guests only: clusters that share an address do this on purpose.
+    for addressed in ["ip daddr != 224.0.0.0/4 fib daddr type != broadcast", "ip6 daddr != ff00::/8"] {
+        script.rule(
+            format!("{guests} meta pkttype {{ broadcast, multicast }} {addressed} counter drop"),
+            "a packet for one address in a frame for many (RFC 1122 section 3.3.6)",
+        );
     }
 }
 
@@ -372,6 +401,9 @@ fn brought(listener: SocketAddr) -> String {
         SocketAddr::V6(_) => format!("counter dnat ip6 to {listener}"),
     }
 }
+
+/// The set of bridge ports in table inet.
+pub(super) const PORTS: &str = "ports";
 
 /// Neighbour discovery (RFC 4861 section 7.1: the hop limit proves that no router passed it on).
 const ND: &str = "icmpv6 type { nd-neighbor-solicit, nd-neighbor-advert } ip6 hoplimit 255";

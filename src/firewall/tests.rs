@@ -32,7 +32,7 @@ fn host(matches_bridges: bool) -> Host {
         link("tap1", false, Some("br0")),
         link("tap2", false, Some("br1")),
     ];
-    Host { links, matches_bridges, ipv6: true }
+    Host { links, matches_bridges, ipv6: true, default_routes: Vec::new() }
 }
 
 #[test]

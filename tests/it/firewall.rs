@@ -3,7 +3,9 @@
 
 use crate::world::eventually;
 use crate::world::namespace::Namespace;
-use crate::world::vmnet::{EVIL, Vmnet, ask, connect, hammer, nft, python, send_raw, shell, succeed};
+use crate::world::vmnet::{
+    EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, nft, python, send_raw, shell, succeed,
+};
 use std::io::ErrorKind;
 use std::net::UdpSocket;
 use std::time::Duration;
@@ -277,7 +279,7 @@ fn what_is_printed_is_what_nft_and_ip_take() {
         let path = net.config_listening(listen, BOTH).with_extension("nft");
         shell(&net.gateway, &format!("nft -c -f {}", path.display()));
         for line in script.lines().filter(|line| line.starts_with("\t\t") && !line.contains(';')) {
-            let words = ["type ", "size ", "flags ", "timeout "];
+            let words = ["type ", "size ", "flags ", "timeout ", "elements "];
             let of_set = words.iter().any(|word| line.trim_start().starts_with(word));
             assert!(of_set || line.contains(" comment \""), "a rule without a comment: {line}");
         }
@@ -450,6 +452,138 @@ fn to_a_pinned_port_go_only_frames_for_its_guest() {
         let _ = socket.send_to(b"for two", "10.42.42.3:9");
         stray() > 0
     });
+}
+
+#[test]
+fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
+    let Some(net) = Vmnet::new() else { return };
+    let service = net.gateway.run(|| UdpSocket::bind("[::]:5300")).unwrap();
+    service.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let heard = || std::iter::from_fn(|| service.recv(&mut [0; 9]).ok()).count();
+    frames_for_the_port(&net.one, "10.42.42.2", "fd42::2");
+    // To three MACs that bridges keep for themselves, seven datagrams and two echo requests each.
+    assert!(heard() >= 21, "without the firewall a service hears them");
+    // Of both families, the second of which may wait for neighbour discovery.
+    eventually("the gateway answers whom they name", || net.leaked() >= 12);
+
+    let pins = PINNED.replace("\"r*\"", "\"r3\"");
+    let (one, rest) = pins.split_once("[[guest]]\nname = \"two\"").unwrap();
+    let undeclared_two = format!("{one}[[guest]]{}", rest.split_once("[[guest]]").unwrap().1);
+    net.apply(&undeclared_two);
+    assert!(net.status().0, "{:?}", net.status());
+    let before = net.leaked();
+    // The last one's port is younger than the ruleset, which does not name it.
+    shell(&net.gateway, "ip addr flush dev r4; ip link set r4 master br0");
+    for (guest, v4, v6) in [
+        (&net.one, "10.42.42.2", "fd42::2"),
+        (&net.two, "10.42.42.3", "fd42::3"),
+        (&net.three, "10.43.0.3", "fd43::3"),
+        (&net.four, "10.42.42.4", "fd42::4"),
+    ] {
+        frames_for_the_port(guest, v4, v6);
+        assert_eq!((heard(), net.leaked()), (0, before), "from {v4}");
+    }
+    let (good, status) = net.status();
+    assert!(!good && status["differences"].to_string().contains("bridge port r4 is not covered"), "{status}");
+    assert!(status["differences"].to_string().contains("iif r4 prohibit"), "{status}");
+    // Each lock by itself: without the rule about MACs, the ports that it knows are closed by name.
+    net.apply(&undeclared_two);
+    assert!(net.status().0, "{:?}", net.status());
+    let handle = "nft -a list chain inet outgate sources | sed -n '/ether daddr/ s/.*handle //p'";
+    shell(&net.gateway, &format!("nft delete rule inet outgate sources handle $({handle})"));
+    for (guest, v4, v6) in [(&net.one, "10.42.42.2", "fd42::2"), (&net.four, "10.42.42.4", "fd42::4")] {
+        frames_for_the_port(guest, v4, v6);
+        assert_eq!((heard(), net.leaked()), (0, before), "from {v4}");
+    }
+    // A guest that ends takes its port along; that is no fault, and applying tidies up.
+    succeed(net.firewall(&["apply"]));
+    shell(&net.gateway, "ip link del r4");
+    let (_, status) = net.status();
+    assert!(!status["differences"].to_string().contains("routing"), "{status}");
+    succeed(net.firewall(&["apply"]));
+    assert!(!shell(&net.gateway, "ip rule; ip -6 rule").contains("r4"));
+}
+
+#[test]
+fn applying_again_gives_no_mac_away_and_only_its_own_address_claims_one() {
+    let Some(net) = Vmnet::new() else { return };
+    net.apply(PINNED);
+    net.dns("10.42.42.1:53");
+    let victim = mac(&net.one, "eth0");
+    let macs = || shell(&net.gateway, "nft list set bridge outgate macs | tr -d ' '").replace(':', "");
+    // Neither what is no IP nor ARP and IP of other addresses makes the neighbour's MAC this port's.
+    let others = [
+        format!("ffffffffffff {victim} 88b5 {}", "00".repeat(46)),
+        format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 00000000 000000000000 0a2a2a02"),
+        format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 0a2a2a02 000000000000 0a2a2a01"),
+    ];
+    let steal = || others.iter().for_each(|other| frame(&net.two, other));
+    shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+    steal();
+    assert!(!macs().contains(&victim), "{}", macs());
+    assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    assert!(macs().contains(&format!("\"p1\".{victim}")), "{}", macs());
+    // The liar has no MAC of its own yet; its own address with the neighbour's MAC would be a claim.
+    shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+    assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    let claim = format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 0a2a2a03 000000000000 0a2a2a01");
+    for _ in 0..2 {
+        net.apply(PINNED);
+        frame(&net.two, &claim);
+        steal();
+        assert!(macs().contains(&format!("\"p1\".{victim}")) && !macs().contains("\"p2\""), "{}", macs());
+        assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+        assert_eq!(connect(&net.two, "10.42.42.1:53").unwrap(), "here\n");
+        shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
+        assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
+    }
+    assert!(net.status().0, "{:?}", net.status());
+}
+
+#[test]
+fn frames_for_a_declared_guest_do_not_go_to_an_undeclared_one() {
+    let Some(net) = Vmnet::new() else { return };
+    let declared = PINNED.split("[[guest]]").take(2).collect::<Vec<_>>().join("[[guest]]");
+    net.apply(&declared);
+    nft(
+        &net.two,
+        "table inet stray { chain in { type filter hook prerouting priority -300; ip daddr 10.42.42.2 counter; \
+         ip6 daddr fd42::2 counter; }; }",
+    );
+    let stray =
+        || crate::world::vmnet::counters(&net.two, "inet", "stray").iter().map(|(_, packets)| packets).sum::<u64>();
+    // As if the undeclared one had taken the MAC while the declared one was silent.
+    let two = shell(&net.two, "ip -o link show eth0 | sed 's/.*ether //; s/ .*//'").trim().to_owned();
+    let _ = connect(&net.two, "10.42.42.1:1");
+    for address in ["10.42.42.2", "fd42::2"] {
+        shell(&net.gateway, &format!("ip neigh replace {address} lladdr {two} dev br0 nud permanent"));
+    }
+    let socket = net.gateway.run(|| UdpSocket::bind("[::]:0")).unwrap();
+    let send = || ["[::ffff:10.42.42.2]:9", "[fd42::2]:9"].map(|to| socket.send_to(b"for one", to).is_ok());
+    send();
+    eventually("both frames are counted", || net.counted("for a declared guest") == 2);
+    assert_eq!(stray(), 0);
+    nft(&net.gateway, "delete table bridge outgate");
+    eventually("without the table they arrive", || {
+        send();
+        stray() > 1
+    });
+}
+
+#[test]
+fn a_named_interface_that_is_missing_is_told_and_so_is_one_by_which_the_operator_comes() {
+    let Some(net) = Vmnet::new() else { return };
+    shell(&net.gateway, "ip route add default via 10.42.42.2 dev br0");
+    net.config(BOTH);
+    let output = net.firewall(&["apply"]);
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(told.contains("WARNING: br0 carries this machine's default route"), "{told}");
+    shell(&net.gateway, "ip route del default; ip link set br0 down; ip link set br0 name brx; ip link set brx up");
+    let (good, status) = net.status();
+    assert!(!good && status["differences"].to_string().contains("interface br0 of"), "{status}");
+    let output = net.firewall(&["apply"]);
+    assert!(output.stderr.is_empty(), "{output:?}");
+    assert!(String::from_utf8_lossy(&output.stdout).contains("is missing"), "{output:?}");
 }
 
 #[test]

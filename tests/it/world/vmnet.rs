@@ -335,6 +335,45 @@ pub fn python(namespace: &Namespace, program: &str) -> String {
     succeed(namespace.run(|| command.output()).expect("python3 is installed"))
 }
 
+/// Sends frames that a bridge hands up as its port's own, and some for everybody: datagrams to port
+/// 5300 of the gateway's from `v4` and `v6`, and echo requests as if from [`EVIL`].
+#[track_caller]
+pub fn frames_for_the_port(from: &Namespace, v4: &str, v6: &str) {
+    python(from, &format!("ME = '{v4}', '{v6}'\nEVIL = '{}', '{}'\n{FRAMES}", EVIL[0], EVIL[1]));
+}
+
+const FRAMES: &str = "
+import socket, struct
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(('eth0', 0))
+mac = s.getsockname()[4]
+packed = lambda address: socket.inet_pton(socket.AF_INET6 if ':' in address else socket.AF_INET, address)
+def checksum(data):
+    total = sum(struct.unpack('!%dH' % ((len(data) + 1) // 2), data + bytes(len(data) % 2)))
+    while total >> 16:
+        total = (total >> 16) + (total & 0xffff)
+    return struct.pack('!H', ~total & 0xffff)
+def packet(source, to, protocol, payload, at):
+    a, b = packed(source), packed(to)
+    # The checksum of an ICMP message of IPv4 has no pseudo header.
+    pseudo = b'' if protocol == 1 else a + b + struct.pack('!II', len(payload), protocol)
+    payload = payload[:at] + checksum(pseudo + payload) + payload[at + 2:]
+    if ':' in to:
+        return b'\\x86\\xdd', struct.pack('!IHBB', 6 << 28, len(payload), protocol, 64) + a + b + payload
+    head = struct.pack('!BBHHHBBH', 0x45, 0, 20 + len(payload), 1, 0, 64, protocol, 0) + a + b
+    return b'\\x08\\x00', head[:10] + checksum(head) + head[12:] + payload
+datagram = struct.pack('!HHHH', 7000, 5300, 12, 0) + b'leak'
+packets = [packet(ME[':' in to], to, 17, datagram, 6)
+           for to in ('10.42.42.1', '11.0.0.1', 'fd42::1', '2600:10::1', '255.255.255.255', '224.0.0.1', 'ff02::1')]
+packets.append(packet(EVIL[0], '10.42.42.1', 1, b'\\x08' + bytes(7) + b'leak', 2))
+packets.append(packet(EVIL[1], 'fd42::1', 58, b'\\x80' + bytes(7) + b'leak', 2))
+for to in ('0180c2000000', '0180c2000002', '0180c2000003', '0180c200000e', 'ffffffffffff'):
+    for kind, body in packets:
+        # As it is, and with a priority tag (IEEE 802.1Q: VLAN 0 is none).
+        for tag in (b'', b'\\x81\\x00\\x00\\x00'):
+            s.send(bytes.fromhex(to) + mac + tag + kind + body)
+";
+
 fn transparent_listener(address: SocketAddr) -> TcpListener {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP)).unwrap();
     socket.set_reuse_address(true).unwrap();
