@@ -46,7 +46,9 @@ fn ports_are_told_by_their_bridge_where_the_kernel_can_and_one_by_one_where_it_c
     let by_bridge = Plan::new(&settings(&["br0"]), &host(true));
     let script = by_bridge.ruleset();
     assert!(script.contains("meta ibrname { \"br0\" } counter drop"), "{script}");
-    assert!(!script.contains("\"tap1\""), "{script}");
+    // Table inet needs the ports' names all the same, for what arrives on a port past its bridge.
+    let (_, bridge) = script.split_once("table bridge outgate {").expect("there is a bridge table");
+    assert!(!bridge.contains("\"tap1\""), "{script}");
     let by_port = Plan::new(&settings(&["br0"]), &host(false));
     let script = by_port.ruleset();
     assert!(!script.contains("ibrname"), "{script}");
