@@ -2,6 +2,7 @@
 //! stream shows where it wants to go, and the original destination gives only the port.
 
 use crate::world::client::{ACCESS_DENIED, Get, Tls, Wire};
+use crate::world::dns::Answer;
 use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually, pki};
@@ -439,4 +440,97 @@ fn redirected_sockets_of_the_host_are_judged_like_a_guest_s() {
     let wire = Wire::dial(&world.guest.namespace, "10.42.42.1:3130".parse::<SocketAddr>().unwrap());
     assert!(wire.and_then(|mut wire| wire.rest()).is_err());
     eventually("it is counted", || outgate.counted("denied", "address_floor") == 1.0);
+}
+
+#[test]
+fn an_allowed_name_that_leads_into_the_floor_is_refused_in_both_protocols() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, ".good.test\n");
+    let floor = ["169.254.169.254", "10.0.0.1", "127.0.0.1", "::1", "64:ff9b::a9fe:a9fe", "11.0.0.1", "10.42.42.3"];
+    for (turn, address) in floor.iter().enumerate() {
+        let name = format!("n{turn}.good.test");
+        world.dns.set(&name, [address.parse::<IpAddr>().unwrap()]);
+        let mut wire = dial(&world, GOOD, 443);
+        wire.say(Hello::naming(&name).record());
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{address}");
+        let mut wire = dial(&world, GOOD, 80);
+        wire.say(format!("GET / HTTP/1.1\r\nHost: {name}\r\n\r\n"));
+        let refused = wire.hear("GET");
+        assert_eq!((refused.status, refused.reason().as_str()), (403, "address_floor"), "{address}");
+    }
+    assert!(world.internet.all().is_empty());
+    outgate.await_counted("denied", "address_floor", 2.0 * floor.len() as f64);
+}
+
+#[test]
+fn a_rebinding_name_leads_to_its_public_address_or_nowhere() {
+    let Some(world) = World::new() else { return };
+    let _outgate = setup(&world, "good.test\n").tables("[limits]\nnew_connections_per_second = 0").start();
+    let loopback = world.gateway.run(|| {
+        let listener = std::net::TcpListener::bind("127.0.0.1:80").unwrap();
+        listener.set_nonblocking(true).unwrap();
+        listener
+    });
+    let answers = [GOOD.into(), "127.0.0.1".parse().unwrap()].map(|address| Answer::Addresses(vec![address], 0));
+    world.dns.cycle("good.test", answers.into());
+    let mut passed = 0;
+    for _ in 0..500 {
+        let mut wire = dial(&world, EVIL, 80);
+        wire.say("GET / HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
+        let response = wire.hear("GET");
+        match response.status {
+            200 => passed += 1,
+            403 => assert_eq!(response.reason(), "address_floor"),
+            other => panic!("{other}: {}", response.text()),
+        }
+    }
+    assert!((1..500).contains(&passed), "both answers must have come up: {passed}");
+    assert!(loopback.accept().is_err(), "the loopback was dialled");
+    assert_eq!(world.internet.seen(GOOD).len(), passed);
+    world.assert_untouched(EVIL);
+}
+
+#[test]
+fn names_made_of_data_reach_no_server_by_hello_or_host() {
+    let Some(world) = World::new() else { return };
+    let outgate = setup(&world, RULES).tables("[limits]\nnew_connections_per_second = 0").start();
+    for turn in 0..500u64 {
+        let name = format!("{:060x}.evil.test", turn.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let mut wire = dial(&world, GOOD, 443);
+        wire.say(Hello::naming(&name).record());
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED));
+        let mut wire = dial(&world, GOOD, 80);
+        wire.say(format!("GET / HTTP/1.1\r\nHost: {name}\r\nConnection: close\r\n\r\n"));
+        assert_eq!(wire.hear("GET").status, 403);
+    }
+    world.assert_asked_only(&[]);
+    outgate.await_counted("denied", "not_whitelisted", 1000.0);
+    assert!(world.internet.all().is_empty());
+}
+
+#[test]
+fn three_thousand_slow_sockets_of_one_guest_leave_the_other_its_service() {
+    let Some(world) = World::new() else { return };
+    let limits = "[limits]\nconnections = 2000\nnew_connections_per_second = 0";
+    let outgate = setup(&world, RULES).tables(limits).start();
+    let before = outgate.memory();
+    let target = SocketAddr::new(GOOD.into(), 443);
+    let held: Vec<_> = world.guest.namespace.run(|| {
+        let slow = |_| {
+            let mut stream = std::net::TcpStream::connect(target).ok()?;
+            // The beginning of a hello that never gets whole.
+            stream.write_all(&[22, 3, 1, 2, 0, 1]).ok()?;
+            Some(stream)
+        };
+        (0..3000).filter_map(slow).collect()
+    });
+    assert!(held.len() >= 2000, "{} of 3000 sockets", held.len());
+    for _ in 0..100 {
+        let mut wire = Wire::dial(&world.neighbour.namespace, SocketAddr::new(EVIL.into(), 80)).unwrap();
+        wire.say("GET /hi HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
+        assert_eq!(wire.hear("GET").status, 200);
+    }
+    let grown = outgate.memory().saturating_sub(before);
+    assert!(grown < 3000 * 24 * 1024, "{grown} bytes for 3,000 sockets");
+    world.assert_untouched(EVIL);
 }
