@@ -19,8 +19,7 @@
 use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
 use crate::accept::Pace;
 use crate::account::Listener;
-use crate::flow::ticket;
-use crate::flow::{House, Live};
+use crate::flow::{House, Live, ticket};
 use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};

@@ -35,12 +35,12 @@ struct Stray {
 /// Serves a connection that was on its way to `original`.
 pub(super) async fn serve(visit: Visit, listener: Listener, original: SocketAddr) -> Result<Relaying, Ended> {
     let mut stray = Stray { visit, listener, original };
-    let raw = stray.raw().is_ok();
-    if !raw && !stray.is_heard() {
-        return Err(stray.refuse_raw());
+    if !stray.is_heard() {
+        let (Ok(claim) | Err(claim)) = stray.raw();
+        return Err(stray.refuse_raw(claim));
     }
     // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
-    let patience = (raw || stray.could_be_raw()).then(|| Instant::now() + SILENCE);
+    let patience = stray.could_be_raw().then(|| Instant::now() + SILENCE);
     let mut scanned = 0;
     loop {
         match sniff_on(&stray.visit.input, scanned) {
@@ -120,10 +120,8 @@ impl Stray {
     }
 
     /// Nothing of the stream can be answered in its own words.
-    fn refuse_raw(&self) -> Ended {
-        let claim = match self.raw() {
-            Ok(claim) | Err(claim) => Claim { spoken: Some(Protocol::Raw), ..claim },
-        };
+    fn refuse_raw(&self, claim: Claim) -> Ended {
+        let claim = Claim { spoken: Some(Protocol::Raw), ..claim };
         let mut record = self.visit.record(self.listener);
         if decide(&self.visit.house, &claim, &mut record).is_ok() {
             // Another list came into force since.
@@ -135,8 +133,10 @@ impl Stray {
 
     /// Neither TLS nor HTTP, or not to be told yet: from here on like a tunnel to what was meant.
     async fn raw_flow(mut self) -> Result<Relaying, Ended> {
-        // Asked again: the list, or what the guest was told of names, may have changed meanwhile.
-        let Ok(claim) = self.raw() else { return Err(self.refuse_raw()) };
+        let claim = match self.raw() {
+            Ok(claim) => claim,
+            Err(claim) => return Err(self.refuse_raw(claim)),
+        };
         let mut record = self.visit.record(self.listener);
         let reached = match decide(&self.visit.house, &claim, &mut record) {
             Ok(permit) => {
