@@ -6,6 +6,7 @@
 
 mod addresses;
 mod cli;
+mod confine;
 mod dns;
 mod fairness;
 mod firewall;
