@@ -272,8 +272,8 @@ fn acts() {
         }
         Err(error) => println!("act {act}: {error}"),
     };
-    let threaded = || io::Result::Ok(std::thread::Builder::new().spawn(|| {})?.join().unwrap());
-    report("start a thread", threaded());
+    let thread = std::thread::Builder::new().spawn(|| {});
+    report("start a thread", thread.map(|thread| thread.join().unwrap()));
     report("connect", TcpStream::connect(address).map(drop));
     let datagram = || UdpSocket::bind("127.0.0.1:0")?.send_to(b"hello", "127.0.0.1:9");
     report("send a datagram", datagram().map(drop));
