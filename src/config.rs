@@ -217,14 +217,15 @@ impl Settings {
         Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
     }
 
-    /// Makes the state dir and the folder of the control socket where they are missing.
+    /// Makes the state dir and the folder of the control socket where they are missing, for `owner`, a
+    /// user and a group, or else for this process.
     ///
     /// # Errors
     /// [`ConfigError::Folder`] where one cannot be made, or where somebody else could change what is
     /// in it.
-    pub fn make_folders(&self) -> Result<(), ConfigError> {
+    pub fn make_folders(&self, owner: Option<(u32, u32)>) -> Result<(), ConfigError> {
         let folder = |path: &Path, mode, remedy| {
-            let made = paths::make_safe(path, mode);
+            let made = paths::make_safe(path, mode, owner);
             made.map_err(|why| ConfigError::Folder { path: path.to_owned(), why, remedy })
         };
         if let Some(parent) = self.listen.control.as_deref().and_then(Path::parent) {

@@ -7,6 +7,7 @@
 
 mod guard;
 mod reload;
+mod settle;
 
 use crate::accept::listen::{self, ListenError};
 use crate::accept::{self, Gate};
@@ -19,10 +20,11 @@ use crate::flow::{self, Door, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
-use crate::system::{self, Asked, Signals};
+use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
 use arc_swap::ArcSwap;
 use guard::Guard;
 use reload::{Lists, Reloader};
+use settle::Fences;
 use std::hash::BuildHasher;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -63,28 +65,38 @@ pub enum DaemonError {
     /// The control socket can't be opened.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// Privileges can't be given up.
+    #[error(transparent)]
+    Privileges(#[from] PrivilegeError),
+    /// Without privileges a file can't be used.
+    #[error(transparent)]
+    Access(#[from] AccessError),
     /// A thread, a runtime or a signal handler can't be had.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
 }
 
-/// Runs until SIGTERM or SIGINT.
+/// Runs until SIGTERM or SIGINT, confined as asked from the moment when all listeners are open.
 ///
 /// # Errors
 /// [`DaemonError`], before anything was served.
-pub fn run(settings: Settings) -> Result<(), DaemonError> {
+pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let open_files = system::raise_open_files();
     tracing::debug!(open_files, "limit on open files");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // First of all, so that a signal during a long start is not taken for "die".
     let signals = runtime.block_on(async { Signals::new() })?;
-    settings.make_folders()?;
-    let lists = Lists::at_start(&settings)?;
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&settings)?, &settings)));
+    settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)))?;
     let workers = system::cpus();
     let entrances = entrances(&settings, workers)?;
     let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
-    let doors = Doors::open(&settings)?;
+    let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
+    // Files and the control socket are whose they will be used by, so they come after.
+    let control = || settings.listen.control.as_deref().map(control::bind).transpose();
+    let (fences, control) = settle::give_up(&settings, confine, control)?;
+    let doors = Doors { admin: admin.into_iter().flatten().next(), control };
+    let lists = Lists::at_start(&settings)?;
+    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&settings)?, &settings)));
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
@@ -112,7 +124,7 @@ pub fn run(settings: Settings) -> Result<(), DaemonError> {
     house.drop_bindings();
     let dns = NameService { sockets: dns, v6: takes_ipv6(&settings.listen) };
     let threads = spawn_workers(&house, &entrances, &dns, workers, &end)?;
-    let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound }));
+    let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound, fences }));
     end.cancel();
     for thread in threads {
         if thread.join().is_err() {
@@ -130,6 +142,7 @@ struct Start {
     lists: Lists,
     doors: Doors,
     bound: Vec<SocketAddr>,
+    fences: Fences,
 }
 
 /// A guest listener: one socket a worker.
@@ -154,17 +167,9 @@ struct Doors {
     control: Option<UnixListener>,
 }
 
-impl Doors {
-    fn open(settings: &Settings) -> Result<Doors, DaemonError> {
-        let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
-        let control = settings.listen.control.as_deref().map(control::bind).transpose()?;
-        Ok(Doors { admin: admin.into_iter().flatten().next(), control })
-    }
-}
-
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, doors, bound } = start;
+    let Start { settings, lists, doors, bound, fences } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
@@ -192,6 +197,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         dns = ?where_to.dns, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
+    settle::bar_calls(fences, &house.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
     while signals.next().await == Asked::Reload {
         house.account.reopen();

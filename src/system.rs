@@ -1,5 +1,12 @@
 //! What the operating system wants of a daemon: signals, limits on open files, the service manager.
 
+mod confine;
+
+pub use confine::{
+    AccessError, Confine, Need, PrivilegeError, Use, User, UserError, check, fence_calls, fence_files, give_up,
+    is_privileged,
+};
+
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 

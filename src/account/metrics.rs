@@ -46,6 +46,8 @@ pub struct Metrics {
     whitelist: Whitelist,
     revoked: IntCounter,
     firewall: IntGauge,
+    landlock: IntGauge,
+    seccomp: IntGauge,
     panics: IntCounter,
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
@@ -125,6 +127,8 @@ impl Metrics {
             whitelist: Whitelist::new(&make)?,
             revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
             firewall: make.gauge("outgate_firewall_in_place", "1 if the table of the firewall that the configuration asks for is seen in place; `outgate firewall status` looks at all of it.")?,
+            landlock: make.gauge("outgate_landlock_abi", "Version of Landlock that confines the daemon's writing; 0 without.")?,
+            seccomp: make.gauge("outgate_seccomp_enabled", "1 if the system call filter is in force.")?,
             panics: make.counter("outgate_panics_total", "Panics caught; each ended one flow.")?,
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
@@ -154,6 +158,12 @@ impl Metrics {
     /// The ruleset is in place, as far as it can be told.
     pub fn set_firewall_in_place(&self, in_place: bool) {
         self.firewall.set(i64::from(in_place));
+    }
+
+    /// What confines the daemon itself.
+    pub fn set_sandbox(&self, landlock_abi: u8, seccomp: bool) {
+        self.landlock.set(i64::from(landlock_abi));
+        self.seccomp.set(i64::from(seccomp));
     }
 
     /// A panic was caught.

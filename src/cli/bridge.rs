@@ -8,6 +8,7 @@ use crate::daemon;
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
 pub(super) use crate::whitelist::UsedLines;
+use crate::system::Confine;
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
 use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
@@ -217,8 +218,8 @@ fn problems_of(refusal: &Value) -> Vec<String> {
 }
 
 /// Runs the daemon until it is told to stop.
-pub(super) fn run_daemon(settings: Settings) -> Result<(), String> {
-    daemon::run(settings).map_err(|error| error.to_string())
+pub(super) fn run_daemon(settings: Settings, confine: &Confine) -> Result<(), String> {
+    daemon::run(settings, confine).map_err(|error| error.to_string())
 }
 
 /// A report's findings in the words of the command line.

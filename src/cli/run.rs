@@ -2,6 +2,7 @@
 
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::Settings;
+use crate::system::{self, Confine, User};
 use clap::Args;
 use std::io::{self, IsTerminal};
 use tracing_subscriber::EnvFilter;
@@ -11,12 +12,13 @@ use tracing_subscriber::EnvFilter;
 /// Without a configuration file it listens on 127.0.0.1:3128 (proxy) and 127.0.0.1:3190 (admin) and
 /// uses the whitelist that is built in. SIGHUP reads configuration and lists again. A transparent
 /// listener takes root, or CAP_NET_ADMIN, at the start; the ruleset that brings guests to it is
-/// `outgate firewall apply`.
+/// `outgate firewall apply`. Once the listeners are open, every capability is given up, for good.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   outgate run
   outgate run --config ./outgate.toml --log-level debug
+  sudo outgate run --user outgate
   curl -x http://127.0.0.1:3128 https://ipfs.io/")]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -25,6 +27,14 @@ pub(super) struct Arguments {
     /// [default: $RUST_LOG or info]
     #[arg(short, long, value_name = "LEVEL")]
     log_level: Option<String>,
+    /// Become this user once all listeners are open; takes root. State dir and control folder are made
+    /// for it
+    #[arg(long, value_name = "NAME")]
+    user: Option<String>,
+    /// Do without Landlock and the system call filter; for a kernel or C library on which they break
+    /// the daemon, and no longer than it takes to report that
+    #[arg(long)]
+    no_sandbox: bool,
 }
 
 /// The DNS library reports names that guests asked for; the access log has them, escaped.
@@ -32,12 +42,22 @@ const DEFAULT_LEVEL: &str = "info,hickory_resolver=error,hickory_net=error,hicko
 
 pub(super) fn run(arguments: Arguments) -> Outcome {
     log_to_stderr(arguments.log_level)?;
+    let confine = confine(arguments.user.as_deref(), !arguments.no_sandbox)?;
     let (settings, warnings) = Settings::load(arguments.config.config.as_deref())?;
     for warning in warnings {
         tracing::warn!("{warning}");
     }
-    bridge::run_daemon(settings).map_err(Failure::Failed)?;
+    bridge::run_daemon(settings, &confine).map_err(Failure::Failed)?;
     Ok(Exit::Good)
+}
+
+fn confine(user: Option<&str>, sandbox: bool) -> Result<Confine, Failure> {
+    let Some(name) = user else { return Ok(Confine { user: None, sandbox }) };
+    if !system::is_root() {
+        return Err(Failure::Usage("--user takes root; start outgate as that user, and without --user".to_owned()));
+    }
+    let user = User::find(name).map_err(|error| Failure::Failed(error.to_string()))?;
+    Ok(Confine { user: Some(user), sandbox })
 }
 
 fn log_to_stderr(level: Option<String>) -> Result<(), Failure> {

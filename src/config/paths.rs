@@ -2,12 +2,14 @@
 //! file. Root and system services have the places of the file-system hierarchy; everybody else has
 //! those of the XDG base directories.
 
+use rustix::fs::OFlags;
 use std::env;
 use std::ffi::OsString;
-use std::fs::{DirBuilder, Metadata};
+use std::fs::{DirBuilder, Metadata, OpenOptions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 /// The configuration file that is read if none is named.
 pub const CONFIG_FILE: &str = "/etc/outgate/outgate.toml";
@@ -41,7 +43,7 @@ impl Surroundings {
     /// directory specification asks.
     pub(super) fn of_this_process() -> Surroundings {
         Surroundings {
-            uid: rustix::process::geteuid().as_raw(),
+            uid: started_as(),
             runtime_directory: first_path(env::var_os("RUNTIME_DIRECTORY")),
             state_directory: first_path(env::var_os("STATE_DIRECTORY")),
             xdg_runtime_dir: first_path(env::var_os("XDG_RUNTIME_DIR")),
@@ -78,23 +80,45 @@ impl Surroundings {
     }
 }
 
-/// Makes a directory with `mode`, its parents included, or checks that the one there is safe.
+/// As whom this process asked first. A daemon that becomes another user later (`run --user`) still has
+/// its places where it had them, at a reload too.
+fn started_as() -> u32 {
+    static UID: OnceLock<u32> = OnceLock::new();
+    *UID.get_or_init(|| rustix::process::geteuid().as_raw())
+}
+
+/// Makes a directory with `mode`, its parents included, or checks that the one there is safe. One that
+/// is made here goes to `owner`, a user and a group.
 ///
 /// # Errors
 /// Those of mkdir(2), and [`io::ErrorKind::PermissionDenied`] where somebody else could swap what is
-/// in it: no directory, another owner than this user or root, or writable by everybody without the
-/// sticky bit.
-pub(super) fn make_safe(dir: &Path, mode: u32) -> io::Result<()> {
-    match DirBuilder::new().recursive(true).mode(mode).create(dir) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
+/// in it: no directory, another owner than this user, `owner` or root, or writable by everybody without
+/// the sticky bit.
+pub(super) fn make_safe(dir: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
+    if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        // The owner has to get through those above, which stay root's.
+        let above = if owner.is_some() { 0o755 } else { mode };
+        DirBuilder::new().recursive(true).mode(above).create(parent)?;
+    }
+    match (DirBuilder::new().mode(mode).create(dir), owner) {
+        (Ok(()), Some(owner)) => give(dir, owner)?,
+        (Err(error), _) if error.kind() != io::ErrorKind::AlreadyExists => return Err(error),
         _ => {}
     }
-    let uid = rustix::process::geteuid().as_raw();
+    let uid = owner.map_or_else(|| rustix::process::geteuid().as_raw(), |(uid, _)| uid);
     let link = std::fs::symlink_metadata(dir)?;
     match flaw(&link, &std::fs::metadata(dir)?, uid) {
         Some(flaw) => Err(io::Error::new(io::ErrorKind::PermissionDenied, flaw)),
         None => Ok(()),
     }
+}
+
+/// Gives a directory away. By an open one and never through a link: what stands there under its name may
+/// have been swapped.
+fn give(dir: &Path, (uid, gid): (u32, u32)) -> io::Result<()> {
+    let flags = i32::try_from((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits()).unwrap_or(0);
+    let dir = OpenOptions::new().read(true).custom_flags(flags).open(dir)?;
+    fchown(dir, Some(uid), Some(gid))
 }
 
 /// May everybody swap what is in this directory? A directory of somebody else's is not asked about here.
@@ -174,13 +198,13 @@ mod tests {
         use std::os::unix::fs::PermissionsExt;
         let scratch = tempfile::tempdir().unwrap();
         let dir = scratch.path().join("a/b");
-        make_safe(&dir, 0o700).unwrap();
+        make_safe(&dir, 0o700, None).unwrap();
         assert_eq!(std::fs::metadata(&dir).unwrap().mode() & 0o777, 0o700);
-        make_safe(&dir, 0o700).unwrap();
+        make_safe(&dir, 0o700, None).unwrap();
         std::fs::set_permissions(&dir, std::fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(make_safe(&dir, 0o700).is_err());
+        assert!(make_safe(&dir, 0o700, None).is_err());
         let link = scratch.path().join("a/link");
         std::os::unix::fs::symlink("/nowhere", &link).unwrap();
-        assert!(make_safe(&link, 0o700).is_err());
+        assert!(make_safe(&link, 0o700, None).is_err());
     }
 }

@@ -259,17 +259,10 @@ impl Rules {
             }
             Host::Name(name) => name.as_str(),
         };
-        self.chain(self.names.exact(&self.store, name)).for_each(&mut report);
         let labels = Labels::of(name);
-        for depth in 0..=labels.count() {
-            if !self.names.has_depth(depth) {
-                continue;
-            }
-            let front = labels.count() - depth;
-            self.chain(self.names.base(&self.store, labels.tail(depth), depth))
-                .filter(|record| record.shape().takes(front))
-                .for_each(&mut report);
-        }
+        self.names.matching(&self.store, &labels, |head, front| {
+            self.chain(Some(head)).filter(|record| record.shape().takes(front)).for_each(&mut report);
+        });
         self.globs.matching(&labels, |head| self.chain(Some(head)).for_each(&mut report));
         self.regexes.matching(name, |head| self.chain(Some(head)).for_each(&mut report));
     }
@@ -286,12 +279,14 @@ impl Rules {
 
     /// The rules of an exact name.
     pub(super) fn of_name(&self, name: &str) -> impl Iterator<Item = Record> {
-        self.chain(self.names.exact(&self.store, name))
+        let head = self.names.get(&self.store, name);
+        self.chain(head).filter(|record| record.shape() == Shape::Exact)
     }
 
     /// The wildcard rules of a base of `labels` labels.
     pub(super) fn of_base(&self, base: &str, labels: usize) -> impl Iterator<Item = Record> {
-        self.chain(self.names.base(&self.store, base, labels))
+        let head = if self.has_depth(labels) { self.names.get(&self.store, base) } else { None };
+        self.chain(head).filter(|record| record.shape() != Shape::Exact)
     }
 
     pub(super) fn location(&self, place: Place) -> Option<super::Location> {
@@ -320,7 +315,7 @@ impl Rules {
 
     /// Could a base of a wildcard have this many labels?
     pub(super) fn has_depth(&self, labels: usize) -> bool {
-        self.names.has_depth(labels)
+        self.names.has_base_depth(labels)
     }
 
     /// Every rule, in the order in which they were added.

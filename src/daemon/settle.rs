@@ -1,0 +1,90 @@
+//! From a process that may do anything to one that may do what its work takes: which privileges go
+//! when, and what has to be possible without them. How each is given up is `system`'s.
+
+use super::DaemonError;
+use crate::account::{AccessLog, Account};
+use crate::config::Settings;
+use crate::control::ControlError;
+use crate::system::{self, Confine, Need, Use};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+/// The metrics' word for what holds the daemon.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Fences {
+    sandbox: bool,
+    landlock: u8,
+}
+
+/// Gives up user and capabilities, asks whether the files can be used without them, and confines writing
+/// to the daemon's own folders. To be called when every listener is open and before any thread is
+/// started: threads inherit all of it.
+///
+/// `control` opens the control socket in between: as the user who will have it, and before writing in
+/// its folder ends.
+pub(super) fn give_up(
+    settings: &Settings,
+    confine: &Confine,
+    control: impl FnOnce() -> Result<Option<UnixListener>, ControlError>,
+) -> Result<(Fences, Option<UnixListener>), DaemonError> {
+    if system::is_privileged() || confine.user.is_some() {
+        system::give_up(confine.user.as_ref())?;
+        system::check(&needs(settings), confine.user.as_ref())?;
+        let user = confine.user.as_ref().map_or("unchanged", |user| user.name.as_str());
+        tracing::info!(user, "all privileges are given up");
+    }
+    let control = control()?;
+    if !confine.sandbox {
+        tracing::warn!(
+            "--no-sandbox: a hole in outgate would open every file and system call that its user has; \
+             find out what the sandbox breaks and leave the switch off again"
+        );
+        return Ok((Fences { sandbox: false, landlock: 0 }, control));
+    }
+    let fences = Fences { sandbox: true, landlock: system::fence_files(&writable(settings)) };
+    Ok((fences, control))
+}
+
+/// Bars every system call that only the start needed, once all threads are up.
+pub(super) fn bar_calls(fences: Fences, account: &Account) {
+    let seccomp = fences.sandbox && system::fence_calls();
+    account.metrics().set_sandbox(fences.landlock, seccomp);
+    tracing::debug!(landlock = fences.landlock, seccomp, "the sandbox");
+}
+
+/// What a reload, a rotated log or the end of the daemon will want.
+fn needs(settings: &Settings) -> Vec<Need> {
+    let read = settings.path.iter().chain(&settings.whitelist_dir).cloned();
+    let lists = settings.whitelist_dir.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
+    let lists = lists.map(|entry| entry.path()).filter(|path| is_list(path));
+    let read = read.chain(lists).map(|path| Need { path, what: Use::Read });
+    let state = Need { path: settings.state_dir.clone(), what: Use::Keep };
+    let control = settings.listen.control.as_deref().and_then(folder_of);
+    let control = control.map(|path| Need { path, what: Use::Make });
+    let log = log_file(settings).map(|path| Need { path: path.to_owned(), what: Use::Append });
+    read.chain([state]).chain(control).chain(log).collect()
+}
+
+/// The folders in which files are made or replaced while the daemon runs.
+fn writable(settings: &Settings) -> Vec<PathBuf> {
+    let log = log_file(settings).map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+    [settings.state_dir.clone()].into_iter().chain(log.as_deref().and_then(folder_of)).collect()
+}
+
+fn log_file(settings: &Settings) -> Option<&Path> {
+    match &settings.log.access {
+        AccessLog::File(path) => Some(path),
+        AccessLog::Stdout | AccessLog::Journal | AccessLog::Off => None,
+    }
+}
+
+fn folder_of(path: &Path) -> Option<PathBuf> {
+    let folder = path.parent()?;
+    Some(if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
+}
+
+/// By its name; what is no part of a list may be as unreadable as it likes.
+fn is_list(path: &Path) -> bool {
+    let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
+    !hidden && path.extension().is_some_and(|extension| extension == "rules" || extension == "lst" || extension == "json")
+}

@@ -1,0 +1,97 @@
+//! What the daemon needs of the file system while it runs, asked for in advance: a reload must not be
+//! the first to find out that without privileges a file can't be read.
+
+use super::User;
+use rustix::fs::{Access, access};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// What a path is needed for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Use {
+    /// To be read: a file, or a folder that is listed.
+    Read,
+    /// A folder in which files are made, replaced and read again.
+    Keep,
+    /// A folder in which a socket is made.
+    Make,
+    /// A file that is written to, and made where it is missing.
+    Append,
+}
+
+/// A path and what it is needed for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Need {
+    /// The path.
+    pub path: PathBuf,
+    /// What for.
+    pub what: Use,
+}
+
+/// What the daemon could not do without privileges, and what to do.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {who} may not {verb} it: {source}; {remedy}", path.display())]
+pub struct AccessError {
+    /// The file or folder.
+    pub path: PathBuf,
+    /// As whom.
+    pub who: String,
+    /// Read or write.
+    pub verb: &'static str,
+    /// What the kernel said.
+    pub source: io::Error,
+    /// A command.
+    pub remedy: String,
+}
+
+/// Asks for each of `needs`, as this process is now: `user`, or whoever started it.
+///
+/// # Errors
+/// The first that is not met. A path that is missing is for those to report who use it.
+pub fn check(needs: &[Need], user: Option<&User>) -> Result<(), AccessError> {
+    needs.iter().try_for_each(|need| {
+        let may = |path: &Path, wanted| ask(path, wanted, need, user);
+        match need.what {
+            Use::Read if need.path.is_dir() => may(&need.path, Access::READ_OK | Access::EXEC_OK),
+            Use::Read => may(&need.path, Access::READ_OK),
+            Use::Keep => {
+                may(&need.path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
+                // What an earlier start has left there as another user.
+                let entries = std::fs::read_dir(&need.path).into_iter().flatten().flatten();
+                entries.map(|entry| entry.path()).try_for_each(|path| may(&path, Access::READ_OK))
+            }
+            Use::Make => may(&need.path, Access::WRITE_OK | Access::EXEC_OK),
+            Use::Append if need.path.exists() => may(&need.path, Access::WRITE_OK),
+            Use::Append => {
+                need.path.parent().map_or(Ok(()), |folder| may(folder, Access::WRITE_OK | Access::EXEC_OK))
+            }
+        }
+    })
+}
+
+fn ask(path: &Path, wanted: Access, need: &Need, user: Option<&User>) -> Result<(), AccessError> {
+    let Err(errno) = access(path, wanted) else { return Ok(()) };
+    if errno == rustix::io::Errno::NOENT {
+        return Ok(());
+    }
+    let verb = if wanted.contains(Access::WRITE_OK) { "write to" } else { "read" };
+    let (who, remedy) = match user {
+        Some(user) => (format!("user {}", user.name), remedy(need, &user.name)),
+        None if rustix::process::geteuid().is_root() => {
+            let remedy = format!("{}, or run as its owner with --user", remedy(need, "root"));
+            ("root without capabilities".to_owned(), remedy)
+        }
+        None => ("this user without capabilities".to_owned(), "change its owner or mode".to_owned()),
+    };
+    Err(AccessError { path: path.to_owned(), who, verb, source: errno.into(), remedy })
+}
+
+fn remedy(need: &Need, name: &str) -> String {
+    let path = need.path.display();
+    match need.what {
+        Use::Read => format!("run `setfacl -R -m u:{name}:rX {path}`, and see that each folder above may be searched"),
+        Use::Keep => format!("run `chown -R {name}: {path}`"),
+        Use::Make => format!("run `chown {name}: {path}`, or choose another [listen].control"),
+        Use::Append => format!("run `touch {path} && chown {name}: {path}`"),
+    }
+}

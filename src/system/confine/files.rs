@@ -1,0 +1,69 @@
+//! Landlock: the whole tree may be read, as far as modes allow; nothing may be written outside the
+//! folders named, nothing run, no TCP port bound, no process outside signalled. Best effort: older
+//! kernels enforce less, and some nothing.
+//!
+//! Reading is not narrowed: lists may be links to anywhere, and a reload may name another `hosts_file`
+//! or hold a link that leads elsewhere. What guests could win by an open file descriptor is kept from
+//! them by file modes, which hold for the daemon since it has no capability.
+
+use landlock::{
+    ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, RulesetStatus, Scope,
+};
+use std::path::PathBuf;
+
+/// Rights up to this version of Landlock's interface are asked for. Later ones restrict sockets by
+/// path, which the journal and the service manager need.
+const KNOWN: ABI = ABI::V6;
+
+/// Confines the calling thread, and all that it starts from now on, to write beneath `writable` alone.
+/// Folders that are missing are passed over. Returns the version of Landlock's interface that is in
+/// force, 0 where the kernel has none; says in the log why.
+pub fn fence_files(writable: &[PathBuf]) -> u8 {
+    match restrict(writable) {
+        Ok(0) => {
+            tracing::warn!("this kernel has no Landlock: the daemon's writing is held by file modes alone");
+            0
+        }
+        Ok(version) => version,
+        Err(error) => {
+            tracing::warn!(%error, "Landlock cannot be used: the daemon's writing is held by file modes alone");
+            0
+        }
+    }
+}
+
+fn restrict(writable: &[PathBuf]) -> Result<u8, RulesetError> {
+    let ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::from_all(KNOWN))?
+        .handle_access(AccessNet::BindTcp)?
+        .scope(scopes())?
+        .create()?;
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = read | AccessFs::WriteFile | AccessFs::MakeReg | AccessFs::RemoveFile | AccessFs::Truncate;
+    let mut ruleset = match PathFd::new("/") {
+        Ok(root) => ruleset.add_rule(PathBeneath::new(root, read))?,
+        Err(_) => ruleset,
+    };
+    for folder in writable {
+        if let Ok(folder) = PathFd::new(folder) {
+            ruleset = ruleset.add_rule(PathBeneath::new(folder, write))?;
+        }
+    }
+    let status = ruleset.restrict_self()?;
+    match (status.ruleset, status.landlock) {
+        (RulesetStatus::NotEnforced, _) => Ok(0),
+        (_, LandlockStatus::Available { effective_abi, .. }) => Ok(effective_abi as u8),
+        _ => Ok(0),
+    }
+}
+
+/// A service manager may listen on an abstract socket (sd_notify(3)).
+fn scopes() -> BitFlags<Scope> {
+    let notify = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
+    match notify.as_encoded_bytes().starts_with(b"@") {
+        true => Scope::Signal.into(),
+        false => Scope::Signal | Scope::AbstractUnixSocket,
+    }
+}
