@@ -3,10 +3,15 @@
 //! One accept loop a listener and worker thread. Running out of file descriptors pauses the loop
 //! instead of spinning it. Which guest it is and what it wants is for the stages behind.
 
+mod inherit;
 pub mod limits;
-pub mod listen;
+mod listen;
+mod sockets;
 
+pub use inherit::Missing;
 pub use limits::{Gate, LimitSettings, Looking, Pace, Slot, Telling};
+pub use listen::{Kind, ListenError};
+pub use sockets::{Shares, Sockets, Unclaimed};
 
 use crate::reason::Reason;
 use std::future::Future;

@@ -5,29 +5,31 @@
 //! cannot be had at the start (a port, a readable list) is an error before the first connection; after
 //! that nothing but a signal ends the daemon.
 
+mod doors;
 mod guard;
+mod pulse;
 mod reload;
 mod settle;
 
-use crate::accept::listen::{self, ListenError};
-use crate::accept::{self, Gate};
+use crate::accept::{self, Gate, ListenError};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::{self, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
-use crate::flow::{self, Door, House, Live};
+use crate::flow::{self, House, Live};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
 use arc_swap::ArcSwap;
+use doors::{Doors, Share};
 use guard::Guard;
+use pulse::Pulse;
 use reload::{Lists, Reloader};
 use settle::Fences;
 use std::hash::BuildHasher;
 use std::io;
-use std::net::{SocketAddr, TcpListener};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -38,8 +40,14 @@ use tokio_util::sync::CancellationToken;
 
 /// How long open flows get after SIGTERM where the listeners are this process's own.
 const DRAIN: Duration = Duration::from_secs(20);
+/// How long nobody may wait in a socket that outlives this process, until the next one accepts.
+const LONGEST_WAIT: Duration = Duration::from_secs(3);
+/// How long open flows get in any case.
+const LEAST_DRAIN: Duration = Duration::from_secs(1);
 /// How long flows that were told to end get to do so.
-const LAST_CALL: Duration = Duration::from_secs(1);
+const LAST_CALL: Duration = Duration::from_millis(300);
+/// For what the service manager does between two processes.
+const TURN_AROUND: Duration = Duration::from_millis(300);
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
@@ -81,6 +89,7 @@ pub enum DaemonError {
 /// # Errors
 /// [`DaemonError`], before anything was served.
 pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
+    let begun = Instant::now();
     let open_files = system::raise_open_files();
     tracing::debug!(open_files, "limit on open files");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -88,13 +97,10 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let signals = runtime.block_on(async { Signals::new() })?;
     settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)))?;
     let workers = system::cpus();
-    let entrances = entrances(&settings, workers)?;
-    let dns = settings.listen.dns.iter().map(|address| dns::open(*address, workers)).collect::<Result<Vec<_>, _>>()?;
-    let admin = settings.listen.admin.map(|address| listen::open(address, 1, "[listen].admin")).transpose()?;
+    let mut doors = Doors::open(&settings.listen, workers)?;
     // Files and the control socket are whose they will be used by, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
     let (fences, control) = settle::give_up(&settings, confine, control)?;
-    let doors = Doors { admin: admin.into_iter().flatten().next(), control };
     let lists = Lists::at_start(&settings)?;
     let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&settings)?, &settings)));
 
@@ -102,15 +108,13 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let account = Account::start(&settings.log, &names)?;
     count_panics(&account);
     advise(&account, &live);
-    let mut bound = bound(&entrances, doors.admin.as_ref());
-    bound.extend(dns.iter().filter_map(|sockets| sockets.first()?.local_addr().ok()));
     let bindings = Arc::new(Bindings::default());
     let keeper = match settings.listen.dns.is_empty() {
         true => None,
         false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
     };
     let mut floor = settings.floor();
-    floor.listeners.extend(&bound);
+    floor.listeners.extend(&doors.bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
@@ -122,9 +126,11 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     });
     let end = CancellationToken::new();
     house.drop_bindings();
-    let dns = NameService { sockets: dns, v6: takes_ipv6(&settings.listen) };
-    let threads = spawn_workers(&house, &entrances, &dns, workers, &end)?;
-    let result = runtime.block_on(govern(&house, signals, Start { settings, lists, doors, bound, fences }));
+    let pulse = Pulse::new(workers);
+    let shares = std::mem::take(&mut doors.shares);
+    let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
+    let start = Start { settings, lists, doors, control, fences, pulse, begun };
+    let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
         if thread.join().is_err() {
@@ -141,54 +147,33 @@ struct Start {
     settings: Settings,
     lists: Lists,
     doors: Doors,
-    bound: Vec<SocketAddr>,
-    fences: Fences,
-}
-
-/// A guest listener: one socket a worker.
-struct Entrance {
-    door: Door,
-    sockets: Vec<TcpListener>,
-}
-
-/// Opens every guest listener, or none.
-fn entrances(settings: &Settings, workers: usize) -> Result<Vec<Entrance>, ListenError> {
-    let listen = &settings.listen;
-    let proxy = listen.proxy.iter().map(|at| (Door::Proxy, listen::open(*at, workers, "[listen].proxy")));
-    let transparent = listen.transparent.iter().map(|at| (Door::Transparent, listen::open_transparent(*at, workers)));
-    let redirect = listen.redirect.iter().map(|at| (Door::Redirect, listen::open(*at, workers, "[listen].redirect")));
-    let all = proxy.chain(transparent).chain(redirect);
-    all.map(|(door, sockets)| Ok(Entrance { door, sockets: sockets? })).collect()
-}
-
-/// Listeners of the operator's, opened before the first flow.
-struct Doors {
-    admin: Option<TcpListener>,
     control: Option<UnixListener>,
+    fences: Fences,
+    pulse: Pulse,
+    begun: Instant,
 }
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, doors, bound, fences } = start;
+    let Start { settings, lists, doors, control, fences, pulse, begun } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
-    let reloader = Reloader::start(Arc::clone(house), settings, lists, bound)?;
+    let reloader = Reloader::start(Arc::clone(house), settings, lists, doors.bound)?;
     let mut served = JoinSet::new();
     served.spawn(guard.clone().watch());
-    if let Some(listener) = doors.admin {
-        let trouble = reloader.clone();
-        let stop = house.stop.clone();
-        let guard = guard.clone();
+    doors::turn_away(doors.unclaimed);
+    for listener in doors.admin {
+        let (trouble, stop) = (trouble(&reloader, &guard), house.stop.clone());
         let not_ready = move || {
             let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-            trouble.trouble().into_iter().chain(guard.trouble()).chain(stopping).collect()
+            trouble().into_iter().chain(stopping).collect()
         };
         let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
-    if let Some(listener) = doors.control {
-        let status = status(house, &reloader, guard);
+    if let Some(listener) = control {
+        let status = status(house, &reloader, &guard);
         let control = Control::new(Arc::clone(&house.account), status, used(&reloader), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
@@ -199,22 +184,42 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     );
     settle::bar_calls(fences, &house.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
+    served.spawn(pulse.report(state(house, &reloader, &guard)));
+    let grace = grace(doors.inherited, begun.elapsed());
     while signals.next().await == Asked::Reload {
         house.account.reopen();
         reloader.request();
     }
     system::notify(&[sd_notify::NotifyState::Stopping]);
-    drain(house, &mut signals).await;
+    drain(house, &mut signals, grace).await;
     drop(served);
     reloader.keep_used().await;
     Ok(())
 }
 
+/// What keeps the daemon from being ready.
+fn trouble(reloader: &Reloader, guard: &Guard) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+    let (reloader, guard) = (reloader.clone(), guard.clone());
+    move || reloader.trouble().into_iter().chain(guard.trouble()).collect()
+}
+
+/// What `systemctl status` shows.
+fn state(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> impl Fn() -> String + Send + use<> {
+    let (house, trouble) = (Arc::clone(house), trouble(reloader, guard));
+    move || {
+        let open = house.gate.total();
+        match trouble() {
+            trouble if trouble.is_empty() => format!("Ready; {open} connections open"),
+            trouble => format!("Not ready: {}; {open} connections open", trouble.join("; ")),
+        }
+    }
+}
+
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, reloader: &Reloader, guard: Guard) -> control::Status {
-    let (house, reloader) = (Arc::clone(house), reloader.clone());
+fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> control::Status {
+    let (house, trouble) = (Arc::clone(house), trouble(reloader, guard));
     Box::new(move || {
-        let trouble: Vec<String> = reloader.trouble().into_iter().chain(guard.trouble()).collect();
+        let trouble = trouble();
         let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
         serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
     })
@@ -240,13 +245,23 @@ fn reload(reloader: &Reloader) -> control::Reload {
     })
 }
 
+/// How long open flows get after SIGTERM. Sockets that were handed over stay open, and who connects
+/// meanwhile waits in them: for this long, and for as long as the next process takes to start, which is
+/// about what this one took.
+fn grace(inherited: bool, start: Duration) -> Duration {
+    if !inherited {
+        return DRAIN;
+    }
+    LONGEST_WAIT.saturating_sub(LAST_CALL + TURN_AROUND).saturating_sub(start).max(LEAST_DRAIN)
+}
+
 /// Lets open flows finish, then ends them.
-async fn drain(house: &House, signals: &mut Signals) {
+async fn drain(house: &House, signals: &mut Signals, grace: Duration) {
     let open = house.gate.total();
-    tracing::info!(open, "stopping; open connections get {} s", DRAIN.as_secs());
+    tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
     house.stop.cancel();
     let quiet = || house.gate.total() == 0 && house.gate.telling() == 0;
-    let until = Instant::now() + DRAIN;
+    let until = Instant::now() + grace;
     while !quiet() && Instant::now() < until {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
@@ -264,43 +279,24 @@ async fn drain(house: &House, signals: &mut Signals) {
     }
 }
 
-/// One thread a CPU, each with its share of every listener.
+/// A thread for each share of the listeners.
 fn spawn_workers(
     house: &Arc<House>,
-    entrances: &[Entrance],
-    dns: &NameService,
-    count: usize,
+    shares: Vec<Share>,
+    v6: bool,
+    pulse: &Pulse,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    (0..count)
-        .map(|index| {
-            let mine: Vec<(Door, TcpListener)> = entrances
-                .iter()
-                .filter_map(|entrance| Some((entrance.door, entrance.sockets.get(index)?)))
-                .map(|(door, socket)| Ok((door, socket.try_clone()?)))
-                .collect::<io::Result<_>>()?;
-            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-            let names = dns.share(index)?;
-            let (house, end) = (Arc::clone(house), end.clone());
-            std::thread::Builder::new()
-                .name(format!("outgate-{index}"))
-                .spawn(move || runtime.block_on(work(house, mine, names, end)))
-        })
-        .collect()
-}
-
-/// The `dns` listeners, for each address one pair of sockets a thread.
-struct NameService {
-    sockets: Vec<Vec<dns::Sockets>>,
-    v6: bool,
-}
-
-impl NameService {
-    /// The part of worker thread `index`.
-    fn share(&self, index: usize) -> io::Result<NameService> {
-        let mine = self.sockets.iter().filter_map(|all| all.get(index)).map(dns::Sockets::try_clone);
-        Ok(NameService { sockets: vec![mine.collect::<io::Result<_>>()?], v6: self.v6 })
-    }
+    let spawn = |(index, share)| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let (house, pulse, end) = (Arc::clone(house), pulse.clone(), end.clone());
+        let work = async move {
+            tokio::spawn(pulse.beat(index));
+            work(house, share, v6, end).await;
+        };
+        std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))
+    };
+    shares.into_iter().enumerate().map(spawn).collect()
 }
 
 /// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
@@ -310,11 +306,11 @@ fn takes_ipv6(listen: &ListenSettings) -> bool {
 }
 
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, listeners: Vec<(Door, TcpListener)>, names: NameService, end: CancellationToken) {
-    if let Err(error) = dns::serve(&house, names.sockets.into_iter().flatten().collect(), names.v6, &end) {
+async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken) {
+    if let Err(error) = dns::serve(&house, (share.dns_udp, share.dns_tcp), v6, &end) {
         tracing::error!(%error, "a DNS listener cannot be served");
     }
-    for (door, listener) in listeners {
+    for (door, listener) in share.flows {
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -343,12 +339,6 @@ fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
     // By name, for the order of the guests may change with a reload.
     let declared = move |source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
     Gate::new(settings.limits, Arc::new(declared))
-}
-
-/// Where outgate really listens: port 0 in the configuration asks for any.
-fn bound(entrances: &[Entrance], admin: Option<&TcpListener>) -> Vec<SocketAddr> {
-    let first = entrances.iter().filter_map(|entrance| entrance.sockets.first());
-    first.chain(admin).filter_map(|listener| listener.local_addr().ok()).collect()
 }
 
 /// A panic ends one flow; the hook counts it and says where.

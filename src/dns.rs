@@ -11,19 +11,18 @@
 pub mod bindings;
 mod desk;
 pub mod keep;
-mod open;
 mod tcp;
 mod udp;
 mod wire;
 
 pub use bindings::Bindings;
 pub use keep::Keeper;
-pub use open::{Sockets, open};
 
 use crate::accept;
 use crate::flow::House;
 use desk::Desk;
 use std::io;
+use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
@@ -32,18 +31,25 @@ use tokio_util::sync::CancellationToken;
 ///
 /// # Errors
 /// When a socket cannot be served by the runtime.
-pub fn serve(house: &Arc<House>, sockets: Vec<Sockets>, v6: bool, end: &CancellationToken) -> io::Result<()> {
+pub fn serve(
+    house: &Arc<House>,
+    (udp, tcp): (Vec<UdpSocket>, Vec<TcpListener>),
+    v6: bool,
+    end: &CancellationToken,
+) -> io::Result<()> {
     let desk = Arc::new(Desk { house: Arc::clone(house), v6 });
-    for Sockets { udp, tcp } in sockets {
-        let socket = Arc::new(tokio::net::UdpSocket::from_std(udp)?);
-        let listener = tokio::net::TcpListener::from_std(tcp)?;
-        let (for_udp, stop) = (Arc::clone(&desk), end.clone());
+    for socket in udp {
+        let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
+        let (desk, stop) = (Arc::clone(&desk), end.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = udp::serve(&for_udp, &socket) => {}
+                () = udp::serve(&desk, &socket) => {}
             }
         });
+    }
+    for listener in tcp {
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         let desk = Arc::clone(&desk);
         tokio::spawn(async move {
             let paused = |error: &io::Error| {

@@ -64,6 +64,12 @@ pub fn notify(states: &[sd_notify::NotifyState<'_>]) {
     }
 }
 
+/// How often at least the service manager wants to hear from this process, if at all
+/// (sd_watchdog_enabled(3)).
+pub fn watchdog() -> Option<std::time::Duration> {
+    sd_notify::watchdog_enabled()
+}
+
 /// Is this process root?
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -1,6 +1,7 @@
 //! Opening listening sockets: one a worker thread on the same port (SO_REUSEPORT), so that each
 //! thread accepts for itself, and a port that somebody else holds is an error.
 
+use super::inherit::Missing;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -8,24 +9,89 @@ use std::net::{SocketAddr, TcpListener};
 /// Length of the queue of connections not yet accepted.
 const BACKLOG: i32 = 4096;
 
-/// The purpose that takes a privilege.
-const TRANSPARENT: &str = "[listen].transparent";
-
-/// A socket that could not be opened, and what to do.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address} ({purpose}): {source}{}", remedy(.source, .purpose))]
-pub struct ListenError {
-    /// Where.
-    pub address: SocketAddr,
-    /// What for: the key in the configuration.
-    pub purpose: &'static str,
-    /// What the kernel said.
-    pub source: io::Error,
+/// What a listener is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The explicit proxy.
+    Proxy,
+    /// Guests' connections brought by TPROXY.
+    Transparent,
+    /// Host users' connections brought by REDIRECT.
+    Redirect,
+    /// The guests' resolver.
+    Dns,
+    /// Metrics and health.
+    Admin,
 }
 
-fn remedy(error: &io::Error, purpose: &str) -> &'static str {
+impl Kind {
+    /// The key in the configuration.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Kind::Proxy => "[listen].proxy",
+            Kind::Transparent => "[listen].transparent",
+            Kind::Redirect => "[listen].redirect",
+            Kind::Dns => "[listen].dns",
+            Kind::Admin => "[listen].admin",
+        }
+    }
+
+    /// The socket unit that holds such listeners.
+    pub const fn unit(self) -> &'static str {
+        match self {
+            Kind::Proxy => "outgate.socket",
+            Kind::Transparent => "outgate-transparent.socket",
+            Kind::Redirect => "outgate-redirect.socket",
+            Kind::Dns => "outgate-dns.socket",
+            Kind::Admin => "outgate-admin.socket",
+        }
+    }
+}
+
+/// Listening sockets that cannot be had, and what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// One cannot be opened.
+    #[error("cannot listen on {address} ({}): {source}{}", .kind.key(), open_remedy(.source, *.kind))]
+    Open {
+        /// Where.
+        address: SocketAddr,
+        /// What for.
+        kind: Kind,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// One that the service manager handed over is of no use.
+    #[error("socket {index} of those that the service manager handed over cannot be used: {source}")]
+    Inherited {
+        /// Its place, from 0; the descriptor is 3 more.
+        index: usize,
+        /// Why.
+        source: io::Error,
+    },
+    /// The service manager handed over sockets, but not for these listeners.
+    #[error("{}", super::inherit::remedy(.missing, .configured, *.each))]
+    Missing {
+        /// Without a socket.
+        missing: Vec<Missing>,
+        /// All that are configured.
+        configured: Vec<Missing>,
+        /// Worker threads.
+        each: usize,
+    },
+    /// One that the service manager handed over has IP_TRANSPARENT where it must not, or the reverse.
+    #[error("{address} ({}) {}: systemctl edit {}", .kind.key(), transparency(*.kind), .kind.unit())]
+    Transparency {
+        /// Where.
+        address: SocketAddr,
+        /// What for.
+        kind: Kind,
+    },
+}
+
+fn open_remedy(error: &io::Error, kind: Kind) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied if purpose == TRANSPARENT => {
+        io::ErrorKind::PermissionDenied if kind == Kind::Transparent => {
             "; start as root, or by a socket unit with Transparent=yes"
         }
         io::ErrorKind::AddrInUse => "; end the program that holds this port, or choose another in [listen]",
@@ -35,32 +101,41 @@ fn remedy(error: &io::Error, purpose: &str) -> &'static str {
     }
 }
 
+fn transparency(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Transparent => {
+            "came without IP_TRANSPARENT, so it would get no guest's connection; Transparent=yes is missing"
+        }
+        _ => "came with IP_TRANSPARENT, which is for [listen].transparent alone; Transparent=no is missing",
+    }
+}
+
 /// Opens `count` non-blocking listeners on `address`.
 ///
 /// With port 0 the kernel chooses one port for all. Sockets that share a port by SO_REUSEPORT would
 /// also share it with another process of this user, so a first socket without it makes sure that the
 /// port is free.
-pub fn open(address: SocketAddr, count: usize, purpose: &'static str) -> Result<Vec<TcpListener>, ListenError> {
-    open_with(address, count, purpose, |_| Ok(()))
+pub(super) fn open(address: SocketAddr, count: usize, kind: Kind) -> Result<Vec<TcpListener>, ListenError> {
+    open_with(address, count, kind, |_| Ok(()))
 }
 
 /// As [`open`], with IP_TRANSPARENT or IPV6_TRANSPARENT (ip(7)), without which TPROXY delivers nothing.
 /// Takes CAP_NET_ADMIN or CAP_NET_RAW, for this call alone.
-pub fn open_transparent(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
+pub(super) fn open_transparent(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
     let transparent = |socket: &Socket| match address {
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
     };
-    open_with(address, count, TRANSPARENT, transparent)
+    open_with(address, count, Kind::Transparent, transparent)
 }
 
 fn open_with(
     address: SocketAddr,
     count: usize,
-    purpose: &'static str,
+    kind: Kind,
     prepare: impl Fn(&Socket) -> io::Result<()>,
 ) -> Result<Vec<TcpListener>, ListenError> {
-    let fail = |source| ListenError { address, purpose, source };
+    let fail = |source| ListenError::Open { address, kind, source };
     let probe = socket(address, false).map_err(fail)?;
     let address = probe.local_addr().ok().and_then(|local| local.as_socket()).unwrap_or(address);
     drop(probe);
@@ -93,7 +168,7 @@ mod tests {
 
     #[test]
     fn the_listeners_of_one_address_share_its_port() {
-        let listeners = open("127.0.0.1:0".parse().unwrap(), 3, "test").unwrap();
+        let listeners = open("127.0.0.1:0".parse().unwrap(), 3, Kind::Proxy).unwrap();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 3);
         assert!(ports.iter().all(|port| *port == ports[0] && *port != 0));
@@ -101,9 +176,9 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_an_error_with_a_remedy_even_for_a_second_outgate() {
-        let first = open("127.0.0.1:0".parse().unwrap(), 2, "proxy").unwrap();
-        let error = open(first[0].local_addr().unwrap(), 2, "proxy").unwrap_err();
-        assert_eq!(error.source.kind(), io::ErrorKind::AddrInUse);
+        let first = open("127.0.0.1:0".parse().unwrap(), 2, Kind::Proxy).unwrap();
+        let error = open(first[0].local_addr().unwrap(), 2, Kind::Proxy).unwrap_err();
+        assert!(matches!(&error, ListenError::Open { source, .. } if source.kind() == io::ErrorKind::AddrInUse));
         assert!(error.to_string().contains("choose another in [listen]"), "{error}");
     }
 }

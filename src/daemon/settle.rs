@@ -86,5 +86,6 @@ fn folder_of(path: &Path) -> Option<PathBuf> {
 /// By its name; what is no part of a list may be as unreadable as it likes.
 fn is_list(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
-    !hidden && path.extension().is_some_and(|extension| extension == "rules" || extension == "lst" || extension == "json")
+    !hidden
+        && path.extension().is_some_and(|extension| extension == "rules" || extension == "lst" || extension == "json")
 }

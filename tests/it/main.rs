@@ -4,6 +4,7 @@
 
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
+mod activation;
 mod addresses;
 mod cli;
 mod dns;

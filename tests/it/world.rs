@@ -15,6 +15,7 @@ pub mod client;
 pub mod dns;
 pub mod hello;
 pub mod http;
+pub mod manager;
 pub mod namespace;
 pub mod openssl;
 pub mod origin;

@@ -62,9 +62,7 @@ pub fn check(needs: &[Need], user: Option<&User>) -> Result<(), AccessError> {
             }
             Use::Make => may(&need.path, Access::WRITE_OK | Access::EXEC_OK),
             Use::Append if need.path.exists() => may(&need.path, Access::WRITE_OK),
-            Use::Append => {
-                need.path.parent().map_or(Ok(()), |folder| may(folder, Access::WRITE_OK | Access::EXEC_OK))
-            }
+            Use::Append => need.path.parent().map_or(Ok(()), |folder| may(folder, Access::WRITE_OK | Access::EXEC_OK)),
         }
     })
 }

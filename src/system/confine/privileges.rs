@@ -17,7 +17,9 @@ pub enum PrivilegeError {
     #[error("--user takes root; start outgate as root, or as {0} and without --user")]
     NotRoot(String),
     /// Threads that exist already would keep what this one gives up.
-    #[error("privileges must be given up before threads are started, and there are {0}; this is a defect, please report it")]
+    #[error(
+        "privileges must be given up before threads are started, and there are {0}; this is a defect, please report it"
+    )]
     Threads(usize),
     /// The kernel refuses a step.
     #[error("cannot give up privileges: {step}: {source}")]

@@ -2,6 +2,7 @@
 
 use super::client::Wire;
 use super::http::Response;
+use super::manager::Manager;
 use super::namespace::Namespace;
 use super::{ADMIN, PATIENCE, PROXY, World, eventually};
 use serde_json::Value;
@@ -87,7 +88,7 @@ impl Setup {
     pub fn write(self) -> Outgate {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
-        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user: None };
+        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user: None, manager: None };
         fs::create_dir(outgate.whitelist()).unwrap();
         fs::create_dir(outgate.path("state")).unwrap();
         for (name, content) in &self.rules {
@@ -122,9 +123,15 @@ pub struct Outgate {
     program: PathBuf,
     /// As whom it runs: user and group; as root without.
     user: Option<(u32, u32)>,
+    manager: Option<Manager>,
 }
 
 impl Outgate {
+    /// From now on the daemon is started as a service manager would.
+    pub fn managed(&mut self, manager: Manager) {
+        self.manager = Some(manager);
+    }
+
     /// From now on the daemon runs as `nobody`, who owns its directory but not the whitelist: root may
     /// read everything, whatever the mode of a file.
     pub fn become_nobody(&mut self) {
@@ -171,12 +178,14 @@ impl Outgate {
     pub fn launch(&mut self) {
         let config = self.config();
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
+        let handed = self.manager.as_ref().map(|manager| manager.wrap(&mut command));
         command.stdout(fs::File::create(self.path("stdout")).unwrap());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());
         if let Some((user, group)) = self.user {
             command.uid(user).gid(group);
         }
         self.child = Some(self.namespace.run(|| command.spawn()).expect("the daemon starts"));
+        drop(handed);
     }
 
     /// Waits until `/readyz` says 200.

@@ -1,0 +1,175 @@
+//! Listening sockets that the service manager opened and handed over (sd_listen_fds(3)). Thereby the
+//! daemon needs no privilege for its listeners, and connections that come while it restarts wait in them.
+//!
+//! A socket belongs to the listener whose address it has, whatever its unit calls it.
+
+use super::listen::{Kind, ListenError};
+use listenfd::ListenFd;
+use socket2::SockRef;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+/// The variable that says how many sockets were handed over; empty or absent for none.
+const LISTEN_FDS: &str = "LISTEN_FDS";
+
+/// The sockets that were handed over and not taken yet.
+#[derive(Debug)]
+pub(super) struct Inherited {
+    tcp: Vec<(SocketAddr, TcpListener)>,
+    udp: Vec<(SocketAddr, UdpSocket)>,
+}
+
+/// A configured listener that no socket was handed over for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missing {
+    /// What it is for.
+    pub kind: Kind,
+    /// Where it was to be.
+    pub address: SocketAddr,
+}
+
+impl Inherited {
+    /// Takes over what the service manager left for this process; `None` if it did not open sockets.
+    pub(super) fn take() -> Result<Option<Inherited>, ListenError> {
+        if std::env::var_os(LISTEN_FDS).is_none_or(|count| count.is_empty()) {
+            return Ok(None);
+        }
+        let mut all = ListenFd::from_env();
+        if all.len() == 0 {
+            // Left for another process.
+            return Ok(None);
+        }
+        let mut inherited = Inherited { tcp: Vec::new(), udp: Vec::new() };
+        for index in 0..all.len() {
+            inherited.sort_in(&mut all, index).map_err(|source| ListenError::Inherited { index, source })?;
+        }
+        Ok(Some(inherited))
+    }
+
+    fn sort_in(&mut self, all: &mut ListenFd, index: usize) -> io::Result<()> {
+        if let Ok(Some(udp)) = all.take_udp_socket(index) {
+            udp.set_nonblocking(true)?;
+            self.udp.push((udp.local_addr()?, udp));
+        } else if let Some(tcp) = all.take_tcp_listener(index)? {
+            if !SockRef::from(&tcp).is_listener()? {
+                return Err(io::Error::other("it is a connection; the socket unit must not have Accept=yes"));
+            }
+            tcp.set_nonblocking(true)?;
+            self.tcp.push((tcp.local_addr()?, tcp));
+        }
+        Ok(())
+    }
+
+    /// All listeners at the address.
+    pub(super) fn tcp(&mut self, kind: Kind, address: SocketAddr) -> Result<Vec<TcpListener>, ListenError> {
+        let found = extract(&mut self.tcp, address);
+        for listener in &found {
+            let socket = SockRef::from(listener);
+            let transparent = if address.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
+            let transparent = transparent.map_err(|source| ListenError::Open { address, kind, source })?;
+            if transparent != (kind == Kind::Transparent) {
+                return Err(ListenError::Transparency { address, kind });
+            }
+        }
+        Ok(found)
+    }
+
+    /// All datagram sockets at the address.
+    pub(super) fn udp(&mut self, address: SocketAddr) -> Vec<UdpSocket> {
+        extract(&mut self.udp, address)
+    }
+
+    /// What no listener of the configuration has taken.
+    pub(super) fn rest(self) -> (Vec<TcpListener>, Vec<UdpSocket>) {
+        let tcp = self.tcp.into_iter().map(|(_, listener)| listener).collect();
+        (tcp, self.udp.into_iter().map(|(_, socket)| socket).collect())
+    }
+}
+
+fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
+    // Not the whole of it: a scope or a flow label makes no other listener.
+    let same = |at: &SocketAddr| (at.ip(), at.port()) == (address.ip(), address.port());
+    from.extract_if(.., |(at, _)| same(at)).map(|(_, socket)| socket).collect()
+}
+
+/// The text for an operator whose configuration has listeners that no socket unit holds: which, and for
+/// each unit the whole drop-in. `configured` are all listeners, since a drop-in replaces what the unit has;
+/// `each` is how often an address is repeated, once a worker thread.
+pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -> String {
+    let mut text = String::new();
+    let mut units: BTreeMap<&str, Kind> = BTreeMap::new();
+    for Missing { kind, address } in missing {
+        _ = writeln!(text, "no socket unit holds {address}, which {} has", kind.key());
+        units.insert(kind.unit(), *kind);
+    }
+    for (unit, kind) in &units {
+        let mine = configured.iter().filter(|listener| listener.kind == *kind).map(|listener| listener.address);
+        _ = write!(text, "\nWrite into /etc/systemd/system/{unit}.d/listen.conf:\n\n{}", drop_in(*kind, mine, each));
+    }
+    let names = units.keys().copied().collect::<Vec<_>>().join(" ");
+    _ = write!(
+        text,
+        "\nand then:\n\n    systemctl daemon-reload\n    systemctl stop outgate.service\n    systemctl enable {names}\n    \
+         systemctl restart {names}\n    systemctl start outgate.service\n\n\
+         Or take the address out of the configuration."
+    );
+    text
+}
+
+fn drop_in(kind: Kind, addresses: impl Iterator<Item = SocketAddr>, each: usize) -> String {
+    let mut text = String::from("    [Socket]\n    ListenStream=\n");
+    let mut datagrams = String::new();
+    for address in addresses {
+        let each = if kind == Kind::Admin { 1 } else { each };
+        (0..each).for_each(|_| _ = writeln!(text, "    ListenStream={address}"));
+        if kind == Kind::Dns {
+            (0..each).for_each(|_| _ = writeln!(datagrams, "    ListenDatagram={address}"));
+        }
+    }
+    if kind == Kind::Dns {
+        _ = write!(text, "    ListenDatagram=\n{datagrams}");
+    }
+    text.push_str("    ReusePort=yes\n    FreeBind=yes\n    BindIPv6Only=ipv6-only\n");
+    if kind == Kind::Transparent {
+        text.push_str("    Transparent=yes\n");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn listener(kind: Kind, address: &str) -> Missing {
+        Missing { kind, address: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn the_remedy_names_what_is_missing_and_has_all_addresses_of_its_unit() {
+        let missing = [listener(Kind::Dns, "10.42.42.1:53"), listener(Kind::Transparent, "[::]:3129")];
+        let configured = [
+            listener(Kind::Proxy, "127.0.0.1:3128"),
+            listener(Kind::Transparent, "0.0.0.0:3129"),
+            missing[1],
+            missing[0],
+        ];
+        let text = remedy(&missing, &configured, 2);
+        assert!(text.starts_with(
+            "no socket unit holds 10.42.42.1:53, which [listen].dns has\n\
+             no socket unit holds [::]:3129, which [listen].transparent has\n\n"
+        ));
+        let dns = "/etc/systemd/system/outgate-dns.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+                   ListenStream=10.42.42.1:53\n    ListenStream=10.42.42.1:53\n    ListenDatagram=\n    \
+                   ListenDatagram=10.42.42.1:53\n    ListenDatagram=10.42.42.1:53\n    ReusePort=yes\n";
+        assert!(text.contains(dns), "{text}");
+        let transparent = "outgate-transparent.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+                           ListenStream=0.0.0.0:3129\n    ListenStream=0.0.0.0:3129\n    ListenStream=[::]:3129\n    \
+                           ListenStream=[::]:3129\n    ReusePort=yes\n    FreeBind=yes\n    \
+                           BindIPv6Only=ipv6-only\n    Transparent=yes\n";
+        assert!(text.contains(transparent), "{text}");
+        assert!(text.contains("systemctl restart outgate-dns.socket outgate-transparent.socket\n"), "{text}");
+        assert!(!text.contains("3128"), "{text}");
+    }
+}

@@ -1,0 +1,168 @@
+//! Where listening sockets come from: the service manager handed them over, or they are opened here. In
+//! either case each worker thread gets a share of every address.
+
+use super::inherit::{Inherited, Missing};
+use super::listen::{self, Kind, ListenError};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
+use std::io;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+
+/// Room for a burst of datagrams, in bytes, as far as the system allows.
+const RECEIVE_BUFFER: usize = 1 << 20;
+
+/// The sockets of one address: for each worker thread those that it serves, at least one.
+pub type Shares<T> = Vec<Vec<T>>;
+
+/// Hands out listening sockets.
+#[derive(Debug)]
+pub struct Sockets {
+    inherited: Option<Inherited>,
+    workers: usize,
+    configured: Vec<Missing>,
+    missing: Vec<Missing>,
+}
+
+/// Sockets that were handed over and that no listener of the configuration is for.
+#[derive(Debug, Default)]
+pub struct Unclaimed {
+    /// Listeners: who connects waits for nothing unless somebody accepts.
+    pub tcp: Vec<TcpListener>,
+    /// Datagram sockets.
+    pub udp: Vec<UdpSocket>,
+}
+
+impl Sockets {
+    /// For so many worker threads. To be called once: what the service manager handed over is taken.
+    ///
+    /// # Errors
+    /// When a socket that was handed over is of no use.
+    pub fn new(workers: usize) -> Result<Sockets, ListenError> {
+        let workers = workers.max(1);
+        Ok(Sockets { inherited: Inherited::take()?, workers, configured: Vec::new(), missing: Vec::new() })
+    }
+
+    /// Were sockets handed over? They then outlive this process.
+    pub fn are_inherited(&self) -> bool {
+        self.inherited.is_some()
+    }
+
+    /// Listeners at the address. With port 0 the kernel chooses one port for all.
+    ///
+    /// # Errors
+    /// When it cannot be had. That nobody handed it over is for [`Sockets::finish`] to say.
+    pub fn tcp(&mut self, kind: Kind, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
+        let fail = |source| ListenError::Open { address, kind, source };
+        let count = if kind == Kind::Admin { 1 } else { self.workers };
+        let listeners = match &mut self.inherited {
+            Some(inherited) => inherited.tcp(kind, address)?,
+            None if kind == Kind::Transparent => listen::open_transparent(address, count)?,
+            None => listen::open(address, count, kind)?,
+        };
+        self.note(Missing { kind, address }, listeners.is_empty());
+        deal(listeners, count, TcpListener::try_clone).map_err(fail)
+    }
+
+    /// Datagram sockets at the address.
+    ///
+    /// # Errors
+    /// As for [`Sockets::tcp`].
+    pub fn udp(&mut self, kind: Kind, address: SocketAddr) -> Result<Shares<UdpSocket>, ListenError> {
+        let fail = |source| ListenError::Open { address, kind, source };
+        let sockets = match &mut self.inherited {
+            Some(inherited) => inherited.udp(address),
+            None => open_udp(address, self.workers).map_err(fail)?,
+        };
+        for socket in &sockets {
+            // A smaller buffer only loses more of a burst.
+            let _ = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER);
+        }
+        self.note(Missing { kind, address }, sockets.is_empty());
+        deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)
+    }
+
+    /// When all listeners have been asked for: those that no socket was handed over for are an error, and
+    /// what is left of those that were is returned.
+    ///
+    /// # Errors
+    /// [`ListenError::Missing`].
+    pub fn finish(self) -> Result<Unclaimed, ListenError> {
+        let Sockets { inherited, workers, configured, missing } = self;
+        if !missing.is_empty() {
+            return Err(ListenError::Missing { missing, configured, each: workers });
+        }
+        let (tcp, udp) = inherited.map(Inherited::rest).unwrap_or_default();
+        Ok(Unclaimed { tcp, udp })
+    }
+
+    fn note(&mut self, listener: Missing, missing: bool) {
+        for (list, _) in [(&mut self.configured, true), (&mut self.missing, missing)].into_iter().filter(|(_, to)| *to)
+        {
+            if !list.contains(&listener) {
+                list.push(listener);
+            }
+        }
+    }
+}
+
+fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
+    // Shared ports are shared with other processes of this user too, so one that is not comes first.
+    drop(udp_socket(address, false)?);
+    (0..count).map(|_| Ok(udp_socket(address, true)?.into())).collect()
+}
+
+fn udp_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM.cloexec(), Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_port(shared)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket)
+}
+
+/// Deals sockets to `count` threads in turn. Where there are fewer sockets than threads, several threads
+/// have the same one; no socket is left out.
+fn deal<T>(sockets: Vec<T>, count: usize, again: impl Fn(&T) -> io::Result<T>) -> io::Result<Shares<T>> {
+    let mut shares: Shares<T> = (0..count).map(|_| Vec::new()).collect();
+    let clones = (sockets.len()..count).filter_map(|thread| sockets.get(thread % sockets.len().max(1)));
+    let clones = clones.map(again).collect::<io::Result<Vec<T>>>()?;
+    for (index, socket) in sockets.into_iter().chain(clones).enumerate() {
+        if let Some(share) = shares.get_mut(index % count.max(1)) {
+            share.push(socket);
+        }
+    }
+    Ok(shares)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn dealt(sockets: u8, threads: usize) -> Shares<u8> {
+        deal((0..sockets).collect(), threads, |socket| Ok(*socket)).unwrap()
+    }
+
+    #[test]
+    fn every_thread_has_a_socket_and_every_socket_a_thread() {
+        assert_eq!(dealt(2, 2), [[0], [1]]);
+        assert_eq!(dealt(4, 2), [[0, 2], [1, 3]]);
+        assert_eq!(dealt(1, 3), [[0], [0], [0]]);
+        assert_eq!(dealt(2, 3), [[0], [1], [0]]);
+        assert_eq!(dealt(3, 2), [vec![0, 2], vec![1]]);
+        assert_eq!(dealt(0, 2), [[0; 0], [0; 0]]);
+    }
+
+    #[test]
+    fn datagrams_of_all_threads_come_to_one_port_and_one_that_is_taken_is_an_error() {
+        let mut own = Sockets { inherited: None, workers: 3, configured: Vec::new(), missing: Vec::new() };
+        let any = "127.0.0.1:0".parse().unwrap();
+        let port = own.tcp(Kind::Dns, any).unwrap()[0][0].local_addr().unwrap();
+        let sockets = own.udp(Kind::Dns, port).unwrap();
+        assert_eq!(sockets.len(), 3);
+        assert!(sockets.iter().flatten().all(|socket| socket.local_addr().unwrap() == port));
+        let error = own.udp(Kind::Dns, port).unwrap_err();
+        assert!(matches!(&error, ListenError::Open { source, .. } if source.kind() == io::ErrorKind::AddrInUse));
+        assert!(own.finish().unwrap().tcp.is_empty());
+    }
+}

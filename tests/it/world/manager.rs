@@ -1,0 +1,84 @@
+//! A stand-in for the service manager: opens sockets, hands them to the daemon (sd_listen_fds(3)) and
+//! keeps them open, and hears what the daemon says (sd_notify(3)).
+
+use super::namespace::Namespace;
+use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
+use socket2::{Domain, Protocol, Socket, Type};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixDatagram;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// Descriptors from here on are nobody's in the shell that hands them over.
+const FIRST: i32 = 100;
+
+/// Sockets to be handed over, and an ear.
+pub struct Manager {
+    sockets: Vec<Socket>,
+    ear: Option<(PathBuf, Duration)>,
+}
+
+impl Manager {
+    /// Opens `count` listeners of each address.
+    pub fn listen(namespace: &Namespace, addresses: &[&str], count: usize) -> Manager {
+        let mut manager = Manager { sockets: Vec::new(), ear: None };
+        for address in addresses {
+            (0..count).for_each(|_| manager.add(namespace, address, Type::STREAM, false));
+        }
+        manager
+    }
+
+    /// Opens one more socket.
+    pub fn add(&mut self, namespace: &Namespace, address: &str, kind: Type, transparent: bool) {
+        let address: SocketAddr = address.parse().unwrap();
+        let open = || {
+            let protocol = if kind == Type::STREAM { Protocol::TCP } else { Protocol::UDP };
+            let socket = Socket::new(Domain::for_address(address), kind, Some(protocol))?;
+            if address.is_ipv6() {
+                socket.set_only_v6(true)?;
+            }
+            socket.set_reuse_address(true)?;
+            socket.set_reuse_port(true)?;
+            socket.set_ip_transparent_v4(transparent && address.is_ipv4())?;
+            socket.bind(&address.into())?;
+            if kind == Type::STREAM {
+                socket.listen(4096)?;
+            }
+            Ok::<_, std::io::Error>(socket)
+        };
+        self.sockets.push(namespace.run(open).unwrap_or_else(|error| panic!("{address}: {error}")));
+    }
+
+    /// A socket at `path` on which the daemon says how it is, by a watchdog of `limit`.
+    pub fn hear(&mut self, path: &Path, limit: Duration) -> UnixDatagram {
+        let ear = UnixDatagram::bind(path).unwrap();
+        self.ear = Some((path.to_owned(), limit));
+        ear
+    }
+
+    /// Makes `command` one that gets the sockets. What is returned has to live until it is started.
+    pub fn wrap(&self, command: &mut Command) -> Vec<OwnedFd> {
+        let handed: Vec<OwnedFd> =
+            self.sockets.iter().map(|socket| fcntl_dupfd_cloexec(socket, FIRST).unwrap()).collect();
+        let mut script = String::new();
+        for (to, from) in (3..).zip(&handed) {
+            fcntl_setfd(from, FdFlags::empty()).unwrap();
+            let from = from.as_raw_fd();
+            script.push_str(&format!("exec {to}<&{from} {from}<&-\n"));
+        }
+        script.push_str("LISTEN_PID=$$ exec \"$@\"");
+        let mut shell = Command::new("bash");
+        shell.stdin(Stdio::null()).env_remove("RUST_LOG");
+        shell.args(["-c", &script, "bash"]).arg(command.get_program()).args(command.get_args());
+        if !handed.is_empty() {
+            shell.env("LISTEN_FDS", handed.len().to_string());
+        }
+        if let Some((path, limit)) = &self.ear {
+            shell.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", limit.as_micros().to_string());
+        }
+        *command = shell;
+        handed
+    }
+}
