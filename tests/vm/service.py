@@ -99,11 +99,9 @@ class Provider:
 
     def reboot(self):
         """By the service manager; what is no file is gone."""
-        self.machine.process.stdin.write("0 5 systemctl reboot\n")
+        self.machine.process.stdin.write(f"{self.machine.number + 1} 5 systemctl reboot\n")
         self.machine.process.stdin.flush()
-        self.machine.wait(0, 30)
         self.machine.wait(0, 240)
-        self.machine.number = 0
 
     def mark(self):
         self.do("sleep 0.3; wc -l < /run/world/internet.log > /run/world/mark")
@@ -170,7 +168,7 @@ def privileges(provider):
     users = set(status["Uid"].split()) | set(status["Gid"].split())
     assert users == {provider.do("id -u outgate"), provider.do("id -g outgate")} and "0" not in users, f"runs as {users}"
     # In its own view the file system is read-only but for what it keeps.
-    writable = provider.do(f"nsenter -t {pid} -m findmnt -rno TARGET,OPTIONS | awk '$2 ~ /(^|,)rw(,|$)/ {{print $1}}' | grep -vE '^/(proc|sys|dev|tmp|var/tmp|run/systemd/incoming)' | sort -u").split()
+    writable = provider.do(f"nsenter -t {pid} -m findmnt -rno TARGET,VFS-OPTIONS | awk '$2 ~ /(^|,)rw(,|$)/ {{print $1}}' | grep -vE '^/(proc|sys|dev|tmp|var/tmp|run/systemd/incoming)' | sort -u").split()
     assert set(writable) <= {"/var/lib/outgate", "/run/outgate", "/var/log/outgate"}, f"writable: {writable}"
     return f"resident {resident(provider)}"
 
