@@ -11,6 +11,8 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -57,6 +59,7 @@ impl Watched {
 /// A running watch; dropping it ends it.
 #[derive(Debug)]
 pub struct Watch {
+    over: Arc<AtomicBool>,
     messages: SyncSender<Message>,
     thread: Option<JoinHandle<()>>,
 }
@@ -76,18 +79,22 @@ pub fn start(what: Vec<Watched>) -> std::io::Result<(Watch, watch::Receiver<u64>
     let (ticks, receiver) = watch::channel(0);
     let (messages, inbox) = sync_channel(BACKLOG);
     let events = messages.clone();
+    let over = Arc::new(AtomicBool::new(false));
+    let stop = Arc::clone(&over);
     let body = move || {
         let mut folders = Folders::new(&events);
         folders.follow(&what);
-        run(&what, &mut folders, &inbox, &ticks);
+        run(&what, &mut folders, (&inbox, &stop), &ticks);
     };
     let thread = std::thread::Builder::new().name("whitelist-watch".to_owned()).spawn(body)?;
-    Ok((Watch { messages, thread: Some(thread) }, receiver))
+    Ok((Watch { over, messages, thread: Some(thread) }, receiver))
 }
 
 impl Drop for Watch {
     fn drop(&mut self) {
-        let _ = self.messages.send(Message::Stop);
+        self.over.store(true, Ordering::Release);
+        // Wakes the thread. In a storm of events there may never be room, but then it does not sleep either.
+        let _ = self.messages.try_send(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
@@ -108,7 +115,12 @@ impl Pending {
     }
 }
 
-fn run(what: &[Watched], folders: &mut Folders, inbox: &Receiver<Message>, ticks: &watch::Sender<u64>) {
+fn run(
+    what: &[Watched],
+    folders: &mut Folders,
+    (inbox, over): (&Receiver<Message>, &AtomicBool),
+    ticks: &watch::Sender<u64>,
+) {
     let mut stamps = stamps(what);
     // What changed between the caller's reading and this moment raised no event.
     ticks.send_modify(|count| *count = count.wrapping_add(1));
@@ -116,7 +128,11 @@ fn run(what: &[Watched], folders: &mut Folders, inbox: &Receiver<Message>, ticks
     let (mut polled, mut ticked) = (Instant::now(), Instant::now());
     loop {
         let due = pending.as_ref().map_or(polled + POLL, |pending| pending.due().min(polled + POLL));
-        match inbox.recv_timeout(due.saturating_duration_since(Instant::now())) {
+        let message = inbox.recv_timeout(due.saturating_duration_since(Instant::now()));
+        if over.load(Ordering::Acquire) {
+            return;
+        }
+        match message {
             Ok(Message::Touched(paths)) => {
                 let now = Instant::now();
                 let sure = paths.is_empty() || paths.iter().any(|path| what.iter().any(|one| one.holds(path)));
@@ -315,6 +331,35 @@ mod tests {
     }
 
     #[test]
+    fn a_storm_of_events_does_not_keep_the_watch_from_ending() {
+        let world = World::plain();
+        let over = Arc::new(AtomicBool::new(false));
+        let busy: Vec<_> = (0..2)
+            .map(|writer| {
+                let (path, over) = (world.path(&format!("list/{writer}.tmp")), Arc::clone(&over));
+                std::thread::spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        fs::write(&path, "x").unwrap();
+                        fs::remove_file(&path).unwrap();
+                    }
+                })
+            })
+            .collect();
+        std::thread::sleep(Duration::from_millis(300));
+        let World { _watch, root, .. } = world;
+        let (done, ended) = sync_channel(1);
+        std::thread::spawn(move || {
+            drop(_watch);
+            let _ = done.send(());
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(10));
+        over.store(true, Ordering::Relaxed);
+        busy.into_iter().for_each(|writer| writer.join().unwrap());
+        drop(root);
+        ended.expect("the watch ends");
+    }
+
+    #[test]
     fn reading_is_not_a_change() {
         let mut world = World::plain();
         for _ in 0..20 {
@@ -441,7 +486,7 @@ mod tests {
         let write = root.path().join("a.rules");
         let thread = std::thread::spawn(move || {
             let mut folders = Folders { watcher: None, watched: BTreeMap::new() };
-            run(&what, &mut folders, &inbox, &ticks);
+            run(&what, &mut folders, (&inbox, &AtomicBool::new(false)), &ticks);
         });
         std::thread::sleep(Duration::from_millis(100));
         fs::write(write, "longer.test\n").unwrap();
