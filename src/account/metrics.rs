@@ -9,10 +9,12 @@ use super::event::Guest;
 use super::flows::Flow;
 use super::process::Process;
 use super::{Listener, lock};
+use crate::accept::overload::{Level, Stage};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -52,7 +54,18 @@ pub struct Metrics {
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
     log_errors: IntCounter,
+    overload: Overload,
     process: Process,
+}
+
+/// How full the daemon is, and what that costs.
+struct Overload {
+    stage: IntGauge,
+    seconds: [Counter; Stage::ALL.len() - 1],
+    closed: IntCounter,
+    memory_used: IntGauge,
+    memory_bound: IntGauge,
+    most: IntGauge,
 }
 
 /// The metrics of the list in force.
@@ -133,6 +146,7 @@ impl Metrics {
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
             log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
+            overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
             registry: make.0,
         })
@@ -190,6 +204,28 @@ impl Metrics {
     /// A connection could not be accepted.
     pub fn accept_failed(&self) {
         self.accept_errors.inc();
+    }
+
+    /// How full the daemon is, and for how long it has been so since the last call.
+    pub fn set_overload(&self, stage: Stage, lasted: Duration) {
+        self.overload.stage.set(i64::from(stage as u8));
+        // There is none for the ordinary state.
+        if let Some(seconds) = (stage as usize).checked_sub(1).and_then(|index| self.overload.seconds.get(index)) {
+            seconds.inc_by(lasted.as_secs_f64());
+        }
+    }
+
+    /// Memory in use and its bound in bytes, 0 for none; and how many connections may be open at once.
+    pub fn set_room(&self, memory: Level, most: u32) {
+        let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.overload.memory_used.set(bytes(memory.used));
+        self.overload.memory_bound.set(bytes(memory.bound));
+        self.overload.most.set(i64::from(most));
+    }
+
+    /// Flows and connections were closed to make room for others.
+    pub fn closed_for_others(&self, count: usize) {
+        self.overload.closed.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// The registry's text. Live flows must have been settled before.
@@ -313,6 +349,30 @@ impl Metrics {
 
     pub(super) fn dropped(&self) -> u64 {
         self.log_dropped.iter().map(IntCounter::get).sum()
+    }
+}
+
+impl Overload {
+    fn new(make: &Maker) -> Result<Overload, prometheus::Error> {
+        let opts = Opts::new("outgate_overload_seconds_total", "Time spent in each stage of overload.");
+        let seconds = make.register(CounterVec::new(opts, &["stage"])?)?;
+        Ok(Overload {
+            stage: make.gauge(
+                "outgate_overload_stage",
+                "0: there is room; 1: the heaviest guests get no new connections; 2: nobody does; 3: the longest idle flows are closed.",
+            )?,
+            seconds: std::array::from_fn(|n| {
+                let stage = Stage::ALL.get(n + 1).copied().unwrap_or_default();
+                seconds.with_label_values(&[stage.as_str()])
+            }),
+            closed: make.counter("outgate_overload_closed_total", "Flows and idle connections closed to make room.")?,
+            memory_used: make.gauge("outgate_memory_used_bytes", "Memory that is held against the bound.")?,
+            memory_bound: make.gauge("outgate_memory_bound_bytes", "Memory that may be used; 0 for no bound.")?,
+            most: make.gauge(
+                "outgate_connections_bound",
+                "Connections that may be open at once, as configured and as there are file descriptors for.",
+            )?,
+        })
     }
 }
 
