@@ -87,7 +87,13 @@ pub async fn run(
                 let source = SocketAddr::new(source.ip().to_canonical(), source.port());
                 // Failing only means Nagle stays on; the flow works all the same.
                 let _ = stream.set_nodelay(true);
-                serve(Accepted { stream, source, at, slot: gate.admit(source.ip(), purpose, at) });
+                let slot = gate.admit(source.ip(), purpose, at);
+                let is_refused = slot.is_err();
+                serve(Accepted { stream, source, at, slot });
+                if is_refused {
+                    // It is to be gone before the next comes: a flood of them is not to use up descriptors.
+                    tokio::task::yield_now().await;
+                }
             }
             Err(error) if is_passing(&error) => {}
             Err(error) => {
