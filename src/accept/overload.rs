@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 /// A guest with fewer connections than this never counts as one with more than its share: what fills the
 /// house is not these.
 const SMALL: u32 = 16;
-/// A stage is left when the load has fallen this far below where it begins, so that it does not flutter.
-const HYSTERESIS: f64 = 0.05;
+/// Below this part of its bound, memory is no matter.
+const PLENTY: f64 = 0.65;
 /// With so few connections open, they are not what takes the memory.
 const FEW: u32 = 16;
 
@@ -68,12 +68,12 @@ impl Resource {
         }
     }
 
-    /// From which share of the bound on each stage holds. The number of connections is the operator's own,
-    /// and all of it may be used: nobody is closed for it, and none is refused to light guests before.
-    const fn thresholds(self) -> [f64; 3] {
+    /// From which share of the bound on each stage holds, and how far below it ends. The number of
+    /// connections is the operator's own, and all of it may be used: nobody is closed for it.
+    const fn thresholds(self) -> ([f64; 3], [f64; 3]) {
         match self {
-            Resource::Memory | Resource::Files => [0.70, 0.80, 0.90],
-            Resource::Connections => [0.70, 1.0, f64::INFINITY],
+            Resource::Memory | Resource::Files => ([0.70, 0.80, 0.90], [0.65, 0.75, 0.85]),
+            Resource::Connections => ([0.70, 1.0, f64::INFINITY], [0.65, 0.99, f64::INFINITY]),
         }
     }
 }
@@ -110,6 +110,8 @@ pub struct Levels {
 pub struct Judgement {
     /// The stage.
     pub stage: Stage,
+    /// The stage that the gate is to go by: it counts connections itself, one by one.
+    pub gate: Stage,
     /// What is shortest.
     pub resource: Resource,
     /// How much of it is in use.
@@ -135,12 +137,15 @@ impl Watch {
             (Resource::Files, levels.files.share()),
             (Resource::Connections, levels.connections.share()),
         ];
-        let mut worst = Judgement { stage: Stage::Normal, resource: Resource::Memory, share: 0.0 };
+        let mut worst = Judgement { stage: Stage::Normal, gate: Stage::Normal, resource: Resource::Memory, share: 0.0 };
         for ((resource, share), stage) in all.into_iter().zip(&mut self.stages) {
             *stage = next(*stage, share, resource.thresholds());
+            let of_gate = if resource == Resource::Connections { (*stage).min(Stage::Heavy) } else { *stage };
+            let gate = worst.gate.max(of_gate);
             if (*stage, share) > (worst.stage, worst.share) {
-                worst = Judgement { stage: *stage, resource, share };
+                worst = Judgement { stage: *stage, gate, resource, share };
             }
+            worst.gate = gate;
         }
         worst
     }
@@ -156,14 +161,13 @@ impl Watch {
     fn without_aside(&mut self, levels: &Levels) -> Level {
         let Level { used, bound } = levels.memory;
         let live = u32::try_from(levels.connections.used).unwrap_or(u32::MAX);
-        let [first, ..] = Resource::Memory.thresholds();
-        if levels.memory.share() < first - HYSTERESIS {
+        if levels.memory.share() < PLENTY {
             (self.aside, self.peak) = (0, live);
             return levels.memory;
         }
         self.peak = self.peak.max(live);
         let rest = |aside: u64| Level { used: used.saturating_sub(aside), bound: bound.saturating_sub(aside).max(1) };
-        let is_short = rest(self.aside).share() >= first - HYSTERESIS;
+        let is_short = rest(self.aside).share() >= PLENTY;
         if is_short && (live <= FEW || live <= self.peak / 2) {
             self.aside = used.saturating_mul(2).saturating_sub(bound);
             self.peak = live;
@@ -172,9 +176,10 @@ impl Watch {
     }
 }
 
-fn next(stage: Stage, share: f64, thresholds: [f64; 3]) -> Stage {
-    let reached = |slack: f64| thresholds.iter().filter(|threshold| share >= **threshold - slack).count();
-    let (up, stay) = (reached(0.0), reached(HYSTERESIS));
+/// A stage ends lower than it begins, so that it does not flutter.
+fn next(stage: Stage, share: f64, (begin, end): ([f64; 3], [f64; 3])) -> Stage {
+    let reached = |thresholds: [f64; 3]| thresholds.into_iter().filter(|threshold| share >= *threshold).count();
+    let (up, stay) = (reached(begin), reached(end));
     let now = usize::from(stage as u8);
     Stage::ALL.get(now.clamp(up, stay)).copied().unwrap_or(stage)
 }
@@ -308,9 +313,14 @@ mod tests {
     fn all_connections_that_are_configured_may_be_used_and_nobody_is_closed_for_their_number() {
         let at = |used| {
             let connections = Level { used, bound: 100 };
-            Watch::default().step(&Levels { connections, ..Levels::default() }).stage
+            Watch::default().step(&Levels { connections, ..Levels::default() })
         };
-        assert_eq!([at(69), at(70), at(99), at(100)], [Stage::Normal, Stage::Heavy, Stage::Heavy, Stage::Full]);
+        assert_eq!([69, 70, 99, 100, 200].map(|used| at(used).stage as u8), [0, 1, 1, 2, 2]);
+        assert_eq!([69, 70, 99, 100, 200].map(|used| at(used).gate as u8), [0, 1, 1, 1, 1], "the gate counts itself");
+        let memory = Level { used: 85, bound: 100 };
+        let connections = Level { used: 100, bound: 100 };
+        let both = Watch::default().step(&Levels { memory, connections, ..Levels::default() });
+        assert_eq!((both.resource, both.gate), (Resource::Connections, Stage::Full));
     }
 
     #[test]

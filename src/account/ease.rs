@@ -1,59 +1,51 @@
 //! Which flows go first when there is no room: those of the guest with most of them, and of its flows the
 //! one that has been idle longest. What counts as full is for others to say.
 
+use super::event::Who;
 use super::flows::Flow;
-use crate::accept::limits::holder;
+use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-
-/// Whose a flow is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Owner<'a> {
-    Declared(&'a str),
-    Address(IpAddr),
-}
 
 /// Up to `count` of these flows, in the order in which they are to go; none that moved something within
 /// `idle`.
 pub(super) fn idlest(live: &[Arc<Flow>], count: usize, idle: Duration) -> impl Iterator<Item = &Arc<Flow>> {
-    let owned = live.iter().map(|flow| {
-        let owner = match &flow.guest().name {
-            Some(name) => Owner::Declared(name),
-            None => Owner::Address(holder(flow.source().ip)),
-        };
-        (owner, flow.look(), flow)
-    });
+    let owned = live.iter().map(|flow| (Who::of(flow.guest(), flow.source()), flow.look(), flow));
     choose(owned, count, idle).into_iter()
 }
 
-fn choose<K: Copy + Eq + Hash + Ord, F>(
-    all: impl Iterator<Item = (K, Duration, F)>,
-    count: usize,
-    idle: Duration,
-) -> Vec<F> {
-    let mut guests: HashMap<K, (usize, Vec<(Duration, F)>)> = HashMap::new();
+/// The flows of one guest.
+struct Group<F> {
+    flows: usize,
+    /// Those that may go, and for how long they have been idle.
+    candidates: Vec<(Duration, F)>,
+}
+
+fn choose<K: Eq + Hash, F>(all: impl Iterator<Item = (K, Duration, F)>, count: usize, idle: Duration) -> Vec<F> {
+    let mut guests: HashMap<K, Group<F>> = HashMap::new();
     for (owner, quiet, flow) in all {
-        let (flows, candidates) = guests.entry(owner).or_default();
-        *flows += 1;
+        let group = guests.entry(owner).or_insert_with(|| Group { flows: 0, candidates: Vec::new() });
+        group.flows += 1;
         if quiet >= idle {
-            candidates.push((quiet, flow));
+            group.candidates.push((quiet, flow));
         }
     }
-    for (_, candidates) in guests.values_mut() {
-        candidates.sort_by_key(|(quiet, _)| *quiet);
+    let mut groups: Vec<Group<F>> = guests.into_values().collect();
+    for group in &mut groups {
+        group.candidates.sort_by_key(|(quiet, _)| *quiet);
     }
-    let mut heaviest: BinaryHeap<(usize, K)> = guests.iter().map(|(owner, (flows, _))| (*flows, *owner)).collect();
+    let mut heaviest: BinaryHeap<(usize, Reverse<usize>)> =
+        groups.iter().enumerate().map(|(index, group)| (group.flows, Reverse(index))).collect();
     let mut chosen = Vec::new();
     while chosen.len() < count
-        && let Some((flows, owner)) = heaviest.pop()
+        && let Some((flows, index)) = heaviest.pop()
     {
         // A guest that has nothing to give is not asked again.
-        if let Some((_, flow)) = guests.get_mut(&owner).and_then(|(_, candidates)| candidates.pop()) {
+        if let Some((_, flow)) = groups.get_mut(index.0).and_then(|group| group.candidates.pop()) {
             chosen.push(flow);
-            heaviest.push((flows - 1, owner));
+            heaviest.push((flows.saturating_sub(1), index));
         }
     }
     chosen

@@ -9,7 +9,6 @@ use super::event::Guest;
 use super::flows::Flow;
 use super::process::Process;
 use super::{Listener, lock};
-use crate::accept::overload::{Level, Stage};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
 use prometheus::{
@@ -25,6 +24,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const OUTCOMES: usize = Reason::ALL.len() + 1;
 /// Label of guests that are not declared.
 const OTHER: &str = "other";
+/// Stages of overload; in the ordinary one no time is counted.
+const STAGES: [&str; 3] = ["1", "2", "3"];
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 const DECISION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2];
 const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -61,7 +62,7 @@ pub struct Metrics {
 /// How full the daemon is, and what that costs.
 struct Overload {
     stage: IntGauge,
-    seconds: [Counter; Stage::ALL.len() - 1],
+    seconds: [Counter; STAGES.len()],
     closed: IntCounter,
     memory_used: IntGauge,
     memory_bound: IntGauge,
@@ -206,20 +207,19 @@ impl Metrics {
         self.accept_errors.inc();
     }
 
-    /// How full the daemon is, and for how long it has been so since the last call.
-    pub fn set_overload(&self, stage: Stage, lasted: Duration) {
-        self.overload.stage.set(i64::from(stage as u8));
-        // There is none for the ordinary state.
-        if let Some(seconds) = (stage as usize).checked_sub(1).and_then(|index| self.overload.seconds.get(index)) {
+    /// How full the daemon is, from 0 to 3, and for how long it has been so since the last call.
+    pub fn set_overload(&self, stage: u8, lasted: Duration) {
+        self.overload.stage.set(i64::from(stage));
+        if let Some(seconds) = usize::from(stage).checked_sub(1).and_then(|index| self.overload.seconds.get(index)) {
             seconds.inc_by(lasted.as_secs_f64());
         }
     }
 
     /// Memory in use and its bound in bytes, 0 for none; and how many connections may be open at once.
-    pub fn set_room(&self, memory: Level, most: u32) {
+    pub fn set_room(&self, used: u64, bound: u64, most: u32) {
         let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
-        self.overload.memory_used.set(bytes(memory.used));
-        self.overload.memory_bound.set(bytes(memory.bound));
+        self.overload.memory_used.set(bytes(used));
+        self.overload.memory_bound.set(bytes(bound));
         self.overload.most.set(i64::from(most));
     }
 
@@ -361,10 +361,7 @@ impl Overload {
                 "outgate_overload_stage",
                 "0: there is room; 1: the heaviest guests get no new connections; 2: nobody does; 3: the longest idle flows are closed.",
             )?,
-            seconds: std::array::from_fn(|n| {
-                let stage = Stage::ALL.get(n + 1).copied().unwrap_or_default();
-                seconds.with_label_values(&[stage.as_str()])
-            }),
+            seconds: STAGES.map(|stage| seconds.with_label_values(&[stage])),
             closed: make.counter("outgate_overload_closed_total", "Flows and idle connections closed to make room.")?,
             memory_used: make.gauge("outgate_memory_used_bytes", "Memory that is held against the bound.")?,
             memory_bound: make.gauge("outgate_memory_bound_bytes", "Memory that may be used; 0 for no bound.")?,

@@ -118,9 +118,9 @@ impl Overseer {
             );
         }
         let fair = self.fair(&judged, &levels);
-        self.house.gate.relieve(judged.stage, fair);
+        self.house.gate.relieve(judged.gate, fair);
         let now = Instant::now();
-        self.house.account.metrics().set_overload(judged.stage, now - self.last);
+        self.house.account.metrics().set_overload(judged.stage as u8, now - self.last);
         self.last = now;
         if judged.stage >= Stage::Heavy || now - self.looked >= LOOK {
             self.house.account.look();
@@ -152,7 +152,7 @@ impl Overseer {
             );
         }
         scratch::keep_within(memory.bound, self.workers);
-        account.metrics().set_room(memory, most);
+        account.metrics().set_room(memory.used, memory.bound, most);
         let connections = Level { used: live.into(), bound: if most == u32::MAX { 0 } else { most.into() } };
         Levels { memory, files, connections }
     }
@@ -195,6 +195,13 @@ impl Overseer {
     }
 }
 
+/// Where nobody measures any more, old figures must not keep anybody out.
+impl Drop for Overseer {
+    fn drop(&mut self) {
+        self.house.gate.relieve(Stage::Normal, u32::MAX);
+    }
+}
+
 fn sentence(judged: &Judgement, fair: u32) -> String {
     let what = match judged.stage {
         Stage::Normal => return String::new(),
@@ -202,7 +209,7 @@ fn sentence(judged: &Judgement, fair: u32) -> String {
         Stage::Full => "no guest gets a new connection".to_owned(),
         Stage::Closing => "no guest gets a new connection, and the longest idle flows are closed".to_owned(),
     };
-    let Judgement { stage, resource, share } = judged;
+    let Judgement { stage, resource, share, .. } = judged;
     // The share is 0 to a little over 1.
     let percent = (share * 100.0).round();
     let verb = if *resource == Resource::Memory { "is" } else { "are" };
