@@ -8,7 +8,7 @@ use crate::world::client::{Guest, Wire, is_open};
 use crate::world::outgate::Outgate;
 use crate::world::{ODD, World, eventually};
 use std::fs;
-use std::io::Read;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -264,12 +264,13 @@ fn without_any_descriptor_left_accepting_waits_without_spinning_and_goes_on_afte
 #[test]
 fn a_descriptor_in_reserve_turns_away_at_once_who_could_not_be_accepted() {
     let Some(world) = World::new() else { return };
-    let outgate = world.setup(RULES).tables(LIMITS).start();
+    let outgate = world.setup(RULES).tables(&format!("{LIMITS}handshake_timeout_ms = 600000\n")).start();
     assert!(served(&world.guest));
     let before = outgate.metrics()["process_max_fds"] as u64;
-    // These fill what is free among the numbers of the daemon's own, the reserve's included; from the first
-    // that is free then on there are no more.
-    let tunnels: Vec<Wire> = (0..30).map(|_| world.guest.tunnel("good.test:443")).collect();
+    // These say nothing, so that nobody closes them: they fill what is free among the numbers of the
+    // daemon's own, the reserve's included. From the first that is free then on there are no more.
+    let held = world.guest.proxies(50);
+    eventually("all are let in", || outgate.metric("active_connections", &[("listener", "proxy")]) >= 50.0);
     let files = open_files(&outgate);
     let free = (0..).find(|number| !files.contains(number)).unwrap();
     limit_files(&outgate, free);
@@ -279,7 +280,7 @@ fn a_descriptor_in_reserve_turns_away_at_once_who_could_not_be_accepted() {
     eventually("another guest is served", || served(&world.neighbour));
     assert!(outgate.metric("accept_errors_total", &[]) >= 1.0, "the reserve was not needed");
     assert!(outgate.counted("denied", "limit_total") >= 100.0);
-    drop(tunnels);
+    drop(held);
 }
 
 /// Requests one after the other: how long the slowest of a hundred take.
@@ -331,4 +332,31 @@ fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
     assert!(best < allowed, "p99 of {best:?} where {idle:?} is usual");
     assert!(outgate.counted("denied", "not_whitelisted") >= f64::from(asked));
     world.assert_untouched(crate::world::EVIL);
+}
+
+#[test]
+fn what_slow_readers_cost_follows_the_bound_on_memory() {
+    let Some(world) = World::new() else { return };
+    // An eighth of it is for bytes that nobody reads.
+    let outgate = world.setup(RULES).tables(&format!("{LIMITS}memory_mib = 256\n")).start();
+    world.internet.serve((ODD, 7), |mut tap| {
+        let block = [0; 64 * 1024];
+        while tap.write_all(&block).is_ok() {}
+    });
+    let before = outgate.memory();
+    let tunnels: Vec<_> = (0..300).map(|_| world.guest.tunnel("odd.test:7")).collect();
+    let mut growth = 0;
+    // Until it stops growing.
+    for _ in 0..40 {
+        std::thread::sleep(Duration::from_millis(250));
+        let now = outgate.memory().saturating_sub(before);
+        if now <= growth + (1 << 20) {
+            break;
+        }
+        growth = now;
+    }
+    println!("{} KiB for {} tunnels whose guests don't read", growth / 1024, tunnels.len());
+    // A quarter more for the allocator, and a small read or two a tunnel past the bound.
+    assert!(growth < (40 << 20) + (300 << 15), "{growth} bytes");
+    assert_eq!(outgate.metric("memory_bound_bytes", &[]), f64::from(256 << 20));
 }
