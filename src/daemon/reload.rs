@@ -8,6 +8,7 @@
 mod used;
 
 use super::DaemonError;
+use crate::account::AccountError;
 use crate::config::Settings;
 use crate::flow::{House, Live};
 use crate::policy::{Policy, PolicyError, Rules};
@@ -187,6 +188,18 @@ impl Reloader {
     }
 }
 
+/// Why a new log is not taken, and what to do: since its start the daemon writes in its own folders alone.
+fn log_complaint(error: &AccountError) -> String {
+    match error {
+        AccountError::Open { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            format!(
+                "{error}; a log in another folder than before needs a restart, and the folder must be writable for the daemon"
+            )
+        }
+        _ => error.to_string(),
+    }
+}
+
 /// Until the next day begins (UTC).
 fn until_midnight() -> Duration {
     const DAY: u64 = 86_400;
@@ -363,7 +376,7 @@ impl Desk {
         let names =
             |settings: &Settings| settings.policy.guests.iter().map(|guest| guest.name.clone()).collect::<Vec<_>>();
         let account = &self.house.account;
-        account.reconfigure(&settings.log, &names(settings)).map_err(|error| vec![error.to_string()])?;
+        account.reconfigure(&settings.log, &names(settings)).map_err(|error| vec![log_complaint(&error)])?;
         let mut floor = settings.floor();
         floor.listeners.extend(&self.bound);
         if let Err(error) = self.house.resolver.reconfigure(&settings.resolver, floor) {

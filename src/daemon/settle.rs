@@ -5,7 +5,7 @@ use super::DaemonError;
 use crate::account::{AccessLog, Account};
 use crate::config::Settings;
 use crate::control::ControlError;
-use crate::system::{self, Confine, Need, Use};
+use crate::system::{self, Confine, Need, Use, User};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -30,6 +30,7 @@ pub(super) fn give_up(
     if system::is_privileged() || confine.user.is_some() {
         system::give_up(confine.user.as_ref())?;
         system::check(&needs(settings), confine.user.as_ref())?;
+        report_lists(settings, confine.user.as_ref());
         let user = confine.user.as_ref().map_or("unchanged", |user| user.name.as_str());
         tracing::info!(user, "all privileges are given up");
     }
@@ -52,17 +53,26 @@ pub(super) fn bar_calls(fences: Fences, account: &Account) {
     tracing::debug!(landlock = fences.landlock, seccomp, "the sandbox");
 }
 
-/// What a reload, a rotated log or the end of the daemon will want.
+/// What a reload, a rotated log or the end of the daemon will want, but for the lists.
 fn needs(settings: &Settings) -> Vec<Need> {
-    let read = settings.path.iter().chain(&settings.whitelist_dir).cloned();
-    let lists = settings.whitelist_dir.iter().flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());
-    let lists = lists.map(|entry| entry.path()).filter(|path| is_list(path));
-    let read = read.chain(lists).map(|path| Need { path, what: Use::Read });
+    let config = settings.path.iter().map(|path| Need { path: path.clone(), what: Use::Read });
     let state = Need { path: settings.state_dir.clone(), what: Use::Keep };
     let control = settings.listen.control.as_deref().and_then(folder_of);
     let control = control.map(|path| Need { path, what: Use::Make });
     let log = log_file(settings).map(|path| Need { path: path.to_owned(), what: Use::Append });
-    read.chain([state]).chain(control).chain(log).collect()
+    config.chain([state]).chain(control).chain(log).collect()
+}
+
+/// Says which lists can't be read any more. Whether to go on, with the last good ones, is decided where
+/// they are read.
+fn report_lists(settings: &Settings, user: Option<&User>) {
+    let Some(dir) = &settings.whitelist_dir else { return };
+    let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    for path in [dir.clone()].into_iter().chain(files.filter(|path| is_list(path))) {
+        if let Err(error) = system::check(&[Need { path, what: Use::Read }], user) {
+            tracing::error!("{error}");
+        }
+    }
 }
 
 /// The folders in which files are made or replaced while the daemon runs.

@@ -319,7 +319,7 @@ fn refused(script: &mut Script) {
         "nobody listens, and such packets must not be answered (RFC 1122)",
     );
     script.rule("meta l4proto tcp counter reject with tcp reset", "refused: TCP");
-    for (protocol, label) in [("udp", "UDP"), ("icmp", "ICMP"), ("ipv6-icmp", "ICMPv6")] {
+    for (protocol, label) in [("udp", "UDP"), ("icmp", "ICMP"), ("icmpv6", "ICMPv6")] {
         let rule = format!("meta l4proto {protocol} counter reject with icmpx type admin-prohibited");
         script.rule(rule, format!("refused: {label}"));
     }

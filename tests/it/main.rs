@@ -7,6 +7,7 @@
 mod activation;
 mod addresses;
 mod cli;
+mod confine;
 mod dns;
 mod fairness;
 mod firewall;

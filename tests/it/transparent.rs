@@ -39,7 +39,7 @@ fn nft(world: &World, script: &str) {
     world.gateway.run(load);
 }
 
-fn setup(world: &World, rules: &str) -> Setup {
+pub fn setup(world: &World, rules: &str) -> Setup {
     nft(world, TPROXY);
     for family in ["-4", "-6"] {
         for line in ["rule add fwmark 1 lookup 100", "route add local default dev lo table 100"] {
@@ -59,7 +59,7 @@ fn dial(world: &World, address: impl Into<IpAddr>, port: u16) -> Wire {
 }
 
 /// An https GET to `address`, the hello naming `sni`.
-fn https_get(world: &World, address: impl Into<IpAddr>, sni: &str) -> io::Result<u16> {
+pub fn https_get(world: &World, address: impl Into<IpAddr>, sni: &str) -> io::Result<u16> {
     let mut tls: Tls = dial(world, address, 443).tls(sni)?;
     Ok(tls.get(sni, "/hi")?.status)
 }

@@ -1,8 +1,6 @@
 #!/bin/busybox sh
 # The virtual machine's init. It sets up what a tenant's image would, an address, a default route and a
-# resolver, and then runs the commands that come over the second serial port, one a line: a number, a
-# limit in seconds, and the command. For each it writes the output, every line behind "| ", and then
-# "= NUMBER EXIT-STATUS HUNDREDTHS-OF-A-SECOND".
+# resolver, and then does what it is told over the second serial port (obey.sh).
 /bin/busybox mkdir -p /sbin /usr/bin /usr/sbin /proc /sys /dev /tmp
 /bin/busybox --install -s
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp LANG=C
@@ -24,19 +22,4 @@ echo 'nameserver 1.1.1.1' >/etc/resolv.conf
 # Standard input for a client that neither speaks nor hangs up: <>/tmp/silence
 mkfifo /tmp/silence
 
-hundredths() {
-    read -r up _ </proc/uptime
-    echo "${up%.*}${up#*.}"
-}
-
-stty -F /dev/ttyS1 -echo -onlcr
-exec </dev/ttyS1 >/dev/ttyS1
-echo '= 0 0 0'
-while read -r number limit command; do
-    begin=$(hundredths)
-    timeout -s KILL "$limit" sh -c "$command" >/tmp/output 2>&1 </dev/null
-    status=$?
-    end=$(hundredths)
-    sed 's/^/| /; $a\' /tmp/output
-    echo "= $number $status $((end - begin))"
-done
+. /obey.sh

@@ -1,7 +1,8 @@
-"""A small virtual machine: Debian's kernel, busybox and curl, under QEMU's software emulation.
+"""Virtual machines under QEMU's software emulation, with Debian's kernel, that do what they are told.
 
-Makes the initramfs from the files of this machine, boots it on a tap that the caller made, and runs
-commands in it over a serial port (guest.sh is the other end). Knows nothing of what is tested.
+`Machine` is the running machine and the serial port by which it takes commands (obey.sh is the other
+end). `guest` starts a small one: busybox and curl in an initramfs made of this machine's files, on a tap
+that the caller made. Knows nothing of what is tested.
 """
 
 import glob
@@ -39,28 +40,25 @@ class Result:
 
 
 class Machine:
-    """One running guest. `prefix` is the command that enters the namespace of the tap, `files` is `{path: content}`."""
+    """One running machine. `prefix` is the command that enters its network namespace, `arguments` is what QEMU is told beside the usual."""
 
-    def __init__(self, directory, cache, prefix, tap, mac, files):
-        kernel, modules = unpack(package(cache), directory)
-        initramfs = os.path.join(directory, "initramfs")
-        with open(initramfs, "wb") as file:
-            file.write(archive(contents(modules, files)))
+    def __init__(self, directory, prefix, kernel, initramfs, arguments, memory=256, limit=BOOT_SECONDS):
+        image = os.path.join(directory, "initramfs")
+        with open(image, "wb") as file:
+            file.write(archive(initramfs))
         self.console = os.path.join(directory, "console.log")
         self.number, self.lines = 0, queue.Queue()
         self.process = subprocess.Popen(
             [
-                *prefix, "qemu-system-x86_64", "-machine", "q35,usb=off", "-accel", "tcg", "-cpu", "max", "-m", "256", "-nodefaults",
-                "-no-user-config", "-display", "none", "-no-reboot", "-kernel", kernel, "-initrd", initramfs,
-                "-append", "console=ttyS0 loglevel=4 panic=-1", "-serial", f"file:{self.console}", "-serial", "stdio",
-                "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no",
-                "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile=",
+                *prefix, "qemu-system-x86_64", "-machine", "q35,usb=off", "-accel", "tcg", "-cpu", "max", "-m", str(memory), "-nodefaults",
+                "-no-user-config", "-display", "none", "-kernel", kernel, "-initrd", image, "-append", f"console=ttyS0 loglevel=4 panic=-1",
+                "-serial", f"file:{self.console}", "-serial", "stdio", *arguments,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, errors="replace",
         )
         threading.Thread(target=self.listen, daemon=True).start()
         try:
-            self.wait(0, BOOT_SECONDS)
+            self.wait(0, limit)
         except MachineError:
             self.stop()
             raise
@@ -102,6 +100,13 @@ class Machine:
         self.process.wait()
 
 
+def guest(directory, cache, prefix, tap, mac, files):
+    """A small machine on `tap` with `files`, `{path: content}`, in it."""
+    kernel, modules = unpack(package(cache), directory)
+    network = ["-no-reboot", "-netdev", f"tap,id=net,ifname={tap},script=no,downscript=no", "-device", f"virtio-net-pci,netdev=net,mac={mac},romfile="]
+    return Machine(directory, prefix, kernel, contents(modules, files), network)
+
+
 def package(cache):
     """The path of the kernel's Debian package, fetched once."""
     for _ in range(2):
@@ -127,7 +132,7 @@ def unpack(path, directory):
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", path], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as files:
             for entry in files:
-                module = re.fullmatch(r"(?:.*/)?(?:drivers/virtio|drivers/net|net/core)/(\w+)\.ko(\.xz)?", entry.name)
+                module = re.fullmatch(r"(?:.*/)?(?:drivers/virtio|drivers/block|drivers/net|net/core)/(\w+)\.ko(\.xz)?", entry.name)
                 if module:
                     content = files.extractfile(entry).read()
                     modules[module[1]] = lzma.decompress(content) if module[2] else content
@@ -139,7 +144,7 @@ def unpack(path, directory):
     return kernel, modules
 
 
-def in_order(modules):
+def in_order(modules, wanted):
     """The modules wanted, each after those it needs; the kernel has the rest built in."""
     ordered = []
 
@@ -151,9 +156,16 @@ def in_order(modules):
             add(need.replace("-", "_"))
         ordered.append(name)
 
-    for name in MODULES:
+    for name in wanted:
         add(name)
     return ordered
+
+
+def module_files(modules, wanted):
+    """The modules wanted and the order in which they are loaded, as files."""
+    ordered = in_order(modules, wanted)
+    order = "".join(f"/modules/{name}.ko\n" for name in ordered).encode()
+    return {f"modules/{name}.ko": (0o100644, modules[name]) for name in ordered} | {"modules/order": (0o100644, order)}
 
 
 def contents(modules, more):
@@ -167,13 +179,10 @@ def contents(modules, more):
     for path, source in files.items():
         with open(source, "rb") as file:
             tree[path] = (0o100755, file.read())
-    with open(os.path.join(HERE, "guest.sh"), "rb") as file:
-        tree["init"] = (0o100755, file.read())
-    tree |= {path: (0o100644, content) for path, content in more.items()}
-    ordered = in_order(modules)
-    for name in ordered:
-        tree[f"modules/{name}.ko"] = (0o100644, modules[name])
-    tree["modules/order"] = (0o100644, "".join(f"/modules/{name}.ko\n" for name in ordered).encode())
+    for path, script in (("init", "guest.sh"), ("obey.sh", "obey.sh")):
+        with open(os.path.join(HERE, script), "rb") as file:
+            tree[path] = (0o100755, file.read())
+    tree |= {path: (0o100644, content) for path, content in more.items()} | module_files(modules, MODULES)
     tree["etc/nsswitch.conf"] = (0o100644, b"hosts: files dns\n")
     tree["etc/hosts"] = (0o100644, b"127.0.0.1 localhost\n")
     return tree

@@ -25,7 +25,7 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
 sys.dont_write_bytecode = True
-from machine import Machine, MachineError  # noqa: E402
+from machine import MachineError, guest  # noqa: E402
 from outside import EVIL, EVIL6, GOOD, GOOD6, TRUTH  # noqa: E402
 
 GATEWAY, GATEWAY6, GATEWAY_OUTSIDE, GATEWAY_OUTSIDE6 = "10.42.42.1", "fd42:42::1", "11.0.0.1", "2600:10::1"
@@ -113,7 +113,7 @@ class World:
                     raise MachineError(f"outside.py {role} did not start")
             self.mark()
             cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
-            self.machine = Machine(self.directory, cache, self.inside("gateway"), "tap0", MAC, self.files())
+            self.machine = guest(self.directory, cache, self.inside("gateway"), "tap0", MAC, self.files())
         except BaseException:
             self.__exit__()
             raise

@@ -1,5 +1,7 @@
 //! seccomp: the system calls that a daemon which is up still needs, and no others (seccomp(2)). What is
-//! not on the list fails with EPERM, in all threads and whatever they start.
+//! not on the list fails with EPERM, in all threads and whatever they start. To find what a change needs,
+//! let the list end in `SeccompAction::KillProcess` and run the tests: the kernel's log then names each
+//! call that is missing (`dmesg | grep type=1326`).
 //!
 //! The kernel remembers which calls pass whatever their arguments, so that the filter costs these
 //! nothing (since Linux 5.11); only those in [`conditional`] are looked at each time.
@@ -99,6 +101,9 @@ const ALWAYS: &[c_long] = &[
 /// A call and what must hold of its arguments, all of it; several of one call are alternatives.
 type Condition = (c_long, Vec<SeccompCondition>);
 
+/// Linux 6.4; prctl(2).
+const PR_GET_AUXV: u64 = 0x4155_5856;
+
 /// Calls of which the arguments decide.
 fn conditional() -> Result<Vec<Condition>, BackendError> {
     let mut all = Vec::new();
@@ -120,16 +125,18 @@ fn conditional() -> Result<Vec<Condition>, BackendError> {
     all.push((libc::SYS_mprotect, vec![word(2, Op::MaskedEq(executable), 0)?]));
     // abort(3), and nobody else's process.
     all.push((libc::SYS_tgkill, vec![word(0, Op::Eq, u64::from(std::process::id()))?]));
-    // A thread's name.
-    all.push((libc::SYS_prctl, vec![word(0, Op::Eq, libc::PR_SET_NAME as u64)?]));
+    // A thread's name; and what the kernel told this program at its start, the size of pages among it.
+    for option in [libc::PR_SET_NAME as u64, PR_GET_AUXV] {
+        all.push((libc::SYS_prctl, vec![word(0, Op::Eq, option)?]));
+    }
     // Limits are asked for, not set.
     all.push((libc::SYS_prlimit64, vec![SeccompCondition::new(2, Len::Qword, Op::Eq, 0)?]));
     for command in [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC] {
         all.push((libc::SYS_fcntl, vec![word(1, Op::Eq, command as u64)?]));
     }
-    for request in [libc::FIONBIO, libc::FIONREAD, libc::TCGETS] {
-        all.push((libc::SYS_ioctl, vec![word(1, Op::Eq, request as u64)?]));
-    }
+    #[allow(clippy::unnecessary_cast, reason = "another type with other C libraries")]
+    let non_blocking = libc::FIONBIO as u64;
+    all.push((libc::SYS_ioctl, vec![word(1, Op::Eq, non_blocking)?]));
     Ok(all)
 }
 
@@ -170,6 +177,52 @@ mod tests {
             // BPF_MAXINSNS.
             assert!(no_clone3(arch).unwrap().len() < 4096);
             assert!(allow_list(arch).unwrap().len() < 4096);
+        }
+    }
+
+    #[test]
+    fn nothing_that_reaches_beyond_this_process_is_on_the_list() {
+        let conditional: Vec<c_long> = conditional().unwrap().into_iter().map(|(call, _)| call).collect();
+        for call in [
+            libc::SYS_execve,
+            libc::SYS_execveat,
+            libc::SYS_ptrace,
+            libc::SYS_process_vm_readv,
+            libc::SYS_process_vm_writev,
+            libc::SYS_pidfd_getfd,
+            libc::SYS_kill,
+            libc::SYS_tkill,
+            libc::SYS_listen,
+            libc::SYS_mount,
+            libc::SYS_umount2,
+            libc::SYS_pivot_root,
+            libc::SYS_unshare,
+            libc::SYS_setns,
+            libc::SYS_bpf,
+            libc::SYS_perf_event_open,
+            libc::SYS_userfaultfd,
+            libc::SYS_keyctl,
+            libc::SYS_add_key,
+            libc::SYS_io_uring_setup,
+            libc::SYS_io_uring_enter,
+            libc::SYS_setuid,
+            libc::SYS_setresuid,
+            libc::SYS_setgroups,
+            libc::SYS_capset,
+            libc::SYS_fchmod,
+            libc::SYS_fchmodat,
+            libc::SYS_fchown,
+            libc::SYS_fchownat,
+            libc::SYS_memfd_create,
+            libc::SYS_seccomp,
+            libc::SYS_socketpair,
+            libc::SYS_mknodat,
+            libc::SYS_symlinkat,
+            libc::SYS_linkat,
+            libc::SYS_init_module,
+            libc::SYS_pkey_mprotect,
+        ] {
+            assert!(!ALWAYS.contains(&call) && !conditional.contains(&call), "{call}");
         }
     }
 

@@ -88,7 +88,8 @@ impl Setup {
     pub fn write(self) -> Outgate {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
-        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user: None, manager: None };
+        let (user, arguments) = (None, Vec::new());
+        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user, arguments, manager: None };
         fs::create_dir(outgate.whitelist()).unwrap();
         fs::create_dir(outgate.path("state")).unwrap();
         for (name, content) in &self.rules {
@@ -124,6 +125,8 @@ pub struct Outgate {
     /// As whom it runs: user and group; as root without.
     user: Option<(u32, u32)>,
     manager: Option<Manager>,
+    /// What follows `run --config F`.
+    arguments: Vec<String>,
 }
 
 impl Outgate {
@@ -145,6 +148,11 @@ impl Outgate {
         own(self.dir.path());
         own(&self.path("state"));
         own(&self.config());
+    }
+
+    /// More arguments for `run`, from the next start on.
+    pub fn run_with(&mut self, arguments: &[&str]) {
+        self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
     }
 
     /// A path within the daemon's directory.
@@ -178,6 +186,7 @@ impl Outgate {
     pub fn launch(&mut self) {
         let config = self.config();
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
+        command.args(&self.arguments);
         let handed = self.manager.as_ref().map(|manager| manager.wrap(&mut command));
         command.stdout(fs::File::create(self.path("stdout")).unwrap());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());

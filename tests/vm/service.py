@@ -1,0 +1,507 @@
+#!/usr/bin/env python3
+"""outgate as a service of a Debian machine: units, restarts, failures, package, under systemd itself.
+
+Boots Debian 12 under QEMU (software emulation), installs outgate there as an operator would, and then does
+to it what happens to services. The machine has a guest behind a bridge and an outside of its own, in
+network namespaces, and would forward everything. Judged by what clients and servers there saw, by the
+service manager and by /proc. Timings are those of the machine's clock, which runs in real time while its
+processor is ten times slower than any real one.
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, HERE)
+sys.dont_write_bytecode = True
+import debian  # noqa: E402
+from machine import MachineError  # noqa: E402
+
+GOOD, EVIL = "11.0.0.10", "11.0.0.66"
+# Connections a second. More than emulation carries would measure emulation.
+RATE = 40
+# Contract: nobody waits longer for a restart, in seconds.
+LONGEST_WAIT = 3
+EXPOSURE = 1.2
+SOCKETS = ["outgate.socket", "outgate-admin.socket", "outgate-transparent.socket", "outgate-dns.socket"]
+CONFIG = """\
+[listen]
+transparent = ["0.0.0.0:3129", "[::]:3129"]
+dns = ["10.42.42.1:53"]
+[firewall]
+guest_interfaces = ["br0"]
+[resolver]
+servers = ["11.0.0.53"]
+[log]
+access = "/var/log/outgate/access.log"
+"""
+RULES = ["good.test", "http://good.test:8080", "tcp://raw.test:2222"]
+PROXY = "curl -s --max-time 20 -x http://127.0.0.1:3128"
+IN_GUEST = "ip netns exec guest"
+
+
+class Provider:
+    """The machine, and what the checks ask of it."""
+
+    def __init__(self, directory, cache, brought):
+        self.machine = debian.start(directory, cache, brought, limit=240)
+
+    def run(self, command, limit=60):
+        return self.machine.run(command, limit)
+
+    def do(self, command, limit=60):
+        """What the command prints; it has to succeed."""
+        result = self.run(command, limit)
+        assert result.status == 0, f"{command}: {result}"
+        return result.output.strip()
+
+    def write(self, path, text):
+        quoted = text.replace("\\", "\\\\").replace("\n", "\\n").replace("'", "'\\''").replace("%", "%%")
+        self.do(f"mkdir -p {os.path.dirname(path)}; printf '{quoted}' > {path}")
+
+    def show(self, unit, *properties):
+        """Properties of a unit, by name."""
+        lines = self.do(f"systemctl show -p {','.join(properties)} {unit}").splitlines()
+        return dict(line.split("=", 1) for line in lines)
+
+    def state(self, unit):
+        return self.show(unit, "ActiveState")["ActiveState"]
+
+    def pid(self):
+        return int(self.show("outgate.service", "MainPID")["MainPID"])
+
+    def until(self, command, wanted, seconds, why):
+        """Repeats the command until `wanted` is in what it prints; gives the seconds it took."""
+        begin = time.monotonic()
+        while True:
+            result = self.run(command)
+            if re.search(wanted, result.output):
+                return time.monotonic() - begin
+            assert time.monotonic() < begin + seconds, f"{why}, after {seconds} s: {result}; {self.journal()}"
+            time.sleep(0.3)
+
+    def ready(self):
+        self.until("curl -s -m 5 http://127.0.0.1:3190/readyz", "ok|ready", 60, "not ready")
+
+    def journal(self, unit="outgate.service", lines=25):
+        return self.run(f"journalctl -u {unit} -n {lines} -o cat --no-pager").output
+
+    def reboot(self):
+        """By the service manager; what is no file is gone."""
+        self.machine.process.stdin.write(f"{self.machine.number + 1} 5 systemctl reboot\n")
+        self.machine.process.stdin.flush()
+        self.machine.wait(0, 240)
+
+    def mark(self):
+        self.do("sleep 0.3; wc -l < /run/world/internet.log > /run/world/mark")
+
+    def arrived(self):
+        """What came to the outside since the mark."""
+        return self.run("sleep 0.3; tail -n +$(($(cat /run/world/mark) + 1)) /run/world/internet.log").output.splitlines()
+
+    def leaks(self):
+        """What came from the guest itself, or for whom nothing was allowed. Neighbour discovery aside."""
+        lines = self.arrived()
+        own = r"packet (10\.42\.42\.|fd42:).*"
+        return [line for line in lines if re.fullmatch(own, line) or f" {EVIL} " in line or "2600:10::66 tcp" in line]
+
+    def proxied(self, url="http://good.test/"):
+        """Status and reason of a request to the proxy."""
+        return self.run(f"{PROXY} -o /tmp/body -w '%{{http_code}}' {url}; echo; head -c 300 /tmp/body").output
+
+    def guest(self, url="https://good.test/"):
+        """What a guest that knows nothing of outgate gets."""
+        return self.run(f"{IN_GUEST} curl -s --max-time 20 --cacert /brought/ca.crt {url}")
+
+
+def control(provider):
+    """Without outgate the guest gets out; else that it does not would show nothing."""
+    provider.mark()
+    said = provider.do(f"{IN_GUEST} python3 /brought/probe.py all")
+    seen = "\n".join(provider.arrived())
+    for wanted in (f"accept {EVIL} 443 10.42.42.2", "accept 2600:10::66 443 fd42:42::2", f"packet 10.42.42.2 {EVIL} udp 9999"):
+        assert wanted in seen, f"no {wanted!r} in {seen[-600:]}; {said}"
+
+
+def install(provider):
+    before = provider.do("nft list ruleset; ip rule; ip -6 rule")
+    lay(provider)
+    assert provider.do("nft list ruleset; ip rule; ip -6 rule") == before, "installing changed firewall or routing"
+    for unit, state in {"outgate.service": "active", "outgate.socket": "active", "outgate-admin.socket": "active",
+                        "outgate-transparent.socket": "inactive", "outgate-dns.socket": "inactive", "outgate-firewall.service": "inactive"}.items():
+        assert provider.state(unit) == state, f"{unit} is {provider.state(unit)}, not {state}; {provider.journal()}"
+    provider.ready()
+    answer = provider.proxied("http://evil.test/")
+    assert answer.startswith("403") and "not_whitelisted" in answer, answer
+    listening = provider.do("ss -Hlnt | awk '{print $4}' | sort -u").split()
+    assert listening == ["127.0.0.1:3128", "127.0.0.1:3190"], f"listening on {listening}"
+    return f"resident at rest {resident(provider)}"
+
+
+def resident(provider):
+    return provider.do("awk '/VmRSS/ {print $2 / 1024 \" MiB\"}' /proc/" + f"{provider.pid()}/status")
+
+
+def lay(provider):
+    """Installs from files, as the package does."""
+    provider.do("sh /brought/lay.sh", 120)
+
+
+def privileges(provider):
+    pid = provider.pid()
+    status = dict(line.split(":\t", 1) for line in provider.do(f"cat /proc/{pid}/status").splitlines() if ":\t" in line)
+    wanted = {"CapInh": 0, "CapPrm": 0, "CapEff": 0, "CapBnd": 0, "CapAmb": 0}
+    found = {name: int(status[name], 16) for name in wanted}
+    assert found == wanted, f"capabilities: {found}"
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2"), f"NoNewPrivs {status['NoNewPrivs']}, Seccomp {status['Seccomp']}"
+    users = set(status["Uid"].split()) | set(status["Gid"].split())
+    assert users == {provider.do("id -u outgate"), provider.do("id -g outgate")} and "0" not in users, f"runs as {users}"
+    # In its own view the file system is read-only but for what it keeps.
+    writable = provider.do(f"nsenter -t {pid} -m findmnt -rno TARGET,VFS-OPTIONS | awk '$2 ~ /(^|,)rw(,|$)/ {{print $1}}' | grep -vE '^/(proc|sys|dev|tmp|var/tmp|run/systemd/incoming)' | sort -u").split()
+    assert set(writable) <= {"/var/lib/outgate", "/run/outgate", "/var/log/outgate"}, f"writable: {writable}"
+    return f"resident {resident(provider)}"
+
+
+def configure(provider):
+    """As the documentation says: configuration, then the sockets for it; the daemon and they are restarted in one go."""
+    provider.write("/etc/outgate/outgate.toml", CONFIG)
+    for rule in RULES:
+        provider.do(f"outgate whitelist add '{rule}'")
+    provider.do("outgate check")
+    # A listener that no socket unit holds: an error with what to do, not a door that is quietly missing.
+    result = provider.run("systemctl restart outgate.service")
+    said = provider.journal()
+    assert "ListenStream=" in said and "3129" in said, f"exit {result.status}, no drop-in in: {said}"
+    provider.do("systemctl enable -q outgate-firewall.service outgate-transparent.socket outgate-dns.socket")
+    provider.do("systemctl start outgate-firewall.service", 120)
+    provider.do("systemctl restart outgate.service outgate-transparent.socket outgate-dns.socket", 90)
+    provider.ready()
+    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service"]:
+        assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}; {provider.journal()}"
+
+
+def serves(provider):
+    """A guest that knows nothing of outgate reaches what is allowed, and nothing else, over TPROXY and DNS."""
+    provider.mark()
+    result = provider.guest()
+    assert result.status == 0 and "for good.test" in result.output, f"{result}; {provider.journal()}"
+    refused = provider.guest("https://evil.test/")
+    assert refused.status == 6, f"a refused name: {refused}"
+    refused = provider.run(f"{IN_GUEST} curl -s --max-time 20 --cacert /brought/ca.crt --resolve evil.test:443:{EVIL} https://evil.test/")
+    assert refused.status == 35, f"a refused name at its address: {refused}"
+    assert not provider.leaks(), provider.leaks()[:5]
+
+
+def exposure(provider):
+    """Of the unit as it runs, while a guest's download goes through transparent listener, DNS and relay."""
+    provider.do(f"({IN_GUEST} timeout 60 curl -s http://good.test:8080/slow -o /tmp/slow &) ; sleep 3; test -s /tmp/slow", 30)
+    said = provider.do("systemd-analyze security --no-pager outgate.service", 60)
+    first = provider.do("stat -c %s /tmp/slow")
+    found = float(re.search(r"exposure level for outgate.service: ([\d.]+)", said)[1])
+    assert found <= EXPOSURE, said[-2000:]
+    provider.until("stat -c %s /tmp/slow", rf"^(?!{first}$)", 10, "the download stands still")
+    return f"{found}"
+
+
+def reload(provider):
+    assert provider.guest("http://late.test/").status == 6, "late.test is known before its rule"
+    generation = "curl -s http://127.0.0.1:3190/metrics | grep -E '^outgate_whitelist_generation'"
+    before = provider.do(generation)
+    provider.do("echo 'http://late.test' >> /etc/outgate/whitelist/local.rules; systemctl reload outgate.service")
+    assert provider.do(generation) != before, "no new list"
+    result = provider.run(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://late.test/")
+    assert result.output.strip() == "502", f"late.test, allowed now and unknown to DNS: {result}"
+    # A broken one: reload says so, what was in force stays.
+    provider.do("cp -p /etc/outgate/whitelist/local.rules /root/; echo 'http://' >> /etc/outgate/whitelist/local.rules")
+    failed = provider.run("systemctl reload outgate.service")
+    assert failed.status != 0, "a broken list was taken over without a word"
+    assert "local.rules:" in provider.journal(), f"the journal does not name the line: {provider.journal()}"
+    assert provider.state("outgate.service") == "active"
+    assert "for good.test" in provider.guest().output, "the last good list is not in force"
+    provider.do("cp -p /root/local.rules /etc/outgate/whitelist/; systemctl reload outgate.service")
+
+
+def load(provider, seconds, event, rate=RATE):
+    """Connections at an even rate, with `event` in the midst of it. Nobody is refused, nobody waits too long."""
+    provider.do(f"rm -f /tmp/load; (python3 /brought/load.py send {rate} {seconds} > /tmp/load 2>&1 &)")
+    time.sleep(3)
+    event()
+    provider.until("cat /tmp/load", r"longest|Error", seconds + 40, "the load does not end")
+    said = provider.do("cat /tmp/load")
+    assert said.startswith("{"), said
+    return json.loads(said)
+
+
+def restart(provider):
+    before = provider.pid()
+    result = load(provider, 12, lambda: provider.do("systemctl restart outgate.service", 90))
+    assert provider.pid() != before
+    assert set(result["ends"]) == {"200"} and result["opened"] > 100, f"not all were served: {result}; {provider.journal()}"
+    assert result["longest"] < LONGEST_WAIT, f"somebody waited: {result}"
+    return f"{result['opened']} at {result['rate']}/s, the longest wait {result['longest']} s"
+
+
+def bindings(provider):
+    """What DNS gave a guest holds over a restart: raw bytes to that address need no new question."""
+    assert provider.do(f"{IN_GUEST} python3 /brought/ask.py raw.test") == f"rcode 0 {GOOD}"
+    raw = f"{IN_GUEST} python3 /brought/ask.py raw {GOOD} 2222"
+    assert provider.do(raw).startswith("220 "), "not even before"
+    provider.do("systemctl restart outgate.service", 90)
+    result = provider.run(raw)
+    assert result.output.startswith("220 "), f"after the restart: {result}; {provider.journal()}"
+
+
+def watchdog(provider):
+    """A daemon that hangs is killed and started again; connections wait meanwhile."""
+    # Shorter than the unit has it, for the test's time.
+    provider.write("/run/systemd/system/outgate.service.d/watchdog.conf", "[Service]\nWatchdogSec=3\n")
+    provider.do("systemctl daemon-reload; systemctl restart outgate.service", 90)
+    provider.ready()
+    before = provider.pid()
+    # It lives longer than that as long as it works.
+    time.sleep(7)
+    assert provider.pid() == before, f"killed although it works; {provider.journal()}"
+    provider.do(f"kill -STOP {before}")
+    took = provider.until("systemctl show -p MainPID,SubState outgate.service | tr '\\n' ' '", rf"MainPID=(?!{before}\b|0\b)\d+ SubState=running", 40, "not started again")
+    assert "Watchdog timeout" in provider.journal(), provider.journal()
+    assert provider.proxied().startswith("200"), provider.proxied()
+    provider.do("rm /run/systemd/system/outgate.service.d/watchdog.conf; systemctl daemon-reload; systemctl restart outgate.service", 90)
+    return f"running again after {took:.0f} s"
+
+
+def killed(provider):
+    """kill -9, ten times, each as soon as it runs."""
+    kill = "for i in 1 2 3 4 5 6 7 8 9 10; do until systemctl -q is-active outgate.service; do sleep 0.1; done; kill -9 $(systemctl show -P MainPID outgate.service); sleep 0.1; done"
+    result = load(provider, 60, lambda: provider.do(kill, 120), rate=3)
+    provider.ready()
+    healthy(provider)
+    restarts = int(provider.show("outgate.service", "NRestarts")["NRestarts"])
+    assert restarts >= 9, f"{restarts} restarts"
+    assert "ConnectionRefusedError" not in result["ends"] and "silence" not in result["ends"], f"refused: {result}"
+    return f"{result['ends']}, the longest wait {result['longest']} s"
+
+
+def healthy(provider):
+    for unit in [*SOCKETS, "outgate.service"]:
+        assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}; {provider.journal(unit)}"
+    assert provider.proxied().startswith("200"), f"{provider.proxied()}; {provider.journal()}"
+
+
+def cannot_start(provider):
+    """A configuration that ends it at once, with connections waiting: it goes on trying, and then serves them."""
+    provider.do("cp -p /etc/outgate/outgate.toml /root/; echo 'nonsense = 1' >> /etc/outgate/outgate.toml")
+
+    def event():
+        provider.run("systemctl restart outgate.service", 60)
+        time.sleep(8)
+        state = provider.show("outgate.service", "ActiveState", "NRestarts")
+        assert state["ActiveState"] != "failed" and int(state["NRestarts"]) >= 2, f"{state}; {provider.journal()}"
+        for unit in SOCKETS:
+            assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}"
+        assert "nonsense" in provider.journal(), provider.journal()
+        provider.do("cp -p /root/outgate.toml /etc/outgate/")
+
+    result = load(provider, 25, event, rate=2)
+    provider.ready()
+    healthy(provider)
+    assert set(result["ends"]) <= {"200", "silence"} and result["ends"].get("200", 0) > 10, f"{result}"
+    return f"{result['ends']}, the longest wait {result['longest']} s"
+
+
+def broken_list(provider):
+    """A restart onto a broken list: the last good one, not ready, and said loudly."""
+    provider.do("cp -p /etc/outgate/whitelist/local.rules /root/; echo 'evil.test' > /etc/outgate/whitelist/local.rules; echo 'http://' >> /etc/outgate/whitelist/local.rules")
+    provider.do("systemctl restart outgate.service", 90)
+    provider.until("curl -s -m 5 -w '%{http_code}' http://127.0.0.1:3190/readyz", "503", 20, "it says that it is ready")
+    assert "for good.test" in provider.guest().output, "the last good list is not in force"
+    assert provider.proxied("http://evil.test/").startswith("403"), "what the broken list has is in force"
+    said = provider.journal()
+    assert "local.rules:" in said, f"the journal does not name the line: {said}"
+    provider.do("cp -p /root/local.rules /etc/outgate/whitelist/; systemctl reload outgate.service")
+    provider.ready()
+
+
+def nothing_gets_out(provider):
+    provider.mark()
+    said = provider.do(f"{IN_GUEST} python3 /brought/probe.py all")
+    # What the probe asks for is allowed nowhere: its Host is evil.test.
+    assert "answered" not in said, said
+    leaks = [line for line in provider.arrived() if re.match(r"(packet|accept|asked)", line) and not re.search(r"icmp6 (13\d|143)$", line)]
+    assert not leaks, f"{leaks[:5]}; {said}"
+    # Refused, not dropped: nobody waits.
+    slow = [line for line in said.splitlines() if float(line.split()[-1]) > 2.5]
+    assert not slow, f"not at once: {slow}"
+
+
+def stop(provider):
+    provider.do("systemctl stop 'outgate*.socket' outgate.service", 90)
+    for unit in [*SOCKETS, "outgate.service"]:
+        assert provider.state(unit) == "inactive", f"{unit}: {provider.state(unit)}"
+    assert "outgate" in provider.do("nft list tables")
+    nothing_gets_out(provider)
+
+
+def stop_firewall(provider):
+    provider.do("systemctl stop outgate-firewall.service")
+    assert provider.state("outgate-firewall.service") == "inactive"
+    nothing_gets_out(provider)
+
+
+def flush(provider):
+    provider.do("nft flush ruleset")
+    assert not provider.do("nft list ruleset")
+    assert provider.do("sysctl -n net.ipv4.ip_forward") == "1", "forwarding went off, so this shows nothing"
+    provider.mark()
+    provider.do(f"{IN_GUEST} python3 /brought/probe.py all")
+    leaks = [line for line in provider.arrived() if re.match(r"packet (10\.42|fd42)", line) and not re.search(r"icmp6 (13\d|143)$", line)]
+    assert not leaks, leaks[:5]
+
+
+def start_again(provider):
+    provider.do("systemctl start outgate-firewall.service outgate.socket outgate-admin.socket outgate-transparent.socket outgate-dns.socket", 90)
+    # A connection brings the daemon up.
+    assert "for good.test" in provider.guest().output, provider.journal()
+    provider.ready()
+    healthy(provider)
+
+
+def nftables(provider):
+    """What Debian's own service does to every ruleset."""
+    for verb in ("start", "reload", "restart"):
+        provider.do(f"systemctl {verb} nftables.service")
+        provider.until("nft list tables", r"inet outgate\n(.*\n)*table bridge outgate", 30, f"no ruleset after {verb} of nftables")
+    assert provider.state("outgate-firewall.service") == "active"
+
+
+def order(provider):
+    """After a reboot: closed before the network and before whoever starts guests, sockets before the daemon."""
+    provider.write("/etc/systemd/system/libvirtd.service", textwrap.dedent("""\
+        [Service]
+        Type=oneshot
+        RemainAfterExit=yes
+        ExecStart=/bin/sh -c 'nft list tables > /run/at-guests-start; ip rule >> /run/at-guests-start'
+        [Install]
+        WantedBy=multi-user.target
+        """))
+    provider.do("systemctl daemon-reload; systemctl enable -q libvirtd.service")
+    provider.reboot()
+    provider.until("systemctl is-system-running", "running|degraded", 120, "not up")
+    entered = lambda unit, what: int(provider.show(unit, what)[what])  # noqa: E731
+    applied = entered("outgate-firewall.service", "ActiveEnterTimestampMonotonic")
+    assert applied, f"the firewall was not applied: {provider.journal('outgate-firewall.service')}"
+    before_network, guests = entered("network-pre.target", "ActiveEnterTimestampMonotonic"), entered("libvirtd.service", "InactiveExitTimestampMonotonic")
+    assert applied <= before_network and applied <= guests, f"firewall {applied}, network-pre {before_network}, guests {guests}"
+    assert "inet outgate" in provider.do("cat /run/at-guests-start"), "no ruleset when guests start"
+    daemon = entered("outgate.service", "InactiveExitTimestampMonotonic")
+    for unit in SOCKETS:
+        listening = entered(unit, "ActiveEnterTimestampMonotonic")
+        assert 0 < listening <= daemon, f"{unit} {listening}, daemon {daemon}"
+    assert not (failed := provider.do("systemctl --failed --no-legend")), failed
+    # The addresses of its listeners came into being only now.
+    provider.do("sh /brought/world.sh", 90)
+    provider.do("outgate firewall apply", 60)
+    provider.ready()
+    serves(provider)
+    return f"firewall at {applied / 1e6:.1f} s, network at {before_network / 1e6:.1f} s, guests at {guests / 1e6:.1f} s, daemon at {daemon / 1e6:.1f} s"
+
+
+CHECKS = [
+    ("control: without outgate the guest gets out", control),
+    ("install", install),
+    ("privileges of the fresh daemon", privileges),
+    ("configure: sockets, firewall, restart", configure),
+    ("serves a guest over TPROXY and DNS", serves),
+    ("privileges while it serves", privileges),
+    ("systemd-analyze security", exposure),
+    ("reload", reload),
+    ("restart under load", restart),
+    ("DNS bindings over a restart", bindings),
+    ("watchdog", watchdog),
+    ("kill -9 ten times", killed),
+    ("cannot start for a while", cannot_start),
+    ("restart onto a broken list", broken_list),
+    ("stop: nothing gets out", stop),
+    ("firewall unit stopped: nothing gets out", stop_firewall),
+    ("ruleset flushed: nothing gets out", flush),
+    ("started again by a guest's connection", start_again),
+    ("nftables started, reloaded, restarted", nftables),
+    ("boot order", order),
+]
+
+
+def bring(directory, outgate):
+    """What goes into the machine: the folder."""
+    brought = os.path.join(directory, "brought")
+    os.mkdir(brought)
+    for name in ("world.sh", "load.py", "probe.py", "ask.py", "lay.sh"):
+        shutil.copy(os.path.join(HERE, "provider", name), brought)
+    shutil.copy(os.path.join(HERE, "outside.py"), brought)
+    # Symbols are nine tenths of a debug build, and of the time it takes to read it there.
+    subprocess.run(["strip", "-o", os.path.join(brought, "outgate"), outgate], check=True)
+    for folder in ("systemd", "whitelist", "packaging"):
+        shutil.copytree(os.path.join(ROOT, folder), os.path.join(brought, folder))
+    certificates(brought)
+    return brought
+
+
+def certificates(folder):
+    def openssl(*words):
+        subprocess.run(["openssl", *words], cwd=folder, check=True, capture_output=True)
+
+    curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
+    openssl("req", "-x509", *curve, "-subj", "/CN=VM test authority", "-keyout", "ca.key", "-out", "ca.crt", "-addext", "keyUsage=critical,keyCertSign")
+    openssl("req", *curve, "-subj", "/CN=good.test", "-keyout", "tls.key", "-out", "tls.csr")
+    with open(os.path.join(folder, "extensions"), "w", encoding="ascii") as file:
+        file.write("subjectAltName=DNS:good.test,DNS:evil.test\nextendedKeyUsage=serverAuth\n")
+    openssl("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions", "-out", "tls.crt")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("outgate", nargs="?", default=os.path.join(ROOT, "target", "debug", "outgate"), help="the program under test")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
+    arguments = parser.parse_args()
+    for lacking, reason in ((os.geteuid() != 0, "needs root (to make a disk image)"), (platform.machine() != "x86_64", "needs an x86_64 userland")):
+        if lacking:
+            print(f"skipped: {reason}")
+            return 1 if os.environ.get("CI") == "true" else 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    begin = time.monotonic()
+    passed = failed = 0
+    cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
+    with tempfile.TemporaryDirectory(prefix="outgate-service-") as directory:
+        provider = Provider(directory, cache, bring(directory, arguments.outgate))
+        try:
+            provider.do("sh /brought/world.sh", 90)
+            print(f"booted in {time.monotonic() - begin:.1f} s", flush=True)
+            for name, check in CHECKS:
+                if arguments.only and not any(text in name for text in arguments.only):
+                    continue
+                start = time.monotonic()
+                try:
+                    verdict, note = "ok", check(provider) or ""
+                    passed += 1
+                except (AssertionError, MachineError, OSError, LookupError, ValueError) as error:
+                    verdict, note = "FAIL", str(error)
+                    failed += 1
+                print(f"{verdict:5} {name:45} {time.monotonic() - start:6.1f} s  {note}", flush=True)
+        finally:
+            provider.machine.stop()
+    print(f"service: {passed} passed, {failed} failed, 0 skipped, in {time.monotonic() - begin:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
