@@ -306,6 +306,7 @@ impl Settings {
                 handshake_timeout: Some(Duration::from_secs(10)),
                 idle_timeout: Some(Duration::from_secs(3600)),
                 total_connections: Some(100_000),
+                memory: None,
             },
             log: LogSettings { access: AccessLog::Stdout, denied_only: false },
             state_dir: places.state,

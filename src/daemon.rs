@@ -8,10 +8,11 @@
 mod doors;
 mod guard;
 mod pulse;
+mod relief;
 mod reload;
 mod settle;
 
-use crate::accept::{self, Gate, ListenError};
+use crate::accept::{self, Entrance, Gate, ListenError, Purpose, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
@@ -26,6 +27,7 @@ use arc_swap::ArcSwap;
 use doors::{Doors, Share};
 use guard::Guard;
 use pulse::Pulse;
+use relief::Relief;
 use reload::{Lists, Reloader};
 use settle::Fences;
 use std::hash::BuildHasher;
@@ -126,10 +128,11 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     });
     let end = CancellationToken::new();
     house.drop_bindings();
+    let relief = Relief::start(&house, workers, end.clone())?;
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
     let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
-    let start = Start { settings, lists, doors, control, fences, pulse, begun };
+    let start = Start { settings, lists, doors, control, fences, relief, pulse, begun };
     let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
@@ -149,13 +152,14 @@ struct Start {
     doors: Doors,
     control: Option<UnixListener>,
     fences: Fences,
+    relief: Relief,
     pulse: Pulse,
     begun: Instant,
 }
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, doors, control, fences, pulse, begun } = start;
+    let Start { settings, lists, doors, control, fences, relief, pulse, begun } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
@@ -164,16 +168,16 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     served.spawn(guard.clone().watch());
     doors::turn_away(doors.unclaimed);
     for listener in doors.admin {
-        let (trouble, stop) = (trouble(&reloader, &guard), house.stop.clone());
+        let (trouble, stop, relief) = (trouble(&reloader, &guard), house.stop.clone(), relief.clone());
         let not_ready = move || {
             let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-            trouble().into_iter().chain(stopping).collect()
+            trouble().into_iter().chain(relief.not_ready()).chain(stopping).collect()
         };
         let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
     }
     if let Some(listener) = control {
-        let status = status(house, &reloader, &guard);
+        let status = status(house, &reloader, &guard, &relief);
         let control = Control::new(Arc::clone(&house.account), status, used(&reloader), reload(&reloader));
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
@@ -184,7 +188,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     );
     settle::bar_calls(fences, &house.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(pulse.report(state(house, &reloader, &guard)));
+    served.spawn(pulse.report(state(house, &reloader, &guard, &relief)));
     let grace = grace(doors.inherited, begun.elapsed());
     while signals.next().await == Asked::Reload {
         house.account.reopen();
@@ -204,22 +208,31 @@ fn trouble(reloader: &Reloader, guard: &Guard) -> impl Fn() -> Vec<String> + Sen
 }
 
 /// What `systemctl status` shows.
-fn state(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> impl Fn() -> String + Send + use<> {
-    let (house, trouble) = (Arc::clone(house), trouble(reloader, guard));
+fn state(
+    house: &Arc<House>,
+    reloader: &Reloader,
+    guard: &Guard,
+    relief: &Relief,
+) -> impl Fn() -> String + Send + use<> {
+    let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
     move || {
         let open = house.gate.total();
-        match trouble() {
-            trouble if trouble.is_empty() => format!("Ready; {open} connections open"),
-            trouble => format!("Not ready: {}; {open} connections open", trouble.join("; ")),
+        let not_ready: Vec<String> = trouble().into_iter().chain(relief.not_ready()).collect();
+        match (not_ready, relief.overload()) {
+            (trouble, _) if !trouble.is_empty() => {
+                format!("Not ready: {}; {open} connections open", trouble.join("; "))
+            }
+            (_, Some(overload)) => format!("Ready, but {overload}; {open} connections open"),
+            _ => format!("Ready; {open} connections open"),
         }
     }
 }
 
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> control::Status {
-    let (house, trouble) = (Arc::clone(house), trouble(reloader, guard));
+fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard, relief: &Relief) -> control::Status {
+    let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
     Box::new(move || {
-        let trouble = trouble();
+        let trouble: Vec<String> = trouble().into_iter().chain(relief.overload()).collect();
         let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
         serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
     })
@@ -323,11 +336,12 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
             let serve = |accepted| {
                 tokio::spawn(flow::serve(Arc::clone(&house), door, accepted));
             };
-            let paused = |error: &io::Error| {
-                house.account.metrics().accept_failed();
-                tracing::warn!(%error, "accepting pauses");
+            let trouble = |trouble| match trouble {
+                Trouble::Pause => house.account.metrics().accept_failed(),
+                Trouble::Reset(source) => flow::reset_unseen(&house, door, source),
             };
-            accept::run(listener, &house.gate, house.stop.cancelled(), serve, paused).await;
+            let entrance = Entrance { listener, gate: &house.gate, purpose: Purpose::Flow };
+            accept::run(entrance, house.stop.cancelled(), serve, trouble).await;
         });
     }
     end.cancelled().await;

@@ -18,7 +18,7 @@ mod wire;
 pub use bindings::Bindings;
 pub use keep::Keeper;
 
-use crate::accept;
+use crate::accept::{self, Entrance, Purpose};
 use crate::flow::House;
 use desk::Desk;
 use std::io;
@@ -52,12 +52,10 @@ pub fn serve(
         let listener = tokio::net::TcpListener::from_std(listener)?;
         let desk = Arc::clone(&desk);
         tokio::spawn(async move {
-            let paused = |error: &io::Error| {
-                desk.house.account.metrics().accept_failed();
-                tracing::warn!(%error, "accepting DNS connections pauses");
-            };
+            let trouble = |_| desk.house.account.metrics().accept_failed();
             let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&desk), accepted)));
-            accept::run(listener, &desk.house.gate, desk.house.stop.cancelled(), serve, paused).await;
+            let entrance = Entrance { listener, gate: &desk.house.gate, purpose: Purpose::Names };
+            accept::run(entrance, desk.house.stop.cancelled(), serve, trouble).await;
         });
     }
     Ok(())

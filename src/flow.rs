@@ -164,6 +164,11 @@ pub async fn serve(house: Arc<House>, door: Door, accepted: Accepted) {
     relay(relaying).await;
 }
 
+/// Counts a connection that was reset because no file descriptor is left for it.
+pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
+    open_record(house, door.listener(), source, None).refuse(Reason::LimitTotal, None);
+}
+
 /// Everything up to the relay.
 async fn open(house: Arc<House>, door: Door, accepted: Accepted) -> Option<Relaying> {
     let Accepted { stream, source, at, slot } = accepted;

@@ -4,6 +4,7 @@
 //! usually owns all of it). Counting is by atomics behind a short lock a shard; a guest that has gone
 //! quiet leaves no trace behind.
 
+use super::overload::{Relief, Room, Stage};
 use crate::reason::Reason;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
@@ -13,11 +14,17 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 const SHARDS: usize = 16;
 /// A shard with more guests than this is swept for quiet ones before it grows.
 const SWEEP_AT: usize = 256;
+/// Guests of a shard that are told apart: 65,536 in all. Who comes while they are all busy shares one set
+/// of limits with the others that do, so that made-up sources take no memory.
+const MAX_IN_SHARD: usize = 4096;
+/// A full shard is swept no more often than this, in microseconds.
+const SWEEP_PAUSE: u64 = 1_000_000;
 
 /// How many connections that are over a limit may be told so at once; the rest are reset.
 const MAX_TOLD: u32 = 512;
@@ -41,6 +48,18 @@ pub struct LimitSettings {
     pub idle_timeout: Option<Duration>,
     /// Connections open at once in the whole daemon; no guest gets more than a quarter.
     pub total_connections: Option<u32>,
+    /// Bytes of memory that the process may take before it refuses and closes connections.
+    pub memory: Option<u64>,
+}
+
+/// What a connection is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// A flow.
+    Flow,
+    /// DNS: short, and without it what is open already is of less use. Light guests get it in every stage of
+    /// overload.
+    Names,
 }
 
 /// Lookups that one guest may have under way: an eighth of what the resolver takes on at once.
@@ -66,6 +85,8 @@ struct Usage {
     queries: Cell,
     /// Answers that say "too quick".
     rebukes: Cell,
+    /// Wakes connections on which nothing is under way, that they end.
+    ease: Notify,
 }
 
 /// How a guest's DNS query comes in.
@@ -115,6 +136,10 @@ struct Shard {
     guests: HashMap<Key, Arc<Usage>, RandomState>,
     /// It is swept for quiet guests when it has grown to this.
     sweep_at: usize,
+    /// When it was last swept.
+    swept: u64,
+    /// All guests for whom there is no room.
+    crowd: Arc<Usage>,
 }
 
 /// The limits and what each guest has in use.
@@ -123,6 +148,7 @@ pub struct Gate {
     declared: Declared,
     total: AtomicU32,
     told: AtomicU32,
+    relief: Relief,
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     start: Instant,
@@ -154,6 +180,7 @@ impl Gate {
             declared,
             total: AtomicU32::new(0),
             told: AtomicU32::new(0),
+            relief: Relief::new(MAX_TOLD),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::default(),
             start: Instant::now(),
@@ -175,8 +202,41 @@ impl Gate {
         self.total.load(Ordering::Relaxed)
     }
 
+    /// Sets how full the daemon is, and the number of connections from which on a guest has more than its
+    /// share.
+    pub fn relieve(&self, stage: Stage, fair: u32) {
+        self.relief.set(stage, fair);
+    }
+
+    /// Sets what there are file descriptors for.
+    pub fn set_room(&self, room: Room) {
+        self.relief.set_room(room);
+    }
+
+    /// Connections that may be open at once: as configured, and as there are file descriptors for.
+    pub fn most(&self) -> u32 {
+        self.settings.load().total_connections.unwrap_or(u32::MAX).min(self.relief.connections())
+    }
+
+    /// How many guests have connections open.
+    pub fn guests(&self) -> usize {
+        let mut guests = 0;
+        self.each_guest(|usage| guests += usize::from(usage.live.load(Ordering::Relaxed) > 0));
+        guests
+    }
+
+    /// Ends the connections of guests with more than their share on which nothing is under way.
+    pub fn ease(&self) {
+        let fair = self.relief.fair();
+        self.each_guest(|usage| {
+            if usage.live.load(Ordering::Relaxed) >= fair {
+                usage.ease.notify_waiters();
+            }
+        });
+    }
+
     /// A place for a new connection of `source`, or why there is none.
-    pub fn admit(self: &Arc<Self>, source: IpAddr, now: Instant) -> Result<Slot, Reason> {
+    pub fn admit(self: &Arc<Self>, source: IpAddr, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
         let settings = self.settings.load();
         let usage = self.usage(source, now);
         if let Some(rate) = settings.new_connections_per_second
@@ -190,13 +250,15 @@ impl Gate {
             usage.live.fetch_sub(1, Ordering::Relaxed);
             return Err(Reason::LimitConnections);
         }
-        let most = settings.total_connections.unwrap_or(u32::MAX);
-        if self.total.fetch_add(1, Ordering::Relaxed) >= most {
-            self.total.fetch_sub(1, Ordering::Relaxed);
-            usage.live.fetch_sub(1, Ordering::Relaxed);
-            return Err(Reason::LimitTotal);
+        let all = self.total.fetch_add(1, Ordering::Relaxed);
+        // From here on the drop gives back what was counted.
+        let slot = Slot { usage, gate: Arc::clone(self) };
+        let before = slot.usage.live.load(Ordering::Relaxed).saturating_sub(1);
+        let most = settings.total_connections.unwrap_or(u32::MAX).min(self.relief.connections());
+        match all < most && self.relief.admits(before, purpose == Purpose::Names) {
+            true => Ok(slot),
+            false => Err(Reason::LimitTotal),
         }
-        Ok(Slot { usage, gate: Arc::clone(self) })
     }
 
     /// Counts one DNS query of `source`. Over the rate as many a second are told so as would be answered.
@@ -235,8 +297,9 @@ impl Gate {
         let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
         let all = self.told.fetch_add(1, Ordering::Relaxed);
         // Without what this guest holds itself, that its share does not shrink with each it takes.
-        let free = MAX_TOLD.saturating_sub(all.saturating_sub(mine));
-        (all < MAX_TOLD && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
+        let most = self.relief.told();
+        let free = most.saturating_sub(all.saturating_sub(mine));
+        (all < most && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
     }
 
     fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
@@ -250,8 +313,13 @@ impl Gate {
         if let Some(usage) = shard.guests.get(&key) {
             return Arc::clone(usage);
         }
-        if shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
-            let now = self.micros(now);
+        let now = self.micros(now);
+        let is_full = shard.guests.len() >= MAX_IN_SHARD;
+        if is_full && now.saturating_sub(shard.swept) < SWEEP_PAUSE {
+            return Arc::clone(&shard.crowd);
+        }
+        if is_full || shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
+            shard.swept = now;
             // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
             shard.guests.retain(|_, usage| {
                 let cells = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes];
@@ -259,8 +327,18 @@ impl Gate {
             });
             // Twice as many before the next sweep, so that each newcomer pays for two at the most.
             shard.sweep_at = shard.guests.len() * 2;
+            if shard.guests.len() >= MAX_IN_SHARD {
+                return Arc::clone(&shard.crowd);
+            }
         }
         Arc::clone(shard.guests.entry(key).or_default())
+    }
+
+    fn each_guest(&self, mut visit: impl FnMut(&Usage)) {
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.guests.values().chain([&shard.crowd]).for_each(|usage| visit(usage));
+        }
     }
 
     fn micros(&self, now: Instant) -> u64 {
@@ -283,6 +361,13 @@ impl Slot {
             Some(rate) => self.usage.requests.take(self.gate.micros(now), rate),
             None => true,
         }
+    }
+
+    /// Ready when the daemon is overloaded and this guest has more than its share, so that a connection on
+    /// which nothing is under way is better closed.
+    pub fn eased(&self) -> impl Future<Output = ()> + Send + use<> {
+        let usage = Arc::clone(&self.usage);
+        async move { usage.ease.notified().await }
     }
 }
 
@@ -315,129 +400,4 @@ pub fn holder(source: IpAddr) -> IpAddr {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn gate(settings: LimitSettings) -> Arc<Gate> {
-        Gate::new(settings, Arc::new(|_| None))
-    }
-
-    const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
-    const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
-
-    #[test]
-    fn a_guest_has_its_number_of_places_and_gets_them_back() {
-        let gate = gate(LimitSettings { connections: Some(2), ..LimitSettings::default() });
-        let now = Instant::now();
-        let first = gate.admit(A, now).unwrap();
-        let _second = gate.admit(A, now).unwrap();
-        assert_eq!(gate.admit(A, now).unwrap_err(), Reason::LimitConnections);
-        let _other = gate.admit(B, now).unwrap();
-        drop(first);
-        assert!(gate.admit(A, now).is_ok());
-        assert_eq!(gate.total(), 2);
-    }
-
-    #[test]
-    fn no_guest_gets_more_than_a_quarter_of_the_whole() {
-        let gate = gate(LimitSettings { total_connections: Some(8), ..LimitSettings::default() });
-        let now = Instant::now();
-        let mut held = Vec::new();
-        for last in 1..=4u8 {
-            let source = IpAddr::from([10, 0, 0, last]);
-            held.push(gate.admit(source, now).unwrap());
-            held.push(gate.admit(source, now).unwrap());
-            assert_eq!(gate.admit(source, now).unwrap_err(), Reason::LimitConnections);
-        }
-        assert_eq!(gate.admit(IpAddr::from([10, 0, 0, 9]), now).unwrap_err(), Reason::LimitTotal);
-    }
-
-    #[test]
-    fn a_second_s_worth_may_come_at_once_and_then_the_rate_holds() {
-        let gate = gate(LimitSettings { new_connections_per_second: Some(10), ..LimitSettings::default() });
-        let now = Instant::now();
-        for _ in 0..10 {
-            assert!(gate.admit(A, now).is_ok());
-        }
-        assert_eq!(gate.admit(A, now).unwrap_err(), Reason::LimitRate);
-        assert!(gate.admit(B, now).is_ok());
-        let later = now + Duration::from_millis(110);
-        assert!(gate.admit(A, later).is_ok());
-        assert_eq!(gate.admit(A, later).unwrap_err(), Reason::LimitRate);
-    }
-
-    #[test]
-    fn queries_over_the_rate_are_told_so_as_often_again_and_then_meet_silence() {
-        let gate = gate(LimitSettings { dns_queries_per_second: Some(5), ..LimitSettings::default() });
-        let now = Instant::now();
-        let paces = |count: usize, at| (0..count).map(|_| gate.query(A, at)).collect::<Vec<_>>();
-        assert_eq!(paces(5, now), [Pace::Fair; 5]);
-        assert_eq!(paces(5, now), [Pace::Quick; 5]);
-        assert_eq!(paces(100, now), [Pace::Flood; 100]);
-        assert_eq!(gate.query(B, now), Pace::Fair);
-        assert_eq!(gate.query(A, now + Duration::from_millis(210)), Pace::Fair);
-    }
-
-    #[test]
-    fn one_ipv6_64_is_one_guest_and_a_declared_guest_is_one_over_all_its_addresses() {
-        let settings = LimitSettings { connections: Some(1), ..LimitSettings::default() };
-        let now = Instant::now();
-        let undeclared = gate(settings);
-        let _held = undeclared.admit("2001:db8::1".parse().unwrap(), now).unwrap();
-        assert!(undeclared.admit("2001:db8::ffff".parse().unwrap(), now).is_err());
-        assert!(undeclared.admit("2001:db8:0:1::1".parse().unwrap(), now).is_ok());
-        let declared = Gate::new(settings, Arc::new(|_| Some(3)));
-        let _held = declared.admit(A, now).unwrap();
-        assert!(declared.admit(B, now).is_err());
-    }
-
-    #[test]
-    fn a_guest_over_its_limits_takes_its_share_of_the_places_to_be_told_and_gives_them_back() {
-        let gate = gate(LimitSettings::default());
-        let now = Instant::now();
-        let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell(A, now)).collect();
-        assert_eq!((told.len(), gate.telling()), (64, 64));
-        assert!(gate.tell(B, now).is_some());
-        told.pop();
-        assert!(gate.tell(A, now).is_some(), "a place was given back");
-        drop(told);
-        assert_eq!(gate.telling(), 0);
-    }
-
-    #[test]
-    fn while_many_guests_flood_the_next_one_is_still_told() {
-        let gate = gate(LimitSettings::default());
-        let now = Instant::now();
-        let mut told = Vec::new();
-        for last in 0..40u8 {
-            let source = IpAddr::from([10, 0, 1, last]);
-            let before = told.len();
-            told.extend(std::iter::from_fn(|| gate.tell(source, now)));
-            assert!(told.len() > before, "guest {last} found no place");
-        }
-        assert!(gate.telling() <= MAX_TOLD);
-    }
-
-    #[test]
-    fn a_guest_has_its_share_of_lookups_and_gets_them_back() {
-        let gate = gate(LimitSettings::default());
-        let now = Instant::now();
-        let mut held: Vec<Looking> = (0..MAX_LOOKUPS).map(|_| gate.lookup(A, now).unwrap()).collect();
-        assert!(gate.lookup(A, now).is_none());
-        assert!(gate.lookup(B, now).is_some());
-        held.pop();
-        assert!(gate.lookup(A, now).is_some());
-    }
-
-    #[test]
-    fn guests_that_went_quiet_are_forgotten() {
-        let gate = gate(LimitSettings { new_connections_per_second: Some(1), ..LimitSettings::default() });
-        let mut now = Instant::now();
-        for index in 0..100_000u32 {
-            now += Duration::from_millis(10);
-            drop(gate.admit(IpAddr::V4(index.into()), now));
-        }
-        let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().guests.len()).sum();
-        assert!(kept <= SHARDS * (SWEEP_AT + 1), "{kept}");
-    }
-}
+mod tests;

@@ -96,6 +96,8 @@ impl Event {
         let carried = self.bytes_up.saturating_add(self.bytes_down);
         match (self.verdict, self.reason) {
             (_, Reason::Revoked | Reason::ShuttingDown) => false,
+            // Closed to make room.
+            (_, Reason::LimitTotal) if self.upstream.is_some() => false,
             (Verdict::Denied, _) => carried <= CARRIED_LITTLE,
             (Verdict::Failed, _) => self.upstream.is_none() || carried == 0,
             (Verdict::Allowed | Verdict::Observed, _) => false,
@@ -103,13 +105,7 @@ impl Event {
     }
 
     pub(super) fn key(&self) -> Key {
-        let who = match &self.guest.name {
-            Some(name) => Who::Guest(Arc::clone(name)),
-            None => Who::Address(match self.source.ip {
-                IpAddr::V6(ip) => IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into()),
-                v4 => v4,
-            }),
-        };
+        let who = Who::of(&self.guest, self.source);
         let what = match (&self.claim, &self.shown, self.original) {
             (Some(claim), ..) if self.listener == Listener::Dns => What::Host(claim.target.host.clone()),
             (Some(claim), ..) => What::Target(claim.target.clone()),
@@ -118,6 +114,16 @@ impl Event {
             (None, None, None) => What::Nothing,
         };
         Key { who, what, reason: self.reason }
+    }
+}
+
+impl Who {
+    pub(super) fn of(guest: &Guest, source: Endpoint) -> Who {
+        match (&guest.name, source.ip) {
+            (Some(name), _) => Who::Guest(Arc::clone(name)),
+            (None, IpAddr::V6(ip)) => Who::Address(IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into())),
+            (None, v4) => Who::Address(v4),
+        }
     }
 }
 

@@ -24,6 +24,10 @@ pub struct Flow {
     started: Instant,
     carried: [AtomicU64; 2],
     settled: [AtomicU64; 2],
+    /// What it had carried when somebody last looked, and its age in ms when that was last new. Written by
+    /// the one who looks: the bytes' own path only counts.
+    seen: AtomicU64,
+    moved: AtomicU64,
     guest: Arc<Guest>,
     source: Endpoint,
     listener: AtomicU8,
@@ -74,6 +78,8 @@ impl Flow {
             started: Instant::now(),
             carried: [AtomicU64::new(0), AtomicU64::new(0)],
             settled: [AtomicU64::new(0), AtomicU64::new(0)],
+            seen: AtomicU64::new(0),
+            moved: AtomicU64::new(0),
             guest,
             source: source.into(),
             listener: AtomicU8::new(listener as u8),
@@ -142,6 +148,18 @@ impl Flow {
     pub fn carried(&self) -> (u64, u64) {
         let [up, down] = &self.carried;
         (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed))
+    }
+
+    /// Looks whether bytes have moved since the last look; for how long none have, as far as is known from
+    /// the looks.
+    pub(super) fn look(&self) -> Duration {
+        let age = u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX);
+        let (up, down) = self.carried();
+        let carried = up.wrapping_add(down);
+        if self.seen.swap(carried, Ordering::Relaxed) != carried {
+            self.moved.store(age, Ordering::Relaxed);
+        }
+        Duration::from_millis(age.saturating_sub(self.moved.load(Ordering::Relaxed)))
     }
 
     /// Where it is connected to, if it is.

@@ -12,7 +12,8 @@ use super::{Listener, lock};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
 use prometheus::{
-    Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 use std::collections::BTreeSet;
 use std::sync::Mutex;
@@ -23,6 +24,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 const OUTCOMES: usize = Reason::ALL.len() + 1;
 /// Label of guests that are not declared.
 const OTHER: &str = "other";
+/// Stages of overload; in the ordinary one no time is counted.
+const STAGES: [&str; 3] = ["1", "2", "3"];
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 const DECISION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2];
 const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -52,7 +55,18 @@ pub struct Metrics {
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
     log_errors: IntCounter,
+    overload: Overload,
     process: Process,
+}
+
+/// How full the daemon is, and what that costs.
+struct Overload {
+    stage: IntGauge,
+    seconds: [Counter; STAGES.len()],
+    closed: IntCounter,
+    memory_used: IntGauge,
+    memory_bound: IntGauge,
+    most: IntGauge,
 }
 
 /// The metrics of the list in force.
@@ -133,6 +147,7 @@ impl Metrics {
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
             log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
+            overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
             registry: make.0,
         })
@@ -190,6 +205,27 @@ impl Metrics {
     /// A connection could not be accepted.
     pub fn accept_failed(&self) {
         self.accept_errors.inc();
+    }
+
+    /// How full the daemon is, from 0 to 3, and for how long it has been so since the last call.
+    pub fn set_overload(&self, stage: u8, lasted: Duration) {
+        self.overload.stage.set(i64::from(stage));
+        if let Some(seconds) = usize::from(stage).checked_sub(1).and_then(|index| self.overload.seconds.get(index)) {
+            seconds.inc_by(lasted.as_secs_f64());
+        }
+    }
+
+    /// Memory in use and its bound in bytes, 0 for none; and how many connections may be open at once.
+    pub fn set_room(&self, used: u64, bound: u64, most: u32) {
+        let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
+        self.overload.memory_used.set(bytes(used));
+        self.overload.memory_bound.set(bytes(bound));
+        self.overload.most.set(i64::from(most));
+    }
+
+    /// Flows and connections were closed to make room for others.
+    pub fn closed_for_others(&self, count: usize) {
+        self.overload.closed.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
     /// The registry's text. Live flows must have been settled before.
@@ -313,6 +349,27 @@ impl Metrics {
 
     pub(super) fn dropped(&self) -> u64 {
         self.log_dropped.iter().map(IntCounter::get).sum()
+    }
+}
+
+impl Overload {
+    fn new(make: &Maker) -> Result<Overload, prometheus::Error> {
+        let opts = Opts::new("outgate_overload_seconds_total", "Time spent in each stage of overload.");
+        let seconds = make.register(CounterVec::new(opts, &["stage"])?)?;
+        Ok(Overload {
+            stage: make.gauge(
+                "outgate_overload_stage",
+                "0: there is room; 1: the heaviest guests get no new connections; 2: nobody does; 3: the longest idle flows are closed.",
+            )?,
+            seconds: STAGES.map(|stage| seconds.with_label_values(&[stage])),
+            closed: make.counter("outgate_overload_closed_total", "Flows and idle connections closed to make room.")?,
+            memory_used: make.gauge("outgate_memory_used_bytes", "Memory that is held against the bound.")?,
+            memory_bound: make.gauge("outgate_memory_bound_bytes", "Memory that may be used; 0 for no bound.")?,
+            most: make.gauge(
+                "outgate_connections_bound",
+                "Connections that may be open at once, as configured and as there are file descriptors for.",
+            )?,
+        })
     }
 }
 

@@ -175,6 +175,9 @@ fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_
     if let Some(read) = limit_number(&given.idle_timeout_s, "idle_timeout_s", 1..=365 * DAY_S, problems) {
         limits.idle_timeout = read.map(|s| Duration::from_secs(s.into()));
     }
+    if let Some(read) = limit_number(&given.memory_mib, "memory_mib", 1..=u32::MAX, problems) {
+        limits.memory = read.map(|mib| u64::from(mib) << 20);
+    }
     if let (Some(one), Some(total)) = (limits.connections, limits.total_connections)
         && one > total / 4
         && let Some(span) = given.connections.as_ref().or(given.total_connections.as_ref()).map(Spanned::span)

@@ -33,6 +33,7 @@ pub(super) const KEYS: [(&str, &[&str]); 13] = [
             "handshake_timeout_ms",
             "idle_timeout_s",
             "total_connections",
+            "memory_mib",
         ],
     ),
     ("guests", &["unknown"]),
@@ -112,6 +113,7 @@ pub(super) struct RawLimits {
     pub(super) handshake_timeout_ms: Given<i64>,
     pub(super) idle_timeout_s: Given<i64>,
     pub(super) total_connections: Given<i64>,
+    pub(super) memory_mib: Given<i64>,
 }
 
 pub(super) struct RawGuest {
@@ -220,6 +222,7 @@ fn read_limits(s: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> RawLimit
         handshake_timeout_ms: s.take("handshake_timeout_ms", problems),
         idle_timeout_s: s.take("idle_timeout_s", problems),
         total_connections: s.take("total_connections", problems),
+        memory_mib: s.take("memory_mib", problems),
     }
 }
 

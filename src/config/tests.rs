@@ -100,6 +100,7 @@ fn every_key_is_read() {
         handshake_timeout_ms = 1500
         idle_timeout_s = 0
         total_connections = 100
+        memory_mib = 512
         [log]
         access = "access.log/a"
         denied_only = true
@@ -128,6 +129,7 @@ fn every_key_is_read() {
         handshake_timeout: Some(Duration::from_millis(1500)),
         idle_timeout: None,
         total_connections: Some(100),
+        memory: Some(512 << 20),
     };
     assert_eq!(settings.limits, limits);
     assert_eq!(settings.log.access, AccessLog::File("/etc/outgate/access.log/a".into()));

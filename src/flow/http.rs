@@ -166,12 +166,19 @@ impl Session {
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.visit.house.stop.clone();
         let inside = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
+        let eased = self.visit.slot.eased();
+        let may_go = !within_head && inside.is_none();
         let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
         let filled = tokio::select! {
             biased;
             filled = self.visit.fill() => filled,
             reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
+            // The cheapest to part with: there is no request in hand.
+            () = eased, if may_go => {
+                self.visit.house.account.metrics().closed_for_others(1);
+                Filled::End
+            }
         };
         let reason = match filled {
             Filled::Bytes => {

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
 
@@ -11,10 +12,21 @@ use tokio::io::AsyncWrite;
 pub(crate) const MAX_CHUNK: usize = 1 << 20;
 /// The first read of a flow, and each after the peer did not keep up, 64 KiB.
 pub(crate) const MIN_CHUNK: usize = 64 << 10;
-/// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most, 64 MiB.
-const KEPT_SOFT: usize = 64 << 20;
+/// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most: 64 MiB, and less
+/// where memory is bounded.
+static KEPT_SOFT: AtomicUsize = AtomicUsize::new(MOST_KEPT);
+/// See [`KEPT_SOFT`].
+const MOST_KEPT: usize = 64 << 20;
 /// A read while memory is tight, 8 KiB.
 const TIGHT_CHUNK: usize = 8 << 10;
+
+/// Bounds what the flows of all `threads` threads keep by an eighth of `memory` bytes. 0: no bound but the
+/// usual 64 MiB a thread.
+pub fn keep_within(memory: u64, threads: usize) {
+    let share = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads.max(1);
+    let most = if memory == 0 { MOST_KEPT } else { share.min(MOST_KEPT) };
+    KEPT_SOFT.store(most, Ordering::Relaxed);
+}
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
@@ -38,7 +50,7 @@ pub(crate) fn with<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
 
 /// How much a read may ask for, by what this thread's flows keep already.
 pub(crate) fn allowance() -> usize {
-    if KEPT.get() > KEPT_SOFT { TIGHT_CHUNK } else { MAX_CHUNK }
+    if KEPT.get() > KEPT_SOFT.load(Ordering::Relaxed) { TIGHT_CHUNK } else { MAX_CHUNK }
 }
 
 /// Bytes kept by all flows of this thread.

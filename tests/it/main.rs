@@ -15,6 +15,7 @@ mod guests;
 mod http;
 mod limits;
 mod names;
+mod overload;
 mod pace;
 mod proof;
 mod races;

@@ -1,0 +1,217 @@
+//! Watches how full the daemon is and does what is to be done about it: tells the gate, closes what has
+//! been idle longest, and says so. On a thread of its own, for it reads files and walks all flows; how
+//! full is too full is `accept::overload`'s to say.
+
+mod gauges;
+
+use crate::accept::overload::{Judgement, Level, Levels, Resource, Room, Stage, Watch, fair_share};
+use crate::flow::House;
+use crate::relay::scratch;
+use gauges::Gauges;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
+
+/// Between two measurements.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two looks at which flows carry something, while there is room.
+const LOOK: Duration = Duration::from_secs(10);
+/// A flow is idle when it has carried nothing for so long.
+const IDLE: Duration = Duration::from_secs(1);
+/// With more than this in use, flows that are not idle go as well: the alternative is that the kernel ends
+/// the daemon and all of them with it.
+const DIRE: f64 = 0.97;
+/// One of so many connections is closed in one go, and [`CLOSE_AT_LEAST`].
+const CLOSE_ONE_OF: u32 = 50;
+const CLOSE_AT_LEAST: u32 = 16;
+
+/// How full the daemon is, for those who ask.
+#[derive(Clone, Default)]
+pub(super) struct Relief(Arc<Mutex<Option<Said>>>);
+
+/// What is to be said of a stage.
+#[derive(Clone, Debug)]
+struct Said {
+    stage: Stage,
+    sentence: String,
+}
+
+impl Relief {
+    /// Measures once and then until `end`, on a thread of its own.
+    ///
+    /// # Errors
+    /// When the thread cannot be had.
+    pub(super) fn start(house: &Arc<House>, workers: usize, end: CancellationToken) -> io::Result<Relief> {
+        let relief = Relief::default();
+        let mut overseer = Overseer::new(Arc::clone(house), workers, relief.clone());
+        // Before the first connection, which is to find the limits in force.
+        overseer.tick();
+        std::thread::Builder::new().name("outgate-relief".into()).spawn(move || {
+            while !end.is_cancelled() {
+                std::thread::sleep(TICK);
+                overseer.tick();
+            }
+        })?;
+        Ok(relief)
+    }
+
+    /// A sentence on the overload, if there is any.
+    pub(super) fn overload(&self) -> Option<String> {
+        self.said(Stage::Heavy)
+    }
+
+    /// A sentence on the overload, if it keeps everybody from new connections. Where it is the heaviest
+    /// guests alone, the daemon still does for the others what it is there for, and is ready.
+    pub(super) fn not_ready(&self) -> Option<String> {
+        self.said(Stage::Full)
+    }
+
+    fn said(&self, least: Stage) -> Option<String> {
+        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        said.as_ref().filter(|said| said.stage >= least).map(|said| said.sentence.clone())
+    }
+
+    fn say(&self, said: Option<Said>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = said;
+    }
+}
+
+struct Overseer {
+    house: Arc<House>,
+    workers: usize,
+    relief: Relief,
+    gauges: Gauges,
+    watch: Watch,
+    stage: Stage,
+    last: Instant,
+    looked: Instant,
+    /// The operator has been told that there are too few descriptors.
+    warned: bool,
+}
+
+impl Overseer {
+    fn new(house: Arc<House>, workers: usize, relief: Relief) -> Overseer {
+        Overseer {
+            house,
+            workers,
+            relief,
+            gauges: Gauges::new(),
+            watch: Watch::default(),
+            stage: Stage::Normal,
+            last: Instant::now(),
+            looked: Instant::now(),
+            warned: false,
+        }
+    }
+
+    fn tick(&mut self) {
+        let levels = self.measure();
+        let aside = self.watch.aside();
+        let judged = self.watch.step(&levels);
+        if self.watch.aside() > aside {
+            tracing::warn!(
+                "{} MiB of memory stay in use without the connections that could explain it, of {} MiB; overload is \
+                 judged by the rest. Where the lists take it, give the daemon more ([limits].memory_mib, MemoryMax)",
+                levels.memory.used >> 20,
+                levels.memory.bound >> 20
+            );
+        }
+        let fair = self.fair(&judged, &levels);
+        self.house.gate.relieve(judged.gate, fair);
+        let now = Instant::now();
+        self.house.account.metrics().set_overload(judged.stage as u8, now - self.last);
+        self.last = now;
+        if judged.stage >= Stage::Heavy || now - self.looked >= LOOK {
+            self.house.account.look();
+            self.looked = now;
+        }
+        let closed = if judged.stage == Stage::Closing { self.close(judged.share) } else { 0 };
+        self.tell(&judged, fair, closed);
+    }
+
+    /// Measures, and passes on what follows from the bounds alone.
+    fn measure(&mut self) -> Levels {
+        let House { gate, account, .. } = &*self.house;
+        let settings = gate.settings();
+        let live = gate.total();
+        let memory = self.gauges.memory(settings.memory);
+        let files = self.gauges.files(live, gate.telling());
+        let room = match files.bound {
+            0 => Room { connections: u32::MAX, ..Room::of(u64::MAX) },
+            files => Room::of(files),
+        };
+        gate.set_room(room);
+        let most = gate.most();
+        if let Some(wanted) = settings.total_connections.filter(|wanted| *wanted > most && !self.warned) {
+            self.warned = true;
+            tracing::warn!(
+                "{} file descriptors are enough for {most} of the {wanted} connections in [limits].total_connections; \
+                 raise LimitNOFILE in a drop-in of outgate.service (`ulimit -n` in a shell), or lower that number",
+                files.bound
+            );
+        }
+        scratch::keep_within(memory.bound, self.workers);
+        account.metrics().set_room(memory.used, memory.bound, most);
+        let connections = Level { used: live.into(), bound: if most == u32::MAX { 0 } else { most.into() } };
+        Levels { memory, files, connections }
+    }
+
+    /// The number of connections from which on a guest has more than its share.
+    fn fair(&self, judged: &Judgement, levels: &Levels) -> u32 {
+        if judged.stage == Stage::Normal {
+            return u32::MAX;
+        }
+        let live = u32::try_from(levels.connections.used).unwrap_or(u32::MAX);
+        fair_share(live, judged.share, self.house.gate.guests())
+    }
+
+    /// Closes a few of the flows that have been idle longest; how many.
+    fn close(&self, share: f64) -> usize {
+        let House { gate, account, .. } = &*self.house;
+        let count = (gate.total() / CLOSE_ONE_OF).max(CLOSE_AT_LEAST) as usize;
+        gate.ease();
+        match account.close_idlest(count, IDLE) {
+            0 if share >= DIRE => account.close_idlest(count, Duration::ZERO),
+            closed => closed,
+        }
+    }
+
+    /// Says what has changed.
+    fn tell(&mut self, judged: &Judgement, fair: u32, closed: usize) {
+        let sentence = sentence(judged, fair);
+        if closed > 0 {
+            tracing::warn!(closed, "idle flows are closed to make room: {sentence}");
+        }
+        match judged.stage {
+            stage if stage == self.stage => {}
+            Stage::Normal => tracing::info!("the overload is over"),
+            stage if stage > self.stage => tracing::warn!("{sentence}"),
+            _ => tracing::info!("{sentence}"),
+        }
+        self.stage = judged.stage;
+        let said = Said { stage: judged.stage, sentence };
+        self.relief.say(Some(said).filter(|said| said.stage > Stage::Normal));
+    }
+}
+
+/// Where nobody measures any more, old figures must not keep anybody out.
+impl Drop for Overseer {
+    fn drop(&mut self) {
+        self.house.gate.relieve(Stage::Normal, u32::MAX);
+    }
+}
+
+fn sentence(judged: &Judgement, fair: u32) -> String {
+    let what = match judged.stage {
+        Stage::Normal => return String::new(),
+        Stage::Heavy => format!("guests with {fair} connections or more get no new ones"),
+        Stage::Full => "no guest gets a new connection".to_owned(),
+        Stage::Closing => "no guest gets a new connection, and the longest idle flows are closed".to_owned(),
+    };
+    let Judgement { stage, resource, share, .. } = judged;
+    // The share is 0 to a little over 1.
+    let percent = (share * 100.0).round();
+    let verb = if *resource == Resource::Memory { "is" } else { "are" };
+    format!("overload, stage {}: {} {verb} at {percent} % of the bound; {what}", stage.as_str(), resource.as_str())
+}
