@@ -1,0 +1,259 @@
+#!/usr/bin/env python3
+"""The Debian package in a Debian of its own: built, installed, used, upgraded, removed, purged.
+
+No systemd runs there (tests/vm/service.py has that): this is what holds in containers and chroots too, and
+what dpkg does with files that an operator has edited. Needs root.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path.insert(0, os.path.join(ROOT, "tests", "vm"))
+import debian  # noqa: E402  (where this machine's Debian packages come from)
+
+PACKAGES = "adduser,init-system-helpers,iproute2,nftables"
+GOLEM = "/etc/outgate/whitelist/10-golem.rules"
+OPERATORS = "/etc/outgate/whitelist/20-packages.rules"
+LOCAL = "/etc/outgate/whitelist/local.rules"
+CONFIG = "/etc/outgate/outgate.toml"
+SHIPPED = [
+    "usr/bin/outgate", "usr/share/man/man1/outgate.1.gz", "usr/share/bash-completion/completions/outgate",
+    "usr/share/zsh/vendor-completions/_outgate", "usr/share/fish/vendor_completions.d/outgate.fish",
+    "usr/lib/systemd/system/outgate.service", "usr/lib/systemd/system/outgate.socket",
+    "usr/lib/systemd/system/outgate-admin.socket", "usr/lib/systemd/system/outgate-firewall.service",
+    "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
+    "usr/share/doc/outgate/copyright", "usr/share/doc/outgate/changelog.Debian.gz",
+]
+
+
+class World:
+    """A root folder with Debian in it, and a network namespace with nothing but loopback."""
+
+    def __init__(self, work, cache):
+        self.root = os.path.join(work, "root")
+        self.netns = f"ogp{os.getpid()}"
+        base = os.path.join(cache, f"debian-{PACKAGES.replace(',', '-')}.tar")
+        os.makedirs(cache, exist_ok=True)
+        if not os.path.exists(base):
+            fresh = base + f".{os.getpid()}.tar"
+            run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", debian.RELEASE, fresh, debian.mirror()])
+            os.rename(fresh, base)
+        os.makedirs(self.root)
+        run(["tar", "-C", self.root, "-xpf", base])
+        run(["ip", "netns", "add", self.netns])
+        run(["ip", "-n", self.netns, "link", "set", "lo", "up"])
+
+    def close(self):
+        subprocess.run(["ip", "netns", "del", self.netns], check=False)
+
+    def inside(self, *command):
+        # In a mount and pid namespace of its own: what is left of it ends with it.
+        outer = ["ip", "netns", "exec", self.netns, "unshare", "--mount", "--pid", "--fork", f"--root={self.root}", "--mount-proc"]
+        return [*outer, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", *command]
+
+    def sh(self, script, wanted=0):
+        said = subprocess.run(self.inside("sh", "-c", script), check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        assert said.returncode == wanted, f"`{script}` ended with {said.returncode}:\n{said.stdout}"
+        return said.stdout
+
+    def install(self, package):
+        shutil.copy(package, os.path.join(self.root, "tmp", "outgate.deb"))
+        return self.sh("dpkg --force-confold -i /tmp/outgate.deb")
+
+    def path(self, name):
+        return os.path.join(self.root, name.lstrip("/"))
+
+    def read(self, name):
+        with open(self.path(name), encoding="utf-8") as file:
+            return file.read()
+
+    def append(self, name, text):
+        with open(self.path(name), "a", encoding="utf-8") as file:
+            file.write(text)
+
+    def curl(self, *arguments):
+        outer = ["ip", "netns", "exec", self.netns, "curl", "--silent", "--max-time", "20"]
+        return subprocess.run([*outer, *arguments], check=False, text=True, capture_output=True).stdout
+
+
+def run(command):
+    said = subprocess.run(command, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if said.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{said.stdout}")
+    return said.stdout
+
+
+def newer(package, version, work):
+    """The same package as the next version, with one more rule in a shipped list."""
+    tree = os.path.join(work, version)
+    run(["dpkg-deb", "-R", package, tree])
+    control = os.path.join(tree, "DEBIAN/control")
+    with open(control, encoding="utf-8") as file:
+        text = re.sub(r"(?m)^Version: .*$", f"Version: {version}", file.read())
+    with open(control, "w", encoding="utf-8") as file:
+        file.write(text)
+    for name in [GOLEM, OPERATORS]:
+        with open(tree + name, "a", encoding="utf-8") as file:
+            file.write(f"shipped-with-{version.replace('.', '-')}.example.org\n")
+    fresh = os.path.join(work, f"{version}.deb")
+    run(["dpkg-deb", "-Zgzip", "-z1", "-b", tree, fresh])
+    return fresh
+
+
+def check_content(package):
+    files = {}
+    for line in run(["dpkg-deb", "-c", package]).splitlines():
+        mode, owner, _, _, _, name = line.split(None, 5)
+        files[name.removeprefix("./")] = (mode, owner)
+    for name in SHIPPED:
+        assert name in files, f"{name} is not in the package"
+    for name, (mode, owner) in files.items():
+        assert owner in ("root/root", "0/0"), f"{name} is {owner}'s"
+        assert mode[5] != "w" and mode[8] != "w", f"others may write to {name}"
+    conffiles = run(["dpkg-deb", "-I", package, "conffiles"]).split()
+    lists = {"/" + name for name in files if name.startswith("etc/") and not name.endswith("/")}
+    assert set(conffiles) == lists, f"{conffiles} are not what is under /etc: {lists}"
+    return f"{len(files)} entries, {os.path.getsize(package) >> 10} KiB"
+
+
+def check_lintian(package):
+    if not shutil.which("lintian"):
+        return "not installed, skipped"
+    said = subprocess.run(["lintian", "--fail-on", "error", "--allow-root", package], check=False, text=True, capture_output=True)
+    assert said.returncode == 0, said.stdout
+    return f"{said.stdout.count('W:')} warnings"
+
+
+def check_fresh(world, package):
+    said = world.install(package)
+    assert "not sound" not in said.lower(), said
+    assert world.sh("getent passwd outgate | cut -d: -f7").strip().endswith("nologin")
+    assert world.sh("stat -c '%U %a' /var/lib/outgate /etc/outgate/whitelist/local.rules").split() == ["outgate", "750", "root", "644"]
+    assert world.sh("outgate check") .strip() != "", "check says what it found"
+    wanted = ["sockets.target.wants/outgate.socket", "sockets.target.wants/outgate-admin.socket", "multi-user.target.wants/outgate.service"]
+    for link in wanted:
+        assert os.path.islink(world.path(f"/etc/systemd/system/{link}")), f"{link} is not enabled"
+    others = world.sh("ls /etc/systemd/system/*.wants | grep outgate").split()
+    assert sorted(others) == sorted(os.path.basename(link) for link in wanted), others
+    assert "table" not in world.sh("nft list ruleset"), "the firewall was changed"
+
+
+def check_use(world):
+    with subprocess.Popen(world.inside("outgate", "run", "--user", "outgate"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as daemon:
+        try:
+            proxy = ["--proxy", "http://127.0.0.1:3128"]
+            until = time.monotonic() + 20
+            while not world.curl("http://127.0.0.1:3190/readyz") and time.monotonic() < until:
+                time.sleep(0.05)
+            refused = json.loads(world.curl(*proxy, "http://not-on-any-list.example/"))
+            assert refused["reason"] == "not_whitelisted", refused
+            # There is no DNS here: what fails is no longer the policy.
+            allowed = json.loads(world.curl(*proxy, "http://ipfs.io/"))
+            assert allowed["reason"] == "resolve_failed", allowed
+        finally:
+            subprocess.run(["pkill", "-TERM", "-P", str(daemon.pid)], check=False)
+            out, err = daemon.communicate(timeout=40)
+    assert b'"not_whitelisted"' in out, (out, err)
+
+
+def check_upgrade(world, package):
+    world.append(OPERATORS, "added-by-the-operator.example.org\n")
+    world.append(LOCAL, "mine.example.org\n")
+    world.append(CONFIG, "\n# a remark of the operator's\n")
+    world.install(package)
+    assert "shipped-with-0-2-0" in world.read(GOLEM), "an untouched list is brought up to date"
+    assert "added-by-the-operator" in world.read(OPERATORS) and "shipped-with" not in world.read(OPERATORS)
+    assert "mine.example.org" in world.read(LOCAL)
+    assert "a remark of the operator's" in world.read(CONFIG)
+    world.sh("outgate explain https://mine.example.org https://added-by-the-operator.example.org")
+
+
+def check_broken(world, package):
+    world.append(LOCAL, "this is no rule\n")
+    line = world.read(LOCAL).count("\n")
+    said = world.install(package)
+    assert f"local.rules:{line}:" in said and "NOT SOUND" in said, said
+    assert world.sh("dpkg-query -W -f '${db:Status-Abbrev} ${Version}' outgate").strip() == "ii  0.3.0"
+
+
+def check_removal(world):
+    run(["ip", "-n", world.netns, "link", "add", "tap7", "type", "veth", "peer", "name", "tap7peer"])
+    edit(world, "[listen]", '[listen]\ntransparent = ["0.0.0.0:3129", "[::]:3129"]\ndns = ["127.0.0.1:53"]')
+    edit(world, "[firewall]", '[firewall]\nguest_interfaces = ["tap7"]')
+    world.sh("sed -i '$d' /etc/outgate/whitelist/local.rules; outgate check")
+    world.sh("outgate firewall apply")
+    said = world.sh("dpkg -r outgate")
+    assert "tap7" in said and "FROM THE NEXT BOOT ON NOTHING FILTERS THEM" in said, said
+    assert "mine.example.org" in world.read(LOCAL), "a removal keeps the operator's files"
+    said = world.sh("dpkg -P outgate")
+    assert "tap7" in said and "nft delete table inet outgate" in said, said
+    for gone in ["/etc/outgate", "/var/lib/outgate", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
+        assert not os.path.lexists(world.path(gone)), f"{gone} is left"
+    assert not world.sh("find /etc/systemd /var/lib/systemd -name '*outgate*'").strip()
+    # What the message says, word for word.
+    commands = [line.removeprefix("outgate:").strip() for line in said.splitlines() if "nft delete" in line or "ip rule del" in line or "$f rule del" in line]
+    assert len(commands) == 2, said
+    world.sh("{ " + "; ".join(commands) + "; } 2>/dev/null; true")
+    assert "outgate" not in world.sh("nft list ruleset") and "prohibit" not in world.sh("ip rule; ip -6 rule")
+
+
+def check_again(world, package):
+    said = world.install(package)
+    assert os.path.exists(world.path(LOCAL)) and "mine" not in world.read(LOCAL), said
+    world.sh("outgate check && dpkg -P outgate")
+
+
+def edit(world, old, new):
+    with open(world.path(CONFIG), encoding="utf-8") as file:
+        text = file.read()
+    assert f"\n{old}\n" in text, f"{old} is not in {CONFIG}"
+    with open(world.path(CONFIG), "w", encoding="utf-8") as file:
+        file.write(text.replace(f"\n{old}\n", f"\n{new}\n", 1))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", nargs="?", help="a package that is there; built from the debug build without")
+    arguments = parser.parse_args()
+    if os.geteuid() != 0:
+        print("skipped: needs root (chroot and network namespaces)")
+        return 1 if os.environ.get("CI") == "true" else 0
+    package = arguments.package
+    if not package:
+        run([os.path.join(ROOT, "packaging/build-deb"), "--debug"])
+        folder = os.path.join(ROOT, "target/debian")
+        package = max((os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".deb")), key=os.path.getmtime)
+    with tempfile.TemporaryDirectory(prefix="outgate-package-") as work:
+        world = World(work, os.path.join(ROOT, "target/vm"))
+        try:
+            second, third = newer(package, "0.2.0", work), newer(package, "0.3.0", work)
+            steps = [
+                ("what is in the package", lambda: check_content(package)),
+                ("lintian finds no error", lambda: check_lintian(package)),
+                ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
+                ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
+                ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
+                ("an upgrade over a broken list names the line and leaves dpkg whole", lambda: check_broken(world, third)),
+                ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world)),
+                ("it can be installed again", lambda: check_again(world, package)),
+            ]
+            for what, step in steps:
+                start = time.monotonic()
+                note = step()
+                print(f"ok   {what}" + (f": {note}" if note else "") + f" ({time.monotonic() - start:.1f} s)", flush=True)
+        finally:
+            world.close()
+    print(f"{len(steps)} passed")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
