@@ -155,6 +155,8 @@ def install(provider):
     assert answer.startswith("403") and "not_whitelisted" in answer, answer
     listening = provider.do("ss -Hlnt | awk '{print $4}' | sort -u").split()
     assert listening == ["127.0.0.1:3128", "127.0.0.1:3190"], f"listening on {listening}"
+    verified = provider.run("systemd-analyze verify --man=no /usr/lib/systemd/system/outgate*.service /usr/lib/systemd/system/outgate*.socket 2>&1")
+    assert verified.status == 0 and not verified.output.strip(), f"systemd-analyze verify: {verified}"
     return f"resident at rest {resident(provider)}"
 
 
@@ -307,7 +309,7 @@ def watchdog(provider):
 def killed(provider):
     """kill -9, ten times, each as soon as it runs."""
     kill = "for i in 1 2 3 4 5 6 7 8 9 10; do until systemctl -q is-active outgate.service; do sleep 0.1; done; kill -9 $(systemctl show -P MainPID outgate.service); sleep 0.1; done"
-    result = load(provider, 60, lambda: provider.do(kill, 120), rate=3)
+    result = load(provider, 35, lambda: provider.do(kill, 120), rate=3)
     provider.ready()
     healthy(provider)
     restarts = int(provider.show("outgate.service", "NRestarts")["NRestarts"])
@@ -336,7 +338,7 @@ def cannot_start(provider):
         assert "nonsense" in provider.journal(), provider.journal()
         provider.do("cp -p /root/outgate.toml /etc/outgate/")
 
-    result = load(provider, 25, event, rate=2)
+    result = load(provider, 20, event, rate=2)
     provider.ready()
     healthy(provider)
     assert set(result["ends"]) <= {"200", "silence"} and result["ends"].get("200", 0) > 10, f"{result}"
