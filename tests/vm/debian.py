@@ -17,7 +17,7 @@ from machine import HERE, Machine, MachineError
 
 RELEASE = "bookworm"
 # What Debian calls its smallest system, an init, and what tests and outgate call.
-PACKAGES = "systemd systemd-sysv nftables iproute2 python3 curl openssl procps kmod libcap2-bin logrotate"
+PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod libcap2-bin logrotate"
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"]
 MODULES = ["virtio_pci", "virtio_blk"]
 SIZE = "1200M"
