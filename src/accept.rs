@@ -8,17 +8,18 @@ mod inherit;
 pub mod limits;
 mod listen;
 pub mod overload;
+mod reserve;
 mod sockets;
 
 pub use inherit::Missing;
 pub use limits::{Gate, LimitSettings, Looking, Pace, Purpose, Slot, Telling};
 pub use listen::{Kind, ListenError};
+pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
 use crate::reason::Reason;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -51,6 +52,8 @@ pub struct Entrance<'a> {
     pub listener: TcpListener,
     /// What holds them to the limits.
     pub gate: &'a Arc<Gate>,
+    /// What turns them away when no file descriptor is left.
+    pub reserve: &'a Reserve,
     /// What they are for.
     pub purpose: Purpose,
 }
@@ -71,8 +74,7 @@ pub async fn run(
     mut serve: impl FnMut(Accepted),
     mut trouble: impl FnMut(Trouble),
 ) {
-    let Entrance { listener, gate, purpose } = entrance;
-    let mut spare = Spare::of(&listener);
+    let Entrance { listener, gate, reserve, purpose } = entrance;
     let mut said: Option<Instant> = None;
     tokio::pin!(stop);
     loop {
@@ -84,7 +86,11 @@ pub async fn run(
         match accepted {
             Ok((stream, source)) => {
                 let at = Instant::now();
-                let source = SocketAddr::new(source.ip().to_canonical(), source.port());
+                let source = canonical(source);
+                let Some(stream) = reserve.check(stream) else {
+                    trouble(Trouble::Reset(source));
+                    continue;
+                };
                 // Failing only means Nagle stays on; the flow works all the same.
                 let _ = stream.set_nodelay(true);
                 let slot = gate.admit(source.ip(), purpose, at);
@@ -102,7 +108,7 @@ pub async fn run(
                     tracing::warn!(%error, "accepting pauses; who cannot be accepted is reset where that is possible");
                     said = Some(Instant::now());
                 }
-                for source in spare.reset(&listener).await {
+                for source in poll_fn(|cx| Poll::Ready(reserve.reset(&listener, cx))).await {
                     trouble(Trouble::Reset(source));
                 }
                 tokio::time::sleep(PAUSE).await;
@@ -111,39 +117,9 @@ pub async fn run(
     }
 }
 
-/// A descriptor in reserve. When there is none left for a connection, the reserve is given up for as long as
-/// it takes to accept and reset it: a refusal at once instead of a wait without end. It is of no use where
-/// it is the whole system that has none left, or where the limit was lowered below what is open.
-struct Spare(Option<OwnedFd>);
-
-impl Spare {
-    fn of(listener: &TcpListener) -> Spare {
-        Spare(listener.as_fd().try_clone_to_owned().ok())
-    }
-
-    /// Resets who waits, [`RESETS`] at most; gives their addresses.
-    async fn reset(&mut self, listener: &TcpListener) -> Vec<SocketAddr> {
-        let mut sources = Vec::new();
-        while sources.len() < RESETS {
-            if self.0.take().is_none() {
-                *self = Spare::of(listener);
-                break;
-            }
-            // Another thread may have taken the place; then this fails as before.
-            let accepted = poll_fn(|cx| Poll::Ready(listener.poll_accept(cx))).await;
-            if let Poll::Ready(Ok((stream, source))) = &accepted {
-                let _ = stream.set_zero_linger();
-                sources.push(SocketAddr::new(source.ip().to_canonical(), source.port()));
-            }
-            let more = matches!(accepted, Poll::Ready(Ok(_)));
-            drop(accepted);
-            *self = Spare::of(listener);
-            if !more {
-                break;
-            }
-        }
-        sources
-    }
+/// The address as the rest of the daemon knows it: IPv4 that came in on an IPv6 socket is IPv4.
+fn canonical(source: SocketAddr) -> SocketAddr {
+    SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
 /// Errors of accept(2) that concern the one connection that was to be accepted, not the listener.

@@ -12,7 +12,7 @@ mod relief;
 mod reload;
 mod settle;
 
-use crate::accept::{self, Entrance, Gate, ListenError, Purpose, Trouble};
+use crate::accept::{self, Entrance, Gate, ListenError, Purpose, Reserve, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
@@ -120,6 +120,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
+        reserve: Reserve::take(),
         live,
         resolver,
         bindings,
@@ -340,7 +341,7 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
                 Trouble::Pause => house.account.metrics().accept_failed(),
                 Trouble::Reset(source) => flow::reset_unseen(&house, door, source),
             };
-            let entrance = Entrance { listener, gate: &house.gate, purpose: Purpose::Flow };
+            let entrance = Entrance { listener, gate: &house.gate, reserve: &house.reserve, purpose: Purpose::Flow };
             accept::run(entrance, house.stop.cancelled(), serve, trouble).await;
         });
     }

@@ -54,7 +54,8 @@ pub fn serve(
         tokio::spawn(async move {
             let trouble = |_| desk.house.account.metrics().accept_failed();
             let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&desk), accepted)));
-            let entrance = Entrance { listener, gate: &desk.house.gate, purpose: Purpose::Names };
+            let House { gate, reserve, .. } = &*desk.house;
+            let entrance = Entrance { listener, gate, reserve, purpose: Purpose::Names };
             accept::run(entrance, desk.house.stop.cancelled(), serve, trouble).await;
         });
     }

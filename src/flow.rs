@@ -15,7 +15,7 @@ mod socks;
 mod transparent;
 mod tunnel;
 
-use crate::accept::{Accepted, Gate, Slot};
+use crate::accept::{Accepted, Gate, Reserve, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
@@ -46,6 +46,8 @@ pub struct House {
     pub live: Arc<ArcSwap<Live>>,
     /// Limits and what each guest has in use.
     pub gate: Arc<Gate>,
+    /// What turns a connection away when no file descriptor is left for it.
+    pub reserve: Reserve,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
     /// Names behind the addresses that guests were told.

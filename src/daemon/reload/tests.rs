@@ -1,4 +1,5 @@
 use super::*;
+use crate::accept::Reserve;
 use crate::account::Account;
 use crate::daemon::gate;
 use crate::identify::{Claim, Evidence};
@@ -25,6 +26,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
     let house = Arc::new(House {
         gate: gate(&settings, &live),
+        reserve: Reserve::default(),
         live,
         resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
         bindings: Arc::default(),
