@@ -32,6 +32,12 @@ SHIPPED = [
     "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
     "usr/share/doc/outgate/copyright", "usr/share/doc/outgate/changelog.Debian.gz",
 ]
+# Nothing that has to do with guests' interfaces.
+ENABLED = [
+    "multi-user.target.wants/outgate.service",
+    "outgate.service.wants/outgate-admin.socket", "outgate.service.wants/outgate.socket",
+    "sockets.target.wants/outgate-admin.socket", "sockets.target.wants/outgate.socket",
+]
 
 
 class World:
@@ -138,12 +144,13 @@ def check_fresh(world, package):
     assert world.sh("getent passwd outgate | cut -d: -f7").strip().endswith("nologin")
     assert world.sh("stat -c '%U %a' /var/lib/outgate /etc/outgate/whitelist/local.rules").split() == ["outgate", "750", "root", "644"]
     assert world.sh("outgate check") .strip() != "", "check says what it found"
-    wanted = ["sockets.target.wants/outgate.socket", "sockets.target.wants/outgate-admin.socket", "multi-user.target.wants/outgate.service"]
-    for link in wanted:
-        assert os.path.islink(world.path(f"/etc/systemd/system/{link}")), f"{link} is not enabled"
-    others = world.sh("ls /etc/systemd/system/*.wants | grep outgate").split()
-    assert sorted(others) == sorted(os.path.basename(link) for link in wanted), others
+    assert enabled(world) == ENABLED, enabled(world)
     assert "table" not in world.sh("nft list ruleset"), "the firewall was changed"
+
+
+def enabled(world):
+    """What is wanted by what."""
+    return sorted(world.sh("cd /etc/systemd/system; find . -path './*.wants/outgate*' -type l -printf '%P\\n'").split())
 
 
 def check_use(world):
@@ -184,7 +191,7 @@ def check_broken(world, package):
     assert world.sh("dpkg-query -W -f '${db:Status-Abbrev} ${Version}' outgate").strip() == "ii  0.3.0"
 
 
-def check_removal(world):
+def check_removal(world, package):
     run(["ip", "-n", world.netns, "link", "add", "tap7", "type", "veth", "peer", "name", "tap7peer"])
     edit(world, "[listen]", '[listen]\ntransparent = ["0.0.0.0:3129", "[::]:3129"]\ndns = ["127.0.0.1:53"]')
     edit(world, "[firewall]", '[firewall]\nguest_interfaces = ["tap7"]')
@@ -193,13 +200,17 @@ def check_removal(world):
     said = world.sh("dpkg -r outgate")
     assert "tap7" in said and "FROM THE NEXT BOOT ON NOTHING FILTERS THEM" in said, said
     assert "mine.example.org" in world.read(LOCAL), "a removal keeps the operator's files"
+    world.install(package)
+    assert enabled(world) == ENABLED and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
+    assert "mine.example.org" in world.read(LOCAL)
     said = world.sh("dpkg -P outgate")
     assert "tap7" in said and "nft delete table inet outgate" in said, said
     for gone in ["/etc/outgate", "/var/lib/outgate", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
         assert not os.path.lexists(world.path(gone)), f"{gone} is left"
     assert not world.sh("find /etc/systemd /var/lib/systemd -name '*outgate*'").strip()
     # What the message says, word for word.
-    commands = [line.removeprefix("outgate:").strip() for line in said.splitlines() if "nft delete" in line or "ip rule del" in line or "$f rule del" in line]
+    lines = [line.removeprefix("outgate:").strip() for line in said.splitlines()]
+    commands = sorted({line for line in lines if "nft delete" in line or "$f rule del" in line})
     assert len(commands) == 2, said
     world.sh("{ " + "; ".join(commands) + "; } 2>/dev/null; true")
     assert "outgate" not in world.sh("nft list ruleset") and "prohibit" not in world.sh("ip rule; ip -6 rule")
@@ -242,7 +253,7 @@ def main():
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
                 ("an upgrade over a broken list names the line and leaves dpkg whole", lambda: check_broken(world, third)),
-                ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world)),
+                ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),
                 ("it can be installed again", lambda: check_again(world, package)),
             ]
             for what, step in steps:

@@ -481,6 +481,15 @@ def remove(provider):
     nothing_gets_out(provider)
 
 
+def again(provider):
+    """What was enabled is so again, and at work."""
+    said = provider.do("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
+    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service"]:
+        assert provider.state(unit) == "active", f"{unit} is {provider.state(unit)}: {said}"
+    provider.ready()
+    healthy(provider)
+
+
 def purge(provider):
     said = provider.do("dpkg -P outgate 2>&1", 120)
     assert "br0" in said, f"nothing about the guests' interface: {said}"
@@ -516,6 +525,7 @@ PACKAGE_CHECKS = [
     ("upgrade under load, with a download open", upgrade),
     ("upgrade onto a broken configuration", upgrade_refused),
     ("remove", remove),
+    ("install again", again),
     ("purge", purge),
 ]
 
