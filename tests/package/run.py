@@ -203,6 +203,8 @@ def check_removal(world, package):
     world.install(package)
     assert enabled(world) == ENABLED and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
     assert "mine.example.org" in world.read(LOCAL)
+    # As `systemctl enable` would.
+    world.sh("cd /etc/systemd/system && ln -s /usr/lib/systemd/system/outgate-dns.socket outgate.service.wants/")
     said = world.sh("dpkg -P outgate")
     assert "tap7" in said and "nft delete table inet outgate" in said, said
     for gone in ["/etc/outgate", "/var/lib/outgate", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
