@@ -19,6 +19,8 @@ const KEY: usize = 16;
 /// Bits that one of them takes there, and behind them all the rule's place.
 const CHARACTER: u32 = 6;
 const PLACE: u32 = 32;
+/// The last character of a key.
+const LAST: u128 = (1 << CHARACTER) - 1;
 
 /// Globs with one tail that are looked at for a name between tail and pattern; where there are more,
 /// one of them is taken to match.
@@ -42,7 +44,7 @@ impl Parents {
         let mut parts: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         // Rules of one file mostly come together.
         let (mut last, mut part) = (0, Vec::new());
-        let mut inner: Vec<(u16, u128)> = Vec::new();
+        let mut inner: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         let mut regexes = Vec::new();
         for record in rules.records().filter(|record| is_open(rules, record)) {
             let file = record.place().file;
@@ -54,29 +56,24 @@ impl Parents {
                         parts.entry(last).or_default().append(&mut part);
                         last = file;
                     }
-                    let entry = key(rules.tail(&record).as_bytes()) << PLACE | u128::from(record.at());
-                    part.push(entry);
+                    part.push(u128::from(record.at()));
                     if shape == Shape::Glob && rules.glob(&record).is_some_and(globs::Glob::is_deep) {
-                        inner.push((file, entry));
+                        inner.entry(file).or_default().push(u128::from(record.at()));
                     }
                 }
             }
         }
         parts.entry(last).or_default().append(&mut part);
-        let by_text = |one: &u128, other: &u128| {
-            let same = || backwards(text(rules, place(*one)), text(rules, place(*other)));
-            (one >> PLACE).cmp(&(other >> PLACE)).then_with(same)
-        };
         let mut records = Vec::with_capacity(parts.values().map(Vec::len).sum());
         let mut files = Vec::with_capacity(parts.len());
         for (file, mut part) in parts {
-            part.sort_unstable_by(by_text);
+            sort(&mut part, 0, &|at| text(rules, at));
             let start = records.len();
             records.extend(part.into_iter().map(place));
             files.push((file, start..records.len()));
         }
-        inner.sort_unstable_by(|(one, a), (other, b)| one.cmp(other).then_with(|| by_text(a, b)));
-        let inner = inner.into_iter().map(|(_, entry)| place(entry)).collect();
+        inner.values_mut().for_each(|part| sort(part, 0, &|at| text(rules, at)));
+        let inner = inner.into_values().flatten().map(place).collect();
         regexes.sort_unstable_by(|(one, a): &(u16, Box<str>), (other, b)| {
             one.cmp(other).then_with(|| backwards(a.as_bytes(), b.as_bytes()))
         });
@@ -130,7 +127,7 @@ impl Parents {
             let start = self.inner.partition_point(before);
             let same = self.inner.iter().skip(start).map_while(|at| {
                 let record = rules.record(*at)?;
-                (record.place().file == file && rules.tail(&record) == suffix).then_some(record)
+                (record.place().file == file && rules.tail(&record) == suffix.as_bytes()).then_some(record)
             });
             for (count, record) in same.enumerate() {
                 if count >= MAX_INNER || rules.glob(&record).is_some_and(|glob| glob.reaches_past(labels)) {
@@ -175,7 +172,7 @@ fn is_open(rules: &Rules, record: &Record) -> bool {
 }
 
 fn text(rules: &Rules, at: u32) -> &[u8] {
-    rules.record(at).map_or(&[], |record| rules.tail(&record).as_bytes())
+    rules.record(at).map_or(&[], |record| rules.tail(&record))
 }
 
 /// Compares from the last byte to the first.
@@ -183,10 +180,28 @@ fn backwards(one: &[u8], other: &[u8]) -> Ordering {
     one.iter().rev().cmp(other.iter().rev())
 }
 
-/// The last characters of a text, so that most comparisons need not touch the text itself. A text that
-/// ends sooner has zeros there, and nothing but the end is smaller than any character of a name.
-fn key(text: &[u8]) -> u128 {
-    let last = text.iter().rev().map(|byte| rank(*byte)).chain(std::iter::repeat(0)).take(KEY);
+/// Sorts places of rules by their texts read backwards, of which the last `done` characters are the same.
+///
+/// The characters next to them are put beside each place and compared as one number, so that texts, which
+/// are anywhere in memory, are read once for so many characters and not at each comparison.
+fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) {
+    for entry in &mut *entries {
+        *entry = key(text(place(*entry)), done) << PLACE | u128::from(place(*entry));
+    }
+    entries.sort_unstable();
+    for alike in entries.chunk_by_mut(|one, other| one >> PLACE == other >> PLACE) {
+        // A text that has ended is the same as the others.
+        let goes_on = alike.first().is_some_and(|entry| (entry >> PLACE) & LAST != 0);
+        if alike.len() > 1 && goes_on {
+            sort(alike, done + KEY, text);
+        }
+    }
+}
+
+/// The last characters of a text without the `done` at its end. A text that ends sooner has zeros there,
+/// and nothing but the end is smaller than any character of a name.
+fn key(text: &[u8], done: usize) -> u128 {
+    let last = text.iter().rev().skip(done).map(|byte| rank(*byte)).chain(std::iter::repeat(0)).take(KEY);
     last.fold(0, |key, rank| key << CHARACTER | u128::from(rank))
 }
 
@@ -231,22 +246,23 @@ mod tests {
     }
 
     #[test]
-    fn keys_sort_as_the_texts_do() {
-        let names = [
-            "",
-            "t",
-            "test",
-            "a.test",
-            "a-test",
-            "b.a.test",
-            "9.test",
-            "_.test",
-            "z.test",
-            "zzzzzzzzzzzzzzzzzzzz.test",
-        ];
-        for (a, b) in names.iter().flat_map(|a| names.iter().map(move |b| (a, b))) {
-            let (one, other) = (key(a.as_bytes()), key(b.as_bytes()));
-            assert!(one == other || one.cmp(&other) == backwards(a.as_bytes(), b.as_bytes()), "{a} {b}");
-        }
+    fn places_are_sorted_as_their_texts_read_backwards_are() {
+        let long = "zzzzzzzzzzzzzzzzzzzz-0123456789.test";
+        let mut texts: Vec<String> =
+            ["", "t", "test", "a.test", "a-test", "b.a.test", "9.test", "_.test", "z.test"]
+                .map(str::to_owned)
+                .into_iter()
+                .chain((0..40).map(|index| {
+                    format!("{}.{}{long}", "ab_9-."[index % 6..].repeat(index % 4), "c".repeat(index / 8))
+                }))
+                .collect();
+        texts.push(long.to_owned());
+        texts.push(long.to_owned());
+        let mut places: Vec<u128> = (0..texts.len() as u128).collect();
+        sort(&mut places, 0, &|at| texts[at as usize].as_bytes());
+        let sorted: Vec<&str> = places.into_iter().map(|entry| texts[place(entry) as usize].as_str()).collect();
+        let mut wanted: Vec<&str> = texts.iter().map(String::as_str).collect();
+        wanted.sort_by(|a, b| backwards(a.as_bytes(), b.as_bytes()));
+        assert_eq!(sorted, wanted);
     }
 }

