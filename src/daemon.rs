@@ -49,7 +49,7 @@ const LEAST_DRAIN: Duration = Duration::from_secs(1);
 /// How long flows that were told to end get to do so.
 const LAST_CALL: Duration = Duration::from_millis(300);
 /// For what the service manager does between two processes.
-const TURN_AROUND: Duration = Duration::from_millis(300);
+const TURN_AROUND: Duration = Duration::from_millis(700);
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
