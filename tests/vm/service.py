@@ -410,7 +410,8 @@ def nftables(provider):
     for verb in ("start", "reload", "restart"):
         provider.do(f"systemctl {verb} nftables.service")
         provider.until("nft list tables", r"inet outgate\n(.*\n)*table bridge outgate", 30, f"no ruleset after {verb} of nftables")
-    assert provider.state("outgate-firewall.service") == "active"
+    # It is reloading while it applies the ruleset again.
+    provider.until("systemctl is-active outgate-firewall.service", "^active", 30, "the firewall unit is not active")
 
 
 def order(provider):
