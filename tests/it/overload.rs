@@ -337,6 +337,65 @@ fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
 }
 
 #[test]
+fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_another() {
+    let Some(world) = World::new() else { return };
+    // With the limits that are built in.
+    let outgate = world.setup(RULES).start();
+    let measure = || {
+        let mut times = Vec::new();
+        let mut kept = world.neighbour.proxy();
+        for _ in 0..200 {
+            let begin = Instant::now();
+            kept.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n");
+            assert_eq!(kept.hear("GET").status, 200);
+            times.push(begin.elapsed());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        times.sort();
+        times[197]
+    };
+    let idle = measure();
+    let mut slow = world.guest.proxies(3000);
+    assert!(slow.len() >= 2900, "only {} connections could be made", slow.len());
+    let enough = AtomicBool::new(false);
+    let asked = AtomicU32::new(0);
+    let best = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            // A byte of a head that never ends, to each in turn.
+            while !enough.load(Ordering::Relaxed) {
+                for stream in &mut slow {
+                    let _ = stream.write(b"G");
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        });
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while !enough.load(Ordering::Relaxed) {
+                    // By the list, or for its many connections; or the connection is reset for these.
+                    let stream = world.guest.proxies(1).pop();
+                    if let Some(mut stream) = stream {
+                        let _ = stream.write_all(b"CONNECT evil.test:443 HTTP/1.1\r\nHost: evil.test:443\r\n\r\n");
+                        let _ = stream.set_read_timeout(Some(Duration::from_secs(20)));
+                        let _ = stream.read(&mut [0; 512]);
+                    }
+                    asked.fetch_add(1, Ordering::Relaxed);
+                }
+            });
+        }
+        eventually("the flood is on", || asked.load(Ordering::Relaxed) > 100);
+        let best = (0..3).map(|_| measure()).min().unwrap();
+        enough.store(true, Ordering::Relaxed);
+        best
+    });
+    println!("p99 alone {idle:?}, beside {} slow clients and {} refusals {best:?}", slow.len(), asked.into_inner());
+    // A test of the machine's load otherwise.
+    assert!(best < (2 * idle).max(Duration::from_millis(250)), "p99 of {best:?} where {idle:?} is usual");
+    assert!(outgate.metric("connections_bound", &[]) > 0.0);
+    world.assert_untouched(crate::world::EVIL);
+}
+
+#[test]
 fn what_slow_readers_cost_follows_the_bound_on_memory() {
     let Some(world) = World::new() else { return };
     // An eighth of it is for bytes that nobody reads.
