@@ -187,7 +187,11 @@ def privileges(provider):
     # In its own view the file system is read-only but for what it keeps.
     writable = provider.do(f"nsenter -t {pid} -m findmnt -rno TARGET,VFS-OPTIONS | awk '$2 ~ /(^|,)rw(,|$)/ {{print $1}}' | grep -vE '^/(proc|sys|dev|tmp|var/tmp|run/netns/.*)(/|$)' | sort -u").split()
     assert set(writable) <= {"/var/lib/outgate", "/run/outgate", "/var/log/outgate"}, f"writable: {writable}"
-    return f"resident {resident(provider)}"
+    # Relief goes by what the unit may use.
+    bound = int(float(provider.do("curl -s http://127.0.0.1:3190/metrics | awk '$1 == \"outgate_memory_bound_bytes\" {print $2}'")))
+    most = int(provider.do("systemctl show -p MemoryMax --value outgate.service"))
+    assert bound == most, f"relief takes {bound} bytes for the bound, the unit says {most}"
+    return f"resident {resident(provider)}, bound {bound >> 20} MiB"
 
 
 def configure(provider):
