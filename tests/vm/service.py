@@ -4,9 +4,9 @@
 Boots Debian 12 under QEMU (software emulation), installs outgate there as an operator would, and then does
 to it what happens to services. With --container the same Debian runs without a machine around it, at this
 processor's speed; its kernel is then this machine's, and it is not booted again. It has a guest behind a
-bridge and an outside of its own, in network namespaces, and would forward everything. Judged by what clients and servers there saw, by the
-service manager and by /proc. Timings are those of the machine's clock, which runs in real time while an
-emulated processor is ten times slower than any real one.
+bridge and an outside of its own, in network namespaces, and would forward everything. Judged by what
+clients and servers there saw, by the service manager and by /proc. Timings are those of the machine's
+clock, which runs in real time while an emulated processor is ten times slower than any real one.
 """
 
 import argparse
