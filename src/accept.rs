@@ -4,6 +4,7 @@
 //! instead of spinning it, and who waits is reset meanwhile. Which guest it is and what it wants is for
 //! the stages behind; how full the daemon is, is measured elsewhere and only heeded here.
 
+mod incoming;
 mod inherit;
 pub mod limits;
 mod listen;
@@ -11,6 +12,7 @@ pub mod overload;
 mod reserve;
 mod sockets;
 
+pub use incoming::Incoming;
 pub use inherit::Missing;
 pub use limits::{Gate, LimitSettings, Looking, Pace, Purpose, Slot, Telling};
 pub use listen::{Kind, ListenError};
@@ -18,12 +20,10 @@ pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
 use crate::reason::Reason;
-use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::future::Future;
+use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
 /// How long accepting pauses when the process or the system is out of file descriptors or memory.
@@ -36,7 +36,7 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 /// A connection that came in.
 #[derive(Debug)]
 pub struct Accepted {
-    /// The guest's end.
+    /// The guest's end, non-blocking and not yet given to a runtime.
     pub stream: TcpStream,
     /// The guest's address and port.
     pub source: SocketAddr,
@@ -49,7 +49,7 @@ pub struct Accepted {
 /// A listener and what its connections are for.
 pub struct Entrance<'a> {
     /// Where they come in.
-    pub listener: TcpListener,
+    pub listener: Incoming,
     /// What holds them to the limits.
     pub gate: &'a Arc<Gate>,
     /// What turns them away when no file descriptor is left.
@@ -81,7 +81,7 @@ pub async fn run(
         let accepted = tokio::select! {
             biased;
             () = &mut stop => return,
-            accepted = listener.accept() => accepted,
+            accepted = listener.next() => accepted,
         };
         match accepted {
             Ok((stream, source)) => {
@@ -91,8 +91,6 @@ pub async fn run(
                     trouble(Trouble::Reset(source));
                     continue;
                 };
-                // Failing only means Nagle stays on; the flow works all the same.
-                let _ = stream.set_nodelay(true);
                 let slot = gate.admit(source.ip(), purpose, at);
                 let is_refused = slot.is_err();
                 serve(Accepted { stream, source, at, slot });
@@ -108,7 +106,7 @@ pub async fn run(
                     tracing::warn!(%error, "accepting pauses; who cannot be accepted is reset where that is possible");
                     said = Some(Instant::now());
                 }
-                for source in poll_fn(|cx| Poll::Ready(reserve.reset(&listener, cx))).await {
+                for source in reserve.reset(&listener) {
                     trouble(Trouble::Reset(source));
                 }
                 tokio::time::sleep(PAUSE).await;

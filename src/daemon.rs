@@ -12,7 +12,7 @@ mod relief;
 mod reload;
 mod settle;
 
-use crate::accept::{self, Entrance, Gate, ListenError, Purpose, Reserve, Trouble};
+use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Purpose, Reserve, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
@@ -325,7 +325,7 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
         tracing::error!(%error, "a DNS listener cannot be served");
     }
     for (door, listener) in share.flows {
-        let listener = match tokio::net::TcpListener::from_std(listener) {
+        let listener = match Incoming::new(listener) {
             Ok(listener) => listener,
             Err(error) => {
                 tracing::error!(%error, "a listener cannot be served");
@@ -334,9 +334,7 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
         };
         let house = Arc::clone(&house);
         tokio::spawn(async move {
-            let serve = |accepted| {
-                tokio::spawn(flow::serve(Arc::clone(&house), door, accepted));
-            };
+            let serve = |accepted| flow::meet(&house, door, accepted);
             let trouble = |trouble| match trouble {
                 Trouble::Pause => house.account.metrics().accept_failed(),
                 Trouble::Reset(source) => flow::reset_unseen(&house, door, source),

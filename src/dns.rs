@@ -18,7 +18,7 @@ mod wire;
 pub use bindings::Bindings;
 pub use keep::Keeper;
 
-use crate::accept::{self, Entrance, Purpose};
+use crate::accept::{self, Entrance, Incoming, Purpose};
 use crate::flow::House;
 use desk::Desk;
 use std::io;
@@ -49,7 +49,7 @@ pub fn serve(
         });
     }
     for listener in tcp {
-        let listener = tokio::net::TcpListener::from_std(listener)?;
+        let listener = Incoming::new(listener)?;
         let desk = Arc::clone(&desk);
         tokio::spawn(async move {
             let trouble = |_| desk.house.account.metrics().accept_failed();

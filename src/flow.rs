@@ -4,10 +4,11 @@
 //! accept -> identify -> decide -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! [`serve`] takes a connection off a listener and sees it to its end. What leads up to a tunnel runs
-//! in one boxed future that is freed before the relay begins, so an idle tunnel costs little more than
-//! its two sockets. The record of a flow is opened as soon as something is known of it and is closed,
-//! counted and logged wherever the flow ends, panics included.
+//! [`serve`] takes a connection off a listener and sees it to its end. Each [`Step`] is a boxed future of
+//! its own that is freed before the next begins, so an idle tunnel costs little more than its two
+//! sockets. What goes from step to step is boxed as well: an async function keeps its arguments twice,
+//! and copies them into each one it calls. The record of a flow is opened as soon as something is known
+//! of it and is closed, counted and logged wherever the flow ends, panics included.
 
 mod http;
 mod refuse;
@@ -24,11 +25,12 @@ use crate::firewall::Seal;
 use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
-use crate::relay::{self, End, Tunnel, Watch, close};
+use crate::relay::{self, End, Tunnel, Watch, close, scratch};
 use crate::resolve::{Resolver, Ticket};
 use arc_swap::ArcSwap;
-use std::io;
+use std::io::{self, Read};
 use std::net::{IpAddr, SocketAddr};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -39,6 +41,9 @@ use tokio_util::sync::CancellationToken;
 
 /// How long a connection over a limit may take to say what it wants before it is told why not.
 const TURN_AWAY: Duration = Duration::from_secs(2);
+
+/// What is read of a connection on its way in, in bytes.
+const FIRST_WORDS: usize = 4096;
 
 /// What every flow needs; one for the daemon.
 pub struct House {
@@ -101,6 +106,14 @@ struct Visit {
     deadline: Deadline,
 }
 
+/// What comes next for a flow that goes on.
+enum Step {
+    /// Judge what is spoken in a tunnel.
+    Tunnel(Box<Visit>, Box<tunnel::Opened>),
+    /// Carry bytes: nothing more is to be judged.
+    Relay(Box<Relaying>),
+}
+
 /// What is left of a [`Visit`] once nothing more is to be judged.
 struct Relaying {
     tunnel: Tunnel,
@@ -160,10 +173,63 @@ fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     original?.as_socket().filter(|original| *original != local).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
+/// A connection and what it said on its way in.
+struct Arrival {
+    door: Door,
+    accepted: Accepted,
+    first: Vec<u8>,
+    /// A CONNECT that was permitted already; its head is all there is in `first`.
+    asked: Option<Box<http::Asked>>,
+}
+
+/// Takes a connection in. Under load its first words are there by then: a CONNECT that the policy refuses is
+/// answered and gone before anything is made for it, and everything else gets a task of its own.
+///
+/// To be called on the runtime that is to serve it.
+pub fn meet(house: &Arc<House>, door: Door, accepted: Accepted) {
+    // A panic ends this connection and not the listener.
+    let arrival = catch_unwind(AssertUnwindSafe(|| greet(house, door, accepted)));
+    if let Ok(Some(arrival)) = arrival {
+        tokio::spawn(serve(Arc::clone(house), arrival));
+    }
+}
+
+/// What is said is read once; `None` where it was answered.
+fn greet(house: &House, door: Door, accepted: Accepted) -> Option<Arrival> {
+    let mut arrival = Arrival { door, accepted, first: Vec::new(), asked: None };
+    let Ok(slot) = &arrival.accepted.slot else { return Some(arrival) };
+    scratch::with(FIRST_WORDS, |buffer| {
+        // An error or the end is met again by whoever reads on.
+        if let Ok(len) = (&arrival.accepted.stream).read(buffer) {
+            arrival.first.extend_from_slice(buffer.get(..len).unwrap_or_default());
+        }
+    });
+    if door == Door::Proxy {
+        let Accepted { stream, source, .. } = &arrival.accepted;
+        match http::meet(house, *source, slot, &arrival.first) {
+            http::Met::Refused(answer) => {
+                // A head alone was read and it is answered: an ordinary close delivers that. What cannot be
+                // written to a socket that nothing was written to is for somebody who is gone.
+                let _ = io::Write::write(&mut &*stream, &answer);
+                return None;
+            }
+            http::Met::Asked(asked) => arrival.asked = Some(asked),
+            http::Met::Other => {}
+        }
+    }
+    Some(arrival)
+}
+
 /// Serves one connection.
-pub async fn serve(house: Arc<House>, door: Door, accepted: Accepted) {
-    let Some(relaying) = Box::pin(open(house, door, accepted)).await else { return };
-    relay(relaying).await;
+async fn serve(house: Arc<House>, arrival: Arrival) {
+    let mut step = Box::pin(open(house, arrival)).await;
+    loop {
+        step = match step {
+            Ok(Step::Tunnel(visit, opened)) => tunnel::serve(visit, opened).await,
+            Ok(Step::Relay(relaying)) => return Box::pin(relay(relaying)).await,
+            Err(Ended) => return,
+        }
+    }
 }
 
 /// Counts a connection that was reset because no file descriptor is left for it.
@@ -172,13 +238,19 @@ pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
 }
 
 /// Everything up to the relay.
-async fn open(house: Arc<House>, door: Door, accepted: Accepted) -> Option<Relaying> {
-    let Accepted { stream, source, at, slot } = accepted;
+async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
+    let Arrival { door, accepted: Accepted { stream, source, at, slot }, first, asked } = arrival;
+    let Ok(stream) = TcpStream::from_std(stream) else {
+        // The kernel has no place for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
+        let record = asked.map(|asked| asked.record);
+        record.unwrap_or_else(|| open_record(&house, door.listener(), source, None)).refuse(Reason::LimitTotal, None);
+        return Err(Ended);
+    };
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
             turn_away(&house, door, stream, source, reason).await;
-            return None;
+            return Err(Ended);
         }
     };
     let limits = house.gate.settings();
@@ -190,31 +262,34 @@ async fn open(house: Arc<House>, door: Door, accepted: Accepted) -> Option<Relay
             // Somebody spoke to the listener itself, which is for redirected connections alone.
             open_record(&house, door.listener(), source, None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
-            return None;
+            return Err(Ended);
         }
     };
-    let mut visit = Visit { house, guest: stream, source, original, slot, active, input: Vec::new(), deadline };
+    let mut visit = Box::new(Visit { house, guest: stream, source, original, slot, active, input: first, deadline });
     if let Some(original) = original {
-        return transparent::serve(visit, door.listener(), original).await.ok();
+        return transparent::serve(visit, door.listener(), original).await;
     }
-    match visit.fill().await {
+    if let Some(asked) = asked {
+        return http::connect(visit, *asked).await;
+    }
+    match if visit.input.is_empty() { visit.fill().await } else { Filled::Bytes } {
         Filled::Bytes => {}
         // Port scanners and health checks: nothing was asked, so there is nothing to count.
-        Filled::End | Filled::Revoked(_) => return None,
+        Filled::End | Filled::Revoked(_) => return Err(Ended),
         Filled::Timeout => {
             visit.record(Listener::Proxy).refuse(Reason::Timeout, None);
-            return None;
+            return Err(Ended);
         }
     }
     match visit.input.first() {
-        Some(4 | 5) => socks::serve(visit).await.ok(),
-        _ => http::serve(visit).await.ok(),
+        Some(4 | 5) => socks::serve(visit).await,
+        _ => http::serve(visit).await,
     }
 }
 
 /// The last stage: bytes both ways until the end.
-async fn relay(relaying: Relaying) {
-    let Relaying { tunnel, mut record, idle, slot, active, outer } = relaying;
+async fn relay(mut relaying: Box<Relaying>) {
+    let Relaying { tunnel, record, idle, outer, .. } = &mut *relaying;
     let meter = record.meter();
     let flow = Arc::clone(record.flow());
     let around = outer.as_ref().map(|outer| Arc::clone(outer.flow()));
@@ -222,12 +297,15 @@ async fn relay(relaying: Relaying) {
         Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
         _ => flow.poll_revoked(cx).map(drop),
     };
-    match tunnel.run(Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() }).await {
+    match tunnel.run(Watch { meter: &meter, idle: *idle, age: flow.age(), stopped, long: || record.still_open() }).await
+    {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
-    drop((record, outer, slot, active));
+    // Nobody waits for the end of a connection until it has been accounted for, and no place is free before.
+    let Relaying { tunnel, record, outer, slot, active, .. } = *relaying;
+    drop((tunnel, record, outer, slot, active));
 }
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.

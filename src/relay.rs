@@ -9,7 +9,7 @@ pub mod close;
 pub mod http;
 pub mod scratch;
 
-use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
+use scratch::{Kept, MAX_CHUNK, MIN_CHUNK, TURN, Turn};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -20,9 +20,6 @@ use tokio::time::{Instant, Sleep};
 
 /// A flow that lives past this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// What a flow may move in one turn before the others of its thread get theirs.
-const TURN: usize = 2 * MAX_CHUNK;
 
 /// Who counts the bytes of a flow.
 pub trait Meter {
@@ -51,6 +48,7 @@ struct Lane {
     kept: Kept,
     /// How much the next read asks for.
     chunk: usize,
+    turn: Turn,
     state: LaneState,
 }
 
@@ -96,11 +94,12 @@ impl Tunnel {
         self
     }
 
-    /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped.
+    /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped. The tunnel is
+    /// to be dropped then, which closes both connections.
     ///
     /// The end of one side is passed on (half-close) and the other goes on. Unless both came to their end
     /// ([`End::Closed`]), both connections are reset, so that nobody takes a cut stream for a whole one.
-    pub async fn run<M, S, L>(mut self, watch: Watch<'_, M, S, L>) -> End
+    pub async fn run<M, S, L>(&mut self, watch: Watch<'_, M, S, L>) -> End
     where
         M: Meter,
         S: FnMut(&mut Context<'_>) -> Poll<()>,
@@ -133,9 +132,11 @@ impl Tunnel {
     fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<End> {
         let Tunnel { guest, upstream, up, down, broken } = self;
         let mut left = TURN;
-        let up_done = up.poll(cx, guest, upstream, &mut left, |n| meter.up(n));
+        let last = down.state == LaneState::Finished;
+        let up_done = up.poll(cx, guest, upstream, &mut left, last, |n| meter.up(n));
         let mut left = TURN;
-        let down_done = down.poll(cx, upstream, guest, &mut left, |n| meter.down(n));
+        let last = up.state == LaneState::Finished;
+        let down_done = down.poll(cx, upstream, guest, &mut left, last, |n| meter.down(n));
         for (lane, done) in [(up, &up_done), (down, &down_done)] {
             match done {
                 Poll::Ready(Err(Broken::Read)) => return Poll::Ready(End::Broken),
@@ -163,30 +164,35 @@ impl Tunnel {
 
 impl Lane {
     fn new(first: Vec<u8>) -> Lane {
-        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, state: LaneState::Open }
+        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, turn: Turn::default(), state: LaneState::Open }
     }
 
+    /// Moves up to `left` bytes. `last`: the other direction is finished, and the end of this one closes both.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
         left: &mut usize,
+        last: bool,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
+        self.turn.begin();
         loop {
             if self.state == LaneState::Finished {
                 return Poll::Ready(Ok(()));
             }
             count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| Broken::Write)?);
             if self.state == LaneState::Ended {
-                // An upstream that is already gone needs no FIN.
-                let _ = close::finish(to);
+                if !last {
+                    // An upstream that is already gone needs no FIN.
+                    let _ = close::finish(to);
+                }
                 self.state = LaneState::Finished;
                 continue;
             }
             if *left == 0 {
-                cx.waker().wake_by_ref();
+                self.turn.give_way(cx);
                 return Poll::Pending;
             }
             let want = self.chunk.min(scratch::allowance());
@@ -273,7 +279,7 @@ where
             return Poll::Ready(Heard::Silent);
         }
         let mut left = TURN;
-        match down.poll(cx, upstream, guest, &mut left, |n| meter.down(n)) {
+        match down.poll(cx, upstream, guest, &mut left, false, |n| meter.down(n)) {
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
             // The server's end was passed on; the guest may still have something to say.
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -408,9 +414,14 @@ mod tests {
     async fn bytes_read_before_go_first_and_each_half_close_is_passed_on() {
         let (mut guest, near) = pair().await;
         let (far, mut origin) = pair().await;
-        let tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
+        let mut tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
         let count = Count::default();
-        let relay = tunnel.run(Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () });
+        let relay = async {
+            let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+            let end = tunnel.run(watch).await;
+            drop(tunnel);
+            end
+        };
         let ends = async {
             guest.write_all(b"world").await.unwrap();
             guest.shutdown().await.unwrap();
@@ -439,13 +450,10 @@ mod tests {
             drop(origin);
         };
         let count = Count::default();
-        let relay = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(Watch {
-            meter: &count,
-            idle: None,
-            age: Duration::ZERO,
-            stopped: never,
-            long: || (),
-        });
+        let relay = async {
+            let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+            Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(watch).await
+        };
         let reader = async {
             let mut got = Vec::new();
             let mut part = vec![0; 300_000];

@@ -1,12 +1,12 @@
 //! One file descriptor kept in reserve, so that who cannot be served is told at once instead of waiting.
 
-use crate::accept::{RESETS, canonical};
-use std::net::SocketAddr;
+use crate::accept::{Incoming, RESETS, canonical};
+use socket2::SockRef;
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::task::{Context, Poll};
-use tokio::net::{TcpListener, TcpStream};
+use std::time::Duration;
 
 /// The process's descriptor in reserve. When none is left for a connection, the reserve is given up for as
 /// long as it takes to accept and reset it.
@@ -45,14 +45,14 @@ impl Reserve {
     }
 
     /// Resets who waits at `listener`, [`RESETS`] at most; gives their addresses.
-    pub(super) fn reset(&self, listener: &TcpListener, cx: &mut Context<'_>) -> Vec<SocketAddr> {
+    pub(super) fn reset(&self, listener: &Incoming) -> Vec<SocketAddr> {
         let mut sources = Vec::new();
         let mut kept = self.kept();
         while sources.len() < RESETS && self.keep(&mut kept) {
             self.held.store(false, Ordering::Release);
             kept.take();
             // Another thread may have taken the place; then this fails as before.
-            let Poll::Ready(Ok((stream, source))) = listener.poll_accept(cx) else { break };
+            let Ok((stream, source)) = listener.waiting() else { break };
             reset(stream);
             sources.push(canonical(source));
         }
@@ -77,6 +77,6 @@ impl Reserve {
 
 fn reset(stream: TcpStream) {
     // Failing only means that it is closed in order.
-    let _ = stream.set_zero_linger();
+    let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
 }

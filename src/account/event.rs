@@ -105,15 +105,17 @@ impl Event {
     }
 
     pub(super) fn key(&self) -> Key {
-        let who = Who::of(&self.guest, self.source);
-        let what = match (&self.claim, &self.shown, self.original) {
+        Key { who: Who::of(&self.guest, self.source), what: self.what(), reason: self.reason }
+    }
+
+    pub(super) fn what(&self) -> What {
+        match (&self.claim, &self.shown, self.original) {
             (Some(claim), ..) if self.listener == Listener::Dns => What::Host(claim.target.host.clone()),
             (Some(claim), ..) => What::Target(claim.target.clone()),
             (None, Some(text), _) => What::Text(text.clone()),
             (None, None, Some(original)) => What::Endpoint(original),
             (None, None, None) => What::Nothing,
-        };
-        Key { who, what, reason: self.reason }
+        }
     }
 }
 

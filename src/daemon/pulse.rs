@@ -11,6 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often the state is reported where no watchdog asks for more.
 const REPORT: Duration = Duration::from_secs(5);
+/// How long a worker thread goes without a beat at most.
+const BEAT: Duration = Duration::from_secs(1);
 
 /// One worker thread's signs of life.
 #[derive(Debug, Default)]
@@ -20,7 +22,7 @@ struct Beat(AtomicU64);
 #[derive(Clone, Debug)]
 pub(super) struct Pulse {
     beats: Arc<[Beat]>,
-    /// Between two reports, and between two beats.
+    /// Between two reports, and at most between two beats.
     every: Duration,
     watched: bool,
 }
@@ -38,11 +40,11 @@ impl Pulse {
     }
 
     /// Beats for the worker thread `index`, on its own runtime, for as long as it is polled.
+    ///
+    /// Also where no watchdog listens: a runtime wakes itself by a system call for each timer that is due
+    /// before all others, and with a beat due soon no deadline of a flow is.
     pub(super) async fn beat(self, index: usize) {
-        if !self.watched {
-            return std::future::pending().await;
-        }
-        let mut ticks = tokio::time::interval(self.every);
+        let mut ticks = tokio::time::interval(self.every.min(BEAT));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

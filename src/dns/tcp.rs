@@ -7,6 +7,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::net::tcp::WriteHalf;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -21,9 +22,9 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// Serves one connection.
 pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
-    let Accepted { mut stream, source, at, slot } = accepted;
+    let Accepted { stream, source, at, slot } = accepted;
     // Over a limit: closed, and the guest tries again.
-    let Ok(slot) = slot else { return };
+    let (Ok(slot), Ok(mut stream)) = (slot, TcpStream::from_std(stream)) else { return };
     let (mut reader, mut writer) = stream.split();
     let mut input = Vec::with_capacity(512);
     let mut reply = Vec::with_capacity(512);

@@ -1,7 +1,10 @@
 //! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
 //! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
 
-use super::{Deadline, Ended, Filled, Relaying, Visit, decide_unnamed, reach, refuse, tunnel};
+use super::{
+    Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse, tunnel,
+};
+use crate::accept::Slot;
 use crate::account::{Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
@@ -48,7 +51,7 @@ pub(super) struct Inside {
 
 /// A connection that speaks HTTP.
 struct Session {
-    visit: Visit,
+    visit: Box<Visit>,
     listener: Listener,
     inside: Option<Inside>,
     upstream: Option<Kept>,
@@ -64,23 +67,72 @@ enum Next {
     WebSocket(Box<(Peer, Record)>),
 }
 
+/// A CONNECT that the policy let through.
+pub(super) struct Asked {
+    pub(super) record: Record,
+    claim: Claim,
+    permit: Permit,
+}
+
+/// What came of a look at the first words of a connection.
+pub(super) enum Met {
+    /// A CONNECT that is refused, with the answer that ends the connection.
+    Refused(Vec<u8>),
+    /// A CONNECT that is permitted.
+    Asked(Box<Asked>),
+    /// Anything else, and nothing was done about it.
+    Other,
+}
+
+/// Judges a CONNECT that came whole, alone and with the connection itself.
+pub(super) fn meet(house: &House, source: SocketAddr, slot: &Slot, first: &[u8]) -> Met {
+    let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return Met::Other };
+    let RequestTarget::Authority(target) = &head.target else { return Met::Other };
+    if len != first.len() || !slot.request(Instant::now()) {
+        return Met::Other;
+    }
+    match ask(house, source, open_record(house, Listener::Proxy, source, None), target.clone()) {
+        Ok(asked) => Met::Asked(Box::new(asked)),
+        Err((reason, claim)) => Met::Refused(refuse::http(reason, Some(&claim.target), first, true)),
+    }
+}
+
+/// CONNECT: judged by its authority now, by what is spoken inside later.
+fn ask(house: &House, source: SocketAddr, mut record: Record, target: Target) -> Result<Asked, (Reason, Claim)> {
+    let claim = claim(source, target, None, Evidence::Connect);
+    match decide(house, &claim, &mut record) {
+        Ok(permit) => Ok(Asked { record, claim, permit }),
+        Err(refusal) => Err((refusal.reason, claim)),
+    }
+}
+
+/// Opens the tunnel that a connection asked for with its first words, which are all of the input.
+pub(super) async fn connect(mut visit: Box<Visit>, asked: Asked) -> Result<Step, Ended> {
+    let raw = std::mem::take(&mut visit.input);
+    Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.open(asked, &raw).await
+}
+
+fn claim(source: SocketAddr, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
+    Claim { source: source.ip(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+}
+
 /// Serves a connection on a proxy port.
-pub(super) async fn serve(visit: Visit) -> Result<Relaying, Ended> {
+pub(super) async fn serve(visit: Box<Visit>) -> Result<Step, Ended> {
     Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.run().await
 }
 
 /// Serves HTTP on a connection that was brought here: each request's Host says where to.
-pub(super) async fn serve_transparent(visit: Visit, listener: Listener) -> Result<Relaying, Ended> {
+pub(super) async fn serve_transparent(visit: Box<Visit>, listener: Listener) -> Result<Step, Ended> {
     Session { visit, listener, inside: None, upstream: None }.run().await
 }
 
 /// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
 pub(super) async fn serve_inside(
-    visit: Visit,
+    visit: Box<Visit>,
     listener: Listener,
     inside: Inside,
     upstream: Peer,
-) -> Result<Relaying, Ended> {
+) -> Result<Step, Ended> {
     let upstream = Some(Kept {
         target: inside.claim.target.clone(),
         peer: upstream,
@@ -91,7 +143,7 @@ pub(super) async fn serve_inside(
 }
 
 impl Session {
-    async fn run(mut self) -> Result<Relaying, Ended> {
+    async fn run(mut self) -> Result<Step, Ended> {
         let mut scanned = 0;
         loop {
             if self.visit.input.len() == scanned {
@@ -118,7 +170,7 @@ impl Session {
                     self.rearm();
                 }
                 Next::Connect(target) => return self.connect(target, &raw).await,
-                Next::WebSocket(with) => return Ok(self.websocket(*with)),
+                Next::WebSocket(with) => return Ok(Step::Relay(Box::new(self.websocket(*with)))),
             }
         }
     }
@@ -266,25 +318,32 @@ impl Session {
     }
 
     fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-        Claim { source: self.visit.source.ip(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+        claim(self.visit.source, target, spoken, evidence)
     }
 
-    /// CONNECT: judged by its authority now, by what is spoken inside later.
-    async fn connect(mut self, target: Target, raw: &[u8]) -> Result<Relaying, Ended> {
-        let mut record = self.visit.record(self.listener);
-        let claim = self.claim(target, None, Evidence::Connect);
-        let reason = match self.visit.decide(&claim, &mut record) {
-            Ok(permit) => match reach(&self.visit.house, &claim, &permit, &mut record).await {
-                Ok(upstream) => {
-                    self.visit.say(ESTABLISHED, &mut record).await?;
-                    let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
-                    return tunnel::serve(self.visit, opened).await;
-                }
-                Err(reason) => reason,
-            },
-            Err(refusal) => refusal.reason,
-        };
-        drop(record);
+    async fn connect(self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
+        match ask(&self.visit.house, self.visit.source, self.visit.record(self.listener), target) {
+            Ok(asked) => self.open(asked, raw).await,
+            Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
+        }
+    }
+
+    async fn open(mut self, asked: Asked, raw: &[u8]) -> Result<Step, Ended> {
+        let Asked { mut record, claim, permit } = asked;
+        match reach(&self.visit.house, &claim, &permit, &mut record).await {
+            Ok(upstream) => {
+                self.visit.say(ESTABLISHED, &mut record).await?;
+                let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
+                Ok(Step::Tunnel(self.visit, Box::new(opened)))
+            }
+            Err(reason) => {
+                drop(record);
+                self.refuse_connect(reason, &claim, raw).await
+            }
+        }
+    }
+
+    async fn refuse_connect(mut self, reason: Reason, claim: &Claim, raw: &[u8]) -> Result<Step, Ended> {
         let silent = || matches!(self.visit.guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock);
         if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied && silent() {
             // Nothing unread is in the way of the answer, so an ordinary close delivers it.
@@ -406,14 +465,14 @@ impl Session {
             Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
             _ => flow.poll_revoked(cx).map(drop),
         };
-        let Visit { guest, input, .. } = &mut self.visit;
+        let Visit { guest, input, .. } = &mut *self.visit;
         let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
         exchange(guest, input, peer, outgoing, watch).await
     }
 
     /// A WebSocket from here on: its bytes are nobody's business.
     fn websocket(self, (peer, record): (Peer, Record)) -> Relaying {
-        let Visit { house, guest, slot, active, input, .. } = self.visit;
+        let Visit { house, guest, slot, active, input, .. } = *self.visit;
         let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
         Relaying {
             tunnel,

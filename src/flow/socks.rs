@@ -1,6 +1,6 @@
 //! SOCKS5 on a proxy port, up to the tunnel.
 
-use super::{Ended, Filled, Relaying, Visit, reach, tunnel};
+use super::{Ended, Filled, Step, Visit, reach, tunnel};
 use crate::account::{Listener, Record};
 use crate::identify::socks::{self, SocksError};
 use crate::identify::{Claim, Evidence, Parsed};
@@ -10,7 +10,7 @@ use crate::target::{Host, Target, Transport};
 use tokio::io::AsyncWriteExt;
 
 /// Serves a connection whose first byte is a SOCKS version.
-pub(super) async fn serve(mut visit: Visit) -> Result<Relaying, Ended> {
+pub(super) async fn serve(mut visit: Box<Visit>) -> Result<Step, Ended> {
     visit.active = visit.house.account.active(Listener::Socks);
     let _greeting = read(&mut visit, socks::parse_greeting).await?;
     visit.guest.write_all(&socks::ACCEPT).await.map_err(|_| Ended)?;
@@ -60,7 +60,7 @@ fn unread(visit: &Visit, reason: Reason) -> Record {
 }
 
 /// CONNECT: judged by its target now, by what is spoken inside later.
-async fn connect(mut visit: Visit, target: Target) -> Result<Relaying, Ended> {
+async fn connect(mut visit: Box<Visit>, target: Target) -> Result<Step, Ended> {
     let mut record = visit.record(Listener::Socks);
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
     let claim =
@@ -70,7 +70,7 @@ async fn connect(mut visit: Visit, target: Target) -> Result<Relaying, Ended> {
             Ok(upstream) => {
                 visit.say(&socks::reply(0), &mut record).await?;
                 let opened = tunnel::Opened { listener: Listener::Socks, record, claim, permit, upstream };
-                return tunnel::serve(visit, opened).await;
+                return Ok(Step::Tunnel(visit, Box::new(opened)));
             }
             Err(reason) => reason,
         },

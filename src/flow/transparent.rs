@@ -7,7 +7,7 @@
 
 use super::http;
 use super::tunnel::{self, Opened};
-use super::{Ended, Filled, Relaying, Visit, decide, decide_unnamed, reach, refuse};
+use super::{Ended, Filled, Step, Visit, decide, decide_unnamed, reach, refuse};
 use crate::account::{Listener, Record};
 use crate::identify::hello::Hello;
 use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
@@ -27,13 +27,13 @@ const WEB: [u16; 2] = [80, 443];
 
 /// A connection and what was done with it before it came here.
 struct Stray {
-    visit: Visit,
+    visit: Box<Visit>,
     listener: Listener,
     original: SocketAddr,
 }
 
 /// Serves a connection that was on its way to `original`.
-pub(super) async fn serve(visit: Visit, listener: Listener, original: SocketAddr) -> Result<Relaying, Ended> {
+pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: SocketAddr) -> Result<Step, Ended> {
     let mut stray = Stray { visit, listener, original };
     if !stray.is_heard() {
         let (Ok(claim) | Err(claim)) = stray.raw();
@@ -132,7 +132,7 @@ impl Stray {
     }
 
     /// Neither TLS nor HTTP, or not to be told yet: from here on like a tunnel to what was meant.
-    async fn raw_flow(mut self) -> Result<Relaying, Ended> {
+    async fn raw_flow(mut self) -> Result<Step, Ended> {
         let claim = match self.raw() {
             Ok(claim) => claim,
             Err(claim) => return Err(self.refuse_raw(claim)),
@@ -149,11 +149,12 @@ impl Stray {
             return Err(Ended);
         };
         self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
-        tunnel::serve(self.visit, Opened { listener: self.listener, record, claim, permit, upstream }).await
+        let opened = Opened { listener: self.listener, record, claim, permit, upstream };
+        Ok(Step::Tunnel(self.visit, Box::new(opened)))
     }
 
     /// TLS: the hello says where to.
-    async fn tls(mut self) -> Result<Relaying, Ended> {
+    async fn tls(mut self) -> Result<Step, Ended> {
         let mut record = self.visit.record(self.listener);
         let (claim, len) = match self.hello(&mut record).await {
             Ok(read) => read,
@@ -166,7 +167,7 @@ impl Stray {
         match reach(&self.visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {
                 let opened = Opened { listener: self.listener, record, claim, permit, upstream };
-                tunnel::pass_hello(self.visit, opened, len).await
+                tunnel::pass_hello(self.visit, Box::new(opened), len).await
             }
             Err(reason) => self.alert(record, reason).await,
         }
@@ -197,7 +198,7 @@ impl Stray {
         }
     }
 
-    async fn alert(mut self, mut record: Record, reason: Reason) -> Result<Relaying, Ended> {
+    async fn alert(mut self, mut record: Record, reason: Reason) -> Result<Step, Ended> {
         record.refuse(reason, None);
         drop(record);
         close::after(&mut self.visit.guest, &refuse::TLS_ALERT).await;

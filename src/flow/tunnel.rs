@@ -3,7 +3,7 @@
 //! Whatever shows a name in clear is held to the tunnel's: each ClientHello, a second one after a
 //! HelloRetryRequest too, and each request of plain HTTP. What is spoken must be what the rule allows.
 
-use super::{Ended, Filled, Relaying, Visit, decide, http, refuse, say};
+use super::{Ended, Filled, Relaying, Step, Visit, decide, http, refuse, say};
 use crate::account::{Listener, Record};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
@@ -13,6 +13,7 @@ use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, Watch, close};
 use crate::target::Protocol;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
 use std::time::Duration;
@@ -37,11 +38,20 @@ pub(super) struct Opened {
     pub(super) upstream: Upstream,
 }
 
-/// Judges what is spoken inside.
-pub(super) async fn serve(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
-    if opened.permit.protocols().contains(Protocol::Raw) {
-        return serve_any(visit, opened).await;
+/// Judges what is spoken inside. Boxed, for HTTP spoken inside could in its turn lead to a tunnel as far as
+/// types go.
+pub(super) fn serve(
+    visit: Box<Visit>,
+    opened: Box<Opened>,
+) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
+    match opened.permit.protocols().contains(Protocol::Raw) {
+        true => Box::pin(serve_any(visit, opened)),
+        false => Box::pin(serve_known(visit, opened)),
     }
+}
+
+/// As [`serve`], where no raw bytes are allowed: nothing goes on before it is known what it is.
+async fn serve_known(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Step, Ended> {
     let mut scanned = 0;
     loop {
         match sniff_on(&visit.input, scanned) {
@@ -91,14 +101,16 @@ struct Spoken {
 /// the guest might still mean: the beginning of a request line goes on as it comes, and the request is
 /// judged when it can be told to be one, before the rest of it goes. Only the single byte that may begin
 /// a TLS record is held, and not for long.
-async fn serve_any(mut visit: Visit, mut opened: Opened) -> Result<Relaying, Ended> {
+///
+/// A tunnel may stay here for as long as it lives, so what is rare is boxed.
+async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Step, Ended> {
     let mut spoken = Spoken::default();
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
             Sniff::Raw => return raw(visit, opened, spoken, false),
-            Sniff::Tls if spoken.sent == 0 => return tls(visit, opened, spoken.to_guest).await,
+            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken.to_guest)).await,
             Sniff::Tls => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
-            Sniff::Http => return plain_http(visit, opened, spoken).await,
+            Sniff::Http => return Box::pin(plain_http(visit, opened, spoken)).await,
             Sniff::NeedMore => spoken.scanned = visit.input.len(),
         }
         let may_be_tls = matches!(visit.input.as_slice(), [0x14..=0x18]);
@@ -162,7 +174,7 @@ async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(),
 }
 
 /// Neither TLS nor HTTP.
-fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) -> Result<Relaying, Ended> {
+fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_ended: bool) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
     if let Err(reason) = judge(&visit, &mut opened, &claim) {
         return Err(broken_off(&visit, &mut opened, reason));
@@ -172,12 +184,11 @@ fn raw(mut visit: Visit, mut opened: Opened, spoken: Spoken, guest_ended: bool) 
 }
 
 /// HTTP in clear: each request is judged by itself.
-async fn plain_http(mut visit: Visit, opened: Opened, spoken: Spoken) -> Result<Relaying, Ended> {
-    let Opened { listener, mut record, claim, upstream, .. } = opened;
+async fn plain_http(mut visit: Box<Visit>, opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+    let Opened { listener, mut record, claim, upstream, .. } = *opened;
     visit.say(&spoken.to_guest, &mut record).await?;
     let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
-    // Boxed, for the session inside could in its turn lead to a tunnel as far as types go.
-    Box::pin(http::serve_inside(visit, listener, http::Inside { claim, record, sent: spoken.sent }, peer)).await
+    http::serve_inside(visit, listener, http::Inside { claim, record, sent: spoken.sent }, peer).await
 }
 
 /// Decides again, now that more is known, and holds the connected address to the new permit.
@@ -192,7 +203,7 @@ fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason
 }
 
 /// TLS: the hello decides.
-async fn tls(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>) -> Result<Relaying, Ended> {
+async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, to_guest: Vec<u8>) -> Result<Step, Ended> {
     let len = match hello(&mut visit, &mut opened).await {
         Ok(len) => len,
         Err(reason) => return alert(visit, opened, reason).await,
@@ -202,7 +213,7 @@ async fn tls(mut visit: Visit, mut opened: Opened, to_guest: Vec<u8>) -> Result<
 }
 
 /// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows.
-pub(super) async fn pass_hello(mut visit: Visit, mut opened: Opened, len: usize) -> Result<Relaying, Ended> {
+pub(super) async fn pass_hello(mut visit: Box<Visit>, mut opened: Box<Opened>, len: usize) -> Result<Step, Ended> {
     let rest = visit.input.split_off(len.min(visit.input.len()));
     let hello = std::mem::replace(&mut visit.input, rest);
     match watch(&mut visit, &mut opened, hello).await {
@@ -243,9 +254,9 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
 }
 
 /// Refuses as TLS does, so that the client says "access denied" and not "connection reset".
-async fn alert(mut visit: Visit, mut opened: Opened, reason: Reason) -> Result<Relaying, Ended> {
+async fn alert(mut visit: Box<Visit>, mut opened: Box<Opened>, reason: Reason) -> Result<Step, Ended> {
     opened.record.refuse(reason, None);
-    let Opened { record, upstream, .. } = opened;
+    let Opened { record, upstream, .. } = *opened;
     drop(record);
     close::reset(&upstream.stream);
     drop(upstream);
@@ -370,9 +381,16 @@ async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> R
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })
 }
 
-fn relaying(visit: Visit, opened: Opened, to_upstream: Vec<u8>, to_guest: Vec<u8>, guest_ended: bool) -> Relaying {
-    let Visit { house, guest, slot, active, .. } = visit;
-    let tunnel = Tunnel::new(guest, opened.upstream.stream, to_upstream, to_guest).guest_ended(guest_ended);
+fn relaying(
+    visit: Box<Visit>,
+    opened: Box<Opened>,
+    to_upstream: Vec<u8>,
+    to_guest: Vec<u8>,
+    guest_ended: bool,
+) -> Step {
+    let Visit { house, guest, slot, active, .. } = *visit;
+    let Opened { record, upstream, .. } = *opened;
+    let tunnel = Tunnel::new(guest, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended);
     let idle = house.gate.settings().idle_timeout;
-    Relaying { tunnel, record: opened.record, idle, slot, active, outer: None }
+    Step::Relay(Box::new(Relaying { tunnel, record, idle, slot, active, outer: None }))
 }

@@ -7,7 +7,7 @@
 
 mod body;
 
-use super::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
+use super::scratch::{self, Kept, MIN_CHUNK, TURN};
 use super::{Clock, Meter, Watch, close};
 use crate::identify::Parsed;
 use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
@@ -263,7 +263,7 @@ impl Exchange {
         if self.uploaded || self.upload_broken {
             return Ok(Poll::Ready(()));
         }
-        let mut left = 2 * MAX_CHUNK;
+        let mut left = TURN;
         let Ends { guest, input, upstream } = ends;
         match self.request.poll(cx, *guest, &mut upstream.stream, input, &mut left, &|n| meter.up(n)) {
             Poll::Pending => Ok(Poll::Pending),
@@ -302,7 +302,7 @@ impl Exchange {
         }
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         self.answered = true;
-        let mut left = 2 * MAX_CHUNK;
+        let mut left = TURN;
         let Peer { stream, input, .. } = upstream;
         ready!(answer.poll(cx, stream, *guest, input, &mut left, &|n| meter.down(n))).map_err(|fault| match fault {
             BodyFault::Read | BodyFault::Malformed => Fault::Upstream,

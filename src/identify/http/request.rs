@@ -203,10 +203,13 @@ impl<'a> RequestHead<'a> {
 }
 
 fn host_value(host: &Host, port: Option<u16>) -> String {
-    match port {
-        None | Some(HTTP_PORT) => host.to_string(),
-        Some(port) => format!("{host}:{port}"),
+    // Without the formatting machinery: it is once for every request.
+    let mut value = host.name().map_or_else(|| host.to_string(), |name| name.as_str().to_owned());
+    if let Some(port) = port.filter(|port| *port != HTTP_PORT) {
+        value.push(':');
+        value.push_str(&port.to_string());
     }
+    value
 }
 
 /// The authority of the target and the Host field must be the same (RFC 9112 §3.2.2 lets a proxy

@@ -3,7 +3,7 @@
 
 use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
-use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
+use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK, Turn};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,6 +19,7 @@ pub(super) struct Body {
     /// What the receiver has not taken yet.
     pub(super) kept: Kept,
     chunk: usize,
+    turn: Turn,
 }
 
 /// What is still to come of a body.
@@ -40,7 +41,7 @@ pub(super) enum BodyFault {
 impl Body {
     /// `rechunk` says whether a chunked body stays chunked.
     pub(super) fn new(framing: Incoming, rechunk: bool) -> Body {
-        Body { framing, rechunk, kept: Kept::default(), chunk: MIN_CHUNK }
+        Body { framing, rechunk, kept: Kept::default(), chunk: MIN_CHUNK, turn: Turn::default() }
     }
 
     pub(super) fn is_done(&self) -> bool {
@@ -89,13 +90,14 @@ impl Body {
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
+        self.turn.begin();
         loop {
             count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| BodyFault::Write)?);
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
             if *left == 0 {
-                cx.waker().wake_by_ref();
+                self.turn.give_way(cx);
                 return Poll::Pending;
             }
             // Not into the next message, or, where its start is not known, not far.
