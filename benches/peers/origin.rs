@@ -1,9 +1,9 @@
-//! The origin. Raw bytes on one port: `E` is echoed, and so is all that follows; `<n` and a line feed
+//! The origin. Raw bytes on one port: a zero is echoed, and so is all that follows; `<n` and a line feed
 //! is answered with n bytes; `>n` and a line feed takes n bytes and answers with one. HTTP/1.1 on
 //! the next, and over TLS on a third: `/n` is answered with n bytes.
 //!
-//! The commands are no words of HTTP, since a proxy that judges requests in clear within a tunnel would
-//! wait to see whether they become one.
+//! None of these begins like HTTP. A proxy that judges requests in clear within a tunnel waits to see
+//! whether a letter becomes one, while a TLS hello, which most tunnels carry, is known by its first byte.
 
 use crate::wire::{self, HEAD, HTTP_PORT, RAW_PORT, TLS_PORT};
 use rustls::ServerConfig;
@@ -100,7 +100,7 @@ fn acceptor() -> TlsAcceptor {
 async fn raw(mut stream: TcpStream, streams: Handle) -> io::Result<()> {
     let mut buffer = [0; 512];
     let mut have = stream.read(&mut buffer[..1]).await?;
-    if have == 0 || buffer[0] == b'E' {
+    if have == 0 || buffer[0] == 0 {
         while have > 0 {
             stream.write_all(&buffer[..have]).await?;
             have = stream.read(&mut buffer).await?;

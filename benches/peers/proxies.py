@@ -12,6 +12,7 @@ file. They run with one worker, as user proxy. What each of them does less than 
 * tinyproxy as squid; a thread for each connection, and no kept connections
 """
 
+import re
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -228,8 +229,8 @@ def nginx(connections):
     def write(folder):
         allowed = "".join(f"        {name} 1;\n" for name in NAMES)
         tls = "".join(f"        {name} {TLS};\n" for name in NAMES)
-        scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in
-                           ("client_body", "proxy", "fastcgi", "uwsgi", "scgi"))  # fmt: skip
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
         (folder / "nginx.conf").write_text(f"""
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 user proxy proxy;
@@ -365,10 +366,12 @@ def rows(binary, tool, connections, names, two_cores):
     return made
 
 
-def versions(binary, daemons, run):
-    asked = {"outgate": (binary, "--version"), "squid": ("squid", "-v"), "haproxy": ("haproxy", "-v"),
-             "nginx": ("nginx", "-v"), "tinyproxy": ("tinyproxy", "-v")}  # fmt: skip
-    return {name: run(command) for name, command in asked.items() if name in daemons}
+def versions(binary, daemons, first_line):
+    """What each program says that it is, without the words around it."""
+    asked = {"outgate": (binary, "--version"), "squid": ("squid", "-v"), "haproxy": ("haproxy", "-v")}
+    asked |= {"nginx": ("nginx", "-v"), "tinyproxy": ("tinyproxy", "-v")}
+    said = {name: first_line(command) for name, command in asked.items() if name in daemons}
+    return [f"{name} {re.search(r'[0-9]+[.][0-9.]+', line)[0].rstrip('.')}" for name, line in said.items()]
 
 
 def folder_of(stage, daemon):

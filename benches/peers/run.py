@@ -108,8 +108,12 @@ class Measuring:
 
     def arguments(self, load, row):
         """The subcommand of the load tool and its arguments."""
-        n = lambda count: max(20, count // self.share // row.slow)  # noqa: E731
-        rate = lambda at_a_time, count, warm: ["-c", at_a_time, "-n", n(count), "--warm", n(warm)]  # noqa: E731
+
+        def rate(at_a_time, count, warm):
+            slow = row.slow if at_a_time > 1 else 1
+            count, warm = (max(20, number // self.share // slow) for number in (count, warm))
+            return ["-c", at_a_time, "-n", count, "--warm", warm]
+
         mib = 4096 // self.share // (4 if row.slow > 1 else 1)
         # outgate gives no guest more than a quarter of what its descriptors are enough for.
         idle = min(5_000, self.stage.connections // 5)
@@ -123,7 +127,7 @@ class Measuring:
             "refused": ["refused", *rate(64, 20_000, 500), "--host", "denied.test"],
             "tls": ["tls", *rate(32, 6_000, 100)],
             "idle": ["idle", "-n", idle],
-            "fair": ["fair", "-c", 8, "--each-seconds", max(1, 6 // self.share)],
+            "fair": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
         }[load]
 
     def measure(self, load, row):
@@ -164,8 +168,8 @@ class Measuring:
                     line = {"failed": str(trouble)}
                 self.lines.setdefault(load, {})[row.name, turn] = line
                 first, heading, digits = table.LOADS[load][1][0]
-                said = table.faults(line) or f"{heading} {table.number(line[first], digits) if first in line else '–'}"
-                print(f"round {turn + 1} {load:8} {row.name:24} {said}", flush=True)
+                figure = f"{heading} {table.cell([line.get(first)], digits)}"
+                print(f"round {turn + 1} {load:8} {row.name:24} {table.faults(line) or figure}", flush=True)
 
     def forget_logs(self):
         """Access logs grow by some 100 MB a round."""
@@ -185,13 +189,13 @@ def about(stage, outgate, daemons, chosen):
     cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     versions = proxies.versions(outgate, daemons, first_line)
     shared = ", which is the same one: rates are of no use" if stage.one_cpu else ""
-    return "\n".join([
-        f"{datetime.date.today()}, {os.cpu_count()} CPUs, {cpu}, Linux {platform.release()}.",
-        "; ".join(versions.values()) + ".",
-        f"Proxy on CPU {stage.proxy_cpu}, origin and clients on CPU {stage.load_cpu}{shared}. "
-        f"Median of {chosen.rounds} rounds{', a tenth of everything' if chosen.quick else ''}"
-        f"{' (least–greatest)' if chosen.rounds > 1 else ''}.",
-    ])  # fmt: skip
+    rounds = f"Medians of {chosen.rounds} rounds (least–greatest)" if chosen.rounds > 1 else "One round"
+    quick = ", a tenth of everything" if chosen.quick else ""
+    return (
+        f"{datetime.date.today()}, {os.cpu_count()} CPUs, {cpu}, Linux {platform.release()}.\n"
+        f"{'; '.join(versions)}.\n"
+        f"Proxy on CPU {stage.proxy_cpu}, origin and clients on CPU {stage.load_cpu}{shared}. {rounds}{quick}."
+    )
 
 
 def selected(rows, peers):
@@ -204,6 +208,7 @@ def selected(rows, peers):
 
 def main():
     chosen = options()
+    scenery.stop_on_signals()
     if platform.system() != "Linux":
         raise Trouble("Linux only")
     rows = selected(proxies.rows("", "", 0, chosen.names, chosen.two_cores), chosen.peers)
@@ -221,14 +226,18 @@ def main():
         made = proxies.rows(measuring.outgate, measuring.tool, stage.connections, chosen.names, chosen.two_cores)
         rows = selected(made, chosen.peers)
         heading = about(stage, measuring.outgate, daemons, chosen)
-        stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out").wait_for([9001, 9002, 9003])
+        origin = stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out")
+        origin.wait_for([9001, 9002, 9003])
         for turn in range(chosen.rounds):
             measuring.round(turn, loads, rows)
             measuring.forget_logs()
     lines = measuring.lines
     if chosen.json:
-        flat = [{"row": name, "round": turn, "of": load} | line
-                for load in loads for (name, turn), line in lines.get(load, {}).items()]  # fmt: skip
+        flat = [
+            {"row": name, "round": turn, "of": load} | line
+            for load in loads
+            for (name, turn), line in lines.get(load, {}).items()
+        ]
         Path(chosen.json).write_text(json.dumps({"about": heading, "lines": flat}, indent=1) + "\n")
     print(f"\n{heading}")
     for load in loads:

@@ -28,6 +28,7 @@ NETNS = Path("/etc/netns")
 PREFIX = "outgate-peers-"
 # Descriptors for each process: the idle load holds thousands of tunnels, of two descriptors each.
 FILES = 131072
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 # The guest's end of the wire, the host's, and an address that only the wire leads to.
 GUEST, GATEWAY, FAR = "10.99.0.2", "10.99.0.1", "10.200.0.1"
@@ -38,8 +39,18 @@ class Trouble(Exception):
     """Something that the one who runs this has to see to."""
 
 
-def run(*argv, **more):
-    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=120, **more)
+def stop(*_):
+    raise KeyboardInterrupt
+
+
+def stop_on_signals():
+    """However this is asked to end, it cleans up first."""
+    for name in STOPS:
+        signal.signal(name, stop)
+
+
+def run(*argv):
+    done = subprocess.run(list(map(str, argv)), capture_output=True, text=True, timeout=120)
     if done.returncode != 0:
         raise Trouble(f"{' '.join(map(str, argv))}: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout
@@ -130,8 +141,6 @@ class Stage:
         self.running = []
 
     def __enter__(self):
-        for name in (signal.SIGTERM, signal.SIGHUP):
-            signal.signal(name, lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         self.remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         self.folder.chmod(0o755)  # the proxies run as somebody else
@@ -157,8 +166,8 @@ class Stage:
             self.sysctl(name, "net.ipv4.ip_local_port_range=10000 65535", "net.ipv4.tcp_tw_reuse=1")
             self.sysctl(name, "net.core.somaxconn=8192", "net.ipv4.tcp_max_syn_backlog=8192")
             self.sysctl(name, "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
-        run("ip", "link", "add", GUEST_INTERFACE, "netns", self.host, "type", "veth",
-            "peer", "name", "eth0", "netns", self.guest)  # fmt: skip
+        peer = ("peer", "name", "eth0", "netns", self.guest)
+        run("ip", "link", "add", GUEST_INTERFACE, "netns", self.host, "type", "veth", *peer)
         for name, interface, address in ((self.host, GUEST_INTERFACE, GATEWAY), (self.guest, "eth0", GUEST)):
             run("ip", "-n", name, "address", "add", f"{address}/24", "dev", interface)
             run("ip", "-n", name, "link", "set", interface, "up")
@@ -206,6 +215,8 @@ class Stage:
             self.inside(self.host, outgate, "firewall", "remove", "--config", config)
 
     def __exit__(self, *_):
+        for name in STOPS:  # one Ctrl-C is enough, and a second one must not end this half-way
+            signal.signal(name, signal.SIG_IGN)
         for process in reversed(self.running):
             with contextlib.suppress(Exception):
                 process.stop()

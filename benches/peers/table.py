@@ -5,10 +5,20 @@ import statistics
 # Figure in the line of JSON, its heading, digits behind the point.
 RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0)]
 BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
+LATENCY = [RATE[2], RATE[3], RATE[0]]
+IDLE = [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "tunnels", 0), ("base_mib", "MiB before", 1)]
+FAIR = [
+    ("busy_p99_us", "p99 µs beside", 0),
+    ("busy_p50_us", "p50 µs beside", 0),
+    ("quiet_p99_us", "p99 µs alone", 0),
+    ("quiet_p50_us", "p50 µs alone", 0),
+    ("busy_open_p99_us", "new tunnel, p99 µs beside", 0),
+    ("quiet_open_p99_us", "new tunnel, p99 µs alone", 0),
+    ("gib_per_s", "streams GiB/s", 2),
+]
 # Heading of each load and its figures; the first one is what ratios are of.
 LOADS = {
-    "latency": ("One tunnel at a time: CONNECT, a byte there and back, close",
-                [("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0), ("cpu_us", "CPU µs each", 1)]),
+    "latency": ("One tunnel at a time: CONNECT, a byte there and back, close", LATENCY),
     "tunnels": ("64 tunnels at a time: CONNECT, a byte there and back, close", RATE),
     "bulk-1": ("One stream down", BULK),
     "bulk-8": ("Eight streams down", BULK),
@@ -16,14 +26,9 @@ LOADS = {
     "http": ("Plain HTTP on 64 kept connections, 1 KiB an answer", RATE),
     "refused": ("CONNECT to a name that is not allowed, 64 at a time", RATE),
     "tls": ("A TLS 1.3 handshake with the origin, one request, close, 32 at a time", RATE),
-    "idle": ("Tunnels held open",
-             [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "alive", 0), ("base_mib", "MiB before", 1)]),
-    "fair": ("A byte there and back, beside eight fast streams of another client",
-             [("busy_p99_us", "p99 µs beside", 0), ("busy_p50_us", "p50 µs beside", 0),
-              ("quiet_p99_us", "p99 µs alone", 0), ("quiet_p50_us", "p50 µs alone", 0),
-              ("busy_open_p99_us", "new tunnel p99 µs beside", 0), ("quiet_open_p99_us", "alone", 0),
-              ("gib_per_s", "streams GiB/s", 2)]),
-}  # fmt: skip
+    "idle": ("Tunnels held open", IDLE),
+    "fair": ("A byte there and back, beside eight fast streams of another client", FAIR),
+}
 
 
 def number(value, digits):

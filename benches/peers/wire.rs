@@ -129,9 +129,9 @@ fn status(head: &[u8]) -> Outcome<u16> {
 
 /// One byte to the origin and back.
 pub(crate) async fn echo(stream: &mut TcpStream) -> Outcome<()> {
-    stream.write_all(b"E").await?;
+    stream.write_all(b"\0").await?;
     match stream.read_u8().await? {
-        b'E' => Ok(()),
+        0 => Ok(()),
         _ => Err(Failure::new("another byte came back")),
     }
 }
