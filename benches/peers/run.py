@@ -18,10 +18,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-import proxies
-import stage as scenery
-import table
-from stage import Stage, Trouble
+sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
+
+import proxies  # noqa: E402
+import stage as scenery  # noqa: E402
+import table  # noqa: E402
+from stage import Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair"]
@@ -52,14 +54,14 @@ def options():
     return chosen
 
 
-def cargo(*arguments):
-    """Builds, as who called sudo, and gives the path of what was built."""
+def cargo(target, *arguments):
+    """Builds, as who called sudo, and gives the path of the program of this name."""
     command = ["cargo", *arguments, "--locked", "--message-format=json-render-diagnostics"]
     caller = os.environ.get("SUDO_USER")
     if caller and caller != "root":
         # A login shell, since root's PATH seldom leads to somebody else's cargo.
-        target = os.environ.get("CARGO_TARGET_DIR")
-        words = [*(["env", f"CARGO_TARGET_DIR={target}"] if target else []), *command]
+        folder = os.environ.get("CARGO_TARGET_DIR")
+        words = [*(["env", f"CARGO_TARGET_DIR={folder}"] if folder else []), *command]
         command = ["su", "-", caller, "-c", f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"]
     print(f"building: cargo {' '.join(arguments)}", flush=True)
     try:
@@ -67,7 +69,8 @@ def cargo(*arguments):
     except FileNotFoundError:
         raise Trouble("no cargo here; --outgate and --tool take what was built elsewhere") from None
     messages = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    built = [message["executable"] for message in messages if message.get("executable")]
+    named = (message for message in messages if message.get("target", {}).get("name") == target)
+    built = [message["executable"] for message in named if message.get("executable")]
     if done.returncode != 0 or not built:
         raise Trouble("cargo did not build it; see above")
     return built[-1]
@@ -193,7 +196,7 @@ def about(stage, outgate, daemons, chosen):
     quick = ", a tenth of everything" if chosen.quick else ""
     return (
         f"{datetime.date.today()}, {os.cpu_count()} CPUs, {cpu}, Linux {platform.release()}.\n"
-        f"{'; '.join(versions)}.\n"
+        f"{'; '.join(versions) or 'No proxy of any name'}.\n"
         f"Proxy on CPU {stage.proxy_cpu}, origin and clients on CPU {stage.load_cpu}{shared}. {rounds}{quick}."
     )
 
@@ -217,9 +220,10 @@ def main():
     if packages:
         scenery.install(packages)
     if os.getloadavg()[0] > 0.5:
-        print(f"this machine is not idle (load {os.getloadavg()[0]}): figures will be off", file=sys.stderr)
-    outgate = chosen.outgate or cargo("build", "--release", "--bin", "outgate")
-    tool = chosen.tool or cargo("bench", "--bench", "peers", "--no-run")
+        print(f"this machine is not idle (load {os.getloadavg()[0]:.1f}): figures will be off", file=sys.stderr)
+    # In this order: for a bench cargo builds outgate too, to the same place, with another profile.
+    tool = chosen.tool or cargo("peers", "bench", "--bench", "peers", "--no-run")
+    outgate = chosen.outgate or cargo("outgate", "build", "--release", "--bin", "outgate")
     loads = [part for load in chosen.loads.split(",") for part in (BULK if load == "bulk" else [load])]
     with Stage() as stage:
         measuring = Measuring(stage, chosen, outgate, tool)
