@@ -1,0 +1,381 @@
+"""The proxies, how each is configured, and by which way each load reaches it.
+
+All let `origin.test` through by a list of names, keep nothing in a cache and write an access log to a
+file. They run with one worker, as user proxy. What each of them does less than outgate:
+
+* relay     no list, no log, no limits, no deadlines: the floor
+* haproxy   cannot end a CONNECT. Tunnels go through it as a plain TCP relay to a fixed address, unjudged;
+            HTTP and TLS are judged by their name, but go to a fixed address
+* nginx     the same, and does not refuse CONNECT by its list, so it takes no part in refusals
+* squid     judges CONNECT by its target alone and not by what is then said in the tunnel. Debian's is
+            built without OpenSSL, so it takes no TLS by SNI
+* tinyproxy as squid; a thread for each connection, and no kept connections
+"""
+
+import re
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from stage import FAR, GUEST_INTERFACE
+
+NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
+RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
+TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair")
+
+
+@dataclass
+class Daemon:
+    """A process to measure. `write` puts its files into a folder and gives the command."""
+
+    name: str
+    ports: list
+    write: callable
+    two_cpus: bool = False
+
+
+@dataclass
+class Way:
+    """How the clients of a load reach a proxy."""
+
+    dial: str
+    direct: bool = False
+    redirect: int = 0
+    # The port of a transparent listener; the client is in the guest's namespace then.
+    tproxy: int = 0
+
+
+@dataclass
+class Row:
+    name: str
+    daemon: Daemon | None
+    ways: dict
+    # The row of outgate's that this one is to be compared with, where there is one.
+    against: str = "outgate"
+    # Counts are divided by this.
+    slow: int = 1
+    loads: set = field(init=False)
+
+    def __post_init__(self):
+        self.loads = set(self.ways)
+
+
+def tunnels(port, direct=False):
+    return {load: Way(f"127.0.0.1:{port}", direct) for load in TUNNELS}
+
+
+def explicit(port):
+    """All loads of a forward proxy on one port; TLS within CONNECT."""
+    return {load: Way(f"127.0.0.1:{port}") for load in (*TUNNELS, "http", "refused", "tls")}
+
+
+def redirected(port):
+    return {"tls": Way(TLS, direct=True, redirect=port)}
+
+
+def transparent(port):
+    return {"tls": Way(f"{FAR}:9003", direct=True, tproxy=port)}
+
+
+def give(folder):
+    """To user proxy."""
+    for path in (folder, *folder.rglob("*")):
+        shutil.chown(path, "proxy", "proxy")
+
+
+# outgate
+
+
+GUESTS = f'''[firewall]
+guest_interfaces = ["{GUEST_INTERFACE}"]
+'''
+
+
+def outgate_config(folder, listen, admin):
+    return f"""
+[listen]
+{listen}
+admin = "127.0.0.1:{admin}"
+control = "{folder}/control.sock"
+
+[whitelist]
+dir = "{folder}/rules"
+
+[resolver]
+# Never asked: names that are allowed stand in the file.
+servers = ["127.0.0.1:5353"]
+hosts_file = "{folder}/hosts"
+
+[dial]
+permit_addresses = ["127.0.0.0/8"]
+
+{GUESTS if "transparent" in listen else ""}
+[limits]
+# On, since accounting for them is part of what outgate costs, but out of reach.
+connections = 250000
+new_connections_per_second = 1000000
+requests_per_second = 10000000
+total_connections = 1000000
+
+[log]
+access = "{folder}/access.log"
+
+[state]
+dir = "{folder}/state"
+"""
+
+
+def outgate(binary, name, listen, admin, ports, names=NAMES, two_cpus=False):
+    def write(folder):
+        (folder / "rules").mkdir()
+        (folder / "rules/peers.rules").write_text("".join(f"{name}:*\n" for name in names))
+        (folder / "hosts").write_text("127.0.0.1 origin.test\n")
+        (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin))
+        (folder / "state").mkdir()
+        give(folder)
+        # Root opens the transparent listener; all others need no privilege at all.
+        become = [] if "transparent" in listen else PROXY_USER
+        itself = ["--user", "proxy"] if "transparent" in listen else []
+        return [*become, binary, "run", "--config", folder / "outgate.toml", *itself]
+
+    return Daemon(name, ports, write, two_cpus)
+
+
+PROXY_USER = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups"]
+
+
+def firewall_config(folder, port):
+    """For `outgate firewall` alone: brings the guest to whoever listens on this port."""
+    (folder / "rules").mkdir(parents=True, exist_ok=True)
+    path = folder / f"firewall-{port}.toml"
+    path.write_text(outgate_config(folder, f'proxy = []\ntransparent = ["0.0.0.0:{port}"]', 3190))
+    return path
+
+
+# The others
+
+
+def relay(tool):
+    def write(_):
+        command = ["--connect", f"127.0.0.1:3001={RAW}", "--plain", f"127.0.0.1:3002={RAW}"]
+        command += ["--http", f"127.0.0.1:3003={HTTP}", "--refuse", "127.0.0.1:3004"]
+        command += ["--plain", f"127.0.0.1:3005={TLS}", "--connect", f"127.0.0.1:3006={TLS}"]
+        return [*PROXY_USER, tool, "relay", *command]
+
+    return Daemon("relay", [3001, 3002, 3003, 3004, 3005, 3006], write)
+
+
+def relay_tproxy(tool):
+    """Root, who alone may open a transparent socket; nothing is redirected while this one is measured."""
+    return Daemon("relay-tproxy", [3007], lambda _: [tool, "relay", "--transparent", f"0.0.0.0:3007={TLS}"])
+
+
+def haproxy(connections):
+    def write(folder):
+        (folder / "names").write_text("\n".join(NAMES) + "\n")
+        (folder / "haproxy.cfg").write_text(f"""
+global
+    nbthread 1
+    maxconn {connections}
+    maxpipes 256
+    user proxy
+    group proxy
+    log stdout format raw local0
+defaults
+    log global
+    timeout connect 5s
+    timeout client 1h
+    timeout server 1h
+    option splice-auto
+frontend http_in
+    bind 127.0.0.1:3301 backlog 4096
+    mode http
+    option httplog
+    acl allowed hdr(host),field(1,:) -f {folder}/names
+    http-request deny deny_status 403 unless allowed
+    default_backend http_out
+backend http_out
+    mode http
+    http-reuse always
+    server origin {HTTP}
+frontend sni_in
+    bind 127.0.0.1:3302 backlog 4096
+    bind 0.0.0.0:3304 backlog 4096 transparent
+    mode tcp
+    option tcplog
+    tcp-request inspect-delay 5s
+    acl allowed req.ssl_sni -f {folder}/names
+    tcp-request content accept if {{ req.ssl_hello_type 1 }} allowed
+    tcp-request content reject if {{ req.ssl_hello_type 1 }}
+    default_backend tls_out
+backend tls_out
+    mode tcp
+    server origin {TLS}
+frontend tcp_in
+    bind 127.0.0.1:3303 backlog 4096
+    mode tcp
+    option tcplog
+    default_backend raw_out
+backend raw_out
+    mode tcp
+    server origin {RAW}
+""")
+        return ["haproxy", "-W", "-db", "-f", folder / "haproxy.cfg"]
+
+    return Daemon("haproxy", [3301, 3302, 3303, 3304], write)
+
+
+def nginx(connections):
+    def write(folder):
+        allowed = "".join(f"        {name} 1;\n" for name in NAMES)
+        tls = "".join(f"        {name} {TLS};\n" for name in NAMES)
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+        (folder / "nginx.conf").write_text(f"""
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+user proxy proxy;
+worker_processes 1;
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections {2 * connections}; }}
+http {{
+    access_log {folder}/http.log;
+    {scratch}
+    map $host $allowed {{
+        default 0;
+{allowed}    }}
+    upstream origin {{ server {HTTP}; keepalive 512; keepalive_requests 1000000; }}
+    server {{
+        listen 127.0.0.1:3401 backlog=4096;
+        keepalive_requests 1000000;
+        if ($allowed = 0) {{ return 403; }}
+        location / {{ proxy_pass http://origin; proxy_http_version 1.1; proxy_set_header Connection ""; }}
+    }}
+}}
+stream {{
+    log_format basic '$remote_addr [$time_iso8601] $ssl_preread_server_name $upstream_addr $status '
+                     '$bytes_sent $bytes_received $session_time';
+    access_log {folder}/stream.log basic;
+    map $ssl_preread_server_name $to {{
+        default "";
+{tls}    }}
+    proxy_timeout 1h;
+    server {{ listen 127.0.0.1:3402 backlog=4096; ssl_preread on; proxy_pass $to; }}
+    server {{ listen 127.0.0.1:3403 backlog=4096; proxy_pass {RAW}; }}
+}}
+""")
+        return ["nginx", "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]
+
+    return Daemon("nginx", [3401, 3402, 3403], write)
+
+
+def squid(connections):
+    def write(folder):
+        (folder / "names").write_text("\n".join(NAMES) + "\n")
+        (folder / "hosts").write_text("127.0.0.1 origin.test\n")
+        (folder / "squid.conf").write_text(f"""
+http_port 127.0.0.1:3501
+acl allowed dstdomain "{folder}/names"
+http_access allow allowed
+http_access deny all
+cache deny all
+cache_mem 8 MB
+via off
+forwarded_for delete
+hosts_file {folder}/hosts
+pinger_enable off
+max_filedescriptors {2 * connections}
+read_timeout 1 hour
+access_log stdio:{folder}/access.log
+cache_log {folder}/cache.log
+pid_filename {folder}/squid.pid
+coredump_dir {folder}
+shutdown_lifetime 1 second
+cache_effective_user proxy
+""")
+        give(folder)
+        return ["squid", "-N", "-f", folder / "squid.conf"]
+
+    return Daemon("squid", [3501], write)
+
+
+def tinyproxy(connections):
+    def write(folder):
+        patterns = ("^" + name.replace(".", "\\.") + "$" for name in NAMES)
+        (folder / "names").write_text("\n".join(patterns) + "\n")
+        (folder / "tinyproxy.conf").write_text(f"""
+User proxy
+Group proxy
+Port 3601
+Listen 127.0.0.1
+Timeout 3600
+MaxClients {connections}
+LogFile "{folder}/tinyproxy.log"
+LogLevel Connect
+PidFile "{folder}/tinyproxy.pid"
+Filter "{folder}/names"
+FilterDefaultDeny Yes
+FilterExtended On
+FilterURLs Off
+DisableViaHeader Yes
+""")
+        give(folder)
+        return ["tinyproxy", "-d", "-c", folder / "tinyproxy.conf"]
+
+    return Daemon("tinyproxy", [3601], write)
+
+
+def rows(binary, tool, connections, names, two_cores):
+    """All rows. Each proxy may have so many `connections`, of two descriptors each; `names` over ten and
+    `two_cores` add some of outgate's own."""
+    floor, ha, engine = relay(tool), haproxy(connections), nginx(connections)
+    plain = outgate(binary, "outgate", 'proxy = ["127.0.0.1:3101"]\nredirect = ["127.0.0.1:3102"]', 3103, [3101, 3102])
+    tproxy = outgate(binary, "outgate-tproxy", 'proxy = []\ntransparent = ["0.0.0.0:3129"]', 3130, [3129])
+    none = {load: Way(RAW, direct=True) for load in TUNNELS if load != "idle"}
+    none |= {"http": Way(HTTP, direct=True), "tls": Way(TLS, direct=True)}
+    floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
+    made = [
+        Row("direct", None, none, against=""),
+        Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")}),
+        Row("relay, no CONNECT", floor, tunnels(3002, direct=True)),
+        Row("outgate", plain, explicit(3101), against=""),
+    ]
+    if names > len(NAMES):
+        more = [f"h{number}.d{number % 997}.example.test" for number in range(names - len(NAMES))]
+        big = outgate(binary, "outgate-names", 'proxy = ["127.0.0.1:3111"]', 3113, [3111], NAMES + more)
+        made.append(Row(f"outgate, {names:,} names", big, explicit(3111)))
+    if two_cores:
+        both = outgate(binary, "outgate-two", 'proxy = ["127.0.0.1:3121"]', 3123, [3121], two_cpus=True)
+        made.append(Row("outgate, 2 CPUs", both, explicit(3121)))
+    made += [
+        Row("squid", squid(connections), explicit(3501)),
+        Row("tinyproxy", tinyproxy(connections), explicit(3601), slow=5),
+        Row("haproxy", ha, tunnels(3303, True) | {"http": Way("127.0.0.1:3301"), "refused": Way("127.0.0.1:3301")}),
+        Row("nginx", engine, tunnels(3403, True) | {"http": Way("127.0.0.1:3401")}),
+        Row("haproxy, SNI", ha, {"tls": Way("127.0.0.1:3302", direct=True)}, against="outgate+redirect"),
+        Row("nginx, SNI", engine, {"tls": Way("127.0.0.1:3402", direct=True)}, against="outgate+redirect"),
+        Row("relay+redirect", floor, redirected(3005), against="outgate+redirect"),
+        Row("outgate+redirect", plain, redirected(3102), against=""),
+        Row("haproxy+redirect", ha, redirected(3302), against="outgate+redirect"),
+        Row("nginx+redirect", engine, redirected(3402), against="outgate+redirect"),
+        Row("relay+tproxy", relay_tproxy(tool), transparent(3007), against="outgate+tproxy"),
+        Row("outgate+tproxy", tproxy, transparent(3129), against=""),
+        Row("haproxy+tproxy", ha, transparent(3304), against="outgate+tproxy"),
+    ]
+    return made
+
+
+def versions(binary, daemons, first_line):
+    """What each program says that it is, without the words around it."""
+    asked = {"outgate": (binary, "--version"), "squid": ("squid", "-v"), "haproxy": ("haproxy", "-v")}
+    asked |= {"nginx": ("nginx", "-v"), "tinyproxy": ("tinyproxy", "-v")}
+    said = {name: first_line(command) for name, command in asked.items() if name in daemons}
+    return [f"{name} {re.search(r'[0-9]+[.][0-9.]+', line)[0].rstrip('.')}" for name, line in said.items()]
+
+
+def folder_of(stage, daemon):
+    path = Path(stage.folder) / daemon.name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir()
+    return path

@@ -1,0 +1,262 @@
+#!/usr/bin/env python3
+"""Measures outgate and other proxies side by side, and prints tables. README.md beside this says what
+the figures mean.
+
+Root, Debian. Installs what is missing with apt-get, builds outgate and the load tool, and does the rest
+within network namespaces of its own. Half an hour; `--quick` for a look.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
+
+import proxies  # noqa: E402
+import stage as scenery  # noqa: E402
+import table  # noqa: E402
+from stage import Stage, Trouble  # noqa: E402
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair"]
+BULK = ["bulk-1", "bulk-8", "bulk-up"]
+# No load may take longer than this, in seconds; the tool itself gives up before.
+LIMIT = 100
+
+
+def options():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
+    parser.add_argument("--peers", default="", help="these rows alone, by the beginning of their names: squid,outgate")
+    parser.add_argument("--loads", default=",".join(LOADS), help=f"these alone, of {','.join(LOADS)}")
+    parser.add_argument("--names", type=int, default=10, help="also outgate with so many names in its list")
+    parser.add_argument("--two-cores", action="store_true", help="also outgate with two workers on two CPUs")
+    parser.add_argument("--quick", action="store_true", help="a tenth of everything")
+    parser.add_argument("--json", metavar="FILE", help="every measurement, as JSON")
+    parser.add_argument("--outgate", metavar="BIN", help="this one instead of building it")
+    parser.add_argument("--tool", metavar="BIN", help="this load tool instead of building it")
+    chosen = parser.parse_args()
+    unknown = set(chosen.loads.split(",")) - set(LOADS)
+    if unknown:
+        parser.error(f"no such load: {', '.join(unknown)}")
+    if chosen.rounds < 1:
+        parser.error("--rounds takes at least 1")
+    if os.geteuid() != 0:
+        parser.error("takes root, for network namespaces; nothing of the host's network is changed")
+    return chosen
+
+
+def cargo(target, *arguments):
+    """Builds, as who called sudo, and gives the path of the program of this name."""
+    command = ["cargo", *arguments, "--locked", "--message-format=json-render-diagnostics"]
+    caller = os.environ.get("SUDO_USER")
+    if caller and caller != "root":
+        # A login shell, since root's PATH seldom leads to somebody else's cargo.
+        folder = os.environ.get("CARGO_TARGET_DIR")
+        words = [*(["env", f"CARGO_TARGET_DIR={folder}"] if folder else []), *command]
+        command = ["su", "-", caller, "-c", f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"]
+    print(f"building: cargo {' '.join(arguments)}", flush=True)
+    try:
+        done = subprocess.run(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    except FileNotFoundError:
+        raise Trouble("no cargo here; --outgate and --tool take what was built elsewhere") from None
+    messages = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
+    named = (message for message in messages if message.get("target", {}).get("name") == target)
+    built = [message["executable"] for message in named if message.get("executable")]
+    if done.returncode != 0 or not built:
+        raise Trouble("cargo did not build it; see above")
+    return built[-1]
+
+
+class Measuring:
+    def __init__(self, stage, chosen, outgate, tool):
+        self.stage, self.chosen = stage, chosen
+        # Copies that user proxy can reach: the repository may lie in root's home.
+        self.outgate, self.tool = (self.copy(path, name) for path, name in ((outgate, "outgate"), (tool, "peers")))
+        self.running, self.broken, self.lines = {}, {}, {}
+        self.share = 10 if chosen.quick else 1
+
+    def copy(self, path, name):
+        there = self.stage.folder / "bin" / name
+        there.parent.mkdir(exist_ok=True)
+        shutil.copy(path, there)
+        there.chmod(0o755)
+        return str(there)
+
+    def process(self, daemon, fresh=False):
+        if daemon.name in self.broken:
+            raise self.broken[daemon.name]
+        if daemon.name in self.running:
+            if not fresh:
+                return self.running[daemon.name]
+            self.stage.stop(self.running.pop(daemon.name))
+        command = daemon.write(proxies.folder_of(self.stage, daemon))
+        cpus = f"{self.stage.proxy_cpu},{self.stage.load_cpu}" if daemon.two_cpus else self.stage.proxy_cpu
+        process = self.stage.start(command, cpus, self.stage.folder / f"{daemon.name}.out")
+        self.running[daemon.name] = process
+        try:
+            process.wait_for(daemon.ports)
+        except Trouble as trouble:
+            self.broken[daemon.name] = trouble
+            raise
+        return process
+
+    def arguments(self, load, row):
+        """The subcommand of the load tool and its arguments."""
+
+        def rate(at_a_time, count, warm):
+            slow = row.slow if at_a_time > 1 else 1
+            count, warm = (max(20, number // self.share // slow) for number in (count, warm))
+            return ["-c", at_a_time, "-n", count, "--warm", warm]
+
+        mib = 4096 // self.share // (4 if row.slow > 1 else 1)
+        # outgate gives no guest more than a quarter of what its descriptors are enough for.
+        idle = min(5_000, self.stage.connections // 5)
+        return {
+            "latency": ["tunnels", *rate(1, 3_000, 100)],
+            "tunnels": ["tunnels", *rate(64, 20_000, 500)],
+            "bulk-1": ["bulk", "-c", 1, "--mib", mib],
+            "bulk-8": ["bulk", "-c", 8, "--mib", mib],
+            "bulk-up": ["bulk", "-c", 8, "--mib", mib, "--up"],
+            "http": ["http", *rate(64, 80_000, 1_000)],
+            "refused": ["refused", *rate(64, 20_000, 500), "--host", "denied.test"],
+            "tls": ["tls", *rate(32, 6_000, 100)],
+            "idle": ["idle", "-n", idle],
+            "fair": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
+        }[load]
+
+    def measure(self, load, row):
+        way = row.ways[load]
+        # Memory of tunnels shows in a process that has not yet taken any for others.
+        process = self.process(row.daemon, fresh=load == "idle") if row.daemon else None
+        command = [self.tool, *self.arguments(load, row), "--proxy", way.dial]
+        command += ["--direct"] if way.direct else []
+        command += ["--pid", process.pid] if process else []
+        name = self.stage.guest if way.tproxy else self.stage.host
+        with contextlib.ExitStack() as around:
+            if way.redirect:
+                around.enter_context(self.stage.redirect(way.redirect))
+            if way.tproxy:
+                config = proxies.firewall_config(self.stage.folder / "firewall", way.tproxy)
+                around.enter_context(self.stage.firewall(self.outgate, config))
+            return self.call(self.stage.command(command, self.stage.load_cpu, name))
+
+    def call(self, command):
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, start_new_session=True)
+        except subprocess.TimeoutExpired:
+            return {"failed": f"not done after {LIMIT} s"}
+        try:
+            return json.loads(done.stdout)
+        except json.JSONDecodeError:
+            return {"failed": done.stderr.strip()[-200:] or f"exit code {done.returncode}"}
+
+    def round(self, turn, loads, rows):
+        """Every row once, in turn from either end, so that a slow drift of the machine evens out."""
+        for load in loads:
+            for row in rows if turn % 2 == 0 else reversed(rows):
+                if load not in row.loads:
+                    continue
+                try:
+                    line = self.measure(load, row)
+                except Trouble as trouble:
+                    line = {"failed": str(trouble)}
+                self.lines.setdefault(load, {})[row.name, turn] = line
+                first, heading, digits = table.LOADS[load][1][0]
+                figure = f"{heading} {table.cell([line.get(first)], digits)}"
+                print(f"round {turn + 1} {load:8} {row.name:24} {table.faults(line) or figure}", flush=True)
+
+    def forget_logs(self):
+        """Access logs grow by some 100 MB a round."""
+        for log in self.stage.folder.glob("*/*.log"):
+            os.truncate(log, 0)
+        for log in self.stage.folder.glob("*.out"):
+            os.truncate(log, 0)
+
+
+def about(stage, outgate, daemons, chosen):
+    """The lines above the tables: when, on what, with which versions."""
+
+    def first_line(command):
+        done = subprocess.run(command, capture_output=True, text=True)
+        return (done.stdout + done.stderr).strip().splitlines()[0]
+
+    cpu = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    versions = proxies.versions(outgate, daemons, first_line)
+    shared = ", which is the same one: rates are of no use" if stage.one_cpu else ""
+    rounds = f"Medians of {chosen.rounds} rounds (least–greatest)" if chosen.rounds > 1 else "One round"
+    quick = ", a tenth of everything" if chosen.quick else ""
+    return (
+        f"{datetime.date.today()}, {os.cpu_count()} CPUs, {cpu}, Linux {platform.release()}.\n"
+        f"{'; '.join(versions) or 'No proxy of any name'}.\n"
+        f"Proxy on CPU {stage.proxy_cpu}, origin and clients on CPU {stage.load_cpu}{shared}. {rounds}{quick}."
+    )
+
+
+def selected(rows, peers):
+    wanted = [name for name in peers.split(",") if name]
+    keep = [row for row in rows if not wanted or any(row.name.startswith(name) for name in wanted)]
+    if not keep:
+        raise Trouble(f"no such peer; there are: {', '.join(row.name for row in rows)}")
+    return keep
+
+
+def main():
+    chosen = options()
+    scenery.stop_on_signals()
+    if platform.system() != "Linux":
+        raise Trouble("Linux only")
+    rows = selected(proxies.rows("", "", 0, chosen.names, chosen.two_cores), chosen.peers)
+    daemons = {row.daemon.name for row in rows if row.daemon}
+    packages = scenery.missing([*(daemons & set(scenery.PACKAGES)), "nft", "ip", "taskset"])
+    if packages:
+        scenery.install(packages)
+    if os.getloadavg()[0] > 0.5:
+        print(f"this machine is not idle (load {os.getloadavg()[0]:.1f}): figures will be off", file=sys.stderr)
+    # In this order: for a bench cargo builds outgate too, to the same place, with another profile.
+    tool = chosen.tool or cargo("peers", "bench", "--bench", "peers", "--no-run")
+    outgate = chosen.outgate or cargo("outgate", "build", "--release", "--bin", "outgate")
+    loads = [part for load in chosen.loads.split(",") for part in (BULK if load == "bulk" else [load])]
+    with Stage() as stage:
+        measuring = Measuring(stage, chosen, outgate, tool)
+        made = proxies.rows(measuring.outgate, measuring.tool, stage.connections, chosen.names, chosen.two_cores)
+        rows = selected(made, chosen.peers)
+        heading = about(stage, measuring.outgate, daemons, chosen)
+        origin = stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out")
+        origin.wait_for([9001, 9002, 9003])
+        for turn in range(chosen.rounds):
+            measuring.round(turn, loads, rows)
+            measuring.forget_logs()
+    lines = measuring.lines
+    if chosen.json:
+        flat = [
+            {"row": name, "round": turn, "of": load} | line
+            for load in loads
+            for (name, turn), line in lines.get(load, {}).items()
+        ]
+        Path(chosen.json).write_text(json.dumps({"about": heading, "lines": flat}, indent=1) + "\n")
+    print(f"\n{heading}")
+    for load in loads:
+        if load in lines:
+            print(f"\n{table.of_load(load, rows, lines[load])}")
+    wrong = sum(bool(table.faults(line)) for of_load in lines.values() for line in of_load.values())
+    if wrong:
+        print(f"\n{wrong} measurements went wrong; what they belong to is no result", file=sys.stderr)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except Trouble as trouble:
+        sys.exit(f"run.py: {trouble}")
+    except KeyboardInterrupt:
+        sys.exit("run.py: stopped; nothing is left running")

@@ -1,0 +1,88 @@
+"""From measured lines to Markdown."""
+
+import statistics
+
+# Figure in the line of JSON, its heading, digits behind the point.
+RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0)]
+BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
+LATENCY = [RATE[2], RATE[3], RATE[0]]
+IDLE = [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "tunnels", 0), ("base_mib", "MiB before", 1)]
+FAIR = [
+    ("busy_p99_us", "p99 µs beside", 0),
+    ("busy_p50_us", "p50 µs beside", 0),
+    ("quiet_p99_us", "p99 µs alone", 0),
+    ("quiet_p50_us", "p50 µs alone", 0),
+    ("busy_open_p99_us", "new tunnel, p99 µs beside", 0),
+    ("quiet_open_p99_us", "new tunnel, p99 µs alone", 0),
+    ("gib_per_s", "streams GiB/s", 2),
+]
+# Heading of each load and its figures; the first one is what ratios are of.
+LOADS = {
+    "latency": ("One tunnel at a time: CONNECT, a byte there and back, close", LATENCY),
+    "tunnels": ("64 tunnels at a time: CONNECT, a byte there and back, close", RATE),
+    "bulk-1": ("One stream down", BULK),
+    "bulk-8": ("Eight streams down", BULK),
+    "bulk-up": ("Eight streams up", BULK),
+    "http": ("Plain HTTP on 64 kept connections, 1 KiB an answer", RATE),
+    "refused": ("CONNECT to a name that is not allowed, 64 at a time", RATE),
+    "tls": ("A TLS 1.3 handshake with the origin, one request, close, 32 at a time", RATE),
+    "idle": ("Tunnels held open", IDLE),
+    "fair": ("A byte there and back, beside eight fast streams of another client", FAIR),
+}
+
+
+def number(value, digits):
+    return f"{value:,.{digits}f}"
+
+
+def cell(values, digits):
+    """The median, and in small the least and the greatest."""
+    values = [value for value in values if value is not None]
+    if not values:
+        return "–"
+    text = number(statistics.median(values), digits)
+    if len(values) > 1:
+        text += f" <sub>{number(min(values), digits)}–{number(max(values), digits)}</sub>"
+    return text
+
+
+def ratio(ours, theirs, figure):
+    """The median of the ratios within each round: what slows the machine for a while slows both."""
+    pairs = [(ours[turn].get(figure), theirs[turn].get(figure)) for turn in ours.keys() & theirs.keys()]
+    ratios = [our / their for our, their in pairs if our and their and their > 0]
+    return cell(ratios, 2)
+
+
+def faults(line):
+    """What is wrong with a measurement, in a few words, or nothing."""
+    if "failed" in line:
+        return line["failed"]
+    if line.get("errors"):
+        kinds = ", ".join(f"{kind}: {count}" for kind, count in line.get("error_kinds", {}).items())
+        return f"{line['errors']} errors ({kinds})"
+    if not line.get("ok"):
+        return "nothing was done"
+    if line.get("load") == "idle" and line["alive"] != line["ok"]:
+        return f"{line['ok'] - line['alive']} tunnels did not stay open"
+    return ""
+
+
+def of_load(load, rows, lines):
+    """The table of one load; lines as {(row's name, round): line}."""
+    title, figures = LOADS[load]
+    heads = ["", *(heading for _, heading, _ in figures), f"outgate/this, {figures[0][1]}"]
+    out = [f"### {title}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+    for row in rows:
+        mine = {turn: line for (name, turn), line in lines.items() if name == row.name}
+        if not mine:
+            continue
+        wrong = [fault for fault in map(faults, mine.values()) if fault]
+        if wrong:
+            said = " ".join(wrong[0].replace("|", "/").split())
+            out.append(f"| {row.name} | **no result**: {said[:300]} |" + " |" * (len(heads) - 2))
+            continue
+        cells = [cell([line.get(figure) for line in mine.values()], digits) for figure, _, digits in figures]
+        ours = {turn: line for (name, turn), line in lines.items() if name == row.against and not faults(line)}
+        cells.append(ratio(ours, mine, figures[0][0]) if ours else "")
+        out.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(out)
