@@ -348,8 +348,11 @@ impl Session {
         if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied && silent() {
             // Nothing unread is in the way of the answer, so an ordinary close delivers it.
             let answer = refuse::http(reason, Some(&claim.target), raw, true);
-            let _ = self.visit.guest.try_write(&answer);
-            return Err(Ended);
+            match self.visit.guest.try_write(&answer) {
+                // The runtime has not yet heard of a connection so new that it can be written to.
+                Err(error) if error.kind() == WouldBlock => {}
+                _ => return Err(Ended),
+            }
         }
         self.last_answer(reason, Some(&claim.target), raw).await
     }

@@ -95,6 +95,12 @@ impl Drop for Turn {
     }
 }
 
+/// Flows of this thread that wait for their turn.
+#[cfg(test)]
+pub(crate) fn waiting() -> usize {
+    WAITING.get()
+}
+
 /// Bytes kept by all flows of this thread.
 #[cfg(test)]
 pub(crate) fn kept_by_thread() -> usize {

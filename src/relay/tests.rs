@@ -1,0 +1,219 @@
+use super::*;
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpListener;
+
+#[derive(Default)]
+struct Count {
+    up: Cell<usize>,
+    down: Cell<usize>,
+}
+
+impl Meter for Count {
+    fn up(&self, bytes: usize) {
+        self.up.set(self.up.get() + bytes);
+    }
+    fn down(&self, bytes: usize) {
+        self.down.set(self.down.get() + bytes);
+    }
+}
+
+async fn pair() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    (near, listener.accept().await.unwrap().0)
+}
+
+fn never(_: &mut Context<'_>) -> Poll<()> {
+    Poll::Pending
+}
+
+#[tokio::test]
+async fn bytes_read_before_go_first_and_each_half_close_is_passed_on() {
+    let (mut guest, near) = pair().await;
+    let (far, mut origin) = pair().await;
+    let mut tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
+    let count = Count::default();
+    let relay = async {
+        let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+        let end = tunnel.run(watch).await;
+        drop(tunnel);
+        end
+    };
+    let ends = async {
+        guest.write_all(b"world").await.unwrap();
+        guest.shutdown().await.unwrap();
+        let mut got = Vec::new();
+        origin.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"hello world");
+        origin.write_all(b"answer").await.unwrap();
+        drop(origin);
+        let mut got = Vec::new();
+        guest.read_to_end(&mut got).await.unwrap();
+        assert_eq!(got, b"banner answer");
+    };
+    let (end, ()) = tokio::join!(relay, ends);
+    assert!(matches!(end, End::Closed));
+    assert_eq!((count.up.get(), count.down.get()), (11, 13));
+}
+
+#[tokio::test]
+async fn a_slow_reader_gets_every_byte_in_order() {
+    let (mut guest, near) = pair().await;
+    let (far, mut origin) = pair().await;
+    let data: Vec<u8> = (0..20_000_000u32).map(|i| (i % 251) as u8).collect();
+    let copy = data.clone();
+    let sender = async move {
+        origin.write_all(&copy).await.unwrap();
+        drop(origin);
+    };
+    let count = Count::default();
+    let relay = async {
+        let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+        Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(watch).await
+    };
+    let reader = async {
+        let mut got = Vec::new();
+        let mut part = vec![0; 300_000];
+        loop {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            match guest.read(&mut part).await.unwrap() {
+                0 => break got,
+                n => got.extend_from_slice(&part[..n]),
+            }
+        }
+    };
+    let ((), _, got) = tokio::join!(sender, relay, reader);
+    assert!(got == data, "{} of {} bytes", got.len(), data.len());
+    assert_eq!(scratch::kept_by_thread(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_tunnel_ends_after_the_idle_time_and_is_reported_at_a_minute() {
+    let (_guest, near) = pair().await;
+    let (far, _origin) = pair().await;
+    let start = Instant::now();
+    let long = Cell::new(None);
+    let count = Count::default();
+    let end = Tunnel::new(near, far, Vec::new(), Vec::new())
+        .run(Watch {
+            meter: &count,
+            idle: Some(Duration::from_secs(300)),
+            age: Duration::ZERO,
+            stopped: never,
+            long: || long.set(Some(start.elapsed())),
+        })
+        .await;
+    assert!(matches!(end, End::Idle));
+    assert_eq!(start.elapsed().as_secs(), 300);
+    assert_eq!(long.get().unwrap().as_secs(), 60);
+}
+
+#[tokio::test]
+async fn a_stopped_tunnel_is_reset_on_both_sides() {
+    let (mut guest, near) = pair().await;
+    let (far, mut origin) = pair().await;
+    let count = Count::default();
+    let end = Tunnel::new(near, far, Vec::new(), Vec::new())
+        .run(Watch {
+            meter: &count,
+            idle: None,
+            age: Duration::ZERO,
+            stopped: |_: &mut Context<'_>| Poll::Ready(()),
+            long: || (),
+        })
+        .await;
+    assert!(matches!(end, End::Stopped));
+    assert!(guest.read(&mut [0; 1]).await.is_err());
+    assert!(origin.read(&mut [0; 1]).await.is_err());
+}
+
+/// Streams as fast as a thread can carry them, for as long as this lives.
+struct Streams {
+    moved: Arc<AtomicUsize>,
+    stop: Arc<AtomicBool>,
+    ends: Vec<std::thread::JoinHandle<()>>,
+}
+
+/// Counts what is carried to the guest for all streams together.
+struct Shared(Arc<AtomicUsize>);
+
+impl Meter for Shared {
+    fn up(&self, _: usize) {}
+    fn down(&self, bytes: usize) {
+        self.0.fetch_add(bytes, Ordering::Relaxed);
+    }
+}
+
+impl Streams {
+    /// On the runtime of this thread; sources and sinks have threads of their own.
+    async fn start(count: usize) -> Streams {
+        let mut streams = Streams { moved: Arc::default(), stop: Arc::default(), ends: Vec::new() };
+        for _ in 0..count {
+            let (guest, near) = pair().await;
+            let (far, origin) = pair().await;
+            let [mut sink, mut source] = [guest, origin].map(|stream| {
+                let stream = stream.into_std().unwrap();
+                stream.set_nonblocking(false).unwrap();
+                stream
+            });
+            let stop = Arc::clone(&streams.stop);
+            streams.ends.push(std::thread::spawn(move || {
+                let block = vec![7; 1 << 20];
+                while !stop.load(Ordering::Relaxed) && std::io::Write::write(&mut source, &block).is_ok() {}
+            }));
+            streams.ends.push(std::thread::spawn(move || {
+                let mut block = vec![0; 1 << 20];
+                while matches!(std::io::Read::read(&mut sink, &mut block), Ok(1..)) {}
+            }));
+            let meter = Shared(Arc::clone(&streams.moved));
+            tokio::spawn(async move {
+                let watch = Watch { meter: &meter, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+                Tunnel::new(near, far, Vec::new(), Vec::new()).run(watch).await
+            });
+        }
+        streams
+    }
+
+    fn moved(&self) -> usize {
+        self.moved.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test]
+async fn a_byte_goes_on_while_fast_streams_of_its_thread_move_little_however_many_they_are() {
+    for count in [8, 40] {
+        let streams = Streams::start(count).await;
+        let (mut guest, near) = pair().await;
+        let (far, mut origin) = pair().await;
+        tokio::spawn(async move {
+            let count = Shared(Arc::default());
+            let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
+            Tunnel::new(near, far, Vec::new(), Vec::new()).run(watch).await
+        });
+        // Until all of them move what they can.
+        while streams.moved() < 256 << 20 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let mut beside = Vec::new();
+        for _ in 0..15 {
+            let before = streams.moved();
+            guest.write_all(b"?").await.unwrap();
+            origin.read_exact(&mut [0; 1]).await.unwrap();
+            beside.push(streams.moved() - before);
+        }
+        beside.sort_unstable();
+        // Written, looked for, carried, looked for, read: some rounds. A task that wakes itself has 61 turns
+        // before the runtime looks, which makes hundreds of MiB.
+        assert!(beside[7] < 64 << 20, "{count} streams moved {} MiB", beside[7] >> 20);
+        streams.stop.store(true, Ordering::Relaxed);
+        let ends = streams.ends;
+        // Sources end by themselves, sinks by the end that the relay passes on.
+        while !ends.iter().all(std::thread::JoinHandle::is_finished) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+    assert_eq!(scratch::waiting(), 0);
+}
