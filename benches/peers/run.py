@@ -38,7 +38,8 @@ def options():
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
     parser.add_argument("--peers", default="", help="these rows alone, by the beginning of their names: squid,outgate")
     parser.add_argument("--loads", default=",".join(LOADS), help=f"these alone, of {','.join(LOADS)}")
-    parser.add_argument("--names", type=int, default=10, help="also outgate with so many names; for reload a million without")
+    names = "also outgate with so many names in its list; the one of `reload` has a million without this"
+    parser.add_argument("--names", type=int, default=10, help=names)
     parser.add_argument("--two-cores", action="store_true", help="also outgate with two workers on two CPUs")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--json", metavar="FILE", help="every measurement, as JSON")
