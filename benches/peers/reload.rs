@@ -41,6 +41,8 @@ pub(crate) struct Args {
 /// What became of the client, and of the proxy meanwhile.
 struct Phase {
     exchanges: Tally,
+    /// When the slowest exchange began, after the phase did.
+    slowest_at: Duration,
     through: Option<Duration>,
     cpu: Option<f64>,
 }
@@ -64,6 +66,7 @@ pub(crate) async fn reload(args: Args) -> Outcome<()> {
     }
     quiet.exchanges.times("quiet_", &mut report);
     busy.exchanges.times("busy_", &mut report);
+    report.insert("busy_max_at_s".into(), round(busy.slowest_at.as_secs_f64()));
     if let (Some(without), Some(with)) = (quiet.cpu, busy.cpu) {
         // The client costs the proxy what it cost before; the rest is the reload's.
         let client = without * busy.exchanges.ok() as f64 / quiet.exchanges.ok().max(1) as f64;
@@ -87,13 +90,15 @@ async fn phase(args: &Args, replace: bool) -> Outcome<Phase> {
     }
     let route = args.common.route(RAW_PORT);
     let client = async {
-        let mut tally = Tally::default();
+        let (mut tally, mut slowest) = (Tally::default(), (Duration::ZERO, Duration::ZERO));
         while Instant::now() < end.get() {
             let begun = Instant::now();
             let outcome = in_time(async { wire::echo(&mut route.open().await?).await }).await;
-            tally.note(begun.elapsed(), outcome);
+            let took = begun.elapsed();
+            slowest = slowest.max((took, begun - start));
+            tally.note(took, outcome);
         }
-        tally
+        (tally, slowest.1)
     };
     let bare = args.common.bare();
     let target = format!("{}:{RAW_PORT}", args.new);
@@ -113,10 +118,10 @@ async fn phase(args: &Args, replace: bool) -> Outcome<Phase> {
         }
         (tally, None)
     };
-    let (mut exchanges, (asked, through)) = tokio::join!(client, watch);
+    let ((mut exchanges, slowest_at), (asked, through)) = tokio::join!(client, watch);
     exchanges.join(asked);
     let (_, cpu) = clock.stop();
-    Ok(Phase { exchanges, through, cpu })
+    Ok(Phase { exchanges, slowest_at, through, cpu })
 }
 
 async fn ask(route: &Route, target: &str) -> Outcome<u16> {

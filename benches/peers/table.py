@@ -13,6 +13,7 @@ RELOAD = [
     ("cpu_s", "CPU s of the reload", 2),
     ("busy_max_us", "slowest µs", 0),
     ("quiet_max_us", "without a reload", 0),
+    ("busy_max_at_s", "slowest at s", 2),
     ("busy_p99_us", "p99 µs", 0),
     ("quiet_p99_us", "without a reload", 0),
     ("busy_p50_us", "p50 µs", 0),
