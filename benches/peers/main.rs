@@ -7,6 +7,7 @@ mod meter;
 mod origin;
 mod rates;
 mod relay;
+mod reload;
 mod wire;
 
 use clap::{Parser, Subcommand};
@@ -39,6 +40,8 @@ enum Command {
     Idle(hold::IdleArgs),
     /// Small exchanges of one client while another one streams
     Fair(hold::FairArgs),
+    /// One tunnel after another while the list is rewritten
+    Reload(reload::Args),
 }
 
 fn main() -> ExitCode {
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
         Command::Bulk(args) => wire::block_on(hold::bulk(args)),
         Command::Idle(args) => wire::block_on(hold::idle(args)),
         Command::Fair(args) => wire::block_on(hold::fair(args)),
+        Command::Reload(args) => wire::block_on(reload::reload(args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -185,12 +185,13 @@ impl Tally {
         }
     }
 
-    /// The median and the 99th percentile, as `PREFIXp50_us` and `PREFIXp99_us`.
+    /// The median, the 99th percentile and the longest, as `PREFIXp50_us`, `PREFIXp99_us` and `PREFIXmax_us`.
     pub(crate) fn times(&mut self, prefix: &str, report: &mut Report) {
         self.micros.sort_unstable();
         for percent in [50, 99] {
             let at = (self.micros.len() * percent / 100).min(self.micros.len().saturating_sub(1));
             report.insert(format!("{prefix}p{percent}_us"), json!(self.micros.get(at)));
         }
+        report.insert(format!("{prefix}max_us"), json!(self.micros.last()));
     }
 }

@@ -10,6 +10,8 @@ file. They run with one worker, as user proxy. What each of them does less than 
 * squid     judges CONNECT by its target alone and not by what is then said in the tunnel. Debian's is
             built without OpenSSL, so it takes no TLS by SNI
 * tinyproxy as squid; a thread for each connection, and no kept connections
+* dnsmasq   DNS alone; writes no log and counts no client's queries
+* unbound   the same
 """
 
 import re
@@ -22,6 +24,14 @@ from stage import FAR, GUEST_INTERFACE
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
 TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair")
+# Who is asked for names that no file has, and what it says to all of them. Nobody ever dials that.
+UPSTREAM, ANSWER = 5353, "11.0.0.10"
+# A million, where nothing else is said: what a reload costs shows only in a long list.
+MANY_NAMES = 1_000_000
+# A name that the upstream is asked for once, and the one that only the list for `reload` lets through.
+CACHED, ADDED = "allowed2.test", "added.test"
+# Loads of DNS: what is asked for, and what has to be answered.
+DNS = {"dns-cached": (CACHED, "NOERROR"), "dns-refused": ("denied.test", "NXDOMAIN")}
 
 
 @dataclass
@@ -69,6 +79,10 @@ def explicit(port):
     return {load: Way(f"127.0.0.1:{port}") for load in (*TUNNELS, "http", "refused", "tls")}
 
 
+def dns(port):
+    return {load: Way(f"127.0.0.1:{port}") for load in DNS}
+
+
 def redirected(port):
     return {"tls": Way(TLS, direct=True, redirect=port)}
 
@@ -102,8 +116,8 @@ control = "{folder}/control.sock"
 dir = "{folder}/rules"
 
 [resolver]
-# Never asked: names that are allowed stand in the file.
-servers = ["127.0.0.1:5353"]
+# Asked by the DNS loads alone: what is dialled stands in the file.
+servers = ["127.0.0.1:{UPSTREAM}"]
 hosts_file = "{folder}/hosts"
 
 [dial]
@@ -115,6 +129,7 @@ permit_addresses = ["127.0.0.0/8"]
 connections = 250000
 new_connections_per_second = 1000000
 requests_per_second = 10000000
+dns_queries_per_second = 10000000
 total_connections = 1000000
 
 [log]
@@ -125,11 +140,14 @@ dir = "{folder}/state"
 """
 
 
-def outgate(binary, name, listen, admin, ports, names=NAMES, two_cpus=False):
+def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False):
+    """With so many `more` names in its list than the others have."""
+
     def write(folder):
+        names = [*NAMES, *(f"h{number}.d{number % 997}.example.test" for number in range(more))]
         (folder / "rules").mkdir()
         (folder / "rules/peers.rules").write_text("".join(f"{name}:*\n" for name in names))
-        (folder / "hosts").write_text("127.0.0.1 origin.test\n")
+        (folder / "hosts").write_text(f"127.0.0.1 origin.test {ADDED}\n")
         (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin))
         (folder / "state").mkdir()
         give(folder)
@@ -139,6 +157,14 @@ def outgate(binary, name, listen, admin, ports, names=NAMES, two_cpus=False):
         return [*become, binary, "run", "--config", folder / "outgate.toml", *itself]
 
     return Daemon(name, ports, write, two_cpus)
+
+
+def longer_list(folder):
+    """The list of outgate's in this folder, and one with `ADDED` in it that is to take its place."""
+    here, there = folder / "rules/peers.rules", folder / "next.rules"
+    there.write_text(here.read_text() + f"{ADDED}:*\n")
+    shutil.chown(there, "proxy", "proxy")
+    return here, there
 
 
 PROXY_USER = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups"]
@@ -326,11 +352,60 @@ DisableViaHeader Yes
     return Daemon("tinyproxy", [3601], write)
 
 
+def dnsmasq_command(folder, port, *more):
+    own = [f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--user=proxy", "--group=proxy"]
+    nothing = ["--conf-file=/dev/null", f"--pid-file={folder}/dnsmasq-{port}.pid", "--no-resolv", "--no-hosts"]
+    return ["dnsmasq", "--keep-in-foreground", *own, *nothing, *more]
+
+
+def upstream(folder):
+    """Who answers what the servers to measure do not know: anything under test, for an hour."""
+    return dnsmasq_command(folder, UPSTREAM, f"--address=/test/{ANSWER}", "--local-ttl=3600")
+
+
+def dnsmasq():
+    def write(folder):
+        return dnsmasq_command(folder, 3701, f"--server=127.0.0.1#{UPSTREAM}", "--address=/denied.test/")
+
+    return Daemon("dnsmasq", [3701], write)
+
+
+def unbound():
+    def write(folder):
+        (folder / "unbound.conf").write_text(f"""
+server:
+    interface: 127.0.0.1
+    port: 3801
+    num-threads: 1
+    username: proxy
+    directory: "{folder}"
+    chroot: ""
+    pidfile: ""
+    use-syslog: no
+    verbosity: 0
+    do-daemonize: no
+    module-config: "iterator"
+    do-not-query-localhost: no
+    # By itself it knows that there is nothing under test (RFC 6761).
+    local-zone: "test." nodefault
+    local-zone: "denied.test." always_nxdomain
+remote-control:
+    control-enable: no
+forward-zone:
+    name: "."
+    forward-addr: 127.0.0.1@{UPSTREAM}
+""")
+        return ["unbound", "-d", "-c", folder / "unbound.conf"]
+
+    return Daemon("unbound", [3801], write)
+
+
 def rows(binary, tool, connections, names, two_cores):
     """All rows. Each proxy may have so many `connections`, of two descriptors each; `names` over ten and
     `two_cores` add some of outgate's own."""
     floor, ha, engine = relay(tool), haproxy(connections), nginx(connections)
-    plain = outgate(binary, "outgate", 'proxy = ["127.0.0.1:3101"]\nredirect = ["127.0.0.1:3102"]', 3103, [3101, 3102])
+    listen = 'proxy = ["127.0.0.1:3101"]\nredirect = ["127.0.0.1:3102"]\ndns = ["127.0.0.1:3104"]'
+    plain = outgate(binary, "outgate", listen, 3103, [3101, 3102, 3104])
     tproxy = outgate(binary, "outgate-tproxy", 'proxy = []\ntransparent = ["0.0.0.0:3129"]', 3130, [3129])
     none = {load: Way(RAW, direct=True) for load in TUNNELS if load != "idle"}
     none |= {"http": Way(HTTP, direct=True), "tls": Way(TLS, direct=True)}
@@ -339,12 +414,12 @@ def rows(binary, tool, connections, names, two_cores):
         Row("direct", None, none, against=""),
         Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")}),
         Row("relay, no CONNECT", floor, tunnels(3002, direct=True)),
-        Row("outgate", plain, explicit(3101), against=""),
+        Row("outgate", plain, explicit(3101) | dns(3104), against=""),
     ]
-    if names > len(NAMES):
-        more = [f"h{number}.d{number % 997}.example.test" for number in range(names - len(NAMES))]
-        big = outgate(binary, "outgate-names", 'proxy = ["127.0.0.1:3111"]', 3113, [3111], NAMES + more)
-        made.append(Row(f"outgate, {names:,} names", big, explicit(3111)))
+    many = names if names > len(NAMES) else MANY_NAMES
+    big = outgate(binary, "outgate-names", 'proxy = ["127.0.0.1:3111"]', 3113, [3111], many - len(NAMES))
+    ways = {"reload": Way("127.0.0.1:3111")} | (explicit(3111) if names > len(NAMES) else {})
+    made.append(Row(f"outgate, {many:,} names", big, ways))
     if two_cores:
         both = outgate(binary, "outgate-two", 'proxy = ["127.0.0.1:3121"]', 3123, [3121], two_cpus=True)
         made.append(Row("outgate, 2 CPUs", both, explicit(3121)))
@@ -353,6 +428,8 @@ def rows(binary, tool, connections, names, two_cores):
         Row("tinyproxy", tinyproxy(connections), explicit(3601), slow=5),
         Row("haproxy", ha, tunnels(3303, True) | {"http": Way("127.0.0.1:3301"), "refused": Way("127.0.0.1:3301")}),
         Row("nginx", engine, tunnels(3403, True) | {"http": Way("127.0.0.1:3401")}),
+        Row("dnsmasq", dnsmasq(), dns(3701)),
+        Row("unbound", unbound(), dns(3801)),
         Row("haproxy, SNI", ha, {"tls": Way("127.0.0.1:3302", direct=True)}, against="outgate+redirect"),
         Row("nginx, SNI", engine, {"tls": Way("127.0.0.1:3402", direct=True)}, against="outgate+redirect"),
         Row("relay+redirect", floor, redirected(3005), against="outgate+redirect"),
@@ -370,6 +447,7 @@ def versions(binary, daemons, first_line):
     """What each program says that it is, without the words around it."""
     asked = {"outgate": (binary, "--version"), "squid": ("squid", "-v"), "haproxy": ("haproxy", "-v")}
     asked |= {"nginx": ("nginx", "-v"), "tinyproxy": ("tinyproxy", "-v")}
+    asked |= {"dnsmasq": ("dnsmasq", "--version"), "unbound": ("unbound", "-V")}
     said = {name: first_line(command) for name, command in asked.items() if name in daemons}
     return [f"{name} {re.search(r'[0-9]+[.][0-9.]+', line)[0].rstrip('.')}" for name, line in said.items()]
 

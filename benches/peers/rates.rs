@@ -51,7 +51,7 @@ impl Common {
         Route { dial: self.proxy, from: self.from, connect }
     }
 
-    fn bare(&self) -> Route {
+    pub(crate) fn bare(&self) -> Route {
         Route { dial: self.proxy, from: self.from, connect: None }
     }
 }

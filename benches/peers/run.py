@@ -21,13 +21,14 @@ from pathlib import Path
 sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
 
 import proxies  # noqa: E402
+import queries  # noqa: E402
 import stage as scenery  # noqa: E402
 import table  # noqa: E402
 from stage import Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair"]
-BULK = ["bulk-1", "bulk-8", "bulk-up"]
+LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair", "dns", "reload"]
+PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "dns": list(proxies.DNS)}
 # No load may take longer than this, in seconds; the tool itself gives up before.
 LIMIT = 100
 
@@ -37,7 +38,8 @@ def options():
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
     parser.add_argument("--peers", default="", help="these rows alone, by the beginning of their names: squid,outgate")
     parser.add_argument("--loads", default=",".join(LOADS), help=f"these alone, of {','.join(LOADS)}")
-    parser.add_argument("--names", type=int, default=10, help="also outgate with so many names in its list")
+    names = "also outgate with so many names in its list; the one of `reload` has a million without this"
+    parser.add_argument("--names", type=int, default=10, help=names)
     parser.add_argument("--two-cores", action="store_true", help="also outgate with two workers on two CPUs")
     parser.add_argument("--quick", action="store_true", help="a tenth of everything")
     parser.add_argument("--json", metavar="FILE", help="every measurement, as JSON")
@@ -131,15 +133,21 @@ class Measuring:
             "tls": ["tls", *rate(32, 6_000, 100)],
             "idle": ["idle", "-n", idle],
             "fair": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
+            "reload": ["reload", "--new", proxies.ADDED, "--each-seconds", max(2, 5 // self.share)],
         }[load]
 
     def measure(self, load, row):
         way = row.ways[load]
-        # Memory of tunnels shows in a process that has not yet taken any for others.
-        process = self.process(row.daemon, fresh=load == "idle") if row.daemon else None
+        # Memory of tunnels shows in a process that has not yet taken any for others, and a list grows once.
+        process = self.process(row.daemon, fresh=load in ("idle", "reload")) if row.daemon else None
+        if load in proxies.DNS:
+            return self.ask(load, way, process)
         command = [self.tool, *self.arguments(load, row), "--proxy", way.dial]
         command += ["--direct"] if way.direct else []
         command += ["--pid", process.pid] if process else []
+        if load == "reload":
+            here, there = proxies.longer_list(self.stage.folder / row.daemon.name)
+            command += ["--list", here, "--next", there]
         name = self.stage.guest if way.tproxy else self.stage.host
         with contextlib.ExitStack() as around:
             if way.redirect:
@@ -148,6 +156,13 @@ class Measuring:
                 config = proxies.firewall_config(self.stage.folder / "firewall", way.tproxy)
                 around.enter_context(self.stage.firewall(self.outgate, config))
             return self.call(self.stage.command(command, self.stage.load_cpu, name))
+
+    def ask(self, load, way, process):
+        name, code = proxies.DNS[load]
+        questions = self.stage.folder / f"{load}.questions"
+        questions.write_text(f"{name} A\n")
+        command = self.stage.command(queries.dnsperf(way.dial, questions), self.stage.load_cpu)
+        return queries.measure(command, process.pid, code, max(1, 5 // self.share))
 
     def call(self, command):
         try:
@@ -214,9 +229,12 @@ def main():
     scenery.stop_on_signals()
     if platform.system() != "Linux":
         raise Trouble("Linux only")
+    loads = [part for load in chosen.loads.split(",") for part in PARTS.get(load, [load])]
+    with_dns = any(load in proxies.DNS for load in loads)
     rows = selected(proxies.rows("", "", 0, chosen.names, chosen.two_cores), chosen.peers)
-    daemons = {row.daemon.name for row in rows if row.daemon}
-    packages = scenery.missing([*(daemons & set(scenery.PACKAGES)), "nft", "ip", "taskset"])
+    daemons = {row.daemon.name for row in rows if row.daemon and row.loads & set(loads)}
+    programs = (daemons & set(scenery.PACKAGES)) | ({"dnsmasq", "dnsperf"} if with_dns else set())
+    packages = scenery.missing([*programs, "nft", "ip", "taskset"])
     if packages:
         scenery.install(packages)
     if os.getloadavg()[0] > 0.5:
@@ -224,7 +242,6 @@ def main():
     # In this order: for a bench cargo builds outgate too, to the same place, with another profile.
     tool = chosen.tool or cargo("peers", "bench", "--bench", "peers", "--no-run")
     outgate = chosen.outgate or cargo("outgate", "build", "--release", "--bin", "outgate")
-    loads = [part for load in chosen.loads.split(",") for part in (BULK if load == "bulk" else [load])]
     with Stage() as stage:
         measuring = Measuring(stage, chosen, outgate, tool)
         made = proxies.rows(measuring.outgate, measuring.tool, stage.connections, chosen.names, chosen.two_cores)
@@ -232,6 +249,9 @@ def main():
         heading = about(stage, measuring.outgate, daemons, chosen)
         origin = stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out")
         origin.wait_for([9001, 9002, 9003])
+        if with_dns:
+            command = proxies.upstream(stage.folder)
+            stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([proxies.UPSTREAM])
         for turn in range(chosen.rounds):
             measuring.round(turn, loads, rows)
             measuring.forget_logs()

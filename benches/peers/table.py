@@ -7,6 +7,18 @@ RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µ
 BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
 LATENCY = [RATE[2], RATE[3], RATE[0]]
 IDLE = [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "tunnels", 0), ("base_mib", "MiB before", 1)]
+DNS = RATE[:2]
+RELOAD = [
+    ("through_s", "s until in force", 2),
+    ("cpu_s", "CPU s of the reload", 2),
+    ("busy_max_us", "slowest µs", 0),
+    ("quiet_max_us", "without a reload", 0),
+    ("busy_max_at_s", "slowest at s", 2),
+    ("busy_p99_us", "p99 µs", 0),
+    ("quiet_p99_us", "without a reload", 0),
+    ("busy_p50_us", "p50 µs", 0),
+    ("quiet_p50_us", "without a reload", 0),
+]
 FAIR = [
     ("busy_p99_us", "p99 µs beside", 0),
     ("busy_p50_us", "p50 µs beside", 0),
@@ -28,6 +40,9 @@ LOADS = {
     "tls": ("A TLS 1.3 handshake with the origin, one request, close, 32 at a time", RATE),
     "idle": ("Tunnels held open", IDLE),
     "fair": ("A byte there and back, beside eight fast streams of another client", FAIR),
+    "dns-cached": ("DNS over UDP: a name that is in the cache, 100 queries at a time", DNS),
+    "dns-refused": ("DNS over UDP: a name that is refused, 100 queries at a time", DNS),
+    "reload": ("One tunnel at a time, while the list is replaced by one with one name more", RELOAD),
 }
 
 
