@@ -91,7 +91,7 @@ fn bulk(c: &mut Criterion) {
                         source.write_all(&part).unwrap();
                     }
                 });
-                let tunnel = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true);
+                let mut tunnel = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true);
                 runtime.block_on(tunnel.run(watch()));
                 send.join().unwrap();
                 sink.join().unwrap();

@@ -4,7 +4,7 @@
 //! accept -> identify -> decide -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! [`serve`] takes a connection off a listener and sees it to its end. Each [`Step`] is a boxed future of
+//! `serve` takes a connection off a listener and sees it to its end. Each `Step` is a boxed future of
 //! its own that is freed before the next begins, so an idle tunnel costs little more than its two
 //! sockets. What goes from step to step is boxed as well: an async function keeps its arguments twice,
 //! and copies them into each one it calls. The record of a flow is opened as soon as something is known
