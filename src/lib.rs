@@ -37,5 +37,6 @@ pub mod whitelist;
 
 // Words that everything shares; they import nothing of ours.
 pub mod name;
+pub mod pace;
 pub mod reason;
 pub mod target;

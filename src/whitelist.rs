@@ -25,6 +25,7 @@ mod pattern;
 pub(crate) mod replace;
 mod subject;
 
+use crate::pace;
 use crate::policy::rule::{Subject, Terms};
 use crate::policy::{BuildError, Builder, FileId, Rules};
 use diagnostic::{Diagnostic, Problems};
@@ -44,6 +45,9 @@ pub trait Sink {
     /// Why the sink cannot take a rule; shown to the operator at the rule's line.
     type Error: Display;
 
+    /// About so many rules will come. A hint, which need not be taken.
+    fn expect(&mut self, _rules: usize) {}
+
     /// Announces a file of the whitelist; its rules follow.
     fn file(&mut self, name: &str) -> Self::File;
 
@@ -54,6 +58,10 @@ pub trait Sink {
 impl Sink for Builder {
     type File = FileId;
     type Error = BuildError;
+
+    fn expect(&mut self, rules: usize) {
+        Builder::expect(self, rules);
+    }
 
     fn file(&mut self, name: &str) -> FileId {
         Builder::file(self, name)
@@ -128,9 +136,11 @@ pub struct Loaded {
 pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, Loaded), Report> {
     let mut problems = files.problems().clone();
     let mut kinds = Kinds::default();
+    sink.expect(files.iter().map(|file| parse::count(file.bytes())).sum());
     for file in files.iter() {
         let id = sink.file(file.name());
         let mut take = |rule: &Rule<'_>| {
+            pace::step();
             kinds.count(&rule.subject);
             sink.rule(id, rule.line, &rule.subject, rule.terms).map_err(|error| error.to_string())
         };

@@ -11,6 +11,7 @@ use super::DaemonError;
 use crate::account::AccountError;
 use crate::config::Settings;
 use crate::flow::{House, Live};
+use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
@@ -222,6 +223,7 @@ struct Desk {
 
 impl Desk {
     fn run(&mut self, asked: &Receiver<Ask>) {
+        pace::shared();
         loop {
             let ask = match asked.recv_timeout(until_midnight().min(TICK)) {
                 Ok(ask) => Some(ask),

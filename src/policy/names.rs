@@ -8,6 +8,7 @@
 
 use super::rules::BuildError;
 use super::store::{Said, Shape, Store};
+use crate::pace;
 use foldhash::fast::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
@@ -52,6 +53,9 @@ const WIDTH: usize = 12;
 
 /// Of a table's places no more than this part of 8 is taken: then hardly a line is full.
 const FULL: usize = 6;
+
+/// Lines that are made before there are names for them: for 38 million.
+const MAX_LINES: usize = 1 << 22;
 
 impl<'a> Labels<'a> {
     pub(super) fn of(text: &'a str) -> Labels<'a> {
@@ -100,8 +104,8 @@ impl Names {
             return store.push_same_name(said, terms, head);
         }
         let at = store.push_name(said, terms, name)?;
-        if self.count >= self.lines.len() * WIDTH / 8 * FULL {
-            self.grow(store);
+        if self.count >= room(self.lines.len()) {
+            self.grow(store, self.lines.len() * 2);
         }
         self.count += 1;
         put(&mut self.lines, hash, at);
@@ -163,10 +167,20 @@ impl Names {
         }
     }
 
-    /// Twice as many lines.
-    fn grow(&mut self, store: &Store) {
-        let mut lines = vec![Line::EMPTY; (self.lines.len() * 2).max(1)];
+    /// Makes room for so many names.
+    pub(super) fn expect(&mut self, store: &Store, names: usize) {
+        let lines = std::iter::successors(Some(1), |lines: &usize| lines.checked_mul(2));
+        let lines = lines.take_while(|lines| *lines <= MAX_LINES).find(|lines| room(*lines) >= names);
+        if let Some(lines) = lines.filter(|lines| *lines > self.lines.len()) {
+            self.grow(store, lines);
+        }
+    }
+
+    /// So many lines, more than before.
+    fn grow(&mut self, store: &Store, lines: usize) {
+        let mut lines = vec![Line::EMPTY; lines.max(1)];
         let places = self.lines.iter().flat_map(|line| line.places.iter().take(usize::from(line.used)));
+        let places = places.inspect(|_| pace::step());
         places.for_each(|place| put(&mut lines, self.hash(store.name_at(*place)), *place));
         self.lines = lines;
     }
@@ -185,6 +199,11 @@ impl Line {
     fn has_tag(&self, wanted: u8) -> bool {
         self.tags.iter().fold(false, |any, tag| any | (*tag == wanted))
     }
+}
+
+/// Names in so many lines before there must be more.
+fn room(lines: usize) -> usize {
+    lines * WIDTH / 8 * FULL
 }
 
 /// Enters a name that is not there yet. There must be room.
@@ -263,6 +282,22 @@ mod tests {
         assert_eq!(names.count, 20_000);
         assert!(names.has_base_depth(2) && !names.has_base_depth(1));
         assert!(names.lines.len() * size_of::<Line>() < 20_000 * 16, "no more than 16 bytes a name");
+    }
+
+    #[test]
+    fn room_that_was_asked_for_is_there_and_names_before_it_stay() {
+        let (mut store, mut names) = (Store::default(), Names::default());
+        let said = Said { place: Place { file: 0, line: 1 }, shape: Shape::Exact };
+        names.insert(&mut store, "a.io", said, 0).unwrap();
+        names.expect(&store, 1000);
+        let lines = names.lines.len();
+        assert!(room(lines) >= 1000 && room(lines / 2) < 1000);
+        names.expect(&store, 10);
+        (0..1000).for_each(|index| names.insert(&mut store, &format!("n{index}.io"), said, 0).unwrap());
+        assert_eq!(names.lines.len(), lines, "there was room for 1152");
+        assert!(names.get(&store, "a.io").is_some() && names.get(&store, "n999.io").is_some());
+        names.expect(&store, usize::MAX);
+        assert_eq!(names.lines.len(), lines);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::rule::Effect;
 use super::rules::Rules;
 use super::store::{Record, Shape};
 use crate::name::MAX_NAME;
+use crate::pace;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -46,7 +47,7 @@ impl Parents {
         let (mut last, mut part) = (0, Vec::new());
         let mut inner: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         let mut regexes = Vec::new();
-        for record in rules.records().filter(|record| is_open(rules, record)) {
+        for record in rules.records().inspect(|_| pace::step()).filter(|record| is_open(rules, record)) {
             let file = record.place().file;
             match record.shape() {
                 Shape::Net => {}
@@ -186,9 +187,13 @@ fn backwards(one: &[u8], other: &[u8]) -> Ordering {
 /// are anywhere in memory, are read once for so many characters and not at each comparison.
 fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) {
     for entry in &mut *entries {
+        pace::step();
         *entry = key(text(place(*entry)), done) << PLACE | u128::from(place(*entry));
     }
-    entries.sort_unstable();
+    entries.sort_unstable_by(|one, other| {
+        pace::step();
+        one.cmp(other)
+    });
     for alike in entries.chunk_by_mut(|one, other| one >> PLACE == other >> PLACE) {
         // A text that has ended is the same as the others.
         let goes_on = alike.first().is_some_and(|entry| (entry >> PLACE) & LAST != 0);

@@ -3,9 +3,10 @@
 //! fall back to it is the daemon's decision.
 
 use super::read::{Files, MAX_FILES, MAX_TOTAL, SourceFile};
-use super::replace::replace;
+use super::replace::replace_by;
+use crate::pace;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 /// Name of the file in the state dir.
@@ -33,18 +34,31 @@ pub enum KeepError {
 /// Keeps `files` in `state`; call it with what was just compiled without an error. Writes nothing if
 /// the very same is kept already.
 pub fn save(state: &Path, files: &Files) -> io::Result<()> {
-    let mut payload = Vec::new();
-    for file in files.iter() {
-        push(&mut payload, file.name().as_bytes());
-        push(&mut payload, file.bytes());
-    }
-    let sum = checksum(&payload);
+    let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
+    payload(files, &mut |piece| {
+        hash.update(piece);
+        Ok(())
+    })?;
+    let sum = hash.finish();
     let path = state.join(FILE_NAME);
-    if head(&path).is_ok_and(|kept| kept.strip_prefix(MAGIC) == Some(&sum)) && restore(state).is_ok() {
+    if head(&path).is_ok_and(|kept| kept.strip_prefix(MAGIC) == Some(sum.as_ref())) && restore(state).is_ok() {
         return Ok(());
     }
-    let bytes = [MAGIC, &sum, &payload].concat();
-    replace(&path, &bytes, None, 0o600)
+    replace_by(&path, None, 0o600, |file| {
+        file.write_all(&[MAGIC, sum.as_ref()].concat())?;
+        payload(files, &mut |piece| file.write_all(piece))
+    })
+}
+
+/// What is kept of the files, piece by piece: each name and each content with its length before it.
+fn payload(files: &Files, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
+    for file in files.iter() {
+        for part in [file.name().as_bytes(), file.bytes()] {
+            take(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes())?;
+            pace::pieces(part).try_for_each(&mut *take)?;
+        }
+    }
+    Ok(())
 }
 
 /// Reads back what [`save`] kept.
@@ -81,11 +95,6 @@ pub(super) fn checksum(payload: &[u8]) -> [u8; CHECKSUM] {
     let digest = ring::digest::digest(&ring::digest::SHA256, payload);
     sum.iter_mut().zip(digest.as_ref()).for_each(|(to, from)| *to = *from);
     sum
-}
-
-fn push(payload: &mut Vec<u8>, part: &[u8]) {
-    payload.extend_from_slice(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes());
-    payload.extend_from_slice(part);
 }
 
 fn pull<'p>(payload: &mut &'p [u8]) -> Option<&'p [u8]> {

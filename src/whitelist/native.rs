@@ -32,11 +32,11 @@ pub(super) const fn plain_terms(effect: Effect, reach: Reach) -> Terms {
 
 /// Parses a whole file.
 pub(super) fn parse(text: &str, context: &mut Context<'_>) {
-    let web = plain_terms(Effect::Allow, Reach::Web);
     for (number, line) in lines(text) {
-        if let Some(name) = plain_host(line) {
+        if let Some((name, reach)) = plain_rule(line) {
             let subject = Subject::Name { base: name.as_str(), scope: Scope::Exact };
-            let rule = Rule { line: number, subject, terms: &web, source: line, owner: None, note: None };
+            let terms = &plain_terms(Effect::Allow, reach);
+            let rule = Rule { line: number, subject, terms, source: line, owner: None, note: None };
             context.rule(line, &rule);
             continue;
         }
@@ -63,13 +63,19 @@ fn pass_on(context: &mut Context<'_>, number: u32, line: &str, mut parsed: Line<
     context.rule(line, &Rule { line: number, subject, terms: &parsed.terms, source: parsed.source, owner, note });
 }
 
-/// The shape of nearly all lines of a long list: a name of several labels and nothing else.
-fn plain_host(line: &str) -> Option<HostName> {
-    let bare = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    if !line.as_bytes().iter().all(bare) || !line.contains('.') {
-        return None;
-    }
-    HostName::parse(line).ok()
+/// The shape of nearly all lines of a long list: a name of several labels, perhaps with ports, and nothing
+/// else. Says the same of them as [`parse_line`], in a third of the time.
+fn plain_rule(line: &str) -> Option<(HostName, Reach)> {
+    let (name, reach) = match line.bytes().position(|byte| byte == b':') {
+        Some(at) => {
+            let (name, ports) = line.split_at_checked(at)?;
+            (name, Reach::Ports(subject::port_range(ports.get(1..)?).ok()?))
+        }
+        None => (line, Reach::Web),
+    };
+    let name = HostName::parse(name).ok()?;
+    name.parent()?;
+    Some((name, reach))
 }
 
 /// Parses one line (without its end); `None` for a blank line or a comment.
@@ -163,4 +169,43 @@ pub(super) fn odd_blank(at: usize, blank: char) -> Fault {
 pub(super) fn word(line: &str, at: usize) -> &str {
     let rest = line.get(at..).unwrap_or_default();
     rest.get(..rest.find([' ', '\t', '#']).unwrap_or(rest.len())).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::policy::rule::Ports;
+    use proptest::prelude::*;
+
+    #[test]
+    fn long_lists_take_the_short_way() {
+        for (line, reach) in [
+            ("ipfs.io", Reach::Web),
+            ("IPFS.io.", Reach::Web),
+            ("ipfs.io:8443", Reach::Ports(Ports { first: 8443, last: 8443 })),
+            ("ipfs.io:8000-8100", Reach::Ports(Ports { first: 8000, last: 8100 })),
+            ("a_b.ipfs.io:*", Reach::Ports(Ports::ALL)),
+        ] {
+            assert_eq!(plain_rule(line).map(|(_, reach)| reach), Some(reach), "{line}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_short_way_leads_to_the_same_rule(
+            line in "[aB.-]{0,3}[a-z0-9_.:/#@ *\\[-]{0,12}(\\.(io|test|1|))?(:([0-9*-]{1,6}|44[23]|80-9[0-9]))?[ /#é.]?"
+        ) {
+            let Some((name, reach)) = plain_rule(&line) else { return Ok(()) };
+            let parsed = parse_line(&line).map_err(|fault| TestCaseError::fail(format!("{line}: {fault:?}")))?;
+            let parsed = parsed.ok_or_else(|| TestCaseError::fail(line.clone()))?;
+            let Owned::Name { base, scope: Scope::Exact } = &parsed.subject else {
+                return Err(TestCaseError::fail(format!("{line}: {parsed:?}")));
+            };
+            prop_assert_eq!(base, &name);
+            prop_assert_eq!(&parsed.terms, &plain_terms(Effect::Allow, reach));
+            prop_assert_eq!(parsed.source, line.as_str());
+            prop_assert!(parsed.warnings.is_empty(), "{}: {:?}", line, parsed.warnings);
+            prop_assert_eq!((parsed.options.owner, parsed.options.note), (None, None));
+        }
+    }
 }

@@ -4,10 +4,11 @@
 
 use super::diagnostic::{Problems, Severity};
 use super::replace;
+use crate::pace;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{File, Metadata, OpenOptions};
+use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
@@ -187,7 +188,7 @@ impl Files {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut part = |bytes: &[u8]| {
             hash.update(&bytes.len().to_le_bytes());
-            hash.update(bytes);
+            pace::pieces(bytes).for_each(|piece| hash.update(piece));
         };
         for file in &self.files {
             part(file.name.as_bytes());
@@ -337,11 +338,19 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
 /// that a FIFO in its place cannot hold up the reload.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
     let meta = file.metadata()?;
     check(&meta, limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default().saturating_add(1));
-    File::take(file, limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    let mut left = limit.saturating_add(1);
+    while left > 0 {
+        let read = Read::by_ref(&mut file).take(left.min(pace::PIECE as u64)).read_to_end(&mut bytes)?;
+        if read == 0 {
+            break;
+        }
+        left = left.saturating_sub(read as u64);
+        pace::piece();
+    }
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
         return Err(too_big());
     }

@@ -13,12 +13,22 @@ pub(super) const SUFFIX: &str = ".outgate-new";
 /// Writes `bytes` to `path`. Mode and owner are those of `like`, or `mode` and the process's own.
 /// `path` must not be a link, or the link is what gets replaced.
 pub(crate) fn replace(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: u32) -> io::Result<()> {
+    replace_by(path, like, mode, |file| file.write_all(bytes))
+}
+
+/// As [`replace`], with whatever `fill` writes.
+pub(super) fn replace_by(
+    path: &Path,
+    like: Option<&Metadata>,
+    mode: u32,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let missing = || io::Error::new(io::ErrorKind::InvalidInput, "not the path of a file");
     let (dir, name) = (path.parent().ok_or_else(missing)?, path.file_name().ok_or_else(missing)?);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temporary = dir.join(format!(".{}.{}-{count}{SUFFIX}", name.to_string_lossy(), std::process::id()));
-    let result = write(&temporary, bytes, like, mode).and_then(|()| fs::rename(&temporary, path));
+    let result = write(&temporary, like, mode, fill).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         // What went wrong first is what to report.
         let _ = fs::remove_file(&temporary);
@@ -27,9 +37,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: 
     File::open(dir)?.sync_all()
 }
 
-fn write(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: u32) -> io::Result<()> {
+fn write(
+    path: &Path,
+    like: Option<&Metadata>,
+    mode: u32,
+    fill: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
-    file.write_all(bytes)?;
+    fill(&mut file)?;
     if let Some(like) = like {
         let own = file.metadata()?;
         if (own.uid(), own.gid()) != (like.uid(), like.gid()) {

@@ -353,7 +353,7 @@ fn ports(token: &str, at: usize) -> Result<Option<Ports>, Fault> {
 }
 
 /// `8443`, `8000-8100` or `*`.
-fn port_range(text: &str) -> Result<Ports, Fault> {
+pub(super) fn port_range(text: &str) -> Result<Ports, Fault> {
     if text == "*" {
         return Ok(Ports::ALL);
     }

@@ -188,6 +188,10 @@ class Maker:
         pick = self.random
         if pick.random() < 0.05:
             return pick.choice([("tcp", 443), ("tcp", 80), ("http", 443), ("https", 80), (None, 443), (None, 80)])
+        # Rules that open a port of the web's for whatever is spoken there are few, and easily misread.
+        web = [port for port in (80, 443) if ports == "*" or (ports and ports[0] <= port <= ports[-1])]
+        if web and pick.random() < 0.2:
+            return pick.choice([None, "http", "https", "tcp"]), pick.choice(web)
         if ports is None or pick.random() < 0.12:
             port = None if pick.random() < 0.75 else pick.choice(PORTS)
         elif ports == "*":

@@ -75,7 +75,7 @@ def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, help="repeat the run that printed this seed on the same day")
     parser.add_argument("--pairs", type=int, default=10_000)
-    parser.add_argument("--quick", type=int, nargs="?", const=2_000, metavar="N", help="N pairs, 2000 without N")
+    parser.add_argument("--quick", type=int, nargs="?", const=6_000, metavar="N", help="N pairs, 6000 without N")
     parser.add_argument("--self-test", action="store_true", help="each wrong reading must be noticed too")
     parser.add_argument("--no-namespace", action="store_true", help="stay in this network namespace")
     parser.add_argument("--binary", default=os.environ.get("OUTGATE"))
