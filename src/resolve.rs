@@ -210,7 +210,7 @@ impl Resolver {
         let now = Instant::now();
         let state = self.state.load();
         let outcome = self.known(&state, permit.name(), now)?;
-        Some(outcome.map_err(VetError::from).and_then(|answer| self.told(&state, answer, permit, kind)))
+        Some(outcome.map_err(VetError::from).and_then(|answer| self.told(&state, answer, permit, kind, now)))
     }
 
     /// As [`vet`](Self::vet), for a guest's DNS query.
@@ -220,11 +220,17 @@ impl Resolver {
     /// be told. A name without addresses of the family is no error.
     pub async fn tell(&self, permit: &NamePermit, kind: Kind, ticket: Option<Ticket>) -> Result<Told, VetError> {
         let answer = self.lookup(permit.name(), ticket).await?;
-        self.told(&self.state.load(), answer, permit, kind)
+        self.told(&self.state.load(), answer, permit, kind, Instant::now())
     }
 
-    fn told(&self, state: &State, answer: Arc<Answer>, permit: &NamePermit, kind: Kind) -> Result<Told, VetError> {
-        let now = Instant::now();
+    fn told(
+        &self,
+        state: &State,
+        answer: Arc<Answer>,
+        permit: &NamePermit,
+        kind: Kind,
+        now: Instant,
+    ) -> Result<Told, VetError> {
         self.bench(state, now).tell(&answer, kind, permit)?;
         Told::of(answer, kind, now)
     }

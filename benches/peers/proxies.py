@@ -23,7 +23,7 @@ from stage import FAR, GUEST_INTERFACE
 
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
-TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair")
+TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair-8", "fair-64")
 # Who is asked for names that no file has, and what it says to all of them. Nobody ever dials that.
 UPSTREAM, ANSWER = 5353, "11.0.0.10"
 # A million, where nothing else is said: what a reload costs shows only in a long list.
@@ -133,7 +133,7 @@ dns_queries_per_second = 10000000
 total_connections = 1000000
 
 [log]
-access = "{folder}/access.log"
+access = "{folder}/log/access.log"
 
 [state]
 dir = "{folder}/state"
@@ -150,6 +150,8 @@ def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False):
         (folder / "hosts").write_text(f"127.0.0.1 origin.test {ADDED}\n")
         (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin))
         (folder / "state").mkdir()
+        # Beside the files that outgate watches for changes, each line would wake it.
+        (folder / "log").mkdir()
         give(folder)
         # Root opens the transparent listener; all others need no privilege at all.
         become = [] if "transparent" in listen else PROXY_USER
@@ -186,6 +188,7 @@ def relay(tool):
         command = ["--connect", f"127.0.0.1:3001={RAW}", "--plain", f"127.0.0.1:3002={RAW}"]
         command += ["--http", f"127.0.0.1:3003={HTTP}", "--refuse", "127.0.0.1:3004"]
         command += ["--plain", f"127.0.0.1:3005={TLS}", "--connect", f"127.0.0.1:3006={TLS}"]
+        command += ["--echo", "127.0.0.1:3008"]
         return [*PROXY_USER, tool, "relay", *command]
 
     return Daemon("relay", [3001, 3002, 3003, 3004, 3005, 3006], write)
@@ -410,6 +413,8 @@ def rows(binary, tool, connections, names, two_cores):
     none = {load: Way(RAW, direct=True) for load in TUNNELS if load != "idle"}
     none |= {"http": Way(HTTP, direct=True), "tls": Way(TLS, direct=True)}
     floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
+    # It cannot refuse a name.
+    floor_ways |= {"dns-cached": Way("127.0.0.1:3008")}
     made = [
         Row("direct", None, none, against=""),
         Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")}),

@@ -15,7 +15,7 @@ use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UdpSocket};
 
 /// The buffer that all share, in bytes. The size of reads decides what bulk costs.
 const SCRATCH: usize = 1 << 20;
@@ -43,6 +43,9 @@ pub(crate) struct Args {
     /// Answer any head with 403
     #[arg(long, value_name = "LISTEN")]
     refuse: Vec<SocketAddr>,
+    /// Send each DNS query that comes by UDP back as its own response
+    #[arg(long, value_name = "LISTEN")]
+    echo: Vec<SocketAddr>,
     /// End after this
     #[arg(long, default_value_t = 7200)]
     seconds: u64,
@@ -89,6 +92,9 @@ pub(crate) async fn run(args: Args) -> io::Result<()> {
     for address in args.refuse {
         tokio::spawn(serve(listen(address)?, Manner::Refuse, None));
     }
+    for address in args.echo {
+        tokio::spawn(echo(UdpSocket::bind(address).await?));
+    }
     tokio::time::sleep(Duration::from_secs(args.seconds)).await;
     Ok(())
 }
@@ -102,6 +108,24 @@ fn listen_transparent(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(4096)?;
     socket.set_nonblocking(true)?;
     TcpListener::from_std(socket.into())
+}
+
+/// Nothing of a query is read.
+async fn echo(socket: UdpSocket) {
+    /// Of the third byte, the bit that makes a response of it (RFC 1035 §4.1.1).
+    const RESPONSE: u8 = 0x80;
+    let mut query = vec![0; 4096];
+    while socket.readable().await.is_ok() {
+        while let Ok((length, client)) = socket.try_recv_from(&mut query) {
+            if let Some(reply) = query.get_mut(..length)
+                && let Some(flags) = reply.get_mut(2)
+            {
+                *flags |= RESPONSE;
+                // A full send buffer loses a reply, as any network does.
+                let _ = socket.try_send_to(reply, client);
+            }
+        }
+    }
 }
 
 async fn serve(listener: TcpListener, manner: Manner, to: Option<SocketAddr>) {

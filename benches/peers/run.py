@@ -28,7 +28,7 @@ from stage import Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair", "dns", "reload"]
-PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "dns": list(proxies.DNS)}
+PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64"], "dns": list(proxies.DNS)}
 # No load may take longer than this, in seconds; the tool itself gives up before.
 LIMIT = 100
 
@@ -132,7 +132,8 @@ class Measuring:
             "refused": ["refused", *rate(64, 20_000, 500), "--host", "denied.test"],
             "tls": ["tls", *rate(32, 6_000, 100)],
             "idle": ["idle", "-n", idle],
-            "fair": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
+            "fair-8": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
+            "fair-64": ["fair", "-c", 64, "--each-seconds", max(2, 6 // self.share)],
             "reload": ["reload", "--new", proxies.ADDED, "--each-seconds", max(2, 5 // self.share)],
         }[load]
 

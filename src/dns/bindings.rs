@@ -185,10 +185,9 @@ impl Bindings {
 
     fn put(&self, note: &Note<'_>) {
         let Note { source, guest, name, addresses, until } = *note;
-        let now = Instant::now();
         let asked = Asked::of(source, guest);
         let mut shard = self.shard(asked);
-        if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, now) {
+        if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, Instant::now()) {
             return;
         }
         if !shard.contains_key(&asked) {
@@ -199,7 +198,7 @@ impl Bindings {
         let mut changed = false;
         for address in addresses {
             if held.count >= MAX_OF_GUEST {
-                self.make_room(held, now);
+                self.make_room(held, Instant::now());
             }
             let before = held.count;
             changed |= held.bind(address.to_canonical(), name, until);

@@ -74,7 +74,7 @@ pub(super) fn count(text: &[u8]) -> usize {
     let begins = |pair: (&u8, &u8)| usize::from(*pair.0 == b'\n' && *pair.1 > b'#');
     let first = text.first().is_some_and(|byte| *byte > b'#');
     let rest = text.get(1..).unwrap_or_default();
-    let pieces = text.chunks(pace::PIECE).zip(rest.chunks(pace::PIECE));
+    let pieces = pace::pieces(text).zip(rest.chunks(pace::PIECE));
     pieces.map(|(text, next)| text.iter().zip(next).map(begins).sum::<usize>()).sum::<usize>() + usize::from(first)
 }
 
