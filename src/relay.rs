@@ -8,8 +8,9 @@
 pub mod close;
 pub mod http;
 pub mod scratch;
+mod turns;
 
-use scratch::{Kept, MAX_CHUNK, MIN_CHUNK, TURN, Turn};
+use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,6 +18,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
+use turns::Turn;
 
 /// A flow that lives past this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -131,12 +133,10 @@ impl Tunnel {
     /// Moves what can be moved. Ready when both directions are finished or one broke.
     fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<End> {
         let Tunnel { guest, upstream, up, down, broken } = self;
-        let mut left = TURN;
         let last = down.state == LaneState::Finished;
-        let up_done = up.poll(cx, guest, upstream, &mut left, last, |n| meter.up(n));
-        let mut left = TURN;
+        let up_done = up.poll(cx, guest, upstream, last, |n| meter.up(n));
         let last = up.state == LaneState::Finished;
-        let down_done = down.poll(cx, upstream, guest, &mut left, last, |n| meter.down(n));
+        let down_done = down.poll(cx, upstream, guest, last, |n| meter.down(n));
         for (lane, done) in [(up, &up_done), (down, &down_done)] {
             match done {
                 Poll::Ready(Err(Broken::Read)) => return Poll::Ready(End::Broken),
@@ -167,22 +167,25 @@ impl Lane {
         Lane { kept: Kept::new(first), chunk: MIN_CHUNK, turn: Turn::default(), state: LaneState::Open }
     }
 
-    /// Moves up to `left` bytes. `last`: the other direction is finished, and the end of this one closes both.
+    /// Moves what it may in its turn. `last`: the other direction is finished, and the end of this one closes both.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
         from: &mut TcpStream,
         to: &mut TcpStream,
-        left: &mut usize,
         last: bool,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
-        self.turn.begin();
+        if self.state != LaneState::Finished && !self.turn.begin(cx) {
+            return Poll::Pending;
+        }
         loop {
             if self.state == LaneState::Finished {
                 return Poll::Ready(Ok(()));
             }
-            count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| Broken::Write)?);
+            let flushed = ready!(self.kept.poll_flush(cx, to)).map_err(|_| Broken::Write)?;
+            self.turn.moved(flushed);
+            count(flushed);
             if self.state == LaneState::Ended {
                 if !last {
                     // An upstream that is already gone needs no FIN.
@@ -191,8 +194,7 @@ impl Lane {
                 self.state = LaneState::Finished;
                 continue;
             }
-            if *left == 0 {
-                self.turn.give_way(cx);
+            if !self.turn.goes_on(cx) {
                 return Poll::Pending;
             }
             let want = self.chunk.min(scratch::allowance());
@@ -202,7 +204,7 @@ impl Lane {
                 self.state = LaneState::Ended;
                 continue;
             }
-            *left = left.saturating_sub(read);
+            self.turn.moved(read);
             self.chunk = match (written < read, read == want) {
                 (true, _) => MIN_CHUNK,
                 (false, true) => (self.chunk * 2).min(MAX_CHUNK),
@@ -278,8 +280,7 @@ where
         if patience.is_some() && silence.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Heard::Silent);
         }
-        let mut left = TURN;
-        match down.poll(cx, upstream, guest, &mut left, false, |n| meter.down(n)) {
+        match down.poll(cx, upstream, guest, false, |n| meter.down(n)) {
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
             // The server's end was passed on; the guest may still have something to say.
             Poll::Ready(Ok(())) | Poll::Pending => {}

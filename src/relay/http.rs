@@ -7,7 +7,7 @@
 
 mod body;
 
-use super::scratch::{self, Kept, MIN_CHUNK, TURN};
+use super::scratch::{self, Kept, MIN_CHUNK};
 use super::{Clock, Meter, Watch, close};
 use crate::identify::Parsed;
 use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
@@ -263,9 +263,8 @@ impl Exchange {
         if self.uploaded || self.upload_broken {
             return Ok(Poll::Ready(()));
         }
-        let mut left = TURN;
         let Ends { guest, input, upstream } = ends;
-        match self.request.poll(cx, *guest, &mut upstream.stream, input, &mut left, &|n| meter.up(n)) {
+        match self.request.poll(cx, *guest, &mut upstream.stream, input, &|n| meter.up(n)) {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => {
                 self.uploaded = true;
@@ -302,9 +301,8 @@ impl Exchange {
         }
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         self.answered = true;
-        let mut left = TURN;
         let Peer { stream, input, .. } = upstream;
-        ready!(answer.poll(cx, stream, *guest, input, &mut left, &|n| meter.down(n))).map_err(|fault| match fault {
+        ready!(answer.poll(cx, stream, *guest, input, &|n| meter.down(n))).map_err(|fault| match fault {
             BodyFault::Read | BodyFault::Malformed => Fault::Upstream,
             BodyFault::Write => Fault::GuestGone,
         })?;

@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, ready};
 use tokio::io::AsyncWrite;
@@ -12,12 +12,6 @@ use tokio::io::AsyncWrite;
 pub(crate) const MAX_CHUNK: usize = 1 << 20;
 /// The first read of a flow, and each after the peer did not keep up, 64 KiB.
 pub(crate) const MIN_CHUNK: usize = 64 << 10;
-/// What a flow may move in one turn before the others of its thread get theirs: 256 KiB, and what its last
-/// read brought beyond.
-pub(crate) const TURN: usize = MAX_CHUNK / 4;
-/// What all flows of a thread that move much may move between two looks for events, 8 MiB: reads get
-/// smaller, down to [`MIN_CHUNK`], the more flows wait for their turn.
-const ROUND: usize = 8 << 20;
 /// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most: 64 MiB, and less
 /// where memory is bounded.
 static KEPT_SOFT: AtomicUsize = AtomicUsize::new(MOST_KEPT);
@@ -37,8 +31,6 @@ pub fn keep_within(memory: u64, threads: usize) {
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     static KEPT: Cell<usize> = const { Cell::new(0) };
-    /// Flows that have given way and wait for their turn.
-    static WAITING: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Lends the first `size` bytes of the thread's scratch, [`MAX_CHUNK`] at most. The loan ends before
@@ -56,49 +48,9 @@ pub(crate) fn with<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-/// How much a read may ask for, by what this thread's flows keep already and how many wait.
+/// How much a read may ask for, by what this thread's flows keep already.
 pub(crate) fn allowance() -> usize {
-    if KEPT.get() > KEPT_SOFT.load(Ordering::Relaxed) {
-        return TIGHT_CHUNK;
-    }
-    (ROUND / (WAITING.get() + 1)).clamp(MIN_CHUNK, MAX_CHUNK)
-}
-
-/// Whether a direction of a flow waits for its next turn.
-#[derive(Debug, Default)]
-pub(crate) struct Turn {
-    waits: bool,
-}
-
-impl Turn {
-    /// It has its turn.
-    pub(crate) fn begin(&mut self) {
-        if std::mem::take(&mut self.waits) {
-            WAITING.set(WAITING.get().saturating_sub(1));
-        }
-    }
-
-    /// It has had its turn: its task is polled again after the runtime has looked for events. A plain wake
-    /// would put the task into the queue, and a runtime that always finds something there looks only every
-    /// 61 turns.
-    pub(crate) fn give_way(&mut self, cx: &mut Context<'_>) {
-        if !std::mem::replace(&mut self.waits, true) {
-            WAITING.set(WAITING.get() + 1);
-        }
-        let _ = pin!(tokio::task::yield_now()).poll(cx);
-    }
-}
-
-impl Drop for Turn {
-    fn drop(&mut self) {
-        self.begin();
-    }
-}
-
-/// Flows of this thread that wait for their turn.
-#[cfg(test)]
-pub(crate) fn waiting() -> usize {
-    WAITING.get()
+    if KEPT.get() > KEPT_SOFT.load(Ordering::Relaxed) { TIGHT_CHUNK } else { MAX_CHUNK }
 }
 
 /// Bytes kept by all flows of this thread.

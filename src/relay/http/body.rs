@@ -3,7 +3,8 @@
 
 use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
-use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK, Turn};
+use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
+use crate::relay::turns::Turn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -83,21 +84,24 @@ impl Body {
         from: &mut R,
         to: &mut W,
         over: &mut Vec<u8>,
-        left: &mut usize,
         count: &impl Fn(usize),
     ) -> Poll<Result<(), BodyFault>>
     where
         R: AsyncRead + Unpin,
         W: AsyncWrite + Unpin,
     {
-        self.turn.begin();
+        let over_with = self.is_done() && self.kept.is_empty();
+        if !over_with && !self.turn.begin(cx) {
+            return Poll::Pending;
+        }
         loop {
-            count(ready!(self.kept.poll_flush(cx, to)).map_err(|_| BodyFault::Write)?);
+            let flushed = ready!(self.kept.poll_flush(cx, to)).map_err(|_| BodyFault::Write)?;
+            self.turn.moved(flushed);
+            count(flushed);
             if self.is_done() {
                 return Poll::Ready(Ok(()));
             }
-            if *left == 0 {
-                self.turn.give_way(cx);
+            if !self.turn.goes_on(cx) {
                 return Poll::Pending;
             }
             // Not into the next message, or, where its start is not known, not far.
@@ -108,7 +112,7 @@ impl Body {
             };
             let want = usize::try_from(within).unwrap_or(usize::MAX).min(self.chunk);
             let read = ready!(self.poll_piece(cx, from, to, want.min(scratch::allowance()), over, count))?;
-            *left = left.saturating_sub(read);
+            self.turn.moved(read);
         }
     }
 

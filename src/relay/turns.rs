@@ -1,0 +1,300 @@
+//! Who moves bytes when: flows that move much take turns, and all others need not wait for them.
+//!
+//! A worker runs what is ready, one task after the other, and then looks for events. If each of a hundred
+//! streams moved a quarter of a megabyte in between, a neighbour with a single byte would wait a hundred
+//! turns at every step of its way. So between two looks one of them has its turn and the rest stand in a
+//! queue, first come, first served. Who moves little does not stand there: the first [`FREE`] bytes of each
+//! time are for nothing.
+//!
+//! A task of its own, the conductor, calls the next one after each look. It goes on whatever becomes of
+//! those it called, so nobody who forgets to hand on a turn holds up the others.
+
+use std::collections::VecDeque;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+/// What a flow may move in one turn: 256 KiB, and what its last read brought beyond.
+const TURN: usize = 256 << 10;
+/// What it may move each time it is woken, without a turn: 64 KiB, and what its last read brought beyond.
+const FREE: usize = 64 << 10;
+
+thread_local! {
+    static TURNS: Shared = Shared::default();
+}
+
+type Shared = Arc<Mutex<Turns>>;
+
+/// The turns of one thread.
+#[derive(Debug, Default)]
+struct Turns {
+    waiting: VecDeque<Arc<Seat>>,
+    /// Somebody has had a turn since the conductor ran last.
+    taken: bool,
+    conductor: Conductor,
+}
+
+#[derive(Debug, Default)]
+enum Conductor {
+    /// There is none yet, or its runtime has ended.
+    #[default]
+    Missing,
+    Asleep(Waker),
+    /// It runs after the next look for events.
+    Awake,
+}
+
+/// A place in the queue.
+#[derive(Debug)]
+struct Seat {
+    waits: AtomicBool,
+    waker: Mutex<Waker>,
+}
+
+/// The turns of one direction of a flow.
+#[derive(Debug, Default)]
+pub(crate) struct Turn {
+    /// In the queue, or just called from it.
+    seat: Option<Arc<Seat>>,
+    /// Moved since it was last woken.
+    moved: usize,
+    /// It has its turn, not only what is free.
+    mine: bool,
+}
+
+impl Turn {
+    /// To be asked each time before anything is moved. `false`: it has to wait, and its task will be woken.
+    pub(crate) fn begin(&mut self, cx: &mut Context<'_>) -> bool {
+        if let Some(seat) = &self.seat {
+            if seat.waits_with(cx) {
+                return false;
+            }
+            (self.seat, self.moved, self.mine) = (None, 0, true);
+            return true;
+        }
+        // Who moved much when it was woken last will do so again.
+        let much = std::mem::take(&mut self.moved) >= FREE;
+        self.mine = false;
+        !much || self.take(cx)
+    }
+
+    /// So many bytes were moved.
+    pub(crate) fn moved(&mut self, bytes: usize) {
+        self.moved = self.moved.saturating_add(bytes);
+    }
+
+    /// May it move more? `false`: it has to wait, and its task will be woken.
+    pub(crate) fn goes_on(&mut self, cx: &mut Context<'_>) -> bool {
+        match self.mine {
+            _ if self.moved < FREE => true,
+            false => self.take(cx),
+            true if self.moved < TURN => true,
+            true => {
+                self.queue(cx);
+                false
+            }
+        }
+    }
+
+    /// Takes the turn that is to be had, or a place in the queue.
+    fn take(&mut self, cx: &mut Context<'_>) -> bool {
+        self.mine = TURNS.with(|turns| {
+            let mut held = lock(turns);
+            let free = !held.taken && held.waiting.is_empty();
+            if free {
+                held.taken = true;
+                rouse(turns, held);
+            }
+            free
+        });
+        if !self.mine {
+            self.queue(cx);
+        }
+        self.mine
+    }
+
+    fn queue(&mut self, cx: &mut Context<'_>) {
+        let seat = Arc::new(Seat { waits: AtomicBool::new(true), waker: Mutex::new(cx.waker().clone()) });
+        self.seat = Some(Arc::clone(&seat));
+        TURNS.with(|turns| {
+            let mut held = lock(turns);
+            held.waiting.push_back(seat);
+            rouse(turns, held);
+        });
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        if let Some(seat) = &self.seat {
+            seat.waits.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Seat {
+    /// Does it still wait? Then it is the task of `cx` that will be woken.
+    fn waits_with(&self, cx: &Context<'_>) -> bool {
+        let mut waker = lock(&self.waker);
+        waker.clone_from(cx.waker());
+        self.waits.load(Ordering::Relaxed)
+    }
+
+    /// Calls it, unless nobody waits there any more.
+    fn call(&self) -> bool {
+        let waker = lock(&self.waker);
+        let waits = self.waits.swap(false, Ordering::Relaxed);
+        if waits {
+            waker.wake_by_ref();
+        }
+        waits
+    }
+}
+
+/// Has the conductor run after the next look for events.
+fn rouse(turns: &Shared, mut held: MutexGuard<'_, Turns>) {
+    match std::mem::replace(&mut held.conductor, Conductor::Awake) {
+        Conductor::Awake => {}
+        Conductor::Asleep(waker) => {
+            drop(held);
+            after_next_look(&mut Context::from_waker(&waker));
+        }
+        Conductor::Missing => {
+            drop(held);
+            tokio::spawn(conduct(OnDuty(Arc::clone(turns))));
+        }
+    }
+}
+
+/// Wakes the task after the runtime has looked for events. A plain wake would put it into the queue of
+/// tasks, and a runtime that always finds something there looks only every 61 tasks.
+fn after_next_look(cx: &mut Context<'_>) {
+    let _ = pin!(tokio::task::yield_now()).poll(cx);
+}
+
+/// Calls one flow after each look for events, for as long as any wait.
+async fn conduct(on_duty: OnDuty) {
+    std::future::poll_fn(|cx| {
+        let mut held = lock(&on_duty.0);
+        held.taken = false;
+        while let Some(seat) = held.waiting.pop_front() {
+            if seat.call() {
+                held.taken = true;
+                break;
+            }
+        }
+        if held.taken {
+            held.conductor = Conductor::Awake;
+            drop(held);
+            after_next_look(cx);
+        } else {
+            held.conductor = Conductor::Asleep(cx.waker().clone());
+        }
+        Poll::<()>::Pending
+    })
+    .await;
+}
+
+/// Notes when the conductor is gone: its runtime ends, or it panicked. Then nobody waits for it.
+struct OnDuty(Shared);
+
+impl Drop for OnDuty {
+    fn drop(&mut self) {
+        let mut held = lock(&self.0);
+        held.conductor = Conductor::Missing;
+        held.taken = false;
+        let waiting = std::mem::take(&mut held.waiting);
+        drop(held);
+        for seat in waiting {
+            seat.call();
+        }
+    }
+}
+
+fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
+    of.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Flows of this thread that wait for their turn.
+#[cfg(test)]
+pub(crate) fn waiting() -> usize {
+    TURNS.with(|turns| lock(turns).waiting.iter().filter(|seat| seat.waits.load(Ordering::Relaxed)).count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::future::poll_fn;
+
+    /// What `work` comes to with the context of this task.
+    async fn polled<T>(mut work: impl FnMut(&mut Context<'_>) -> T) -> T {
+        poll_fn(|cx| Poll::Ready(work(cx))).await
+    }
+
+    /// A direction that has moved so much without a turn that it needs one now.
+    fn heavy() -> Turn {
+        Turn { seat: None, moved: FREE, mine: false }
+    }
+
+    /// Until it may move, at most some looks for events later.
+    async fn called(turn: &mut Turn) -> bool {
+        for _ in 0..10 {
+            if polled(|cx| turn.begin(cx)).await {
+                return true;
+            }
+            tokio::task::yield_now().await;
+        }
+        false
+    }
+
+    #[tokio::test]
+    async fn who_moves_little_never_waits_and_who_moves_much_waits_for_one_turn_of_each() {
+        let (mut first, mut second, mut light) = (heavy(), heavy(), Turn::default());
+        polled(|cx| {
+            assert!(first.begin(cx) && !second.begin(cx), "one turn between two looks");
+            for _ in 0..100 {
+                light.moved(FREE - 1);
+                assert!(light.goes_on(cx) && light.begin(cx));
+            }
+            first.moved(TURN - 1);
+            assert!(first.goes_on(cx));
+            first.moved(1);
+            assert!(!first.goes_on(cx), "its turn is over");
+        })
+        .await;
+        assert_eq!(waiting(), 2);
+        assert!(called(&mut second).await);
+        polled(|cx| assert!(!first.begin(cx), "the other has its turn")).await;
+        assert!(called(&mut first).await, "although the other moved nothing and said nothing");
+        assert_eq!(waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn who_is_gone_or_does_not_come_when_called_holds_up_nobody() {
+        let (mut first, mut gone, mut absent, mut last) = (heavy(), heavy(), heavy(), heavy());
+        polled(|cx| {
+            assert!(first.begin(cx));
+            assert!([&mut gone, &mut absent, &mut last].into_iter().all(|turn| !turn.begin(cx)));
+        })
+        .await;
+        drop((first, gone));
+        assert_eq!(waiting(), 2);
+        assert!(called(&mut last).await);
+        assert_eq!(waiting(), 0);
+    }
+
+    #[test]
+    fn turns_outlive_a_runtime_that_ended() {
+        let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let (mut one, mut other) = (heavy(), heavy());
+        runtime().block_on(polled(|cx| assert!(one.begin(cx) && !other.begin(cx))));
+        assert_eq!(waiting(), 0, "nobody would call");
+        let (mut third, mut fourth) = (heavy(), heavy());
+        runtime().block_on(async {
+            assert!(called(&mut other).await && called(&mut one).await);
+            polled(|cx| assert!(third.begin(cx) && !fourth.begin(cx))).await;
+            assert!(called(&mut fourth).await, "there is a conductor again");
+        });
+    }
+}
