@@ -46,7 +46,7 @@ pub trait Sink {
     type Error: Display;
 
     /// About so many rules will come. A hint, which need not be taken.
-    fn expect(&mut self, _rules: usize) {}
+    fn make_room(&mut self, _rules: usize) {}
 
     /// Announces a file of the whitelist; its rules follow.
     fn file(&mut self, name: &str) -> Self::File;
@@ -59,8 +59,8 @@ impl Sink for Builder {
     type File = FileId;
     type Error = BuildError;
 
-    fn expect(&mut self, rules: usize) {
-        Builder::expect(self, rules);
+    fn make_room(&mut self, rules: usize) {
+        Builder::make_room(self, rules);
     }
 
     fn file(&mut self, name: &str) -> FileId {
@@ -136,7 +136,7 @@ pub struct Loaded {
 pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, Loaded), Report> {
     let mut problems = files.problems().clone();
     let mut kinds = Kinds::default();
-    sink.expect(files.iter().map(|file| parse::count(file.bytes())).sum());
+    sink.make_room(files.iter().map(|file| parse::count(file.bytes())).sum());
     for file in files.iter() {
         let id = sink.file(file.name());
         let mut take = |rule: &Rule<'_>| {

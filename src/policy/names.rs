@@ -168,7 +168,7 @@ impl Names {
     }
 
     /// Makes room for so many names.
-    pub(super) fn expect(&mut self, store: &Store, names: usize) {
+    pub(super) fn make_room(&mut self, store: &Store, names: usize) {
         let lines = std::iter::successors(Some(1), |lines: &usize| lines.checked_mul(2));
         let lines = lines.take_while(|lines| *lines <= MAX_LINES).find(|lines| room(*lines) >= names);
         if let Some(lines) = lines.filter(|lines| *lines > self.lines.len()) {
@@ -289,14 +289,14 @@ mod tests {
         let (mut store, mut names) = (Store::default(), Names::default());
         let said = Said { place: Place { file: 0, line: 1 }, shape: Shape::Exact };
         names.insert(&mut store, "a.io", said, 0).unwrap();
-        names.expect(&store, 1000);
+        names.make_room(&store, 1000);
         let lines = names.lines.len();
         assert!(room(lines) >= 1000 && room(lines / 2) < 1000);
-        names.expect(&store, 10);
+        names.make_room(&store, 10);
         (0..1000).for_each(|index| names.insert(&mut store, &format!("n{index}.io"), said, 0).unwrap());
         assert_eq!(names.lines.len(), lines, "there was room for 1152");
         assert!(names.get(&store, "a.io").is_some() && names.get(&store, "n999.io").is_some());
-        names.expect(&store, usize::MAX);
+        names.make_room(&store, usize::MAX);
         assert_eq!(names.lines.len(), lines);
     }
 

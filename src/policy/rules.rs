@@ -414,8 +414,8 @@ impl Builder {
     }
 
     /// Makes room for so many names at once, instead of little by little.
-    pub fn expect(&mut self, names: usize) {
-        self.rules.names.expect(&self.rules.store, names);
+    pub fn make_room(&mut self, names: usize) {
+        self.rules.names.make_room(&self.rules.store, names);
     }
 
     /// The id of a file, by its name within the whitelist dir. Of two rules that decide alike the one
