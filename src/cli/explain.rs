@@ -102,6 +102,7 @@ pub(super) fn refused_in_any_case<'u>(
 ) -> Result<Vec<(&'u str, String)>, Failure> {
     let mut settings = settings.clone();
     settings.policy.mode = Mode::All;
+    settings.golem = None;
     settings.policy.guests.clear();
     settings.policy.unknown = Unknown::Shared;
     let lists = bridge::compile(&settings);

@@ -182,11 +182,13 @@ enum KeyUsage {
 }
 
 #[derive(PartialEq, Eq, Hash, Deserialize)]
-#[serde(rename_all = "camelCase")]
 enum Usage {
-    SignCertificate,
-    SignManifest,
-    SignNode,
+    #[serde(rename = "signCertificate")]
+    Certificates,
+    #[serde(rename = "signManifest")]
+    Manifests,
+    #[serde(rename = "signNode")]
+    Nodes,
 }
 
 #[derive(Clone, Copy, Deserialize)]
@@ -221,7 +223,7 @@ impl Descriptor {
         verify(&signed.node_descriptor, &signed.signature, &certificate.public_key)?;
         let descriptor: NodeDescriptor = form(signed.node_descriptor)?;
         within(&certificate.permissions, &descriptor.permissions)?;
-        if !certificate.key_usage.has(&Usage::SignNode) {
+        if !certificate.key_usage.has(&Usage::Nodes) {
             return Err(DescriptorError::MayNotSignNode);
         }
         certificate.validity_period.holds(descriptor.validity_period)?;
@@ -321,7 +323,7 @@ impl KeyUsage {
         match (self, below) {
             (KeyUsage::All(_), _) => Ok(()),
             (KeyUsage::Limited(above), KeyUsage::Limited(below)) if below.is_subset(above) => {
-                if self.has(&Usage::SignCertificate) { Ok(()) } else { Err(DescriptorError::MayNotSign) }
+                if self.has(&Usage::Certificates) { Ok(()) } else { Err(DescriptorError::MayNotSign) }
             }
             _ => Err(DescriptorError::Extended("Key usage")),
         }

@@ -16,16 +16,16 @@ pub const WHITELIST: &str = "domain_whitelist.json";
 /// The folder with certificates in the data dir.
 pub const CERT_DIR: &str = "cert-dir";
 
-/// What a rule lets through.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+/// What a rule lets through, the less the smaller.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
-    /// Everything.
-    All,
     /// Nothing.
     None,
     /// What the list has.
     Whitelist,
+    /// Everything.
+    All,
 }
 
 /// The rule of one certificate.
@@ -118,6 +118,11 @@ pub enum RulesError {
     },
 }
 
+/// The files of a data dir that hold for guests without a manifest.
+pub fn files(data_dir: &Path) -> [PathBuf; 2] {
+    [WHITELIST, RULES].map(|name| data_dir.join(name))
+}
+
 /// Reads a file of at most [`MAX_INPUT`] bytes; `None` where there is none.
 ///
 /// # Errors
@@ -152,8 +157,20 @@ impl Outbound {
     pub fn of(data_dir: &Path) -> Result<Outbound, RulesError> {
         let path = data_dir.join(RULES);
         let Some(bytes) = read(&path)? else { return Ok(Outbound::default()) };
-        let file: RulesFile = serde_json::from_slice(&bytes).map_err(|source| RulesError::Form { path, source })?;
-        Ok(file.outbound)
+        Outbound::parse(&bytes).map_err(|source| RulesError::Form { path, source })
+    }
+
+    /// Reads the text of a `rules.json`.
+    ///
+    /// # Errors
+    /// Where it is not what yagna writes.
+    pub fn parse(text: &[u8]) -> Result<Outbound, serde_json::Error> {
+        serde_json::from_slice(text).map(|RulesFile { outbound }| outbound)
+    }
+
+    /// What a guest without a manifest is granted.
+    pub fn without_manifest(&self) -> Mode {
+        if self.enabled { self.everyone } else { Mode::None }
     }
 }
 

@@ -1,9 +1,14 @@
-//! `outgate golem accepts`, against decision files and certificates made here with openssl.
+//! Golem providers: their decision files in the running daemon, and `outgate golem accepts` against files and
+//! certificates made here with openssl.
 
+use crate::world::client::Get;
+use crate::world::outgate::Outgate;
+use crate::world::{World, eventually};
 use serde_json::{Value, json};
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A provider's data dir, and beside it the files of a requestor.
@@ -143,7 +148,7 @@ fn what_outgate_refuses_later_is_told() {
     for (warning, words) in warnings.iter().zip([
         ["tcp://mail.example:25", "port_not_allowed; 25 is in [dial].blocked_ports"],
         ["udp://good.example:123", "nothing listens for UDP"],
-        ["https://127.0.0.1/", "127.0.0.0/8"],
+        ["https://127.0.0.1/", "address_floor; 127.0.0.1 is in the address floor"],
         ["data:text/plain,x", "malformed"],
     ]) {
         assert!(words.iter().all(|words| warning.contains(words)), "{warning}");
@@ -292,4 +297,83 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
             words => provider.refused(&signed("day.pem"), words),
         }
     }
+}
+
+fn allows(world: &World, name: &str) -> bool {
+    match world.guest.get(name, "/").status {
+        200 => true,
+        403 => false,
+        other => panic!("{name}: {other}"),
+    }
+}
+
+/// A daemon that reads a provider's data dir, and that dir.
+fn at_a_provider(world: &World, rules: &str, keys: &str) -> (Outgate, PathBuf) {
+    let outgate = world.setup(rules).tables(&format!("[golem]\ndata_dir = \"provider\"\n{keys}")).write();
+    let data = outgate.path("provider");
+    fs::create_dir(&data).unwrap();
+    (outgate, data)
+}
+
+/// As ya-provider replaces its files.
+fn save(data: &Path, name: &str, content: &Value) {
+    fs::write(data.join("new"), content.to_string()).unwrap();
+    fs::rename(data.join("new"), data.join(name)).unwrap();
+}
+
+#[test]
+fn a_providers_own_list_and_rules_hold_and_are_followed() {
+    let Some(world) = World::new() else { return };
+    let (mut outgate, data) = at_a_provider(&world, "deny odd.test\n", "");
+    save(&data, "domain_whitelist.json", &strict(&["good.test"]));
+    outgate.launch();
+    outgate.await_ready();
+    assert!(allows(&world, "good.test") && !allows(&world, "cdn-ok.test"), "without rules everyone has the list");
+    let mut tunnel = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
+
+    let begun = Instant::now();
+    save(&data, "domain_whitelist.json", &strict(&["good.test", "cdn-ok.test", "odd.test"]));
+    eventually("the provider's edit is in force", || allows(&world, "cdn-ok.test"));
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(!allows(&world, "odd.test"), "the operator's `deny` holds");
+    assert_eq!(tunnel.get("good.test", "/").unwrap().status, 200, "other flows do not notice");
+
+    save(&data, "rules.json", &everyone("all"));
+    eventually("everyone has all", || allows(&world, "evil.test"));
+    assert!(!allows(&world, "odd.test"));
+    save(&data, "rules.json", &everyone("none"));
+    eventually("everyone has nothing", || !allows(&world, "good.test"));
+    assert_eq!(world.guest.get("good.test", "/").reason(), "mode_none");
+    assert!(tunnel.sock.is_over(), "what the rules take away ends");
+
+    save(&data, "rules.json", &everyone("whitelist"));
+    eventually("the list again", || allows(&world, "good.test"));
+    fs::write(data.join("rules.json"), "{\"outbound\":\n{\"enabled\": tru").unwrap();
+    eventually("broken rules are told", || outgate.metric("whitelist_last_reload_successful", &[]) == 0.0);
+    assert!(allows(&world, "good.test") && !allows(&world, "evil.test"), "the last good ones stay");
+    assert!(outgate.stop().success());
+    outgate.launch();
+    outgate.await_admin(|response| response.status != 0);
+    eventually("also over a restart", || allows(&world, "good.test"));
+    assert!(!allows(&world, "evil.test"));
+    assert!(outgate.errors().contains("provider/rules.json:2:"), "{}", outgate.errors());
+}
+
+#[test]
+fn a_ceiling_holds_for_what_rules_grant_and_a_missing_data_dir_is_an_error() {
+    let Some(world) = World::new() else { return };
+    let (mut outgate, data) = at_a_provider(&world, "", "max_mode = \"whitelist\"");
+    save(&data, "domain_whitelist.json", &strict(&["good.test"]));
+    save(&data, "rules.json", &everyone("all"));
+    outgate.launch();
+    outgate.await_ready();
+    assert!(allows(&world, "good.test") && !allows(&world, "evil.test"));
+    save(&data, "rules.json", &json!({"outbound": {"enabled": false, "everyone": "all"}}));
+    eventually("outbound is disabled", || !allows(&world, "good.test"));
+    assert!(outgate.stop().success());
+    fs::remove_dir_all(&data).unwrap();
+    fs::remove_dir_all(outgate.path("state")).unwrap();
+    outgate.launch();
+    assert_eq!(outgate.ended().code(), Some(1));
+    assert!(outgate.errors().contains("there is no such data dir"), "{}", outgate.errors());
 }
