@@ -7,6 +7,7 @@ mod bridge;
 mod check;
 mod explain;
 mod firewall;
+mod golem;
 mod man;
 mod run;
 mod table;
@@ -155,6 +156,7 @@ enum Command {
     Status(ask::StatusArguments),
     Denied(ask::DeniedArguments),
     Flows(ask::FlowsArguments),
+    Golem(golem::Arguments),
     Completions(man::CompletionsArguments),
     Man(man::ManArguments),
 }
@@ -169,6 +171,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Status(arguments) => ask::status(&arguments, out),
         Command::Denied(arguments) => ask::denied(&arguments, out),
         Command::Flows(arguments) => ask::flows(&arguments, out),
+        Command::Golem(arguments) => golem::run(&arguments, out),
         Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
         Command::Man(_) => man::man(Program::command(), out),
     }
@@ -225,6 +228,8 @@ mod tests {
             "outgate status",
             "outgate denied",
             "outgate flows",
+            "outgate golem",
+            "outgate golem accepts",
             "outgate completions",
             "outgate man",
         ];

@@ -22,6 +22,7 @@ use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal};
+use crate::golem::rules::Mode as Grant;
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use diagnostic::Problems;
@@ -65,6 +66,17 @@ pub struct Settings {
     pub log: LogSettings,
     /// `[state].dir`.
     pub state_dir: PathBuf,
+    /// `[golem]`, where it names a data dir.
+    pub golem: Option<GolemSettings>,
+}
+
+/// `[golem]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GolemSettings {
+    /// The provider's data dir, with its list and rules.
+    pub data_dir: PathBuf,
+    /// What the provider's rules may grant at most.
+    pub max_mode: Grant,
 }
 
 /// `[listen]` of the configuration. Listeners on IPv6 addresses take no IPv4.
@@ -185,10 +197,26 @@ impl Settings {
             ("listen.control", old_listen.control != new_listen.control),
             ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
             ("state.dir", self.state_dir != new.state_dir),
+            ("golem.data_dir", self.data_dir() != new.data_dir()),
         ]
         .into_iter()
         .filter_map(|(key, differs)| differs.then_some(key))
         .collect()
+    }
+
+    /// `[golem].data_dir`.
+    pub fn data_dir(&self) -> Option<&Path> {
+        self.golem.as_ref().map(|golem| golem.data_dir.as_path())
+    }
+
+    /// The policy's part, where a provider's rules grant guests so much. Without `[golem]` they say nothing.
+    pub fn policy_with(&self, granted: Grant) -> PolicySettings {
+        let mode = self.golem.as_ref().map(|golem| match granted.min(golem.max_mode) {
+            Grant::None => Mode::None,
+            Grant::Whitelist => Mode::Whitelist,
+            Grant::All => Mode::All,
+        });
+        PolicySettings { mode: mode.unwrap_or(self.policy.mode), ..self.policy.clone() }
     }
 
     /// What tells the firewall of these settings from that of others; `None` where they ask for none.
@@ -310,6 +338,7 @@ impl Settings {
             },
             log: LogSettings { access: AccessLog::Stdout, denied_only: false },
             state_dir: places.state,
+            golem: None,
         }
     }
 }

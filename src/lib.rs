@@ -32,6 +32,7 @@ pub mod admin;
 pub mod control;
 pub mod dns;
 pub mod firewall;
+pub mod golem;
 pub mod system;
 pub mod whitelist;
 

@@ -25,6 +25,7 @@ mod pattern;
 pub(crate) mod replace;
 mod subject;
 
+use crate::golem::rules::Mode;
 use crate::pace;
 use crate::policy::rule::{Subject, Terms};
 use crate::policy::{BuildError, Builder, FileId, Rules};
@@ -128,6 +129,8 @@ pub struct Loaded {
     pub files: usize,
     /// Rules, by kind.
     pub kinds: Kinds,
+    /// What a Golem provider's rules grant guests; yagna's default where there are none.
+    pub granted: Mode,
 }
 
 /// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.
@@ -147,7 +150,8 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
         parse::file(file, today, &mut problems, &mut take);
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
-    Ok((sink, Loaded { warnings, fingerprint: files.fingerprint(), files: files.len(), kinds }))
+    let (fingerprint, granted) = (files.fingerprint(), files.granted());
+    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), kinds, granted }))
 }
 
 /// Turns a set of files into the rules that the daemon goes by.

@@ -35,7 +35,7 @@ pub(super) struct Lists {
 
 /// The files that `settings` speak of, or the compiled-in ones.
 pub(super) fn files(settings: &Settings) -> Files {
-    Files::of(settings.whitelist_dir.as_deref())
+    Files::of(settings.whitelist_dir.as_deref(), settings.data_dir())
 }
 
 /// Reads and compiles the lists and lays the configuration over them.
@@ -50,14 +50,14 @@ pub(super) fn compile(settings: &Settings) -> Lists {
             return lists;
         }
     };
-    let Loaded { warnings, kinds, .. } = loaded;
+    let Loaded { warnings, kinds, granted, .. } = loaded;
     lists.rules = kinds.total();
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
     if lists.diagnostics.iter().any(Diagnostic::is_error) {
         return lists;
     }
-    match Policy::new(Arc::new(rules), settings.policy.clone()) {
+    match Policy::new(Arc::new(rules), settings.policy_with(granted)) {
         Ok(policy) => lists.policy = Some(policy),
         Err(error) => {
             let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();

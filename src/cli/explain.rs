@@ -7,10 +7,10 @@ use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::{Settings, nearest};
 use crate::identify::Claim;
-use crate::policy::{AddressTerms, Guest, Location, Policy, Refusal};
+use crate::policy::{AddressTerms, Guest, Location, Mode, Policy, Refusal, Unknown};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
-use crate::target::Host;
+use crate::target::{Host, Transport};
 use crate::whitelist::Files;
 use clap::Args;
 use serde::Serialize;
@@ -92,6 +92,40 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
         answers.iter().try_for_each(|answer| judge.write(answer, out))?;
     }
     Ok(exit(answers.iter().all(|answer| answer.passes)))
+}
+
+/// Which of these URLs are refused whatever the list allows, and why: blocked ports, `deny` rules, addresses
+/// that no guest reaches, what cannot be told from any other host, and UDP, for which nothing listens.
+pub(super) fn refused_in_any_case<'u>(
+    settings: &Settings,
+    urls: impl Iterator<Item = &'u str>,
+) -> Result<Vec<(&'u str, String)>, Failure> {
+    let mut settings = settings.clone();
+    settings.policy.mode = Mode::All;
+    settings.golem = None;
+    settings.policy.guests.clear();
+    settings.policy.unknown = Unknown::Shared;
+    let lists = bridge::compile(&settings);
+    let Some(policy) = lists.policy else {
+        return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
+    };
+    let source = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+    let mut judge =
+        Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
+    let refused = |url: &'u str| {
+        let udp = Asked::parse(url).is_ok_and(|asked| asked.claim(source).transport == Transport::Udp);
+        if udp {
+            return Some((url, "nothing listens for UDP but DNS".to_owned()));
+        }
+        let answer = judge.answer(url);
+        let rule = answer.rule.map(|rule| format!(" by {rule}")).unwrap_or_default();
+        let blocked = Asked::parse(url).ok().map(|asked| asked.target.port);
+        let blocked = blocked.filter(|port| judge.settings.policy.blocked_ports.contains(port));
+        let blocked = blocked.map(|port| format!("{port} is in [dial].blocked_ports, and a rule must name it"));
+        let advice = answer.advice.or(blocked).map(|advice| format!("; {advice}")).unwrap_or_default();
+        (!answer.passes).then(|| (url, format!("{}{rule}{advice}", answer.reason)))
+    };
+    Ok(urls.filter_map(refused).collect())
 }
 
 fn exit(all_pass: bool) -> Exit {

@@ -4,9 +4,10 @@
 use super::diagnostic::Problems;
 use super::raw::{Given, List, Raw};
 use super::values::{self, Server, Zero};
-use super::{Settings, WHITELIST_DIR, firewall, guests, listeners};
+use super::{GolemSettings, Settings, WHITELIST_DIR, firewall, guests, listeners};
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
+use crate::golem::rules::Mode as Grant;
 use crate::policy::{Mode, Unknown};
 use crate::resolve::ResolverSettings;
 use ipnet::IpNet;
@@ -50,7 +51,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     if let Some(given) = &raw.state_dir {
         settings.state_dir = path(given, "dir", folder, problems);
     }
-    check_forms(raw, problems);
+    settings.golem = check_golem(raw, folder, problems);
     listeners::warn_of_exposure(&raw.listen, &settings, problems);
     settings
 }
@@ -229,7 +230,18 @@ fn check_log(raw: &Raw, default: LogSettings, folder: &Path, problems: &mut Prob
     LogSettings { access, denied_only: raw.denied_only.as_ref().map_or(default.denied_only, |given| *given.get_ref()) }
 }
 
-/// The form of keys that no stage of this version reads.
-fn check_forms(raw: &Raw, problems: &mut Problems<'_>) {
-    choice(&raw.golem.max_mode, "max_mode", &MODES.map(|(word, _)| (word, ())), problems);
+fn check_golem(raw: &Raw, folder: &Path, problems: &mut Problems<'_>) -> Option<GolemSettings> {
+    let words = [("all", Grant::All), ("whitelist", Grant::Whitelist), ("none", Grant::None)];
+    let max_mode = choice(&raw.golem.max_mode, "max_mode", &words, problems).unwrap_or(Grant::All);
+    let Some(given) = raw.golem.data_dir.as_ref().filter(|given| !given.get_ref().is_empty()) else {
+        if let Some(given) = raw.golem.max_mode.as_ref().filter(|_| max_mode != Grant::All) {
+            problems.warn(given.span(), "`max_mode` means nothing without `data_dir`");
+        }
+        return None;
+    };
+    if let Some(mode) = &raw.mode {
+        let remedy = "leave `mode` out; [golem].max_mode is the ceiling, and [[guest]].mode is for one guest";
+        problems.error(mode.span(), format!("with [golem].data_dir the provider's rules.json sets the mode; {remedy}"));
+    }
+    Some(GolemSettings { data_dir: path(given, "data_dir", folder, problems), max_mode })
 }

@@ -319,12 +319,9 @@ key = "k"
 client_ca = "a"
 [resolver]
 servers = ["tls://9.9.9.9#dns.quad9.net"]
-[golem]
-data_dir = "d"
-max_mode = "none"
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 9, "{found:#?}");
+    assert_eq!(found.len(), 7, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }
@@ -347,6 +344,27 @@ fn a_firewall_without_listeners_for_what_it_brings_is_told_which_to_set() {
     let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"lo\", \"tap*\", \"tap*\"]"));
     assert!(found.iter().any(|p| p.contains("this takes in \"lo\", which is this machine itself")), "{found:?}");
     assert!(found.iter().any(|p| p.contains("\"tap*\" is in the list twice")), "{found:?}");
+}
+
+#[test]
+fn a_providers_data_dir_sets_the_mode_under_the_ceiling() {
+    let with = |max: &str| sound(&format!("[golem]\ndata_dir = \"d\"\n{max}"));
+    let golem = with("").golem.unwrap();
+    assert!(golem.data_dir.ends_with("d") && golem.max_mode == Grant::All);
+    for (granted, ceiling, mode) in [
+        (Grant::All, "", Mode::All),
+        (Grant::Whitelist, "", Mode::Whitelist),
+        (Grant::None, "", Mode::None),
+        (Grant::All, "max_mode = \"whitelist\"", Mode::Whitelist),
+        (Grant::None, "max_mode = \"whitelist\"", Mode::None),
+        (Grant::All, "max_mode = \"none\"", Mode::None),
+    ] {
+        assert_eq!(with(ceiling).policy_with(granted).mode, mode, "{granted:?} under {ceiling:?}");
+    }
+    assert_eq!(parse("mode = \"observe\"").0.policy_with(Grant::None).mode, Mode::Observe);
+    let found = problems("mode = \"all\"\n[golem]\ndata_dir = \"d\"\nmax_mode = \"observe\"");
+    assert!(found.iter().any(|p| p.contains("rules.json sets the mode")), "{found:?}");
+    assert!(found.iter().any(|p| p.starts_with("f:4:12: `max_mode` is \"observe\"")), "{found:?}");
 }
 
 #[test]

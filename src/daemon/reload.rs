@@ -9,8 +9,9 @@ mod used;
 
 use super::DaemonError;
 use crate::account::AccountError;
-use crate::config::Settings;
+use crate::config::{GolemSettings, Settings};
 use crate::flow::{House, Live};
+use crate::golem::rules as provider;
 use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
@@ -91,10 +92,10 @@ impl Lists {
     /// neither configuration nor whitelist dir the shipped ones.
     pub(super) fn at_start(settings: &Settings) -> Result<Lists, DaemonError> {
         let today = whitelist::today();
-        let files = Files::of(settings.whitelist_dir.as_deref());
+        let files = Files::of(settings.whitelist_dir.as_deref(), settings.data_dir());
         let report = match compile(&files, today) {
             Ok(lists) => {
-                if settings.whitelist_dir.is_some() {
+                if settings.whitelist_dir.is_some() || settings.golem.is_some() {
                     remember(settings, &files);
                 }
                 return Ok(lists);
@@ -121,7 +122,7 @@ impl Lists {
 
     /// The policy that these lists and `settings` make.
     pub(super) fn policy(&self, settings: &Settings) -> Result<Arc<Policy>, PolicyError> {
-        Policy::new(Arc::clone(&self.rules), settings.policy.clone()).map(Arc::new)
+        Policy::new(Arc::clone(&self.rules), settings.policy_with(self.loaded.granted)).map(Arc::new)
     }
 
     /// How many rules there are.
@@ -142,7 +143,10 @@ impl Reloader {
         let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone(), in_force: None }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
-        let watched = settings.whitelist_dir.clone().map(|dir| vec![watch::Watched::Folder(dir)]);
+        let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
+        let provider = settings.data_dir().map(provider::files).into_iter().flatten().map(watch::Watched::File);
+        let watched: Vec<_> = folder.into_iter().chain(provider).collect();
+        let watched = (!watched.is_empty()).then_some(watched);
         let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state), bound, counting };
         desk.announce();
         let looks = ask.clone();
@@ -303,6 +307,10 @@ impl Desk {
             listen: self.settings.listen.clone(),
             whitelist_dir: self.settings.whitelist_dir.clone(),
             state_dir: self.settings.state_dir.clone(),
+            golem: match (&self.settings.golem, &settings.golem) {
+                (Some(old), Some(new)) => Some(GolemSettings { data_dir: old.data_dir.clone(), ..new.clone() }),
+                (old, _) => old.clone(),
+            },
             ..settings
         };
         let mut outcome = self.reload(settings, restart_needed)?;
@@ -313,7 +321,7 @@ impl Desk {
     fn reload(&mut self, settings: Settings, restart_needed: Vec<&'static str>) -> Outcome {
         let start = Instant::now();
         let today = whitelist::today();
-        let files = Files::of(settings.whitelist_dir.as_deref());
+        let files = Files::of(settings.whitelist_dir.as_deref(), settings.data_dir());
         let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
         let unchanged = same_files && self.lists.fallback.is_none();
         if unchanged && settings == self.settings {

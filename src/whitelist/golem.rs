@@ -8,6 +8,7 @@ use super::native::{MAX_LINE, plain_terms};
 use super::parse::{Context, Rule, lines};
 use super::pattern::{self, Matching};
 use super::subject::literal;
+use crate::golem::rules::Outbound;
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
 use crate::target::Host;
 use ipnet::IpNet;
@@ -82,13 +83,26 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
     }
 }
 
+/// `rules.json` of a provider: no hosts, but the mode of guests, which is read when the whole set is sound.
+pub(super) fn rules(text: &str, context: &mut Context<'_>) {
+    if let Err(error) = Outbound::parse(text.as_bytes()) {
+        at_place_of(text, &error, "not valid rules of ya-provider", "let ya-provider write it", context);
+    }
+}
+
 fn bad_json(text: &str, error: &serde_json::Error, context: &mut Context<'_>) {
+    let remedy = r#"the form is `{"patterns":[{"domain":…,"match":…}]}`"#;
+    at_place_of(text, error, "not valid JSON of a whitelist", remedy, context);
+}
+
+/// Reports an error in a document of many lines at its own.
+fn at_place_of(text: &str, error: &serde_json::Error, what: &str, remedy: &str, context: &mut Context<'_>) {
     let number = u32::try_from(error.line()).unwrap_or(u32::MAX).max(1);
     let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
-    let message = format!("not valid JSON of a whitelist: {}", without_place(error));
+    let message = format!("{what}: {}", without_place(error));
     let column = error.column().saturating_sub(1).min(line.len());
     let at = (0..=column).rev().find(|at| line.is_char_boundary(*at)).unwrap_or_default();
-    context.error((number, line), Fault::new(at, message, r#"the form is `{"patterns":[{"domain":…,"match":…}]}`"#));
+    context.error((number, line), Fault::new(at, message, remedy));
 }
 
 /// serde_json's message without its own " at line 1 column 2", and cut: it may quote the file.

@@ -66,6 +66,7 @@ pub(super) fn file(file: &SourceFile, today: Date, problems: &mut Problems, take
         Format::Strict => golem::strict(text, &mut context),
         Format::Regex => golem::regex(text, &mut context),
         Format::Json => golem::json(text, &mut context),
+        Format::ProviderRules => golem::rules(text, &mut context),
     }
 }
 
@@ -105,7 +106,7 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
     let mut sound = plain || printable(text, context);
     // A structured file that was cut does not parse; a list of lines would, and its last line might
     // be the beginning of a longer one.
-    if file.format() != Format::Json && !text.is_empty() && !text.ends_with('\n') {
+    if !matches!(file.format(), Format::Json | Format::ProviderRules) && !text.is_empty() && !text.ends_with('\n') {
         let (number, line) = last_line(text);
         let message = "the last line has no newline at its end, so it may be half written";
         context.error((number, line), Fault::new(line.len(), message, "end it with a newline"));

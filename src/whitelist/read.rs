@@ -4,6 +4,7 @@
 
 use super::diagnostic::{Problems, Severity};
 use super::replace;
+use crate::golem::rules as provider;
 use crate::pace;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
@@ -50,6 +51,8 @@ pub(super) enum Format {
     Regex,
     /// `*.json`.
     Json,
+    /// A Golem provider's `rules.json`, which has no hosts in it.
+    ProviderRules,
 }
 
 impl Format {
@@ -77,9 +80,14 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    /// `None` if a file of that name is no part of a list.
+    /// `None` if a file of that name is no part of a list. What is called by its whole path comes from a
+    /// provider's data dir.
     pub(super) fn new(name: &str, bytes: Vec<u8>) -> Option<SourceFile> {
-        let format = Format::of(name.rsplit('/').next().unwrap_or(name))?;
+        let format = match name.rsplit_once('/') {
+            Some((_, provider::RULES)) => Format::ProviderRules,
+            Some((_, file)) => Format::of(file)?,
+            None => Format::of(name)?,
+        };
         Some(SourceFile { name: Arc::from(name), format, bytes })
     }
 
@@ -111,9 +119,38 @@ pub struct Files {
 }
 
 impl Files {
-    /// The files of `dir`, or the shipped ones where there is none.
-    pub fn of(dir: Option<&Path>) -> Files {
-        dir.map_or_else(Files::shipped, Files::read)
+    /// The files of `dir`, or the shipped ones where there is none, and those of a Golem provider's data dir.
+    pub fn of(dir: Option<&Path>, data_dir: Option<&Path>) -> Files {
+        let mut files = dir.map_or_else(Files::shipped, Files::read);
+        if let Some(data_dir) = data_dir {
+            files.read_provider(data_dir);
+        }
+        files
+    }
+
+    /// Adds list and rules of a data dir. Where one is missing, yagna goes on without.
+    fn read_provider(&mut self, data_dir: &Path) {
+        if !data_dir.is_dir() {
+            let name: Arc<str> = Arc::from(data_dir.to_string_lossy());
+            let remedy = "correct [golem].data_dir, or let the daemon's user look into it";
+            return self.problems.whole(&name, Severity::Error, "there is no such data dir".to_owned(), remedy);
+        }
+        for path in provider::files(data_dir).into_iter().filter(|path| path.symlink_metadata().is_ok()) {
+            self.read_also(&path);
+        }
+    }
+
+    /// What the provider's rules grant a guest without a manifest; what yagna does without rules, where there
+    /// are none.
+    pub fn granted(&self) -> provider::Mode {
+        let rules = self.files.iter().find(|file| file.format == Format::ProviderRules);
+        let rules = rules.map(|rules| provider::Outbound::parse(&rules.bytes));
+        match rules {
+            None => provider::Outbound::default().without_manifest(),
+            // Such a set is not compiled.
+            Some(Err(_)) => provider::Mode::None,
+            Some(Ok(rules)) => rules.without_manifest(),
+        }
     }
 
     /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and
@@ -150,16 +187,14 @@ impl Files {
     /// Adds a file from elsewhere (Golem's data dir) under the same checks; it is called by its
     /// whole path.
     pub fn read_also(&mut self, path: &Path) {
-        let name = path.to_string_lossy().into_owned();
-        let Some(format) = path.file_name().and_then(OsStr::to_str).and_then(Format::of) else {
-            let message = "a whitelist file is called *.rules, *.lst or *.json".to_owned();
-            self.problems.whole(&Arc::from(name), Severity::Error, message, "rename it");
-            return;
-        };
-        let name: Arc<str> = Arc::from(name);
-        match read_file(path, MAX_FILE) {
-            Ok(bytes) => self.files.push(SourceFile { name, format, bytes }),
-            Err(refused) => self.problems.whole(&name, Severity::Error, refused.message, refused.remedy),
+        let name = path.to_string_lossy();
+        match read_file(path, MAX_FILE).map(|bytes| SourceFile::new(&name, bytes)) {
+            Ok(Some(file)) => self.files.push(file),
+            Ok(None) => {
+                let message = "a whitelist file is called *.rules, *.lst or *.json".to_owned();
+                self.problems.whole(&Arc::from(name), Severity::Error, message, "rename it");
+            }
+            Err(refused) => self.problems.whole(&Arc::from(name), Severity::Error, refused.message, refused.remedy),
         }
     }
 

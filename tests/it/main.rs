@@ -11,6 +11,7 @@ mod confine;
 mod dns;
 mod fairness;
 mod firewall;
+mod golem;
 mod guests;
 mod http;
 mod limits;

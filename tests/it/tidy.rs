@@ -249,6 +249,17 @@ fn unsafe_code_stands_in_the_one_module_of_socket_calls_alone() {
     }
 }
 
+/// What reads a name as an address, or repairs it, must not see what a guest wrote. Manifests are read as yagna
+/// reads them.
+#[test]
+fn only_golem_reads_with_the_crate_url() {
+    for source in sources().into_iter().filter(|source| !source.is_in("golem")) {
+        for form in ["use url::Url", " url::Url", "::url::Url", "(url::Url"] {
+            assert!(!source.text.contains(form), "src/{} has {form:?}", source.path);
+        }
+    }
+}
+
 #[test]
 fn nothing_is_left_for_later() {
     let mut files = Vec::new();

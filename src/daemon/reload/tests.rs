@@ -56,7 +56,7 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     let list = dir.path().join("main.rules");
     fs::write(&list, "good.test until=2020-06-30\nother.test\n").unwrap();
     let settings = settings(dir.path());
-    let files = Files::of(settings.whitelist_dir.as_deref());
+    let files = Files::of(settings.whitelist_dir.as_deref(), None);
     // In force since before that day.
     let lists = compile(&files, jiff::civil::date(2020, 6, 1)).unwrap();
     let mut desk = desk(settings, lists, runtime.handle().clone());
