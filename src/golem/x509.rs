@@ -1,8 +1,12 @@
 //! X.509: the certificates that a provider trusts, and the signature over a manifest.
 //!
 //! A chain is good if each certificate in it holds now, was signed by the next one, which is an authority,
-//! and the last one is a self-signed one of the provider's (RFC 5280 §6, without names, policies and
-//! revocation, none of which yagna asks for).
+//! and the last one is a self-signed one of the provider's (RFC 5280 §6, without policies and revocation,
+//! for which yagna does not ask). A critical extension that is not understood makes it bad, constraints on
+//! names among them.
+//!
+//! Only certificates of that chain count. To yagna all do that came with a signature, whether or not they
+//! have to do with it, so that anybody could append one that the provider's rules know.
 
 use super::{base64, hex};
 use jiff::Timestamp;
@@ -109,8 +113,7 @@ impl Store {
     }
 
     /// Checks the chain of `certificate` (the signer's last, as yagna has it) and the `signature` (base64)
-    /// that it made over `text`. Returns the ids of the chain, the signer's first, and behind those that
-    /// came with it the provider's above them.
+    /// that it made over `text`. Returns the ids of the chain, the signer's first.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -125,28 +128,21 @@ impl Store {
         let given = read(certificate).or_else(|| read(&base64(certificate)?)).ok_or(ChainError::Encoding)?;
         let signature = base64(signature).ok_or(ChainError::SignatureEncoding)?;
         let leaf = given.last().and_then(Der::parse).ok_or(ChainError::Encoding)?;
-        self.lead_to_trust(&given, now).map_err(|why| ChainError::Untrusted { why })?;
+        let chain = self.lead_to_trust(&given, now).map_err(|why| ChainError::Untrusted { why })?;
         let hash = Hash::named(algorithm).ok_or_else(|| ChainError::Algorithm(algorithm.to_owned()))?;
         if !signed(leaf.public_key(), hash, text.as_bytes(), &signature) {
             return Err(ChainError::Signature);
         }
-        let mut ids: Vec<String> = given.iter().rev().map(Der::id).collect();
-        let mut last = given.first();
-        while let Some(issuer) = last.and_then(|last| self.issuer(last, &self.trusted))
-            && ids.len() < 2 * MAX_CHAIN
-            && !ids.contains(&issuer.id())
-        {
-            ids.push(issuer.id());
-            last = Some(issuer);
-        }
-        Ok(ids)
+        Ok(chain.into_iter().map(Der::id).collect())
     }
 
     /// Follows the chain of the last certificate given to a self-signed one of the store; else says where
     /// it ends.
-    fn lead_to_trust(&self, given: &[Der], now: Timestamp) -> Result<(), String> {
+    fn lead_to_trust<'c>(&'c self, given: &'c [Der], now: Timestamp) -> Result<Vec<&'c Der>, String> {
         let mut current = given.last().ok_or("there is none")?;
+        let mut chain = Vec::new();
         for below in 0..MAX_CHAIN {
+            chain.push(current);
             let certificate = current.parse().ok_or("a certificate of the chain cannot be read")?;
             let subject = certificate.subject();
             let (from, to) = (certificate.validity().not_before, certificate.validity().not_after);
@@ -159,9 +155,12 @@ impl Store {
             if below > 0 {
                 is_authority(&certificate, below - 1).map_err(|why| format!("{subject} {why}"))?;
             }
+            if certificate.extensions().iter().any(|extension| extension.critical && !is_understood(&extension.oid)) {
+                return Err(format!("{subject} has a critical extension that is not understood"));
+            }
             if subject == certificate.issuer() {
                 let known = self.trusted.contains(current);
-                return if known { Ok(()) } else { Err(format!("{subject} is not in {CERT_DIR}")) };
+                return if known { Ok(chain) } else { Err(format!("{subject} is not in {CERT_DIR}")) };
             }
             let issuer = self.issuer(current, &self.trusted).or_else(|| self.issuer(current, given));
             current = issuer
@@ -180,6 +179,17 @@ impl Store {
                     .is_some_and(|issuer| issuer.subject() == parsed.issuer() && issued(&parsed, issuer.public_key()))
         })
     }
+}
+
+/// Is the extension looked at, or does it say nothing about who may sign what?
+fn is_understood(extension: &oid::Oid<'_>) -> bool {
+    let known = [
+        oid::OID_X509_EXT_BASIC_CONSTRAINTS,
+        oid::OID_X509_EXT_KEY_USAGE,
+        oid::OID_X509_EXT_EXTENDED_KEY_USAGE,
+        oid::OID_X509_EXT_SUBJECT_ALT_NAME,
+    ];
+    known.contains(extension)
 }
 
 /// May it sign certificates, with so many authorities below it (RFC 5280 §4.2.1.3, §4.2.1.9)?

@@ -135,6 +135,11 @@ impl Files {
             let remedy = "correct [golem].data_dir, or let the daemon's user look into it";
             return self.problems.whole(&name, Severity::Error, "there is no such data dir".to_owned(), remedy);
         }
+        if data_dir.metadata().is_ok_and(|meta| meta.mode() & 0o002 != 0) {
+            let name: Arc<str> = Arc::from(data_dir.to_string_lossy());
+            let message = "the data dir is writable by others, who could add rules".to_owned();
+            return self.problems.whole(&name, Severity::Error, message, "chmod o-w it");
+        }
         for path in provider::files(data_dir).into_iter().filter(|path| path.symlink_metadata().is_ok()) {
             self.read_also(&path);
         }

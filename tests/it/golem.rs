@@ -281,6 +281,17 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
     provider
         .shell("cat leaf.pem below.pem > lower.pem; openssl dgst -sha256 -sign middle.key text | base64 > signature");
     provider.refused(&signed("lower.pem"), "note: the certificate of the signature: O=Own, CN=leaf is no authority");
+    // One that the rules know, but which has nothing to do with the signature.
+    provider.shell("openssl dgst -sha256 -sign leaf.key text | base64 > signature");
+    let foreign = json!({provider.id("stranger.pem"): {"mode": "all", "description": ""}});
+    provider.rules(&json!({"outbound": {"enabled": true, "everyone": "none", "audited-payload": foreign}}));
+    provider.shell("cat stranger.pem leaf.pem > appended.pem; cp stranger.pem cert-dir/stranger.pem");
+    provider.refused(&signed("appended.pem"), "Audited-Payload rule whole chain of cert_ids is not trusted");
+    provider.shell("rm cert-dir/stranger.pem");
+    provider.rules(&json!({"outbound": {"enabled": true, "everyone": "none", "audited-payload": rules}}));
+    // What no chain may leave aside.
+    provider.shell("printf 'nameConstraints=critical,permitted;DNS:good.example' > n.ext; openssl req -new -key leaf.key -subj /O=Own/CN=bound | openssl x509 -req -CA middle.pem -CAkey middle.key -CAcreateserial -days 9000 -extfile n.ext -out bound.pem 2>/dev/null");
+    provider.refused(&signed("bound.pem"), "CN=bound has a critical extension that is not understood");
     // Days.
     let openssl = "openssl ecparam -genkey -noout -name prime256v1 -out day.key; openssl req -new -key day.key -subj /CN=day -out day.csr; \
          mkdir ca; touch ca/index; echo 01 > ca/serial; printf '[ca]\\ndefault_ca=d\\n[d]\\ndatabase=ca/index\\nserial=ca/serial\\nnew_certs_dir=ca\\ndefault_md=sha256\\npolicy=p\\n[p]\\ncommonName=supplied\\n' > ca.cnf; \
