@@ -58,6 +58,7 @@ EARLIER = "0.0.1-1"
 SHIPPED_LIST = "/etc/outgate/whitelist/20-packages.rules"
 PROXY = "curl -s --max-time 20 -x http://127.0.0.1:3128"
 IN_GUEST = "ip netns exec guest"
+DATA_DIR = "/home/golem/.local/share/ya-provider"
 
 
 class Provider:
@@ -515,6 +516,31 @@ def purge(provider):
     nothing_gets_out(provider)
 
 
+def golem(provider):
+    """A provider's data dir below a home that nobody else may look into, shown to the unit by a drop-in."""
+    data, settings, drop = DATA_DIR, "/etc/outgate/outgate.toml", "/etc/systemd/system/outgate.service.d/golem.conf"
+    listed = '{{"patterns":[{{"domain":"{}","match":"strict"}}]}}'
+
+    def status(name):
+        return provider.run(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://{name}/").output.strip()
+
+    provider.write(f"{data}/domain_whitelist.json", listed.format("first.test"))
+    provider.do(f"chmod 700 /home/golem; cp -p {settings} /root/before.toml")
+    provider.write(drop, f"[Service]\nProtectHome=tmpfs\nBindReadOnlyPaths={data}\n")
+    provider.do(f"printf '[golem]\\ndata_dir = \"{data}\"\\n' >> {settings}; outgate check; systemctl daemon-reload; systemctl restart outgate.service", 90)
+    provider.ready()
+    # Allowed and unknown to DNS, or refused.
+    assert (status("first.test"), status("second.test")) == ("502", "403"), f"{status('first.test')}; {provider.journal()}"
+    provider.write(f"{data}/new", listed.format("second.test"))
+    provider.do(f"mv {data}/new {data}/domain_whitelist.json")
+    taken = provider.until(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://second.test/", "502", 10, "the provider's edit is not in force")
+    assert status("first.test") == "403", "what the provider took off his list is still allowed"
+    provider.do(f"cp -p /root/before.toml {settings}; rm {drop}; systemctl daemon-reload; systemctl restart outgate.service", 90)
+    provider.ready()
+    assert status("second.test") == "403"
+    return f"an edit in force after {taken:.1f} s"
+
+
 CHECKS = [
     ("control: without outgate the guest gets out", control),
     ("install", install),
@@ -524,6 +550,7 @@ CHECKS = [
     ("privileges while it serves", privileges),
     ("systemd-analyze security", exposure),
     ("reload", reload),
+    ("a Golem provider's data dir", golem),
     ("restart under load", restart),
     ("DNS bindings over a restart", bindings),
     ("watchdog", watchdog),
