@@ -8,7 +8,7 @@ use super::native::{MAX_LINE, plain_terms};
 use super::parse::{Context, Rule, lines};
 use super::pattern::{self, Matching};
 use super::subject::literal;
-use crate::golem::rules::Outbound;
+use crate::golem::rules::{Mode, Outbound};
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
 use crate::target::Host;
 use ipnet::IpNet;
@@ -85,8 +85,14 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
 
 /// `rules.json` of a provider: no hosts, but the mode of guests, which is read when the whole set is sound.
 pub(super) fn rules(text: &str, context: &mut Context<'_>) {
-    if let Err(error) = Outbound::parse(text.as_bytes()) {
-        at_place_of(text, &error, "not valid rules of ya-provider", "let ya-provider write it", context);
+    match Outbound::parse(text.as_bytes()).map(|rules| rules.without_manifest()) {
+        Err(error) => at_place_of(text, &error, "not valid rules of ya-provider", "let ya-provider write it", context),
+        Ok(Mode::All) => {
+            let message = "`everyone` is `all`: every guest without a mode of its own reaches every public address";
+            let remedy = "set [golem].max_mode to \"whitelist\" if that is not meant";
+            context.warn((1, ""), Fault::new(0, message, remedy));
+        }
+        Ok(Mode::None | Mode::Whitelist) => {}
     }
 }
 
@@ -179,7 +185,13 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
         let message = "a blank or comment line is an empty regex to yagna, and matches every name";
         return context.error(place, Fault::new(before, message, "remove it"));
     }
-    let pattern = match pattern::analyse(entry, Matching::Search) {
+    // So does yagna, which makes `\s` of `\S`.
+    let folded = entry.to_lowercase();
+    if let Some(class) = changed_class(entry) {
+        let message = format!("to yagna `\\{class}` is `\\{}`: it lower-cases the regex", class.to_ascii_lowercase());
+        context.warn(place, Fault::new(before, message, "write the class out, as in `[^0-9]`"));
+    }
+    let pattern = match pattern::analyse(&folded, Matching::Search) {
         Ok(pattern) => pattern,
         Err(mut fault) => {
             // In a JSON document an escape shifts what follows it, so the entry is the best place.
@@ -196,7 +208,17 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
         let remedy = r"anchor it and escape its dots, as in `^name\.example\.com$`";
         context.warn(place, Fault::new(before, message, remedy));
     }
-    emit(context, place, Subject::SearchRegex(entry), entry);
+    emit(context, place, Subject::SearchRegex(&folded), entry);
+}
+
+/// The first escape of a regex that means something else in lower case.
+fn changed_class(regex: &str) -> Option<char> {
+    let mut escaped = false;
+    regex.chars().find(|character| {
+        let found = escaped && matches!(character, 'A' | 'B' | 'D' | 'P' | 'S' | 'U' | 'W');
+        escaped = !escaped && *character == '\\';
+        found
+    })
 }
 
 /// Where an entry stands: at the start of a line that is the entry, else behind the indent.

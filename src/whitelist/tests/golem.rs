@@ -72,6 +72,18 @@ fn unanchored_regexes_of_golems_are_shown_a_hostile_name() {
 }
 
 #[test]
+fn regexes_of_golems_are_lower_cased_as_yagna_does_it() {
+    let regexes = ["^API\\.Golem\\.network$", r"^\D+\.golem\.network$", r"^a\\d\.golem\.network$"];
+    let (recorder, loaded) = compiled("regex.lst", regexes.join("\n") + "\n").unwrap();
+    let subjects: Vec<&str> = recorder.rules.iter().map(|rule| rule.1.as_str()).collect();
+    assert_eq!(subjects[..2], [r"Search ^api\.golem\.network$", r"Search ^\d+\.golem\.network$"]);
+    let changed: Vec<_> =
+        loaded.warnings.iter().filter(|warning| warning.to_string().contains("lower-cases")).collect();
+    assert_eq!(changed.len(), 1, "{changed:?}");
+    assert!(changed[0].to_string().contains(r"`\D` is `\d`"), "{}", changed[0]);
+}
+
+#[test]
 fn broken_files_of_golems_are_explained() {
     for (name, text, words) in [
         ("strict.lst", "ipfs.io\n*.ipfs.io\n", "strict.lst:2:1: `*.ipfs.io` is neither a host nor an address"),
@@ -89,4 +101,27 @@ fn broken_files_of_golems_are_explained() {
         let report = compiled(name, text).err().unwrap_or_else(|| panic!("{text} was taken")).to_string();
         assert!(report.contains(words), "{report}");
     }
+}
+
+#[test]
+fn a_providers_rules_are_files_of_the_set_without_rules_of_ours() {
+    use crate::golem::rules::Mode;
+    let rules = |enabled: bool, everyone: &str| {
+        let text = format!("{{\"outbound\":{{\"enabled\":{enabled},\"everyone\":\"{everyone}\"}}}}");
+        compiled("data/rules.json", text).unwrap()
+    };
+    for (enabled, everyone, granted, warnings) in [
+        (true, "all", Mode::All, 1),
+        (true, "whitelist", Mode::Whitelist, 0),
+        (true, "none", Mode::None, 0),
+        (false, "all", Mode::None, 0),
+    ] {
+        let (recorder, loaded) = rules(enabled, everyone);
+        assert_eq!((recorder.rules.len(), loaded.granted, loaded.warnings.len()), (0, granted, warnings), "{everyone}");
+    }
+    assert!(rules(true, "all").1.warnings[0].to_string().contains("[golem].max_mode"));
+    let report = compiled("data/rules.json", "{\"outbound\":\n{\"enabled\":tru").err().unwrap().to_string();
+    assert!(report.contains("data/rules.json:2:") && report.contains("not valid rules of ya-provider"), "{report}");
+    // In the whitelist dir a file of that name is a list.
+    assert!(compiled("rules.json", "{\"outbound\":{\"enabled\":true,\"everyone\":\"all\"}}").is_err());
 }
