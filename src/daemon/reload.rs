@@ -367,6 +367,7 @@ impl Desk {
             generation = self.generation,
             files = self.lists.loaded.files,
             rules = self.lists.len(),
+            everyone = self.settings.golem.as_ref().map(|_| self.lists.loaded.granted.as_str()),
             revoked,
             took_ms = in_force_after.as_millis(),
             "a new list is in force"

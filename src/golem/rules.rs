@@ -28,6 +28,17 @@ pub enum Mode {
     All,
 }
 
+impl Mode {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::None => "none",
+            Mode::Whitelist => "whitelist",
+            Mode::All => "all",
+        }
+    }
+}
+
 /// The rule of one certificate.
 #[derive(Clone, Debug, Deserialize)]
 pub struct CertRule {
