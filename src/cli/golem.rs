@@ -98,7 +98,7 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     let manifest = Manifest::read(&read(&arguments.manifest)?)
         .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.manifest.display())))?;
     let now = jiff::Timestamp::now();
-    let decision = provider.decide(&manifest, &credentials(arguments)?, now);
+    let decision = provider.negotiate(&manifest, &credentials(arguments)?, now);
     let mut warnings: Vec<String> =
         manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")).into_iter().collect();
     if decision.is_ok() {

@@ -93,7 +93,7 @@ impl Provider {
     ///
     /// # Errors
     /// [`Rejection`].
-    pub fn decide(&self, manifest: &Manifest, credentials: &Credentials, now: Timestamp) -> Result<Rule, Rejection> {
+    pub fn negotiate(&self, manifest: &Manifest, credentials: &Credentials, now: Timestamp) -> Result<Rule, Rejection> {
         let access = &manifest.access;
         if *access == Access::None {
             return Ok(Rule::NotRequested);

@@ -83,7 +83,7 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 #[test]
 fn functions_of_later_versions_are_no_commands() {
     let help = run(&["--help"]).out;
-    for later in ["golem", "exec", "guest"] {
+    for later in ["exec", "guest"] {
         assert_eq!(run(&[later]).code, 2, "{later}");
         assert!(!help.lines().any(|line| line.trim_start().starts_with(later)), "{help}");
     }
