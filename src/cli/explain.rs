@@ -19,6 +19,8 @@ use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use url::{Asked, UrlError};
 
+/// Lines of an entry of a JSON document that are shown behind its first.
+const ENTRY_LINES: usize = 4;
 /// The longest line that `--stdin` takes, in bytes.
 const MAX_LINE: u64 = 16 << 10;
 
@@ -307,8 +309,19 @@ impl Judge {
             self.starts.insert(file.to_owned(), std::iter::once(0).chain(after).collect());
         }
         let start = *self.starts.get(file)?.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
-        let line = bytes.get(start..)?.split(|byte| *byte == b'\n').next()?;
-        Some(String::from_utf8_lossy(line).trim_start_matches('\u{feff}').trim().to_owned())
+        let mut lines = bytes.get(start..)?.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
+        let mut text = String::from_utf8_lossy(lines.next()?).trim_start_matches('\u{feff}').trim().to_owned();
+        // An entry of a JSON document mostly goes over some lines.
+        if text == "{" {
+            for line in lines.take(ENTRY_LINES) {
+                text.extend([" ", &*String::from_utf8_lossy(line)]);
+                if line.contains(&b'}') {
+                    break;
+                }
+            }
+            text.truncate(text.trim_end_matches(',').len());
+        }
+        Some(text)
     }
 
     /// The file that a rule for this source goes into.

@@ -132,7 +132,14 @@ impl Provider {
     ) -> Result<Rule, String> {
         let signed = signed.ok_or("Audited-Payload rule requires manifest signature")?;
         let Signed { signature, algorithm, certificate } = signed;
-        let chain = self.store.verify(certificate, signature, algorithm, &manifest.encoded, now).map_err(|error| {
+        let verify = |text: &str| self.store.verify(certificate, signature, algorithm, text, now);
+        // A demand has the text in one line; files often have it wrapped.
+        let in_one_line: String = manifest.encoded.split_whitespace().collect();
+        let chain = verify(&manifest.encoded).or_else(|error| match error {
+            ChainError::Signature if in_one_line != manifest.encoded => verify(&in_one_line),
+            error => Err(error),
+        });
+        let chain = chain.map_err(|error| {
             if let ChainError::Untrusted { why } = &error {
                 notes.push(format!("the certificate of the signature: {why}"));
             }

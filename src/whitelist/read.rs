@@ -130,6 +130,9 @@ impl Files {
 
     /// Adds list and rules of a data dir. Where one is missing, yagna goes on without.
     fn read_provider(&mut self, data_dir: &Path) {
+        // Its files are called by their whole path, which must not be taken for one within the whitelist dir.
+        let absolute = std::path::absolute(data_dir);
+        let data_dir = absolute.as_deref().unwrap_or(data_dir);
         if !data_dir.is_dir() {
             let name: Arc<str> = Arc::from(data_dir.to_string_lossy());
             let remedy = "correct [golem].data_dir, or let the daemon's user look into it";

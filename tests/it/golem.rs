@@ -249,6 +249,8 @@ fn signed_manifests_go_by_the_rule_of_the_nearest_certificate() {
         );
         sign(&provider, "sha256");
         provider.taken(&other, "Audited-Payload");
+        provider.shell("base64 manifest > wrapped");
+        provider.taken(&[&["wrapped"], &other[1..]].concat(), "Audited-Payload");
         fs::write(
             provider.path("manifest"),
             fs::read_to_string(provider.path("manifest")).unwrap().replace("other.example", "third.example"),
@@ -386,5 +388,6 @@ fn a_ceiling_holds_for_what_rules_grant_and_a_missing_data_dir_is_an_error() {
     fs::remove_dir_all(outgate.path("state")).unwrap();
     outgate.launch();
     assert_eq!(outgate.ended().code(), Some(1));
-    assert!(outgate.errors().contains("there is no such data dir"), "{}", outgate.errors());
+    let said = format!("{}:1:1: there is no such data dir", data.display());
+    assert!(outgate.errors().contains(&said), "{}", outgate.errors());
 }

@@ -212,3 +212,16 @@ fn an_invalid_list_has_no_answers() {
     assert!(error.contains("lists/main.rules:2:"), "{error}");
     assert_eq!(text, "");
 }
+
+#[test]
+fn an_entry_of_a_json_document_is_shown_whole() {
+    let list = "{\n  \"patterns\": [\n    {\n      \"domain\": \"a.test\",\n      \"match\": \"strict\"\n    },\n    {\"domain\":\"b.test\"}\n  ]\n}\n";
+    let case = Case::new("", "").file("golem.json", list);
+    let (_, answers) = case.answers(&["a.test", "b.test"]);
+    assert_eq!(
+        (answers[0]["rule"].as_str(), answers[1]["rule"].as_str()),
+        (Some("golem.json:3"), Some("golem.json:7"))
+    );
+    assert_eq!(answers[0]["rule_text"], r#"{ "domain": "a.test", "match": "strict" }"#);
+    assert_eq!(answers[1]["rule_text"], r#"{"domain":"b.test"}"#);
+}
