@@ -22,7 +22,7 @@ use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal};
-use crate::golem::rules::Mode as Grant;
+use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use diagnostic::Problems;
@@ -209,8 +209,10 @@ impl Settings {
         self.golem.as_ref().map(|golem| golem.data_dir.as_path())
     }
 
-    /// The policy's part, where a provider's rules grant guests so much. Without `[golem]` they say nothing.
-    pub fn policy_with(&self, granted: Grant) -> PolicySettings {
+    /// The policy's part, where a provider's rules grant guests so much; what yagna does without rules, where
+    /// there are none. Without `[golem]` they say nothing.
+    pub fn policy_with(&self, granted: Option<Grant>) -> PolicySettings {
+        let granted = granted.unwrap_or_else(|| Outbound::default().without_manifest());
         let mode = self.golem.as_ref().map(|golem| match granted.min(golem.max_mode) {
             Grant::None => Mode::None,
             Grant::Whitelist => Mode::Whitelist,

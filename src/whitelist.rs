@@ -129,8 +129,8 @@ pub struct Loaded {
     pub files: usize,
     /// Rules, by kind.
     pub kinds: Kinds,
-    /// What a Golem provider's rules grant guests; yagna's default where there are none.
-    pub granted: Mode,
+    /// What a Golem provider's rules grant guests, if there are any.
+    pub granted: Option<Mode>,
 }
 
 /// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.

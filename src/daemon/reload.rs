@@ -341,6 +341,13 @@ impl Desk {
                 }
             }
         };
+        // Without rules yagna grants the list, which may be more than those granted that are gone.
+        let had_rules = self.settings.golem.is_some() && self.lists.loaded.granted.is_some();
+        if had_rules && lists.as_ref().is_some_and(|lists| lists.loaded.granted.is_none()) {
+            let lines =
+                vec![format!("{} is gone; let ya-provider write it again, or restart outgate", provider::RULES)];
+            return self.failed("the provider's rules are gone; the last good ones stay in force", lines);
+        }
         let policy = match lists.as_ref().unwrap_or(&self.lists).policy(&settings) {
             Ok(policy) => policy,
             Err(error) => {
@@ -367,7 +374,7 @@ impl Desk {
             generation = self.generation,
             files = self.lists.loaded.files,
             rules = self.lists.len(),
-            everyone = self.settings.golem.as_ref().map(|_| self.lists.loaded.granted.as_str()),
+            everyone = self.lists.loaded.granted.map(provider::Mode::as_str),
             revoked,
             took_ms = in_force_after.as_millis(),
             "a new list is in force"

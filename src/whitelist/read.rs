@@ -148,17 +148,12 @@ impl Files {
         }
     }
 
-    /// What the provider's rules grant a guest without a manifest; what yagna does without rules, where there
-    /// are none.
-    pub fn granted(&self) -> provider::Mode {
-        let rules = self.files.iter().find(|file| file.format == Format::ProviderRules);
-        let rules = rules.map(|rules| provider::Outbound::parse(&rules.bytes));
-        match rules {
-            None => provider::Outbound::default().without_manifest(),
-            // Such a set is not compiled.
-            Some(Err(_)) => provider::Mode::None,
-            Some(Ok(rules)) => rules.without_manifest(),
-        }
+    /// What the provider's rules grant a guest without a manifest, if there are any.
+    pub fn granted(&self) -> Option<provider::Mode> {
+        let rules = self.files.iter().find(|file| file.format == Format::ProviderRules)?;
+        // A set with broken ones is not compiled.
+        let rules = provider::Outbound::parse(&rules.bytes);
+        Some(rules.map_or(provider::Mode::None, |rules| rules.without_manifest()))
     }
 
     /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and

@@ -359,6 +359,9 @@ fn a_providers_own_list_and_rules_hold_and_are_followed() {
     assert_eq!(world.guest.get("good.test", "/").reason(), "mode_none");
     assert!(tunnel.sock.is_over(), "what the rules take away ends");
 
+    fs::remove_file(data.join("rules.json")).unwrap();
+    eventually("that they are gone is told", || outgate.metric("whitelist_last_reload_successful", &[]) == 0.0);
+    assert!(!allows(&world, "good.test"), "rules that are gone grant nothing more");
     save(&data, "rules.json", &everyone("whitelist"));
     eventually("the list again", || allows(&world, "good.test"));
     fs::write(data.join("rules.json"), "{\"outbound\":\n{\"enabled\": tru").unwrap();
