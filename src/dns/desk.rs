@@ -78,6 +78,8 @@ struct Granted<Q> {
     source: SocketAddr,
     /// What the reply may take, in bytes.
     limit: u16,
+    /// Where the list lies under which that was decided, or the one before it.
+    under: usize,
 }
 
 /// How a query came in.
@@ -111,6 +113,7 @@ impl Desk {
             }
             Message::Query(query, asked) => (query, asked),
         };
+        let under = self.in_force();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match pace {
             Pace::Fair => self.judge(&query, &asked, source),
@@ -134,9 +137,9 @@ impl Desk {
             }
         };
         match self.house.resolver.try_tell(&permit, kind) {
-            Some(told) => self.tell(&Granted { query, permit, source, limit }, told, into),
+            Some(told) => self.tell(&Granted { query, permit, source, limit, under }, told, into),
             None => {
-                let granted = Granted { query: query.to_owned(), permit, source, limit };
+                let granted = Granted { query: query.to_owned(), permit, source, limit, under };
                 Step::Wait(Box::new(Waiting { granted, kind }))
             }
         }
@@ -144,9 +147,10 @@ impl Desk {
 
     /// Waits for the resolver; false where there is nothing to send.
     pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
-        let Waiting { granted, kind } = waiting;
-        let Granted { query, permit, source, limit } = &granted;
-        let told = self.house.resolver.tell(permit, kind, ticket(&self.house, source.ip())).await;
+        let Waiting { mut granted, kind } = waiting;
+        let told = self.house.resolver.tell(&granted.permit, kind, ticket(&self.house, granted.source.ip())).await;
+        granted.under = self.in_force();
+        let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
         let step = match again {
@@ -182,7 +186,7 @@ impl Desk {
 
     /// The reply to a query whose name is permitted.
     fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
-        let Granted { query, permit, source, limit } = granted;
+        let Granted { query, permit, source, limit, under } = granted;
         let told = match told {
             Ok(told) => told,
             Err(error) => return self.tell_failure(granted, &error, into),
@@ -192,6 +196,10 @@ impl Desk {
             let live = self.live();
             let guest = live.policy.guest(source.ip()).name;
             self.house.bindings.note(source.ip(), guest, permit.name(), told.addresses(), told.ttl());
+            // A reload may have dropped what its list refuses before this was noted.
+            if self.in_force() != *under {
+                self.house.drop_bindings();
+            }
         }
         let ttl = if told.is_stale() { STALE_TTL } else { told.ttl().min(MAX_TTL) };
         let stale = told.is_stale().then_some(ExtendedError { code: extended::STALE_ANSWER, text: "" });
@@ -205,7 +213,7 @@ impl Desk {
     }
 
     fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Step {
-        let Granted { query, permit, source, limit } = granted;
+        let Granted { query, permit, source, limit, .. } = granted;
         use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
         let answered = |code| {
             self.house.account.metrics().query_answered(permit.observed());
@@ -238,6 +246,11 @@ impl Desk {
         let refused = Refused::new(code, extended, reason);
         self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
+    }
+
+    /// Where the list in force lies: other than before where it was replaced.
+    fn in_force(&self) -> usize {
+        Arc::as_ptr(&self.live()).addr()
     }
 
     fn live(&self) -> arc_swap::Guard<Arc<Live>> {
