@@ -9,7 +9,7 @@
 //! | [`descriptor`] | a requestor's node descriptor, signed with Golem's own certificates |
 //! | [`negotiation`] | all of them, to yagna's answer in yagna's words |
 //!
-//! Nothing here is asked while flows pass: what was agreed becomes a guest's policy when the guest is added.
+//! Nothing here is asked while flows pass: list and rules go into the policy when it is made.
 
 pub mod descriptor;
 pub mod manifest;

@@ -78,12 +78,7 @@ struct Answer {
 pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
     let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
     let source = source(arguments.guest.as_deref(), &settings)?;
-    let lists = bridge::compile(&settings);
-    let Some(policy) = lists.policy else {
-        return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
-    };
-    let mut judge =
-        Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
+    let mut judge = Judge::new(settings, source)?;
     if arguments.stdin {
         return stream(&mut judge, input, out);
     }
@@ -107,22 +102,17 @@ pub(super) fn refused_in_any_case<'u>(
     settings.golem = None;
     settings.policy.guests.clear();
     settings.policy.unknown = Unknown::Shared;
-    let lists = bridge::compile(&settings);
-    let Some(policy) = lists.policy else {
-        return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
-    };
-    let source = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-    let mut judge =
-        Judge { policy, floor: settings.floor(), settings, source, files: lists.files, starts: HashMap::new() };
+    let source = source(None, &settings)?;
+    let mut judge = Judge::new(settings, source)?;
     let refused = |url: &'u str| {
-        let udp = Asked::parse(url).is_ok_and(|asked| asked.claim(source).transport == Transport::Udp);
-        if udp {
+        let asked = Asked::parse(url).ok();
+        if asked.as_ref().is_some_and(|asked| asked.claim(source).transport == Transport::Udp) {
             return Some((url, "nothing listens for UDP but DNS".to_owned()));
         }
         let answer = judge.answer(url);
         let rule = answer.rule.map(|rule| format!(" by {rule}")).unwrap_or_default();
-        let blocked = Asked::parse(url).ok().map(|asked| asked.target.port);
-        let blocked = blocked.filter(|port| judge.settings.policy.blocked_ports.contains(port));
+        let port = asked.map(|asked| asked.target.port);
+        let blocked = port.filter(|port| judge.settings.policy.blocked_ports.contains(port));
         let blocked = blocked.map(|port| format!("{port} is in [dial].blocked_ports, and a rule must name it"));
         let advice = answer.advice.or(blocked).map(|advice| format!("; {advice}")).unwrap_or_default();
         (!answer.passes).then(|| (url, format!("{}{rule}{advice}", answer.reason)))
@@ -231,6 +221,16 @@ struct Judge {
 }
 
 impl Judge {
+    /// Over the lists as they are now; their errors where they are not sound.
+    fn new(settings: Settings, source: IpAddr) -> Result<Judge, Failure> {
+        let lists = bridge::compile(&settings);
+        let Some(policy) = lists.policy else {
+            return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
+        };
+        let (floor, files) = (settings.floor(), lists.files);
+        Ok(Judge { policy, settings, floor, source, files, starts: HashMap::new() })
+    }
+
     fn answer(&mut self, url: &str) -> Answer {
         let asked = match Asked::parse(url) {
             Ok(asked) => asked,

@@ -86,11 +86,14 @@ struct Pattern {
     matching: Matching,
 }
 
-#[derive(Clone, Copy, Default, PartialEq, Eq, Deserialize)]
+/// How an entry of the list is meant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
-enum Matching {
+pub enum Matching {
+    /// One host.
     #[default]
     Strict,
+    /// A regex for hosts.
     Regex,
 }
 

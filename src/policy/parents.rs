@@ -47,7 +47,7 @@ impl Parents {
         let (mut last, mut part) = (0, Vec::new());
         let mut inner: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         let mut regexes = Vec::new();
-        for record in rules.records().inspect(|_| pace::step()).filter(|record| is_open(rules, record)) {
+        for record in rules.records().filter(|record| is_open(rules, record)) {
             let file = record.place().file;
             match record.shape() {
                 Shape::Net => {}

@@ -11,7 +11,6 @@ use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
 use super::store::{Place, Record, Said, Shape, Store};
 use super::usage::{Hash, Mark, Usage};
-use crate::pace;
 use crate::target::Host;
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -229,7 +228,7 @@ impl Rules {
     fn marks(&self, mut wanted: impl FnMut(&Record) -> bool) -> impl Iterator<Item = (Mark, Place)> {
         let files: Vec<Hash> = self.files.iter().map(|name| Hash::of_file(name)).collect();
         let terms: Vec<Hash> = self.terms.iter().map(|compiled| Hash::of_terms(&compiled.terms)).collect();
-        self.store.all().inspect(|_| pace::step()).filter(move |record| wanted(record)).filter_map(move |record| {
+        self.store.all().filter(move |record| wanted(record)).filter_map(move |record| {
             let (file, terms) = (files.get(usize::from(record.place().file))?, terms.get(record.terms as usize)?);
             let mark = match record.shape() {
                 Shape::Glob | Shape::Regex | Shape::Net => file.rule(record.shape(), &self.written(&record), *terms),
@@ -321,7 +320,7 @@ impl Rules {
 
     /// Every rule, in the order in which they were added.
     pub(super) fn records(&self) -> impl Iterator<Item = Record> {
-        self.store.iter()
+        self.store.all()
     }
 
     /// The rule at a place in the store.

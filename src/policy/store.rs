@@ -5,6 +5,7 @@
 use super::nets::NONE;
 use super::rules::BuildError;
 use crate::name::MAX_NAME;
+use crate::pace;
 
 /// How many rules of one subject are compared with a new one to drop what was said before.
 const DEDUPLICATED: usize = 8;
@@ -114,28 +115,15 @@ impl Store {
         })
     }
 
-    /// All rules in the order in which they were added.
-    pub(super) fn iter(&self) -> impl Iterator<Item = Record> {
-        let mut at = 0;
-        std::iter::from_fn(move || {
-            let record = self.get(at)?;
-            let length = match self.header(at).map_or(0, |header| header[14]) {
-                ELSEWHERE => 4,
-                length => u32::from(length),
-            };
-            at = at.saturating_add(HEADER as u32).saturating_add(length);
-            Some(record)
-        })
-    }
-
     /// The rules chained from `head` on.
     pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
         std::iter::successors(head.and_then(|head| self.get(head)), |last| self.get(last.next))
     }
 
-    /// All rules, in the order in which they were added.
+    /// All rules, in the order in which they were added. Takes a while where there are many.
     pub(super) fn all(&self) -> impl Iterator<Item = Record> {
         std::iter::successors(self.get(0), |last| {
+            pace::step();
             let length = self.header(last.at)?[14];
             let text = if length == ELSEWHERE { size_of::<u32>() } else { usize::from(length) };
             self.get(last.at.checked_add(u32::try_from(HEADER + text).ok()?)?)

@@ -8,7 +8,7 @@ use super::native::{MAX_LINE, plain_terms};
 use super::parse::{Context, Rule, lines};
 use super::pattern::{self, Matching};
 use super::subject::literal;
-use crate::golem::rules::{Mode, Outbound};
+use crate::golem::rules::{self as provider, Mode, Outbound};
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
 use crate::target::Host;
 use ipnet::IpNet;
@@ -48,15 +48,7 @@ struct Entry<'a> {
     #[serde(borrow)]
     domain: Cow<'a, str>,
     #[serde(default, rename = "match")]
-    matching: EntryMatch,
-}
-
-#[derive(Default, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum EntryMatch {
-    #[default]
-    Strict,
-    Regex,
+    matching: provider::Matching,
 }
 
 /// `domain_whitelist.json`.
@@ -72,8 +64,12 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
         // brings the column back.
         let indent = " ".repeat(column.min(MAX_LINE));
         match serde_json::from_str::<Entry<'_>>(raw.get()) {
-            Ok(Entry { domain, matching: EntryMatch::Strict }) => strict_entry(context, (number, &indent), &domain),
-            Ok(Entry { domain, matching: EntryMatch::Regex }) => regex_entry(context, (number, &indent), &domain),
+            Ok(Entry { domain, matching: provider::Matching::Strict }) => {
+                strict_entry(context, (number, &indent), &domain)
+            }
+            Ok(Entry { domain, matching: provider::Matching::Regex }) => {
+                regex_entry(context, (number, &indent), &domain)
+            }
             Err(error) => {
                 let message = format!("no entry of a whitelist: {}", without_place(&error));
                 let remedy = r#"write `{"domain":"example.com","match":"strict"}`, or `"regex"`"#;

@@ -133,15 +133,16 @@ impl Files {
         // Its files are called by their whole path, which must not be taken for one within the whitelist dir.
         let absolute = std::path::absolute(data_dir);
         let data_dir = absolute.as_deref().unwrap_or(data_dir);
-        if !data_dir.is_dir() {
+        let checked = match data_dir.metadata() {
+            Ok(meta) if meta.is_dir() => check_dir(&meta),
+            _ => {
+                let remedy = "correct [golem].data_dir, or let the daemon's user look into it";
+                Err(Refused { message: "there is no such data dir".to_owned(), remedy })
+            }
+        };
+        if let Err(refused) = checked {
             let name: Arc<str> = Arc::from(data_dir.to_string_lossy());
-            let remedy = "correct [golem].data_dir, or let the daemon's user look into it";
-            return self.problems.whole(&name, Severity::Error, "there is no such data dir".to_owned(), remedy);
-        }
-        if data_dir.metadata().is_ok_and(|meta| meta.mode() & 0o002 != 0) {
-            let name: Arc<str> = Arc::from(data_dir.to_string_lossy());
-            let message = "the data dir is writable by others, who could add rules".to_owned();
-            return self.problems.whole(&name, Severity::Error, message, "chmod o-w it");
+            return self.problems.whole(&name, Severity::Error, refused.message, refused.remedy);
         }
         for path in provider::files(data_dir).into_iter().filter(|path| path.symlink_metadata().is_ok()) {
             self.read_also(&path);
@@ -360,10 +361,7 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
     if !meta.is_dir() {
         return Err(Refused { message: "is not a directory".to_owned(), remedy: "put the files into one" });
     }
-    if meta.mode() & 0o002 != 0 {
-        let message = "the dir is writable by others, who could add rules".to_owned();
-        return Err(Refused { message, remedy: "chmod o-w it" });
-    }
+    check_dir(&meta)?;
     let mut names = Vec::new();
     for entry in std::fs::read_dir(dir)?.take(MAX_FILES + 1) {
         names.push(entry?.file_name());
@@ -393,6 +391,15 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
         return Err(too_big());
     }
     Ok(bytes)
+}
+
+/// Nobody else may put files there.
+fn check_dir(meta: &Metadata) -> Result<(), Refused> {
+    if meta.mode() & 0o002 == 0 {
+        return Ok(());
+    }
+    let message = "the dir is writable by others, who could add rules".to_owned();
+    Err(Refused { message, remedy: "chmod o-w it" })
 }
 
 fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {

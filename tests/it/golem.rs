@@ -1,6 +1,7 @@
 //! Golem providers: their decision files in the running daemon, and `outgate golem accepts` against files and
 //! certificates made here with openssl.
 
+use crate::reload::allows;
 use crate::world::client::Get;
 use crate::world::outgate::Outgate;
 use crate::world::{World, eventually};
@@ -309,14 +310,6 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
             "" => provider.taken(&signed("day.pem"), "Audited-Payload"),
             words => provider.refused(&signed("day.pem"), words),
         }
-    }
-}
-
-fn allows(world: &World, name: &str) -> bool {
-    match world.guest.get(name, "/").status {
-        200 => true,
-        403 => false,
-        other => panic!("{name}: {other}"),
     }
 }
 

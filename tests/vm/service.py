@@ -522,7 +522,7 @@ def golem(provider):
     listed = '{{"patterns":[{{"domain":"{}","match":"strict"}}]}}'
 
     def status(name):
-        return provider.run(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://{name}/").output.strip()
+        return provider.proxied(f"http://{name}/").split("\n")[0]
 
     provider.write(f"{data}/domain_whitelist.json", listed.format("first.test"))
     provider.do(f"chmod 700 /home/golem; cp -p {settings} /root/before.toml")
