@@ -5,9 +5,11 @@
 mod ask;
 mod bridge;
 mod check;
+mod credentials;
 mod explain;
 mod firewall;
 mod golem;
+mod guest;
 mod man;
 mod run;
 mod table;
@@ -156,6 +158,7 @@ enum Command {
     Status(ask::StatusArguments),
     Denied(ask::DeniedArguments),
     Flows(ask::FlowsArguments),
+    Guest(guest::Arguments),
     Golem(golem::Arguments),
     Completions(man::CompletionsArguments),
     Man(man::ManArguments),
@@ -171,6 +174,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Status(arguments) => ask::status(&arguments, out),
         Command::Denied(arguments) => ask::denied(&arguments, out),
         Command::Flows(arguments) => ask::flows(&arguments, out),
+        Command::Guest(arguments) => guest::run(&arguments, out),
         Command::Golem(arguments) => golem::run(&arguments, out),
         Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
         Command::Man(_) => man::man(Program::command(), out),
@@ -228,6 +232,10 @@ mod tests {
             "outgate status",
             "outgate denied",
             "outgate flows",
+            "outgate guest",
+            "outgate guest add",
+            "outgate guest list",
+            "outgate guest remove",
             "outgate golem",
             "outgate golem accepts",
             "outgate completions",

@@ -17,6 +17,8 @@ pub use diagnostic::{Diagnostic, Severity};
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
 pub(crate) use diagnostic::nearest;
+pub(crate) use guests::identity;
+pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
@@ -209,16 +211,22 @@ impl Settings {
         self.golem.as_ref().map(|golem| golem.data_dir.as_path())
     }
 
-    /// The policy's part, where a provider's rules grant guests so much; what yagna does without rules, where
-    /// there are none. Without `[golem]` they say nothing.
-    pub fn policy_with(&self, granted: Option<Grant>) -> PolicySettings {
-        let granted = granted.unwrap_or_else(|| Outbound::default().without_manifest());
-        let mode = self.golem.as_ref().map(|golem| match granted.min(golem.max_mode) {
-            Grant::None => Mode::None,
-            Grant::Whitelist => Mode::Whitelist,
-            Grant::All => Mode::All,
-        });
-        PolicySettings { mode: mode.unwrap_or(self.policy.mode), ..self.policy.clone() }
+    /// The policy's part, where these are a provider's rules; what yagna does without rules, where there are
+    /// none. Without `[golem]` they say nothing.
+    pub fn policy_with(&self, rules: Option<&Outbound>) -> PolicySettings {
+        let granted = |rules: &Outbound| self.mode_of(rules.without_manifest());
+        PolicySettings { mode: rules.map_or_else(|| granted(&Outbound::default()), granted), ..self.policy.clone() }
+    }
+
+    /// What a rule of the provider's that grants so much comes to, below `max_mode`. Without `[golem]` there
+    /// are none, and the mode is that of the configuration.
+    pub fn mode_of(&self, granted: Grant) -> Mode {
+        match self.golem.as_ref().map(|golem| granted.min(golem.max_mode)) {
+            None => self.policy.mode,
+            Some(Grant::None) => Mode::None,
+            Some(Grant::Whitelist) => Mode::Whitelist,
+            Some(Grant::All) => Mode::All,
+        }
     }
 
     /// What tells the firewall of these settings from that of others; `None` where they ask for none.
@@ -247,7 +255,7 @@ impl Settings {
         Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
     }
 
-    /// Makes the state dir and the folder of the control socket where they are missing, for `owner`, a
+    /// Makes the state dir and the folders of the control socket where they are missing, for `owner`, a
     /// user and a group, or else for this process.
     ///
     /// # Errors
@@ -271,6 +279,9 @@ impl Settings {
             } else {
                 folder(parent, mode, "choose another [listen].control")?;
             }
+        }
+        if let Some(guests) = self.listen.control.as_deref().map(crate::guests::folder) {
+            folder(&guests, 0o700, "remove it, or choose another [listen].control")?;
         }
         folder(&self.state_dir, 0o700, "choose another [state].dir")
     }

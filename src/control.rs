@@ -1,11 +1,13 @@
-//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows` and
-//! `whitelist lint` and `reload`; both ends.
+//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows`, `guest`
+//! and `whitelist lint` and `reload`; both ends.
 //!
 //! Who may read is a matter of the socket's mode (0660 and its group); who may change something is
 //! asked of the kernel (SO_PEERCRED, unix(7)): root and the daemon's own user.
 
 use crate::account::Account;
 use crate::admin::http::{self, Answer, answer};
+use crate::guests::Application;
+use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderValue};
 use hyper::{Method, Request, StatusCode};
@@ -28,20 +30,43 @@ const MAX_CONNECTIONS: usize = 64;
 const DEFAULT_LIMIT: usize = 1_000;
 const MAX_LIMIT: usize = 100_000;
 const JSON: &str = "application/json";
+/// The largest body of a request, in bytes: a manifest, a certificate and a node descriptor as JSON.
+const MAX_BODY: usize = 8 << 20;
+/// How long it may take to come.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Figures of the daemon's own that are put beside those of the account: an object.
 pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
 /// Which rules of the list in force were used.
 pub type Used = Box<dyn Fn() -> Value + Send + Sync>;
-/// Reads the lists again: what came of it, or what is wrong with them.
-pub type Reload = Box<dyn Fn() -> Pin<Box<dyn Future<Output = Result<Value, Value>> + Send>> + Send + Sync>;
+/// Who is a guest: an object.
+pub type Guests = Box<dyn Fn() -> Value + Send + Sync>;
+/// Makes a change: what came of it, or all that is in its way.
+pub type Make = Box<dyn Fn(Change) -> Pin<Box<dyn Future<Output = Result<Value, Vec<String>>> + Send>> + Send + Sync>;
+
+/// What can be changed.
+#[derive(Debug)]
+pub enum Change {
+    /// Configuration and lists are read again.
+    Reload,
+    /// A guest is taken in.
+    Register(Box<Application>),
+    /// The registration of the guest of this name ends.
+    Remove(String),
+}
 
 /// What the control socket shows and does.
 pub struct Control {
-    account: Arc<Account>,
-    status: Status,
-    used: Used,
-    reload: Reload,
+    /// The daemon's books.
+    pub account: Arc<Account>,
+    /// Must not block.
+    pub status: Status,
+    /// May take a while.
+    pub used: Used,
+    /// Must not block.
+    pub guests: Guests,
+    /// May take a while.
+    pub make: Make,
 }
 
 /// Why the control socket can't be opened.
@@ -85,13 +110,6 @@ pub enum ClientError {
     /// What came back is not what a daemon of this version says.
     #[error("{}: the answer can't be read; is another program listening there?", .0.display())]
     Unreadable(PathBuf),
-}
-
-impl Control {
-    /// `status` must not block; `used` may take a while.
-    pub fn new(account: Arc<Account>, status: Status, used: Used, reload: Reload) -> Arc<Control> {
-        Arc::new(Control { account, status, used, reload })
-    }
 }
 
 /// Opens the socket with mode 0660, in the place of what a dead daemon left. The group is the
@@ -154,31 +172,49 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
 }
 
 async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Incoming>) -> Answer {
-    let path = request.uri().path();
-    let allowed = match path {
-        "/status" | "/denied" | "/flows" | "/used" => Method::GET,
-        "/reload" => Method::POST,
+    let path = request.uri().path().to_owned();
+    let guest = path.strip_prefix("/guests/");
+    let allowed = match path.as_str() {
+        "/status" | "/denied" | "/flows" | "/used" => "GET",
+        "/guests" => "GET, POST",
+        "/reload" => "POST",
+        _ if guest.is_some() => "DELETE",
         _ => return error(StatusCode::NOT_FOUND, "there is nothing of this name; is the daemon of another version?"),
     };
-    if request.method() != allowed {
+    if !allowed.split(", ").any(|method| method == request.method().as_str()) {
         let mut refusal = error(StatusCode::METHOD_NOT_ALLOWED, "this takes another method");
-        if let Ok(allow) = HeaderValue::from_str(allowed.as_str()) {
-            refusal.headers_mut().insert(ALLOW, allow);
-        }
+        refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return refusal;
     }
-    if path == "/reload" {
-        if !may_change {
-            return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");
-        }
-        return match (control.reload)().await {
-            Ok(result) => reply(StatusCode::OK, &result),
-            Err(problems) => reply(StatusCode::UNPROCESSABLE_ENTITY, &problems),
-        };
+    if request.method() == Method::GET {
+        let limit = limit(request.uri().query());
+        return http::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await;
     }
-    let limit = limit(request.uri().query());
-    let path = path.to_owned();
-    http::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await
+    if !may_change {
+        return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");
+    }
+    let change = match guest {
+        Some(name) => Change::Remove(name.to_owned()),
+        None if path == "/reload" => Change::Reload,
+        None => match application(request.into_body()).await {
+            Ok(application) => Change::Register(Box::new(application)),
+            Err(refusal) => return refusal,
+        },
+    };
+    match (control.make)(change).await {
+        Ok(result) => reply(StatusCode::OK, &result),
+        Err(problems) => reply(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "problems": problems })),
+    }
+}
+
+async fn application(body: Incoming) -> Result<Application, Answer> {
+    let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
+    let Ok(Ok(body)) = read else {
+        let message = format!("the body came too slowly, or is larger than {} MiB", MAX_BODY >> 20);
+        return Err(error(StatusCode::PAYLOAD_TOO_LARGE, &message));
+    };
+    serde_json::from_slice(&body.to_bytes())
+        .map_err(|why| error(StatusCode::BAD_REQUEST, &format!("this registers no guest: {why}")))
 }
 
 impl Control {
@@ -190,6 +226,7 @@ impl Control {
                 json!({ "total": total, "flows": flows })
             }
             "/used" => (self.used)(),
+            "/guests" => (self.guests)(),
             _ => {
                 let mut status = json!(self.account.totals());
                 if let (Value::Object(all), Value::Object(own)) = (&mut status, (self.status)()) {
@@ -231,28 +268,33 @@ pub fn client(path: impl Into<PathBuf>) -> Client {
 impl Client {
     /// Status and body of the answer to GET `target`, e.g. `/flows?limit=50`. At most 10 s.
     pub fn get(&self, target: &str) -> Result<(u16, Value), ClientError> {
-        self.ask("GET", target)
+        self.ask("GET", target, "")
     }
 
-    /// Status and body of the answer to POST `target`, without a body. At most 10 s.
-    pub fn post(&self, target: &str) -> Result<(u16, Value), ClientError> {
-        self.ask("POST", target)
+    /// Status and body of the answer to POST `target` with this body. At most 10 s.
+    pub fn post(&self, target: &str, body: &str) -> Result<(u16, Value), ClientError> {
+        self.ask("POST", target, body)
     }
 
-    fn ask(&self, method: &str, target: &str) -> Result<(u16, Value), ClientError> {
+    /// Status and body of the answer to DELETE `target`. At most 10 s.
+    pub fn delete(&self, target: &str) -> Result<(u16, Value), ClientError> {
+        self.ask("DELETE", target, "")
+    }
+
+    fn ask(&self, method: &str, target: &str, body: &str) -> Result<(u16, Value), ClientError> {
         let path = || self.path.clone();
         let mut stream =
             UnixStream::connect(&self.path).map_err(|source| ClientError::Unreachable { path: path(), source })?;
-        let answer =
-            exchange(&mut stream, method, target).map_err(|source| ClientError::Broken { path: path(), source })?;
+        let answer = exchange(&mut stream, method, target, body)
+            .map_err(|source| ClientError::Broken { path: path(), source })?;
         parse(&answer).ok_or_else(|| ClientError::Unreadable(path()))
     }
 }
 
-fn exchange(stream: &mut UnixStream, method: &str, target: &str) -> io::Result<Vec<u8>> {
+fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + CLIENT_TIMEOUT;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
-    write!(stream, "{method} {target} HTTP/1.0\r\nContent-Length: 0\r\n\r\n")?;
+    write!(stream, "{method} {target} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
     let mut answer = Vec::new();
     let mut buffer = [0; 16 * 1024];
     loop {

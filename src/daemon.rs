@@ -16,9 +16,10 @@ use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Purpose, Reserv
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
-use crate::control::{self, Control, ControlError};
+use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
 use crate::flow::{self, House, Live};
+use crate::guests::{KeepError, Registry};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
@@ -63,6 +64,12 @@ pub enum DaemonError {
     /// The guests of the configuration and the files do not go together.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// The guests that were registered cannot be read.
+    #[error(transparent)]
+    Registered(#[from] KeepError),
+    /// The guests that were registered do not go together.
+    #[error("{0}")]
+    Guests(String),
     /// A port can't be listened on.
     #[error(transparent)]
     Listen(#[from] ListenError),
@@ -104,7 +111,8 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
     let (fences, control) = settle::give_up(&settings, confine, control)?;
     let lists = Lists::at_start(&settings)?;
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&settings)?, &settings)));
+    let (registry, all) = registered(&settings, &lists)?;
+    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&all)?, &all)));
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
     let account = Account::start(&settings.log, &names)?;
@@ -115,7 +123,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
         true => None,
         false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
     };
-    let mut floor = settings.floor();
+    let mut floor = all.floor();
     floor.listeners.extend(&doors.bound);
     let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
     let house = Arc::new(House {
@@ -133,7 +141,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
     let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
-    let start = Start { settings, lists, doors, control, fences, relief, pulse, begun };
+    let start = Start { settings, lists, registry, doors, control, fences, relief, pulse, begun };
     let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
@@ -146,10 +154,25 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     result
 }
 
+/// The guests that were registered with the daemon before this one, and the settings with them.
+fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings), DaemonError> {
+    let mut registry = Registry::restore(settings.listen.control.as_deref())?;
+    for clash in registry.yield_to(settings) {
+        tracing::error!("{clash}; what the configuration says comes first, and the registration is dropped");
+    }
+    let all = registry.over(settings, lists.outbound()).map_err(DaemonError::Guests)?;
+    let count = registry.iter().count();
+    if count > 0 {
+        tracing::info!(count, "guests that were registered at run time are guests again");
+    }
+    Ok((registry, all))
+}
+
 /// What the start has made for [`govern`].
 struct Start {
     settings: Settings,
     lists: Lists,
+    registry: Registry,
     doors: Doors,
     control: Option<UnixListener>,
     fences: Fences,
@@ -160,11 +183,11 @@ struct Start {
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, doors, control, fences, relief, pulse, begun } = start;
+    let Start { settings, lists, registry, doors, control, fences, relief, pulse, begun } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
-    let reloader = Reloader::start(Arc::clone(house), settings, lists, doors.bound)?;
+    let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound)?;
     let mut served = JoinSet::new();
     served.spawn(guard.clone().watch());
     doors::turn_away(doors.unclaimed);
@@ -179,7 +202,10 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     }
     if let Some(listener) = control {
         let status = status(house, &reloader, &guard, &relief);
-        let control = Control::new(Arc::clone(&house.account), status, used(&reloader), reload(&reloader));
+        let (account, used, make) = (Arc::clone(&house.account), used(&reloader), make(&reloader));
+        let guests = reloader.clone();
+        let guests = Box::new(move || guests.guests());
+        let control = Arc::new(Control { account, status, used, guests, make });
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
@@ -245,15 +271,16 @@ fn used(reloader: &Reloader) -> control::Used {
     Box::new(move || serde_json::json!(reloader.used()))
 }
 
-/// `outgate whitelist reload`.
-fn reload(reloader: &Reloader) -> control::Reload {
+/// `outgate whitelist reload`, `guest add` and `guest remove`.
+fn make(reloader: &Reloader) -> control::Make {
     let reloader = reloader.clone();
-    Box::new(move || {
+    Box::new(move |change| {
         let reloader = reloader.clone();
         Box::pin(async move {
-            match reloader.reload().await {
-                Ok(summary) => Ok(serde_json::json!(summary)),
-                Err(problems) => Err(serde_json::json!({ "problems": problems })),
+            match change {
+                Change::Reload => reloader.reload().await.map(|summary| serde_json::json!(summary)),
+                Change::Register(application) => reloader.register(application).await,
+                Change::Remove(name) => reloader.remove(name).await,
             }
         })
     })

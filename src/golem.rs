@@ -4,6 +4,7 @@
 //! | module | reads |
 //! |---|---|
 //! | [`manifest`] | what a job asks for |
+//! | [`destination`] | one of the URLs that it names |
 //! | [`rules`] | `rules.json` and `domain_whitelist.json` of the provider's data dir |
 //! | [`x509`] | `cert-dir`, and the signature over a manifest |
 //! | [`descriptor`] | a requestor's node descriptor, signed with Golem's own certificates |
@@ -12,6 +13,7 @@
 //! Nothing here is asked while flows pass: list and rules go into the policy when it is made.
 
 pub mod descriptor;
+pub mod destination;
 pub mod manifest;
 pub mod negotiation;
 pub mod rules;

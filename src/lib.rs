@@ -33,6 +33,7 @@ pub mod control;
 pub mod dns;
 pub mod firewall;
 pub mod golem;
+pub mod guests;
 pub mod system;
 pub mod whitelist;
 

@@ -7,6 +7,7 @@
 //! by `Arc`; a `Policy` lays the configuration over it (modes, guests and the files that hold for
 //! each) and is cheap to make again.
 
+mod agreement;
 mod globs;
 mod guests;
 mod judge;
@@ -21,6 +22,7 @@ mod rules;
 mod store;
 mod usage;
 
+pub use agreement::Agreement;
 pub use guests::{Guest, PolicyError};
 pub use rules::{BuildError, Builder, FileId, Kind, Rules};
 pub use usage::Mark;
@@ -47,6 +49,18 @@ pub enum Mode {
     None,
 }
 
+impl Mode {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Mode::Whitelist => "whitelist",
+            Mode::Observe => "observe",
+            Mode::All => "all",
+            Mode::None => "none",
+        }
+    }
+}
+
 /// Who an undeclared source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
@@ -67,6 +81,8 @@ pub struct GuestSettings {
     pub mode: Option<Mode>,
     /// The files (names within the whitelist dir) that hold for it; `None`: all that no guest names.
     pub files: Option<Vec<String>>,
+    /// Outside of this it reaches nothing; `None`: no such bound.
+    pub agreed: Option<Arc<Agreement>>,
 }
 
 /// The part of the configuration that the decision needs.
@@ -123,22 +139,27 @@ impl Policy {
     /// Could anything that the guest at `source` may show open TCP `port` for it? `false` means that
     /// whatever the stream may say would be refused.
     pub fn could_allow_port(&self, source: IpAddr, port: u16) -> bool {
-        let blocked = self.is_blocked(port);
-        match self.guests.standing(source).map(|standing| standing.mode) {
-            None | Some(Mode::None) => false,
-            Some(Mode::Whitelist) => self.rules.open_ports().contains(port, blocked),
-            Some(Mode::All | Mode::Observe) => !blocked || self.rules.open_ports().contains(port, blocked),
-        }
+        self.could_allow(source, port, false)
     }
 
     /// As [`could_allow_port`](Self::could_allow_port), for any bytes: whether a protocol whose server
     /// speaks first has business there.
     pub fn could_allow_raw(&self, source: IpAddr, port: u16) -> bool {
+        self.could_allow(source, port, true)
+    }
+
+    fn could_allow(&self, source: IpAddr, port: u16, raw: bool) -> bool {
+        let Some(standing) = self.guests.standing(source) else { return false };
+        if standing.agreed.as_ref().is_some_and(|agreed| !agreed.opens(port, raw)) {
+            return false;
+        }
         let blocked = self.is_blocked(port);
-        match self.guests.standing(source).map(|standing| standing.mode) {
-            None | Some(Mode::None) => false,
-            Some(Mode::Whitelist) => self.rules.open_ports().contains_raw(port, blocked),
-            Some(Mode::All | Mode::Observe) => !blocked || self.rules.open_ports().contains_raw(port, blocked),
+        let open = self.rules.open_ports();
+        let listed = || if raw { open.contains_raw(port, blocked) } else { open.contains(port, blocked) };
+        match standing.mode {
+            Mode::None => false,
+            Mode::Whitelist => listed(),
+            Mode::All | Mode::Observe => !blocked || listed(),
         }
     }
 
@@ -271,8 +292,8 @@ pub struct NameRefusal {
 /// The rule that comes nearest to what was refused, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearMiss {
-    /// Where it stands.
-    pub rule: Location,
+    /// Where it stands; `None` where it is no rule that is in the way, but what the guest agreed on.
+    pub rule: Option<Location>,
     /// Why it does not match and what would, e.g. "`*.ipfs.io` takes one label; `.ipfs.io` would match".
     pub advice: String,
 }

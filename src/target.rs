@@ -91,6 +91,11 @@ impl Protocols {
         Protocols(self.0 | other.0)
     }
 
+    /// What is in both sets.
+    pub const fn both(self, other: Protocols) -> Protocols {
+        Protocols(self.0 & other.0)
+    }
+
     /// This set without what is in `other`.
     pub const fn without(self, other: Protocols) -> Protocols {
         Protocols(self.0 & !other.0)

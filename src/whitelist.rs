@@ -25,7 +25,7 @@ mod pattern;
 pub(crate) mod replace;
 mod subject;
 
-use crate::golem::rules::Mode;
+use crate::golem::rules::Outbound;
 use crate::pace;
 use crate::policy::rule::{Subject, Terms};
 use crate::policy::{BuildError, Builder, FileId, Rules};
@@ -129,8 +129,8 @@ pub struct Loaded {
     pub files: usize,
     /// Rules, by kind.
     pub kinds: Kinds,
-    /// What a Golem provider's rules grant guests, if there are any.
-    pub granted: Option<Mode>,
+    /// A Golem provider's rules, if there are any.
+    pub outbound: Option<Outbound>,
 }
 
 /// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.
@@ -150,8 +150,8 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
         parse::file(file, today, &mut problems, &mut take);
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
-    let (fingerprint, granted) = (files.fingerprint(), files.granted());
-    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), kinds, granted }))
+    let (fingerprint, outbound) = (files.fingerprint(), files.outbound());
+    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), kinds, outbound }))
 }
 
 /// Turns a set of files into the rules that the daemon goes by.

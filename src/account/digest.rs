@@ -255,7 +255,11 @@ impl Worker {
                 return None;
             }
         };
-        let text: Arc<str> = format!("{}: {}", near.rule, near.advice).into();
+        let text: Arc<str> = match &near.rule {
+            Some(rule) => format!("{rule}: {}", near.advice),
+            None => near.advice,
+        }
+        .into();
         self.fold.advise(key, Arc::clone(&text));
         lock(&self.shared.refusals).advise(key, Arc::clone(&text));
         Some(text)

@@ -228,7 +228,11 @@ fn repeated_refusals_are_one_line_and_one_count() {
     let account = Account::start(&to_file(&path), &[]).unwrap();
     account.set_advice(Box::new(|claim| {
         let advice = "`*.ipfs.io` takes one label; `.ipfs.io` would match".to_owned();
-        claim.target.to_string().starts_with("a.b.").then(|| NearMiss { rule: location("local.rules", 4), advice })
+        claim
+            .target
+            .to_string()
+            .starts_with("a.b.")
+            .then(|| NearMiss { rule: Some(location("local.rules", 4)), advice })
     }));
     for _ in 0..300 {
         refuse(&account, "a.b.ipfs.io:443");

@@ -24,7 +24,7 @@ pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Serves requests until the peer leaves or a bound is reached. Request bodies are not read.
+/// Serves requests until the peer leaves or a bound is reached. Request bodies are the handler's to read.
 pub(crate) async fn connection<I, F, Fut>(io: I, handler: F)
 where
     I: AsyncRead + AsyncWrite + Unpin,

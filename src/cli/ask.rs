@@ -67,16 +67,16 @@ pub(super) struct ReloadArguments {
 
 /// Which daemon's answer, and in what form.
 #[derive(Args, Debug)]
-struct Answer {
+pub(super) struct Answer {
     #[command(flatten)]
-    daemon: Daemon,
+    pub(super) daemon: Daemon,
     /// The daemon's answer as JSON
     #[arg(long)]
-    json: bool,
+    pub(super) json: bool,
 }
 
 /// Which daemon.
-#[derive(Args, Debug)]
+#[derive(Args, Clone, Debug)]
 pub(super) struct Daemon {
     #[command(flatten)]
     pub(super) config: Config,
@@ -125,7 +125,7 @@ pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcom
 
 impl Daemon {
     /// Asks it.
-    pub(super) fn ask(&self, question: Question) -> Result<Value, Failure> {
+    pub(super) fn ask(&self, question: Question<'_>) -> Result<Value, Failure> {
         bridge::ask(&self.socket()?, question)
     }
 
@@ -146,7 +146,7 @@ impl Daemon {
     }
 }
 
-fn write_json(answer: &Value, out: &mut dyn Write) -> Outcome {
+pub(super) fn write_json(answer: &Value, out: &mut dyn Write) -> Outcome {
     writeln!(out, "{}", serde_json::to_string_pretty(answer).map_err(io::Error::from)?)?;
     Ok(Exit::Good)
 }
@@ -173,10 +173,16 @@ fn write_facts(prefix: &str, answer: &Value, out: &mut dyn Write) -> io::Result<
     Ok(())
 }
 
-type Show = fn(&Value) -> String;
+pub(super) type Show = fn(&Value) -> String;
 
 /// The list of objects that the answer has under a name, as a table of those columns.
-fn write_rows(answer: &Value, json: bool, list: (&str, &[(&str, Show)]), none: &str, out: &mut dyn Write) -> Outcome {
+pub(super) fn write_rows(
+    answer: &Value,
+    json: bool,
+    list: (&str, &[(&str, Show)]),
+    none: &str,
+    out: &mut dyn Write,
+) -> Outcome {
     if json {
         return write_json(answer, out);
     }
@@ -199,7 +205,7 @@ fn write_rows(answer: &Value, json: bool, list: (&str, &[(&str, Show)]), none: &
     Ok(Exit::Good)
 }
 
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
         Value::String(text) => printable(text),

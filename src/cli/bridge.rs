@@ -2,9 +2,13 @@
 //! the address floor without a resolver, edits, the daemon and its control socket.
 
 use super::Failure;
+pub(super) use crate::config::is_guest_name;
 use crate::config::{Diagnostic, Settings, Severity};
 use crate::control::{self, ClientError};
 use crate::daemon;
+use crate::golem::rules::Outbound;
+pub(super) use crate::guests::Application;
+use crate::guests::{KeepError, Registry};
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
 use crate::system::Confine;
@@ -38,6 +42,18 @@ pub(super) fn files(settings: &Settings) -> Files {
     Files::of(settings.whitelist_dir.as_deref(), settings.data_dir())
 }
 
+/// The settings with the guests that were registered at run time, as far as this user may know them.
+pub(super) fn with_registered(settings: Settings) -> Result<Settings, Failure> {
+    let registry = match Registry::restore(settings.listen.control.as_deref()) {
+        Ok(registry) => registry,
+        Err(KeepError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return Ok(settings),
+        Err(error) => return Err(Failure::Failed(error.to_string())),
+    };
+    // With broken rules the lists cannot be compiled either, which says so.
+    let rules = settings.data_dir().and_then(|dir| Outbound::of(dir).ok());
+    registry.over(&settings, rules.as_ref()).map_err(Failure::Failed)
+}
+
 /// Reads and compiles the lists and lays the configuration over them.
 pub(super) fn compile(settings: &Settings) -> Lists {
     let files = files(settings);
@@ -50,14 +66,14 @@ pub(super) fn compile(settings: &Settings) -> Lists {
             return lists;
         }
     };
-    let Loaded { warnings, kinds, granted, .. } = loaded;
+    let Loaded { warnings, kinds, outbound, .. } = loaded;
     lists.rules = kinds.total();
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
     if lists.diagnostics.iter().any(Diagnostic::is_error) {
         return lists;
     }
-    match Policy::new(Arc::new(rules), settings.policy_with(granted)) {
+    match Policy::new(Arc::new(rules), settings.policy_with(outbound.as_ref())) {
         Ok(policy) => lists.policy = Some(policy),
         Err(error) => {
             let culprit = settings.whitelist_dir.clone().or_else(|| settings.path.clone()).unwrap_or_default();
@@ -164,7 +180,7 @@ pub(super) fn lint(
 
 /// What to ask the daemon.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Question {
+pub(super) enum Question<'a> {
     /// The totals.
     Status,
     /// At most so many of the destinations refused most.
@@ -175,17 +191,28 @@ pub(super) enum Question {
     Used,
     /// To read configuration and lists again.
     Reload,
+    /// Who is a guest.
+    Guests,
+    /// To take a guest in.
+    Register(&'a Application),
+    /// To end the registration of the guest of this name.
+    Remove(&'a str),
 }
 
 /// Asks the daemon behind `socket`.
-pub(super) fn ask(socket: &Path, question: Question) -> Result<Value, Failure> {
+pub(super) fn ask(socket: &Path, question: Question<'_>) -> Result<Value, Failure> {
     let client = control::client(socket);
     let answer = match question {
         Question::Status => client.get("/status"),
         Question::Denied(limit) => client.get(&format!("/denied?limit={limit}")),
         Question::Flows(limit) => client.get(&format!("/flows?limit={limit}")),
         Question::Used => client.get("/used"),
-        Question::Reload => client.post("/reload"),
+        Question::Reload => client.post("/reload", ""),
+        Question::Guests => client.get("/guests"),
+        Question::Register(application) => {
+            client.post("/guests", &serde_json::to_string(application).map_err(io::Error::from)?)
+        }
+        Question::Remove(name) => client.delete(&format!("/guests/{name}")),
     };
     match answer.map_err(unanswered)? {
         (200, answer) => Ok(answer),

@@ -40,7 +40,7 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
-    /// For this guest: its name, or an address [default: a source that no [[guest]] declares]
+    /// For this guest: its name, or an address [default: a source that is no declared guest's]
     #[arg(short, long, value_name = "NAME|ADDR")]
     guest: Option<String>,
     /// A JSON array of objects instead of text
@@ -77,6 +77,7 @@ struct Answer {
 
 pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
     let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let settings = bridge::with_registered(settings)?;
     let source = source(arguments.guest.as_deref(), &settings)?;
     let mut judge = Judge::new(settings, source)?;
     if arguments.stdin {
@@ -240,8 +241,10 @@ impl Judge {
         let (verdict, reason, rule, floor) = self.decide(&asked, &claim);
         let passes = matches!(verdict, Verdict::Allowed | Verdict::Observed);
         let near = if verdict == Verdict::Allowed || floor.is_some() { None } else { self.policy.near_miss(&claim) };
-        let (near, advice) = near.map(|near| (near.rule.to_string(), near.advice)).unzip();
-        let helps = floor.is_none() && allowable(verdict, reason);
+        let (near, advice) = near.map(|near| (near.rule.map(|rule| rule.to_string()), near.advice)).unzip();
+        let outside = near.as_ref().is_some_and(Option::is_none);
+        let near = near.flatten();
+        let helps = floor.is_none() && !outside && allowable(verdict, reason);
         Answer {
             url: url.to_owned(),
             verdict: verdict.as_str(),

@@ -2,12 +2,13 @@
 //! the rest, shown, applied, removed and inspected.
 
 use super::table::{self, grouped, printable};
-use super::{Config, Exit, Failure, Outcome};
+use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::Settings;
 use crate::firewall::{self, FirewallError, FirewallSettings, Host, Plan, Seal};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::io::{self, Write};
+use std::path::Path;
 
 /// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
 ///
@@ -111,14 +112,15 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
 }
 
-fn plan(common: &Common) -> Result<(Plan, Host), Failure> {
-    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+fn plan(config: Option<&Path>) -> Result<(Plan, Host), Failure> {
+    let (settings, _) = Settings::load(config)?;
+    let settings = bridge::with_registered(settings)?;
     let host = Host::look()?;
     Ok((Plan::new(&settings, &host), host))
 }
 
 fn print(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = plan(common)?;
+    let (plan, host) = plan(common.config.config.as_deref())?;
     let (ruleset, routing, settings) = (plan.ruleset(), plan.routing_lines(), plan.sysctl_lines(&host));
     if common.json {
         let routing: Vec<&String> = routing.iter().filter(|line| !line.starts_with('#')).collect();
@@ -137,8 +139,18 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
+/// Applies it for another command, which has something else to say.
+pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
+    let (plan, host) = plan(config)?;
+    let applied = firewall::apply(&plan, &host)?;
+    match applied.faults.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Failed(format!("the firewall: {}", printable(&applied.faults.join("; "))))),
+    }
+}
+
 fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = match plan(common) {
+    let (plan, host) = match plan(common.config.config.as_deref()) {
         Ok(made) => made,
         Err(failure) => return Err(close_at_least(common, failure, out)),
     };
@@ -215,7 +227,7 @@ fn remove(common: &Common, out: &mut dyn Write) -> Outcome {
 }
 
 fn status(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = plan(common)?;
+    let (plan, host) = plan(common.config.config.as_deref())?;
     let status = firewall::status(&plan, &host)?;
     let exit = if status.in_place { Exit::Good } else { Exit::No };
     if common.json {

@@ -1,15 +1,16 @@
 //! `outgate golem`: what concerns providers on Golem Network.
 
+use super::credentials::{self, Credentials};
 use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, explain};
 use crate::config::Settings;
 use crate::golem::manifest::{Access, Manifest};
-use crate::golem::negotiation::{Credentials, Partner, Provider, Rejection, Rule, Signed};
+use crate::golem::negotiation::{Provider, Rejection, Rule};
 use crate::golem::rules;
 use clap::{Args, Subcommand};
 use serde::Serialize;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// For providers on Golem Network
 #[derive(Args, Debug)]
@@ -44,21 +45,8 @@ struct AcceptsArguments {
     /// The provider's data dir
     #[arg(long, value_name = "DIR")]
     data_dir: PathBuf,
-    /// Signature over the base64 of the manifest, in base64
-    #[arg(long, value_name = "FILE", requires = "certificate")]
-    signature: Option<PathBuf>,
-    /// The hash that was signed
-    #[arg(long, value_name = "NAME", default_value = "sha256", requires = "signature")]
-    signature_algorithm: String,
-    /// Certificate of the signature: PEM, DER or base64 of one of them, the signer's last
-    #[arg(long, value_name = "FILE", requires = "signature")]
-    certificate: Option<PathBuf>,
-    /// The requestor's signed node descriptor
-    #[arg(long, value_name = "FILE", requires = "requestor")]
-    node_descriptor: Option<PathBuf>,
-    /// The requestor's node id
-    #[arg(long, value_name = "0x…", value_parser = node_id, requires = "node_descriptor")]
-    requestor: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// A JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -95,10 +83,10 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
         )));
     }
     let provider = Provider::of(&arguments.data_dir).map_err(|error| Failure::Failed(error.to_string()))?;
-    let manifest = Manifest::read(&read(&arguments.manifest)?)
+    let manifest = Manifest::read(&credentials::read(&arguments.manifest)?)
         .map_err(|error| Failure::Failed(format!("{}: {error}", arguments.manifest.display())))?;
     let now = jiff::Timestamp::now();
-    let decision = provider.negotiate(&manifest, &credentials(arguments)?, now);
+    let decision = provider.negotiate(&manifest, &arguments.credentials.read()?, now);
     let mut warnings: Vec<String> =
         manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")).into_iter().collect();
     if decision.is_ok() {
@@ -112,16 +100,26 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     };
     if arguments.json {
         let (text, notes) = rejection.map(|Rejection { text, notes }| (text, notes)).unzip();
-        let answer =
-            Answer { accepted, rule: rule.map(Rule::as_str), text, notes: notes.unwrap_or_default(), warnings };
+        let answer = Answer {
+            accepted,
+            rule: rule.as_ref().map(Rule::as_str),
+            text,
+            notes: notes.unwrap_or_default(),
+            warnings,
+        };
         writeln!(out, "{}", serde_json::to_string_pretty(&answer).map_err(io::Error::from)?)?;
     } else {
-        write(out, rule, rejection, &warnings)?;
+        write(out, rule.as_ref(), rejection, &warnings)?;
     }
     Ok(if accepted { Exit::Good } else { Exit::No })
 }
 
-fn write(out: &mut dyn Write, rule: Option<Rule>, rejection: Option<Rejection>, warnings: &[String]) -> io::Result<()> {
+fn write(
+    out: &mut dyn Write,
+    rule: Option<&Rule>,
+    rejection: Option<Rejection>,
+    warnings: &[String],
+) -> io::Result<()> {
     match rule {
         Some(rule @ Rule::NotRequested) => writeln!(out, "accepted: {}", rule.as_str())?,
         Some(rule) => writeln!(out, "accepted by the {} rule", rule.as_str())?,
@@ -136,43 +134,9 @@ fn write(out: &mut dyn Write, rule: Option<Rule>, rejection: Option<Rejection>, 
     warnings.iter().try_for_each(|warning| writeln!(out, "warning: {}", printable(warning)))
 }
 
-fn credentials(arguments: &AcceptsArguments) -> Result<Credentials, Failure> {
-    let signed = match (&arguments.signature, &arguments.certificate) {
-        (Some(signature), Some(certificate)) => Some(Signed {
-            signature: read(signature)?,
-            algorithm: arguments.signature_algorithm.clone(),
-            certificate: read(certificate)?,
-        }),
-        _ => None,
-    };
-    let partner = match (&arguments.node_descriptor, &arguments.requestor) {
-        (Some(descriptor), Some(requestor)) => {
-            Some(Partner { descriptor: read(descriptor)?, requestor: requestor.clone() })
-        }
-        _ => None,
-    };
-    Ok(Credentials { signed, partner })
-}
-
 /// What was agreed and would be refused all the same, with a rule for all that the manifest names.
 fn refused_later(settings: &Settings, manifest: &Manifest) -> Result<Vec<String>, Failure> {
     let Access::Urls(urls) = &manifest.access else { return Ok(Vec::new()) };
     let refused = explain::refused_in_any_case(settings, urls.iter().map(|url| url.as_str()))?;
     Ok(refused.into_iter().map(|(url, why)| format!("{url} is accepted, but outgate refuses it: {why}")).collect())
-}
-
-fn read(path: &Path) -> Result<Vec<u8>, Failure> {
-    match rules::read(path) {
-        Ok(Some(bytes)) => Ok(bytes),
-        Ok(None) => Err(Failure::Failed(format!("{}: there is no such file", path.display()))),
-        Err(error) => Err(Failure::Failed(error.to_string())),
-    }
-}
-
-fn node_id(text: &str) -> Result<String, String> {
-    let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40);
-    match digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit())) {
-        true => Ok(text.to_owned()),
-        false => Err("a node id is 0x and 40 hexadecimal digits".to_owned()),
-    }
 }

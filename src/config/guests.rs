@@ -31,7 +31,7 @@ pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> (Vec<Gu
             if let Some(interface) = interface {
                 pins.push(Pin { guest: name.clone(), interface, addresses: addresses.clone() });
             }
-            checked.push(GuestSettings { name, addresses, mode, files });
+            checked.push(GuestSettings { name, addresses, mode, files, agreed: None });
         }
     }
     (checked, pins)
@@ -82,10 +82,7 @@ fn check_addresses(guest: &RawGuest, label: &str, taken: &mut Taken, problems: &
     for item in given {
         match values::net(item.get_ref()) {
             Err(wrong) => problems.error(item.span(), wrong),
-            Ok(net)
-                if net.addr().is_multicast()
-                    || (net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len()) =>
-            {
+            Ok(net) if is_nobodys(net) => {
                 problems.error(item.span(), format!("{net} is the address of no guest"));
             }
             Ok(net) => {
@@ -95,6 +92,37 @@ fn check_addresses(guest: &RawGuest, label: &str, taken: &mut Taken, problems: &
         }
     }
     addresses
+}
+
+fn is_nobodys(net: IpNet) -> bool {
+    net.addr().is_multicast() || (net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len())
+}
+
+/// The addresses of a guest that stands in no file, or all that is wrong with its name, addresses and
+/// interface.
+pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>) -> Result<Vec<IpNet>, Vec<String>> {
+    let mut wrong = Vec::new();
+    if !values::is_guest_name(name) || name == OTHER {
+        wrong.push(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
+    }
+    if let Some(interface) = interface.filter(|interface| !values::is_interface(interface, false)) {
+        wrong.push(format!("{interface:?} is no name of a network interface"));
+    }
+    if addresses.is_empty() {
+        wrong.push(format!("{name} has no address, so no flow would be its own"));
+    }
+    let mut nets: Vec<IpNet> = Vec::with_capacity(addresses.len());
+    for address in addresses {
+        match values::net(address) {
+            Err(why) => wrong.push(why),
+            Ok(net) if is_nobodys(net) => wrong.push(format!("{net} is the address of no guest")),
+            Ok(net) if nets.iter().any(|other| other.contains(&net) || net.contains(other)) => {
+                wrong.push(format!("{net} is there twice"));
+            }
+            Ok(net) => nets.push(net),
+        }
+    }
+    if wrong.is_empty() { Ok(nets) } else { Err(wrong) }
 }
 
 fn check_files(guest: &RawGuest, label: &str, mode: Option<Mode>, problems: &mut Problems<'_>) -> Option<Vec<String>> {

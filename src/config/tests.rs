@@ -359,10 +359,11 @@ fn a_providers_data_dir_sets_the_mode_under_the_ceiling() {
         (Grant::None, "max_mode = \"whitelist\"", Mode::None),
         (Grant::All, "max_mode = \"none\"", Mode::None),
     ] {
-        assert_eq!(with(ceiling).policy_with(Some(granted)).mode, mode, "{granted:?} under {ceiling:?}");
+        let rules = Outbound { everyone: granted, ..Outbound::default() };
+        assert_eq!(with(ceiling).policy_with(Some(&rules)).mode, mode, "{granted:?} under {ceiling:?}");
     }
     assert_eq!(with("").policy_with(None).mode, Mode::Whitelist, "yagna's default");
-    assert_eq!(parse("mode = \"observe\"").0.policy_with(Some(Grant::None)).mode, Mode::Observe);
+    assert_eq!(parse("mode = \"observe\"").0.policy_with(Some(&Outbound::closed())).mode, Mode::Observe);
     let found = problems("mode = \"all\"\n[golem]\ndata_dir = \"d\"\nmax_mode = \"observe\"");
     assert!(found.iter().any(|p| p.contains("rules.json sets the mode")), "{found:?}");
     assert!(found.iter().any(|p| p.starts_with("f:4:12: `max_mode` is \"observe\"")), "{found:?}");

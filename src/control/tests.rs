@@ -19,12 +19,12 @@ impl World {
     }
 }
 
-fn world(outcome: Result<Value, Value>) -> World {
+fn world(outcome: Result<Value, Vec<String>>) -> World {
     let account = Account::start(&LogSettings { access: AccessLog::Off, denied_only: false }, &[]).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let reloads = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&reloads);
-    let reload: Reload = Box::new(move || {
+    let make: Make = Box::new(move |_| {
         let (count, outcome) = (Arc::clone(&count), outcome.clone());
         Box::pin(async move {
             count.fetch_add(1, Ordering::SeqCst);
@@ -33,7 +33,8 @@ fn world(outcome: Result<Value, Value>) -> World {
     });
     let status: Status = Box::new(|| json!({ "mode": "whitelist", "whitelist": { "rules": 7 } }));
     let used: Used = Box::new(|| json!({ "used": { "a.rules": "1-3" } }));
-    let control = Control::new(Arc::clone(&account), status, used, reload);
+    let guests: Guests = Box::new(|| json!({ "guests": [] }));
+    let control = Arc::new(Control { account: Arc::clone(&account), status, used, guests, make });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = bind(&dir.path().join("control.sock")).unwrap();
     runtime.spawn(async move { serve(UnixListener::from_std(listener).unwrap(), control).await });
@@ -82,17 +83,17 @@ fn status_denied_and_flows_are_read_over_the_socket() {
     );
     assert_eq!(client.get("/nothing").unwrap().0, 404);
     assert_eq!(client.get("/reload").unwrap().0, 405);
-    assert_eq!(client.post("/status").unwrap().0, 405);
+    assert_eq!(client.post("/status", "").unwrap().0, 405);
     assert_eq!(world.reloads.load(Ordering::SeqCst), 0);
 }
 
 #[test]
 fn a_reload_answers_with_what_came_of_it() {
     let good = world(Ok(json!({ "generation": 4 })));
-    assert_eq!(client(good.path()).post("/reload").unwrap(), (200, json!({ "generation": 4 })));
+    assert_eq!(client(good.path()).post("/reload", "").unwrap(), (200, json!({ "generation": 4 })));
     assert_eq!(good.reloads.load(Ordering::SeqCst), 1);
-    let bad = world(Err(json!({ "problems": ["a.rules:3:1: no"] })));
-    assert_eq!(client(bad.path()).post("/reload").unwrap(), (422, json!({ "problems": ["a.rules:3:1: no"] })));
+    let bad = world(Err(vec!["a.rules:3:1: no".to_owned()]));
+    assert_eq!(client(bad.path()).post("/reload", "").unwrap(), (422, json!({ "problems": ["a.rules:3:1: no"] })));
 }
 
 /// Not a test by itself: what `only_root_and_the_daemons_user_may_change_anything` runs as another
@@ -103,7 +104,7 @@ fn ask_as_another_user() {
     let Some(path) = std::env::var_os("OUTGATE_TEST_SOCKET") else { return };
     let client = client(PathBuf::from(path));
     assert_eq!(client.get("/status").unwrap().0, 200);
-    assert_eq!(client.post("/reload").unwrap().0, 403);
+    assert_eq!(client.post("/reload", "").unwrap().0, 403);
 }
 
 #[test]
@@ -132,7 +133,7 @@ fn only_root_and_the_daemons_user_may_change_anything() {
     assert!(asker.status.success() && output.contains("1 passed"), "{output}");
     assert_eq!(world.reloads.load(Ordering::SeqCst), 0);
     fs::set_permissions(world.path(), Permissions::from_mode(0o660)).unwrap();
-    assert_eq!(client(world.path()).post("/reload").unwrap().0, 200);
+    assert_eq!(client(world.path()).post("/reload", "").unwrap().0, 200);
 }
 
 #[test]

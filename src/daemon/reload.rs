@@ -5,6 +5,7 @@
 //! judged again and those the new list refuses are ended. Old lists are freed here, because freeing a
 //! million names takes a while that no flow should wait for.
 
+mod registration;
 mod used;
 
 use super::DaemonError;
@@ -12,11 +13,14 @@ use crate::account::AccountError;
 use crate::config::{GolemSettings, Settings};
 use crate::flow::{House, Live};
 use crate::golem::rules as provider;
+use crate::guests::{Application, Registry};
 use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
+use crate::resolve::FloorSettings;
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
 use jiff::civil::Date;
+use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -67,6 +71,10 @@ enum Ask {
     Reread(Option<oneshot::Sender<Outcome>>),
     /// Keep what was used for the next start.
     KeepUsed(oneshot::Sender<()>),
+    /// Take a guest in.
+    Register(Box<Application>, oneshot::Sender<Result<Value, Vec<String>>>),
+    /// End a registration.
+    Remove(String, oneshot::Sender<Result<Value, Vec<String>>>),
 }
 
 /// Asks for reloads.
@@ -85,6 +93,8 @@ struct State {
     trouble: Option<String>,
     /// The list in force, and which files it was made of.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
+    /// Who is a guest, as the control socket shows it.
+    guests: Value,
 }
 
 impl Lists {
@@ -122,7 +132,12 @@ impl Lists {
 
     /// The policy that these lists and `settings` make.
     pub(super) fn policy(&self, settings: &Settings) -> Result<Arc<Policy>, PolicyError> {
-        Policy::new(Arc::clone(&self.rules), settings.policy_with(self.loaded.granted)).map(Arc::new)
+        Policy::new(Arc::clone(&self.rules), settings.policy_with(self.outbound())).map(Arc::new)
+    }
+
+    /// A provider's rules, if there are any.
+    pub(super) fn outbound(&self) -> Option<&provider::Outbound> {
+        self.loaded.outbound.as_ref()
     }
 
     /// How many rules there are.
@@ -137,18 +152,22 @@ impl Reloader {
         house: Arc<House>,
         settings: Settings,
         lists: Lists,
+        registry: Registry,
         bound: Vec<SocketAddr>,
     ) -> std::io::Result<Reloader> {
         let (ask, asked) = mpsc::channel();
-        let state = Arc::new(Mutex::new(State { trouble: lists.fallback.clone(), in_force: None }));
+        let trouble = lists.fallback.clone();
+        let state = Arc::new(Mutex::new(State { trouble, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
         let provider = settings.data_dir().map(provider::files).into_iter().flatten().map(watch::Watched::File);
         let watched: Vec<_> = folder.into_iter().chain(provider).collect();
         let watched = (!watched.is_empty()).then_some(watched);
-        let mut desk = Desk { house, settings, lists, generation: 0, state: Arc::clone(&state), bound, counting };
+        let state_too = Arc::clone(&state);
+        let mut desk = Desk { house, settings, lists, registry, generation: 0, state: state_too, bound, counting };
         desk.announce();
+        desk.show_guests();
         let looks = ask.clone();
         if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
             tokio::spawn(async move {
@@ -216,8 +235,10 @@ fn until_midnight() -> Duration {
 /// The thread's own.
 struct Desk {
     house: Arc<House>,
+    /// Those of the configuration, without the guests that were registered.
     settings: Settings,
     lists: Lists,
+    registry: Registry,
     generation: u64,
     state: Arc<Mutex<State>>,
     /// Where outgate really listens; port 0 in the configuration asks for any.
@@ -255,6 +276,9 @@ impl Desk {
                 self.counting.keep(&self.settings.state_dir, &self.lists.rules);
                 let _ = done.send(());
             }
+            // Whoever asked and does not wait for the answer finds it in the list.
+            Some(Ask::Register(application, reply)) => drop(reply.send(self.register(&application))),
+            Some(Ask::Remove(name, reply)) => drop(reply.send(self.end_registration(&name))),
             None => self.new_day(),
         }
         self.counting.keep_sometimes(&self.settings.state_dir, &self.lists.rules);
@@ -342,23 +366,28 @@ impl Desk {
             }
         };
         // Without rules yagna grants the list, which may be more than those granted that are gone.
-        let had_rules = self.settings.golem.is_some() && self.lists.loaded.granted.is_some();
-        if had_rules && lists.as_ref().is_some_and(|lists| lists.loaded.granted.is_none()) {
+        let had_rules = self.settings.golem.is_some() && self.lists.outbound().is_some();
+        if had_rules && lists.as_ref().is_some_and(|lists| lists.outbound().is_none()) {
             let lines =
                 vec![format!("{} is gone; let ya-provider write it again, or restart outgate", provider::RULES)];
             return self.failed("the provider's rules are gone; the last good ones stay in force", lines);
         }
-        let policy = match lists.as_ref().unwrap_or(&self.lists).policy(&settings) {
-            Ok(policy) => policy,
+        let new_lists = lists.as_ref().unwrap_or(&self.lists);
+        let all = self.registry.over(&settings, new_lists.outbound());
+        let made = all.and_then(|all| match new_lists.policy(&all) {
+            Ok(policy) => Ok((all, policy)),
+            Err(error) => Err(error.to_string()),
+        });
+        let (all, policy) = match made {
+            Ok(made) => made,
             Err(error) => {
-                return self
-                    .failed("configuration and list do not go together; nothing changed", vec![error.to_string()]);
+                return self.failed("configuration and list do not go together; nothing changed", vec![error]);
             }
         };
-        if let Err(lines) = self.put_settings(&settings) {
+        if let Err(lines) = self.put_settings(&settings, &all) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        let old = self.house.live.swap(Arc::new(Live::new(policy, &settings)));
+        let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
@@ -366,6 +395,7 @@ impl Desk {
         let in_force_after = start.elapsed();
         remember(&self.settings, &files);
         self.announce();
+        self.show_guests();
         if let Some(old) = &old_lists {
             self.lists.rules.note_used(&old.rules.used_marks());
         }
@@ -374,7 +404,7 @@ impl Desk {
             generation = self.generation,
             files = self.lists.loaded.files,
             rules = self.lists.len(),
-            everyone = self.lists.loaded.granted.map(provider::Mode::as_str),
+            everyone = self.lists.outbound().map(|rules| rules.without_manifest().as_str()),
             revoked,
             took_ms = in_force_after.as_millis(),
             "a new list is in force"
@@ -386,8 +416,9 @@ impl Desk {
         Ok(self.summary(revoked, true, restart_needed))
     }
 
-    /// The settings outside the policy: all of them or none.
-    fn put_settings(&self, settings: &Settings) -> Result<(), Vec<String>> {
+    /// The settings outside the policy: all of them or none. `all` has the registered guests as well, which
+    /// the metrics do not: there would be more of them every day.
+    fn put_settings(&self, settings: &Settings, all: &Settings) -> Result<(), Vec<String>> {
         if *settings == self.settings {
             return Ok(());
         }
@@ -395,9 +426,7 @@ impl Desk {
             |settings: &Settings| settings.policy.guests.iter().map(|guest| guest.name.clone()).collect::<Vec<_>>();
         let account = &self.house.account;
         account.reconfigure(&settings.log, &names(settings)).map_err(|error| vec![log_complaint(&error)])?;
-        let mut floor = settings.floor();
-        floor.listeners.extend(&self.bound);
-        if let Err(error) = self.house.resolver.reconfigure(&settings.resolver, floor) {
+        if let Err(error) = self.house.resolver.reconfigure(&settings.resolver, self.floor(all)) {
             if let Err(error) = account.reconfigure(&self.settings.log, &names(&self.settings)) {
                 tracing::error!(%error, "the access log cannot be put back");
             }
@@ -405,6 +434,12 @@ impl Desk {
         }
         self.house.gate.reconfigure(settings.limits);
         Ok(())
+    }
+
+    fn floor(&self, all: &Settings) -> FloorSettings {
+        let mut floor = all.floor();
+        floor.listeners.extend(&self.bound);
+        floor
     }
 
     /// Ends the flows that the policy now in force refuses, by what they ask for or by the address they

@@ -5,6 +5,7 @@ use super::DaemonError;
 use crate::account::{AccessLog, Account};
 use crate::config::Settings;
 use crate::control::ControlError;
+use crate::guests;
 use crate::system::{self, Confine, Need, Use, User};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -78,7 +79,8 @@ fn report_lists(settings: &Settings, user: Option<&User>) {
 /// The folders in which files are made or replaced while the daemon runs.
 fn writable(settings: &Settings) -> Vec<PathBuf> {
     let log = log_file(settings).map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()));
-    [settings.state_dir.clone()].into_iter().chain(log.as_deref().and_then(folder_of)).collect()
+    let guests = settings.listen.control.as_deref().map(guests::folder);
+    [settings.state_dir.clone()].into_iter().chain(guests).chain(log.as_deref().and_then(folder_of)).collect()
 }
 
 fn log_file(settings: &Settings) -> Option<&Path> {

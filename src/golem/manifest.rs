@@ -5,14 +5,15 @@ use super::{MAX_INPUT, base64};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use jiff::Timestamp;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use url::Url;
 
 /// URLs of one manifest at most.
 const MAX_URLS: usize = 4096;
 
 /// What a job wants of the outside.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Nothing.
     None,

@@ -3,9 +3,10 @@
 
 use super::descriptor::{Descriptor, DescriptorError, Outbound as Leave, Permissions};
 use super::manifest::{Access, Manifest};
-use super::rules::{Hosts, Mode, Outbound, RulesError};
+use super::rules::{CertRule, Hosts, Mode, Outbound, RulesError};
 use super::x509::{ChainError, Store};
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 use std::path::Path;
 use url::Url;
 
@@ -47,16 +48,17 @@ pub struct Partner {
 }
 
 /// The rule that took a job.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Rule {
     /// It asks for nothing, so none is needed.
     NotRequested,
-    /// `everyone`, in this mode.
-    Everyone(Mode),
-    /// `audited-payload`, in this mode.
-    AuditedPayload(Mode),
-    /// `partner`, in this mode.
-    Partner(Mode),
+    /// `everyone`.
+    Everyone,
+    /// `audited-payload`, by the rule of this certificate.
+    AuditedPayload(String),
+    /// `partner`, by the rule of this certificate.
+    Partner(String),
 }
 
 /// A refusal.
@@ -70,12 +72,24 @@ pub struct Rejection {
 
 impl Rule {
     /// What it is called.
-    pub const fn as_str(self) -> &'static str {
+    pub const fn as_str(&self) -> &'static str {
         match self {
             Rule::NotRequested => "outbound is not requested",
-            Rule::Everyone(_) => "Everyone",
+            Rule::Everyone => "Everyone",
             Rule::AuditedPayload(_) => "Audited-Payload",
             Rule::Partner(_) => "Partner",
+        }
+    }
+
+    /// What it lets through by the rules as they are now: nothing, once it is gone from them.
+    pub fn mode(&self, rules: &Outbound) -> Mode {
+        let of = |certificate: Option<&CertRule>| certificate.map_or(Mode::None, |rule| rule.mode);
+        match self {
+            _ if !rules.enabled => Mode::None,
+            Rule::NotRequested => Mode::None,
+            Rule::Everyone => rules.everyone,
+            Rule::AuditedPayload(certificate) => of(rules.audited_payload.get(certificate)),
+            Rule::Partner(certificate) => of(rules.partner.get(certificate)),
         }
     }
 }
@@ -118,9 +132,8 @@ impl Provider {
     }
 
     fn everyone(&self, access: &Access) -> Result<Rule, String> {
-        let mode = self.rules.everyone;
-        self.mode(mode, access).map_err(|why| format!("Everyone {why}"))?;
-        Ok(Rule::Everyone(mode))
+        self.mode(self.rules.everyone, access).map_err(|why| format!("Everyone {why}"))?;
+        Ok(Rule::Everyone)
     }
 
     fn audited_payload(
@@ -146,11 +159,11 @@ impl Provider {
             format!("Audited-Payload rule: {error}")
         })?;
         // The rule of the certificate nearest the signer's speaks.
-        let Some(rule) = chain.iter().find_map(|id| self.rules.audited_payload.get(id)) else {
+        let Some((id, rule)) = chain.iter().find_map(|id| self.rules.audited_payload.get_key_value(id)) else {
             return Err(format!("Audited-Payload rule whole chain of cert_ids is not trusted: {chain:?}"));
         };
         self.mode(rule.mode, &manifest.access).map_err(|why| format!("Audited-Payload {why}"))?;
-        Ok(Rule::AuditedPayload(rule.mode))
+        Ok(Rule::AuditedPayload(id.clone()))
     }
 
     fn partner(&self, access: &Access, partner: Option<&Partner>, now: Timestamp) -> Result<Rule, String> {
@@ -165,11 +178,11 @@ impl Provider {
         }
         permitted(&descriptor.permissions, access).map_err(|why| format!("Partner {why}"))?;
         let chain = &descriptor.fingerprints;
-        let Some(rule) = chain.iter().find_map(|id| self.rules.partner.get(id)) else {
+        let Some((id, rule)) = chain.iter().find_map(|id| self.rules.partner.get_key_value(id)) else {
             return Err(format!("Partner rule whole chain of cert_ids is not trusted: {chain:?}"));
         };
         self.mode(rule.mode, access).map_err(|why| format!("Partner {why}"))?;
-        Ok(Rule::Partner(rule.mode))
+        Ok(Rule::Partner(id.clone()))
     }
 
     fn mode(&self, mode: Mode, access: &Access) -> Result<(), &'static str> {

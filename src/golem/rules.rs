@@ -40,14 +40,14 @@ impl Mode {
 }
 
 /// The rule of one certificate.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct CertRule {
     /// What it lets through.
     pub mode: Mode,
 }
 
 /// The part of `rules.json` about the way out.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Outbound {
     /// `false` refuses every manifest that asks for anything.
@@ -180,6 +180,11 @@ impl Outbound {
     /// Where it is not what yagna writes.
     pub fn parse(text: &[u8]) -> Result<Outbound, serde_json::Error> {
         serde_json::from_slice(text).map(|RulesFile { outbound }| outbound)
+    }
+
+    /// Rules that let nothing through.
+    pub fn closed() -> Outbound {
+        Outbound { enabled: false, everyone: Mode::None, ..Outbound::default() }
     }
 
     /// What a guest without a manifest is granted.

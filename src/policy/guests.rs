@@ -1,6 +1,7 @@
 //! Who a source address is, and what holds for it: each guest's mode and its view, the set of files
 //! whose `allow` rules hold for it.
 
+use super::agreement::Agreement;
 use super::nets::{NONE, NetTable};
 use super::rules::Rules;
 use super::store::Record;
@@ -55,6 +56,7 @@ pub struct Guest<'a> {
 #[derive(Debug)]
 pub(super) struct Standing {
     pub(super) mode: Mode,
+    pub(super) agreed: Option<Arc<Agreement>>,
     files: Arc<FileSet>,
 }
 
@@ -91,13 +93,14 @@ impl Guests {
             own.push(Some(Arc::new(set)));
         }
         let shared = Arc::new(shared);
-        let standing = |mode: Option<Mode>, files: Option<Arc<FileSet>>| Standing {
+        let standing = |mode: Option<Mode>, files: Option<Arc<FileSet>>, agreed: Option<Arc<Agreement>>| Standing {
             mode: mode.unwrap_or(settings.mode),
+            agreed,
             files: files.unwrap_or_else(|| Arc::clone(&shared)),
         };
         let mut guests = Guests {
             declared: Vec::with_capacity(own.len()),
-            undeclared: (settings.unknown == Unknown::Shared).then(|| standing(None, None)),
+            undeclared: (settings.unknown == Unknown::Shared).then(|| standing(None, None, None)),
             sources: NetTable::default(),
         };
         let mut names = HashSet::new();
@@ -106,7 +109,7 @@ impl Guests {
                 return Err(PolicyError::DuplicateName { name: guest.name.clone() });
             }
             guests.place(&guest.name, &guest.addresses)?;
-            guests.declared.push((Box::from(guest.name.as_str()), standing(guest.mode, files)));
+            guests.declared.push((Box::from(guest.name.as_str()), standing(guest.mode, files, guest.agreed.clone())));
         }
         Ok(guests)
     }

@@ -112,6 +112,7 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     if protocols.is_empty() {
         return Err(case.denied(rules, &tally, allowed));
     }
+    let protocols = case.agreed(protocols).map_err(|reason| refusal(rules, reason, None))?;
     if tally.unused.allow {
         note_use(rules, &case, Effect::Allow);
     }
@@ -173,6 +174,9 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
         let is_parent = rules.allow_below(name.as_str(), |file| standing.sees_file(file));
         return Err(NameRefusal { is_parent, ..refuse(reason, expired) });
     }
+    if let Some(agreed) = standing.agreed.as_ref().filter(|agreed| !agreed.has_name(name)) {
+        return Err(NameRefusal { is_parent: agreed.has_below(name), ..refuse(Reason::NotWhitelisted, None) });
+    }
     let denied = rules.denied();
     let denied = if denied.is_partial() { Arc::new(denied.whole()) } else { Arc::clone(denied) };
     Ok(NamePermit {
@@ -221,6 +225,13 @@ impl<'a> Case<'a> {
         // A rule that fails at the same thing is what the operator looks for.
         let place = near.filter(|(same, _)| *same == reason && self.standing.mode == Mode::Observe);
         Err(place.unwrap_or((reason, None)))
+    }
+
+    /// What the guest's agreement leaves of what the list allows.
+    pub(super) fn agreed(&self, allowed: Protocols) -> Result<Protocols, Reason> {
+        let Some(agreed) = &self.standing.agreed else { return Ok(allowed) };
+        let both = allowed.both(agreed.limit(self.claim)?);
+        if both.is_empty() { Err(Reason::ProtocolNotAllowed) } else { Ok(both) }
     }
 
     /// The refusal by the `deny` rules that left nothing of `protocols`.

@@ -11,7 +11,7 @@ use super::rules::{Compiled, Rules};
 use super::store::{Record, Shape};
 use super::{NearMiss, Policy};
 use crate::identify::Claim;
-use crate::target::{Host, Protocol, Transport};
+use crate::target::{Host, Protocol, Protocols, Transport};
 
 /// How many spellings are looked up at most: well under a millisecond's worth.
 const MAX_SPELLINGS: u32 = 4_000;
@@ -24,12 +24,20 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
         return None;
     }
     let case = Case::open(policy, claim).ok()?;
+    if case.agreed(Protocols::ALL).is_err() {
+        // Where the list is in the way as well, its rules are of no help.
+        let spoken = claim.spoken.map_or_else(String::new, |spoken| format!(" for {}", spoken.as_str()));
+        return Some(NearMiss {
+            rule: None,
+            advice: format!("the guest's manifest does not name {}{spoken}", claim.target),
+        });
+    }
     let search = Search { rules: &policy.rules, case };
     let (record, advice) = search.same_host().or_else(|| match &claim.target.host {
         Host::Name(name) => search.related(&Labels::of(name.as_str())).or_else(|| search.mistyped(name.as_str())),
         Host::Addr(_) => None,
     })?;
-    Some(NearMiss { rule: policy.rules.location(record.place())?, advice })
+    Some(NearMiss { rule: Some(policy.rules.location(record.place())?), advice })
 }
 
 struct Search<'a> {

@@ -477,6 +477,7 @@ fn names_above_allowed_ones_are_known_as_such_to_the_guests_that_may_ask_below()
         addresses: vec!["10.0.0.7/32".parse().unwrap()],
         mode: None,
         files: Some(vec!["b.rules".into()]),
+        agreed: None,
     }];
     let rules = files(&[("a.rules", &lines), ("b.rules", &["x.own.test", "a.io.example"])]);
     let policy = Policy::new(rules, PolicySettings { guests, ..settings() }).unwrap();

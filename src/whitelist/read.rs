@@ -149,12 +149,11 @@ impl Files {
         }
     }
 
-    /// What the provider's rules grant a guest without a manifest, if there are any.
-    pub fn granted(&self) -> Option<provider::Mode> {
+    /// The provider's rules, if there are any.
+    pub fn outbound(&self) -> Option<provider::Outbound> {
         let rules = self.files.iter().find(|file| file.format == Format::ProviderRules)?;
         // A set with broken ones is not compiled.
-        let rules = provider::Outbound::parse(&rules.bytes);
-        Some(rules.map_or(provider::Mode::None, |rules| rules.without_manifest()))
+        Some(provider::Outbound::parse(&rules.bytes).unwrap_or_else(|_| provider::Outbound::closed()))
     }
 
     /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and

@@ -34,7 +34,8 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
         stop: CancellationToken::new(),
     });
     let counting = Counting::start(&settings.state_dir, &lists.rules);
-    Desk { house, settings, lists, generation: 1, state: Arc::default(), bound: Vec::new(), counting }
+    let registry = Registry::default();
+    Desk { house, settings, lists, registry, generation: 1, state: Arc::default(), bound: Vec::new(), counting }
 }
 
 fn allows(desk: &Desk, target: &str) -> bool {

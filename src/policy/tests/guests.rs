@@ -8,6 +8,7 @@ pub(super) fn guest(name: &str, address: &str, mode: Option<Mode>, files: Option
         addresses: vec![address.parse().unwrap()],
         mode,
         files: files.map(|files| files.iter().map(|file| (*file).to_owned()).collect()),
+        agreed: None,
     }
 }
 

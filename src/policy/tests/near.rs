@@ -6,7 +6,7 @@ use super::*;
 fn advice(lines: &[&str], claim: &Claim) -> String {
     let policy = policy(lines);
     assert!(policy.decide(claim).is_err());
-    policy.near_miss(claim).map_or_else(String::new, |near| format!("{}: {}", near.rule, near.advice))
+    policy.near_miss(claim).map_or_else(String::new, |near| format!("{}: {}", near.rule.unwrap(), near.advice))
 }
 
 #[test]
@@ -83,7 +83,7 @@ fn days_ech_and_deny_are_explained() {
 fn another_guests_rule_is_explained() {
     let policy = with_guests(Unknown::None);
     let near = policy.near_miss(&from("10.0.0.9", "seven.io")).unwrap();
-    assert_eq!(near.rule.to_string(), "vm-7.rules:1");
+    assert_eq!(near.rule.unwrap().to_string(), "vm-7.rules:1");
     assert_eq!(near.advice, "`seven.io` stands in a file that does not hold for this guest");
 }
 

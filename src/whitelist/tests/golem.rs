@@ -118,7 +118,7 @@ fn a_providers_rules_are_files_of_the_set_without_rules_of_ours() {
     ] {
         let (recorder, loaded) = rules(enabled, everyone);
         assert_eq!(
-            (recorder.rules.len(), loaded.granted, loaded.warnings.len()),
+            (recorder.rules.len(), loaded.outbound.map(|rules| rules.without_manifest()), loaded.warnings.len()),
             (0, Some(granted), warnings),
             "{everyone}"
         );

@@ -1,0 +1,255 @@
+//! `outgate guest`: who is a guest, asked of the running daemon and changed there, for as long as the
+//! machine is up. Guests that are to stay stand in the configuration.
+
+use super::ask::{self, Daemon, Show};
+use super::bridge::{self, Application, Question};
+use super::credentials::{self, Credentials};
+use super::table::printable;
+use super::{Exit, Failure, Outcome, explain, firewall};
+use crate::config::Settings;
+use crate::golem::manifest::{Access, Manifest};
+use clap::{Args, Subcommand};
+use serde_json::Value;
+use std::io::Write;
+use std::path::PathBuf;
+
+/// Register guests with the running daemon, and hold them to their manifests
+///
+/// For guests that come and go: each rented VM, each job. They are kept over a restart of the daemon and
+/// gone after a reboot; guests that are to stay are [[guest]] sections of the configuration. Changing
+/// takes root, or the daemon's own user.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate guest add vm-7 --address 10.42.42.7 --interface tap7 --manifest manifest.json
+  outgate guest list
+  outgate guest remove vm-7")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Add(AddArguments),
+    List(ListArguments),
+    Remove(RemoveArguments),
+}
+
+/// Register a guest
+///
+/// Without a manifest it is a guest like those of the configuration: what the shared lists allow, in the
+/// mode of the daemon. With one it reaches what the manifest names (scheme, host and port) and nothing
+/// else, as far as the provider's rule that takes the manifest lets it: `whitelist` is the list, `all`
+/// everything. If no rule takes it, nothing is registered, and yagna's words say why. Address floor,
+/// `deny` rules and limits hold in any case. A manifest that asks for nothing gets nothing.
+///
+/// With an interface, and where the configuration has a firewall, the firewall is applied again: the
+/// addresses are the guest's on that interface, and nobody else's.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate guest add vm-7 --address 10.42.42.7
+  outgate guest add vm-7 --address 10.42.42.7 --address 2001:db8:7::/64 --interface tap7
+  outgate guest add job-1 --address 10.42.42.8 --manifest manifest.json
+  outgate guest add job-2 --address 10.42.42.9 --manifest m.b64 --signature m.sig --certificate req.pem")]
+struct AddArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// Its name: 1 to 64 of a-z A-Z 0-9 . _ -
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// An address or range that is this guest; may be given several times
+    #[arg(short, long = "address", value_name = "ADDR", required = true)]
+    addresses: Vec<String>,
+    /// The interface by which its packets come: its tap, or its port of a bridge
+    #[arg(short, long, value_name = "NAME")]
+    interface: Option<String>,
+    /// The manifest of its job: JSON, or base64 of it
+    #[arg(short, long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Who is a guest? Those of the configuration and those that were registered
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate guest list
+  outgate guest list --json | jq -r '.guests[] | select(.registered) | .name'")]
+struct ListArguments {
+    #[command(flatten)]
+    answer: ask::Answer,
+}
+
+/// End a registration, and the guest's connections
+///
+/// Its addresses are nobody's then, and [guests].unknown says what that means.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate guest remove vm-7")]
+struct RemoveArguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// Its name
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// The daemon's answer as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    match &arguments.command {
+        Command::Add(arguments) => add(arguments, out),
+        Command::List(arguments) => list(arguments, out),
+        Command::Remove(arguments) => remove(arguments, out),
+    }
+}
+
+fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
+    let AddArguments { daemon, name, addresses, interface, manifest, credentials, json } = arguments;
+    let mut application = Application {
+        name: name.clone(),
+        addresses: addresses.clone(),
+        interface: interface.clone(),
+        ..Application::default()
+    };
+    if let Some(path) = manifest {
+        let text = String::from_utf8(credentials::read(path)?);
+        let text = text.map_err(|_| Failure::Failed(format!("{}: a manifest is JSON or base64 of it", path.display())));
+        application.manifest = Some(text?);
+    }
+    credentials.fill(&mut application)?;
+    let mut added = register(daemon, &application)?;
+    if *json {
+        return ask::write_json(&added.answer, out);
+    }
+    let changed = added.answer.get("changed").and_then(Value::as_bool).unwrap_or(true);
+    let what = if changed { "is registered" } else { "was registered before, just so" };
+    writeln!(out, "{name} {what}{}", held(added.answer.get("guest").unwrap_or(&Value::Null)))?;
+    for warning in added.warnings.drain(..) {
+        writeln!(out, "warning: {}", printable(&warning))?;
+    }
+    Ok(Exit::Good)
+}
+
+/// A guest that the daemon took in.
+pub(super) struct Added {
+    /// The daemon's answer.
+    pub(super) answer: Value,
+    /// The daemon's, and what of the manifest is refused all the same.
+    pub(super) warnings: Vec<String>,
+}
+
+/// Registers a guest, and applies the firewall where that is about it.
+pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Added, Failure> {
+    let mut answer = daemon.ask(Question::Register(application))?;
+    let (settings, _) = Settings::load_leniently(daemon.config.config.as_deref())?;
+    let warnings = answer.get("warnings").and_then(Value::as_array).into_iter().flatten();
+    let mut warnings: Vec<String> = warnings.filter_map(Value::as_str).map(str::to_owned).collect();
+    let manifest = application.manifest.as_ref().and_then(|text| Manifest::read(text.as_bytes()).ok());
+    if let Some(Manifest { access: Access::Urls(urls), .. }) = &manifest {
+        let refused = explain::refused_in_any_case(&settings, urls.iter().map(|url| url.as_str()))?;
+        let new = refused.into_iter().map(|(url, why)| format!("{url} was agreed on, but is refused: {why}"));
+        warnings.extend(new.filter(|line| !warnings.iter().any(|old| same_url(old, line))).collect::<Vec<_>>());
+    }
+    if application.interface.is_some()
+        && settings.firewall.is_wanted()
+        && let Err(failure) = firewall::apply_quietly(daemon.config.config.as_deref())
+    {
+        // A guest that is not held to its interface is none.
+        daemon.ask(Question::Remove(&application.name))?;
+        return Err(failure);
+    }
+    if let Value::Object(fields) = &mut answer {
+        fields.insert("warnings".to_owned(), warnings.clone().into());
+    }
+    Ok(Added { answer, warnings })
+}
+
+/// Two warnings about one URL, which stands first?
+fn same_url(one: &str, other: &str) -> bool {
+    one.split(' ').next() == other.split(' ').next()
+}
+
+/// What a guest is held to, in words.
+fn held(guest: &Value) -> String {
+    let word = |key| guest.get(key).and_then(Value::as_str);
+    let by = word("rule").map_or_else(String::new, |rule| format!(", by the {rule} rule"));
+    match guest.get("manifest") {
+        None => String::new(),
+        Some(Value::String(asks)) if asks == "none" => {
+            "; its manifest asks for nothing, and it gets nothing".to_owned()
+        }
+        Some(asks) => {
+            let mode = match word("mode") {
+                Some("all") => "everything",
+                Some("none") => "nothing",
+                Some("observe") => "everything, observed",
+                _ => "what the list has",
+            };
+            format!(": {} within {mode}{by}", shown_manifest(asks))
+        }
+    }
+}
+
+fn shown_manifest(asks: &Value) -> String {
+    match asks.get("urls").and_then(Value::as_array) {
+        Some(urls) => {
+            let mut shown: Vec<String> = urls.iter().take(3).filter_map(Value::as_str).map(printable).collect();
+            let more = urls.len().saturating_sub(shown.len());
+            shown.extend((more > 0).then(|| format!("{more} more")));
+            shown.join(", ")
+        }
+        None => printable(asks.as_str().unwrap_or("-")),
+    }
+}
+
+fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
+    let answer = arguments.answer.daemon.ask(Question::Guests)?;
+    let columns: [(&str, Show); 7] = [
+        ("name", ask::shown),
+        ("addresses", ask::shown),
+        ("interface", ask::shown),
+        ("mode", ask::shown),
+        ("rule", ask::shown),
+        ("manifest", shown_manifest),
+        ("registered", ask::shown),
+    ];
+    ask::write_rows(&answer, arguments.answer.json, ("guests", &columns), "there is no guest", out)
+}
+
+fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
+    let RemoveArguments { daemon, name, json } = arguments;
+    let (answer, fault) = end(daemon, name)?;
+    if *json {
+        ask::write_json(&answer, out)?;
+    } else {
+        let revoked = answer.get("revoked").and_then(Value::as_u64).unwrap_or_default();
+        writeln!(out, "{name} is no guest any more; connections ended: {revoked}")?;
+    }
+    fault.map_or(Ok(Exit::Good), Err)
+}
+
+/// Ends a registration; beside the daemon's answer, why the firewall could not follow.
+pub(super) fn end(daemon: &Daemon, name: &str) -> Result<(Value, Option<Failure>), Failure> {
+    let guests = daemon.ask(Question::Guests)?;
+    let mut guests = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
+    let pinned = guests
+        .find(|guest| guest.get("name").and_then(Value::as_str) == Some(name))
+        .is_some_and(|guest| guest.get("interface").is_some_and(Value::is_string));
+    if !bridge::is_guest_name(name) {
+        return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
+    }
+    let answer = daemon.ask(Question::Remove(name))?;
+    let (settings, _) = Settings::load_leniently(daemon.config.config.as_deref())?;
+    let follow = pinned && settings.firewall.is_wanted();
+    let fault = if follow { firewall::apply_quietly(daemon.config.config.as_deref()).err() } else { None };
+    Ok((answer, fault))
+}

@@ -1,0 +1,119 @@
+//! Guests that come and go while the daemon runs, on the thread of the reloads: each makes the policy
+//! anew, which takes time in the number of guests and not of rules, and each is kept before it holds.
+
+use super::{Ask, Desk, Reloader, free};
+use crate::flow::Live;
+use crate::guests::{Application, Registered, Taken};
+use crate::policy::GuestSettings;
+use crate::reason::Reason;
+use jiff::Timestamp;
+use serde_json::{Value, json};
+use std::sync::{Arc, PoisonError};
+use tokio::sync::oneshot;
+
+/// What a change of guests came to, or all that is in its way.
+type Change = Result<Value, Vec<String>>;
+
+impl Reloader {
+    /// Takes a guest in.
+    pub(in crate::daemon) async fn register(&self, application: Box<Application>) -> Change {
+        let (reply, answer) = oneshot::channel();
+        self.change(Ask::Register(application, reply), answer).await
+    }
+
+    /// Ends the registration of the guest of this name, and its flows.
+    pub(in crate::daemon) async fn remove(&self, name: String) -> Change {
+        let (reply, answer) = oneshot::channel();
+        self.change(Ask::Remove(name, reply), answer).await
+    }
+
+    async fn change(&self, ask: Ask, answer: oneshot::Receiver<Change>) -> Change {
+        let gone = || vec!["the daemon is stopping".to_owned()];
+        self.ask.send(ask).map_err(|_| gone())?;
+        answer.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    /// Who is a guest: those of the configuration and those that were registered.
+    pub(in crate::daemon) fn guests(&self) -> Value {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests.clone()
+    }
+}
+
+impl Desk {
+    pub(super) fn register(&mut self, application: &Application) -> Change {
+        let Taken { guest, warnings } = application.decide_on(&self.settings, Timestamp::now())?;
+        if let Some(there) = self.registry.get(&guest.name)
+            && *there == (Registered { since: there.since, ..guest.clone() })
+        {
+            return Ok(json!({ "guest": self.shown(there), "changed": false, "warnings": warnings }));
+        }
+        let name = guest.name.clone();
+        self.registry.add(guest, &self.settings).map_err(|why| vec![why])?;
+        if let Err(why) = self.put_guests(None) {
+            // What was in force stays, so it must stay what is kept.
+            self.registry.remove(&name).map_err(|undo| vec![why.clone(), undo])?;
+            return Err(vec![why]);
+        }
+        let guest = self.registry.get(&name).map_or(Value::Null, |guest| self.shown(guest));
+        tracing::info!(name, %guest, "a guest was registered");
+        Ok(json!({ "guest": guest, "changed": true, "warnings": warnings }))
+    }
+
+    pub(super) fn end_registration(&mut self, name: &str) -> Change {
+        self.registry.remove(name).map_err(|why| vec![why])?;
+        let revoked = self.put_guests(Some(name)).map_err(|why| vec![why])?;
+        tracing::info!(name, revoked, "a guest's registration ended");
+        Ok(json!({ "name": name, "revoked": revoked }))
+    }
+
+    /// Puts the policy of the guests that there are now in force, and ends the flows that it refuses, and
+    /// all of the guest that is gone. Their number.
+    fn put_guests(&mut self, gone: Option<&str>) -> Result<usize, String> {
+        let all = self.registry.over(&self.settings, self.lists.outbound())?;
+        let policy = self.lists.policy(&all).map_err(|error| error.to_string())?;
+        self.house
+            .resolver
+            .reconfigure(&self.settings.resolver, self.floor(&all))
+            .map_err(|error| error.to_string())?;
+        let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
+        let ended = gone.map_or(0, |gone| {
+            self.house.account.revoke_where(|claim, _| {
+                (old.policy.guest(claim.source).name == Some(gone)).then_some((Reason::Revoked, None))
+            })
+        });
+        let revoked = self.revoke();
+        self.show_guests();
+        free(old, None);
+        Ok(ended + revoked)
+    }
+
+    /// Lets the control socket show who is a guest now.
+    pub(super) fn show_guests(&self) {
+        let configured = self.settings.policy.guests.iter().map(configured);
+        let guests: Vec<Value> = configured.chain(self.registry.iter().map(|guest| self.shown(guest))).collect();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests = json!({ "guests": guests });
+    }
+
+    fn shown(&self, guest: &Registered) -> Value {
+        let Registered { name, addresses, interface, since, manifest } = guest;
+        let mut shown = json!({
+            "name": name, "addresses": addresses, "interface": interface, "registered": since,
+        });
+        if let (Some(agreed), Value::Object(fields)) = (manifest, &mut shown) {
+            let mode = agreed.mode(&self.settings, self.lists.outbound());
+            let rule = agreed.rule.as_ref().map(|rule| rule.as_str());
+            fields.extend([
+                ("manifest".to_owned(), json!(agreed.access)),
+                ("rule".to_owned(), json!(rule)),
+                ("mode".to_owned(), json!(mode.as_str())),
+            ]);
+        }
+        shown
+    }
+}
+
+fn configured(guest: &GuestSettings) -> Value {
+    let GuestSettings { name, addresses, mode, files, .. } = guest;
+    let mode = mode.map(|mode| mode.as_str());
+    json!({ "name": name, "addresses": addresses, "mode": mode, "whitelist": files, "registered": null })
+}

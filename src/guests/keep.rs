@@ -1,0 +1,86 @@
+//! Registered guests on disk: one file in a folder of the daemon's own beside its control socket. Where
+//! that is below /run it is gone with the machine, and so are the guests.
+
+use super::{MAX_GUESTS, Registered};
+use crate::whitelist::replace::replace;
+use rustix::fs::OFlags;
+use std::fs::{Metadata, OpenOptions};
+use std::io::{self, Read};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+/// Name of the file in the folder.
+const FILE_NAME: &str = "guests.json";
+/// The largest file, in bytes.
+const MAX_FILE: u64 = 64 << 20;
+
+/// Why registered guests cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// It cannot be read.
+    #[error("{}: the guests that were registered cannot be read: {source}", path.display())]
+    Io {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Somebody else may have written it.
+    #[error("{}: is not the daemon's own file; remove it and register its guests again", .0.display())]
+    Foreign(PathBuf),
+    /// It is damaged, or not of this version.
+    #[error("{}: the guests that were registered cannot be read: {source}; remove it and register them again", path.display())]
+    Form {
+        /// Which file.
+        path: PathBuf,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// The folder that goes with a control socket.
+pub fn folder(control: &Path) -> PathBuf {
+    control.with_extension("guests")
+}
+
+/// The guests that were kept; none where there is no file.
+pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
+    let path = folder.join(FILE_NAME);
+    let failed = |source| KeepError::Io { path: path.clone(), source };
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let meta = file.metadata().map_err(failed)?;
+    if !meta.is_file() || !is_ours(&meta, folder).map_err(failed)? {
+        return Err(KeepError::Foreign(path));
+    }
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
+    let mut guests: Vec<Registered> =
+        serde_json::from_slice(&bytes).map_err(|source| KeepError::Form { path: path.clone(), source })?;
+    guests.truncate(MAX_GUESTS);
+    Ok(guests)
+}
+
+/// Can nobody have written it but this user, or the one whose folder the socket is in? For him root reads it.
+fn is_ours(file: &Metadata, folder: &Path) -> io::Result<bool> {
+    let folder_meta = folder.symlink_metadata()?;
+    let above = match folder.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.metadata()?,
+        _ => Path::new(".").metadata()?,
+    };
+    let mut owners = [rustix::process::geteuid().as_raw(), above.uid()].into_iter();
+    let owned = folder_meta.is_dir() && file.uid() == folder_meta.uid() && owners.any(|owner| owner == file.uid());
+    let closed = (file.mode() | folder_meta.mode()) & 0o022 == 0;
+    let kept = above.mode() & 0o1002 != 0o0002;
+    Ok(owned && closed && kept)
+}
+
+/// Keeps these and no others.
+pub(super) fn save(folder: &Path, guests: &[Registered]) -> io::Result<()> {
+    let bytes = serde_json::to_vec(guests).map_err(io::Error::from)?;
+    replace(&folder.join(FILE_NAME), &bytes, None, 0o600)
+}

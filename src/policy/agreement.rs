@@ -1,0 +1,69 @@
+//! What one guest and its provider agreed on: destinations outside of which the guest reaches nothing,
+//! whatever the list allows. An agreement never lets anything through; it only takes away.
+
+use super::rule::Reach;
+use crate::identify::Claim;
+use crate::name::HostName;
+use crate::reason::Reason;
+use crate::target::{Host, Protocol, Protocols, Transport};
+use std::collections::{HashMap, HashSet};
+
+/// The destinations that were agreed on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Agreement {
+    hosts: HashMap<Host, Vec<Reach>>,
+    /// Names above those of `hosts`.
+    parents: HashSet<Box<str>>,
+}
+
+impl Agreement {
+    /// An agreement on these alone.
+    pub fn on(destinations: impl IntoIterator<Item = (Host, Reach)>) -> Agreement {
+        let mut agreement = Agreement::default();
+        for (host, reach) in destinations {
+            if let Host::Name(name) = &host {
+                let mut rest = name.as_str();
+                while let Some((_, parent)) = rest.split_once('.') {
+                    agreement.parents.insert(Box::from(parent));
+                    rest = parent;
+                }
+            }
+            let reaches = agreement.hosts.entry(host).or_default();
+            if !reaches.contains(&reach) {
+                reaches.push(reach);
+            }
+        }
+        agreement
+    }
+
+    /// What may be spoken where the claim wants to go.
+    ///
+    /// # Errors
+    /// What of the claim was not agreed on: the host, the port, or what is spoken there.
+    pub(super) fn limit(&self, claim: &Claim) -> Result<Protocols, Reason> {
+        let reaches = self.hosts.get(&claim.target.host).ok_or(Reason::NotWhitelisted)?;
+        let served = reaches.iter().filter_map(|reach| reach.serves(claim.transport, claim.target.port));
+        let protocols = served.fold(Protocols::NONE, |all, served| all.union(served.protocols));
+        match claim.spoken {
+            _ if protocols.is_empty() => Err(Reason::PortNotAllowed),
+            Some(spoken) if !protocols.contains(spoken) => Err(Reason::ProtocolNotAllowed),
+            _ => Ok(protocols),
+        }
+    }
+
+    /// May the guest ask for the name?
+    pub(super) fn has_name(&self, name: &HostName) -> bool {
+        self.hosts.contains_key(&Host::Name(name.clone()))
+    }
+
+    /// Is it above a name that was agreed on?
+    pub(super) fn has_below(&self, name: &HostName) -> bool {
+        self.parents.contains(name.as_str())
+    }
+
+    /// Was anything agreed on for this TCP port; with `raw`, any bytes?
+    pub(super) fn opens(&self, port: u16, raw: bool) -> bool {
+        let mut all = self.hosts.values().flatten().filter_map(|reach| reach.serves(Transport::Tcp, port));
+        all.any(|served| !raw || served.protocols.contains(Protocol::Raw))
+    }
+}
