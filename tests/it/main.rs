@@ -20,6 +20,7 @@ mod overload;
 mod pace;
 mod proof;
 mod races;
+mod registered;
 mod reload;
 mod service;
 mod socks;
