@@ -516,6 +516,26 @@ def purge(provider):
     nothing_gets_out(provider)
 
 
+def registered(provider, status):
+    """A guest is held to its manifest, and outlives the daemon."""
+    asks = '{{"createdAt":"2022-09-07T02:57:00Z","expiresAt":"2100-01-01T00:01:00Z","compManifest":{{"net":{{"inet":{{"out":{{"urls":["{}"]}}}}}}}}}}'
+    add = "outgate guest add here --address 127.0.0.1 --manifest /root/manifest.json"
+    provider.write("/root/manifest.json", asks.format("http://first.test"))
+    said = provider.do(f"{add} 2>&1; echo code $?")
+    assert "Everyone rule didn't match whitelist" in said and "code 1" in said, said
+    provider.write("/root/manifest.json", asks.format("https://second.test"))
+    provider.do(add)
+    assert status("second.test") == "403", "a scheme that the manifest does not name"
+    provider.do("outgate guest remove here")
+    provider.write("/root/manifest.json", asks.format("http://second.test"))
+    provider.do(f"{add}; systemctl restart outgate.service", 90)
+    provider.ready()
+    said = provider.do("outgate guest list; ls -ld /run/outgate/control.guests")
+    assert "here" in said and "drwx------ 2 outgate outgate" in said, said
+    assert status("second.test") == "502", provider.journal()
+    provider.do("outgate guest remove here")
+
+
 def golem(provider):
     """A provider's data dir below a home that nobody else may look into, shown to the unit by a drop-in."""
     data, settings, drop = DATA_DIR, "/etc/outgate/outgate.toml", "/etc/systemd/system/outgate.service.d/golem.conf"
@@ -535,6 +555,7 @@ def golem(provider):
     provider.do(f"mv {data}/new {data}/domain_whitelist.json")
     taken = provider.until(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://second.test/", "502", 10, "the provider's edit is not in force")
     assert status("first.test") == "403", "what the provider took off his list is still allowed"
+    registered(provider, status)
     provider.do(f"cp -p /root/before.toml {settings}; rm {drop}; systemctl daemon-reload; systemctl restart outgate.service", 90)
     provider.ready()
     assert status("second.test") == "403"
