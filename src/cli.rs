@@ -230,6 +230,7 @@ mod tests {
             "outgate flows",
             "outgate golem",
             "outgate golem accepts",
+            "outgate golem sync",
             "outgate completions",
             "outgate man",
         ];

@@ -1,5 +1,7 @@
 //! `outgate golem`: what concerns providers on Golem Network.
 
+mod sync;
+
 use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, explain};
 use crate::config::Settings;
@@ -15,7 +17,8 @@ use std::path::{Path, PathBuf};
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json")]
+  outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json
+  outgate golem sync --dry-run")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -24,6 +27,7 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     Accepts(AcceptsArguments),
+    Sync(sync::Arguments),
 }
 
 /// Would this provider take a job with this manifest? Answers as yagna's negotiation would
@@ -83,6 +87,7 @@ struct Answer {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.command {
         Command::Accepts(arguments) => accepts(arguments, out),
+        Command::Sync(arguments) => sync::run(arguments, out),
     }
 }
 
