@@ -13,6 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use ureq::Agent;
+use ureq::http::header::TRANSFER_ENCODING;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
 /// The largest source, in bytes, as it is sent.
@@ -117,7 +118,14 @@ impl Fetcher {
     fn download(&self, url: &str, limit: u64) -> Result<Vec<u8>, SyncError> {
         let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let answer = agent(url)?.get(url).config().timeout_global(Some(left)).build().call();
-        let body = answer.and_then(|mut answer| answer.body_mut().with_config().limit(limit).read_to_vec());
+        let mut answer = answer.map_err(|error| explained(url, error, limit))?;
+        // The end of a connection could be made by anybody on the way, and a list that was cut reads like a shorter one.
+        let chunked = answer.headers().get(TRANSFER_ENCODING).is_some();
+        if answer.body().content_length().is_none() && !chunked {
+            let why = "the server does not say how long its answer is, so a part of it could pass for the whole";
+            return Err(SyncError::Failed { from: url.to_owned(), why: why.to_owned() });
+        }
+        let body = answer.body_mut().with_config().limit(limit).read_to_vec();
         body.map_err(|error| explained(url, error, limit))
     }
 }
