@@ -2,142 +2,22 @@
 //! Needs no root, but for the test with a running daemon.
 
 use crate::reload::allows;
+use crate::world::site::{Page, Site};
 use crate::world::{World, eventually, pki};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use ring::signature::{Ed25519KeyPair, KeyPair};
-use rustls::{ServerConnection, StreamOwned};
 use serde_json::{Value, json};
-use std::collections::HashMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 const STRICT: &str = "ipfs.io\n10.1.2.3\ngithub.com\n";
 const REGEX: &str = "^geth[0-9]*\\.golem\\.network$\n";
-
-/// What a path of the origin does.
-#[derive(Clone)]
-enum Page {
-    Body(Vec<u8>),
-    Redirect(String),
-    Status(u16),
-    /// Never ends.
-    Endless,
-    /// A byte each tenth of a second.
-    Drip,
-    /// Announces more than it sends.
-    Short,
-    /// Ends before its last chunk.
-    Unchunked,
-    /// Announces nothing, and ends with the connection.
-    Unmeasured,
-}
-
-/// An HTTPS server for whatever name it is called by.
-struct Site {
-    port: u16,
-    pages: Arc<Mutex<HashMap<String, Page>>>,
-    asked: Arc<Mutex<Vec<String>>>,
-}
-
-impl Site {
-    fn start() -> Site {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let site = Site { port, pages: Arc::default(), asked: Arc::default() };
-        let (pages, asked) = (Arc::clone(&site.pages), Arc::clone(&site.asked));
-        std::thread::spawn(move || {
-            for stream in listener.incoming().flatten() {
-                let (pages, asked) = (Arc::clone(&pages), Arc::clone(&asked));
-                std::thread::spawn(move || serve(stream, &pages, &asked));
-            }
-        });
-        site
-    }
-
-    fn url(&self, path: &str) -> String {
-        format!("https://localhost:{}{path}", self.port)
-    }
-
-    /// Puts a page there, and says where.
-    fn put(&self, path: &str, page: Page) -> String {
-        self.pages.lock().unwrap().insert(path.to_owned(), page);
-        self.url(path)
-    }
-
-    fn body(&self, path: &str, body: impl AsRef<[u8]>) -> String {
-        self.put(path, Page::Body(body.as_ref().to_vec()))
-    }
-
-    fn asked(&self) -> Vec<String> {
-        self.asked.lock().unwrap().clone()
-    }
-}
-
-fn serve(stream: TcpStream, pages: &Mutex<HashMap<String, Page>>, asked: &Mutex<Vec<String>>) {
-    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-    let Ok(connection) = ServerConnection::new(pki::server()) else { return };
-    let mut tls = BufReader::new(StreamOwned::new(connection, stream));
-    let mut line = String::new();
-    if tls.read_line(&mut line).is_err() || line.is_empty() {
-        return;
-    }
-    let mut field = String::new();
-    while tls.read_line(&mut field).is_ok_and(|length| length > 2) {
-        field.clear();
-    }
-    let path = line.split(' ').nth(1).unwrap_or_default().to_owned();
-    asked.lock().unwrap().push(path.clone());
-    let page = pages.lock().unwrap().get(&path).cloned().unwrap_or(Page::Status(404));
-    let mut tls = tls.into_inner();
-    let _ = answer(&mut tls, page);
-}
-
-fn answer(tls: &mut StreamOwned<ServerConnection, TcpStream>, page: Page) -> std::io::Result<()> {
-    match page {
-        Page::Body(body) => {
-            write!(tls, "HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len())?;
-            tls.write_all(&body)?;
-        }
-        Page::Redirect(to) => {
-            write!(tls, "HTTP/1.1 302 Found\r\nLocation: {to}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
-        }
-        Page::Status(code) => {
-            write!(tls, "HTTP/1.1 {code} So\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")?;
-        }
-        Page::Endless => {
-            write!(tls, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")?;
-            loop {
-                write!(tls, "10000\r\n")?;
-                tls.write_all(&[b'a'; 0x10000])?;
-                write!(tls, "\r\n")?;
-            }
-        }
-        Page::Drip => {
-            write!(tls, "HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n")?;
-            for _ in 0..1000 {
-                tls.write_all(b"a")?;
-                tls.flush()?;
-                std::thread::sleep(Duration::from_millis(100));
-            }
-        }
-        Page::Short => write!(tls, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nipfs.io\n")?,
-        Page::Unchunked => {
-            write!(tls, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n8\r\nipfs.io\n\r\n")?;
-        }
-        Page::Unmeasured => write!(tls, "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nipfs.io\n")?,
-    }
-    tls.conn.send_close_notify();
-    tls.flush()?;
-    tls.sock.shutdown(Shutdown::Write)
-}
 
 /// A whitelist dir, its configuration, and a trusted authority.
 struct Desk {
@@ -151,6 +31,11 @@ struct Ran {
 }
 
 impl Ran {
+    fn of(done: Output) -> Ran {
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        Ran { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
+    }
+
     #[track_caller]
     fn good(self) -> Ran {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);
@@ -201,7 +86,7 @@ impl Desk {
         path
     }
 
-    fn sync(&self, arguments: &[&str]) -> Ran {
+    fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
         command
             .args(["golem", "sync", "--config"])
@@ -209,12 +94,15 @@ impl Desk {
             .args(arguments)
             .current_dir(self.dir.path());
         command.env("SSL_CERT_FILE", self.path("roots.pem")).env_remove("SSL_CERT_DIR");
-        for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY"] {
+        for name in ["ALL_PROXY", "HTTPS_PROXY", "HTTP_PROXY", "NO_PROXY"] {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
-        let done = command.stdin(Stdio::null()).output().unwrap();
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
+        command.stdin(Stdio::null());
+        command
+    }
+
+    fn sync(&self, arguments: &[&str]) -> Ran {
+        Ran::of(self.command(arguments).output().unwrap())
     }
 
     fn from(&self, source: &str, more: &[&str]) -> Ran {
@@ -338,6 +226,34 @@ fn a_server_that_is_not_trusted_is_an_error_and_not_offline() {
     fs::write(desk.path("roots.pem"), "").unwrap();
     desk.from(&source, &["--offline-ok"]).failed("trusts no certificate authority");
     assert!(site.asked().is_empty() && !desk.file().exists());
+}
+
+#[test]
+fn the_proxy_of_the_environment_is_used() {
+    let (site, desk) = (Site::start(), Desk::new());
+    let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = proxy.local_addr().unwrap();
+    let port = site.port;
+    let asked = std::thread::spawn(move || {
+        let (mut client, _) = proxy.accept().unwrap();
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            head.push(0);
+            client.read_exact(head.last_mut().map(std::slice::from_mut).unwrap()).unwrap();
+        }
+        client.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+        let mut server = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        let (mut back, mut there) = (server.try_clone().unwrap(), client.try_clone().unwrap());
+        std::thread::spawn(move || std::io::copy(&mut back, &mut there));
+        let _ = std::io::copy(&mut client, &mut server);
+        String::from_utf8(head).unwrap()
+    });
+    site.body("/strict.lst", STRICT);
+    // Only the proxy knows where that is.
+    let source = format!("https://lists.invalid:{port}/strict.lst");
+    let mut command = desk.command(&["--from", &source]);
+    Ran::of(command.env("HTTPS_PROXY", format!("http://{address}")).output().unwrap()).good();
+    assert!(asked.join().unwrap().starts_with(&format!("CONNECT lists.invalid:{port} HTTP/1.1\r\n")));
 }
 
 #[test]
