@@ -238,6 +238,7 @@ mod tests {
             "outgate guest remove",
             "outgate golem",
             "outgate golem accepts",
+            "outgate golem sync",
             "outgate completions",
             "outgate man",
         ];

@@ -81,15 +81,6 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 }
 
 #[test]
-fn functions_of_later_versions_are_no_commands() {
-    let help = run(&["--help"]).out;
-    for later in ["exec", "guest"] {
-        assert_eq!(run(&[later]).code, 2, "{later}");
-        assert!(!help.lines().any(|line| line.trim_start().starts_with(later)), "{help}");
-    }
-}
-
-#[test]
 fn check_ends_with_a_summary_and_says_yes() {
     let desk = Desk::new("", "# a comment\nipfs.io\n*.ipfs.io\n");
     let ran = desk.run(&["check"]);

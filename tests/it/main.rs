@@ -12,6 +12,7 @@ mod dns;
 mod fairness;
 mod firewall;
 mod golem;
+mod golem_sync;
 mod guests;
 mod http;
 mod limits;
