@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A provider's data dir, and beside it the files of a requestor.
-struct Provider {
+pub struct Provider {
     dir: TempDir,
 }
 
@@ -24,7 +24,8 @@ struct Answer {
 }
 
 impl Provider {
-    fn new(rules: &Value, whitelist: &Value) -> Provider {
+    /// One with these files.
+    pub fn new(rules: &Value, whitelist: &Value) -> Provider {
         let provider = Provider { dir: tempfile::Builder::new().prefix("outgate-golem-").tempdir().unwrap() };
         fs::create_dir(provider.path("cert-dir")).unwrap();
         fs::write(provider.path("rules.json"), rules.to_string()).unwrap();
@@ -34,12 +35,13 @@ impl Provider {
         provider
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path within the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes a manifest that asks for this, plain or in base64.
-    fn manifest(&self, out: &Value, encoded: bool) -> &'static str {
+    pub fn manifest(&self, out: &Value, encoded: bool) -> &'static str {
         fs::write(self.path("manifest"), manifest_of(out).to_string()).unwrap();
         if encoded {
             self.shell("base64 manifest > m && mv m manifest");
@@ -48,7 +50,7 @@ impl Provider {
     }
 
     /// Runs commands in the folder; they must succeed.
-    fn shell(&self, script: &str) {
+    pub fn shell(&self, script: &str) {
         let done = Command::new("sh").args(["-ec", script]).current_dir(self.dir.path()).output().unwrap();
         assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
     }
@@ -76,12 +78,13 @@ impl Provider {
     }
 
     /// SHA-512 of a certificate, as the rules call it.
-    fn id(&self, certificate: &str) -> String {
+    pub fn id(&self, certificate: &str) -> String {
         self.shell(&format!("openssl x509 -in {certificate} -outform der | sha512sum | cut -d' ' -f1 > id"));
         fs::read_to_string(self.path("id")).unwrap().trim().to_owned()
     }
 
-    fn rules(&self, rules: &Value) {
+    /// Replaces `rules.json`.
+    pub fn rules(&self, rules: &Value) {
         fs::write(self.path("rules.json"), rules.to_string()).unwrap();
     }
 }
@@ -182,7 +185,7 @@ fn broken_input_is_named() {
 }
 
 /// `root` signs `middle`, which signs `leaf` and `late` and `early`; the first key generator makes all keys.
-fn authorities(provider: &Provider, key: &str) {
+pub fn authorities(provider: &Provider, key: &str) {
     let script = format!(
         r#"
         for name in root middle leaf stranger; do {key} -out $name.key 2>/dev/null; done
@@ -203,7 +206,7 @@ fn authorities(provider: &Provider, key: &str) {
     provider.shell(&script);
 }
 
-fn sign(provider: &Provider, hash: &str) {
+pub fn sign(provider: &Provider, hash: &str) {
     provider.shell(&format!(
         "printf %s \"$(base64 -w0 manifest)\" > text; openssl dgst -{hash} -sign leaf.key text | base64 > signature"
     ));

@@ -1,7 +1,7 @@
 //! Guests that are registered while the daemon runs, each held to its manifest: judged by what the origins
 //! and the DNS server saw.
 
-use crate::golem::{at_a_provider, everyone, manifest_of, save, strict, urls};
+use crate::golem::{Provider, at_a_provider, authorities, everyone, manifest_of, save, sign, strict, urls};
 use crate::world::client::{Get, Guest};
 use crate::world::hello::Hello;
 use crate::world::outgate::Outgate;
@@ -214,6 +214,51 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
     assert!(names(&outgate).is_empty());
     assert_eq!(world.guest.get("good.test", "/").status, 200, "nothing has changed for who was refused");
     assert_eq!(guest(&outgate, &["remove", "vm"]).code, 1);
+}
+
+#[test]
+fn a_signed_manifest_has_what_the_rule_of_its_certificate_grants_for_as_long_as_that_stands() {
+    let Some(world) = World::new() else { return };
+    let provider = Provider::new(&everyone("none"), &strict(&["good.test"]));
+    authorities(&provider, "openssl ecparam -genkey -noout -name prime256v1");
+    let audited = |mode: &str| {
+        let rules = json!({provider.id("middle.pem"): {"mode": mode, "description": ""}});
+        provider.rules(&json!({"outbound": {"enabled": true, "everyone": "none", "audited-payload": rules}}));
+    };
+    audited("all");
+    let data = provider.path("").display().to_string();
+    let outgate = world.setup("deny odd.test\n").tables(&format!("[golem]\ndata_dir = \"{data}\"")).start();
+    provider.manifest(&urls(&["http://good.test", "http://other.test", "http://odd.test"]), false);
+    sign(&provider, "sha512");
+    let path = |name: &str| provider.path(name).to_str().unwrap().to_owned();
+    let [manifest, signature, forged] = ["manifest", "signature", "forged"].map(path);
+    let with = |signature: &str, certificate: &str| {
+        let certificate = path(certificate);
+        let flags = ["--signature-algorithm", "sha512", "--signature", signature, "--certificate"];
+        let arguments = [&["add", "vm", "-a", "10.42.42.2", "-m", &manifest], &flags[..], &[&certificate]].concat();
+        guest(&outgate, &arguments)
+    };
+    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &manifest], "requires manifest signature");
+    provider.shell("base64 -d signature | sed '1s/^./x/' | base64 > forged");
+    let answer = with(&forged, "leaf.pem");
+    assert!(answer.code == 1 && answer.err.contains("Audited-Payload rule: Invalid signature"), "{}", answer.err);
+    for certificate in ["leaf.pem", "leaf.der", "chain.b64"] {
+        let answer = with(&signature, certificate);
+        assert!(answer.code == 0 && answer.out.contains("by the Audited-Payload rule"), "{}{}", answer.out, answer.err);
+        assert_eq!(world.guest.get("other.test", "/").status, 200, "`all` is more than the list");
+        assert_eq!(reason(&world.guest, "odd.test"), "denied_by_rule");
+        assert_eq!(reason(&world.guest, "evil.test"), "not_whitelisted");
+        assert_eq!(reason(&world.neighbour, "good.test"), "mode_none", "everybody else has nothing");
+        if certificate != "chain.b64" {
+            assert_eq!(guest(&outgate, &["remove", "vm"]).code, 0);
+        }
+    }
+    audited("whitelist");
+    eventually("the list holds", || reason(&world.guest, "other.test") == "not_whitelisted");
+    assert_eq!(world.guest.get("good.test", "/").status, 200);
+    provider.rules(&everyone("all"));
+    eventually("the certificate's rule is gone", || reason(&world.guest, "good.test") == "mode_none");
+    assert_eq!(world.neighbour.get("evil.test", "/").status, 200, "whatever everybody else has now");
 }
 
 #[test]
