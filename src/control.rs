@@ -26,6 +26,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const MAX_CONNECTIONS: usize = 64;
+/// Beside those, for who may change something: readers must not keep anybody from that.
+const MAX_CHANGING: usize = 16;
 /// Rows in an answer where the query does not say `limit=`.
 const DEFAULT_LIMIT: usize = 1_000;
 const MAX_LIMIT: usize = 100_000;
@@ -40,7 +42,7 @@ pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
 /// Which rules of the list in force were used.
 pub type Used = Box<dyn Fn() -> Value + Send + Sync>;
 /// Who is a guest: an object.
-pub type Guests = Box<dyn Fn() -> Value + Send + Sync>;
+pub type Guests = Box<dyn Fn() -> Arc<Value> + Send + Sync>;
 /// Makes a change: what came of it, or all that is in its way.
 pub type Make = Box<dyn Fn(Change) -> Pin<Box<dyn Future<Output = Result<Value, Vec<String>>> + Send>> + Send + Sync>;
 
@@ -142,7 +144,7 @@ pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ControlErro
 
 /// Serves the socket. Never returns; dropping the future closes its connections.
 pub async fn serve(listener: UnixListener, control: Arc<Control>) {
-    let permits = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (readers, changing) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_CHANGING)));
     let own = rustix::process::geteuid().as_raw();
     let mut connections = JoinSet::new();
     loop {
@@ -151,12 +153,14 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
                 control.account.metrics().panicked();
             }
         }
-        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
                 let control = Arc::clone(&control);
                 // Credentials that can't be read change nothing.
                 let may_change = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
+                let places = if may_change { &changing } else { &readers };
+                // Over the bound it is closed, and not left waiting: the next in line may be another's.
+                let Ok(permit) = Arc::clone(places).try_acquire_owned() else { continue };
                 connections.spawn(async move {
                     http::connection(stream, move |request| answer_to(Arc::clone(&control), may_change, request)).await;
                     drop(permit);
@@ -185,6 +189,10 @@ async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Inc
         let mut refusal = error(StatusCode::METHOD_NOT_ALLOWED, "this takes another method");
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return refusal;
+    }
+    if request.method() == Method::GET && path == "/guests" {
+        let guests = (control.guests)();
+        return http::blocking(move || reply(StatusCode::OK, &guests)).await;
     }
     if request.method() == Method::GET {
         let limit = limit(request.uri().query());
@@ -226,7 +234,6 @@ impl Control {
                 json!({ "total": total, "flows": flows })
             }
             "/used" => (self.used)(),
-            "/guests" => (self.guests)(),
             _ => {
                 let mut status = json!(self.account.totals());
                 if let (Value::Object(all), Value::Object(own)) = (&mut status, (self.status)()) {

@@ -157,8 +157,12 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
 /// The guests that were registered with the daemon before this one, and the settings with them.
 fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings), DaemonError> {
     let mut registry = Registry::restore(settings.listen.control.as_deref())?;
+    let before = registry.iter().count();
     for clash in registry.yield_to(settings) {
         tracing::error!("{clash}; what the configuration says comes first, and the registration is dropped");
+    }
+    if before > registry.iter().count() {
+        registry.keep().map_err(DaemonError::Guests)?;
     }
     let all = registry.over(settings, lists.outbound()).map_err(DaemonError::Guests)?;
     let count = registry.iter().count();

@@ -8,21 +8,25 @@ mod keep;
 pub use apply::{Application, Taken};
 pub use keep::{KeepError, folder};
 
-use crate::config::Settings;
+use crate::config::{Settings, identity};
 use crate::firewall::Pin;
 use crate::golem::destination::destination;
 use crate::golem::manifest::Access;
 use crate::golem::negotiation::Rule;
 use crate::golem::rules::Outbound;
+use crate::pace;
 use crate::policy::{Agreement, GuestSettings, Mode};
 use ipnet::IpNet;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Guests at a time at most.
 pub const MAX_GUESTS: usize = 4096;
+/// URLs that the manifests of all of them name at most.
+pub const MAX_URLS: usize = 65_536;
 
 /// A guest that was registered.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,19 +46,38 @@ pub struct Registered {
 /// What a provider and a job agreed on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
-    /// What the job asked for.
+    /// What the job asked for: of URLs scheme, host and port, each once.
     pub access: Access,
-    /// The provider's rule that took it; `None` where the daemon goes by no provider's rules.
+    /// The provider's rule that took it; `None` where the daemon went by no provider's rules.
     pub rule: Option<Rule>,
 }
 
 impl Agreed {
+    /// What a manifest asks for, without what counts for nothing.
+    pub fn on(access: Access, rule: Option<Rule>) -> Agreed {
+        let Access::Urls(mut urls) = access else { return Agreed { access, rule } };
+        let mut seen = HashSet::new();
+        for url in &mut urls {
+            url.set_fragment(None);
+            url.set_query(None);
+            if !url.cannot_be_a_base() {
+                url.set_path("");
+                // Refused for schemes without a host alone.
+                let _ = url.set_username("").and_then(|()| url.set_password(None));
+            }
+        }
+        urls.retain(|url| seen.insert(url.clone()));
+        Agreed { access: Access::Urls(urls), rule }
+    }
+
     /// What the accepting rule grants under these settings and the provider's rules as they are now.
     pub fn mode(&self, settings: &Settings, rules: Option<&Outbound>) -> Mode {
         let default = Outbound::default();
         let rules = rules.unwrap_or(&default);
         match (&self.access, &self.rule) {
             (Access::None, _) => Mode::None,
+            // The provider's rules are not asked any more, so nobody says what this one grants.
+            (_, Some(_)) if settings.golem.is_none() => Mode::None,
             (_, Some(rule)) => settings.mode_of(rule.mode(rules)),
             (_, None) => settings.mode_of(rules.without_manifest()),
         }
@@ -66,53 +89,81 @@ impl Agreed {
             Access::None | Access::Unrestricted => None,
         }
     }
+
+    fn urls(&self) -> usize {
+        match &self.access {
+            Access::Urls(urls) => urls.len(),
+            Access::None | Access::Unrestricted => 0,
+        }
+    }
 }
 
 impl Registered {
-    /// What the policy needs of it.
-    fn settings(&self, settings: &Settings, rules: Option<&Outbound>) -> GuestSettings {
-        GuestSettings {
-            name: self.name.clone(),
-            addresses: self.addresses.clone(),
-            mode: self.manifest.as_ref().map(|agreed| agreed.mode(settings, rules)),
-            files: None,
-            agreed: self.manifest.as_ref().and_then(Agreed::agreement),
+    /// Why it cannot be a guest beside one with this name and these addresses, if so.
+    fn clash(&self, other: &str, others: &[IpNet]) -> Option<String> {
+        let Registered { name, addresses, .. } = self;
+        if other == *name {
+            return Some(format!("there is a guest {name} already"));
         }
+        let shared = addresses.iter().find(|net| others.iter().any(|o| o.contains(*net) || net.contains(o)));
+        shared.map(|net| format!("{net} of {name} is already an address of {other}; an address is one guest's"))
     }
 
-    /// Why it cannot be a guest beside `others`, if so.
-    fn clash(&self, others: &[GuestSettings]) -> Option<String> {
-        let Registered { name, addresses, .. } = self;
-        others.iter().find_map(|other| {
-            if other.name == *name {
-                return Some(format!("there is a guest {name} already"));
-            }
-            let shared =
-                addresses.iter().find(|net| other.addresses.iter().any(|o| o.contains(*net) || net.contains(o)));
-            shared.map(|net| {
-                format!("{net} of {name} is already an address of {}; an address is one guest's", other.name)
-            })
-        })
+    fn pin(&self) -> Option<Pin> {
+        let interface = self.interface.clone()?;
+        Some(Pin { guest: self.name.clone(), interface, addresses: self.addresses.clone() })
     }
 }
 
-/// The guests that are registered now.
+/// One of those that are registered, with what its manifest comes to for the policy.
+#[derive(Debug)]
+struct Held {
+    guest: Registered,
+    agreement: Option<Arc<Agreement>>,
+}
+
+impl Held {
+    fn new(guest: Registered) -> Held {
+        let agreement = guest.manifest.as_ref().and_then(Agreed::agreement);
+        Held { guest, agreement }
+    }
+
+    /// What the policy needs of it.
+    fn settings(&self, settings: &Settings, rules: Option<&Outbound>) -> GuestSettings {
+        GuestSettings {
+            name: self.guest.name.clone(),
+            addresses: self.guest.addresses.clone(),
+            mode: self.guest.manifest.as_ref().map(|agreed| agreed.mode(settings, rules)),
+            files: None,
+            agreed: self.agreement.clone(),
+        }
+    }
+}
+
+/// The guests that are registered now. No two share a name or an address.
 #[derive(Debug, Default)]
 pub struct Registry {
     /// Where they are kept.
     folder: Option<PathBuf>,
-    guests: Vec<Registered>,
+    guests: Vec<Held>,
 }
 
 impl Registry {
-    /// Those that were kept by the last daemon with this control socket since the machine came up.
+    /// Those that were kept by the last daemon with this control socket since the machine came up. They are
+    /// checked as if they were new: the file is the daemon's, and root goes by it as well.
     ///
     /// # Errors
     /// Where they cannot be read; whether there were any is not known then.
     pub fn restore(control: Option<&Path>) -> Result<Registry, KeepError> {
-        let folder = control.map(folder);
-        let guests = folder.as_deref().map(keep::restore).transpose()?.unwrap_or_default();
-        Ok(Registry { folder, guests })
+        let mut registry = Registry::empty(control);
+        let Some(folder) = registry.folder.clone() else { return Ok(registry) };
+        for guest in keep::restore(&folder)? {
+            pace::step();
+            let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
+            let sound = identity(&guest.name, &addresses, guest.interface.as_deref()).map_err(|wrong| wrong.join("; "));
+            sound.and_then(|_| registry.take(guest)).map_err(|why| keep::unsound(&folder, why))?;
+        }
+        Ok(registry)
     }
 
     /// None, to be kept beside this control socket.
@@ -122,12 +173,12 @@ impl Registry {
 
     /// In the order in which they came.
     pub fn iter(&self) -> impl Iterator<Item = &Registered> {
-        self.guests.iter()
+        self.guests.iter().map(|held| &held.guest)
     }
 
     /// The guest of this name.
     pub fn get(&self, name: &str) -> Option<&Registered> {
-        self.guests.iter().find(|guest| guest.name == name)
+        self.iter().find(|guest| guest.name == name)
     }
 
     /// The settings with these guests among those of the configuration.
@@ -135,26 +186,26 @@ impl Registry {
     /// # Errors
     /// The first clash with a guest of the configuration, and what to do.
     pub fn over(&self, settings: &Settings, rules: Option<&Outbound>) -> Result<Settings, String> {
-        let mut settings = settings.clone();
-        for guest in &self.guests {
-            if let Some(clash) = guest.clash(&settings.policy.guests) {
-                let name = &guest.name;
+        let mut all = settings.clone();
+        for held in &self.guests {
+            pace::step();
+            if let Some(clash) = clash_with(settings, &held.guest) {
+                let name = &held.guest.name;
                 return Err(format!(
                     "{clash}; {name} was registered at run time, and `outgate guest remove {name}` ends that"
                 ));
             }
-            settings.firewall.pins.extend(guest.pin());
-            let guest = guest.settings(&settings, rules);
-            settings.policy.guests.push(guest);
+            all.firewall.pins.extend(held.guest.pin());
+            all.policy.guests.push(held.settings(settings, rules));
         }
-        Ok(settings)
+        Ok(all)
     }
 
     /// Lets those go that do not go with the configuration: what stands in a file comes first. The clashes.
     pub fn yield_to(&mut self, settings: &Settings) -> Vec<String> {
         let mut clashes = Vec::new();
-        self.guests.retain(|guest| {
-            let clash = guest.clash(&settings.policy.guests);
+        self.guests.retain(|held| {
+            let clash = clash_with(settings, &held.guest);
             let stays = clash.is_none();
             clashes.extend(clash);
             stays
@@ -167,41 +218,60 @@ impl Registry {
     /// # Errors
     /// Where it does not go with those that there are, or cannot be kept.
     pub fn add(&mut self, guest: Registered, settings: &Settings) -> Result<(), String> {
-        let others = self.over(settings, None)?;
-        if let Some(clash) = guest.clash(&others.policy.guests) {
+        if let Some(clash) = clash_with(settings, &guest) {
+            return Err(clash);
+        }
+        self.take(guest)?;
+        self.keep().inspect_err(|_| drop(self.guests.pop()))
+    }
+
+    fn take(&mut self, guest: Registered) -> Result<(), String> {
+        if let Some(clash) = self.iter().find_map(|other| guest.clash(&other.name, &other.addresses)) {
             return Err(clash);
         }
         if self.guests.len() >= MAX_GUESTS {
             return Err(format!("{MAX_GUESTS} guests are registered, and there is room for no more"));
         }
-        self.guests.push(guest);
-        self.keep().inspect_err(|_| drop(self.guests.pop()))
+        let urls = |guest: &Registered| guest.manifest.as_ref().map_or(0, Agreed::urls);
+        if self.iter().map(urls).sum::<usize>() + urls(&guest) > MAX_URLS {
+            return Err(format!("the manifests of all guests name {MAX_URLS} URLs, and there is room for no more"));
+        }
+        self.guests.push(Held::new(guest));
+        Ok(())
     }
 
     /// Ends the registration. Nothing is changed on an error.
     ///
     /// # Errors
     /// Where there is none of this name, or what is left cannot be kept.
-    pub fn remove(&mut self, name: &str) -> Result<(), String> {
-        let Some(at) = self.guests.iter().position(|guest| guest.name == name) else {
+    pub fn remove(&mut self, name: &str) -> Result<Registered, String> {
+        let Some(at) = self.iter().position(|guest| guest.name == name) else {
             return Err(format!("no guest {name:?} was registered at run time"));
         };
         let gone = self.guests.remove(at);
-        self.keep().inspect_err(|_| self.guests.insert(at, gone))
+        match self.keep() {
+            Ok(()) => Ok(gone.guest),
+            Err(why) => {
+                self.guests.insert(at, gone);
+                Err(why)
+            }
+        }
     }
 
-    fn keep(&self) -> Result<(), String> {
+    /// Keeps those that there are, and no others.
+    ///
+    /// # Errors
+    /// Where they cannot be written, or could not be read again.
+    pub fn keep(&self) -> Result<(), String> {
         let folder = self.folder.as_deref().ok_or("without a control socket nothing can be kept")?;
-        keep::save(folder, &self.guests)
-            .map_err(|error| format!("{}: the guests cannot be kept: {error}", folder.display()))
+        let guests: Vec<&Registered> = self.iter().collect();
+        keep::save(folder, &guests).map_err(|error| format!("{}: the guests cannot be kept: {error}", folder.display()))
     }
 }
 
-impl Registered {
-    fn pin(&self) -> Option<Pin> {
-        let interface = self.interface.clone()?;
-        Some(Pin { guest: self.name.clone(), interface, addresses: self.addresses.clone() })
-    }
+/// Why a guest does not go with those of the configuration, if so.
+fn clash_with(settings: &Settings, guest: &Registered) -> Option<String> {
+    settings.policy.guests.iter().find_map(|other| guest.clash(&other.name, &other.addresses))
 }
 
 #[cfg(test)]

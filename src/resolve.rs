@@ -192,6 +192,13 @@ impl Resolver {
         Ok(())
     }
 
+    /// Takes over another floor; servers and what is known of names stay.
+    pub fn set_floor(&self, floor: FloorSettings) {
+        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let current = self.state.load_full();
+        self.replace(&current, current.sources.clone(), floor);
+    }
+
     /// Vets what needs no query: address literals, names of the hosts file, names known or known to
     /// fail. `None`: [`vet`](Self::vet) has to ask.
     pub fn try_vet(&self, permit: &Permit) -> Option<Result<Vetted, VetError>> {

@@ -33,7 +33,7 @@ fn world(outcome: Result<Value, Vec<String>>) -> World {
     });
     let status: Status = Box::new(|| json!({ "mode": "whitelist", "whitelist": { "rules": 7 } }));
     let used: Used = Box::new(|| json!({ "used": { "a.rules": "1-3" } }));
-    let guests: Guests = Box::new(|| json!({ "guests": [] }));
+    let guests: Guests = Box::new(|| Arc::new(json!({ "guests": [] })));
     let control = Arc::new(Control { account: Arc::clone(&account), status, used, guests, make });
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let listener = bind(&dir.path().join("control.sock")).unwrap();

@@ -94,7 +94,7 @@ struct State {
     /// The list in force, and which files it was made of.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
     /// Who is a guest, as the control socket shows it.
-    guests: Value,
+    guests: Arc<Value>,
 }
 
 impl Lists {

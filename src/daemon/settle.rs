@@ -61,7 +61,8 @@ fn needs(settings: &Settings) -> Vec<Need> {
     let control = settings.listen.control.as_deref().and_then(folder_of);
     let control = control.map(|path| Need { path, what: Use::Make });
     let log = log_file(settings).map(|path| Need { path: path.to_owned(), what: Use::Append });
-    config.chain([state]).chain(control).chain(log).collect()
+    let guests = settings.listen.control.as_deref().map(|path| Need { path: guests::folder(path), what: Use::Keep });
+    config.chain([state]).chain(control).chain(guests).chain(log).collect()
 }
 
 /// Says which lists can't be read any more. Whether to go on, with the last good ones, is decided where

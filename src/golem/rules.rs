@@ -3,10 +3,12 @@
 
 use super::MAX_INPUT;
 use regex::{RegexSet, RegexSetBuilder};
+use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::OpenOptions;
 use std::io::{self, Read};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the rules file in the data dir.
@@ -153,11 +155,16 @@ pub fn files(data_dir: &Path) -> [PathBuf; 2] {
 /// [`RulesError::Io`] and [`RulesError::TooLarge`].
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, RulesError> {
     let failed = |source| RulesError::Io { path: path.to_owned(), source };
-    let file = match File::open(path) {
+    // Without waiting for whoever may write into a FIFO of that name.
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")));
+    }
     let mut bytes = Vec::new();
     file.take(MAX_INPUT + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_INPUT {

@@ -94,7 +94,7 @@ impl Application {
             let refused = urls.iter().filter_map(|url| destination(url).err().map(|why| (url, why)));
             warnings.extend(refused.map(|(url, why)| format!("{url} was agreed on, but opens nothing: {why}")));
         }
-        Ok(Some(Agreed { access: manifest.access, rule }))
+        Ok(Some(Agreed::on(manifest.access, rule)))
     }
 
     fn credentials(&self) -> Result<Credentials, Vec<String>> {

@@ -1,7 +1,7 @@
 //! Registered guests on disk: one file in a folder of the daemon's own beside its control socket. Where
 //! that is below /run it is gone with the machine, and so are the guests.
 
-use super::{MAX_GUESTS, Registered};
+use super::Registered;
 use crate::whitelist::replace::replace;
 use rustix::fs::OFlags;
 use std::fs::{Metadata, OpenOptions};
@@ -28,6 +28,14 @@ pub enum KeepError {
     /// Somebody else may have written it.
     #[error("{}: is not the daemon's own file; remove it and register its guests again", .0.display())]
     Foreign(PathBuf),
+    /// It holds what was never registered.
+    #[error("{}: {why}; remove it and register its guests again", path.display())]
+    Unsound {
+        /// Which file.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
     /// It is damaged, or not of this version.
     #[error("{}: the guests that were registered cannot be read: {source}; remove it and register them again", path.display())]
     Form {
@@ -40,7 +48,14 @@ pub enum KeepError {
 
 /// The folder that goes with a control socket.
 pub fn folder(control: &Path) -> PathBuf {
-    control.with_extension("guests")
+    let mut name = control.as_os_str().to_owned();
+    name.push(".guests");
+    PathBuf::from(name)
+}
+
+/// What is kept in the folder is no set of guests.
+pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
+    KeepError::Unsound { path: folder.join(FILE_NAME), why }
 }
 
 /// The guests that were kept; none where there is no file.
@@ -59,10 +74,7 @@ pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
-    let mut guests: Vec<Registered> =
-        serde_json::from_slice(&bytes).map_err(|source| KeepError::Form { path: path.clone(), source })?;
-    guests.truncate(MAX_GUESTS);
-    Ok(guests)
+    serde_json::from_slice(&bytes).map_err(|source| KeepError::Form { path, source })
 }
 
 /// Can nobody have written it but this user, or the one whose folder the socket is in? For him root reads it.
@@ -80,7 +92,14 @@ fn is_ours(file: &Metadata, folder: &Path) -> io::Result<bool> {
 }
 
 /// Keeps these and no others.
-pub(super) fn save(folder: &Path, guests: &[Registered]) -> io::Result<()> {
+pub(super) fn save(folder: &Path, guests: &[&Registered]) -> io::Result<()> {
     let bytes = serde_json::to_vec(guests).map_err(io::Error::from)?;
+    // What could not be read again would keep the next daemon from starting.
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    if !is_ours(&folder.symlink_metadata()?, folder)? {
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others may write in the folders above"));
+    }
     replace(&folder.join(FILE_NAME), &bytes, None, 0o600)
 }

@@ -43,6 +43,7 @@ fn the_mode_is_that_of_the_rule_as_it_is_now() {
     assert_eq!(signed.mode(&golem(Grant::All), Some(&rules)), Mode::None, "the certificate's rule is gone");
     let partner = asks(&["https://a.test"], Some(Rule::Partner(certificate)));
     assert_eq!(partner.mode(&golem(Grant::All), Some(&rules)), Mode::None, "another rule's certificate");
+    assert_eq!(signed.mode(&Settings::default(), None), Mode::None, "no provider's rules are asked any more");
     let nothing = Agreed { access: Access::None, rule: None };
     assert_eq!(nothing.mode(&Settings::default(), None), Mode::None);
 }
@@ -75,7 +76,7 @@ fn what_cannot_be_kept_is_not_registered() {
     fs::remove_dir(folder(&control)).unwrap();
     let mut registry = Registry::empty(Some(&control));
     let why = registry.add(guest("a", "10.0.0.1/32", None), &Settings::default()).unwrap_err();
-    assert!(why.contains("control.guests: the guests cannot be kept"), "{why}");
+    assert!(why.contains("control.sock.guests: the guests cannot be kept"), "{why}");
     assert_eq!(registry.iter().count(), 0);
 }
 
@@ -112,8 +113,62 @@ fn a_file_that_others_could_have_written_is_not_read() {
 fn there_is_a_bound_on_their_number() {
     let (_dir, control) = place();
     let mut registry = Registry::empty(Some(&control));
-    registry.guests =
-        (0..MAX_GUESTS).map(|n| guest(&format!("g{n}"), &format!("10.0.{}.{}/32", n / 256, n % 256), None)).collect();
+    registry.guests = (0..MAX_GUESTS)
+        .map(|n| guest(&format!("g{n}"), &format!("10.0.{}.{}/32", n / 256, n % 256), None))
+        .map(Held::new)
+        .collect();
     let why = registry.add(guest("one-more", "10.9.0.0/32", None), &Settings::default()).unwrap_err();
     assert!(why.contains("4096 guests are registered"), "{why}");
+}
+
+#[test]
+fn of_urls_scheme_host_and_port_are_kept_each_once() {
+    let urls = [
+        "https://a.test/x?y#z",
+        "https://a.test/other",
+        "https://me:secret@a.test:443",
+        "tcp://b.test:22/é",
+        "mailto:x",
+    ];
+    let Agreed { access: Access::Urls(urls), .. } = Agreed::on(asks(&urls, None).access, None) else { panic!() };
+    let urls: Vec<&str> = urls.iter().map(|url| url.as_str()).collect();
+    assert_eq!(urls, ["https://a.test/", "tcp://b.test:22", "mailto:x"]);
+}
+
+#[test]
+fn what_was_never_registered_is_not_read_back() {
+    let (_dir, control) = place();
+    let file = folder(&control).join("guests.json");
+    let kept = |guests: &[Registered]| {
+        fs::write(&file, serde_json::to_string(guests).unwrap()).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).unwrap();
+        Registry::restore(Some(&control)).map(|registry| registry.iter().count())
+    };
+    let sound = guest("a", "10.0.0.1/32", None);
+    assert!(matches!(kept(std::slice::from_ref(&sound)), Ok(1)));
+    for wrong in [
+        Registered { interface: Some("tap7\" : accept\n}\ninclude \"/etc/shadow\"".into()), ..sound.clone() },
+        Registered { name: "é".repeat(60), ..sound.clone() },
+        Registered { name: "other".into(), ..sound.clone() },
+        Registered { addresses: Vec::new(), ..sound.clone() },
+        Registered { addresses: vec!["224.0.0.1/32".parse().unwrap()], ..sound.clone() },
+    ] {
+        assert!(matches!(kept(&[wrong]), Err(KeepError::Unsound { .. })));
+    }
+    for other in [guest("a", "10.0.0.2/32", None), guest("b", "10.0.0.0/24", None)] {
+        assert!(matches!(kept(&[sound.clone(), other]), Err(KeepError::Unsound { .. })));
+    }
+}
+
+#[test]
+fn there_is_a_bound_on_the_urls_of_all_manifests() {
+    let (_dir, control) = place();
+    let mut registry = Registry::empty(Some(&control));
+    let many = |n: usize| {
+        let urls = (0..n).map(|port| format!("tcp://a.test:{}", port + 1).parse().unwrap()).collect();
+        Some(Agreed { access: Access::Urls(urls), rule: None })
+    };
+    registry.take(guest("a", "10.0.0.1/32", many(MAX_URLS - 1))).unwrap();
+    assert!(registry.add(guest("b", "10.0.0.2/32", many(2)), &Settings::default()).unwrap_err().contains("65536 URLs"));
+    registry.add(guest("b", "10.0.0.2/32", many(1)), &Settings::default()).unwrap();
 }

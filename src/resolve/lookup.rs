@@ -132,7 +132,7 @@ fn failure_lifetime(v4: &Option<Family>, v6: &Option<Family>, now: Instant) -> D
 }
 
 /// Where names are looked up, and what the files behind that looked like when they were read.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Sources {
     settings: ResolverSettings,
     upstreams: Arc<Upstreams>,

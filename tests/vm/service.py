@@ -531,7 +531,7 @@ def registered(provider, status):
     provider.write("/root/manifest.json", asks.format("http://second.test"))
     provider.do(f"{add}; systemctl restart outgate.service", 90)
     provider.ready()
-    said = provider.do("outgate guest list; ls -ld /run/outgate/control.guests")
+    said = provider.do("outgate guest list; ls -ld /run/outgate/control.sock.guests")
     assert "here" in said and "drwx------ 2 outgate outgate" in said, said
     assert status("second.test") == "502", provider.journal()
     provider.do("outgate guest remove here")

@@ -2,7 +2,9 @@
 //! anew, which takes time in the number of guests and not of rules, and each is kept before it holds.
 
 use super::{Ask, Desk, Reloader, free};
+use crate::firewall::Pin;
 use crate::flow::Live;
+use crate::golem::manifest::Access;
 use crate::guests::{Application, Registered, Taken};
 use crate::policy::GuestSettings;
 use crate::reason::Reason;
@@ -10,6 +12,9 @@ use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
+
+/// URLs of a manifest that are shown.
+const SHOWN_URLS: usize = 20;
 
 /// What a change of guests came to, or all that is in its way.
 type Change = Result<Value, Vec<String>>;
@@ -34,8 +39,8 @@ impl Reloader {
     }
 
     /// Who is a guest: those of the configuration and those that were registered.
-    pub(in crate::daemon) fn guests(&self) -> Value {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests.clone()
+    pub(in crate::daemon) fn guests(&self) -> Arc<Value> {
+        Arc::clone(&self.state.lock().unwrap_or_else(PoisonError::into_inner).guests)
     }
 }
 
@@ -60,10 +65,18 @@ impl Desk {
     }
 
     pub(super) fn end_registration(&mut self, name: &str) -> Change {
-        self.registry.remove(name).map_err(|why| vec![why])?;
-        let revoked = self.put_guests(Some(name)).map_err(|why| vec![why])?;
+        let gone = self.registry.remove(name).map_err(|why| vec![why])?;
+        let pinned = gone.interface.is_some();
+        let revoked = match self.put_guests(Some(name)) {
+            Ok(revoked) => revoked,
+            Err(why) => {
+                // It is a guest as before, so that another try finds it.
+                let back = self.registry.add(gone, &self.settings);
+                return Err([Some(why), back.err()].into_iter().flatten().collect());
+            }
+        };
         tracing::info!(name, revoked, "a guest's registration ended");
-        Ok(json!({ "name": name, "revoked": revoked }))
+        Ok(json!({ "name": name, "revoked": revoked, "pinned": pinned }))
     }
 
     /// Puts the policy of the guests that there are now in force, and ends the flows that it refuses, and
@@ -71,10 +84,7 @@ impl Desk {
     fn put_guests(&mut self, gone: Option<&str>) -> Result<usize, String> {
         let all = self.registry.over(&self.settings, self.lists.outbound())?;
         let policy = self.lists.policy(&all).map_err(|error| error.to_string())?;
-        self.house
-            .resolver
-            .reconfigure(&self.settings.resolver, self.floor(&all))
-            .map_err(|error| error.to_string())?;
+        self.house.resolver.set_floor(self.floor(&all));
         let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
         let ended = gone.map_or(0, |gone| {
             self.house.account.revoke_where(|claim, _| {
@@ -89,9 +99,10 @@ impl Desk {
 
     /// Lets the control socket show who is a guest now.
     pub(super) fn show_guests(&self) {
-        let configured = self.settings.policy.guests.iter().map(configured);
+        let pins = &self.settings.firewall.pins;
+        let configured = self.settings.policy.guests.iter().map(|guest| configured(guest, pins));
         let guests: Vec<Value> = configured.chain(self.registry.iter().map(|guest| self.shown(guest))).collect();
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests = json!({ "guests": guests });
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests = Arc::new(json!({ "guests": guests }));
     }
 
     fn shown(&self, guest: &Registered) -> Value {
@@ -103,7 +114,7 @@ impl Desk {
             let mode = agreed.mode(&self.settings, self.lists.outbound());
             let rule = agreed.rule.as_ref().map(|rule| rule.as_str());
             fields.extend([
-                ("manifest".to_owned(), json!(agreed.access)),
+                ("manifest".to_owned(), shown_access(&agreed.access)),
                 ("rule".to_owned(), json!(rule)),
                 ("mode".to_owned(), json!(mode.as_str())),
             ]);
@@ -112,8 +123,21 @@ impl Desk {
     }
 }
 
-fn configured(guest: &GuestSettings) -> Value {
+/// What a manifest asks for; of many URLs the first, for everybody who may read is told of every guest.
+fn shown_access(access: &Access) -> Value {
+    match access {
+        Access::None => json!("none"),
+        Access::Unrestricted => json!("unrestricted"),
+        Access::Urls(urls) => json!({ "urls": urls.iter().take(SHOWN_URLS).collect::<Vec<_>>(), "count": urls.len() }),
+    }
+}
+
+fn configured(guest: &GuestSettings, pins: &[Pin]) -> Value {
     let GuestSettings { name, addresses, mode, files, .. } = guest;
     let mode = mode.map(|mode| mode.as_str());
-    json!({ "name": name, "addresses": addresses, "mode": mode, "whitelist": files, "registered": null })
+    let interface = pins.iter().find(|pin| pin.guest == *name).map(|pin| &pin.interface);
+    json!({
+        "name": name, "addresses": addresses, "interface": interface, "mode": mode, "whitelist": files,
+        "registered": null,
+    })
 }
