@@ -76,7 +76,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     // From here on a signal undoes what was made.
     let mut watch = Watch::new()?;
     let order = Order { daemon, name, address: *address, manifest: manifest.as_deref(), credentials };
-    let enclosure = Enclosure::make(&order, &ground)?;
+    let enclosure = Enclosure::make(&order)?;
     if ground.nameserver.is_none() {
         warn("[listen].dns has no IPv4 address that guests reach, so the command has no DNS");
     }

@@ -81,12 +81,16 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 }
 
 #[test]
-fn functions_of_later_versions_are_no_commands() {
-    let help = run(&["--help"]).out;
-    for later in ["exec", "guest"] {
-        assert_eq!(run(&[later]).code, 2, "{later}");
-        assert!(!help.lines().any(|line| line.trim_start().starts_with(later)), "{help}");
+fn what_exec_runs_inside_is_no_command_of_its_own() {
+    let ran = run(&["exec-inside"]);
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
+    for text in [run(&["--help"]).out, run(&["man"]).out, run(&["completions", "bash"]).out] {
+        assert!(text.contains("exec") && !text.contains("exec-inside"), "{text}");
     }
+    // Where mounts are not its own it makes none.
+    let order = format!("{{\"caller\":{},\"show\":[]}}", std::process::id());
+    let ran = run(&["exec-inside", &order, "/bin/true"]);
+    assert!(ran.code == 1 && ran.err.contains("mounts of its own"), "{}", ran.err);
 }
 
 #[test]

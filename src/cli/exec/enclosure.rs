@@ -2,7 +2,6 @@
 //! registration with the daemon. Made closed: the outer end is down until the address is pinned to it and the
 //! firewall says so. What goes wrong on the way takes away what was made before.
 
-use super::ground::Ground;
 use super::names::{self, Names};
 use super::pool::{self, GATEWAY};
 use super::warn;
@@ -52,7 +51,7 @@ pub(in crate::cli) struct Enclosure {
 
 impl Enclosure {
     /// Makes it.
-    pub(in crate::cli) fn make(order: &Order<'_>, _ground: &Ground) -> Result<Enclosure, Failure> {
+    pub(in crate::cli) fn make(order: &Order<'_>) -> Result<Enclosure, Failure> {
         let names = Names::of(order.name);
         let mut application =
             Application { name: names.guest.clone(), interface: Some(names.interface.clone()), ..Application::default() };
@@ -64,7 +63,11 @@ impl Enclosure {
         let _in_line = Lock::wait(&names::line()).map_err(|error| Failure::Failed(error.to_string()))?;
         let guests = order.daemon.ask(Question::Guests)?;
         let mut enclosure = Enclosure { names, daemon: order.daemon.clone(), registered: false, lock };
-        enclosure.sweep(&guests)?;
+        if let Err(failure) = enclosure.sweep(&guests) {
+            // Whose name it is shows without it.
+            let _ = enclosure.lock.remove();
+            return Err(failure);
+        }
         match enclosure.build(order.address, application) {
             Ok(()) => Ok(enclosure),
             Err(failure) => {
