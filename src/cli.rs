@@ -26,7 +26,7 @@ use std::process::ExitCode;
 /// Reads the process's arguments, does what they ask for and says how it went: 0 good, 1 the answer
 /// is no or it failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
 pub fn main() -> ExitCode {
-    if let Some(exit) = exec::inside::take_over() {
+    if let Some(exit) = exec::inside::take_over().or_else(golem::probe::take_over) {
         return exit;
     }
     let parsed = match Program::try_parse() {
@@ -250,6 +250,7 @@ mod tests {
             "outgate exec",
             "outgate golem",
             "outgate golem accepts",
+            "outgate golem probe",
             "outgate completions",
             "outgate man",
         ];

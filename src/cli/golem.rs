@@ -1,5 +1,7 @@
 //! `outgate golem`: what concerns providers on Golem Network.
 
+pub(super) mod probe;
+
 use super::credentials::{self, Credentials};
 use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, explain};
@@ -16,7 +18,8 @@ use std::path::PathBuf;
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json")]
+  outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json
+  outgate golem probe --manifest manifest.json https://ipfs.io/ipfs/x")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -25,6 +28,7 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     Accepts(AcceptsArguments),
+    Probe(probe::Arguments),
 }
 
 /// Would this provider take a job with this manifest? Answers as yagna's negotiation would
@@ -71,6 +75,7 @@ struct Answer {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.command {
         Command::Accepts(arguments) => accepts(arguments, out),
+        Command::Probe(arguments) => probe::run(arguments, out),
     }
 }
 

@@ -3,6 +3,7 @@
 //! such a namespace, is `exec/probe.rs`.
 
 mod ends;
+mod probe;
 mod tight;
 
 use crate::world::outgate::{Outgate, Setup};
@@ -189,7 +190,8 @@ fn a_manifest_that_asks_for_nothing_reaches_nothing_names_included() {
 #[test]
 fn the_command_has_its_own_input_output_arguments_environment_and_folder() {
     let Some(house) = House::new() else { return };
-    let script = "cat; echo \"$0|$1|$ODD|$http_proxy|$HTTPS_PROXY|$ALL_PROXY\"; env | grep ^odd; pwd; echo oops >&2; umask";
+    let script =
+        "cat; echo \"$0|$1|$ODD|$http_proxy|$HTTPS_PROXY|$ALL_PROXY\"; env | grep ^odd; pwd; echo oops >&2; umask";
     let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", script, "a b", "-c"]);
     command.env("ODD", "kept").env("odd.name", "too").current_dir(house.path("state"));
     command.env("http_proxy", "http://x").env("HTTPS_PROXY", "http://x").env("ALL_PROXY", "http://x");

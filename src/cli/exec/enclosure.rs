@@ -53,8 +53,11 @@ impl Enclosure {
     /// Makes it.
     pub(in crate::cli) fn make(order: &Order<'_>) -> Result<Enclosure, Failure> {
         let names = Names::of(order.name);
-        let mut application =
-            Application { name: names.guest.clone(), interface: Some(names.interface.clone()), ..Application::default() };
+        let mut application = Application {
+            name: names.guest.clone(),
+            interface: Some(names.interface.clone()),
+            ..Application::default()
+        };
         application.manifest = order.manifest.map(credentials::read_manifest).transpose()?;
         order.credentials.fill(&mut application)?;
         // Whether there is a daemon is known before anything is made.
@@ -96,7 +99,9 @@ impl Enclosure {
                 (true, false) => return Err(Failure::Failed(format!("there is a guest {name} already"))),
                 (false, true) => {
                     let whose = its_name.unwrap_or_default();
-                    return Err(Failure::Failed(format!("{interface} is the interface of {whose}; choose another name")));
+                    return Err(Failure::Failed(format!(
+                        "{interface} is the interface of {whose}; choose another name"
+                    )));
                 }
                 (false, false) => {}
             }
@@ -223,7 +228,10 @@ fn kill_all(namespace: &str) -> Result<(), Failure> {
         }
         if Instant::now() >= give_up {
             let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
-            return Err(Failure::Failed(format!("cannot be killed: {}; they have no way out any more", pids.join(", "))));
+            return Err(Failure::Failed(format!(
+                "cannot be killed: {}; they have no way out any more",
+                pids.join(", ")
+            )));
         }
         for pid in pids {
             // One that ended in between is what is wanted.

@@ -42,12 +42,9 @@ pub(in crate::cli) struct Start {
     pub(in crate::cli) show: Vec<PathBuf>,
     /// As whom; `None`: root.
     pub(in crate::cli) user: Option<User>,
-    /// A program that it finds as [`PROGRAM`], whoever may not search the folders above it.
+    /// A program that it finds as [`Start::PROGRAM`], whoever may not search the folders above it.
     pub(in crate::cli) program: Option<PathBuf>,
 }
-
-/// Where [`Start::program`] lies.
-pub(in crate::cli) const PROGRAM: &str = "/run/outgate";
 
 /// What the second argument says.
 #[derive(Debug, Serialize, Deserialize)]
@@ -60,6 +57,9 @@ struct Order {
 }
 
 impl Start {
+    /// Where [`Start::program`] lies.
+    pub(in crate::cli) const PROGRAM: &str = "/run/outgate";
+
     /// The command that runs `program` so in a namespace; its process becomes the program.
     pub(in crate::cli) fn command(&self, namespace: &str, program: &[OsString]) -> Result<Command, Failure> {
         let mut command = Command::new(tool::find("ip")?);
@@ -120,7 +120,7 @@ fn prepare(order: &Order) -> io::Result<()> {
     let home = std::env::current_dir().map_err(within("the working directory"))?;
     let shown: Vec<(&Path, OwnedFd, Metadata)> =
         order.show.iter().map(|path| seen(path, path)).collect::<io::Result<_>>()?;
-    let program = order.program.as_deref().map(|path| seen(path, Path::new(PROGRAM))).transpose()?;
+    let program = order.program.as_deref().map(|path| seen(path, Path::new(Start::PROGRAM))).transpose()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("outgate", RUN, "tmpfs", flags, RUN_OPTIONS).map_err(|error| within(RUN)(error.into()))?;
     for (path, handle, meta) in shown.iter().chain(&program) {

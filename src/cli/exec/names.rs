@@ -24,11 +24,7 @@ impl Names {
     pub(super) fn of(guest: &str) -> Names {
         let digest = ring::digest::digest(&ring::digest::SHA256, guest.as_bytes());
         let digits: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-        Names {
-            guest: guest.to_owned(),
-            interface: format!("{PREFIX}{digits}"),
-            namespace: format!("outgate-{guest}"),
-        }
+        Names { guest: guest.to_owned(), interface: format!("{PREFIX}{digits}"), namespace: format!("outgate-{guest}") }
     }
 
     /// Held for as long as the run lasts.

@@ -42,8 +42,7 @@ fn fit(wanted: Ipv4Addr, own: &[Ipv4Net]) -> Result<Ipv4Addr, Failure> {
 }
 
 fn first_free(pool: Ipv4Net, taken: &[Ipv4Net]) -> Option<Ipv4Addr> {
-    let overlapping: Vec<&Ipv4Net> =
-        taken.iter().filter(|net| pool.contains(*net) || net.contains(&pool)).collect();
+    let overlapping: Vec<&Ipv4Net> = taken.iter().filter(|net| pool.contains(*net) || net.contains(&pool)).collect();
     pool.hosts().find(|host| !overlapping.iter().any(|net| net.contains(host)))
 }
 

@@ -143,9 +143,8 @@ fn what_is_missing_is_told_before_anything_is_made() {
 
 #[test]
 fn a_configuration_without_what_it_takes_is_told_with_the_line_to_write() {
-    let uncovered = |whole: &Whole| {
-        whole.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n")
-    };
+    let uncovered =
+        |whole: &Whole| whole.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n");
     let Some(house) = House::with(uncovered) else { return };
     assert_refused(&house.exec(&fresh(), &["--", "true"]), 1, "guest_interfaces = [\"br0\", \"og-*\"]");
     house.assert_clean(&fresh());

@@ -16,7 +16,9 @@ fn whatever_is_sent_from_the_namespace_nothing_gets_out_but_what_outgate_dials()
     eventually("the guest is there", || house.guests().iter().any(|guest| guest["name"] == name.as_str()));
     let inner = || Namespace::named(&format!("outgate-{name}"));
     eventually("it has a way", || {
-        inner().is_some_and(|inner| connect(&inner, &format!("{GOOD}:80")).is_err_and(|e| e.kind() != ErrorKind::NetworkUnreachable))
+        inner().is_some_and(|inner| {
+            connect(&inner, &format!("{GOOD}:80")).is_err_and(|e| e.kind() != ErrorKind::NetworkUnreachable)
+        })
     });
     let inner = inner().unwrap();
     // Services of the host's, on all of its addresses.
@@ -78,6 +80,8 @@ fn a_flow_of_its_own_ends_with_it() {
         house.exec(&name, &["--", "bash", "-c", line]);
         house.whole.internet.bytes(crate::world::ODD) > 0
     });
-    eventually("the origin sees the end", || house.whole.internet.seen(crate::world::ODD).iter().all(|seen| seen.ended));
+    eventually("the origin sees the end", || {
+        house.whole.internet.seen(crate::world::ODD).iter().all(|seen| seen.ended)
+    });
     assert_eq!(house.outgate.flows(), 0);
 }
