@@ -73,7 +73,8 @@ mod tests {
 
     #[test]
     fn an_interface_that_is_no_guests_is_told_with_the_line_to_write() {
-        let mut settings = Settings::load(Some(Path::new("/dev/null"))).unwrap().0;
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let mut settings = Settings::load(Some(empty.path())).unwrap().0;
         settings.firewall.guest_interfaces = vec!["br0".to_owned()];
         let why = uncovered(&settings, "og-00112233").unwrap();
         assert!(why.contains("guest_interfaces = [\"br0\", \"og-*\"]"), "{why}");

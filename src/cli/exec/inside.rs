@@ -28,6 +28,8 @@ const RUN: &str = "/run";
 const RUN_OPTIONS: &CStr = c"mode=755,size=1m";
 /// Where every program looks for its name server.
 const RESOLV: &str = "/etc/resolv.conf";
+/// What lies over it.
+const OWN_RESOLV: &str = "/run/.outgate-resolv.conf";
 /// Variables that name a proxy, in lower case; outgate needs none.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 /// Links that are followed at most, as many as the kernel follows.
@@ -123,11 +125,16 @@ fn prepare(order: &Order) -> io::Result<()> {
     let program = order.program.as_deref().map(|path| seen(path, Path::new(Start::PROGRAM))).transpose()?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
     mount("outgate", RUN, "tmpfs", flags, RUN_OPTIONS).map_err(|error| within(RUN)(error.into()))?;
+    if let Some(nameserver) = order.nameserver {
+        let text =
+            format!("# Of `outgate exec`: outgate answers, whatever server is asked.\nnameserver {nameserver}\n");
+        readable(Path::new(OWN_RESOLV), &text).map_err(within(OWN_RESOLV))?;
+    }
     for (path, handle, meta) in shown.iter().chain(&program) {
         show(path, handle, meta).map_err(within(&path.display().to_string()))?;
     }
-    if let Some(nameserver) = order.nameserver {
-        resolve_by(nameserver).map_err(within(RESOLV))?;
+    if order.nameserver.is_some() {
+        resolve_by_own().map_err(within(RESOLV))?;
     }
     std::env::set_current_dir(&home).map_err(within(&format!("the working directory, {}", home.display())))
 }
@@ -143,27 +150,23 @@ fn seen<'p>(path: &Path, at: &'p Path) -> io::Result<(&'p Path, OwnedFd, Metadat
 fn show(path: &Path, handle: &OwnedFd, meta: &Metadata) -> io::Result<()> {
     if meta.is_dir() {
         make_folder(path)?;
-    } else {
-        path.parent().map_or(Ok(()), make_folder)?;
-        File::create(path)?;
+    } else if !path.exists() {
+        // Within a folder that is shown it is there, and the host's.
+        make_file(path)?;
     }
     Ok(mount_bind(format!("/proc/self/fd/{}", handle.as_raw_fd()), path)?)
 }
 
-/// The name server, in a file that is laid over the one there is.
-fn resolve_by(nameserver: Ipv4Addr) -> io::Result<()> {
+/// Lays the file with the name server over the one there is. That one may be the host's, so nothing writes to it.
+fn resolve_by_own() -> io::Result<()> {
     let target = followed(Path::new(RESOLV))?;
-    let text = format!("# Of `outgate exec`: outgate answers, whatever server is asked.\nnameserver {nameserver}\n");
-    if target.starts_with(RUN) {
-        target.parent().map_or(Ok(()), make_folder)?;
-        return readable(&target, &text);
-    }
     if !target.exists() {
-        return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such file; make it, be it empty"));
+        if !target.starts_with(RUN) {
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such file; make it, be it empty"));
+        }
+        make_file(&target)?;
     }
-    let file = Path::new(RUN).join("resolv.conf");
-    readable(&file, &text)?;
-    Ok(mount_bind(&file, &target)?)
+    Ok(mount_bind(OWN_RESOLV, &target)?)
 }
 
 /// The path at the end of links, whether anything lies there or not.
@@ -205,8 +208,13 @@ fn make_folder(path: &Path) -> io::Result<()> {
     fs::set_permissions(path, fs::Permissions::from_mode(0o755))
 }
 
+fn make_file(path: &Path) -> io::Result<()> {
+    path.parent().map_or(Ok(()), make_folder)?;
+    File::create_new(path).map(drop)
+}
+
 fn readable(path: &Path, text: &str) -> io::Result<()> {
-    let mut file = File::create(path)?;
+    let mut file = File::create_new(path)?;
     file.write_all(text.as_bytes())?;
     file.set_permissions(fs::Permissions::from_mode(0o644))
 }
