@@ -251,6 +251,7 @@ mod tests {
             "outgate golem",
             "outgate golem accepts",
             "outgate golem probe",
+            "outgate golem sync",
             "outgate completions",
             "outgate man",
         ];

@@ -9,6 +9,7 @@
 //! | [`x509`] | `cert-dir`, and the signature over a manifest |
 //! | [`descriptor`] | a requestor's node descriptor, signed with Golem's own certificates |
 //! | [`negotiation`] | all of them, to yagna's answer in yagna's words |
+//! | [`sync`] | the list that is published for providers, for the whitelist dir |
 //!
 //! Nothing here is asked while flows pass: list and rules go into the policy when it is made.
 
@@ -17,6 +18,7 @@ pub mod destination;
 pub mod manifest;
 pub mod negotiation;
 pub mod rules;
+pub mod sync;
 pub mod x509;
 
 use base64::Engine;

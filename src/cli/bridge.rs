@@ -2,12 +2,14 @@
 //! the address floor without a resolver, edits, the daemon and its control socket.
 
 use super::Failure;
+use super::table::printable;
 pub(super) use crate::config::is_guest_name;
 use crate::config::{Diagnostic, Settings, Severity};
 use crate::control::{self, ClientError};
 use crate::daemon;
 pub(super) use crate::firewall::{fits, tool};
 use crate::golem::rules::Outbound;
+use crate::golem::sync::{self, SyncError};
 pub(super) use crate::guests::Application;
 use crate::guests::{KeepError, Registry};
 use crate::policy::{AddressTerms, Builder, Location, Policy};
@@ -148,6 +150,31 @@ pub(super) fn add(dir: &Path, rule: &str) -> Result<Edited, Failure> {
 /// Removes a rule from the files of `dir`; says where it stood.
 pub(super) fn remove(dir: &Path, rule: &str) -> Result<Vec<Location>, Failure> {
     edit::remove(dir, rule, today()).map_err(failed_edit)
+}
+
+/// Puts a file of ours into `dir`, or looks whether it could be, if the whole list is sound with it; returns what
+/// it is warned of.
+pub(super) fn put(dir: &Path, file: edit::Whole<'_>, write: bool) -> Result<Vec<Diagnostic>, Failure> {
+    let warnings = edit::put(dir, file, write, today(), Builder::new(today())).map_err(failed_edit)?;
+    Ok(of_list(warnings, Some(dir)))
+}
+
+/// The entries of published lists, if they are sound.
+pub(super) fn published(gathered: &sync::Gathered) -> Result<Vec<sync::merge::Entry>, SyncError> {
+    sync::merge::entries(gathered, today())
+}
+
+/// What went wrong with a published list, in the words of the command line.
+pub(super) fn failed_sync(error: SyncError) -> Failure {
+    match error {
+        SyncError::Invalid(report) => {
+            let mut problems = of_report(report);
+            // Names in an archive are its maker's.
+            problems.iter_mut().for_each(|problem| problem.file = printable(&problem.file.to_string_lossy()).into());
+            Failure::Invalid(problems)
+        }
+        error => Failure::Failed(printable(&error.to_string())),
+    }
 }
 
 fn failed_edit(error: EditError) -> Failure {

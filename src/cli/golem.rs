@@ -1,6 +1,7 @@
 //! `outgate golem`: what concerns providers on Golem Network.
 
 pub(super) mod probe;
+mod sync;
 
 use super::credentials::{self, Credentials};
 use super::table::printable;
@@ -19,7 +20,8 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json
-  outgate golem probe --manifest manifest.json https://ipfs.io/ipfs/x")]
+  outgate golem probe --manifest manifest.json https://ipfs.io/ipfs/x
+  outgate golem sync --dry-run")]
 pub(super) struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -29,6 +31,7 @@ pub(super) struct Arguments {
 enum Command {
     Accepts(AcceptsArguments),
     Probe(probe::Arguments),
+    Sync(sync::Arguments),
 }
 
 /// Would this provider take a job with this manifest? Answers as yagna's negotiation would
@@ -76,6 +79,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.command {
         Command::Accepts(arguments) => accepts(arguments, out),
         Command::Probe(arguments) => probe::run(arguments, out),
+        Command::Sync(arguments) => sync::run(arguments, out),
     }
 }
 

@@ -3,7 +3,7 @@
 
 use super::MAX_INPUT;
 use regex::{RegexSet, RegexSetBuilder};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{self, Read};
@@ -87,7 +87,7 @@ struct Pattern {
 }
 
 /// How an entry of the list is meant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Matching {
     /// One host.
@@ -95,6 +95,16 @@ pub enum Matching {
     Strict,
     /// A regex for hosts.
     Regex,
+}
+
+impl Matching {
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Matching::Strict => "strict",
+            Matching::Regex => "regex",
+        }
+    }
 }
 
 /// Why a file of the data dir cannot be used.

@@ -1,11 +1,12 @@
 //! What one guest and its provider agreed on: destinations outside of which the guest reaches nothing,
 //! whatever the list allows. An agreement never lets anything through; it only takes away.
 
+use super::ports::OpenPorts;
 use super::rule::Reach;
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
-use crate::target::{Host, Protocol, Protocols, Transport};
+use crate::target::{Host, Protocols};
 use std::collections::{HashMap, HashSet};
 
 /// The destinations that were agreed on.
@@ -14,6 +15,7 @@ pub struct Agreement {
     hosts: HashMap<Host, Vec<Reach>>,
     /// Names above those of `hosts`.
     parents: HashSet<Box<str>>,
+    ports: OpenPorts,
 }
 
 impl Agreement {
@@ -33,6 +35,7 @@ impl Agreement {
                 reaches.push(reach);
             }
         }
+        agreement.ports = OpenPorts::to(&agreement.hosts.values().flatten().copied().collect::<Vec<Reach>>());
         agreement
     }
 
@@ -63,7 +66,6 @@ impl Agreement {
 
     /// Was anything agreed on for this TCP port; with `raw`, any bytes?
     pub(super) fn opens(&self, port: u16, raw: bool) -> bool {
-        let mut all = self.hosts.values().flatten().filter_map(|reach| reach.serves(Transport::Tcp, port));
-        all.any(|served| !raw || served.protocols.contains(Protocol::Raw))
+        if raw { self.ports.contains_raw(port, false) } else { self.ports.contains(port, false) }
     }
 }

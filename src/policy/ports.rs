@@ -5,7 +5,7 @@ use super::rule::{Effect, Ports, Reach};
 use super::rules::Compiled;
 
 /// The ports, as ranges in order and apart.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OpenPorts {
     any: Box<[Ports]>,
     /// Those that a rule names singly, which lifts `blocked_ports`.
@@ -17,7 +17,10 @@ pub(super) struct OpenPorts {
 impl OpenPorts {
     pub(super) fn of<'a>(terms: impl Iterator<Item = &'a Compiled>) -> OpenPorts {
         let allowing = terms.filter(|compiled| compiled.terms.effect == Effect::Allow && !compiled.expired());
-        let reaches: Vec<Reach> = allowing.map(|compiled| compiled.terms.reach).collect();
+        OpenPorts::to(&allowing.map(|compiled| compiled.terms.reach).collect::<Vec<Reach>>())
+    }
+
+    pub(super) fn to(reaches: &[Reach]) -> OpenPorts {
         let any: Vec<Ports> = reaches.iter().flat_map(|reach| tcp_ports(*reach)).flatten().collect();
         let named = any.iter().copied().filter(|ports| ports.first == ports.last).collect();
         let raw = reaches.iter().flat_map(|reach| raw_ports(*reach)).flatten().collect();

@@ -1,6 +1,7 @@
 //! What the policy must do, by the sentences of the rule language; `written` is a small reader of
 //! rule lines for these tests alone, `oracle` holds it all against a naive matcher.
 
+mod agreements;
 mod guests;
 mod near;
 mod oracle;

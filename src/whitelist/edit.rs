@@ -11,6 +11,7 @@ use crate::policy::Location;
 use jiff::civil::Date;
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -52,6 +53,9 @@ pub enum EditError {
     /// The rule stands only in a file that is not edited here.
     #[error("the rule stands in {0}, which is in Golem's form; edit that file, or add a `deny` rule")]
     NotEditable(Location),
+    /// Somebody wrote the file while its new content was being made.
+    #[error("{} was changed meanwhile; run this again", .0.display())]
+    Changed(PathBuf),
     /// Another edit has been going on for too long.
     #[error("another edit of {} is going on", .0.display())]
     Busy(PathBuf),
@@ -122,6 +126,52 @@ pub fn remove(dir: &Path, text: &str, today: Date) -> Result<Vec<Location>, Edit
         write(&path, &bytes)?;
     }
     Ok(removed)
+}
+
+/// A file that is written as a whole.
+#[derive(Clone, Copy, Debug)]
+pub struct Whole<'a> {
+    /// Its name in the dir.
+    pub name: &'a str,
+    /// What is in it as far as the caller knows; `None` where there is no such file.
+    pub old: Option<&'a [u8]>,
+    /// What shall be in it.
+    pub new: &'a [u8],
+}
+
+/// Puts a file in place, if the whole list is sound with it; only looks whether it is, unless `write`. A new file
+/// is its dir's owner's. Returns what the file is warned of.
+pub fn put<S: Sink>(
+    dir: &Path,
+    file: Whole<'_>,
+    write: bool,
+    today: Date,
+    sink: S,
+) -> Result<Vec<Diagnostic>, EditError> {
+    let _lock = lock(dir)?;
+    let mut files = Files::read(dir);
+    let path = dir.join(file.name);
+    if files.iter().find(|found| found.name() == file.name).map(SourceFile::bytes) != file.old {
+        return Err(EditError::Changed(path));
+    }
+    files.replace(file.name, file.new.to_vec());
+    let (_, Loaded { warnings, .. }) = compile(&files, today, sink).map_err(EditError::Invalid)?;
+    if write {
+        self::write(&path, file.new)?;
+        if file.old.is_none() {
+            belong_to_owner_of(dir, &path).map_err(|source| EditError::Io { path: path.clone(), source })?;
+        }
+    }
+    Ok(warnings.into_iter().filter(|warning| *warning.file == *file.name).collect())
+}
+
+/// Else who owns the dir could not replace what root put there.
+fn belong_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
+    let (dir, own) = (std::fs::metadata(dir)?, std::fs::metadata(path)?);
+    if dir.uid() == own.uid() || !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    std::os::unix::fs::chown(path, Some(dir.uid()), Some(dir.gid()))
 }
 
 /// The canonical form of one rule given on a command line.
@@ -246,7 +296,7 @@ impl Sink for Nowhere {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    use std::os::unix::fs::PermissionsExt;
 
     const TODAY: Date = Date::constant(2026, 11, 23);
 
@@ -351,6 +401,39 @@ mod tests {
             }
         });
         assert_eq!(local(&dir).lines().count(), 9);
+    }
+
+    #[test]
+    fn a_whole_file_is_put_only_over_what_was_expected_and_into_a_sound_list() {
+        let dir = dir(&[(LOCAL, "ipfs.io\n")]);
+        let path = dir.path().join("own.lst");
+        let put = |old: Option<&[u8]>, new: &[u8], write| {
+            super::put(dir.path(), Whole { name: "own.lst", old, new }, write, TODAY, Nowhere)
+        };
+        put(None, b"a.test\n", false).unwrap();
+        assert!(!path.exists(), "it was a look");
+        assert!(put(None, b"a.test\n\n", true).unwrap()[0].message.contains("blank line"));
+        assert!(matches!(put(None, b"b.test\n", true), Err(EditError::Changed(_))));
+        assert!(matches!(put(Some(b"other"), b"b.test\n", true), Err(EditError::Changed(_))));
+        assert!(matches!(put(Some(b"a.test\n\n"), b"b.test", true), Err(EditError::Invalid(_))));
+        put(Some(b"a.test\n\n"), b"b.test\n", true).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "b.test\n");
+        assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o644);
+        std::fs::write(dir.path().join(LOCAL), "broken rule\n").unwrap();
+        assert!(matches!(put(Some(b"b.test\n"), b"c.test\n", true), Err(EditError::Invalid(_))));
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "b.test\n");
+    }
+
+    #[test]
+    fn what_root_puts_belongs_to_who_owns_the_dir() {
+        if !rustix::process::geteuid().is_root() {
+            return;
+        }
+        let dir = dir(&[]);
+        std::os::unix::fs::chown(dir.path(), Some(4321), Some(4322)).unwrap();
+        put(dir.path(), Whole { name: "own.lst", old: None, new: b"a.test\n" }, true, TODAY, Nowhere).unwrap();
+        let meta = std::fs::metadata(dir.path().join("own.lst")).unwrap();
+        assert_eq!((meta.uid(), meta.gid(), meta.mode() & 0o777), (4321, 4322, 0o644));
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use crate::reload::allows;
 use crate::world::client::Get;
-use crate::world::outgate::Outgate;
+use crate::world::outgate::{Outgate, Setup};
 use crate::world::{World, eventually};
 use serde_json::{Value, json};
 use std::fs;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A provider's data dir, and beside it the files of a requestor.
-struct Provider {
+pub struct Provider {
     dir: TempDir,
 }
 
@@ -24,7 +24,8 @@ struct Answer {
 }
 
 impl Provider {
-    fn new(rules: &Value, whitelist: &Value) -> Provider {
+    /// One with these files.
+    pub fn new(rules: &Value, whitelist: &Value) -> Provider {
         let provider = Provider { dir: tempfile::Builder::new().prefix("outgate-golem-").tempdir().unwrap() };
         fs::create_dir(provider.path("cert-dir")).unwrap();
         fs::write(provider.path("rules.json"), rules.to_string()).unwrap();
@@ -34,18 +35,14 @@ impl Provider {
         provider
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// A path within the folder.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
     /// Writes a manifest that asks for this, plain or in base64.
-    fn manifest(&self, out: &Value, encoded: bool) -> &'static str {
-        let manifest = json!({
-            "version": "0.1.0", "createdAt": "2022-09-07T02:57:00.000000Z", "expiresAt": "2100-01-01T00:01:00.000000Z",
-            "metadata": {"name": "App", "version": "0.1.0"}, "payload": [],
-            "compManifest": {"version": "0.1.0", "net": {"inet": {"out": out}}},
-        });
-        fs::write(self.path("manifest"), manifest.to_string()).unwrap();
+    pub fn manifest(&self, out: &Value, encoded: bool) -> &'static str {
+        fs::write(self.path("manifest"), manifest_of(out).to_string()).unwrap();
         if encoded {
             self.shell("base64 manifest > m && mv m manifest");
         }
@@ -53,7 +50,7 @@ impl Provider {
     }
 
     /// Runs commands in the folder; they must succeed.
-    fn shell(&self, script: &str) {
+    pub fn shell(&self, script: &str) {
         let done = Command::new("sh").args(["-ec", script]).current_dir(self.dir.path()).output().unwrap();
         assert!(done.status.success(), "{script}: {}", String::from_utf8_lossy(&done.stderr));
     }
@@ -81,25 +78,38 @@ impl Provider {
     }
 
     /// SHA-512 of a certificate, as the rules call it.
-    fn id(&self, certificate: &str) -> String {
+    pub fn id(&self, certificate: &str) -> String {
         self.shell(&format!("openssl x509 -in {certificate} -outform der | sha512sum | cut -d' ' -f1 > id"));
         fs::read_to_string(self.path("id")).unwrap().trim().to_owned()
     }
 
-    fn rules(&self, rules: &Value) {
+    /// Replaces `rules.json`.
+    pub fn rules(&self, rules: &Value) {
         fs::write(self.path("rules.json"), rules.to_string()).unwrap();
     }
 }
 
-fn everyone(mode: &str) -> Value {
+/// A manifest that asks for this.
+pub fn manifest_of(out: &Value) -> Value {
+    json!({
+        "version": "0.1.0", "createdAt": "2022-09-07T02:57:00.000000Z", "expiresAt": "2100-01-01T00:01:00.000000Z",
+        "metadata": {"name": "App", "version": "0.1.0"}, "payload": [],
+        "compManifest": {"version": "0.1.0", "net": {"inet": {"out": out}}},
+    })
+}
+
+/// Rules with `everyone` in this mode.
+pub fn everyone(mode: &str) -> Value {
     json!({"outbound": {"enabled": true, "everyone": mode}})
 }
 
-fn strict(hosts: &[&str]) -> Value {
+/// A list of these hosts.
+pub fn strict(hosts: &[&str]) -> Value {
     json!({"patterns": hosts.iter().map(|host| json!({"domain": host, "match": "strict"})).collect::<Vec<_>>()})
 }
 
-fn urls(urls: &[&str]) -> Value {
+/// What a manifest asks for.
+pub fn urls(urls: &[&str]) -> Value {
     json!({"protocols": ["https"], "urls": urls})
 }
 
@@ -175,7 +185,7 @@ fn broken_input_is_named() {
 }
 
 /// `root` signs `middle`, which signs `leaf` and `late` and `early`; the first key generator makes all keys.
-fn authorities(provider: &Provider, key: &str) {
+pub fn authorities(provider: &Provider, key: &str) {
     let script = format!(
         r#"
         for name in root middle leaf stranger; do {key} -out $name.key 2>/dev/null; done
@@ -196,7 +206,7 @@ fn authorities(provider: &Provider, key: &str) {
     provider.shell(&script);
 }
 
-fn sign(provider: &Provider, hash: &str) {
+pub fn sign(provider: &Provider, hash: &str) {
     provider.shell(&format!(
         "printf %s \"$(base64 -w0 manifest)\" > text; openssl dgst -{hash} -sign leaf.key text | base64 > signature"
     ));
@@ -314,15 +324,15 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
 }
 
 /// A daemon that reads a provider's data dir, and that dir.
-fn at_a_provider(world: &World, rules: &str, keys: &str) -> (Outgate, PathBuf) {
-    let outgate = world.setup(rules).tables(&format!("[golem]\ndata_dir = \"provider\"\n{keys}")).write();
+pub fn at_a_provider(setup: Setup, keys: &str) -> (Outgate, PathBuf) {
+    let outgate = setup.tables(&format!("[golem]\ndata_dir = \"provider\"\n{keys}")).write();
     let data = outgate.path("provider");
     fs::create_dir(&data).unwrap();
     (outgate, data)
 }
 
 /// As ya-provider replaces its files.
-fn save(data: &Path, name: &str, content: &Value) {
+pub fn save(data: &Path, name: &str, content: &Value) {
     fs::write(data.join("new"), content.to_string()).unwrap();
     fs::rename(data.join("new"), data.join(name)).unwrap();
 }
@@ -330,7 +340,7 @@ fn save(data: &Path, name: &str, content: &Value) {
 #[test]
 fn a_providers_own_list_and_rules_hold_and_are_followed() {
     let Some(world) = World::new() else { return };
-    let (mut outgate, data) = at_a_provider(&world, "deny odd.test\n", "");
+    let (mut outgate, data) = at_a_provider(world.setup("deny odd.test\n"), "");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));
     outgate.launch();
     outgate.await_ready();
@@ -371,7 +381,7 @@ fn a_providers_own_list_and_rules_hold_and_are_followed() {
 #[test]
 fn a_ceiling_holds_for_what_rules_grant_and_a_missing_data_dir_is_an_error() {
     let Some(world) = World::new() else { return };
-    let (mut outgate, data) = at_a_provider(&world, "", "max_mode = \"whitelist\"");
+    let (mut outgate, data) = at_a_provider(world.setup(""), "max_mode = \"whitelist\"");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));
     save(&data, "rules.json", &everyone("all"));
     outgate.launch();

@@ -21,6 +21,7 @@ pub mod openssl;
 pub mod origin;
 pub mod outgate;
 pub mod pki;
+pub mod site;
 pub mod stub;
 pub mod vmnet;
 pub mod whole;

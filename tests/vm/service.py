@@ -154,14 +154,15 @@ def install(provider):
     lay(provider)
     assert provider.do("nft list ruleset; ip rule; ip -6 rule") == before, "installing changed firewall or routing"
     for unit, state in {"outgate.service": "active", "outgate.socket": "active", "outgate-admin.socket": "active",
-                        "outgate-transparent.socket": "inactive", "outgate-dns.socket": "inactive", "outgate-firewall.service": "inactive"}.items():
+                        "outgate-transparent.socket": "inactive", "outgate-dns.socket": "inactive", "outgate-firewall.service": "inactive",
+                        "outgate-golem-sync.timer": "inactive"}.items():
         assert provider.state(unit) == state, f"{unit} is {provider.state(unit)}, not {state}; {provider.journal()}"
     provider.ready()
     answer = provider.proxied("http://evil.test/")
     assert answer.startswith("403") and "not_whitelisted" in answer, answer
     listening = provider.do("ss -Hlnt | awk '{print $4}' | sort -u").split()
     assert listening == ["127.0.0.1:3128", "127.0.0.1:3190"], f"listening on {listening}"
-    verified = provider.run("systemd-analyze verify --man=no /usr/lib/systemd/system/outgate*.service /usr/lib/systemd/system/outgate*.socket 2>&1")
+    verified = provider.run("systemd-analyze verify --man=no /usr/lib/systemd/system/outgate*.service /usr/lib/systemd/system/outgate*.socket /usr/lib/systemd/system/outgate*.timer 2>&1")
     assert verified.status == 0 and not verified.output.strip(), f"systemd-analyze verify: {verified}"
     return f"resident at rest {resident(provider)}"
 
@@ -516,6 +517,26 @@ def purge(provider):
     nothing_gets_out(provider)
 
 
+def registered(provider, status):
+    """A guest is held to its manifest, and outlives the daemon."""
+    asks = '{{"createdAt":"2022-09-07T02:57:00Z","expiresAt":"2100-01-01T00:01:00Z","compManifest":{{"net":{{"inet":{{"out":{{"urls":["{}"]}}}}}}}}}}'
+    add = "outgate guest add here --address 127.0.0.1 --manifest /root/manifest.json"
+    provider.write("/root/manifest.json", asks.format("http://first.test"))
+    said = provider.do(f"{add} 2>&1; echo code $?")
+    assert "Everyone rule didn't match whitelist" in said and "code 1" in said, said
+    provider.write("/root/manifest.json", asks.format("https://second.test"))
+    provider.do(add)
+    assert status("second.test") == "403", "a scheme that the manifest does not name"
+    provider.do("outgate guest remove here")
+    provider.write("/root/manifest.json", asks.format("http://second.test"))
+    provider.do(f"{add}; systemctl restart outgate.service", 90)
+    provider.ready()
+    said = provider.do("outgate guest list; ls -ld /run/outgate/control.guests")
+    assert "here" in said and "drwx------ 2 outgate outgate" in said, said
+    assert status("second.test") == "502", provider.journal()
+    provider.do("outgate guest remove here")
+
+
 def golem(provider):
     """A provider's data dir below a home that nobody else may look into, shown to the unit by a drop-in."""
     data, settings, drop = DATA_DIR, "/etc/outgate/outgate.toml", "/etc/systemd/system/outgate.service.d/golem.conf"
@@ -535,10 +556,35 @@ def golem(provider):
     provider.do(f"mv {data}/new {data}/domain_whitelist.json")
     taken = provider.until(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://second.test/", "502", 10, "the provider's edit is not in force")
     assert status("first.test") == "403", "what the provider took off his list is still allowed"
+    registered(provider, status)
     provider.do(f"cp -p /root/before.toml {settings}; rm {drop}; systemctl daemon-reload; systemctl restart outgate.service", 90)
     provider.ready()
     assert status("second.test") == "403"
     return f"an edit in force after {taken:.1f} s"
+
+
+def published(provider):
+    """The published list by its unit: without a way to it, then from a file, with nothing else of the unit changed."""
+    unit, drop, source = "outgate-golem-sync.service", "/etc/systemd/system/outgate-golem-sync.service.d/from.conf", "/srv/strict.lst"
+    file = "/etc/outgate/whitelist/golem-published.json"
+    # This Debian trusts nobody, which is another failure than having no connection.
+    assert provider.run(f"systemctl start {unit}", 60).status and "install ca-certificates" in provider.journal(unit), provider.journal(unit)
+    provider.write(drop, "[Service]\nEnvironment=SSL_CERT_FILE=/brought/ca.crt\n")
+    provider.do(f"systemctl daemon-reload; systemctl start {unit}", 130)
+    assert "what is in force stays" in provider.journal(unit), provider.journal(unit)
+    assert provider.run(f"test -e {file}").status, "something was published where nothing can be fetched"
+    provider.write(source, "published.test\n")
+    provider.write(drop, f"[Service]\nExecStart=\nExecStart=/usr/bin/outgate golem sync --offline-ok --from {source}\n")
+    provider.do(f"systemctl daemon-reload; systemctl start {unit}", 60)
+    assert provider.do(f"stat -c '%U:%G %a' {file}").strip() == "root:root 644", provider.journal(unit)
+    # Allowed and unknown to DNS.
+    provider.until(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://published.test/", "502", 10, "the published list is not in force")
+    provider.write(source, "")
+    assert provider.run(f"systemctl start {unit}", 60).status, "an empty list is no failure"
+    assert "no entries at all" in provider.journal(unit), provider.journal(unit)
+    provider.do("systemctl enable -q --now outgate-golem-sync.timer")
+    assert provider.state("outgate-golem-sync.timer") == "active"
+    provider.do(f"systemctl disable -q --now outgate-golem-sync.timer; rm -r {file} {source} {os.path.dirname(drop)}; systemctl daemon-reload; systemctl reset-failed {unit}")
 
 
 CHECKS = [
@@ -551,6 +597,7 @@ CHECKS = [
     ("systemd-analyze security", exposure),
     ("reload", reload),
     ("a Golem provider's data dir", golem),
+    ("the published list of Golem Network", published),
     ("restart under load", restart),
     ("DNS bindings over a restart", bindings),
     ("watchdog", watchdog),

@@ -1,0 +1,192 @@
+//! `outgate golem sync`: the published list into the whitelist dir, shown before it is written.
+
+use crate::cli::bridge::{self, failed_sync};
+use crate::cli::table::printable;
+use crate::cli::{Config, Exit, Failure, Outcome};
+use crate::config::{Settings, WHITELIST_DIR};
+use crate::golem::rules;
+use crate::golem::sync::fetch::{DEADLINE, Fetcher, public_key};
+use crate::golem::sync::merge::{self, Change, Current, Entry, FILE};
+use crate::golem::sync::{self, Gathered, PUBLISHED, Source, SyncError};
+use crate::whitelist::edit::Whole;
+use clap::Args;
+use serde::Serialize;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::time::Duration;
+
+/// Bring the list that is published for providers into the whitelist
+///
+/// Fetches it, checks it, shows what it changes, and writes it to golem-published.json in [whitelist].dir, which is
+/// the one file that this command writes. A running daemon sees the change by itself. Nothing is written if a list
+/// is invalid, has no entries, or lacks more than half of those in force, nor over a file that it did not write.
+/// Goes through the proxy that HTTPS_PROXY names. Exit code 0 if the list is up to date now, 1 if not.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate golem sync --dry-run
+  outgate golem sync --from https://example.org/lists.tar.gz --public-key lists.pub
+  outgate golem sync --from ./strict.lst --from ./regex.lst
+  outgate golem sync --json | jq -r '.added[].domain'")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: Config,
+    /// Where the list is: an https:// URL or a path, of an archive (tar, also packed with gzip) that has strict.lst or
+    /// regex.lst in it, or of a *.lst file, with regex in its name for regexes; or the path of a folder with them.
+    /// Several are joined [default: what Golem Factory publishes on GitHub]
+    #[arg(long, value_name = "SOURCE", value_parser = Source::parse)]
+    from: Vec<Source>,
+    /// A minisign public key, or a file with it: each source must have a good signature beside it, SOURCE.minisig
+    #[arg(long, value_name = "KEY|FILE")]
+    public_key: Option<String>,
+    /// Show what would change, and write nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Write it also if it lacks more than half of the entries in force, or all of one kind
+    #[arg(long)]
+    allow_shrink: bool,
+    /// Exit code 0, with a warning, if a source cannot be reached; for timers
+    #[arg(long)]
+    offline_ok: bool,
+    /// Seconds that all fetching together may take
+    #[arg(long, value_name = "SECONDS", default_value_t = DEADLINE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
+    timeout: u64,
+    /// A JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// The answer for scripts.
+#[derive(Serialize)]
+struct Answer<'a> {
+    /// Would the file be another?
+    changed: bool,
+    /// Is it?
+    written: bool,
+    file: &'a Path,
+    source: Vec<String>,
+    added: &'a [Entry],
+    removed: &'a [Entry],
+    entries: usize,
+}
+
+/// What was found out before anything is shown or written.
+struct Update {
+    current: Option<Current>,
+    gathered: Gathered,
+    entries: Vec<Entry>,
+    change: Change,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    let key = arguments.public_key.as_deref().map(public_key).transpose();
+    let key = key.map_err(|why| Failure::Usage(format!("--public-key: {}", printable(&why))))?;
+    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let dir = settings.whitelist_dir.as_deref().ok_or_else(no_dir)?;
+    let default = [Source::Web(PUBLISHED.to_owned())];
+    let sources = if arguments.from.is_empty() { &default[..] } else { &arguments.from };
+    let fetcher = Fetcher::new(key, Duration::from_secs(arguments.timeout));
+    let update = match prepare(dir, sources, &fetcher, arguments.allow_shrink) {
+        Ok(update) => update,
+        Err(error @ SyncError::Unreachable { .. }) if arguments.offline_ok => {
+            tell(&format!("outgate: warning: {error}"));
+            return Ok(Exit::Good);
+        }
+        Err(error) => return Err(failed_sync(error)),
+    };
+    let written = put(dir, &update, !arguments.dry_run)?;
+    let path = dir.join(FILE);
+    if arguments.json {
+        let answer = Answer {
+            changed: !update.change.is_empty(),
+            written,
+            file: &path,
+            source: update.gathered.origins.iter().map(|origin| origin.from.clone()).collect(),
+            added: &update.change.added,
+            removed: &update.change.removed,
+            entries: update.entries.len(),
+        };
+        writeln!(out, "{}", serde_json::to_string_pretty(&answer).map_err(io::Error::from)?)?;
+    } else {
+        show(out, &path, &update, written)?;
+    }
+    if let Some(data_dir) = settings.data_dir() {
+        warn_of_negotiation(data_dir, &update.entries);
+    }
+    Ok(Exit::Good)
+}
+
+/// Brings the lists and holds them against the file of the last time.
+fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, shrink: bool) -> Result<Update, SyncError> {
+    let current = merge::current(dir)?;
+    let mut say = |what: &str| {
+        if io::stderr().is_terminal() {
+            tell(&format!("outgate: {what}"));
+        }
+    };
+    let gathered = sync::gather(sources, fetcher, &mut say)?;
+    let entries = bridge::published(&gathered)?;
+    let change = merge::change(current.as_ref(), &entries, shrink)?;
+    Ok(Update { current, gathered, entries, change })
+}
+
+/// Writes the file, if it is another and `write`. Says whether it did.
+fn put(dir: &Path, update: &Update, write: bool) -> Result<bool, Failure> {
+    if update.change.is_empty() {
+        return Ok(false);
+    }
+    let new = merge::render(&update.gathered.origins, &update.entries)?;
+    let old = update.current.as_ref().map(|current| current.bytes.as_slice());
+    for warning in bridge::put(dir, Whole { name: FILE, old, new: &new }, write)? {
+        tell(&warning.to_string());
+    }
+    Ok(write)
+}
+
+fn show(out: &mut dyn Write, path: &Path, update: &Update, written: bool) -> io::Result<()> {
+    let Change { added, removed } = &update.change;
+    for (sign, entries) in [('-', removed), ('+', added)] {
+        for entry in entries {
+            writeln!(out, "{sign} {} ({})", printable(&entry.domain), entry.matching.as_str())?;
+        }
+    }
+    let file = printable(&path.display().to_string());
+    let entries = match update.entries.len() {
+        1 => "1 entry".to_owned(),
+        many => format!("{many} entries"),
+    };
+    let what = match (written, update.change.is_empty()) {
+        (true, _) => "written",
+        (false, true) => "unchanged",
+        (false, false) => "not written",
+    };
+    writeln!(out, "{what}: {file}: {entries}, {} added, {} removed", added.len(), removed.len())
+}
+
+/// A provider whose own list does not have these hosts gets no job that asks for them.
+fn warn_of_negotiation(data_dir: &Path, entries: &[Entry]) {
+    let list = data_dir.join(rules::WHITELIST);
+    let lacks = match merge::unknown_to_provider(&list, entries) {
+        Some(0) => return,
+        Some(count) => {
+            format!("lacks {} of this list", if count == 1 { "1 entry".into() } else { format!("{count} entries") })
+        }
+        None => "cannot be read and may lack some of this list".to_owned(),
+    };
+    tell(&format!(
+        "outgate: warning: ya-provider takes jobs by its own {}, which {lacks}; add them there as its user: \
+         ya-provider whitelist add -t strict -p HOST… (-t regex for regexes)",
+        list.display()
+    ));
+}
+
+fn no_dir() -> Failure {
+    Failure::Failed(format!(
+        "there is no whitelist dir to write to; make {WHITELIST_DIR}, or name a configuration with --config"
+    ))
+}
+
+fn tell(line: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "{}", printable(line));
+}

@@ -1,0 +1,183 @@
+//! The list that Golem Factory publishes for providers, or another in its form: from where it stands to a file
+//! of its own in the whitelist dir. This says what a source is and goes through the steps; they are elsewhere.
+//!
+//! | module | does |
+//! |---|---|
+//! | [`fetch`] | a source to bytes, and their signature |
+//! | [`unpack`] | bytes to the two lists in them |
+//! | [`merge`] | lists to entries, against the file of the last time |
+//!
+//! Putting the file in place is left to [`crate::whitelist::edit`], like every change of a list.
+
+pub mod fetch;
+pub mod merge;
+pub mod unpack;
+
+use crate::whitelist::Report;
+use fetch::Fetcher;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+
+/// Where providers' installer takes the lists from.
+pub const PUBLISHED: &str =
+    "https://github.com/golemfactory/ya-installer-resources/releases/latest/download/resources.tar.gz";
+
+/// What stands at [`PUBLISHED`], or wherever else somebody keeps such a list.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// An `https://` URL.
+    Web(String),
+    /// An archive, a `.lst` file, or a folder with `strict.lst` and `regex.lst`.
+    Path(PathBuf),
+}
+
+impl Source {
+    /// Reads what an operator wrote.
+    ///
+    /// # Errors
+    /// Why it is neither a path nor a URL that is fetched.
+    pub fn parse(text: &str) -> Result<Source, String> {
+        let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
+        match scheme.as_deref() {
+            _ if text.is_empty() => Err("it is empty".to_owned()),
+            Some("https") => Ok(Source::Web(text.to_owned())),
+            Some("http") => {
+                Err("whoever is on the way could change the list over http://; write https://, or name a file".into())
+            }
+            Some(other) => Err(format!("{other}:// is not fetched; write https://, or name a file")),
+            None => Ok(Source::Path(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Source::Web(url) => f.write_str(url),
+            Source::Path(path) => path.display().fmt(f),
+        }
+    }
+}
+
+/// What a list came from, as it is noted in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Origin {
+    /// The source.
+    pub from: String,
+    /// SHA-256 of its bytes, hexadecimal.
+    pub sha256: String,
+}
+
+/// One list as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct List {
+    /// What is shown in front of a line number. How it ends tells hosts from regexes.
+    pub name: String,
+    /// One entry a line.
+    pub text: Vec<u8>,
+}
+
+/// All that came.
+#[derive(Clone, Debug, Default)]
+pub struct Gathered {
+    /// In the order of the sources.
+    pub origins: Vec<Origin>,
+    /// In the order of the sources; of one source, hosts first.
+    pub lists: Vec<List>,
+}
+
+/// Why nothing was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum SyncError {
+    /// Nobody is there, or has no time; another day it may work.
+    #[error("{from}: {why}; what is in force stays")]
+    Unreachable {
+        /// What was asked for.
+        from: String,
+        /// What happened.
+        why: String,
+    },
+    /// It cannot be had, and will not by waiting.
+    #[error("{from}: {why}")]
+    Failed {
+        /// What was asked for.
+        from: String,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// More than anybody needs for such a list.
+    #[error("{from}: is larger than {} KiB, which no list of hosts is", limit >> 10)]
+    TooLarge {
+        /// What was asked for.
+        from: String,
+        /// In bytes.
+        limit: u64,
+    },
+    /// The signature is missing or is not that of the key.
+    #[error("{from}: {why}; nothing was written")]
+    Signature {
+        /// The signature.
+        from: String,
+        /// What is wrong.
+        why: String,
+    },
+    /// Lines that are no entries.
+    #[error("{0}")]
+    Invalid(Report),
+    /// Lists without entries.
+    #[error("what came has no entries at all, which would take the whole list away; nothing was written")]
+    Empty,
+    /// Lists that have lost much.
+    #[error("{0}; if that is right, run it again with --allow-shrink. Nothing was written")]
+    Shrunk(String),
+    /// A file of that name is somebody else's.
+    #[error("{}: {why}", path.display())]
+    NotOurs {
+        /// The file.
+        path: PathBuf,
+        /// Why it is not written over, and what to do.
+        why: &'static str,
+    },
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Brings the lists of all sources, each with a good signature where `fetcher` has a key. `say` is told what is
+/// being waited for.
+///
+/// # Errors
+/// [`SyncError`], of the first source that cannot be had.
+pub fn gather(sources: &[Source], fetcher: &Fetcher, say: &mut dyn FnMut(&str)) -> Result<Gathered, SyncError> {
+    let mut gathered = Gathered::default();
+    for source in sources.iter().flat_map(fetch::spread) {
+        let (name, bytes) = fetcher.get(&source, say)?;
+        let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
+        gathered.origins.push(Origin { from: source.to_string(), sha256: super::hex(digest.as_ref()) });
+        gathered.lists.extend(unpack::lists(&name, bytes)?);
+    }
+    Ok(gathered)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_https_urls_and_paths() {
+        assert_eq!(Source::parse(PUBLISHED), Ok(Source::Web(PUBLISHED.to_owned())));
+        assert_eq!(Source::parse("HTTPS://a.test/x.tgz"), Ok(Source::Web("HTTPS://a.test/x.tgz".to_owned())));
+        assert_eq!(Source::parse("lists/strict.lst"), Ok(Source::Path("lists/strict.lst".into())));
+        for refused in ["http://a.test/strict.lst", "HTTP://a.test", "ftp://a.test/x", "file:///etc/x.lst", ""] {
+            assert!(Source::parse(refused).is_err(), "{refused:?}");
+        }
+        assert!(Source::parse("http://a.test").unwrap_err().contains("write https://"));
+    }
+}

@@ -1,0 +1,274 @@
+//! A source to its bytes: from a file, or over https with the system's roots, within bounds of size, time and
+//! redirects; and the minisign signature beside it, where a key was given. Names are the operator's own here,
+//! so the system's resolver looks them up. What the bytes hold is left to `unpack`.
+
+use super::{Source, SyncError};
+use crate::golem::MAX_INPUT;
+use crate::golem::rules;
+use minisign_verify::{PublicKey, Signature};
+use rustls::crypto::ring;
+use std::fs::File;
+use std::io::{self, Read};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use ureq::Agent;
+use ureq::http::header::TRANSFER_ENCODING;
+use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+
+/// The largest source, in bytes, as it is sent.
+pub const MAX_SOURCE: u64 = 4 << 20;
+/// The longest that all requests together take, unless told otherwise.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+/// The longest that looking up a name takes, and so making one connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// Redirects of one request; GitHub's releases take two.
+const REDIRECTS: u32 = 5;
+/// How a signature is called.
+const SIGNATURE: &str = ".minisig";
+/// The lists of a folder.
+const NAMES: [&str; 2] = ["strict.lst", "regex.lst"];
+
+/// The files of a source that is a folder; any other is itself.
+pub(super) fn spread(source: &Source) -> Vec<Source> {
+    match source {
+        Source::Path(folder) if folder.is_dir() => {
+            let present = NAMES.iter().map(|name| folder.join(name)).filter(|path| path.symlink_metadata().is_ok());
+            let present: Vec<Source> = present.map(Source::Path).collect();
+            // Without any, the error names the one that everybody has.
+            if present.is_empty() { vec![Source::Path(folder.join("strict.lst"))] } else { present }
+        }
+        other => vec![other.clone()],
+    }
+}
+
+/// A minisign public key: its line in base64, or the path of the file that minisign made.
+///
+/// # Errors
+/// Why it is neither.
+pub fn public_key(text: &str) -> Result<PublicKey, String> {
+    if let Ok(key) = PublicKey::from_base64(text.trim()) {
+        return Ok(key);
+    }
+    let bytes = rules::read(Path::new(text)).map_err(|error| error.to_string())?;
+    let bytes = bytes.ok_or_else(|| format!("{text} is neither a minisign public key nor a file with one"))?;
+    // Above the key stands a comment.
+    let line = String::from_utf8_lossy(&bytes).lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned);
+    let key = line.and_then(|line| PublicKey::from_base64(line.trim()).ok());
+    key.ok_or_else(|| format!("{text}: no minisign public key in it"))
+}
+
+/// Fetches sources until a deadline.
+pub struct Fetcher {
+    key: Option<PublicKey>,
+    until: Instant,
+}
+
+impl Fetcher {
+    /// One that has this long from now, for all that it fetches.
+    pub fn new(key: Option<PublicKey>, patience: Duration) -> Fetcher {
+        Fetcher { key, until: Instant::now() + patience }
+    }
+
+    /// The bytes of a source, with the name to call it by. Its signature is good, where there is a key.
+    pub(super) fn get(&self, source: &Source, say: &mut dyn FnMut(&str)) -> Result<(String, Vec<u8>), SyncError> {
+        let bytes = self.bytes(source, MAX_SOURCE, say)?;
+        if let Some(key) = &self.key {
+            self.verify(key, source, &bytes, say)?;
+        }
+        let name = match source {
+            Source::Web(url) => without_query(url).to_owned(),
+            Source::Path(path) => path.to_string_lossy().into_owned(),
+        };
+        Ok((name, bytes))
+    }
+
+    fn bytes(&self, source: &Source, limit: u64, say: &mut dyn FnMut(&str)) -> Result<Vec<u8>, SyncError> {
+        match source {
+            Source::Web(url) => {
+                say(&format!("fetching {url}"));
+                self.download(url, limit)
+            }
+            Source::Path(path) => read(path, limit),
+        }
+    }
+
+    fn verify(
+        &self,
+        key: &PublicKey,
+        source: &Source,
+        bytes: &[u8],
+        say: &mut dyn FnMut(&str),
+    ) -> Result<(), SyncError> {
+        let beside = signature_of(source);
+        let text = self.bytes(&beside, MAX_INPUT, say).map_err(|error| match error {
+            SyncError::Failed { from, why } => SyncError::Signature { from, why },
+            SyncError::Io { path, source } => {
+                SyncError::Signature { from: path.display().to_string(), why: source.to_string() }
+            }
+            other => other,
+        })?;
+        let wrong = |why: String| SyncError::Signature { from: beside.to_string(), why };
+        let text = std::str::from_utf8(&text).map_err(|_| wrong("no minisign signature".to_owned()))?;
+        let signature = Signature::decode(text).map_err(|error| wrong(format!("no minisign signature: {error}")))?;
+        // Signatures of the bytes rather than of their hash are as good, and other programs than minisign make them.
+        key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature does not hold: {error}")))
+    }
+
+    fn download(&self, url: &str, limit: u64) -> Result<Vec<u8>, SyncError> {
+        let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
+        let answer = agent(url)?.get(url).config().timeout_global(Some(left)).build().call();
+        let mut answer = answer.map_err(|error| explained(url, error, limit))?;
+        // The end of a connection could be made by anybody on the way, and a list that was cut reads like a shorter one.
+        let chunked = answer.headers().get(TRANSFER_ENCODING).is_some();
+        if answer.body().content_length().is_none() && !chunked {
+            let why = "the server does not say how long its answer is, so a part of it could pass for the whole";
+            return Err(SyncError::Failed { from: url.to_owned(), why: why.to_owned() });
+        }
+        let body = answer.body_mut().with_config().limit(limit).read_to_vec();
+        body.map_err(|error| explained(url, error, limit))
+    }
+}
+
+/// A client that trusts what this machine trusts.
+fn agent(url: &str) -> Result<Agent, SyncError> {
+    let found = rustls_native_certs::load_native_certs();
+    if found.certs.is_empty() {
+        let errors: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+        let why = format!(
+            "this machine trusts no certificate authority ({}); install ca-certificates, or name a file with SSL_CERT_FILE",
+            if errors.is_empty() { "none is installed".to_owned() } else { errors.join(", ") }
+        );
+        return Err(SyncError::Failed { from: url.to_owned(), why });
+    }
+    let roots = found.certs.iter().map(|root| Certificate::from_der(root).to_owned()).collect();
+    let tls = TlsConfig::builder()
+        .provider(TlsProvider::Rustls)
+        .root_certs(RootCerts::Specific(Arc::new(roots)))
+        .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
+        .build();
+    let config = Agent::config_builder()
+        .https_only(true)
+        .max_redirects(REDIRECTS)
+        .timeout_resolve(Some(CONNECT))
+        .timeout_connect(Some(CONNECT))
+        .user_agent(concat!("outgate/", env!("CARGO_PKG_VERSION")))
+        .tls_config(tls);
+    Ok(config.build().new_agent())
+}
+
+/// Tells what waiting may mend from what it does not, in words.
+fn explained(url: &str, error: ureq::Error, limit: u64) -> SyncError {
+    use ureq::Error;
+    let source = url.to_owned();
+    let later = |why: String| SyncError::Unreachable { from: url.to_owned(), why };
+    let failed = |why: String| SyncError::Failed { from: url.to_owned(), why };
+    match error {
+        Error::BodyExceedsLimit(_) => SyncError::TooLarge { from: source, limit },
+        Error::StatusCode(code @ (408 | 429 | 500..=599)) => later(format!("the server answers {code}")),
+        Error::StatusCode(code) => failed(format!("the server answers {code}")),
+        Error::TooManyRedirects => failed(format!("redirects more than {REDIRECTS} times")),
+        Error::RequireHttpsOnly(to) => failed(format!("leads to {to}, and only https:// is followed")),
+        Error::Rustls(error) => failed(distrusted(&error)),
+        Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(error) => failed(distrusted(error)),
+            None => later(error.to_string()),
+        },
+        Error::Timeout(what) => later(format!("took too long ({what})")),
+        Error::HostNotFound => later("there is no such host".to_owned()),
+        Error::ConnectionFailed => later("no connection".to_owned()),
+        Error::ConnectProxyFailed(why) => later(format!("the proxy of the environment says no: {why}")),
+        other => failed(other.to_string()),
+    }
+}
+
+fn distrusted(error: &rustls::Error) -> String {
+    match error {
+        rustls::Error::InvalidCertificate(_) => {
+            format!("{error}; if the authority is one of your own, name its file with SSL_CERT_FILE")
+        }
+        other => other.to_string(),
+    }
+}
+
+/// At most `limit` bytes of a file.
+fn read(path: &Path, limit: u64) -> Result<Vec<u8>, SyncError> {
+    let failed = |source: io::Error| SyncError::Io { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    File::open(path).and_then(|file| file.take(limit + 1).read_to_end(&mut bytes)).map_err(failed)?;
+    if bytes.len() as u64 > limit {
+        return Err(SyncError::TooLarge { from: path.display().to_string(), limit });
+    }
+    Ok(bytes)
+}
+
+/// Where the signature of a source stands.
+fn signature_of(source: &Source) -> Source {
+    match source {
+        Source::Web(url) => {
+            let path = without_query(url);
+            let rest = url.strip_prefix(path).unwrap_or_default();
+            Source::Web(format!("{path}{SIGNATURE}{rest}"))
+        }
+        Source::Path(path) => {
+            let mut name = path.clone().into_os_string();
+            name.push(SIGNATURE);
+            Source::Path(name.into())
+        }
+    }
+}
+
+fn without_query(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or(url)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use base64::Engine;
+    use base64::engine::general_purpose::STANDARD;
+
+    #[test]
+    fn a_signature_stands_beside_its_source() {
+        let web = |url: &str| Source::Web(url.to_owned());
+        assert_eq!(signature_of(&web("https://a.test/x.tgz?v=1#y")), web("https://a.test/x.tgz.minisig?v=1#y"));
+        assert_eq!(signature_of(&web("https://a.test/x.tgz")), web("https://a.test/x.tgz.minisig"));
+        assert_eq!(signature_of(&Source::Path("a/x.lst".into())), Source::Path("a/x.lst.minisig".into()));
+    }
+
+    #[test]
+    fn a_folder_is_the_lists_in_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = Source::Path(dir.path().to_owned());
+        assert_eq!(spread(&folder), [Source::Path(dir.path().join("strict.lst"))], "which is then missed");
+        for name in ["regex.lst", "strict.lst", "other.lst"] {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        assert_eq!(spread(&folder), NAMES.map(|name| Source::Path(dir.path().join(name))));
+    }
+
+    #[test]
+    fn files_beyond_the_bound_are_not_read() {
+        let error = read(Path::new("/dev/zero"), 10 << 10).unwrap_err();
+        assert_eq!(error.to_string(), "/dev/zero: is larger than 10 KiB, which no list of hosts is");
+    }
+
+    #[test]
+    fn a_key_is_a_line_or_a_file_that_ends_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key.pub");
+        let file = path.to_str().unwrap();
+        let key = STANDARD.encode([b"Ed12345678".as_slice(), &[7; 32]].concat());
+        assert!(public_key(&key).is_ok());
+        for (text, good) in [
+            (format!("untrusted comment: minisign public key\n{key}\n"), true),
+            (format!("{key}\r\n\n"), true),
+            (String::new(), false),
+            (format!("{key}\nnot the key\n"), false),
+        ] {
+            std::fs::write(&path, &text).unwrap();
+            assert_eq!(public_key(file).is_ok(), good, "{text:?}");
+        }
+        assert!(public_key("/nonexistent").unwrap_err().contains("neither"));
+    }
+}
