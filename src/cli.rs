@@ -6,10 +6,12 @@ mod ask;
 mod bridge;
 mod check;
 mod credentials;
+mod exec;
 mod explain;
 mod firewall;
 mod golem;
 mod guest;
+mod lock;
 mod man;
 mod run;
 mod table;
@@ -24,6 +26,9 @@ use std::process::ExitCode;
 /// Reads the process's arguments, does what they ask for and says how it went: 0 good, 1 the answer
 /// is no or it failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
 pub fn main() -> ExitCode {
+    if let Some(exit) = exec::inside::take_over().or_else(golem::probe::take_over) {
+        return exit;
+    }
     let parsed = match Program::try_parse() {
         Ok(parsed) => parsed,
         Err(error) => {
@@ -60,6 +65,8 @@ enum Exit {
     Usage,
     /// The daemon cannot be reached.
     Unreachable,
+    /// A command was run, and this is its own code.
+    Command(u8),
 }
 
 impl From<Exit> for ExitCode {
@@ -69,6 +76,7 @@ impl From<Exit> for ExitCode {
             Exit::No => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::Command(code) => code,
         })
     }
 }
@@ -141,6 +149,7 @@ Examples:
   outgate whitelist add ipfs.io             allow it
   outgate denied                            what was refused, and which rule comes nearest
   outgate firewall apply                    leave guests no other way out
+  outgate exec --name job -- make test      run a command as a guest
 
 Exit codes:
   0  good
@@ -159,6 +168,7 @@ enum Command {
     Denied(ask::DeniedArguments),
     Flows(ask::FlowsArguments),
     Guest(guest::Arguments),
+    Exec(exec::Arguments),
     Golem(golem::Arguments),
     Completions(man::CompletionsArguments),
     Man(man::ManArguments),
@@ -175,6 +185,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Denied(arguments) => ask::denied(&arguments, out),
         Command::Flows(arguments) => ask::flows(&arguments, out),
         Command::Guest(arguments) => guest::run(&arguments, out),
+        Command::Exec(arguments) => exec::run(&arguments),
         Command::Golem(arguments) => golem::run(&arguments, out),
         Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
         Command::Man(_) => man::man(Program::command(), out),
@@ -236,8 +247,10 @@ mod tests {
             "outgate guest add",
             "outgate guest list",
             "outgate guest remove",
+            "outgate exec",
             "outgate golem",
             "outgate golem accepts",
+            "outgate golem probe",
             "outgate golem sync",
             "outgate completions",
             "outgate man",

@@ -16,7 +16,7 @@ mod others;
 mod plan;
 mod routing;
 mod script;
-mod tool;
+pub(crate) mod tool;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use host::Host;

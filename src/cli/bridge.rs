@@ -7,6 +7,7 @@ pub(super) use crate::config::is_guest_name;
 use crate::config::{Diagnostic, Settings, Severity};
 use crate::control::{self, ClientError};
 use crate::daemon;
+pub(super) use crate::firewall::{fits, tool};
 use crate::golem::rules::Outbound;
 use crate::golem::sync::{self, SyncError};
 pub(super) use crate::guests::Application;

@@ -62,6 +62,12 @@ impl Credentials {
     }
 }
 
+/// A manifest as it goes to the daemon.
+pub(super) fn read_manifest(path: &Path) -> Result<String, Failure> {
+    let text = String::from_utf8(read(path)?);
+    text.map_err(|_| Failure::Failed(format!("{}: a manifest is JSON or base64 of it", path.display())))
+}
+
 /// A file of at most 1 MiB.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     match rules::read(path) {

@@ -10,7 +10,7 @@ use crate::identify::Claim;
 use crate::policy::{AddressTerms, Guest, Location, Mode, Policy, Refusal, Unknown};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
-use crate::target::{Host, Transport};
+use crate::target::{Host, Protocol, Target, Transport};
 use crate::whitelist::Files;
 use clap::Args;
 use serde::Serialize;
@@ -119,6 +119,41 @@ pub(super) fn refused_in_any_case<'u>(
         (!answer.passes).then(|| (url, format!("{}{rule}{advice}", answer.reason)))
     };
     Ok(urls.filter_map(refused).collect())
+}
+
+/// What the policy says of a URL, for who asks beside something else.
+#[derive(Clone, Debug)]
+pub(super) struct Explained {
+    /// Does it pass?
+    pub(super) passes: bool,
+    /// The reason, if not.
+    pub(super) reason: String,
+    /// By which rule, and what to do.
+    pub(super) advice: Option<String>,
+}
+
+/// What becomes of each of these URLs for the guest of this name, one of those registered at run time among them.
+pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Result<Vec<Explained>, Failure> {
+    let settings = bridge::with_registered(settings)?;
+    let source = source(Some(guest), &settings)?;
+    let mut judge = Judge::new(settings, source)?;
+    let explained = |url: &String| {
+        let Answer { passes, reason, rule, near, advice, suggestion, .. } = judge.answer(url);
+        let at = rule.or(near).map(|rule| format!("{rule}: ")).unwrap_or_default();
+        let words = advice.or(suggestion.map(|rule| format!("`{rule}` would allow it")));
+        let advice = words.map(|words| format!("{at}{words}"));
+        Explained { passes, reason: reason.to_owned(), advice }
+    };
+    Ok(urls.iter().map(explained).collect())
+}
+
+/// Where a URL leads over TCP, and what would be spoken there.
+pub(super) fn destination(url: &str) -> Result<(Target, Option<Protocol>), String> {
+    let Asked { target, transport, spoken } = Asked::parse(url).map_err(|error| error.to_string())?;
+    match transport {
+        Transport::Tcp => Ok((target, spoken)),
+        Transport::Udp | Transport::Quic => Err("nothing listens for UDP but DNS".to_owned()),
+    }
 }
 
 fn exit(all_pass: bool) -> Exit {

@@ -1,6 +1,7 @@
 //! `outgate firewall`: the ruleset and the routing that bring guests' traffic to outgate and refuse
 //! the rest, shown, applied, removed and inspected.
 
+use super::lock::Lock;
 use super::table::{self, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::Settings;
@@ -112,6 +113,15 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
 }
 
+/// Where those who change the firewall stand in line.
+const LINE: &str = "/run/outgate-firewall.lock";
+
+/// From reading who is a guest to the ruleset that says so: of two that overlap the slower one would put back
+/// the guests of before. Where no lock is to be had, as on a read-only system, the firewall matters more.
+fn in_line() -> Option<Lock> {
+    Lock::wait(Path::new(LINE)).ok()
+}
+
 fn plan(config: Option<&Path>) -> Result<(Plan, Host), Failure> {
     let (settings, _) = Settings::load(config)?;
     let settings = bridge::with_registered(settings)?;
@@ -141,6 +151,7 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
 
 /// Applies it for another command, which has something else to say.
 pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
+    let _in_line = in_line();
     let (plan, host) = plan(config)?;
     let applied = firewall::apply(&plan, &host)?;
     match applied.faults.is_empty() {
@@ -150,6 +161,7 @@ pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
 }
 
 fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
+    let _in_line = in_line();
     let (plan, host) = match plan(common.config.config.as_deref()) {
         Ok(made) => made,
         Err(failure) => return Err(close_at_least(common, failure, out)),
@@ -195,6 +207,7 @@ fn close_at_least(common: &Common, failure: Failure, out: &mut dyn Write) -> Fai
 }
 
 fn remove(common: &Common, out: &mut dyn Write) -> Outcome {
+    let _in_line = in_line();
     // What is there goes, be the configuration sound or not.
     let (settings, _) = Settings::load_leniently(common.config.config.as_deref())?;
     let host = Host::look()?;

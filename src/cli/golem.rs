@@ -1,5 +1,6 @@
 //! `outgate golem`: what concerns providers on Golem Network.
 
+pub(super) mod probe;
 mod sync;
 
 use super::credentials::{self, Credentials};
@@ -19,6 +20,7 @@ use std::path::PathBuf;
 #[command(after_help = "\
 Examples:
   outgate golem accepts --data-dir ~/.local/share/ya-provider manifest.json
+  outgate golem probe --manifest manifest.json https://ipfs.io/ipfs/x
   outgate golem sync --dry-run")]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -28,6 +30,7 @@ pub(super) struct Arguments {
 #[derive(Subcommand, Debug)]
 enum Command {
     Accepts(AcceptsArguments),
+    Probe(probe::Arguments),
     Sync(sync::Arguments),
 }
 
@@ -75,6 +78,7 @@ struct Answer {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.command {
         Command::Accepts(arguments) => accepts(arguments, out),
+        Command::Probe(arguments) => probe::run(arguments, out),
         Command::Sync(arguments) => sync::run(arguments, out),
     }
 }

@@ -120,11 +120,7 @@ fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
         interface: interface.clone(),
         ..Application::default()
     };
-    if let Some(path) = manifest {
-        let text = String::from_utf8(credentials::read(path)?);
-        let text = text.map_err(|_| Failure::Failed(format!("{}: a manifest is JSON or base64 of it", path.display())));
-        application.manifest = Some(text?);
-    }
+    application.manifest = manifest.as_deref().map(credentials::read_manifest).transpose()?;
     credentials.fill(&mut application)?;
     let mut added = register(daemon, &application)?;
     if *json {

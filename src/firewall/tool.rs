@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Why the firewall could not be read or changed.
@@ -45,7 +45,7 @@ pub enum FirewallError {
 }
 
 /// Runs `program`; gives what it printed.
-pub(super) fn run(
+pub(crate) fn run(
     program: &'static str,
     arguments: &[&str],
     input: &str,
@@ -76,7 +76,7 @@ pub(super) fn run(
 }
 
 /// Runs `program` and reads what it printed as JSON; nothing is an empty list.
-pub(super) fn json(
+pub(crate) fn json(
     program: &'static str,
     arguments: &[&str],
     what: &'static str,
@@ -86,6 +86,16 @@ pub(super) fn json(
         return Ok(serde_json::Value::Array(Vec::new()));
     }
     serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program, source })
+}
+
+/// Where `program` is, for who starts it in a surrounding of its own.
+pub(crate) fn find(program: &'static str) -> Result<PathBuf, FirewallError> {
+    let candidates: Vec<PathBuf> = std::env::split_paths(&path()).map(|folder| folder.join(program)).collect();
+    let missing = || {
+        let source = io::Error::from(io::ErrorKind::NotFound);
+        FirewallError::Missing { program, package: package(program), source }
+    };
+    candidates.into_iter().find(|candidate| candidate.is_file()).ok_or_else(missing)
 }
 
 /// The folders of administrators' programs are not on everybody's path.
@@ -104,7 +114,7 @@ fn package(program: &str) -> &'static str {
     match program {
         "nft" => "nftables",
         "ip" => "iproute2",
-        "unshare" => "util-linux",
+        "unshare" | "setpriv" => "util-linux",
         "getent" => "libc-bin",
         _ => "iptables",
     }

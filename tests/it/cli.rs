@@ -81,6 +81,19 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 }
 
 #[test]
+fn what_exec_runs_inside_is_no_command_of_its_own() {
+    let ran = run(&["exec-inside"]);
+    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
+    for text in [run(&["--help"]).out, run(&["man"]).out, run(&["completions", "bash"]).out] {
+        assert!(text.contains("exec") && !text.contains("exec-inside"), "{text}");
+    }
+    // Where mounts are not its own it makes none.
+    let order = format!("{{\"caller\":{},\"show\":[]}}", std::process::id());
+    let ran = run(&["exec-inside", &order, "/bin/true"]);
+    assert!(ran.code == 1 && ran.err.contains("mounts of its own"), "{}", ran.err);
+}
+
+#[test]
 fn check_ends_with_a_summary_and_says_yes() {
     let desk = Desk::new("", "# a comment\nipfs.io\n*.ipfs.io\n");
     let ran = desk.run(&["check"]);

@@ -9,6 +9,7 @@ mod addresses;
 mod cli;
 mod confine;
 mod dns;
+mod exec;
 mod fairness;
 mod firewall;
 mod golem;

@@ -33,6 +33,12 @@ impl Namespace {
         })
     }
 
+    /// One that somebody else made, if it is there.
+    pub fn named(name: &str) -> Option<Namespace> {
+        let handle = File::open(format!("/run/netns/{name}")).ok()?;
+        Some(Namespace { name: name.to_owned(), handle, owned: false })
+    }
+
     /// Another handle, for who keeps one; the namespace goes with the first.
     pub fn handle(&self) -> Namespace {
         let handle = self.handle.try_clone().expect("a file can be cloned");
@@ -86,7 +92,9 @@ pub fn sweep() {
     ONCE.call_once(|| {
         for entry in std::fs::read_dir("/run/netns").into_iter().flatten().flatten() {
             let name = entry.file_name().to_string_lossy().into_owned();
-            let pid = name.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
+            // Those of `outgate exec` are named after its guests.
+            let own = name.strip_prefix("outgate-").unwrap_or(&name);
+            let pid = own.strip_prefix(PREFIX).and_then(|rest| rest.split('-').next());
             let Some(pid) = pid.and_then(|pid| pid.parse::<u32>().ok()) else { continue };
             if !std::path::Path::new(&format!("/proc/{pid}")).exists() {
                 let _ = Command::new("ip").args(["netns", "del", &name]).stderr(Stdio::null()).status();

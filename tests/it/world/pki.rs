@@ -32,7 +32,9 @@ impl Authority {
     fn leaf(&self, name: &str) -> Arc<CertifiedKey> {
         let make = || {
             let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
+            // OpenSSL takes a certificate for self-signed when subject and issuer are of one name.
+            params.distinguished_name.push(DnType::CommonName, name);
             let leaf = params.signed_by(&key, &self.issuer).unwrap();
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
             let key = ring::sign::any_supported_type(&key).unwrap();
@@ -56,7 +58,6 @@ pub struct Pems {
 pub fn pems(name: &str) -> Pems {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-    // OpenSSL takes a certificate for self-signed when subject and issuer are of one name.
     params.distinguished_name.push(DnType::CommonName, name);
     let certificate = params.signed_by(&key, &AUTHORITY.issuer).unwrap().pem();
     Pems { authority: AUTHORITY.pem.clone(), certificate, key: key.serialize_pem() }

@@ -1,0 +1,132 @@
+//! `outgate exec`: a command in a network namespace of its own, as a guest. What has to be there for that is
+//! `ground`'s; `enclosure` makes and ends guest and namespace, `inside` is what runs there before the command,
+//! and `watch` waits for the end and passes signals on.
+
+mod enclosure;
+mod ground;
+pub(super) mod inside;
+mod names;
+mod pool;
+mod watch;
+
+pub(super) use enclosure::{Enclosure, Order};
+pub(super) use ground::Ground;
+pub(super) use inside::Start;
+pub(super) use watch::{Watch, code_of};
+
+use super::ask::Daemon;
+use super::credentials::Credentials;
+use super::table::printable;
+use super::{Exit, Failure, Outcome};
+use crate::system::User;
+use clap::Args;
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::net::Ipv4Addr;
+use std::path::{Component, Path, PathBuf};
+
+/// Run a command whose only way out is outgate
+///
+/// Makes a network namespace, registers it with the running daemon as a guest, and runs the command there: with a
+/// manifest it reaches what that names, without one what the shared lists allow. It needs no proxy setting. IPv4
+/// alone; names are asked of outgate's DNS. Input, output, environment (but proxy variables) and working directory
+/// are the command's; of /run it sees what --show names. It runs without capabilities and cannot gain any. SIGTERM,
+/// SIGINT, SIGHUP and SIGQUIT are passed on to it. When it has ended, what it left running is killed, and guest and
+/// namespace are gone.
+///
+/// Takes root, a daemon with a transparent listener, and guest_interfaces = ["og-*"] in [firewall]. The exit code is
+/// the command's, 128 and the number of the signal where one killed it, 127 where there is no such command. Where it
+/// could not be started, outgate's own: 1, 2, 3.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  sudo outgate exec --name build -- make test
+  outgate exec --name job-7 --user runner --manifest manifest.json -- ./job.sh
+  outgate exec --name agent --address 10.79.3.7 --user agent -- bash
+  outgate exec --name job-8 --show /run/yagna -- exe-unit")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// Its name as a guest: 1 to 64 of a-z A-Z 0-9 . _ -
+    #[arg(long, value_name = "NAME")]
+    name: String,
+    /// Its address [default: the first of 10.79.0.0/16 that nobody has]
+    #[arg(short, long, value_name = "ADDR")]
+    address: Option<Ipv4Addr>,
+    /// As whom it runs [default: who called sudo, else root]
+    #[arg(short, long, value_name = "USER")]
+    user: Option<String>,
+    /// The manifest of its job: JSON, or base64 of it
+    #[arg(short, long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    #[command(flatten)]
+    credentials: Credentials,
+    /// A file, folder or socket in /run that it sees; may be given several times
+    #[arg(long, value_name = "PATH", value_parser = below_run)]
+    show: Vec<PathBuf>,
+    /// The command and its arguments
+    #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND")]
+    command: Vec<OsString>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Outcome {
+    let Arguments { daemon, name, address, user, manifest, credentials, show, command } = arguments;
+    let ground = Ground::find(daemon.config.config.as_deref(), name)?;
+    let user = user_of(user.as_deref())?;
+    // From here on a signal undoes what was made.
+    let mut watch = Watch::new()?;
+    let order = Order { daemon, name, address: *address, manifest: manifest.as_deref(), credentials };
+    let enclosure = Enclosure::make(&order)?;
+    if ground.nameserver.is_none() {
+        warn("[listen].dns has no IPv4 address that guests reach, so the command has no DNS");
+    }
+    if user.is_none() {
+        warn("the command runs as root, and who may write root's files is not held by a namespace; choose --user");
+    }
+    let start = Start { nameserver: ground.nameserver, show: show.clone(), user, program: None };
+    let ran = run_in(&enclosure, &start, command, &mut watch);
+    for fault in enclosure.end() {
+        warn(&fault);
+    }
+    Ok(Exit::Command(ran?))
+}
+
+fn run_in(enclosure: &Enclosure, start: &Start, command: &[OsString], watch: &mut Watch) -> Result<u8, Failure> {
+    let mut child = start.command(enclosure.namespace(), command)?.spawn()?;
+    Ok(code_of(watch.wait(&mut child, None)?))
+}
+
+/// What is not worth failing for, on standard error.
+pub(super) fn warn(text: &str) {
+    // Nobody is left to tell if this fails.
+    let _ = writeln!(io::stderr(), "outgate: warning: {}", printable(text));
+}
+
+/// As whom the command runs; `None` is root.
+fn user_of(named: Option<&str>) -> Result<Option<User>, Failure> {
+    let caller = || std::env::var("SUDO_USER").ok().filter(|_| std::env::var_os("SUDO_UID").is_some());
+    match named.map(str::to_owned).or_else(caller) {
+        Some(name) if name != "root" => User::find(&name).map(Some).map_err(|e| Failure::Failed(e.to_string())),
+        _ => Ok(None),
+    }
+}
+
+fn below_run(text: &str) -> Result<PathBuf, String> {
+    let path = Path::new(text);
+    let mut rest = path.strip_prefix("/run").ok().into_iter().flat_map(Path::components).peekable();
+    let plain = rest.peek().is_some() && rest.all(|part| matches!(part, Component::Normal(_)));
+    if plain { Ok(path.to_owned()) } else { Err("write a path below /run; all else is visible anyway".to_owned()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_shown_lies_below_run() {
+        assert_eq!(below_run("/run/yagna/gsb.sock"), Ok(PathBuf::from("/run/yagna/gsb.sock")));
+        for wrong in ["/run", "/run/", "/run/../etc", "run/x", "/tmp/x", "/runner/x", ""] {
+            assert!(below_run(wrong).is_err(), "{wrong}");
+        }
+    }
+}

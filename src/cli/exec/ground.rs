@@ -1,0 +1,90 @@
+//! What has to be there before anything is made: root, a configuration that takes the command's interface for a
+//! guest's, and a listener that takes what comes by it. Each error says what to do.
+
+use super::names::{Names, PREFIX};
+use super::pool::GATEWAY;
+use crate::cli::Failure;
+use crate::cli::bridge::{fits, is_guest_name};
+use crate::config::{CONFIG_FILE, Settings};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub(in crate::cli) struct Ground {
+    /// The server in the command's resolv.conf; `None` where no listener takes its queries.
+    pub(in crate::cli) nameserver: Option<Ipv4Addr>,
+    /// The configuration.
+    pub(in crate::cli) settings: Settings,
+}
+
+impl Ground {
+    /// Looks whether a guest of this name can be made.
+    pub(in crate::cli) fn find(config: Option<&Path>, name: &str) -> Result<Ground, Failure> {
+        if !is_guest_name(name) {
+            return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
+        }
+        if !crate::system::is_root() {
+            let why = "only root may make network namespaces; run it with sudo, and the command runs as you";
+            return Err(Failure::Failed(why.to_owned()));
+        }
+        let (settings, _) = Settings::load(config)?;
+        let file = settings.path.clone().unwrap_or_else(|| CONFIG_FILE.into());
+        if let Some(why) = uncovered(&settings, &Names::of(name).interface) {
+            return Err(Failure::Failed(format!("{}: {why}", file.display())));
+        }
+        if !reachable(&settings.listen.transparent).any(|_| true) {
+            let why = "[listen].transparent has no IPv4 address that guests reach; set transparent = \
+                       [\"0.0.0.0:3129\", \"[::]:3129\"] and restart the daemon";
+            return Err(Failure::Failed(format!("{}: {why}", file.display())));
+        }
+        let nameserver = reachable(&settings.listen.dns).next();
+        let nameserver = nameserver.map(|address| if address.is_unspecified() { GATEWAY } else { address });
+        Ok(Ground { nameserver, settings })
+    }
+}
+
+/// The IPv4 addresses of these that are not loopback.
+fn reachable(listeners: &[SocketAddr]) -> impl Iterator<Item = Ipv4Addr> {
+    listeners.iter().filter_map(|listener| match listener.ip() {
+        IpAddr::V4(address) if !address.is_loopback() => Some(address),
+        _ => None,
+    })
+}
+
+/// Why packets by this interface would be nobody's business.
+fn uncovered(settings: &Settings, interface: &str) -> Option<String> {
+    let patterns = &settings.firewall.guest_interfaces;
+    if patterns.iter().any(|pattern| fits(pattern, interface)) {
+        return None;
+    }
+    let all = patterns.iter().cloned().chain([format!("{PREFIX}*")]);
+    let all: Vec<String> = all.map(|pattern| format!("\"{pattern}\"")).collect();
+    Some(format!(
+        "the command's interface, {interface}, is no guest's; under [firewall] write guest_interfaces = [{}], then \
+         `outgate firewall apply` and `systemctl reload outgate`",
+        all.join(", ")
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_interface_that_is_no_guests_is_told_with_the_line_to_write() {
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        let mut settings = Settings::load(Some(empty.path())).unwrap().0;
+        settings.firewall.guest_interfaces = vec!["br0".to_owned()];
+        let why = uncovered(&settings, "og-00112233").unwrap();
+        assert!(why.contains("guest_interfaces = [\"br0\", \"og-*\"]"), "{why}");
+        settings.firewall.guest_interfaces.push("og-*".to_owned());
+        assert_eq!(uncovered(&settings, "og-00112233"), None);
+    }
+
+    #[test]
+    fn listeners_on_loopback_and_over_ipv6_are_of_no_use() {
+        let listeners = ["127.0.0.1:53", "[::]:53", "10.0.0.1:53"].map(|text| text.parse().unwrap());
+        assert_eq!(reachable(&listeners).collect::<Vec<_>>(), [Ipv4Addr::new(10, 0, 0, 1)]);
+    }
+}

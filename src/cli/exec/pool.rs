@@ -1,0 +1,94 @@
+//! Which address a command gets: the one that was asked for, or the first of 10.79.0.0/16 that no guest has and
+//! this machine needs for nothing else.
+
+use crate::cli::Failure;
+use crate::cli::bridge::tool;
+use ipnet::{IpNet, Ipv4Net};
+use serde_json::Value;
+use std::net::Ipv4Addr;
+
+/// The host's end of every pair. A link-local address (RFC 3927), so that it is in no network's way.
+pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 79, 1);
+/// Where addresses are taken from.
+const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 79, 0, 0), 16);
+
+/// An address for one more guest, beside those of the daemon's answer.
+pub(super) fn choose(wanted: Option<Ipv4Addr>, guests: &Value) -> Result<Ipv4Addr, Failure> {
+    if let Some(wanted) = wanted {
+        let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "local"], "to list its addresses")?;
+        return fit(wanted, &nets(&routes));
+    }
+    let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "all"], "to list routes")?;
+    let mut taken = nets(&routes);
+    taken.extend(of_guests(guests));
+    let why = format!("every address of {POOL} is some guest's, or a route of this machine covers it; use --address");
+    first_free(POOL, &taken).ok_or(Failure::Failed(why))
+}
+
+/// Can this address be a guest's, on a machine with these addresses?
+fn fit(wanted: Ipv4Addr, own: &[Ipv4Net]) -> Result<Ipv4Addr, Failure> {
+    let nobodys = wanted.is_loopback()
+        || wanted.is_multicast()
+        || wanted.is_broadcast()
+        || wanted.octets().first() == Some(&0)
+        || wanted == GATEWAY;
+    if nobodys {
+        return Err(Failure::Usage(format!("{wanted} cannot be a guest's address")));
+    }
+    if own.iter().any(|net| net.contains(&wanted)) {
+        return Err(Failure::Failed(format!("{wanted} is an address of this machine; choose another")));
+    }
+    Ok(wanted)
+}
+
+fn first_free(pool: Ipv4Net, taken: &[Ipv4Net]) -> Option<Ipv4Addr> {
+    let overlapping: Vec<&Ipv4Net> = taken.iter().filter(|net| pool.contains(*net) || net.contains(&pool)).collect();
+    pool.hosts().find(|host| !overlapping.iter().any(|net| net.contains(host)))
+}
+
+/// The networks that routes lead to. What stands for half of all addresses, as some VPNs write the default route,
+/// is none.
+fn nets(routes: &Value) -> Vec<Ipv4Net> {
+    let destinations = routes.as_array().into_iter().flatten().filter_map(|route| route.get("dst")?.as_str());
+    let nets = destinations.filter_map(|text| {
+        let alone = || text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from);
+        text.parse::<Ipv4Net>().ok().or_else(alone)
+    });
+    nets.filter(|net| net.prefix_len() >= 8).collect()
+}
+
+fn of_guests(guests: &Value) -> impl Iterator<Item = Ipv4Net> {
+    let guests = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
+    let addresses = guests.filter_map(|guest| guest.get("addresses")?.as_array()).flatten();
+    addresses.filter_map(|address| match address.as_str()?.parse() {
+        Ok(IpNet::V4(net)) => Some(net),
+        _ => None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn the_first_address_is_taken_that_no_guest_and_no_route_has() {
+        assert_eq!(first_free(POOL, &[]), Some(Ipv4Addr::new(10, 79, 0, 1)));
+        let guests = json!({"guests": [{"addresses": ["10.79.0.1/32", "fd00::/8"]}, {"addresses": ["10.79.0.2/31"]}]});
+        let mut taken: Vec<Ipv4Net> = of_guests(&guests).collect();
+        assert_eq!(first_free(POOL, &taken), Some(Ipv4Addr::new(10, 79, 0, 4)));
+        taken.extend(nets(&json!([{"dst": "default"}, {"dst": "0.0.0.0/1"}, {"dst": "10.79.0.4"}])));
+        assert_eq!(first_free(POOL, &taken), Some(Ipv4Addr::new(10, 79, 0, 5)));
+        taken.extend(nets(&json!([{"dst": "10.0.0.0/8"}])));
+        assert_eq!(first_free(POOL, &taken), None);
+    }
+
+    #[test]
+    fn an_address_that_is_asked_for_can_be_a_guests() {
+        let own = [Ipv4Net::from(Ipv4Addr::new(192, 0, 2, 1))];
+        assert!(fit(Ipv4Addr::new(192, 0, 2, 9), &own).is_ok());
+        for wrong in ["192.0.2.1", "127.0.0.1", "0.1.2.3", "224.0.0.1", "255.255.255.255", "169.254.79.1"] {
+            assert!(fit(wrong.parse().unwrap(), &own).is_err(), "{wrong}");
+        }
+    }
+}

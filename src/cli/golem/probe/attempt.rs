@@ -1,0 +1,360 @@
+//! Trying URLs from where this process is: the system's resolver, TCP, TLS with the system's certificates, HTTP. Each
+//! within its deadline, some at a time. Whether a failure is the policy's or the server's is told where the answer
+//! says so, and left to the caller elsewhere.
+
+use crate::reason::{Reason, Verdict};
+use crate::target::{Host, Protocol, Target};
+use rustls::pki_types::ServerName;
+use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, Stream};
+use serde::{Deserialize, Serialize};
+use socket2::{Domain, Socket, Type};
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
+
+/// What one URL may take.
+pub(super) const PER_URL: Duration = Duration::from_secs(10);
+/// URLs at a time.
+pub(super) const AT_ONCE: usize = 8;
+/// How long a connection on which nothing is said stays open to count as one: outgate waits 300 ms for the guest's
+/// first word, and then dials.
+const SILENCE: Duration = Duration::from_secs(2);
+/// The longest head of an answer that is read, in bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// Addresses of a name that are tried.
+const MAX_ADDRESSES: usize = 4;
+
+/// What is to be tried.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Wanted {
+    /// As given.
+    pub(super) url: String,
+    /// A name, or an address without brackets.
+    host: String,
+    address: Option<IpAddr>,
+    port: u16,
+    pub(super) speaks: Speaks,
+    pub(super) path: String,
+}
+
+/// What is said on the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Speaks {
+    /// HTTP inside TLS.
+    Https,
+    /// HTTP.
+    Http,
+    /// The server goes first.
+    Nothing,
+}
+
+/// How far it came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Stage {
+    Dns,
+    Connect,
+    Tls,
+    Http,
+}
+
+/// How it ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Ending {
+    /// The server was reached.
+    Passes,
+    /// Outgate said no.
+    Refused,
+    /// The server, or the way there.
+    Failed,
+    /// One of both.
+    Unclear,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Found {
+    pub(super) url: String,
+    pub(super) ending: Ending,
+    pub(super) stage: Stage,
+    pub(super) milliseconds: u64,
+    /// Of the server's answer.
+    pub(super) status: Option<u16>,
+    /// Outgate's word, where its answer has one.
+    pub(super) reason: Option<String>,
+    /// What was seen.
+    pub(super) detail: Option<String>,
+}
+
+impl Stage {
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Stage::Dns => "dns",
+            Stage::Connect => "connect",
+            Stage::Tls => "tls",
+            Stage::Http => "http",
+        }
+    }
+}
+
+impl Wanted {
+    /// The URL that leads to `target`, where `speaks` is spoken.
+    pub(super) fn new(url: &str, target: &Target, speaks: Option<Protocol>, path: String) -> Wanted {
+        let (host, address) = match &target.host {
+            Host::Name(name) => (name.to_string(), None),
+            Host::Addr(address) => (address.to_string(), Some(*address)),
+        };
+        let speaks = match (speaks, target.port) {
+            (Some(Protocol::Tls), _) | (None, 443) => Speaks::Https,
+            (Some(Protocol::Http), _) | (None, 80) => Speaks::Http,
+            _ => Speaks::Nothing,
+        };
+        Wanted { url: url.to_owned(), host, address, port: target.port, speaks, path }
+    }
+}
+
+impl Found {
+    pub(super) fn new(url: &str, ending: Ending, stage: Stage, detail: impl Into<String>) -> Found {
+        let (url, detail) = (url.to_owned(), Some(detail.into()));
+        Found { url, ending, stage, milliseconds: 0, status: None, reason: None, detail }
+    }
+}
+
+/// Tries all of them; the findings in the same order.
+pub(super) fn all(wanted: &[Wanted]) -> Vec<Found> {
+    let tls = tls();
+    let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(wanted.len())));
+    std::thread::scope(|scope| {
+        for _ in 0..AT_ONCE.min(wanted.len()) {
+            scope.spawn(|| {
+                loop {
+                    let at = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(wanted) = wanted.get(at) else { return };
+                    let one = one(wanted, &tls);
+                    found.lock().unwrap_or_else(PoisonError::into_inner).push((at, one));
+                }
+            });
+        }
+    });
+    let mut found = found.into_inner().unwrap_or_else(PoisonError::into_inner);
+    found.sort_by_key(|(at, _)| *at);
+    found.into_iter().map(|(_, found)| found).collect()
+}
+
+/// A client that trusts what this machine trusts, or why there is none.
+fn tls() -> Result<Arc<ClientConfig>, String> {
+    let mut roots = RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        return Err("this machine trusts no certificate authority; install ca-certificates".to_owned());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| error.to_string())?;
+    Ok(Arc::new(builder.with_root_certificates(roots).with_no_client_auth()))
+}
+
+fn one(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>) -> Found {
+    let start = Instant::now();
+    let deadline = start + PER_URL;
+    let mut found = go(wanted, tls, deadline).unwrap_or_else(|found| found);
+    found.milliseconds = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    found
+}
+
+/// Either way a finding; what ends it early is the error.
+fn go(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>, deadline: Instant) -> Result<Found, Found> {
+    let ended = |stage| move |error: io::Error| of_error(&wanted.url, stage, &error);
+    let addresses = match wanted.address {
+        Some(address) => vec![SocketAddr::new(address, wanted.port)],
+        None => resolve(&wanted.host, wanted.port, deadline).map_err(ended(Stage::Dns))?,
+    };
+    let mut wire = connect(&addresses, deadline).map_err(ended(Stage::Connect))?;
+    match wanted.speaks {
+        Speaks::Nothing => {
+            wire.deadline = deadline.min(Instant::now() + SILENCE);
+            let detail = match wire.read(&mut [0; 512]) {
+                Ok(0) => "the server closed the connection",
+                Ok(_) => "the server spoke",
+                Err(error) if is_timeout(&error) => "connected",
+                Err(error) => return Err(of_error(&wanted.url, Stage::Connect, &error)),
+            };
+            Ok(Found::new(&wanted.url, Ending::Passes, Stage::Connect, detail))
+        }
+        Speaks::Http => ask(wanted, &mut wire),
+        Speaks::Https => {
+            let config = tls.clone().map_err(|why| Found::new(&wanted.url, Ending::Failed, Stage::Tls, why))?;
+            let name =
+                ServerName::try_from(wanted.host.clone()).map_err(io::Error::other).map_err(ended(Stage::Tls))?;
+            let mut session =
+                ClientConnection::new(config, name).map_err(io::Error::other).map_err(ended(Stage::Tls))?;
+            while session.is_handshaking() {
+                session.complete_io(&mut wire).map_err(ended(Stage::Tls))?;
+            }
+            ask(wanted, &mut Stream::new(&mut session, &mut wire))
+        }
+    }
+}
+
+/// What this says of a URL. A reset is outgate's where the policy refuses, and else the server's.
+fn of_error(url: &str, stage: Stage, error: &io::Error) -> Found {
+    let alert = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
+    if matches!(alert, Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied))) {
+        return Found::new(url, Ending::Refused, stage, "alert access_denied");
+    }
+    let ending = match error.kind() {
+        _ if alert.is_some() || is_timeout(error) => Ending::Failed,
+        // What the kernel says of packets that the firewall refuses.
+        ErrorKind::PermissionDenied | ErrorKind::HostUnreachable => Ending::Unclear,
+        ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Ending::Unclear,
+        _ if stage == Stage::Dns => Ending::Unclear,
+        _ => Ending::Failed,
+    };
+    let detail = if is_timeout(error) { "no answer in time".to_owned() } else { error.to_string() };
+    Found::new(url, ending, stage, detail)
+}
+
+fn is_timeout(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// Asks as every program does that knows of no proxy, which is what is tried here.
+fn resolve(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
+    let (tell, told) = mpsc::channel();
+    let host = host.to_owned();
+    // The C library knows no deadline. One that hangs ends with the process.
+    std::thread::spawn(move || {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "the operator's own URL, from a namespace that reaches outgate alone"
+        )]
+        let found = (host.as_str(), port).to_socket_addrs().map(|found| found.take(MAX_ADDRESSES).collect());
+        let _ = tell.send(found);
+    });
+    told.recv_timeout(left(deadline)?).unwrap_or_else(|_| Err(ErrorKind::TimedOut.into()))
+}
+
+fn connect(addresses: &[SocketAddr], deadline: Instant) -> io::Result<Wire> {
+    let mut last = io::Error::new(ErrorKind::NotFound, "the name has no address");
+    for address in addresses {
+        let socket = Socket::new(Domain::for_address(*address), Type::STREAM, None)?;
+        match socket.connect_timeout(&(*address).into(), left(deadline)?) {
+            Ok(()) => return Ok(Wire { stream: socket.into(), deadline }),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+fn left(deadline: Instant) -> io::Result<Duration> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() { Err(ErrorKind::TimedOut.into()) } else { Ok(left) }
+}
+
+/// A connection on which nothing waits beyond the deadline.
+struct Wire {
+    stream: TcpStream,
+    deadline: Instant,
+}
+
+impl Read for Wire {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.stream.set_read_timeout(Some(left(self.deadline)?))?;
+        self.stream.read(buffer)
+    }
+}
+
+impl Write for Wire {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.stream.set_write_timeout(Some(left(self.deadline)?))?;
+        self.stream.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.stream.flush()
+    }
+}
+
+/// A GET, and what the head of the answer says.
+fn ask(wanted: &Wanted, stream: &mut (impl Read + Write)) -> Result<Found, Found> {
+    let ended = |error: io::Error| of_error(&wanted.url, Stage::Http, &error);
+    let usual = if wanted.speaks == Speaks::Https { 443 } else { 80 };
+    let port = if wanted.port == usual { String::new() } else { format!(":{}", wanted.port) };
+    let host = match wanted.address {
+        Some(IpAddr::V6(address)) => format!("[{address}]"),
+        _ => wanted.host.clone(),
+    };
+    let request = format!(
+        "GET {} HTTP/1.1\r\nHost: {host}{port}\r\nUser-Agent: outgate/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
+        wanted.path,
+        env!("CARGO_PKG_VERSION")
+    );
+    stream.write_all(request.as_bytes()).and_then(|()| stream.flush()).map_err(ended)?;
+    let mut head = Vec::new();
+    let mut buffer = [0; 2048];
+    while head.len() < MAX_HEAD && !head.windows(4).any(|four| four == b"\r\n\r\n") {
+        match stream.read(&mut buffer).map_err(ended)? {
+            0 => break,
+            length => head.extend(buffer.iter().take(length)),
+        }
+    }
+    Ok(of_head(&wanted.url, &String::from_utf8_lossy(&head)))
+}
+
+/// An answer is the server's, unless outgate says that it is its own (RFC 9209).
+fn of_head(url: &str, head: &str) -> Found {
+    let head = head.split("\r\n\r\n").next().unwrap_or_default();
+    let mut lines = head.split("\r\n");
+    let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse::<u16>().ok());
+    let Some(status) = status else {
+        return Found::new(url, Ending::Failed, Stage::Http, "what came is no answer of HTTP/1");
+    };
+    let fields = lines.filter_map(|line| line.split_once(':'));
+    let said = fields.filter(|(name, _)| name.eq_ignore_ascii_case("proxy-status")).map(|(_, value)| value.trim());
+    let ours = said.filter(|value| value.starts_with("outgate;")).find_map(|value| {
+        let word = value.split("details=\"").nth(1)?.split('"').next()?;
+        Reason::ALL.into_iter().find(|reason| reason.as_str() == word)
+    });
+    let ending = match ours.map(Reason::verdict) {
+        None => Ending::Passes,
+        Some(Verdict::Failed) => Ending::Failed,
+        Some(_) => Ending::Refused,
+    };
+    let reason = ours.map(|reason| reason.as_str().to_owned());
+    Found {
+        url: url.to_owned(),
+        ending,
+        stage: Stage::Http,
+        milliseconds: 0,
+        status: Some(status),
+        reason,
+        detail: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_the_servers_unless_outgate_says_that_it_is_its_own() {
+        let of = |head: &str| {
+            let found = of_head("http://a.test", head);
+            (found.ending, found.status, found.reason)
+        };
+        assert_eq!(of("HTTP/1.1 403 Forbidden\r\n\r\n"), (Ending::Passes, Some(403), None));
+        let ours = |word: &str| {
+            format!("HTTP/1.1 403 Forbidden\r\nProxy-Status: outgate; error=x; details=\"{word}\"\r\n\r\n")
+        };
+        let reason = |word: &str| Some(word.to_owned());
+        assert_eq!(of(&ours("not_whitelisted")), (Ending::Refused, Some(403), reason("not_whitelisted")));
+        assert_eq!(of(&ours("dial_failed")), (Ending::Failed, Some(403), reason("dial_failed")));
+        assert_eq!(
+            of("HTTP/1.1 200 OK\r\nProxy-Status: other; details=\"ech\"\r\n\r\n"),
+            (Ending::Passes, Some(200), None)
+        );
+        assert_eq!(of("SSH-2.0-x\r\n").0, Ending::Failed);
+        assert_eq!(of("").0, Ending::Failed);
+    }
+}

@@ -1,0 +1,156 @@
+//! How a command ends and what is left then: nothing. And what must be there before it starts.
+
+use super::{FIREWALL, House, LISTEN, RULES, Ran, fresh};
+use crate::world::eventually;
+use crate::world::vmnet::{shell, succeed};
+use crate::world::whole::Whole;
+use rustix::process::{Pid, Signal, kill_process};
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Child;
+
+fn signal(child: &Child, signal: Signal) {
+    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), signal).unwrap();
+}
+
+/// The first line of what it says.
+fn first_line(child: &mut Child) -> String {
+    let mut line = String::new();
+    BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
+    line.trim().to_owned()
+}
+
+impl House {
+    /// Nothing of any run is left on the machine or in the daemon.
+    #[track_caller]
+    fn assert_clean(&self, name: &str) {
+        assert!(!Path::new(&format!("/run/netns/outgate-{name}")).exists());
+        assert!(!Path::new(&format!("/run/outgate-exec/{name}.lock")).exists());
+        assert_eq!(self.guests(), Vec::<serde_json::Value>::new());
+        let gateway = &self.whole.net.gateway;
+        let links = shell(gateway, "ip -o link show");
+        assert!(!links.contains("og-"), "{links}");
+        let kernel = shell(gateway, "nft list ruleset; ip rule");
+        assert!(!kernel.contains("10.79."), "{kernel}");
+        assert!(!kernel.lines().any(|line| line.contains("og-") && !line.contains("og-*")), "{kernel}");
+        self.whole.firewall(&self.outgate, "status");
+    }
+}
+
+#[test]
+fn the_exit_code_is_the_commands() {
+    let Some(house) = House::new() else { return };
+    for (line, code) in [("true", 0), ("exit 7", 7), ("exit 3", 3), ("kill -9 $$", 137), ("no-such-command", 127)] {
+        let name = fresh();
+        let ran = house.exec(&name, &["--", "sh", "-c", line]);
+        assert_eq!(ran.code, Some(code), "{line}: {}", ran.err);
+        house.assert_clean(&name);
+    }
+    assert_eq!(house.exec(&fresh(), &["--", "/no/such/program"]).code, Some(127));
+}
+
+#[test]
+fn signals_are_passed_on_and_nothing_is_left() {
+    let Some(house) = House::new() else { return };
+    let traps = "trap 'exit 41' TERM; trap 'exit 42' INT; trap 'exit 43' HUP; echo ready; while :; do sleep 0.1; done";
+    for (which, code) in [(Signal::TERM, 41), (Signal::INT, 42), (Signal::HUP, 43)] {
+        let name = fresh();
+        let mut child = house.start(&name, &["--", "sh", "-c", traps]);
+        assert_eq!(first_line(&mut child), "ready");
+        signal(&child, which);
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        house.assert_clean(&name);
+    }
+}
+
+#[test]
+fn what_the_command_leaves_running_is_killed() {
+    let Some(house) = House::new() else { return };
+    let name = fresh();
+    let ran = house.exec(&name, &["--", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"]);
+    assert_eq!(ran.code, Some(0), "{}", ran.err);
+    let left = Path::new("/proc").join(ran.out.trim()).join("cmdline");
+    eventually("it is gone", || !std::fs::read_to_string(&left).is_ok_and(|line| line.contains("1000")));
+    house.assert_clean(&name);
+}
+
+#[test]
+fn a_run_that_was_killed_takes_its_command_along_and_the_next_of_that_name_cleans_up() {
+    let Some(house) = House::new() else { return };
+    let name = fresh();
+    let mut child = house.start(&name, &["--", "sh", "-c", "setsid sleep 1000 & echo $$; exec sleep 1001"]);
+    let command = first_line(&mut child);
+    signal(&child, Signal::KILL);
+    child.wait().unwrap();
+    let line = Path::new("/proc").join(&command).join("cmdline");
+    eventually("the command is gone", || !std::fs::read_to_string(&line).is_ok_and(|line| line.contains("1001")));
+    assert!(Path::new(&format!("/run/netns/outgate-{name}")).exists());
+    assert_eq!(house.guests().len(), 1, "its address is still pinned to its interface");
+    let ran = house.exec(&name, &["--", "sh", "-c", &house.curl("http://good.test/")]);
+    assert_eq!(ran.out, "200 0\n", "{}", ran.err);
+    house.assert_clean(&name);
+}
+
+#[test]
+fn a_name_in_use_is_refused_and_stays_as_it_is() {
+    let Some(house) = House::new() else { return };
+    let name = fresh();
+    let mut child = house.start(&name, &["--", "sh", "-c", "echo ready; sleep 60"]);
+    assert_eq!(first_line(&mut child), "ready");
+    let second = house.exec(&name, &["--", "true"]);
+    assert!(second.code == Some(1) && second.err.contains("is in use"), "{second:?}");
+    assert_eq!(house.guests().len(), 1);
+    signal(&child, Signal::TERM);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    house.assert_clean(&name);
+    // A guest of that name that is no command's.
+    let config = house.outgate.config();
+    let add = ["guest", "add", &name, "--address", "10.42.42.2", "--config", config.to_str().unwrap()];
+    succeed(house.outgate.command(&add).output().unwrap());
+    let second = house.exec(&name, &["--", "true"]);
+    assert!(second.code == Some(1) && second.err.contains("there is a guest"), "{second:?}");
+    assert_eq!(house.guests().len(), 1);
+    let taken = house.shell(&["--address", "10.42.42.2"], "true");
+    assert!(taken.code == Some(1) && taken.err.contains("already an address of"), "{taken:?}");
+    assert_eq!(house.guests().len(), 1);
+}
+
+#[track_caller]
+fn assert_refused(ran: &Ran, code: i32, words: &str) {
+    assert!(ran.code == Some(code) && ran.err.contains(words), "{words}: {ran:?}");
+}
+
+#[test]
+fn what_is_missing_is_told_before_anything_is_made() {
+    let Some(mut house) = House::new() else { return };
+    assert_refused(&house.exec("a b", &["--", "true"]), 2, "no guest name");
+    assert_refused(&house.exec(&fresh(), &[]), 2, "COMMAND");
+    assert_refused(&house.exec(&fresh(), &["--show", "/etc", "--", "true"]), 2, "below /run");
+    let missing = house.path("none").display().to_string();
+    assert_refused(&house.exec(&fresh(), &["--manifest", &missing, "--", "true"]), 1, "no such file");
+    assert_refused(&house.exec(&fresh(), &["--address", "127.0.0.9", "--", "true"]), 2, "127.0.0.9");
+    assert_refused(&house.exec(&fresh(), &["--address", "11.0.0.1", "--", "true"]), 1, "of this machine");
+    let mut as_nobody = house.outgate(&["exec", "--name", &fresh(), "--", "true"]);
+    as_nobody.uid(65534).gid(65534);
+    if let Ok(output) = house.whole.net.gateway.run(|| as_nobody.output()) {
+        assert_refused(&output.into(), 1, "only root");
+    }
+    house.assert_clean(&fresh());
+    assert!(house.outgate.stop().success());
+    assert_refused(&house.exec(&fresh(), &["--", "true"]), 3, "control.sock");
+}
+
+#[test]
+fn a_configuration_without_what_it_takes_is_told_with_the_line_to_write() {
+    let uncovered =
+        |whole: &Whole| whole.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n");
+    let Some(house) = House::with(uncovered) else { return };
+    assert_refused(&house.exec(&fresh(), &["--", "true"]), 1, "guest_interfaces = [\"br0\", \"og-*\"]");
+    house.assert_clean(&fresh());
+    drop(house);
+    let proxy = "proxy = [\"10.42.42.1:3128\"]\ntransparent = []";
+    let Some(house) = House::with(|whole| whole.bare(RULES).listen(proxy).tables(FIREWALL)) else { return };
+    assert_refused(&house.exec(&fresh(), &["--", "true"]), 1, "[listen].transparent");
+    house.assert_clean(&fresh());
+}

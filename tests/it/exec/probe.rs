@@ -1,0 +1,93 @@
+//! `outgate golem probe`: what it says of URLs, beside what the origins saw of it.
+
+use super::{FIREWALL, House, LISTEN, Ran};
+use crate::world::ODD;
+use crate::world::pki;
+use crate::world::whole::Whole;
+use serde_json::Value;
+use std::os::unix::fs::PermissionsExt;
+use tempfile::NamedTempFile;
+
+const RULES: &str = "good.test\ngone.test\ntcp://11.0.0.30:8443\nhttp://11.0.0.30:81\n";
+
+struct Prober {
+    house: House,
+    /// Where whoever asks may read it, as the system's certificates are.
+    roots: NamedTempFile,
+}
+
+impl Prober {
+    fn new() -> Option<Prober> {
+        let house = House::with(|whole: &Whole| whole.bare(RULES).listen(LISTEN).tables(FIREWALL))?;
+        let roots = NamedTempFile::new().unwrap();
+        std::fs::write(roots.path(), pki::pems("good.test").authority).unwrap();
+        std::fs::set_permissions(roots.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
+        Some(Prober { house, roots })
+    }
+
+    fn probe(&self, arguments: &[&str]) -> Ran {
+        let config = self.house.outgate.config();
+        let mut command = self.house.outgate.command(&["golem", "probe", "--config", config.to_str().unwrap()]);
+        command.args(arguments).env("SSL_CERT_FILE", self.roots.path()).env_remove("SSL_CERT_DIR");
+        self.house.run(command)
+    }
+}
+
+#[test]
+fn each_url_is_told_with_how_far_it_came_and_why_not_further() {
+    let Some(prober) = Prober::new() else { return };
+    prober.house.whole.internet.sink((ODD, 8443));
+    let expected = [
+        ("https://good.test/hi?x", "passes", "http", ""),
+        ("http://good.test", "passes", "http", ""),
+        ("tcp://11.0.0.30:8443", "passes", "connect", ""),
+        ("https://evil.test/", "refused", "dns", "not_whitelisted"),
+        ("http://11.0.0.66/", "refused", "http", "not_whitelisted"),
+        ("https://11.0.0.66/", "refused", "tls", "not_whitelisted"),
+        ("tcp://11.0.0.30:8444", "refused", "connect", "port_not_allowed"),
+        ("https://gone.test/", "failed", "dns", ""),
+        ("http://11.0.0.30:81/", "failed", "http", "dial_failed"),
+    ];
+    let urls = expected.map(|(url, ..)| url);
+    let ran = prober.probe(&[&["--json"][..], &urls].concat());
+    let answers: Vec<Value> = serde_json::from_str(&ran.out).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
+    for (answer, (url, outcome, stage, reason)) in answers.iter().zip(expected) {
+        let text = |key: &str| answer[key].as_str().unwrap_or_default();
+        let seen = (text("url"), text("outcome"), text("stage"), text("reason"));
+        assert_eq!(seen, (url, outcome, stage, reason), "{answer}");
+        assert!(answer["milliseconds"].as_u64().unwrap() < 10_000, "{answer}");
+    }
+    assert_eq!((answers.len(), ran.code), (expected.len(), Some(1)), "{}", ran.err);
+    assert_eq!((&answers[0]["status"], prober.house.asked_of_good()), (&Value::from(200), 2));
+    assert!(answers[3]["advice"].as_str().is_some_and(|advice| advice.contains("evil.test")), "{}", answers[3]);
+    prober.house.whole.assert_tight();
+    assert_eq!(prober.house.guests(), Vec::<Value>::new());
+    assert!(std::fs::read_dir("/run/netns").unwrap().flatten().all(|entry| {
+        let name = entry.file_name();
+        let pid = name.to_str().and_then(|name| name.strip_prefix("outgate-probe-")).map(str::to_owned);
+        pid.is_none_or(|pid| std::path::Path::new(&format!("/proc/{pid}")).exists())
+    }));
+}
+
+#[test]
+fn it_says_yes_where_all_pass_and_holds_to_the_manifest() {
+    let Some(prober) = Prober::new() else { return };
+    let ran = prober.probe(&["https://good.test/", "good.test"]);
+    assert_eq!(ran.code, Some(0), "{ran:?}");
+    assert_eq!(ran.out.lines().filter(|line| line.starts_with("passes ")).count(), 2, "{ran:?}");
+    let manifest = prober.house.manifest("https", &["https://good.test"]);
+    let ran = prober.probe(&["--manifest", &manifest, "https://good.test/", "http://good.test/"]);
+    assert_eq!(ran.code, Some(1), "{ran:?}");
+    assert!(
+        ran.out.contains("passes   https://good.test/") && ran.out.contains("refused  http://good.test/"),
+        "{ran:?}"
+    );
+}
+
+#[test]
+fn what_cannot_be_tried_is_usage() {
+    let Some(prober) = Prober::new() else { return };
+    for urls in [&["udp://good.test:53"][..], &["https://"], &["https://good.test/"; 65], &[]] {
+        assert_eq!(prober.probe(urls).code, Some(2), "{urls:?}");
+    }
+}
