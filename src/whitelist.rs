@@ -161,6 +161,18 @@ pub fn build(files: &Files, today: Date) -> Result<(Rules, Loaded), Report> {
     Ok((rules, loaded))
 }
 
+/// How a regex of Golem's is wider than the names of one owner, with an example; `None` where it is not, or no
+/// regex.
+pub fn breadth(regex: &str) -> Option<String> {
+    let pattern = pattern::analyse(&regex.to_lowercase(), pattern::Matching::Search).ok()?;
+    pattern.wide.map(|wide| wide.to_string())
+}
+
+/// Is a `.lst` file of this name, with or without a path in front, a list of regexes?
+pub fn is_of_regexes(name: &str) -> bool {
+    read::Format::of(name.rsplit('/').next().unwrap_or(name)) == Some(read::Format::Regex)
+}
+
 /// Today in UTC, the day by which `until=` goes.
 pub fn today() -> Date {
     jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()

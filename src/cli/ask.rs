@@ -130,7 +130,7 @@ impl Daemon {
     }
 
     /// Where the daemon listens. A configuration with errors will do: the daemon may run all the same.
-    fn socket(&self) -> Result<PathBuf, Failure> {
+    pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }

@@ -21,7 +21,7 @@ use crate::whitelist::lint::{self, Usage};
 use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
 use serde_json::Value;
 use std::collections::HashSet;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -45,16 +45,36 @@ pub(super) fn files(settings: &Settings) -> Files {
     Files::of(settings.whitelist_dir.as_deref(), settings.data_dir())
 }
 
-/// The settings with the guests that were registered at run time, as far as this user may know them.
+/// The settings with the guests that were registered at run time, who they are and what holds for them.
 pub(super) fn with_registered(settings: Settings) -> Result<Settings, Failure> {
-    let registry = match Registry::restore(settings.listen.control.as_deref()) {
-        Ok(registry) => registry,
-        Err(KeepError::Io { source, .. }) if source.kind() == io::ErrorKind::PermissionDenied => return Ok(settings),
-        Err(error) => return Err(Failure::Failed(error.to_string())),
-    };
     // With broken rules the lists cannot be compiled either, which says so.
     let rules = settings.data_dir().and_then(|dir| Outbound::of(dir).ok());
-    registry.over(&settings, rules.as_ref()).map_err(Failure::Failed)
+    over(&settings, rules.as_ref()).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// As [`with_registered`], with their names, addresses and interfaces alone: that is all a firewall is made of,
+/// which must not wait for a provider's files.
+pub(super) fn with_pins(settings: &Settings) -> Result<Settings, Failure> {
+    over(settings, None).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// As [`with_registered`] for who only looks. Where this user may not know the guests, a warning says so.
+pub(super) fn with_known(settings: Settings) -> Result<Settings, Failure> {
+    let unreadable = match Registry::restore(settings.listen.control.as_deref()) {
+        Err(error @ KeepError::Io { .. }) if error.is_permission() => error,
+        _ => return with_registered(settings),
+    };
+    // Nobody is left to tell if this fails.
+    let _ =
+        writeln!(io::stderr(), "outgate: warning: {}; this is said without them", printable(&unreadable.to_string()));
+    Ok(settings)
+}
+
+fn over(settings: &Settings, rules: Option<&Outbound>) -> Result<Settings, KeepError> {
+    let mut registry = Registry::restore(settings.listen.control.as_deref())?;
+    // As the daemon does at its start.
+    registry.yield_to(settings);
+    Ok(registry.over(settings, rules).unwrap_or_else(|_| settings.clone()))
 }
 
 /// Reads and compiles the lists and lays the configuration over them.

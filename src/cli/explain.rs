@@ -77,7 +77,7 @@ struct Answer {
 
 pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
     let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
-    let settings = bridge::with_registered(settings)?;
+    let settings = bridge::with_known(settings)?;
     let source = source(arguments.guest.as_deref(), &settings)?;
     let mut judge = Judge::new(settings, source)?;
     if arguments.stdin {
@@ -134,7 +134,7 @@ pub(super) struct Explained {
 
 /// What becomes of each of these URLs for the guest of this name, one of those registered at run time among them.
 pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Result<Vec<Explained>, Failure> {
-    let settings = bridge::with_registered(settings)?;
+    let settings = bridge::with_known(settings)?;
     let source = source(Some(guest), &settings)?;
     let mut judge = Judge::new(settings, source)?;
     let explained = |url: &String| {

@@ -8,7 +8,9 @@ use crate::config::Settings;
 use crate::firewall::{self, FirewallError, FirewallSettings, Host, Plan, Seal};
 use clap::{Args, Subcommand};
 use serde_json::json;
+use std::fs::DirBuilder;
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 /// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
@@ -114,23 +116,30 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 }
 
 /// Where those who change the firewall stand in line.
-const LINE: &str = "/run/outgate-firewall.lock";
+const LINE: &str = "/run/outgate-firewall/lock";
 
 /// From reading who is a guest to the ruleset that says so: of two that overlap the slower one would put back
 /// the guests of before. Where no lock is to be had, as on a read-only system, the firewall matters more.
 fn in_line() -> Option<Lock> {
-    Lock::wait(Path::new(LINE)).ok()
+    let line = Path::new(LINE);
+    // The firewall's unit has it made; where it cannot be, the lock fails.
+    let _ = line.parent().map(|folder| DirBuilder::new().mode(0o700).create(folder));
+    Lock::wait(line).ok()
 }
 
 fn plan(config: Option<&Path>) -> Result<(Plan, Host), Failure> {
     let (settings, _) = Settings::load(config)?;
-    let settings = bridge::with_registered(settings)?;
+    plan_for(&bridge::with_pins(&settings)?)
+}
+
+fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
     let host = Host::look()?;
-    Ok((Plan::new(&settings, &host), host))
+    Ok((Plan::new(settings, &host), host))
 }
 
 fn print(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = plan(common.config.config.as_deref())?;
+    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+    let (plan, host) = plan_for(&bridge::with_known(settings)?)?;
     let (ruleset, routing, settings) = (plan.ruleset(), plan.routing_lines(), plan.sysctl_lines(&host));
     if common.json {
         let routing: Vec<&String> = routing.iter().filter(|line| !line.starts_with('#')).collect();

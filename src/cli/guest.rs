@@ -143,30 +143,52 @@ pub(super) struct Added {
     pub(super) warnings: Vec<String>,
 }
 
-/// Registers a guest, and applies the firewall where that is about it.
+/// Registers a guest, and applies the firewall where that is about it. Nothing is left of it on an error.
 pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Added, Failure> {
-    let mut answer = daemon.ask(Question::Register(application))?;
-    let (settings, _) = Settings::load_leniently(daemon.config.config.as_deref())?;
-    let warnings = answer.get("warnings").and_then(Value::as_array).into_iter().flatten();
-    let mut warnings: Vec<String> = warnings.filter_map(Value::as_str).map(str::to_owned).collect();
-    let manifest = application.manifest.as_ref().and_then(|text| Manifest::read(text.as_bytes()).ok());
-    if let Some(Manifest { access: Access::Urls(urls), .. }) = &manifest {
-        let refused = explain::refused_in_any_case(&settings, urls.iter().map(|url| url.as_str()))?;
-        let new = refused.into_iter().map(|(url, why)| format!("{url} was agreed on, but is refused: {why}"));
-        warnings.extend(new.filter(|line| !warnings.iter().any(|old| same_url(old, line))).collect::<Vec<_>>());
+    // What may fail goes first: a guest that is registered and not held by the firewall would be the worst.
+    let config = daemon.config.config.as_deref();
+    let (settings, _) = Settings::load_leniently(config)?;
+    let pinned = application.interface.is_some() && settings.firewall.is_wanted();
+    if pinned && Some(daemon.socket()?) != settings.listen.control {
+        let why = "--interface takes the configuration of the daemon behind --socket, for the firewall is made from it";
+        return Err(Failure::Usage(format!("{why}; name it with --config")));
     }
-    if application.interface.is_some()
-        && settings.firewall.is_wanted()
-        && let Err(failure) = firewall::apply_quietly(daemon.config.config.as_deref())
-    {
-        // A guest that is not held to its interface is none.
-        daemon.ask(Question::Remove(&application.name))?;
-        return Err(failure);
+    let refused = refused_all_the_same(&settings, application);
+    let mut answer = daemon.ask(Question::Register(application))?;
+    let told = answer.get("warnings").and_then(Value::as_array).into_iter().flatten();
+    let mut warnings: Vec<String> = told.filter_map(Value::as_str).map(str::to_owned).collect();
+    warnings
+        .extend(refused.into_iter().filter(|line| !warnings.iter().any(|old| same_url(old, line))).collect::<Vec<_>>());
+    if pinned && let Err(failure) = firewall::apply_quietly(config) {
+        let new = answer.get("changed").and_then(Value::as_bool).unwrap_or(true);
+        return Err(if new { taken_back(daemon, &application.name, failure) } else { failure });
     }
     if let Value::Object(fields) = &mut answer {
         fields.insert("warnings".to_owned(), warnings.clone().into());
     }
     Ok(Added { answer, warnings })
+}
+
+/// What of a manifest no rule could let through.
+fn refused_all_the_same(settings: &Settings, application: &Application) -> Vec<String> {
+    let manifest = application.manifest.as_ref().and_then(|text| Manifest::read(text.as_bytes()).ok());
+    let Some(Manifest { access: Access::Urls(urls), .. }) = manifest else { return Vec::new() };
+    match explain::refused_in_any_case(settings, urls.iter().map(|url| url.as_str())) {
+        Ok(refused) => {
+            refused.into_iter().map(|(url, why)| format!("{url} was agreed on, but is refused: {why}")).collect()
+        }
+        // The daemon may go by its last good list.
+        Err(failure) => vec![format!("what is refused all the same is not known: {failure}")],
+    }
+}
+
+/// A guest that is not held to its interface is none. What had failed, and whether anything is left.
+fn taken_back(daemon: &Daemon, name: &str, failure: Failure) -> Failure {
+    match end(daemon, name) {
+        // Where it failed before it may fail again; that was said.
+        Ok(_) => failure,
+        Err(more) => Failure::Failed(format!("{failure}; and {name} is still registered: {more}")),
+    }
 }
 
 /// Two warnings about one URL, which stands first?
@@ -199,7 +221,8 @@ fn shown_manifest(asks: &Value) -> String {
     match asks.get("urls").and_then(Value::as_array) {
         Some(urls) => {
             let mut shown: Vec<String> = urls.iter().take(3).filter_map(Value::as_str).map(printable).collect();
-            let more = urls.len().saturating_sub(shown.len());
+            let count = asks.get("count").and_then(Value::as_u64).unwrap_or_default();
+            let more = count.saturating_sub(shown.len() as u64);
             shown.extend((more > 0).then(|| format!("{more} more")));
             shown.join(", ")
         }
@@ -235,16 +258,12 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
 
 /// Ends a registration; beside the daemon's answer, why the firewall could not follow.
 pub(super) fn end(daemon: &Daemon, name: &str) -> Result<(Value, Option<Failure>), Failure> {
-    let guests = daemon.ask(Question::Guests)?;
-    let mut guests = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
-    let pinned = guests
-        .find(|guest| guest.get("name").and_then(Value::as_str) == Some(name))
-        .is_some_and(|guest| guest.get("interface").is_some_and(Value::is_string));
     if !bridge::is_guest_name(name) {
         return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
     }
     let answer = daemon.ask(Question::Remove(name))?;
     let (settings, _) = Settings::load_leniently(daemon.config.config.as_deref())?;
+    let pinned = answer.get("pinned").and_then(Value::as_bool).unwrap_or(true);
     let follow = pinned && settings.firewall.is_wanted();
     let fault = if follow { firewall::apply_quietly(daemon.config.config.as_deref()).err() } else { None };
     Ok((answer, fault))

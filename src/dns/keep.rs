@@ -4,7 +4,7 @@
 
 use super::bindings::{Binding, Bindings};
 use crate::name::HostName;
-use crate::whitelist::replace::replace;
+use crate::whitelist::replace::{Attributes, replace};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};
@@ -98,7 +98,7 @@ fn save(bindings: &Bindings, path: &Path) -> io::Result<()> {
         let _ = writeln!(text, "{until} {} {guest} {} {}", binding.source, binding.address, binding.name);
     });
     text.push_str("end\n");
-    replace(path, text.as_bytes(), None, 0o600)
+    replace(path, text.as_bytes(), Attributes::PRIVATE)
 }
 
 fn load(bindings: &Bindings, path: &Path) -> io::Result<()> {

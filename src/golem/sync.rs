@@ -52,6 +52,22 @@ impl Source {
     }
 }
 
+impl Source {
+    /// As it is written down: without what only who fetches it may know, a password or a token.
+    fn shown(&self) -> String {
+        let Source::Web(url) = self else { return self.to_string() };
+        let plain = fetch::without_query(url);
+        match plain.split_once("://") {
+            Some((scheme, rest)) => {
+                let (authority, path) = rest.find('/').map_or((rest, ""), |slash| rest.split_at(slash));
+                let host = authority.rsplit('@').next().unwrap_or(authority);
+                format!("{scheme}://{host}{path}")
+            }
+            None => plain.to_owned(),
+        }
+    }
+}
+
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -132,6 +148,9 @@ pub enum SyncError {
     /// Lists that have lost much.
     #[error("{0}; if that is right, run it again with --allow-shrink. Nothing was written")]
     Shrunk(String),
+    /// New entries take in names of strangers.
+    #[error("{}; if that is meant, run it again with --allow-wide. Nothing was written", .0.join("; "))]
+    Wide(Vec<String>),
     /// A file of that name is somebody else's.
     #[error("{}: {why}", path.display())]
     NotOurs {
@@ -160,7 +179,7 @@ pub fn gather(sources: &[Source], fetcher: &Fetcher, say: &mut dyn FnMut(&str)) 
     for source in sources.iter().flat_map(fetch::spread) {
         let (name, bytes) = fetcher.get(&source, say)?;
         let digest = ring::digest::digest(&ring::digest::SHA256, &bytes);
-        gathered.origins.push(Origin { from: source.to_string(), sha256: super::hex(digest.as_ref()) });
+        gathered.origins.push(Origin { from: source.shown(), sha256: super::hex(digest.as_ref()) });
         gathered.lists.extend(unpack::lists(&name, bytes)?);
     }
     Ok(gathered)
@@ -175,6 +194,8 @@ mod tests {
         assert_eq!(Source::parse(PUBLISHED), Ok(Source::Web(PUBLISHED.to_owned())));
         assert_eq!(Source::parse("HTTPS://a.test/x.tgz"), Ok(Source::Web("HTTPS://a.test/x.tgz".to_owned())));
         assert_eq!(Source::parse("lists/strict.lst"), Ok(Source::Path("lists/strict.lst".into())));
+        let secret = Source::parse("https://me:secret@a.test:8443/x.tgz?token=t#y").unwrap();
+        assert_eq!(secret.shown(), "https://a.test:8443/x.tgz");
         for refused in ["http://a.test/strict.lst", "HTTP://a.test", "ftp://a.test/x", "file:///etc/x.lst", ""] {
             assert!(Source::parse(refused).is_err(), "{refused:?}");
         }

@@ -2,7 +2,7 @@
 //! that is below /run it is gone with the machine, and so are the guests.
 
 use super::Registered;
-use crate::whitelist::replace::replace;
+use crate::whitelist::replace::{Attributes, replace};
 use rustix::fs::OFlags;
 use std::fs::{Metadata, OpenOptions};
 use std::io::{self, Read};
@@ -44,6 +44,13 @@ pub enum KeepError {
         /// Why.
         source: serde_json::Error,
     },
+}
+
+impl KeepError {
+    /// May this user not look?
+    pub fn is_permission(&self) -> bool {
+        matches!(self, KeepError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
+    }
 }
 
 /// The folder that goes with a control socket.
@@ -101,5 +108,5 @@ pub(super) fn save(folder: &Path, guests: &[&Registered]) -> io::Result<()> {
     if !is_ours(&folder.symlink_metadata()?, folder)? {
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others may write in the folders above"));
     }
-    replace(&folder.join(FILE_NAME), &bytes, None, 0o600)
+    replace(&folder.join(FILE_NAME), &bytes, Attributes::PRIVATE)
 }

@@ -6,6 +6,7 @@ use super::diagnostic::{Diagnostic, Report, quote};
 use super::native::parse_line;
 use super::parse::{self, Rule, canonical, lines};
 use super::read::{Files, Format, SourceFile};
+use super::replace::Attributes;
 use super::{Loaded, Sink, compile, replace};
 use crate::policy::Location;
 use jiff::civil::Date;
@@ -157,21 +158,23 @@ pub fn put<S: Sink>(
     files.replace(file.name, file.new.to_vec());
     let (_, Loaded { warnings, .. }) = compile(&files, today, sink).map_err(EditError::Invalid)?;
     if write {
-        self::write(&path, file.new)?;
-        if file.old.is_none() {
-            belong_to_owner_of(dir, &path).map_err(|source| EditError::Io { path: path.clone(), source })?;
-        }
+        place(dir, &path, file.new).map_err(|source| EditError::Io { path: path.clone(), source })?;
     }
     Ok(warnings.into_iter().filter(|warning| *warning.file == *file.name).collect())
 }
 
-/// Else who owns the dir could not replace what root put there.
-fn belong_to_owner_of(dir: &Path, path: &Path) -> io::Result<()> {
-    let (dir, own) = (std::fs::metadata(dir)?, std::fs::metadata(path)?);
-    if dir.uid() == own.uid() || !rustix::process::geteuid().is_root() {
-        return Ok(());
-    }
-    std::os::unix::fs::chown(path, Some(dir.uid()), Some(dir.gid()))
+/// The file as it was, or a new one of the dir's owner, who else could not replace what root put there. All of it
+/// is done before the file has its name: who owns the dir could put a link there at any moment.
+fn place(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let attributes = match std::fs::symlink_metadata(path) {
+        Ok(meta) if meta.is_file() => Attributes::of(&meta),
+        _ => {
+            let dir = std::fs::metadata(dir)?;
+            let for_another = rustix::process::geteuid().is_root() && dir.uid() != 0;
+            Attributes { owner: for_another.then(|| (dir.uid(), dir.gid())), mode: 0o644 }
+        }
+    };
+    replace::replace(path, bytes, attributes)
 }
 
 /// The canonical form of one rule given on a command line.
@@ -252,7 +255,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), EditError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => (path.to_path_buf(), None),
         Err(error) => return Err(fail(error)),
     };
-    replace::replace(&real, bytes, like.as_ref(), 0o644).map_err(fail)
+    let attributes = like.as_ref().map_or(Attributes { owner: None, mode: 0o644 }, Attributes::of);
+    replace::replace(&real, bytes, attributes).map_err(fail)
 }
 
 /// Holds the dir against other edits until dropped.

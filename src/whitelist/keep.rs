@@ -3,7 +3,7 @@
 //! fall back to it is the daemon's decision.
 
 use super::read::{Files, MAX_FILES, MAX_TOTAL, SourceFile};
-use super::replace::replace_by;
+use super::replace::{Attributes, replace_by};
 use crate::pace;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -44,7 +44,7 @@ pub fn save(state: &Path, files: &Files) -> io::Result<()> {
     if head(&path).is_ok_and(|kept| kept.strip_prefix(MAGIC) == Some(sum.as_ref())) && restore(state).is_ok() {
         return Ok(());
     }
-    replace_by(&path, None, 0o600, |file| {
+    replace_by(&path, Attributes::PRIVATE, |file| {
         file.write_all(&[MAGIC, sum.as_ref()].concat())?;
         payload(files, &mut |piece| file.write_all(piece))
     })

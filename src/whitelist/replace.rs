@@ -10,17 +10,34 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// How the temporary names end; a dir listing that meets one is looking at a change under way.
 pub(super) const SUFFIX: &str = ".outgate-new";
 
-/// Writes `bytes` to `path`. Mode and owner are those of `like`, or `mode` and the process's own.
-/// `path` must not be a link, or the link is what gets replaced.
-pub(crate) fn replace(path: &Path, bytes: &[u8], like: Option<&Metadata>, mode: u32) -> io::Result<()> {
-    replace_by(path, like, mode, |file| file.write_all(bytes))
+/// Whose a file is, and who may use it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Attributes {
+    /// User and group; `None`: the process's own.
+    pub(crate) owner: Option<(u32, u32)>,
+    /// As chmod(2) takes it.
+    pub(crate) mode: u32,
+}
+
+impl Attributes {
+    /// The process's own, and nobody else's.
+    pub(crate) const PRIVATE: Attributes = Attributes { owner: None, mode: 0o600 };
+
+    /// Those of a file.
+    pub(super) fn of(meta: &Metadata) -> Attributes {
+        Attributes { owner: Some((meta.uid(), meta.gid())), mode: meta.mode() & 0o7777 }
+    }
+}
+
+/// Writes `bytes` to `path`. A link there is what gets replaced.
+pub(crate) fn replace(path: &Path, bytes: &[u8], attributes: Attributes) -> io::Result<()> {
+    replace_by(path, attributes, |file| file.write_all(bytes))
 }
 
 /// As [`replace`], with whatever `fill` writes.
 pub(super) fn replace_by(
     path: &Path,
-    like: Option<&Metadata>,
-    mode: u32,
+    attributes: Attributes,
     fill: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
@@ -28,7 +45,7 @@ pub(super) fn replace_by(
     let (dir, name) = (path.parent().ok_or_else(missing)?, path.file_name().ok_or_else(missing)?);
     let count = COUNTER.fetch_add(1, Ordering::Relaxed);
     let temporary = dir.join(format!(".{}.{}-{count}{SUFFIX}", name.to_string_lossy(), std::process::id()));
-    let result = write(&temporary, like, mode, fill).and_then(|()| fs::rename(&temporary, path));
+    let result = write(&temporary, attributes, fill).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
         // What went wrong first is what to report.
         let _ = fs::remove_file(&temporary);
@@ -37,24 +54,16 @@ pub(super) fn replace_by(
     File::open(dir)?.sync_all()
 }
 
-fn write(
-    path: &Path,
-    like: Option<&Metadata>,
-    mode: u32,
-    fill: impl FnOnce(&mut File) -> io::Result<()>,
-) -> io::Result<()> {
+fn write(path: &Path, attributes: Attributes, fill: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
     fill(&mut file)?;
-    if let Some(like) = like {
-        let own = file.metadata()?;
-        if (own.uid(), own.gid()) != (like.uid(), like.gid()) {
-            fchown(&file, Some(like.uid()), Some(like.gid()))?;
-        }
+    let own = file.metadata()?;
+    if let Some((user, group)) = attributes.owner.filter(|owner| *owner != (own.uid(), own.gid())) {
+        fchown(&file, Some(user), Some(group))?;
     }
-    let mode = like.map_or(mode, |like| like.mode() & 0o7777);
     // The running daemon has no chmod(2), and makes private files alone.
-    if file.metadata()?.mode() & 0o7777 != mode {
-        file.set_permissions(Permissions::from_mode(mode))?;
+    if own.mode() & 0o7777 != attributes.mode {
+        file.set_permissions(Permissions::from_mode(attributes.mode))?;
     }
     file.sync_all()
 }

@@ -2,7 +2,7 @@
 //! and told by the daemon to the command line. What counts as used is for `policy`.
 
 use super::keep::{KeepError, checksum};
-use super::replace::replace;
+use super::replace::{Attributes, replace};
 use super::{Fingerprint, Rules};
 use crate::policy::Mark;
 use jiff::Timestamp;
@@ -43,7 +43,7 @@ pub fn save(state: &Path, kept: &Kept) -> io::Result<()> {
     let mut payload = kept.since.as_second().to_le_bytes().to_vec();
     payload.extend(kept.used.iter().flat_map(|mark| mark.0.to_le_bytes()));
     let bytes = [MAGIC, &checksum(&payload), &payload].concat();
-    replace(&state.join(FILE_NAME), &bytes, None, 0o600)
+    replace(&state.join(FILE_NAME), &bytes, Attributes::PRIVATE)
 }
 
 /// Reads back what [`save`] kept.

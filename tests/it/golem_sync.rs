@@ -171,7 +171,7 @@ fn lists_come_from_urls_files_and_folders_and_are_joined() {
     let ran = desk.sync(&["--from", &strict, "--from", &regex, "--json"]).good();
     let answer: Value = serde_json::from_str(&ran.out).unwrap();
     let words = ["changed", "written", "entries", "source"].map(|key| answer[key].clone());
-    assert_eq!(words, [json!(true), json!(true), json!(4), json!([strict, regex])]);
+    assert_eq!(words, [json!(true), json!(true), json!(4), json!([strict.trim_end_matches("?v=1"), regex])]);
     assert_eq!(answer["added"][3], json!({"domain": "^geth[0-9]*\\.golem\\.network$", "match": "regex"}));
     assert_eq!((&answer["removed"], &answer["file"]), (&json!([]), &json!(desk.file())));
 
@@ -313,9 +313,13 @@ impl Signer {
 
     /// Over the bytes, or over their hash as minisign does it today.
     fn sign(&self, bytes: &[u8], hashed: bool) -> String {
+        self.sign_as("timestamp:1", bytes, hashed)
+    }
+
+    /// With a comment of this text, as minisign writes it.
+    fn sign_as(&self, comment: &str, bytes: &[u8], hashed: bool) -> String {
         let (algorithm, message) = if hashed { (b"ED", blake2b(bytes)) } else { (b"Ed", bytes.to_vec()) };
         let signature = self.pair.sign(&message);
-        let comment = "timestamp:1";
         let whole = self.pair.sign(&[signature.as_ref(), comment.as_bytes()].concat());
         format!(
             "untrusted comment: any\n{}\ntrusted comment: {comment}\n{}\n",
@@ -372,10 +376,19 @@ fn each_of_several_files_has_its_signature_beside_it() {
     for (name, text) in [("strict.lst", STRICT), ("regex.lst", REGEX)] {
         fs::write(desk.path(name), text).unwrap();
     }
-    fs::write(desk.path("strict.lst.minisig"), signer.sign(STRICT.as_bytes(), true)).unwrap();
+    let sign = |name: &str, text: &str, said: &str| {
+        let signature = signer.sign_as(&format!("timestamp:1\tfile:{said}\thashed"), text.as_bytes(), true);
+        fs::write(desk.path(&format!("{name}.minisig")), signature).unwrap();
+    };
+    sign("strict.lst", STRICT, "strict.lst");
     let both = ["--from", "strict.lst", "--from", "regex.lst", "--public-key", &key];
     desk.sync(&both).failed("regex.lst.minisig: No such file");
-    fs::write(desk.path("regex.lst.minisig"), signer.sign(REGEX.as_bytes(), true)).unwrap();
+    // Hosts that are served as regexes, under a signature that is good.
+    fs::copy(desk.path("strict.lst"), desk.path("regex.lst")).unwrap();
+    sign("regex.lst", STRICT, "strict.lst");
+    desk.sync(&both).failed("its trusted comment does not say `file:regex.lst`");
+    fs::write(desk.path("regex.lst"), REGEX).unwrap();
+    sign("regex.lst", REGEX, "regex.lst");
     desk.sync(&both).good();
 }
 
@@ -408,6 +421,28 @@ fn no_sync_empties_a_list_and_only_a_word_shrinks_it() {
     assert_eq!(desk.list(), before);
     let ran = sync("crates.io\n", REGEX, &["--allow-shrink"]).good();
     assert!(ran.out.starts_with("- ipfs.io (strict)\n- 10.1.2.3 (strict)\n"), "{}", ran.out);
+}
+
+#[test]
+fn a_list_that_would_let_in_strangers_takes_a_word() {
+    let desk = Desk::synced();
+    let before = desk.list();
+    let sync = |regex: &str, more: &[&str]| {
+        let regex = format!("{REGEX}{regex}\n");
+        desk.from(desk.archive(STRICT, &regex).to_str().unwrap(), more)
+    };
+    for wide in [".*", "golem", "\\.network$"] {
+        sync(wide, &["--offline-ok", "--allow-shrink"]).failed("run it again with --allow-wide");
+        assert_eq!(desk.list(), before, "{wide}");
+    }
+    sync("^own\\.example\\.org$", &[]).good();
+    sync(".*", &["--allow-wide"]).good();
+    // One that is in force already is no news.
+    desk.from(
+        desk.archive("ipfs.io\n10.1.2.3\ncrates.io\n", &format!("{REGEX}.*\n")).to_str().unwrap(),
+        &["--allow-shrink"],
+    )
+    .good();
 }
 
 #[test]

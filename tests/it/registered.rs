@@ -90,7 +90,7 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
     let said = added(&outgate, &["one", "--address", "10.42.42.2", "--manifest", &one]);
     assert_eq!(
         said,
-        "one is registered: https://good.test/x, http://good.test/ within what the list has, by the Everyone rule\n"
+        "one is registered: https://good.test/, http://good.test/ within what the list has, by the Everyone rule\n"
     );
     added(&outgate, &["two", "--address", "10.42.42.3", "--manifest", &two]);
     for (guest, own, others) in
@@ -341,6 +341,8 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     outgate.await_ready();
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest", "at a start the configuration comes first");
     assert!(outgate.errors().contains("there is a guest vm-2 already"), "{}", outgate.errors());
+    let kept = fs::read_to_string(outgate.path("control.sock.guests/guests.json")).unwrap();
+    assert_eq!(kept, "[]", "and the registration is over");
 }
 
 #[test]
@@ -382,7 +384,10 @@ fn the_control_socket_takes_guests_from_scripts_and_refuses_what_it_does_not_und
     assert_eq!(control(&outgate, "PUT", "/guests", "").0, 405);
     assert_eq!(control(&outgate, "GET", "/guests/vm", "").0, 405);
     assert_eq!(control(&outgate, "DELETE", "/guests/nobody", "").0, 422);
-    assert_eq!(control(&outgate, "DELETE", "/guests/vm", ""), (200, json!({"name": "vm", "revoked": 0})));
+    assert_eq!(
+        control(&outgate, "DELETE", "/guests/vm", ""),
+        (200, json!({"name": "vm", "revoked": 0, "pinned": false}))
+    );
     assert_eq!(names(&outgate), Vec::<String>::new());
 }
 
@@ -419,6 +424,67 @@ fn shell_mode(path: &Path, mode: u32) {
 }
 
 #[test]
+fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
+    let Some(world) = World::new() else { return };
+    let mut outgate = world.setup("good.test\n").tables("[firewall]\nguest_interfaces = [\"tap7\"]").write();
+    outgate.launch();
+    outgate.await_admin(|response| response.status != 0);
+    let vm = json!({"name": "vm", "addresses": ["10.42.42.2"], "interface": "tap7"}).to_string();
+    assert_eq!(control(&outgate, "POST", "/guests", &vm).0, 200);
+    let kept = outgate.path("control.sock.guests/guests.json");
+    let sound = fs::read_to_string(&kept).unwrap();
+    let firewall = |outgate: &Outgate| {
+        let done =
+            outgate.command(&["firewall", "print", "--config", outgate.config().to_str().unwrap()]).output().unwrap();
+        let text = String::from_utf8(done.stdout).unwrap() + &String::from_utf8(done.stderr).unwrap();
+        (done.status.code().unwrap(), text)
+    };
+    let (code, said) = firewall(&outgate);
+    assert!(code == 0 && said.contains("10.42.42.2"), "{said}");
+    fs::write(&kept, sound.replace("tap7", "tap7\\\" : accept }\\ninclude \\\"/etc/shadow\\\"")).unwrap();
+    let (code, said) = firewall(&outgate);
+    assert!(code == 1 && said.contains("is no name of a network interface") && !said.contains("table inet"), "{said}");
+    // And who may not look is told so.
+    fs::write(&kept, &sound).unwrap();
+    assert!(outgate.stop().success());
+    fs::write(&kept, "[{").unwrap();
+    outgate.launch();
+    assert_eq!(outgate.ended().code(), Some(1));
+    assert!(outgate.errors().contains("remove it and register them again"), "{}", outgate.errors());
+}
+
+#[test]
+fn a_provider_that_is_not_understood_holds_up_no_other_change() {
+    let Some(world) = World::new() else { return };
+    let outgate = provider(&world, "", &["good.test"], "all");
+    let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
+    let rules = outgate.path("provider/rules.json");
+    fs::remove_file(&rules).unwrap();
+    let fifo = std::process::Command::new("mkfifo").arg(&rules).status().unwrap();
+    assert!(fifo.success());
+    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &asks], "rules.json: cannot be read: is not a regular file");
+    added(&outgate, &["plain", "-a", "10.42.42.2"]);
+}
+
+#[test]
+fn readers_of_the_control_socket_keep_nobody_from_changing_something() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    // Root's own connections are those that may change something, so it is they that are bounded here.
+    let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(outgate.path("control.sock")).unwrap()).collect();
+    let closed = silent.iter().filter(|stream| {
+        stream.set_read_timeout(Some(std::time::Duration::from_secs(2))).unwrap();
+        matches!((&mut &**stream).read(&mut [0]), Ok(0) | Err(_)) && {
+            let error = (&mut &**stream).read(&mut [0]);
+            !matches!(error, Err(error) if error.kind() == std::io::ErrorKind::WouldBlock)
+        }
+    });
+    assert!(closed.count() >= 20, "those over the bound are closed and do not wait");
+    drop(silent);
+    eventually("there is a place again", || guest(&outgate, &["list"]).code == 0);
+}
+
+#[test]
 fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let Some(whole) = Whole::new() else { return };
     let outgate = whole.start(whole.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
@@ -442,8 +508,29 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let socket = whole.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
     socket.send_to(b"x", "11.0.0.66:9").unwrap();
     eventually("a spoofed packet is dropped", || whole.net.counted("spoofed") > before);
-    assert_eq!(run(&["remove", "one"]).code, 0);
-    assert_eq!(run(&["remove", "three"]).code, 0);
+    // `firewall apply` with the guests alone that are kept, as its unit does it.
+    whole.apply(&outgate);
+    outgate.admin("/readyz").filter(|response| response.status == 200).expect("still that of all guests");
+    // A list that is broken keeps no guest from being held.
+    fs::write(outgate.whitelist().join("bad.rules"), "no rule at all\n").unwrap();
+    let four = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one]);
+    assert!(
+        four.code == 0 && four.out.contains("what is refused all the same is not known"),
+        "{}{}",
+        four.out,
+        four.err
+    );
+    assert_eq!(whole.four.https(GOOD, "good.test").unwrap(), 200);
+    fs::remove_file(outgate.whitelist().join("bad.rules")).unwrap();
+    // What the firewall does not take is not registered; what was there before stays.
+    let socket = outgate.path("control.sock");
+    let other = run(&["add", "five", "-a", "10.43.0.5", "-i", "r5", "--socket", "/nowhere.sock"]);
+    assert!(other.code == 2 && other.err.contains("name it with --config"), "{}", other.err);
+    let same = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one, "--socket", socket.to_str().unwrap()]);
+    assert!(same.out.contains("just so"), "{}{}", same.out, same.err);
+    for name in ["one", "three", "four"] {
+        assert_eq!(run(&["remove", name]).code, 0);
+    }
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("and without them again");
     assert!(whole.one.https(GOOD, "good.test").is_err());
     whole.assert_tight();

@@ -19,8 +19,9 @@ use std::time::Duration;
 ///
 /// Fetches it, checks it, shows what it changes, and writes it to golem-published.json in [whitelist].dir, which is
 /// the one file that this command writes. A running daemon sees the change by itself. Nothing is written if a list
-/// is invalid, has no entries, or lacks more than half of those in force, nor over a file that it did not write.
-/// Goes through the proxy that HTTPS_PROXY names. Exit code 0 if the list is up to date now, 1 if not.
+/// is invalid, has no entries, lacks more than half of those in force, or gains a regex that takes in names of
+/// strangers, nor over a file that it did not write. Goes through the proxy that HTTPS_PROXY names. Exit code 0 if
+/// it went as asked (--dry-run writes nothing, --offline-ok takes silence for an answer), 1 if not.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -45,6 +46,9 @@ pub(super) struct Arguments {
     /// Write it also if it lacks more than half of the entries in force, or all of one kind
     #[arg(long)]
     allow_shrink: bool,
+    /// Write it also if new regexes take in names of unrelated owners
+    #[arg(long)]
+    allow_wide: bool,
     /// Exit code 0, with a warning, if a source cannot be reached; for timers
     #[arg(long)]
     offline_ok: bool,
@@ -86,7 +90,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let default = [Source::Web(PUBLISHED.to_owned())];
     let sources = if arguments.from.is_empty() { &default[..] } else { &arguments.from };
     let fetcher = Fetcher::new(key, Duration::from_secs(arguments.timeout));
-    let update = match prepare(dir, sources, &fetcher, arguments.allow_shrink) {
+    let update = match prepare(dir, sources, &fetcher, arguments) {
         Ok(update) => update,
         Err(error @ SyncError::Unreachable { .. }) if arguments.offline_ok => {
             tell(&format!("outgate: warning: {error}"));
@@ -117,7 +121,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 }
 
 /// Brings the lists and holds them against the file of the last time.
-fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, shrink: bool) -> Result<Update, SyncError> {
+fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, arguments: &Arguments) -> Result<Update, SyncError> {
     let current = merge::current(dir)?;
     let mut say = |what: &str| {
         if io::stderr().is_terminal() {
@@ -126,7 +130,10 @@ fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, shrink: bool) -> R
     };
     let gathered = sync::gather(sources, fetcher, &mut say)?;
     let entries = bridge::published(&gathered)?;
-    let change = merge::change(current.as_ref(), &entries, shrink)?;
+    let change = merge::change(current.as_ref(), &entries, arguments.allow_shrink)?;
+    if !arguments.allow_wide {
+        merge::narrow(&change)?;
+    }
     Ok(Update { current, gathered, entries, change })
 }
 

@@ -103,6 +103,9 @@ impl Fetcher {
         let beside = signature_of(source);
         let text = self.bytes(&beside, MAX_INPUT, say).map_err(|error| match error {
             SyncError::Failed { from, why } => SyncError::Signature { from, why },
+            SyncError::TooLarge { from, .. } => {
+                SyncError::Signature { from, why: "no signature is so large".to_owned() }
+            }
             SyncError::Io { path, source } => {
                 SyncError::Signature { from: path.display().to_string(), why: source.to_string() }
             }
@@ -112,7 +115,15 @@ impl Fetcher {
         let text = std::str::from_utf8(&text).map_err(|_| wrong("no minisign signature".to_owned()))?;
         let signature = Signature::decode(text).map_err(|error| wrong(format!("no minisign signature: {error}")))?;
         // Signatures of the bytes rather than of their hash are as good, and other programs than minisign make them.
-        key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature does not hold: {error}")))
+        key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature does not hold: {error}")))?;
+        // Hosts and regexes are told apart by the name of a list, which whoever serves it could change.
+        match file_name(source) {
+            Some(name) if name.ends_with(".lst") && !is_for(signature.trusted_comment(), name) => {
+                let why = format!("its trusted comment does not say `file:{name}`, as minisign's own comments do");
+                Err(wrong(format!("{why}; sign it under this name, or sign an archive")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn download(&self, url: &str, limit: u64) -> Result<Vec<u8>, SyncError> {
@@ -127,6 +138,19 @@ impl Fetcher {
         }
         let body = answer.body_mut().with_config().limit(limit).read_to_vec();
         body.map_err(|error| explained(url, error, limit))
+    }
+}
+
+/// Does the comment, which is signed too, name the file?
+fn is_for(comment: &str, name: &str) -> bool {
+    comment.split_whitespace().filter_map(|word| word.strip_prefix("file:")).any(|file| file == name)
+}
+
+/// What a source is called, without what stands in front.
+fn file_name(source: &Source) -> Option<&str> {
+    match source {
+        Source::Web(url) => without_query(url).rsplit('/').next(),
+        Source::Path(path) => path.file_name()?.to_str(),
     }
 }
 
@@ -218,7 +242,7 @@ fn signature_of(source: &Source) -> Source {
     }
 }
 
-fn without_query(url: &str) -> &str {
+pub(super) fn without_query(url: &str) -> &str {
     url.split(['?', '#']).next().unwrap_or(url)
 }
 
@@ -227,6 +251,16 @@ mod tests {
     use super::*;
     use base64::Engine;
     use base64::engine::general_purpose::STANDARD;
+
+    #[test]
+    fn a_signature_says_which_list_it_is_of() {
+        assert!(is_for("timestamp:1700000000\tfile:strict.lst\thashed", "strict.lst"));
+        for comment in ["timestamp:1700000000\tfile:regex.lst\thashed", "strict.lst", "", "file:strict.lst.old"] {
+            assert!(!is_for(comment, "strict.lst"), "{comment}");
+        }
+        let web = Source::Web("https://a.test/x/strict.lst?file=regex.lst".into());
+        assert_eq!(file_name(&web), Some("strict.lst"));
+    }
 
     #[test]
     fn a_signature_stands_beside_its_source() {

@@ -73,7 +73,8 @@ pub fn entries(gathered: &Gathered, today: Date) -> Result<Vec<Entry>, SyncError
     let lists = gathered.lists.iter().map(|list| (list.name.as_str(), list.text.as_slice()));
     let files = Files::from_memory(lists);
     let listed: Vec<_> = whitelist::list(&files, today).map_err(SyncError::Invalid)?.collect();
-    let (regexes, hosts): (Vec<&List>, Vec<&List>) = gathered.lists.iter().partition(|list| is_regexes(&list.name));
+    let (regexes, hosts): (Vec<&List>, Vec<&List>) =
+        gathered.lists.iter().partition(|list| whitelist::is_of_regexes(&list.name));
     let (mut seen, mut entries) = (HashSet::new(), Vec::new());
     for (lists, matching) in [(hosts, Matching::Strict), (regexes, Matching::Regex)] {
         for list in lists {
@@ -86,11 +87,6 @@ pub fn entries(gathered: &Gathered, today: Date) -> Result<Vec<Entry>, SyncError
         }
     }
     if entries.is_empty() { Err(SyncError::Empty) } else { Ok(entries) }
-}
-
-/// As the whitelist tells its files apart.
-fn is_regexes(name: &str) -> bool {
-    name.rsplit('/').next().unwrap_or(name).contains("regex")
 }
 
 /// The file of the last time, if there is one.
@@ -151,6 +147,18 @@ pub fn change(current: Option<&Current>, entries: &[Entry], shrink: bool) -> Res
         }
     }
     Ok(Change { added, removed })
+}
+
+/// Which of the new entries take in names of strangers, each with an example.
+///
+/// # Errors
+/// [`SyncError::Wide`], if any.
+pub fn narrow(change: &Change) -> Result<(), SyncError> {
+    let regexes = change.added.iter().filter(|entry| entry.matching == Matching::Regex);
+    let wide: Vec<String> = regexes
+        .filter_map(|entry| Some(format!("the new regex {:?} {}", entry.domain, whitelist::breadth(&entry.domain)?)))
+        .collect();
+    if wide.is_empty() { Ok(()) } else { Err(SyncError::Wide(wide)) }
 }
 
 /// The file with these entries, one a line.
