@@ -122,7 +122,7 @@ const LINE: &str = "/run/outgate-firewall/lock";
 /// the guests of before. Where no lock is to be had, as on a read-only system, the firewall matters more.
 fn in_line() -> Option<Lock> {
     let line = Path::new(LINE);
-    // The firewall's unit has it made; where it cannot be, the lock fails.
+    // systemd-tmpfiles has made it, for a unit that could not; where it cannot be made, the lock fails.
     let _ = line.parent().map(|folder| DirBuilder::new().mode(0o700).create(folder));
     Lock::wait(line).ok()
 }

@@ -535,6 +535,13 @@ def registered(provider, status):
     assert "here" in said and "drwx------ 2 outgate outgate" in said, said
     assert status("second.test") == "502", provider.journal()
     provider.do("outgate guest remove here")
+    # Pinned, also by the unit, which has fewer privileges than who adds.
+    provider.do("outgate guest add pinned --address 10.99.0.9 --interface tap99; systemctl reload outgate-firewall.service", 90)
+    held = provider.do("nft list ruleset")
+    assert "10.99.0.9" in held, held
+    provider.do("outgate firewall status; outgate guest remove pinned; outgate firewall status")
+    assert "10.99.0.9" not in provider.do("nft list table inet outgate")
+    provider.ready()
 
 
 def golem(provider):
