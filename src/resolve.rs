@@ -14,6 +14,7 @@ pub mod floor;
 mod hosts;
 mod locality;
 mod lookup;
+mod server;
 mod tell;
 mod upstream;
 mod vet;
@@ -22,6 +23,7 @@ mod vet;
 mod tests;
 
 pub use answer::{Answer, Family, LookupError};
+pub use server::{Channel, NameServer};
 pub use tell::Told;
 pub use upstream::Kind;
 pub use vet::VetError;
@@ -58,8 +60,8 @@ const FILE_CHECK: Duration = Duration::from_secs(5);
 /// `[resolver]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverSettings {
-    /// Servers for plain DNS (UDP, TCP where truncated); empty: those of `/etc/resolv.conf`.
-    pub servers: Vec<SocketAddr>,
+    /// In the order in which they are asked; empty: those of `/etc/resolv.conf`.
+    pub servers: Vec<NameServer>,
     /// Names found in this file (hosts(5)) are not asked upstream.
     pub hosts_file: Option<PathBuf>,
     /// A server that has not answered after this is taken for dead; a lookup lasts twice this at most.

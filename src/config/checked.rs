@@ -3,7 +3,7 @@
 
 use super::diagnostic::Problems;
 use super::raw::{Given, List, Raw};
-use super::values::{self, Server, Zero};
+use super::values::{self, Zero};
 use super::{GolemSettings, Settings, WHITELIST_DIR, firewall, guests, listeners};
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
@@ -135,11 +135,10 @@ fn check_resolver(
 ) -> ResolverSettings {
     for item in raw.resolver.servers.iter().flat_map(|list| list.get_ref()) {
         match values::server(item.get_ref()) {
-            Ok(Server::Plain(address)) if settings.servers.contains(&address) => {
-                problems.warn(item.span(), format!("{address} is in the list twice"));
+            Ok(server) if settings.servers.contains(&server) => {
+                problems.warn(item.span(), format!("{server} is in the list twice"));
             }
-            Ok(Server::Plain(address)) => settings.servers.push(address),
-            Ok(Server::Encrypted) => {}
+            Ok(server) => settings.servers.push(server),
             Err(wrong) => problems.error(item.span(), wrong),
         }
     }

@@ -2,6 +2,7 @@
 
 use super::raw::KEYS;
 use super::*;
+use crate::resolve::NameServer;
 
 const SHIPPED: &str = include_str!("../../packaging/outgate.toml");
 
@@ -116,7 +117,10 @@ fn every_key_is_read() {
     assert_eq!(settings.listen.admin, None);
     assert_eq!(settings.listen.control.as_deref(), Some(Path::new("/etc/outgate/control.sock")));
     assert_eq!(settings.whitelist_dir.as_deref(), Some(Path::new("/etc/outgate/lists")));
-    assert_eq!(settings.resolver.servers, ["9.9.9.9:53".parse().unwrap(), "127.0.0.1:5353".parse().unwrap()]);
+    assert_eq!(
+        settings.resolver.servers,
+        ["9.9.9.9:53", "127.0.0.1:5353"].map(|server| NameServer::plain(server.parse().unwrap()))
+    );
     assert_eq!(settings.resolver.hosts_file.as_deref(), Some(Path::new("/etc/hosts")));
     assert_eq!(settings.resolver.timeout, Duration::from_millis(500));
     assert_eq!(settings.floor_permitted, nets(&["10.0.0.5/32", "fd00:1::/32"]));

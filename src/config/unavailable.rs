@@ -11,14 +11,13 @@ use std::ops::Range;
 /// Reports every such key that is set to something.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
-    let keys: [(&str, Option<Range<usize>>); 7] = [
+    let keys: [(&str, Option<Range<usize>>); 6] = [
         ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
         ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
         ("[listen].admin_tls (metrics over TLS)", text(&listen.admin_tls)),
         ("[tls].certificate", text(&raw.tls.certificate)),
         ("[tls].key", text(&raw.tls.key)),
         ("[tls].client_ca", text(&raw.tls.client_ca)),
-        ("DNS over TLS or HTTPS", encrypted_server(raw)),
     ];
     for (key, span) in keys {
         if let Some(span) = span {
@@ -33,9 +32,4 @@ fn list<T>(key: &List<T>) -> Option<Range<usize>> {
 
 fn text(key: &Given<String>) -> Option<Range<usize>> {
     key.as_ref().filter(|text| !text.get_ref().is_empty()).map(toml::Spanned::span)
-}
-
-fn encrypted_server(raw: &Raw) -> Option<Range<usize>> {
-    let servers = raw.resolver.servers.as_ref()?.get_ref();
-    servers.iter().find(|server| server.get_ref().contains("://")).map(toml::Spanned::span)
 }

@@ -2,6 +2,8 @@
 //! whoever calls knows the place in the file.
 
 use super::diagnostic::nearest;
+use crate::name::HostName;
+use crate::resolve::{Channel, NameServer};
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -56,51 +58,53 @@ pub(super) fn net(text: &str) -> Result<IpNet, String> {
     }
 }
 
-/// A DNS server as configured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Server {
-    /// `ip[:port]`.
-    Plain(SocketAddr),
-    /// `tls://` or `https://`, sound in form.
-    Encrypted,
-}
-
 /// Reads one of `[resolver].servers`.
-pub(super) fn server(text: &str) -> Result<Server, String> {
+pub(super) fn server(text: &str) -> Result<NameServer, String> {
     let Some((scheme, rest)) = text.split_once("://") else {
-        return plain_server(text).map(Server::Plain).ok_or_else(|| {
+        return address_or(text, 53).map(NameServer::plain).ok_or_else(|| {
             format!(
                 "{text:?} is not the address of a DNS server; write for example \"9.9.9.9\" or \"[2620:fe::fe]:53\""
             )
         });
     };
-    let (form, address) = match scheme {
-        "tls" => ("tls://ip[:port]#name", rest.split_once('#').filter(|(_, name)| is_name(name)).map(|(ip, _)| ip)),
+    let (place, name) = rest.split_once('#').unwrap_or((rest, ""));
+    let name = HostName::parse(name).ok();
+    let (form, server) = match scheme {
+        "tls" => {
+            let of = |name| Some(NameServer { address: address_or(place, 853)?, channel: Channel::Tls { name } });
+            ("tls://ip[:port]#name", name.and_then(of))
+        }
         "https" => {
-            let named = rest.split_once('#').filter(|(_, name)| is_name(name));
-            ("https://ip/dns-query#name", named.and_then(|(url, _)| url.split_once('/')).map(|(ip, _)| ip))
+            let (place, path) = place.find('/').map_or((place, ""), |slash| place.split_at(slash));
+            let path = Some(path).filter(|path| is_path(path)).map(Box::from);
+            let of = |(name, path)| {
+                let channel = Channel::Https { name, path };
+                Some(NameServer { address: address_or(place, 443)?, channel })
+            };
+            ("https://ip[:port]/dns-query#name", name.zip(path).and_then(of))
         }
         _ => return Err(format!("{text:?}: DNS servers are \"ip[:port]\", \"tls://…\" or \"https://…\"")),
     };
-    match address.and_then(plain_server) {
-        Some(_) => Ok(Server::Encrypted),
-        None => Err(format!("{text:?} is not of the form \"{form}\"")),
-    }
+    let why = "is not of the form";
+    server.ok_or_else(|| format!("{text:?} {why} \"{form}\"; the name is the one on the server's certificate"))
 }
 
-fn plain_server(text: &str) -> Option<SocketAddr> {
+fn address_or(text: &str, port: u16) -> Option<SocketAddr> {
     let bracketed = text.strip_prefix('[').and_then(|rest| rest.strip_suffix(']'));
     let address = match (bracketed, text.parse::<IpAddr>()) {
-        (Some(inner), _) => SocketAddr::new(IpAddr::V6(inner.parse().ok()?), 53),
-        (None, Ok(address)) => SocketAddr::new(address, 53),
+        (Some(inner), _) => SocketAddr::new(IpAddr::V6(inner.parse().ok()?), port),
+        (None, Ok(address)) => SocketAddr::new(address, port),
         (None, Err(_)) => text.parse::<SocketAddr>().ok()?,
     };
     let ip = address.ip();
     (address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()).then_some(address)
 }
 
-fn is_name(text: &str) -> bool {
-    crate::name::HostName::parse(text).is_ok()
+/// A path as it goes into a request: no templates (RFC 8484 §4.1.1 is for those who ask by GET).
+fn is_path(text: &str) -> bool {
+    text.len() > 1
+        && text.len() <= 256
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-._~%".contains(&byte))
 }
 
 /// Reads a number within a range, both ends included.
@@ -202,19 +206,18 @@ mod tests {
 
     #[test]
     fn dns_servers_are_addresses_in_three_forms() {
-        let plain = |text: &str| match server(text) {
-            Ok(Server::Plain(address)) => address.to_string(),
-            other => format!("{other:?}"),
-        };
-        assert_eq!(plain("9.9.9.9"), "9.9.9.9:53");
-        assert_eq!(plain("127.0.0.1:5353"), "127.0.0.1:5353");
-        assert_eq!(plain("2620:fe::fe"), "[2620:fe::fe]:53");
-        assert_eq!(plain("[2620:fe::fe]"), "[2620:fe::fe]:53");
-        assert_eq!(plain("[2620:fe::fe]:54"), "[2620:fe::fe]:54");
-        for text in
-            ["tls://9.9.9.9#dns.quad9.net", "tls://[2620:fe::fe]:853#dns.quad9.net", "https://9.9.9.9/dns-query#q.net"]
-        {
-            assert_eq!(server(text), Ok(Server::Encrypted), "{text}");
+        for (text, read) in [
+            ("9.9.9.9", "9.9.9.9:53"),
+            ("127.0.0.1:5353", "127.0.0.1:5353"),
+            ("2620:fe::fe", "[2620:fe::fe]:53"),
+            ("[2620:fe::fe]", "[2620:fe::fe]:53"),
+            ("[2620:fe::fe]:54", "[2620:fe::fe]:54"),
+            ("tls://9.9.9.9#dns.Quad9.net", "tls://9.9.9.9:853#dns.quad9.net"),
+            ("tls://[2620:fe::fe]:8853#dns.quad9.net", "tls://[2620:fe::fe]:8853#dns.quad9.net"),
+            ("https://9.9.9.9/dns-query#q.net", "https://9.9.9.9:443/dns-query#q.net"),
+            ("https://[2620:fe::fe]:8443/a/b#q.net", "https://[2620:fe::fe]:8443/a/b#q.net"),
+        ] {
+            assert_eq!(server(text).map(|server| server.to_string()), Ok(read.to_owned()), "{text}");
         }
         for text in [
             "dns.google",

@@ -4,6 +4,7 @@
 use super::answer::{Answer, Family, LookupError};
 use super::cache::{Flight, Outcome};
 use super::hosts::Hosts;
+use super::server::NameServer;
 use super::upstream::{FAILURE_TTL, Kind, Upstreams};
 use super::{ResolveSetupError, ResolverSettings};
 use crate::name::HostName;
@@ -136,7 +137,7 @@ fn failure_lifetime(v4: &Option<Family>, v6: &Option<Family>, now: Instant) -> D
 pub(super) struct Sources {
     settings: ResolverSettings,
     upstreams: Arc<Upstreams>,
-    servers: Vec<SocketAddr>,
+    servers: Vec<NameServer>,
     hosts: Arc<Hosts>,
     resolv_conf: Option<Stamp>,
     hosts_file: Option<Stamp>,
@@ -198,12 +199,14 @@ const RESOLV_CONF: &str = "/etc/resolv.conf";
 
 /// The servers of resolv.conf(5), on port 53. None, loudly, where the file cannot be used: it comes
 /// and goes with the network, and outgate starts before that.
-fn system_servers(path: &Path) -> Vec<SocketAddr> {
+fn system_servers(path: &Path) -> Vec<NameServer> {
     let parsed = std::fs::read(path)
         .map_err(|error| error.to_string())
         .and_then(|text| hickory_resolver::system_conf::parse_resolv_conf(text).map_err(|error| error.to_string()));
     match parsed {
-        Ok((config, _)) => config.name_servers().iter().map(|server| SocketAddr::new(server.ip, 53)).collect(),
+        Ok((config, _)) => {
+            config.name_servers().iter().map(|server| NameServer::plain(SocketAddr::new(server.ip, 53))).collect()
+        }
         Err(error) => {
             tracing::error!(file = %path.display(), error, "no DNS server: lookups fail until the file names one");
             Vec::new()
@@ -237,7 +240,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         writeln!(file, "search corp.example\nnameserver 11.0.0.53\noptions ndots:5\nnameserver 2a00::53").unwrap();
         let servers = system_servers(file.path());
-        assert_eq!(servers, ["11.0.0.53:53".parse().unwrap(), "[2a00::53]:53".parse().unwrap()]);
+        assert_eq!(servers, ["11.0.0.53:53", "[2a00::53]:53"].map(|server| NameServer::plain(server.parse().unwrap())));
     }
 
     #[test]

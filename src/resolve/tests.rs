@@ -41,7 +41,7 @@ struct World {
 const TIMEOUT: Duration = Duration::from_millis(1000);
 
 fn settings(servers: &[&Server]) -> ResolverSettings {
-    let servers = servers.iter().map(|server| server.address).collect();
+    let servers = servers.iter().map(|server| NameServer::plain(server.address)).collect();
     ResolverSettings { servers, hosts_file: None, timeout: TIMEOUT }
 }
 

@@ -3,6 +3,7 @@
 //! the first SERVFAIL and asks a dead server anew for every name.
 
 use super::answer::{Family, LookupError, MAX_PER_FAMILY};
+use super::server::{Channel, NameServer};
 use crate::name::HostName;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
@@ -11,7 +12,9 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver as Hickory, TokioResolver};
-use std::net::{IpAddr, SocketAddr};
+use rustls::crypto::ring;
+use rustls::{ClientConfig, RootCertStore};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -29,6 +32,8 @@ const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::fr
 pub(super) const FAILURE_TTL: Duration = Duration::from_secs(2);
 /// How long a flow or a query that could be served an outdated answer waits for a new one.
 const STALE_PATIENCE: Duration = Duration::from_millis(1800);
+/// What is said of a server that was silent.
+const NO_ANSWER: &str = "no answer in time";
 /// Names followed within one answer; hickory itself follows eight across answers.
 const MAX_CHAIN: usize = 16;
 
@@ -42,7 +47,7 @@ pub(super) struct Upstreams {
 
 #[derive(Debug)]
 struct Server {
-    address: SocketAddr,
+    what: NameServer,
     resolver: TokioResolver,
     /// Milliseconds after `Upstreams::started` until which the server is asked last; 0: it is well.
     sick_until: AtomicU64,
@@ -59,13 +64,15 @@ pub enum Kind {
 
 impl Upstreams {
     /// Prepares to ask `servers`; nothing is sent yet. A server is taken for dead after `timeout`.
-    pub(super) fn new(servers: &[SocketAddr], timeout: Duration) -> Result<Upstreams, NetError> {
+    pub(super) fn new(servers: &[NameServer], timeout: Duration) -> Result<Upstreams, NetError> {
+        let servers = servers.get(..MAX_SERVERS).unwrap_or(servers);
+        // Read once for all of them; without one that shows a certificate they are not needed.
+        let tls = servers.iter().any(NameServer::is_encrypted).then(trusting).transpose()?;
         let servers = servers
             .iter()
-            .take(MAX_SERVERS)
-            .map(|address| {
-                let resolver = hickory(*address, timeout)?;
-                Ok(Server { address: *address, resolver, sick_until: AtomicU64::new(0) })
+            .map(|server| {
+                let resolver = hickory(server, tls.as_ref(), timeout)?;
+                Ok(Server { what: server.clone(), resolver, sick_until: AtomicU64::new(0) })
             })
             .collect::<Result<_, NetError>>()?;
         Ok(Upstreams { servers, timeout, started: Instant::now() })
@@ -118,7 +125,7 @@ impl Upstreams {
                                 silent
                                     .iter()
                                     .take_while(|other| **other != index)
-                                    .for_each(|other| self.mark_sick(*other));
+                                    .for_each(|other| self.mark_sick(*other, NO_ANSWER));
                                 return knowledge;
                             }
                         }
@@ -143,12 +150,20 @@ impl Upstreams {
         let asked = tokio::time::timeout(self.timeout, server.resolver.lookup(name.clone(), wanted)).await;
         let result = match asked {
             Ok(Ok(lookup)) => addresses(&lookup, &name, kind),
-            Ok(Err(error)) => Err(Absence::of(&error)),
-            Err(_) => Err(Absence::from(LookupError::Timeout)),
+            Ok(Err(error)) => {
+                let absence = Absence::of(&error);
+                if absence.is_out_of_reach() {
+                    self.mark_sick(index, &error.to_string());
+                }
+                Err(absence)
+            }
+            Err(_) => {
+                self.mark_sick(index, NO_ANSWER);
+                Err(Absence::from(LookupError::Timeout))
+            }
         };
-        match &result {
-            Err(Absence { why: LookupError::Timeout | LookupError::Unreachable, .. }) => self.mark_sick(index),
-            _ => server.sick_until.store(0, Ordering::Relaxed),
+        if !result.as_ref().is_err_and(Absence::is_out_of_reach) {
+            server.sick_until.store(0, Ordering::Relaxed);
         }
         result
     }
@@ -177,11 +192,11 @@ impl Upstreams {
         well.into_iter().map(|(index, _)| index).collect()
     }
 
-    fn mark_sick(&self, index: usize) {
+    fn mark_sick(&self, index: usize, why: &str) {
         if let Some(server) = self.servers.get(index) {
             let until = self.clock() + millis(SICK);
             if server.sick_until.swap(until, Ordering::Relaxed) == 0 {
-                tracing::warn!(server = %server.address, "DNS server did not answer in time; for 15 s it is asked after the others");
+                tracing::warn!(server = %server.what, why, "DNS server is of no use; for 15 s it is asked after the others");
             }
         }
     }
@@ -196,9 +211,9 @@ impl Upstreams {
 
     /// The servers that are asked last at present.
     #[cfg(test)]
-    pub(super) fn sick(&self) -> Vec<SocketAddr> {
+    pub(super) fn sick(&self) -> Vec<std::net::SocketAddr> {
         let sick = self.servers.iter().filter(|server| server.sick_until.load(Ordering::Relaxed) > self.clock());
-        sick.map(|server| server.address).collect()
+        sick.map(|server| server.what.address).collect()
     }
 
     fn clock(&self) -> u64 {
@@ -240,6 +255,11 @@ impl Absence {
         }
     }
 
+    /// Nobody was reached who could have known?
+    fn is_out_of_reach(&self) -> bool {
+        matches!(self.why, LookupError::Timeout | LookupError::Unreachable)
+    }
+
     /// The more telling of two failures: what a server said before that none answered.
     fn or(self, earlier: Absence) -> Absence {
         if matches!(earlier.why, LookupError::Refused(_)) { earlier } else { self }
@@ -250,10 +270,15 @@ impl Absence {
     }
 }
 
-fn hickory(server: SocketAddr, timeout: Duration) -> Result<TokioResolver, NetError> {
-    let mut name_server = NameServerConfig::udp_and_tcp(server.ip());
+fn hickory(server: &NameServer, tls: Option<&ClientConfig>, timeout: Duration) -> Result<TokioResolver, NetError> {
+    let ip = server.address.ip();
+    let mut name_server = match &server.channel {
+        Channel::Plain => NameServerConfig::udp_and_tcp(ip),
+        Channel::Tls { name } => NameServerConfig::tls(ip, name.as_str().into()),
+        Channel::Https { name, path } => NameServerConfig::https(ip, name.as_str().into(), Some((**path).into())),
+    };
     for connection in &mut name_server.connections {
-        connection.port = server.port();
+        connection.port = server.address.port();
     }
     let mut options = ResolverOpts::default();
     options.timeout = timeout;
@@ -266,11 +291,30 @@ fn hickory(server: SocketAddr, timeout: Duration) -> Result<TokioResolver, NetEr
     // CNAMEs are needed for the TTL and to tell whose addresses an answer holds.
     options.preserve_intermediates = true;
     // 0x20: one more thing that a spoofed answer has to guess; a server that does not keep the case
-    // is asked over TCP.
-    options.case_randomization = true;
-    Hickory::builder_with_config(ResolverConfig::from_name_servers(vec![name_server]), TokioRuntimeProvider::default())
-        .with_options(options)
-        .build()
+    // is asked over TCP. Inside TLS there is nobody to guess.
+    options.case_randomization = !server.is_encrypted();
+    let config = ResolverConfig::from_name_servers(vec![name_server]);
+    let builder = Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
+    match tls {
+        Some(tls) => builder.with_tls_config(tls.clone()).build(),
+        None => builder.build(),
+    }
+}
+
+/// A client that trusts the authorities that this machine trusts (`SSL_CERT_FILE`, `SSL_CERT_DIR`, or the
+/// system's folders).
+fn trusting() -> Result<ClientConfig, NetError> {
+    let found = rustls_native_certs::load_native_certs();
+    let mut roots = RootCertStore::empty();
+    let (taken, _) = roots.add_parsable_certificates(found.certs);
+    if taken == 0 {
+        let why = "this machine trusts no certificate authority, so no DNS server that shows a certificate can be used";
+        let remedy = "install ca-certificates, or name a file with SSL_CERT_FILE";
+        return Err(NetError::from(format!("{why}; {remedy}")));
+    }
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().map_err(|error| NetError::from(error.to_string()))?;
+    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The name as hickory wants it: absolute, so that no search domain is tried.
