@@ -16,6 +16,7 @@ mod locality;
 mod lookup;
 mod server;
 mod tell;
+mod trust;
 mod upstream;
 mod vet;
 

@@ -321,11 +321,9 @@ admin_tls = "127.0.0.1:3"
 certificate = "c"
 key = "k"
 client_ca = "a"
-[resolver]
-servers = ["tls://9.9.9.9#dns.quad9.net"]
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 7, "{found:#?}");
+    assert_eq!(found.len(), 6, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }

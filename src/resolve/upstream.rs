@@ -4,6 +4,7 @@
 
 use super::answer::{Family, LookupError, MAX_PER_FAMILY};
 use super::server::{Channel, NameServer};
+use super::trust;
 use crate::name::HostName;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
@@ -12,8 +13,7 @@ use hickory_resolver::net::{DnsError, NetError};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use hickory_resolver::{Resolver as Hickory, TokioResolver};
-use rustls::crypto::ring;
-use rustls::{ClientConfig, RootCertStore};
+use rustls::ClientConfig;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -67,7 +67,7 @@ impl Upstreams {
     pub(super) fn new(servers: &[NameServer], timeout: Duration) -> Result<Upstreams, NetError> {
         let servers = servers.get(..MAX_SERVERS).unwrap_or(servers);
         // Read once for all of them; without one that shows a certificate they are not needed.
-        let tls = servers.iter().any(NameServer::is_encrypted).then(trusting).transpose()?;
+        let tls = servers.iter().any(NameServer::is_encrypted).then(trust::client).transpose()?;
         let servers = servers
             .iter()
             .map(|server| {
@@ -299,22 +299,6 @@ fn hickory(server: &NameServer, tls: Option<&ClientConfig>, timeout: Duration) -
         Some(tls) => builder.with_tls_config(tls.clone()).build(),
         None => builder.build(),
     }
-}
-
-/// A client that trusts the authorities that this machine trusts (`SSL_CERT_FILE`, `SSL_CERT_DIR`, or the
-/// system's folders).
-fn trusting() -> Result<ClientConfig, NetError> {
-    let found = rustls_native_certs::load_native_certs();
-    let mut roots = RootCertStore::empty();
-    let (taken, _) = roots.add_parsable_certificates(found.certs);
-    if taken == 0 {
-        let why = "this machine trusts no certificate authority, so no DNS server that shows a certificate can be used";
-        let remedy = "install ca-certificates, or name a file with SSL_CERT_FILE";
-        return Err(NetError::from(format!("{why}; {remedy}")));
-    }
-    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()));
-    let builder = builder.with_safe_default_protocol_versions().map_err(|error| NetError::from(error.to_string()))?;
-    Ok(builder.with_root_certificates(roots).with_no_client_auth())
 }
 
 /// The name as hickory wants it: absolute, so that no search domain is tried.

@@ -30,6 +30,7 @@ mod tidy;
 mod tls;
 mod transparent;
 mod tunnel;
+mod upstream;
 mod usage;
 mod whole;
 mod world;

@@ -89,7 +89,9 @@ impl Setup {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
         let (user, arguments) = (None, Vec::new());
-        let outgate = Outgate { dir, namespace: self.namespace, child: None, program, user, arguments, manager: None };
+        let (child, manager, environment) = (None, None, Vec::new());
+        let namespace = self.namespace;
+        let outgate = Outgate { dir, namespace, child, program, user, manager, arguments, environment };
         fs::create_dir(outgate.whitelist()).unwrap();
         fs::create_dir(outgate.path("state")).unwrap();
         for (name, content) in &self.rules {
@@ -127,6 +129,8 @@ pub struct Outgate {
     manager: Option<Manager>,
     /// What follows `run --config F`.
     arguments: Vec<String>,
+    /// What it finds in its environment beside the tests' own.
+    environment: Vec<(&'static str, PathBuf)>,
 }
 
 impl Outgate {
@@ -153,6 +157,11 @@ impl Outgate {
     /// More arguments for `run`, from the next start on.
     pub fn run_with(&mut self, arguments: &[&str]) {
         self.arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    }
+
+    /// From the next start on it has this in its environment.
+    pub fn run_in(&mut self, name: &'static str, value: impl Into<PathBuf>) {
+        self.environment.push((name, value.into()));
     }
 
     /// A path within the daemon's directory.
@@ -186,7 +195,7 @@ impl Outgate {
     pub fn launch(&mut self) {
         let config = self.config();
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
-        command.args(&self.arguments);
+        command.args(&self.arguments).envs(self.environment.iter().cloned());
         let handed = self.manager.as_ref().map(|manager| manager.wrap(&mut command));
         command.stdout(fs::File::create(self.path("stdout")).unwrap());
         command.stderr(fs::File::create(self.path("stderr")).unwrap());

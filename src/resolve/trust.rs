@@ -1,0 +1,86 @@
+//! Whom a DNS server that shows a certificate is vouched for by: the authorities that this machine trusts. What
+//! is wrong with a certificate is said here, for whoever uses the connection learns only that there is none.
+
+use hickory_resolver::net::NetError;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Each lookup may try to connect; one line in so long says enough.
+const BETWEEN_LINES: Duration = Duration::from_secs(15);
+
+/// A client that goes by the authorities of `SSL_CERT_FILE` and `SSL_CERT_DIR`, or of the system's folders.
+pub(super) fn client() -> Result<ClientConfig, NetError> {
+    let mut roots = RootCertStore::empty();
+    let (taken, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if taken == 0 {
+        let why = "this machine trusts no certificate authority, so no DNS server that shows a certificate can be used";
+        let remedy = "install ca-certificates, or name a file with SSL_CERT_FILE";
+        return Err(NetError::from(format!("{why}; {remedy}")));
+    }
+    let provider = Arc::new(ring::default_provider());
+    let failed = |error: &dyn std::fmt::Display| NetError::from(error.to_string());
+    let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
+    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Mutex::new(None) };
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|error| failed(&error))?;
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
+}
+
+/// The library's own verifier, which decides, and a line in the log where it says no.
+#[derive(Debug)]
+struct Telling {
+    verifier: Arc<WebPkiServerVerifier>,
+    /// When it last did.
+    told: Mutex<Option<Instant>>,
+}
+
+impl Telling {
+    fn tell(&self, name: &ServerName<'_>, error: &Error) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
+            *told = Some(Instant::now());
+            tracing::error!(name = %name.to_str(), %error, "a DNS server's certificate does not hold, so it is not asked");
+        }
+    }
+}
+
+impl ServerCertVerifier for Telling {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let verdict = self.verifier.verify_server_cert(certificate, intermediates, name, ocsp, now);
+        verdict.inspect_err(|error| self.tell(name, error))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.verifier.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
+}
