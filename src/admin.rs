@@ -16,8 +16,9 @@ use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
 use std::future::Future;
-use std::sync::Arc;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -25,6 +26,8 @@ use tokio::task::JoinSet;
 /// Connections served at once; the next wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Between two lines on handshakes that failed.
+const BETWEEN_LINES: Duration = Duration::from_secs(1);
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -35,6 +38,8 @@ pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 pub struct Admin {
     account: Arc<Account>,
     not_ready: NotReady,
+    /// When the log was last told of a handshake that failed.
+    told: Mutex<Option<Instant>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -48,7 +53,7 @@ enum Door {
 impl Admin {
     /// `not_ready` is asked at each `/readyz` and for the status page; it must not block.
     pub fn new(account: Arc<Account>, not_ready: NotReady) -> Arc<Admin> {
-        Arc::new(Admin { account, not_ready })
+        Arc::new(Admin { account, not_ready, told: Mutex::new(None) })
     }
 }
 
@@ -68,13 +73,61 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<ArcSwap<rustls::ServerCon
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
         let (admin, tls) = (Arc::clone(&admin), tls.load_full());
         async move {
+            let peer = stream.peer_addr().ok();
             let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
-            if let Ok(Ok(stream)) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                http::connection(stream, move |request| answer_to(Arc::clone(&admin), Door::Remote, request)).await;
-            }
+            let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
+                Ok(Ok(stream)) => {
+                    return http::connection(stream, move |request| {
+                        answer_to(Arc::clone(&admin), Door::Remote, request)
+                    })
+                    .await;
+                }
+                Ok(Err(error)) => Refused::of(&error),
+                Err(_) => Refused { reason: "timeout", why: "the handshake took too long".to_owned() },
+            };
+            admin.refused(peer, &refused);
         }
     })
     .await;
+}
+
+/// A handshake that came to nothing.
+struct Refused {
+    reason: &'static str,
+    why: String,
+}
+
+impl Refused {
+    fn of(error: &std::io::Error) -> Refused {
+        use rustls::Error;
+        let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
+            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => "client_certificate",
+            Some(Error::InvalidMessage(_)) => "not_tls",
+            Some(Error::AlertReceived(_)) => "client_refuses",
+            Some(_) => "protocol",
+            None => "broken_off",
+        };
+        Refused { reason, why: error.to_string() }
+    }
+}
+
+impl Admin {
+    /// Counts it, and says so in the log, but not for each of a flood.
+    fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
+        self.account.metrics().handshake_refused("admin_tls", refused.reason);
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
+            *told = Some(Instant::now());
+            let peer = peer.map(|peer| peer.to_string());
+            tracing::warn!(
+                listener = "admin_tls",
+                peer,
+                reason = refused.reason,
+                why = refused.why,
+                "a TLS handshake failed"
+            );
+        }
+    }
 }
 
 async fn accept_loop<F, Fut>(listener: &TcpListener, admin: &Admin, serve: F)

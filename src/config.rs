@@ -27,6 +27,7 @@ use crate::firewall::{FirewallSettings, Seal};
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
+use crate::tls::TlsSettings;
 use diagnostic::Problems;
 use ipnet::IpNet;
 use paths::{Places, Surroundings};
@@ -68,6 +69,8 @@ pub struct Settings {
     pub log: LogSettings,
     /// `[state].dir`.
     pub state_dir: PathBuf,
+    /// `[tls]`, where it names a certificate.
+    pub tls: Option<TlsSettings>,
     /// `[golem]`, where it names a data dir.
     pub golem: Option<GolemSettings>,
 }
@@ -98,7 +101,7 @@ pub struct ListenSettings {
     pub udp: Vec<SocketAddr>,
     /// Read-only HTTP for metrics, health and the status page.
     pub admin: Option<SocketAddr>,
-    /// Metrics and health over TLS; always `None` in this version.
+    /// Metrics and health over TLS.
     pub admin_tls: Option<SocketAddr>,
     /// The unix socket of the control protocol.
     pub control: Option<PathBuf>,
@@ -199,6 +202,7 @@ impl Settings {
             ("listen.control", old_listen.control != new_listen.control),
             ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
             ("state.dir", self.state_dir != new.state_dir),
+            ("tls", self.tls != new.tls),
             ("golem.data_dir", self.data_dir() != new.data_dir()),
         ]
         .into_iter()
@@ -253,6 +257,14 @@ impl Settings {
         let (text, _) = text.unwrap_or_default();
         let found = [format!("\"{word}\""), format!("'{word}'")].iter().find_map(|quoted| text.find(quoted));
         Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
+    }
+
+    /// As [`place_of_word`](Self::place_of_word), of a key at the start of a line.
+    pub(crate) fn place_of_key(&self, key: &str) -> (u32, u32) {
+        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
+        let (text, _) = text.unwrap_or_default();
+        let line = text.lines().position(|line| line.trim_start().starts_with(key));
+        (line.and_then(|line| u32::try_from(line + 1).ok()).unwrap_or(1), 1)
     }
 
     /// Makes the state dir and the folders of the control socket where they are missing, for `owner`, a
@@ -351,6 +363,7 @@ impl Settings {
             },
             log: LogSettings { access: AccessLog::Stdout, denied_only: false },
             state_dir: places.state,
+            tls: None,
             golem: None,
         }
     }

@@ -24,6 +24,7 @@ use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
+use crate::tls::{Keeper as TlsKeeper, TlsError};
 use arc_swap::ArcSwap;
 use doors::{Doors, Share};
 use guard::Guard;
@@ -64,6 +65,9 @@ pub enum DaemonError {
     /// The guests of the configuration and the files do not go together.
     #[error(transparent)]
     Policy(#[from] PolicyError),
+    /// Certificate or key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// The guests that were registered cannot be read.
     #[error(transparent)]
     Registered(#[from] KeepError),
@@ -112,6 +116,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let (fences, control) = settle::give_up(&settings, confine, control)?;
     let lists = Lists::at_start(&settings)?;
     let (registry, all) = registered(&settings, &lists)?;
+    let tls = settings.tls.as_ref().map(TlsKeeper::open).transpose()?;
     let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&all)?, &all)));
 
     let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
@@ -141,7 +146,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
     let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
-    let start = Start { settings, lists, registry, doors, control, fences, relief, pulse, begun };
+    let start = Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun };
     let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
@@ -177,6 +182,7 @@ struct Start {
     settings: Settings,
     lists: Lists,
     registry: Registry,
+    tls: Option<TlsKeeper>,
     doors: Doors,
     control: Option<UnixListener>,
     fences: Fences,
@@ -187,7 +193,7 @@ struct Start {
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, registry, doors, control, fences, relief, pulse, begun } = start;
+    let Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
@@ -195,14 +201,26 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let mut served = JoinSet::new();
     served.spawn(guard.clone().watch());
     doors::turn_away(doors.unclaimed);
+    let (trouble, stop, fullness) = (trouble(&reloader, &guard), house.stop.clone(), relief.clone());
+    let not_ready = move || {
+        let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
+        trouble().into_iter().chain(fullness.not_ready()).chain(stopping).collect()
+    };
+    let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
     for listener in doors.admin {
-        let (trouble, stop, relief) = (trouble(&reloader, &guard), house.stop.clone(), relief.clone());
-        let not_ready = move || {
-            let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-            trouble().into_iter().chain(relief.not_ready()).chain(stopping).collect()
-        };
-        let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready));
-        served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, admin));
+        served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, Arc::clone(&admin)));
+    }
+    if let Some(tls) = tls {
+        for listener in doors.admin_tls {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            served.spawn(admin::serve_tls(listener, tls.live(), Arc::clone(&admin)));
+        }
+        house.account.metrics().certificate_expires(tls.expires());
+        let account = Arc::clone(&house.account);
+        served.spawn(tls.follow(move |read| match read {
+            Ok(expires) => account.metrics().certificate_expires(expires),
+            Err(_) => account.metrics().certificate_failed(),
+        }));
     }
     if let Some(listener) = control {
         let status = status(house, &reloader, &guard, &relief);

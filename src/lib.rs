@@ -35,6 +35,7 @@ pub mod firewall;
 pub mod golem;
 pub mod guests;
 pub mod system;
+pub mod tls;
 pub mod whitelist;
 
 // Words that everything shares; they import nothing of ours.

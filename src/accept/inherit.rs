@@ -122,7 +122,7 @@ fn drop_in(kind: Kind, addresses: impl Iterator<Item = SocketAddr>, each: usize)
     let mut text = String::from("    [Socket]\n    ListenStream=\n");
     let mut datagrams = String::new();
     for address in addresses {
-        let each = if kind == Kind::Admin { 1 } else { each };
+        let each = if kind.is_single() { 1 } else { each };
         (0..each).for_each(|_| _ = writeln!(text, "    ListenStream={address}"));
         if kind == Kind::Dns {
             (0..each).for_each(|_| _ = writeln!(datagrams, "    ListenDatagram={address}"));

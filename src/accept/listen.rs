@@ -22,6 +22,8 @@ pub enum Kind {
     Dns,
     /// Metrics and health.
     Admin,
+    /// The same inside TLS.
+    AdminTls,
 }
 
 impl Kind {
@@ -33,7 +35,13 @@ impl Kind {
             Kind::Redirect => "[listen].redirect",
             Kind::Dns => "[listen].dns",
             Kind::Admin => "[listen].admin",
+            Kind::AdminTls => "[listen].admin_tls",
         }
+    }
+
+    /// Is there one socket for it, which no worker thread serves?
+    pub(super) const fn is_single(self) -> bool {
+        matches!(self, Kind::Admin | Kind::AdminTls)
     }
 
     /// The socket unit that holds such listeners.
@@ -43,7 +51,7 @@ impl Kind {
             Kind::Transparent => "outgate-transparent.socket",
             Kind::Redirect => "outgate-redirect.socket",
             Kind::Dns => "outgate-dns.socket",
-            Kind::Admin => "outgate-admin.socket",
+            Kind::Admin | Kind::AdminTls => "outgate-admin.socket",
         }
     }
 }

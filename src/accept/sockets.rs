@@ -52,7 +52,7 @@ impl Sockets {
     /// When it cannot be had. That nobody handed it over is for [`Sockets::finish`] to say.
     pub fn tcp(&mut self, kind: Kind, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
-        let count = if kind == Kind::Admin { 1 } else { self.workers };
+        let count = if kind.is_single() { 1 } else { self.workers };
         let listeners = match &mut self.inherited {
             Some(inherited) => inherited.tcp(kind, address)?,
             None if kind == Kind::Transparent => listen::open_transparent(address, count)?,

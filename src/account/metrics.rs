@@ -51,6 +51,7 @@ pub struct Metrics {
     firewall: IntGauge,
     landlock: IntGauge,
     seccomp: IntGauge,
+    certificate: Certificate,
     panics: IntCounter,
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
@@ -67,6 +68,13 @@ struct Overload {
     memory_used: IntGauge,
     memory_bound: IntGauge,
     most: IntGauge,
+}
+
+/// What is known of the certificate at the doors inside TLS; nothing where there is none.
+struct Certificate {
+    expires: IntGaugeVec,
+    successful: IntGaugeVec,
+    refused: IntCounterVec,
 }
 
 /// The metrics of the list in force.
@@ -143,6 +151,7 @@ impl Metrics {
             firewall: make.gauge("outgate_firewall_in_place", "1 if the table of the firewall that the configuration asks for is seen in place; `outgate firewall status` looks at all of it.")?,
             landlock: make.gauge("outgate_landlock_abi", "Version of Landlock that confines the daemon's writing; 0 without.")?,
             seccomp: make.gauge("outgate_seccomp_enabled", "1 if the system call filter is in force.")?,
+            certificate: Certificate::new(&make)?,
             panics: make.counter("outgate_panics_total", "Panics caught; each ended one flow.")?,
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
@@ -179,6 +188,23 @@ impl Metrics {
     pub fn set_sandbox(&self, landlock_abi: u8, seccomp: bool) {
         self.landlock.set(i64::from(landlock_abi));
         self.seccomp.set(i64::from(seccomp));
+    }
+
+    /// A certificate is in use until this second since 1970.
+    pub fn certificate_expires(&self, at: i64) {
+        self.certificate.expires.with_label_values::<&str>(&[]).set(at);
+        self.certificate.successful.with_label_values::<&str>(&[]).set(1);
+    }
+
+    /// A new certificate or key cannot be used; the one in use stays.
+    pub fn certificate_failed(&self) {
+        self.certificate.successful.with_label_values::<&str>(&[]).set(0);
+    }
+
+    /// A handshake at one of outgate's own doors ended without a connection. Door and reason are words of the
+    /// program's.
+    pub fn handshake_refused(&self, door: &'static str, reason: &'static str) {
+        self.certificate.refused.with_label_values(&[door, reason]).inc();
     }
 
     /// A panic was caught.
@@ -430,6 +456,28 @@ fn outcome(n: usize) -> (&'static str, &'static str) {
 
 /// Makes metrics and registers them at once.
 struct Maker(Registry);
+
+impl Certificate {
+    fn new(make: &Maker) -> Result<Certificate, prometheus::Error> {
+        Ok(Certificate {
+            expires: make.gauges(
+                "outgate_tls_certificate_expiry_timestamp_seconds",
+                "When the certificate in use ends, in seconds since 1970.",
+                &[],
+            )?,
+            successful: make.gauges(
+                "outgate_tls_last_reload_successful",
+                "1 if certificate and key could be used when they last changed.",
+                &[],
+            )?,
+            refused: make.counters(
+                "outgate_tls_handshakes_refused_total",
+                "Handshakes that failed at a listener inside TLS.",
+                &["listener", "reason"],
+            )?,
+        })
+    }
+}
 
 impl Maker {
     fn register<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T, prometheus::Error> {

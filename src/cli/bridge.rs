@@ -15,6 +15,7 @@ use crate::guests::{KeepError, Registry};
 use crate::policy::{AddressTerms, Builder, Location, Policy};
 use crate::resolve::{FloorSettings, floor};
 use crate::system::Confine;
+use crate::tls;
 pub(super) use crate::whitelist::UsedLines;
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
@@ -104,6 +105,15 @@ pub(super) fn compile(settings: &Settings) -> Lists {
         }
     }
     lists
+}
+
+/// What is wrong with certificate and key.
+pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
+    let tls = settings.tls.as_ref()?;
+    let error = tls::load(tls).err()?;
+    let file = settings.path.clone().unwrap_or_default();
+    let (line, column) = settings.place_of_key("certificate");
+    Some(Diagnostic { severity: Severity::Error, file, line, column, message: format!("[tls]: {error}") })
 }
 
 /// Every file that a guest names and the list does not have, at the place where the name stands.

@@ -48,7 +48,10 @@ pub(super) struct Problem {
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let (mut problems, lists) = match Settings::load_leniently(arguments.config.config.as_deref()) {
-        Ok((settings, problems)) => (problems, Some(bridge::compile(&settings))),
+        Ok((settings, mut problems)) => {
+            problems.extend(bridge::tls_problem(&settings));
+            (problems, Some(bridge::compile(&settings)))
+        }
         Err(error) => (error.into_diagnostics(), None),
     };
     let (mut files, mut rules, mut more) = (0, 0, 0);

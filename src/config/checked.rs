@@ -4,12 +4,13 @@
 use super::diagnostic::Problems;
 use super::raw::{Given, List, Raw};
 use super::values::{self, Zero};
-use super::{GolemSettings, Settings, WHITELIST_DIR, firewall, guests, listeners};
+use super::{GolemSettings, ListenSettings, Settings, WHITELIST_DIR, firewall, guests, listeners};
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::golem::rules::Mode as Grant;
 use crate::policy::{Mode, Unknown};
 use crate::resolve::ResolverSettings;
+use crate::tls::TlsSettings;
 use ipnet::IpNet;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
@@ -51,6 +52,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     if let Some(given) = &raw.state_dir {
         settings.state_dir = path(given, "dir", folder, problems);
     }
+    settings.tls = check_tls(raw, &settings.listen, folder, problems);
     settings.golem = check_golem(raw, folder, problems);
     listeners::warn_of_exposure(&raw.listen, &settings, problems);
     settings
@@ -148,6 +150,34 @@ fn check_resolver(
         settings.timeout = timeout;
     }
     settings
+}
+
+fn check_tls(raw: &Raw, listen: &ListenSettings, folder: &Path, problems: &mut Problems<'_>) -> Option<TlsSettings> {
+    let given = &raw.tls;
+    let set = |key: &Given<String>| key.clone().filter(|text| !text.get_ref().is_empty());
+    let (certificate, key, client_ca) = (set(&given.certificate), set(&given.key), set(&given.client_ca));
+    let wants = raw.listen.admin_tls.as_ref().filter(|_| listen.admin_tls.is_some());
+    match (&certificate, &key, wants) {
+        (Some(certificate), Some(key), wants) => {
+            if wants.is_none() {
+                problems.warn(certificate.span(), "no listener uses this; set [listen].admin_tls, or leave it out");
+            }
+            let path = |given: &Spanned<String>| folder.join(given.get_ref());
+            let client_ca = client_ca.as_ref().map(path);
+            return Some(TlsSettings { certificate: path(certificate), key: path(key), client_ca });
+        }
+        (Some(one), None, _) => problems.error(one.span(), "a certificate takes its key; set [tls].key"),
+        (None, Some(one), _) => problems.error(one.span(), "a key takes its certificate; set [tls].certificate"),
+        (None, None, Some(listener)) => {
+            problems.error(listener.span(), "a listener inside TLS takes [tls].certificate and [tls].key");
+        }
+        (None, None, None) => {
+            if let Some(client_ca) = &client_ca {
+                problems.error(client_ca.span(), "client_ca goes with [tls].certificate and [tls].key");
+            }
+        }
+    }
+    None
 }
 
 fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_>) -> LimitSettings {

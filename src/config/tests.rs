@@ -316,16 +316,28 @@ fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
 [listen]
 proxy_tls = ["127.0.0.1:1"]
 udp = ["0.0.0.0:443"]
-admin_tls = "127.0.0.1:3"
-[tls]
-certificate = "c"
-key = "k"
-client_ca = "a"
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 6, "{found:#?}");
+    assert_eq!(found.len(), 2, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
+    }
+}
+
+#[test]
+fn tls_takes_a_certificate_its_key_and_somebody_who_uses_them() {
+    let pair = "[tls]\ncertificate = \"c.pem\"\nkey = \"k.pem\"\n";
+    let tls = sound(&format!("[listen]\nadmin_tls = \"10.0.0.1:3191\"\n{pair}client_ca = \"/ca.pem\"")).tls.unwrap();
+    assert!(tls.certificate.ends_with("c.pem") && tls.client_ca.unwrap() == Path::new("/ca.pem"));
+    assert_eq!(sound("[tls]\ncertificate = \"\"\nkey = \"\"").tls, None);
+    for (text, words) in [
+        (pair, "no listener uses this"),
+        ("[tls]\ncertificate = \"c\"", "set [tls].key"),
+        ("[tls]\nkey = \"k\"", "set [tls].certificate"),
+        ("[tls]\nclient_ca = \"a\"", "client_ca goes with"),
+        ("[listen]\nadmin_tls = \"10.0.0.1:3191\"", "takes [tls].certificate and [tls].key"),
+    ] {
+        assert!(problems(text).iter().any(|problem| problem.contains(words)), "{text}: {:?}", problems(text));
     }
 }
 

@@ -5,19 +5,15 @@
 //! When a function arrives, its line goes from here and nothing else changes.
 
 use super::diagnostic::Problems;
-use super::raw::{Given, List, Raw};
+use super::raw::{List, Raw};
 use std::ops::Range;
 
 /// Reports every such key that is set to something.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
-    let keys: [(&str, Option<Range<usize>>); 6] = [
+    let keys: [(&str, Option<Range<usize>>); 2] = [
         ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
         ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
-        ("[listen].admin_tls (metrics over TLS)", text(&listen.admin_tls)),
-        ("[tls].certificate", text(&raw.tls.certificate)),
-        ("[tls].key", text(&raw.tls.key)),
-        ("[tls].client_ca", text(&raw.tls.client_ca)),
     ];
     for (key, span) in keys {
         if let Some(span) = span {
@@ -28,8 +24,4 @@ pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
 
 fn list<T>(key: &List<T>) -> Option<Range<usize>> {
     key.as_ref().filter(|list| !list.get_ref().is_empty()).map(toml::Spanned::span)
-}
-
-fn text(key: &Given<String>) -> Option<Range<usize>> {
-    key.as_ref().filter(|text| !text.get_ref().is_empty()).map(toml::Spanned::span)
 }

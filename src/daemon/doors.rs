@@ -15,6 +15,7 @@ pub(super) struct Doors {
     /// A share for each worker thread.
     pub(super) shares: Vec<Share>,
     pub(super) admin: Vec<TcpListener>,
+    pub(super) admin_tls: Vec<TcpListener>,
     /// Where guests and operators come in. Port 0 in the configuration asks for any.
     pub(super) bound: Vec<SocketAddr>,
     pub(super) unclaimed: Unclaimed,
@@ -57,9 +58,11 @@ impl Doors {
         }
         let admin = listen.admin.map(|address| sockets.tcp(Kind::Admin, address)).transpose()?.unwrap_or_default();
         bound.extend(address_of(&admin));
+        let tls = listen.admin_tls.map(|address| sockets.tcp(Kind::AdminTls, address)).transpose()?.unwrap_or_default();
+        bound.extend(address_of(&tls));
         let inherited = sockets.are_inherited();
-        let admin = admin.into_iter().flatten().collect();
-        Ok(Doors { shares, admin, bound, unclaimed: sockets.finish()?, inherited })
+        let (admin, admin_tls) = (admin.into_iter().flatten().collect(), tls.into_iter().flatten().collect());
+        Ok(Doors { shares, admin, admin_tls, bound, unclaimed: sockets.finish()?, inherited })
     }
 }
 

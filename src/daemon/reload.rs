@@ -331,6 +331,7 @@ impl Desk {
             listen: self.settings.listen.clone(),
             whitelist_dir: self.settings.whitelist_dir.clone(),
             state_dir: self.settings.state_dir.clone(),
+            tls: self.settings.tls.clone(),
             golem: match (&self.settings.golem, &settings.golem) {
                 (Some(old), Some(new)) => Some(GolemSettings { data_dir: old.data_dir.clone(), ..new.clone() }),
                 (old, _) => old.clone(),

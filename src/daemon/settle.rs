@@ -7,6 +7,7 @@ use crate::config::Settings;
 use crate::control::ControlError;
 use crate::guests;
 use crate::system::{self, Confine, Need, Use, User};
+use crate::tls::TlsSettings;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -62,7 +63,9 @@ fn needs(settings: &Settings) -> Vec<Need> {
     let control = control.map(|path| Need { path, what: Use::Make });
     let log = log_file(settings).map(|path| Need { path: path.to_owned(), what: Use::Append });
     let guests = settings.listen.control.as_deref().map(|path| Need { path: guests::folder(path), what: Use::Keep });
-    config.chain([state]).chain(control).chain(guests).chain(log).collect()
+    let tls = settings.tls.iter().flat_map(TlsSettings::files);
+    let tls = tls.map(|path| Need { path: path.to_owned(), what: Use::Read });
+    config.chain([state]).chain(control).chain(guests).chain(log).chain(tls).collect()
 }
 
 /// Says which lists can't be read any more. Whether to go on, with the last good ones, is decided where

@@ -6,6 +6,7 @@
 
 mod activation;
 mod addresses;
+mod admin_tls;
 mod cli;
 mod confine;
 mod dns;

@@ -1,0 +1,149 @@
+//! TLS at outgate's own doors: certificate, key and the authority for client certificates, from files to what a
+//! handshake needs, and again whenever they change. Who may come in by a door, and what for, is the door's.
+
+mod keep;
+
+pub use keep::{Keeper, Live};
+
+use rustls::crypto::ring;
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig};
+use std::fs;
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The largest file, in bytes.
+const MAX_FILE: u64 = 1 << 20;
+/// The one protocol that is spoken inside (RFC 7301).
+const ALPN: &[u8] = b"http/1.1";
+
+/// `[tls]` of the configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TlsSettings {
+    /// The certificate and those between it and its authority, in PEM, its own first.
+    pub certificate: PathBuf,
+    /// Its key, in PEM.
+    pub key: PathBuf,
+    /// With it clients need a certificate of one of these authorities, in PEM.
+    pub client_ca: Option<PathBuf>,
+}
+
+impl TlsSettings {
+    /// The files.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        [&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
+    }
+}
+
+/// Why the files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum TlsError {
+    /// One cannot be read.
+    #[error("{}: cannot be read: {source}{}", path.display(), remedy(source))]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// It does not hold what it should.
+    #[error("{}: {why}", path.display())]
+    Content {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
+    },
+    /// Certificate and key are of no use together.
+    #[error("{} and {}: {source}", certificate.display(), key.display())]
+    Pair {
+        /// The certificate.
+        certificate: PathBuf,
+        /// The key.
+        key: PathBuf,
+        /// Why.
+        source: rustls::Error,
+    },
+}
+
+fn remedy(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => "; the daemon's user must be able to read it",
+        _ => "",
+    }
+}
+
+/// What a handshake needs, and until when it is good.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// For the handshakes.
+    pub config: Arc<ServerConfig>,
+    /// The last second of the certificate, since 1970.
+    pub expires: i64,
+}
+
+/// Reads the files.
+///
+/// # Errors
+/// [`TlsError`]. A certificate that has expired is none: who comes will say so.
+pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
+    let TlsSettings { certificate, key, client_ca } = settings;
+    let chain = certificates(certificate)?;
+    let expires = expiry(&chain).ok_or_else(|| content(certificate, "its first certificate cannot be read"))?;
+    let private = PrivateKeyDer::from_pem_slice(&read(key)?);
+    let private = private.map_err(|error| content(key, &format!("holds no private key in PEM: {error}")))?;
+    let provider = Arc::new(ring::default_provider());
+    let pair = |source| TlsError::Pair { certificate: certificate.clone(), key: key.clone(), source };
+    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
+    let builder = builder.map_err(pair)?;
+    let builder = match client_ca {
+        Some(path) => {
+            let mut roots = RootCertStore::empty();
+            for authority in certificates(path)? {
+                roots
+                    .add(authority)
+                    .map_err(|error| content(path, &format!("an authority in it is of no use: {error}")))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+            builder.with_client_cert_verifier(verifier.map_err(|error| content(path, &error.to_string()))?)
+        }
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    Ok(Loaded { config: Arc::new(config), expires })
+}
+
+fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let bytes = read(path)?;
+    let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
+    let all = all.map_err(|error| content(path, &format!("is no PEM: {error}")))?;
+    if all.is_empty() { Err(content(path, "holds no certificate in PEM")) } else { Ok(all) }
+}
+
+fn content(path: &Path, why: &str) -> TlsError {
+    TlsError::Content { path: path.to_owned(), why: why.to_owned() }
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
+    let failed = |source| TlsError::Io { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = fs::File::open(path).map_err(failed)?;
+    if !file.metadata().map_err(failed)?.is_file() {
+        return Err(content(path, "is not a regular file"));
+    }
+    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() as u64 > MAX_FILE {
+        return Err(content(path, "is larger than 1 MiB, which no such file is"));
+    }
+    Ok(bytes)
+}
+
+fn expiry(chain: &[CertificateDer<'_>]) -> Option<i64> {
+    let (_, leaf) = X509Certificate::from_der(chain.first()?).ok()?;
+    Some(leaf.validity().not_after.timestamp())
+}

@@ -1,0 +1,101 @@
+//! Follows the files of TLS while the daemon runs: certbot's links, Kubernetes' `..data`, a file that is written
+//! over. stat(2) of what the paths lead to is asked every two seconds, which no way of replacing escapes.
+
+use super::{Loaded, TlsError, TlsSettings, load};
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Between two looks.
+const INTERVAL: Duration = Duration::from_secs(2);
+/// A certificate that ends within this is worth a word.
+const SOON: i64 = 14 * 86_400;
+
+/// What the next handshake is made with.
+pub type Live = Arc<ArcSwap<ServerConfig>>;
+
+/// The files and what came of them.
+pub struct Keeper {
+    settings: TlsSettings,
+    stamp: Vec<Option<[i64; 6]>>,
+    live: Live,
+    expires: i64,
+}
+
+impl Keeper {
+    /// Reads the files for the first time.
+    ///
+    /// # Errors
+    /// [`TlsError`]: there is nothing to begin with.
+    pub fn open(settings: &TlsSettings) -> Result<Keeper, TlsError> {
+        let stamp = stamp(settings);
+        let Loaded { config, expires } = load(settings)?;
+        let keeper = Keeper { settings: settings.clone(), stamp, live: Arc::new(ArcSwap::new(config)), expires };
+        keeper.warn_of_end();
+        Ok(keeper)
+    }
+
+    /// What handshakes are made with.
+    pub fn live(&self) -> Live {
+        Arc::clone(&self.live)
+    }
+
+    /// The last second of the certificate in use, since 1970.
+    pub fn expires(&self) -> i64 {
+        self.expires
+    }
+
+    /// Looks whether the files changed and takes them over, connections that are open staying as they are.
+    /// `tell` learns how it went. What cannot be used changes nothing. Never returns.
+    pub async fn follow(mut self, tell: impl Fn(Result<i64, &TlsError>)) {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            let Some(now) = self.changed() else { continue };
+            self.stamp = now;
+            match load(&self.settings) {
+                Ok(Loaded { config, expires }) => {
+                    self.live.store(config);
+                    self.expires = expires;
+                    tracing::info!(certificate = %self.settings.certificate.display(), "a new certificate is in use");
+                    self.warn_of_end();
+                    tell(Ok(expires));
+                }
+                Err(error) => {
+                    tracing::error!("{error}; the certificate in use stays");
+                    tell(Err(&error));
+                }
+            }
+        }
+    }
+
+    /// The stamp of the files, if it is another. It is taken before they are read, so that a change in between is
+    /// seen at the next look.
+    fn changed(&self) -> Option<Vec<Option<[i64; 6]>>> {
+        let now = stamp(&self.settings);
+        (now != self.stamp).then_some(now)
+    }
+
+    fn warn_of_end(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let left = self.expires.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
+        let certificate = self.settings.certificate.display();
+        match left {
+            ..0 => tracing::error!(%certificate, "the certificate has expired, and nobody will trust it"),
+            0..SOON => tracing::warn!(%certificate, days = left / 86_400, "the certificate expires soon"),
+            _ => {}
+        }
+    }
+}
+
+/// What stat(2) says of each file, after links.
+fn stamp(settings: &TlsSettings) -> Vec<Option<[i64; 6]>> {
+    let of = |path| {
+        let meta = fs::metadata(path).ok()?;
+        let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());
+        Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
+    };
+    settings.files().map(of).collect()
+}
