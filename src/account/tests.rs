@@ -532,6 +532,8 @@ fn a_live_flow_takes_less_than_400_bytes() {
 fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
     let account = Account::start(&off(), &[]).unwrap();
     account.metrics().whitelist_loaded(1, &[("exact", 1)]);
+    account.metrics().certificate_expires(1);
+    account.metrics().handshake_refused("admin_tls", "timeout");
     let text = account.scrape();
     let types: BTreeSet<&str> =
         text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
