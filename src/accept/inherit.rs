@@ -105,7 +105,7 @@ pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -
         units.insert(kind.unit(), *kind);
     }
     for (unit, kind) in &units {
-        let mine = configured.iter().filter(|listener| listener.kind == *kind).map(|listener| listener.address);
+        let mine = configured.iter().filter(|listener| listener.kind.unit() == *unit).map(|listener| listener.address);
         _ = write!(text, "\nWrite into /etc/systemd/system/{unit}.d/listen.conf:\n\n{}", drop_in(*kind, mine, each));
     }
     let names = units.keys().copied().collect::<Vec<_>>().join(" ");
@@ -171,5 +171,14 @@ mod tests {
         assert!(text.contains(transparent), "{text}");
         assert!(text.contains("systemctl restart outgate-dns.socket outgate-transparent.socket\n"), "{text}");
         assert!(!text.contains("3128"), "{text}");
+    }
+
+    #[test]
+    fn listeners_of_two_keys_that_share_a_unit_are_both_in_its_drop_in() {
+        let missing = [listener(Kind::AdminTls, "10.0.0.1:3191")];
+        let text = remedy(&missing, &[listener(Kind::Admin, "127.0.0.1:3190"), missing[0]], 2);
+        let both = "outgate-admin.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+                    ListenStream=127.0.0.1:3190\n    ListenStream=10.0.0.1:3191\n    ReusePort=yes\n";
+        assert!(text.contains(both), "{text}");
     }
 }
