@@ -46,36 +46,36 @@ pub(super) fn files(settings: &Settings) -> Files {
     Files::of(settings.whitelist_dir.as_deref(), settings.data_dir())
 }
 
-/// The settings with the guests that were registered at run time, who they are and what holds for them.
-pub(super) fn with_registered(settings: Settings) -> Result<Settings, Failure> {
+/// The settings with names, addresses and interfaces of the guests that were registered at run time: that is all
+/// a firewall is made of, which must not wait for a provider's files.
+pub(super) fn with_pins(settings: &Settings) -> Result<Settings, Failure> {
+    let registry = registered(settings).map_err(|error| Failure::Failed(error.to_string()))?;
+    registry.over(settings, None).map_err(Failure::Failed)
+}
+
+/// As [`with_pins`], with what holds for them, for who only looks. Where this user may not know the guests, a
+/// warning says so.
+pub(super) fn with_known(settings: Settings) -> Result<Settings, Failure> {
+    let registry = match registered(&settings) {
+        Ok(registry) => registry,
+        Err(error) if error.is_permission() => {
+            let error = printable(&error.to_string());
+            // Nobody is left to tell if this fails.
+            let _ = writeln!(io::stderr(), "outgate: warning: {error}; this is said without them");
+            return Ok(settings);
+        }
+        Err(error) => return Err(Failure::Failed(error.to_string())),
+    };
     // With broken rules the lists cannot be compiled either, which says so.
     let rules = settings.data_dir().and_then(|dir| Outbound::of(dir).ok());
-    over(&settings, rules.as_ref()).map_err(|error| Failure::Failed(error.to_string()))
+    registry.over(&settings, rules.as_ref()).map_err(Failure::Failed)
 }
 
-/// As [`with_registered`], with their names, addresses and interfaces alone: that is all a firewall is made of,
-/// which must not wait for a provider's files.
-pub(super) fn with_pins(settings: &Settings) -> Result<Settings, Failure> {
-    over(settings, None).map_err(|error| Failure::Failed(error.to_string()))
-}
-
-/// As [`with_registered`] for who only looks. Where this user may not know the guests, a warning says so.
-pub(super) fn with_known(settings: Settings) -> Result<Settings, Failure> {
-    let unreadable = match Registry::restore(settings.listen.control.as_deref()) {
-        Err(error @ KeepError::Io { .. }) if error.is_permission() => error,
-        _ => return with_registered(settings),
-    };
-    // Nobody is left to tell if this fails.
-    let _ =
-        writeln!(io::stderr(), "outgate: warning: {}; this is said without them", printable(&unreadable.to_string()));
-    Ok(settings)
-}
-
-fn over(settings: &Settings, rules: Option<&Outbound>) -> Result<Settings, KeepError> {
+/// The guests that were registered and go with the configuration, as the daemon has them at its start.
+fn registered(settings: &Settings) -> Result<Registry, KeepError> {
     let mut registry = Registry::restore(settings.listen.control.as_deref())?;
-    // As the daemon does at its start.
     registry.yield_to(settings);
-    Ok(registry.over(settings, rules).unwrap_or_else(|_| settings.clone()))
+    Ok(registry)
 }
 
 /// Reads and compiles the lists and lays the configuration over them.
