@@ -7,7 +7,11 @@ pub use confine::{
     is_privileged,
 };
 
+use rustix::fs::OFlags;
+use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that the daemon acts on.
@@ -55,6 +59,13 @@ pub fn raise_open_files() -> u64 {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(_) => limit.current.unwrap_or(u64::MAX),
     }
+}
+
+/// Opens a file for reading, without waiting for whoever may write into a FIFO of that name (open(2)). `more`
+/// are further flags. What kind of file it is, the caller asks.
+pub fn open_at_once(path: &Path, more: OFlags) -> io::Result<File> {
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
+    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
 /// Tells the service manager (sd_notify(3)), if there is one.

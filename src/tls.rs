@@ -5,12 +5,13 @@ mod keep;
 
 pub use keep::{Keeper, Live};
 
+use crate::system;
+use rustix::fs::OFlags;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -132,7 +133,7 @@ fn content(path: &Path, why: &str) -> TlsError {
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    let file = fs::File::open(path).map_err(failed)?;
+    let file = system::open_at_once(path, OFlags::empty()).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(content(path, "is not a regular file"));
     }

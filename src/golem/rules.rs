@@ -2,13 +2,12 @@
 //! What the daemon makes of the list is for [`crate::whitelist`]; here it is matched to the letter.
 
 use super::MAX_INPUT;
+use crate::system;
 use regex::{RegexSet, RegexSetBuilder};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
-use std::fs::OpenOptions;
 use std::io::{self, Read};
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the rules file in the data dir.
@@ -155,9 +154,7 @@ pub fn files(data_dir: &Path) -> [PathBuf; 2] {
 /// [`RulesError::Io`] and [`RulesError::TooLarge`].
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, RulesError> {
     let failed = |source| RulesError::Io { path: path.to_owned(), source };
-    // Without waiting for whoever may write into a FIFO of that name.
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+    let file = match system::open_at_once(path, OFlags::empty()) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),

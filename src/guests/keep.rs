@@ -2,11 +2,12 @@
 //! that is below /run it is gone with the machine, and so are the guests.
 
 use super::Registered;
+use crate::system;
 use crate::whitelist::replace::{Attributes, replace};
 use rustix::fs::OFlags;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::Metadata;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the folder.
@@ -69,8 +70,7 @@ pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
 pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     let path = folder.join(FILE_NAME);
     let failed = |source| KeepError::Io { path: path.clone(), source };
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::NOFOLLOW;
-    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(&path) {
+    let file = match system::open_at_once(&path, OFlags::NOFOLLOW) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),

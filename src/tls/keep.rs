@@ -20,7 +20,7 @@ pub type Live = Arc<ArcSwap<ServerConfig>>;
 /// The files and what came of them.
 pub struct Keeper {
     settings: TlsSettings,
-    stamp: Vec<Option<[i64; 6]>>,
+    stamp: Stamp,
     live: Live,
     expires: i64,
 }
@@ -53,9 +53,12 @@ impl Keeper {
     pub async fn follow(mut self, tell: impl Fn(Result<i64, &TlsError>)) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            let Some(now) = self.changed() else { continue };
-            self.stamp = now;
-            match load(&self.settings) {
+            let (settings, before) = (self.settings.clone(), self.stamp.clone());
+            // The disk may hang, and this runtime has more to do.
+            let looked = tokio::task::spawn_blocking(move || look(&settings, &before)).await;
+            let Ok(Some((stamp, loaded))) = looked else { continue };
+            self.stamp = stamp;
+            match loaded {
                 Ok(Loaded { config, expires }) => {
                     self.live.store(config);
                     self.expires = expires;
@@ -71,13 +74,6 @@ impl Keeper {
         }
     }
 
-    /// The stamp of the files, if it is another. It is taken before they are read, so that a change in between is
-    /// seen at the next look.
-    fn changed(&self) -> Option<Vec<Option<[i64; 6]>>> {
-        let now = stamp(&self.settings);
-        (now != self.stamp).then_some(now)
-    }
-
     fn warn_of_end(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let left = self.expires.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
@@ -90,8 +86,17 @@ impl Keeper {
     }
 }
 
+/// Reads the files, if their stamp is another. It is taken before that, so that a change in between is seen at the
+/// next look.
+fn look(settings: &TlsSettings, before: &Stamp) -> Option<(Stamp, Result<Loaded, TlsError>)> {
+    let now = stamp(settings);
+    if now == *before { None } else { Some((now, load(settings))) }
+}
+
 /// What stat(2) says of each file, after links.
-fn stamp(settings: &TlsSettings) -> Vec<Option<[i64; 6]>> {
+type Stamp = Vec<Option<[i64; 6]>>;
+
+fn stamp(settings: &TlsSettings) -> Stamp {
     let of = |path| {
         let meta = fs::metadata(path).ok()?;
         let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());

@@ -6,12 +6,13 @@ use super::diagnostic::{Problems, Severity};
 use super::replace;
 use crate::golem::rules as provider;
 use crate::pace;
+use crate::system;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
 use std::fmt;
-use std::fs::{Metadata, OpenOptions};
+use std::fs::Metadata;
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -372,8 +373,7 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
 /// Reads a regular file that others cannot write, at most `limit` bytes. Opened without blocking, so
 /// that a FIFO in its place cannot hold up the reload.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY;
-    let mut file = OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)?;
+    let mut file = system::open_at_once(path, OFlags::empty())?;
     let meta = file.metadata()?;
     check(&meta, limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default().saturating_add(1));

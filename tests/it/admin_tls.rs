@@ -146,6 +146,11 @@ fn a_new_pair_is_taken_over_without_a_failure_and_a_bad_one_keeps_the_old() {
         assert_eq!(shown(), second);
         shows(&world, &outgate, &[]);
     }
+    // What nobody writes into does not hold up who reads.
+    fs::remove_file(outgate.path("tls/key.pem")).unwrap();
+    assert!(Command::new("mkfifo").arg(outgate.path("tls/key.pem")).status().unwrap().success());
+    eventually("the FIFO is told", || outgate.errors().contains("is not a regular file"));
+    shows(&world, &outgate, &[]);
     certify(&outgate, NAME);
     eventually("a sound pair is taken again", || outgate.metric("tls_last_reload_successful", &[]) == 1.0);
     assert_ne!(shown(), second);
