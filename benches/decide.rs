@@ -95,7 +95,7 @@ fn policy(rules: Rules) -> Policy {
 
 fn claims(host: impl Fn(u32) -> String) -> Vec<Claim> {
     let claim = |index| Claim {
-        source: [10, 42, 42, 7].into(),
+        source: std::net::IpAddr::from([10, 42, 42, 7]).into(),
         target: Target::parse(host(index).as_bytes(), Some(443)).expect("a host"),
         transport: Transport::Tcp,
         spoken: None,

@@ -8,7 +8,7 @@ use hyper_util::rt::TokioIo;
 use outgate::identify::Parsed;
 use outgate::identify::http::RequestHead;
 use outgate::relay::http::{Bond, Done, Outgoing, Peer, exchange};
-use outgate::relay::{Meter, Tunnel, Watch};
+use outgate::relay::{GuestStream, Meter, Tunnel, Watch};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::task::{Context, Poll};
@@ -107,7 +107,8 @@ fn plain_http(c: &mut Criterion) {
     group.bench_function("own codec", |b| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let address = origin();
-        let (mut guest, mut near) = runtime.block_on(pair());
+        let (mut guest, near) = runtime.block_on(pair());
+        let mut near = GuestStream::from(near);
         let far = runtime.block_on(TcpStream::connect(address)).unwrap();
         far.set_nodelay(true).unwrap();
         let bond = Bond { peer: address, local: far.local_addr().unwrap() };
@@ -131,7 +132,7 @@ fn plain_http(c: &mut Criterion) {
 }
 
 /// Parses the request, sends it on, passes the answer to the guest.
-async fn ours(guest: &mut TcpStream, near: &mut TcpStream, peer: &mut Peer, answer: &mut [u8]) {
+async fn ours(guest: &mut TcpStream, near: &mut GuestStream, peer: &mut Peer, answer: &mut [u8]) {
     let Parsed::Complete { head, .. } = RequestHead::parse(REQUEST, 0).unwrap() else { unreachable!() };
     let mut written = Vec::with_capacity(512);
     head.write_request(&mut written);

@@ -9,16 +9,17 @@ pub(crate) mod http;
 mod page;
 
 use crate::account::Account;
+use crate::relay::close;
 use crate::target::{Host, Target};
-use arc_swap::ArcSwap;
+use crate::tls::{self, Complaints, Refused, Socket};
 use http::{Answer, answer};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -26,8 +27,6 @@ use tokio::task::JoinSet;
 /// Connections served at once; the next wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two lines on handshakes that failed.
-const BETWEEN_LINES: Duration = Duration::from_secs(1);
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -38,8 +37,7 @@ pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 pub struct Admin {
     account: Arc<Account>,
     not_ready: NotReady,
-    /// When the log was last told of a handshake that failed.
-    told: Mutex<Option<Instant>>,
+    complaints: Complaints,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -53,7 +51,7 @@ enum Door {
 impl Admin {
     /// `not_ready` is asked at each `/readyz` and for the status page; it must not block.
     pub fn new(account: Arc<Account>, not_ready: NotReady) -> Arc<Admin> {
-        Arc::new(Admin { account, not_ready, told: Mutex::new(None) })
+        Arc::new(Admin { account, not_ready, complaints: Complaints::new("admin_tls") })
     }
 }
 
@@ -69,64 +67,34 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 /// Serves `/metrics`, `/healthz` and `/readyz` over TLS. `tls` is read for each connection, so that a
 /// new certificate holds at once. Never returns.
-pub async fn serve_tls(listener: TcpListener, tls: Arc<ArcSwap<rustls::ServerConfig>>, admin: Arc<Admin>) {
+pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>) {
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
-        let (admin, tls) = (Arc::clone(&admin), tls.load_full());
+        let (admin, config) = (Arc::clone(&admin), Arc::clone(&tls.load().admin));
         async move {
             let peer = stream.peer_addr().ok();
-            let handshake = tokio_rustls::TlsAcceptor::from(tls).accept(stream);
-            let refused = match tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake).await {
-                Ok(Ok(stream)) => {
-                    return http::connection(stream, move |request| {
-                        answer_to(Arc::clone(&admin), Door::Remote, request)
-                    })
-                    .await;
+            let socket = Socket::new(stream, Vec::new());
+            match tls::shake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
+                Ok(stream) => {
+                    let answer = move |request| answer_to(Arc::clone(&admin), Door::Remote, request);
+                    http::connection(stream, answer).await;
                 }
-                Ok(Err(error)) => Refused::of(&error),
-                Err(_) => Refused { reason: "timeout", why: "the handshake took too long".to_owned() },
-            };
-            admin.refused(peer, &refused);
+                Err(mut refused) => {
+                    admin.refused(peer, &refused);
+                    if let Some(stream) = &mut refused.stream {
+                        close::after(stream, b"").await;
+                    }
+                }
+            }
         }
     })
     .await;
 }
 
-/// A handshake that came to nothing.
-struct Refused {
-    reason: &'static str,
-    why: String,
-}
-
-impl Refused {
-    fn of(error: &std::io::Error) -> Refused {
-        use rustls::Error;
-        let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(Error::InvalidCertificate(_) | Error::NoCertificatesPresented) => "client_certificate",
-            Some(Error::InvalidMessage(_)) => "not_tls",
-            Some(Error::AlertReceived(_)) => "client_refuses",
-            Some(_) => "protocol",
-            None => "broken_off",
-        };
-        Refused { reason, why: error.to_string() }
-    }
-}
-
 impl Admin {
-    /// Counts it, and says so in the log, but not for each of a flood.
+    /// Counts a handshake that came to nothing, and says so in the log.
     fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
-        self.account.metrics().handshake_refused("admin_tls", refused.reason);
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
-            *told = Some(Instant::now());
-            let peer = peer.map(|peer| peer.to_string());
-            tracing::warn!(
-                listener = "admin_tls",
-                peer,
-                reason = refused.reason,
-                why = refused.why,
-                "a TLS handshake failed"
-            );
-        }
+        self.account.metrics().handshake_refused(self.complaints.listener(), refused.reason);
+        self.complaints.tell(peer, refused);
     }
 }
 

@@ -12,17 +12,18 @@ mod relief;
 mod reload;
 mod settle;
 
-use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Purpose, Reserve, Trouble};
+use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
-use crate::flow::{self, House, Live};
+use crate::flow::{self, House, Live, Porch};
 use crate::guests::{KeepError, Registry};
 use crate::policy::PolicyError;
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
+use crate::source::Source;
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
 use crate::tls::{Keeper as TlsKeeper, TlsError};
 use arc_swap::ArcSwap;
@@ -134,6 +135,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         reserve: Reserve::take(),
+        porch: tls.as_ref().map(|tls| Porch::new(tls.live())),
         live,
         resolver,
         bindings,
@@ -231,7 +233,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
     tracing::info!(
-        proxy = ?where_to.proxy, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
+        proxy = ?where_to.proxy, proxy_tls = ?where_to.proxy_tls, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
         dns = ?where_to.dns, admin = ?where_to.admin, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
@@ -364,7 +366,7 @@ fn spawn_workers(
 
 /// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
 fn takes_ipv6(listen: &ListenSettings) -> bool {
-    let all = [&listen.proxy, &listen.transparent, &listen.redirect, &listen.udp];
+    let all = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.udp];
     all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
 }
 
@@ -388,7 +390,8 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
                 Trouble::Pause => house.account.metrics().accept_failed(),
                 Trouble::Reset(source) => flow::reset_unseen(&house, door, source),
             };
-            let entrance = Entrance { listener, gate: &house.gate, reserve: &house.reserve, purpose: Purpose::Flow };
+            let purpose = flow::purpose(&house, door);
+            let entrance = Entrance { listener, gate: &house.gate, reserve: &house.reserve, purpose };
             accept::run(entrance, house.stop.cancelled(), serve, trouble).await;
         });
     }
@@ -399,8 +402,8 @@ fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
     let live = Arc::clone(live);
     let hasher = foldhash::quality::RandomState::default();
     // By name, for the order of the guests may change with a reload.
-    let declared = move |source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
-    Gate::new(settings.limits, Arc::new(declared))
+    let named = move |source: &Source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
+    Gate::new(settings.limits, Arc::new(named))
 }
 
 /// A panic ends one flow; the hook counts it and says where.

@@ -11,12 +11,15 @@
 //! of it and is closed, counted and logged wherever the flow ends, panics included.
 
 mod http;
+mod inside;
 mod refuse;
 mod socks;
 mod transparent;
 mod tunnel;
 
-use crate::accept::{Accepted, Gate, Reserve, Slot};
+pub use inside::Porch;
+
+use crate::accept::{Accepted, Gate, Purpose, Reserve, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
@@ -25,16 +28,17 @@ use crate::firewall::Seal;
 use crate::identify::{Claim, Evidence, Sniff, sniff};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
-use crate::relay::{self, End, Tunnel, Watch, close, scratch};
+use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};
 use crate::resolve::{Resolver, Ticket};
+use crate::source::Source;
 use arc_swap::ArcSwap;
 use std::io::{self, Read};
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -53,6 +57,8 @@ pub struct House {
     pub gate: Arc<Gate>,
     /// What turns a connection away when no file descriptor is left for it.
     pub reserve: Reserve,
+    /// What `proxy_tls` takes, where there is one.
+    pub porch: Option<Porch>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
     /// Names behind the addresses that guests were told.
@@ -69,7 +75,7 @@ impl House {
     pub fn drop_bindings(&self) {
         let policy = Arc::clone(&self.live.load().policy);
         self.bindings.retain(|source, guest, name| {
-            policy.guest(source).name == guest && policy.permit_name(source, name).is_ok()
+            policy.guest(&source.into()).name == guest && policy.permit_name(source, name).is_ok()
         });
     }
 }
@@ -94,8 +100,10 @@ impl Live {
 /// One connection on its way from accept to relay.
 struct Visit {
     house: Arc<House>,
-    guest: TcpStream,
+    guest: GuestStream,
     source: SocketAddr,
+    /// The name in the guest's certificate.
+    certified: Option<Arc<str>>,
     /// Where the guest's packets went, if they were brought here without its knowing.
     original: Option<SocketAddr>,
     slot: Slot,
@@ -134,6 +142,8 @@ struct Ended;
 pub enum Door {
     /// `proxy`: the guest says where it wants to go.
     Proxy,
+    /// `proxy_tls`: the same inside TLS.
+    ProxyTls,
     /// `transparent`: TPROXY left the original destination as the socket's own address.
     Transparent,
     /// `redirect`: connection tracking knows the original destination.
@@ -144,7 +154,7 @@ impl Door {
     /// What the connection counts as until more is known.
     const fn listener(self) -> Listener {
         match self {
-            Door::Proxy => Listener::Proxy,
+            Door::Proxy | Door::ProxyTls => Listener::Proxy,
             Door::Transparent => Listener::Transparent,
             Door::Redirect => Listener::Redirect,
         }
@@ -153,7 +163,7 @@ impl Door {
     /// Where the guest's packets went; `None` at the door that is no secret.
     fn original(self, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
         match self {
-            Door::Proxy => Ok(None),
+            Door::Proxy | Door::ProxyTls => Ok(None),
             Door::Transparent => stream.local_addr().map(canonical).map(Some),
             Door::Redirect => original_destination(stream).map(canonical).map(Some),
         }
@@ -180,6 +190,12 @@ struct Arrival {
     first: Vec<u8>,
     /// A CONNECT that was permitted already; its head is all there is in `first`.
     asked: Option<Box<http::Asked>>,
+}
+
+/// What a connection at this door takes a place for.
+pub fn purpose(house: &House, door: Door) -> Purpose {
+    let by_certificate = door == Door::ProxyTls && house.porch.as_ref().is_some_and(Porch::names_guests);
+    if by_certificate { Purpose::Handshake } else { Purpose::Flow }
 }
 
 /// Takes a connection in. Under load its first words are there by then: a CONNECT that the policy refuses is
@@ -234,7 +250,7 @@ async fn serve(house: Arc<House>, arrival: Arrival) {
 
 /// Counts a connection that was reset because no file descriptor is left for it.
 pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
-    open_record(house, door.listener(), source, None).refuse(Reason::LimitTotal, None);
+    open_record(house, door.listener(), (source, None), None).refuse(Reason::LimitTotal, None);
 }
 
 /// Everything up to the relay.
@@ -243,29 +259,47 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
     let Ok(stream) = TcpStream::from_std(stream) else {
         // The kernel has no place for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
         let record = asked.map(|asked| asked.record);
-        record.unwrap_or_else(|| open_record(&house, door.listener(), source, None)).refuse(Reason::LimitTotal, None);
+        record
+            .unwrap_or_else(|| open_record(&house, door.listener(), (source, None), None))
+            .refuse(Reason::LimitTotal, None);
         return Err(Ended);
     };
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
-            turn_away(&house, door, stream, source, reason).await;
+            turn_away(&house, door, stream.into(), (source, None), reason).await;
             return Err(Ended);
         }
     };
     let limits = house.gate.settings();
     let active = house.account.active(door.listener());
-    let deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
+    let mut deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
     let original = match door.original(&stream) {
         Ok(original) => original,
         Err(_) => {
             // Somebody spoke to the listener itself, which is for redirected connections alone.
-            open_record(&house, door.listener(), source, None).refuse(Reason::AddressFloor, None);
+            open_record(&house, door.listener(), (source, None), None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
             return Err(Ended);
         }
     };
-    let mut visit = Box::new(Visit { house, guest: stream, source, original, slot, active, input: first, deadline });
+    let mut visit = match door {
+        Door::ProxyTls => {
+            let inside = Box::pin(inside::enter(&house, stream, source, first, &mut deadline)).await?;
+            admit_inside(house, inside, source, slot, active, deadline).await?
+        }
+        Door::Proxy | Door::Transparent | Door::Redirect => Box::new(Visit {
+            house,
+            guest: stream.into(),
+            source,
+            certified: None,
+            original,
+            slot,
+            active,
+            input: first,
+            deadline,
+        }),
+    };
     if let Some(original) = original {
         return transparent::serve(visit, door.listener(), original).await;
     }
@@ -284,6 +318,37 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
     match visit.input.first() {
         Some(4 | 5) => socks::serve(visit).await,
         _ => http::serve(visit).await,
+    }
+}
+
+/// A connection behind its handshake. By a certificate it has its place among those of the guest in there, and no
+/// longer among those of its address.
+async fn admit_inside(
+    house: Arc<House>,
+    inside: inside::Inside,
+    source: SocketAddr,
+    slot: Slot,
+    active: Active,
+    deadline: Deadline,
+) -> Result<Box<Visit>, Ended> {
+    let inside::Inside { guest, certified } = inside;
+    let slot = match &certified {
+        None => Ok(slot),
+        Some(_) => {
+            drop(slot);
+            let who = Source { address: source.ip(), certified: certified.clone() };
+            house.gate.admit(who, Purpose::Flow, Instant::now())
+        }
+    };
+    match slot {
+        Ok(slot) => {
+            let (original, input) = (None, Vec::new());
+            Ok(Box::new(Visit { house, guest, source, certified, original, slot, active, input, deadline }))
+        }
+        Err(reason) => {
+            turn_away(&house, Door::Proxy, guest, (source, certified.as_ref()), reason).await;
+            Err(Ended)
+        }
     }
 }
 
@@ -309,15 +374,22 @@ async fn relay(mut relaying: Box<Relaying>) {
 }
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
-async fn turn_away(house: &Arc<House>, door: Door, mut stream: TcpStream, source: SocketAddr, reason: Reason) {
-    let telling = house.gate.tell(source.ip(), Instant::now());
+async fn turn_away(
+    house: &Arc<House>,
+    door: Door,
+    mut stream: GuestStream,
+    (source, certified): From<'_>,
+    reason: Reason,
+) {
+    let who = Source { address: source.ip(), certified: certified.cloned() };
+    let telling = house.gate.tell(who, Instant::now());
     let answer = match &telling {
         Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
         None => Ok(None),
     };
     let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
-    let original = door.original(&stream).ok().flatten();
-    open_record(house, listener, source, original).refuse(reason, None);
+    let original = door.original(stream.socket()).ok().flatten();
+    open_record(house, listener, (source, certified), original).refuse(reason, None);
     if answer.is_empty() {
         close::reset(&stream);
     } else {
@@ -327,14 +399,16 @@ async fn turn_away(house: &Arc<House>, door: Door, mut stream: TcpStream, source
 }
 
 /// Reads just enough to know what to answer. `None` where the other end is gone.
-async fn refusal(stream: &mut TcpStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
+async fn refusal(stream: &mut GuestStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
     let mut first = [0u8; 1024];
     let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
     if door != Door::Proxy {
+        // Over a limit nobody gets a handshake: one that fails says as much, and costs nothing.
         let said = first.get(..read)?;
         return match sniff(said) {
             Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
-            Sniff::Http => Some((door.listener(), refuse::http(reason, None, said, true))),
+            Sniff::Http if door != Door::ProxyTls => Some((door.listener(), refuse::http(reason, None, said, true))),
+            Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
             Sniff::Raw | Sniff::NeedMore => None,
         };
     }
@@ -343,6 +417,7 @@ async fn refusal(stream: &mut TcpStream, door: Door, reason: Reason) -> Option<(
     }
     // SOCKS has a code for it only after the greeting.
     stream.write_all(&crate::identify::socks::ACCEPT).await.ok()?;
+    stream.flush().await.ok()?;
     stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
     Some((Listener::Socks, crate::identify::socks::reply(reason.socks_reply()).to_vec()))
 }
@@ -357,10 +432,14 @@ enum Filled {
     Revoked(Reason),
 }
 
-/// The record of a flow of whoever is at `source`.
-fn open_record(house: &House, listener: Listener, source: SocketAddr, original: Option<SocketAddr>) -> Record {
+/// Address and port of a connection, and the name in its certificate.
+type From<'a> = (SocketAddr, Option<&'a Arc<str>>);
+
+/// The record of a flow.
+fn open_record(house: &House, listener: Listener, from: From<'_>, original: Option<SocketAddr>) -> Record {
     let live = house.live.load();
-    let mut record = house.account.open(listener, source, live.policy.guest(source.ip()).name);
+    let who = Source { address: from.0.ip(), certified: from.1.cloned() };
+    let mut record = house.account.open(listener, from.0, live.policy.guest(&who).name);
     if let Some(original) = original {
         record.original(original);
     }
@@ -369,7 +448,12 @@ fn open_record(house: &House, listener: Listener, source: SocketAddr, original: 
 
 impl Visit {
     fn record(&self, listener: Listener) -> Record {
-        open_record(&self.house, listener, self.source, self.original)
+        open_record(&self.house, listener, (self.source, self.certified.as_ref()), self.original)
+    }
+
+    /// Who asks.
+    fn who(&self) -> Source {
+        Source { address: self.source.ip(), certified: self.certified.clone() }
     }
 
     /// Reads once more into `input`, within the deadline.
@@ -446,7 +530,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             let flow = Arc::clone(record.flow());
             let answer = tokio::select! {
                 biased;
-                answer = house.resolver.vet(permit, ticket(house, claim.source)) => answer,
+                answer = house.resolver.vet(permit, ticket(house, &claim.source)) => answer,
                 reason = flow.revoked() => {
                     record.refuse(reason, None);
                     return Err(reason);
@@ -486,7 +570,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
 }
 
 /// The guest's right to start a lookup, if it has not too many under way.
-pub(crate) fn ticket(house: &House, source: IpAddr) -> Option<Ticket> {
+pub(crate) fn ticket(house: &House, source: impl Into<Source>) -> Option<Ticket> {
     Some(Box::new(house.gate.lookup(source, Instant::now())?))
 }
 
@@ -509,7 +593,7 @@ fn confirm(house: &House, claim: &Claim, upstream: &Upstream, record: &mut Recor
 
 /// Writes `bytes` within `limit`, unless the flow is revoked. `Err(None)`: the other end is gone.
 async fn say(
-    stream: &mut TcpStream,
+    stream: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
     record: &Record,
     limit: Option<Duration>,
@@ -518,9 +602,13 @@ async fn say(
         return Ok(());
     }
     let mut deadline = Deadline::after(limit);
+    let written = async {
+        stream.write_all(bytes).await?;
+        stream.flush().await
+    };
     tokio::select! {
         biased;
-        written = stream.write_all(bytes) => written.map_err(|_| None),
+        written = written => written.map_err(|_| None),
         reason = record.flow().revoked() => Err(Some(reason)),
         () = deadline.passed() => Err(Some(Reason::Timeout)),
     }
@@ -570,7 +658,7 @@ impl Deadline {
 }
 
 /// Reads once into `input`, within the deadline.
-async fn fill(stream: &mut TcpStream, input: &mut Vec<u8>, deadline: &mut Deadline) -> Filled {
+async fn fill(stream: &mut (impl AsyncRead + Unpin), input: &mut Vec<u8>, deadline: &mut Deadline) -> Filled {
     // Most heads and hellos fit; a guest that sends one byte at a time does not make it grow.
     if input.capacity() - input.len() < 512 {
         input.reserve(2048);

@@ -13,9 +13,9 @@ pub mod socks;
 pub use sniff::{MAX_SNIFF, Sniff, sniff, sniff_on};
 
 use crate::reason::Reason;
+use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use hello::ClientHello;
-use std::net::IpAddr;
 
 /// The outcome of parsing the front of a byte stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,8 +62,8 @@ impl Evidence {
 /// Everything the policy judges: who asks, for what, and what has been shown so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// The guest's address.
-    pub source: IpAddr,
+    /// Who asks.
+    pub source: Source,
     /// Host and port asked for.
     pub target: Target,
     /// TCP, UDP or QUIC.
@@ -120,7 +120,7 @@ mod tests {
 
     fn claim(target: &str) -> Claim {
         Claim {
-            source: IpAddr::from([10, 0, 0, 7]),
+            source: std::net::IpAddr::from([10, 0, 0, 7]).into(),
             target: Target::parse(target.as_bytes(), None).unwrap(),
             transport: Transport::Tcp,
             spoken: None,

@@ -42,4 +42,5 @@ pub mod whitelist;
 pub mod name;
 pub mod pace;
 pub mod reason;
+pub mod source;
 pub mod target;

@@ -30,6 +30,7 @@ pub use usage::Mark;
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
+use crate::source::Source;
 use crate::target::{Protocols, Target};
 use ipnet::IpNet;
 use std::net::IpAddr;
@@ -149,7 +150,7 @@ impl Policy {
     }
 
     fn could_allow(&self, source: IpAddr, port: u16, raw: bool) -> bool {
-        let Some(standing) = self.guests.standing(source) else { return false };
+        let Some(standing) = self.guests.standing(&source.into()) else { return false };
         if standing.agreed.as_ref().is_some_and(|agreed| !agreed.opens(port, raw)) {
             return false;
         }
@@ -169,9 +170,9 @@ impl Policy {
         near::near_miss(self, claim)
     }
 
-    /// Who is at `source`?
-    pub fn guest(&self, source: IpAddr) -> Guest<'_> {
-        self.guests.at(source)
+    /// Who is `source`?
+    pub fn guest<'a>(&'a self, source: &'a Source) -> Guest<'a> {
+        self.guests.of(source)
     }
 
     /// The compiled list.

@@ -198,7 +198,7 @@ impl Reason {
             Reason::Malformed => "The request is malformed.",
             Reason::Ech => "Encrypted ClientHello is not allowed here; turn it off in the client.",
             Reason::ModeNone => "This guest is not allowed any outbound connection.",
-            Reason::UnknownGuest => "This source address is not a known guest.",
+            Reason::UnknownGuest => "This source is not a known guest.",
             Reason::ResolveFailed => "The host name could not be resolved.",
             Reason::DialFailed => "The destination could not be connected to.",
             Reason::Timeout => "The destination or the client took too long.",

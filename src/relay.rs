@@ -8,14 +8,17 @@
 pub mod close;
 pub mod http;
 pub mod scratch;
+mod side;
 mod turns;
+
+pub use side::{GuestStream, Side};
 
 use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 use turns::Turn;
@@ -66,7 +69,7 @@ enum LaneState {
 /// A tunnel between a guest and an upstream, both connected.
 #[derive(Debug)]
 pub struct Tunnel {
-    guest: TcpStream,
+    guest: GuestStream,
     upstream: TcpStream,
     up: Lane,
     down: Lane,
@@ -83,7 +86,8 @@ enum Broken {
 
 impl Tunnel {
     /// `to_upstream` and `to_guest` are bytes already read that go first.
-    pub fn new(guest: TcpStream, upstream: TcpStream, to_upstream: Vec<u8>, to_guest: Vec<u8>) -> Tunnel {
+    pub fn new(guest: impl Into<GuestStream>, upstream: TcpStream, to_upstream: Vec<u8>, to_guest: Vec<u8>) -> Tunnel {
+        let guest = guest.into();
         Tunnel { guest, upstream, up: Lane::new(to_upstream), down: Lane::new(to_guest), broken: false }
     }
 
@@ -171,8 +175,8 @@ impl Lane {
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
-        from: &mut TcpStream,
-        to: &mut TcpStream,
+        from: &mut impl Side,
+        to: &mut impl Side,
         last: bool,
         count: impl Fn(usize),
     ) -> Poll<Result<(), Broken>> {
@@ -187,9 +191,9 @@ impl Lane {
             self.turn.moved(flushed);
             count(flushed);
             if self.state == LaneState::Ended {
-                if !last {
-                    // An upstream that is already gone needs no FIN.
-                    let _ = close::finish(to);
+                if !last || !to.ends_with_socket() {
+                    // Who is already gone needs no end.
+                    let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
                 }
                 self.state = LaneState::Finished;
                 continue;
@@ -252,7 +256,7 @@ const SAID: usize = 8 << 10;
 /// Relays what the upstream says until the guest speaks, or has been silent until `patience`. What the
 /// guest has not taken by then is left in `to_guest`, which also goes first.
 pub async fn listen<M, S, L>(
-    guest: &mut TcpStream,
+    guest: &mut GuestStream,
     upstream: &mut TcpStream,
     input: &mut Vec<u8>,
     to_guest: &mut Vec<u8>,
@@ -294,7 +298,7 @@ where
 }
 
 /// Adds what the guest says to `input`.
-fn poll_hear(cx: &mut Context<'_>, guest: &mut TcpStream, input: &mut Vec<u8>) -> Poll<Heard> {
+fn poll_hear(cx: &mut Context<'_>, guest: &mut GuestStream, input: &mut Vec<u8>) -> Poll<Heard> {
     scratch::with(SAID, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
         match ready!(Pin::new(guest).poll_read(cx, &mut buffer)) {
@@ -312,8 +316,8 @@ fn poll_hear(cx: &mut Context<'_>, guest: &mut TcpStream, input: &mut Vec<u8>) -
 /// Returns how many were read (0: the end) and how many of them written.
 fn poll_move(
     cx: &mut Context<'_>,
-    from: &mut TcpStream,
-    to: &mut TcpStream,
+    from: &mut impl Side,
+    to: &mut impl Side,
     want: usize,
     kept: &mut Kept,
 ) -> Poll<Result<(usize, usize), Broken>> {

@@ -1,16 +1,27 @@
 //! TLS at outgate's own doors: certificate, key and the authority for client certificates, from files to what a
-//! handshake needs, and again whenever they change. Who may come in by a door, and what for, is the door's.
+//! handshake needs, and again whenever they change; the handshake itself, and who the client says it is. Who may
+//! come in by a door, and what for, is the door's.
 
+mod client;
 mod keep;
+mod shake;
+mod socket;
 
+pub use client::guest_name;
 pub use keep::{Keeper, Live};
+pub use shake::{Complaints, Refused, shake};
+pub use socket::Socket;
+
+/// A connection inside TLS.
+pub type Stream = tokio_rustls::server::TlsStream<Socket>;
 
 use crate::system;
 use rustix::fs::OFlags;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use rustls::server::WebPkiClientVerifier;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::{RootCertStore, ServerConfig};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -78,11 +89,15 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// What a handshake needs, and until when it is good.
+/// What handshakes need, and until when it is good.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// For the handshakes.
-    pub config: Arc<ServerConfig>,
+    /// For guests: a client certificate must name one.
+    pub guests: Arc<ServerConfig>,
+    /// For who reads metrics.
+    pub admin: Arc<ServerConfig>,
+    /// Clients are asked for a certificate.
+    pub names_guests: bool,
     /// The last second of the certificate, since 1970.
     pub expires: i64,
 }
@@ -97,26 +112,48 @@ pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
     let expires = expiry(&chain).ok_or_else(|| content(certificate, "its first certificate cannot be read"))?;
     let private = PrivateKeyDer::from_pem_slice(&read(key)?);
     let private = private.map_err(|error| content(key, &format!("holds no private key in PEM: {error}")))?;
-    let provider = Arc::new(ring::default_provider());
     let pair = |source| TlsError::Pair { certificate: certificate.clone(), key: key.clone(), source };
-    let builder = ServerConfig::builder_with_provider(Arc::clone(&provider)).with_safe_default_protocol_versions();
-    let builder = builder.map_err(pair)?;
-    let builder = match client_ca {
-        Some(path) => {
-            let mut roots = RootCertStore::empty();
-            for authority in certificates(path)? {
-                roots
-                    .add(authority)
-                    .map_err(|error| content(path, &format!("an authority in it is of no use: {error}")))?;
-            }
-            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
-            builder.with_client_cert_verifier(verifier.map_err(|error| content(path, &error.to_string()))?)
-        }
+    let verifier = client_ca.as_deref().map(verifier).transpose()?;
+    let guests = verifier.clone().map(client::named);
+    let admin = config(verifier, chain.clone(), private.clone_key()).map_err(pair)?;
+    let guests = config(guests, chain, private).map_err(pair)?;
+    Ok(Loaded { guests, admin, names_guests: client_ca.is_some(), expires })
+}
+
+/// Takes clients whose certificate is of one of the authorities in the file.
+fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
+    let mut roots = RootCertStore::empty();
+    for authority in certificates(path)? {
+        roots.add(authority).map_err(|error| content(path, &format!("an authority in it is of no use: {error}")))?;
+    }
+    let provider = Arc::new(ring::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
+    verifier.map_err(|error| content(path, &error.to_string()))
+}
+
+fn config(
+    verifier: Option<Arc<dyn ClientCertVerifier>>,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Arc<ServerConfig>, rustls::Error> {
+    let provider = Arc::new(ring::default_provider());
+    let builder = ServerConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let is_open = verifier.is_none();
+    let builder = match verifier {
+        Some(verifier) => builder.with_client_cert_verifier(verifier),
         None => builder.with_no_client_auth(),
     };
-    let mut config = builder.with_single_cert(chain, private).map_err(pair)?;
+    let mut config = builder.with_single_cert(chain, key)?;
     config.alpn_protocols = vec![ALPN.to_vec()];
-    Ok(Loaded { config: Arc::new(config), expires })
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    if is_open {
+        config.ticketer = ring::Ticketer::new()?;
+    } else {
+        // A session that is taken up again shows no certificate, so one that has expired would go on for as long
+        // as somebody likes.
+        config.send_tls13_tickets = 0;
+    }
+    Ok(Arc::new(config))
 }
 
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {

@@ -1,11 +1,12 @@
 //! Per-guest limits: how many connections at once, how many new ones and requests a second.
 //!
-//! A guest is its declared name where it has one, else its address (in IPv6 its /64, since a guest
+//! A guest is its name where it has one, declared or certified, else its address (in IPv6 its /64, since a guest
 //! usually owns all of it). Counting is by atomics behind a short lock a shard; a guest that has gone
 //! quiet leaves no trace behind.
 
 use super::overload::{Relief, Room, Stage};
 use crate::reason::Reason;
+use crate::source::Source;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
 use std::collections::HashMap;
@@ -57,6 +58,9 @@ pub struct LimitSettings {
 pub enum Purpose {
     /// A flow.
     Flow,
+    /// A handshake whose certificate will say whose flow it is. Until then it counts by its address, apart from the
+    /// flows of whoever has that.
+    Handshake,
     /// DNS: short, and without it what is open already is of less use. Light guests get it in every stage of
     /// overload.
     Names,
@@ -68,8 +72,9 @@ const MAX_LOOKUPS: u32 = 512;
 /// Who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
-    Declared(u64),
+    Named(u64),
     Address(IpAddr),
+    Doorstep(IpAddr),
 }
 
 /// What one guest has in use. Times are microseconds since the gate was made.
@@ -127,8 +132,8 @@ impl Cell {
     }
 }
 
-/// Says which declared guest an address is: a number that stays the guest's over reloads.
-type Declared = Arc<dyn Fn(IpAddr) -> Option<u64> + Send + Sync>;
+/// Says which guest a source is, where it has a name: a number that stays the guest's over reloads.
+type Named = Arc<dyn Fn(&Source) -> Option<u64> + Send + Sync>;
 
 /// A part of the guests.
 #[derive(Default)]
@@ -145,7 +150,7 @@ struct Shard {
 /// The limits and what each guest has in use.
 pub struct Gate {
     settings: ArcSwap<LimitSettings>,
-    declared: Declared,
+    named: Named,
     total: AtomicU32,
     told: AtomicU32,
     relief: Relief,
@@ -173,11 +178,11 @@ pub struct Looking {
 }
 
 impl Gate {
-    /// `declared` gives the number of the declared guest that an address is, if any.
-    pub fn new(settings: LimitSettings, declared: Declared) -> Arc<Gate> {
+    /// `named` gives the number of the guest that a source is by name, if it has one.
+    pub fn new(settings: LimitSettings, named: Named) -> Arc<Gate> {
         Arc::new(Gate {
             settings: ArcSwap::from_pointee(settings),
-            declared,
+            named,
             total: AtomicU32::new(0),
             told: AtomicU32::new(0),
             relief: Relief::new(MAX_TOLD),
@@ -236,9 +241,13 @@ impl Gate {
     }
 
     /// A place for a new connection of `source`, or why there is none.
-    pub fn admit(self: &Arc<Self>, source: IpAddr, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
+    pub fn admit(self: &Arc<Self>, source: impl Into<Source>, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
         let settings = self.settings.load();
-        let usage = self.usage(source, now);
+        let source = source.into();
+        let usage = match purpose {
+            Purpose::Handshake => self.usage_of(Key::Doorstep(holder(source.address)), now),
+            Purpose::Flow | Purpose::Names => self.usage(&source, now),
+        };
         if let Some(rate) = settings.new_connections_per_second
             && !usage.connections.take(self.micros(now), rate)
         {
@@ -262,9 +271,9 @@ impl Gate {
     }
 
     /// Counts one DNS query of `source`. Over the rate as many a second are told so as would be answered.
-    pub fn query(&self, source: IpAddr, now: Instant) -> Pace {
+    pub fn query(&self, source: impl Into<Source>, now: Instant) -> Pace {
         let Some(rate) = self.settings.load().dns_queries_per_second else { return Pace::Fair };
-        let (usage, now) = (self.usage(source, now), self.micros(now));
+        let (usage, now) = (self.usage(&source.into(), now), self.micros(now));
         match () {
             () if usage.queries.take(now, rate) => Pace::Fair,
             () if usage.rebukes.take(now, rate) => Pace::Quick,
@@ -274,8 +283,8 @@ impl Gate {
 
     /// The right of `source` to one more lookup of a name that nobody is asking for yet. The resolver has
     /// a bound for all of them together, and no guest may take it up alone.
-    pub fn lookup(&self, source: IpAddr, now: Instant) -> Option<Looking> {
-        let usage = self.usage(source, now);
+    pub fn lookup(&self, source: impl Into<Source>, now: Instant) -> Option<Looking> {
+        let usage = self.usage(&source.into(), now);
         // From here on the drop gives back what was counted.
         let looking = Looking { usage };
         let before = looking.usage.lookups.fetch_add(1, Ordering::Relaxed);
@@ -290,8 +299,8 @@ impl Gate {
     /// May a connection of `source` that was not admitted be kept until it has been told why? A guest
     /// holds an eighth of the places that are free at most, so the more guests flood, the fewer each
     /// holds, and one that does not still finds a place.
-    pub fn tell(self: &Arc<Self>, source: IpAddr, now: Instant) -> Option<Telling> {
-        let usage = self.usage(source, now);
+    pub fn tell(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Option<Telling> {
+        let usage = self.usage(&source.into(), now);
         // From here on the drop gives back what was counted.
         let telling = Telling { usage, gate: Arc::clone(self) };
         let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
@@ -302,11 +311,15 @@ impl Gate {
         (all < most && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
     }
 
-    fn usage(&self, source: IpAddr, now: Instant) -> Arc<Usage> {
-        let key = match (self.declared)(source) {
-            Some(number) => Key::Declared(number),
-            None => Key::Address(holder(source)),
+    fn usage(&self, source: &Source, now: Instant) -> Arc<Usage> {
+        let key = match (self.named)(source) {
+            Some(number) => Key::Named(number),
+            None => Key::Address(holder(source.address)),
         };
+        self.usage_of(key, now)
+    }
+
+    fn usage_of(&self, key: Key, now: Instant) -> Arc<Usage> {
         let shard = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
         let Some(shard) = self.shards.get(shard) else { return Arc::default() };
         let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);

@@ -14,6 +14,8 @@ const BACKLOG: i32 = 4096;
 pub enum Kind {
     /// The explicit proxy.
     Proxy,
+    /// The same inside TLS.
+    ProxyTls,
     /// Guests' connections brought by TPROXY.
     Transparent,
     /// Host users' connections brought by REDIRECT.
@@ -31,6 +33,7 @@ impl Kind {
     pub const fn key(self) -> &'static str {
         match self {
             Kind::Proxy => "[listen].proxy",
+            Kind::ProxyTls => "[listen].proxy_tls",
             Kind::Transparent => "[listen].transparent",
             Kind::Redirect => "[listen].redirect",
             Kind::Dns => "[listen].dns",
@@ -47,7 +50,7 @@ impl Kind {
     /// The socket unit that holds such listeners.
     pub const fn unit(self) -> &'static str {
         match self {
-            Kind::Proxy => "outgate.socket",
+            Kind::Proxy | Kind::ProxyTls => "outgate.socket",
             Kind::Transparent => "outgate-transparent.socket",
             Kind::Redirect => "outgate-redirect.socket",
             Kind::Dns => "outgate-dns.socket",

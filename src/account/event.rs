@@ -200,7 +200,7 @@ pub(super) mod tests {
             source: Endpoint { ip, port: 40000 },
             original: None,
             claim: Some(Claim {
-                source: ip,
+                source: ip.into(),
                 target: Target::parse(name.as_bytes(), Some(443)).unwrap(),
                 transport: Transport::Tcp,
                 spoken: None,

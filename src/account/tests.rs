@@ -19,7 +19,7 @@ fn to_file(path: &Path) -> LogSettings {
 
 fn claim(target: &str) -> Claim {
     Claim {
-        source: "10.42.42.7".parse().unwrap(),
+        source: "10.42.42.7".parse::<std::net::IpAddr>().unwrap().into(),
         target: Target::parse(target.as_bytes(), None).unwrap(),
         transport: Transport::Tcp,
         spoken: None,

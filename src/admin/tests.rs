@@ -160,15 +160,16 @@ async fn over_tls_there_is_no_status_page_and_a_new_certificate_holds_at_once() 
         let key = rustls_pki_types::PrivateKeyDer::try_from(signed.signing_key.serialize_der()).unwrap();
         let der = signed.cert.der().clone();
         let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(vec![der.clone()], key);
-        (Arc::new(config.unwrap()), der)
+        let config = Arc::new(config.unwrap());
+        (Arc::new(tls::Loaded { guests: Arc::clone(&config), admin: config, names_guests: false, expires: 0 }), der)
     };
     let World { account, .. } = world().await;
     let (first, first_der) = config("admin.test");
     let (second, second_der) = config("admin.test");
-    let tls = Arc::new(ArcSwap::new(first));
+    let live = Arc::new(arc_swap::ArcSwap::new(first));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve_tls(listener, Arc::clone(&tls), Admin::new(account, Box::new(Vec::new))));
+    tokio::spawn(serve_tls(listener, Arc::clone(&live), Admin::new(account, Box::new(Vec::new))));
     let ask = async |path: &str, trusted: &rustls_pki_types::CertificateDer<'static>| {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();
@@ -184,7 +185,7 @@ async fn over_tls_there_is_no_status_page_and_a_new_certificate_holds_at_once() 
     };
     assert_eq!(ask("/metrics", &first_der).await, Some(200));
     assert_eq!(ask("/", &first_der).await, Some(404));
-    tls.store(second);
+    live.store(second);
     assert_eq!(ask("/healthz", &first_der).await, None);
     assert_eq!(ask("/healthz", &second_der).await, Some(200));
 }

@@ -10,6 +10,7 @@ use crate::identify::Claim;
 use crate::policy::{AddressTerms, Guest, Location, Mode, Policy, Refusal, Unknown};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
+use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use crate::whitelist::Files;
 use clap::Args;
@@ -104,10 +105,10 @@ pub(super) fn refused_in_any_case<'u>(
     settings.policy.guests.clear();
     settings.policy.unknown = Unknown::Shared;
     let source = source(None, &settings)?;
-    let mut judge = Judge::new(settings, source)?;
+    let mut judge = Judge::new(settings, source.clone())?;
     let refused = |url: &'u str| {
         let asked = Asked::parse(url).ok();
-        if asked.as_ref().is_some_and(|asked| asked.claim(source).transport == Transport::Udp) {
+        if asked.as_ref().is_some_and(|asked| asked.claim(&source).transport == Transport::Udp) {
             return Some((url, "nothing listens for UDP but DNS".to_owned()));
         }
         let answer = judge.answer(url);
@@ -201,17 +202,17 @@ fn skip_line(input: &mut dyn BufRead) -> io::Result<()> {
     }
 }
 
-/// The address that stands for `--guest`. Without it, one that no operator declares.
-fn source(guest: Option<&str>, settings: &Settings) -> Result<IpAddr, Failure> {
-    let Some(wanted) = guest else { return Ok(IpAddr::V4(Ipv4Addr::UNSPECIFIED)) };
+/// Who `--guest` is. Without it, an address that no operator declares.
+fn source(guest: Option<&str>, settings: &Settings) -> Result<Source, Failure> {
+    let nowhere = Source::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let Some(wanted) = guest else { return Ok(nowhere) };
     let guests = &settings.policy.guests;
-    if let Some(guest) = guests.iter().find(|guest| guest.name == wanted)
-        && let Some(net) = guest.addresses.first()
-    {
-        return Ok(net.addr());
+    if guests.iter().any(|guest| guest.name == wanted) {
+        // By name, for a guest that is known by its certificate may have no address.
+        return Ok(Source { certified: Some(wanted.into()), ..nowhere });
     }
     if let Ok(address) = wanted.parse::<IpAddr>() {
-        return Ok(address.to_canonical());
+        return Ok(address.to_canonical().into());
     }
     let hint = match nearest(wanted, guests.iter().map(|guest| guest.name.as_str())) {
         Some(near) => format!("did you mean {near}?"),
@@ -250,7 +251,7 @@ struct Judge {
     policy: Policy,
     settings: Settings,
     floor: FloorSettings,
-    source: IpAddr,
+    source: Source,
     files: Files,
     /// Where the lines of a file start, once it was asked for.
     starts: HashMap<String, Vec<usize>>,
@@ -258,7 +259,7 @@ struct Judge {
 
 impl Judge {
     /// Over the lists as they are now; their errors where they are not sound.
-    fn new(settings: Settings, source: IpAddr) -> Result<Judge, Failure> {
+    fn new(settings: Settings, source: Source) -> Result<Judge, Failure> {
         let lists = bridge::compile(&settings);
         let Some(policy) = lists.policy else {
             return Err(Failure::Invalid(lists.diagnostics.into_iter().filter(|found| found.is_error()).collect()));
@@ -272,7 +273,7 @@ impl Judge {
             Ok(asked) => asked,
             Err(error) => return malformed(url, &error),
         };
-        let claim = asked.claim(self.source);
+        let claim = asked.claim(&self.source);
         let (verdict, reason, rule, floor) = self.decide(&asked, &claim);
         let passes = matches!(verdict, Verdict::Allowed | Verdict::Observed);
         let near = if verdict == Verdict::Allowed || floor.is_some() { None } else { self.policy.near_miss(&claim) };
@@ -364,7 +365,7 @@ impl Judge {
 
     /// The file that a rule for this source goes into.
     fn file_to_edit(&self) -> &str {
-        let Guest { index, .. } = self.policy.guest(self.source);
+        let Guest { index, .. } = self.policy.guest(&self.source);
         let guest = index.and_then(|index| self.settings.policy.guests.get(index));
         guest.and_then(|guest| guest.files.as_deref()?.first()).map_or("local.rules", String::as_str)
     }

@@ -28,7 +28,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     let policy = &mut settings.policy;
     policy.mode = raw.mode.as_ref().and_then(|given| mode(given, problems, "every guest")).unwrap_or(policy.mode);
     policy.ech_allowed = choice(&raw.ech, "ech", &[("deny", false), ("allow", true)], problems).unwrap_or(false);
-    let (declared, pins) = guests::check(&raw.guests, problems);
+    let (declared, pins) = guests::check(&raw.guests, names_guests(raw), problems);
     policy.guests = declared;
     let by_default = if raw.guests.is_empty() { Unknown::Shared } else { Unknown::None };
     let words = [("shared", Unknown::Shared), ("none", Unknown::None)];
@@ -152,15 +152,24 @@ fn check_resolver(
     settings
 }
 
+/// May a guest come by a certificate alone?
+fn names_guests(raw: &Raw) -> bool {
+    let has_door = raw.listen.proxy_tls.as_ref().is_some_and(|list| !list.get_ref().is_empty());
+    has_door && raw.tls.client_ca.as_ref().is_some_and(|path| !path.get_ref().is_empty())
+}
+
 fn check_tls(raw: &Raw, listen: &ListenSettings, folder: &Path, problems: &mut Problems<'_>) -> Option<TlsSettings> {
     let given = &raw.tls;
     let set = |key: &Given<String>| key.clone().filter(|text| !text.get_ref().is_empty());
     let (certificate, key, client_ca) = (set(&given.certificate), set(&given.key), set(&given.client_ca));
-    let wants = raw.listen.admin_tls.as_ref().filter(|_| listen.admin_tls.is_some());
+    let proxy = raw.listen.proxy_tls.as_ref().filter(|_| !listen.proxy_tls.is_empty()).map(Spanned::span);
+    let admin = raw.listen.admin_tls.as_ref().filter(|_| listen.admin_tls.is_some()).map(Spanned::span);
+    let wants = proxy.or(admin);
     match (&certificate, &key, wants) {
         (Some(certificate), Some(key), wants) => {
             if wants.is_none() {
-                problems.warn(certificate.span(), "no listener uses this; set [listen].admin_tls, or leave it out");
+                let remedy = "set [listen].proxy_tls or [listen].admin_tls, or leave it out";
+                problems.warn(certificate.span(), format!("no listener uses this; {remedy}"));
             }
             let path = |given: &Spanned<String>| folder.join(given.get_ref());
             let client_ca = client_ca.as_ref().map(path);
@@ -169,7 +178,7 @@ fn check_tls(raw: &Raw, listen: &ListenSettings, folder: &Path, problems: &mut P
         (Some(one), None, _) => problems.error(one.span(), "a certificate takes its key; set [tls].key"),
         (None, Some(one), _) => problems.error(one.span(), "a key takes its certificate; set [tls].certificate"),
         (None, None, Some(listener)) => {
-            problems.error(listener.span(), "a listener inside TLS takes [tls].certificate and [tls].key");
+            problems.error(listener, "a listener inside TLS takes [tls].certificate and [tls].key");
         }
         (None, None, None) => {
             if let Some(client_ca) = &client_ca {

@@ -14,8 +14,12 @@ use std::ops::Range;
 const OTHER: &str = "other";
 
 /// Checks every guest; one that cannot be read is left out. Beside the guests stand those that are
-/// held to an interface.
-pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> (Vec<GuestSettings>, Vec<Pin>) {
+/// held to an interface. `by_certificate`: a guest may come without an address of its own.
+pub(super) fn check(
+    guests: &[RawGuest],
+    by_certificate: bool,
+    problems: &mut Problems<'_>,
+) -> (Vec<GuestSettings>, Vec<Pin>) {
     let mut names: HashMap<String, u32> = HashMap::new();
     let mut taken = Taken::default();
     let mut checked = Vec::with_capacity(guests.len());
@@ -24,7 +28,8 @@ pub(super) fn check(guests: &[RawGuest], problems: &mut Problems<'_>) -> (Vec<Gu
         let name = check_name(guest, &mut names, problems);
         let label = name.clone().unwrap_or_else(|| "this guest".to_owned());
         let interface = check_interface(guest, problems);
-        let addresses = check_addresses(guest, &label, &mut taken, problems);
+        let needs_address = !by_certificate || guest.interface.is_some();
+        let addresses = check_addresses(guest, &label, needs_address, &mut taken, problems);
         let mode = guest.mode.as_ref().and_then(|given| checked::mode(given, problems, &format!("guest {label}")));
         let files = check_files(guest, &label, mode, problems);
         if let Some(name) = name {
@@ -71,9 +76,15 @@ fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) -> Option<Stri
     None
 }
 
-fn check_addresses(guest: &RawGuest, label: &str, taken: &mut Taken, problems: &mut Problems<'_>) -> Vec<IpNet> {
+fn check_addresses(
+    guest: &RawGuest,
+    label: &str,
+    needed: bool,
+    taken: &mut Taken,
+    problems: &mut Problems<'_>,
+) -> Vec<IpNet> {
     let given = guest.addresses.as_ref().map(|given| given.get_ref().as_slice()).unwrap_or_default();
-    if given.is_empty() {
+    if given.is_empty() && needed {
         let span = guest.addresses.as_ref().map_or(guest.span.clone(), |given| given.span());
         problems
             .error(span, format!("{label} has no addresses, so no flow would be its own; write addresses = [\"…\"]"));

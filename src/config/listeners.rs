@@ -21,7 +21,7 @@ pub(super) fn check(
     problems: &mut Problems<'_>,
 ) -> ListenSettings {
     let proxy = addresses(&raw.proxy, 3128, problems).unwrap_or_else(|| silent(&defaults.proxy));
-    let proxy_tls = addresses(&raw.proxy_tls, 3129, problems).unwrap_or_default();
+    let proxy_tls = addresses(&raw.proxy_tls, 3443, problems).unwrap_or_default();
     let transparent = addresses(&raw.transparent, 3129, problems).unwrap_or_default();
     let redirect = addresses(&raw.redirect, 3130, problems).unwrap_or_default();
     let dns = addresses(&raw.dns, 53, problems).unwrap_or_default();
@@ -54,7 +54,10 @@ pub(super) fn check(
 /// Warns of listeners that more people can reach than the operator may have had in mind.
 pub(super) fn warn_of_exposure(raw: &RawListen, settings: &Settings, problems: &mut Problems<'_>) {
     let open_to_all = settings.policy.guests.is_empty() && settings.policy.unknown == Unknown::Shared;
-    for item in raw.proxy.iter().flat_map(|list| list.get_ref()) {
+    // With an authority for clients, who reaches it is not yet in.
+    let by_certificate = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
+    let inside = raw.proxy_tls.iter().filter(|_| !by_certificate);
+    for item in raw.proxy.iter().chain(inside).flat_map(|list| list.get_ref()) {
         if let Ok(address) = item.get_ref().parse::<SocketAddr>()
             && open_to_all
             && is_exposed(address.ip())

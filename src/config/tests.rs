@@ -314,11 +314,10 @@ fn two_listeners_on_one_address_and_port_are_refused() {
 fn functions_of_later_versions_are_refused_and_their_defaults_are_not() {
     let text = r#"
 [listen]
-proxy_tls = ["127.0.0.1:1"]
 udp = ["0.0.0.0:443"]
 "#;
     let found = problems(text);
-    assert_eq!(found.len(), 2, "{found:#?}");
+    assert_eq!(found.len(), 1, "{found:#?}");
     for problem in found {
         assert!(problem.contains(" is not available in this version; leave it out"), "{problem}");
     }
@@ -330,7 +329,17 @@ fn tls_takes_a_certificate_its_key_and_somebody_who_uses_them() {
     let tls = sound(&format!("[listen]\nadmin_tls = \"10.0.0.1:3191\"\n{pair}client_ca = \"/ca.pem\"")).tls.unwrap();
     assert!(tls.certificate.ends_with("c.pem") && tls.client_ca.unwrap() == Path::new("/ca.pem"));
     assert_eq!(sound("[tls]\ncertificate = \"\"\nkey = \"\"").tls, None);
+    let with = |text: &str| sound(&format!("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]\n{pair}{text}"));
+    assert!(with("").tls.is_some_and(|tls| tls.client_ca.is_none()));
+    let named = with("client_ca = \"ca.pem\"\n[[guest]]\nname = \"vm-7\"");
+    assert!(named.policy.guests[0].addresses.is_empty(), "its certificate is enough");
+    let door = format!("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]\n{pair}");
+    let pinned = format!("{door}client_ca = \"ca.pem\"\n[[guest]]\nname = \"vm-7\"\ninterface = \"tap7\"");
     for (text, words) in [
+        (&*format!("{door}[[guest]]\nname = \"vm-7\""), "vm-7 has no addresses"),
+        (&*pinned, "vm-7 has no addresses"),
+        ("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]", "takes [tls].certificate and [tls].key"),
+        ("[listen]\nproxy_tls = [\"0.0.0.0:3443\"]\n[tls]\ncertificate = \"c\"\nkey = \"k\"", "may use the proxy"),
         (pair, "no listener uses this"),
         ("[tls]\ncertificate = \"c\"", "set [tls].key"),
         ("[tls]\nkey = \"k\"", "set [tls].certificate"),

@@ -11,10 +11,7 @@ use std::ops::Range;
 /// Reports every such key that is set to something.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
-    let keys: [(&str, Option<Range<usize>>); 2] = [
-        ("[listen].proxy_tls (a proxy inside TLS)", list(&listen.proxy_tls)),
-        ("[listen].udp (TPROXY for UDP)", list(&listen.udp)),
-    ];
+    let keys: [(&str, Option<Range<usize>>); 1] = [("[listen].udp (TPROXY for UDP)", list(&listen.udp))];
     for (key, span) in keys {
         if let Some(span) = span {
             problems.error(span, format!("{key} is not available in this version; leave it out"));

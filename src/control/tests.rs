@@ -43,7 +43,7 @@ fn world(outcome: Result<Value, Vec<String>>) -> World {
 
 fn claim(name: &str) -> Claim {
     Claim {
-        source: "10.0.0.1".parse().unwrap(),
+        source: "10.0.0.1".parse::<std::net::IpAddr>().unwrap().into(),
         target: Target::parse(name.as_bytes(), None).unwrap(),
         transport: Transport::Tcp,
         spoken: None,

@@ -39,6 +39,7 @@ impl Doors {
         let mut bound = Vec::new();
         for (kind, door, addresses) in [
             (Kind::Proxy, Door::Proxy, &listen.proxy),
+            (Kind::ProxyTls, Door::ProxyTls, &listen.proxy_tls),
             (Kind::Transparent, Door::Transparent, &listen.transparent),
             (Kind::Redirect, Door::Redirect, &listen.redirect),
         ] {

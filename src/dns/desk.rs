@@ -25,6 +25,7 @@ use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::Reason;
 use crate::resolve::{Kind, LookupError, Told, VetError};
+use crate::source::Source;
 use crate::target::{Host, Target, Transport};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
@@ -193,9 +194,9 @@ impl Desk {
         };
         self.house.account.metrics().query_answered(permit.observed());
         if !told.addresses().is_empty() {
-            let live = self.live();
-            let guest = live.policy.guest(source.ip()).name;
-            self.house.bindings.note(source.ip(), guest, permit.name(), told.addresses(), told.ttl());
+            let (live, from) = (self.live(), Source::from(source.ip()));
+            let guest = live.policy.guest(&from).name;
+            self.house.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped what its list refuses before this was noted.
             if self.in_force() != *under {
                 self.house.drop_bindings();
@@ -260,7 +261,8 @@ impl Desk {
     /// Counts a refusal or failure and gives it its line.
     fn log(&self, source: SocketAddr, asked: Option<&Asked>, refusal: &Refusal) {
         let live = self.live();
-        let mut record = self.house.account.open(Listener::Dns, source, live.policy.guest(source.ip()).name);
+        let from = Source::from(source.ip());
+        let mut record = self.house.account.open(Listener::Dns, source, live.policy.guest(&from).name);
         match asked {
             Some(Asked::Host(name)) => record.claim(&claim(source, name)),
             Some(Asked::Root) => record.shown(b"."),
@@ -289,7 +291,7 @@ impl Refused {
 /// miss is told by.
 fn claim(source: SocketAddr, name: &HostName) -> Claim {
     Claim {
-        source: source.ip(),
+        source: source.ip().into(),
         target: Target { host: Host::Name(name.clone()), port: 443 },
         transport: Transport::Tcp,
         spoken: None,

@@ -12,6 +12,7 @@ use crate::policy::Permit;
 use crate::reason::{Reason, Verdict};
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
 use crate::relay::{Tunnel, Watch, close};
+use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use std::future::poll_fn;
 use std::io::ErrorKind::WouldBlock;
@@ -91,14 +92,14 @@ pub(super) fn meet(house: &House, source: SocketAddr, slot: &Slot, first: &[u8])
     if len != first.len() || !slot.request(Instant::now()) {
         return Met::Other;
     }
-    match ask(house, source, open_record(house, Listener::Proxy, source, None), target.clone()) {
+    match ask(house, source.ip().into(), open_record(house, Listener::Proxy, (source, None), None), target.clone()) {
         Ok(asked) => Met::Asked(Box::new(asked)),
         Err((reason, claim)) => Met::Refused(refuse::http(reason, Some(&claim.target), first, true)),
     }
 }
 
 /// CONNECT: judged by its authority now, by what is spoken inside later.
-fn ask(house: &House, source: SocketAddr, mut record: Record, target: Target) -> Result<Asked, (Reason, Claim)> {
+fn ask(house: &House, source: Source, mut record: Record, target: Target) -> Result<Asked, (Reason, Claim)> {
     let claim = claim(source, target, None, Evidence::Connect);
     match decide(house, &claim, &mut record) {
         Ok(permit) => Ok(Asked { record, claim, permit }),
@@ -112,8 +113,8 @@ pub(super) async fn connect(mut visit: Box<Visit>, asked: Asked) -> Result<Step,
     Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.open(asked, &raw).await
 }
 
-fn claim(source: SocketAddr, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-    Claim { source: source.ip(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+fn claim(source: Source, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
+    Claim { source, target, transport: Transport::Tcp, spoken, ech: false, evidence }
 }
 
 /// Serves a connection on a proxy port.
@@ -299,11 +300,14 @@ impl Session {
         // HEAD is answered without the body that the length speaks of (RFC 9110 §9.3.2).
         let len = if head.method == b"HEAD" { refuse::head_len(&answer) } else { answer.len() };
         let mut deadline = Deadline::after(self.visit.house.gate.settings().idle_timeout);
+        let guest = &mut self.visit.guest;
+        let written = async {
+            guest.write_all(answer.get(..len).unwrap_or(&answer)).await?;
+            guest.flush().await
+        };
         tokio::select! {
             biased;
-            written = self.visit.guest.write_all(answer.get(..len).unwrap_or(&answer)) => {
-                written.map(|()| Next::Request).map_err(|_| Ended)
-            }
+            written = written => written.map(|()| Next::Request).map_err(|_| Ended),
             () = deadline.passed() => Err(Ended),
         }
     }
@@ -318,11 +322,11 @@ impl Session {
     }
 
     fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-        claim(self.visit.source, target, spoken, evidence)
+        claim(self.visit.who(), target, spoken, evidence)
     }
 
     async fn connect(self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
-        match ask(&self.visit.house, self.visit.source, self.visit.record(self.listener), target) {
+        match ask(&self.visit.house, self.visit.who(), self.visit.record(self.listener), target) {
             Ok(asked) => self.open(asked, raw).await,
             Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
         }
@@ -344,11 +348,14 @@ impl Session {
     }
 
     async fn refuse_connect(mut self, reason: Reason, claim: &Claim, raw: &[u8]) -> Result<Step, Ended> {
-        let silent = || matches!(self.visit.guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock);
-        if self.visit.input.is_empty() && reason.verdict() == Verdict::Denied && silent() {
+        if let Some(guest) = self.visit.guest.in_clear()
+            && self.visit.input.is_empty()
+            && reason.verdict() == Verdict::Denied
+            && matches!(guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock)
+        {
             // Nothing unread is in the way of the answer, so an ordinary close delivers it.
             let answer = refuse::http(reason, Some(&claim.target), raw, true);
-            match self.visit.guest.try_write(&answer) {
+            match guest.try_write(&answer) {
                 // The runtime has not yet heard of a connection so new that it can be written to.
                 Err(error) if error.kind() == WouldBlock => {}
                 _ => return Err(Ended),

@@ -17,11 +17,27 @@ pub(super) fn http(reason: Reason, target: Option<&Target>, head: &[u8], close: 
 
 /// As [`http`], with a status of its own (405, 431, 505 for malformed heads).
 pub(super) fn http_status(reason: Reason, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    answer(reason, (status, reason.message()), target, head, close)
+}
+
+/// The answer to who speaks HTTP in clear where TLS is spoken.
+pub(super) fn http_in_clear(head: &[u8]) -> Vec<u8> {
+    let message = "TLS is spoken on this port; write the proxy as https://host:port.";
+    answer(Reason::Malformed, (Reason::Malformed.http_status(), message), None, head, true)
+}
+
+fn answer(
+    reason: Reason,
+    (status, message): (u16, &str),
+    target: Option<&Target>,
+    head: &[u8],
+    close: bool,
+) -> Vec<u8> {
     let destination = target.map(Target::to_string).unwrap_or_default();
     let (kind, body) = if prefers_html(head) {
-        ("text/html; charset=utf-8", html(reason, &destination))
+        ("text/html; charset=utf-8", html(reason, message, &destination))
     } else {
-        ("application/json", json(reason, &destination))
+        ("application/json", json(reason, message, &destination))
     };
     let mut answer = Vec::with_capacity(512);
     let connection = if close { "close" } else { "keep-alive" };
@@ -42,18 +58,17 @@ pub(super) fn head_len(answer: &[u8]) -> usize {
     answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4)
 }
 
-fn json(reason: Reason, destination: &str) -> String {
+fn json(reason: Reason, message: &str, destination: &str) -> String {
     // A destination is a canonical host and port or empty: nothing in it needs escaping.
-    format!("{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{}\"}}\n", reason.message())
+    format!("{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{message}\"}}\n")
 }
 
-fn html(reason: Reason, destination: &str) -> String {
+fn html(reason: Reason, message: &str, destination: &str) -> String {
     let to =
         if destination.is_empty() { String::new() } else { format!("<p>Destination: <code>{destination}</code></p>") };
     format!(
         "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Refused by outgate</title>\
-         <h1>Refused by outgate</h1><p>{}</p>{to}<p>Reason: <code>{reason}</code></p></html>\n",
-        reason.message()
+         <h1>Refused by outgate</h1><p>{message}</p>{to}<p>Reason: <code>{reason}</code></p></html>\n"
     )
 }
 

@@ -14,6 +14,7 @@ pub(super) async fn serve(mut visit: Box<Visit>) -> Result<Step, Ended> {
     visit.active = visit.house.account.active(Listener::Socks);
     let _greeting = read(&mut visit, socks::parse_greeting).await?;
     visit.guest.write_all(&socks::ACCEPT).await.map_err(|_| Ended)?;
+    visit.guest.flush().await.map_err(|_| Ended)?;
     let socks::Request { target } = read(&mut visit, socks::parse_request).await?;
     connect(visit, target).await
 }
@@ -63,8 +64,7 @@ fn unread(visit: &Visit, reason: Reason) -> Record {
 async fn connect(mut visit: Box<Visit>, target: Target) -> Result<Step, Ended> {
     let mut record = visit.record(Listener::Socks);
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
-    let claim =
-        Claim { source: visit.source.ip(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
+    let claim = Claim { source: visit.who(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
     let reason = match visit.decide(&claim, &mut record) {
         Ok(permit) => match reach(&visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {

@@ -381,7 +381,6 @@ async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> R
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })
 }
 
-#[expect(clippy::boxed_local, reason = "unpacked here, the visit never lies in the caller's future")]
 fn relaying(
     visit: Box<Visit>,
     opened: Box<Opened>,

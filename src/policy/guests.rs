@@ -1,4 +1,4 @@
-//! Who a source address is, and what holds for it: each guest's mode and its view, the set of files
+//! Who a source is, and what holds for it: each guest's mode and its view, the set of files
 //! whose `allow` rules hold for it.
 
 use super::agreement::Agreement;
@@ -6,9 +6,9 @@ use super::nets::{NONE, NetTable};
 use super::rules::Rules;
 use super::store::Record;
 use super::{Mode, PolicySettings, Unknown};
+use crate::source::Source;
 use ipnet::IpNet;
-use std::collections::{HashMap, HashSet};
-use std::net::IpAddr;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// Why a configuration does not go with a list.
@@ -40,10 +40,10 @@ pub enum PolicyError {
     },
 }
 
-/// Who is at a source address.
+/// Who a source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest<'a> {
-    /// Its declared name; `None` where the source is not declared.
+    /// Its declared name, or the name in its certificate; `None` where neither is there.
     pub name: Option<&'a str>,
     /// Its place among the declared guests, from 0.
     pub index: Option<usize>,
@@ -65,6 +65,7 @@ pub(super) struct Guests {
     declared: Vec<(Box<str>, Standing)>,
     undeclared: Option<Standing>,
     sources: NetTable,
+    by_name: HashMap<Box<str>, usize>,
 }
 
 /// One bit a file.
@@ -102,10 +103,11 @@ impl Guests {
             declared: Vec::with_capacity(own.len()),
             undeclared: (settings.unknown == Unknown::Shared).then(|| standing(None, None, None)),
             sources: NetTable::default(),
+            by_name: HashMap::with_capacity(settings.guests.len()),
         };
-        let mut names = HashSet::new();
         for (guest, files) in settings.guests.iter().zip(own) {
-            if !names.insert(guest.name.as_str()) {
+            let index = guests.declared.len();
+            if guests.by_name.insert(Box::from(guest.name.as_str()), index).is_some() {
                 return Err(PolicyError::DuplicateName { name: guest.name.clone() });
             }
             guests.place(&guest.name, &guest.addresses)?;
@@ -129,23 +131,27 @@ impl Guests {
         Ok(())
     }
 
-    pub(super) fn at(&self, source: IpAddr) -> Guest<'_> {
+    pub(super) fn of<'a>(&'a self, source: &'a Source) -> Guest<'a> {
         match self.index(source).and_then(|index| Some((index, self.declared.get(index)?))) {
             Some((index, (name, _))) => Guest { name: Some(name), index: Some(index), known: true },
-            None => Guest { name: None, index: None, known: self.undeclared.is_some() },
+            None => Guest { name: source.certified.as_deref(), index: None, known: self.undeclared.is_some() },
         }
     }
 
     /// What holds for `source`; `None`: nothing, it is unknown.
-    pub(super) fn standing(&self, source: IpAddr) -> Option<&Standing> {
+    pub(super) fn standing(&self, source: &Source) -> Option<&Standing> {
         match self.index(source).and_then(|index| self.declared.get(index)) {
             Some((_, standing)) => Some(standing),
             None => self.undeclared.as_ref(),
         }
     }
 
-    fn index(&self, source: IpAddr) -> Option<usize> {
-        self.sources.holding(source).next().map(|index| index as usize)
+    /// A name in a certificate that nobody declared is nobody's, also at the address of a declared guest.
+    fn index(&self, source: &Source) -> Option<usize> {
+        match &source.certified {
+            Some(name) => self.by_name.get(&**name).copied(),
+            None => self.sources.holding(source.address).next().map(|index| index as usize),
+        }
     }
 }
 

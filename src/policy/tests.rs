@@ -57,7 +57,7 @@ fn in_mode(mode: Mode, lines: &[&str]) -> Policy {
 /// A TCP flow of which nothing has been read yet.
 fn claim(target: &str) -> Claim {
     Claim {
-        source: "10.42.42.7".parse().unwrap(),
+        source: IpAddr::from([10, 42, 42, 7]).into(),
         target: Target::parse(target.as_bytes(), Some(443)).unwrap(),
         transport: Transport::Tcp,
         spoken: None,
@@ -75,7 +75,7 @@ fn over(transport: Transport, target: &str) -> Claim {
 }
 
 fn from(source: &str, target: &str) -> Claim {
-    Claim { source: source.parse().unwrap(), ..claim(target) }
+    Claim { source: source.parse::<IpAddr>().unwrap().into(), ..claim(target) }
 }
 
 fn reason(policy: &Policy, claim: &Claim) -> Reason {

@@ -1,5 +1,6 @@
 //! Ways to end a TCP connection: pass on the end, reset, or close so that the last words arrive.
 
+use super::Side;
 use std::io;
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -16,16 +17,16 @@ pub(crate) fn finish(stream: &TcpStream) -> io::Result<()> {
 }
 
 /// Makes the coming close of `stream` a reset (RST), whatever is still to be sent.
-pub(crate) fn reset(stream: &TcpStream) {
+pub(crate) fn reset(stream: &impl Side) {
     // Failing leaves an ordinary close, which ends the connection as well.
-    let _ = stream.set_zero_linger();
+    let _ = stream.socket().set_zero_linger();
 }
 
 /// Writes `last_words`, then closes so that they arrive: a close with unread bytes in the receive
 /// queue would send RST and take the words with it (RFC 9112 §9.6).
-pub(crate) async fn after(stream: &mut TcpStream, last_words: &[u8]) {
+pub(crate) async fn after(stream: &mut impl Side, last_words: &[u8]) {
     let farewell = async {
-        if stream.write_all(last_words).await.is_err() || finish(stream).is_err() {
+        if stream.write_all(last_words).await.is_err() || stream.shutdown().await.is_err() {
             return;
         }
         let mut left = DISCARD;

@@ -8,7 +8,7 @@
 mod body;
 
 use super::scratch::{self, Kept, MIN_CHUNK};
-use super::{Clock, Meter, Watch, close};
+use super::{Clock, GuestStream, Meter, Side, Watch, close};
 use crate::identify::Parsed;
 use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
 use body::{Body, BodyFault};
@@ -108,7 +108,7 @@ pub enum Fault {
 /// Runs one exchange. `input` holds the guest's bytes after the head, and afterwards those after the
 /// request (a pipelined one).
 pub async fn exchange<M, S, L>(
-    guest: &mut TcpStream,
+    guest: &mut GuestStream,
     input: &mut Vec<u8>,
     upstream: &mut Peer,
     request: Outgoing,
@@ -151,7 +151,7 @@ where
 
 /// Between whom an exchange is.
 struct Ends<'a> {
-    guest: &'a mut TcpStream,
+    guest: &'a mut GuestStream,
     /// Bytes of the guest that were read and not used.
     input: &'a mut Vec<u8>,
     upstream: &'a mut Peer,
@@ -239,12 +239,12 @@ impl Exchange {
 
     /// A guest that reset its connection waits for no answer. One that only said its last word, or
     /// sends the next request already, does.
-    fn notice_reset(&mut self, cx: &mut Context<'_>, guest: &TcpStream) -> Result<(), Fault> {
+    fn notice_reset(&mut self, cx: &mut Context<'_>, guest: &GuestStream) -> Result<(), Fault> {
         if !self.silent {
             return Ok(());
         }
         let mut byte = [0u8; 1];
-        match guest.poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
+        match guest.socket().poll_peek(cx, &mut ReadBuf::new(&mut byte)) {
             Poll::Pending => Ok(()),
             Poll::Ready(Ok(_)) => {
                 self.silent = false;

@@ -87,14 +87,14 @@ impl Kept {
     }
 
     /// Writes what is kept; ready, with how many bytes were written since it was last ready, when
-    /// nothing is left.
+    /// nothing is left, neither here nor with `to`, which may hold what was sealed and not yet sent.
     pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         to: &mut W,
     ) -> Poll<io::Result<usize>> {
         if self.bytes.is_empty() {
-            return Poll::Ready(Ok(0));
+            return Pin::new(to).poll_flush(cx).map_ok(|()| 0);
         }
         while let Some(rest) = self.bytes.get(self.sent..).filter(|rest| !rest.is_empty()) {
             match ready!(Pin::new(&mut *to).poll_write(cx, rest)) {
@@ -106,6 +106,7 @@ impl Kept {
                 Err(error) => return Poll::Ready(Err(error)),
             }
         }
+        ready!(Pin::new(to).poll_flush(cx))?;
         let written = self.bytes.len();
         self.release();
         Poll::Ready(Ok(written))

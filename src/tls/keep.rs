@@ -3,7 +3,6 @@
 
 use super::{Loaded, TlsError, TlsSettings, load};
 use arc_swap::ArcSwap;
-use rustls::ServerConfig;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
@@ -15,14 +14,13 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const SOON: i64 = 14 * 86_400;
 
 /// What the next handshake is made with.
-pub type Live = Arc<ArcSwap<ServerConfig>>;
+pub type Live = Arc<ArcSwap<Loaded>>;
 
 /// The files and what came of them.
 pub struct Keeper {
     settings: TlsSettings,
     stamp: Stamp,
     live: Live,
-    expires: i64,
 }
 
 impl Keeper {
@@ -32,8 +30,8 @@ impl Keeper {
     /// [`TlsError`]: there is nothing to begin with.
     pub fn open(settings: &TlsSettings) -> Result<Keeper, TlsError> {
         let stamp = stamp(settings);
-        let Loaded { config, expires } = load(settings)?;
-        let keeper = Keeper { settings: settings.clone(), stamp, live: Arc::new(ArcSwap::new(config)), expires };
+        let live = Arc::new(ArcSwap::from_pointee(load(settings)?));
+        let keeper = Keeper { settings: settings.clone(), stamp, live };
         keeper.warn_of_end();
         Ok(keeper)
     }
@@ -45,7 +43,7 @@ impl Keeper {
 
     /// The last second of the certificate in use, since 1970.
     pub fn expires(&self) -> i64 {
-        self.expires
+        self.live.load().expires
     }
 
     /// Looks whether the files changed and takes them over, connections that are open staying as they are.
@@ -59,9 +57,9 @@ impl Keeper {
             let Ok(Some((stamp, loaded))) = looked else { continue };
             self.stamp = stamp;
             match loaded {
-                Ok(Loaded { config, expires }) => {
-                    self.live.store(config);
-                    self.expires = expires;
+                Ok(loaded) => {
+                    let expires = loaded.expires;
+                    self.live.store(Arc::new(loaded));
                     tracing::info!(certificate = %self.settings.certificate.display(), "a new certificate is in use");
                     self.warn_of_end();
                     tell(Ok(expires));
@@ -76,7 +74,7 @@ impl Keeper {
 
     fn warn_of_end(&self) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let left = self.expires.saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
+        let left = self.expires().saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
         let certificate = self.settings.certificate.display();
         match left {
             ..0 => tracing::error!(%certificate, "the certificate has expired, and nobody will trust it"),

@@ -394,7 +394,7 @@ mod tests {
         let policy = Policy::new(Arc::new(rules), settings).unwrap();
         for host in hosts {
             let claim = Claim {
-                source: [10, 0, 0, 1].into(),
+                source: std::net::IpAddr::from([10, 0, 0, 1]).into(),
                 target: Target::parse(host.as_bytes(), Some(443)).unwrap(),
                 transport: Transport::Tcp,
                 spoken: None,

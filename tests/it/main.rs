@@ -22,6 +22,7 @@ mod names;
 mod overload;
 mod pace;
 mod proof;
+mod proxy_tls;
 mod races;
 mod registered;
 mod reload;

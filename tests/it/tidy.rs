@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Words that everything shares.
-const WORDS: [&str; 4] = ["name", "pace", "reason", "target"];
+const WORDS: [&str; 5] = ["name", "pace", "reason", "source", "target"];
 
 /// Each stage, and what it may name of other stages: the output of the one before it, and what has a
 /// reason beside it.
@@ -17,8 +17,8 @@ const STAGES: [(&str, &[&str]); 7] = [
     // What a permit carries and whom it may not name.
     ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms"]),
     ("dial", &["resolve::Vetted"]),
-    // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike.
-    ("relay", &["dial::Upstream", "identify::Parsed", "identify::chunked", "identify::http"]),
+    // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike. A guest may be inside TLS.
+    ("relay", &["dial::Upstream", "identify::Parsed", "identify::chunked", "identify::http", "tls::Stream"]),
     // A record tells the whole story: what was claimed and which rule decided.
     (
         "account",

@@ -62,12 +62,13 @@ fn queries_over_the_rate_are_told_so_as_often_again_and_then_meet_silence() {
 
 #[test]
 fn one_ipv6_64_is_one_guest_and_a_declared_guest_is_one_over_all_its_addresses() {
+    let at = |text: &str| text.parse::<IpAddr>().unwrap();
     let settings = LimitSettings { connections: Some(1), ..LimitSettings::default() };
     let now = Instant::now();
     let undeclared = gate(settings);
-    let _held = undeclared.admit("2001:db8::1".parse().unwrap(), Purpose::Flow, now).unwrap();
-    assert!(undeclared.admit("2001:db8::ffff".parse().unwrap(), Purpose::Flow, now).is_err());
-    assert!(undeclared.admit("2001:db8:0:1::1".parse().unwrap(), Purpose::Flow, now).is_ok());
+    let _held = undeclared.admit(at("2001:db8::1"), Purpose::Flow, now).unwrap();
+    assert!(undeclared.admit(at("2001:db8::ffff"), Purpose::Flow, now).is_err());
+    assert!(undeclared.admit(at("2001:db8:0:1::1"), Purpose::Flow, now).is_ok());
     let declared = Gate::new(settings, Arc::new(|_| Some(3)));
     let _held = declared.admit(A, Purpose::Flow, now).unwrap();
     assert!(declared.admit(B, Purpose::Flow, now).is_err());

@@ -3,8 +3,9 @@
 
 use crate::identify::{Claim, Evidence};
 use crate::name::{HostName, NameError};
+use crate::source::Source;
 use crate::target::{Host, Protocol, Target, TargetError, Transport};
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::Ipv6Addr;
 
 /// What a URL asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,7 +87,7 @@ impl Asked {
     }
 
     /// The claim of a guest at `source` that asks for this through the proxy.
-    pub(super) fn claim(&self, source: IpAddr) -> Claim {
+    pub(super) fn claim(&self, source: &Source) -> Claim {
         let evidence = match (&self.target.host, self.transport, self.spoken) {
             (_, Transport::Tcp, Some(Protocol::Http)) => Evidence::Host,
             (_, Transport::Tcp, _) => Evidence::Connect,
@@ -95,7 +96,7 @@ impl Asked {
             (_, Transport::Quic, _) => Evidence::Sni,
         };
         let (target, transport, spoken) = (self.target.clone(), self.transport, self.spoken);
-        Claim { source, target, transport, spoken, ech: false, evidence }
+        Claim { source: source.clone(), target, transport, spoken, ech: false, evidence }
     }
 
     /// The narrowest plain rule that allows it.

@@ -88,7 +88,7 @@ impl Desk {
         let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
         let ended = gone.map_or(0, |gone| {
             self.house.account.revoke_where(|claim, _| {
-                (old.policy.guest(claim.source).name == Some(gone)).then_some((Reason::Revoked, None))
+                (old.policy.guest(&claim.source).name == Some(gone)).then_some((Reason::Revoked, None))
             })
         });
         let revoked = self.revoke();

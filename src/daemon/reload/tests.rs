@@ -26,6 +26,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
     let house = Arc::new(House {
         gate: gate(&settings, &live),
+        porch: None,
         reserve: Reserve::default(),
         live,
         resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
@@ -40,7 +41,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
 
 fn allows(desk: &Desk, target: &str) -> bool {
     let claim = Claim {
-        source: "10.42.42.7".parse().unwrap(),
+        source: "10.42.42.7".parse::<std::net::IpAddr>().unwrap().into(),
         target: Target::parse(target.as_bytes(), None).unwrap(),
         transport: Transport::Tcp,
         spoken: None,

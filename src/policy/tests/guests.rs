@@ -12,6 +12,10 @@ pub(super) fn guest(name: &str, address: &str, mode: Option<Mode>, files: Option
     }
 }
 
+fn at(address: &str) -> Source {
+    address.parse::<IpAddr>().unwrap().into()
+}
+
 fn tenants() -> Arc<Rules> {
     files(&[
         ("shared.rules", &["shared.io", "deny evil.io"]),
@@ -61,30 +65,30 @@ fn a_guests_mode_beats_the_daemons() {
 fn who_is_unknown_is_refused_or_shares() {
     let closed = with_guests(Unknown::None);
     assert_eq!(refused_by(&closed, &from("192.0.2.1", "eight.io")), (Reason::UnknownGuest, None));
-    assert_eq!(closed.guest("192.0.2.1".parse().unwrap()), Guest { name: None, index: None, known: false });
+    assert_eq!(closed.guest(&at("192.0.2.1")), Guest { name: None, index: None, known: false });
     let guests = vec![guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"]))];
     let open = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
     assert_eq!(reason(&open, &from("192.0.2.1", "shared.io")), Reason::None);
     assert_eq!(reason(&open, &from("192.0.2.1", "seven.io")), Reason::NotWhitelisted);
-    assert_eq!(open.guest("192.0.2.1".parse().unwrap()), Guest { name: None, index: None, known: true });
+    assert_eq!(open.guest(&at("192.0.2.1")), Guest { name: None, index: None, known: true });
 }
 
 #[test]
 fn a_guest_is_the_same_over_ipv4_and_mapped_ipv6() {
     let policy = with_guests(Unknown::None);
     let seven = Guest { name: Some("vm-7"), index: Some(0), known: true };
-    assert_eq!(policy.guest("10.0.0.7".parse().unwrap()), seven);
-    assert_eq!(policy.guest("::ffff:10.0.0.7".parse().unwrap()), seven);
+    assert_eq!(policy.guest(&at("10.0.0.7")), seven);
+    assert_eq!(policy.guest(&at("::ffff:10.0.0.7")), seven);
     assert_eq!(reason(&policy, &from("::ffff:10.0.0.7", "seven.io")), Reason::None);
-    assert_eq!(policy.guest("2001:db8:9::ffff".parse().unwrap()).index, Some(3));
+    assert_eq!(policy.guest(&at("2001:db8:9::ffff")).index, Some(3));
 }
 
 #[test]
 fn the_narrowest_network_says_who_a_guest_is() {
     let guests = vec![guest("net", "10.0.0.0/8", None, None), guest("one", "10.0.0.7/32", None, None)];
     let policy = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
-    assert_eq!(policy.guest("10.0.0.7".parse().unwrap()).name, Some("one"));
-    assert_eq!(policy.guest("10.0.0.8".parse().unwrap()).name, Some("net"));
+    assert_eq!(policy.guest(&at("10.0.0.7")).name, Some("one"));
+    assert_eq!(policy.guest(&at("10.0.0.8")).name, Some("net"));
 }
 
 #[test]
@@ -102,4 +106,23 @@ fn guests_that_cannot_be_told_apart_are_an_error() {
         make(vec![guest("a", "10.0.0.7/32", None, None), guest("b", "::ffff:10.0.0.7/128", None, None)]),
         "the guests `a` and `b` share the address ::ffff:10.0.0.7/128"
     );
+}
+
+#[test]
+fn the_name_in_a_certificate_beats_the_address() {
+    let policy = with_guests(Unknown::None);
+    let certified = |address: &str, name: &str| Source { certified: Some(name.into()), ..at(address) };
+    let asks = |source: Source, target: &str| Claim { source, ..claim(target) };
+    let seven = certified("10.0.0.8", "vm-7");
+    assert_eq!(policy.guest(&seven), Guest { name: Some("vm-7"), index: Some(0), known: true });
+    assert_eq!(allowed_by(&policy, &asks(seven.clone(), "seven.io")), Some("vm-7.rules:1".into()));
+    assert_eq!(reason(&policy, &asks(seven, "eight.io")), Reason::NotWhitelisted);
+    let stranger = certified("10.0.0.7", "vm-77");
+    assert_eq!(policy.guest(&stranger), Guest { name: Some("vm-77"), index: None, known: false });
+    assert_eq!(reason(&policy, &asks(stranger, "seven.io")), Reason::UnknownGuest, "and not vm-7");
+    let guests = vec![guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"]))];
+    let open = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
+    let stranger = certified("10.0.0.7", "vm-77");
+    assert_eq!(reason(&open, &asks(stranger.clone(), "shared.io")), Reason::None, "as anybody undeclared");
+    assert_eq!(reason(&open, &asks(stranger, "seven.io")), Reason::NotWhitelisted);
 }

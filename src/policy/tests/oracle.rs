@@ -43,7 +43,8 @@ fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
 const EACH: [Protocol; 3] = [Protocol::Http, Protocol::Tls, Protocol::Raw];
 
 fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
-    let guest = settings.guests.iter().find(|guest| guest.addresses.iter().any(|net| net.contains(&claim.source)));
+    let guest =
+        settings.guests.iter().find(|guest| guest.addresses.iter().any(|net| net.contains(&claim.source.address)));
     let refuse = |reason, placed: Option<&Placed>| Seen::Refusal { reason, rule: placed.map(place) };
     if guest.is_none() && settings.unknown == Unknown::None {
         return refuse(Reason::UnknownGuest, None);
@@ -327,7 +328,7 @@ fn asked() -> impl Strategy<Value = Claim> {
     let source = select(vec!["10.0.0.7", "10.0.0.8", "10.0.0.9"]);
     (host, port, transport, option::of(select(EACH.to_vec())), any::<bool>(), source).prop_map(
         |(host, port, transport, spoken, ech, source)| Claim {
-            source: source.parse().unwrap(),
+            source: source.parse::<IpAddr>().unwrap().into(),
             transport,
             spoken,
             ech,
@@ -393,7 +394,7 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             if let Host::Name(name) = &claim.target.host
-                && policy.permit_name(claim.source, name).is_err()
+                && policy.permit_name(claim.source.address, name).is_err()
             {
                 prop_assert!(policy.decide(&claim).is_err());
             }
@@ -410,12 +411,12 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             let Host::Name(name) = &claim.target.host else { continue };
-            if policy.permit_name(claim.source, name).is_err() {
+            if policy.permit_name(claim.source.address, name).is_err() {
                 continue;
             }
             let above = std::iter::successors(name.parent(), |name| name.split_once('.').map(|(_, above)| above));
             for above in above.filter_map(|above| HostName::parse(above).ok()) {
-                let asked = policy.permit_name(claim.source, &above);
+                let asked = policy.permit_name(claim.source.address, &above);
                 prop_assert!(
                     asked.as_ref().map_or_else(
                         |refused| refused.is_parent || refused.refusal.reason == Reason::DeniedByRule,

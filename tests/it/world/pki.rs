@@ -1,15 +1,15 @@
 //! One certificate authority a test process, and both ends of TLS that use it.
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock, Mutex};
 
-static AUTHORITY: LazyLock<Authority> = LazyLock::new(Authority::new);
+static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("the tests' authority"));
 
 struct Authority {
     certificate: CertificateDer<'static>,
@@ -19,8 +19,9 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Authority {
+    fn new(name: &str) -> Authority {
         let mut params = CertificateParams::new(Vec::new()).unwrap();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
         let certificate = params.self_signed(&key).unwrap();
@@ -63,6 +64,50 @@ pub fn pems(name: &str) -> Pems {
     Pems { authority: AUTHORITY.pem.clone(), certificate, key: key.serialize_pem() }
 }
 
+/// Whose certificate a client shows.
+#[derive(Clone, Copy)]
+pub enum Whose<'a> {
+    /// Nobody's: it has none.
+    Nobodys,
+    /// One with this dNSName.
+    Of(&'a str),
+    /// One with these dNSNames and this CN.
+    Named(&'a [&'a str], &'a str),
+    /// One with this name that was good once.
+    Expired(&'a str),
+    /// One with this name, of an authority that nobody knows.
+    Strange(&'a str),
+}
+
+/// A client's TLS, trusting the test authority alone, with a certificate of its own. `versions`: what it speaks.
+pub fn client_as(whose: Whose<'_>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
+    let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_protocol_versions(versions)
+        .unwrap()
+        .with_root_certificates(roots());
+    let (names, common): (&[&str], &str) = match &whose {
+        Whose::Nobodys => return builder.with_no_client_auth(),
+        Whose::Of(name) | Whose::Expired(name) | Whose::Strange(name) => (std::slice::from_ref(name), name),
+        Whose::Named(names, common) => (names, common),
+    };
+    let mut params = CertificateParams::default();
+    params.subject_alt_names = names.iter().map(|name| SanType::DnsName((*name).try_into().unwrap())).collect();
+    params.distinguished_name = rcgen::DistinguishedName::new();
+    if !common.is_empty() {
+        params.distinguished_name.push(DnType::CommonName, common);
+    }
+    if matches!(whose, Whose::Expired(_)) {
+        (params.not_before, params.not_after) = (rcgen::date_time_ymd(2020, 1, 1), rcgen::date_time_ymd(2021, 1, 1));
+    }
+    let key = KeyPair::generate().unwrap();
+    let certificate = match whose {
+        Whose::Strange(_) => params.signed_by(&key, &Authority::new("a strange authority").issuer),
+        _ => params.signed_by(&key, &AUTHORITY.issuer),
+    };
+    let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
+    builder.with_client_auth_cert(vec![certificate.unwrap().der().clone()], key).unwrap()
+}
+
 /// Makes a certificate for whatever name the hello asks for.
 #[derive(Debug)]
 struct AnyName;
@@ -98,12 +143,16 @@ pub fn client_without_sni() -> Arc<ClientConfig> {
     Arc::new(config)
 }
 
-fn client_config() -> ClientConfig {
+fn roots() -> RootCertStore {
     let mut roots = RootCertStore::empty();
     roots.add(AUTHORITY.certificate.clone()).unwrap();
+    roots
+}
+
+fn client_config() -> ClientConfig {
     ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .unwrap()
-        .with_root_certificates(roots)
+        .with_root_certificates(roots())
         .with_no_client_auth()
 }

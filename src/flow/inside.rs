@@ -1,0 +1,90 @@
+//! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
+
+use super::{Deadline, Ended, Filled, House, fill, refuse};
+use crate::relay::{GuestStream, close};
+use crate::tls::{self, Complaints, Live, Refused, Socket};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use tokio::net::TcpStream;
+
+/// The first byte of what begins with a handshake record (RFC 8446 §5.1).
+const HANDSHAKE: u8 = 22;
+
+/// What handshakes are made with, and what is said of those that fail.
+pub struct Porch {
+    live: Live,
+    complaints: Complaints,
+}
+
+/// A guest behind its handshake.
+pub(super) struct Inside {
+    pub(super) guest: GuestStream,
+    /// The name in its certificate.
+    pub(super) certified: Option<Arc<str>>,
+}
+
+impl Porch {
+    /// With what is in `live` at each handshake.
+    pub fn new(live: Live) -> Porch {
+        Porch { live, complaints: Complaints::new("proxy_tls") }
+    }
+
+    /// Does a certificate say who comes in?
+    pub fn names_guests(&self) -> bool {
+        self.live.load().names_guests
+    }
+
+    fn refuse(&self, house: &House, source: SocketAddr, refused: &Refused) -> Ended {
+        house.account.metrics().handshake_refused(self.complaints.listener(), refused.reason);
+        self.complaints.tell(Some(source), refused);
+        Ended
+    }
+}
+
+/// Takes a connection through its handshake, of which `first` was read already. What comes of it is counted; who
+/// speaks HTTP in clear is told in HTTP that it is TLS that is spoken here.
+pub(super) async fn enter(
+    house: &House,
+    mut stream: TcpStream,
+    source: SocketAddr,
+    mut first: Vec<u8>,
+    deadline: &mut Deadline,
+) -> Result<Inside, Ended> {
+    let Some(porch) = &house.porch else {
+        // There is no such listener without it.
+        close::reset(&stream);
+        return Err(Ended);
+    };
+    if first.is_empty() {
+        match fill(&mut stream, &mut first, deadline).await {
+            Filled::Bytes => {}
+            // Port scanners and health checks.
+            Filled::End | Filled::Revoked(_) => return Err(Ended),
+            Filled::Timeout => return Err(porch.refuse(house, source, &Refused::timeout())),
+        }
+    }
+    if first.first() != Some(&HANDSHAKE) {
+        let ended = porch.refuse(house, source, &Refused::not_tls());
+        if first.first().is_some_and(u8::is_ascii_alphabetic) {
+            close::after(&mut stream, &refuse::http_in_clear(&first)).await;
+        } else {
+            close::reset(&stream);
+        }
+        return Err(ended);
+    }
+    let config = Arc::clone(&porch.live.load().guests);
+    match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
+        Ok(stream) => {
+            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certified = shown.and_then(tls::guest_name);
+            Ok(Inside { guest: GuestStream::Tls(Box::new(stream)), certified })
+        }
+        Err(mut refused) => {
+            let ended = porch.refuse(house, source, &refused);
+            if let Some(stream) = &mut refused.stream {
+                close::after(stream, b"").await;
+            }
+            Err(ended)
+        }
+    }
+}

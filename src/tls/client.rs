@@ -1,0 +1,129 @@
+//! Which guest a client certificate is: the first dNSName of its subjectAltName, else the CN of its subject
+//! (RFC 5280 §4.1.2.6, §4.2.1.6).
+
+use crate::config::is_guest_name;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::pki_types::{CertificateDer, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use std::sync::Arc;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The guest's name in a certificate; `None` where there is none, or none that a guest may have. A dNSName that no
+/// guest may have does not give way to the CN, and of several CNs none is better than the others.
+pub fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let names = certificate.subject_alternative_name().ok()?.map(|extension| &extension.value.general_names);
+    let dns = names.into_iter().flatten().find_map(|name| match name {
+        GeneralName::DNSName(name) => Some(*name),
+        _ => None,
+    });
+    let name = match dns {
+        Some(name) => name,
+        None => {
+            let mut names = certificate.subject().iter_common_name();
+            let name = names.next()?.as_str().ok()?;
+            if names.next().is_some() {
+                return None;
+            }
+            name
+        }
+    };
+    is_guest_name(name).then(|| name.into())
+}
+
+/// Takes what `verifier` takes, if there is a guest's name in it.
+pub(super) fn named(verifier: Arc<dyn ClientCertVerifier>) -> Arc<dyn ClientCertVerifier> {
+    Arc::new(Named(verifier))
+}
+
+#[derive(Debug)]
+struct Named(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for Named {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
+        match guest_name(end_entity) {
+            Some(_) => Ok(verified),
+            None => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls12_signature(message, certificate, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, Error> {
+        self.0.verify_tls13_signature(message, certificate, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rcgen::{CertificateParams, DnType, KeyPair, SanType};
+
+    /// The guest in a certificate with these dNSNames, e-mail addresses (which are none) and CNs.
+    fn guest(names: &[&str], emails: &[&str], commons: &[&str]) -> Option<String> {
+        let mut params = CertificateParams::default();
+        let email = emails.iter().map(|text| SanType::Rfc822Name((*text).try_into().unwrap()));
+        let dns = names.iter().map(|text| SanType::DnsName((*text).try_into().unwrap()));
+        params.subject_alt_names = email.chain(dns).collect();
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        for common in commons {
+            params.distinguished_name.push(DnType::CommonName, *common);
+        }
+        let certificate = params.self_signed(&KeyPair::generate().unwrap()).unwrap();
+        guest_name(certificate.der()).map(|name| name.to_string())
+    }
+
+    #[test]
+    fn the_first_dns_name_is_the_guest_and_without_one_the_common_name() {
+        assert_eq!(guest(&["vm-7", "vm-8"], &[], &["vm-9"]).as_deref(), Some("vm-7"));
+        assert_eq!(guest(&["vm-7.guests.test"], &["a@b.test"], &[]).as_deref(), Some("vm-7.guests.test"));
+        assert_eq!(guest(&[], &["a@b.test"], &["vm-9"]).as_deref(), Some("vm-9"));
+        assert_eq!(guest(&[], &[], &["vm-9"]).as_deref(), Some("vm-9"));
+    }
+
+    #[test]
+    fn what_no_guest_may_be_called_is_nobody() {
+        assert_eq!(guest(&["*.guests.test"], &[], &["vm-9"]), None, "and not the common name");
+        assert_eq!(guest(&[], &[], &["vm 9"]), None);
+        assert_eq!(guest(&[], &[], &["vm-9\nvm-8"]), None);
+        assert_eq!(guest(&[], &[], &[&"v".repeat(65)]), None);
+        assert_eq!(guest(&[], &[], &[]), None);
+        assert_eq!(guest_name(&CertificateDer::from(vec![0x30, 0x03, 1, 2, 3])), None);
+    }
+}
