@@ -93,7 +93,7 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
 impl Admin {
     /// Counts a handshake that came to nothing, and says so in the log.
     fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
-        self.account.metrics().handshake_refused(self.complaints.listener(), refused.reason);
+        self.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
         self.complaints.tell(peer, refused);
     }
 }

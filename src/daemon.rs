@@ -25,7 +25,7 @@ use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::source::Source;
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
-use crate::tls::{Keeper as TlsKeeper, TlsError};
+use crate::tls::{Fault, Keeper as TlsKeeper, TlsError};
 use arc_swap::ArcSwap;
 use doors::{Doors, Share};
 use guard::Guard;
@@ -218,6 +218,12 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
             served.spawn(admin::serve_tls(listener, tls.live(), Arc::clone(&admin)));
         }
         house.account.metrics().certificate_expires(tls.expires());
+        for (door, is_there) in
+            [("proxy_tls", !where_to.proxy_tls.is_empty()), ("admin_tls", where_to.admin_tls.is_some())]
+        {
+            let faults = if is_there { &Fault::ALL[..] } else { &[] };
+            house.account.metrics().expect_handshakes(door, faults.iter().map(|fault| fault.as_str()));
+        }
         let account = Arc::clone(&house.account);
         served.spawn(tls.follow(move |read| match read {
             Ok(expires) => account.metrics().certificate_expires(expires),
@@ -234,7 +240,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     }
     tracing::info!(
         proxy = ?where_to.proxy, proxy_tls = ?where_to.proxy_tls, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
-        dns = ?where_to.dns, admin = ?where_to.admin, rules,
+        dns = ?where_to.dns, admin = ?where_to.admin, admin_tls = ?where_to.admin_tls, rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     settle::bar_calls(fences, &house.account);

@@ -9,7 +9,7 @@ mod socket;
 
 pub use client::guest_name;
 pub use keep::{Keeper, Live};
-pub use shake::{Complaints, Refused, shake};
+pub use shake::{Complaints, Fault, Refused, shake};
 pub use socket::Socket;
 
 /// A connection inside TLS.

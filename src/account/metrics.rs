@@ -201,6 +201,14 @@ impl Metrics {
         self.certificate.successful.with_label_values::<&str>(&[]).set(0);
     }
 
+    /// There is a listener inside TLS, and these are the reasons for which a handshake may fail there: their series begin
+    /// at 0, so that a first failure is an increase.
+    pub fn expect_handshakes(&self, door: &'static str, reasons: impl IntoIterator<Item = &'static str>) {
+        for reason in reasons {
+            self.certificate.refused.with_label_values(&[door, reason]).inc_by(0);
+        }
+    }
+
     /// A handshake at one of outgate's own doors ended without a connection. Door and reason are words of the
     /// program's.
     pub fn handshake_refused(&self, door: &'static str, reason: &'static str) {

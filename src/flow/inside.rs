@@ -35,7 +35,7 @@ impl Porch {
     }
 
     fn refuse(&self, house: &House, source: SocketAddr, refused: &Refused) -> Ended {
-        house.account.metrics().handshake_refused(self.complaints.listener(), refused.reason);
+        house.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
         self.complaints.tell(Some(source), refused);
         Ended
     }

@@ -12,11 +12,90 @@ use tokio::net::TcpStream;
 /// Between two lines on handshakes that failed at one listener.
 const BETWEEN_LINES: Duration = Duration::from_secs(1);
 
+/// What became of a handshake that came to nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The connection began with what no TLS begins with, or went on so.
+    NotTls,
+    /// It did not come to its end in time.
+    Timeout,
+    /// The client went away.
+    BrokenOff,
+    /// The client has no use for our certificate, or for something else of ours.
+    ClientRefuses,
+    /// There is no version, cipher or protocol that both sides speak, or the client broke the rules.
+    Protocol,
+    /// A certificate is asked for, and the client has none.
+    NoClientCertificate,
+    /// It is over, or not yet begun.
+    ClientCertificateExpired,
+    /// It is of no authority that is known here.
+    ClientCertificateUntrusted,
+    /// There is no guest's name in it.
+    ClientCertificateUnnamed,
+    /// It is no good for another reason.
+    ClientCertificate,
+}
+
+impl Fault {
+    /// All, in the order of their discriminants.
+    pub const ALL: [Fault; 10] = [
+        Fault::NotTls,
+        Fault::Timeout,
+        Fault::BrokenOff,
+        Fault::ClientRefuses,
+        Fault::Protocol,
+        Fault::NoClientCertificate,
+        Fault::ClientCertificateExpired,
+        Fault::ClientCertificateUntrusted,
+        Fault::ClientCertificateUnnamed,
+        Fault::ClientCertificate,
+    ];
+
+    /// Metric label and log value.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Fault::NotTls => "not_tls",
+            Fault::Timeout => "timeout",
+            Fault::BrokenOff => "broken_off",
+            Fault::ClientRefuses => "client_refuses",
+            Fault::Protocol => "protocol",
+            Fault::NoClientCertificate => "no_client_certificate",
+            Fault::ClientCertificateExpired => "client_certificate_expired",
+            Fault::ClientCertificateUntrusted => "client_certificate_untrusted",
+            Fault::ClientCertificateUnnamed => "client_certificate_unnamed",
+            Fault::ClientCertificate => "client_certificate",
+        }
+    }
+
+    fn of(error: &io::Error) -> Fault {
+        let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
+            return Fault::BrokenOff;
+        };
+        match error {
+            Error::NoCertificatesPresented => Fault::NoClientCertificate,
+            Error::InvalidCertificate(error) => match error {
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => Fault::ClientCertificateExpired,
+                // An authority of the same name has another key.
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Fault::ClientCertificateUntrusted,
+                CertificateError::ApplicationVerificationFailure => Fault::ClientCertificateUnnamed,
+                _ => Fault::ClientCertificate,
+            },
+            Error::InvalidMessage(_) => Fault::NotTls,
+            Error::AlertReceived(_) => Fault::ClientRefuses,
+            _ => Fault::Protocol,
+        }
+    }
+}
+
 /// A handshake that came to nothing.
 #[derive(Debug)]
 pub struct Refused {
-    /// The metric label.
-    pub reason: &'static str,
+    /// What became of it.
+    pub fault: Fault,
     /// In words.
     pub why: String,
     /// The connection, where the alert is on its way: closed with bytes unread it would be reset, and the alert lost.
@@ -51,45 +130,32 @@ pub async fn shake(
 impl Refused {
     /// The connection began with what no TLS begins with.
     pub fn not_tls() -> Refused {
-        Refused { reason: "not_tls", why: "it does not begin like TLS".to_owned(), stream: None }
+        Refused { fault: Fault::NotTls, why: "it does not begin like TLS".to_owned(), stream: None }
     }
 
     /// It did not come to its end in time.
     pub fn timeout() -> Refused {
-        Refused { reason: "timeout", why: "the handshake took too long".to_owned(), stream: None }
+        Refused { fault: Fault::Timeout, why: "the handshake took too long".to_owned(), stream: None }
     }
 
     fn of(error: &io::Error) -> Refused {
-        let reason = match error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) {
-            Some(Error::NoCertificatesPresented) => "no_client_certificate",
-            Some(Error::InvalidCertificate(error)) => match error {
-                CertificateError::Expired | CertificateError::ExpiredContext { .. } => "client_certificate_expired",
-                // An authority of the same name has another key.
-                CertificateError::UnknownIssuer | CertificateError::BadSignature => "client_certificate_untrusted",
-                CertificateError::ApplicationVerificationFailure => "client_certificate_unnamed",
-                _ => "client_certificate",
-            },
-            Some(Error::InvalidMessage(_)) => "not_tls",
-            Some(Error::AlertReceived(_)) => "client_refuses",
-            Some(_) => "protocol",
-            None => "broken_off",
-        };
-        let why = match reason {
-            "client_certificate_unnamed" => "no guest's name is in the client's certificate".to_owned(),
+        let fault = Fault::of(error);
+        let why = match fault {
+            Fault::ClientCertificateUnnamed => "no guest's name is in the client's certificate".to_owned(),
             _ => error.to_string(),
         };
-        Refused { reason, why, stream: None }
+        Refused { fault, why, stream: None }
     }
 }
 
-/// What the log says of a listener's handshakes that failed: a line each, but in a flood one a second.
+/// What the log says of a listener's handshakes that failed: a line each, but in a flood one a second and fault.
 #[derive(Debug)]
 pub struct Complaints {
     listener: &'static str,
-    last: Mutex<Last>,
+    last: Mutex<[Last; Fault::ALL.len()]>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Last {
     at: Option<Instant>,
     /// Handshakes since that got no line.
@@ -109,16 +175,18 @@ impl Complaints {
 
     /// Says in the log that a handshake with `peer` failed.
     pub fn tell(&self, peer: Option<SocketAddr>, refused: &Refused) {
-        let Some(untold) = self.turn(Instant::now()) else { return };
+        let Refused { fault, why, .. } = refused;
+        let Some(untold) = self.turn(*fault, Instant::now()) else { return };
         let peer = peer.map(|peer| peer.to_string());
-        let Refused { reason, why, .. } = refused;
+        let reason = fault.as_str();
         let untold = (untold > 0).then_some(untold);
         tracing::warn!(listener = self.listener, peer, reason, why, untold, "a TLS handshake failed");
     }
 
     /// How many got no line since the last that did, if this one gets one.
-    fn turn(&self, now: Instant) -> Option<u64> {
+    fn turn(&self, fault: Fault, now: Instant) -> Option<u64> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = last.get_mut(fault as usize)?;
         if last.at.is_some_and(|at| now.saturating_duration_since(at) < BETWEEN_LINES) {
             last.untold += 1;
             return None;
@@ -136,7 +204,10 @@ mod tests {
     fn of_a_flood_one_a_second_is_told_and_how_many_were_not() {
         let complaints = Complaints::new("proxy_tls");
         let now = Instant::now();
-        let turns = [0, 1, 999, 1000, 1001, 5000].map(|ms| complaints.turn(now + Duration::from_millis(ms)));
+        let turn = |fault, ms| complaints.turn(fault, now + Duration::from_millis(ms));
+        let turns = [0, 1, 999, 1000, 1001, 5000].map(|ms| turn(Fault::Timeout, ms));
         assert_eq!(turns, [Some(0), None, None, Some(2), None, Some(1)]);
+        assert_eq!(turn(Fault::NotTls, 1), Some(0), "another fault has its own line");
+        assert!(Fault::ALL.iter().enumerate().all(|(index, fault)| *fault as usize == index));
     }
 }

@@ -329,8 +329,8 @@ def scraped_with_a_certificate(world):
 
 # Job to what Prometheus says of it, and outgate.
 WRONG = {
-    "bare": (r"tls: certificate required|tls: bad certificate", "client_certificate"),
-    "stranger": (r"tls: unknown certificate authority|tls: bad certificate", "client_certificate"),
+    "bare": (r"tls: certificate required|tls: bad certificate", "no_client_certificate"),
+    "stranger": (r"tls: unknown certificate authority|tls: bad certificate", "client_certificate_untrusted"),
     "distrusting": (r"x509: certificate signed by unknown authority", "client_refuses"),
     "renewed": (rf"x509: certificate is valid for {NAME}, not {NEW_NAME}", "client_refuses"),
     "plain": (r"malformed HTTP response", "not_tls"),
@@ -389,13 +389,14 @@ def a_bad_pair_is_told(world):
 
 def refusals_are_counted(world):
     """As many of that reason as both have tried."""
-    series = 'outgate_tls_handshakes_refused_total{job="outgate",reason="client_certificate"}'
+    reasons = ("no_client_certificate", "client_certificate_untrusted")
+    series = [f'outgate_tls_handshakes_refused_total{{job="outgate",reason="{reason}"}}' for reason in reasons]
 
     def both():
         # When outgate was scraped last, which the others are not at the same moment.
-        moment = (world.query(f"timestamp({series})") or 0) + 0.001
+        moment = (world.query(f"timestamp({series[0]})") or 0) + 0.001
         tried = [world.query(f'count_over_time(up{{job="{job}"}}[5m])', moment) or 0 for job in ("bare", "stranger")]
-        return (sum(tried), world.query(series, moment)) if min(tried) >= 8 else None
+        return (sum(tried), sum(world.query(one, moment) or 0 for one in series)) if min(tried) >= 8 else None
 
     let_in = world.query('max(max_over_time(up{job=~"bare|stranger|distrusting|plain"}[5m]))')
     assert let_in == 0, "somebody was let in"
