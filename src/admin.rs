@@ -30,6 +30,9 @@ const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
+/// Is this the name of a declared guest?
+pub type IsGuest = Box<dyn Fn(Arc<str>) -> bool + Send + Sync>;
+
 /// Why the daemon is not ready, one sentence each; nothing: it is ready.
 pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
@@ -37,6 +40,7 @@ pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 pub struct Admin {
     account: Arc<Account>,
     not_ready: NotReady,
+    is_guest: IsGuest,
     complaints: Complaints,
 }
 
@@ -46,12 +50,15 @@ enum Door {
     Local,
     /// Over TLS, without the status page. A rebound name has no certificate, so any Host will do.
     Remote,
+    /// Over TLS, with the certificate of a guest: nothing, for guests and Prometheus may have one authority.
+    Guest,
 }
 
 impl Admin {
-    /// `not_ready` is asked at each `/readyz` and for the status page; it must not block.
-    pub fn new(account: Arc<Account>, not_ready: NotReady) -> Arc<Admin> {
-        Arc::new(Admin { account, not_ready, complaints: Complaints::new("admin_tls") })
+    /// `not_ready` is asked at each `/readyz` and for the status page, `is_guest` where somebody comes by a
+    /// certificate; they must not block.
+    pub fn new(account: Arc<Account>, not_ready: NotReady, is_guest: IsGuest) -> Arc<Admin> {
+        Arc::new(Admin { account, not_ready, is_guest, complaints: Complaints::new("admin_tls") })
     }
 }
 
@@ -75,7 +82,8 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
             let socket = Socket::new(stream, Vec::new());
             match tls::shake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
                 Ok(stream) => {
-                    let answer = move |request| answer_to(Arc::clone(&admin), Door::Remote, request);
+                    let door = if admin.knows_as_guest(&stream) { Door::Guest } else { Door::Remote };
+                    let answer = move |request| answer_to(Arc::clone(&admin), door, request);
                     http::connection(stream, answer).await;
                 }
                 Err(mut refused) => {
@@ -91,6 +99,10 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
 }
 
 impl Admin {
+    fn knows_as_guest(&self, stream: &tls::Stream) -> bool {
+        tls::certified_name(stream).is_some_and(|name| (self.is_guest)(name))
+    }
+
     /// Counts a handshake that came to nothing, and says so in the log.
     fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
         self.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
@@ -134,6 +146,9 @@ async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) ->
         && let Err(message) = check_host(&request)
     {
         return answer(StatusCode::FORBIDDEN, TEXT, message);
+    }
+    if door == Door::Guest {
+        return answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is one's.\n");
     }
     let path = request.uri().path();
     let known = matches!(path, "/metrics" | "/healthz" | "/readyz") || (path == "/" && door == Door::Local);

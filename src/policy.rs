@@ -175,6 +175,11 @@ impl Policy {
         self.guests.of(source)
     }
 
+    /// Is a guest of this name declared?
+    pub fn names_guest(&self, name: &str) -> bool {
+        self.guests.has(name)
+    }
+
     /// The compiled list.
     pub fn rules(&self) -> &Arc<Rules> {
         &self.rules

@@ -7,7 +7,7 @@ mod keep;
 mod shake;
 mod socket;
 
-pub use client::guest_name;
+pub use client::certified_name;
 pub use keep::{Keeper, Live};
 pub use shake::{Complaints, Fault, Refused, shake};
 pub use socket::Socket;

@@ -15,7 +15,8 @@ async fn world() -> World {
     let account = Account::start(&LogSettings { access: AccessLog::Off, denied_only: false }, &[]).unwrap();
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let not_ready = Arc::clone(&reasons);
-    let admin = Admin::new(Arc::clone(&account), Box::new(move || not_ready.lock().unwrap().clone()));
+    let admin =
+        Admin::new(Arc::clone(&account), Box::new(move || not_ready.lock().unwrap().clone()), Box::new(|_| false));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(serve(listener, admin));
@@ -169,7 +170,7 @@ async fn over_tls_there_is_no_status_page_and_a_new_certificate_holds_at_once() 
     let live = Arc::new(arc_swap::ArcSwap::new(first));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
-    tokio::spawn(serve_tls(listener, Arc::clone(&live), Admin::new(account, Box::new(Vec::new))));
+    tokio::spawn(serve_tls(listener, Arc::clone(&live), Admin::new(account, Box::new(Vec::new), Box::new(|_| false))));
     let ask = async |path: &str, trusted: &rustls_pki_types::CertificateDer<'static>| {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(trusted.clone()).unwrap();

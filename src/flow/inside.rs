@@ -75,8 +75,7 @@ pub(super) async fn enter(
     let config = Arc::clone(&porch.live.load().guests);
     match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
         Ok(stream) => {
-            let shown = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
-            let certified = shown.and_then(tls::guest_name);
+            let certified = tls::certified_name(&stream);
             Ok(Inside { guest: GuestStream::Tls(Box::new(stream)), certified })
         }
         Err(mut refused) => {

@@ -131,6 +131,10 @@ impl Guests {
         Ok(())
     }
 
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.by_name.contains_key(name)
+    }
+
     pub(super) fn of<'a>(&'a self, source: &'a Source) -> Guest<'a> {
         match self.index(source).and_then(|index| Some((index, self.declared.get(index)?))) {
             Some((index, (name, _))) => Guest { name: Some(name), index: Some(index), known: true },

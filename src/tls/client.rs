@@ -10,9 +10,15 @@ use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+/// The guest's name in the certificate that the client showed, and that was verified.
+pub fn certified_name(stream: &super::Stream) -> Option<Arc<str>> {
+    let (_, connection) = stream.get_ref();
+    guest_name(connection.peer_certificates()?.first()?)
+}
+
 /// The guest's name in a certificate; `None` where there is none, or none that a guest may have. A dNSName that no
 /// guest may have does not give way to the CN, and of several CNs none is better than the others.
-pub fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
+fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()?.map(|extension| &extension.value.general_names);
     let dns = names.into_iter().flatten().find_map(|name| match name {

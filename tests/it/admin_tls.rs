@@ -102,7 +102,8 @@ fn what_is_no_handshake_is_refused_and_counted_and_holds_nobody_up() {
 #[test]
 fn with_a_client_ca_its_certificates_alone_come_in() {
     let Some(world) = World::new() else { return };
-    let outgate = start(setup(&world, "client_ca = \"tls/ca.pem\"\n"));
+    let guest = "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.42.42.7\"]";
+    let outgate = start(setup(&world, "client_ca = \"tls/ca.pem\"\n").tables(guest));
     let mine = pki::pems("prometheus.test");
     let key = KeyPair::generate().unwrap();
     let strange = CertificateParams::new(vec!["prometheus.test".to_owned()]).unwrap().self_signed(&key).unwrap();
@@ -119,6 +120,10 @@ fn with_a_client_ca_its_certificates_alone_come_in() {
         eventually("each is counted", || refused(&outgate, reason) == 1.0);
     }
     assert!(outgate.admin("/metrics").is_some_and(|response| response.status == 200), "the other door is open");
+    let guest = pki::pems("vm-7");
+    let (cert, key_file) = (write("guest.pem", &guest.certificate), write("guest.key", &guest.key));
+    let done = curl(&world, &outgate, "/metrics", &["--cert", &cert, "--key", &key_file]);
+    assert!(text(&done.stdout).starts_with("Nothing here is for guests"), "{}", text(&done.stdout));
 }
 
 #[test]
