@@ -11,7 +11,7 @@ pub mod scratch;
 mod side;
 mod turns;
 
-pub use side::{GuestStream, Side};
+pub use side::{GuestStream, Sealed, Side};
 
 use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
 use std::future::poll_fn;

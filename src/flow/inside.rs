@@ -76,7 +76,7 @@ pub(super) async fn enter(
     match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
         Ok(stream) => {
             let certified = tls::certified_name(&stream);
-            Ok(Inside { guest: GuestStream::Tls(Box::new(stream)), certified })
+            Ok(Inside { guest: stream.into(), certified })
         }
         Err(mut refused) => {
             let ended = porch.refuse(house, source, &refused);

@@ -53,6 +53,11 @@ pub(crate) fn allowance() -> usize {
     if KEPT.get() > KEPT_SOFT.load(Ordering::Relaxed) { TIGHT_CHUNK } else { MAX_CHUNK }
 }
 
+/// A flow of this thread keeps so many bytes now instead of as many as before.
+pub(crate) fn recount(before: usize, now: usize) {
+    KEPT.set(KEPT.get().saturating_sub(before) + now);
+}
+
 /// Bytes kept by all flows of this thread.
 #[cfg(test)]
 pub(crate) fn kept_by_thread() -> usize {

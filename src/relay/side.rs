@@ -1,5 +1,6 @@
 //! The two sides of a relay: a TCP connection, and a guest's, which may be inside TLS.
 
+use super::scratch;
 use crate::tls::Stream as TlsStream;
 use std::io;
 use std::pin::Pin;
@@ -32,7 +33,40 @@ pub enum GuestStream {
     /// In clear.
     Clear(TcpStream),
     /// Inside TLS.
-    Tls(Box<TlsStream>),
+    Tls(Box<Sealed>),
+}
+
+/// A connection inside TLS, and what it keeps of bytes that were read ahead or that its peer has not taken: they count
+/// among those that all flows of the thread keep.
+#[derive(Debug)]
+pub struct Sealed {
+    stream: TlsStream,
+    kept: usize,
+}
+
+/// The most that is sealed at once and not yet sent, 64 KiB.
+const MOST_SEALED: usize = 64 << 10;
+
+impl Sealed {
+    /// Does something with the stream, within what it may keep.
+    fn with<T>(&mut self, work: impl FnOnce(&mut TlsStream) -> T) -> T {
+        let most = scratch::allowance().min(MOST_SEALED);
+        let (socket, session) = self.stream.get_mut();
+        socket.read_at_most(most);
+        session.set_buffer_limit(Some(most));
+        let done = work(&mut self.stream);
+        let (socket, session) = self.stream.get_ref();
+        let kept = socket.held() + if session.wants_write() { most } else { 0 };
+        scratch::recount(self.kept, kept);
+        self.kept = kept;
+        done
+    }
+}
+
+impl Drop for Sealed {
+    fn drop(&mut self) {
+        scratch::recount(self.kept, 0);
+    }
 }
 
 impl GuestStream {
@@ -42,6 +76,12 @@ impl GuestStream {
             GuestStream::Clear(stream) => Some(stream),
             GuestStream::Tls(_) => None,
         }
+    }
+}
+
+impl From<TlsStream> for GuestStream {
+    fn from(stream: TlsStream) -> GuestStream {
+        GuestStream::Tls(Box::new(Sealed { stream, kept: 0 }))
     }
 }
 
@@ -55,7 +95,7 @@ impl Side for GuestStream {
     fn socket(&self) -> &TcpStream {
         match self {
             GuestStream::Clear(stream) => stream,
-            GuestStream::Tls(stream) => stream.get_ref().0.tcp(),
+            GuestStream::Tls(sealed) => sealed.stream.get_ref().0.tcp(),
         }
     }
 
@@ -69,7 +109,7 @@ impl AsyncRead for GuestStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             GuestStream::Clear(stream) => Pin::new(stream).poll_read(cx, buf),
-            GuestStream::Tls(stream) => poll_records(stream, cx, buf),
+            GuestStream::Tls(sealed) => sealed.with(|stream| poll_records(stream, cx, buf)),
         }
     }
 }
@@ -94,21 +134,102 @@ impl AsyncWrite for GuestStream {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             GuestStream::Clear(stream) => Pin::new(stream).poll_write(cx, buf),
-            GuestStream::Tls(stream) => Pin::new(stream).poll_write(cx, buf),
+            GuestStream::Tls(sealed) => sealed.with(|stream| Pin::new(stream).poll_write(cx, buf)),
         }
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             GuestStream::Clear(stream) => Pin::new(stream).poll_flush(cx),
-            GuestStream::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            GuestStream::Tls(sealed) => sealed.with(|stream| Pin::new(stream).poll_flush(cx)),
         }
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             GuestStream::Clear(stream) => Pin::new(stream).poll_shutdown(cx),
-            GuestStream::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            GuestStream::Tls(sealed) => sealed.with(|stream| Pin::new(stream).poll_shutdown(cx)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scratch::{Kept, kept_by_thread};
+    use super::*;
+    use crate::tls::Socket;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use std::future::poll_fn;
+    use std::sync::Arc;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    /// A guest's end inside TLS, and ours.
+    async fn pair() -> (tokio_rustls::client::TlsStream<TcpStream>, GuestStream) {
+        let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
+        let (der, key) = (signed.cert.der().clone(), signed.signing_key.serialize_der());
+        let server = rustls::ServerConfig::builder().with_no_client_auth();
+        let server = server.with_single_cert(vec![der.clone()], PrivateKeyDer::try_from(key).unwrap()).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(der).unwrap();
+        let client = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let guest = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (near, _) = listener.accept().await.unwrap();
+        let name = ServerName::try_from("gateway.test").unwrap();
+        let (guest, near) = tokio::join!(
+            tokio_rustls::TlsConnector::from(Arc::new(client)).connect(name, guest),
+            tokio_rustls::TlsAcceptor::from(Arc::new(server)).accept(Socket::new(near, Vec::new())),
+        );
+        (guest.unwrap(), near.unwrap().into())
+    }
+
+    #[tokio::test]
+    async fn what_is_sealed_for_a_slow_reader_counts_as_kept_until_it_is_sent() {
+        let (mut guest, mut near) = pair().await;
+        let data = vec![7; 64 << 20];
+        let mut written = 0;
+        // Until the sockets are full, and what is sealed besides cannot go.
+        poll_fn(|cx| {
+            while let Poll::Ready(done) = Pin::new(&mut near).poll_write(cx, &data[written..]) {
+                written += done.unwrap();
+            }
+            Poll::Ready(())
+        })
+        .await;
+        assert_eq!(kept_by_thread(), MOST_SEALED);
+        let mut kept = Kept::default();
+        let waits = poll_fn(|cx| Poll::Ready(kept.poll_flush(cx, &mut near).is_pending())).await;
+        assert!(waits, "nothing is kept by the flow, but something is by TLS");
+        let mut got = vec![0; written];
+        let flush = poll_fn(|cx| kept.poll_flush(cx, &mut near));
+        let (flushed, read) = tokio::join!(flush, guest.read_exact(&mut got));
+        assert_eq!((flushed.unwrap(), read.unwrap()), (0, written));
+        assert_eq!(kept_by_thread(), 0);
+        assert!(got == data[..written]);
+    }
+
+    #[tokio::test]
+    async fn one_read_takes_what_is_there_and_what_was_read_ahead_counts_as_kept() {
+        let (mut guest, mut near) = pair().await;
+        let data: Vec<u8> = (0..100_000_u32).map(|n| (n % 251) as u8).collect();
+        guest.write_all(&data).await.unwrap();
+        guest.flush().await.unwrap();
+        let mut first = vec![0; 10];
+        near.read_exact(&mut first).await.unwrap();
+        let kept = kept_by_thread();
+        assert!(kept > 0 && kept <= 64 << 10, "{kept}");
+        let mut rest = vec![0; data.len()];
+        let read = near.read(&mut rest).await.unwrap();
+        assert!(read > 16 << 10, "more than one record: {read}");
+        near.read_exact(&mut rest[read..data.len() - 10]).await.unwrap();
+        rest.truncate(data.len() - 10);
+        assert!([first, rest].concat() == data);
+        assert_eq!(kept_by_thread(), 0);
+        guest.write_all(&data).await.unwrap();
+        near.read_exact(&mut [0; 10]).await.unwrap();
+        assert!(kept_by_thread() > 0);
+        drop(near);
+        assert_eq!(kept_by_thread(), 0);
     }
 }
