@@ -123,21 +123,6 @@ class Scraped(run.World):
         self.certify("ca", "client", 3, "clientAuth", "prometheus.test")
         self.certify("strange", "stranger", 3, "clientAuth", "prometheus.test")
 
-    def authority(self, name):
-        run.run("openssl", "req", "-x509", *self.key(name, 3), "-subj", f"/CN=Prometheus test, {name}", "-out", self.path(f"{name}.crt"),
-                "-addext", "keyUsage=critical,keyCertSign")
-
-    def certify(self, authority, file, days, use, *names):
-        run.run("openssl", "req", *self.key(file, days), "-subj", f"/CN={names[0]}", "-out", self.path(f"{file}.csr"))
-        with open(self.path("extensions"), "w") as extensions:
-            extensions.write(f"subjectAltName={','.join(f'DNS:{name}' for name in names)}\nextendedKeyUsage={use}\n")
-        run.run("openssl", "x509", "-req", "-in", self.path(f"{file}.csr"), "-CA", self.path(f"{authority}.crt"),
-                "-CAkey", self.path(f"{authority}.key"), "-CAcreateserial", "-days", str(days), "-extfile", self.path("extensions"),
-                "-out", self.path(f"{file}.crt"))
-
-    def key(self, file, days):
-        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", str(days), "-keyout", self.path(f"{file}.key")]
-
     def content(self):
         with open(self.path("whitelist", "main.rules"), "w") as file:
             file.write("good.test\n")

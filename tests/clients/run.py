@@ -92,20 +92,35 @@ class World:
         run("ip", "netns", "exec", gateway, "sysctl", "-qw", "net.ipv4.ip_forward=0")
 
     def certificates(self):
-        curve = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2"]
-        run("openssl", "req", "-x509", *curve, "-subj", "/CN=Client test authority", "-keyout", self.path("ca.key"),
-            "-out", self.path("ca.crt"), "-addext", "keyUsage=critical,keyCertSign")
-        names = ",".join(f"DNS:{name}" for name in ALLOWED + ["evil.test"])
-        run("openssl", "req", *curve, "-subj", "/CN=api.test", "-keyout", self.path("tls.key"), "-out", self.path("tls.csr"))
-        with open(self.path("extensions"), "w") as file:
-            file.write(f"subjectAltName={names}\nextendedKeyUsage=serverAuth\n")
-        run("openssl", "x509", "-req", "-in", self.path("tls.csr"), "-CA", self.path("ca.crt"), "-CAkey", self.path("ca.key"),
-            "-CAcreateserial", "-days", "2", "-extfile", self.path("extensions"), "-out", self.path("tls.crt"))
+        self.authority("ca")
+        self.certify("ca", "tls", 2, "serverAuth", *ALLOWED, "evil.test")
+
+    def authority(self, name):
+        run("openssl", "req", "-x509", *self.key(name), "-days", "3", "-subj", f"/CN=Client test, {name}",
+            "-out", self.path(f"{name}.crt"), "-addext", "keyUsage=critical,keyCertSign")
+
+    def certify(self, authority, file, days, use, *names, common=None):
+        run("openssl", "req", *self.key(file), "-subj", f"/CN={common or names[0]}", "-out", self.path(f"{file}.csr"))
+        with open(self.path("extensions"), "w") as extensions:
+            extensions.write(f"subjectAltName={','.join(f'DNS:{name}' for name in names)}\nextendedKeyUsage={use}\n")
+        run("openssl", "x509", "-req", "-in", self.path(f"{file}.csr"), "-CA", self.path(f"{authority}.crt"),
+            "-CAkey", self.path(f"{authority}.key"), "-CAcreateserial", "-days", str(days), "-extfile", self.path("extensions"),
+            "-out", self.path(f"{file}.crt"))
+
+    def key(self, file):
+        return ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", self.path(f"{file}.key")]
 
     def content(self):
         self.wheel()
         self.repository()
         self.package()
+        self.page()
+
+    def page(self):
+        with open(self.path("www", "api.test", "page.html"), "w") as page:
+            page.write('<!doctype html><p id="p">bare</p><script src="https://files.test/script.js"></script>')
+        with open(self.path("www", "files.test", "script.js"), "w") as script:
+            script.write('document.getElementById("p").textContent = "loaded " + "from two hosts";')
 
     def wheel(self):
         wheel = "bulk_outgate-1.0-py3-none-any.whl"
@@ -171,21 +186,21 @@ class World:
         self.prepare()
         self.launch()
 
-    def launch(self):
-        """Starts outgate and waits until it is ready."""
-        errors = open(self.path("outgate.err"), "wb")
-        daemon = self.spawn("gateway", self.outgate, "run", "--config", self.path("outgate.toml"), stdout=errors, stderr=errors)
+    def launch(self, name="outgate", admin=3190):
+        """Starts an outgate and waits until it is ready."""
+        errors = open(self.path(f"{name}.err"), "wb")
+        daemon = self.spawn("gateway", self.outgate, "run", "--config", self.path(f"{name}.toml"), stdout=errors, stderr=errors)
         for _ in range(600):
             if daemon.poll() is not None:
                 break
             ready = subprocess.run(
-                ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/readyz"],
+                ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", f"http://127.0.0.1:{admin}/readyz"],
                 check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
             )
             if ready.returncode == 0:
                 return
             time.sleep(0.05)
-        raise RuntimeError("outgate does not get ready: " + open(self.path("outgate.err")).read())
+        raise RuntimeError("outgate does not get ready: " + open(self.path(f"{name}.err")).read())
 
     def prepare(self):
         """What comes between the configuration and the daemon."""
@@ -339,12 +354,27 @@ def apt(world):
     assert file_digest(f"{base}/outgate-hello_1.0_all.deb") == file_digest(world.path("www", "deb.test", "outgate-hello_1.0_all.deb"))
 
 
+def browse(world, *arguments):
+    """Chromium, which prints the page; `None` where there is none."""
+    browser = shutil.which("chromium")
+    if browser is None:
+        assert os.environ.get("CI") != "true", "chromium is not installed"
+        return None
+    profile = tempfile.mkdtemp(dir=world.directory)
+    return world.guest(
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync", f"--user-data-dir={profile}",
+        "--virtual-time-budget=20000", "--dump-dom", *arguments,
+    )
+
+
 def websocket(world):
     way = PROXY if world.proxied else "direct"
     expect(world.guest(sys.executable, os.path.join(HERE, "websocket.py"), way, "api.test"), "four messages came back")
 
 
-def bulk(scheme):
+def bulk(scheme, options=lambda world: ()):
+    """Both ways by curl, with what `options` makes of the world as further arguments."""
     def transfer(world):
         sys.path.insert(0, HERE)
         from origin import BLOCK
@@ -356,12 +386,13 @@ def bulk(scheme):
                 file.write(BLOCK)
                 digest.update(BLOCK)
         begin = time.monotonic()
-        expect(world.guest("curl", "-sS", "--fail", "-o", path + ".down", f"{scheme}://api.test/down/{BULK}"))
+        curl = ["curl", "-sS", "--fail", *options(world)]
+        expect(world.guest(*curl, "-o", path + ".down", f"{scheme}://api.test/down/{BULK}"))
         middle = time.monotonic()
         assert file_digest(path + ".down") == digest.hexdigest(), "what came down differs"
         os.remove(path + ".down")
         up = time.monotonic()
-        output = expect(world.guest("curl", "-sS", "--fail", "-T", path, f"{scheme}://api.test/up"))
+        output = expect(world.guest(*curl, "-T", path, f"{scheme}://api.test/up"))
         assert output == f"{BULK << 20} {digest.hexdigest()}", f"what went up differs: {output}"
         return f"{BULK / (middle - begin):.0f} MiB/s down, {BULK / (time.monotonic() - up):.0f} up"
 

@@ -49,13 +49,6 @@ class Inside(run.World):
     def rules(self):
         return "".join(f"{name} ech=allow\n" for name in ALLOWED)
 
-    def content(self):
-        super().content()
-        with open(self.path("www", "api.test", "page.html"), "w") as page:
-            page.write('<!doctype html><p id="p">bare</p><script src="https://files.test/script.js"></script>')
-        with open(self.path("www", "files.test", "script.js"), "w") as script:
-            script.write('document.getElementById("p").textContent = "loaded " + "from two hosts";')
-
     def prepare(self):
         run.run(
             "ip", "netns", "exec", self.names["gateway"], self.outgate, "firewall", "apply", "--config", self.path("outgate.toml"),
@@ -87,15 +80,9 @@ def node_fetch(world):
 
 
 def chromium(world):
-    browser = shutil.which("chromium")
-    if browser is None:
-        assert os.environ.get("CI") != "true", "chromium is not installed"
+    done = run.browse(world, "--ignore-certificate-errors", "https://api.test/page.html")
+    if done is None:
         return "this machine has no chromium"
-    done = world.guest(
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--ignore-certificate-errors",
-        "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={world.path('chromium', 'x')[:-2]}", "--virtual-time-budget=20000", "--dump-dom", "https://api.test/page.html",
-    )
     expect(done, "loaded from two hosts")
     return None
 
