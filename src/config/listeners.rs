@@ -77,8 +77,9 @@ pub(super) fn warn_of_exposure(raw: &RawListen, settings: &Settings, problems: &
             format!("whoever reaches {address} can read metrics and what guests asked for; {remedy}"),
         );
     }
-    let none_brought = settings.listen.transparent.is_empty() && settings.listen.redirect.is_empty();
-    if let Some(list) = raw.proxy.as_ref().filter(|list| list.get_ref().is_empty() && none_brought) {
+    let others = [&settings.listen.proxy_tls, &settings.listen.transparent, &settings.listen.redirect];
+    let alone = others.into_iter().all(Vec::is_empty);
+    if let Some(list) = raw.proxy.as_ref().filter(|list| list.get_ref().is_empty() && alone) {
         problems.warn(list.span(), "there is no listener for guests, so they reach nothing");
     }
 }

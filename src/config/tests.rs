@@ -330,6 +330,8 @@ fn tls_takes_a_certificate_its_key_and_somebody_who_uses_them() {
     assert!(tls.certificate.ends_with("c.pem") && tls.client_ca.unwrap() == Path::new("/ca.pem"));
     assert_eq!(sound("[tls]\ncertificate = \"\"\nkey = \"\"").tls, None);
     let with = |text: &str| sound(&format!("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]\n{pair}{text}"));
+    let only = format!("[listen]\nproxy = []\nproxy_tls = [\"127.0.0.1:3443\"]\n{pair}");
+    assert!(problems(&only).is_empty(), "{:?}", problems(&only));
     assert!(with("").tls.is_some_and(|tls| tls.client_ca.is_none()));
     let named = with("client_ca = \"ca.pem\"\n[[guest]]\nname = \"vm-7\"");
     assert!(named.policy.guests[0].addresses.is_empty(), "its certificate is enough");
