@@ -9,12 +9,12 @@ pub(crate) mod http;
 mod page;
 
 use crate::account::Account;
-use crate::relay::close;
+use crate::relay::{GuestStream, close};
 use crate::target::{Host, Target};
 use crate::tls::{self, Complaints, Refused, Socket};
 use http::{Answer, answer};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -31,7 +31,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// Is this the name of a declared guest?
-pub type IsGuest = Box<dyn Fn(Arc<str>) -> bool + Send + Sync>;
+pub type IsGuest = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
 /// Why the daemon is not ready, one sentence each; nothing: it is ready.
 pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
@@ -44,14 +44,13 @@ pub struct Admin {
     complaints: Complaints,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone)]
 enum Door {
     /// Everything, for this machine.
     Local,
-    /// Over TLS, without the status page. A rebound name has no certificate, so any Host will do.
-    Remote,
-    /// Over TLS, with the certificate of a guest: nothing, for guests and Prometheus may have one authority.
-    Guest,
+    /// Over TLS, without the status page, by this name in the client's certificate. A rebound name has no certificate,
+    /// so any Host will do.
+    Remote(Option<Arc<str>>),
 }
 
 impl Admin {
@@ -82,9 +81,9 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
             let socket = Socket::new(stream, Vec::new());
             match tls::shake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
                 Ok(stream) => {
-                    let door = if admin.knows_as_guest(&stream) { Door::Guest } else { Door::Remote };
-                    let answer = move |request| answer_to(Arc::clone(&admin), door, request);
-                    http::connection(stream, answer).await;
+                    let door = Door::Remote(tls::certified_name(&stream));
+                    let answer = move |request| answer_to(Arc::clone(&admin), door.clone(), request);
+                    http::connection(GuestStream::from(stream), answer).await;
                 }
                 Err(mut refused) => {
                     admin.refused(peer, &refused);
@@ -99,10 +98,6 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
 }
 
 impl Admin {
-    fn knows_as_guest(&self, stream: &tls::Stream) -> bool {
-        tls::certified_name(stream).is_some_and(|name| (self.is_guest)(name))
-    }
-
     /// Counts a handshake that came to nothing, and says so in the log.
     fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
         self.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
@@ -142,16 +137,21 @@ where
 }
 
 async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) -> Answer {
-    if door == Door::Local
-        && let Err(message) = check_host(&request)
+    if let Door::Remote(Some(name)) = &door
+        && (admin.is_guest)(name)
     {
+        // Guests and Prometheus may have one authority, and guests are not to take up the places here either.
+        let mut refusal =
+            answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is one's.\n");
+        refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        return refusal;
+    }
+    let is_local = matches!(door, Door::Local);
+    if is_local && let Err(message) = check_host(&request) {
         return answer(StatusCode::FORBIDDEN, TEXT, message);
     }
-    if door == Door::Guest {
-        return answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is one's.\n");
-    }
     let path = request.uri().path();
-    let known = matches!(path, "/metrics" | "/healthz" | "/readyz") || (path == "/" && door == Door::Local);
+    let known = matches!(path, "/metrics" | "/healthz" | "/readyz") || (path == "/" && is_local);
     if !known {
         return answer(StatusCode::NOT_FOUND, TEXT, "Here are /metrics, /healthz and /readyz.\n");
     }

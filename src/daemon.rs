@@ -209,7 +209,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         trouble().into_iter().chain(fullness.not_ready()).chain(stopping).collect()
     };
     let live = Arc::clone(&house.live);
-    let is_guest = move |name: Arc<str>| live.load().policy.names_guest(&name);
+    let is_guest = move |name: &str| live.load().policy.names_guest(name);
     let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready), Box::new(is_guest));
     for listener in doors.admin {
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, Arc::clone(&admin)));

@@ -309,9 +309,13 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
     match if visit.input.is_empty() { visit.fill().await } else { Filled::Bytes } {
         Filled::Bytes => {}
         // Port scanners and health checks: nothing was asked, so there is nothing to count.
-        Filled::End | Filled::Revoked(_) => return Err(Ended),
+        Filled::End | Filled::Revoked(_) => {
+            visit.take_leave().await;
+            return Err(Ended);
+        }
         Filled::Timeout => {
             visit.record(Listener::Proxy).refuse(Reason::Timeout, None);
+            visit.take_leave().await;
             return Err(Ended);
         }
     }
@@ -480,6 +484,13 @@ impl Visit {
             close::reset(&self.guest);
             Ended
         })
+    }
+
+    /// Ends a connection on which nothing is under way. In clear, closing it says so.
+    async fn take_leave(&mut self) {
+        if !self.guest.ends_with_socket() {
+            close::announce(&mut self.guest).await;
+        }
     }
 
     /// Decides, and notes the decision in the record.

@@ -202,7 +202,9 @@ impl Lane {
                 return Poll::Pending;
             }
             let want = self.chunk.min(scratch::allowance());
-            let (read, written) = ready!(poll_move(cx, from, to, want, &mut self.kept))?;
+            let moved = poll_move(cx, from, to, want, &mut self.kept);
+            self.turn.moved(from.take_surcharge());
+            let (read, written) = ready!(moved)?;
             count(written);
             if read == 0 {
                 self.state = LaneState::Ended;

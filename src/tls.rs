@@ -7,7 +7,7 @@ mod keep;
 mod shake;
 mod socket;
 
-pub use client::certified_name;
+pub use client::{certified_name, check_length};
 pub use keep::{Keeper, Live};
 pub use shake::{Complaints, Fault, Refused, shake};
 pub use socket::Socket;
@@ -114,8 +114,9 @@ pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
     let private = private.map_err(|error| content(key, &format!("holds no private key in PEM: {error}")))?;
     let pair = |source| TlsError::Pair { certificate: certificate.clone(), key: key.clone(), source };
     let verifier = client_ca.as_deref().map(verifier).transpose()?;
-    let guests = verifier.clone().map(client::named);
-    let admin = config(verifier, chain.clone(), private.clone_key()).map_err(pair)?;
+    let guests = verifier.clone().map(|verifier| client::careful(verifier, true));
+    let admin = verifier.map(|verifier| client::careful(verifier, false));
+    let admin = config(admin, chain.clone(), private.clone_key()).map_err(pair)?;
     let guests = config(guests, chain, private).map_err(pair)?;
     Ok(Loaded { guests, admin, names_guests: client_ca.is_some(), expires })
 }

@@ -27,6 +27,10 @@ const MAX_IN_SHARD: usize = 4096;
 /// A full shard is swept no more often than this, in microseconds.
 const SWEEP_PAUSE: u64 = 1_000_000;
 
+/// Handshakes of one address whose certificate is still to come: they are short, and count apart from the guest's
+/// connections.
+const MOST_AT_THE_DOOR: u32 = 256;
+
 /// How many connections that are over a limit may be told so at once; the rest are reset.
 const MAX_TOLD: u32 = 512;
 /// One guest's share of the places that are free: 64 while nobody else floods.
@@ -253,8 +257,12 @@ impl Gate {
         {
             return Err(Reason::LimitRate);
         }
-        let share = settings.total_connections.map(|total| (total / 4).max(1));
-        let most = [settings.connections, share].into_iter().flatten().min().unwrap_or(u32::MAX);
+        let (part, bound) = match purpose {
+            Purpose::Handshake => (16, Some(MOST_AT_THE_DOOR)),
+            Purpose::Flow | Purpose::Names => (4, None),
+        };
+        let share = settings.total_connections.map(|total| (total / part).max(1));
+        let most = [settings.connections, share, bound].into_iter().flatten().min().unwrap_or(u32::MAX);
         if usage.live.fetch_add(1, Ordering::Relaxed) >= most {
             usage.live.fetch_sub(1, Ordering::Relaxed);
             return Err(Reason::LimitConnections);

@@ -243,7 +243,9 @@ impl Session {
             Filled::Timeout if within_head => Reason::Timeout,
             Filled::End if within_head => Reason::Malformed,
             Filled::End | Filled::Timeout | Filled::Revoked(_) => {
-                self.close_inside();
+                if !self.close_inside() {
+                    self.visit.take_leave().await;
+                }
                 return Err(Ended);
             }
         };
@@ -253,13 +255,15 @@ impl Session {
     }
 
     /// Where the tunnel around this session was revoked, its guest gets a reset.
-    fn close_inside(&mut self) {
+    fn close_inside(&mut self) -> bool {
         if let Some(inside) = &mut self.inside
             && let Some(reason) = inside.record.flow().revocation()
         {
             inside.record.refuse(reason, None);
             close::reset(&self.visit.guest);
+            return true;
         }
+        false
     }
 
     /// The time for the next request: the idle time until its first byte.

@@ -22,6 +22,15 @@ pub(crate) fn reset(stream: &impl Side) {
     let _ = stream.socket().set_zero_linger();
 }
 
+/// Says that this is the end, as far as that can be said at once.
+pub(crate) async fn announce(stream: &mut impl Side) {
+    tokio::select! {
+        biased;
+        _ = stream.shutdown() => {}
+        () = std::future::ready(()) => {}
+    }
+}
+
 /// Writes `last_words`, then closes so that they arrive: a close with unread bytes in the receive
 /// queue would send RST and take the words with it (RFC 9112 §9.6).
 pub(crate) async fn after(stream: &mut impl Side, last_words: &[u8]) {

@@ -1,6 +1,7 @@
 //! The two sides of a relay: a TCP connection, and a guest's, which may be inside TLS.
 
 use super::scratch;
+use super::turns::after_next_look;
 use crate::tls::Stream as TlsStream;
 use std::io;
 use std::pin::Pin;
@@ -15,6 +16,11 @@ pub trait Side: AsyncRead + AsyncWrite + Unpin {
 
     /// Does closing the socket say all that there is to say about the end?
     fn ends_with_socket(&self) -> bool;
+
+    /// What reading has cost beyond the bytes that came of it, in bytes, since this was last asked.
+    fn take_surcharge(&mut self) -> usize {
+        0
+    }
 }
 
 impl Side for TcpStream {
@@ -42,12 +48,34 @@ pub enum GuestStream {
 pub struct Sealed {
     stream: TlsStream,
     kept: usize,
+    /// What reading has come to, told again to whoever reads on.
+    fault: Option<io::ErrorKind>,
 }
 
 /// The most that is sealed at once and not yet sent, 64 KiB.
 const MOST_SEALED: usize = 64 << 10;
 
 impl Sealed {
+    fn new(mut stream: TlsStream) -> Sealed {
+        // The handshake was before its guest had any turn.
+        stream.get_mut().0.take_surcharge();
+        Sealed { stream, kept: 0, fault: None }
+    }
+
+    /// Reads, but no more at once than is fair to the others on this thread.
+    fn poll_read(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if let Some(fault) = self.fault {
+            return Poll::Ready(Err(fault.into()));
+        }
+        self.stream.get_mut().0.refill();
+        let (polled, fault) = self.with(|stream| poll_records(stream, cx, buf));
+        self.fault = fault;
+        if polled.is_pending() && self.stream.get_ref().0.is_spent() {
+            after_next_look(cx);
+        }
+        polled
+    }
+
     /// Does something with the stream, within what it may keep.
     fn with<T>(&mut self, work: impl FnOnce(&mut TlsStream) -> T) -> T {
         let most = scratch::allowance().min(MOST_SEALED);
@@ -81,7 +109,7 @@ impl GuestStream {
 
 impl From<TlsStream> for GuestStream {
     fn from(stream: TlsStream) -> GuestStream {
-        GuestStream::Tls(Box::new(Sealed { stream, kept: 0 }))
+        GuestStream::Tls(Box::new(Sealed::new(stream)))
     }
 }
 
@@ -103,31 +131,47 @@ impl Side for GuestStream {
         // An end without close_notify is a cut stream (RFC 8446 §6.1).
         self.in_clear().is_some()
     }
+
+    fn take_surcharge(&mut self) -> usize {
+        match self {
+            GuestStream::Clear(_) => 0,
+            GuestStream::Tls(sealed) => sealed.stream.get_mut().0.take_surcharge(),
+        }
+    }
 }
 
 impl AsyncRead for GuestStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             GuestStream::Clear(stream) => Pin::new(stream).poll_read(cx, buf),
-            GuestStream::Tls(sealed) => sealed.with(|stream| poll_records(stream, cx, buf)),
+            GuestStream::Tls(sealed) => sealed.poll_read(cx, buf),
         }
     }
 }
 
 /// One read gives one record at most, 16 KiB. What is here already is taken at once, for what it costs to send it on
-/// is decided by the size of the write.
-fn poll_records(stream: &mut TlsStream, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+/// is decided by the size of the write. A fault behind it is told besides: the stream itself would read on.
+fn poll_records(
+    stream: &mut TlsStream,
+    cx: &mut Context<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> (Poll<io::Result<()>>, Option<io::ErrorKind>) {
     let before = buf.filled().len();
     while buf.remaining() > 0 {
         let filled = buf.filled().len();
-        match Pin::new(&mut *stream).poll_read(cx, buf) {
+        let polled = Pin::new(&mut *stream).poll_read(cx, buf);
+        let fault = match &polled {
+            Poll::Ready(Err(error)) => Some(error.kind()),
+            _ => None,
+        };
+        match polled {
             Poll::Ready(Ok(())) if buf.filled().len() > filled => {}
-            // The end, a fault and an empty socket will be met again.
-            _ if filled > before => break,
-            other => return other,
+            // The end and an empty socket will be met again.
+            _ if filled > before => return (Poll::Ready(Ok(())), fault),
+            other => return (other, fault),
         }
     }
-    Poll::Ready(Ok(()))
+    (Poll::Ready(Ok(())), None)
 }
 
 impl AsyncWrite for GuestStream {
@@ -231,5 +275,56 @@ mod tests {
         assert!(kept_by_thread() > 0);
         drop(near);
         assert_eq!(kept_by_thread(), 0);
+    }
+
+    #[tokio::test]
+    async fn small_records_are_read_a_few_at_a_time_and_cost_more_than_their_bytes() {
+        let (mut guest, mut near) = pair().await;
+        for _ in 0..100 {
+            guest.write_all(b"x").await.unwrap();
+        }
+        guest.flush().await.unwrap();
+        let mut got = Vec::new();
+        while got.len() < 100 {
+            let read = near.read_buf(&mut got).await.unwrap();
+            assert!(read <= 16, "{read}");
+            assert!(near.take_surcharge() > 4000 * read);
+        }
+    }
+
+    #[tokio::test]
+    async fn records_without_data_let_others_in_between() {
+        let (mut guest, mut near) = pair().await;
+        for _ in 0..30 {
+            guest.get_mut().1.refresh_traffic_keys().unwrap();
+        }
+        guest.write_all(b"x").await.unwrap();
+        guest.flush().await.unwrap();
+        near.socket().readable().await.unwrap();
+        let mut buffer = [0; 10];
+        let first =
+            poll_fn(|cx| Poll::Ready(Pin::new(&mut near).poll_read(cx, &mut ReadBuf::new(&mut buffer)).is_pending()));
+        assert!(first.await, "some new keys, and the byte is not yet read");
+        assert_eq!(near.read(&mut buffer).await.unwrap(), 1, "but it is woken");
+    }
+
+    #[tokio::test]
+    async fn a_fault_behind_data_is_not_forgotten() {
+        let (mut guest, mut near) = pair().await;
+        guest.write_all(b"good").await.unwrap();
+        guest.flush().await.unwrap();
+        // A record that nobody sealed.
+        guest
+            .get_mut()
+            .0
+            .write_all(&[23, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
+            .await
+            .unwrap();
+        // Both are here at once.
+        tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        let mut got = [0; 10];
+        assert_eq!(near.read(&mut got).await.unwrap(), 4);
+        assert!(near.read(&mut got).await.is_err());
+        assert!(near.read(&mut got).await.is_err());
     }
 }

@@ -169,7 +169,7 @@ fn rouse(turns: &Shared, mut held: MutexGuard<'_, Turns>) {
 
 /// Wakes the task after the runtime has looked for events. A plain wake would put it into the queue of
 /// tasks, and a runtime that always finds something there looks only every 61 tasks.
-fn after_next_look(cx: &mut Context<'_>) {
+pub(super) fn after_next_look(cx: &mut Context<'_>) {
     let _ = pin!(tokio::task::yield_now()).poll(cx);
 }
 

@@ -5,7 +5,7 @@ use crate::config::is_guest_name;
 use rustls::client::danger::HandshakeSignatureValid;
 use rustls::pki_types::{CertificateDer, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, SignatureScheme};
+use rustls::{CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme};
 use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -39,25 +39,47 @@ fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     is_guest_name(name).then(|| name.into())
 }
 
-/// Takes what `verifier` takes, if there is a guest's name in it.
-pub(super) fn named(verifier: Arc<dyn ClientCertVerifier>) -> Arc<dyn ClientCertVerifier> {
-    Arc::new(Named(verifier))
+/// Certificates behind the client's own. The library looks for a way from it to an authority before it verifies any
+/// signature, and of hundreds that fit in one message there are so many ways that it would take seconds, in which the
+/// thread does nothing else.
+const MOST_BEHIND: usize = 4;
+
+/// Takes what `verifier` takes, if no more than a few certificates stand behind it and, where it `must_name` a guest,
+/// there is a guest's name in it.
+pub(super) fn careful(verifier: Arc<dyn ClientCertVerifier>, must_name: bool) -> Arc<dyn ClientCertVerifier> {
+    Arc::new(Careful { verifier, must_name })
+}
+
+/// Too many certificates to look for a way through.
+///
+/// # Errors
+/// With more than `most` behind the first one.
+pub fn check_length(behind: &[CertificateDer<'_>], most: usize) -> Result<(), Error> {
+    if behind.len() <= most {
+        return Ok(());
+    }
+    let why: Box<dyn std::error::Error + Send + Sync> =
+        format!("{} certificates stand behind the first one, and {most} are the most", behind.len()).into();
+    Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::from(why)))))
 }
 
 #[derive(Debug)]
-struct Named(Arc<dyn ClientCertVerifier>);
+struct Careful {
+    verifier: Arc<dyn ClientCertVerifier>,
+    must_name: bool,
+}
 
-impl ClientCertVerifier for Named {
+impl ClientCertVerifier for Careful {
     fn offer_client_auth(&self) -> bool {
-        self.0.offer_client_auth()
+        self.verifier.offer_client_auth()
     }
 
     fn client_auth_mandatory(&self) -> bool {
-        self.0.client_auth_mandatory()
+        self.verifier.client_auth_mandatory()
     }
 
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.0.root_hint_subjects()
+        self.verifier.root_hint_subjects()
     }
 
     fn verify_client_cert(
@@ -66,11 +88,12 @@ impl ClientCertVerifier for Named {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.0.verify_client_cert(end_entity, intermediates, now)?;
-        match guest_name(end_entity) {
-            Some(_) => Ok(verified),
-            None => Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure)),
+        check_length(intermediates, MOST_BEHIND)?;
+        let verified = self.verifier.verify_client_cert(end_entity, intermediates, now)?;
+        if self.must_name && guest_name(end_entity).is_none() {
+            return Err(Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure));
         }
+        Ok(verified)
     }
 
     fn verify_tls12_signature(
@@ -79,7 +102,7 @@ impl ClientCertVerifier for Named {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls12_signature(message, certificate, signed)
+        self.verifier.verify_tls12_signature(message, certificate, signed)
     }
 
     fn verify_tls13_signature(
@@ -88,11 +111,11 @@ impl ClientCertVerifier for Named {
         certificate: &CertificateDer<'_>,
         signed: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.0.verify_tls13_signature(message, certificate, signed)
+        self.verifier.verify_tls13_signature(message, certificate, signed)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.supported_verify_schemes()
+        self.verifier.supported_verify_schemes()
     }
 }
 
@@ -121,6 +144,14 @@ mod tests {
         assert_eq!(guest(&["vm-7.guests.test"], &["a@b.test"], &[]).as_deref(), Some("vm-7.guests.test"));
         assert_eq!(guest(&[], &["a@b.test"], &["vm-9"]).as_deref(), Some("vm-9"));
         assert_eq!(guest(&[], &[], &["vm-9"]).as_deref(), Some("vm-9"));
+    }
+
+    #[test]
+    fn a_long_chain_is_refused_before_a_way_through_it_is_looked_for() {
+        let one = CertificateDer::from(vec![0x30, 0]);
+        assert!(check_length(&vec![one.clone(); 4], 4).is_ok());
+        let error = check_length(&vec![one; 5], 4).unwrap_err();
+        assert!(error.to_string().contains("5 certificates stand behind the first one"), "{error}");
     }
 
     #[test]

@@ -70,7 +70,9 @@ impl Fault {
 
     fn of(error: &io::Error) -> Fault {
         let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
-            return Fault::BrokenOff;
+            // The library's own bound on messages is an error without a name.
+            let is_message = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other);
+            return if is_message { Fault::Protocol } else { Fault::BrokenOff };
         };
         match error {
             Error::NoCertificatesPresented => Fault::NoClientCertificate,

@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 /// which costs a third less CPU time for the same bytes.
 const MOST: usize = 64 << 10;
 
+/// What a record counts at least, 4 KiB: to open one takes as long as to copy that, and one that changes keys longer.
+const PRICE: usize = 4 << 10;
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
@@ -23,12 +26,53 @@ pub struct Socket {
     used: usize,
     /// The most that is read at once.
     most: usize,
+    record: Record,
+    /// What may still be taken out, at its price; without bound during the handshake.
+    budget: usize,
+    surcharge: usize,
+}
+
+/// Where in a TLS record the bytes are that are taken out next (RFC 8446 §5.1: type, version, length).
+#[derive(Clone, Copy, Debug, Default)]
+struct Record {
+    header: [u8; 5],
+    /// Bytes of the header that were taken.
+    begun: usize,
+    /// Bytes of the body that are still to come.
+    left: usize,
+}
+
+impl Record {
+    /// How many of `bytes` belong to this record or to its header. What is taken of them is noted; the length of
+    /// the record, header included, is given when its header ends.
+    fn take(&mut self, bytes: &[u8]) -> (usize, Option<usize>) {
+        if self.left > 0 {
+            let part = self.left.min(bytes.len());
+            self.left -= part;
+            return (part, None);
+        }
+        let mut part = 0;
+        for (to, from) in self.header.iter_mut().skip(self.begun).zip(bytes) {
+            *to = *from;
+            part += 1;
+        }
+        self.begun += part;
+        if self.begun < self.header.len() {
+            return (part, None);
+        }
+        let [.., high, low] = self.header;
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        self.begun = 0;
+        let body = length.min(bytes.len() - part);
+        self.left = length - body;
+        (part + body, Some(self.header.len() + length))
+    }
 }
 
 impl Socket {
     /// `ahead` was read of `stream`.
     pub fn new(stream: TcpStream, ahead: Vec<u8>) -> Socket {
-        Socket { stream, ahead, used: 0, most: MOST }
+        Socket { stream, ahead, used: 0, most: MOST, record: Record::default(), budget: usize::MAX, surcharge: 0 }
     }
 
     /// The connection alone.
@@ -41,6 +85,22 @@ impl Socket {
         self.most = bytes.min(MOST);
     }
 
+    /// Bounds what is given out until this is called again, 64 KiB: a record counts 4 KiB at least, for that is what it
+    /// costs. Who reads on gets nothing and is not woken.
+    pub fn refill(&mut self) {
+        self.budget = MOST;
+    }
+
+    /// Has all been given out that [`refill`](Self::refill) allows?
+    pub fn is_spent(&self) -> bool {
+        self.budget == 0
+    }
+
+    /// What small records have cost beyond their bytes since this was last asked.
+    pub fn take_surcharge(&mut self) -> usize {
+        std::mem::take(&mut self.surcharge)
+    }
+
     /// How many bytes were read and not yet used.
     pub fn held(&self) -> usize {
         self.ahead.len()
@@ -51,33 +111,37 @@ impl Socket {
         &self.stream
     }
 
-    /// Reads what there is, and keeps what `buf` has no room for.
-    fn poll_ahead(&mut self, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    /// Reads what there is.
+    fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
             if scratch.is_empty() {
                 scratch.resize(MOST, 0);
             }
-            let size = self.most.max(buf.remaining()).min(scratch.len());
-            let mut all = ReadBuf::new(scratch.get_mut(..size).unwrap_or_default());
+            let mut all = ReadBuf::new(scratch.get_mut(..self.most.max(1)).unwrap_or_default());
             ready!(Pin::new(&mut self.stream).poll_read(cx, &mut all))?;
-            let (part, rest) = all.filled().split_at(buf.remaining().min(all.filled().len()));
-            buf.put_slice(part);
-            self.ahead.extend_from_slice(rest);
+            self.ahead.extend_from_slice(all.filled());
             Poll::Ready(Ok(()))
         })
     }
 }
 
 impl AsyncRead for Socket {
+    /// Gives out one record or a part of it at a time, so that there is an end to what one call of the library does.
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
+        if this.budget == 0 {
+            return Poll::Pending;
+        }
         if this.ahead.is_empty() {
-            return this.poll_ahead(cx, buf);
+            ready!(this.poll_ahead(cx))?;
         }
         let rest = this.ahead.get(this.used..).unwrap_or_default();
-        let part = rest.get(..buf.remaining()).unwrap_or(rest);
-        buf.put_slice(part);
-        this.used += part.len();
+        let (len, whole) = this.record.take(rest.get(..buf.remaining()).unwrap_or(rest));
+        buf.put_slice(rest.get(..len).unwrap_or_default());
+        let surcharge = whole.map_or(0, |length| PRICE.saturating_sub(length));
+        this.surcharge = this.surcharge.saturating_add(surcharge);
+        this.budget = this.budget.saturating_sub(len + surcharge);
+        this.used += len;
         if this.used >= this.ahead.len() {
             (this.ahead, this.used) = (Vec::new(), 0);
         }

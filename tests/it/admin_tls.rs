@@ -124,6 +124,9 @@ fn with_a_client_ca_its_certificates_alone_come_in() {
     let (cert, key_file) = (write("guest.pem", &guest.certificate), write("guest.key", &guest.key));
     let done = curl(&world, &outgate, "/metrics", &["--cert", &cert, "--key", &key_file]);
     assert!(text(&done.stdout).starts_with("Nothing here is for guests"), "{}", text(&done.stdout));
+    let head = curl(&world, &outgate, "/metrics", &["--cert", &cert, "--key", &key_file, "-I"]);
+    let head = text(&head.stdout).to_ascii_lowercase();
+    assert!(head.contains(" 403 ") && head.contains("connection: close"), "{head}");
 }
 
 #[test]

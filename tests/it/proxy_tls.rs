@@ -208,6 +208,7 @@ fn who_shows_no_good_certificate_is_refused_and_counted_by_reason_and_nobody_els
         (Whose::Strange("vm-2"), "client_certificate_untrusted", "UnknownCA"),
         (Whose::Named(&["*.vm.test"], "vm-2"), "client_certificate_unnamed", "AccessDenied"),
         (Whose::Named(&[], ""), "client_certificate_unnamed", "AccessDenied"),
+        (Whose::Crowded("vm-2"), "client_certificate", "CertificateUnknown"),
         (Whose::Named(&[], "vm 2"), "client_certificate_unnamed", "AccessDenied"),
     ];
     for (whose, reason, alert) in cases {
@@ -382,6 +383,21 @@ fn a_reload_ends_what_a_certified_guest_may_no_longer_reach_and_a_guest_that_is_
     outgate.signal(rustix::process::Signal::HUP);
     assert!(is_over(&mut second.unwrap()));
     assert_eq!(get(&mut other, "good.test").unwrap().0, 200, "the other guest does not notice");
+}
+
+#[test]
+fn a_connection_on_which_nothing_is_under_way_ends_with_a_word_at_a_stop() {
+    let Some(world) = World::new() else { return };
+    let mut outgate = start(setup(&world, "good.test\n", ""));
+    let mut kept = enter(&world.guest, Whose::Nobodys).unwrap();
+    assert_eq!(get(&mut kept, "good.test").unwrap().0, 200);
+    outgate.signal(rustix::process::Signal::TERM);
+    assert_eq!(
+        kept.read_to_end(&mut Vec::new()).unwrap(),
+        0,
+        "rustls takes an end that was not announced for an error"
+    );
+    assert!(outgate.ended().success());
 }
 
 #[test]

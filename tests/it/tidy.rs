@@ -15,7 +15,7 @@ const STAGES: [(&str, &[&str]); 7] = [
     ("identify", &["accept::Accepted"]),
     ("policy", &["identify::Claim"]),
     // What a permit carries and whom it may not name.
-    ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms"]),
+    ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms", "tls::check_length"]),
     ("dial", &["resolve::Vetted"]),
     // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike. A guest may be inside TLS.
     ("relay", &["dial::Upstream", "identify::Parsed", "identify::chunked", "identify::http", "tls::Stream"]),

@@ -185,3 +185,20 @@ async fn only_guests_with_more_than_their_share_are_asked_to_end_what_is_idle() 
         () = async { tokio::task::yield_now().await; gate.ease(); tokio::task::yield_now().await; } => {}
     }
 }
+
+#[test]
+fn handshakes_count_apart_from_the_flows_of_their_address_and_are_fewer() {
+    let settings = LimitSettings { connections: Some(3), total_connections: Some(32), ..LimitSettings::default() };
+    let (gate, now) = (gate(settings), Instant::now());
+    let _flows: Vec<Slot> = (0..3).map(|_| gate.admit(A, Purpose::Flow, now).unwrap()).collect();
+    let shaking: Vec<Slot> = (0..2).map(|_| gate.admit(A, Purpose::Handshake, now).unwrap()).collect();
+    assert_eq!(gate.admit(A, Purpose::Handshake, now).unwrap_err(), Reason::LimitConnections, "a sixteenth of all");
+    assert!(gate.admit(B, Purpose::Handshake, now).is_ok());
+    drop(shaking);
+    assert!(gate.admit(A, Purpose::Handshake, now).is_ok());
+    let certified = |name: &str| Source { address: A, certified: Some(name.into()) };
+    let by_name = Gate::new(settings, Arc::new(|source| source.certified.as_ref().map(|name| name.len() as u64)));
+    let _held: Vec<Slot> = (0..3).map(|_| by_name.admit(certified("vm-7"), Purpose::Flow, now).unwrap()).collect();
+    assert!(by_name.admit(certified("vm-8"), Purpose::Flow, now).is_err(), "one number is one guest");
+    assert!(by_name.admit(certified("vm-77"), Purpose::Flow, now).is_ok());
+}

@@ -3,6 +3,7 @@
 
 use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
+use crate::relay::Side;
 use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
 use crate::relay::turns::Turn;
 use std::pin::Pin;
@@ -87,8 +88,8 @@ impl Body {
         count: &impl Fn(usize),
     ) -> Poll<Result<(), BodyFault>>
     where
-        R: AsyncRead + Unpin,
-        W: AsyncWrite + Unpin,
+        R: Side,
+        W: Side,
     {
         let over_with = self.is_done() && self.kept.is_empty();
         if !over_with && !self.turn.begin(cx) {
@@ -111,7 +112,9 @@ impl Body {
                 Incoming::UntilClose | Incoming::Done => u64::MAX,
             };
             let want = usize::try_from(within).unwrap_or(usize::MAX).min(self.chunk);
-            let read = ready!(self.poll_piece(cx, from, to, want.min(scratch::allowance()), over, count))?;
+            let piece = self.poll_piece(cx, from, to, want.min(scratch::allowance()), over, count);
+            self.turn.moved(from.take_surcharge());
+            let read = ready!(piece)?;
             self.turn.moved(read);
         }
     }

@@ -77,6 +77,8 @@ pub enum Whose<'a> {
     Expired(&'a str),
     /// One with this name, of an authority that nobody knows.
     Strange(&'a str),
+    /// One with this name, and behind it more authorities than anybody has.
+    Crowded(&'a str),
 }
 
 /// A client's TLS, trusting the test authority alone, with a certificate of its own. `versions`: what it speaks.
@@ -87,7 +89,9 @@ pub fn client_as(whose: Whose<'_>, versions: &[&'static SupportedProtocolVersion
         .with_root_certificates(roots());
     let (names, common): (&[&str], &str) = match &whose {
         Whose::Nobodys => return builder.with_no_client_auth(),
-        Whose::Of(name) | Whose::Expired(name) | Whose::Strange(name) => (std::slice::from_ref(name), name),
+        Whose::Of(name) | Whose::Expired(name) | Whose::Strange(name) | Whose::Crowded(name) => {
+            (std::slice::from_ref(name), name)
+        }
         Whose::Named(names, common) => (names, common),
     };
     let mut params = CertificateParams::default();
@@ -105,7 +109,11 @@ pub fn client_as(whose: Whose<'_>, versions: &[&'static SupportedProtocolVersion
         _ => params.signed_by(&key, &AUTHORITY.issuer),
     };
     let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
-    builder.with_client_auth_cert(vec![certificate.unwrap().der().clone()], key).unwrap()
+    let mut chain = vec![certificate.unwrap().der().clone()];
+    if matches!(whose, Whose::Crowded(_)) {
+        chain.extend((0..12).map(|_| Authority::new("the tests' authority").certificate));
+    }
+    builder.with_client_auth_cert(chain, key).unwrap()
 }
 
 /// Makes a certificate for whatever name the hello asks for.
