@@ -49,6 +49,7 @@ impl Keeper {
     /// Looks whether the files changed and takes them over, connections that are open staying as they are.
     /// `tell` learns how it went. What cannot be used changes nothing. Never returns.
     pub async fn follow(mut self, tell: impl Fn(Result<i64, &TlsError>)) {
+        let mut last_error = String::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
             let (settings, before) = (self.settings.clone(), self.stamp.clone());
@@ -58,6 +59,7 @@ impl Keeper {
             self.stamp = stamp;
             match loaded {
                 Ok(loaded) => {
+                    last_error.clear();
                     let expires = loaded.expires;
                     self.live.store(Arc::new(loaded));
                     tracing::info!(certificate = %self.settings.certificate.display(), "a new certificate is in use");
@@ -65,8 +67,15 @@ impl Keeper {
                     tell(Ok(expires));
                 }
                 Err(error) => {
-                    tracing::error!("{error}; the certificate in use stays");
-                    tell(Err(&error));
+                    // What could not be read may be there the next time, with the same stamp.
+                    if matches!(error, TlsError::Io { .. }) {
+                        self.stamp.clear();
+                    }
+                    if last_error != error.to_string() {
+                        last_error = error.to_string();
+                        tracing::error!("{error}; the certificate in use stays");
+                        tell(Err(&error));
+                    }
                 }
             }
         }
