@@ -19,13 +19,12 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import resolvers
 from stage import FAR, GUEST_INTERFACE
 
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
 TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair-8", "fair-64")
-# Who is asked for names that no file has, and what it says to all of them. Nobody ever dials that.
-UPSTREAM, ANSWER = 5353, "11.0.0.10"
 # A million, where nothing else is said: what a reload costs shows only in a long list.
 MANY_NAMES = 1_000_000
 # A name that the upstream is asked for once, and the one that only the list for `reload` lets through.
@@ -117,7 +116,7 @@ dir = "{folder}/rules"
 
 [resolver]
 # Asked by the DNS loads alone: what is dialled stands in the file.
-servers = ["127.0.0.1:{UPSTREAM}"]
+servers = ["127.0.0.1:{resolvers.UPSTREAM}"]
 hosts_file = "{folder}/hosts"
 
 [dial]
@@ -355,54 +354,6 @@ DisableViaHeader Yes
     return Daemon("tinyproxy", [3601], write)
 
 
-def dnsmasq_command(folder, port, *more):
-    own = [f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--user=proxy", "--group=proxy"]
-    nothing = ["--conf-file=/dev/null", f"--pid-file={folder}/dnsmasq-{port}.pid", "--no-resolv", "--no-hosts"]
-    return ["dnsmasq", "--keep-in-foreground", *own, *nothing, *more]
-
-
-def upstream(folder):
-    """Who answers what the servers to measure do not know: anything under test, for an hour."""
-    return dnsmasq_command(folder, UPSTREAM, f"--address=/test/{ANSWER}", "--local-ttl=3600")
-
-
-def dnsmasq():
-    def write(folder):
-        return dnsmasq_command(folder, 3701, f"--server=127.0.0.1#{UPSTREAM}", "--address=/denied.test/")
-
-    return Daemon("dnsmasq", [3701], write)
-
-
-def unbound():
-    def write(folder):
-        (folder / "unbound.conf").write_text(f"""
-server:
-    interface: 127.0.0.1
-    port: 3801
-    num-threads: 1
-    username: proxy
-    directory: "{folder}"
-    chroot: ""
-    pidfile: ""
-    use-syslog: no
-    verbosity: 0
-    do-daemonize: no
-    module-config: "iterator"
-    do-not-query-localhost: no
-    # By itself it knows that there is nothing under test (RFC 6761).
-    local-zone: "test." nodefault
-    local-zone: "denied.test." always_nxdomain
-remote-control:
-    control-enable: no
-forward-zone:
-    name: "."
-    forward-addr: 127.0.0.1@{UPSTREAM}
-""")
-        return ["unbound", "-d", "-c", folder / "unbound.conf"]
-
-    return Daemon("unbound", [3801], write)
-
-
 def rows(binary, tool, connections, names, two_cores):
     """All rows. Each proxy may have so many `connections`, of two descriptors each; `names` over ten and
     `two_cores` add some of outgate's own."""
@@ -433,8 +384,8 @@ def rows(binary, tool, connections, names, two_cores):
         Row("tinyproxy", tinyproxy(connections), explicit(3601), slow=5),
         Row("haproxy", ha, tunnels(3303, True) | {"http": Way("127.0.0.1:3301"), "refused": Way("127.0.0.1:3301")}),
         Row("nginx", engine, tunnels(3403, True) | {"http": Way("127.0.0.1:3401")}),
-        Row("dnsmasq", dnsmasq(), dns(3701)),
-        Row("unbound", unbound(), dns(3801)),
+        Row("dnsmasq", Daemon("dnsmasq", [3701], resolvers.dnsmasq), dns(3701)),
+        Row("unbound", Daemon("unbound", [3801], resolvers.unbound), dns(3801)),
         Row("haproxy, SNI", ha, {"tls": Way("127.0.0.1:3302", direct=True)}, against="outgate+redirect"),
         Row("nginx, SNI", engine, {"tls": Way("127.0.0.1:3402", direct=True)}, against="outgate+redirect"),
         Row("relay+redirect", floor, redirected(3005), against="outgate+redirect"),

@@ -22,6 +22,7 @@ sys.dont_write_bytecode = True  # root has no business leaving files in a workin
 
 import proxies  # noqa: E402
 import queries  # noqa: E402
+import resolvers  # noqa: E402
 import stage as scenery  # noqa: E402
 import table  # noqa: E402
 from stage import Stage, Trouble  # noqa: E402
@@ -251,8 +252,8 @@ def main():
         origin = stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out")
         origin.wait_for([9001, 9002, 9003])
         if with_dns:
-            command = proxies.upstream(stage.folder)
-            stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([proxies.UPSTREAM])
+            command = resolvers.upstream(stage.folder)
+            stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([resolvers.UPSTREAM])
         for turn in range(chosen.rounds):
             measuring.round(turn, loads, rows)
             measuring.forget_logs()
