@@ -19,7 +19,7 @@ const BLOCK: usize = 256 << 10;
 pub(crate) struct DoorArgs {
     /// Folder that `peers pki` made; the proxy's certificate has to be of its ca.pem
     #[arg(long)]
-    pki: PathBuf,
+    pub(crate) pki: PathBuf,
     /// Show client.pem of that folder
     #[arg(long)]
     client_certificate: bool,
@@ -27,30 +27,31 @@ pub(crate) struct DoorArgs {
 
 /// One that leads to the proxy inside TLS.
 #[derive(Clone)]
-struct Door {
+pub(crate) struct Door {
     client: TlsConnector,
     name: ServerName<'static>,
 }
 
 impl Door {
-    fn new(args: &DoorArgs) -> Outcome<Self> {
+    pub(crate) fn new(args: &DoorArgs) -> Outcome<Self> {
         let client = TlsConnector::from(pki::client(&args.pki, args.client_certificate)?);
         let name = ServerName::try_from(pki::PROXY).map_err(|_| Failure::new("no name"))?;
         Ok(Door { client, name })
     }
 
     /// A connection on which the next byte goes to the origin.
-    async fn open(&self, route: &Route) -> Outcome<TlsStream<TcpStream>> {
+    pub(crate) async fn open(&self, route: &Route) -> Outcome<TlsStream<TcpStream>> {
         let mut stream = self.client.connect(self.name.clone(), route.dial().await?).await?;
         route.ask(&mut stream).await?;
         Ok(stream)
     }
 
     /// One byte there and back on a connection of its own, which is ended as TLS wants it: by close_notify.
-    async fn exchange(&self, route: &Route) -> Outcome<()> {
+    pub(crate) async fn exchange(&self, route: &Route) -> Outcome<TlsStream<TcpStream>> {
         let mut stream = self.open(route).await?;
         wire::echo(&mut stream).await?;
-        Ok(stream.shutdown().await?)
+        stream.shutdown().await?;
+        Ok(stream)
     }
 }
 
@@ -64,7 +65,7 @@ pub(crate) struct Args {
 
 pub(crate) async fn handshake(args: Args) -> Outcome<()> {
     let (door, route) = (Door::new(&args.door)?, args.rate.common.route(RAW_PORT));
-    let once = async move |_: &mut Option<()>| door.exchange(&route).await;
+    let once = async move |_: &mut Option<()>| door.exchange(&route).await.map(drop);
     rate("handshake", &args.rate, once).await
 }
 

@@ -4,6 +4,7 @@ All have one certificate, of the curve P-256, and TLS 1.3; sessions and tickets 
 At ports named `known` they ask for a client certificate of the same authority.
 """
 
+import shutil
 import subprocess
 
 from stage import Trouble
@@ -22,6 +23,17 @@ def make(tool, folder):
 
 def pki(folder):
     return folder / "pki"
+
+
+def turning(folder):
+    """A pair of a daemon's own, to be replaced while it runs, in a folder that a link leads to, as from Kubernetes:
+    two renames within the folder can bring in a new pair, and one of the link."""
+    first = folder / "tls/..0"
+    first.mkdir(parents=True)
+    for name in FILES:
+        shutil.copy(pki(folder.parent) / name, first)
+    (folder / "tls/..data").symlink_to("..0")
+    return folder / "tls/..data"
 
 
 def outgate(where, known=False):
@@ -48,12 +60,12 @@ def haproxy(where, port, known):
     return f"{bind}:{port} {crt}\n{bind}:{known} {crt} ca-file {where}/ca.pem verify required"
 
 
-def nginx(where, to, port, known):
+def nginx(where, to, port, known=0):
     """Servers within `stream`."""
     cert, key = FILES
     tls = f"ssl_certificate {where}/{cert}; ssl_certificate_key {where}/{key}; ssl_protocols TLSv1.2 TLSv1.3;"
     asks = f"ssl_client_certificate {where}/ca.pem; ssl_verify_client on;"
-    ports = [(port, ""), (known, asks)]
+    ports = [(port, ""), *([(known, asks)] if known else [])]
     listen = "ssl backlog=4096"
     lines = (f"server {{ listen 127.0.0.1:{port} {listen}; {tls} {more} proxy_pass {to}; }}" for port, more in ports)
     return "\n".join(f"    {line}" for line in lines)

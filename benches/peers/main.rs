@@ -10,6 +10,7 @@ mod pki;
 mod rates;
 mod relay;
 mod reload;
+mod rotate;
 mod wire;
 
 use clap::{Parser, Subcommand};
@@ -50,6 +51,8 @@ enum Command {
     Handshake(door::Args),
     /// Streams through the proxy's TLS: CPU time for each GiB
     TlsBulk(door::TlsBulkArgs),
+    /// Handshakes at an even pace while the proxy's certificate is replaced
+    Rotate(rotate::Args),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Reload(args) => wire::block_on(reload::reload(args)),
         Command::Handshake(args) => wire::block_on(door::handshake(args)),
         Command::TlsBulk(args) => wire::block_on(door::bulk(args)),
+        Command::Rotate(args) => wire::block_on(rotate::rotate(args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -58,22 +58,22 @@ fn authority() -> io::Result<CertificateParams> {
 }
 
 /// Who signs certificates.
-struct Authority(Issuer<'static, KeyPair>);
+pub(crate) struct Authority(Issuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
-struct Pair {
-    certificate: String,
-    key: String,
+pub(crate) struct Pair {
+    pub(crate) certificate: String,
+    pub(crate) key: String,
 }
 
 impl Authority {
-    fn read(dir: &Path) -> io::Result<Self> {
+    pub(crate) fn read(dir: &Path) -> io::Result<Self> {
         let key = KeyPair::from_pem(&fs::read_to_string(dir.join("ca-key.pem"))?).map_err(wrong)?;
         Ok(Authority(Issuer::new(authority()?, key)))
     }
 
     /// One more for the proxy.
-    fn pair(&self) -> io::Result<Pair> {
+    pub(crate) fn pair(&self) -> io::Result<Pair> {
         self.sign(PROXY, ExtendedKeyUsagePurpose::ServerAuth)
     }
 
@@ -90,7 +90,7 @@ impl Authority {
 
 impl Pair {
     /// As cert.pem and key.pem.
-    fn write(&self, dir: &Path) -> io::Result<()> {
+    pub(crate) fn write(&self, dir: &Path) -> io::Result<()> {
         fs::write(dir.join("cert.pem"), &self.certificate)?;
         fs::write(dir.join("key.pem"), &self.key)
     }

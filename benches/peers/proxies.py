@@ -55,8 +55,9 @@ class Way:
     redirect: int = 0
     # The port of a transparent listener; the client is in the guest's namespace then.
     tproxy: int = 0
-    # The process, where it is not the row's own.
+    # The process, where it is not the row's own, and whether it has to be told of new files by SIGHUP.
     daemon: Daemon | None = None
+    told: bool = False
 
 
 @dataclass
@@ -174,8 +175,8 @@ def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False, tls=lamb
 
 
 def outgate_doors(binary):
-    """Processes of outgate's with the proxy inside TLS: as it is, and with client certificates. The one for the other
-    loads does without, so that older ones can be measured too."""
+    """Processes of outgate's with the proxy inside TLS: as it is, with client certificates, and with a pair that is
+    replaced while it runs. The one for the other loads does without, so that older ones can be measured too."""
 
     def door(what, port, tls):
         listen = f'proxy = []\nproxy_tls = ["127.0.0.1:{port}"]'
@@ -184,6 +185,7 @@ def outgate_doors(binary):
     return [
         door("tls", 3131, lambda folder: doors.outgate(doors.pki(folder.parent))),
         door("known", 3141, lambda folder: doors.outgate(doors.pki(folder.parent), known=True)),
+        door("turning", 3151, lambda folder: doors.outgate(doors.turning(folder))),
     ]
 
 
@@ -282,13 +284,9 @@ backend raw_out
     return Daemon("haproxy", [*range(3301, 3307)], write)
 
 
-def nginx(connections):
-    def write(folder):
-        allowed = "".join(f"        {name} 1;\n" for name in NAMES)
-        tls = "".join(f"        {name} {TLS};\n" for name in NAMES)
-        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
-        scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-        (folder / "nginx.conf").write_text(f"""
+def nginx_base(folder, connections):
+    """What it needs to be told before any server."""
+    return f"""
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 user proxy proxy;
 worker_processes 1;
@@ -296,6 +294,36 @@ daemon off;
 pid {folder}/nginx.pid;
 error_log {folder}/error.log warn;
 events {{ worker_connections {2 * connections}; }}
+"""
+
+
+def nginx_command(folder):
+    return ["nginx", "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]
+
+
+def nginx_turning(connections):
+    """With a pair that is replaced while it runs."""
+
+    def write(folder):
+        (folder / "nginx.conf").write_text(f"""{nginx_base(folder, connections)}
+stream {{
+    log_format basic '$remote_addr [$time_iso8601] $upstream_addr $status $session_time';
+    access_log {folder}/stream.log basic;
+{doors.nginx(doors.turning(folder), RAW, 3411)}
+}}
+""")
+        return nginx_command(folder)
+
+    return Daemon("nginx-turning", [3411], write)
+
+
+def nginx(connections):
+    def write(folder):
+        allowed = "".join(f"        {name} 1;\n" for name in NAMES)
+        tls = "".join(f"        {name} {TLS};\n" for name in NAMES)
+        kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
+        scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
+        (folder / "nginx.conf").write_text(f"""{nginx_base(folder, connections)}
 http {{
     access_log {folder}/http.log;
     {scratch}
@@ -323,7 +351,7 @@ stream {{
 {doors.nginx(doors.pki(folder.parent), RAW, 3404, 3405)}
 }}
 """)
-        return ["nginx", "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]
+        return nginx_command(folder)
 
     return Daemon("nginx", [*range(3401, 3406)], write)
 
@@ -400,9 +428,11 @@ def rows(binary, tool, connections, names, two_cores):
     floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
     # It cannot refuse a name.
     floor_ways |= {"dns-cached": Way("127.0.0.1:3008")}
-    tls, known = outgate_doors(binary)
+    tls, known, turning = outgate_doors(binary)
     own = explicit(3101) | dns(3104) | secured(3131, 3141, daemon=tls, known_daemon=known)
+    own |= {"rotate": Way("127.0.0.1:3151", daemon=turning)}
     engine_ways = tunnels(3403, True) | {"http": Way("127.0.0.1:3401")} | secured(3404, 3405, True)
+    engine_ways |= {"rotate": Way("127.0.0.1:3411", True, daemon=nginx_turning(connections), told=True)}
     ha_ways = tunnels(3303, True) | {load: Way("127.0.0.1:3301") for load in ("http", "refused")}
     made = [
         Row("direct", None, none, against=""),

@@ -30,7 +30,7 @@ from stage import Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOADS = ["latency", "tunnels", "handshake", "bulk", "tls-bulk", "http", "refused", "tls", "idle", "fair", "dns"]
-LOADS += ["reload"]
+LOADS += ["reload", "rotate"]
 PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64"], "dns": list(proxies.DNS)}
 PARTS |= {"handshake": ["handshake", "handshake-cert"], "tls-bulk": ["tls-bulk-down", "tls-bulk-up"]}
 # No load may take longer than this, in seconds; the tool itself gives up before.
@@ -146,14 +146,16 @@ class Measuring:
             "handshake-cert": [*handshake, "--client-certificate"],
             "tls-bulk-down": stream,
             "tls-bulk-up": [*stream, "--up"],
+            "rotate": ["rotate", *self.pki, "--times", 2 if self.chosen.quick else 6],
             "reload": ["reload", "--new", proxies.ADDED, "--each-seconds", max(2, 5 // self.share)],
         }[load]
 
     def measure(self, load, row):
         way = row.ways[load]
         daemon = way.daemon or row.daemon
-        # Memory of tunnels shows in a process that has not yet taken any for others, and a list grows once.
-        process = self.process(daemon, fresh=load in ("idle", "reload")) if daemon else None
+        # Memory of tunnels shows in a process that has not yet taken any for others; a list grows once, and the
+        # files of a certificate lie as they should.
+        process = self.process(daemon, fresh=load in ("idle", "reload", "rotate")) if daemon else None
         if load in proxies.DNS:
             return self.ask(load, way, process)
         command = [self.tool, *self.arguments(load, row), "--proxy", way.dial]
@@ -162,6 +164,8 @@ class Measuring:
         if load == "reload":
             here, there = proxies.longer_list(self.stage.folder / daemon.name)
             command += ["--list", here, "--next", there]
+        if load == "rotate":
+            command += ["--files", self.stage.folder / daemon.name / "tls", *(["--hup"] if way.told else [])]
         name = self.stage.guest if way.tproxy else self.stage.host
         with contextlib.ExitStack() as around:
             if way.redirect:

@@ -8,6 +8,16 @@ BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
 LATENCY = [RATE[2], RATE[3], RATE[0]]
 # What a door inside TLS adds to the same tunnel without.
 HANDSHAKE = [RATE[0], ("beyond", "of them TLS", 1), *RATE[1:]]
+ROTATE = [
+    RATE[3],
+    RATE[2],
+    ("max_us", "slowest µs", 0),
+    ("max_at_s", "slowest at s", 2),
+    ("per_s", "per s", 0),
+    ("replaced", "replaced", 0),
+    ("certificates", "certificates seen", 0),
+    ("errors", "errors", 0),
+]
 IDLE = [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "tunnels", 0), ("base_mib", "MiB before", 1)]
 DNS = RATE[:2]
 RELOAD = [
@@ -49,6 +59,7 @@ LOADS = {
     "handshake-cert": ("The same, and clients show a certificate", HANDSHAKE),
     "tls-bulk-down": ("One stream down inside TLS", BULK),
     "tls-bulk-up": ("One stream up inside TLS", BULK),
+    "rotate": ("500 handshakes a second, while certificate and key are replaced", ROTATE),
     "reload": ("One tunnel at a time, while the list is replaced by one with one name more", RELOAD),
 }
 
