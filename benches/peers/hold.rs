@@ -11,7 +11,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -24,23 +25,38 @@ const WARM: u64 = 100;
 #[derive(clap::Args)]
 pub(crate) struct BulkArgs {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// MiB in all
     #[arg(long, default_value_t = 4096)]
     mib: u64,
     /// Send instead of receiving
     #[arg(long)]
-    up: bool,
+    pub(crate) up: bool,
 }
 
 pub(crate) async fn bulk(args: BulkArgs) -> Outcome<()> {
-    let c = args.common;
+    let (route, up) = (args.common.route(RAW_PORT), args.up);
+    let stream = move |bytes| {
+        let route = route.clone();
+        async move {
+            let stream = route.open().await?;
+            if up { send(stream, bytes).await } else { receive(stream, bytes).await }
+        }
+    };
+    measure(if up { "bulk-up" } else { "bulk" }, &args, stream).await
+}
+
+/// Runs as many streams as are wanted, of so many bytes each, and reports what a GiB costs.
+pub(crate) async fn measure<F>(load: &str, args: &BulkArgs, stream: impl Fn(u64) -> F) -> Outcome<()>
+where
+    F: Future<Output = Outcome<()>> + Send + 'static,
+{
+    let c = &args.common;
     let each = (args.mib << 20) / c.concurrency.max(1) as u64;
     let mut streams = JoinSet::new();
     let clock = Clock::start(&c.pid);
     for _ in 0..c.concurrency {
-        let route = c.route(RAW_PORT);
-        streams.spawn(async move { if args.up { send(route, each).await } else { receive(route, each).await } });
+        streams.spawn(stream(each));
     }
     let mut tally = Tally::default();
     let all = async {
@@ -55,7 +71,6 @@ pub(crate) async fn bulk(args: BulkArgs) -> Outcome<()> {
         tally.fail("did not end in time", streams.len() as u64);
     }
     let moved = (tally.ok() as u64 * each) as f64;
-    let load = if args.up { "bulk-up" } else { "bulk" };
     let mut report = Report::from_iter([("load".into(), json!(load)), ("seconds".into(), round(wall))]);
     tally.counts(&mut report);
     report.insert("gib_per_s".into(), round(moved / GIB / wall));
@@ -67,8 +82,7 @@ pub(crate) async fn bulk(args: BulkArgs) -> Outcome<()> {
     Ok(())
 }
 
-async fn receive(route: Route, bytes: u64) -> Outcome<()> {
-    let mut stream = route.open().await?;
+async fn receive(mut stream: TcpStream, bytes: u64) -> Outcome<()> {
     stream.write_all(format!("<{bytes}\n").as_bytes()).await?;
     match discard(&stream, bytes, &mut vec![0; BLOCK]).await? {
         all if all == bytes => Ok(()),
@@ -76,8 +90,7 @@ async fn receive(route: Route, bytes: u64) -> Outcome<()> {
     }
 }
 
-async fn send(route: Route, bytes: u64) -> Outcome<()> {
-    let mut stream = route.open().await?;
+pub(crate) async fn send<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S, bytes: u64) -> Outcome<()> {
     stream.write_all(format!(">{bytes}\n").as_bytes()).await?;
     let block = vec![b'x'; BLOCK];
     let mut left = bytes;
@@ -86,6 +99,7 @@ async fn send(route: Route, bytes: u64) -> Outcome<()> {
         stream.write_all(&block[..part]).await?;
         left -= part as u64;
     }
+    stream.flush().await?;
     // The origin says when it has it all; until then some of it is in buffers on the way.
     stream.read_u8().await?;
     Ok(())

@@ -2,12 +2,15 @@
 //! floor, and clients that measure. `run.py` beside this file sets the stage, starts the peers and
 //! prints the tables; this program knows nothing of any proxy but its address and its process.
 
+mod door;
 mod hold;
 mod meter;
 mod origin;
+mod pki;
 mod rates;
 mod relay;
 mod reload;
+mod rotate;
 mod wire;
 
 use clap::{Parser, Subcommand};
@@ -24,6 +27,8 @@ struct Cli {
 enum Command {
     /// Serve raw bytes, HTTP, and HTTP over TLS
     Origin(origin::Args),
+    /// Make the certificates of a run
+    Pki(pki::Args),
     /// Relay and do nothing else: what the kernel charges, and a runtime
     Relay(relay::Args),
     /// CONNECT, one byte there and back, close
@@ -42,6 +47,12 @@ enum Command {
     Fair(hold::FairArgs),
     /// One tunnel after another while the list is rewritten
     Reload(reload::Args),
+    /// A TLS handshake with the proxy, CONNECT, one byte there and back, close
+    Handshake(door::Args),
+    /// Streams through the proxy's TLS: CPU time for each GiB
+    TlsBulk(door::TlsBulkArgs),
+    /// Handshakes at an even pace while the proxy's certificate is replaced
+    Rotate(rotate::Args),
 }
 
 fn main() -> ExitCode {
@@ -54,6 +65,7 @@ fn main() -> ExitCode {
     meter::raise_open_files();
     let outcome = match command {
         Command::Origin(args) => origin::run(args).map_err(wire::Failure::from),
+        Command::Pki(args) => pki::run(args).map_err(wire::Failure::from),
         Command::Relay(args) => wire::block_on(relay::run(args)).map_err(wire::Failure::from),
         Command::Tunnels(args) => wire::block_on(rates::tunnels(args)),
         Command::Http(args) => wire::block_on(rates::http(args)),
@@ -63,6 +75,9 @@ fn main() -> ExitCode {
         Command::Idle(args) => wire::block_on(hold::idle(args)),
         Command::Fair(args) => wire::block_on(hold::fair(args)),
         Command::Reload(args) => wire::block_on(reload::reload(args)),
+        Command::Handshake(args) => wire::block_on(door::handshake(args)),
+        Command::TlsBulk(args) => wire::block_on(door::bulk(args)),
+        Command::Rotate(args) => wire::block_on(rotate::rotate(args)),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

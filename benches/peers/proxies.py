@@ -12,6 +12,8 @@ file. They run with one worker, as user proxy. What each of them does less than 
 * tinyproxy as squid; a thread for each connection, and no kept connections
 * dnsmasq   DNS alone; writes no log and counts no client's queries
 * unbound   the same
+
+Inside TLS relay and squid have a CONNECT too; nginx and haproxy end TLS and relay to the fixed address.
 """
 
 import re
@@ -19,13 +21,13 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import doors
+import resolvers
 from stage import FAR, GUEST_INTERFACE
 
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
 TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair-8", "fair-64")
-# Who is asked for names that no file has, and what it says to all of them. Nobody ever dials that.
-UPSTREAM, ANSWER = 5353, "11.0.0.10"
 # A million, where nothing else is said: what a reload costs shows only in a long list.
 MANY_NAMES = 1_000_000
 # A name that the upstream is asked for once, and the one that only the list for `reload` lets through.
@@ -53,6 +55,9 @@ class Way:
     redirect: int = 0
     # The port of a transparent listener; the client is in the guest's namespace then.
     tproxy: int = 0
+    # The process, where it is not the row's own, and whether it has to be told of new files by SIGHUP.
+    daemon: Daemon | None = None
+    told: bool = False
 
 
 @dataclass
@@ -83,6 +88,13 @@ def dns(port):
     return {load: Way(f"127.0.0.1:{port}") for load in DNS}
 
 
+def secured(port, known=0, direct=False, daemon=None, known_daemon=None):
+    """The door inside TLS, and the one that asks for a client certificate."""
+    loads = ("handshake", "tls-bulk-down", "tls-bulk-up")
+    ways = {load: Way(f"127.0.0.1:{port}", direct, daemon=daemon) for load in loads}
+    return ways | ({"handshake-cert": Way(f"127.0.0.1:{known}", direct, daemon=known_daemon)} if known else {})
+
+
 def redirected(port):
     return {"tls": Way(TLS, direct=True, redirect=port)}
 
@@ -105,7 +117,7 @@ guest_interfaces = ["{GUEST_INTERFACE}"]
 '''
 
 
-def outgate_config(folder, listen, admin):
+def outgate_config(folder, listen, admin, tls=""):
     return f"""
 [listen]
 {listen}
@@ -117,7 +129,7 @@ dir = "{folder}/rules"
 
 [resolver]
 # Asked by the DNS loads alone: what is dialled stands in the file.
-servers = ["127.0.0.1:{UPSTREAM}"]
+servers = ["127.0.0.1:{resolvers.UPSTREAM}"]
 hosts_file = "{folder}/hosts"
 
 [dial]
@@ -137,18 +149,19 @@ access = "{folder}/log/access.log"
 
 [state]
 dir = "{folder}/state"
-"""
+
+{tls}"""
 
 
-def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False):
-    """With so many `more` names in its list than the others have."""
+def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False, tls=lambda _: ""):
+    """With so many `more` names in its list than the others have; `tls` gives the table for a folder."""
 
     def write(folder):
         names = [*NAMES, *(f"h{number}.d{number % 997}.example.test" for number in range(more))]
         (folder / "rules").mkdir()
         (folder / "rules/peers.rules").write_text("".join(f"{name}:*\n" for name in names))
         (folder / "hosts").write_text(f"127.0.0.1 origin.test {ADDED}\n")
-        (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin))
+        (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin, tls(folder)))
         (folder / "state").mkdir()
         # Beside the files that outgate watches for changes, each line would wake it.
         (folder / "log").mkdir()
@@ -159,6 +172,21 @@ def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False):
         return [*become, binary, "run", "--config", folder / "outgate.toml", *itself]
 
     return Daemon(name, ports, write, two_cpus)
+
+
+def outgate_doors(binary):
+    """Processes of outgate's with the proxy inside TLS: as it is, with client certificates, and with a pair that is
+    replaced while it runs. The one for the other loads does without, so that older ones can be measured too."""
+
+    def door(what, port, tls):
+        listen = f'proxy = []\nproxy_tls = ["127.0.0.1:{port}"]'
+        return outgate(binary, f"outgate-{what}", listen, port + 2, [port], tls=tls)
+
+    return [
+        door("tls", 3131, lambda folder: doors.outgate(doors.pki(folder.parent))),
+        door("known", 3141, lambda folder: doors.outgate(doors.pki(folder.parent), known=True)),
+        door("turning", 3151, lambda folder: doors.outgate(doors.turning(folder))),
+    ]
 
 
 def longer_list(folder):
@@ -184,14 +212,15 @@ def firewall_config(folder, port):
 
 
 def relay(tool):
-    def write(_):
+    def write(folder):
         command = ["--connect", f"127.0.0.1:3001={RAW}", "--plain", f"127.0.0.1:3002={RAW}"]
         command += ["--http", f"127.0.0.1:3003={HTTP}", "--refuse", "127.0.0.1:3004"]
         command += ["--plain", f"127.0.0.1:3005={TLS}", "--connect", f"127.0.0.1:3006={TLS}"]
         command += ["--echo", "127.0.0.1:3008"]
+        command += doors.relay(doors.pki(folder.parent), RAW, plain=(3012, 3014), connect=(3011, 3013))
         return [*PROXY_USER, tool, "relay", *command]
 
-    return Daemon("relay", [3001, 3002, 3003, 3004, 3005, 3006], write)
+    return Daemon("relay", [*range(3001, 3007), *range(3011, 3015)], write)
 
 
 def relay_tproxy(tool):
@@ -242,6 +271,7 @@ backend tls_out
     server origin {TLS}
 frontend tcp_in
     bind 127.0.0.1:3303 backlog 4096
+{doors.haproxy(doors.pki(folder.parent), 3305, 3306)}
     mode tcp
     option tcplog
     default_backend raw_out
@@ -251,7 +281,40 @@ backend raw_out
 """)
         return ["haproxy", "-W", "-db", "-f", folder / "haproxy.cfg"]
 
-    return Daemon("haproxy", [3301, 3302, 3303, 3304], write)
+    return Daemon("haproxy", [*range(3301, 3307)], write)
+
+
+def nginx_base(folder, connections):
+    """What it needs to be told before any server."""
+    return f"""
+load_module /usr/lib/nginx/modules/ngx_stream_module.so;
+user proxy proxy;
+worker_processes 1;
+daemon off;
+pid {folder}/nginx.pid;
+error_log {folder}/error.log warn;
+events {{ worker_connections {2 * connections}; }}
+"""
+
+
+def nginx_command(folder):
+    return ["nginx", "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]
+
+
+def nginx_turning(connections):
+    """With a pair that is replaced while it runs."""
+
+    def write(folder):
+        (folder / "nginx.conf").write_text(f"""{nginx_base(folder, connections)}
+stream {{
+    log_format basic '$remote_addr [$time_iso8601] $upstream_addr $status $session_time';
+    access_log {folder}/stream.log basic;
+{doors.nginx(doors.turning(folder), RAW, 3411)}
+}}
+""")
+        return nginx_command(folder)
+
+    return Daemon("nginx-turning", [3411], write)
 
 
 def nginx(connections):
@@ -260,14 +323,7 @@ def nginx(connections):
         tls = "".join(f"        {name} {TLS};\n" for name in NAMES)
         kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
         scratch = " ".join(f"{kind}_temp_path {folder}/{kind};" for kind in kinds)
-        (folder / "nginx.conf").write_text(f"""
-load_module /usr/lib/nginx/modules/ngx_stream_module.so;
-user proxy proxy;
-worker_processes 1;
-daemon off;
-pid {folder}/nginx.pid;
-error_log {folder}/error.log warn;
-events {{ worker_connections {2 * connections}; }}
+        (folder / "nginx.conf").write_text(f"""{nginx_base(folder, connections)}
 http {{
     access_log {folder}/http.log;
     {scratch}
@@ -292,19 +348,24 @@ stream {{
     proxy_timeout 1h;
     server {{ listen 127.0.0.1:3402 backlog=4096; ssl_preread on; proxy_pass $to; }}
     server {{ listen 127.0.0.1:3403 backlog=4096; proxy_pass {RAW}; }}
+{doors.nginx(doors.pki(folder.parent), RAW, 3404, 3405)}
 }}
 """)
-        return ["nginx", "-e", folder / "error.log", "-p", folder, "-c", folder / "nginx.conf"]
+        return nginx_command(folder)
 
-    return Daemon("nginx", [3401, 3402, 3403], write)
+    return Daemon("nginx", [*range(3401, 3406)], write)
 
 
-def squid(connections):
+def squid(connections, tls=False):
+    """Inside TLS on a process of its own: one that cannot do that can do the other loads."""
+    port = 3502 if tls else 3501
+
     def write(folder):
+        door = doors.squid(doors.pki(folder.parent), port) if tls else f"http_port 127.0.0.1:{port}"
         (folder / "names").write_text("\n".join(NAMES) + "\n")
         (folder / "hosts").write_text("127.0.0.1 origin.test\n")
         (folder / "squid.conf").write_text(f"""
-http_port 127.0.0.1:3501
+{door}
 acl allowed dstdomain "{folder}/names"
 http_access allow allowed
 http_access deny all
@@ -326,7 +387,7 @@ cache_effective_user proxy
         give(folder)
         return ["squid", "-N", "-f", folder / "squid.conf"]
 
-    return Daemon("squid", [3501], write)
+    return Daemon("squid-tls" if tls else "squid", [port], write)
 
 
 def tinyproxy(connections):
@@ -355,54 +416,6 @@ DisableViaHeader Yes
     return Daemon("tinyproxy", [3601], write)
 
 
-def dnsmasq_command(folder, port, *more):
-    own = [f"--port={port}", "--listen-address=127.0.0.1", "--bind-interfaces", "--user=proxy", "--group=proxy"]
-    nothing = ["--conf-file=/dev/null", f"--pid-file={folder}/dnsmasq-{port}.pid", "--no-resolv", "--no-hosts"]
-    return ["dnsmasq", "--keep-in-foreground", *own, *nothing, *more]
-
-
-def upstream(folder):
-    """Who answers what the servers to measure do not know: anything under test, for an hour."""
-    return dnsmasq_command(folder, UPSTREAM, f"--address=/test/{ANSWER}", "--local-ttl=3600")
-
-
-def dnsmasq():
-    def write(folder):
-        return dnsmasq_command(folder, 3701, f"--server=127.0.0.1#{UPSTREAM}", "--address=/denied.test/")
-
-    return Daemon("dnsmasq", [3701], write)
-
-
-def unbound():
-    def write(folder):
-        (folder / "unbound.conf").write_text(f"""
-server:
-    interface: 127.0.0.1
-    port: 3801
-    num-threads: 1
-    username: proxy
-    directory: "{folder}"
-    chroot: ""
-    pidfile: ""
-    use-syslog: no
-    verbosity: 0
-    do-daemonize: no
-    module-config: "iterator"
-    do-not-query-localhost: no
-    # By itself it knows that there is nothing under test (RFC 6761).
-    local-zone: "test." nodefault
-    local-zone: "denied.test." always_nxdomain
-remote-control:
-    control-enable: no
-forward-zone:
-    name: "."
-    forward-addr: 127.0.0.1@{UPSTREAM}
-""")
-        return ["unbound", "-d", "-c", folder / "unbound.conf"]
-
-    return Daemon("unbound", [3801], write)
-
-
 def rows(binary, tool, connections, names, two_cores):
     """All rows. Each proxy may have so many `connections`, of two descriptors each; `names` over ten and
     `two_cores` add some of outgate's own."""
@@ -415,11 +428,17 @@ def rows(binary, tool, connections, names, two_cores):
     floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
     # It cannot refuse a name.
     floor_ways |= {"dns-cached": Way("127.0.0.1:3008")}
+    tls, known, turning = outgate_doors(binary)
+    own = explicit(3101) | dns(3104) | secured(3131, 3141, daemon=tls, known_daemon=known)
+    own |= {"rotate": Way("127.0.0.1:3151", daemon=turning)}
+    engine_ways = tunnels(3403, True) | {"http": Way("127.0.0.1:3401")} | secured(3404, 3405, True)
+    engine_ways |= {"rotate": Way("127.0.0.1:3411", True, daemon=nginx_turning(connections), told=True)}
+    ha_ways = tunnels(3303, True) | {load: Way("127.0.0.1:3301") for load in ("http", "refused")}
     made = [
         Row("direct", None, none, against=""),
-        Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")}),
-        Row("relay, no CONNECT", floor, tunnels(3002, direct=True)),
-        Row("outgate", plain, explicit(3101) | dns(3104), against=""),
+        Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")} | secured(3011, 3013)),
+        Row("relay, no CONNECT", floor, tunnels(3002, direct=True) | secured(3012, 3014, direct=True)),
+        Row("outgate", plain, own, against=""),
     ]
     many = names if names > len(NAMES) else MANY_NAMES
     big = outgate(binary, "outgate-names", 'proxy = ["127.0.0.1:3111"]', 3113, [3111], many - len(NAMES))
@@ -429,12 +448,12 @@ def rows(binary, tool, connections, names, two_cores):
         both = outgate(binary, "outgate-two", 'proxy = ["127.0.0.1:3121"]', 3123, [3121], two_cpus=True)
         made.append(Row("outgate, 2 CPUs", both, explicit(3121)))
     made += [
-        Row("squid", squid(connections), explicit(3501)),
+        Row("squid", squid(connections), explicit(3501) | secured(3502, daemon=squid(connections, tls=True))),
         Row("tinyproxy", tinyproxy(connections), explicit(3601), slow=5),
-        Row("haproxy", ha, tunnels(3303, True) | {"http": Way("127.0.0.1:3301"), "refused": Way("127.0.0.1:3301")}),
-        Row("nginx", engine, tunnels(3403, True) | {"http": Way("127.0.0.1:3401")}),
-        Row("dnsmasq", dnsmasq(), dns(3701)),
-        Row("unbound", unbound(), dns(3801)),
+        Row("haproxy", ha, ha_ways | secured(3305, 3306, True)),
+        Row("nginx", engine, engine_ways),
+        Row("dnsmasq", Daemon("dnsmasq", [3701], resolvers.dnsmasq), dns(3701)),
+        Row("unbound", Daemon("unbound", [3801], resolvers.unbound), dns(3801)),
         Row("haproxy, SNI", ha, {"tls": Way("127.0.0.1:3302", direct=True)}, against="outgate+redirect"),
         Row("nginx, SNI", engine, {"tls": Way("127.0.0.1:3402", direct=True)}, against="outgate+redirect"),
         Row("relay+redirect", floor, redirected(3005), against="outgate+redirect"),

@@ -59,7 +59,7 @@ impl Common {
 #[derive(clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    common: Common,
+    pub(crate) common: Common,
     /// How many in all
     #[arg(short = 'n', default_value_t = 10_000)]
     total: u64,
@@ -100,7 +100,7 @@ pub(crate) async fn repeat<S: 'static>(
     tally.take()
 }
 
-async fn rate<S: 'static>(
+pub(crate) async fn rate<S: 'static>(
     load: &str,
     args: &Args,
     once: impl AsyncFn(&mut Option<S>) -> Outcome<()> + 'static,

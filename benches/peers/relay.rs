@@ -5,17 +5,20 @@
 //! does not take is kept.
 
 use crate::origin::listen;
+use crate::pki;
 use crate::wire::head_end;
 use std::cell::RefCell;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::pin::{Pin, pin};
 use std::str::FromStr;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
+use tokio_rustls::TlsAcceptor;
 
 /// The buffer that all share, in bytes. The size of reads decides what bulk costs.
 const SCRATCH: usize = 1 << 20;
@@ -37,6 +40,21 @@ pub(crate) struct Args {
     /// Answer any CONNECT with 200 and relay to TO
     #[arg(long, value_name = "LISTEN=TO")]
     connect: Vec<Pair>,
+    /// Folder that `peers pki` made, for the doors inside TLS
+    #[arg(long)]
+    pki: Option<PathBuf>,
+    /// As --plain, inside TLS
+    #[arg(long, value_name = "LISTEN=TO", requires = "pki")]
+    tls_plain: Vec<Pair>,
+    /// As --connect, inside TLS
+    #[arg(long, value_name = "LISTEN=TO", requires = "pki")]
+    tls_connect: Vec<Pair>,
+    /// As --tls-plain, and clients have to show a certificate
+    #[arg(long, value_name = "LISTEN=TO", requires = "pki")]
+    known_plain: Vec<Pair>,
+    /// As --tls-connect, and clients have to show a certificate
+    #[arg(long, value_name = "LISTEN=TO", requires = "pki")]
+    known_connect: Vec<Pair>,
     /// Find the end of each request's head, which is all of the request, and relay
     #[arg(long, value_name = "LISTEN=TO")]
     http: Vec<Pair>,
@@ -70,27 +88,43 @@ impl FromStr for Pair {
 
 #[derive(Clone, Copy, PartialEq)]
 enum Manner {
-    Plain,
+    Plain(SocketAddr),
     Connect(SocketAddr),
-    Http,
+    Http(SocketAddr),
     Refuse,
 }
 
+/// A stream to relay, in clear or out of TLS.
+trait Stream: AsyncRead + AsyncWrite + Unpin {}
+impl<S: AsyncRead + AsyncWrite + Unpin> Stream for S {}
+
 pub(crate) async fn run(args: Args) -> io::Result<()> {
     for pair in args.plain {
-        tokio::spawn(serve(listen(pair.listen)?, Manner::Plain, Some(pair.to)));
+        tokio::spawn(serve(listen(pair.listen)?, Manner::Plain(pair.to), None));
     }
     for pair in args.transparent {
-        tokio::spawn(serve(listen_transparent(pair.listen)?, Manner::Plain, Some(pair.to)));
+        tokio::spawn(serve(listen_transparent(pair.listen)?, Manner::Plain(pair.to), None));
     }
     for pair in args.connect {
         tokio::spawn(serve(listen(pair.listen)?, Manner::Connect(pair.to), None));
     }
     for pair in args.http {
-        tokio::spawn(serve(listen(pair.listen)?, Manner::Http, Some(pair.to)));
+        tokio::spawn(serve(listen(pair.listen)?, Manner::Http(pair.to), None));
     }
     for address in args.refuse {
         tokio::spawn(serve(listen(address)?, Manner::Refuse, None));
+    }
+    if let Some(pki) = args.pki {
+        let doors = [(false, args.tls_plain, args.tls_connect), (true, args.known_plain, args.known_connect)];
+        for (known, plain, connect) in doors {
+            let tls = TlsAcceptor::from(pki::server(&pki, known)?);
+            for pair in plain {
+                tokio::spawn(serve(listen(pair.listen)?, Manner::Plain(pair.to), Some(tls.clone())));
+            }
+            for pair in connect {
+                tokio::spawn(serve(listen(pair.listen)?, Manner::Connect(pair.to), Some(tls.clone())));
+            }
+        }
     }
     for address in args.echo {
         tokio::spawn(echo(UdpSocket::bind(address).await?));
@@ -128,19 +162,25 @@ async fn echo(socket: UdpSocket) {
     }
 }
 
-async fn serve(listener: TcpListener, manner: Manner, to: Option<SocketAddr>) {
+async fn serve(listener: TcpListener, manner: Manner, tls: Option<TlsAcceptor>) {
     loop {
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(connection(stream, manner, to));
+                let tls = tls.clone();
+                tokio::spawn(async move {
+                    stream.set_nodelay(true)?;
+                    match tls {
+                        Some(tls) => connection(tls.accept(stream).await?, manner).await,
+                        None => connection(stream, manner).await,
+                    }
+                });
             }
             Err(_) => tokio::time::sleep(Duration::from_millis(5)).await,
         }
     }
 }
 
-async fn connection(mut guest: TcpStream, manner: Manner, to: Option<SocketAddr>) -> io::Result<()> {
-    guest.set_nodelay(true)?;
+async fn connection(mut guest: impl Stream, manner: Manner) -> io::Result<()> {
     let to = match manner {
         Manner::Refuse => {
             head(&mut guest).await?;
@@ -148,30 +188,28 @@ async fn connection(mut guest: TcpStream, manner: Manner, to: Option<SocketAddr>
         }
         Manner::Connect(to) => {
             head(&mut guest).await?;
-            Some(to)
+            to
         }
-        Manner::Plain | Manner::Http => to,
+        Manner::Plain(to) | Manner::Http(to) => to,
     };
-    let Some(to) = to else { return Ok(()) };
     let mut server = TcpStream::connect(to).await?;
     server.set_nodelay(true)?;
     if matches!(manner, Manner::Connect(_)) {
         guest.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await?;
+        guest.flush().await?;
     }
-    let (mut from_guest, mut to_guest) = guest.split();
-    let (mut from_server, mut to_server) = server.split();
-    let mut up = Way { heads: manner == Manner::Http, ..Way::default() };
+    let mut up = Way { heads: matches!(manner, Manner::Http(_)), ..Way::default() };
     let mut down = Way::default();
     poll_fn(|cx| {
-        let up = up.poll(cx, &mut from_guest, &mut to_server)?;
-        let down = down.poll(cx, &mut from_server, &mut to_guest)?;
+        let up = up.poll(cx, &mut guest, &mut server)?;
+        let down = down.poll(cx, &mut server, &mut guest)?;
         if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     })
     .await
 }
 
 /// Reads one head, which has to come in one piece: the clients here send it so.
-async fn head(stream: &mut TcpStream) -> io::Result<()> {
+async fn head(stream: &mut impl Stream) -> io::Result<()> {
     let end = poll_fn(|cx| {
         BUFFER.with_borrow_mut(|buffer| {
             let mut space = ReadBuf::new(buffer);
@@ -187,6 +225,8 @@ async fn head(stream: &mut TcpStream) -> io::Result<()> {
 struct Way {
     /// Read, and not yet taken by the other side.
     kept: Vec<u8>,
+    /// TLS takes bytes before the socket below it has room for them.
+    unsent: bool,
     ended: bool,
     done: bool,
     /// Each read has to hold a request's head.
@@ -206,6 +246,10 @@ impl Way {
                 self.kept.drain(..count);
             }
             self.kept = Vec::new();
+            if self.unsent {
+                ready!(Pin::new(&mut *to).poll_flush(cx))?;
+                self.unsent = false;
+            }
             if self.ended {
                 ready!(Pin::new(&mut *to).poll_shutdown(cx))?;
                 self.done = true;
@@ -233,6 +277,7 @@ impl Way {
             let mut bytes = space.filled();
             let count = bytes.len();
             self.ended = count == 0;
+            self.unsent = true;
             if self.heads && count > 0 && head_end(bytes).is_none() {
                 return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
             }

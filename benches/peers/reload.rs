@@ -128,6 +128,6 @@ async fn ask(route: &Route, target: &str) -> Outcome<u16> {
     wire::ask_connect(&mut route.dial().await?, target).await
 }
 
-async fn in_time<T>(exchange: impl Future<Output = Outcome<T>>) -> Outcome<T> {
+pub(crate) async fn in_time<T>(exchange: impl Future<Output = Outcome<T>>) -> Outcome<T> {
     tokio::time::timeout(LIMIT, exchange).await.unwrap_or_else(|_| Err(Failure::new("not done in time")))
 }

@@ -3,7 +3,7 @@
 the figures mean.
 
 Root, Debian. Installs what is missing with apt-get, builds outgate and the load tool, and does the rest
-within network namespaces of its own. Half an hour; `--quick` for a look.
+within network namespaces of its own. Three quarters of an hour; `--quick` for a look.
 """
 
 import argparse
@@ -20,15 +20,19 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
 
+import doors  # noqa: E402
 import proxies  # noqa: E402
 import queries  # noqa: E402
+import resolvers  # noqa: E402
 import stage as scenery  # noqa: E402
 import table  # noqa: E402
 from stage import Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-LOADS = ["latency", "tunnels", "bulk", "http", "refused", "tls", "idle", "fair", "dns", "reload"]
+LOADS = ["latency", "tunnels", "handshake", "bulk", "tls-bulk", "http", "refused", "tls", "idle", "fair", "dns"]
+LOADS += ["reload", "rotate"]
 PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64"], "dns": list(proxies.DNS)}
+PARTS |= {"handshake": ["handshake", "handshake-cert"], "tls-bulk": ["tls-bulk-down", "tls-bulk-up"]}
 # No load may take longer than this, in seconds; the tool itself gives up before.
 LIMIT = 100
 
@@ -85,6 +89,8 @@ class Measuring:
         self.outgate, self.tool = (self.copy(path, name) for path, name in ((outgate, "outgate"), (tool, "peers")))
         self.running, self.broken, self.lines = {}, {}, {}
         self.share = 10 if chosen.quick else 1
+        doors.make(self.tool, stage.folder)
+        self.pki = ["--pki", doors.pki(stage.folder)]
 
     def copy(self, path, name):
         there = self.stage.folder / "bin" / name
@@ -122,6 +128,8 @@ class Measuring:
         mib = 4096 // self.share // (4 if row.slow > 1 else 1)
         # outgate gives no guest more than a quarter of what its descriptors are enough for.
         idle = min(5_000, self.stage.connections // 5)
+        handshake = ["handshake", *rate(64, 6_000, 200), *self.pki]
+        stream = ["tls-bulk", *self.pki, "-c", 1, "--mib", mib // 2]
         return {
             "latency": ["tunnels", *rate(1, 3_000, 100)],
             "tunnels": ["tunnels", *rate(64, 20_000, 500)],
@@ -134,21 +142,30 @@ class Measuring:
             "idle": ["idle", "-n", idle],
             "fair-8": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
             "fair-64": ["fair", "-c", 64, "--each-seconds", max(2, 6 // self.share)],
+            "handshake": handshake,
+            "handshake-cert": [*handshake, "--client-certificate"],
+            "tls-bulk-down": stream,
+            "tls-bulk-up": [*stream, "--up"],
+            "rotate": ["rotate", *self.pki, "--times", 2 if self.chosen.quick else 6],
             "reload": ["reload", "--new", proxies.ADDED, "--each-seconds", max(2, 5 // self.share)],
         }[load]
 
     def measure(self, load, row):
         way = row.ways[load]
-        # Memory of tunnels shows in a process that has not yet taken any for others, and a list grows once.
-        process = self.process(row.daemon, fresh=load in ("idle", "reload")) if row.daemon else None
+        daemon = way.daemon or row.daemon
+        # Memory of tunnels shows in a process that has not yet taken any for others; a list grows once, and the
+        # files of a certificate lie as they should.
+        process = self.process(daemon, fresh=load in ("idle", "reload", "rotate")) if daemon else None
         if load in proxies.DNS:
             return self.ask(load, way, process)
         command = [self.tool, *self.arguments(load, row), "--proxy", way.dial]
         command += ["--direct"] if way.direct else []
         command += ["--pid", process.pid] if process else []
         if load == "reload":
-            here, there = proxies.longer_list(self.stage.folder / row.daemon.name)
+            here, there = proxies.longer_list(self.stage.folder / daemon.name)
             command += ["--list", here, "--next", there]
+        if load == "rotate":
+            command += ["--files", self.stage.folder / daemon.name / "tls", *(["--hup"] if way.told else [])]
         name = self.stage.guest if way.tproxy else self.stage.host
         with contextlib.ExitStack() as around:
             if way.redirect:
@@ -228,6 +245,7 @@ def selected(rows, peers):
 def main():
     chosen = options()
     scenery.stop_on_signals()
+    os.umask(0o022)  # the proxies run as somebody else, and read what is made here
     if platform.system() != "Linux":
         raise Trouble("Linux only")
     loads = [part for load in chosen.loads.split(",") for part in PARTS.get(load, [load])]
@@ -251,8 +269,8 @@ def main():
         origin = stage.start([measuring.tool, "origin"], stage.load_cpu, stage.folder / "origin.out")
         origin.wait_for([9001, 9002, 9003])
         if with_dns:
-            command = proxies.upstream(stage.folder)
-            stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([proxies.UPSTREAM])
+            command = resolvers.upstream(stage.folder)
+            stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([resolvers.UPSTREAM])
         for turn in range(chosen.rounds):
             measuring.round(turn, loads, rows)
             measuring.forget_logs()
@@ -267,7 +285,7 @@ def main():
     print(f"\n{heading}")
     for load in loads:
         if load in lines:
-            print(f"\n{table.of_load(load, rows, lines[load])}")
+            print(f"\n{table.of_load(load, rows, lines)}")
     wrong = sum(bool(table.faults(line)) for of_load in lines.values() for line in of_load.values())
     if wrong:
         print(f"\n{wrong} measurements went wrong; what they belong to is no result", file=sys.stderr)

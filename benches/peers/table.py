@@ -6,6 +6,18 @@ import statistics
 RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0)]
 BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
 LATENCY = [RATE[2], RATE[3], RATE[0]]
+# What a door inside TLS adds to the same tunnel without.
+HANDSHAKE = [RATE[0], ("beyond", "of them TLS", 1), *RATE[1:]]
+ROTATE = [
+    RATE[3],
+    RATE[2],
+    ("max_us", "slowest µs", 0),
+    ("max_at_s", "slowest at s", 2),
+    ("per_s", "per s", 0),
+    ("replaced", "replaced", 0),
+    ("certificates", "certificates seen", 0),
+    ("errors", "errors", 0),
+]
 IDLE = [("kib_per_tunnel", "KiB a tunnel", 1), ("alive", "tunnels", 0), ("base_mib", "MiB before", 1)]
 DNS = RATE[:2]
 RELOAD = [
@@ -43,8 +55,17 @@ LOADS = {
     "fair-64": ("A byte there and back, beside 64 fast streams of another client", FAIR),
     "dns-cached": ("DNS over UDP: a name that is in the cache, 100 queries at a time", DNS),
     "dns-refused": ("DNS over UDP: a name that is refused, 100 queries at a time", DNS),
+    "handshake": ("64 tunnels at a time inside TLS: handshake with the proxy, then as above, close", HANDSHAKE),
+    "handshake-cert": ("The same, and clients show a certificate", HANDSHAKE),
+    "tls-bulk-down": ("One stream down inside TLS", BULK),
+    "tls-bulk-up": ("One stream up inside TLS", BULK),
+    "rotate": ("500 handshakes a second, while certificate and key are replaced", ROTATE),
     "reload": ("One tunnel at a time, while the list is replaced by one with one name more", RELOAD),
 }
+
+
+# The load that a figure is beyond, in the same row and round.
+BEYOND = {"handshake": "tunnels", "handshake-cert": "tunnels"}
 
 
 def number(value, digits):
@@ -83,9 +104,17 @@ def faults(line):
     return ""
 
 
-def of_load(load, rows, lines):
-    """The table of one load; lines as {(row's name, round): line}."""
+def beyond(line, base, figure):
+    """What the line has more of than the base, where both are known."""
+    more = line.get(figure), base.get(figure)
+    return {} if None in more or faults(line) or faults(base) else {"beyond": more[0] - more[1]}
+
+
+def of_load(load, rows, measured):
+    """The table of one load; measured as {load: {(row's name, round): line}}."""
     title, figures = LOADS[load]
+    bases = measured.get(BEYOND.get(load), {})
+    lines = {at: line | beyond(line, bases.get(at, {}), figures[0][0]) for at, line in measured[load].items()}
     heads = ["", *(heading for _, heading, _ in figures), f"outgate/this, {figures[0][1]}"]
     out = [f"### {title}", "", "| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
     for row in rows:

@@ -79,19 +79,24 @@ impl Route {
     /// A connection on which the next byte goes to the origin.
     pub(crate) async fn open(&self) -> Outcome<TcpStream> {
         let mut stream = self.dial().await?;
-        if let Some(target) = &self.connect {
-            match ask_connect(&mut stream, target).await? {
-                200..=299 => {}
-                other => return Err(Failure::status(other)),
-            }
-        }
+        self.ask(&mut stream).await?;
         Ok(stream)
+    }
+
+    /// What is left to do on a connection that the proxy has taken: CONNECT, where there is one.
+    pub(crate) async fn ask<S: AsyncRead + AsyncWrite + Unpin>(&self, stream: &mut S) -> Outcome<()> {
+        let Some(target) = &self.connect else { return Ok(()) };
+        match ask_connect(stream, target).await? {
+            200..=299 => Ok(()),
+            other => Err(Failure::status(other)),
+        }
     }
 }
 
 /// Sends CONNECT and reads the head of the answer; its status.
-pub(crate) async fn ask_connect(stream: &mut TcpStream, target: &str) -> Outcome<u16> {
+pub(crate) async fn ask_connect<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S, target: &str) -> Outcome<u16> {
     stream.write_all(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n").as_bytes()).await?;
+    stream.flush().await?;
     let mut buffer = [0; HEAD];
     let (end, have) = read_head(stream, &mut buffer).await?;
     let status = status(&buffer[..end])?;
@@ -128,8 +133,9 @@ fn status(head: &[u8]) -> Outcome<u16> {
 }
 
 /// One byte to the origin and back.
-pub(crate) async fn echo(stream: &mut TcpStream) -> Outcome<()> {
+pub(crate) async fn echo<S: AsyncRead + AsyncWrite + Unpin>(stream: &mut S) -> Outcome<()> {
     stream.write_all(b"\0").await?;
+    stream.flush().await?;
     match stream.read_u8().await? {
         0 => Ok(()),
         _ => Err(Failure::new("another byte came back")),
