@@ -11,6 +11,9 @@ use tokio::net::TcpStream;
 /// which costs a third less CPU time for the same bytes.
 const MOST: usize = 64 << 10;
 
+/// Records that are opened in one go.
+const AT_ONCE: usize = 16;
+
 /// What a record counts at least, 4 KiB: to open one takes as long as to copy that, and one that changes keys longer.
 const PRICE: usize = 4 << 10;
 
@@ -26,9 +29,15 @@ pub struct Socket {
     used: usize,
     /// The most that is read at once.
     most: usize,
+    toll: Toll,
+}
+
+/// What is given out, by records.
+#[derive(Debug)]
+struct Toll {
     record: Record,
-    /// What may still be taken out, at its price; without bound during the handshake.
-    budget: usize,
+    /// Records that may still be begun; without bound during the handshake.
+    allowed: usize,
     surcharge: usize,
 }
 
@@ -43,6 +52,11 @@ struct Record {
 }
 
 impl Record {
+    /// Does what comes next begin a record?
+    fn is_over(&self) -> bool {
+        self.left == 0 && self.begun == 0
+    }
+
     /// How many of `bytes` belong to this record or to its header. What is taken of them is noted; the length of
     /// the record, header included, is given when its header ends.
     fn take(&mut self, bytes: &[u8]) -> (usize, Option<usize>) {
@@ -69,10 +83,38 @@ impl Record {
     }
 }
 
+impl Toll {
+    fn is_spent(&self) -> bool {
+        self.allowed == 0 && self.record.is_over()
+    }
+
+    /// How many of `bytes` are given out: as far as records may be begun.
+    fn count(&mut self, bytes: &[u8]) -> usize {
+        let mut len = 0;
+        while let Some(rest) = bytes.get(len..).filter(|rest| !rest.is_empty()) {
+            if self.is_spent() {
+                break;
+            }
+            let (part, whole) = self.record.take(rest);
+            len += part;
+            let Some(length) = whole else { continue };
+            self.allowed = self.allowed.saturating_sub(1);
+            self.surcharge = self.surcharge.saturating_add(PRICE.saturating_sub(length));
+        }
+        len
+    }
+}
+
 impl Socket {
     /// `ahead` was read of `stream`.
     pub fn new(stream: TcpStream, ahead: Vec<u8>) -> Socket {
-        Socket { stream, ahead, used: 0, most: MOST, record: Record::default(), budget: usize::MAX, surcharge: 0 }
+        Socket {
+            stream,
+            ahead,
+            used: 0,
+            most: MOST,
+            toll: Toll { record: Record::default(), allowed: usize::MAX, surcharge: 0 },
+        }
     }
 
     /// The connection alone.
@@ -85,20 +127,20 @@ impl Socket {
         self.most = bytes.min(MOST);
     }
 
-    /// Bounds what is given out until this is called again, 64 KiB: a record counts 4 KiB at least, for that is what it
-    /// costs. Who reads on gets nothing and is not woken.
+    /// Bounds what is given out until this is called again: 16 records, 256 KiB at most. Who reads on gets nothing and
+    /// is not woken.
     pub fn refill(&mut self) {
-        self.budget = MOST;
+        self.toll.allowed = AT_ONCE;
     }
 
     /// Has all been given out that [`refill`](Self::refill) allows?
     pub fn is_spent(&self) -> bool {
-        self.budget == 0
+        self.toll.is_spent()
     }
 
     /// What small records have cost beyond their bytes since this was last asked.
     pub fn take_surcharge(&mut self) -> usize {
-        std::mem::take(&mut self.surcharge)
+        std::mem::take(&mut self.toll.surcharge)
     }
 
     /// How many bytes were read and not yet used.
@@ -126,21 +168,18 @@ impl Socket {
 }
 
 impl AsyncRead for Socket {
-    /// Gives out one record or a part of it at a time, so that there is an end to what one call of the library does.
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        if this.budget == 0 {
+        if this.is_spent() {
             return Poll::Pending;
         }
         if this.ahead.is_empty() {
             ready!(this.poll_ahead(cx))?;
         }
         let rest = this.ahead.get(this.used..).unwrap_or_default();
-        let (len, whole) = this.record.take(rest.get(..buf.remaining()).unwrap_or(rest));
-        buf.put_slice(rest.get(..len).unwrap_or_default());
-        let surcharge = whole.map_or(0, |length| PRICE.saturating_sub(length));
-        this.surcharge = this.surcharge.saturating_add(surcharge);
-        this.budget = this.budget.saturating_sub(len + surcharge);
+        let part = rest.get(..buf.remaining()).unwrap_or(rest);
+        let len = this.toll.count(part);
+        buf.put_slice(part.get(..len).unwrap_or_default());
         this.used += len;
         if this.used >= this.ahead.len() {
             (this.ahead, this.used) = (Vec::new(), 0);
