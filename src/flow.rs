@@ -382,7 +382,7 @@ async fn turn_away(
     house: &Arc<House>,
     door: Door,
     mut stream: GuestStream,
-    (source, certified): From<'_>,
+    (source, certified): Caller<'_>,
     reason: Reason,
 ) {
     let who = Source { address: source.ip(), certified: certified.cloned() };
@@ -437,13 +437,18 @@ enum Filled {
 }
 
 /// Address and port of a connection, and the name in its certificate.
-type From<'a> = (SocketAddr, Option<&'a Arc<str>>);
+type Caller<'a> = (SocketAddr, Option<&'a Arc<str>>);
 
 /// The record of a flow.
-fn open_record(house: &House, listener: Listener, from: From<'_>, original: Option<SocketAddr>) -> Record {
+fn open_record(
+    house: &House,
+    listener: Listener,
+    (source, certified): Caller<'_>,
+    original: Option<SocketAddr>,
+) -> Record {
     let live = house.live.load();
-    let who = Source { address: from.0.ip(), certified: from.1.cloned() };
-    let mut record = house.account.open(listener, from.0, live.policy.guest(&who).name);
+    let who = Source { address: source.ip(), certified: certified.cloned() };
+    let mut record = house.account.open(listener, source, live.policy.guest(&who).name);
     if let Some(original) = original {
         record.original(original);
     }
