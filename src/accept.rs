@@ -20,6 +20,7 @@ pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
 use crate::reason::Reason;
+use crate::seldom::Seldom;
 use std::future::Future;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -75,7 +76,7 @@ pub async fn run(
     mut trouble: impl FnMut(Trouble),
 ) {
     let Entrance { listener, gate, reserve, purpose } = entrance;
-    let mut said: Option<Instant> = None;
+    let said = Seldom::new(SAY_AGAIN);
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {
@@ -102,9 +103,8 @@ pub async fn run(
             Err(error) if is_passing(&error) => {}
             Err(error) => {
                 trouble(Trouble::Pause);
-                if said.is_none_or(|at| at.elapsed() >= SAY_AGAIN) {
+                if said.turn().is_some() {
                     tracing::warn!(%error, "accepting pauses; who cannot be accepted is reset where that is possible");
-                    said = Some(Instant::now());
                 }
                 for source in reserve.reset(&listener) {
                     trouble(Trouble::Reset(source));

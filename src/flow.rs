@@ -16,6 +16,7 @@ mod refuse;
 mod socks;
 mod transparent;
 mod tunnel;
+mod turn_away;
 
 pub use inside::Porch;
 
@@ -25,7 +26,7 @@ use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
 use crate::firewall::Seal;
-use crate::identify::{Claim, Evidence, Sniff, sniff};
+use crate::identify::{Claim, Evidence};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
 use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};
@@ -42,9 +43,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-
-/// How long a connection over a limit may take to say what it wants before it is told why not.
-const TURN_AWAY: Duration = Duration::from_secs(2);
+use turn_away::turn_away;
 
 /// What is read of a connection on its way in, in bytes.
 const FIRST_WORDS: usize = 4096;
@@ -102,8 +101,8 @@ struct Visit {
     house: Arc<House>,
     guest: GuestStream,
     source: SocketAddr,
-    /// The name in the guest's certificate.
-    certified: Option<Arc<str>>,
+    /// Who that is.
+    who: Source,
     /// Where the guest's packets went, if they were brought here without its knowing.
     original: Option<SocketAddr>,
     slot: Slot,
@@ -250,24 +249,25 @@ async fn serve(house: Arc<House>, arrival: Arrival) {
 
 /// Counts a connection that was reset because no file descriptor is left for it.
 pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
-    open_record(house, door.listener(), (source, None), None).refuse(Reason::LimitTotal, None);
+    open_record(house, door.listener(), source, &source.ip().into(), None).refuse(Reason::LimitTotal, None);
 }
 
 /// Everything up to the relay.
 async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
     let Arrival { door, accepted: Accepted { stream, source, at, slot }, first, asked } = arrival;
+    let who = Source::from(source.ip());
     let Ok(stream) = TcpStream::from_std(stream) else {
         // The kernel has no place for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
         let record = asked.map(|asked| asked.record);
         record
-            .unwrap_or_else(|| open_record(&house, door.listener(), (source, None), None))
+            .unwrap_or_else(|| open_record(&house, door.listener(), source, &who, None))
             .refuse(Reason::LimitTotal, None);
         return Err(Ended);
     };
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
-            turn_away(&house, door, stream.into(), (source, None), reason).await;
+            turn_away(&house, door, stream.into(), (source, &who), reason).await;
             return Err(Ended);
         }
     };
@@ -278,28 +278,19 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
         Ok(original) => original,
         Err(_) => {
             // Somebody spoke to the listener itself, which is for redirected connections alone.
-            open_record(&house, door.listener(), (source, None), None).refuse(Reason::AddressFloor, None);
+            open_record(&house, door.listener(), source, &who, None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
             return Err(Ended);
         }
     };
-    let mut visit = match door {
+    let (guest, who, slot, input) = match door {
         Door::ProxyTls => {
-            let inside = Box::pin(inside::enter(&house, stream, source, first, &mut deadline)).await?;
-            admit_inside(house, inside, source, slot, active, deadline).await?
+            let inside = Box::pin(inside::enter(&house, stream, source, slot, first, &mut deadline)).await?;
+            (inside.guest, inside.who, inside.slot, Vec::new())
         }
-        Door::Proxy | Door::Transparent | Door::Redirect => Box::new(Visit {
-            house,
-            guest: stream.into(),
-            source,
-            certified: None,
-            original,
-            slot,
-            active,
-            input: first,
-            deadline,
-        }),
+        Door::Proxy | Door::Transparent | Door::Redirect => (stream.into(), who, slot, first),
     };
+    let mut visit = Box::new(Visit { house, guest, source, who, original, slot, active, input, deadline });
     if let Some(original) = original {
         return transparent::serve(visit, door.listener(), original).await;
     }
@@ -325,37 +316,6 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
     }
 }
 
-/// A connection behind its handshake. By a certificate it has its place among those of the guest in there, and no
-/// longer among those of its address.
-async fn admit_inside(
-    house: Arc<House>,
-    inside: inside::Inside,
-    source: SocketAddr,
-    slot: Slot,
-    active: Active,
-    deadline: Deadline,
-) -> Result<Box<Visit>, Ended> {
-    let inside::Inside { guest, certified } = inside;
-    let slot = match &certified {
-        None => Ok(slot),
-        Some(_) => {
-            drop(slot);
-            let who = Source { address: source.ip(), certified: certified.clone() };
-            house.gate.admit(who, Purpose::Flow, Instant::now())
-        }
-    };
-    match slot {
-        Ok(slot) => {
-            let (original, input) = (None, Vec::new());
-            Ok(Box::new(Visit { house, guest, source, certified, original, slot, active, input, deadline }))
-        }
-        Err(reason) => {
-            turn_away(&house, Door::Proxy, guest, (source, certified.as_ref()), reason).await;
-            Err(Ended)
-        }
-    }
-}
-
 /// The last stage: bytes both ways until the end.
 async fn relay(mut relaying: Box<Relaying>) {
     let Relaying { tunnel, record, idle, outer, .. } = &mut *relaying;
@@ -377,55 +337,6 @@ async fn relay(mut relaying: Box<Relaying>) {
     drop((tunnel, record, outer, slot, active));
 }
 
-/// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
-async fn turn_away(
-    house: &Arc<House>,
-    door: Door,
-    mut stream: GuestStream,
-    (source, certified): Caller<'_>,
-    reason: Reason,
-) {
-    let who = Source { address: source.ip(), certified: certified.cloned() };
-    let telling = house.gate.tell(who, Instant::now());
-    let answer = match &telling {
-        Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
-        None => Ok(None),
-    };
-    let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
-    let original = door.original(stream.socket()).ok().flatten();
-    open_record(house, listener, (source, certified), original).refuse(reason, None);
-    if answer.is_empty() {
-        close::reset(&stream);
-    } else {
-        close::after(&mut stream, &answer).await;
-    }
-    drop((stream, telling));
-}
-
-/// Reads just enough to know what to answer. `None` where the other end is gone.
-async fn refusal(stream: &mut GuestStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
-    let mut first = [0u8; 1024];
-    let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
-    if door != Door::Proxy {
-        // Over a limit nobody gets a handshake: one that fails says as much, and costs nothing.
-        let said = first.get(..read)?;
-        return match sniff(said) {
-            Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
-            Sniff::Http if door != Door::ProxyTls => Some((door.listener(), refuse::http(reason, None, said, true))),
-            Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
-            Sniff::Raw | Sniff::NeedMore => None,
-        };
-    }
-    if first.first() != Some(&crate::identify::socks::VERSION) {
-        return Some((Listener::Proxy, refuse::http(reason, None, first.get(..read)?, true)));
-    }
-    // SOCKS has a code for it only after the greeting.
-    stream.write_all(&crate::identify::socks::ACCEPT).await.ok()?;
-    stream.flush().await.ok()?;
-    stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
-    Some((Listener::Socks, crate::identify::socks::reply(reason.socks_reply()).to_vec()))
-}
-
 /// What came of waiting for the guest's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Filled {
@@ -436,19 +347,16 @@ enum Filled {
     Revoked(Reason),
 }
 
-/// Address and port of a connection, and the name in its certificate.
-type Caller<'a> = (SocketAddr, Option<&'a Arc<str>>);
-
-/// The record of a flow.
+/// The record of a flow of `who`, from address and port `source`.
 fn open_record(
     house: &House,
     listener: Listener,
-    (source, certified): Caller<'_>,
+    source: SocketAddr,
+    who: &Source,
     original: Option<SocketAddr>,
 ) -> Record {
     let live = house.live.load();
-    let who = Source { address: source.ip(), certified: certified.cloned() };
-    let mut record = house.account.open(listener, source, live.policy.guest(&who).name);
+    let mut record = house.account.open(listener, source, live.policy.guest(who).name);
     if let Some(original) = original {
         record.original(original);
     }
@@ -457,12 +365,7 @@ fn open_record(
 
 impl Visit {
     fn record(&self, listener: Listener) -> Record {
-        open_record(&self.house, listener, (self.source, self.certified.as_ref()), self.original)
-    }
-
-    /// Who asks.
-    fn who(&self) -> Source {
-        Source { address: self.source.ip(), certified: self.certified.clone() }
+        open_record(&self.house, listener, self.source, &self.who, self.original)
     }
 
     /// Reads once more into `input`, within the deadline.

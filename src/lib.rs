@@ -42,5 +42,6 @@ pub mod whitelist;
 pub mod name;
 pub mod pace;
 pub mod reason;
+pub mod seldom;
 pub mod source;
 pub mod target;

@@ -92,7 +92,9 @@ pub(super) fn meet(house: &House, source: SocketAddr, slot: &Slot, first: &[u8])
     if len != first.len() || !slot.request(Instant::now()) {
         return Met::Other;
     }
-    match ask(house, source.ip().into(), open_record(house, Listener::Proxy, (source, None), None), target.clone()) {
+    let who = Source::from(source.ip());
+    let record = open_record(house, Listener::Proxy, source, &who, None);
+    match ask(house, who, record, target.clone()) {
         Ok(asked) => Met::Asked(Box::new(asked)),
         Err((reason, claim)) => Met::Refused(refuse::http(reason, Some(&claim.target), first, true)),
     }
@@ -326,11 +328,11 @@ impl Session {
     }
 
     fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-        claim(self.visit.who(), target, spoken, evidence)
+        claim(self.visit.who.clone(), target, spoken, evidence)
     }
 
     async fn connect(self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
-        match ask(&self.visit.house, self.visit.who(), self.visit.record(self.listener), target) {
+        match ask(&self.visit.house, self.visit.who.clone(), self.visit.record(self.listener), target) {
             Ok(asked) => self.open(asked, raw).await,
             Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
         }

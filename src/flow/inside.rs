@@ -1,11 +1,15 @@
 //! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
 
-use super::{Deadline, Ended, Filled, House, fill, refuse};
+use super::turn_away::turn_away;
+use super::{Deadline, Door, Ended, Filled, House, fill, refuse};
+use crate::accept::{Purpose, Slot};
 use crate::relay::{GuestStream, close};
+use crate::source::Source;
 use crate::tls::{self, Complaints, Live, Refused, Socket};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
+use tokio::time::Instant;
 
 /// The first byte of what begins with a handshake record (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
@@ -19,8 +23,10 @@ pub struct Porch {
 /// A guest behind its handshake.
 pub(super) struct Inside {
     pub(super) guest: GuestStream,
-    /// The name in its certificate.
-    pub(super) certified: Option<Arc<str>>,
+    /// Who it is, by its certificate if it showed one.
+    pub(super) who: Source,
+    /// Its place, by a certificate among those of the guest in there and no longer among those of its address.
+    pub(super) slot: Slot,
 }
 
 impl Porch {
@@ -44,9 +50,10 @@ impl Porch {
 /// Takes a connection through its handshake, of which `first` was read already. What comes of it is counted; who
 /// speaks HTTP in clear is told in HTTP that it is TLS that is spoken here.
 pub(super) async fn enter(
-    house: &House,
+    house: &Arc<House>,
     mut stream: TcpStream,
     source: SocketAddr,
+    slot: Slot,
     mut first: Vec<u8>,
     deadline: &mut Deadline,
 ) -> Result<Inside, Ended> {
@@ -75,8 +82,8 @@ pub(super) async fn enter(
     let config = Arc::clone(&porch.live.load().guests);
     match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
         Ok(stream) => {
-            let certified = tls::certified_name(&stream);
-            Ok(Inside { guest: stream.into(), certified })
+            let who = Source { address: source.ip(), certified: tls::certified_name(&stream) };
+            admit(house, stream.into(), source, who, slot).await
         }
         Err(mut refused) => {
             let ended = porch.refuse(house, source, &refused);
@@ -84,6 +91,27 @@ pub(super) async fn enter(
                 close::after(stream, b"").await;
             }
             Err(ended)
+        }
+    }
+}
+
+/// Gives a guest that is known by its certificate a place of its own.
+async fn admit(
+    house: &Arc<House>,
+    guest: GuestStream,
+    source: SocketAddr,
+    who: Source,
+    slot: Slot,
+) -> Result<Inside, Ended> {
+    if who.certified.is_none() {
+        return Ok(Inside { guest, who, slot });
+    }
+    drop(slot);
+    match house.gate.admit(&who, Purpose::Flow, Instant::now()) {
+        Ok(slot) => Ok(Inside { guest, who, slot }),
+        Err(reason) => {
+            turn_away(house, Door::Proxy, guest, (source, &who), reason).await;
+            Err(Ended)
         }
     }
 }

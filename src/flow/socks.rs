@@ -64,7 +64,8 @@ fn unread(visit: &Visit, reason: Reason) -> Record {
 async fn connect(mut visit: Box<Visit>, target: Target) -> Result<Step, Ended> {
     let mut record = visit.record(Listener::Socks);
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
-    let claim = Claim { source: visit.who(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
+    let claim =
+        Claim { source: visit.who.clone(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
     let reason = match visit.decide(&claim, &mut record) {
         Ok(permit) => match reach(&visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {

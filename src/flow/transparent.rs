@@ -78,7 +78,7 @@ async fn until(time: Option<Instant>) {
 impl Stray {
     fn claim(&self, host: Host, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
         let target = Target { host, port: self.original.port() };
-        Claim { source: self.visit.who(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+        Claim { source: self.visit.who.clone(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
     }
 
     /// What the guest may have meant, if it shows no name: the names that its address was given for, and
@@ -87,7 +87,7 @@ impl Stray {
         let source = self.visit.source.ip();
         let live = self.visit.house.live.load();
         let address = self.original.ip();
-        let names = self.visit.house.bindings.names(source, live.policy.guest(&self.visit.who()).name, address);
+        let names = self.visit.house.bindings.names(source, live.policy.guest(&self.visit.who).name, address);
         let named = names.into_iter().map(|name| self.claim(Host::Name(name), None, Evidence::Dns));
         named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
     }

@@ -1,6 +1,7 @@
 //! Whom a DNS server that shows a certificate is vouched for by: the authorities that this machine trusts. What
 //! is wrong with a certificate is said here, for whoever uses the connection learns only that there is none.
 
+use crate::seldom::Seldom;
 use crate::tls::check_length;
 use hickory_resolver::net::NetError;
 use rustls::client::WebPkiServerVerifier;
@@ -8,8 +9,8 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::ring;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
 /// Certificates behind the server's own; to look for a way through hundreds would take seconds.
 const MOST_BEHIND: usize = 8;
@@ -28,7 +29,7 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
     let provider = Arc::new(ring::default_provider());
     let failed = |error: &dyn std::fmt::Display| NetError::from(error.to_string());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Mutex::new(None) };
+    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Seldom::new(BETWEEN_LINES) };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| failed(&error))?;
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
@@ -38,15 +39,12 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
 #[derive(Debug)]
 struct Telling {
     verifier: Arc<WebPkiServerVerifier>,
-    /// When it last did.
-    told: Mutex<Option<Instant>>,
+    told: Seldom,
 }
 
 impl Telling {
     fn tell(&self, name: &ServerName<'_>, error: &Error) {
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.is_none_or(|told| told.elapsed() >= BETWEEN_LINES) {
-            *told = Some(Instant::now());
+        if self.told.turn().is_some() {
             tracing::error!(name = %name.to_str(), %error, "a DNS server's certificate does not hold, so it is not asked");
         }
     }

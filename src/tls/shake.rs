@@ -1,12 +1,13 @@
 //! The handshake, and what is said of one that came to nothing.
 
 use super::{Socket, Stream};
+use crate::seldom::Seldom;
 use rustls::{CertificateError, Error, ServerConfig};
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 use tokio::net::TcpStream;
 
 /// Between two lines on handshakes that failed at one listener.
@@ -154,20 +155,13 @@ impl Refused {
 #[derive(Debug)]
 pub struct Complaints {
     listener: &'static str,
-    last: Mutex<[Last; Fault::ALL.len()]>,
-}
-
-#[derive(Clone, Copy, Debug, Default)]
-struct Last {
-    at: Option<Instant>,
-    /// Handshakes since that got no line.
-    untold: u64,
+    lines: [Seldom; Fault::ALL.len()],
 }
 
 impl Complaints {
     /// Of the listener of this name.
     pub fn new(listener: &'static str) -> Complaints {
-        Complaints { listener, last: Mutex::default() }
+        Complaints { listener, lines: Fault::ALL.map(|_| Seldom::new(BETWEEN_LINES)) }
     }
 
     /// The listener.
@@ -178,23 +172,11 @@ impl Complaints {
     /// Says in the log that a handshake with `peer` failed.
     pub fn tell(&self, peer: Option<SocketAddr>, refused: &Refused) {
         let Refused { fault, why, .. } = refused;
-        let Some(untold) = self.turn(*fault, Instant::now()) else { return };
+        let Some(untold) = self.lines.get(*fault as usize).and_then(Seldom::turn) else { return };
         let peer = peer.map(|peer| peer.to_string());
         let reason = fault.as_str();
         let untold = (untold > 0).then_some(untold);
         tracing::warn!(listener = self.listener, peer, reason, why, untold, "a TLS handshake failed");
-    }
-
-    /// How many got no line since the last that did, if this one gets one.
-    fn turn(&self, fault: Fault, now: Instant) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = last.get_mut(fault as usize)?;
-        if last.at.is_some_and(|at| now.saturating_duration_since(at) < BETWEEN_LINES) {
-            last.untold += 1;
-            return None;
-        }
-        last.at = Some(now);
-        Some(std::mem::take(&mut last.untold))
     }
 }
 
@@ -203,13 +185,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_a_flood_one_a_second_is_told_and_how_many_were_not() {
+    fn each_fault_has_its_own_line() {
         let complaints = Complaints::new("proxy_tls");
-        let now = Instant::now();
-        let turn = |fault, ms| complaints.turn(fault, now + Duration::from_millis(ms));
-        let turns = [0, 1, 999, 1000, 1001, 5000].map(|ms| turn(Fault::Timeout, ms));
-        assert_eq!(turns, [Some(0), None, None, Some(2), None, Some(1)]);
-        assert_eq!(turn(Fault::NotTls, 1), Some(0), "another fault has its own line");
+        let turn = |fault: Fault| complaints.lines.get(fault as usize).unwrap().turn();
+        let turns = [Fault::Timeout, Fault::Timeout, Fault::NotTls].map(turn);
+        assert_eq!(turns, [Some(0), None, Some(0)]);
         assert!(Fault::ALL.iter().enumerate().all(|(index, fault)| *fault as usize == index));
     }
 }

@@ -1,4 +1,4 @@
-//! A connection of which the first bytes were read already: they come first.
+//! The connection below TLS: what was read of it before, what is read ahead, and how much of it is given out at once.
 
 use std::cell::RefCell;
 use std::io;

@@ -22,13 +22,7 @@ fn setup(world: &World, more: &str) -> Setup {
 
 /// Writes a certificate for this name with its key, and the authority that it is of.
 fn certify(outgate: &Outgate, name: &str) {
-    let pems = pki::pems(name);
-    let folder = outgate.path("tls");
-    fs::create_dir_all(&folder).unwrap();
-    for (file, text) in [("ca.pem", &pems.authority), ("cert.pem", &pems.certificate), ("key.pem", &pems.key)] {
-        fs::write(folder.join("new"), text).unwrap();
-        fs::rename(folder.join("new"), folder.join(file)).unwrap();
-    }
+    pki::install(&outgate.path("tls"), name);
 }
 
 fn start(setup: Setup) -> Outgate {

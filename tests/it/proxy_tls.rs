@@ -47,13 +47,7 @@ fn with_guests(world: &World) -> Setup {
 
 /// Puts a new certificate for the daemon in place, and its authority for clients.
 fn certify(outgate: &Outgate) {
-    let pems = pki::pems(NAME);
-    let folder = outgate.path("tls");
-    fs::create_dir_all(&folder).unwrap();
-    for (file, text) in [("ca.pem", &pems.authority), ("cert.pem", &pems.certificate), ("key.pem", &pems.key)] {
-        fs::write(folder.join("new"), text).unwrap();
-        fs::rename(folder.join("new"), folder.join(file)).unwrap();
-    }
+    pki::install(&outgate.path("tls"), NAME);
 }
 
 fn start(setup: Setup) -> Outgate {

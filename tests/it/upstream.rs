@@ -22,10 +22,7 @@ impl Unbound {
     fn start(world: &World) -> Unbound {
         let mut unbound =
             Unbound { dir: tempfile::Builder::new().prefix("outgate-dot-").tempdir().unwrap(), child: None };
-        let pems = pki::pems(NAME);
-        for (name, text) in [("ca.pem", &pems.authority), ("cert.pem", &pems.certificate), ("key.pem", &pems.key)] {
-            fs::write(unbound.path(name), text).unwrap();
-        }
+        pki::install(unbound.dir.path(), NAME);
         let dir = unbound.dir.path().display();
         let config = format!(
             "server:\n directory: \"{dir}\"\n username: \"\"\n chroot: \"\"\n pidfile: \"\"\n use-syslog: no\n\

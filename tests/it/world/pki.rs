@@ -7,6 +7,8 @@ use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::sync::{Arc, LazyLock, Mutex};
 
 static AUTHORITY: LazyLock<Authority> = LazyLock::new(|| Authority::new("the tests' authority"));
@@ -62,6 +64,16 @@ pub fn pems(name: &str) -> Pems {
     params.distinguished_name.push(DnType::CommonName, name);
     let certificate = params.signed_by(&key, &AUTHORITY.issuer).unwrap().pem();
     Pems { authority: AUTHORITY.pem.clone(), certificate, key: key.serialize_pem() }
+}
+
+/// Puts a certificate for this name in a folder, with its key and authority, each by a rename.
+pub fn install(folder: &Path, name: &str) {
+    let pems = pems(name);
+    fs::create_dir_all(folder).unwrap();
+    for (file, text) in [("ca.pem", &pems.authority), ("cert.pem", &pems.certificate), ("key.pem", &pems.key)] {
+        fs::write(folder.join("new"), text).unwrap();
+        fs::rename(folder.join("new"), folder.join(file)).unwrap();
+    }
 }
 
 /// Whose certificate a client shows.

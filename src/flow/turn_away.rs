@@ -1,0 +1,64 @@
+//! Connections over a limit: they are told so in the protocol they speak, without being given a place.
+
+use super::{Door, House, open_record, refuse};
+use crate::account::Listener;
+use crate::identify::{Sniff, sniff};
+use crate::reason::Reason;
+use crate::relay::{GuestStream, Side, close};
+use crate::source::Source;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
+
+/// How long a connection over a limit may take to say what it wants before it is told why not.
+const TURN_AWAY: Duration = Duration::from_secs(2);
+
+/// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
+pub(super) async fn turn_away(
+    house: &Arc<House>,
+    door: Door,
+    mut stream: GuestStream,
+    (source, who): (SocketAddr, &Source),
+    reason: Reason,
+) {
+    let telling = house.gate.tell(who, Instant::now());
+    let answer = match &telling {
+        Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
+        None => Ok(None),
+    };
+    let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
+    let original = door.original(stream.socket()).ok().flatten();
+    open_record(house, listener, source, who, original).refuse(reason, None);
+    if answer.is_empty() {
+        close::reset(&stream);
+    } else {
+        close::after(&mut stream, &answer).await;
+    }
+    drop((stream, telling));
+}
+
+/// Reads just enough to know what to answer. `None` where the other end is gone.
+async fn refusal(stream: &mut GuestStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
+    let mut first = [0u8; 1024];
+    let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
+    if door != Door::Proxy {
+        // Over a limit nobody gets a handshake: one that fails says as much, and costs nothing.
+        let said = first.get(..read)?;
+        return match sniff(said) {
+            Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
+            Sniff::Http if door != Door::ProxyTls => Some((door.listener(), refuse::http(reason, None, said, true))),
+            Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
+            Sniff::Raw | Sniff::NeedMore => None,
+        };
+    }
+    if first.first() != Some(&crate::identify::socks::VERSION) {
+        return Some((Listener::Proxy, refuse::http(reason, None, first.get(..read)?, true)));
+    }
+    // SOCKS has a code for it only after the greeting.
+    stream.write_all(&crate::identify::socks::ACCEPT).await.ok()?;
+    stream.flush().await.ok()?;
+    stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
+    Some((Listener::Socks, crate::identify::socks::reply(reason.socks_reply()).to_vec()))
+}

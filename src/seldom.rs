@@ -1,0 +1,53 @@
+//! What would be said too often is said once in so long, with how often it was left out meanwhile.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// Something that is said at most once in a time.
+#[derive(Debug)]
+pub struct Seldom {
+    between: Duration,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    at: Option<Instant>,
+    /// Times since then that nothing was said.
+    untold: u64,
+}
+
+impl Seldom {
+    /// With at least this much time between two words.
+    pub fn new(between: Duration) -> Seldom {
+        Seldom { between, last: Mutex::default() }
+    }
+
+    /// Is it time to say it again? Then how often it was not since the last time.
+    pub fn turn(&self) -> Option<u64> {
+        self.turn_at(Instant::now())
+    }
+
+    fn turn_at(&self, now: Instant) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.at.is_some_and(|at| now.saturating_duration_since(at) < self.between) {
+            last.untold += 1;
+            return None;
+        }
+        last.at = Some(now);
+        Some(std::mem::take(&mut last.untold))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_a_flood_one_in_so_long_is_told_and_how_many_were_not() {
+        let seldom = Seldom::new(Duration::from_secs(1));
+        let now = Instant::now();
+        let turns = [0, 1, 999, 1000, 1001, 5000].map(|ms| seldom.turn_at(now + Duration::from_millis(ms)));
+        assert_eq!(turns, [Some(0), None, None, Some(2), None, Some(1)]);
+    }
+}
