@@ -22,7 +22,7 @@ pub(crate) struct DoorArgs {
     pub(crate) pki: PathBuf,
     /// Show client.pem of that folder
     #[arg(long)]
-    client_certificate: bool,
+    pub(crate) client_certificate: bool,
 }
 
 /// One that leads to the proxy inside TLS.

@@ -6,6 +6,7 @@ mod door;
 mod hold;
 mod meter;
 mod origin;
+mod pipelines;
 mod pki;
 mod rates;
 mod relay;
@@ -45,6 +46,8 @@ enum Command {
     Idle(hold::IdleArgs),
     /// Small exchanges of one client while another one streams
     Fair(hold::FairArgs),
+    /// Plain requests of one client while another one sends them on many connections, one behind the other
+    Pipelines(pipelines::Args),
     /// One tunnel after another while the list is rewritten
     Reload(reload::Args),
     /// A TLS handshake with the proxy, CONNECT, one byte there and back, close
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Bulk(args) => wire::block_on(hold::bulk(args)),
         Command::Idle(args) => wire::block_on(hold::idle(args)),
         Command::Fair(args) => wire::block_on(hold::fair(args)),
+        Command::Pipelines(args) => wire::block_on(pipelines::pipelines(args)),
         Command::Reload(args) => wire::block_on(reload::reload(args)),
         Command::Handshake(args) => wire::block_on(door::handshake(args)),
         Command::TlsBulk(args) => wire::block_on(door::bulk(args)),

@@ -27,6 +27,7 @@ from stage import FAR, GUEST_INTERFACE
 
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
+PIPELINES = ("fair-refused", "fair-allowed")
 TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair-8", "fair-64")
 # A million, where nothing else is said: what a reload costs shows only in a long list.
 MANY_NAMES = 1_000_000
@@ -58,6 +59,8 @@ class Way:
     # The process, where it is not the row's own, and whether it has to be told of new files by SIGHUP.
     daemon: Daemon | None = None
     told: bool = False
+    # What is dialled is inside TLS.
+    secured: bool = False
 
 
 @dataclass
@@ -82,6 +85,10 @@ def tunnels(port, direct=False):
 def explicit(port):
     """All loads of a forward proxy on one port; TLS within CONNECT."""
     return {load: Way(f"127.0.0.1:{port}") for load in (*TUNNELS, "http", "refused", "tls")}
+
+
+def pipelines(dial, **how):
+    return {load: Way(dial, **how) for load in PIPELINES}
 
 
 def dns(port):
@@ -430,7 +437,7 @@ def rows(binary, tool, connections, names, two_cores):
     floor_ways |= {"dns-cached": Way("127.0.0.1:3008")}
     tls, known, turning = outgate_doors(binary)
     own = explicit(3101) | dns(3104) | secured(3131, 3141, daemon=tls, known_daemon=known)
-    own |= {"rotate": Way("127.0.0.1:3151", daemon=turning)}
+    own |= {"rotate": Way("127.0.0.1:3151", daemon=turning)} | pipelines("127.0.0.1:3101")
     engine_ways = tunnels(3403, True) | {"http": Way("127.0.0.1:3401")} | secured(3404, 3405, True)
     engine_ways |= {"rotate": Way("127.0.0.1:3411", True, daemon=nginx_turning(connections), told=True)}
     ha_ways = tunnels(3303, True) | {load: Way("127.0.0.1:3301") for load in ("http", "refused")}
@@ -439,6 +446,7 @@ def rows(binary, tool, connections, names, two_cores):
         Row("relay", floor, floor_ways | {"tls": Way("127.0.0.1:3006")} | secured(3011, 3013)),
         Row("relay, no CONNECT", floor, tunnels(3002, direct=True) | secured(3012, 3014, direct=True)),
         Row("outgate", plain, own, against=""),
+        Row("outgate, inside TLS", tls, pipelines("127.0.0.1:3131", secured=True), against=""),
     ]
     many = names if names > len(NAMES) else MANY_NAMES
     big = outgate(binary, "outgate-names", 'proxy = ["127.0.0.1:3111"]', 3113, [3111], many - len(NAMES))
@@ -447,6 +455,7 @@ def rows(binary, tool, connections, names, two_cores):
     if two_cores:
         both = outgate(binary, "outgate-two", 'proxy = ["127.0.0.1:3121"]', 3123, [3121], two_cpus=True)
         made.append(Row("outgate, 2 CPUs", both, explicit(3121)))
+    many_far = pipelines(f"{FAR}:9002", direct=True, tproxy=3129)
     made += [
         Row("squid", squid(connections), explicit(3501) | secured(3502, daemon=squid(connections, tls=True))),
         Row("tinyproxy", tinyproxy(connections), explicit(3601), slow=5),
@@ -457,11 +466,11 @@ def rows(binary, tool, connections, names, two_cores):
         Row("haproxy, SNI", ha, {"tls": Way("127.0.0.1:3302", direct=True)}, against="outgate+redirect"),
         Row("nginx, SNI", engine, {"tls": Way("127.0.0.1:3402", direct=True)}, against="outgate+redirect"),
         Row("relay+redirect", floor, redirected(3005), against="outgate+redirect"),
-        Row("outgate+redirect", plain, redirected(3102), against=""),
+        Row("outgate+redirect", plain, redirected(3102) | pipelines(HTTP, direct=True, redirect=3102), against=""),
         Row("haproxy+redirect", ha, redirected(3302), against="outgate+redirect"),
         Row("nginx+redirect", engine, redirected(3402), against="outgate+redirect"),
         Row("relay+tproxy", relay_tproxy(tool), transparent(3007), against="outgate+tproxy"),
-        Row("outgate+tproxy", tproxy, transparent(3129), against=""),
+        Row("outgate+tproxy", tproxy, transparent(3129) | many_far, against=""),
         Row("haproxy+tproxy", ha, transparent(3304), against="outgate+tproxy"),
     ]
     return made

@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 use tokio::task::LocalSet;
 
 /// Bytes of the body that a plain request is answered with.
-const BODY: usize = 1024;
+pub(crate) const BODY: usize = 1024;
 /// Bytes of the body within TLS: the handshake is what is measured.
 const TLS_BODY: usize = 64;
 /// How long an operation may take that began before the deadline.

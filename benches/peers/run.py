@@ -31,7 +31,7 @@ from stage import Stage, Trouble  # noqa: E402
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOADS = ["latency", "tunnels", "handshake", "bulk", "tls-bulk", "http", "refused", "tls", "idle", "fair", "dns"]
 LOADS += ["reload", "rotate"]
-PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64"], "dns": list(proxies.DNS)}
+PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64", *proxies.PIPELINES], "dns": list(proxies.DNS)}
 PARTS |= {"handshake": ["handshake", "handshake-cert"], "tls-bulk": ["tls-bulk-down", "tls-bulk-up"]}
 # No load may take longer than this, in seconds; the tool itself gives up before.
 LIMIT = 100
@@ -130,6 +130,13 @@ class Measuring:
         idle = min(5_000, self.stage.connections // 5)
         handshake = ["handshake", *rate(64, 6_000, 200), *self.pki]
         stream = ["tls-bulk", *self.pki, "-c", 1, "--mib", mib // 2]
+        # As many as outgate gives one guest by default, or what its descriptors are enough for.
+        pipelines = ["pipelines", "-c", min(4_000, idle), "--each-seconds", max(2, 6 // self.share)]
+        if load in proxies.PIPELINES and row.ways[load].secured:
+            pipelines += self.pki
+        elif load in proxies.PIPELINES and not row.ways[load].tproxy:
+            # Inside TLS and behind TPROXY both come from one address, and so are one guest unless limits are off.
+            pipelines += ["--small-from", "127.0.0.2"]
         return {
             "latency": ["tunnels", *rate(1, 3_000, 100)],
             "tunnels": ["tunnels", *rate(64, 20_000, 500)],
@@ -142,6 +149,8 @@ class Measuring:
             "idle": ["idle", "-n", idle],
             "fair-8": ["fair", "-c", 8, "--each-seconds", max(2, 6 // self.share)],
             "fair-64": ["fair", "-c", 64, "--each-seconds", max(2, 6 // self.share)],
+            "fair-refused": [*pipelines, "--asked", "denied.test"],
+            "fair-allowed": pipelines,
             "handshake": handshake,
             "handshake-cert": [*handshake, "--client-certificate"],
             "tls-bulk-down": stream,

@@ -40,6 +40,13 @@ FAIR = [
     ("quiet_open_p99_us", "new tunnel, p99 µs alone", 0),
     ("gib_per_s", "streams GiB/s", 2),
 ]
+PIPELINES = [
+    ("busy_p50_us", "p50 µs beside", 0),
+    ("quiet_p50_us", "p50 µs alone", 0),
+    ("busy_p99_us", "p99 µs beside", 0),
+    ("quiet_p99_us", "p99 µs alone", 0),
+    ("answered_kib_per_s", "answered to the other, KiB/s", 0),
+]
 # Heading of each load and its figures; the first one is what ratios are of.
 LOADS = {
     "latency": ("One tunnel at a time: CONNECT, a byte there and back, close", LATENCY),
@@ -53,6 +60,8 @@ LOADS = {
     "idle": ("Tunnels held open", IDLE),
     "fair-8": ("A byte there and back, beside eight fast streams of another client", FAIR),
     "fair-64": ("A byte there and back, beside 64 fast streams of another client", FAIR),
+    "fair-refused": ("A request on a kept connection, beside 4,000 of another client that pipeline refused ones", PIPELINES),
+    "fair-allowed": ("A request on a kept connection, beside 4,000 of another client that pipeline HEAD", PIPELINES),
     "dns-cached": ("DNS over UDP: a name that is in the cache, 100 queries at a time", DNS),
     "dns-refused": ("DNS over UDP: a name that is refused, 100 queries at a time", DNS),
     "handshake": ("64 tunnels at a time inside TLS: handshake with the proxy, then as above, close", HANDSHAKE),
