@@ -79,8 +79,8 @@ struct Granted<Q> {
     source: SocketAddr,
     /// What the reply may take, in bytes.
     limit: u16,
-    /// Where the list lies under which that was decided, or the one before it.
-    under: usize,
+    /// The bindings' revision before that was decided.
+    under: u64,
 }
 
 /// How a query came in.
@@ -114,7 +114,7 @@ impl Desk {
             }
             Message::Query(query, asked) => (query, asked),
         };
-        let under = self.in_force();
+        let under = self.house.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match pace {
             Pace::Fair => self.judge(&query, &asked, source),
@@ -150,7 +150,7 @@ impl Desk {
     pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
         let Waiting { mut granted, kind } = waiting;
         let told = self.house.resolver.tell(&granted.permit, kind, ticket(&self.house, granted.source.ip())).await;
-        granted.under = self.in_force();
+        granted.under = self.house.bindings.revision();
         let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
@@ -198,8 +198,8 @@ impl Desk {
             let guest = live.policy.guest(&from).name;
             self.house.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped what its list refuses before this was noted.
-            if self.in_force() != *under {
-                self.house.drop_bindings();
+            if self.house.bindings.revision() != *under {
+                self.house.drop_late_bindings();
             }
         }
         let ttl = if told.is_stale() { STALE_TTL } else { told.ttl().min(MAX_TTL) };
@@ -247,11 +247,6 @@ impl Desk {
         let refused = Refused::new(code, extended, reason);
         self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
-    }
-
-    /// Where the list in force lies: other than before where it was replaced.
-    fn in_force(&self) -> usize {
-        Arc::as_ptr(&self.live()).addr()
     }
 
     fn live(&self) -> arc_swap::Guard<Arc<Live>> {
