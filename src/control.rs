@@ -26,8 +26,11 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const MAX_CONNECTIONS: usize = 64;
-/// Beside those, for who may change something: readers must not keep anybody from that.
-const MAX_CHANGING: usize = 16;
+/// Beside those, for who may change something: readers must not keep anybody from that. Most of the time
+/// they wait for the same reload.
+const MAX_CHANGING: usize = 1_024;
+/// Registrations at once, with their bodies; the others wait.
+const MAX_REGISTERING: usize = 16;
 /// Rows in an answer where the query does not say `limit=`.
 const DEFAULT_LIMIT: usize = 1_000;
 const MAX_LIMIT: usize = 100_000;
@@ -145,6 +148,7 @@ pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ControlErro
 /// Serves the socket. Never returns; dropping the future closes its connections.
 pub async fn serve(listener: UnixListener, control: Arc<Control>) {
     let (readers, changing) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_CHANGING)));
+    let registering = Arc::new(Semaphore::new(MAX_REGISTERING));
     let own = rustix::process::geteuid().as_raw();
     let mut connections = JoinSet::new();
     loop {
@@ -161,8 +165,12 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
                 let places = if may_change { &changing } else { &readers };
                 // Over the bound it is closed, and not left waiting: the next in line may be another's.
                 let Ok(permit) = Arc::clone(places).try_acquire_owned() else { continue };
+                let registering = Arc::clone(&registering);
                 connections.spawn(async move {
-                    http::connection(stream, move |request| answer_to(Arc::clone(&control), may_change, request)).await;
+                    let answer = move |request| {
+                        answer_to(Arc::clone(&control), may_change.then(|| Arc::clone(&registering)), request)
+                    };
+                    http::connection(stream, answer).await;
                     drop(permit);
                 });
             }
@@ -175,7 +183,8 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
     }
 }
 
-async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Incoming>) -> Answer {
+/// `registering` is there for who may change something.
+async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     let guest = path.strip_prefix("/guests/");
     let allowed = match path.as_str() {
@@ -198,18 +207,25 @@ async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Inc
         let limit = limit(request.uri().query());
         return http::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await;
     }
-    if !may_change {
+    let Some(registering) = registering else {
         return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");
-    }
+    };
+    // Until the answer: what was read is held for as long.
+    let mut place = None;
     let change = match guest {
         Some(name) => Change::Remove(name.to_owned()),
         None if path == "/reload" => Change::Reload,
-        None => match application(request.into_body()).await {
-            Ok(application) => Change::Register(Box::new(application)),
-            Err(refusal) => return refusal,
-        },
+        None => {
+            place = Some(registering.acquire().await);
+            match application(request.into_body()).await {
+                Ok(application) => Change::Register(Box::new(application)),
+                Err(refusal) => return refusal,
+            }
+        }
     };
-    match (control.make)(change).await {
+    let made = (control.make)(change).await;
+    drop(place);
+    match made {
         Ok(result) => reply(StatusCode::OK, &result),
         Err(problems) => reply(StatusCode::UNPROCESSABLE_ENTITY, &json!({ "problems": problems })),
     }
@@ -294,6 +310,13 @@ impl Client {
             UnixStream::connect(&self.path).map_err(|source| ClientError::Unreachable { path: path(), source })?;
         let answer = exchange(&mut stream, method, target, body)
             .map_err(|source| ClientError::Broken { path: path(), source })?;
+        if answer.is_empty() {
+            let source = io::Error::new(
+                ErrorKind::UnexpectedEof,
+                "it closed the connection: it is stopping, or too many ask at once; try again",
+            );
+            return Err(ClientError::Broken { path: path(), source });
+        }
         parse(&answer).ok_or_else(|| ClientError::Unreadable(path()))
     }
 }

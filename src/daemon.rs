@@ -242,7 +242,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     }
     tracing::info!(
         proxy = ?where_to.proxy, proxy_tls = ?where_to.proxy_tls, transparent = ?where_to.transparent, redirect = ?where_to.redirect,
-        dns = ?where_to.dns, admin = ?where_to.admin, admin_tls = ?where_to.admin_tls, rules,
+        dns = ?where_to.dns, admin = ?where_to.admin.as_slice(), admin_tls = ?where_to.admin_tls.as_slice(), rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
     settle::bar_calls(fences, &house.account);

@@ -72,6 +72,12 @@ impl House {
     /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
     /// To be called after a new policy is in force; takes a microsecond a binding.
     pub fn drop_bindings(&self) {
+        self.bindings.revise();
+        self.drop_late_bindings();
+    }
+
+    /// The same for one that was noted while that went on.
+    pub fn drop_late_bindings(&self) {
         let policy = Arc::clone(&self.live.load().policy);
         self.bindings.retain(|source, guest, name| {
             policy.guest(&source.into()).name == guest && policy.permit_name(source, name).is_ok()

@@ -13,6 +13,11 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 /// The variable that says how many sockets were handed over; empty or absent for none.
 const LISTEN_FDS: &str = "LISTEN_FDS";
+/// How often a drop-in names an address at most: as the units do. Threads beyond share these sockets.
+const MOST_LINES: usize = 4;
+/// Of a unit's drop-ins the last by name has the last word, and an empty line in it takes away what those
+/// before it have said. So this comes after `override.conf`, which is where `systemctl edit` writes.
+const DROP_IN: &str = "zz-listen.conf";
 
 /// The sockets that were handed over and not taken yet.
 #[derive(Debug)]
@@ -96,7 +101,11 @@ fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
 
 /// The text for an operator whose configuration has listeners that no socket unit holds: which, and for
 /// each unit the whole drop-in. `configured` are all listeners, since a drop-in replaces what the unit has;
-/// `each` is how often an address is repeated, once a worker thread.
+/// `each` is how many worker threads there are, which have a socket each.
+///
+/// The commands go round with the daemon running or not, and with clients that knock meanwhile: a connection
+/// to a socket that is left alone starts the daemon, and systemd starts no socket of a daemon that runs. So
+/// the sockets are stopped first, and come back with the service, which wants those that are enabled.
 pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -> String {
     let mut text = String::new();
     let mut units: BTreeMap<&str, Kind> = BTreeMap::new();
@@ -105,31 +114,31 @@ pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -
         units.insert(kind.unit(), *kind);
     }
     for (unit, kind) in &units {
-        let mine = configured.iter().filter(|listener| listener.kind.unit() == *unit).map(|listener| listener.address);
-        _ = write!(text, "\nWrite into /etc/systemd/system/{unit}.d/listen.conf:\n\n{}", drop_in(*kind, mine, each));
+        let mine = configured.iter().filter(|listener| listener.kind.unit() == *unit);
+        _ = write!(text, "\nWrite into /etc/systemd/system/{unit}.d/{DROP_IN}:\n\n{}", drop_in(*kind, mine, each));
     }
     let names = units.keys().copied().collect::<Vec<_>>().join(" ");
     _ = write!(
         text,
-        "\nand then:\n\n    systemctl daemon-reload\n    systemctl stop outgate.service\n    systemctl enable {names}\n    \
-         systemctl restart {names}\n    systemctl start outgate.service\n\n\
+        "\nand then:\n\n    systemctl daemon-reload\n    systemctl enable {names}\n    systemctl stop {names}\n    \
+         systemctl restart outgate.service\n\n\
          Or take the address out of the configuration."
     );
     text
 }
 
-fn drop_in(kind: Kind, addresses: impl Iterator<Item = SocketAddr>, each: usize) -> String {
+fn drop_in<'a>(kind: Kind, listeners: impl Iterator<Item = &'a Missing>, each: usize) -> String {
+    // The empty line takes away what the unit has, of every Listen key, and so what a drop-in has said
+    // before it (systemd.socket(5)). There must be no other.
     let mut text = String::from("    [Socket]\n    ListenStream=\n");
-    let mut datagrams = String::new();
-    for address in addresses {
-        let each = if kind.is_single() { 1 } else { each };
-        (0..each).for_each(|_| _ = writeln!(text, "    ListenStream={address}"));
-        if kind == Kind::Dns {
-            (0..each).for_each(|_| _ = writeln!(datagrams, "    ListenDatagram={address}"));
+    for Missing { kind, address } in listeners {
+        let keys: &[&str] = if *kind == Kind::Dns { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
+        let each = if kind.is_single() { 1 } else { each.min(MOST_LINES) };
+        // Of a scope; alone it would begin a specifier (systemd.unit(5)).
+        let address = address.to_string().replace('%', "%%");
+        for key in keys {
+            (0..each).for_each(|_| _ = writeln!(text, "    {key}={address}"));
         }
-    }
-    if kind == Kind::Dns {
-        _ = write!(text, "    ListenDatagram=\n{datagrams}");
     }
     text.push_str("    ReusePort=yes\n    FreeBind=yes\n    BindIPv6Only=ipv6-only\n");
     if kind == Kind::Transparent {
@@ -160,16 +169,16 @@ mod tests {
             "no socket unit holds 10.42.42.1:53, which [listen].dns has\n\
              no socket unit holds [::]:3129, which [listen].transparent has\n\n"
         ));
-        let dns = "/etc/systemd/system/outgate-dns.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
-                   ListenStream=10.42.42.1:53\n    ListenStream=10.42.42.1:53\n    ListenDatagram=\n    \
+        let dns = "/etc/systemd/system/outgate-dns.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+                   ListenStream=10.42.42.1:53\n    ListenStream=10.42.42.1:53\n    \
                    ListenDatagram=10.42.42.1:53\n    ListenDatagram=10.42.42.1:53\n    ReusePort=yes\n";
         assert!(text.contains(dns), "{text}");
-        let transparent = "outgate-transparent.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+        let transparent = "outgate-transparent.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
                            ListenStream=0.0.0.0:3129\n    ListenStream=0.0.0.0:3129\n    ListenStream=[::]:3129\n    \
                            ListenStream=[::]:3129\n    ReusePort=yes\n    FreeBind=yes\n    \
                            BindIPv6Only=ipv6-only\n    Transparent=yes\n";
         assert!(text.contains(transparent), "{text}");
-        assert!(text.contains("systemctl restart outgate-dns.socket outgate-transparent.socket\n"), "{text}");
+        assert!(text.contains("systemctl stop outgate-dns.socket outgate-transparent.socket\n"), "{text}");
         assert!(!text.contains("3128"), "{text}");
     }
 
@@ -177,8 +186,45 @@ mod tests {
     fn listeners_of_two_keys_that_share_a_unit_are_both_in_its_drop_in() {
         let missing = [listener(Kind::AdminTls, "10.0.0.1:3191")];
         let text = remedy(&missing, &[listener(Kind::Admin, "127.0.0.1:3190"), missing[0]], 2);
-        let both = "outgate-admin.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
+        let both = "outgate-admin.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
                     ListenStream=127.0.0.1:3190\n    ListenStream=10.0.0.1:3191\n    ReusePort=yes\n";
         assert!(text.contains(both), "{text}");
+    }
+
+    /// What the socket holds, read as systemd.socket(5) says: an empty assignment to any Listen key resets the list.
+    fn held(drop_in: &str) -> Vec<(&str, &str)> {
+        let mut held = vec![("ListenStream", "what the unit has")];
+        for (key, value) in drop_in.lines().filter_map(|line| line.trim().split_once('=')) {
+            match (key.starts_with("Listen"), value) {
+                (true, "") => held.clear(),
+                (true, _) => held.push((key, value)),
+                _ => {}
+            }
+        }
+        held
+    }
+
+    #[test]
+    fn a_drop_in_leaves_exactly_the_configured_listeners_for_every_kind() {
+        let kinds =
+            [Kind::Proxy, Kind::ProxyTls, Kind::Transparent, Kind::Redirect, Kind::Dns, Kind::Admin, Kind::AdminTls];
+        for kind in kinds {
+            for each in [1, 2, 4, 64] {
+                let all = [listener(kind, "10.42.42.1:5300"), listener(kind, "[fd42::1]:5300")];
+                let text = drop_in(kind, all.iter(), each);
+                let held = held(&text);
+                for listener in &all {
+                    let address = listener.address.to_string();
+                    let of = |key| held.iter().filter(|(name, value)| *name == key && *value == address).count();
+                    assert_eq!(of("ListenStream"), if kind.is_single() { 1 } else { each.min(4) }, "{kind:?}: {text}");
+                    assert_eq!(
+                        of("ListenDatagram"),
+                        if kind == Kind::Dns { each.min(4) } else { 0 },
+                        "{kind:?}: {text}"
+                    );
+                }
+                assert!(!held.iter().any(|(_, value)| value.contains("unit")), "{text}");
+            }
+        }
     }
 }

@@ -91,7 +91,11 @@ pub enum ListenError {
         each: usize,
     },
     /// One that the service manager handed over has IP_TRANSPARENT where it must not, or the reverse.
-    #[error("{address} ({}) {}: systemctl edit {}", .kind.key(), transparency(*.kind), .kind.unit())]
+    #[error(
+        "{address} ({}) {} below [Socket], by `systemctl edit {unit}`; then run `systemctl stop {unit}` and \
+         `systemctl restart outgate.service`",
+        .kind.key(), transparency(*.kind), unit = .kind.unit()
+    )]
     Transparency {
         /// Where.
         address: SocketAddr,
@@ -115,9 +119,9 @@ fn open_remedy(error: &io::Error, kind: Kind) -> &'static str {
 fn transparency(kind: Kind) -> &'static str {
     match kind {
         Kind::Transparent => {
-            "came without IP_TRANSPARENT, so it would get no guest's connection; Transparent=yes is missing"
+            "came without IP_TRANSPARENT, so it would get no guest's connection: write Transparent=yes"
         }
-        _ => "came with IP_TRANSPARENT, which is for [listen].transparent alone; Transparent=no is missing",
+        _ => "came with IP_TRANSPARENT, which is for [listen].transparent alone: write Transparent=no",
     }
 }
 

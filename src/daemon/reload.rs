@@ -5,6 +5,7 @@
 //! judged again and those the new list refuses are ended. Old lists are freed here, because freeing a
 //! million names takes a while that no flow should wait for.
 
+mod inbox;
 mod registration;
 mod used;
 
@@ -19,10 +20,11 @@ use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
+use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
 use serde_json::Value;
 use std::net::SocketAddr;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
@@ -67,8 +69,8 @@ type Outcome = Result<Summary, Vec<String>>;
 enum Ask {
     /// Something may have changed on disk.
     Look,
-    /// Read configuration and lists again, changed or not.
-    Reread(Option<oneshot::Sender<Outcome>>),
+    /// Read configuration and lists again, changed or not, for all who wait for that.
+    Reread(Vec<oneshot::Sender<Outcome>>),
     /// Keep what was used for the next start.
     KeepUsed(oneshot::Sender<()>),
     /// Take a guest in.
@@ -80,7 +82,7 @@ enum Ask {
 /// Asks for reloads.
 #[derive(Clone)]
 pub(super) struct Reloader {
-    ask: Sender<Ask>,
+    ask: Asker,
     state: Arc<Mutex<State>>,
     /// Since when uses of rules are counted.
     since: jiff::Timestamp,
@@ -155,7 +157,7 @@ impl Reloader {
         registry: Registry,
         bound: Vec<SocketAddr>,
     ) -> std::io::Result<Reloader> {
-        let (ask, asked) = mpsc::channel();
+        let (ask, asked) = inbox::inbox();
         let trouble = lists.fallback.clone();
         let state = Arc::new(Mutex::new(State { trouble, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
@@ -171,7 +173,7 @@ impl Reloader {
         let looks = ask.clone();
         if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
             tokio::spawn(async move {
-                while changes.changed().await.is_ok() && looks.send(Ask::Look).is_ok() {}
+                while changes.changed().await.is_ok() && looks.ask(Ask::Look).is_ok() {}
                 drop(watch);
             });
         }
@@ -181,15 +183,14 @@ impl Reloader {
 
     /// Asks for everything to be read again (SIGHUP).
     pub(super) fn request(&self) {
-        let _ = self.ask.send(Ask::Reread(None));
+        let _ = self.ask.ask(Ask::Reread(Vec::new()));
     }
 
     /// As [`request`](Self::request), and waits for what came of it.
     pub(super) async fn reload(&self) -> Outcome {
         let (reply, answer) = oneshot::channel();
-        let gone = || vec!["the daemon is stopping".to_owned()];
-        self.ask.send(Ask::Reread(Some(reply))).map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        self.ask.ask(Ask::Reread(vec![reply])).map_err(|refused| vec![refused.to_string()])?;
+        answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
     }
 
     /// Which rules of the list in force were used. Takes time in the number of its lines.
@@ -201,7 +202,7 @@ impl Reloader {
     /// Keeps what was used for the next start, unless that takes too long.
     pub(super) async fn keep_used(&self) {
         let (reply, done) = oneshot::channel();
-        if self.ask.send(Ask::KeepUsed(reply)).is_ok() {
+        if self.ask.ask(Ask::KeepUsed(reply)).is_ok() {
             let _ = tokio::time::timeout(LAST_WRITE, done).await;
         }
     }
@@ -247,10 +248,10 @@ struct Desk {
 }
 
 impl Desk {
-    fn run(&mut self, asked: &Receiver<Ask>) {
+    fn run(&mut self, asked: &Inbox) {
         pace::shared();
         loop {
-            let ask = match asked.recv_timeout(until_midnight().min(TICK)) {
+            let ask = match asked.next(until_midnight().min(TICK)) {
                 Ok(ask) => Some(ask),
                 Err(RecvTimeoutError::Timeout) => None,
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -266,10 +267,10 @@ impl Desk {
     fn attend(&mut self, ask: Option<Ask>) {
         match ask {
             Some(Ask::Look) => drop(self.look()),
-            Some(Ask::Reread(reply)) => {
+            Some(Ask::Reread(waiting)) => {
                 let outcome = self.reread();
-                if let Some(reply) = reply {
-                    let _ = reply.send(outcome);
+                for reply in waiting {
+                    let _ = reply.send(outcome.clone());
                 }
             }
             Some(Ask::KeepUsed(done)) => {

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use hashbrown::{Equivalent, HashMap};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,7 @@ pub struct Bindings {
     shards: [Mutex<Shard>; SHARDS],
     total: AtomicUsize,
     changed: AtomicBool,
+    revision: AtomicU64,
     hasher: RandomState,
 }
 
@@ -95,6 +96,7 @@ impl Default for Bindings {
             shards: std::array::from_fn(|_| Mutex::default()),
             total: AtomicUsize::new(0),
             changed: AtomicBool::new(false),
+            revision: AtomicU64::new(0),
             hasher: RandomState::default(),
         }
     }
@@ -113,6 +115,18 @@ impl Bindings {
         let (least, most) = TTL;
         let until = Instant::now() + ttl.clamp(least, most) + GRACE;
         self.put(&Note { source, guest, name, addresses, until });
+    }
+
+    /// How often what bindings are judged by has changed. Read before a name is judged, and once more when
+    /// it was noted, it says whether the note may have come too late to be dropped.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::SeqCst)
+    }
+
+    /// Counts a change of what bindings are judged by. To be called when that is in force, and before
+    /// [`Bindings::retain`].
+    pub fn revise(&self) {
+        self.revision.fetch_add(1, Ordering::SeqCst);
     }
 
     /// Keeps what `holds` says still holds, of a guest at an address with a name it was given. To be

@@ -104,8 +104,8 @@ struct Granted<Q> {
     source: SocketAddr,
     /// What the reply may take, in bytes.
     limit: u16,
-    /// Where the list lies under which that was decided, or the one before it.
-    under: usize,
+    /// The bindings' revision before that was decided.
+    under: u64,
 }
 
 /// How a query came in.
@@ -156,7 +156,7 @@ impl Desk {
             }
             Message::Query(query, asked) => (query, asked),
         };
-        let under = self.in_force();
+        let under = self.house.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
             true => self.judge(&query, &asked, source),
@@ -211,7 +211,7 @@ impl Desk {
         let Asking { mut granted, kind } = asking;
         let may_look_up = may_look_up(&self.house, granted.source.ip());
         let told = self.house.resolver.tell(&granted.permit, kind, may_look_up).await;
-        granted.under = self.in_force();
+        granted.under = self.house.bindings.revision();
         let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
@@ -259,8 +259,8 @@ impl Desk {
             let guest = live.policy.guest(&from).name;
             self.house.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped what its list refuses before this was noted.
-            if self.in_force() != *under {
-                self.house.drop_bindings();
+            if self.house.bindings.revision() != *under {
+                self.house.drop_late_bindings();
             }
         }
         let ttl = if told.is_stale() { STALE_TTL } else { told.ttl().min(MAX_TTL) };
@@ -312,11 +312,6 @@ impl Desk {
         let refused = Refused::new(code, extended, reason);
         self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
-    }
-
-    /// Where the list in force lies: other than before where it was replaced.
-    fn in_force(&self) -> usize {
-        Arc::as_ptr(&self.live()).addr()
     }
 
     fn live(&self) -> arc_swap::Guard<Arc<Live>> {

@@ -83,9 +83,9 @@ fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
     for part in [
         "no socket unit holds 10.42.42.1:8080, which [listen].proxy has",
         "no socket unit holds 0.0.0.0:3129, which [listen].transparent has",
-        "/etc/systemd/system/outgate.socket.d/listen.conf:\n\n    [Socket]\n    ListenStream=\n    ListenStream=10.42.42.1:3128\n",
+        "/etc/systemd/system/outgate.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    ListenStream=10.42.42.1:3128\n",
         "    ListenStream=10.42.42.1:8080\n",
-        "/etc/systemd/system/outgate-transparent.socket.d/listen.conf:\n",
+        "/etc/systemd/system/outgate-transparent.socket.d/zz-listen.conf:\n",
         "    Transparent=yes\n",
         "systemctl enable outgate-transparent.socket outgate.socket\n",
     ] {

@@ -6,8 +6,9 @@ use crate::world::outgate::Outgate;
 use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually};
 use rustix::process::Signal;
 use std::fs::{self, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 pub fn allows(world: &World, name: &str) -> bool {
@@ -96,6 +97,40 @@ fn a_signal_reloads() {
     outgate.signal(Signal::HUP);
     await_swap(&world, "cdn-ok.test", "good.test", "SIGHUP");
     assert!(outgate.metric("whitelist_generation", &[]) > generation);
+}
+
+#[test]
+fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answered() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.outgate("good.test\n");
+    let reloads = || outgate.metric("whitelist_reloads_total", &[]);
+    let before = reloads();
+    // Takes seconds to read, so that the others come meanwhile.
+    let long: String = (0..200_000).map(|number| format!("host-{number}.example.net\n")).collect();
+    outgate.replace_rules(format!("{long}cdn-ok.test\n"));
+    outgate.signal(Signal::HUP);
+    let answers = std::thread::scope(|scope| {
+        let ask = || {
+            let mut stream = UnixStream::connect(outgate.path("control.sock")).unwrap();
+            stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+            stream.write_all(b"POST /reload HTTP/1.0\r\nContent-Length: 0\r\n\r\n").unwrap();
+            let mut answer = String::new();
+            stream.read_to_string(&mut answer).unwrap();
+            answer
+        };
+        let asking: Vec<_> = (0..300).map(|_| scope.spawn(ask)).collect();
+        for _ in 0..1_000 {
+            outgate.signal(Signal::HUP);
+        }
+        asking.into_iter().map(|asking| asking.join().unwrap()).collect::<Vec<_>>()
+    });
+    for answer in &answers {
+        assert!(answer.starts_with("HTTP/1.0 200") && answer.contains("\"generation\""), "{answer}");
+    }
+    await_swap(&world, "cdn-ok.test", "good.test", "the long list");
+    // One at least, and a few for signals and changes on disk that came when the first was done.
+    let cost = reloads() - before;
+    assert!((1.0..=20.0).contains(&cost), "{cost} reloads");
 }
 
 #[test]

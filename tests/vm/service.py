@@ -231,6 +231,107 @@ def serves(provider):
     assert not provider.leaks(), provider.leaks()[:5]
 
 
+def remedy(provider):
+    """What the daemon said when it last ended for want of a socket, as the journal has it: texts by path, and commands."""
+    said = provider.journal(lines=300)
+    said = said[said.rindex("outgate: no socket unit holds") : said.rindex("Or take the address out of the configuration.")]
+    texts, commands, to = {}, [], []
+    for line in said.splitlines():
+        if found := re.fullmatch(r"Write into (/\S+):", line):
+            to = texts[found[1]] = []
+        elif line == "and then:":
+            to = commands
+        elif line.startswith(" "):
+            # With the blanks before it, as an operator copies it.
+            to.append(line)
+    assert texts and commands, said
+    return texts, commands
+
+
+def printed(provider):
+    """What it prints for listeners that no socket unit holds, done to the letter: it then serves there, and prints no more.
+
+    Beside an older drop-in of `systemctl edit`, with clients that never stop knocking, and again for other addresses.
+    """
+    folder, kept = "/etc/systemd/system", "/root/before.toml"
+    provider.do(f"cp -p /etc/outgate/outgate.toml {kept}; install -d -g outgate -m 750 /etc/outgate/tls; install -g outgate -m 640 /brought/tls.crt /brought/tls.key /etc/outgate/tls/")
+    older = "[Socket]\nListenStream=\nListenDatagram=\nListenStream=10.42.42.1:5399\nListenDatagram=10.42.42.1:5399\n"
+    provider.write(f"{folder}/outgate-dns.socket.d/override.conf", older)
+    provider.write(f"{folder}/outgate-transparent.socket.d/override.conf", "[Socket]\nListenStream=\nListenStream=0.0.0.0:3999\n")
+    knock = "for i in 1 2 3 4; do (while test -e /run/knock; do curl -s -o /dev/null -m 1 -x http://127.0.0.1:3128 http://good.test/; sleep 0.02; done) & done"
+    provider.do(f"touch /run/knock; ({knock}) >/dev/null 2>&1 &")
+    for listen in PRINTED:
+        text = CONFIG[CONFIG.index("[firewall]") :] + '[tls]\ncertificate = "/etc/outgate/tls/tls.crt"\nkey = "/etc/outgate/tls/tls.key"\n'
+        lines = [f"{key} = {json.dumps(addresses)}" for key, addresses in listen.items()]
+        provider.write("/etc/outgate/outgate.toml", "\n".join(["[listen]", *lines, text]))
+        provider.do("outgate check")
+        assert provider.run("systemctl restart outgate.service", 90).status, f"nothing was missing; {provider.journal()}"
+        texts, commands = remedy(provider)
+        for path, lines in texts.items():
+            provider.write(path, "\n".join(lines) + "\n")
+        for command in commands:
+            provider.do(command, 90)
+        serves_all(provider, listen)
+    # Whoever needs no drop-in any more: as it was.
+    provider.do(f"rm -r /run/knock {folder}/outgate*.socket.d /etc/outgate/tls; cp -p {kept} /etc/outgate/outgate.toml")
+    provider.do("systemctl disable -q outgate-redirect.socket; systemctl daemon-reload; systemctl stop 'outgate*.socket'; systemctl restart outgate.service", 90)
+    provider.do("outgate firewall apply", 60)
+    provider.ready()
+    healthy(provider)
+
+
+# Some of the addresses are in the units already, and some in an older drop-in.
+PRINTED = [
+    {
+        "proxy": ["127.0.0.1:3128", "10.42.42.1:8080", "[fd42:42::1]:8080"],
+        "proxy_tls": ["10.42.42.1:3443"],
+        "transparent": ["0.0.0.0:3129", "[::]:4129"],
+        "redirect": ["127.0.0.1:3131", "[::1]:3131"],
+        "dns": ["10.42.42.1:5301", "[fd42:42::1]:5301"],
+        "admin": "127.0.0.1:3190",
+        "admin_tls": "10.42.42.1:3191",
+    },
+    {
+        "proxy": ["127.0.0.1:3128"],
+        "transparent": ["0.0.0.0:4130", "[::]:4130"],
+        "dns": ["[fd42:42::1]:5302", "10.42.42.1:53"],
+        "admin": "127.0.0.1:3190",
+    },
+]
+
+
+def serves_all(provider, listen):
+    """Everything that is configured is listened on, and served."""
+    began = provider.show("outgate.service", "InvocationID", "NRestarts")
+    wanted = {f"tcp {address}" for given in listen.values() for address in ([given] if isinstance(given, str) else given)}
+    wanted |= {f"udp {address}" for address in listen["dns"]}
+    held = provider.do("""ss -Hlntup | awk '/"outgate"/ {print $1, $5}' | sort -u""").splitlines()
+    # A unit that the configuration has no use for stays as it was; connections to it are reset.
+    assert wanted <= set(held), f"not listening on {wanted - set(held)}: {held}"
+    for address in listen["proxy"]:
+        status = provider.run(f"curl -s --max-time 20 -x http://{address} -o /dev/null -w '%{{http_code}}' http://good.test/").output
+        assert status == "200", f"proxy at {address}: {status}; {provider.journal()}"
+    for address in listen.get("proxy_tls", []):
+        status = provider.run(f"curl -s --max-time 20 --proxy-insecure -x https://{address} -o /dev/null -w '%{{http_code}}' http://good.test/").output
+        assert status == "200", f"proxy_tls at {address}: {status}; {provider.journal()}"
+    if address := listen.get("admin_tls"):
+        provider.do(f"curl -s --max-time 20 -k https://{address}/healthz")
+    # The firewall still brings guests to where it was; the daemon sees that, and says what to do.
+    another = "made from another configuration; run `([^`]+)`"
+    provider.until("curl -s -m 5 http://127.0.0.1:3190/readyz", another, 20, "the firewall's listeners are not seen to be others")
+    provider.do(re.search(another, provider.do("curl -s http://127.0.0.1:3190/readyz"))[1], 60)
+    provider.ready()
+    for way in ("udp", "tcp"):
+        for server in ("1.1.1.1", "2606:4700:4700::1111"):
+            said = provider.run(f"{IN_GUEST} python3 /brought/ask.py good.test {way} {server}").output.strip()
+            assert said == f"rcode 0 {GOOD}", f"{way} to {server}: {said}; {provider.journal()}"
+    serves(provider)
+    time.sleep(3)
+    assert provider.show("outgate.service", "InvocationID", "NRestarts") == began, f"started again: {provider.journal()}"
+    said = provider.do(f"journalctl _SYSTEMD_INVOCATION_ID={began['InvocationID']} -o cat --no-pager")
+    assert "no socket unit holds" not in said, said
+
+
 def exposure(provider):
     """Of the unit as it runs, while a guest's download goes through transparent listener, DNS and relay."""
     provider.do(f"({IN_GUEST} timeout 60 curl -s http://good.test:8080/slow -o /tmp/slow &) ; sleep 3; test -s /tmp/slow", 30)
@@ -601,6 +702,7 @@ CHECKS = [
     ("configure: sockets, firewall, restart", configure),
     ("serves a guest over TPROXY and DNS", serves),
     ("privileges while it serves", privileges),
+    ("the printed drop-ins and commands", printed),
     ("systemd-analyze security", exposure),
     ("reload", reload),
     ("a Golem provider's data dir", golem),
@@ -629,7 +731,7 @@ PACKAGE_CHECKS = [
 
 BOOTS = [order]
 # What a container shows as well as a machine does, and ten times as fast.
-FAST = [exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [printed, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]
 
 

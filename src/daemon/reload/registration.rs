@@ -1,6 +1,7 @@
 //! Guests that come and go while the daemon runs, on the thread of the reloads: each makes the policy
 //! anew, which takes time in the number of guests and not of rules, and each is kept before it holds.
 
+use super::inbox::Refused;
 use super::{Ask, Desk, Reloader, free};
 use crate::firewall::Pin;
 use crate::flow::Live;
@@ -33,9 +34,8 @@ impl Reloader {
     }
 
     async fn change(&self, ask: Ask, answer: oneshot::Receiver<Change>) -> Change {
-        let gone = || vec!["the daemon is stopping".to_owned()];
-        self.ask.send(ask).map_err(|_| gone())?;
-        answer.await.unwrap_or_else(|_| Err(gone()))
+        self.ask.ask(ask).map_err(|refused| vec![refused.to_string()])?;
+        answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
     }
 
     /// Who is a guest: those of the configuration and those that were registered.

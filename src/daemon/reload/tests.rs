@@ -65,7 +65,12 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     assert!(allows(&desk, "good.test:443") && allows(&desk, "other.test:443"));
 
     fs::write(&list, "good.test\n*\n").unwrap();
+    let revision = desk.house.bindings.revision();
     desk.attend(None);
+    assert!(
+        desk.house.bindings.revision() > revision,
+        "a name judged before is seen to have been, though no list is new"
+    );
     assert!(!allows(&desk, "good.test:443"), "its last day is over");
     assert!(allows(&desk, "other.test:443"), "the rest of the last good list stays");
     assert!(desk.state.lock().unwrap().trouble.is_some(), "and the operator is told that the files are broken");
@@ -74,7 +79,9 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     assert_eq!(desk.generation, generation, "one day comes once");
 
     fs::write(&list, "cdn-ok.test\n").unwrap();
+    let revision = desk.house.bindings.revision();
     desk.attend(Some(Ask::Look));
+    assert!(desk.house.bindings.revision() > revision);
     assert!(allows(&desk, "cdn-ok.test:443") && !allows(&desk, "other.test:443"));
     assert!(desk.state.lock().unwrap().trouble.is_none());
 }
