@@ -14,7 +14,7 @@ mod sockets;
 
 pub use incoming::Incoming;
 pub use inherit::Missing;
-pub use limits::{Gate, LimitSettings, Looking, Pace, Purpose, Slot, Telling};
+pub use limits::{Gate, LimitSettings, NamePace, Names, Pace, Place, Purpose, QueryPace, Slot, Telling};
 pub use listen::{Kind, ListenError};
 pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};

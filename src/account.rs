@@ -20,7 +20,7 @@ mod refusals;
 mod sink;
 
 pub use flows::{Flow, FlowView};
-pub use metrics::Metrics;
+pub use metrics::{Limit, Metrics};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Meter, Record};
 pub use refusals::RefusalView;

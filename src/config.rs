@@ -353,9 +353,10 @@ impl Settings {
             firewall: FirewallSettings::default(),
             limits: LimitSettings {
                 connections: Some(4096),
-                new_connections_per_second: Some(200),
+                new_connections_per_second: Some(500),
                 requests_per_second: Some(1000),
-                dns_queries_per_second: Some(50),
+                dns_queries_per_second: Some(5000),
+                new_names_per_second: Some(20),
                 handshake_timeout: Some(Duration::from_secs(10)),
                 idle_timeout: Some(Duration::from_secs(3600)),
                 total_connections: Some(100_000),

@@ -20,8 +20,8 @@ mod turn_away;
 
 pub use inside::Porch;
 
-use crate::accept::{Accepted, Gate, Purpose, Reserve, Slot};
-use crate::account::{Account, Active, Listener, Meter, Record};
+use crate::accept::{Accepted, Gate, NamePace, Purpose, Reserve, Slot};
+use crate::account::{Account, Active, Limit, Listener, Meter, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
@@ -30,7 +30,7 @@ use crate::identify::{Claim, Evidence};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::Reason;
 use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};
-use crate::resolve::{Resolver, Ticket};
+use crate::resolve::{Resolver, Start};
 use crate::source::Source;
 use arc_swap::ArcSwap;
 use std::io::{self, Read};
@@ -212,7 +212,11 @@ pub fn meet(house: &Arc<House>, door: Door, accepted: Accepted) {
 /// What is said is read once; `None` where it was answered.
 fn greet(house: &House, door: Door, accepted: Accepted) -> Option<Arrival> {
     let mut arrival = Arrival { door, accepted, first: Vec::new(), asked: None };
+    // Over a limit it is told so, and over its guest's rate it waits, in a task of its own.
     let Ok(slot) = &arrival.accepted.slot else { return Some(arrival) };
+    if slot.turn().is_some() {
+        return Some(arrival);
+    }
     scratch::with(FIRST_WORDS, |buffer| {
         // An error or the end is met again by whoever reads on.
         if let Ok(len) = (&arrival.accepted.stream).read(buffer) {
@@ -221,7 +225,7 @@ fn greet(house: &House, door: Door, accepted: Accepted) -> Option<Arrival> {
     });
     if door == Door::Proxy {
         let Accepted { stream, source, .. } = &arrival.accepted;
-        match http::meet(house, *source, slot, &arrival.first) {
+        match http::meet(house, *source, &arrival.first) {
             http::Met::Refused(answer) => {
                 // A head alone was read and it is answered: an ordinary close delivers that. What cannot be
                 // written to a socket that nothing was written to is for somebody who is gone.
@@ -249,6 +253,7 @@ async fn serve(house: Arc<House>, arrival: Arrival) {
 
 /// Counts a connection that was reset because no file descriptor is left for it.
 pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
+    note_refused(house, Reason::LimitTotal);
     open_record(house, door.listener(), source, &source.ip().into(), None).refuse(Reason::LimitTotal, None);
 }
 
@@ -271,6 +276,7 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
             return Err(Ended);
         }
     };
+    wait_for_turn(&house, &slot).await;
     let limits = house.gate.settings();
     let active = house.account.active(door.listener());
     let mut deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
@@ -314,6 +320,24 @@ async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
         Some(4 | 5) => socks::serve(visit).await,
         _ => http::serve(visit).await,
     }
+}
+
+/// Has a connection over its guest's rate wait for its turn.
+pub(crate) async fn wait_for_turn(house: &House, slot: &Slot) {
+    if let Some(turn) = slot.turn() {
+        house.account.metrics().paced(Limit::NewConnections);
+        tokio::time::sleep_until(turn).await;
+    }
+}
+
+/// Counts a connection that has no place by the limit that it came over.
+pub(crate) fn note_refused(house: &House, reason: Reason) {
+    let limit = match reason {
+        Reason::LimitConnections => Limit::Connections,
+        Reason::LimitRate => Limit::NewConnections,
+        _ => Limit::Total,
+    };
+    house.account.metrics().over(limit);
 }
 
 /// The last stage: bytes both ways until the end.
@@ -449,7 +473,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
             let flow = Arc::clone(record.flow());
             let answer = tokio::select! {
                 biased;
-                answer = house.resolver.vet(permit, ticket(house, &claim.source)) => answer,
+                answer = house.resolver.vet(permit, may_look_up(house, &claim.source)) => answer,
                 reason = flow.revoked() => {
                     record.refuse(reason, None);
                     return Err(reason);
@@ -460,6 +484,9 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
         }
     };
     let vetted = vetted.map_err(|error| {
+        if error.reason() == Reason::LimitNames {
+            house.account.metrics().over(Limit::NewNames);
+        }
         record.refuse(error.reason(), None);
         error.reason()
     })?;
@@ -488,9 +515,20 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
     }
 }
 
-/// The guest's right to start a lookup, if it has not too many under way.
-pub(crate) fn ticket(house: &House, source: impl Into<Source>) -> Option<Ticket> {
-    Some(Box::new(house.gate.lookup(source, Instant::now())?))
+/// What holds the lookups of one flow or query to its guest's budget.
+pub(crate) fn may_look_up(house: &House, source: impl Into<Source>) -> impl FnMut(bool) -> Start + Send {
+    let mut names = house.gate.names(source, Instant::now());
+    let mut waited = false;
+    move |is_new| match names.ask(is_new, Instant::now()) {
+        NamePace::Now(place) => Start::Now(Box::new(place)),
+        NamePace::After(wait) => {
+            if !std::mem::replace(&mut waited, true) {
+                house.account.metrics().paced(Limit::NewNames);
+            }
+            Start::After(wait)
+        }
+        NamePace::Over => Start::Refused,
+    }
 }
 
 /// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so

@@ -50,6 +50,8 @@ pub enum Reason {
     LimitTotal,
     /// The daemon is stopping.
     ShuttingDown,
+    /// The guest wants too many names looked up that nobody has asked for before.
+    LimitNames,
 }
 
 /// What became of a flow.
@@ -83,7 +85,7 @@ impl Verdict {
 
 impl Reason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 21] = [
+    pub const ALL: [Reason; 22] = [
         Reason::None,
         Reason::NotWhitelisted,
         Reason::DeniedByRule,
@@ -105,6 +107,7 @@ impl Reason {
         Reason::LimitRate,
         Reason::LimitTotal,
         Reason::ShuttingDown,
+        Reason::LimitNames,
     ];
 
     /// Metric label, log value and the `details` of an answer.
@@ -131,6 +134,7 @@ impl Reason {
             Reason::LimitRate => "limit_rate",
             Reason::LimitTotal => "limit_total",
             Reason::ShuttingDown => "shutting_down",
+            Reason::LimitNames => "limit_names",
         }
     }
 
@@ -148,7 +152,7 @@ impl Reason {
         match self {
             Reason::None => 200,
             Reason::Malformed | Reason::NameMismatch => 400,
-            Reason::LimitConnections | Reason::LimitRate => 429,
+            Reason::LimitConnections | Reason::LimitRate | Reason::LimitNames => 429,
             Reason::ResolveFailed | Reason::DialFailed => 502,
             Reason::LimitTotal | Reason::ShuttingDown => 503,
             Reason::Timeout => 504,
@@ -160,7 +164,9 @@ impl Reason {
     pub const fn proxy_error(self) -> &'static str {
         match self {
             Reason::Malformed | Reason::NameMismatch => "http_request_error",
-            Reason::LimitConnections | Reason::LimitRate | Reason::LimitTotal => "connection_limit_reached",
+            Reason::LimitConnections | Reason::LimitRate | Reason::LimitTotal | Reason::LimitNames => {
+                "connection_limit_reached"
+            }
             Reason::ResolveFailed => "dns_error",
             Reason::DialFailed => "connection_refused",
             Reason::Timeout => "connection_timeout",
@@ -207,6 +213,7 @@ impl Reason {
             Reason::LimitRate => "This guest opens connections or sends requests too quickly.",
             Reason::LimitTotal => "The gateway has too many open connections.",
             Reason::ShuttingDown => "The gateway is restarting; try again.",
+            Reason::LimitNames => "This guest asks for too many new host names; try again in a while.",
         }
     }
 }

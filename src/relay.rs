@@ -21,7 +21,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-use turns::Turn;
+pub(crate) use turns::Turn;
 
 /// A flow that lives past this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);

@@ -55,6 +55,16 @@ const MAX_WAITING: usize = 65_536;
 /// gives it can limit how many a guest has under way.
 pub type Ticket = Box<dyn std::any::Any + Send>;
 
+/// May a lookup be started for whoever wants a name? Asked only where nobody else is looking it up.
+pub enum Start {
+    /// Yes.
+    Now(Ticket),
+    /// Not yet: to be asked again after this long, unless the name is known by then.
+    After(Duration),
+    /// No.
+    Refused,
+}
+
 /// Between two looks at resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
@@ -208,11 +218,11 @@ impl Resolver {
         self.try_vet_target(permit.target(), permit.addresses())
     }
 
-    /// Vets the permit's target, asking DNS where necessary; at most twice the configured timeout.
-    /// Dropping the future does not stop a query, which others may wait for. Without a ticket it may
-    /// only wait for what somebody else asks.
-    pub async fn vet(&self, permit: &Permit, ticket: Option<Ticket>) -> Result<Vetted, VetError> {
-        self.vet_target(permit.target(), permit.addresses(), ticket).await
+    /// Vets the permit's target, asking DNS where necessary; at most twice the configured timeout, and what `start`
+    /// has it wait. Dropping the future does not stop a query, which others may wait for. `start` is given whether
+    /// the name is one that nobody has asked for before.
+    pub async fn vet(&self, permit: &Permit, start: impl FnMut(bool) -> Start + Send) -> Result<Vetted, VetError> {
+        self.vet_target(permit.target(), permit.addresses(), start).await
     }
 
     /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
@@ -228,8 +238,13 @@ impl Resolver {
     /// # Errors
     /// Where the name does not exist, where nobody could say, and where an address of the family must not
     /// be told. A name without addresses of the family is no error.
-    pub async fn tell(&self, permit: &NamePermit, kind: Kind, ticket: Option<Ticket>) -> Result<Told, VetError> {
-        let answer = self.lookup(permit.name(), ticket).await?;
+    pub async fn tell(
+        &self,
+        permit: &NamePermit,
+        kind: Kind,
+        start: impl FnMut(bool) -> Start + Send,
+    ) -> Result<Told, VetError> {
+        let answer = self.lookup(permit.name(), start).await?;
         self.told(&self.state.load(), answer, permit, kind, Instant::now())
     }
 
@@ -253,18 +268,26 @@ impl Resolver {
         addresses.iter().try_for_each(|address| bench.judge(*address, permit.target().port, permit.addresses()))
     }
 
-    /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout.
-    pub async fn lookup(&self, name: &HostName, ticket: Option<Ticket>) -> Result<Arc<Answer>, LookupError> {
-        if let Some(outcome) = self.known(&self.state.load(), name, Instant::now()) {
-            return outcome;
-        }
-        let mut arrival = match self.cache.enter(name, ticket, Instant::now()) {
-            Entry::Ready(outcome) => return outcome,
-            Entry::Wait(arrival) => arrival,
-            Entry::Lead { flight, arrival, previous } => {
-                let upstreams = self.state.load().sources.upstreams().clone();
-                self.runtime.spawn(lookup::fly(upstreams, name.clone(), flight, previous));
-                arrival
+    /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout, and what `start` has
+    /// it wait.
+    pub async fn lookup(
+        &self,
+        name: &HostName,
+        mut start: impl FnMut(bool) -> Start + Send,
+    ) -> Result<Arc<Answer>, LookupError> {
+        let mut arrival = loop {
+            if let Some(outcome) = self.known(&self.state.load(), name, Instant::now()) {
+                return outcome;
+            }
+            match self.cache.enter(name, &mut start, Instant::now()) {
+                Entry::Ready(outcome) => return outcome,
+                Entry::Wait(arrival) => break arrival,
+                Entry::Lead { flight, arrival, previous } => {
+                    let upstreams = self.state.load().sources.upstreams().clone();
+                    self.runtime.spawn(lookup::fly(upstreams, name.clone(), flight, previous));
+                    break arrival;
+                }
+                Entry::Later(wait) => tokio::time::sleep(wait).await,
             }
         };
         let _seat = Seat::take(&self.waiting).ok_or(LookupError::Busy)?;
@@ -295,13 +318,13 @@ impl Resolver {
         &self,
         target: &Target,
         terms: &AddressTerms,
-        ticket: Option<Ticket>,
+        start: impl FnMut(bool) -> Start + Send,
     ) -> Result<Vetted, VetError> {
         if let Some(vetted) = self.try_vet_target(target, terms) {
             return vetted;
         }
         let name = target.host.name().ok_or(LookupError::NoAddresses)?;
-        let answer = self.lookup(name, ticket).await?;
+        let answer = self.lookup(name, start).await?;
         // Judged under the settings that hold now, not those from before the wait.
         let state = self.state.load();
         self.bench(&state, Instant::now()).vet(&answer, target.port, terms)

@@ -1,8 +1,12 @@
-//! Per-guest limits: how many connections at once, how many new ones and requests a second.
+//! Per-guest limits: how many connections at once, how many new ones, requests, DNS queries and new names a second.
 //!
 //! A guest is its name where it has one, declared or certified, else its address (in IPv6 its /64, since a guest
 //! usually owns all of it). Counting is by atomics behind a short lock a shard; a guest that has gone
 //! quiet leaves no trace behind.
+//!
+//! A guest over a rate is paced before it is refused: what comes too early waits for its turn, [`PATIENCE`] at
+//! most, and only what would have to wait longer is refused. Waiting is bounded by that time and the rate, and
+//! for what takes memory of its own by a number as well.
 
 use super::overload::{Relief, Room, Stage};
 use crate::reason::Reason;
@@ -24,8 +28,8 @@ const SWEEP_AT: usize = 256;
 /// Guests of a shard that are told apart: 65,536 in all. Who comes while they are all busy shares one set
 /// of limits with the others that do, so that made-up sources take no memory.
 const MAX_IN_SHARD: usize = 4096;
-/// A full shard is swept no more often than this, in microseconds.
-const SWEEP_PAUSE: u64 = 1_000_000;
+/// A full shard is swept no more often than this, in nanoseconds.
+const SWEEP_PAUSE: u64 = SECOND;
 
 /// Handshakes of one address whose certificate is still to come: they are short, and count apart from the guest's
 /// connections.
@@ -43,10 +47,13 @@ pub struct LimitSettings {
     pub connections: Option<u32>,
     /// New connections a second; as many may come at once.
     pub new_connections_per_second: Option<u32>,
-    /// Plain-HTTP requests a second; as many may come at once.
+    /// Plain-HTTP requests a second; as many may come at once. A CONNECT is none: it is one a connection.
     pub requests_per_second: Option<u32>,
-    /// DNS queries a second; as many may come at once.
+    /// DNS queries a second, whatever the answer; as many may come at once.
     pub dns_queries_per_second: Option<u32>,
+    /// Names a second that DNS servers are asked for because nobody has asked for them before, over all doors;
+    /// [`NAMES_AT_ONCE`] seconds' worth may come at once.
+    pub new_names_per_second: Option<u32>,
     /// From accept to decision.
     pub handshake_timeout: Option<Duration>,
     /// A flow on which nothing moved for this long is closed.
@@ -70,8 +77,19 @@ pub enum Purpose {
     Names,
 }
 
+/// How long a connection, request, query or name over its guest's rate waits at most.
+pub const PATIENCE: Duration = Duration::from_secs(1);
+
 /// Lookups that one guest may have under way: an eighth of what the resolver takes on at once.
 const MAX_LOOKUPS: u32 = 512;
+/// New names come in bursts, as when a page or a job begins: so many seconds' worth may come at once.
+const NAMES_AT_ONCE: u64 = 20;
+/// A name that was asked for before tells its servers nothing new; asking again counts as this part of a new name.
+const KNOWN_NAME: u64 = 16;
+/// Names of one guest that wait for their turn to be asked for.
+const MAX_WAITING_NAMES: u32 = 64;
+/// DNS queries of one guest that wait for their turn. Each keeps a copy of its message.
+const MAX_WAITING_QUERIES: u32 = 512;
 
 /// Who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -81,51 +99,98 @@ enum Key {
     Doorstep(IpAddr),
 }
 
-/// What one guest has in use. Times are microseconds since the gate was made.
+/// What one guest has in use.
 #[derive(Debug, Default)]
 struct Usage {
     live: AtomicU32,
     /// Connections being told that they are over a limit.
     told: AtomicU32,
-    connections: Cell,
+    connections: Rate,
     /// Lookups of names under way.
     lookups: AtomicU32,
-    requests: Cell,
-    queries: Cell,
+    /// Names that wait for their turn to be looked up.
+    waiting_names: AtomicU32,
+    /// DNS queries that wait for their turn.
+    waiting_queries: AtomicU32,
+    names: Rate,
+    requests: Rate,
+    queries: Rate,
     /// Answers that say "too quick".
-    rebukes: Cell,
+    rebukes: Rate,
     /// Wakes connections on which nothing is under way, that they end.
     ease: Notify,
 }
 
-/// How a guest's DNS query comes in.
+/// How a request comes in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     /// Within the rate.
-    Fair,
-    /// Over it; to be told so.
-    Quick,
+    Now,
+    /// Over the rate: it is to wait this long.
+    After(Duration),
+    /// Too far over the rate to wait.
+    Over,
+}
+
+/// How a guest's DNS query comes in.
+#[derive(Debug)]
+pub enum QueryPace {
+    /// Within the rate.
+    Now,
+    /// Over the rate: it is to wait this long, in this place.
+    After(Duration, Place),
+    /// Too far over the rate to wait; to be told so.
+    Over,
     /// So far over it that being told so would be worth sending more: not to be answered.
     Flood,
 }
 
-/// One rate limit by the generic cell rate algorithm: the time at which the bucket is full again.
-#[derive(Debug, Default)]
-struct Cell(AtomicU64);
+/// May a name be asked for?
+#[derive(Debug)]
+pub enum NamePace {
+    /// Yes, for as long as the place is held.
+    Now(Place),
+    /// To be asked again after this long: somebody else may have asked for it by then.
+    After(Duration),
+    /// The guest asks for too many new names, or has too many lookups under way.
+    Over,
+}
 
-impl Cell {
-    /// Takes one event of `per_second` at `now` (µs); false if it comes too early. A second's worth
-    /// may come at once.
-    fn take(&self, now: u64, per_second: u32) -> bool {
-        let interval = 1_000_000 / u64::from(per_second.max(1));
+/// One rate limit by the generic cell rate algorithm: the time, in nanoseconds, at which the bucket is full again.
+#[derive(Debug, Default)]
+struct Rate(AtomicU64);
+
+/// What a [`Rate`] is held to. Times are nanoseconds.
+#[derive(Clone, Copy)]
+struct Terms {
+    /// What one event takes.
+    cost: u64,
+    /// What may be taken at once.
+    burst: u64,
+    /// How long an event may be put off.
+    patience: u64,
+}
+
+impl Terms {
+    /// So many events a second, a second's worth at once.
+    fn per_second(rate: u32, patience: Duration) -> Terms {
+        Terms { cost: (SECOND / u64::from(rate.max(1))).max(1), burst: SECOND, patience: nanos(patience) }
+    }
+}
+
+impl Rate {
+    /// Takes one event at `now`: how long it has to wait. An error says how much too early it comes even so, and
+    /// then nothing was taken.
+    fn take(&self, now: u64, terms: Terms) -> Result<Duration, Duration> {
         let mut full_at = self.0.load(Ordering::Relaxed);
         loop {
-            let next = full_at.max(now).saturating_add(interval);
-            if next > now.saturating_add(1_000_000) {
-                return false;
+            let next = full_at.max(now).saturating_add(terms.cost);
+            let wait = next.saturating_sub(now.saturating_add(terms.burst));
+            if wait > terms.patience {
+                return Err(Duration::from_nanos(wait - terms.patience));
             }
             match self.0.compare_exchange_weak(full_at, next, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return true,
+                Ok(_) => return Ok(Duration::from_nanos(wait)),
                 Err(seen) => full_at = seen,
             }
         }
@@ -134,6 +199,12 @@ impl Cell {
     fn is_quiet(&self, now: u64) -> bool {
         self.0.load(Ordering::Relaxed) <= now
     }
+}
+
+const SECOND: u64 = 1_000_000_000;
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// Says which guest a source is, where it has a name: a number that stays the guest's over reloads.
@@ -167,6 +238,7 @@ pub struct Gate {
 pub struct Slot {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
+    turn: Option<Instant>,
 }
 
 /// Leave to keep a connection that is over a limit until it has been told so. Gives it back on drop.
@@ -175,10 +247,28 @@ pub struct Telling {
     gate: Arc<Gate>,
 }
 
-/// A lookup that a guest has under way. Gives its place back on drop.
-#[derive(Debug)]
-pub struct Looking {
+/// One of a guest's places of a kind: a lookup under way, or something that waits. Gives it back on drop.
+pub struct Place {
     usage: Arc<Usage>,
+    kind: fn(&Usage) -> &AtomicU32,
+}
+
+impl Place {
+    /// One more of that kind, if the guest has not as many as `most` already.
+    fn take(usage: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<Place> {
+        // From here on the drop gives back what was counted.
+        let place = Place { usage: Arc::clone(usage), kind };
+        let before = kind(usage).fetch_add(1, Ordering::Relaxed);
+        (before < most).then_some(place)
+    }
+}
+
+/// The names that one flow or query wants looked up, held to its guest's budget.
+pub struct Names {
+    usage: Arc<Usage>,
+    gate: Arc<Gate>,
+    /// While it waits: its place, and until when at most.
+    waiting: Option<(Place, Instant)>,
 }
 
 impl Gate {
@@ -252,10 +342,11 @@ impl Gate {
             Purpose::Handshake => self.usage_of(Key::Doorstep(holder(source.address)), now),
             Purpose::Flow | Purpose::Names => self.usage(&source, now),
         };
-        if let Some(rate) = settings.new_connections_per_second
-            && !usage.connections.take(self.micros(now), rate)
-        {
-            return Err(Reason::LimitRate);
+        let mut turn = None;
+        if let Some(rate) = settings.new_connections_per_second {
+            let wait = usage.connections.take(self.nanos(now), Terms::per_second(rate, PATIENCE));
+            let wait = wait.map_err(|_| Reason::LimitRate)?;
+            turn = (!wait.is_zero()).then(|| now + wait);
         }
         let (part, bound) = match purpose {
             Purpose::Handshake => (16, Some(MOST_AT_THE_DOOR)),
@@ -269,7 +360,7 @@ impl Gate {
         }
         let all = self.total.fetch_add(1, Ordering::Relaxed);
         // From here on the drop gives back what was counted.
-        let slot = Slot { usage, gate: Arc::clone(self) };
+        let slot = Slot { usage, gate: Arc::clone(self), turn };
         let before = slot.usage.live.load(Ordering::Relaxed).saturating_sub(1);
         let most = settings.total_connections.unwrap_or(u32::MAX).min(self.relief.connections());
         match all < most && self.relief.admits(before, purpose == Purpose::Names) {
@@ -278,25 +369,29 @@ impl Gate {
         }
     }
 
-    /// Counts one DNS query of `source`. Over the rate as many a second are told so as would be answered.
-    pub fn query(&self, source: impl Into<Source>, now: Instant) -> Pace {
-        let Some(rate) = self.settings.load().dns_queries_per_second else { return Pace::Fair };
-        let (usage, now) = (self.usage(&source.into(), now), self.micros(now));
-        match () {
-            () if usage.queries.take(now, rate) => Pace::Fair,
-            () if usage.rebukes.take(now, rate) => Pace::Quick,
-            () => Pace::Flood,
+    /// Counts one DNS query of `source`. Of those that are too far over the rate as many a second are told so as would
+    /// be answered.
+    pub fn query(&self, source: impl Into<Source>, now: Instant) -> QueryPace {
+        let Some(rate) = self.settings.load().dns_queries_per_second else { return QueryPace::Now };
+        let (usage, now) = (self.usage(&source.into(), now), self.nanos(now));
+        let place = match usage.queries.take(now, Terms::per_second(rate, PATIENCE)) {
+            Ok(Duration::ZERO) => return QueryPace::Now,
+            Ok(wait) => {
+                Place::take(&usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES).map(|place| (wait, place))
+            }
+            Err(_) => None,
+        };
+        match place {
+            Some((wait, place)) => QueryPace::After(wait, place),
+            None if usage.rebukes.take(now, Terms::per_second(rate, Duration::ZERO)).is_ok() => QueryPace::Over,
+            None => QueryPace::Flood,
         }
     }
 
-    /// The right of `source` to one more lookup of a name that nobody is asking for yet. The resolver has
-    /// a bound for all of them together, and no guest may take it up alone.
-    pub fn lookup(&self, source: impl Into<Source>, now: Instant) -> Option<Looking> {
-        let usage = self.usage(&source.into(), now);
-        // From here on the drop gives back what was counted.
-        let looking = Looking { usage };
-        let before = looking.usage.lookups.fetch_add(1, Ordering::Relaxed);
-        (before < MAX_LOOKUPS).then_some(looking)
+    /// What holds the lookups of one flow or query of `source` to its guest's budget of new names. The resolver has
+    /// a bound for all lookups together, and no guest may take it up alone.
+    pub fn names(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Names {
+        Names { usage: self.usage(&source.into(), now), gate: Arc::clone(self), waiting: None }
     }
 
     /// Connections being told now that they are over a limit, in the whole daemon.
@@ -334,7 +429,7 @@ impl Gate {
         if let Some(usage) = shard.guests.get(&key) {
             return Arc::clone(usage);
         }
-        let now = self.micros(now);
+        let now = self.nanos(now);
         let is_full = shard.guests.len() >= MAX_IN_SHARD;
         if is_full && now.saturating_sub(shard.swept) < SWEEP_PAUSE {
             return Arc::clone(&shard.crowd);
@@ -343,8 +438,8 @@ impl Gate {
             shard.swept = now;
             // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
             shard.guests.retain(|_, usage| {
-                let cells = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes];
-                Arc::strong_count(usage) > 1 || cells.into_iter().any(|cell| !cell.is_quiet(now))
+                let rates = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes, &usage.names];
+                Arc::strong_count(usage) > 1 || rates.into_iter().any(|rate| !rate.is_quiet(now))
             });
             // Twice as many before the next sweep, so that each newcomer pays for two at the most.
             shard.sweep_at = shard.guests.len() * 2;
@@ -362,25 +457,53 @@ impl Gate {
         }
     }
 
-    fn micros(&self, now: Instant) -> u64 {
-        // The start lies a second back, so that a first full burst does not meet the clock's zero.
-        let since = now.saturating_duration_since(self.start).as_micros();
-        u64::try_from(since).unwrap_or(u64::MAX).saturating_add(1_000_000)
+    fn nanos(&self, now: Instant) -> u64 {
+        nanos(now.saturating_duration_since(self.start))
     }
 }
 
-impl Drop for Looking {
+impl Names {
+    /// Counts one name that is to be looked up; `is_new` where nobody has asked for it before. To be asked again
+    /// for the same name after a wait.
+    pub fn ask(&mut self, is_new: bool, now: Instant) -> NamePace {
+        let Some(place) = Place::take(&self.usage, |usage| &usage.lookups, MAX_LOOKUPS) else { return NamePace::Over };
+        let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(place) };
+        let mut terms = Terms::per_second(rate, Duration::ZERO);
+        terms.burst *= NAMES_AT_ONCE;
+        if !is_new {
+            terms.cost = (terms.cost / KNOWN_NAME).max(1);
+        }
+        let Err(wait) = self.usage.names.take(self.gate.nanos(now), terms) else { return NamePace::Now(place) };
+        if self.waiting.is_none() {
+            let place = Place::take(&self.usage, |usage| &usage.waiting_names, MAX_WAITING_NAMES);
+            self.waiting = place.map(|place| (place, now + PATIENCE));
+        }
+        match &self.waiting {
+            Some((_, until)) if now + wait <= *until => NamePace::After(wait),
+            _ => NamePace::Over,
+        }
+    }
+}
+
+impl Drop for Place {
     fn drop(&mut self) {
-        self.usage.lookups.fetch_sub(1, Ordering::Relaxed);
+        (self.kind)(&self.usage).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Slot {
-    /// Counts one plain-HTTP request; false if the guest sends them too quickly.
-    pub fn request(&self, now: Instant) -> bool {
-        match self.gate.settings.load().requests_per_second {
-            Some(rate) => self.usage.requests.take(self.gate.micros(now), rate),
-            None => true,
+    /// When its turn comes, for a connection over its guest's rate: nothing is to be done for it before.
+    pub fn turn(&self) -> Option<Instant> {
+        self.turn
+    }
+
+    /// Counts one plain-HTTP request.
+    pub fn request(&self, now: Instant) -> Pace {
+        let Some(rate) = self.gate.settings.load().requests_per_second else { return Pace::Now };
+        match self.usage.requests.take(self.gate.nanos(now), Terms::per_second(rate, PATIENCE)) {
+            Ok(Duration::ZERO) => Pace::Now,
+            Ok(wait) => Pace::After(wait),
+            Err(_) => Pace::Over,
         }
     }
 
@@ -403,6 +526,12 @@ impl Drop for Telling {
     fn drop(&mut self) {
         self.usage.told.fetch_sub(1, Ordering::Relaxed);
         self.gate.told.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Place {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Place").finish_non_exhaustive()
     }
 }
 

@@ -26,11 +26,46 @@ const OUTCOMES: usize = Reason::ALL.len() + 1;
 const OTHER: &str = "other";
 /// Stages of overload; in the ordinary one no time is counted.
 const STAGES: [&str; 3] = ["1", "2", "3"];
+/// What becomes of something that comes over a limit.
+const PACED_OR_REFUSED: [&str; 2] = ["paced", "refused"];
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 const DECISION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2];
 const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 const CONNECTION_BUCKETS: [f64; 13] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
+
+/// The keys of `[limits]` that something may come over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// `connections`.
+    Connections,
+    /// `new_connections_per_second`.
+    NewConnections,
+    /// `requests_per_second`.
+    Requests,
+    /// `dns_queries_per_second`.
+    Queries,
+    /// `new_names_per_second`.
+    NewNames,
+    /// `total_connections`, or what there are file descriptors or memory for.
+    Total,
+}
+
+impl Limit {
+    const ALL: [Limit; 6] =
+        [Limit::Connections, Limit::NewConnections, Limit::Requests, Limit::Queries, Limit::NewNames, Limit::Total];
+
+    const fn key(self) -> &'static str {
+        match self {
+            Limit::Connections => "connections",
+            Limit::NewConnections => "new_connections_per_second",
+            Limit::Requests => "requests_per_second",
+            Limit::Queries => "dns_queries_per_second",
+            Limit::NewNames => "new_names_per_second",
+            Limit::Total => "total_connections",
+        }
+    }
+}
 
 /// All metrics of the daemon. What flows count is counted by their records; the setters here are
 /// for what happens beside the path.
@@ -56,6 +91,7 @@ pub struct Metrics {
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
     log_errors: IntCounter,
+    limits: [[IntCounter; PACED_OR_REFUSED.len()]; Limit::ALL.len()],
     overload: Overload,
     process: Process,
 }
@@ -105,6 +141,11 @@ impl Metrics {
             "outgate_log_dropped_total",
             "Access log lines that were not written because the log could not keep up or failed.",
             &["verdict"],
+        )?;
+        let limits = make.counters(
+            "outgate_limit_reached_total",
+            "Connections, requests, DNS queries and names that came over a limit, by the key of [limits] and what became of them: they waited for their turn, or were refused.",
+            &["limit", "outcome"],
         )?;
         make.gauges("outgate_build_info", "Always 1; the label says what runs.", &["version"])?
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
@@ -156,6 +197,7 @@ impl Metrics {
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
             log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
+            limits: Limit::ALL.map(|limit| PACED_OR_REFUSED.map(|outcome| limits.with_label_values(&[limit.key(), outcome]))),
             overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
             registry: make.0,
@@ -232,6 +274,22 @@ impl Metrics {
     /// work that a guest can ask for without end.
     pub fn query_unanswered(&self) {
         if let Some(counter) = self.dns.get(Reason::LimitRate as usize) {
+            counter.inc();
+        }
+    }
+
+    /// Something came over a limit and waits for its turn.
+    pub fn paced(&self, limit: Limit) {
+        self.limit_reached(limit, 0);
+    }
+
+    /// Something came over a limit and is refused.
+    pub fn over(&self, limit: Limit) {
+        self.limit_reached(limit, 1);
+    }
+
+    fn limit_reached(&self, limit: Limit, outcome: usize) {
+        if let Some(counter) = self.limits.get(limit as usize).and_then(|outcomes| outcomes.get(outcome)) {
             counter.inc();
         }
     }

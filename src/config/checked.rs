@@ -196,6 +196,7 @@ fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_
         ("new_connections_per_second", &given.new_connections_per_second, &mut limits.new_connections_per_second),
         ("requests_per_second", &given.requests_per_second, &mut limits.requests_per_second),
         ("dns_queries_per_second", &given.dns_queries_per_second, &mut limits.dns_queries_per_second),
+        ("new_names_per_second", &given.new_names_per_second, &mut limits.new_names_per_second),
         ("total_connections", &given.total_connections, &mut limits.total_connections),
     ] {
         if let Some(read) = limit_number(number, key, 1..=u32::MAX, problems) {

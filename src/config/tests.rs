@@ -98,6 +98,7 @@ fn every_key_is_read() {
         new_connections_per_second = 0
         requests_per_second = 8
         dns_queries_per_second = 9
+        new_names_per_second = 10
         handshake_timeout_ms = 1500
         idle_timeout_s = 0
         total_connections = 100
@@ -130,6 +131,7 @@ fn every_key_is_read() {
         new_connections_per_second: None,
         requests_per_second: Some(8),
         dns_queries_per_second: Some(9),
+        new_names_per_second: Some(10),
         handshake_timeout: Some(Duration::from_millis(1500)),
         idle_timeout: None,
         total_connections: Some(100),

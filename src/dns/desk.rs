@@ -3,7 +3,8 @@
 //!
 //! | the query | the reply |
 //! |---|---|
-//! | over the guest's rate | SERVFAIL; silence in a flood |
+//! | over the guest's rate | the answer, a little later; SERVFAIL where it would be much later; silence in a flood |
+//! | over the guest's budget of new names | the answer, a little later; SERVFAIL where it would be much later |
 //! | not a query, or a response | silence |
 //! | opcode, format, EDNS version, class | NOTIMP, FORMERR, BADVERS, REFUSED |
 //! | a name that no rule could allow | NXDOMAIN, extended error 15 and the reason |
@@ -17,9 +18,9 @@
 //! just allowed works at once.
 
 use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
-use crate::accept::Pace;
-use crate::account::Listener;
-use crate::flow::{House, Live, ticket};
+use crate::accept::{Place, QueryPace};
+use crate::account::{Limit, Listener};
+use crate::flow::{House, Live, may_look_up};
 use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
@@ -62,14 +63,38 @@ pub(super) enum Step {
     Silence,
     /// The reply is there.
     Reply,
-    /// Servers have to be asked.
+    /// It has to wait.
     Wait(Box<Waiting>),
 }
 
-/// A query that waits for the resolver.
-pub(super) struct Waiting {
+/// A query that waits.
+pub(super) enum Waiting {
+    /// For its turn: its guest is over its rate.
+    Turn(Early),
+    /// For the resolver, who asks servers.
+    Servers(Asking),
+}
+
+/// A query that came too early.
+pub(super) struct Early {
+    message: Box<[u8]>,
+    source: SocketAddr,
+    over: Over,
+    turn: Instant,
+    _place: Place,
+}
+
+/// A query for a name that servers are asked for.
+pub(super) struct Asking {
     granted: Granted<Box<[u8]>>,
     kind: Kind,
+}
+
+impl Waiting {
+    /// Does it wait because its guest is too quick?
+    pub(super) fn is_early(&self) -> bool {
+        matches!(self, Waiting::Turn(_))
+    }
 }
 
 /// A query for a name that is permitted.
@@ -100,11 +125,28 @@ struct Refused {
 impl Desk {
     /// Attends to one message; a reply replaces what is in `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
-        let pace = self.house.gate.query(source.ip(), Instant::now());
-        if pace == Pace::Flood {
-            self.house.account.metrics().query_unanswered();
-            return Step::Silence;
+        let now = Instant::now();
+        match self.house.gate.query(source.ip(), now) {
+            QueryPace::Now => self.answer(message, source, over, true, into),
+            QueryPace::After(wait, place) => {
+                self.house.account.metrics().paced(Limit::Queries);
+                let early = Early { message: message.into(), source, over, turn: now + wait, _place: place };
+                Step::Wait(Box::new(Waiting::Turn(early)))
+            }
+            QueryPace::Over => {
+                self.house.account.metrics().over(Limit::Queries);
+                self.answer(message, source, over, false, into)
+            }
+            QueryPace::Flood => {
+                self.house.account.metrics().over(Limit::Queries);
+                self.house.account.metrics().query_unanswered();
+                Step::Silence
+            }
         }
+    }
+
+    /// What is said to one message now; one that is not `in_time` is refused.
+    fn answer(&self, message: &[u8], source: SocketAddr, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
         let (query, asked) = match wire::read(message) {
             Message::Noise => return Step::Silence,
             Message::Wrong(metadata, code) => {
@@ -116,15 +158,15 @@ impl Desk {
         };
         let under = self.in_force();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
-        let judged = match pace {
-            Pace::Fair => self.judge(&query, &asked, source),
-            Pace::Quick | Pace::Flood => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
+        let judged = match in_time {
+            true => self.judge(&query, &asked, source),
+            false => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
         };
         let permit = match judged {
             Ok(permit) => permit,
             Err(refused) => {
                 // A guest over its rate is one line, whatever it asks for.
-                let named = Some(&asked).filter(|_| pace == Pace::Fair);
+                let named = Some(&asked).filter(|_| in_time);
                 self.log(source, named, &refused.refusal);
                 return send(&query, &refused.reply(), limit, into);
             }
@@ -141,15 +183,34 @@ impl Desk {
             Some(told) => self.tell(&Granted { query, permit, source, limit, under }, told, into),
             None => {
                 let granted = Granted { query: query.to_owned(), permit, source, limit, under };
-                Step::Wait(Box::new(Waiting { granted, kind }))
+                Step::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
             }
         }
     }
 
-    /// Waits for the resolver; false where there is nothing to send.
-    pub(super) async fn attend_later(&self, waiting: Waiting, into: &mut Vec<u8>) -> bool {
-        let Waiting { mut granted, kind } = waiting;
-        let told = self.house.resolver.tell(&granted.permit, kind, ticket(&self.house, granted.source.ip())).await;
+    /// Waits for its turn, the resolver or both; false where there is nothing to send.
+    pub(super) async fn attend_later(&self, waiting: Box<Waiting>, into: &mut Vec<u8>) -> bool {
+        let early = match *waiting {
+            Waiting::Servers(asking) => return self.ask(asking, into).await,
+            Waiting::Turn(early) => early,
+        };
+        tokio::time::sleep_until(early.turn).await;
+        match self.answer(&early.message, early.source, early.over, true, into) {
+            Step::Silence => false,
+            Step::Reply => true,
+            Step::Wait(waiting) => match *waiting {
+                Waiting::Servers(asking) => self.ask(asking, into).await,
+                // Nothing waits for a turn twice.
+                Waiting::Turn(_) => false,
+            },
+        }
+    }
+
+    /// Asks the resolver; false where there is nothing to send.
+    async fn ask(&self, asking: Asking, into: &mut Vec<u8>) -> bool {
+        let Asking { mut granted, kind } = asking;
+        let may_look_up = may_look_up(&self.house, granted.source.ip());
+        let told = self.house.resolver.tell(&granted.permit, kind, may_look_up).await;
         granted.under = self.in_force();
         let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
@@ -232,9 +293,13 @@ impl Desk {
                 (ResponseCode::ServFail, NO_REACHABLE_AUTHORITY, error.reason())
             }
             VetError::Lookup(LookupError::Refused(_)) => (ResponseCode::ServFail, NETWORK_ERROR, error.reason()),
-            VetError::Lookup(
-                LookupError::NoServers | LookupError::Busy | LookupError::Crowded | LookupError::Stopped,
-            ) => (ResponseCode::ServFail, NOT_READY, error.reason()),
+            VetError::Lookup(LookupError::Crowded) => {
+                self.house.account.metrics().over(Limit::NewNames);
+                (ResponseCode::ServFail, OTHER, error.reason())
+            }
+            VetError::Lookup(LookupError::NoServers | LookupError::Busy | LookupError::Stopped) => {
+                (ResponseCode::ServFail, NOT_READY, error.reason())
+            }
             VetError::Undecided(..) => (ResponseCode::ServFail, OTHER, error.reason()),
             VetError::SpecialPurpose { .. }
             | VetError::Guest(_)

@@ -3,6 +3,8 @@
 
 use super::desk::{Desk, Over, Step};
 use crate::accept::Accepted;
+use crate::flow::{note_refused, wait_for_turn};
+use crate::relay::Turn;
 use std::io;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,6 +18,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 const MAX_QUERY: usize = 4096;
 /// Queries of one connection that wait for the resolver at once; more are not read meanwhile.
 const MAX_WAITING: usize = 32;
+/// What one query costs beside the bytes of a stream, by which turns are measured.
+const COST: usize = 16 << 10;
 /// How long a connection may take to bring the next whole query, or to take a reply (RFC 7766 §6.2.3
 /// asks for seconds).
 const IDLE: Duration = Duration::from_secs(10);
@@ -23,14 +27,23 @@ const IDLE: Duration = Duration::from_secs(10);
 /// Serves one connection.
 pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
     let Accepted { stream, source, at, slot } = accepted;
-    // Over a limit: closed, and the guest tries again.
-    let (Ok(slot), Ok(mut stream)) = (slot, TcpStream::from_std(stream)) else { return };
+    let slot = match slot {
+        Ok(slot) => slot,
+        Err(reason) => {
+            // Closed, and the guest tries again.
+            note_refused(&desk.house, reason);
+            return;
+        }
+    };
+    let Ok(mut stream) = TcpStream::from_std(stream) else { return };
+    wait_for_turn(&desk.house, &slot).await;
     let (mut reader, mut writer) = stream.split();
     let mut input = Vec::with_capacity(512);
     let mut reply = Vec::with_capacity(512);
     let mut waiting: JoinSet<Vec<u8>> = JoinSet::new();
     let mut patience = at + IDLE;
     let mut ended = false;
+    let mut turn = Turn::default();
     loop {
         while waiting.len() < MAX_WAITING {
             let message = match next(&mut input) {
@@ -38,6 +51,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                 Next::More => break,
                 Next::TooLong => return,
             };
+            turn.next(COST).await;
             patience = Instant::now() + IDLE;
             match desk.attend(&message, source, Over::Tcp, &mut reply) {
                 // No query, or one of a flood.
@@ -51,7 +65,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                     let desk = Arc::clone(&desk);
                     waiting.spawn(async move {
                         let mut reply = Vec::new();
-                        let answered = desk.attend_later(*later, &mut reply).await;
+                        let answered = desk.attend_later(later, &mut reply).await;
                         if answered { reply } else { Vec::new() }
                     });
                 }
@@ -69,7 +83,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                     return;
                 }
             }
-            read = reader.read_buf(&mut input), if has_room => match read {
+            read = turn.rest(reader.read_buf(&mut input)), if has_room => match read {
                 // The guest is done asking and may still listen.
                 Ok(0) => ended = true,
                 Ok(_) => {}

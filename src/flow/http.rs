@@ -4,14 +4,14 @@
 use super::{
     Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse, tunnel,
 };
-use crate::accept::Slot;
-use crate::account::{Listener, Record};
+use crate::accept::Pace;
+use crate::account::{Limit, Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::policy::Permit;
 use crate::reason::{Reason, Verdict};
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
-use crate::relay::{Tunnel, Watch, close};
+use crate::relay::{Tunnel, Turn, Watch, close};
 use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use std::future::poll_fn;
@@ -29,6 +29,9 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 /// A request that must not be sent twice goes over a kept connection only if that was good so lately: one
 /// that the upstream is just closing could swallow it.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// What one request costs beside the bytes of a stream, by which turns are measured.
+const COST: usize = 64 << 10;
 
 /// A kept connection to an upstream, and where it leads.
 struct Kept {
@@ -56,6 +59,8 @@ struct Session {
     listener: Listener,
     inside: Option<Inside>,
     upstream: Option<Kept>,
+    /// Requests that were sent together take turns with other connections'.
+    turn: Turn,
 }
 
 /// What follows a request that was dealt with.
@@ -86,10 +91,10 @@ pub(super) enum Met {
 }
 
 /// Judges a CONNECT that came whole, alone and with the connection itself.
-pub(super) fn meet(house: &House, source: SocketAddr, slot: &Slot, first: &[u8]) -> Met {
+pub(super) fn meet(house: &House, source: SocketAddr, first: &[u8]) -> Met {
     let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return Met::Other };
     let RequestTarget::Authority(target) = &head.target else { return Met::Other };
-    if len != first.len() || !slot.request(Instant::now()) {
+    if len != first.len() {
         return Met::Other;
     }
     let who = Source::from(source.ip());
@@ -112,7 +117,9 @@ fn ask(house: &House, source: Source, mut record: Record, target: Target) -> Res
 /// Opens the tunnel that a connection asked for with its first words, which are all of the input.
 pub(super) async fn connect(mut visit: Box<Visit>, asked: Asked) -> Result<Step, Ended> {
     let raw = std::mem::take(&mut visit.input);
-    Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.open(asked, &raw).await
+    Session { visit, listener: Listener::Proxy, inside: None, upstream: None, turn: Turn::default() }
+        .open(asked, &raw)
+        .await
 }
 
 fn claim(source: Source, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
@@ -121,12 +128,12 @@ fn claim(source: Source, target: Target, spoken: Option<Protocol>, evidence: Evi
 
 /// Serves a connection on a proxy port.
 pub(super) async fn serve(visit: Box<Visit>) -> Result<Step, Ended> {
-    Session { visit, listener: Listener::Proxy, inside: None, upstream: None }.run().await
+    Session { visit, listener: Listener::Proxy, inside: None, upstream: None, turn: Turn::default() }.run().await
 }
 
 /// Serves HTTP on a connection that was brought here: each request's Host says where to.
 pub(super) async fn serve_transparent(visit: Box<Visit>, listener: Listener) -> Result<Step, Ended> {
-    Session { visit, listener, inside: None, upstream: None }.run().await
+    Session { visit, listener, inside: None, upstream: None, turn: Turn::default() }.run().await
 }
 
 /// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
@@ -142,7 +149,7 @@ pub(super) async fn serve_inside(
         since: Instant::now(),
         half_said: inside.sent > 0,
     });
-    Session { visit, listener, inside: Some(inside), upstream }.run().await
+    Session { visit, listener, inside: Some(inside), upstream, turn: Turn::default() }.run().await
 }
 
 impl Session {
@@ -162,6 +169,7 @@ impl Session {
                 }
                 Ok(Parsed::Complete { head, len }) => {
                     self.visit.input = raw.get(len..).unwrap_or_default().to_vec();
+                    self.turn.next(COST).await;
                     self.serve(&head, &raw).await?
                 }
                 Err(error) => return self.malformed(&raw, error).await,
@@ -188,11 +196,14 @@ impl Session {
 
     /// One request, of whatever form.
     async fn serve(&mut self, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
-        if !self.visit.slot.request(Instant::now()) {
+        // A CONNECT is not counted: it is the last request of its connection, and those are counted.
+        let is_connect = matches!(head.target, RequestTarget::Authority(_));
+        if !is_connect && !self.wait_for_turn().await {
             let mut record = self.visit.record(self.listener);
             record.refuse(Reason::LimitRate, None);
             drop(record);
-            return self.answer(Reason::LimitRate, None, head, raw).await;
+            // The last answer, or whoever goes on asking would be refused as quickly as it asks.
+            return self.last_answer(Reason::LimitRate, None, raw).await;
         }
         let asked = match (&self.inside, self.visit.original) {
             (Some(inside), _) => asked_inside(inside, head),
@@ -217,6 +228,22 @@ impl Session {
         }
     }
 
+    /// Has a request over its guest's rate wait for its turn; false where it would wait too long.
+    async fn wait_for_turn(&self) -> bool {
+        match self.visit.slot.request(Instant::now()) {
+            Pace::Now => true,
+            Pace::After(wait) => {
+                self.visit.house.account.metrics().paced(Limit::Requests);
+                tokio::time::sleep(wait).await;
+                true
+            }
+            Pace::Over => {
+                self.visit.house.account.metrics().over(Limit::Requests);
+                false
+            }
+        }
+    }
+
     /// Waits for more of the guest's bytes. Between requests, an idle connection just ends.
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.visit.house.stop.clone();
@@ -224,14 +251,15 @@ impl Session {
         let eased = self.visit.slot.eased();
         let may_go = !within_head && inside.is_none();
         let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
+        let (visit, turn) = (&mut self.visit, &mut self.turn);
         let filled = tokio::select! {
             biased;
-            filled = self.visit.fill() => filled,
+            filled = turn.rest(visit.fill()) => filled,
             reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
             // The cheapest to part with: there is no request in hand.
             () = eased, if may_go => {
-                self.visit.house.account.metrics().closed_for_others(1);
+                visit.house.account.metrics().closed_for_others(1);
                 Filled::End
             }
         };

@@ -1,7 +1,7 @@
 //! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
 
 use super::turn_away::turn_away;
-use super::{Deadline, Door, Ended, Filled, House, fill, refuse};
+use super::{Deadline, Door, Ended, Filled, House, fill, refuse, wait_for_turn};
 use crate::accept::{Purpose, Slot};
 use crate::relay::{GuestStream, close};
 use crate::source::Source;
@@ -108,7 +108,10 @@ async fn admit(
     }
     drop(slot);
     match house.gate.admit(&who, Purpose::Flow, Instant::now()) {
-        Ok(slot) => Ok(Inside { guest, who, slot }),
+        Ok(slot) => {
+            wait_for_turn(house, &slot).await;
+            Ok(Inside { guest, who, slot })
+        }
         Err(reason) => {
             turn_away(house, Door::Proxy, guest, (source, &who), reason).await;
             Err(Ended)

@@ -1,6 +1,6 @@
 //! Connections over a limit: they are told so in the protocol they speak, without being given a place.
 
-use super::{Door, House, open_record, refuse};
+use super::{Door, House, note_refused, open_record, refuse};
 use crate::account::Listener;
 use crate::identify::{Sniff, sniff};
 use crate::reason::Reason;
@@ -23,6 +23,7 @@ pub(super) async fn turn_away(
     (source, who): (SocketAddr, &Source),
     reason: Reason,
 ) {
+    note_refused(house, reason);
     let telling = house.gate.tell(who, Instant::now());
     let answer = match &telling {
         Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,

@@ -1,15 +1,20 @@
 //! Ways to end a TCP connection: pass on the end, reset, or close so that the last words arrive.
 
-use super::Side;
+use super::{Side, Turn, scratch};
+use std::future::poll_fn;
 use std::io;
+use std::pin::Pin;
+use std::task::Poll;
 use std::time::Duration;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 /// How long the last words may take to be taken.
 const LINGER: Duration = Duration::from_secs(2);
 /// How much of what the peer still sends is read and thrown away meanwhile.
 const DISCARD: usize = 256 << 10;
+/// And how much of it at once.
+const PART: usize = 64 << 10;
 
 /// Sends FIN: no more bytes from this side. Reading goes on.
 pub(crate) fn finish(stream: &TcpStream) -> io::Result<()> {
@@ -39,13 +44,29 @@ pub(crate) async fn after(stream: &mut impl Side, last_words: &[u8]) {
             return;
         }
         let mut left = DISCARD;
-        let mut part = [0u8; 1024];
-        while let Ok(n @ 1..) = stream.read(&mut part).await {
-            left = left.saturating_sub(n);
-            if left == 0 {
-                return;
+        // Many that end together, and were sending much, are not to hold up others.
+        let mut turn = Turn::default();
+        while left > 0 {
+            turn.next(PART).await;
+            match turn.rest(discard(stream)).await {
+                Ok(n @ 1..) => left = left.saturating_sub(n),
+                Ok(0) | Err(_) => return,
             }
         }
     };
     let _ = tokio::time::timeout(LINGER, farewell).await;
+}
+
+/// Reads once and throws it away: how many bytes it were.
+async fn discard(stream: &mut impl Side) -> io::Result<usize> {
+    poll_fn(|cx| {
+        scratch::with(PART, |buffer| {
+            let mut part = ReadBuf::new(buffer);
+            match Pin::new(&mut *stream).poll_read(cx, &mut part) {
+                Poll::Ready(read) => Poll::Ready(read.map(|()| part.filled().len())),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+    })
+    .await
 }

@@ -10,6 +10,7 @@
 //! those it called, so nobody who forgets to hand on a turn holds up the others.
 
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -82,6 +83,30 @@ impl Turn {
     /// So many bytes were moved.
     pub(crate) fn moved(&mut self, bytes: usize) {
         self.moved = self.moved.saturating_add(bytes);
+    }
+
+    /// Waits until a piece of work may be done that costs as much as moving `cost` bytes.
+    pub(crate) async fn next(&mut self, cost: usize) {
+        poll_fn(|cx| match if self.seat.is_some() { self.begin(cx) } else { self.goes_on(cx) } {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        })
+        .await;
+        self.moved(cost);
+    }
+
+    /// Waits for the other end. If it was not ready yet, what was done before counts no more: who waits for the
+    /// other end each time does not hold up anybody.
+    pub(crate) async fn rest<T>(&mut self, wait: impl Future<Output = T>) -> T {
+        let mut wait = pin!(wait);
+        poll_fn(|cx| {
+            let polled = wait.as_mut().poll(cx);
+            if polled.is_pending() {
+                (self.moved, self.mine) = (0, false);
+            }
+            polled
+        })
+        .await
     }
 
     /// May it move more? `false`: it has to wait, and its task will be woken.
@@ -175,7 +200,7 @@ pub(super) fn after_next_look(cx: &mut Context<'_>) {
 
 /// Calls one flow after each look for events, for as long as any wait.
 async fn conduct(on_duty: OnDuty) {
-    std::future::poll_fn(|cx| {
+    poll_fn(|cx| {
         let mut held = lock(&on_duty.0);
         held.taken = false;
         while let Some(seat) = held.waiting.pop_front() {
@@ -225,7 +250,6 @@ pub(crate) fn waiting() -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::future::poll_fn;
 
     /// What `work` comes to with the context of this task.
     async fn polled<T>(mut work: impl FnMut(&mut Context<'_>) -> T) -> T {
@@ -282,6 +306,22 @@ mod tests {
         assert_eq!(waiting(), 2);
         assert!(called(&mut last).await);
         assert_eq!(waiting(), 0);
+    }
+
+    #[tokio::test]
+    async fn work_that_comes_without_a_wait_takes_turns_and_work_that_waits_for_the_other_end_does_not() {
+        let (mut busy, mut calm) = (Turn::default(), Turn::default());
+        let _held = {
+            let mut other = heavy();
+            assert!(polled(|cx| other.begin(cx)).await, "somebody else has the turn");
+            other
+        };
+        busy.next(FREE).await;
+        polled(|cx| assert!(pin!(busy.next(FREE)).poll(cx).is_pending(), "one is free, the next waits")).await;
+        for _ in 0..10 {
+            polled(|cx| assert!(pin!(calm.next(FREE)).poll(cx).is_ready())).await;
+            calm.rest(tokio::task::yield_now()).await;
+        }
     }
 
     #[test]

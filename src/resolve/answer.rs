@@ -42,8 +42,8 @@ pub enum LookupError {
     /// Too many names are being asked for, or too many flows wait.
     #[error("too many lookups at once")]
     Busy,
-    /// Whoever asks has too many lookups under way already.
-    #[error("too many lookups of one guest at once")]
+    /// Whoever asks wants too many new names, or has too many lookups under way already.
+    #[error("too many new names of one guest")]
     Crowded,
     /// The runtime that resolves has ended.
     #[error("the resolver has stopped")]

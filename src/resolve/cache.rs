@@ -1,8 +1,8 @@
 //! The names that are known, and those being asked for: a bounded map in shards, shared by all
 //! threads. It makes sure that a name is asked for once however many flows want it.
 
-use super::Ticket;
 use super::answer::{Answer, LookupError};
+use super::{Start, Ticket};
 use crate::name::HostName;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
@@ -55,6 +55,8 @@ pub(super) enum Entry {
     Ready(Outcome),
     /// Somebody else asks; wait with them.
     Wait(Arrival),
+    /// Nobody asks yet and the caller may not; to be tried again after this long.
+    Later(Duration),
     /// Nobody asks yet: the caller is to, and to land the flight. Families of `previous` that are
     /// still fresh need not be asked for.
     Lead {
@@ -91,19 +93,28 @@ impl Cache {
         self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
-    /// Joins or leads the lookup of `name`; to lead takes a ticket.
-    pub(super) fn enter(self: &Arc<Cache>, name: &HostName, ticket: Option<Ticket>, now: Instant) -> Entry {
+    /// Joins or leads the lookup of `name`; to lead takes a ticket, which `start` gives or not.
+    pub(super) fn enter(
+        self: &Arc<Cache>,
+        name: &HostName,
+        start: &mut impl FnMut(bool) -> Start,
+        now: Instant,
+    ) -> Entry {
         let hash = self.hasher.hash_one(name);
         let mut shard = self.shard(hash);
-        let previous = match shard.find(hash, is(name)) {
+        let (previous, is_new) = match shard.find(hash, is(name)) {
             Some((_, Slot::Flight { arrival, .. })) => return Entry::Wait(arrival.clone()),
             Some((_, slot)) => match slot.outcome(now) {
                 Some(outcome) => return Entry::Ready(outcome),
-                None => slot.answer(),
+                None => (slot.answer(), false),
             },
-            None => None,
+            None => (None, true),
         };
-        let Some(ticket) = ticket else { return Entry::Ready(Err(LookupError::Crowded)) };
+        let ticket = match start(is_new) {
+            Start::Now(ticket) => ticket,
+            Start::After(wait) => return Entry::Later(wait),
+            Start::Refused => return Entry::Ready(Err(LookupError::Crowded)),
+        };
         if self.in_flight.load(Ordering::Relaxed) >= MAX_FLIGHTS || !make_room(&mut shard, now) {
             return Entry::Ready(Err(LookupError::Busy));
         }
@@ -152,14 +163,14 @@ impl Flight {
     }
 
     /// Ends the lookup: the outcome reaches those who wait and is kept, an answer for as long as one
-    /// of its families is fresh, a failure for `failure_lifetime`.
+    /// of its families is fresh, a failure for `failure_lifetime`. An answer that was never fresh (a TTL of 0) is kept
+    /// as one that is out of date: its name has been asked for.
     pub(super) fn land(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
         let slot = match &outcome {
-            Ok(answer) if answer.v4().is_fresh(now) || answer.v6().is_fresh(now) => Some(Slot::Known(answer.clone())),
-            Ok(_) => None,
-            Err(error) => Some(Slot::Failed(*error, now + failure_lifetime)),
+            Ok(answer) => Slot::Known(answer.clone()),
+            Err(error) => Slot::Failed(*error, now + failure_lifetime),
         };
-        self.replace(slot);
+        self.replace(Some(slot));
         self.sender.send_replace(Some(outcome));
     }
 
@@ -260,9 +271,9 @@ mod tests {
     }
 
     fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (Flight, Arrival) {
-        match cache.enter(&name(text), Some(Box::new(())), now) {
+        match cache.enter(&name(text), &mut |_| Start::Now(Box::new(())), now) {
             Entry::Lead { flight, arrival, .. } => (flight, arrival),
-            Entry::Ready(_) | Entry::Wait(_) => panic!("{text} is taken"),
+            Entry::Ready(_) | Entry::Wait(_) | Entry::Later(_) => panic!("{text} is taken"),
         }
     }
 
@@ -270,7 +281,7 @@ mod tests {
     fn the_first_leads_and_the_others_wait() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let (flight, _) = lead(&cache, "a.test", now);
-        let Entry::Wait(arrival) = cache.enter(&name("a.test"), None, now) else { panic!() };
+        let Entry::Wait(arrival) = cache.enter(&name("a.test"), &mut |_| Start::Refused, now) else { panic!() };
         assert!(cache.get(&name("a.test"), now).is_none());
         flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
@@ -282,16 +293,18 @@ mod tests {
     #[test]
     fn to_lead_takes_a_ticket_which_is_given_back_on_landing() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
-        let crowded = cache.enter(&name("a.test"), None, now);
+        let crowded = cache.enter(&name("a.test"), &mut |_| Start::Refused, now);
         assert!(matches!(crowded, Entry::Ready(Err(LookupError::Crowded))));
         let ticket = Arc::new(());
-        let Entry::Lead { flight, .. } = cache.enter(&name("a.test"), Some(Box::new(ticket.clone())), now) else {
+        let Entry::Lead { flight, .. } =
+            cache.enter(&name("a.test"), &mut |_| Start::Now(Box::new(ticket.clone())), now)
+        else {
             panic!("nobody leads yet");
         };
         assert_eq!(Arc::strong_count(&ticket), 2);
         flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert_eq!(Arc::strong_count(&ticket), 1);
-        assert!(matches!(cache.enter(&name("a.test"), None, now), Entry::Ready(Ok(_))));
+        assert!(matches!(cache.enter(&name("a.test"), &mut |_| Start::Refused, now), Entry::Ready(Ok(_))));
     }
 
     #[test]
@@ -347,7 +360,7 @@ mod tests {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let flights: Vec<_> = (0..MAX_FLIGHTS).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
         assert!(matches!(
-            cache.enter(&name("one-more.test"), Some(Box::new(())), now),
+            cache.enter(&name("one-more.test"), &mut |_| Start::Now(Box::new(())), now),
             Entry::Ready(Err(LookupError::Busy))
         ));
         drop(flights);

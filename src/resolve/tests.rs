@@ -29,8 +29,9 @@ impl Control {
     }
 }
 
-fn ticket() -> Option<Ticket> {
-    Some(Box::new(()))
+/// May start any lookup.
+fn freely() -> impl FnMut(bool) -> Start + Send {
+    |_| Start::Now(Box::new(()))
 }
 
 struct World {
@@ -61,7 +62,7 @@ impl World {
     }
 
     async fn vet_under(&self, target: &str, terms: &AddressTerms) -> Result<Vetted, VetError> {
-        self.resolver.vet_target(&Target::parse(target.as_bytes(), None).unwrap(), terms, ticket()).await
+        self.resolver.vet_target(&Target::parse(target.as_bytes(), None).unwrap(), terms, freely()).await
     }
 
     fn try_vet(&self, target: &str) -> Option<Result<Vetted, VetError>> {
@@ -95,7 +96,7 @@ async fn two_hundred_flows_that_want_one_name_cause_one_query_a_family() {
             let resolver = world.resolver.clone();
             tokio::spawn(async move {
                 let target = Target::parse(b"good.test:443", None).unwrap();
-                resolver.vet_target(&target, &AddressTerms::default(), ticket()).await
+                resolver.vet_target(&target, &AddressTerms::default(), freely()).await
             })
         })
         .collect();
@@ -117,7 +118,7 @@ async fn an_answer_is_kept_for_its_smallest_ttl_and_not_longer() {
     let world = world(&[&server]);
     world.vet("good.test:443").await.unwrap();
     assert!(world.try_vet("good.test:443").is_some());
-    let answer = world.resolver.lookup(&HostName::parse("good.test").unwrap(), ticket()).await.unwrap();
+    let answer = world.resolver.lookup(&HostName::parse("good.test").unwrap(), freely()).await.unwrap();
     assert!(answer.v4().ttl(Instant::now()) <= Duration::from_secs(1));
     assert!(answer.v6().ttl(Instant::now()) > Duration::from_secs(290));
     tokio::time::sleep(Duration::from_millis(1100)).await;
@@ -280,7 +281,7 @@ async fn aliases_are_followed_and_judged_by_where_they_end() {
     let world = world(&[&server]);
     assert_eq!(addresses(&world.vet("one.test:443").await), ["11.0.0.20:443"]);
     assert_eq!(addresses(&world.vet("hop1.test:443").await), ["11.0.0.30:443"]);
-    let answer = world.resolver.lookup(&HostName::parse("hop1.test").unwrap(), ticket()).await.unwrap();
+    let answer = world.resolver.lookup(&HostName::parse("hop1.test").unwrap(), freely()).await.unwrap();
     assert!(answer.v4().ttl(Instant::now()) <= Duration::from_secs(5), "the smallest TTL of the chain holds");
     assert_eq!(reason(&world.vet("private.test:443").await), Reason::AddressFloor);
     assert_eq!(reason(&world.vet("loop1.test:443").await), Reason::ResolveFailed);
@@ -350,7 +351,7 @@ async fn reserved_names_are_never_asked_for() {
     for name in ["localhost", "a.localhost", "printer.local", "metadata.google.internal"] {
         assert_eq!(world.vet(&format!("{name}:80")).await.unwrap_err(), VetError::Lookup(LookupError::Reserved));
         assert_eq!(
-            world.resolver.lookup(&HostName::parse(name).unwrap(), ticket()).await.unwrap_err(),
+            world.resolver.lookup(&HostName::parse(name).unwrap(), freely()).await.unwrap_err(),
             LookupError::Reserved
         );
     }
@@ -483,10 +484,10 @@ async fn a_resolver_whose_runtime_ends_refuses_instead_of_hanging() {
     let waiting = {
         let resolver = resolver.clone();
         let target = target.clone();
-        tokio::spawn(async move { resolver.vet_target(&target, &AddressTerms::default(), ticket()).await })
+        tokio::spawn(async move { resolver.vet_target(&target, &AddressTerms::default(), freely()).await })
     };
     tokio::time::sleep(Duration::from_millis(100)).await;
     drop(control);
     assert_eq!(waiting.await.unwrap().unwrap_err(), VetError::Lookup(LookupError::Stopped));
-    assert!(resolver.vet_target(&target, &AddressTerms::default(), ticket()).await.is_err());
+    assert!(resolver.vet_target(&target, &AddressTerms::default(), freely()).await.is_err());
 }

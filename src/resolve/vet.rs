@@ -52,7 +52,7 @@ impl VetError {
     pub fn reason(&self) -> Reason {
         match self {
             VetError::Lookup(LookupError::Timeout) => Reason::Timeout,
-            VetError::Lookup(LookupError::Crowded) => Reason::LimitRate,
+            VetError::Lookup(LookupError::Crowded) => Reason::LimitNames,
             VetError::Lookup(_) | VetError::Undecided(..) => Reason::ResolveFailed,
             VetError::Denied(_) => Reason::DeniedByRule,
             VetError::SpecialPurpose { .. }

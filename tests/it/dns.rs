@@ -4,8 +4,8 @@
 use super::world::dns::{A, AAAA, Answer};
 use super::world::outgate::{Outgate, Setup};
 use super::world::stub::{
-    BADVERS, FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, RESOLVER, SERVFAIL, SILENCE, framed, query, read_framed,
-    receive, wire_labels,
+    BADVERS, FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, RESOLVER, Reply, SERVFAIL, SILENCE, framed, query,
+    read_framed, receive, wire_labels,
 };
 use super::world::{CDN, DEAF, GOOD, GOOD6, PROXY, World, eventually};
 use std::io::Write;
@@ -311,24 +311,57 @@ fn a_dead_first_server_costs_less_than_twice_the_timeout() {
     }
 }
 
+/// Sends queries in one go, and what came back until nothing did for a while.
+fn flood(world: &World, queries: impl Iterator<Item = Vec<u8>>) -> Vec<Reply> {
+    let socket = world.guest.udp_to(RESOLVER);
+    queries.for_each(|query| drop(socket.send(&query)));
+    socket.set_read_timeout(Some(2 * SILENCE)).unwrap();
+    std::iter::from_fn(|| receive(&socket)).collect()
+}
+
 #[test]
-fn a_guest_that_asks_too_quickly_is_told_so_and_then_meets_silence() {
+fn a_guest_that_asks_too_quickly_waits_then_is_told_so_and_then_meets_silence() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, "good.test\n").tables("[limits]\ndns_queries_per_second = 10\n").start();
-    let socket = world.guest.udp_to(RESOLVER);
-    for id in 0..300 {
-        socket.send(&query("evil.test", A).id(id).bytes()).unwrap();
-    }
-    socket.set_read_timeout(Some(SILENCE)).unwrap();
-    let replies: Vec<_> = std::iter::from_fn(|| receive(&socket)).collect();
+    let replies = flood(&world, (0..300).map(|id| query("evil.test", A).id(id).bytes()));
     let told: Vec<_> = replies.iter().filter(|reply| reply.code == SERVFAIL).collect();
     assert!(told.iter().all(|reply| reply.extended == Some((0, "limit_rate".to_owned()))), "{told:?}");
     assert!(!told.is_empty() && replies.len() < 150, "{} replies, {} of them SERVFAIL", replies.len(), told.len());
+    let answered = replies.iter().filter(|reply| reply.code == NXDOMAIN).count();
+    assert!(answered >= 20, "ten at once, ten within the second: {answered}");
     world.neighbour.lookup("good.test").assert_is([GOOD]);
     eventually("all are counted", || {
         queries(&outgate, "denied", "limit_rate") + queries(&outgate, "denied", "not_whitelisted") == 300.0
     });
     assert_eq!(world.dns.names(), ["good.test", "good.test"]);
+    let paced = outgate.metric("limit_reached_total", &[("limit", "dns_queries_per_second"), ("outcome", "paced")]);
+    assert!(paced >= 10.0, "{paced}");
+}
+
+#[test]
+fn what_is_known_is_answered_to_an_honest_guest_as_often_as_its_workers_ask() {
+    let Some(world) = World::new() else { return };
+    let outgate = setup(&world, "good.test\n").start();
+    world.guest.lookup("good.test").assert_is([GOOD]);
+    let ask = |worker: u16| {
+        // A resolver of the C library's kind: A and AAAA together, and both are waited for.
+        let socket = world.guest.udp_to(RESOLVER);
+        for round in 0..250u16 {
+            let id = worker * 1000 + round * 2;
+            socket.send(&query("good.test", A).id(id).bytes()).unwrap();
+            socket.send(&query("good.test", AAAA).id(id + 1).bytes()).unwrap();
+            for _ in 0..2 {
+                let reply = receive(&socket).unwrap_or_else(|| panic!("silence in round {round} of worker {worker}"));
+                assert_eq!(reply.code, NOERROR, "round {round} of worker {worker}: {reply:?}");
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..8).map(|worker| scope.spawn(move || ask(worker))).collect();
+        workers.into_iter().for_each(|worker| worker.join().unwrap());
+    });
+    assert_eq!(queries(&outgate, "allowed", "none"), 4001.0);
+    assert_eq!(queries(&outgate, "denied", "limit_rate"), 0.0);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 
 use crate::world::client::{Get, Guest, is_open};
 use crate::world::http::pattern;
+use crate::world::outgate::Outgate;
 use crate::world::{GATEWAY, ODD, World, eventually};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -26,36 +27,94 @@ fn a_guest_with_too_many_connections_is_told_so_and_others_are_not() {
     assert!(outgate.counted("denied", "limit_connections") >= 3.0);
 }
 
+/// What came of so many requests at once, each on a connection of its own.
+fn at_once(guest: &Guest, count: usize) -> Vec<(u16, String)> {
+    let ask = || {
+        let response = guest.get("good.test", "/");
+        let reason = if response.status == 200 { String::new() } else { response.reason() };
+        (response.status, reason)
+    };
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = (0..count).map(|_| scope.spawn(ask)).collect();
+        asking.into_iter().map(|thread| thread.join().unwrap()).collect()
+    })
+}
+
+fn reached(outgate: &Outgate, limit: &str, outcome: &str) -> f64 {
+    outgate.metric("limit_reached_total", &[("limit", limit), ("outcome", outcome)])
+}
+
 #[test]
-fn a_guest_that_connects_too_quickly_is_told_so_and_others_are_not() {
+fn a_guest_that_goes_on_over_a_rate_is_slowed_down_and_never_refused() {
+    let Some(world) = World::new() else { return };
+    let tables = "[limits]\nnew_connections_per_second = 10\nrequests_per_second = 20";
+    let outgate = world.setup("good.test\n").tables(tables).start();
+    let begun = Instant::now();
+    for _ in 0..30 {
+        assert_eq!(world.guest.get("good.test", "/").status, 200, "each on a connection of its own");
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(1900), "ten at once and ten a second: {:?}", begun.elapsed());
+    let mut wire = world.guest.proxy();
+    let begun = Instant::now();
+    wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n".repeat(60));
+    for _ in 0..60 {
+        assert_eq!(wire.hear("GET").status, 200, "all of them sent together");
+    }
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1900),
+        "twenty at once and twenty a second: {:?}",
+        begun.elapsed()
+    );
+    assert_eq!(outgate.counted("denied", "limit_rate"), 0.0);
+    assert!(reached(&outgate, "new_connections_per_second", "paced") >= 19.0);
+    assert!(reached(&outgate, "requests_per_second", "paced") >= 39.0);
+    let refused = ["new_connections_per_second", "requests_per_second"].map(|key| reached(&outgate, key, "refused"));
+    assert_eq!(refused, [0.0, 0.0]);
+}
+
+#[test]
+fn of_a_flood_of_connections_what_does_not_fit_into_a_second_is_told_so_and_others_do_not_wait() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 5").start();
-    let statuses: Vec<u16> = (0..60).map(|_| world.guest.get("good.test", "/").status).collect();
-    assert_eq!(statuses[0], 200);
-    assert!(statuses.contains(&429), "{statuses:?}");
-    assert!(statuses.iter().all(|status| matches!(status, 200 | 429)), "{statuses:?}");
+    let answers = at_once(&world.guest, 60);
+    let good = answers.iter().filter(|(status, _)| *status == 200).count();
+    assert!((10..60).contains(&good), "five at once, five that wait, and as many as a slow start lets in: {answers:?}");
+    assert!(
+        answers.iter().all(|(status, reason)| *status == 200 || (*status == 429 && reason == "limit_rate")),
+        "{answers:?}"
+    );
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
     assert!(outgate.counted("denied", "limit_rate") >= 1.0);
+    assert!(reached(&outgate, "new_connections_per_second", "refused") >= 1.0);
     eventually("it may connect again", || world.guest.get("good.test", "/").status == 200);
 }
 
 #[test]
-fn a_guest_that_asks_too_quickly_on_one_connection_is_told_so() {
+fn over_the_rate_of_requests_the_refusal_is_the_last_answer_of_its_connection() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").tables("[limits]\nrequests_per_second = 5").start();
-    let mut wire = world.guest.proxy();
-    let mut statuses = Vec::new();
-    for _ in 0..60 {
-        wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n");
-        statuses.push(wire.hear("GET").status);
-        if statuses.last() != Some(&200) {
-            break;
+    let mut wires: Vec<_> = (0..40).map(|_| world.guest.proxy()).collect();
+    for wire in &mut wires {
+        wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n".repeat(3));
+    }
+    let mut refused = 0;
+    for wire in &mut wires {
+        for _ in 0..3 {
+            let response = wire.hear("GET");
+            if response.status == 429 {
+                assert_eq!((response.reason().as_str(), response.header("connection")), ("limit_rate", Some("close")));
+                assert!(wire.is_over(), "it was the last answer");
+                refused += 1;
+                break;
+            }
+            assert_eq!(response.status, 200);
         }
     }
-    assert_eq!(statuses[0], 200);
-    assert_eq!(statuses.last(), Some(&429), "{statuses:?}");
+    assert!(refused >= 20, "{refused} of 40 were over the rate");
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
-    assert!(outgate.counted("denied", "limit_rate") >= 1.0);
+    assert!(outgate.counted("denied", "limit_rate") >= 20.0);
+    // A CONNECT is no request in this sense: it is one a connection.
+    assert_eq!(world.guest.connect("good.test:443").0.status, 200);
 }
 
 #[test]

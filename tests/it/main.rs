@@ -19,6 +19,7 @@ mod guests;
 mod http;
 mod limits;
 mod names;
+mod new_names;
 mod overload;
 mod pace;
 mod proof;

@@ -34,30 +34,132 @@ fn no_guest_gets_more_than_a_quarter_of_the_whole() {
     assert_eq!(gate.admit(IpAddr::from([10, 0, 0, 9]), Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
 }
 
-#[test]
-fn a_second_s_worth_may_come_at_once_and_then_the_rate_holds() {
-    let gate = gate(LimitSettings { new_connections_per_second: Some(10), ..LimitSettings::default() });
-    let now = Instant::now();
-    for _ in 0..10 {
-        assert!(gate.admit(A, Purpose::Flow, now).is_ok());
-    }
-    assert_eq!(gate.admit(A, Purpose::Flow, now).unwrap_err(), Reason::LimitRate);
-    assert!(gate.admit(B, Purpose::Flow, now).is_ok());
-    let later = now + Duration::from_millis(110);
-    assert!(gate.admit(A, Purpose::Flow, later).is_ok());
-    assert_eq!(gate.admit(A, Purpose::Flow, later).unwrap_err(), Reason::LimitRate);
+/// When the turn of a new connection of `source` comes, counted from `now`.
+fn turn(gate: &Arc<Gate>, source: IpAddr, now: Instant) -> Result<Duration, Reason> {
+    gate.admit(source, Purpose::Flow, now).map(|slot| slot.turn().map_or(Duration::ZERO, |turn| turn - now))
 }
 
 #[test]
-fn queries_over_the_rate_are_told_so_as_often_again_and_then_meet_silence() {
+fn a_second_s_worth_may_come_at_once_and_as_much_again_waits_for_its_turn() {
+    let gate = gate(LimitSettings { new_connections_per_second: Some(10), ..LimitSettings::default() });
+    let now = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(turn(&gate, A, now), Ok(Duration::ZERO));
+    }
+    for tenth in 1..=10 {
+        assert_eq!(turn(&gate, A, now), Ok(Duration::from_millis(tenth * 100)));
+    }
+    assert_eq!(turn(&gate, A, now), Err(Reason::LimitRate));
+    assert_eq!(turn(&gate, B, now), Ok(Duration::ZERO));
+    let later = now + Duration::from_millis(110);
+    assert_eq!(turn(&gate, A, later), Ok(Duration::from_millis(990)));
+    assert_eq!(turn(&gate, A, later), Err(Reason::LimitRate));
+    assert_eq!(turn(&gate, A, now + Duration::from_secs(3)), Ok(Duration::ZERO));
+}
+
+#[test]
+fn the_highest_rates_hold_too() {
+    for rate in [500_001, 999_999, 1_000_001, 10_000_000] {
+        let rate_of_one = Rate::default();
+        let now = 5 * SECOND;
+        let terms = Terms::per_second(rate, Duration::ZERO);
+        let taken = (0..20_000_000u32).take_while(|_| rate_of_one.take(now, terms).is_ok()).count();
+        let most = usize::try_from(rate).unwrap();
+        assert!((most - most / 100..=most + most / 100).contains(&taken), "{taken} of {rate} a second");
+    }
+}
+
+#[test]
+fn requests_over_the_rate_wait_for_their_turn_and_more_than_that_are_refused() {
+    let gate = gate(LimitSettings { requests_per_second: Some(4), ..LimitSettings::default() });
+    let now = Instant::now();
+    let slot = gate.admit(A, Purpose::Flow, now).unwrap();
+    let other = gate.admit(A, Purpose::Flow, now).unwrap();
+    for _ in 0..4 {
+        assert_eq!(slot.request(now), Pace::Now);
+    }
+    for quarter in 1..=4 {
+        assert_eq!(
+            other.request(now),
+            Pace::After(Duration::from_millis(quarter * 250)),
+            "the guest's, not the connection's"
+        );
+    }
+    assert_eq!((slot.request(now), other.request(now)), (Pace::Over, Pace::Over));
+}
+
+#[test]
+fn queries_over_the_rate_wait_then_are_told_so_as_often_again_and_then_meet_silence() {
     let gate = gate(LimitSettings { dns_queries_per_second: Some(5), ..LimitSettings::default() });
     let now = Instant::now();
     let paces = |count: usize, at| (0..count).map(|_| gate.query(A, at)).collect::<Vec<_>>();
-    assert_eq!(paces(5, now), [Pace::Fair; 5]);
-    assert_eq!(paces(5, now), [Pace::Quick; 5]);
-    assert_eq!(paces(100, now), [Pace::Flood; 100]);
-    assert_eq!(gate.query(B, now), Pace::Fair);
-    assert_eq!(gate.query(A, now + Duration::from_millis(210)), Pace::Fair);
+    assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::Now)));
+    assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::After(..))));
+    assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::Over)));
+    assert!(paces(100, now).iter().all(|pace| matches!(pace, QueryPace::Flood)));
+    assert!(matches!(gate.query(B, now), QueryPace::Now));
+    assert!(matches!(gate.query(A, now + Duration::from_millis(2100)), QueryPace::Now));
+}
+
+#[test]
+fn of_one_guest_only_so_many_queries_wait_and_their_places_come_back() {
+    let gate = gate(LimitSettings { dns_queries_per_second: Some(5000), ..LimitSettings::default() });
+    let now = Instant::now();
+    let mut held = Vec::new();
+    let mut early = 0;
+    for _ in 0..7000 {
+        match gate.query(A, now) {
+            QueryPace::After(_, place) => held.push(place),
+            QueryPace::Over => early += 1,
+            QueryPace::Now | QueryPace::Flood => {}
+        }
+    }
+    assert_eq!((held.len(), early), (512, 1488), "5,000 at once, 512 wait, the rest is told so");
+    held.pop();
+    assert!(matches!(gate.query(A, now), QueryPace::After(..)));
+}
+
+#[test]
+fn new_names_come_in_a_burst_then_wait_and_what_was_asked_before_counts_little() {
+    let gate = gate(LimitSettings { new_names_per_second: Some(10), ..LimitSettings::default() });
+    let now = Instant::now();
+    let ask = |is_new, at| gate.names(A, at).ask(is_new, at);
+    for _ in 0..200 {
+        assert!(matches!(ask(true, now), NamePace::Now(_)));
+    }
+    // A page or a job begins so; from then on they wait for what comes in each second.
+    let mut waits = gate.names(A, now);
+    let NamePace::After(wait) = waits.ask(true, now) else { panic!("it is to wait") };
+    assert_eq!(wait, Duration::from_millis(100));
+    assert!(matches!(waits.ask(true, now + wait), NamePace::Now(_)));
+    let mut patient = gate.names(A, now + wait);
+    assert!(matches!(patient.ask(true, now + wait), NamePace::After(_)));
+    assert!(matches!(patient.ask(true, now + wait + Duration::from_millis(950)), NamePace::Now(_)));
+    // A name that was asked for before counts a sixteenth.
+    let at = now + Duration::from_secs(60);
+    for _ in 0..3200 {
+        assert!(matches!(ask(false, at), NamePace::Now(_)));
+    }
+    assert!(matches!(ask(false, at), NamePace::After(_)));
+    assert!(matches!(gate.names(B, at).ask(true, at), NamePace::Now(_)));
+}
+
+#[test]
+fn of_one_guest_only_so_many_names_wait_and_none_for_longer_than_a_second() {
+    let gate = gate(LimitSettings { new_names_per_second: Some(1), ..LimitSettings::default() });
+    let now = Instant::now();
+    for _ in 0..20 {
+        assert!(matches!(gate.names(A, now).ask(true, now), NamePace::Now(_)));
+    }
+    let mut waiting: Vec<Names> = (0..64).map(|_| gate.names(A, now)).collect();
+    assert!(waiting.iter_mut().all(|names| matches!(names.ask(true, now), NamePace::After(_))));
+    assert!(matches!(gate.names(A, now).ask(true, now), NamePace::Over));
+    let soon = now + Duration::from_secs(1);
+    let asked: Vec<NamePace> = waiting.iter_mut().map(|names| names.ask(true, soon)).collect();
+    assert_eq!(asked.iter().filter(|pace| matches!(pace, NamePace::Now(_))).count(), 1);
+    assert!(asked.iter().skip(1).all(|pace| matches!(pace, NamePace::Over)), "their second is over");
+    drop(waiting);
+    assert!(matches!(gate.names(A, soon).ask(true, soon), NamePace::After(_)));
 }
 
 #[test]
@@ -105,11 +207,13 @@ fn while_many_guests_flood_the_next_one_is_still_told() {
 fn a_guest_has_its_share_of_lookups_and_gets_them_back() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let mut held: Vec<Looking> = (0..MAX_LOOKUPS).map(|_| gate.lookup(A, now).unwrap()).collect();
-    assert!(gate.lookup(A, now).is_none());
-    assert!(gate.lookup(B, now).is_some());
+    let ask = |source: IpAddr| gate.names(source, now).ask(true, now);
+    let mut held: Vec<NamePace> = (0..MAX_LOOKUPS).map(|_| ask(A)).collect();
+    assert!(held.iter().all(|pace| matches!(pace, NamePace::Now(_))));
+    assert!(matches!(ask(A), NamePace::Over));
+    assert!(matches!(ask(B), NamePace::Now(_)));
     held.pop();
-    assert!(gate.lookup(A, now).is_some());
+    assert!(matches!(ask(A), NamePace::Now(_)));
 }
 
 #[test]
@@ -129,13 +233,14 @@ fn sources_without_end_share_one_set_of_limits_once_there_are_too_many() {
     let gate = gate(LimitSettings { dns_queries_per_second: Some(1), ..LimitSettings::default() });
     let now = Instant::now();
     let mut sources = (0..200_000u32).map(|index| IpAddr::V4(index.into()));
-    let paces: Vec<Pace> = sources.by_ref().map(|source| gate.query(source, now)).collect();
+    let paces: Vec<QueryPace> = sources.by_ref().map(|source| gate.query(source, now)).collect();
     let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().guests.len()).sum();
     assert_eq!(kept, SHARDS * MAX_IN_SHARD);
-    assert!(paces[..1000].iter().all(|pace| *pace == Pace::Fair));
-    assert!(paces[190_000..].iter().all(|pace| *pace == Pace::Flood));
+    assert!(paces[..1000].iter().all(|pace| matches!(pace, QueryPace::Now)));
+    assert!(paces[190_000..].iter().all(|pace| matches!(pace, QueryPace::Flood)));
+    drop(paces);
     let later = now + Duration::from_secs(3);
-    assert_eq!(gate.query(IpAddr::V4(u32::MAX.into()), later), Pace::Fair, "quiet ones made room");
+    assert!(matches!(gate.query(IpAddr::V4(u32::MAX.into()), later), QueryPace::Now), "quiet ones made room");
 }
 
 #[test]
