@@ -50,9 +50,7 @@ class Measured(Inside):
 
     def restart(self, *servers):
         """Outgate anew, with these upstream servers."""
-        daemon = self.processes.pop()
-        daemon.terminate()
-        daemon.wait(60)
+        self.stop()
         path = self.path("outgate.toml")
         with open(path) as file:
             lines = file.read().splitlines()

@@ -92,7 +92,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.note()
         if self.headers.get("Upgrade", "").lower() == "websocket":
             return self.websocket()
-        if self.host() == "git.test":
+        if self.is_git():
             return self.git()
         if self.path.startswith("/down/"):
             return self.down(int(self.path.split("/")[2]))
@@ -117,7 +117,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self):
         self.note()
-        if self.host() == "git.test":
+        if self.is_git():
             return self.git()
         digest, length = hashlib.sha256(), 0
         for piece in self.body():
@@ -134,12 +134,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         for _ in range(mebibytes):
             self.wfile.write(BLOCK)
 
+    def is_git(self):
+        return self.host().startswith("git")
+
     def git(self):
         """git's own CGI program, so that clients speak the smart protocol."""
         path, _, query = self.path.partition("?")
         environment = {
             "PATH": os.environ["PATH"],
-            "GIT_PROJECT_ROOT": os.path.join(self.server.www, "git.test"),
+            "GIT_PROJECT_ROOT": os.path.join(self.server.www, self.host()),
             "GIT_HTTP_EXPORT_ALL": "1",
             "GIT_CONFIG_COUNT": "1",
             "GIT_CONFIG_KEY_0": "safe.directory",
@@ -183,8 +186,8 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, port, directory, log, context=None):
-        super().__init__((ADDRESS, port), Handler)
+    def __init__(self, port, directory, log, handler, context=None):
+        super().__init__((ADDRESS, port), handler)
         self.www, self.log, self.context = os.path.join(directory, "www"), log, context
 
     def finish_request(self, request, client_address):
@@ -197,14 +200,18 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.log.write(f"error {sys.exc_info()[1]!r}")
 
 
-def main():
-    directory = sys.argv[1]
+def serve_web(directory, handler=Handler):
+    """Serves HTTP and HTTPS from threads of their own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(os.path.join(directory, "tls.crt"), os.path.join(directory, "tls.key"))
-    http_log = Log(os.path.join(directory, "http.log"))
-    servers = [Server(80, directory, http_log), Server(443, directory, http_log, context)]
-    for server in servers:
+    log = Log(os.path.join(directory, "http.log"))
+    for server in (Server(80, directory, log, handler), Server(443, directory, log, handler, context)):
         threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
+def main():
+    directory = sys.argv[1]
+    serve_web(directory)
     dns = threading.Thread(target=serve_dns, args=(Log(os.path.join(directory, "dns.log")),), daemon=True)
     dns.start()
     print("ready", flush=True)

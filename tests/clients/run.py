@@ -37,6 +37,10 @@ class World:
 
     # Do the guest's clients know of the proxy?
     proxied = True
+    # The names of the origin's certificate, evil.test aside.
+    allowed = ALLOWED
+    # What plays the internet.
+    origin = "origin.py"
 
     def __init__(self, outgate):
         self.outgate = os.path.abspath(outgate)
@@ -93,7 +97,7 @@ class World:
 
     def certificates(self):
         self.authority("ca")
-        self.certify("ca", "tls", 2, "serverAuth", *ALLOWED, "evil.test")
+        self.certify("ca", "tls", 2, "serverAuth", *self.allowed, "evil.test")
 
     def authority(self, name):
         run("openssl", "req", "-x509", *self.key(name), "-days", "3", "-subj", f"/CN=Client test, {name}",
@@ -163,7 +167,7 @@ class World:
             file.write(f"{control}Filename: ./outgate-hello_1.0_all.deb\nSize: {os.path.getsize(deb)}\nSHA256: {file_digest(deb)}\n")
 
     def start(self):
-        origin = self.spawn("internet", sys.executable, os.path.join(HERE, "origin.py"), self.directory, stdout=subprocess.PIPE)
+        origin = self.spawn("internet", sys.executable, os.path.join(HERE, self.origin), self.directory, stdout=subprocess.PIPE)
         if origin.stdout.readline() != b"ready\n":
             raise RuntimeError("the origin did not start")
         os.makedirs(self.path("whitelist", "x")[:-2], exist_ok=True)
@@ -219,8 +223,21 @@ class World:
         self.processes.append(process)
         return process
 
+    def stop(self):
+        """Ends the outgate that was started last."""
+        daemon = self.processes.pop()
+        daemon.terminate()
+        daemon.wait(60)
+
     def guest(self, *command, proxied=True, **more):
         """Runs a client in the guest's namespace, with an environment that only names proxy and CA."""
+        return subprocess.run(
+            ["ip", "netns", "exec", self.names["guest"], *command], env=self.environment(proxied, **more),
+            stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
+        )
+
+    def environment(self, proxied=True, **more):
+        """What a client finds in its environment."""
         authority = self.path("ca.crt")
         variables = (
             "SSL_CERT_FILE", "CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "PIP_CERT", "GIT_SSL_CAINFO", "NODE_EXTRA_CA_CERTS",
@@ -230,11 +247,14 @@ class World:
         environment |= {"PIP_CONFIG_FILE": "/dev/null", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "GIT_CONFIG_NOSYSTEM": "1"}
         if proxied and self.proxied:
             environment |= {name: f"http://{PROXY}" for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY")}
-        environment |= more
-        return subprocess.run(
-            ["ip", "netns", "exec", self.names["guest"], *command],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=PATIENCE, check=False,
-        )
+        return environment | more
+
+    def metrics(self):
+        """The daemon's own count, as text."""
+        return expect(subprocess.run(
+            ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/metrics"],
+            check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
+        ))
 
 
 def file_digest(path):
@@ -335,12 +355,12 @@ def node_fetch(world):
     return None
 
 
-def apt(world):
-    base = world.path("apt", "x")[:-2]
+def apt_flags(world, base, *sources):
+    """Options by which apt-get keeps to a folder and to these sources."""
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d"):
         os.makedirs(os.path.join(base, folder))
     with open(os.path.join(base, "etc/sources.list"), "w") as file:
-        file.write("deb [trusted=yes] http://deb.test/ ./\n")
+        file.writelines(f"deb [trusted=yes] {source}/ ./\n" for source in sources)
     open(os.path.join(base, "status"), "w").close()
     options = {
         "Dir::State": f"{base}/state", "Dir::State::status": f"{base}/status", "Dir::Cache": f"{base}/cache", "Dir::Etc": f"{base}/etc",
@@ -348,7 +368,12 @@ def apt(world):
     }
     if world.proxied:
         options["Acquire::http::Proxy"] = f"http://{PROXY}"
-    flags = [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+    return [part for name, value in options.items() for part in ("-o", f"{name}={value}")]
+
+
+def apt(world):
+    base = world.path("apt", "x")[:-2]
+    flags = apt_flags(world, base, "http://deb.test")
     expect(world.guest("apt-get", *flags, "-q", "update"))
     expect(world.guest("sh", "-c", 'cd "$0" && shift 0 && exec apt-get "$@" -q download outgate-hello', base, *flags))
     assert file_digest(f"{base}/outgate-hello_1.0_all.deb") == file_digest(world.path("www", "deb.test", "outgate-hello_1.0_all.deb"))
@@ -430,10 +455,7 @@ def only_allowed_names(world):
 
 def nothing_wrong_inside(world):
     """What outgate itself counted."""
-    metrics = expect(subprocess.run(
-        ["ip", "netns", "exec", world.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/metrics"],
-        check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
-    ))
+    metrics = world.metrics()
     assert re.search(r"^outgate_panics_total 0$", metrics, re.M), "a panic was counted"
     assert re.search(r'^outgate_connections_total\{[^}]*reason="not_whitelisted"[^}]*\} [1-9]', metrics, re.M)
     up = re.findall(r'^outgate_bytes_total\{[^}]*direction="up"[^}]*\} (\S+)', metrics, re.M)

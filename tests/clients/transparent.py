@@ -31,14 +31,18 @@ class Inside(run.World):
         run.run("ip", "-n", guest, "route", "add", "default", "via", "10.42.42.1")
         run.run("ip", "-n", internet, "route", "add", "10.42.42.0/24", "via", "11.0.0.1")
         run.run("ip", "netns", "exec", gateway, "sysctl", "-qw", "net.ipv4.ip_forward=1")
-        # `ip netns exec` shows these to the processes it starts.
-        os.makedirs(f"/etc/netns/{guest}")
-        with open(f"/etc/netns/{guest}/resolv.conf", "w") as file:
+        self.resolve_elsewhere(guest)
+
+    def resolve_elsewhere(self, name):
+        """A resolv.conf as guests have it, which `ip netns exec` shows to the processes it starts."""
+        os.makedirs(f"/etc/netns/{name}")
+        with open(f"/etc/netns/{name}/resolv.conf", "w") as file:
             file.write("nameserver 1.1.1.1\nnameserver 8.8.8.8\n")
 
     def __exit__(self, *_):
         super().__exit__()
-        shutil.rmtree(f"/etc/netns/{self.names['guest']}", ignore_errors=True)
+        for name in self.names.values():
+            shutil.rmtree(f"/etc/netns/{name}", ignore_errors=True)
 
     def listeners(self):
         return 'proxy = []\ntransparent = ["0.0.0.0:3129"]\ndns = ["10.42.42.1:53"]'

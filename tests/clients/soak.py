@@ -1,0 +1,156 @@
+#!/usr/bin/env python3
+"""Two guests at work for a while, by both doors, while lists and signals come: nothing fails, nothing grows.
+
+soak.py [--seconds N] [PATH OF outgate]. The network of jobs.py. Each guest has four workers that use the proxy and four
+that know of none; these look a name up ten times a second each, as resolvers without a cache do, and fetch by another
+look-up and a connection of their own. Meanwhile a list changes every second and a SIGHUP comes every three. Judged: each
+look-up and each fetch came to what it should; no refusal by a limit in log or metrics; memory and descriptors of the
+last third are those of the first. Needs root. N is 60 unless it says otherwise; 900 for a full run.
+"""
+
+import argparse
+import json
+import os
+import signal
+import statistics
+import sys
+import time
+
+import run
+from jobs import Both, refused_by_limits
+
+WORKERS = 4
+PER_SECOND = 10
+# Until outgate has warmed up, in seconds.
+WARM = 5
+# What memory may grow by: a part of it, and KiB beside.
+GROWTH, KIBIBYTES = 0.10, 4096
+# Descriptors differ with what is open at the moment.
+DESCRIPTORS = 64
+HUP_EVERY = 3
+NAMES = [f"n{number}.soak.test" for number in range(20)]
+GUESTS = {"guest": "g1", "neighbour": "g2"}
+
+
+class Soak(Both):
+    """The world with a file at each name."""
+
+    allowed = NAMES
+
+    def content(self):
+        self.pages = []
+        for number, name in enumerate(NAMES):
+            digest = self.put(name, "file", os.urandom(2000))
+            # One of five by TLS: handshakes cost these clients more than they cost outgate.
+            self.pages.append([f"http{'s' if number % 5 == 0 else ''}://{name}/file", digest])
+
+    def rules(self):
+        return "**.soak.test ech=allow\n"
+
+    def churn(self, number):
+        """Another list, with a rule that has nothing to do with the guests."""
+        path = self.path("whitelist", "churn.rules")
+        with open(path + ".new", "w") as file:
+            file.write(f"unrelated{number % 2}.test\n")
+        os.rename(path + ".new", path)
+
+
+def memory(process):
+    """Resident, in KiB."""
+    with open(f"/proc/{process.pid}/status") as file:
+        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
+
+
+def thirds(samples):
+    """The medians of the first and of the last third."""
+    third = max(1, len(samples) // 3)
+    return statistics.median(samples[:third]), statistics.median(samples[-third:])
+
+
+def disturb(world, daemon, seconds):
+    """A new list each second and a SIGHUP now and then; memory and descriptors at each second."""
+    samples = []
+    begin = time.monotonic()
+    for second in range(seconds):
+        time.sleep(max(0, begin + second - time.monotonic()))
+        world.churn(second)
+        if second % HUP_EVERY == 0:
+            daemon.send_signal(signal.SIGHUP)
+        assert daemon.poll() is None, f"outgate ended with {daemon.returncode}"
+        if second >= WARM:
+            samples.append((memory(daemon), len(os.listdir(f"/proc/{daemon.pid}/fd"))))
+    return samples
+
+
+def generation(world):
+    line, = (line for line in world.metrics().splitlines() if line.startswith("outgate_whitelist_generation "))
+    return int(line.split()[1])
+
+
+def soak(world, seconds):
+    """What is wrong, as a list of sentences."""
+    daemon = world.processes[-1]
+    first = generation(world)
+    crowds = {
+        (part, door): world.crowd(part, proxy=proxy, workers=WORKERS, seconds=seconds, per_second=PER_SECOND, lookups=proxy is None, urls=world.pages)
+        for part in GUESTS
+        for door, proxy in (("proxy", run.PROXY), ("transparent", None))
+    }
+    try:
+        samples = disturb(world, daemon, seconds)
+        outputs = {key: process.communicate(timeout=run.PATIENCE) for key, process in crowds.items()}
+    finally:
+        for process in crowds.values():
+            process.kill()
+    problems = []
+    for (part, door), (out, errors) in outputs.items():
+        result = json.loads(out) if out else {"failures": errors.decode()[-1000:], "fetches": 0}
+        print(f"{part:12} {door:12} {json.dumps(result)}", flush=True)
+        if result["failures"]:
+            problems.append(f"{part} by {door}: {result['failures']}")
+        if result["fetches"] < seconds:
+            problems.append(f"{part} by {door}: {result['fetches']} fetches are too few to tell anything")
+    if refused := refused_by_limits(world):
+        problems.append(f"refused by limits: {dict(refused)}")
+    with open(world.path("access.log")) as file:
+        lines = [line for line in file if '"verdict":"allowed"' not in line]
+    if lines:
+        problems.append(f"{len(lines)} lines in the log are not of what was allowed: {lines[0].strip()}")
+    lists = generation(world) - first
+    (memory_first, memory_last), (open_first, open_last) = (thirds(list(series)) for series in zip(*samples, strict=True))
+    print(f"memory {memory_first / 1024:.1f} MiB, then {memory_last / 1024:.1f}; descriptors {open_first:.0f}, then {open_last:.0f}; {lists} lists")
+    if memory_last > memory_first * (1 + GROWTH) + KIBIBYTES:
+        problems.append("memory grows")
+    if open_last > open_first + DESCRIPTORS:
+        problems.append("descriptors are left open")
+    # Half of them, for a busy machine may see two changes as one.
+    if lists < seconds / 2:
+        problems.append(f"{lists} new lists in {seconds} s are too few")
+    if "outgate_panics_total 0\n" not in world.metrics():
+        problems.append("a panic was counted")
+    return problems
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("outgate", nargs="?", default=os.path.join(run.ROOT, "target", "debug", "outgate"))
+    parser.add_argument("--seconds", type=int, default=60, metavar="N", help="how long, 20 or more")
+    given = parser.parse_args()
+    if given.seconds < 20:
+        parser.error("--seconds: 20 or more, else nothing can be told")
+    if os.geteuid() != 0:
+        print("skipped: needs root (network namespaces)")
+        return 1 if os.environ.get("CI") == "true" else 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    with Soak(given.outgate) as world:
+        problems = soak(world, given.seconds)
+        if problems:
+            print(open(world.path("outgate.err"), errors="replace").read()[-3000:], file=sys.stderr)
+    for problem in problems:
+        print(f"FAILED  {problem}")
+    print(f"soak: {given.seconds} s, {len(problems)} failed")
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
