@@ -259,13 +259,14 @@ impl Plan {
         for pattern in self.guests.iter().filter(|pattern| pattern.ends_with('*')) {
             notes.push(format!(
                 "{pattern}: the ruleset holds for interfaces that come later; the routing rule that keeps them closed \
-                 when nftables is flushed names interfaces, so run `outgate firewall apply` when one was added"
+                 when nftables is flushed names interfaces, so let outgate-host.service (`outgate firewall watch`) run, \
+                 or `outgate firewall apply` when one was added"
             ));
         }
         if self.scope == Scope::Ports && self.guest_links(host).any(|link| link.is_bridge) {
             notes.push(
-                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: run \
-                 `outgate firewall apply` when one was added"
+                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: let \
+                 outgate-host.service (`outgate firewall watch`) run, or `outgate firewall apply` when one was added"
                     .to_owned(),
             );
         }

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 const ONE: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n\
     [[guest]]\nname = \"one\"\ninterface = \"p1\"\naddresses = [\"10.42.42.2\", \"fd42::2\"]\n";
 
-/// How long the watcher may take for a port; the machine is busy with other tests.
-const SOON: Duration = Duration::from_secs(1);
+/// How long the watcher may take for a port: a second, and ten times that where the machine is busy with other
+/// tests. By itself it looks only once a minute.
+const SOON: Duration = Duration::from_secs(10);
 
 /// What frames are made of.
 const FRAMES: &str = "
@@ -287,6 +288,11 @@ fn nobody_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6()
     eventually("who joins a group is known", || {
         shell(&net.gateway, "bridge mdb show dev br0").matches("grp ff02::1:ff00:77").count() == 2
     });
+    // More groups than the bridge keeps: it may send all multicast to all then, and nobody loses any.
+    let many = "for n in range(5000):\n mld(131, 'fe80::3', 'ff05::1', group='ff05::%x' % (n + 16))";
+    send(&net.two, many);
+    assert!(finds(&net, "fd42::2"));
+    shell(&net.gateway, "ip link set br0 type bridge mcast_snooping 1");
     // The same frames where the rules are gone: the bridge believes them, and the neighbour is not found.
     nft(&net.gateway, "flush chain bridge outgate membership");
     send(&net.two, QUERIES);
@@ -390,8 +396,8 @@ impl Drop for Watcher {
 fn soon(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     eventually(what, &mut holds);
-    // Four other tests may have this machine's two processors.
-    assert!(begun.elapsed() < 4 * SOON, "{what}: {:?}", begun.elapsed());
+    println!("{what} after {:?}", begun.elapsed());
+    assert!(begun.elapsed() < SOON, "{what}: {:?}", begun.elapsed());
 }
 
 #[test]
@@ -426,7 +432,10 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
     assert_eq!(connect(&nine, "11.0.0.66:443").unwrap(), "here\n");
     // Nor does it reach its neighbour, with or without the ruleset.
     nft(&net.gateway, "flush ruleset");
-    assert!(nine.run(|| std::net::TcpStream::connect_timeout(&"10.42.42.3:22".parse().unwrap(), SOON)).is_err());
+    assert!(
+        nine.run(|| std::net::TcpStream::connect_timeout(&"10.42.42.3:22".parse().unwrap(), Duration::from_secs(2)))
+            .is_err()
+    );
     assert!(
         shell(&nine, "ip neigh show 10.42.42.3").contains("FAILED")
             || !shell(&nine, "ip neigh show 10.42.42.3").contains("lladdr")
@@ -484,8 +493,12 @@ fn the_watcher_outlives_what_goes_wrong_and_never_opens() {
     soon("it is not lost", || net.status().0);
 
     // A configuration that would open more, not applied.
-    let rules =
-        || shell(&net.gateway, "ip -4 rule; ip -6 rule; nft -s -t list ruleset; nft list set inet outgate ports 2>&1");
+    let rules = || {
+        shell(
+            &net.gateway,
+            "ip -4 rule; ip -6 rule; nft -s -t list ruleset; nft list set inet outgate ports 2>&1 || true",
+        )
+    };
     let before = rules();
     net.config("[firewall]\nguest_interfaces = [\"r3\"]\n");
     shell(&net.gateway, "ip tuntap add dev other mode tap");
