@@ -240,6 +240,7 @@ mod tests {
             "outgate firewall apply",
             "outgate firewall remove",
             "outgate firewall status",
+            "outgate firewall watch",
             "outgate status",
             "outgate denied",
             "outgate flows",

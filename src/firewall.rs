@@ -14,9 +14,11 @@ mod host;
 mod inspect;
 mod others;
 mod plan;
+mod ports;
 mod routing;
 mod script;
 pub(crate) mod tool;
+mod watch;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use host::Host;
@@ -24,6 +26,7 @@ pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
+pub use watch::{Events, Mended, Standing, mend, standing};
 
 use crate::config::ListenSettings;
 use ipnet::IpNet;

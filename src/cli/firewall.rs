@@ -1,5 +1,7 @@
 //! `outgate firewall`: the ruleset and the routing that bring guests' traffic to outgate and refuse
-//! the rest, shown, applied, removed and inspected.
+//! the rest, shown, applied, removed, inspected, and kept in force for interfaces that come later.
+
+mod watch;
 
 use super::lock::Lock;
 use super::table::{self, grouped, printable};
@@ -17,7 +19,8 @@ use std::path::Path;
 ///
 /// Tables `inet outgate` and `bridge outgate` of nftables, and routing rules that keep guests closed
 /// even when somebody flushes nftables. The kernel's state is the only record: after a change of
-/// [firewall], [[guest]] or [listen], and for interfaces that were added, apply again.
+/// [firewall], [[guest]] or [listen] apply again; for interfaces that are added `watch` does what is
+/// needed, or `apply` once more.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -35,6 +38,7 @@ enum Command {
     Apply(ApplyArguments),
     Remove(RemoveArguments),
     Status(StatusArguments),
+    Watch(watch::Arguments),
 }
 
 /// Show ruleset and routing as `apply` would put them in place
@@ -67,7 +71,7 @@ struct ApplyArguments {
 
 /// Take ruleset and routing away, and say which interfaces are open then
 ///
-/// Bridge ports are no longer isolated. Kernel settings of guests' interfaces (rp_filter and the
+/// Bridge ports are no longer isolated and guarded. Kernel settings of guests' interfaces (rp_filter and the
 /// like) stay as they are. Needs root.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -112,6 +116,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
         Command::Apply(arguments) => apply(&arguments.common, out),
         Command::Remove(arguments) => remove(&arguments.common, out),
         Command::Status(arguments) => status(&arguments.common, out),
+        Command::Watch(arguments) => watch::run(arguments),
     }
 }
 

@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{TABLE, bridge, inspect, others};
+use super::{TABLE, bridge, inspect, others, ports};
 use std::io::Write;
 
 /// What applying came to.
@@ -57,15 +57,8 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     let ruleset = ruleset + &bridge::carried_over(plan, host);
     tool::run("nft", &["-f", "-"], &ruleset, "the ruleset (the routing rules are in place: guests are not forwarded)")?;
     let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
-    isolate(plan, host, &mut applied.faults);
-    for (path, value) in plan.sysctls(host) {
-        // A setting that the kernel does not have needs no value.
-        if host::sysctl(&path).is_some_and(|now| now != value)
-            && let Err(error) = std::fs::write(&path, value)
-        {
-            applied.faults.push(format!("{path} cannot be set to {value}: {error}"));
-        }
-    }
+    ports::guard(plan, host, &mut applied.faults);
+    set_sysctls(plan, host, &mut applied.faults);
     applied.warnings = plan.notes().to_vec();
     applied.warnings.extend(plan.missing(host));
     applied.warnings.extend(inspect::surroundings(plan, host));
@@ -96,27 +89,20 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
             removed.faults.push(error.to_string());
         }
     }
-    let ports: Vec<String> = host
-        .ports_of(|bridge| removed.open.iter().any(|name| name == bridge))
-        .filter(|link| link.isolated)
-        .map(|link| link.name.clone())
-        .collect();
-    set_isolated(&ports, "off", &mut removed.faults);
+    ports::release(plan, host, &removed.open, &mut removed.faults);
     let on = |path: &str| host::sysctl(path).is_some_and(|value| value != "0");
     removed.forwarding = on("/proc/sys/net/ipv4/ip_forward") || on("/proc/sys/net/ipv6/conf/all/forwarding");
     Ok(removed)
 }
 
-fn isolate(plan: &Plan, host: &Host, faults: &mut Vec<String>) {
-    let ports: Vec<String> = plan.ports_to_isolate(host).map(|link| link.name.clone()).collect();
-    set_isolated(&ports, "on", faults);
-}
-
-fn set_isolated(ports: &[String], value: &str, faults: &mut Vec<String>) {
-    for port in ports {
-        let arguments = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", value];
-        if let Err(error) = tool::run("ip", &arguments, "", "to change a bridge port") {
-            faults.push(format!("port {port} cannot be set to isolated {value}: {error}"));
+/// Kernel settings of guests' interfaces.
+pub(super) fn set_sysctls(plan: &Plan, host: &Host, faults: &mut Vec<String>) {
+    for (path, value) in plan.sysctls(host) {
+        // A setting that the kernel does not have needs no value.
+        if host::sysctl(&path).is_some_and(|now| now != value)
+            && let Err(error) = std::fs::write(&path, value)
+        {
+            faults.push(format!("{path} cannot be set to {value}: {error}"));
         }
     }
 }

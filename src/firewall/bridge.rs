@@ -17,12 +17,25 @@ use serde_json::Value;
 
 /// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
 const PRIORITY: i32 = -250;
+/// The set of guests' ports, where they are not told by their bridge.
+pub(super) const PORTS: &str = "guest_ports";
+/// MACs that a port without one of its own may show at once.
+const NEW_MACS: u32 = 64;
+/// And how many more a minute.
+const NEW_MACS_PER_MINUTE: u32 = 12;
 
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     if plan.guests.is_empty() {
         return;
     }
     script.table("bridge");
+    if plan.scope == Scope::Ports {
+        script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
+    }
+    script.set("stations", "ifname . ether_addr", "the MACs behind each port that has not one of its own");
+    script.set("newcomers", "ifname", "the ports that lately had a new one");
+    stations(script);
+    membership(script);
     if !plan.pinned.is_empty() {
         script.set("macs", "ifname . ether_addr", "the MAC of each pinned port");
         script.set("ports", "ifname", "the ports that have one");
@@ -44,12 +57,11 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
         script.rule(format!("oifname vmap {}", set(chains)), "to pinned ports only what is for their guests");
         let scope = match &plan.scope {
             Scope::Bridges => format!("meta obrname {}", names(&plan.guests)),
-            // There are some: a pinned interface is a port, will be one, or is none.
-            Scope::Ports(ports) => format!("oifname {}", names(ports)),
+            Scope::Ports => format!("oifname @{PORTS}"),
         };
         let (v4, v6) = plan.pinned_addresses();
         for (field, nets) in [("ip daddr", v4), ("ip6 daddr", v6)] {
-            if !nets.is_empty() && !matches!(&plan.scope, Scope::Ports(ports) if ports.is_empty()) {
+            if !nets.is_empty() {
                 let rule = format!("{scope} {field} {} counter drop", set(nets));
                 script.rule(rule, "for a declared guest, who is elsewhere");
             }
@@ -59,16 +71,56 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_table();
 }
 
-/// The matches for frames of guest bridges; nothing where there is none.
+/// The matches for frames of guest bridges.
 fn scopes(plan: &Plan, hook: &str) -> Vec<String> {
     match &plan.scope {
         Scope::Bridges => vec![format!("meta ibrname {}", names(&plan.guests))],
-        Scope::Ports(ports) if ports.is_empty() => Vec::new(),
-        Scope::Ports(ports) => {
+        Scope::Ports => {
             let sides: &[&str] = if hook == "forward" { &["iifname", "oifname"] } else { &["iifname"] };
-            sides.iter().map(|side| format!("{side} {}", names(ports))).collect()
+            sides.iter().map(|side| format!("{side} @{PORTS}")).collect()
         }
     }
+}
+
+/// What a bridge learns is bounded before it learns it: so many MACs at once, and so many more a minute. With
+/// the five minutes after which a bridge forgets (ageing_time) that is 124 a port. A VM with containers on its
+/// own bridge has a few dozen.
+fn stations(script: &mut Script) {
+    script.chain("stations");
+    script.rule(
+        "iifname . ether saddr @stations update @stations { iifname . ether saddr } return",
+        "a MAC that was behind this port before",
+    );
+    script.rule(
+        format!(
+            "update @newcomers {{ iifname limit rate over {NEW_MACS_PER_MINUTE}/minute burst {NEW_MACS} packets }} \
+             counter drop"
+        ),
+        "flood: too many MACs on one port",
+    );
+    script.rule("add @stations { iifname . ether saddr } return", "one more");
+    script.rule("counter drop", "flood: no place for a MAC");
+    script.end_chain();
+}
+
+/// Who joins a group may say so, or bridges that look (multicast snooping) would send it nothing, neighbour
+/// solicitations included. Nobody may ask: as soon as a bridge hears a query it believes that all answer, and
+/// who is kept apart from the asker does not. IGMP is taken by its protocol, since a bridge reads it in
+/// fragments as well.
+fn membership(script: &mut Script) {
+    let why = "a guest that poses as multicast router";
+    script.chain("membership");
+    let reports = "membership-report-v1, membership-report-v2, membership-report-v3, leave-group";
+    script.rule(format!("igmp type {{ {reports} }} return"), "a guest joins or leaves an IPv4 group");
+    script.rule("ip protocol { 2, 103 } counter drop", why);
+    script.rule(
+        "icmpv6 type { mld-listener-report, mld-listener-done, mld2-listener-report } return",
+        "a guest joins or leaves an IPv6 group",
+    );
+    script.rule("ip6 nexthdr 0 ip6 daddr ff00::/8 counter drop", format!("{why}: MLD is behind such a header"));
+    script.rule("icmpv6 type { mld-listener-query, 151, 152, 153 } counter drop", why);
+    script.rule("meta l4proto 103 counter drop", why);
+    script.end_chain();
 }
 
 fn mac(script: &mut Script) {
@@ -83,30 +135,42 @@ fn mac(script: &mut Script) {
     script.end_chain();
 }
 
-/// The MACs that pinned ports have now, as lines to go with the ruleset: who repeats frames with a
-/// neighbour's MAC must not get it by the next `apply`.
+/// The MACs that ports have now, as lines to go with the ruleset: who repeats frames with a neighbour's MAC must
+/// not get it by the next `apply`, and a port with many keeps them.
 pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
-    // No table yet, or none that says so: nothing to carry.
-    let Ok(found) = tool::json("nft", &["-j", "list", "set", "bridge", TABLE, "macs"], "to list a set") else {
-        return String::new();
-    };
-    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
-    let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
     let mut lines = String::new();
-    for element in elements.filter_map(|element| element.get("elem")) {
-        let concatenated = element.get("val").and_then(|value| value.get("concat")?.as_array());
-        let Some([Value::String(port), Value::String(mac)]) = concatenated.map(Vec::as_slice) else { continue };
-        if !plan.pinned.contains_key(port) || host.link(port).is_none() {
+    for (port, mac, expires) in learnt("macs") {
+        if !plan.pinned.contains_key(&port) || host.link(&port).is_none() {
             continue;
         }
-        let expires = element.get("expires").and_then(Value::as_u64).map_or(300, |left| left.clamp(1, 300));
         for (set, key) in
             [("macs", format!("\"{port}\" . {mac}")), ("ports", format!("\"{port}\"")), ("taken", mac.clone())]
         {
             lines.push_str(&format!("add element bridge {TABLE} {set} {{ {key} expires {expires}s }}\n"));
         }
     }
+    for (port, mac, expires) in learnt("stations").into_iter().filter(|(port, ..)| host.link(port).is_some()) {
+        let key = format!("\"{port}\" . {mac}");
+        lines.push_str(&format!("add element bridge {TABLE} stations {{ {key} expires {expires}s }}\n"));
+    }
     lines
+}
+
+/// Port, MAC and seconds left of each element of one of the sets above. No table yet, or none that says so:
+/// nothing.
+fn learnt(set: &str) -> Vec<(String, String, u64)> {
+    let Ok(found) = tool::json("nft", &["-j", "list", "set", "bridge", TABLE, set], "to list a set") else {
+        return Vec::new();
+    };
+    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
+    let entry = |element: &Value| {
+        let concatenated = element.get("val")?.get("concat")?.as_array()?;
+        let [Value::String(port), Value::String(mac)] = concatenated.as_slice() else { return None };
+        let expires = element.get("expires").and_then(Value::as_u64).map_or(300, |left| left.clamp(1, 300));
+        Some((port.clone(), mac.clone(), expires))
+    };
+    elements.filter_map(|element| entry(element.get("elem")?)).collect()
 }
 
 /// The chains of one pinned port.
@@ -135,7 +199,9 @@ fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Sc
 
     script.chain(&format!("port_{n}"));
     script.rule("ether type { 8021q, 8021ad } counter drop", "guests have no VLANs");
+    script.rule("jump membership", "no queries, no multicast routing");
     script.rule("jump mac", "one MAC a port");
+    script.rule("iifname != @ports jump stations", "few before it has one");
     script.rule(format!("iifname != @ports jump first_{n}"), "until it has one");
     script.rule(
         "ether type arp iifname @ports iifname . arp saddr ether != @macs counter drop",
@@ -185,13 +251,18 @@ fn arriving(plan: &Plan, script: &mut Script) {
     interfaces.extend(plan.pinned.keys().cloned());
     let elsewhere = match &plan.scope {
         Scope::Bridges => format!("iifname {} meta ibrname != {}", names(&interfaces), names(&plan.guests)),
-        Scope::Ports(ports) if ports.is_empty() => format!("iifname {}", names(&interfaces)),
-        Scope::Ports(ports) => format!("iifname {} iifname != {}", names(&interfaces), names(ports)),
+        Scope::Ports => format!("iifname {} iifname != @{PORTS}", names(&interfaces)),
     };
     script.rule(
         format!("{elsewhere} counter drop"),
         "a guest's port on a bridge that [firewall].guest_interfaces does not name",
     );
+    for scope in scopes(plan, "prerouting") {
+        script.rule(
+            format!("{scope} ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f counter drop"),
+            "a frame for the next bridge; IP is never in one",
+        );
+    }
     if !plan.pinned.is_empty() {
         let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto port_{n}"));
         script.rule(format!("iifname vmap {}", set(chains)), "ports of declared guests");
@@ -215,6 +286,8 @@ fn arriving(plan: &Plan, script: &mut Script) {
             let rule = format!("{scope} icmpv6 type nd-neighbor-advert {} counter drop", target_in(*net));
             script.rule(rule, "spoofed: advertises the address of a guest that has another port");
         }
+        script.rule(format!("{scope} jump membership"), "no queries, no multicast routing");
+        script.rule(format!("{scope} jump stations"), "so many MACs a port");
     }
     script.end_chain();
 }

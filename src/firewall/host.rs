@@ -3,6 +3,7 @@
 
 use super::tool::{self, FirewallError};
 use serde::Deserialize;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The machine, as it is now.
@@ -27,7 +28,22 @@ pub(super) struct Link {
     pub(super) master: Option<String>,
     /// Is it kept apart from other isolated ports of its bridge?
     pub(super) isolated: bool,
+    /// Is it a port that takes no part in spanning tree and multicast routing ([`GUARD`])?
+    pub(super) guarded: bool,
+    /// Is it a port by which its bridge heard of another root of the spanning tree?
+    pub(super) heard_root: bool,
+    /// Does this bridge learn MACs from frames that no rule sees, those for link-local MACs?
+    pub(super) learns_unseen: bool,
 }
+
+/// What guests' ports are set to beside `isolated`, as ip(8) takes it. The mask sends frames for link-local
+/// MACs, which are BPDUs above all, through table bridge instead of up to the protocol's own handler; it cannot
+/// have the bit of pause frames, which a bridge drops itself. Should the mask be lost, `guard` takes the port
+/// off at its first BPDU. A router's port would be told of all multicast.
+pub(super) const GUARD: [&str; 6] = ["guard", "on", "mcast_router", "0", "group_fwd_mask", GUARD_MASK];
+/// What they are without it.
+pub(super) const NO_GUARD: [&str; 6] = ["guard", "off", "mcast_router", "1", "group_fwd_mask", "0"];
+const GUARD_MASK: &str = "0xfffd";
 
 #[derive(Deserialize)]
 struct IpLink {
@@ -42,13 +58,37 @@ struct LinkInfo {
     info_kind: Option<String>,
     info_slave_kind: Option<String>,
     #[serde(default)]
-    info_slave_data: SlaveData,
+    info_data: BridgeData,
+    #[serde(default)]
+    info_slave_data: PortData,
 }
 
+/// Of a bridge; other kinds of interfaces have none of it.
 #[derive(Default, Deserialize)]
-struct SlaveData {
+struct BridgeData {
+    bridge_id: Option<String>,
+    stp_state: Option<u32>,
+    no_linklocal_learn: Option<u32>,
+}
+
+/// Of a bridge's port. What an old kernel does not print it does not have.
+#[derive(Default, Deserialize)]
+struct PortData {
     #[serde(default)]
     isolated: bool,
+    #[serde(default)]
+    guard: bool,
+    multicast_router: Option<u32>,
+    group_fwd_mask: Option<String>,
+    /// The bridge that it takes for the one nearest to the root on its segment.
+    bridge_id: Option<String>,
+}
+
+impl PortData {
+    fn is_guarded(&self) -> bool {
+        let mask = self.group_fwd_mask.as_deref().is_none_or(|mask| mask == GUARD_MASK);
+        self.guard && self.multicast_router.is_none_or(|router| router == 0) && mask
+    }
 }
 
 impl Host {
@@ -57,16 +97,20 @@ impl Host {
     /// # Errors
     /// [`FirewallError`] where ip(8) is missing or fails.
     pub fn look() -> Result<Host, FirewallError> {
-        let links = tool::json("ip", &["-j", "-d", "link", "show"], "to list the interfaces")?;
-        let links: Vec<IpLink> =
-            serde_json::from_value(links).map_err(|source| FirewallError::Unreadable { program: "ip", source })?;
+        let links = links()?;
         let probe = "table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n";
         let matches_bridges =
             !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-        let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
-        links.sort_by(|one, other| one.name.cmp(&other.name));
         Ok(Host { links, matches_bridges, ipv6, default_routes: default_routes() })
+    }
+
+    /// The same machine with the interfaces that there are now.
+    ///
+    /// # Errors
+    /// [`FirewallError`] where ip(8) fails.
+    pub fn again(&self) -> Result<Host, FirewallError> {
+        Ok(Host { links: links()?, ..self.clone() })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
@@ -77,6 +121,32 @@ impl Host {
     pub(super) fn ports_of(&self, is: impl Fn(&str) -> bool) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(move |link| link.master.as_deref().is_some_and(&is))
     }
+}
+
+/// Every interface, by name.
+fn links() -> Result<Vec<Link>, FirewallError> {
+    let found = tool::json("ip", &["-j", "-d", "link", "show"], "to list the interfaces")?;
+    let found: Vec<IpLink> =
+        serde_json::from_value(found).map_err(|source| FirewallError::Unreadable { program: "ip", source })?;
+    let trees = |link: &IpLink| {
+        let tree = &link.linkinfo.info_data;
+        tree.stp_state.is_some_and(|state| state != 0).then(|| (plain(&link.ifname), tree.bridge_id.clone()))
+    };
+    let trees: BTreeMap<String, Option<String>> = found.iter().filter_map(trees).collect();
+    let with_tree = |link: IpLink| {
+        let above = link.linkinfo.info_slave_data.bridge_id.clone();
+        let link = Link::from(link);
+        let own = link.master.as_ref().and_then(|bridge| trees.get(bridge));
+        Link { heard_root: own.is_some_and(|own| above.is_some() && *own != above), ..link }
+    };
+    let mut links: Vec<Link> = found.into_iter().map(with_tree).collect();
+    links.sort_by(|one, other| one.name.cmp(&other.name));
+    Ok(links)
+}
+
+/// A veth is printed with its peer by some versions.
+fn plain(name: &str) -> String {
+    name.split('@').next().unwrap_or_default().to_owned()
 }
 
 /// The interfaces by which this machine goes out; only warnings depend on it.
@@ -100,12 +170,16 @@ fn default_routes() -> Vec<String> {
 impl From<IpLink> for Link {
     fn from(link: IpLink) -> Link {
         let port = link.linkinfo.info_slave_kind.as_deref() == Some("bridge");
+        let is_bridge = link.linkinfo.info_kind.as_deref() == Some("bridge");
+        let state = &link.linkinfo.info_slave_data;
         Link {
-            is_bridge: link.linkinfo.info_kind.as_deref() == Some("bridge"),
+            is_bridge,
+            learns_unseen: is_bridge && link.linkinfo.info_data.no_linklocal_learn == Some(0),
+            isolated: port && state.isolated,
+            guarded: port && state.is_guarded(),
+            heard_root: false,
             master: link.master.filter(|_| port),
-            isolated: link.linkinfo.info_slave_data.isolated,
-            // A veth is printed with its peer by some versions.
-            name: link.ifname.split('@').next().unwrap_or_default().to_owned(),
+            name: plain(&link.ifname),
         }
     }
 }

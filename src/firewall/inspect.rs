@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
-use super::{TABLE, apply, others};
+use super::{TABLE, apply, others, ports};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -75,7 +75,7 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
             difference.surplus.iter().map(|line| format!("routing: `ip {family} {line}` would remove a stale one")),
         );
     }
-    differences.extend(plan.ports_to_isolate(host).map(|link| format!("bridge port {} is not isolated", link.name)));
+    differences.extend(ports::differences(plan, host));
     for (path, value) in plan.sysctls(host) {
         if let Some(now) = host::sysctl(&path).filter(|now| now != value) {
             differences.push(format!("{path} is {now} and should be {value}"));

@@ -73,8 +73,8 @@ pub(super) struct Pinned {
 pub(super) enum Scope {
     /// By the name of the bridge: holds for ports that come later.
     Bridges,
-    /// By the ports there are now, where the kernel cannot match bridges.
-    Ports(Vec<String>),
+    /// By a set of ports, where the kernel cannot match bridges.
+    Ports,
 }
 
 impl Plan {
@@ -113,7 +113,7 @@ impl Plan {
         };
         plan.ports = plan.ports_of_guests(host);
         if !host.matches_bridges {
-            plan.scope = Scope::Ports(plan.ports.clone());
+            plan.scope = Scope::Ports;
         }
         plan.routing = routing::Routing::new(&plan, host);
         plan.notes = plan.remarks(host);
@@ -153,6 +153,11 @@ impl Plan {
     /// The interfaces there are by which guests' packets enter.
     pub(super) fn guest_links<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
         host.links.iter().filter(|link| self.is_guest(&link.name))
+    }
+
+    /// How many bridge ports of guests there are.
+    pub fn guest_port_count(&self, host: &Host) -> usize {
+        self.guest_ports(host).count()
     }
 
     fn ports_of_guests(&self, host: &Host) -> Vec<String> {
@@ -199,9 +204,13 @@ impl Plan {
         self.guests.iter().filter(|pattern| pattern.ends_with('*')).cloned().collect()
     }
 
-    /// Ports of guest bridges that are not kept apart yet.
-    pub(super) fn ports_to_isolate<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
-        host.ports_of(|bridge| self.is_guest(bridge)).filter(|link| !link.isolated)
+    /// The ports there are that are a guest's: of its bridge or by its own name. Never another port of a bridge
+    /// that is not a guest's.
+    pub(super) fn guest_ports<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
+        let own = |name: &str| self.is_guest(name) || self.pinned.contains_key(name);
+        let is =
+            move |link: &&Link| link.master.as_deref().is_some_and(|bridge| self.is_guest(bridge) || own(&link.name));
+        host.links.iter().filter(is)
     }
 
     /// Kernel settings that guests' interfaces should have, by path.
@@ -250,15 +259,14 @@ impl Plan {
         for pattern in self.guests.iter().filter(|pattern| pattern.ends_with('*')) {
             notes.push(format!(
                 "{pattern}: the ruleset holds for interfaces that come later; the routing rule that keeps them closed \
-                 when nftables is flushed names interfaces, so run `outgate firewall apply` when one was added"
+                 when nftables is flushed names interfaces, so let outgate-host.service (`outgate firewall watch`) run, \
+                 or `outgate firewall apply` when one was added"
             ));
         }
-        if let Scope::Ports(_) = self.scope
-            && self.guest_links(host).any(|link| link.is_bridge)
-        {
+        if self.scope == Scope::Ports && self.guest_links(host).any(|link| link.is_bridge) {
             notes.push(
-                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: run \
-                 `outgate firewall apply` when one was added"
+                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: let \
+                 outgate-host.service (`outgate firewall watch`) run, or `outgate firewall apply` when one was added"
                     .to_owned(),
             );
         }

@@ -7,6 +7,7 @@
 mod activation;
 mod addresses;
 mod admin_tls;
+mod bridge;
 mod cli;
 mod confine;
 mod dns;

@@ -29,6 +29,7 @@ SHIPPED = [
     "usr/share/zsh/vendor-completions/_outgate", "usr/share/fish/vendor_completions.d/outgate.fish",
     "usr/lib/systemd/system/outgate.service", "usr/lib/systemd/system/outgate.socket",
     "usr/lib/systemd/system/outgate-admin.socket", "usr/lib/systemd/system/outgate-firewall.service",
+    "usr/lib/systemd/system/outgate-host.service",
     "usr/lib/systemd/system/outgate-golem-sync.service", "usr/lib/systemd/system/outgate-golem-sync.timer",
     "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
     "usr/share/doc/outgate/copyright", "usr/share/doc/outgate/changelog.Debian.gz",

@@ -1,0 +1,153 @@
+//! `outgate firewall watch`: while it runs, what was applied holds for interfaces that come later as well. It has
+//! no input but the kernel's word that there is another interface, and the files that `apply` reads.
+
+use super::super::{Config, Failure, Outcome, bridge};
+use super::{in_line, printable};
+use crate::config::Settings;
+use crate::firewall::{self, Events, FirewallSettings, Host, Mended, Plan, Seal, Standing};
+use crate::system;
+use clap::Args;
+use sd_notify::NotifyState;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Between two looks at everything.
+const FULL: Duration = Duration::from_secs(60);
+/// After each look, so that interfaces which come and go without end do not take a CPU.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Keep what was applied in force for interfaces that come later
+///
+/// Runs until it is told to stop; `outgate-host.service` runs it. When an interface or a bridge port
+/// comes, and once a minute in any case, it isolates and guards guests' ports, names them to the ruleset,
+/// adds the routing rules that keep them closed and sets their kernel settings: what `apply` would do for
+/// them. It never opens anything and puts no ruleset in place: a change of the configuration waits for
+/// `apply`, and after `remove` it has nothing to do. Needs root.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate firewall watch
+  systemctl status outgate-host.service")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    config: Config,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Outcome {
+    if !system::is_root() {
+        return Err(firewall::FirewallError::NotRoot.into());
+    }
+    let mut events = Events::subscribe()
+        .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
+    let mut watch = Watch { config: arguments.config.config.clone(), ..Watch::default() };
+    let mut full = Instant::now();
+    loop {
+        if Instant::now() >= full {
+            watch.host = None;
+            full = Instant::now() + FULL;
+        }
+        let state = watch.look();
+        system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
+        std::thread::sleep(PAUSE);
+        events
+            .wait(full)
+            .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
+    }
+}
+
+#[derive(Default)]
+struct Watch {
+    config: Option<PathBuf>,
+    /// What was seen last; its interfaces are looked at anew each time, the rest once a minute.
+    host: Option<Host>,
+    /// The configuration that was in force last.
+    applied: Option<Settings>,
+    /// What was wrong the last time: it is said once.
+    said: Vec<String>,
+}
+
+impl Watch {
+    /// Looks and mends; a line on how things are.
+    fn look(&mut self) -> String {
+        let (mended, ports) = match self.mend() {
+            Ok(Some((mended, interfaces))) => (mended, Some(interfaces)),
+            Ok(None) => (Mended::default(), None),
+            Err(failure) => (Mended { faults: vec![plain(&failure)], ..Mended::default() }, None),
+        };
+        for done in &mended.done {
+            say(done);
+        }
+        for fault in mended.faults.iter().filter(|fault| !self.said.contains(fault)) {
+            say(&format!("failed: {fault}"));
+        }
+        if mended.faults.is_empty() && !self.said.is_empty() {
+            say("all is well again");
+        }
+        let state = match (mended.faults.first(), ports) {
+            (Some(fault), _) => format!("failed: {}", printable(fault)),
+            (None, None) => "the firewall is not applied; nothing to watch".to_owned(),
+            (None, Some(ports)) => format!("watching; bridge ports of guests: {ports}"),
+        };
+        self.said = mended.faults;
+        state
+    }
+
+    /// What was done, and how many ports there are; nothing where no firewall was applied.
+    fn mend(&mut self) -> Result<Option<(Mended, usize)>, Failure> {
+        let _in_line = in_line();
+        let mut faults = Vec::new();
+        let Some((settings, in_force)) = self.settings(&mut faults)? else { return Ok(None) };
+        let host = match &self.host {
+            Some(host) => host.again()?,
+            None => Host::look()?,
+        };
+        let plan = Plan::new(&settings, &host);
+        let mut mended = firewall::mend(&plan, &host, in_force);
+        mended.faults.splice(..0, faults);
+        let ports = plan.guest_port_count(&host);
+        self.host = Some(host);
+        Ok(Some((mended, ports)))
+    }
+
+    /// Which configuration to go by, and whether it is the one in force.
+    fn settings(&mut self, faults: &mut Vec<String>) -> Result<Option<(Settings, bool)>, Failure> {
+        let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
+        let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
+        let seal = now.as_ref().ok().map(|settings| Seal::of(&settings.firewall, &settings.listen));
+        match (firewall::standing(seal)?, now) {
+            (Standing::Nothing, _) => {
+                self.applied = None;
+                Ok(None)
+            }
+            (Standing::InForce, Ok(settings)) => {
+                self.applied = Some(settings.clone());
+                Ok(Some((settings, true)))
+            }
+            (_, Ok(settings)) => {
+                faults.push("the ruleset is not that of the configuration: run `outgate firewall apply`".to_owned());
+                Ok(Some((self.applied.clone().unwrap_or(settings), false)))
+            }
+            (_, Err(failure)) => {
+                faults.push(plain(&failure));
+                Ok(Some((self.applied.clone().map_or_else(|| closed(self.config.as_deref()), Ok)?, false)))
+            }
+        }
+    }
+}
+
+/// Of a configuration that is not sound: the interfaces to close.
+fn closed(config: Option<&Path>) -> Result<Settings, Failure> {
+    let (settings, _) = Settings::load_leniently(config)?;
+    let firewall = FirewallSettings { pins: Vec::new(), ..settings.firewall.clone() };
+    Ok(Settings { listen: settings.listen.without_guests(), firewall, ..settings })
+}
+
+/// Where nobody reads it, it does its work all the same.
+fn say(line: &str) {
+    let _ = writeln!(io::stderr(), "outgate: {}", printable(line));
+}
+
+fn plain(failure: &Failure) -> String {
+    failure.to_string().trim_start_matches("outgate: ").to_owned()
+}

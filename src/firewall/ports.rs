@@ -1,0 +1,94 @@
+//! Guests' bridge ports: kept apart from each other, out of the spanning tree and of multicast routing, and
+//! how that is undone and told. These are settings of the port itself, so they hold when nftables is flushed,
+//! and a port that comes later has none of them until somebody sets them. What frames may pass is for `bridge`.
+
+use super::host::{GUARD, Host, Link, NO_GUARD};
+use super::plan::Plan;
+use super::tool;
+
+/// Sets what is not set yet; gives the names of the ports that it took in hand.
+pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<String> {
+    let mut done = Vec::new();
+    for bridge in unseen(plan, host) {
+        no_linklocal_learn(&bridge.name, "1", faults);
+    }
+    for port in plan.guest_ports(host) {
+        let bare = !port.isolated || !port.guarded;
+        if bare {
+            set(&port.name, "on", &GUARD, faults);
+        }
+        if port.heard_root {
+            // What it heard before would hold for as long as the sender said, four minutes at most.
+            for state in ["down", "up"] {
+                change(&["link", "set", "dev", &port.name, state], &port.name, &format!("be set {state}"), faults);
+            }
+        }
+        if bare || port.heard_root {
+            done.push(port.name.clone());
+        }
+    }
+    done
+}
+
+/// Undoes it for the ports of bridges that are `open` now, and for the plan's.
+pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Vec<String>) {
+    let is_open = |bridge: &str| open.iter().any(|name| name == bridge);
+    let mut ports: Vec<&Link> = host.ports_of(is_open).chain(plan.guest_ports(host)).collect();
+    ports.sort_by(|one, other| one.name.cmp(&other.name));
+    ports.dedup();
+    for port in ports.into_iter().filter(|port| port.isolated || port.guarded) {
+        set(&port.name, "off", &NO_GUARD, faults);
+    }
+    for bridge in host.links.iter().filter(|link| link.is_bridge && !link.learns_unseen && is_open(&link.name)) {
+        no_linklocal_learn(&bridge.name, "0", faults);
+    }
+}
+
+/// What is not as it should be, one sentence each.
+pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
+    let mut differences = Vec::new();
+    for port in plan.guest_ports(host) {
+        let name = &port.name;
+        if !port.isolated {
+            differences.push(format!("bridge port {name} is not isolated"));
+        }
+        if !port.guarded {
+            differences.push(format!("bridge port {name} is not guarded ({})", GUARD.join(" ")));
+        }
+        if port.heard_root {
+            let bridge = port.master.as_deref().unwrap_or_default();
+            differences.push(format!("bridge {bridge} takes its spanning tree from bridge port {name}"));
+        }
+    }
+    let learning = unseen(plan, host);
+    differences.extend(learning.map(|link| format!("bridge {} learns unseen MACs (no_linklocal_learn 0)", link.name)));
+    differences
+}
+
+/// Bridges of guests' ports that learn from frames which no rule sees.
+fn unseen<'h>(plan: &Plan, host: &'h Host) -> impl Iterator<Item = &'h Link> {
+    let masters: Vec<&str> = plan.guest_ports(host).filter_map(|port| port.master.as_deref()).collect();
+    let is =
+        move |link: &&Link| link.learns_unseen && (masters.contains(&link.name.as_str()) || plan.is_guest(&link.name));
+    host.links.iter().filter(is)
+}
+
+fn set(port: &str, isolated: &str, rest: &[&str], faults: &mut Vec<String>) {
+    let start = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", isolated];
+    let arguments: Vec<&str> = start.iter().chain(rest).copied().collect();
+    change(&arguments, port, &format!("be set to isolated {isolated} {}", rest.join(" ")), faults);
+}
+
+fn no_linklocal_learn(bridge: &str, value: &str, faults: &mut Vec<String>) {
+    let arguments = ["link", "set", "dev", bridge, "type", "bridge", "no_linklocal_learn", value];
+    change(&arguments, bridge, &format!("be set to no_linklocal_learn {value}"), faults);
+}
+
+/// An interface that went meanwhile needs nothing.
+fn change(arguments: &[&str], interface: &str, what: &str, faults: &mut Vec<String>) {
+    if let Err(error) = tool::run("ip", arguments, "", "to change a bridge port")
+        && tool::run("ip", &["link", "show", "dev", interface], "", "to look for an interface").is_ok()
+    {
+        faults.push(format!("{interface} cannot {what}: {error}"));
+    }
+}
