@@ -330,6 +330,10 @@ async fn relay(mut relaying: Box<Relaying>) {
     {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
+        End::OtherName => {
+            record.shown(tunnel.shown().unwrap_or_default());
+            record.refuse(Reason::NameMismatch, None);
+        }
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
     // Nobody waits for the end of a connection until it has been accounted for, and no place is free before.

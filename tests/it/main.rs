@@ -26,6 +26,7 @@ mod proxy_tls;
 mod races;
 mod registered;
 mod reload;
+mod second;
 mod service;
 mod socks;
 mod tidy;
