@@ -12,6 +12,7 @@
 
 mod http;
 mod inside;
+mod kept;
 mod refuse;
 mod socks;
 mod transparent;
@@ -19,6 +20,7 @@ mod tunnel;
 mod turn_away;
 
 pub use inside::Porch;
+pub use kept::Shelf;
 
 use crate::accept::{Accepted, Gate, Purpose, Reserve, Slot};
 use crate::account::{Account, Active, Listener, Meter, Record};
@@ -62,6 +64,8 @@ pub struct House {
     pub resolver: Arc<Resolver>,
     /// Names behind the addresses that guests were told.
     pub bindings: Arc<Bindings>,
+    /// Connections to upstreams between requests.
+    pub shelf: Arc<Shelf>,
     /// Records.
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.

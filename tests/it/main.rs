@@ -21,6 +21,7 @@ mod limits;
 mod names;
 mod overload;
 mod pace;
+mod ports;
 mod proof;
 mod proxy_tls;
 mod races;
