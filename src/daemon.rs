@@ -139,6 +139,7 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
         live,
         resolver,
         bindings,
+        shelf: Arc::default(),
         account,
         stop: CancellationToken::new(),
     });

@@ -3,6 +3,8 @@
 //! The order of the addresses is the order of [`Vetted`]; which of them a flow may reach was decided
 //! before. What the socket is used for is the relay's business.
 
+mod ports;
+
 use crate::reason::Reason;
 use crate::resolve::Vetted;
 use std::io;
@@ -10,7 +12,7 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
 /// Between the starts of two attempts (RFC 8305 §5, "Connection Attempt Delay").
@@ -94,10 +96,18 @@ pub async fn connect(vetted: &Vetted, settings: &DialSettings) -> Result<Upstrea
 type Attempted = Result<(TcpStream, SocketAddr), DialError>;
 
 async fn attempt(address: SocketAddr) -> Attempted {
-    match TcpStream::connect(address).await {
+    match ports::connect(address).await {
         Ok(stream) => Ok((stream, address)),
         Err(source) => Err(DialError::Failed { address, source }),
     }
+}
+
+/// A socket of the family of `address`, not yet bound.
+fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // So that its port can be bound again while it waits out its minute (TIME_WAIT).
+    socket.set_reuseaddr(true)?;
+    Ok(socket)
 }
 
 async fn race(addresses: &[SocketAddr]) -> Attempted {

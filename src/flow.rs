@@ -12,6 +12,7 @@
 
 mod http;
 mod inside;
+mod kept;
 mod refuse;
 mod socks;
 mod transparent;
@@ -19,6 +20,7 @@ mod tunnel;
 mod turn_away;
 
 pub use inside::Porch;
+pub use kept::Shelf;
 
 use crate::accept::{Accepted, Gate, NamePace, Purpose, Reserve, Slot};
 use crate::account::{Account, Active, Limit, Listener, Meter, Record};
@@ -62,6 +64,8 @@ pub struct House {
     pub resolver: Arc<Resolver>,
     /// Names behind the addresses that guests were told.
     pub bindings: Arc<Bindings>,
+    /// Connections to upstreams between requests.
+    pub shelf: Arc<Shelf>,
     /// Records.
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.
@@ -360,6 +364,10 @@ async fn relay(mut relaying: Box<Relaying>) {
     {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
+        End::OtherName => {
+            record.shown(tunnel.shown().unwrap_or_default());
+            record.refuse(Reason::NameMismatch, None);
+        }
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
     // Nobody waits for the end of a connection until it has been accounted for, and no place is free before.

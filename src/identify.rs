@@ -7,9 +7,11 @@
 pub mod chunked;
 pub mod hello;
 pub mod http;
+mod second;
 mod sniff;
 pub mod socks;
 
+pub use second::{HostSearch, OtherName};
 pub use sniff::{MAX_SNIFF, Sniff, sniff, sniff_on};
 
 use crate::reason::Reason;

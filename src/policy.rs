@@ -221,6 +221,7 @@ pub struct Permit {
     protocols: Protocols,
     rule: Option<Location>,
     observed: bool,
+    any_bytes: bool,
     addresses: AddressTerms,
 }
 
@@ -240,6 +241,10 @@ impl Permit {
     /// Let through by mode `observe` alone.
     pub fn observed(&self) -> bool {
         self.observed
+    }
+    /// A rule says `tcp://`, or no rule is asked for: bytes that are neither TLS nor HTTP may be anything.
+    pub fn any_bytes(&self) -> bool {
+        self.any_bytes
     }
     /// What the address must satisfy.
     pub fn addresses(&self) -> &AddressTerms {

@@ -13,6 +13,7 @@ mod turns;
 
 pub use side::{GuestStream, Sealed, Side};
 
+use crate::identify::HostSearch;
 use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
 use std::future::poll_fn;
 use std::pin::Pin;
@@ -45,6 +46,8 @@ pub enum End {
     Idle,
     /// `stop` said so.
     Stopped,
+    /// The guest showed another name than it was permitted for.
+    OtherName,
 }
 
 /// One direction of a tunnel.
@@ -55,6 +58,8 @@ struct Lane {
     chunk: usize,
     turn: Turn,
     state: LaneState,
+    /// What is read is searched before it goes on.
+    search: Option<Box<HostSearch>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,6 +87,8 @@ enum Broken {
     Read,
     /// The writing side takes no more; what it sent before may still be read.
     Write,
+    /// What was read must not go on.
+    OtherName,
 }
 
 impl Tunnel {
@@ -98,6 +105,18 @@ impl Tunnel {
             self.up.state = LaneState::Ended;
         }
         self
+    }
+
+    /// What the guest says from now on is searched for other names.
+    #[must_use]
+    pub fn searched(mut self, search: Option<Box<HostSearch>>) -> Tunnel {
+        self.up.search = search;
+        self
+    }
+
+    /// The name that ended it with [`End::OtherName`].
+    pub fn shown(&self) -> Option<&[u8]> {
+        self.up.search.as_ref().map(|search| search.shown())
     }
 
     /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped. The tunnel is
@@ -144,6 +163,7 @@ impl Tunnel {
         for (lane, done) in [(up, &up_done), (down, &down_done)] {
             match done {
                 Poll::Ready(Err(Broken::Read)) => return Poll::Ready(End::Broken),
+                Poll::Ready(Err(Broken::OtherName)) => return Poll::Ready(End::OtherName),
                 Poll::Ready(Err(Broken::Write)) => {
                     *broken = true;
                     lane.state = LaneState::Finished;
@@ -168,7 +188,7 @@ impl Tunnel {
 
 impl Lane {
     fn new(first: Vec<u8>) -> Lane {
-        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, turn: Turn::default(), state: LaneState::Open }
+        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, turn: Turn::default(), state: LaneState::Open, search: None }
     }
 
     /// Moves what it may in its turn. `last`: the other direction is finished, and the end of this one closes both.
@@ -202,11 +222,14 @@ impl Lane {
                 return Poll::Pending;
             }
             let want = self.chunk.min(scratch::allowance());
-            let moved = poll_move(cx, from, to, want, &mut self.kept);
+            let moved = poll_move(cx, from, to, want, &mut self.kept, &mut self.search);
             self.turn.moved(from.take_surcharge());
             let (read, written) = ready!(moved)?;
             count(written);
             if read == 0 {
+                if let Some(search) = &mut self.search {
+                    search.end().map_err(|_| Broken::OtherName)?;
+                }
                 self.state = LaneState::Ended;
                 continue;
             }
@@ -322,11 +345,17 @@ fn poll_move(
     to: &mut impl Side,
     want: usize,
     kept: &mut Kept,
+    search: &mut Option<Box<HostSearch>>,
 ) -> Poll<Result<(usize, usize), Broken>> {
     scratch::with(want, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
         ready!(Pin::new(from).poll_read(cx, &mut buffer)).map_err(|_| Broken::Read)?;
         let data = buffer.filled();
+        if let Some(searching) = search
+            && !searching.push(data).map_err(|_| Broken::OtherName)?
+        {
+            *search = None;
+        }
         kept.moved = true;
         let mut written = 0;
         while let Some(rest) = data.get(written..).filter(|rest| !rest.is_empty()) {

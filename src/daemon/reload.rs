@@ -15,6 +15,7 @@ use crate::config::{GolemSettings, Settings};
 use crate::flow::{House, Live};
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
+use crate::identify::Claim;
 use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
@@ -449,14 +450,19 @@ impl Desk {
     fn revoke(&self) -> usize {
         self.house.drop_bindings();
         let live = self.house.live.load_full();
-        self.house.account.revoke_where(|claim, upstream| match live.policy.decide(claim) {
+        let judge = |claim: &Claim, upstream: Option<SocketAddr>| match live.policy.decide(claim) {
             Err(refusal) => Some((Reason::Revoked, refusal.rule)),
             Ok(permit) => {
                 let screened =
                     upstream.map_or(Ok(()), |upstream| self.house.resolver.screen(&permit, &[upstream.ip()]));
                 screened.err().map(|_| (Reason::Revoked, None))
             }
-        })
+        };
+        let revoked = self.house.account.revoke_where(judge);
+        // After the live flows: one of those that ends meanwhile puts its connection down, and then sees that it was
+        // revoked.
+        self.house.shelf.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
+        revoked
     }
 
     fn failed(&self, what: &str, lines: Vec<String>) -> Outcome {

@@ -1,6 +1,7 @@
 //! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
 //! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
 
+use super::kept::{Kept, Spot};
 use super::{
     Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse, tunnel,
 };
@@ -33,16 +34,6 @@ const FRESH: Duration = Duration::from_secs(1);
 /// What one request costs beside the bytes of a stream, by which turns are measured.
 const COST: usize = 64 << 10;
 
-/// A kept connection to an upstream, and where it leads.
-struct Kept {
-    target: Target,
-    peer: Peer,
-    /// When it was last known to be good.
-    since: Instant,
-    /// It has got the beginning of the first request already.
-    half_said: bool,
-}
-
 /// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
 pub(super) struct Inside {
     /// What the tunnel was asked for.
@@ -58,7 +49,7 @@ struct Session {
     visit: Box<Visit>,
     listener: Listener,
     inside: Option<Inside>,
-    upstream: Option<Kept>,
+    upstream: Option<Spot>,
     /// Requests that were sent together take turns with other connections'.
     turn: Turn,
 }
@@ -143,13 +134,17 @@ pub(super) async fn serve_inside(
     inside: Inside,
     upstream: Peer,
 ) -> Result<Step, Ended> {
-    let upstream = Some(Kept {
+    let kept = Kept {
         target: inside.claim.target.clone(),
         peer: upstream,
         since: Instant::now(),
         half_said: inside.sent > 0,
-    });
-    Session { visit, listener, inside: Some(inside), upstream, turn: Turn::default() }.run().await
+        spent: false,
+    };
+    let claim = inside.claim.clone();
+    let mut session = Session { visit, listener, inside: Some(inside), upstream: None, turn: Turn::default() };
+    session.keep(claim, kept);
+    session.run().await
 }
 
 impl Session {
@@ -440,7 +435,17 @@ impl Session {
             match self.exchange(head, written, &mut upstream.peer, &mut record).await {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
                     upstream.since = Instant::now();
-                    self.upstream = upstream_reusable.then_some(upstream);
+                    upstream.spent = head.body == Body::None;
+                    match upstream_reusable {
+                        true => self.keep(claim, upstream),
+                        false => upstream.close(),
+                    }
+                    if record.flow().revocation().is_some()
+                        && let Some(kept) = self.upstream.as_ref().and_then(Spot::take)
+                    {
+                        // The reload that revoked it may have looked for kept connections before this was one.
+                        kept.close();
+                    }
                     if guest_reusable && !self.visit.house.stop.is_cancelled() {
                         return Ok(Next::Request);
                     }
@@ -466,14 +471,16 @@ impl Session {
         repeatable: bool,
         record: &mut Record,
     ) -> Result<Kept, Reason> {
-        if let Some(kept) = self.upstream.take()
-            && kept.target == *permit.target()
-            && kept.peer.is_idle()
-            && (repeatable || kept.since.elapsed() < FRESH)
-            && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
-        {
-            record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
-            return Ok(kept);
+        if let Some(kept) = self.upstream.as_ref().and_then(Spot::take) {
+            if kept.target == *permit.target()
+                && kept.peer.is_idle()
+                && (repeatable || kept.since.elapsed() < FRESH)
+                && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
+            {
+                record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
+                return Ok(kept);
+            }
+            kept.close();
         }
         let upstream = reach(&self.visit.house, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
@@ -482,7 +489,14 @@ impl Session {
             peer: Peer::new(upstream.stream, bond),
             since: Instant::now(),
             half_said: false,
+            spent: false,
         })
+    }
+
+    /// Keeps a connection for the next request.
+    fn keep(&mut self, claim: Claim, kept: Kept) {
+        let shelf = &self.visit.house.shelf;
+        self.upstream.get_or_insert_with(|| shelf.spot()).put(claim, kept);
     }
 
     async fn exchange(

@@ -7,7 +7,7 @@ use super::{Ended, Filled, Relaying, Step, Visit, decide, http, refuse, say};
 use crate::account::{Listener, Record};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
-use crate::identify::{Claim, Parsed, Sniff, sniff_on};
+use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, sniff_on};
 use crate::policy::Permit;
 use crate::reason::Reason;
 use crate::relay::http::{Bond, Peer};
@@ -173,14 +173,41 @@ async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(),
     Ok(())
 }
 
-/// Neither TLS nor HTTP.
+/// Neither TLS nor HTTP, as far as we can tell. Some servers can tell otherwise, so it is searched for names that are
+/// not its own, unless `tcp://` says that any bytes may pass.
 fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_ended: bool) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
     if let Err(reason) = judge(&visit, &mut opened, &claim) {
         return Err(broken_off(&visit, &mut opened, reason));
     }
+    let search = match opened.permit.any_bytes() {
+        true => None,
+        false => match search(&opened.claim, &visit.input, guest_ended) {
+            Ok(search) => search,
+            Err(shown) => {
+                opened.record.shown(&shown);
+                return Err(broken_off(&visit, &mut opened, Reason::NameMismatch));
+            }
+        },
+    };
     let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
-    Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended))
+    Ok(relaying_searched(visit, opened, rest, spoken.to_guest, guest_ended, search))
+}
+
+/// Searches what the guest has said so far. What is left to do, if anything; or the other name.
+fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSearch>>, Vec<u8>> {
+    let mut search = Box::new(HostSearch::new(&claim.target));
+    let goes_on = search.push(said).and_then(|goes_on| {
+        if goes_on && ended {
+            search.end()?;
+        }
+        Ok(goes_on && !ended)
+    });
+    match goes_on {
+        Ok(true) => Ok(Some(search)),
+        Ok(false) => Ok(None),
+        Err(OtherName) => Err(search.shown().to_vec()),
+    }
 }
 
 /// HTTP in clear: each request is judged by itself.
@@ -388,9 +415,20 @@ fn relaying(
     to_guest: Vec<u8>,
     guest_ended: bool,
 ) -> Step {
+    relaying_searched(visit, opened, to_upstream, to_guest, guest_ended, None)
+}
+
+fn relaying_searched(
+    visit: Box<Visit>,
+    opened: Box<Opened>,
+    to_upstream: Vec<u8>,
+    to_guest: Vec<u8>,
+    guest_ended: bool,
+    search: Option<Box<HostSearch>>,
+) -> Step {
     let Visit { house, guest, slot, active, .. } = *visit;
     let Opened { record, upstream, .. } = *opened;
-    let tunnel = Tunnel::new(guest, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended);
+    let tunnel = Tunnel::new(guest, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended).searched(search);
     let idle = house.gate.settings().idle_timeout;
     Step::Relay(Box::new(Relaying { tunnel, record, idle, slot, active, outer: None }))
 }

@@ -63,6 +63,8 @@ struct Tally<'a> {
     denied: Ruled,
     near: Option<(Near, Place)>,
     to: Resort<'a>,
+    /// One that allows says `tcp://`.
+    any_bytes: bool,
     /// Some rule that allows, or denies, is not yet noted as used.
     unused: Unused,
 }
@@ -122,6 +124,7 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
         protocols,
         rule: place.and_then(|place| rules.location(place)),
         observed: case.standing.mode == Mode::Observe && !listed,
+        any_bytes: tally.any_bytes || !listed,
         addresses: AddressTerms {
             to: if listed { tally.to.into_terms() } else { None },
             denied: denied_addresses(rules, claim),
@@ -280,6 +283,7 @@ impl<'a> Tally<'a> {
             Saying::Allows(protocols) => {
                 self.unused.allow |= !rules.usage().contains(place);
                 self.allowed.add(protocols, place);
+                self.any_bytes |= matches!(compiled.terms.reach, Reach::Tcp(_));
                 if let Some(to) = &compiled.terms.to {
                     self.to.extend(to);
                 }

@@ -17,8 +17,19 @@ const STAGES: [(&str, &[&str]); 7] = [
     // What a permit carries and whom it may not name.
     ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms", "tls::check_length"]),
     ("dial", &["resolve::Vetted"]),
-    // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike. A guest may be inside TLS.
-    ("relay", &["dial::Upstream", "identify::Parsed", "identify::chunked", "identify::http", "tls::Stream"]),
+    // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike. Raw bytes are searched on
+    // theirs. A guest may be inside TLS.
+    (
+        "relay",
+        &[
+            "dial::Upstream",
+            "identify::HostSearch",
+            "identify::Parsed",
+            "identify::chunked",
+            "identify::http",
+            "tls::Stream",
+        ],
+    ),
     // A record tells the whole story: what was claimed and which rule decided.
     (
         "account",

@@ -31,6 +31,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
         live,
         resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
         bindings: Arc::default(),
+        shelf: Arc::default(),
         account: Account::start(&settings.log, &[]).unwrap(),
         stop: CancellationToken::new(),
     });

@@ -1,0 +1,132 @@
+//! Connections to upstreams that wait for a guest's next request. They lie where a reload finds them, since no flow
+//! is live meanwhile that could be revoked.
+
+use crate::identify::Claim;
+use crate::relay::http::Peer;
+use crate::target::Target;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use tokio::time::Instant;
+
+/// A kept connection to an upstream, and where it leads.
+pub(super) struct Kept {
+    pub(super) target: Target,
+    pub(super) peer: Peer,
+    /// When it was last known to be good.
+    pub(super) since: Instant,
+    /// It has got the beginning of the first request already.
+    pub(super) half_said: bool,
+    /// All that was sent on it was answered, and nothing can be under way: to reset it loses nothing.
+    pub(super) spent: bool,
+}
+
+impl Kept {
+    /// Closes it. By a reset where nothing is under way: who closes first in the ordinary way has the pair of ports
+    /// taken up for a minute more (TIME_WAIT, RFC 9293 §3.6.1), and a guest could have that for all ports at once.
+    pub(super) fn close(self) {
+        if self.spent {
+            self.peer.abort();
+        }
+    }
+}
+
+/// A kept connection, and the claim for which it was made.
+type Waiting = Option<(Claim, Kept)>;
+
+/// All that wait.
+#[derive(Default)]
+pub struct Shelf {
+    shards: [Mutex<Slab>; SHARDS],
+}
+
+const SHARDS: usize = 16;
+
+#[derive(Default)]
+struct Slab {
+    slots: Vec<Option<Arc<Mutex<Waiting>>>>,
+    free: Vec<usize>,
+}
+
+/// The place of one guest's connection, which keeps one connection to an upstream at most. What is in it at the end
+/// is closed.
+pub(super) struct Spot {
+    shelf: Arc<Shelf>,
+    waiting: Arc<Mutex<Waiting>>,
+    shard: usize,
+    slot: usize,
+}
+
+impl Shelf {
+    /// Closes each connection for whose claim, and the address it leads to, `is_refused` holds.
+    pub fn close_where(&self, is_refused: impl Fn(&Claim, SocketAddr) -> bool) {
+        for shard in &self.shards {
+            let spots: Vec<_> = lock(shard).slots.iter().flatten().cloned().collect();
+            for spot in spots {
+                let mut waiting = lock(&spot);
+                let refused = waiting.as_ref().is_some_and(|(claim, kept)| is_refused(claim, kept.peer.bond.peer));
+                let taken = if refused { waiting.take() } else { None };
+                drop(waiting);
+                if let Some((_, kept)) = taken {
+                    kept.close();
+                }
+            }
+        }
+    }
+
+    /// A place that is empty.
+    pub(super) fn spot(self: &Arc<Shelf>) -> Spot {
+        let waiting = Arc::new(Mutex::new(None));
+        // Any spread will do.
+        let shard = (Arc::as_ptr(&waiting).addr() >> 6) % SHARDS;
+        let mut slot = 0;
+        if let Some(shard) = self.shards.get(shard) {
+            let Slab { slots, free } = &mut *lock(shard);
+            slot = free.pop().unwrap_or(slots.len());
+            match slots.get_mut(slot) {
+                Some(empty) => *empty = Some(Arc::clone(&waiting)),
+                None => slots.push(Some(Arc::clone(&waiting))),
+            }
+        }
+        Spot { shelf: Arc::clone(self), waiting, shard, slot }
+    }
+}
+
+impl Spot {
+    /// Puts a connection down until the next request.
+    pub(super) fn put(&self, claim: Claim, kept: Kept) {
+        let before = lock(&self.waiting).replace((claim, kept));
+        if let Some((_, before)) = before {
+            before.close();
+        }
+    }
+
+    /// Takes it up again, if it is still there.
+    pub(super) fn take(&self) -> Option<Kept> {
+        lock(&self.waiting).take().map(|(_, kept)| kept)
+    }
+}
+
+impl Drop for Spot {
+    fn drop(&mut self) {
+        if let Some(shard) = self.shelf.shards.get(self.shard) {
+            let mut slab = lock(shard);
+            let Slab { slots, free } = &mut *slab;
+            if let Some(slot) = slots.get_mut(self.slot) {
+                *slot = None;
+                free.push(self.slot);
+            }
+            if free.len() == slots.len() && slots.len() > 1024 {
+                // A flood is over: give its memory back.
+                *slab = Slab::default();
+            }
+        }
+        if let Some(kept) = self.take() {
+            kept.close();
+        }
+    }
+}
+
+/// The lock, also where a thread panicked while it held it: what is behind these is sound after every statement.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
