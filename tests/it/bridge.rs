@@ -450,6 +450,17 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
     soon("it is guarded again", || is_guarded(&net, "p9") && net.status().0);
     let said = watcher.kill();
     assert!(said.contains("bridge port p9 is isolated and guarded"), "{said}");
+
+    // A root that is heard before anybody watches is forgotten at once, not after the 255 s that it asked for.
+    shell(&net.gateway, "ip link del p9");
+    plug(&net, &nine, "p9", Some("br0"));
+    eventually("the guest is root", || {
+        send(&nine, "bpdu(0, 0)");
+        bridge(&net)["forward_delay"] == 25500
+    });
+    let _watcher = Watcher::start(&net);
+    assert_own_root(&net);
+    assert!(is_guarded(&net, "p9"), "{}", port(&net, "p9"));
 }
 
 #[test]

@@ -215,7 +215,7 @@ def configure(provider):
     provider.do("systemctl start outgate-firewall.service", 120)
     provider.do("systemctl restart outgate.service", 90)
     provider.ready()
-    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service"]:
+    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service", "outgate-host.service"]:
         assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}; {provider.journal()}"
 
 
@@ -330,6 +330,33 @@ def serves_all(provider, listen):
     assert provider.show("outgate.service", "InvocationID", "NRestarts") == began, f"started again: {provider.journal()}"
     said = provider.do(f"journalctl _SYSTEMD_INVOCATION_ID={began['InvocationID']} -o cat --no-pager")
     assert "no socket unit holds" not in said, said
+
+
+FLOOD = """
+import os, socket
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+s.bind(("late1", 0))
+for n in range(2000):
+    s.send(bytes.fromhex(("0180c200000e", "ffffffffffff")[n % 2]) + bytes([2]) + os.urandom(5) + bytes.fromhex("0806") + bytes(46))
+"""
+
+
+def later(provider):
+    """A bridge port that comes after the firewall was applied is guarded within a second, also while its watcher is killed."""
+    assert provider.state("outgate-host.service") == "active", provider.journal("outgate-host.service")
+    provider.write("/root/flood.py", FLOOD)
+    for kill in ("true", "systemctl kill -s KILL outgate-host.service"):
+        provider.do(f"{kill}; ip link add late0 type veth peer name late1; ip link set late1 up; ip link set late0 master br0; ip link set late0 up")
+        provider.until("ip -d link show late0", r"guard on.* group_fwd_mask 0xfffd .*isolated on", 10, "the port is not guarded")
+        provider.until("ip rule; ip -6 rule", r"(?s)iif late0 .*prohibit.*iif late0 .*prohibit", 10, "no routing rule")
+        provider.until("outgate firewall status 2>&1", "the firewall is in place", 30, "it is not in place")
+        provider.until("bridge link show dev late0", "state forwarding", 40, "the port does not forward")
+        provider.do("python3 /root/flood.py")
+        learnt = int(provider.do("bridge fdb show brport late0 | grep -vc permanent || true"))
+        assert learnt <= 80, f"{learnt} MACs by one port"
+        provider.do("ip link del late0")
+        provider.until("ip rule | grep -c late0 || true", "^0", 10, "a rule is left")
+    provider.until("systemctl is-active outgate-host.service", "^active", 30, "the watcher did not come back")
 
 
 def exposure(provider):
@@ -604,7 +631,7 @@ def remove(provider):
 def again(provider):
     """What was enabled is so again, and at work."""
     said = provider.do("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
-    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service"]:
+    for unit in [*SOCKETS, "outgate.service", "outgate-firewall.service", "outgate-host.service"]:
         assert provider.state(unit) == "active", f"{unit} is {provider.state(unit)}: {said}"
     provider.ready()
     healthy(provider)
@@ -703,6 +730,7 @@ CHECKS = [
     ("serves a guest over TPROXY and DNS", serves),
     ("privileges while it serves", privileges),
     ("the printed drop-ins and commands", printed),
+    ("a bridge port that comes later", later),
     ("systemd-analyze security", exposure),
     ("reload", reload),
     ("a Golem provider's data dir", golem),
@@ -732,6 +760,7 @@ PACKAGE_CHECKS = [
 BOOTS = [order]
 # What a container shows as well as a machine does, and ten times as fast.
 FAST = [printed, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [later, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]
 
 
