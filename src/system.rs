@@ -3,8 +3,8 @@
 mod confine;
 
 pub use confine::{
-    AccessError, Confine, Need, PrivilegeError, Use, User, UserError, check, fence_calls, fence_files, give_up,
-    is_privileged,
+    AccessError, Confine, Need, PrivilegeError, Use, User, UserError, check, fence_calls, fence_command, fence_files,
+    give_up, is_privileged,
 };
 
 use rustix::fs::OFlags;

@@ -1,17 +1,21 @@
-//! `outgate exec`: a command in a network namespace of its own, as a guest. What has to be there for that is
-//! `ground`'s; `enclosure` makes and ends guest and namespace, `inside` is what runs there before the command,
-//! and `watch` waits for the end and passes signals on.
+//! `outgate exec`: a command in namespaces of its own, as a guest. What has to be there for that is `ground`'s;
+//! `enclosure` makes and ends guest and network namespace. The command has two halves of this program above it, which
+//! `talk` to each other: `inside` is the first process of its namespaces, and outside of them `start` starts that one,
+//! `watch` waits for the end and passes signals on, and `terminal` carries on the caller's terminal.
 
 mod enclosure;
 mod ground;
 pub(super) mod inside;
 mod names;
 mod pool;
+mod start;
+mod talk;
+mod terminal;
 mod watch;
 
 pub(super) use enclosure::{Enclosure, Order};
 pub(super) use ground::Ground;
-pub(super) use inside::Start;
+pub(super) use start::{Start, Streams};
 pub(super) use watch::{Watch, code_of};
 
 use super::ask::Daemon;
@@ -92,8 +96,8 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 }
 
 fn run_in(enclosure: &Enclosure, start: &Start, command: &[OsString], watch: &mut Watch) -> Result<u8, Failure> {
-    let mut child = start.command(enclosure.namespace(), command)?.spawn()?;
-    Ok(code_of(watch.wait(&mut child, None)?))
+    let running = start.run(enclosure.namespace(), command, Streams::own()?)?;
+    Ok(code_of(watch.wait(running, None)?))
 }
 
 /// What is not worth failing for, on standard error.

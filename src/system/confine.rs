@@ -3,16 +3,19 @@
 //! anything ([`fence_files`], Landlock), and all system calls that it has no use for
 //! ([`fence_calls`], seccomp). Capabilities, user and Landlock are a matter of each thread, so the first
 //! three come before any second thread exists and are inherited; the last takes in all threads at once.
-//! What the folders are, and when, is for the daemon to say.
+//! What the folders are, and when, is for the daemon to say. A command of `outgate exec` has a filter of its own
+//! ([`fence_command`]).
 
 mod access;
 mod calls;
+mod command;
 mod files;
 mod privileges;
 mod users;
 
 pub use access::{AccessError, Need, Use, check};
 pub use calls::fence_calls;
+pub use command::fence_command;
 pub use files::fence_files;
 pub use privileges::{PrivilegeError, give_up, is_privileged};
 pub use users::{User, UserError};

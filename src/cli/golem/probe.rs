@@ -5,7 +5,7 @@ mod attempt;
 
 use crate::cli::ask::{Daemon, write_json};
 use crate::cli::credentials::Credentials;
-use crate::cli::exec::{Enclosure, Ground, Order, Start, Watch, code_of, warn};
+use crate::cli::exec::{Enclosure, Ground, Order, Start, Streams, Watch, code_of, warn};
 use crate::cli::explain::{self, Explained};
 use crate::cli::table::printable;
 use crate::cli::{Exit, Failure, Outcome};
@@ -14,9 +14,11 @@ use attempt::{AT_ONCE, Ending, Found, PER_URL, Wanted};
 use clap::Args;
 use serde::Serialize;
 use std::ffi::OsString;
+use std::fs::File;
 use std::io::{self, Read, Write};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
-use std::process::{ExitCode, Stdio};
+use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// URLs at most.
@@ -126,15 +128,17 @@ fn wanted(url: &str) -> Result<Wanted, Failure> {
 fn try_all(enclosure: &Enclosure, start: &Start, wanted: &[Wanted], watch: &mut Watch) -> Result<Vec<Found>, Failure> {
     let order = serde_json::to_string(wanted).map_err(io::Error::from)?;
     let program: [OsString; 3] = [Start::PROGRAM.into(), WORD.into(), order.into()];
-    let mut child = start.command(enclosure.namespace(), &program)?.stdout(Stdio::piped()).spawn()?;
-    let stdout = child.stdout.take();
+    let (stdout, writer) = io::pipe()?;
+    let stderr = io::stderr().as_fd().try_clone_to_owned()?;
+    let streams = Streams([File::open("/dev/null")?.into(), writer.into(), stderr]);
+    let running = start.run(enclosure.namespace(), &program, streams)?;
     let reader = std::thread::spawn(move || {
         let mut report = Vec::new();
-        stdout.map_or(Ok(0), |stdout| stdout.take(MAX_REPORT).read_to_end(&mut report)).map(|_| report)
+        stdout.take(MAX_REPORT).read_to_end(&mut report).map(|_| report)
     });
     let rounds = u32::try_from(wanted.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX);
     let deadline = Instant::now() + PER_URL.saturating_mul(rounds) + AROUND;
-    let code = code_of(watch.wait(&mut child, Some(deadline))?);
+    let code = code_of(watch.wait(running, Some(deadline))?);
     let report = reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader ended early")))?;
     let found: Option<Vec<Found>> = serde_json::from_slice(&report).ok();
     let found = found.filter(|found: &Vec<Found>| code == 0 && found.len() == wanted.len());

@@ -1,0 +1,75 @@
+//! The last step before the command, in a process that then becomes it: the user, no capability, the filter of
+//! system calls. Nothing here needs root but to become another user.
+
+use super::WORD;
+use crate::cli::Failure;
+use crate::system::{User, fence_command, give_up};
+use serde::{Deserialize, Serialize};
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
+
+/// What the first argument is, when this program is to become the command.
+pub(super) const BECOME: &str = "exec-become";
+/// The exit codes of shells for a command that is not there, and for one that cannot be run.
+const MISSING: u8 = 127;
+const UNFIT: u8 = 126;
+
+/// As whom the command runs, in what this program tells itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(in crate::cli::exec) struct Identity {
+    name: String,
+    uid: u32,
+    gid: u32,
+    groups: Vec<u32>,
+}
+
+impl From<&User> for Identity {
+    fn from(User { name, uid, gid, groups }: &User) -> Identity {
+        Identity { name: name.clone(), uid: *uid, gid: *gid, groups: groups.clone() }
+    }
+}
+
+impl Identity {
+    /// The user's number.
+    pub(super) fn uid(&self) -> u32 {
+        self.uid
+    }
+
+    fn user(self) -> User {
+        let Identity { name, uid, gid, groups } = self;
+        User { name, uid, gid, groups }
+    }
+}
+
+/// What the second argument says to become this user, or stay who this is.
+pub(super) fn argument(identity: Option<&Identity>) -> io::Result<String> {
+    Ok(serde_json::to_string(&identity)?)
+}
+
+/// Becomes the command. Comes back only with a failure.
+pub(super) fn become_it(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
+    let identity = arguments.next().and_then(|text| serde_json::from_slice(text.as_encoded_bytes()).ok());
+    let (Some(identity), Some(program)) = (identity, arguments.next()) else {
+        let failure = Failure::Usage(format!("{BECOME} is for {WORD} alone"));
+        failure.report();
+        return failure.exit().into();
+    };
+    let identity: Option<Identity> = identity;
+    let confined = give_up(identity.map(Identity::user).as_ref()).map_err(io::Error::other);
+    let (failure, code) = match confined.and_then(|()| fence_command()) {
+        Err(error) => {
+            let failure = Failure::Failed(error.to_string());
+            let code = failure.exit().into();
+            (failure, code)
+        }
+        Ok(()) => {
+            let error = Command::new(&program).args(arguments).exec();
+            let code = if error.kind() == io::ErrorKind::NotFound { MISSING } else { UNFIT };
+            (Failure::Failed(format!("{}: {error}", program.display())), code.into())
+        }
+    };
+    failure.report();
+    code
+}

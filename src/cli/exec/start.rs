@@ -1,0 +1,175 @@
+//! The half of `outgate exec` that is outside, up to the start of the command: namespaces, the half inside (`inside`)
+//! as the first process of them, and what that one is told. ip(8) gives it the network and mounts of its own.
+
+use super::inside::{self, Identity, Order};
+use super::talk::{self, Say};
+use crate::cli::Failure;
+use crate::cli::bridge::tool;
+use crate::system::User;
+use rustix::io::ioctl_fionbio;
+use rustix::process::Signal;
+use rustix::termios::{isatty, ttyname};
+use rustix::thread::{LinkNameSpaceType, UnshareFlags, move_into_link_name_space};
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+
+/// Variables that name a proxy, in lower case; outgate needs none.
+const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
+/// Descriptors that the half inside has of its own while it closes the caller's.
+const OWN: i32 = 16;
+/// The longest complaint of the half inside, in bytes.
+const MAX_COMPLAINT: u64 = 64 << 10;
+
+/// How a command starts.
+#[derive(Clone, Debug, Default)]
+pub(in crate::cli) struct Start {
+    /// The server in its resolv.conf; `None`: it has none.
+    pub(in crate::cli) nameserver: Option<Ipv4Addr>,
+    /// What it sees of /run.
+    pub(in crate::cli) show: Vec<PathBuf>,
+    /// As whom; `None`: root.
+    pub(in crate::cli) user: Option<User>,
+    /// A program that it finds as [`Start::PROGRAM`], whoever may not search the folders above it.
+    pub(in crate::cli) program: Option<PathBuf>,
+}
+
+/// Input, output and error output of a command.
+pub(in crate::cli) struct Streams(pub(in crate::cli) [OwnedFd; 3]);
+
+impl Streams {
+    /// Those of this process.
+    pub(in crate::cli) fn own() -> io::Result<Streams> {
+        let own = |descriptor: BorrowedFd<'_>| descriptor.try_clone_to_owned();
+        Ok(Streams([own(io::stdin().as_fd())?, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?]))
+    }
+
+    /// Which of them are terminals.
+    pub(super) fn terminals(&self) -> [bool; 3] {
+        self.0.each_ref().map(isatty)
+    }
+}
+
+/// A command that was started, or is about to be.
+pub(in crate::cli) struct Running {
+    /// The half inside.
+    pub(super) child: Child,
+    /// The way to tell it something.
+    pub(super) talk: OwnedFd,
+    /// Handed over, but for terminals.
+    pub(super) streams: Streams,
+}
+
+impl Start {
+    /// Where [`Start::program`] lies.
+    pub(in crate::cli) const PROGRAM: &str = inside::PROGRAM;
+
+    /// Starts the half inside. It waits for [`Say::Start`] before it runs `program`. The calling thread must outlive
+    /// it: with that the kernel ends it.
+    pub(in crate::cli) fn run(
+        &self,
+        namespace: &str,
+        program: &[OsString],
+        streams: Streams,
+    ) -> Result<Running, Failure> {
+        let (talk, theirs) = talk::pair()?;
+        let terminals = streams.terminals();
+        let order = Order {
+            caller: std::process::id(),
+            nameserver: self.nameserver,
+            show: self.show.clone(),
+            program: self.program.clone(),
+            identity: self.user.as_ref().map(Identity::from),
+            terminals,
+            hide: streams.0.iter().filter_map(|stream| device(stream.as_fd())).collect(),
+        };
+        let order = serde_json::to_string(&order).map_err(io::Error::from)?;
+        // By this path it is found even if an update has just replaced it.
+        let this = format!("/proc/{}/exe", std::process::id());
+        let mut command = Command::new(tool::find("ip")?);
+        command.args(["netns", "exec", namespace, &this, inside::WORD, &order]).args(program);
+        command.stdin(theirs).stdout(Stdio::null()).stderr(Stdio::piped());
+        for name in std::env::vars_os().map(|(name, _)| name) {
+            if name.to_str().is_some_and(|name| PROXIES.iter().any(|proxy| proxy.eq_ignore_ascii_case(name))) {
+                command.env_remove(name);
+            }
+        }
+        for name in inside::INHERITED {
+            command.env_remove(name);
+        }
+        // It is the first process of its namespace.
+        command.env("LISTEN_PID", "1").env("LISTEN_FDS", (highest()?.saturating_add(OWN)).to_string());
+        // This end waits for nobody.
+        ioctl_fionbio(&talk, true).map_err(io::Error::from)?;
+        let child = first_of_its_processes(&mut command)?;
+        let handed: Vec<BorrowedFd<'_>> = streams
+            .0
+            .iter()
+            .zip(terminals)
+            .filter(|(_, terminal)| !terminal)
+            .map(|(stream, _)| stream.as_fd())
+            .collect();
+        // Where it has ended already it says why.
+        let _ = talk::send(&talk, Say::Descriptors, &handed);
+        Ok(Running { child, talk, streams })
+    }
+}
+
+impl Running {
+    /// Passes a signal on to the command, or to its whole process group.
+    pub(super) fn signal(&self, signal: Signal, whole: bool) {
+        self.say(Say::Signal(signal, whole));
+    }
+
+    /// Says something to the half inside; if it has ended there is nobody to tell.
+    pub(super) fn say(&self, what: Say) {
+        let _ = talk::send(&self.talk, what, &[]);
+    }
+
+    /// Hands on what the half inside, which has ended, complained of.
+    pub(super) fn complain(&mut self) {
+        let mut text = Vec::new();
+        if let Some(stderr) = self.child.stderr.take() {
+            // What cannot be read or written is lost; the exit code stays.
+            let _ = stderr.take(MAX_COMPLAINT).read_to_end(&mut text);
+            let _ = io::stderr().write_all(&text);
+        }
+    }
+}
+
+/// Starts a process as the first of a namespace of processes; this one stays where it is.
+fn first_of_its_processes(command: &mut Command) -> Result<Child, Failure> {
+    let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
+    let own = File::open("/proc/self/ns/pid")?;
+    unshare_processes().map_err(|error| failed("cannot make a namespace of processes", error))?;
+    let child = command.spawn();
+    move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
+        .map_err(|error| failed("cannot go back to the namespace of processes", error.into()))?;
+    child.map_err(|error| failed("cannot start ip(8)", error))
+}
+
+#[expect(deprecated, reason = "what is not safe is to unshare the table of descriptors, and this does not")]
+fn unshare_processes() -> io::Result<()> {
+    Ok(rustix::thread::unshare(UnshareFlags::NEWPID)?)
+}
+
+/// The highest number of a descriptor of this process.
+fn highest() -> io::Result<i32> {
+    let numbers = fs::read_dir("/proc/self/fd")?.flatten();
+    Ok(numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).max().unwrap_or(2))
+}
+
+/// The path of a terminal's device, where it does not lie among those of programs, which are hidden in any case.
+fn device(stream: BorrowedFd<'_>) -> Option<PathBuf> {
+    if !isatty(stream) {
+        return None;
+    }
+    let name = ttyname(stream, Vec::new()).ok()?;
+    let path = PathBuf::from(OsStr::from_bytes(name.as_bytes()));
+    (!path.starts_with("/dev/pts")).then_some(path)
+}

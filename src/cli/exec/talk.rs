@@ -1,0 +1,183 @@
+//! What the halves of `outgate exec` say to each other, outside and inside of the namespaces: a socket of whole
+//! messages, by which descriptors are handed over too. Whichever half ends, the other one notices.
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg, sendmsg, socketpair,
+};
+use rustix::process::Signal;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// The longest message, in bytes.
+const LONGEST: usize = 8;
+/// Descriptors that one message hands over at most: input, output, error output.
+pub(super) const MOST: usize = 3;
+
+/// What the half outside says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Say {
+    /// These are those of 0 to 2 that are no terminals, in their order.
+    Descriptors,
+    /// Start the command; in the foreground of its terminal?
+    Start(bool),
+    /// A signal for the command, or for its whole process group.
+    Signal(Signal, bool),
+    /// It has the terminal now, and goes on.
+    Foreground,
+    /// It goes on.
+    Continue,
+}
+
+/// What the half inside says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Tell {
+    /// All is prepared; with this, where there is a terminal, comes the other side of the command's.
+    Ready,
+    /// The command was stopped; by a signal that stops whatever anybody does?
+    Stopped(bool),
+    /// It was, for it wants the terminal.
+    WantsTerminal,
+}
+
+/// Two ends.
+pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
+    Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
+}
+
+/// What both kinds of messages are to the socket.
+pub(super) trait Message: Sized {
+    fn bytes(self) -> [u8; 3];
+    fn of(bytes: [u8; 3]) -> Option<Self>;
+}
+
+impl Message for Say {
+    fn bytes(self) -> [u8; 3] {
+        match self {
+            Say::Descriptors => [b'd', 0, 0],
+            Say::Start(foreground) => [b's', foreground.into(), 0],
+            // Numbers of signals end at 64.
+            Say::Signal(signal, whole) => [b'k', u8::try_from(signal.as_raw()).unwrap_or(0), whole.into()],
+            Say::Foreground => [b'f', 0, 0],
+            Say::Continue => [b'c', 0, 0],
+        }
+    }
+
+    fn of(bytes: [u8; 3]) -> Option<Say> {
+        match bytes {
+            [b'd', ..] => Some(Say::Descriptors),
+            [b's', foreground, _] => Some(Say::Start(foreground != 0)),
+            [b'k', signal, whole] => Some(Say::Signal(Signal::from_named_raw(signal.into())?, whole != 0)),
+            [b'f', ..] => Some(Say::Foreground),
+            [b'c', ..] => Some(Say::Continue),
+            _ => None,
+        }
+    }
+}
+
+impl Message for Tell {
+    fn bytes(self) -> [u8; 3] {
+        match self {
+            Tell::Ready => [b'r', 0, 0],
+            Tell::Stopped(hard) => [b'z', hard.into(), 0],
+            Tell::WantsTerminal => [b't', 0, 0],
+        }
+    }
+
+    fn of(bytes: [u8; 3]) -> Option<Tell> {
+        match bytes {
+            [b'r', ..] => Some(Tell::Ready),
+            [b'z', hard, _] => Some(Tell::Stopped(hard != 0)),
+            [b't', ..] => Some(Tell::WantsTerminal),
+            _ => None,
+        }
+    }
+}
+
+/// Sends one. Nobody waits for a half that does not listen: what does not fit is lost, and is then the least that the
+/// other one misses.
+pub(super) fn send(socket: impl AsFd, message: impl Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut more = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() && !more.push(SendAncillaryMessage::ScmRights(descriptors)) {
+        return Err(io::Error::other("more descriptors than a message hands over"));
+    }
+    let bytes = message.bytes();
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+    match sendmsg(socket, &[IoSlice::new(&bytes)], &mut more, flags) {
+        Ok(_) | Err(Errno::AGAIN) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// The next one, and what it hands over; `None` where the other half has ended.
+pub(super) fn receive<M: Message>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
+    let mut bytes = [0; LONGEST];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
+    let mut more = RecvAncillaryBuffer::new(&mut space);
+    let mut parts = [IoSliceMut::new(&mut bytes)];
+    let got = loop {
+        match recvmsg(socket.as_fd(), &mut parts, &mut more, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            // It ended with a message unread.
+            Err(Errno::CONNRESET) => return Ok(None),
+            got => break got?,
+        }
+    };
+    let descriptors = more.drain().filter_map(|one| match one {
+        RecvAncillaryMessage::ScmRights(descriptors) => Some(descriptors),
+        _ => None,
+    });
+    let descriptors: Vec<OwnedFd> = descriptors.flatten().collect();
+    if got.bytes == 0 {
+        return Ok(None);
+    }
+    let whole = got.bytes == 3 && !got.flags.contains(ReturnFlags::CTRUNC);
+    let message = match bytes {
+        [first, second, third, ..] if whole => M::of([first, second, third]),
+        _ => None,
+    };
+    let message = message.ok_or_else(|| io::Error::other("a message that is none"))?;
+    Ok(Some((message, descriptors)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+
+    #[test]
+    fn messages_come_as_they_were_sent_with_what_they_hand_over() {
+        let (here, there) = pair().unwrap();
+        let all = [Say::Descriptors, Say::Start(true), Say::Signal(Signal::QUIT, true), Say::Foreground, Say::Continue];
+        for message in all {
+            send(&here, message, &[]).unwrap();
+            assert_eq!(receive::<Say>(&there).unwrap().unwrap().0, message);
+        }
+        for message in [Tell::Ready, Tell::Stopped(true), Tell::Stopped(false), Tell::WantsTerminal] {
+            send(&here, message, &[]).unwrap();
+            assert_eq!(receive::<Tell>(&there).unwrap().unwrap().0, message);
+        }
+        let (mut reader, writer) = std::io::pipe().unwrap();
+        send(&here, Tell::Ready, &[writer.as_fd()]).unwrap();
+        drop(writer);
+        let (_, handed) = receive::<Tell>(&there).unwrap().unwrap();
+        handed.into_iter().for_each(|writer| std::fs::File::from(writer).write_all(b"hello").unwrap());
+        let mut text = String::new();
+        reader.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "hello");
+        drop(here);
+        assert!(receive::<Say>(&there).unwrap().is_none());
+        assert!(send(&there, Say::Continue, &[]).is_err());
+    }
+
+    #[test]
+    fn who_does_not_listen_holds_nobody_up() {
+        let (here, _there) = pair().unwrap();
+        for _ in 0..10_000 {
+            send(&here, Tell::Stopped(true), &[]).unwrap();
+        }
+    }
+}
