@@ -34,9 +34,11 @@ use std::path::{Component, Path, PathBuf};
 /// Makes a network namespace, registers it with the running daemon as a guest, and runs the command there: with a
 /// manifest it reaches what that names, without one what the shared lists allow. It needs no proxy setting. IPv4
 /// alone; names are asked of outgate's DNS. Input, output, environment (but proxy variables) and working directory
-/// are the command's; of /run it sees what --show names. It runs without capabilities and cannot gain any. SIGTERM,
-/// SIGINT, SIGHUP and SIGQUIT are passed on to it. When it has ended, what it left running is killed, and guest and
-/// namespace are gone.
+/// are the command's; where they are your terminal it gets one of its own, which is carried on. No other descriptor is
+/// handed on. Of /run it sees what --show names, of processes its own. It runs without capabilities and cannot gain
+/// any; sockets of other families than unix, IP and routing netlink, io_uring, keys and calls of other architectures
+/// (i386, x32) are refused. SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTSTP are passed on to it. When it has ended, or
+/// this is killed, what it left running is killed, and guest and namespace are gone.
 ///
 /// Takes root, a daemon with a transparent listener, and guest_interfaces = ["og-*"] in [firewall]. The exit code is
 /// the command's, 128 and the number of the signal where one killed it, 127 where there is no such command. Where it

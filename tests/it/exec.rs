@@ -1,9 +1,13 @@
 //! `outgate exec`: commands in namespaces of their own, judged by what the origins and the DNS server saw of them.
-//! What is left when they have ended, in whatever way, is `exec/ends.rs`; `outgate golem probe`, which asks from
-//! such a namespace, is `exec/probe.rs`.
+//! What is left when they have ended, in whatever way, is `exec/ends.rs` and `exec/left.rs`; other ways out than the
+//! network are `exec/doors.rs`, the caller's terminal is `exec/screen.rs`; `outgate golem probe`, which asks from such
+//! a namespace, is `exec/probe.rs`.
 
+mod doors;
 mod ends;
+mod left;
 mod probe;
+mod screen;
 mod tight;
 
 use crate::world::outgate::{Outgate, Setup};
@@ -11,9 +15,11 @@ use crate::world::whole::Whole;
 use crate::world::{CDN, EVIL, GOOD, GOOD6, namespace, pki};
 use serde_json::{Value, json};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use tempfile::TempDir;
 
 /// Listeners for guests over both families.
 const LISTEN: &str = "proxy = [\"10.42.42.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
@@ -25,6 +31,17 @@ const RULES: &str = "good.test\ncdn-ok.test\n";
 fn fresh() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{}{}-{}", namespace::PREFIX, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A program of these tests, where whoever it is may run it.
+fn compile(source: &str) -> (TempDir, String) {
+    let folder = tempfile::Builder::new().prefix("outgate-exec-").tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/it/exec").join(source);
+    let program = folder.path().join("program");
+    let status = Command::new("cc").arg("-pthread").arg("-o").arg(&program).arg(source).status().unwrap();
+    assert!(status.success(), "a C compiler builds it");
+    (folder, program.to_str().unwrap().to_owned())
 }
 
 /// The network with a daemon in the gateway, where commands are run.

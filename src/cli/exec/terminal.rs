@@ -33,6 +33,8 @@ pub(super) struct Terminal {
     master: Option<AsyncFd<OwnedFd>>,
     /// Is the caller's also the command's input?
     is_input: bool,
+    /// May others write to it meanwhile, as in a pipeline? Then their output is made ready for it, by itself.
+    shared: bool,
     /// How it was when it became raw.
     before: Option<Termios>,
     /// Has the command asked for it, or was it given to it?
@@ -55,13 +57,13 @@ impl Terminal {
             tty: watched(tty)?,
             master,
             is_input: isatty(input),
+            shared: !isatty(input) || !isatty(output),
             before: None,
             wanted: false,
             out: Chunk::new(),
             typed: Chunk::new(),
         };
         terminal.set_up();
-        // Where something else than a person is at one end of it, as in a pipeline, the command gets it when it asks.
         Ok(Some(terminal))
     }
 
@@ -92,11 +94,17 @@ impl Terminal {
         }
     }
 
+    /// May others write to it, or is it not both input and output?
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
     /// Gives it to the command, as soon as it is ours.
     pub(super) fn give(&mut self) {
         if !self.wanted {
             self.wanted = true;
-            let post = tcgetattr(&self.tty).is_ok_and(|modes| modes.output_modes.contains(OutputModes::OPOST));
+            let modes = tcgetattr(&self.tty);
+            let post = !self.shared && modes.is_ok_and(|modes| modes.output_modes.contains(OutputModes::OPOST));
             if let Some(master) = self.master.as_ref().filter(|_| post)
                 && let Ok(mut modes) = tcgetattr(master)
             {
@@ -116,6 +124,9 @@ impl Terminal {
         if let Ok(before) = tcgetattr(&self.tty) {
             let mut raw = before.clone();
             raw.make_raw();
+            if self.shared {
+                raw.output_modes = before.output_modes;
+            }
             if tcsetattr(&self.tty, OptionalActions::Drain, &raw).is_ok() {
                 self.before = Some(before);
             }

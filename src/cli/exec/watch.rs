@@ -122,19 +122,15 @@ async fn turn(terminal: &mut Option<Terminal>) {
     }
 }
 
-/// Has the command started.
+/// Has the command started. Where something else than a person is at one end, as in a pipeline, it gets the terminal
+/// when it asks.
 fn begin(running: &Running, handed: Vec<OwnedFd>) -> io::Result<Option<Terminal>> {
-    let [input, output, _] = running.streams.terminals();
     let mut terminal = match handed.into_iter().next() {
         Some(master) => Terminal::of(&running.streams, master)?,
         None => None,
     };
     let mut foreground = false;
-    if let Some(terminal) = &mut terminal
-        && input
-        && output
-        && terminal.is_ours()
-    {
+    if let Some(terminal) = terminal.as_mut().filter(|terminal| !terminal.is_shared() && terminal.is_ours()) {
         terminal.give();
         foreground = true;
     }

@@ -21,10 +21,19 @@ fn first_line(child: &mut Child) -> String {
     line.trim().to_owned()
 }
 
+/// Does a process with this argument run?
+fn runs(argument: &str) -> bool {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let mut lines = processes.filter_map(|process| std::fs::read(process.path().join("cmdline")).ok());
+    lines.any(|line| {
+        line.starts_with(b"sleep\0") && line.split(|byte| *byte == 0).any(|word| word == argument.as_bytes())
+    })
+}
+
 impl House {
     /// Nothing of any run is left on the machine or in the daemon.
     #[track_caller]
-    fn assert_clean(&self, name: &str) {
+    pub(super) fn assert_clean(&self, name: &str) {
         assert!(!Path::new(&format!("/run/netns/outgate-{name}")).exists());
         assert!(!Path::new(&format!("/run/outgate-exec/{name}.lock")).exists());
         assert_eq!(self.guests(), Vec::<serde_json::Value>::new());
@@ -68,10 +77,10 @@ fn signals_are_passed_on_and_nothing_is_left() {
 fn what_the_command_leaves_running_is_killed() {
     let Some(house) = House::new() else { return };
     let name = fresh();
-    let ran = house.exec(&name, &["--", "sh", "-c", "setsid sleep 1000 >/dev/null 2>&1 & echo $!"]);
+    let mark = format!("1000.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
+    let ran = house.exec(&name, &["--", "sh", "-c", &format!("setsid sleep {mark} >/dev/null 2>&1 & sleep 0.2")]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
-    let left = Path::new("/proc").join(ran.out.trim()).join("cmdline");
-    eventually("it is gone", || !std::fs::read_to_string(&left).is_ok_and(|line| line.contains("1000")));
+    assert!(!runs(&mark), "it is gone");
     house.assert_clean(&name);
 }
 
@@ -79,12 +88,14 @@ fn what_the_command_leaves_running_is_killed() {
 fn a_run_that_was_killed_takes_its_command_along_and_the_next_of_that_name_cleans_up() {
     let Some(house) = House::new() else { return };
     let name = fresh();
-    let mut child = house.start(&name, &["--", "sh", "-c", "setsid sleep 1000 & echo $$; exec sleep 1001"]);
-    let command = first_line(&mut child);
+    let mark = format!("1001.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
+    let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
+    let mut child = house.start(&name, &["--", "sh", "-c", &line]);
+    assert_eq!(first_line(&mut child), "ready");
+    eventually("it runs", || runs(&mark));
     signal(&child, Signal::KILL);
     child.wait().unwrap();
-    let line = Path::new("/proc").join(&command).join("cmdline");
-    eventually("the command is gone", || !std::fs::read_to_string(&line).is_ok_and(|line| line.contains("1001")));
+    eventually("the command is gone", || !runs(&mark));
     assert!(Path::new(&format!("/run/netns/outgate-{name}")).exists());
     assert_eq!(house.guests().len(), 1, "its address is still pinned to its interface");
     let ran = house.exec(&name, &["--", "sh", "-c", &house.curl("http://good.test/")]);

@@ -1,0 +1,144 @@
+//! Ways around a network namespace that go through the kernel, tried from a command by `door.c`: sockets of other
+//! families, calls that no filter sees into, calls by other numbers; and other processes, those outside and the first
+//! one inside.
+
+use super::{House, Ran, compile, fresh};
+use rustix::process::{Pid, Signal, kill_process};
+use std::process::{Command, Stdio};
+
+/// The program, run by a command and not by it.
+struct Doors {
+    house: House,
+    _folder: tempfile::TempDir,
+    program: String,
+}
+
+impl Doors {
+    fn new() -> Option<Doors> {
+        let house = House::new()?;
+        let (folder, program) = compile("door.c");
+        Some(Doors { house, _folder: folder, program })
+    }
+
+    fn inside(&self, user: &str, arguments: &[&str]) -> Ran {
+        self.house.exec(&fresh(), &[&["--user", user, "--", &self.program], arguments].concat())
+    }
+
+    fn outside(&self, arguments: &[&str]) -> Ran {
+        Command::new(&self.program).args(arguments).stdin(Stdio::null()).output().unwrap().into()
+    }
+}
+
+#[test]
+fn sockets_are_of_few_families_by_whichever_user() {
+    let Some(doors) = Doors::new() else { return };
+    for user in ["nobody", "root"] {
+        let ran = doors.inside(user, &["families"]);
+        // unix, IPv4, IPv6, and of netlink what asks for routes.
+        assert_eq!(ran.out, "1 2 10 netlink-0 \n", "{user}: {ran:?}");
+    }
+    // In a network namespace of its own it has root's powers over that, and no more families.
+    let within = doors.house.shell(&["--user", "nobody"], &format!("unshare -Urn {} families", doors.program));
+    assert_eq!(within.out, "1 2 10 netlink-0 \n", "{within:?}");
+    let tools = "ip -4 -o address show dev eth0 | grep -c 10.79; getent hosts good.test | grep -c good.test";
+    let ran = doors.house.shell(&["--user", "nobody"], tools);
+    assert_eq!(ran.out, "1\n1\n", "what asks the kernel for addresses works: {ran:?}");
+}
+
+#[test]
+fn io_uring_keys_and_typing_are_refused_as_by_a_kernel_without_them() {
+    let Some(doors) = Doors::new() else { return };
+    let expected = "setup:ENOSYS enter:ENOSYS register:ENOSYS add_key:ENOSYS request_key:ENOSYS keyctl:ENOSYS \
+                    sti:EPERM sti-high:EPERM none:ENOSYS \n";
+    for user in ["nobody", "root"] {
+        assert_eq!(doors.inside(user, &["refused"]).out, expected, "{user}");
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn calls_by_the_numbers_of_i386_and_x32_are_killed() {
+    let Some(doors) = Doors::new() else { return };
+    let killed = Some(128 + Signal::SYS.as_raw());
+    for user in ["nobody", "root"] {
+        let ran = doors.inside(user, &["x32"]);
+        assert_eq!((ran.code, ran.out.as_str()), (killed, ""), "{user}: {ran:?}");
+        let ran = doors.inside(user, &["i386"]);
+        // A kernel without i386 knows no such interrupt.
+        let expected = if doors.outside(&["i386"]).code == Some(0) { killed } else { Some(128 + 11) };
+        assert_eq!((ran.code, ran.out.as_str()), (expected, ""), "{user}: {ran:?}");
+    }
+    // Whatever the command starts.
+    let ran = doors.house.shell(&[], &format!("{} x32; echo $?", doors.program));
+    assert!(ran.out.starts_with("159"), "{ran:?}");
+}
+
+#[test]
+fn the_first_process_inside_is_out_of_reach() {
+    let Some(doors) = Doors::new() else { return };
+    for user in ["nobody", "root"] {
+        let ran = doors.inside(user, &["init"]);
+        let denied = "trace:EPERM seize:EPERM read:EPERM mem:EACCES fd:EACCES ns:EACCES getfd:EPERM alive\n";
+        assert_eq!((ran.out.as_str(), ran.code), (denied, Some(0)), "{user}: {ran:?}");
+    }
+}
+
+#[test]
+fn processes_and_memory_of_outside_are_not_there() {
+    let Some(doors) = Doors::new() else { return };
+    let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
+    let other = |rest: &[&str]| {
+        let mut command = Command::new("setpriv");
+        command.args(as_nobody).args(rest);
+        command
+    };
+    // A number that nothing inside has.
+    let mut child = (0..1000)
+        .map(|_| other(&["sleep", "300"]).stdin(Stdio::null()).spawn().unwrap())
+        .find_map(|mut child| match child.id() {
+            high if high > 200 => Some(child),
+            _ => {
+                child.kill().unwrap();
+                child.wait().unwrap();
+                None
+            }
+        })
+        .unwrap();
+    let pid = child.id().to_string();
+    let queue = Ran::from(other(&["ipcmk", "-Q"]).output().unwrap());
+    let queue = queue.out.trim().rsplit(' ').next().unwrap().to_owned();
+    let shared = format!("/dev/shm/{}", fresh());
+    std::fs::write(&shared, "").unwrap();
+    let gone = "mem:ENOENT kill:ESRCH pidfd:ESRCH trace:ESRCH \n";
+    for user in ["nobody", "root"] {
+        assert_eq!(doors.inside(user, &["outside", &pid]).out, gone, "{user}");
+    }
+    // Nor where it mounts what it may.
+    let within = format!("unshare -Urm sh -c 'mount -t proc proc /proc; {} outside {pid}'", doors.program);
+    assert_eq!(doors.house.shell(&["--user", "nobody"], &within).out, gone);
+    let within = format!("unshare -Urm sh -c 'umount -l /proc; {} outside {pid}'", doors.program);
+    assert_eq!(doors.house.shell(&["--user", "nobody"], &within).out, gone);
+    let ran = doors.house.shell(&["--user", "nobody"], &format!("ipcs -q -i {queue}; ls {shared} /dev/pts; ls /proc"));
+    assert!(!ran.out.contains("65534") && !ran.out.contains(&shared), "{ran:?}");
+    let numbers: Vec<u32> = ran.out.lines().filter_map(|line| line.parse().ok()).collect();
+    assert!(numbers.iter().all(|number| *number < 100) && numbers.contains(&1), "{ran:?}");
+    kill_process(Pid::from_raw(child.id().cast_signed()).unwrap(), Signal::KILL).unwrap();
+    child.wait().unwrap();
+    std::fs::remove_file(&shared).unwrap();
+    Command::new("ipcrm").args(["-q", &queue]).status().unwrap();
+}
+
+#[test]
+fn no_descriptor_but_its_input_and_outputs_reaches_it() {
+    let Some(doors) = Doors::new() else { return };
+    let config = doors.house.outgate.config().display().to_string();
+    let program = doors.house.outgate.command(&[]).get_program().to_str().unwrap().to_owned();
+    let name = fresh();
+    let line = format!("{program} exec --config {config} --name {name} -- sh -c 'ls /proc/$$/fd; env | grep LISTEN'");
+    let mut shell = Command::new("bash");
+    // A gap, a file, a socket's like, and one with a large number.
+    shell.args(["-c", &format!("exec 5</etc/passwd 9<> <(:) 200>/dev/null; {line}")]).stdin(Stdio::null());
+    let ran = doors.house.run(shell);
+    // The shell opens none of its own for this.
+    assert_eq!(ran.out, "0\n1\n2\n", "{ran:?}");
+}
