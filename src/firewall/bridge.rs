@@ -19,6 +19,8 @@ use serde_json::Value;
 const PRIORITY: i32 = -250;
 /// The set of guests' ports, where they are not told by their bridge.
 pub(super) const PORTS: &str = "guest_ports";
+/// A bridge looks for queries in frames for groups alone.
+const MULTICAST: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
 /// MACs that a port without one of its own may show at once.
 const NEW_MACS: u32 = 64;
 /// And how many more a minute.
@@ -199,7 +201,7 @@ fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Sc
 
     script.chain(&format!("port_{n}"));
     script.rule("ether type { 8021q, 8021ad } counter drop", "guests have no VLANs");
-    script.rule("jump membership", "no queries, no multicast routing");
+    script.rule(format!("{MULTICAST} jump membership"), "no queries, no multicast routing");
     script.rule("jump mac", "one MAC a port");
     script.rule("iifname != @ports jump stations", "few before it has one");
     script.rule(format!("iifname != @ports jump first_{n}"), "until it has one");
@@ -286,7 +288,7 @@ fn arriving(plan: &Plan, script: &mut Script) {
             let rule = format!("{scope} icmpv6 type nd-neighbor-advert {} counter drop", target_in(*net));
             script.rule(rule, "spoofed: advertises the address of a guest that has another port");
         }
-        script.rule(format!("{scope} jump membership"), "no queries, no multicast routing");
+        script.rule(format!("{scope} {MULTICAST} jump membership"), "no queries, no multicast routing");
         script.rule(format!("{scope} jump stations"), "so many MACs a port");
     }
     script.end_chain();

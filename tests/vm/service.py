@@ -343,19 +343,20 @@ for n in range(2000):
 
 def later(provider):
     """A bridge port that comes after the firewall was applied is guarded within a second, also while its watcher is killed."""
+    # A command takes seconds in the emulated machine; by itself the watcher looks once a minute.
     assert provider.state("outgate-host.service") == "active", provider.journal("outgate-host.service")
     provider.write("/root/flood.py", FLOOD)
     for kill in ("true", "systemctl kill -s KILL outgate-host.service"):
         provider.do(f"{kill}; ip link add late0 type veth peer name late1; ip link set late1 up; ip link set late0 master br0; ip link set late0 up")
-        provider.until("ip -d link show late0", r"guard on.* group_fwd_mask 0xfffd .*isolated on", 10, "the port is not guarded")
-        provider.until("ip rule; ip -6 rule", r"(?s)iif late0 .*prohibit.*iif late0 .*prohibit", 10, "no routing rule")
+        provider.until("ip -d link show late0", r"guard on.* group_fwd_mask 0xfffd .*isolated on", 40, "the port is not guarded")
+        provider.until("ip rule; ip -6 rule", r"(?s)iif late0 .*prohibit.*iif late0 .*prohibit", 40, "no routing rule")
         provider.until("outgate firewall status 2>&1", "the firewall is in place", 30, "it is not in place")
         provider.until("bridge link show dev late0", "state forwarding", 40, "the port does not forward")
         provider.do("python3 /root/flood.py")
         learnt = int(provider.do("bridge fdb show brport late0 | grep -vc permanent || true"))
         assert learnt <= 80, f"{learnt} MACs by one port"
         provider.do("ip link del late0")
-        provider.until("ip rule | grep -c late0 || true", "^0", 10, "a rule is left")
+        provider.until("ip rule | grep -c late0 || true", "^0", 40, "a rule is left")
     provider.until("systemctl is-active outgate-host.service", "^active", 30, "the watcher did not come back")
 
 
