@@ -529,10 +529,10 @@ impl Session {
 fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evidence), Reason> {
     let claim = &inside.claim;
     let target = match &head.target {
-        RequestTarget::Origin(_) => claim.with_host(head.host.as_ref())?.target,
+        RequestTarget::Origin(_) | RequestTarget::Asterisk => claim.with_host(head.host.as_ref())?.target,
         RequestTarget::Absolute { target, .. } if *target == claim.target => target.clone(),
         RequestTarget::Absolute { .. } => return Err(Reason::NameMismatch),
-        RequestTarget::Authority(_) | RequestTarget::Asterisk => return Err(Reason::Malformed),
+        RequestTarget::Authority(_) => return Err(Reason::Malformed),
     };
     Ok((target, claim.evidence))
 }

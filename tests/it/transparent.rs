@@ -534,3 +534,21 @@ fn three_thousand_slow_sockets_of_one_guest_leave_the_other_its_service() {
     assert!(grown < 3000 * 24 * 1024, "{grown} bytes for 3,000 sockets");
     world.assert_untouched(EVIL);
 }
+
+#[test]
+fn options_for_a_whole_server_go_to_the_host_that_is_shown() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let ask = |host: &str| {
+        let mut wire = dial(&world, EVIL, 80);
+        wire.say(format!("OPTIONS * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        wire.hear("OPTIONS")
+    };
+    assert_eq!(ask("good.test").status, 200);
+    let requests = world.internet.requests(GOOD);
+    assert_eq!((requests.len(), requests[0].target.as_str()), (1, "*"));
+    assert_eq!(requests[0].header("host"), ["good.test"]);
+    assert_eq!(ask("evil.test").reason(), "not_whitelisted");
+    world.assert_untouched(EVIL);
+    outgate.await_counted("denied", "not_whitelisted", 1.0);
+}
