@@ -50,6 +50,8 @@ pub enum Reason {
     LimitTotal,
     /// The daemon is stopping.
     ShuttingDown,
+    /// HTTP/2 in clear is spoken where names must be judged.
+    H2c,
 }
 
 /// What became of a flow.
@@ -83,7 +85,7 @@ impl Verdict {
 
 impl Reason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 21] = [
+    pub const ALL: [Reason; 22] = [
         Reason::None,
         Reason::NotWhitelisted,
         Reason::DeniedByRule,
@@ -105,6 +107,7 @@ impl Reason {
         Reason::LimitRate,
         Reason::LimitTotal,
         Reason::ShuttingDown,
+        Reason::H2c,
     ];
 
     /// Metric label, log value and the `details` of an answer.
@@ -131,6 +134,7 @@ impl Reason {
             Reason::LimitRate => "limit_rate",
             Reason::LimitTotal => "limit_total",
             Reason::ShuttingDown => "shutting_down",
+            Reason::H2c => "h2c",
         }
     }
 
@@ -151,6 +155,7 @@ impl Reason {
             Reason::LimitConnections | Reason::LimitRate => 429,
             Reason::ResolveFailed | Reason::DialFailed => 502,
             Reason::LimitTotal | Reason::ShuttingDown => 503,
+            Reason::H2c => 505,
             Reason::Timeout => 504,
             _ => 403,
         }
@@ -159,7 +164,7 @@ impl Reason {
     /// The Proxy-Status error type of a refusal (RFC 9209 §2.3).
     pub const fn proxy_error(self) -> &'static str {
         match self {
-            Reason::Malformed | Reason::NameMismatch => "http_request_error",
+            Reason::Malformed | Reason::NameMismatch | Reason::H2c => "http_request_error",
             Reason::LimitConnections | Reason::LimitRate | Reason::LimitTotal => "connection_limit_reached",
             Reason::ResolveFailed => "dns_error",
             Reason::DialFailed => "connection_refused",
@@ -207,6 +212,7 @@ impl Reason {
             Reason::LimitRate => "This guest opens connections or sends requests too quickly.",
             Reason::LimitTotal => "The gateway has too many open connections.",
             Reason::ShuttingDown => "The gateway is restarting; try again.",
+            Reason::H2c => "HTTP/2 in clear is not allowed here; use HTTP/1.1 or TLS.",
         }
     }
 }

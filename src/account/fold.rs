@@ -152,6 +152,7 @@ pub(super) fn deserves_advice(reason: Reason) -> bool {
             | Reason::NotWhitelisted
             | Reason::PortNotAllowed
             | Reason::ProtocolNotAllowed
+            | Reason::H2c
             | Reason::RuleExpired
     )
 }

@@ -28,8 +28,8 @@ const MAX_LINE: u64 = 16 << 10;
 /// Would this pass? Says why, by which rule, and what to add if not
 ///
 /// Takes URLs as they are pasted (path, query and fragment are ignored), hosts (as https) and
-/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, udp://host:123,
-/// quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
+/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, h2c://host:50051 (HTTP/2 in
+/// clear), udp://host:123, quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
 /// so an address that a name leads to is not looked at. Exit code 0 if all pass, 1 if any is refused.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -401,8 +401,8 @@ impl Judge {
 
 /// Does a further rule let it through?
 fn allowable(verdict: Verdict, reason: Reason) -> bool {
-    use Reason::{NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
-    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed);
+    use Reason::{H2c, NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
+    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed | H2c);
     missing || verdict == Verdict::Observed
 }
 

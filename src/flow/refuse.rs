@@ -8,6 +8,20 @@ use std::io::Write;
 /// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
 pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
+/// An empty SETTINGS frame and a GOAWAY with the reason as its debug data, which clients show (RFC 9113 §6.8).
+/// What a limit refuses may come again later; all else is told to try HTTP/1.1, where it gets a whole answer.
+pub(super) fn http2(reason: Reason) -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const ENHANCE_YOUR_CALM: u8 = 0xb;
+    const HTTP_1_1_REQUIRED: u8 = 0xd;
+    let code = if reason.http_status() == 429 { ENHANCE_YOUR_CALM } else { HTTP_1_1_REQUIRED };
+    let debug = reason.as_str().as_bytes();
+    // Last stream and code before it; no reason has over 200 letters.
+    let length = u8::try_from(8 + debug.len()).unwrap_or(8);
+    let head = [0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code];
+    [&SETTINGS, &head[..], debug].concat()
+}
+
 /// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
 /// request's Accept prefers it. `head` is the request's head as it came; it is only searched for
 /// Accept, so it may be cut or malformed.
@@ -134,6 +148,17 @@ mod tests {
         assert!(text(&http(Reason::Ech, None, browser, true)).contains("text/html; charset=utf-8"));
         for other in [&b"GET / HTTP/1.1\r\nAccept: */*\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n\n"] {
             assert!(text(&http(Reason::Ech, None, other, true)).contains("application/json"));
+        }
+    }
+
+    #[test]
+    fn http_2_is_told_in_frames() {
+        for reason in Reason::ALL {
+            let said = http2(reason);
+            let (settings, goaway) = said.split_at(9);
+            assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
+            assert_eq!((goaway[3], usize::from(goaway[2])), (7, goaway.len() - 9), "{reason}");
+            assert_eq!(&goaway[17..], reason.as_str().as_bytes());
         }
     }
 

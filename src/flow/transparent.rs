@@ -7,7 +7,7 @@
 
 use super::http;
 use super::tunnel::{self, Opened};
-use super::{Ended, Filled, Step, Visit, decide, decide_unnamed, reach, refuse};
+use super::{Ended, Filled, Step, Visit, decide, decide_as, decide_unnamed, reach, refuse};
 use crate::account::{Listener, Record};
 use crate::identify::hello::Hello;
 use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
@@ -36,7 +36,7 @@ struct Stray {
 pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: SocketAddr) -> Result<Step, Ended> {
     let mut stray = Stray { visit, listener, original };
     if !stray.is_heard() {
-        let (Ok(claim) | Err(claim)) = stray.raw();
+        let (Ok(claim) | Err(claim)) = stray.meant(Protocol::Raw);
         return Err(stray.refuse_raw(claim));
     }
     // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
@@ -47,6 +47,7 @@ pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: Socke
             Sniff::NeedMore => scanned = stray.visit.input.len(),
             Sniff::Tls => return stray.tls().await,
             Sniff::Http => return http::serve_transparent(stray.visit, listener).await,
+            Sniff::H2c => return stray.http2().await,
             Sniff::Raw => return stray.raw_flow().await,
         }
         let filled = tokio::select! {
@@ -92,13 +93,13 @@ impl Stray {
         named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
     }
 
-    /// The first candidate that may be spoken to in any protocol; else the one that explains best why not.
-    fn raw(&self) -> Result<Claim, Claim> {
+    /// The first candidate that may be spoken to in this protocol; else the one that explains best why not.
+    fn meant(&self, spoken: Protocol) -> Result<Claim, Claim> {
         let live = self.visit.house.live.load();
         let mut refused = None;
         for claim in self.candidates() {
             match live.policy.decide(&claim) {
-                Ok(permit) if permit.protocols().contains(Protocol::Raw) => return Ok(claim),
+                Ok(permit) if permit.protocols().contains(spoken) => return Ok(claim),
                 // A name says more than an address, and the latest name most.
                 _ => refused = refused.or(Some(claim)),
             }
@@ -131,12 +132,38 @@ impl Stray {
         Ended
     }
 
-    /// Neither TLS nor HTTP, or not to be told yet: from here on like a tunnel to what was meant.
-    async fn raw_flow(mut self) -> Result<Step, Ended> {
-        let claim = match self.raw() {
+    /// Neither TLS nor HTTP, or not to be told yet.
+    async fn raw_flow(self) -> Result<Step, Ended> {
+        let claim = match self.meant(Protocol::Raw) {
             Ok(claim) => claim,
             Err(claim) => return Err(self.refuse_raw(claim)),
         };
+        self.open(claim).await
+    }
+
+    /// HTTP/2 in clear, which shows no name that could be judged.
+    async fn http2(mut self) -> Result<Step, Ended> {
+        let claim = match self.meant(Protocol::H2c) {
+            Ok(claim) => return self.open(claim).await,
+            Err(claim) => Claim { spoken: Some(Protocol::H2c), ..claim },
+        };
+        let mut record = self.visit.record(self.listener);
+        let unnamed = claim.evidence == Evidence::Address;
+        let decision = decide_as(&self.visit.house, &claim, &mut record, |reason| match reason {
+            // A request of HTTP/1.1 would show a name, which may be allowed.
+            Reason::NotWhitelisted if unnamed => Reason::H2c,
+            reason => reason,
+        });
+        // Another list may have come into force since.
+        let reason = decision.map_or_else(|refusal| refusal.reason, |_| Reason::H2c);
+        record.refuse(reason, None);
+        drop(record);
+        close::after(&mut self.visit.guest, &refuse::http2(reason)).await;
+        Err(Ended)
+    }
+
+    /// From here on like a tunnel to what was meant.
+    async fn open(mut self, claim: Claim) -> Result<Step, Ended> {
         let mut record = self.visit.record(self.listener);
         let reached = match decide(&self.visit.house, &claim, &mut record) {
             Ok(permit) => {

@@ -58,6 +58,7 @@ async fn serve_known(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<S
             Sniff::NeedMore => scanned = visit.input.len(),
             Sniff::Tls => return tls(visit, opened, Vec::new()).await,
             Sniff::Http => return plain_http(visit, opened, Spoken::default()).await,
+            Sniff::H2c => return Box::pin(http2(visit, opened, Spoken::default())).await,
             Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
         }
         let reason = match visit.hear(&opened.record).await {
@@ -107,6 +108,7 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
     let mut spoken = Spoken::default();
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
+            Sniff::H2c => return Box::pin(http2(visit, opened, spoken)).await,
             Sniff::Raw => return raw(visit, opened, spoken, false),
             Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken.to_guest)).await,
             Sniff::Tls => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
@@ -181,6 +183,19 @@ fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_end
     }
     let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
     Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended))
+}
+
+/// HTTP/2 in clear, where that may be spoken. It is told why not in its own words.
+async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+    let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
+    if let Err(reason) = judge(&visit, &mut opened, &claim) {
+        close::reset(&opened.upstream.stream);
+        drop(opened);
+        close::after(&mut visit.guest, &refuse::http2(reason)).await;
+        return Err(Ended);
+    }
+    let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
+    Ok(relaying(visit, opened, rest, spoken.to_guest, false))
 }
 
 /// HTTP in clear: each request is judged by itself.

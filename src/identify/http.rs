@@ -64,6 +64,9 @@ pub enum HeadError {
     /// Neither HTTP/1.0 nor HTTP/1.1.
     #[error("the HTTP version is not 1.0 or 1.1")]
     Version,
+    /// The preface of HTTP/2 (RFC 9113 §3.4).
+    #[error("HTTP/2 is spoken in clear")]
+    Preface,
     /// A method that is never forwarded.
     #[error("the method is not allowed")]
     Method,
@@ -124,6 +127,7 @@ impl HeadError {
     pub const fn reason(self) -> Reason {
         match self {
             HeadError::NameMismatch => Reason::NameMismatch,
+            HeadError::Preface => Reason::H2c,
             HeadError::TooLarge | HeadError::Version | HeadError::Method | HeadError::Malformed(_) => Reason::Malformed,
         }
     }
@@ -132,7 +136,7 @@ impl HeadError {
     pub const fn status(self) -> u16 {
         match self {
             HeadError::TooLarge => 431,
-            HeadError::Version => 505,
+            HeadError::Version | HeadError::Preface => 505,
             HeadError::Method => 405,
             HeadError::NameMismatch | HeadError::Malformed(_) => 400,
         }

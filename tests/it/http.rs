@@ -259,7 +259,6 @@ fn request_heads_that_parsers_read_differently_are_malformed() {
         "GET ftp://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
         "GET file:///etc/passwd HTTP/1.1\r\nHost: good.test\r\n\r\n",
         "G@T http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
-        "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         "GET http://g%6fod.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
         "GET http://good.test:0/ HTTP/1.1\r\nHost: good.test\r\n\r\n",
         "GET http://good.test:65616/ HTTP/1.1\r\nHost: good.test\r\n\r\n",

@@ -17,6 +17,7 @@ mod golem;
 mod golem_sync;
 mod guests;
 mod http;
+mod http2;
 mod limits;
 mod names;
 mod overload;

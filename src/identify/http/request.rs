@@ -247,6 +247,9 @@ impl<'a> RequestLine<'a> {
         else {
             return Err(Flaw::FirstLine.into());
         };
+        if line == b"PRI * HTTP/2.0" {
+            return Err(HeadError::Preface);
+        }
         // The version comes first: in another one, nothing else need mean what it seems to.
         let version = Version::parse(version)?;
         check_method(method)?;

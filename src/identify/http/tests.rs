@@ -204,10 +204,12 @@ fn first_lines_have_one_reading() {
 
 #[test]
 fn other_versions_and_methods_are_told_apart_from_malformed_ones() {
-    for line in ["GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/0.9", "PRI * HTTP/2.0"] {
+    for line in ["GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/0.9", "PRI / HTTP/2.0", "PRI * HTTP/2.1"] {
         let error = RequestHead::parse(format!("{line}\r\n").as_bytes(), 0).unwrap_err();
         assert_eq!((error, error.status()), (HeadError::Version, 505), "{line}");
     }
+    let error = RequestHead::parse(b"PRI * HTTP/2.0\r\n", 0).unwrap_err();
+    assert_eq!((error, error.reason()), (HeadError::Preface, crate::reason::Reason::H2c));
     for method in ["TRACE", "TRACK", "PURGE", "PRI"] {
         let error = parse(&format!("{method} / HTTP/1.1\r\nHost: good.test\r\n\r\n")).unwrap_err();
         assert_eq!((error, error.status()), (HeadError::Method, 405), "{method}");
