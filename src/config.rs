@@ -358,6 +358,7 @@ impl Settings {
                 dns_queries_per_second: Some(50),
                 handshake_timeout: Some(Duration::from_secs(10)),
                 idle_timeout: Some(Duration::from_secs(3600)),
+                response_timeout: Some(Duration::from_secs(300)),
                 total_connections: Some(100_000),
                 memory: None,
             },

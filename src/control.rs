@@ -179,7 +179,7 @@ async fn answer_to(control: Arc<Control>, may_change: bool, request: Request<Inc
     let path = request.uri().path().to_owned();
     let guest = path.strip_prefix("/guests/");
     let allowed = match path.as_str() {
-        "/status" | "/denied" | "/flows" | "/used" => "GET",
+        "/status" | "/denied" | "/failed" | "/flows" | "/used" => "GET",
         "/guests" => "GET, POST",
         "/reload" => "POST",
         _ if guest.is_some() => "DELETE",
@@ -229,6 +229,7 @@ impl Control {
     fn read(&self, path: &str, limit: usize) -> Value {
         match path {
             "/denied" => json!({ "refusals": self.account.refusals(limit) }),
+            "/failed" => json!({ "failures": self.account.failures(limit) }),
             "/flows" => {
                 let (flows, total) = self.account.snapshot(limit);
                 json!({ "total": total, "flows": flows })

@@ -48,7 +48,7 @@ impl Fold {
             self.open(key.clone(), now);
             return Some(event);
         }
-        let mut key = Key { who: key.who.clone(), what: What::Others, reason: key.reason };
+        let mut key = Key { who: key.who.clone(), what: What::Others, reason: key.reason, cause: None };
         if !self.entries.contains_key(&key) {
             if self.others >= MAX_OTHERS {
                 // One entry a reason, beyond the bound: so there are never more than reasons.

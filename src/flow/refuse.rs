@@ -1,12 +1,24 @@
 //! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them says anything of resolved
 //! addresses, rules or errors inside.
 
-use crate::reason::Reason;
+use crate::reason::{Reason, Verdict, Why};
+use crate::relay::{GuestStream, close};
 use crate::target::Target;
 use std::io::Write;
 
 /// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
 pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+
+/// Ends a connection that speaks TLS: a refusal by the alert, so that the client says "access denied" and not
+/// "connection reset". What was allowed and could not be done is just that, a fault of the network: clients
+/// report a reset as one and try again, and take any alert for the server's last word.
+pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
+    if reason.verdict() == Verdict::Failed {
+        close::reset(&*guest);
+    } else {
+        close::after(guest, &TLS_ALERT).await;
+    }
+}
 
 /// An empty SETTINGS frame and a GOAWAY with the reason as its debug data, which clients show (RFC 9113 §6.8).
 /// What a limit refuses may come again later; all else is told to try HTTP/1.1, where it gets a whole answer.
@@ -25,28 +37,24 @@ pub(super) fn http2(reason: Reason) -> Vec<u8> {
 /// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
 /// request's Accept prefers it. `head` is the request's head as it came; it is only searched for
 /// Accept, so it may be cut or malformed.
-pub(super) fn http(reason: Reason, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    http_status(reason, reason.http_status(), target, head, close)
+pub(super) fn http(why: impl Into<Why>, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    let why = why.into();
+    http_status(why, why.reason.http_status(), target, head, close)
 }
 
 /// As [`http`], with a status of its own (405, 431, 505 for malformed heads).
-pub(super) fn http_status(reason: Reason, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    answer(reason, (status, reason.message()), target, head, close)
+pub(super) fn http_status(why: Why, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    answer(why, (status, &why.message()), target, head, close)
 }
 
 /// The answer to who speaks HTTP in clear where TLS is spoken.
 pub(super) fn http_in_clear(head: &[u8]) -> Vec<u8> {
     let message = "TLS is spoken on this port; write the proxy as https://host:port.";
-    answer(Reason::Malformed, (Reason::Malformed.http_status(), message), None, head, true)
+    answer(Reason::Malformed.into(), (Reason::Malformed.http_status(), message), None, head, true)
 }
 
-fn answer(
-    reason: Reason,
-    (status, message): (u16, &str),
-    target: Option<&Target>,
-    head: &[u8],
-    close: bool,
-) -> Vec<u8> {
+fn answer(why: Why, (status, message): (u16, &str), target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    let reason = why.reason;
     let destination = target.map(Target::to_string).unwrap_or_default();
     let (kind, body) = if prefers_html(head) {
         ("text/html; charset=utf-8", html(reason, message, &destination))
@@ -62,7 +70,7 @@ fn answer(
          Proxy-Status: outgate; error={}; details=\"{reason}\"\r\nConnection: {connection}\r\n\r\n{body}",
         phrase(status),
         body.len(),
-        reason.proxy_error(),
+        why.proxy_error(),
     );
     answer
 }

@@ -7,6 +7,7 @@
 mod activation;
 mod addresses;
 mod admin_tls;
+mod bound;
 mod cli;
 mod confine;
 mod dns;
@@ -27,6 +28,7 @@ mod proxy_tls;
 mod races;
 mod registered;
 mod reload;
+mod responses;
 mod service;
 mod socks;
 mod tidy;
