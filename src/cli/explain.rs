@@ -47,8 +47,8 @@ pub(super) struct Arguments {
     /// A JSON array of objects instead of text
     #[arg(long)]
     json: bool,
-    /// Read URLs from standard input, one a line; answer each with one JSON object a line
-    #[arg(long, conflicts_with_all = ["urls", "json"])]
+    /// Read URLs from standard input, one a line; answer each line, blank ones too, with one JSON object a line
+    #[arg(long, conflicts_with = "urls")]
     stdin: bool,
     /// What a guest would ask for
     #[arg(value_name = "URL", required_unless_present = "stdin")]
@@ -173,7 +173,6 @@ fn stream(judge: &mut Judge, input: &mut dyn BufRead, out: &mut dyn Write) -> Ou
         let cut = !line.ends_with(b"\n") && line.len() as u64 == MAX_LINE;
         let text = String::from_utf8_lossy(&line);
         let answer = match text.trim() {
-            "" => continue,
             url if cut => {
                 skip_line(input)?;
                 malformed(&url.chars().take(80).collect::<String>(), &UrlError::TooLong)
