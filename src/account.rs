@@ -293,6 +293,11 @@ impl Account {
         self.log.refusals(limit)
     }
 
+    /// What was allowed and failed, the most frequent first.
+    pub fn failures(&self, limit: usize) -> Vec<RefusalView> {
+        self.log.failures(limit)
+    }
+
     /// Figures for the operator.
     pub fn totals(&self) -> Totals {
         self.flows.each(|flow| self.metrics.settle(flow));

@@ -359,6 +359,7 @@ impl Settings {
                 new_names_per_second: Some(20),
                 handshake_timeout: Some(Duration::from_secs(10)),
                 idle_timeout: Some(Duration::from_secs(3600)),
+                response_timeout: Some(Duration::from_secs(300)),
                 total_connections: Some(100_000),
                 memory: None,
             },

@@ -188,7 +188,7 @@ async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, r
     let path = request.uri().path().to_owned();
     let guest = path.strip_prefix("/guests/");
     let allowed = match path.as_str() {
-        "/status" | "/denied" | "/flows" | "/used" => "GET",
+        "/status" | "/denied" | "/failed" | "/flows" | "/used" => "GET",
         "/guests" => "GET, POST",
         "/reload" => "POST",
         _ if guest.is_some() => "DELETE",
@@ -245,6 +245,7 @@ impl Control {
     fn read(&self, path: &str, limit: usize) -> Value {
         match path {
             "/denied" => json!({ "refusals": self.account.refusals(limit) }),
+            "/failed" => json!({ "failures": self.account.failures(limit) }),
             "/flows" => {
                 let (flows, total) = self.account.snapshot(limit);
                 json!({ "total": total, "flows": flows })

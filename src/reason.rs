@@ -1,6 +1,7 @@
 //! Why a flow was let through or refused: one vocabulary for metrics, the access log, the answers
 //! to guests and the documentation.
 
+use std::borrow::Cow;
 use std::fmt;
 
 /// The reason of a verdict. [`Reason::as_str`] is the metric label, the log value, the word in the
@@ -52,6 +53,10 @@ pub enum Reason {
     ShuttingDown,
     /// The guest wants too many names looked up that nobody has asked for before.
     LimitNames,
+    /// HTTP/2 in clear is spoken where names must be judged.
+    H2c,
+    /// The upstream's response is malformed, or was cut.
+    ProtocolError,
 }
 
 /// What became of a flow.
@@ -85,7 +90,7 @@ impl Verdict {
 
 impl Reason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 22] = [
+    pub const ALL: [Reason; 24] = [
         Reason::None,
         Reason::NotWhitelisted,
         Reason::DeniedByRule,
@@ -108,6 +113,8 @@ impl Reason {
         Reason::LimitTotal,
         Reason::ShuttingDown,
         Reason::LimitNames,
+        Reason::H2c,
+        Reason::ProtocolError,
     ];
 
     /// Metric label, log value and the `details` of an answer.
@@ -135,6 +142,8 @@ impl Reason {
             Reason::LimitTotal => "limit_total",
             Reason::ShuttingDown => "shutting_down",
             Reason::LimitNames => "limit_names",
+            Reason::H2c => "h2c",
+            Reason::ProtocolError => "protocol_error",
         }
     }
 
@@ -142,7 +151,7 @@ impl Reason {
     pub const fn verdict(self) -> Verdict {
         match self {
             Reason::None => Verdict::Allowed,
-            Reason::ResolveFailed | Reason::DialFailed | Reason::Timeout => Verdict::Failed,
+            Reason::ResolveFailed | Reason::DialFailed | Reason::Timeout | Reason::ProtocolError => Verdict::Failed,
             _ => Verdict::Denied,
         }
     }
@@ -153,8 +162,9 @@ impl Reason {
             Reason::None => 200,
             Reason::Malformed | Reason::NameMismatch => 400,
             Reason::LimitConnections | Reason::LimitRate | Reason::LimitNames => 429,
-            Reason::ResolveFailed | Reason::DialFailed => 502,
+            Reason::ResolveFailed | Reason::DialFailed | Reason::ProtocolError => 502,
             Reason::LimitTotal | Reason::ShuttingDown => 503,
+            Reason::H2c => 505,
             Reason::Timeout => 504,
             _ => 403,
         }
@@ -163,12 +173,13 @@ impl Reason {
     /// The Proxy-Status error type of a refusal (RFC 9209 §2.3).
     pub const fn proxy_error(self) -> &'static str {
         match self {
-            Reason::Malformed | Reason::NameMismatch => "http_request_error",
+            Reason::Malformed | Reason::NameMismatch | Reason::H2c => "http_request_error",
             Reason::LimitConnections | Reason::LimitRate | Reason::LimitTotal | Reason::LimitNames => {
                 "connection_limit_reached"
             }
             Reason::ResolveFailed => "dns_error",
             Reason::DialFailed => "connection_refused",
+            Reason::ProtocolError => "http_protocol_error",
             Reason::Timeout => "connection_timeout",
             Reason::AddressFloor => "destination_ip_prohibited",
             Reason::ShuttingDown | Reason::None => "proxy_internal_response",
@@ -181,7 +192,7 @@ impl Reason {
         match self {
             Reason::None => 0,
             Reason::ResolveFailed | Reason::Timeout => 4,
-            Reason::DialFailed => 5,
+            Reason::DialFailed | Reason::ProtocolError => 5,
             Reason::Malformed => 1,
             _ => 2,
         }
@@ -214,7 +225,74 @@ impl Reason {
             Reason::LimitTotal => "The gateway has too many open connections.",
             Reason::ShuttingDown => "The gateway is restarting; try again.",
             Reason::LimitNames => "This guest asks for too many new host names; try again in a while.",
+            Reason::ProtocolError => "The destination's response is malformed or was cut.",
+            Reason::H2c => "HTTP/2 in clear is not allowed here; use HTTP/1.1 or TLS.",
         }
+    }
+}
+
+/// What is behind a reason that can have several causes: a fixed phrase, never anything that somebody sent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cause {
+    phrase: &'static str,
+    proxy_error: Option<&'static str>,
+}
+
+impl Cause {
+    /// A cause in these words, half a sentence.
+    pub const fn of(phrase: &'static str) -> Cause {
+        Cause { phrase, proxy_error: None }
+    }
+
+    /// The same, with a Proxy-Status error type of its own (RFC 9209 §2.3).
+    pub const fn typed(phrase: &'static str, proxy_error: &'static str) -> Cause {
+        Cause { phrase, proxy_error: Some(proxy_error) }
+    }
+
+    /// The words.
+    pub const fn phrase(self) -> &'static str {
+        self.phrase
+    }
+}
+
+/// A reason and its cause, where one is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Why {
+    /// The reason.
+    pub reason: Reason,
+    /// The cause.
+    pub cause: Option<Cause>,
+}
+
+impl Why {
+    /// What was malformed.
+    pub const fn malformed(phrase: &'static str) -> Why {
+        Why::because(Reason::Malformed, Cause::of(phrase))
+    }
+
+    /// A reason with its cause.
+    pub const fn because(reason: Reason, cause: Cause) -> Why {
+        Why { reason, cause: Some(cause) }
+    }
+
+    /// The Proxy-Status error type: the cause's, else the reason's.
+    pub fn proxy_error(self) -> &'static str {
+        self.cause.and_then(|cause| cause.proxy_error).unwrap_or(self.reason.proxy_error())
+    }
+
+    /// One sentence for the guest.
+    pub fn message(self) -> Cow<'static, str> {
+        let message = self.reason.message();
+        match self.cause {
+            Some(Cause { phrase, .. }) => format!("{}: {phrase}.", message.trim_end_matches('.')).into(),
+            None => message.into(),
+        }
+    }
+}
+
+impl From<Reason> for Why {
+    fn from(reason: Reason) -> Why {
+        Why { reason, cause: None }
     }
 }
 

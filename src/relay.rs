@@ -393,6 +393,16 @@ impl<L: FnOnce()> Clock<L> {
         if self.long.is_some() { idle.min(self.minute) } else { idle }
     }
 
+    /// From now on nothing may move for this long.
+    pub(crate) fn set_idle(&mut self, idle: Option<Duration>, sleep: Pin<&mut Sleep>) {
+        self.idle = idle;
+        self.last = Instant::now();
+        // The timer may stand too early, never too late.
+        if self.next() < sleep.deadline() {
+            sleep.reset(self.next());
+        }
+    }
+
     /// Call on each turn; `moved` says whether bytes moved since the last.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, moved: bool) -> Poll<End> {
         if moved {

@@ -56,6 +56,8 @@ pub enum Transport {
 pub enum Protocol {
     /// HTTP/1.x in clear.
     Http,
+    /// HTTP/2 in clear, whose names we do not read.
+    H2c,
     /// TLS.
     Tls,
     /// Anything else, servers that speak first included.
@@ -70,7 +72,7 @@ impl Protocols {
     /// No protocol.
     pub const NONE: Protocols = Protocols(0);
     /// Every protocol.
-    pub const ALL: Protocols = Protocols(7);
+    pub const ALL: Protocols = Protocols(15);
 
     /// The set of one.
     pub const fn only(protocol: Protocol) -> Protocols {
@@ -78,6 +80,7 @@ impl Protocols {
             Protocol::Http => 1,
             Protocol::Tls => 2,
             Protocol::Raw => 4,
+            Protocol::H2c => 8,
         })
     }
 
@@ -191,6 +194,7 @@ impl Protocol {
     pub const fn as_str(self) -> &'static str {
         match self {
             Protocol::Http => "http",
+            Protocol::H2c => "h2c",
             Protocol::Tls => "https",
             Protocol::Raw => "tcp",
         }

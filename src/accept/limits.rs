@@ -58,6 +58,8 @@ pub struct LimitSettings {
     pub handshake_timeout: Option<Duration>,
     /// A flow on which nothing moved for this long is closed.
     pub idle_timeout: Option<Duration>,
+    /// From the end of a plain-HTTP request to the head of its response.
+    pub response_timeout: Option<Duration>,
     /// Connections open at once in the whole daemon; no guest gets more than a quarter.
     pub total_connections: Option<u32>,
     /// Bytes of memory that the process may take before it refuses and closes connections.

@@ -8,9 +8,10 @@ use super::line::{Line, render};
 use super::queue::Queue;
 use super::refusals::{RefusalView, Refusals};
 use super::sink::{Batch, Sink};
-use super::{AccessLog, AccountError, Advice, LogSettings, Metrics, lock};
+use super::{AccessLog, AccountError, Advice, Listener, LogSettings, Metrics, lock};
 use crate::identify::Claim;
-use crate::reason::Verdict;
+use crate::reason::{Reason, Verdict};
+use crate::target::Host;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
@@ -32,6 +33,8 @@ pub(super) struct Log {
 struct Shared {
     queue: Queue,
     refusals: Mutex<Refusals>,
+    /// What was allowed and failed.
+    failures: Mutex<Refusals>,
     advice: Mutex<Option<Advice>>,
     output: Mutex<Output>,
     stop: AtomicBool,
@@ -58,6 +61,7 @@ impl Log {
         let shared = Arc::new(Shared {
             queue: Queue::new(Arc::clone(metrics)),
             refusals: Mutex::default(),
+            failures: Mutex::default(),
             advice: Mutex::default(),
             output: Mutex::new(Output { settings: settings.clone(), sink: open(&settings.access, metrics)? }),
             stop: AtomicBool::new(false),
@@ -102,6 +106,10 @@ impl Log {
         lock(&self.shared.refusals).top(limit)
     }
 
+    pub(super) fn failures(&self, limit: usize) -> Vec<RefusalView> {
+        lock(&self.shared.failures).top(limit)
+    }
+
     pub(super) fn flush(&self, within: Duration) {
         let deadline = Instant::now() + within;
         let mut flushes = lock(&self.shared.flushes);
@@ -138,6 +146,17 @@ fn open(access: &AccessLog, metrics: &Arc<Metrics>) -> Result<Option<Arc<Sink>>,
         AccessLog::Off => Ok(None),
         access => Ok(Some(Arc::new(Sink::open(access, metrics)?))),
     }
+}
+
+/// What to do where a proxy was asked for an address, and no rule is about that.
+fn unbound(event: &Event) -> Option<&'static str> {
+    let target = event.claim.as_ref().map(|claim| &claim.target.host);
+    let by_proxy = matches!(event.listener, Listener::Proxy | Listener::Socks);
+    let unlisted = by_proxy && event.reason == Reason::NotWhitelisted && matches!(target, Some(Host::Addr(_)));
+    unlisted.then_some(
+        "the client looked the name up itself, and not with outgate's DNS; let the proxy do it (socks5h:// in place of \
+         socks5://, CONNECT to the name)",
+    )
 }
 
 struct Worker {
@@ -225,6 +244,9 @@ impl Worker {
     /// Counts the event in the tables; the line to write for it now, if any.
     fn take_in(&mut self, event: Event, now: Instant) -> Option<Line> {
         let observed = event.verdict == Verdict::Observed && event.duration.is_some();
+        if event.verdict == Verdict::Failed && event.duration.is_some() {
+            lock(&self.shared.failures).add(&event.key(), &event);
+        }
         if !event.is_refusal() && !observed {
             return Some(Line { event, count: None, advice: None, others: false });
         }
@@ -236,7 +258,12 @@ impl Worker {
             return Some(Line { event, count: None, advice, others: false });
         }
         let event = self.fold.offer(&key, event, now)?;
-        let advice = self.advise(&key, event.claim.as_ref());
+        let advice = self.advise(&key, event.claim.as_ref()).or_else(|| {
+            let unbound: Arc<str> = unbound(&event)?.into();
+            self.fold.advise(&key, Arc::clone(&unbound));
+            lock(&self.shared.refusals).advise(&key, Arc::clone(&unbound));
+            Some(unbound)
+        });
         Some(Line { event, count: None, advice, others: false })
     }
 

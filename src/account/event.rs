@@ -47,6 +47,8 @@ pub(super) struct Event {
     pub(super) shown: Option<Box<[u8]>>,
     pub(super) verdict: Verdict,
     pub(super) reason: Reason,
+    /// What is behind the reason, in a fixed phrase.
+    pub(super) cause: Option<&'static str>,
     pub(super) rule: Option<Location>,
     pub(super) upstream: Option<Endpoint>,
     pub(super) egress: Option<Endpoint>,
@@ -62,6 +64,7 @@ pub(super) struct Key {
     pub(super) who: Who,
     pub(super) what: What,
     pub(super) reason: Reason,
+    pub(super) cause: Option<&'static str>,
 }
 
 /// A guest as the log counts it.
@@ -105,7 +108,7 @@ impl Event {
     }
 
     pub(super) fn key(&self) -> Key {
-        Key { who: Who::of(&self.guest, self.source), what: self.what(), reason: self.reason }
+        Key { who: Who::of(&self.guest, self.source), what: self.what(), reason: self.reason, cause: self.cause }
     }
 
     pub(super) fn what(&self) -> What {
@@ -210,6 +213,7 @@ pub(super) mod tests {
             shown: None,
             verdict: Verdict::Denied,
             reason: Reason::NotWhitelisted,
+            cause: None,
             rule: None,
             upstream: None,
             egress: None,

@@ -48,7 +48,7 @@ impl Fold {
             self.open(key.clone(), now);
             return Some(event);
         }
-        let mut key = Key { who: key.who.clone(), what: What::Others, reason: key.reason };
+        let mut key = Key { who: key.who.clone(), what: What::Others, reason: key.reason, cause: None };
         if !self.entries.contains_key(&key) {
             if self.others >= MAX_OTHERS {
                 // One entry a reason, beyond the bound: so there are never more than reasons.
@@ -152,6 +152,7 @@ pub(super) fn deserves_advice(reason: Reason) -> bool {
             | Reason::NotWhitelisted
             | Reason::PortNotAllowed
             | Reason::ProtocolNotAllowed
+            | Reason::H2c
             | Reason::RuleExpired
     )
 }

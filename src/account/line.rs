@@ -45,6 +45,9 @@ pub(super) fn render(line: &Line, epoch: u64, into: &mut Vec<u8>) {
     object.number("port", port.map(u64::from));
     object.text("verdict", Some(event.verdict.as_str()));
     object.text("reason", Some(event.reason.as_str()));
+    if let Some(cause) = event.cause.filter(|_| !others) {
+        object.text("cause", Some(cause));
+    }
     match event.rule.as_ref().filter(|_| !others) {
         Some(rule) => drop(write!(object.field("rule").quoted(), "{rule}")),
         None => object.text("rule", None),

@@ -5,7 +5,7 @@ use super::flows::Flow;
 use super::{Account, Listener, Metrics};
 use crate::identify::Claim;
 use crate::policy::{Location, Permit};
-use crate::reason::{Reason, Verdict};
+use crate::reason::{Reason, Verdict, Why};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,6 +13,9 @@ use std::time::{Duration, SystemTime};
 
 /// Bytes that a guest wrote beyond this are not even kept; the log cuts what is left at 253.
 const KEEP_SHOWN: usize = 253;
+
+/// The cause where nothing was asked for.
+const LEFT: &str = "the guest left before it showed what it wants";
 
 /// The record of one flow, plain-HTTP request or DNS query, from accept to end. Dropping it ends
 /// it: the metrics count it and its log line is queued. A record that was neither permitted nor
@@ -27,6 +30,7 @@ pub struct Record {
     /// Its line as a long-lived flow was queued.
     announced: AtomicBool,
     reason: Reason,
+    cause: Option<&'static str>,
     shown: Option<Box<[u8]>>,
     original: Option<Endpoint>,
     upstream: Option<Endpoint>,
@@ -55,6 +59,7 @@ impl Record {
             cancelled: false,
             announced: AtomicBool::new(false),
             reason: Reason::None,
+            cause: None,
             shown: None,
             original: None,
             upstream: None,
@@ -109,11 +114,13 @@ impl Record {
 
     /// It was refused, could not be done, or was closed before its time. The first reason stays;
     /// `rule` is the one that decided, if it was a rule.
-    pub fn refuse(&mut self, reason: Reason, rule: Option<Location>) {
+    pub fn refuse(&mut self, why: impl Into<Why>, rule: Option<Location>) {
+        let Why { reason, cause } = why.into();
         if self.reason != Reason::None {
             return;
         }
         self.reason = reason;
+        self.cause = cause.map(|cause| cause.phrase());
         if rule.is_some() {
             self.flow.set_rule(rule);
         }
@@ -180,6 +187,8 @@ impl Record {
         duration: Option<Duration>,
     ) -> Event {
         let (bytes_up, bytes_down) = self.flow.carried();
+        // What the record says of a guest that left, see `outcome`.
+        let left = (self.reason == Reason::None && reason == Reason::Malformed).then_some(LEFT);
         Event {
             at: SystemTime::now(),
             id: self.flow.id(),
@@ -191,6 +200,7 @@ impl Record {
             shown: self.shown.clone(),
             verdict,
             reason,
+            cause: self.cause.or(left),
             rule,
             upstream: self.upstream,
             egress: self.egress,

@@ -36,10 +36,12 @@ pub struct RefusalView {
     pub guest: String,
     /// Host and port, or what the guest wrote, cut.
     pub destination: Option<String>,
-    /// `denied`, or `observed` in that mode.
+    /// `denied`, or `observed` in that mode; of failures `failed`.
     pub verdict: &'static str,
     /// The reason.
     pub reason: &'static str,
+    /// What is behind the reason, where that is not the same each time.
+    pub cause: Option<&'static str>,
     /// The rule that decided, `file:line`.
     pub rule: Option<String>,
     /// How often.
@@ -113,6 +115,7 @@ impl Row {
             destination: key.what.text(),
             verdict: self.verdict,
             reason: key.reason.as_str(),
+            cause: key.cause,
             rule: self.rule.clone(),
             count: self.count,
             first: rfc3339(self.first),

@@ -28,6 +28,7 @@ pub(super) struct StatusArguments {
 Examples:
   outgate denied
   outgate denied --limit 10
+  outgate denied --failed
   outgate denied --json | jq -r '.refusals[].destination'")]
 pub(super) struct DeniedArguments {
     #[command(flatten)]
@@ -35,6 +36,9 @@ pub(super) struct DeniedArguments {
     /// At most so many rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 50)]
     limit: usize,
+    /// What was allowed and failed: names that could not be resolved, servers that were dead or broke off
+    #[arg(long)]
+    failed: bool,
 }
 
 /// Which connections are open?
@@ -95,10 +99,29 @@ pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcom
 }
 
 pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcome {
-    let answer = arguments.answer.daemon.ask(Question::Denied(arguments.limit))?;
+    let (question, list, none) = match arguments.failed {
+        true => (Question::Failed(arguments.limit), "failures", "nothing failed so far"),
+        false => (Question::Denied(arguments.limit), "refusals", "nothing was refused so far"),
+    };
+    let mut answer = arguments.answer.daemon.ask(question)?;
+    if !arguments.answer.json {
+        explain(&mut answer, list);
+    }
     let columns = ["count", "guest", "destination", "verdict", "reason", "rule", "last", "advice"]
         .map(|key| (key, shown as Show));
-    write_rows(&answer, arguments.answer.json, ("refusals", &columns), "nothing was refused so far", out)
+    write_rows(&answer, arguments.answer.json, (list, &columns), none, out)
+}
+
+/// Where there is no advice, the cause stands in its column.
+fn explain(answer: &mut Value, list: &str) {
+    let rows = answer.get_mut(list).and_then(Value::as_array_mut);
+    for row in rows.into_iter().flatten().filter_map(Value::as_object_mut) {
+        if row.get("advice").is_none_or(Value::is_null)
+            && let Some(cause) = row.get("cause").cloned()
+        {
+            row.insert("advice".to_owned(), cause);
+        }
+    }
 }
 
 pub(super) fn flows(arguments: &FlowsArguments, out: &mut dyn Write) -> Outcome {

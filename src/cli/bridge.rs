@@ -243,6 +243,8 @@ pub(super) enum Question<'a> {
     Status,
     /// At most so many of the destinations refused most.
     Denied(usize),
+    /// What was allowed and failed, so many rows.
+    Failed(usize),
     /// At most so many of the open flows.
     Flows(usize),
     /// Which rules were used.
@@ -263,6 +265,7 @@ pub(super) fn ask(socket: &Path, question: Question<'_>) -> Result<Value, Failur
     let answer = match question {
         Question::Status => client.get("/status"),
         Question::Denied(limit) => client.get(&format!("/denied?limit={limit}")),
+        Question::Failed(limit) => client.get(&format!("/failed?limit={limit}")),
         Question::Flows(limit) => client.get(&format!("/flows?limit={limit}")),
         Question::Used => client.get("/used"),
         Question::Reload => client.post("/reload", ""),

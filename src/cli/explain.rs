@@ -28,8 +28,8 @@ const MAX_LINE: u64 = 16 << 10;
 /// Would this pass? Says why, by which rule, and what to add if not
 ///
 /// Takes URLs as they are pasted (path, query and fragment are ignored), hosts (as https) and
-/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, udp://host:123,
-/// quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
+/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, h2c://host:50051 (HTTP/2 in
+/// clear), udp://host:123, quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
 /// so an address that a name leads to is not looked at. Exit code 0 if all pass, 1 if any is refused.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -47,8 +47,8 @@ pub(super) struct Arguments {
     /// A JSON array of objects instead of text
     #[arg(long)]
     json: bool,
-    /// Read URLs from standard input, one a line; answer each with one JSON object a line
-    #[arg(long, conflicts_with_all = ["urls", "json"])]
+    /// Read URLs from standard input, one a line; answer each line, blank ones too, with one JSON object a line
+    #[arg(long, conflicts_with = "urls")]
     stdin: bool,
     /// What a guest would ask for
     #[arg(value_name = "URL", required_unless_present = "stdin")]
@@ -173,7 +173,6 @@ fn stream(judge: &mut Judge, input: &mut dyn BufRead, out: &mut dyn Write) -> Ou
         let cut = !line.ends_with(b"\n") && line.len() as u64 == MAX_LINE;
         let text = String::from_utf8_lossy(&line);
         let answer = match text.trim() {
-            "" => continue,
             url if cut => {
                 skip_line(input)?;
                 malformed(&url.chars().take(80).collect::<String>(), &UrlError::TooLong)
@@ -401,8 +400,8 @@ impl Judge {
 
 /// Does a further rule let it through?
 fn allowable(verdict: Verdict, reason: Reason) -> bool {
-    use Reason::{NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
-    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed);
+    use Reason::{H2c, NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
+    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed | H2c);
     missing || verdict == Verdict::Observed
 }
 

@@ -215,6 +215,9 @@ fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_
     if let Some(read) = limit_number(&given.idle_timeout_s, "idle_timeout_s", 1..=365 * DAY_S, problems) {
         limits.idle_timeout = read.map(|s| Duration::from_secs(s.into()));
     }
+    if let Some(read) = limit_number(&given.response_timeout_s, "response_timeout_s", 1..=365 * DAY_S, problems) {
+        limits.response_timeout = read.map(|s| Duration::from_secs(s.into()));
+    }
     if let Some(read) = limit_number(&given.memory_mib, "memory_mib", 1..=u32::MAX, problems) {
         limits.memory = read.map(|mib| u64::from(mib) << 20);
     }

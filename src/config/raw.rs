@@ -33,6 +33,7 @@ pub(super) const KEYS: [(&str, &[&str]); 13] = [
             "new_names_per_second",
             "handshake_timeout_ms",
             "idle_timeout_s",
+            "response_timeout_s",
             "total_connections",
             "memory_mib",
         ],
@@ -114,6 +115,7 @@ pub(super) struct RawLimits {
     pub(super) new_names_per_second: Given<i64>,
     pub(super) handshake_timeout_ms: Given<i64>,
     pub(super) idle_timeout_s: Given<i64>,
+    pub(super) response_timeout_s: Given<i64>,
     pub(super) total_connections: Given<i64>,
     pub(super) memory_mib: Given<i64>,
 }
@@ -224,6 +226,7 @@ fn read_limits(s: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> RawLimit
         new_names_per_second: s.take("new_names_per_second", problems),
         handshake_timeout_ms: s.take("handshake_timeout_ms", problems),
         idle_timeout_s: s.take("idle_timeout_s", problems),
+        response_timeout_s: s.take("response_timeout_s", problems),
         total_connections: s.take("total_connections", problems),
         memory_mib: s.take("memory_mib", problems),
     }

@@ -70,6 +70,7 @@ fn defaults_are_those_of_the_documentation() {
     assert_eq!(settings.limits.connections, Some(4096));
     assert_eq!(settings.limits.handshake_timeout, Some(Duration::from_millis(10_000)));
     assert_eq!(settings.limits.idle_timeout, Some(Duration::from_secs(3600)));
+    assert_eq!(settings.limits.response_timeout, Some(Duration::from_secs(300)));
     assert_eq!(settings.state_dir, Path::new("/var/lib/outgate"));
 }
 
@@ -101,6 +102,7 @@ fn every_key_is_read() {
         new_names_per_second = 10
         handshake_timeout_ms = 1500
         idle_timeout_s = 0
+        response_timeout_s = 20
         total_connections = 100
         memory_mib = 512
         [log]
@@ -134,6 +136,7 @@ fn every_key_is_read() {
         new_names_per_second: Some(10),
         handshake_timeout: Some(Duration::from_millis(1500)),
         idle_timeout: None,
+        response_timeout: Some(Duration::from_secs(20)),
         total_connections: Some(100),
         memory: Some(512 << 20),
     };

@@ -9,7 +9,7 @@
 //! | opcode, format, EDNS version, class | NOTIMP, FORMERR, BADVERS, REFUSED |
 //! | a name that no rule could allow | NXDOMAIN, extended error 15 and the reason |
 //! | a name above one that some rule allows | no data, the same extended error |
-//! | an allowed name, not A or AAAA; AAAA without IPv6 listeners | no data |
+//! | an allowed name, not A or AAAA; AAAA without IPv6 listeners, where the name exists | no data |
 //! | an allowed name with an address in the floor | no data, extended error 15 and the reason |
 //! | an allowed name that does not exist | NXDOMAIN |
 //! | nobody could say | SERVFAIL, extended error 14, 22 or 23 |
@@ -24,7 +24,7 @@ use crate::flow::{House, Live, may_look_up};
 use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::resolve::{Kind, LookupError, Told, VetError};
 use crate::source::Source;
 use crate::target::{Host, Target, Transport};
@@ -106,6 +106,8 @@ struct Granted<Q> {
     limit: u16,
     /// The bindings' revision before that was decided.
     under: u64,
+    /// AAAA without IPv6 listeners: all that is told is whether there is such a name (RFC 8020).
+    existence: bool,
 }
 
 /// How a query came in.
@@ -171,18 +173,20 @@ impl Desk {
                 return send(&query, &refused.reply(), limit, into);
             }
         };
+        let existence = query.kind == RecordType::AAAA && !self.v6;
         let kind = match query.kind {
             RecordType::A => Kind::V4,
-            RecordType::AAAA if self.v6 => Kind::V6,
+            RecordType::AAAA if existence => Kind::V4,
+            RecordType::AAAA => Kind::V6,
             _ => {
                 self.house.account.metrics().query_answered(permit.observed());
                 return send(&query, &Reply::empty(ResponseCode::NoError, None), limit, into);
             }
         };
         match self.house.resolver.try_tell(&permit, kind) {
-            Some(told) => self.tell(&Granted { query, permit, source, limit, under }, told, into),
+            Some(told) => self.tell(&Granted { query, permit, source, limit, under, existence }, told, into),
             None => {
-                let granted = Granted { query: query.to_owned(), permit, source, limit, under };
+                let granted = Granted { query: query.to_owned(), permit, source, limit, under, existence };
                 Step::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
             }
         }
@@ -248,8 +252,15 @@ impl Desk {
 
     /// The reply to a query whose name is permitted.
     fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
-        let Granted { query, permit, source, limit, under } = granted;
+        let Granted { query, permit, source, limit, under, existence } = granted;
         let told = match told {
+            Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved)) => {
+                return self.tell_failure(granted, &error, into);
+            }
+            _ if *existence => {
+                self.house.account.metrics().query_answered(permit.observed());
+                return send(query, &Reply::empty(ResponseCode::NoError, None), *limit, into);
+            }
             Ok(told) => told,
             Err(error) => return self.tell_failure(granted, &error, into),
         };
@@ -328,7 +339,12 @@ impl Desk {
             Some(Asked::Root) => record.shown(b"."),
             Some(Asked::Unfit) | None => {}
         }
-        record.refuse(refusal.reason, refusal.rule.clone());
+        let why = match (refusal.reason, asked) {
+            (Reason::Malformed, Some(_)) => Why::malformed("what is asked for is no host name"),
+            (Reason::Malformed, None) => Why::malformed("the DNS message is out of form"),
+            (reason, _) => reason.into(),
+        };
+        record.refuse(why, refusal.rule.clone());
     }
 }
 

@@ -194,15 +194,16 @@ impl<Q: AsRef<[u8]>> Query<Q> {
         Query { metadata, question: self.question.as_ref().into(), edns, kind, class }
     }
 
-    /// Replaces `into` by the reply. Where it would take more than `limit` bytes it has no records and
-    /// says that it is truncated (RFC 2181 §9).
+    /// Replaces `into` by the reply. Where it would take more than `limit` bytes it has as many records as
+    /// fit, and says that it is truncated: some clients, as old musl, have no TCP to ask again by and use what
+    /// there is (RFC 2181 §9 lets others ignore it).
     pub(super) fn reply(&self, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Result<(), ProtoError> {
         let question = self.question.as_ref();
         let record = 12 + if self.kind == RecordType::AAAA { 16 } else { 4 };
         let opt = self.edns.map_or(0, |_| 11 + reply.error.map_or(0, |error| 6 + error.text.len()));
-        let whole = HEADER + question.len() + reply.addresses.len() * record + opt;
-        let truncated = whole > usize::from(limit);
-        let addresses = if truncated { &[] } else { reply.addresses };
+        let room = usize::from(limit).saturating_sub(HEADER + question.len() + opt);
+        let addresses = reply.addresses.get(..room / record).unwrap_or(reply.addresses);
+        let truncated = addresses.len() < reply.addresses.len();
 
         into.clear();
         let mut encoder = BinEncoder::new(into);
@@ -384,6 +385,7 @@ mod tests {
             assert!(out.len() <= 512);
             assert_eq!(seen.metadata.truncation, seen.answers.len() != usize::from(count));
             assert_eq!(seen.metadata.truncation, 12 + 15 + usize::from(count) * 16 > 512);
+            assert_eq!(seen.answers.len(), usize::from(count).min((512 - 27) / 16));
         }
     }
 

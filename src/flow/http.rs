@@ -3,14 +3,15 @@
 
 use super::kept::{Kept, Spot};
 use super::{
-    Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse, tunnel,
+    Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse,
+    transparent, tunnel,
 };
 use crate::accept::Pace;
 use crate::account::{Limit, Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::policy::Permit;
-use crate::reason::{Reason, Verdict};
+use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
 use crate::relay::{Tunnel, Turn, Watch, close};
 use crate::source::Source;
@@ -33,6 +34,15 @@ const FRESH: Duration = Duration::from_secs(1);
 
 /// What one request costs beside the bytes of a stream, by which turns are measured.
 const COST: usize = 64 << 10;
+
+/// What is malformed about requests that are sound by themselves.
+const NO_URI: Why = Why::malformed("a request to the proxy port names no full URI");
+const NO_PROXY: Why = Why::malformed("a CONNECT was sent to what is no proxy");
+const HALF_SAID: Why = Why::malformed("the request came in pieces that read differently from the whole");
+
+/// What a server can do instead of answering (RFC 9209 §2.3).
+const CLOSED: Cause = Cause::typed("the server closed the connection before it answered", "connection_terminated");
+const SILENT: Cause = Cause::typed("the server sent no response", "http_response_timeout");
 
 /// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
 pub(super) struct Inside {
@@ -85,10 +95,12 @@ pub(super) enum Met {
 pub(super) fn meet(house: &House, source: SocketAddr, first: &[u8]) -> Met {
     let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return Met::Other };
     let RequestTarget::Authority(target) = &head.target else { return Met::Other };
-    if len != first.len() {
+    let who = Source::from(source.ip());
+    // What stands for a name takes more than a look.
+    let bound = transparent::bound(house, &who, source, target).is_some();
+    if bound || len != first.len() {
         return Met::Other;
     }
-    let who = Source::from(source.ip());
     let record = open_record(house, Listener::Proxy, source, &who, None);
     match ask(house, who, record, target.clone()) {
         Ok(asked) => Met::Asked(Box::new(asked)),
@@ -206,19 +218,19 @@ impl Session {
             (None, None) => match &head.target {
                 RequestTarget::Authority(target) => return Ok(Next::Connect(target.clone())),
                 RequestTarget::Absolute { target, .. } => Ok((target.clone(), Evidence::Host)),
-                RequestTarget::Origin(_) | RequestTarget::Asterisk => Err(Reason::Malformed),
+                RequestTarget::Origin(_) | RequestTarget::Asterisk => Err(NO_URI),
             },
         };
         match asked {
             Ok((target, evidence)) => self.forward(self.claim(target, Some(Protocol::Http), evidence), head, raw).await,
-            Err(reason) => {
+            Err(why) => {
                 let mut record = self.visit.record(self.listener);
                 if let Some(shown) = &head.host {
                     record.shown(shown.host.to_string().as_bytes());
                 }
-                record.refuse(reason, None);
+                record.refuse(why, None);
                 drop(record);
-                self.last_answer(reason, None, raw).await
+                self.last_answer(why, None, raw).await
             }
         }
     }
@@ -258,15 +270,15 @@ impl Session {
                 Filled::End
             }
         };
-        let reason = match filled {
+        let why = match filled {
             Filled::Bytes => {
                 if !within_head {
                     self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
                 }
                 return Ok(());
             }
-            Filled::Timeout if within_head => Reason::Timeout,
-            Filled::End if within_head => Reason::Malformed,
+            Filled::Timeout if within_head => Reason::Timeout.into(),
+            Filled::End if within_head => Why::malformed("the connection ended within the head of a request"),
             Filled::End | Filled::Timeout | Filled::Revoked(_) => {
                 if !self.close_inside() {
                     self.visit.take_leave().await;
@@ -275,8 +287,8 @@ impl Session {
             }
         };
         let raw = std::mem::take(&mut self.visit.input);
-        self.note_unread(&raw, reason);
-        self.last_answer(reason, None, &raw).await
+        self.note_unread(&raw, why);
+        self.last_answer(why, None, &raw).await
     }
 
     /// Where the tunnel around this session was revoked, its guest gets a reset.
@@ -299,15 +311,18 @@ impl Session {
     }
 
     /// A head that could not be read gets a record of its own, with its first line.
-    fn note_unread(&self, raw: &[u8], reason: Reason) {
+    fn note_unread(&self, raw: &[u8], why: Why) {
         let mut record = self.visit.record(self.listener);
         record.shown(raw.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default());
-        record.refuse(reason, None);
+        record.refuse(why, None);
     }
 
     async fn malformed<T>(&mut self, raw: &[u8], error: HeadError) -> Result<T, Ended> {
-        self.note_unread(raw, error.reason());
-        let answer = refuse::http_status(error.reason(), error.status(), None, raw, true);
+        self.note_unread(raw, error.why());
+        let answer = match error {
+            HeadError::Preface => refuse::http2(error.reason()),
+            _ => refuse::http_status(error.why(), error.status(), None, raw, true),
+        };
         close::after(&mut self.visit.guest, &answer).await;
         Err(Ended)
     }
@@ -342,8 +357,8 @@ impl Session {
     }
 
     /// Answers and closes.
-    async fn last_answer<T>(&mut self, reason: Reason, target: Option<&Target>, raw: &[u8]) -> Result<T, Ended> {
-        let answer = refuse::http(reason, target, raw, true);
+    async fn last_answer<T>(&mut self, why: impl Into<Why>, target: Option<&Target>, raw: &[u8]) -> Result<T, Ended> {
+        let answer = refuse::http(why, target, raw, true);
         let head_only = raw.starts_with(b"HEAD ");
         let len = if head_only { refuse::head_len(&answer) } else { answer.len() };
         close::after(&mut self.visit.guest, answer.get(..len).unwrap_or(&answer)).await;
@@ -354,7 +369,31 @@ impl Session {
         claim(self.visit.who.clone(), target, spoken, evidence)
     }
 
-    async fn connect(self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
+    async fn connect(mut self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
+        let Visit { house, who, source, .. } = &*self.visit;
+        match (transparent::bound(house, who, *source, &target), &target.host) {
+            (Some(Ok(())), Host::Addr(address)) => {
+                let original = SocketAddr::new(*address, target.port);
+                let said = async {
+                    self.visit.guest.write_all(ESTABLISHED).await?;
+                    self.visit.guest.flush().await
+                };
+                said.await.map_err(|_| Ended)?;
+                return transparent::serve_bound(self.visit, self.listener, original).await;
+            }
+            (Some(Err(claim)), _) => {
+                let mut record = self.visit.record(self.listener);
+                let reason = match self.visit.decide(&claim, &mut record) {
+                    Err(refusal) => refusal.reason,
+                    // Another list came into force since.
+                    Ok(_) => Reason::Revoked,
+                };
+                record.refuse(reason, None);
+                drop(record);
+                return self.refuse_connect(reason, &claim, raw).await;
+            }
+            _ => {}
+        }
         match ask(&self.visit.house, self.visit.who.clone(), self.visit.record(self.listener), target) {
             Ok(asked) => self.open(asked, raw).await,
             Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
@@ -426,9 +465,9 @@ impl Session {
                     Some(rest) => written = rest.to_vec(),
                     None => {
                         upstream.peer.abort();
-                        record.refuse(Reason::Malformed, None);
+                        record.refuse(HALF_SAID, None);
                         drop(record);
-                        return self.last_answer(Reason::Malformed, Some(&claim.target), raw).await;
+                        return self.last_answer(HALF_SAID, Some(&claim.target), raw).await;
                     }
                 }
             }
@@ -506,6 +545,7 @@ impl Session {
         peer: &mut Peer,
         record: &mut Record,
     ) -> Result<Done, Failed> {
+        let limits = self.visit.house.gate.settings();
         let outgoing = Outgoing {
             head: written,
             body: head.body,
@@ -514,11 +554,12 @@ impl Session {
             keep_alive: head.keep_alive,
             upgrade: head.upgrade == Some(Upgrade::WebSocket),
             repeatable: is_repeatable(head),
+            patience: limits.response_timeout,
         };
         let meter = record.meter();
         let flow = Arc::clone(record.flow());
         let outer = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
-        let idle = self.visit.house.gate.settings().idle_timeout;
+        let idle = limits.idle_timeout;
         let stopped = |cx: &mut Context<'_>| match &outer {
             Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
             _ => flow.poll_revoked(cx).map(drop),
@@ -544,20 +585,22 @@ impl Session {
 
     /// An exchange that failed: an answer if none has begun, and the end of the connection.
     async fn failed(&mut self, failed: Failed, target: &Target, raw: &[u8], mut record: Record) -> Result<Next, Ended> {
-        let reason = match failed.fault {
-            Fault::Stale | Fault::Upstream => Some(Reason::DialFailed),
-            Fault::GuestMalformed => Some(Reason::Malformed),
-            Fault::Idle => Some(Reason::Timeout),
-            Fault::Stopped => record.flow().revocation().or(Some(Reason::Revoked)),
+        let why = match failed.fault {
+            Fault::Stale | Fault::Closed => Some(Why::because(Reason::DialFailed, CLOSED)),
+            Fault::Response(cause) => Some(Why::because(Reason::ProtocolError, cause)),
+            Fault::GuestMalformed(phrase) => Some(Why::malformed(phrase)),
+            Fault::Silent => Some(Why::because(Reason::Timeout, SILENT)),
+            Fault::Idle => Some(Reason::Timeout.into()),
+            Fault::Stopped => Some(record.flow().revocation().unwrap_or(Reason::Revoked).into()),
             Fault::GuestGone => None,
         };
-        if let Some(reason) = reason {
-            record.refuse(reason, None);
+        if let Some(why) = why {
+            record.refuse(why, None);
         }
         drop(record);
         self.close_inside();
-        match reason {
-            Some(reason) if !failed.answered => self.last_answer(reason, Some(target), raw).await,
+        match why {
+            Some(why) if !failed.answered => self.last_answer(why, Some(target), raw).await,
             _ => {
                 // Half an answer must not look like a whole one.
                 close::reset(&self.visit.guest);
@@ -568,28 +611,28 @@ impl Session {
 }
 
 /// Where a request inside a tunnel wants to go: where the tunnel leads, or nowhere.
-fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evidence), Reason> {
+fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
     let claim = &inside.claim;
     let target = match &head.target {
-        RequestTarget::Origin(_) => claim.with_host(head.host.as_ref())?.target,
+        RequestTarget::Origin(_) | RequestTarget::Asterisk => claim.with_host(head.host.as_ref())?.target,
         RequestTarget::Absolute { target, .. } if *target == claim.target => target.clone(),
-        RequestTarget::Absolute { .. } => return Err(Reason::NameMismatch),
-        RequestTarget::Authority(_) | RequestTarget::Asterisk => return Err(Reason::Malformed),
+        RequestTarget::Absolute { .. } => return Err(Reason::NameMismatch.into()),
+        RequestTarget::Authority(_) => return Err(NO_PROXY),
     };
     Ok((target, claim.evidence))
 }
 
 /// Where a request that was on its way to `original` wants to go: to the host it shows, on the original
 /// port; without one (HTTP/1.0) to the address itself.
-fn asked_of(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Reason> {
+fn asked_of(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
     if matches!(head.target, RequestTarget::Authority(_)) {
         // The guest takes what it connected to for a proxy, which is not what was asked for here.
-        return Err(Reason::Malformed);
+        return Err(NO_PROXY);
     }
     let Some(target) = head.destination(original.port()) else {
         return Ok((Target { host: Host::Addr(original.ip()), port: original.port() }, Evidence::Address));
     };
-    if target.port == original.port() { Ok((target, Evidence::Host)) } else { Err(Reason::NameMismatch) }
+    if target.port == original.port() { Ok((target, Evidence::Host)) } else { Err(Reason::NameMismatch.into()) }
 }
 
 /// May the request be sent again where it is not known whether the upstream saw it?

@@ -1,38 +1,60 @@
 //! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them says anything of resolved
 //! addresses, rules or errors inside.
 
-use crate::reason::Reason;
+use crate::reason::{Reason, Verdict, Why};
+use crate::relay::{GuestStream, close};
 use crate::target::Target;
 use std::io::Write;
 
 /// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
 pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
+/// Ends a connection that speaks TLS: a refusal by the alert, so that the client says "access denied" and not
+/// "connection reset". What was allowed and could not be done is just that, a fault of the network: clients
+/// report a reset as one and try again, and take any alert for the server's last word.
+pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
+    if reason.verdict() == Verdict::Failed {
+        close::reset(&*guest);
+    } else {
+        close::after(guest, &TLS_ALERT).await;
+    }
+}
+
+/// An empty SETTINGS frame and a GOAWAY with the reason as its debug data, which clients show (RFC 9113 §6.8).
+/// What a limit refuses may come again later; all else is told to try HTTP/1.1, where it gets a whole answer.
+pub(super) fn http2(reason: Reason) -> Vec<u8> {
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const ENHANCE_YOUR_CALM: u8 = 0xb;
+    const HTTP_1_1_REQUIRED: u8 = 0xd;
+    let code = if reason.http_status() == 429 { ENHANCE_YOUR_CALM } else { HTTP_1_1_REQUIRED };
+    let debug = reason.as_str().as_bytes();
+    // Last stream and code before it; no reason has over 200 letters.
+    let length = u8::try_from(8 + debug.len()).unwrap_or(8);
+    let head = [0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code];
+    [&SETTINGS, &head[..], debug].concat()
+}
+
 /// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
 /// request's Accept prefers it. `head` is the request's head as it came; it is only searched for
 /// Accept, so it may be cut or malformed.
-pub(super) fn http(reason: Reason, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    http_status(reason, reason.http_status(), target, head, close)
+pub(super) fn http(why: impl Into<Why>, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    let why = why.into();
+    http_status(why, why.reason.http_status(), target, head, close)
 }
 
 /// As [`http`], with a status of its own (405, 431, 505 for malformed heads).
-pub(super) fn http_status(reason: Reason, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    answer(reason, (status, reason.message()), target, head, close)
+pub(super) fn http_status(why: Why, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    answer(why, (status, &why.message()), target, head, close)
 }
 
 /// The answer to who speaks HTTP in clear where TLS is spoken.
 pub(super) fn http_in_clear(head: &[u8]) -> Vec<u8> {
     let message = "TLS is spoken on this port; write the proxy as https://host:port.";
-    answer(Reason::Malformed, (Reason::Malformed.http_status(), message), None, head, true)
+    answer(Reason::Malformed.into(), (Reason::Malformed.http_status(), message), None, head, true)
 }
 
-fn answer(
-    reason: Reason,
-    (status, message): (u16, &str),
-    target: Option<&Target>,
-    head: &[u8],
-    close: bool,
-) -> Vec<u8> {
+fn answer(why: Why, (status, message): (u16, &str), target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
+    let reason = why.reason;
     let destination = target.map(Target::to_string).unwrap_or_default();
     let (kind, body) = if prefers_html(head) {
         ("text/html; charset=utf-8", html(reason, message, &destination))
@@ -48,7 +70,7 @@ fn answer(
          Proxy-Status: outgate; error={}; details=\"{reason}\"\r\nConnection: {connection}\r\n\r\n{body}",
         phrase(status),
         body.len(),
-        reason.proxy_error(),
+        why.proxy_error(),
     );
     answer
 }
@@ -134,6 +156,17 @@ mod tests {
         assert!(text(&http(Reason::Ech, None, browser, true)).contains("text/html; charset=utf-8"));
         for other in [&b"GET / HTTP/1.1\r\nAccept: */*\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n\n"] {
             assert!(text(&http(Reason::Ech, None, other, true)).contains("application/json"));
+        }
+    }
+
+    #[test]
+    fn http_2_is_told_in_frames() {
+        for reason in Reason::ALL {
+            let said = http2(reason);
+            let (settings, goaway) = said.split_at(9);
+            assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
+            assert_eq!((goaway[3], usize::from(goaway[2])), (7, goaway.len() - 9), "{reason}");
+            assert_eq!(&goaway[17..], reason.as_str().as_bytes());
         }
     }
 

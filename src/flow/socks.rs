@@ -1,26 +1,32 @@
 //! SOCKS5 on a proxy port, up to the tunnel.
 
-use super::{Ended, Filled, Step, Visit, reach, tunnel};
+use super::{Ended, Filled, Step, Visit, reach, transparent, tunnel};
 use crate::account::{Listener, Record};
 use crate::identify::socks::{self, SocksError};
 use crate::identify::{Claim, Evidence, Parsed};
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::relay::close;
 use crate::target::{Host, Target, Transport};
+use std::net::SocketAddr;
 use tokio::io::AsyncWriteExt;
 
 /// Serves a connection whose first byte is a SOCKS version.
 pub(super) async fn serve(mut visit: Box<Visit>) -> Result<Step, Ended> {
     visit.active = visit.house.account.active(Listener::Socks);
-    let _greeting = read(&mut visit, socks::parse_greeting).await?;
+    let _greeting = read(&mut visit, socks::parse_greeting, false).await?;
     visit.guest.write_all(&socks::ACCEPT).await.map_err(|_| Ended)?;
     visit.guest.flush().await.map_err(|_| Ended)?;
-    let socks::Request { target } = read(&mut visit, socks::parse_request).await?;
+    let socks::Request { target } = read(&mut visit, socks::parse_request, true).await?;
     connect(visit, target).await
 }
 
-/// Reads one message of the handshake and takes it off the input.
-async fn read<T>(visit: &mut Visit, parse: fn(&[u8]) -> Result<Parsed<T>, SocksError>) -> Result<T, Ended> {
+/// Reads one message of the handshake and takes it off the input. Behind the greeting every end of it is told
+/// in a reply.
+async fn read<T>(
+    visit: &mut Visit,
+    parse: fn(&[u8]) -> Result<Parsed<T>, SocksError>,
+    greeted: bool,
+) -> Result<T, Ended> {
     loop {
         match parse(&visit.input) {
             Ok(Parsed::Complete { head, len }) => {
@@ -30,7 +36,7 @@ async fn read<T>(visit: &mut Visit, parse: fn(&[u8]) -> Result<Parsed<T>, SocksE
             Ok(Parsed::Partial) => {}
             Err(error) => {
                 let mut record = unread(visit, error.reason());
-                record.refuse(error.reason(), None);
+                record.refuse(error.why(), None);
                 drop(record);
                 let mut answer = Vec::new();
                 error.write_answer(&mut answer);
@@ -38,12 +44,15 @@ async fn read<T>(visit: &mut Visit, parse: fn(&[u8]) -> Result<Parsed<T>, SocksE
                 return Err(Ended);
             }
         }
-        let reason = match visit.fill().await {
+        let why = match visit.fill().await {
             Filled::Bytes => continue,
-            Filled::End | Filled::Revoked(_) => Reason::Malformed,
-            Filled::Timeout => Reason::Timeout,
+            Filled::End | Filled::Revoked(_) => Why::malformed("the connection ended within the SOCKS handshake"),
+            Filled::Timeout => Reason::Timeout.into(),
         };
-        unread(visit, reason).refuse(reason, None);
+        unread(visit, why.reason).refuse(why, None);
+        if greeted {
+            close::after(&mut visit.guest, &socks::reply(why.reason.socks_reply())).await;
+        }
         return Err(Ended);
     }
 }
@@ -63,6 +72,24 @@ fn unread(visit: &Visit, reason: Reason) -> Record {
 /// CONNECT: judged by its target now, by what is spoken inside later.
 async fn connect(mut visit: Box<Visit>, target: Target) -> Result<Step, Ended> {
     let mut record = visit.record(Listener::Socks);
+    match (transparent::bound(&visit.house, &visit.who, visit.source, &target), &target.host) {
+        (Some(Ok(())), Host::Addr(address)) => {
+            let original = SocketAddr::new(*address, target.port);
+            record.cancel();
+            visit.guest.write_all(&socks::reply(0)).await.map_err(|_| Ended)?;
+            visit.guest.flush().await.map_err(|_| Ended)?;
+            return transparent::serve_bound(visit, Listener::Socks, original).await;
+        }
+        (Some(Err(claim)), _) => {
+            // Another list may have come into force since.
+            let reason = visit.decide(&claim, &mut record).map_or_else(|refusal| refusal.reason, |_| Reason::Revoked);
+            record.refuse(reason, None);
+            drop(record);
+            close::after(&mut visit.guest, &socks::reply(reason.socks_reply())).await;
+            return Err(Ended);
+        }
+        _ => {}
+    }
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
     let claim =
         Claim { source: visit.who.clone(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };

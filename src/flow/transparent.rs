@@ -7,14 +7,16 @@
 
 use super::http;
 use super::tunnel::{self, Opened};
-use super::{Ended, Filled, Step, Visit, decide, decide_unnamed, reach, refuse};
+use super::{Ended, Filled, House, Step, Visit, decide, decide_as, decide_unnamed, reach, refuse};
 use crate::account::{Listener, Record};
 use crate::identify::hello::Hello;
 use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::relay::close;
+use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -36,7 +38,7 @@ struct Stray {
 pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: SocketAddr) -> Result<Step, Ended> {
     let mut stray = Stray { visit, listener, original };
     if !stray.is_heard() {
-        let (Ok(claim) | Err(claim)) = stray.raw();
+        let (Ok(claim) | Err(claim)) = stray.meant(Protocol::Raw);
         return Err(stray.refuse_raw(claim));
     }
     // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
@@ -47,6 +49,7 @@ pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: Socke
             Sniff::NeedMore => scanned = stray.visit.input.len(),
             Sniff::Tls => return stray.tls().await,
             Sniff::Http => return http::serve_transparent(stray.visit, listener).await,
+            Sniff::H2c => return stray.http2().await,
             Sniff::Raw => return stray.raw_flow().await,
         }
         let filled = tokio::select! {
@@ -54,17 +57,59 @@ pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: Socke
             filled = stray.visit.fill() => filled,
             () = until(patience) => return stray.raw_flow().await,
         };
-        let reason = match filled {
+        let why = match filled {
             Filled::Bytes => continue,
             // A port scanner, or a client that changed its mind: nothing was asked.
             Filled::End if scanned == 0 => return Err(Ended),
-            Filled::End | Filled::Revoked(_) => Reason::Malformed,
-            Filled::Timeout => Reason::Timeout,
+            Filled::End | Filled::Revoked(_) => {
+                Why::malformed("the connection ended before it could be told what is spoken")
+            }
+            Filled::Timeout => Reason::Timeout.into(),
         };
-        stray.visit.record(listener).refuse(reason, None);
+        stray.visit.record(listener).refuse(why, None);
         close::reset(&stray.visit.guest);
         return Err(Ended);
     }
+}
+
+/// What a guest meant that asks a proxy for an address which outgate's DNS gave it: one of the names, as it would
+/// be brought here. `None` where it was not told the address, or is to be served for the address itself.
+///
+/// # Errors
+/// The latest name, where neither that nor another may be reached on the port, nor the address.
+pub(super) fn bound(house: &House, who: &Source, source: SocketAddr, target: &Target) -> Option<Result<(), Claim>> {
+    let Host::Addr(address) = target.host else { return None };
+    let live = house.live.load();
+    let names = house.bindings.names(source.ip(), live.policy.guest(who).name, address);
+    let claim = |host, evidence| Claim {
+        source: who.clone(),
+        target: Target { host, port: target.port },
+        transport: Transport::Tcp,
+        spoken: None,
+        ech: false,
+        evidence,
+    };
+    let mut refused = None;
+    for name in names {
+        let named = claim(Host::Name(name), Evidence::Dns);
+        match live.policy.decide(&named) {
+            Ok(_) => return Some(Ok(())),
+            Err(_) => refused = refused.or(Some(named)),
+        }
+    }
+    let by_address = live.policy.decide(&claim(Host::Addr(address), Evidence::Address)).is_ok();
+    refused.filter(|_| !by_address).map(Err)
+}
+
+/// Serves a tunnel to an address that stands for a name, which was said to be open: from here on it is as if it
+/// had been brought here. Boxed, for HTTP in it could in its turn lead to a tunnel as far as types go.
+pub(super) fn serve_bound(
+    mut visit: Box<Visit>,
+    listener: Listener,
+    original: SocketAddr,
+) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
+    visit.original = Some(original);
+    Box::pin(serve(visit, listener, original))
 }
 
 /// For ever, where there is no such time.
@@ -92,13 +137,13 @@ impl Stray {
         named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
     }
 
-    /// The first candidate that may be spoken to in any protocol; else the one that explains best why not.
-    fn raw(&self) -> Result<Claim, Claim> {
+    /// The first candidate that may be spoken to in this protocol; else the one that explains best why not.
+    fn meant(&self, spoken: Protocol) -> Result<Claim, Claim> {
         let live = self.visit.house.live.load();
         let mut refused = None;
         for claim in self.candidates() {
             match live.policy.decide(&claim) {
-                Ok(permit) if permit.protocols().contains(Protocol::Raw) => return Ok(claim),
+                Ok(permit) if permit.protocols().contains(spoken) => return Ok(claim),
                 // A name says more than an address, and the latest name most.
                 _ => refused = refused.or(Some(claim)),
             }
@@ -131,12 +176,38 @@ impl Stray {
         Ended
     }
 
-    /// Neither TLS nor HTTP, or not to be told yet: from here on like a tunnel to what was meant.
-    async fn raw_flow(mut self) -> Result<Step, Ended> {
-        let claim = match self.raw() {
+    /// Neither TLS nor HTTP, or not to be told yet.
+    async fn raw_flow(self) -> Result<Step, Ended> {
+        let claim = match self.meant(Protocol::Raw) {
             Ok(claim) => claim,
             Err(claim) => return Err(self.refuse_raw(claim)),
         };
+        self.open(claim).await
+    }
+
+    /// HTTP/2 in clear, which shows no name that could be judged.
+    async fn http2(mut self) -> Result<Step, Ended> {
+        let claim = match self.meant(Protocol::H2c) {
+            Ok(claim) => return self.open(claim).await,
+            Err(claim) => Claim { spoken: Some(Protocol::H2c), ..claim },
+        };
+        let mut record = self.visit.record(self.listener);
+        let unnamed = claim.evidence == Evidence::Address;
+        let decision = decide_as(&self.visit.house, &claim, &mut record, |reason| match reason {
+            // A request of HTTP/1.1 would show a name, which may be allowed.
+            Reason::NotWhitelisted if unnamed => Reason::H2c,
+            reason => reason,
+        });
+        // Another list may have come into force since.
+        let reason = decision.map_or_else(|refusal| refusal.reason, |_| Reason::H2c);
+        record.refuse(reason, None);
+        drop(record);
+        close::after(&mut self.visit.guest, &refuse::http2(reason)).await;
+        Err(Ended)
+    }
+
+    /// From here on like a tunnel to what was meant.
+    async fn open(mut self, claim: Claim) -> Result<Step, Ended> {
         let mut record = self.visit.record(self.listener);
         let reached = match decide(&self.visit.house, &claim, &mut record) {
             Ok(permit) => {
@@ -158,7 +229,7 @@ impl Stray {
         let mut record = self.visit.record(self.listener);
         let (claim, len) = match self.hello(&mut record).await {
             Ok(read) => read,
-            Err(reason) => return self.alert(record, reason).await,
+            Err(why) => return self.alert(record, why).await,
         };
         let permit = match decide_unnamed(&self.visit.house, &claim, &mut record) {
             Ok(permit) => permit,
@@ -174,7 +245,7 @@ impl Stray {
     }
 
     /// Reads the ClientHello at the front of the input: what it asks for, and its length.
-    async fn hello(&mut self, record: &mut Record) -> Result<(Claim, usize), Reason> {
+    async fn hello(&mut self, record: &mut Record) -> Result<(Claim, usize), Why> {
         let mut reader = Hello::new();
         loop {
             match reader.advance(&self.visit.input) {
@@ -187,21 +258,22 @@ impl Stray {
                     return Ok((Claim { ech: head.ech, ..claim }, head.len));
                 }
                 Ok(Parsed::Partial) => {}
-                Err(error) => return Err(error.reason()),
+                Err(error) => return Err(error.why()),
             }
             match self.visit.hear(record).await {
                 Filled::Bytes => {}
-                Filled::End => return Err(Reason::Malformed),
-                Filled::Timeout => return Err(Reason::Timeout),
-                Filled::Revoked(reason) => return Err(reason),
+                Filled::End => return Err(tunnel::CUT_HELLO),
+                Filled::Timeout => return Err(Reason::Timeout.into()),
+                Filled::Revoked(reason) => return Err(reason.into()),
             }
         }
     }
 
-    async fn alert(mut self, mut record: Record, reason: Reason) -> Result<Step, Ended> {
-        record.refuse(reason, None);
+    async fn alert(mut self, mut record: Record, why: impl Into<Why>) -> Result<Step, Ended> {
+        let why = why.into();
+        record.refuse(why, None);
         drop(record);
-        close::after(&mut self.visit.guest, &refuse::TLS_ALERT).await;
+        refuse::tls(&mut self.visit.guest, why.reason).await;
         Err(Ended)
     }
 }

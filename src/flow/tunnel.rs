@@ -9,7 +9,7 @@ use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, sniff_on};
 use crate::policy::Permit;
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, Watch, close};
 use crate::target::Protocol;
@@ -38,6 +38,19 @@ pub(super) struct Opened {
     pub(super) upstream: Upstream,
 }
 
+impl Opened {
+    /// Notes why it is refused, and gives the reason.
+    fn refuse(&mut self, why: Why) -> Reason {
+        self.record.refuse(why, None);
+        why.reason
+    }
+}
+
+/// What is malformed about a stream that is sound by itself.
+const TOO_LATE: Why = Why::malformed("a ClientHello came too late to be judged");
+const TOO_EARLY: Why = Why::malformed("more came behind the ClientHello than may before the server answered");
+pub(super) const CUT_HELLO: Why = Why::malformed("the connection ended within a ClientHello");
+
 /// Judges what is spoken inside. Boxed, for HTTP spoken inside could in its turn lead to a tunnel as far as
 /// types go.
 pub(super) fn serve(
@@ -58,22 +71,23 @@ async fn serve_known(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<S
             Sniff::NeedMore => scanned = visit.input.len(),
             Sniff::Tls => return tls(visit, opened, Vec::new()).await,
             Sniff::Http => return plain_http(visit, opened, Spoken::default()).await,
+            Sniff::H2c => return Box::pin(http2(visit, opened, Spoken::default())).await,
             Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
         }
-        let reason = match visit.hear(&opened.record).await {
+        let why = match visit.hear(&opened.record).await {
             Filled::Bytes => continue,
             Filled::End if visit.input.is_empty() => return Err(Ended),
-            Filled::End => Reason::Malformed,
-            Filled::Timeout => Reason::Timeout,
-            Filled::Revoked(reason) => reason,
+            Filled::End => Why::malformed("the connection ended before it could be told what is spoken"),
+            Filled::Timeout => Reason::Timeout.into(),
+            Filled::Revoked(reason) => reason.into(),
         };
-        return Err(broken_off(&visit, &mut opened, reason));
+        return Err(broken_off(&visit, &mut opened, why));
     }
 }
 
 /// Ends a tunnel in which nothing was spoken that could be answered.
-fn broken_off(visit: &Visit, opened: &mut Opened, reason: Reason) -> Ended {
-    opened.record.refuse(reason, None);
+fn broken_off(visit: &Visit, opened: &mut Opened, why: impl Into<Why>) -> Ended {
+    opened.record.refuse(why, None);
     cut(visit, opened)
 }
 
@@ -107,9 +121,10 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
     let mut spoken = Spoken::default();
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
+            Sniff::H2c => return Box::pin(http2(visit, opened, spoken)).await,
             Sniff::Raw => return raw(visit, opened, spoken, false),
             Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken.to_guest)).await,
-            Sniff::Tls => return Err(broken_off(&visit, &mut opened, Reason::Malformed)),
+            Sniff::Tls => return Err(broken_off(&visit, &mut opened, TOO_LATE)),
             Sniff::Http => return Box::pin(plain_http(visit, opened, spoken)).await,
             Sniff::NeedMore => spoken.scanned = visit.input.len(),
         }
@@ -158,17 +173,17 @@ async fn send_unclear(visit: &Visit, opened: &mut Opened, spoken: &mut Spoken) -
         return Err(broken_off(visit, opened, reason));
     }
     let rest = visit.input.get(spoken.sent..).unwrap_or_default();
-    if let Err(reason) = forward(visit, opened, rest).await {
-        return Err(broken_off(visit, opened, reason.unwrap_or(Reason::DialFailed)));
+    if let Err(why) = forward(visit, opened, rest).await {
+        return Err(broken_off(visit, opened, why.unwrap_or(Reason::DialFailed.into())));
     }
     spoken.sent = visit.input.len();
     Ok(())
 }
 
 /// Sends bytes to the upstream and counts them.
-async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(), Option<Reason>> {
+async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = visit.house.gate.settings().idle_timeout;
-    say(&mut opened.upstream.stream, bytes, &opened.record, limit).await?;
+    say(&mut opened.upstream.stream, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
     relay::Meter::up(&opened.record.meter(), bytes.len());
     Ok(())
 }
@@ -210,6 +225,19 @@ fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSear
     }
 }
 
+/// HTTP/2 in clear, where that may be spoken. It is told why not in its own words.
+async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+    let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
+    if let Err(reason) = judge(&visit, &mut opened, &claim) {
+        close::reset(&opened.upstream.stream);
+        drop(opened);
+        close::after(&mut visit.guest, &refuse::http2(reason)).await;
+        return Err(Ended);
+    }
+    let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
+    Ok(relaying(visit, opened, rest, spoken.to_guest, false))
+}
+
 /// HTTP in clear: each request is judged by itself.
 async fn plain_http(mut visit: Box<Visit>, opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
     let Opened { listener, mut record, claim, upstream, .. } = *opened;
@@ -248,7 +276,7 @@ pub(super) async fn pass_hello(mut visit: Box<Visit>, mut opened: Box<Opened>, l
             let input = std::mem::take(&mut visit.input);
             Ok(relaying(visit, opened, input, to_guest, guest_ended))
         }
-        Err(Some(reason)) => alert(visit, opened, reason).await,
+        Err(Some(why)) => alert(visit, opened, why).await,
         Err(None) => Err(Ended),
     }
 }
@@ -260,11 +288,11 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
         match reader.advance(&visit.input) {
             Ok(Parsed::Complete { head, .. }) => break head,
             Ok(Parsed::Partial) => {}
-            Err(error) => return Err(error.reason()),
+            Err(error) => return Err(opened.refuse(error.why())),
         }
         match visit.hear(&opened.record).await {
             Filled::Bytes => {}
-            Filled::End => return Err(Reason::Malformed),
+            Filled::End => return Err(opened.refuse(CUT_HELLO)),
             Filled::Timeout => return Err(Reason::Timeout),
             Filled::Revoked(reason) => return Err(reason),
         }
@@ -280,14 +308,15 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
     Ok(*len)
 }
 
-/// Refuses as TLS does, so that the client says "access denied" and not "connection reset".
-async fn alert(mut visit: Box<Visit>, mut opened: Box<Opened>, reason: Reason) -> Result<Step, Ended> {
-    opened.record.refuse(reason, None);
+/// Refuses as TLS does.
+async fn alert(mut visit: Box<Visit>, mut opened: Box<Opened>, why: impl Into<Why>) -> Result<Step, Ended> {
+    let why = why.into();
+    opened.record.refuse(why, None);
     let Opened { record, upstream, .. } = *opened;
     drop(record);
     close::reset(&upstream.stream);
     drop(upstream);
-    close::after(&mut visit.guest, &refuse::TLS_ALERT).await;
+    refuse::tls(&mut visit.guest, why.reason).await;
     Err(Ended)
 }
 
@@ -307,12 +336,12 @@ struct Behind {
 
 impl Behind {
     /// Takes off the input what may go on.
-    fn take(&mut self, input: &mut Vec<u8>) -> Result<Vec<u8>, Option<Reason>> {
+    fn take(&mut self, input: &mut Vec<u8>) -> Result<Vec<u8>, Option<Why>> {
         if self.held {
             // Nobody sends two records before the server has said a word.
-            return if input.len() > HELD { Err(Some(Reason::Malformed)) } else { Ok(Vec::new()) };
+            return if input.len() > HELD { Err(Some(TOO_EARLY)) } else { Ok(Vec::new()) };
         }
-        let forward = match self.records.walk(input).map_err(|error| Some(error.reason()))? {
+        let forward = match self.records.walk(input).map_err(|error| Some(error.why()))? {
             Walk::Forward => input.len(),
             Walk::HandshakeAt(at) => {
                 self.held = true;
@@ -326,7 +355,7 @@ impl Behind {
 
 /// Sends the hello on and relays until the server has shown that it wants no second one, or until that
 /// one was judged too. What may follow at once is then at the front of the input.
-async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result<Watched, Option<Reason>> {
+async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result<Watched, Option<Why>> {
     let mut behind = Behind::default();
     let mut flight = ServerFlight::new();
     let mut guest_ended = false;
@@ -362,8 +391,8 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
                     }
                 }
             }
-            () = visit.deadline.passed() => return Err(Some(Reason::Timeout)),
-            reason = opened.record.flow().revoked() => return Err(Some(reason)),
+            () = visit.deadline.passed() => return Err(Some(Reason::Timeout.into())),
+            reason = opened.record.flow().revoked() => return Err(Some(reason.into())),
         }
         visit.deadline.restart(idle);
         visit.input.append(&mut from_guest);
@@ -380,29 +409,29 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
     }
 }
 
-async fn pass_down(visit: &mut Visit, opened: &Opened, bytes: &[u8]) -> Result<(), Option<Reason>> {
+async fn pass_down(visit: &mut Visit, opened: &Opened, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = visit.house.gate.settings().idle_timeout;
-    say(&mut visit.guest, bytes, &opened.record, limit).await?;
+    say(&mut visit.guest, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
     relay::Meter::down(&opened.record.meter(), bytes.len());
     Ok(())
 }
 
 /// The server asked for another hello: what comes next from the guest, ChangeCipherSpec aside, is one.
-async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> Result<Watched, Option<Reason>> {
+async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> Result<Watched, Option<Why>> {
     visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
     let mut outgoing = behind.take(&mut visit.input)?;
     while !behind.held {
         match visit.hear(&opened.record).await {
             Filled::Bytes => outgoing.extend(behind.take(&mut visit.input)?),
             Filled::End => return Err(None),
-            Filled::Timeout => return Err(Some(Reason::Timeout)),
-            Filled::Revoked(reason) => return Err(Some(reason)),
+            Filled::Timeout => return Err(Some(Reason::Timeout.into())),
+            Filled::Revoked(reason) => return Err(Some(reason.into())),
         }
         if outgoing.len() > HELD {
-            return Err(Some(Reason::Malformed));
+            return Err(Some(TOO_EARLY));
         }
     }
-    let len = hello(visit, opened).await.map_err(Some)?;
+    let len = hello(visit, opened).await.map_err(|reason| Some(reason.into()))?;
     outgoing.extend(visit.input.drain(..len));
     forward(visit, opened, &outgoing).await?;
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })

@@ -51,7 +51,8 @@ async fn refusal(stream: &mut GuestStream, door: Door, reason: Reason) -> Option
             Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
             Sniff::Http if door != Door::ProxyTls => Some((door.listener(), refuse::http(reason, None, said, true))),
             Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
-            Sniff::Raw | Sniff::NeedMore => None,
+            Sniff::H2c if door != Door::ProxyTls => Some((door.listener(), refuse::http2(reason))),
+            Sniff::H2c | Sniff::Raw | Sniff::NeedMore => None,
         };
     }
     if first.first() != Some(&crate::identify::socks::VERSION) {

@@ -5,6 +5,7 @@
 //! but the trailers.
 
 use super::http::{Field, Flaw, field_line, is_field_value};
+use std::fmt;
 use std::ops::Range;
 
 /// The longest chunk-size line, extensions included and line end not, in bytes.
@@ -20,30 +21,46 @@ pub const CHUNK_END: &[u8] = b"\r\n";
 const MAX_DIGITS: u8 = 16;
 
 /// Why a chunked body is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ChunkError {
     /// A size that is not 1 to 16 hexadecimal digits.
-    #[error("a chunk size is malformed")]
     Size,
     /// A control character in an extension.
-    #[error("a chunk extension is malformed")]
     Extension,
     /// A chunk-size line over [`MAX_CHUNK_LINE`] bytes.
-    #[error("a chunk-size line is too long")]
     LongLine,
     /// No CR LF where one must stand.
-    #[error("a line or chunk does not end in CR LF")]
     LineEnd,
     /// A trailer that is no field.
-    #[error("a trailer is malformed: {0}")]
     Trailer(Flaw),
     /// A field that must not come after the body (RFC 9110 §6.5.1).
-    #[error("a trailer frames, routes or authorises the message")]
     ForbiddenTrailer,
     /// Over [`MAX_TRAILERS`] bytes of them.
-    #[error("the trailers are too long")]
     LongTrailers,
 }
+
+impl ChunkError {
+    /// What is wrong, in a fixed phrase for log and answers.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            ChunkError::Size => "a chunk size is malformed",
+            ChunkError::Extension => "a chunk extension is malformed",
+            ChunkError::LongLine => "a chunk-size line is too long",
+            ChunkError::LineEnd => "a line or chunk does not end in CR LF",
+            ChunkError::Trailer(_) => "a trailer is malformed",
+            ChunkError::ForbiddenTrailer => "a trailer frames, routes or authorises the message",
+            ChunkError::LongTrailers => "the trailers are too long",
+        }
+    }
+}
+
+impl fmt::Display for ChunkError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.phrase())
+    }
+}
+
+impl std::error::Error for ChunkError {}
 
 /// What one call of [`Decoder::decode`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -14,7 +14,8 @@ pub use retry::{ClientRecords, Flight, HELD, ServerFlight, Walk};
 
 use super::Parsed;
 use crate::name::{HostName, NameError};
-use crate::reason::Reason;
+use crate::reason::Why;
+use std::fmt;
 
 /// The longest ClientHello message, its four-byte header included, in bytes. Real ones have 200 bytes
 /// to 2 KiB; RFC 8446 §5.1 bounds a record's payload by the same number.
@@ -46,38 +47,60 @@ pub struct ClientHello {
 }
 
 /// Why a stream does not start with a sound ClientHello.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelloError {
     /// The first record is no handshake record of SSL 3 or later.
-    #[error("not a TLS handshake record")]
     NotHandshake,
     /// An empty record, or one longer than 2^14 bytes.
-    #[error("a TLS record has a length that is not allowed")]
     RecordLength,
     /// The first message is no ClientHello.
-    #[error("not a ClientHello")]
     NotHello,
     /// Over [`MAX_HELLO`].
-    #[error("the ClientHello is too long")]
     TooLong,
     /// A length inside does not fit, or something follows where nothing may.
-    #[error("the ClientHello is malformed")]
     Structure,
     /// An extension twice, or more of them than anyone sends.
-    #[error("an extension is repeated, or there are too many")]
     Extensions,
     /// The list of server names does not hold exactly one host name.
-    #[error("the server_name extension does not hold exactly one host name")]
     NameList,
     /// The server name is no host name.
-    #[error("the server name is malformed: {0}")]
-    Name(#[from] NameError),
+    Name(NameError),
 }
 
 impl HelloError {
-    /// The reason to count and log.
-    pub const fn reason(self) -> Reason {
-        Reason::Malformed
+    /// What is wrong, in a fixed phrase for log and answers.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            HelloError::NotHandshake => "not a TLS handshake record",
+            HelloError::RecordLength => "a TLS record has a length that is not allowed",
+            HelloError::NotHello => "not a ClientHello",
+            HelloError::TooLong => "the ClientHello is too long",
+            HelloError::Structure => "the ClientHello is malformed",
+            HelloError::Extensions => "an extension is repeated, or there are too many",
+            HelloError::NameList => "the server_name extension does not hold exactly one host name",
+            HelloError::Name(_) => "the server name is malformed",
+        }
+    }
+}
+
+impl fmt::Display for HelloError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.phrase())
+    }
+}
+
+impl std::error::Error for HelloError {}
+
+impl From<NameError> for HelloError {
+    fn from(flaw: NameError) -> HelloError {
+        HelloError::Name(flaw)
+    }
+}
+
+impl HelloError {
+    /// The reason and the cause to count and log.
+    pub const fn why(self) -> Why {
+        Why::malformed(self.phrase())
     }
 }
 

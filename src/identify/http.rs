@@ -17,7 +17,8 @@ pub use response::{Downstream, ResponseBody, ResponseHead, Sent};
 pub(crate) use fields::is_token;
 pub(super) use fields::{field_line, is_field_value};
 
-use crate::reason::Reason;
+use crate::reason::{Cause, Reason, Why};
+use std::fmt;
 
 /// The longest request head, in bytes, blank line included.
 pub const MAX_HEAD: usize = 16 * 1024;
@@ -56,74 +57,121 @@ pub enum Upgrade {
 }
 
 /// Why a head is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HeadError {
     /// More bytes or fields than a head may have.
-    #[error("the head is too large")]
     TooLarge,
     /// Neither HTTP/1.0 nor HTTP/1.1.
-    #[error("the HTTP version is not 1.0 or 1.1")]
     Version,
+    /// The preface of HTTP/2 (RFC 9113 §3.4).
+    Preface,
     /// A method that is never forwarded.
-    #[error("the method is not allowed")]
     Method,
     /// The names in the head differ from one another.
-    #[error("request target and Host differ")]
     NameMismatch,
     /// It can be read in more ways than one, or in none.
-    #[error("{0}")]
-    Malformed(#[from] Flaw),
-}
-
-/// What makes a head malformed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Flaw {
-    /// A line that does not end in CR LF, or a CR or LF inside one.
-    #[error("a line does not end in CR LF")]
-    LineEnd,
-    /// An empty line where the first line should stand.
-    #[error("an empty line stands in front of the head")]
-    EmptyLine,
-    /// The first line does not have its three parts.
-    #[error("the first line is malformed")]
-    FirstLine,
-    /// The method is not an upper-case token of at most 32 bytes.
-    #[error("the method is malformed")]
-    MethodToken,
-    /// The request target has none of the four forms, or one that its method does not take.
-    #[error("the request target is malformed")]
-    Target,
-    /// A line that starts with white space (obs-fold).
-    #[error("a field line starts with white space")]
-    Fold,
-    /// A field without colon, or whose name is no token.
-    #[error("a field name is malformed")]
-    FieldName,
-    /// A control character in a field value.
-    #[error("a field value has a control character")]
-    FieldValue,
-    /// Content-Length or Transfer-Encoding that could be read in two ways.
-    #[error("the message framing is ambiguous")]
-    Framing,
-    /// Host missing, repeated, or not `host[:port]`.
-    #[error("the Host field is missing, repeated or malformed")]
-    Host,
-    /// Connection is no token list, or names a field that must not be dropped.
-    #[error("the Connection field is malformed")]
-    Connection,
-    /// An Expect other than `100-continue`.
-    #[error("the Expect field is malformed")]
-    Expect,
-    /// A WebSocket upgrade that is not one.
-    #[error("the Upgrade field is malformed")]
-    Upgrade,
+    Malformed(Flaw),
 }
 
 impl HeadError {
-    /// The reason to count and log.
+    /// What is wrong, in a fixed phrase for log and answers.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            HeadError::TooLarge => "the head is too large",
+            HeadError::Version => "the HTTP version is not 1.0 or 1.1",
+            HeadError::Preface => "HTTP/2 is spoken in clear",
+            HeadError::Method => "the method is not allowed",
+            HeadError::NameMismatch => "request target and Host differ",
+            HeadError::Malformed(flaw) => flaw.phrase(),
+        }
+    }
+}
+
+impl fmt::Display for HeadError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.phrase())
+    }
+}
+
+impl std::error::Error for HeadError {}
+
+impl From<Flaw> for HeadError {
+    fn from(flaw: Flaw) -> HeadError {
+        HeadError::Malformed(flaw)
+    }
+}
+
+/// What makes a head malformed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Flaw {
+    /// A line that does not end in CR LF, or a CR or LF inside one.
+    LineEnd,
+    /// An empty line where the first line should stand.
+    EmptyLine,
+    /// The first line does not have its three parts.
+    FirstLine,
+    /// The method is not an upper-case token of at most 32 bytes.
+    MethodToken,
+    /// The request target has none of the four forms, or one that its method does not take.
+    Target,
+    /// A line that starts with white space (obs-fold).
+    Fold,
+    /// A field without colon, or whose name is no token.
+    FieldName,
+    /// A control character in a field value.
+    FieldValue,
+    /// Content-Length or Transfer-Encoding that could be read in two ways.
+    Framing,
+    /// Host missing, repeated, or not `host[:port]`.
+    Host,
+    /// Connection is no token list, or names a field that must not be dropped.
+    Connection,
+    /// An Expect other than `100-continue`.
+    Expect,
+    /// A WebSocket upgrade that is not one.
+    Upgrade,
+}
+
+impl Flaw {
+    /// What is wrong, in a fixed phrase for log and answers.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            Flaw::LineEnd => "a line does not end in CR LF",
+            Flaw::EmptyLine => "an empty line stands in front of the head",
+            Flaw::FirstLine => "the first line is malformed",
+            Flaw::MethodToken => "the method is malformed",
+            Flaw::Target => "the request target is malformed",
+            Flaw::Fold => "a field line starts with white space",
+            Flaw::FieldName => "a field name is malformed",
+            Flaw::FieldValue => "a field value has a control character",
+            Flaw::Framing => "the message framing is ambiguous",
+            Flaw::Host => "the Host field is missing, repeated or malformed",
+            Flaw::Connection => "the Connection field is malformed",
+            Flaw::Expect => "the Expect field is malformed",
+            Flaw::Upgrade => "the Upgrade field is malformed",
+        }
+    }
+}
+
+impl fmt::Display for Flaw {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.phrase())
+    }
+}
+
+impl std::error::Error for Flaw {}
+
+impl HeadError {
+    /// The reason and the cause to count and log.
+    pub const fn why(self) -> Why {
+        Why::because(self.reason(), Cause::of(self.phrase()))
+    }
+
+    /// The reason to count.
     pub const fn reason(self) -> Reason {
         match self {
             HeadError::NameMismatch => Reason::NameMismatch,
+            HeadError::Preface => Reason::H2c,
             HeadError::TooLarge | HeadError::Version | HeadError::Method | HeadError::Malformed(_) => Reason::Malformed,
         }
     }
@@ -132,7 +180,7 @@ impl HeadError {
     pub const fn status(self) -> u16 {
         match self {
             HeadError::TooLarge => 431,
-            HeadError::Version => 505,
+            HeadError::Version | HeadError::Preface => 505,
             HeadError::Method => 405,
             HeadError::NameMismatch | HeadError::Malformed(_) => 400,
         }

@@ -13,6 +13,8 @@ const MAX_METHOD: usize = 256;
 pub enum Sniff {
     /// TLS records: parse a [`ClientHello`](super::hello::ClientHello).
     Tls,
+    /// HTTP/2 in clear: preface and settings, behind which it has no names that we could read.
+    H2c,
     /// An HTTP request line, of any version: parse a [`RequestHead`](super::http::RequestHead).
     Http,
     /// Neither.
@@ -37,6 +39,9 @@ pub fn sniff(buf: &[u8]) -> Sniff {
 /// searched again, so that the work is linear in the bytes however they are split.
 pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     let buf = buf.get(..MAX_SNIFF).unwrap_or(buf);
+    if let Some(sniffed) = sniff_preface(buf) {
+        return sniffed;
+    }
     match buf {
         [0x14..=0x18] => return Sniff::NeedMore,
         [0x14..=0x18, 3, ..] => return Sniff::Tls,
@@ -55,6 +60,25 @@ pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     // A version may have begun in the bytes searched before.
     let searched = scanned.saturating_sub(buf.len() - rest.len()).saturating_sub(6);
     sniff_line(buf, rest.get(searched..).unwrap_or_default())
+}
+
+/// The preface of HTTP/2 and the header of the SETTINGS frame that must follow it (RFC 9113 §3.4); `None` where
+/// it is anything else, a request line that only resembles it among it.
+fn sniff_preface(buf: &[u8]) -> Option<Sniff> {
+    const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    const FRAME_HEADER: usize = 9;
+    const SETTINGS: u8 = 4;
+    let Some(frame) = buf.strip_prefix(PREFACE) else {
+        return (!buf.is_empty() && PREFACE.starts_with(buf)).then_some(Sniff::NeedMore);
+    };
+    // The first four bytes are length and type, the fifth flags, the rest the number of the stream.
+    let sound = frame.get(3).is_none_or(|kind| *kind == SETTINGS)
+        && frame.iter().take(FRAME_HEADER).skip(5).all(|byte| *byte == 0);
+    match sound {
+        false => None,
+        true if frame.len() < FRAME_HEADER => Some(Sniff::NeedMore),
+        true => Some(Sniff::H2c),
+    }
 }
 
 /// A ClientHello in the form of SSL 2.0 (RFC 5246 §E.2), which old servers still answer, and which has
@@ -120,8 +144,29 @@ mod tests {
         assert_eq!(sniff(&[0x15, 3, 1]), Sniff::Tls);
         assert_eq!(sniff(b"GET / HTTP/1.1\r\n"), Sniff::Http);
         assert_eq!(sniff(b"FOO http://good.test/?a=b HTTP/1.0"), Sniff::Http);
-        assert_eq!(sniff(b"PRI * HTTP/2.0\r\n\r\nSM"), Sniff::Http);
+        assert_eq!(sniff(b"PRI * HTTP/2.1\r\n\r\nSM"), Sniff::Http);
         assert_eq!(sniff(b"CONNECT evil.test:443 HTTP/1.1"), Sniff::Http);
+    }
+
+    #[test]
+    fn http_2_in_clear_is_preface_and_settings() {
+        let whole = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0";
+        for end in 0..whole.len() {
+            assert_eq!(sniff(&whole[..end]), Sniff::NeedMore, "{end}");
+        }
+        assert_eq!(sniff(whole), Sniff::H2c);
+        assert_eq!(sniff(&[&whole[..], b"\0\x03\0\0\0\x64GET / HTTP/1.1\r\n"].concat()), Sniff::H2c);
+        // What is not followed by settings is no HTTP/2, and some server might read on for a request.
+        for other in [
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\n".as_slice(),
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x01",
+            b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\x01",
+            b"PRI * HTTP/2.0\r\nHost: evil.test\r\n\r\n",
+            b"PRI * HTTP/2.0\n",
+            b" PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\x12\x04\0\0\0\0\0",
+        ] {
+            assert_eq!(sniff(other), Sniff::Http, "{}", other.escape_ascii());
+        }
     }
 
     #[test]
@@ -208,6 +253,9 @@ mod tests {
         fn a_verdict_never_changes_with_more_bytes(
             bytes in prop_oneof![
                 "[A-Z \r\n]{0,6}[ -~]{0,12} ?HTTP/1\\.1[\r\n]{0,3}".prop_map(String::into_bytes),
+                (0..24usize, prop::collection::vec(prop::sample::select(b"\0\x04G".to_vec()), 0..12)).prop_map(
+                    |(cut, tail)| [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[cut.saturating_sub(12)..], &tail].concat(),
+                ),
                 prop::collection::vec(prop::sample::select(b"\x16\x03\0 \tG/HTP\r\n.1".to_vec()), 0..24),
                 prop::collection::vec(any::<u8>(), 0..24),
             ],

@@ -3,8 +3,9 @@
 
 use super::Parsed;
 use crate::name::MAX_NAME;
-use crate::reason::Reason;
+use crate::reason::{Cause, Reason, Why};
 use crate::target::{Host, Target};
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// The first byte of SOCKS5.
@@ -30,41 +31,66 @@ pub struct Request {
 }
 
 /// Why a greeting or a request is refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SocksError {
     /// SOCKS4.
-    #[error("SOCKS4 is not supported")]
     Version4,
     /// Some other version.
-    #[error("not SOCKS5")]
     Version,
+    /// Some other version in a request, behind a SOCKS5 greeting.
+    RequestVersion,
     /// "No authentication" is not among the methods offered.
-    #[error("no acceptable authentication method is offered")]
     NoMethod,
     /// BIND, UDP ASSOCIATE or an unknown command.
-    #[error("only CONNECT is supported")]
     Command,
     /// The reserved byte is not 0.
-    #[error("the reserved byte is not 0")]
     Reserved,
     /// Neither IPv4, IPv6 nor domain.
-    #[error("the address type is not supported")]
     AddressType,
     /// The domain is no host in its one notation.
-    #[error("the host is malformed")]
     Host,
     /// Port 0.
-    #[error("the port is 0")]
     Port,
 }
 
 impl SocksError {
-    /// The reason to count and log.
+    /// What is wrong, in a fixed phrase for log and answers.
+    pub const fn phrase(self) -> &'static str {
+        match self {
+            SocksError::Version4 => "SOCKS4 is not supported",
+            SocksError::Version => "not SOCKS5",
+            SocksError::RequestVersion => "the version in the request is not 5",
+            SocksError::NoMethod => "no acceptable authentication method is offered",
+            SocksError::Command => "only CONNECT is supported",
+            SocksError::Reserved => "the reserved byte is not 0",
+            SocksError::AddressType => "the address type is not supported",
+            SocksError::Host => "the host is malformed",
+            SocksError::Port => "the port is 0",
+        }
+    }
+}
+
+impl fmt::Display for SocksError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.phrase())
+    }
+}
+
+impl std::error::Error for SocksError {}
+
+impl SocksError {
+    /// The reason and the cause to count and log.
+    pub const fn why(self) -> Why {
+        Why::because(self.reason(), Cause::of(self.phrase()))
+    }
+
+    /// The reason to count.
     pub const fn reason(self) -> Reason {
         match self {
             SocksError::Command => Reason::ProtocolNotAllowed,
             SocksError::Version4
             | SocksError::Version
+            | SocksError::RequestVersion
             | SocksError::NoMethod
             | SocksError::Reserved
             | SocksError::AddressType
@@ -90,7 +116,11 @@ impl SocksError {
             SocksError::Command => 7,
             SocksError::AddressType => 8,
             SocksError::Host | SocksError::Port => 2,
-            SocksError::Version4 | SocksError::Version | SocksError::NoMethod | SocksError::Reserved => 1,
+            SocksError::Version4
+            | SocksError::Version
+            | SocksError::RequestVersion
+            | SocksError::NoMethod
+            | SocksError::Reserved => 1,
         }
     }
 }
@@ -121,7 +151,10 @@ pub fn parse_greeting(buf: &[u8]) -> Result<Parsed<Greeting>, SocksError> {
 /// # Errors
 /// [`SocksError`], as soon as the byte that decides is there.
 pub fn parse_request(buf: &[u8]) -> Result<Parsed<Request>, SocksError> {
-    check_version(buf)?;
+    // The client has heard SOCKS5 by now, whatever it says here.
+    if buf.first().is_some_and(|version| *version != VERSION) {
+        return Err(SocksError::RequestVersion);
+    }
     let Some(command) = buf.get(1) else { return Ok(Parsed::Partial) };
     if *command != 1 {
         return Err(SocksError::Command);
@@ -233,7 +266,10 @@ mod tests {
     fn other_versions_are_refused_by_their_first_byte() {
         assert_eq!(answer(parse_greeting(&[4]).unwrap_err()), [0, 0x5b, 0, 0, 0, 0, 0, 0]);
         assert!(answer(parse_greeting(b"G").unwrap_err()).is_empty());
-        assert_eq!(parse_request(&[4, 1]), Err(SocksError::Version4));
+        for version in [0, 1, 4, 6, b'G'] {
+            let error = parse_request(&[version]).unwrap_err();
+            assert_eq!((error, answer(error)), (SocksError::RequestVersion, reply(1).to_vec()));
+        }
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What one guest and its provider agreed on: destinations outside of which the guest reaches nothing,
 //! whatever the list allows. An agreement never lets anything through; it only takes away.
 
+use super::judge::protocol_reason;
 use super::ports::OpenPorts;
 use super::rule::Reach;
 use crate::identify::Claim;
@@ -49,7 +50,7 @@ impl Agreement {
         let protocols = served.fold(Protocols::NONE, |all, served| all.union(served.protocols));
         match claim.spoken {
             _ if protocols.is_empty() => Err(Reason::PortNotAllowed),
-            Some(spoken) if !protocols.contains(spoken) => Err(Reason::ProtocolNotAllowed),
+            Some(spoken) if !protocols.contains(spoken) => Err(protocol_reason(Some(spoken))),
             _ => Ok(protocols),
         }
     }

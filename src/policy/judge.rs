@@ -36,14 +36,19 @@ pub(super) enum Near {
 }
 
 impl Near {
-    fn reason(self) -> Reason {
+    fn reason(self, spoken: Option<Protocol>) -> Reason {
         match self {
             Near::Expired => Reason::RuleExpired,
             Near::Port => Reason::PortNotAllowed,
-            Near::Protocol => Reason::ProtocolNotAllowed,
+            Near::Protocol => protocol_reason(spoken),
             Near::Ech => Reason::Ech,
         }
     }
+}
+
+/// Why what is spoken may not be, where something else may.
+pub(super) fn protocol_reason(spoken: Option<Protocol>) -> Reason {
+    if spoken == Some(Protocol::H2c) { Reason::H2c } else { Reason::ProtocolNotAllowed }
 }
 
 /// One claim, with what of the policy bears on it.
@@ -78,9 +83,9 @@ struct Unused {
 
 /// For each of [`EACH`] the first rule that speaks of it.
 #[derive(Debug, Default)]
-struct Ruled([Option<Place>; 3]);
+struct Ruled([Option<Place>; 4]);
 
-const EACH: [Protocol; 3] = [Protocol::Http, Protocol::Tls, Protocol::Raw];
+const EACH: [Protocol; 4] = [Protocol::Http, Protocol::Tls, Protocol::Raw, Protocol::H2c];
 
 /// The `to=` of the rules that allow.
 #[derive(Debug, Default)]
@@ -216,7 +221,7 @@ impl<'a> Case<'a> {
 
     /// What becomes of the claim where no rule allows it.
     fn verdict_without_rule(&self, tally: &Tally<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
-        let near = tally.near.map(|(near, place)| (near.reason(), Some(place)));
+        let near = tally.near.map(|(near, place)| (near.reason(self.claim.spoken), Some(place)));
         if self.standing.mode == Mode::Whitelist {
             return Err(near.unwrap_or((Reason::NotWhitelisted, None)));
         }
@@ -234,7 +239,7 @@ impl<'a> Case<'a> {
     pub(super) fn agreed(&self, allowed: Protocols) -> Result<Protocols, Reason> {
         let Some(agreed) = &self.standing.agreed else { return Ok(allowed) };
         let both = allowed.both(agreed.limit(self.claim)?);
-        if both.is_empty() { Err(Reason::ProtocolNotAllowed) } else { Ok(both) }
+        if both.is_empty() { Err(protocol_reason(self.claim.spoken)) } else { Ok(both) }
     }
 
     /// The refusal by the `deny` rules that left nothing of `protocols`.

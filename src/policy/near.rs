@@ -94,6 +94,11 @@ impl<'a> Search<'a> {
                 Some(until) => format!("`{rule}` held until {until}"),
                 None => format!("`{rule}` has expired"),
             },
+            Cause::Near(Near::Protocol) if claim.spoken == Some(Protocol::H2c) => {
+                format!(
+                    "`{rule}` holds names to it, and HTTP/2 in clear shows none that is read; `{would}` would match"
+                )
+            }
             Cause::Near(Near::Protocol) => {
                 format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach))
             }
@@ -194,7 +199,7 @@ impl<'a> Search<'a> {
             (Transport::Tcp, None | Some(Protocol::Http), 80) | (Transport::Tcp, None | Some(Protocol::Tls), 443) => {
                 host.to_owned()
             }
-            (Transport::Tcp, Some(Protocol::Raw), _) => format!("tcp://{host}:{port}"),
+            (Transport::Tcp, Some(Protocol::Raw | Protocol::H2c), _) => format!("tcp://{host}:{port}"),
             (Transport::Tcp, Some(Protocol::Tls), 80) => format!("https://{host}:80"),
             (Transport::Tcp, Some(Protocol::Http), 443) => format!("http://{host}:443"),
             (Transport::Tcp, ..) => format!("{host}:{port}"),

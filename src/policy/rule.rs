@@ -85,7 +85,7 @@ pub enum Reach {
     Http(Ports),
     /// `https://`.
     Https(Ports),
-    /// `tcp://`: any bytes.
+    /// `tcp://`: any bytes, HTTP/2 in clear among them.
     Tcp(Ports),
     /// `udp://`.
     Udp(Ports),
@@ -125,11 +125,12 @@ impl Reach {
     /// Does the reach take in `port` on `transport`, and for what? A reach of UDP takes in QUIC on
     /// its ports, as that is UDP with a name to judge.
     pub fn serves(self, transport: Transport, port: u16) -> Option<Served> {
-        use crate::target::Protocol::{Http, Tls};
+        use crate::target::Protocol::{H2c, Http, Tls};
         let by_port = match port {
             80 => Protocols::only(Http),
             443 => Protocols::only(Tls),
-            _ => Protocols::ALL,
+            // Names that show must be the host's, and those of HTTP/2 are not read.
+            _ => Protocols::ALL.without(Protocols::only(H2c)),
         };
         let (wanted, ports, protocols) = match self {
             Reach::Web if port == 80 || port == 443 => (Transport::Tcp, Ports::ALL, by_port),
@@ -152,6 +153,10 @@ impl Reach {
     /// but `deny host:443` refuses whatever is spoken on the port.
     pub fn denies(self, transport: Transport, port: u16) -> Option<Protocols> {
         let served = self.serves(transport, port)?;
-        Some(if matches!(self, Reach::Ports(_)) { Protocols::ALL } else { served.protocols })
+        Some(match self {
+            Reach::Ports(_) => Protocols::ALL,
+            Reach::Http(_) => served.protocols.union(Protocols::only(crate::target::Protocol::H2c)),
+            _ => served.protocols,
+        })
     }
 }

@@ -196,10 +196,28 @@ fn deny_holds_in_every_mode_but_none() {
 }
 
 #[test]
+fn http_2_in_clear_takes_a_rule_for_any_bytes() {
+    let lines = ["a.io", "b.io:50051", "tcp://c.io:50051", "tcp://d.io:*", "deny http://d.io:50051", "http://e.io:81"];
+    let whitelist = policy(&lines);
+    for target in ["a.io:80", "a.io:443", "b.io:50051", "e.io:81"] {
+        assert_eq!(reason(&whitelist, &speaking(target, Protocol::H2c)), Reason::H2c, "{target}");
+    }
+    for target in ["c.io:50051", "d.io:80", "d.io:443"] {
+        assert_eq!(reason(&whitelist, &speaking(target, Protocol::H2c)), Reason::None, "{target}");
+    }
+    assert_eq!(reason(&whitelist, &speaking("d.io:50051", Protocol::H2c)), Reason::DeniedByRule);
+    assert_eq!(reason(&whitelist, &speaking("z.io:50051", Protocol::H2c)), Reason::NotWhitelisted);
+    assert_eq!(reason(&in_mode(Mode::All, &lines), &speaking("a.io:80", Protocol::H2c)), Reason::None);
+    assert!(in_mode(Mode::Observe, &lines).decide(&speaking("a.io:80", Protocol::H2c)).unwrap().observed());
+    let advice = whitelist.near_miss(&speaking("b.io:50051", Protocol::H2c)).unwrap().advice;
+    assert!(advice.ends_with("`tcp://b.io:50051` would match"), "{advice}");
+}
+
+#[test]
 fn deny_of_one_protocol_waits_for_what_is_spoken() {
     let policy = policy(&["ipfs.io:8443", "deny https://ipfs.io:8443"]);
     let permit = policy.decide(&claim("ipfs.io:8443")).unwrap();
-    assert_eq!(permit.protocols(), Protocols::ALL.without(Protocols::only(Protocol::Tls)));
+    assert_eq!(permit.protocols(), Protocols::only(Protocol::Http).union(Protocols::only(Protocol::Raw)));
     assert_eq!(reason(&policy, &speaking("ipfs.io:8443", Protocol::Http)), Reason::None);
     let refused = refused_by(&policy, &speaking("ipfs.io:8443", Protocol::Tls));
     assert_eq!(refused, (Reason::DeniedByRule, Some("a.rules:2".into())));

@@ -10,18 +10,26 @@ mod body;
 use super::scratch::{self, Kept, MIN_CHUNK};
 use super::{Clock, GuestStream, Meter, Side, Watch, close};
 use crate::identify::Parsed;
-use crate::identify::http::{Body as RequestBody, Downstream, ResponseBody, ResponseHead, Upgrade, Version};
+use crate::identify::http::{Body as RequestBody, Downstream, HeadError, ResponseBody, ResponseHead, Upgrade, Version};
+use crate::reason::Cause;
 use body::{Body, BodyFault};
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 
 /// Interim answers (1xx) to one request; more is a broken upstream.
 const MAX_INTERIM: u32 = 16;
+
+/// What can be wrong with an answer beside its grammar; the types are of RFC 9209 §2.3.
+const CUT: Cause = Cause::typed("the server broke off within its response", "http_response_incomplete");
+const TOO_LARGE: Cause = Cause::typed("the response's head is too large", "http_response_header_section_size");
+const TOO_MANY: Cause = Cause::typed("there are too many interim responses", "http_protocol_error");
+const UNASKED: Cause = Cause::typed("the server switched to a protocol that was not asked for", "http_upgrade_failed");
 
 /// The two ends of a connection to an upstream.
 #[derive(Clone, Copy, Debug)]
@@ -62,6 +70,8 @@ pub struct Outgoing {
     pub upgrade: bool,
     /// It may be sent twice without harm (RFC 9110 §9.2.2) and has no body.
     pub repeatable: bool,
+    /// How long the head of the answer may take once the request has been sent.
+    pub patience: Option<Duration>,
 }
 
 /// How an exchange ended well.
@@ -93,12 +103,16 @@ pub enum Fault {
     /// The upstream closed a kept connection before it saw the request; a request that may be repeated
     /// can be sent again on a new one.
     Stale,
-    /// The upstream broke off, or its answer can't be read in one way only.
-    Upstream,
-    /// The body of the request is malformed.
-    GuestMalformed,
+    /// The upstream broke off before a byte of its answer.
+    Closed,
+    /// The upstream's answer is cut, or can't be read in one way only.
+    Response(Cause),
+    /// The body of the request is malformed, in this way.
+    GuestMalformed(&'static str),
     /// The guest is gone.
     GuestGone,
+    /// The head of the answer did not come in time.
+    Silent,
     /// Nothing moved for the idle time.
     Idle,
     /// The flow was revoked or the daemon is stopping.
@@ -121,12 +135,15 @@ where
 {
     let Watch { meter, idle, age, mut stopped, long } = watch;
     let fresh = upstream.served == 0;
+    let patience = request.patience;
     let mut exchange = match Exchange::new(input, request) {
         Ok(exchange) => exchange,
         Err(fault) => return Err(Failed { fault, answered: false }),
     };
     let mut ends = Ends { guest, input, upstream };
-    let mut clock = Clock::new(idle, age, long);
+    // Whose turn it is decides how long to wait.
+    let mut awaited = exchange.is_awaited();
+    let mut clock = Clock::new(if awaited { patience } else { idle }, age, long);
     let sleep = tokio::time::sleep_until(clock.next());
     tokio::pin!(sleep);
     let outcome = poll_fn(|cx| {
@@ -137,13 +154,17 @@ where
             return Poll::Ready(outcome);
         }
         let moved = std::mem::take(&mut exchange.moved);
-        clock.poll(cx, sleep.as_mut(), moved).map(|_| Err(Fault::Idle))
+        if awaited != exchange.is_awaited() {
+            awaited = !awaited;
+            clock.set_idle(if awaited { patience } else { idle }, sleep.as_mut());
+        }
+        clock.poll(cx, sleep.as_mut(), moved).map(|_| Err(if awaited { Fault::Silent } else { Fault::Idle }))
     })
     .await;
     ends.upstream.served += 1;
     outcome.map_err(|fault| {
         let untouched = !fresh && !exchange.heard && exchange.repeatable;
-        let fault = if fault == Fault::Upstream && untouched { Fault::Stale } else { fault };
+        let fault = if fault == Fault::Closed && untouched { Fault::Stale } else { fault };
         // A final answer may follow interim ones, but not in the middle of one.
         Failed { fault, answered: exchange.answered || !exchange.words.is_empty() }
     })
@@ -185,11 +206,11 @@ struct Exchange {
 
 impl Exchange {
     fn new(input: &mut Vec<u8>, request: Outgoing) -> Result<Exchange, Fault> {
-        let Outgoing { head, body, is_head, version, keep_alive, upgrade, repeatable } = request;
+        let Outgoing { head, body, is_head, version, keep_alive, upgrade, repeatable, patience: _ } = request;
         let mut first = head;
         let mut upload = Body::new(body.into(), true);
         if !upload.is_done() && !input.is_empty() {
-            let taken = upload.take(input, &mut first).map_err(|_| Fault::GuestMalformed)?;
+            let taken = upload.take(input, &mut first).map_err(|fault| fault.of_guest())?;
             input.drain(..taken);
         }
         upload.kept = Kept::new(first);
@@ -213,6 +234,12 @@ impl Exchange {
             moved: false,
             silent: true,
         })
+    }
+
+    /// Is it the upstream that has to do something, and has it not begun its answer?
+    fn is_awaited(&self) -> bool {
+        let sent = self.uploaded || self.upload_broken || !self.request.kept.is_empty() || self.request.is_done();
+        self.answer.is_none() && sent
     }
 
     fn poll(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, meter: &impl Meter) -> Poll<Result<Done, Fault>> {
@@ -275,8 +302,7 @@ impl Exchange {
                 self.upload_broken = true;
                 Ok(Poll::Ready(()))
             }
-            Poll::Ready(Err(BodyFault::Read)) => Err(Fault::GuestGone),
-            Poll::Ready(Err(BodyFault::Malformed)) => Err(Fault::GuestMalformed),
+            Poll::Ready(Err(fault)) => Err(fault.of_guest()),
         }
     }
 
@@ -294,17 +320,19 @@ impl Exchange {
                 return Poll::Ready(Ok(()));
             }
             if upstream.input.len() == self.scanned || !self.head(&mut upstream.input)? {
-                ready!(poll_more(cx, upstream))?;
+                // The pieces of a head are not what is waited for.
+                if !ready!(poll_more(cx, upstream)) {
+                    return Poll::Ready(Err(if self.heard { Fault::Response(CUT) } else { Fault::Closed }));
+                }
                 self.heard = true;
-                self.moved = true;
             }
         }
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         self.answered = true;
         let Peer { stream, input, .. } = upstream;
         ready!(answer.poll(cx, stream, *guest, input, &|n| meter.down(n))).map_err(|fault| match fault {
-            BodyFault::Read | BodyFault::Malformed => Fault::Upstream,
             BodyFault::Write => Fault::GuestGone,
+            fault => fault.of_upstream(),
         })?;
         Poll::Ready(Ok(()))
     }
@@ -312,7 +340,7 @@ impl Exchange {
     /// Takes one head from the front of `input`, if it is whole: an interim one becomes words for the
     /// guest, a final one starts the answer. False where more bytes are needed.
     fn head(&mut self, input: &mut Vec<u8>) -> Result<bool, Fault> {
-        let parsed = ResponseHead::parse(input, self.scanned).map_err(|_| Fault::Upstream)?;
+        let parsed = ResponseHead::parse(input, self.scanned).map_err(|error| Fault::Response(flaw(error)))?;
         let Parsed::Complete { head, len } = parsed else {
             self.scanned = input.len();
             return Ok(false);
@@ -333,7 +361,7 @@ impl Exchange {
         self.guest_reusable = sent.keep_alive;
         let mut answer = Body::new(body.into(), sent.body == ResponseBody::Chunked);
         let rest = input.get(len..).unwrap_or_default();
-        let taken = answer.take(rest, &mut words).map_err(|_| Fault::Upstream)?;
+        let taken = answer.take(rest, &mut words).map_err(|fault| fault.of_upstream())?;
         answer.kept = Kept::new(words);
         input.drain(..len + taken);
         self.answer = Some(answer);
@@ -345,9 +373,13 @@ impl Exchange {
         self.interim += 1;
         let switches = head.status == 101;
         let asked = self.upgrade && head.upgrade == Some(Upgrade::WebSocket);
-        if self.interim > MAX_INTERIM || (switches && !asked) {
-            return Err(Fault::Upstream);
+        if self.interim > MAX_INTERIM {
+            return Err(Fault::Response(TOO_MANY));
         }
+        if switches && !asked {
+            return Err(Fault::Response(UNASKED));
+        }
+        self.moved = true;
         if switches || self.version == Version::Http11 {
             let to = Downstream { version: self.version, keep_alive: true };
             head.write_response(ResponseBody::None, to, words);
@@ -359,17 +391,43 @@ impl Exchange {
     }
 }
 
-/// Reads more of the upstream's head. Its end before the head's is the upstream's fault.
-fn poll_more(cx: &mut Context<'_>, upstream: &mut Peer) -> Poll<Result<(), Fault>> {
+impl BodyFault {
+    /// In the guest's request.
+    fn of_guest(self) -> Fault {
+        match self {
+            BodyFault::Malformed(error) => Fault::GuestMalformed(error.phrase()),
+            BodyFault::Read | BodyFault::Write => Fault::GuestGone,
+        }
+    }
+
+    /// In the upstream's answer.
+    fn of_upstream(self) -> Fault {
+        Fault::Response(match self {
+            BodyFault::Malformed(error) => Cause::typed(error.phrase(), "http_response_transfer_coding"),
+            BodyFault::Read | BodyFault::Write => CUT,
+        })
+    }
+}
+
+/// What is wrong with the head of an answer.
+fn flaw(error: HeadError) -> Cause {
+    match error {
+        HeadError::TooLarge => TOO_LARGE,
+        error => Cause::typed(error.phrase(), "http_protocol_error"),
+    }
+}
+
+/// Reads more of the upstream's head; false at its end.
+fn poll_more(cx: &mut Context<'_>, upstream: &mut Peer) -> Poll<bool> {
     let Peer { stream, input, .. } = upstream;
     scratch::with(MIN_CHUNK, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
         match ready!(Pin::new(stream).poll_read(cx, &mut buffer)) {
             Ok(()) if !buffer.filled().is_empty() => {
                 input.extend_from_slice(buffer.filled());
-                Poll::Ready(Ok(()))
+                Poll::Ready(true)
             }
-            _ => Poll::Ready(Err(Fault::Upstream)),
+            _ => Poll::Ready(false),
         }
     })
 }

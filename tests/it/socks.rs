@@ -108,6 +108,35 @@ fn what_is_not_socks5_without_authentication_is_turned_away() {
 }
 
 #[test]
+fn behind_the_greeting_every_refusal_is_a_socks5_reply() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 1500").start();
+    let greeted = || {
+        let mut wire = world.guest.proxy();
+        wire.say([5, 1, 0]);
+        assert_eq!(wire.take_bytes(2), [5, 0]);
+        wire
+    };
+    let general_failure = [5, 1, 0, 1, 0, 0, 0, 0, 0, 0];
+    for request in [&[4, 1, 0, 80, 11, 0, 0, 10, 0][..], &[0; 10], b"GET / HTTP/1.1\r\n\r\n", &[6, 1, 0, 1], &[5, 1, 9]]
+    {
+        let mut wire = greeted();
+        wire.say(request);
+        assert_eq!(wire.rest().unwrap(), general_failure, "{request:?}");
+    }
+    let mut cut = greeted();
+    cut.say([5, 1, 0, 3]);
+    cut.finish();
+    assert_eq!(cut.rest().unwrap(), general_failure, "the guest's end within its request");
+    let mut slow = greeted();
+    slow.say([5, 1]);
+    assert_eq!(slow.rest().unwrap()[..2], [5, 4], "too slow");
+    assert!(world.internet.all().is_empty());
+    outgate.await_counted("denied", "malformed", 6.0);
+    outgate.await_log(&[("listener", "socks"), ("cause", "the version in the request is not 5")]);
+}
+
+#[test]
 fn a_handshake_in_single_bytes_or_in_one_piece_is_understood() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);

@@ -534,3 +534,100 @@ fn three_thousand_slow_sockets_of_one_guest_leave_the_other_its_service() {
     assert!(grown < 3000 * 24 * 1024, "{grown} bytes for 3,000 sockets");
     world.assert_untouched(EVIL);
 }
+
+#[test]
+fn options_for_a_whole_server_go_to_the_host_that_is_shown() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, RULES);
+    let ask = |host: &str| {
+        let mut wire = dial(&world, EVIL, 80);
+        wire.say(format!("OPTIONS * HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"));
+        wire.hear("OPTIONS")
+    };
+    assert_eq!(ask("good.test").status, 200);
+    let requests = world.internet.requests(GOOD);
+    assert_eq!((requests.len(), requests[0].target.as_str()), (1, "*"));
+    assert_eq!(requests[0].header("host"), ["good.test"]);
+    assert_eq!(ask("evil.test").reason(), "not_whitelisted");
+    world.assert_untouched(EVIL);
+    outgate.await_counted("denied", "not_whitelisted", 1.0);
+}
+
+/// Runs a program where the guest is; its exit code and what it said.
+fn in_guest(world: &World, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = world.guest.namespace.run(|| Command::new(program).args(arguments).stdin(Stdio::null()).output());
+    let output = output.unwrap_or_else(|error| panic!("{program} is installed: {error}"));
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
+}
+
+/// What curl, OpenSSL and Python make of TLS for a name at an address.
+fn reports(world: &World, name: &str) -> [String; 3] {
+    let at = format!("{name}:443:{ODD}");
+    let (code, curl) = in_guest(world, "curl", &["-sSk", "-m", "20", "--resolve", &at, &format!("https://{name}/")]);
+    assert_eq!(code, Some(35), "{curl}");
+    let to = format!("{ODD}:443");
+    let (_, openssl) = in_guest(world, "openssl", &["s_client", "-connect", &to, "-servername", name]);
+    let script = "import socket, ssl, sys\ns = socket.create_connection((sys.argv[1], 443))\n\
+                  try: ssl._create_unverified_context().wrap_socket(s, server_hostname=sys.argv[2])\n\
+                  except OSError as e: print(type(e).__name__, e)";
+    let (_, python) = in_guest(world, "python3", &["-c", script, &ODD.to_string(), name]);
+    [curl, openssl, python]
+}
+
+#[test]
+fn a_dead_server_of_an_allowed_name_is_a_fault_of_the_network_and_no_refusal() {
+    let Some(world) = World::new() else { return };
+    world.dns.set("lost.test", Answer::ServFail);
+    let outgate = start(&world, "odd.test\nlost.test\n");
+    // Nothing listens on ODD's port 443.
+    for name in ["odd.test", "lost.test"] {
+        let mut wire = dial(&world, ODD, 443);
+        wire.say(Hello::naming(name).record());
+        assert_eq!(wire.rest().map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset), "{name}");
+        let [curl, openssl, python] = reports(&world, name);
+        for said in [&curl, &openssl] {
+            // OpenSSL writes the number of ECONNRESET.
+            let reset = said.to_lowercase().contains("reset") || said.contains("errno=104");
+            assert!(reset && !said.contains("access denied"), "{said}");
+        }
+        assert!(python.starts_with("ConnectionResetError"), "{python}");
+    }
+    outgate.await_counted("failed", "dial_failed", 4.0);
+    outgate.await_counted("failed", "resolve_failed", 4.0);
+    // And what is refused looks like it.
+    let [curl, openssl, python] = reports(&world, "evil.test");
+    for said in [&curl, &openssl, &python] {
+        assert!(said.to_lowercase().replace('_', " ").contains("access denied"), "{said}");
+    }
+
+    let config = outgate.config();
+    let ask = |arguments: &[&str]| {
+        let all = [&["denied", "--config", config.to_str().unwrap()], arguments].concat();
+        String::from_utf8(outgate.command(&all).output().unwrap().stdout).unwrap()
+    };
+    eventually("the view has both", || {
+        let rows: serde_json::Value = serde_json::from_str(&ask(&["--failed", "--json"])).unwrap();
+        let has =
+            |destination: &str, reason: &str| {
+                rows["failures"].as_array().unwrap().iter().any(|row| {
+                    row["destination"] == destination && row["reason"] == reason && row["verdict"] == "failed"
+                })
+            };
+        has("odd.test:443", "dial_failed") && has("lost.test:443", "resolve_failed")
+    });
+    let table = ask(&["--failed"]);
+    assert!(table.contains("odd.test:443") && !table.contains("evil.test"), "{table}");
+    assert!(!ask(&[]).contains("odd.test"), "what failed was not denied");
+}
+
+#[test]
+fn a_server_that_lets_the_hello_wait_is_a_fault_of_the_network_in_a_tunnel_too() {
+    let Some(world) = World::new() else { return };
+    let outgate = world.setup("odd.test\n").tables("[limits]\nidle_timeout_s = 1").start();
+    world.internet.sink((ODD, 443));
+    let mut wire = world.guest.tunnel("odd.test:443");
+    wire.say(Hello::naming("odd.test").record());
+    assert_eq!(wire.rest().map_err(|error| error.kind()), Err(io::ErrorKind::ConnectionReset));
+    outgate.await_counted("failed", "timeout", 1.0);
+}

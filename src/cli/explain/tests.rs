@@ -198,10 +198,34 @@ fn standard_input_is_answered_line_by_line() {
     assert_eq!(outcome, Ok(Exit::No));
     let answers: Vec<serde_json::Value> = text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     let reasons: Vec<&str> = answers.iter().map(|answer| answer["reason"].as_str().unwrap()).collect();
-    assert_eq!(reasons, ["none", "none", "malformed", "not_whitelisted", "none"]);
-    assert_eq!(answers[1]["url"], "http://ipfs.io/x");
+    assert_eq!(reasons, ["none", "malformed", "none", "malformed", "not_whitelisted", "none"]);
+    assert_eq!((answers[1]["url"].as_str(), answers[2]["url"].as_str()), (Some(""), Some("http://ipfs.io/x")));
     assert_eq!(case.run(&["--stdin"], "ipfs.io\n").0, Ok(Exit::Good));
     assert_eq!(case.run(&["--stdin"], "").0, Ok(Exit::Good));
+}
+
+#[test]
+fn each_line_of_standard_input_has_one_line_of_output() {
+    let case = Case::new("", "ipfs.io\n");
+    let blank = " ".repeat(40_000);
+    for (input, lines) in [
+        ("\n", 1),
+        ("\n\n\n", 3),
+        ("ipfs.io\n\n", 2),
+        ("  \t\r\nipfs.io", 2),
+        ("\0\n\u{2028}\n", 2),
+        (&format!("{blank}\nipfs.io\n"), 2),
+        (&blank, 1),
+        (&"a".repeat(16 << 10), 1),
+        (&format!("{}\n", "a".repeat(16 << 10)), 1),
+        (&format!("{}\n", "a".repeat((16 << 10) - 1)), 1),
+    ] {
+        for arguments in [&["--stdin"][..], &["--stdin", "--json"]] {
+            let (_, text) = case.run(arguments, input);
+            let answers = text.lines().map(serde_json::from_str::<serde_json::Value>).collect::<Result<Vec<_>, _>>();
+            assert_eq!(answers.unwrap().len(), lines, "{arguments:?} {:.30?} of {} bytes", input, input.len());
+        }
+    }
 }
 
 #[test]

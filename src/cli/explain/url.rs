@@ -23,7 +23,7 @@ pub(super) struct Asked {
 pub(super) enum UrlError {
     #[error("there is nothing; write a URL, a host, or host:port")]
     Empty,
-    #[error("the scheme `{0}` is unknown; write https, http, wss, ws, tcp, udp or quic")]
+    #[error("the scheme `{0}` is unknown; write https, http, wss, ws, tcp, h2c, udp or quic")]
     Scheme(String),
     #[error("a name and password in front of the host are not taken; leave out everything up to the @")]
     UserInfo,
@@ -48,12 +48,13 @@ const fn tcp(name: &'static str, spoken: Protocol, port: Option<u16>) -> Scheme 
     Scheme { name, transport: Transport::Tcp, spoken: Some(spoken), port }
 }
 
-const SCHEMES: [Scheme; 7] = [
+const SCHEMES: [Scheme; 8] = [
     tcp("https", Protocol::Tls, Some(443)),
     tcp("http", Protocol::Http, Some(80)),
     tcp("wss", Protocol::Tls, Some(443)),
     tcp("ws", Protocol::Http, Some(80)),
     tcp("tcp", Protocol::Raw, None),
+    tcp("h2c", Protocol::H2c, None),
     Scheme { name: "udp", transport: Transport::Udp, spoken: None, port: None },
     Scheme { name: "quic", transport: Transport::Quic, spoken: None, port: Some(443) },
 ];
@@ -106,7 +107,7 @@ impl Asked {
             (Transport::Udp, ..) => format!("udp://{host}:{port}"),
             (Transport::Quic, _, 443) => format!("quic://{host}"),
             (Transport::Quic, ..) => format!("quic://{host}:{port}"),
-            (_, Some(Protocol::Raw), _) => format!("tcp://{host}:{port}"),
+            (_, Some(Protocol::Raw | Protocol::H2c), _) => format!("tcp://{host}:{port}"),
             (_, Some(Protocol::Http) | None, 80) | (_, Some(Protocol::Tls) | None, 443) => host.to_string(),
             (_, Some(Protocol::Http), _) => format!("http://{host}:{port}"),
             (_, Some(Protocol::Tls), _) => format!("https://{host}:{port}"),
@@ -168,6 +169,7 @@ mod tests {
             ("ws://ipfs.io", "tcp ipfs.io:80 http"),
             ("wss://ipfs.io/socket", "tcp ipfs.io:443 https"),
             ("tcp://ipfs.io:22", "tcp ipfs.io:22 tcp"),
+            ("h2c://ipfs.io:50051", "tcp ipfs.io:50051 h2c"),
             ("udp://time.test:123", "udp time.test:123 any"),
             ("quic://ipfs.io", "quic ipfs.io:443 any"),
             ("quic://ipfs.io:8443", "quic ipfs.io:8443 any"),
@@ -191,7 +193,7 @@ mod tests {
     fn what_outgate_would_not_take_is_refused_with_a_remedy() {
         for (url, expected) in [
             ("", "there is nothing; write a URL, a host, or host:port"),
-            ("ftp://ipfs.io", "the scheme `ftp` is unknown; write https, http, wss, ws, tcp, udp or quic"),
+            ("ftp://ipfs.io", "the scheme `ftp` is unknown; write https, http, wss, ws, tcp, h2c, udp or quic"),
             (
                 "https://u:p@ipfs.io/",
                 "a name and password in front of the host are not taken; leave out everything up to the @",
@@ -230,6 +232,7 @@ mod tests {
             ("http://ipfs.io:8080", "http://ipfs.io:8080"),
             ("ipfs.io:8443", "ipfs.io:8443"),
             ("tcp://ipfs.io:443", "tcp://ipfs.io:443"),
+            ("h2c://ipfs.io:50051", "tcp://ipfs.io:50051"),
             ("udp://ipfs.io:123", "udp://ipfs.io:123"),
             ("quic://ipfs.io", "quic://ipfs.io"),
             ("quic://ipfs.io:1", "quic://ipfs.io:1"),

@@ -23,7 +23,7 @@ pub struct HostPort {
 pub enum RequestTarget<'a> {
     /// authority-form, with CONNECT alone. The port is always written.
     Authority(Target),
-    /// absolute-form with the scheme `http`.
+    /// absolute-form with the scheme `http`, or `ws`, which is the same in clear (RFC 6455 §3).
     Absolute {
         /// Host and port of the URI, 80 where none is written.
         target: Target,
@@ -113,11 +113,13 @@ impl<'a> RequestHead<'a> {
             None if facts.chunked => Body::Chunked,
             None => Body::None,
         };
-        if method == b"CONNECT" && body != Body::None {
+        // Clients say in so many words that there is no body: Java's on a WebSocket, WinINET on a CONNECT.
+        let bare = matches!(body, Body::None | Body::Length(0));
+        if method == b"CONNECT" && !bare {
             return Err(Flaw::Framing.into());
         }
         let upgrade = facts.upgrade()?;
-        if upgrade.is_some() && (method != b"GET" || version != Version::Http11 || body != Body::None) {
+        if upgrade.is_some() && (method != b"GET" || version != Version::Http11 || !bare) {
             return Err(Flaw::Upgrade.into());
         }
         // Without a body, and from an HTTP/1.0 client, the expectation means nothing (RFC 9110 §10.1.1).
@@ -245,6 +247,9 @@ impl<'a> RequestLine<'a> {
         else {
             return Err(Flaw::FirstLine.into());
         };
+        if line == b"PRI * HTTP/2.0" {
+            return Err(HeadError::Preface);
+        }
         // The version comes first: in another one, nothing else need mean what it seems to.
         let version = Version::parse(version)?;
         check_method(method)?;
@@ -281,10 +286,11 @@ fn read_target<'a>(method: &[u8], target: &'a [u8]) -> Result<RequestTarget<'a>,
         [b'/', ..] => return Ok(RequestTarget::Origin(target)),
         _ => {}
     }
-    let (scheme, rest) = target.split_at_checked(7).ok_or(Flaw::Target)?;
-    if !scheme.eq_ignore_ascii_case(b"http://") {
-        return Err(Flaw::Target);
-    }
+    let rest = ["http://", "ws://"].into_iter().find_map(|scheme| {
+        let (written, rest) = target.split_at_checked(scheme.len())?;
+        written.eq_ignore_ascii_case(scheme.as_bytes()).then_some(rest)
+    });
+    let rest = rest.ok_or(Flaw::Target)?;
     let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?')).unwrap_or(rest.len());
     let (authority, path_and_query) = rest.split_at(end);
     let target = Target::parse(authority, Some(HTTP_PORT)).map_err(|_| Flaw::Target)?;

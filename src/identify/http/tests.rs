@@ -204,10 +204,12 @@ fn first_lines_have_one_reading() {
 
 #[test]
 fn other_versions_and_methods_are_told_apart_from_malformed_ones() {
-    for line in ["GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/0.9", "PRI * HTTP/2.0"] {
+    for line in ["GET / HTTP/1.2", "GET / HTTP/2.0", "GET / HTTP/0.9", "PRI / HTTP/2.0", "PRI * HTTP/2.1"] {
         let error = RequestHead::parse(format!("{line}\r\n").as_bytes(), 0).unwrap_err();
         assert_eq!((error, error.status()), (HeadError::Version, 505), "{line}");
     }
+    let error = RequestHead::parse(b"PRI * HTTP/2.0\r\n", 0).unwrap_err();
+    assert_eq!((error, error.reason()), (HeadError::Preface, crate::reason::Reason::H2c));
     for method in ["TRACE", "TRACK", "PURGE", "PRI"] {
         let error = parse(&format!("{method} / HTTP/1.1\r\nHost: good.test\r\n\r\n")).unwrap_err();
         assert_eq!((error, error.status()), (HeadError::Method, 405), "{method}");
@@ -256,10 +258,11 @@ fn framing_has_one_reading() {
 
 #[test]
 fn connect_has_no_body() {
-    for line in ["Content-Length: 0", "Content-Length: 5", "Transfer-Encoding: chunked"] {
-        let head = format!("CONNECT good.test:443 HTTP/1.1\r\nHost: good.test\r\n{line}\r\n\r\n");
-        assert_eq!(flaw(&head), Flaw::Framing, "{line}");
+    let head = |line| format!("CONNECT good.test:443 HTTP/1.1\r\nHost: good.test\r\n{line}\r\n\r\n");
+    for line in ["Content-Length: 5", "Content-Length: 00", "Transfer-Encoding: chunked"] {
+        assert_eq!(flaw(&head(line)), Flaw::Framing, "{line}");
     }
+    assert_eq!(parse(&head("Content-Length: 0")).unwrap().body, Body::Length(0));
 }
 
 #[test]
@@ -338,7 +341,10 @@ fn absolute_targets_are_http_without_userinfo() {
         "ftp://good.test/",
         "file:///etc/passwd",
         "gopher://good.test/",
-        "ws://good.test/",
+        "wss://good.test/",
+        "ws:/good.test/",
+        "ws://",
+        "ws://u@good.test/",
         "http:good.test",
         "http:/good.test/",
         "http:///path",
@@ -477,6 +483,10 @@ fn requests_go_on_in_origin_form_with_our_host_and_framing() {
     assert_eq!(
         rewritten("OPTIONS http://good.test HTTP/1.1\r\nHost: good.test\r\n\r\n"),
         "OPTIONS * HTTP/1.1\r\nHost: good.test\r\n\r\n"
+    );
+    assert_eq!(
+        rewritten("GET WS://good.test?a HTTP/1.1\r\nHost: good.test\r\n\r\n"),
+        "GET /?a HTTP/1.1\r\nHost: good.test\r\n\r\n"
     );
     assert_eq!(rewritten("GET / HTTP/1.0\r\nA: b\r\n\r\n"), "GET / HTTP/1.0\r\nA: b\r\n\r\n");
     assert_eq!(

@@ -40,7 +40,7 @@ fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
 
 // ---- the naive matcher ----
 
-const EACH: [Protocol; 3] = [Protocol::Http, Protocol::Tls, Protocol::Raw];
+const EACH: [Protocol; 4] = [Protocol::Http, Protocol::Tls, Protocol::Raw, Protocol::H2c];
 
 fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     let guest =
@@ -64,11 +64,14 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     about.sort_by_key(|(file, number, _)| (*file, *number));
 
     let denies = |protocol: Protocol| {
+        let is_http = |line: &Line| matches!(line.terms.reach, Reach::Http(_)) && protocol == Protocol::H2c;
+        let as_denied = |line: &Line| if is_http(line) { Protocol::Http } else { protocol };
         about.iter().copied().find(|(.., line)| {
             let all_on_port = matches!(line.terms.reach, Reach::Ports(_)) && takes(line.terms.reach, claim).is_some();
             line.terms.effect == Effect::Deny
                 && !is_over(line)
-                && (all_on_port || takes(line.terms.reach, claim).is_some_and(|spoken| spoken.contains(&protocol)))
+                && (all_on_port
+                    || takes(line.terms.reach, claim).is_some_and(|spoken| spoken.contains(&as_denied(line))))
         })
     };
     let asked: Vec<Protocol> = claim.spoken.map_or(EACH.to_vec(), |spoken| vec![spoken]);
@@ -86,6 +89,10 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     let protocol_fits = |line: &Line| {
         takes(line.terms.reach, claim).is_some_and(|spoken| claim.spoken.is_none_or(|one| spoken.contains(&one)))
     };
+    let wrong_protocol = match claim.spoken {
+        Some(Protocol::H2c) => Reason::H2c,
+        _ => Reason::ProtocolNotAllowed,
+    };
     let ech_fits = |line: &Line| !claim.ech || settings.ech_allowed || line.terms.ech_allowed;
     let counted: Vec<&Placed> = allows
         .iter()
@@ -102,7 +109,7 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
         let first = |test: &dyn Fn(&Line) -> bool| allows.iter().copied().find(|(.., line)| test(line));
         let nearest = [
             (Reason::Ech, first(&|line| !is_over(line) && port_fits(line) && protocol_fits(line) && !ech_fits(line))),
-            (Reason::ProtocolNotAllowed, first(&|line| !is_over(line) && port_fits(line) && !protocol_fits(line))),
+            (wrong_protocol, first(&|line| !is_over(line) && port_fits(line) && !protocol_fits(line))),
             (Reason::PortNotAllowed, first(&|line| !is_over(line) && !port_fits(line))),
             (Reason::RuleExpired, first(&|line| is_over(line) && port_fits(line) && protocol_fits(line))),
         ];
@@ -167,7 +174,7 @@ fn takes(reach: Reach, claim: &Claim) -> Option<Vec<Protocol>> {
     let usual = match port {
         80 => vec![Protocol::Http],
         443 => vec![Protocol::Tls],
-        _ => EACH.to_vec(),
+        _ => vec![Protocol::Http, Protocol::Tls, Protocol::Raw],
     };
     match (reach, claim.transport) {
         (Reach::Everything, _) => Some(EACH.to_vec()),

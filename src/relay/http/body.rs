@@ -1,7 +1,7 @@
 //! The body of a message on its way from one side to the other: read as it is framed, framed anew for
 //! the receiver. Which side is which, and what a fault means, is for the exchange around it.
 
-use crate::identify::chunked::{CHUNK_END, ChunkHeader, Decoder, Part};
+use crate::identify::chunked::{CHUNK_END, ChunkError, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
 use crate::relay::Side;
 use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
@@ -37,7 +37,7 @@ pub(super) enum Incoming {
 pub(super) enum BodyFault {
     Read,
     Write,
-    Malformed,
+    Malformed(ChunkError),
 }
 
 impl Body {
@@ -222,7 +222,7 @@ impl From<ResponseBody> for Incoming {
 fn recode(decoder: &mut Decoder, rechunk: bool, data: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyFault> {
     let mut taken = 0;
     while let Some(rest) = data.get(taken..).filter(|rest| !rest.is_empty()) {
-        let decoded = decoder.decode(rest).map_err(|_| BodyFault::Malformed)?;
+        let decoded = decoder.decode(rest).map_err(BodyFault::Malformed)?;
         taken += decoded.consumed;
         match decoded.part {
             Part::Data(range) => {

@@ -1,0 +1,112 @@
+//! An address that outgate's DNS gave a guest for an allowed name, asked of the proxy: judged by that binding, as
+//! where the guest's connections are brought here.
+
+use crate::world::client::{ACCESS_DENIED, Get, Wire};
+use crate::world::dns::Answer;
+use crate::world::hello::Hello;
+use crate::world::outgate::Outgate;
+use crate::world::stub::RESOLVER;
+use crate::world::{CDN, EVIL, GOOD, ODD, PROXY, World, eventually};
+use std::io::Write;
+use std::net::Ipv4Addr;
+
+fn start(world: &World, rules: &str) -> Outgate {
+    world.setup(rules).listen(&format!("proxy = [\"{PROXY}\"]\ndns = [\"{RESOLVER}\"]")).start()
+}
+
+/// A tunnel to an address by either door; `None` where it is refused.
+fn open(world: &World, door: &str, address: Ipv4Addr, port: u16) -> Option<Wire> {
+    if door == "socks" {
+        let (reply, wire) = world.guest.socks(1, &[&[1][..], &address.octets()].concat(), port);
+        return (reply == Some(0)).then_some(wire);
+    }
+    let (response, wire) = world.guest.connect(&format!("{address}:{port}"));
+    (response.status == 200).then_some(wire)
+}
+
+const DOORS: [&str; 2] = ["connect", "socks"];
+
+#[test]
+fn an_address_that_a_guest_was_told_is_the_name_it_was_told_for() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, "good.test\ncdn-ok.test\ntcp://odd.test:22\n");
+    world.internet.serve((ODD, 22), |mut tap| {
+        let _ = tap.write_all(b"SSH-2.0-Test\r\n");
+        tap.drain();
+    });
+    for door in DOORS {
+        assert!(open(&world, door, GOOD, 443).is_none(), "{door}: nobody was told this address");
+    }
+    let advised = outgate.await_log(&[("reason", "not_whitelisted"), ("listener", "socks")]);
+    assert!(advised["advice"].as_str().unwrap().contains("socks5h"), "{advised}");
+    let config = outgate.config();
+    eventually("denied advises it as well", || {
+        let output = outgate.command(&["denied", "--config", config.to_str().unwrap()]).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).contains("socks5h")
+    });
+    world.assert_untouched(GOOD);
+
+    world.guest.lookup("good.test").assert_is([GOOD]);
+    world.guest.lookup("odd.test").assert_is([ODD]);
+    for door in DOORS {
+        let tls = open(&world, door, GOOD, 443).expect(door).tls("good.test");
+        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{door}");
+        let mut wire = open(&world, door, GOOD, 80).expect(door);
+        wire.say("GET / HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
+        assert_eq!(wire.hear("GET").status, 200, "{door}");
+        let mut wire = open(&world, door, ODD, 22).expect(door);
+        assert_eq!(wire.take_bytes(14), b"SSH-2.0-Test\r\n", "{door}: the server speaks first");
+
+        // The name inside is judged like any: as at a transparent listener the address gives the port.
+        let mut wire = open(&world, door, GOOD, 443).expect(door);
+        wire.say(Hello::naming("evil.test").record());
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{door}");
+        let mut wire = open(&world, door, GOOD, 80).expect(door);
+        wire.say("GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n");
+        assert_eq!(wire.hear("GET").reason(), "not_whitelisted", "{door}");
+
+        // The port is the rule's.
+        assert!(open(&world, door, ODD, 443).is_none(), "{door}");
+        assert!(open(&world, door, GOOD, 22).is_none(), "{door}");
+    }
+    outgate.await_log(&[("name", "odd.test"), ("reason", "port_not_allowed"), ("evidence", "dns")]);
+    let line = outgate.await_log(&[("name", "odd.test"), ("verdict", "allowed"), ("listener", "socks")]);
+    assert_eq!((line["original"].as_str(), line["evidence"].as_str()), (Some("11.0.0.30:22"), Some("dns")));
+    assert!(world.neighbour.socks(1, &[1, 11, 0, 0, 10], 443).0 != Some(0), "another guest was told nothing");
+    world.assert_untouched(EVIL);
+    world.assert_untouched(CDN);
+}
+
+#[test]
+fn what_is_dialled_is_the_name_under_floor_and_deny() {
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, "good.test\ncdn-ok.test\n");
+    world.guest.lookup("good.test").assert_is([GOOD]);
+    // The name moves: the gateway dials where it is now, and not where the guest says.
+    world.guest.lookup("cdn-ok.test").assert_is([CDN]);
+    for door in DOORS {
+        let tls = open(&world, door, CDN, 443).expect(door).tls("good.test");
+        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{door}");
+    }
+    assert_eq!(world.internet.seen(CDN).len(), 0, "reached by its name, at its own address");
+    outgate.replace_rules("good.test\ndeny 11.0.0.10\n");
+    eventually("the list is in force", || outgate.metric("whitelist_generation", &[]) >= 2.0);
+    let before = world.internet.seen(GOOD).len();
+    for door in DOORS {
+        let refused = open(&world, door, GOOD, 443).is_none_or(|mut wire| {
+            wire.say(Hello::naming("good.test").record());
+            wire.alert() == Some(ACCESS_DENIED)
+        });
+        assert!(refused, "{door}");
+        assert!(open(&world, door, CDN, 443).is_none(), "{door}: a binding goes with its rule");
+    }
+    assert_eq!(world.internet.seen(GOOD).len(), before);
+
+    world.dns.set("inside.test", Answer::Addresses(vec![[10, 9, 8, 7].into()], 60));
+    outgate.replace_rules("inside.test\n");
+    eventually("the list is in force", || outgate.metric("whitelist_generation", &[]) >= 3.0);
+    world.guest.lookup("inside.test").assert_no_data();
+    for door in DOORS {
+        assert!(open(&world, door, [10, 9, 8, 7].into(), 443).is_none(), "{door}: no binding leads to the floor");
+    }
+}
