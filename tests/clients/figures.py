@@ -41,7 +41,7 @@ class Measured(Inside):
         return "api.test\n*.many.test\n"
 
     def more_settings(self):
-        return super().more_settings() + "[limits]\nnew_connections_per_second = 0\ndns_queries_per_second = 0\n"
+        return super().more_settings() + "[limits]\nnew_connections_per_second = 0\ndns_queries_per_second = 0\nnew_names_per_second = 0\n"
 
     def prepare(self):
         super().prepare()

@@ -297,12 +297,20 @@ def ray(world):
 
 def crowd(world, number, turns, urls, **more):
     running = world.crowd("guest", proxy=PROXY if world.proxied else None, workers=number, turns=turns, urls=urls, **more)
-    out, errors = running.communicate(timeout=run.PATIENCE)
+    out, errors = finish(running)
     assert out, errors.decode()[-2000:]
     result = json.loads(out)
     assert running.returncode == 0, f"{sum(result['failures'].values())} of {result['fetches']} failed: {result['failures']}"
     assert result["fetches"] == number * turns, result
     return f"{result['fetches']} fetches, the slowest {result['slowest']:.1f} s"
+
+
+def finish(process):
+    """What it wrote to stdout and stderr; it is gone in any case."""
+    try:
+        return process.communicate(timeout=run.PATIENCE)
+    finally:
+        process.kill()
 
 
 def pip(world):
@@ -372,8 +380,8 @@ def chromium(world):
     done = run.browse(world, "--ignore-certificate-errors", *proxy, f"https://{PAGE}/page.html")
     if done is None:
         return "this machine has no chromium"
-    shown = expect(done, "loaded").split()
-    missing = [word for word in world.words if not any(word in part for part in re.split("<|>| ", " ".join(shown)))]
+    shown = expect(done, "loaded")
+    missing = [word for word in world.words if word not in shown]
     assert not missing, f"{len(missing)} of {RESOURCES} resources did not load"
     return None
 
@@ -498,9 +506,11 @@ def attempt(world, job):
         note = job(world)
     except (AssertionError, OSError, subprocess.SubprocessError) as error:
         problems.append(str(error))
-    took = time.monotonic() - begin
-    with open(end, "w"):
-        served = json.loads(neighbour.communicate(timeout=run.PATIENCE)[0])
+    finally:
+        took = time.monotonic() - begin
+        with open(end, "w"):
+            out, errors = finish(neighbour)
+    served = json.loads(out) if out else {"failures": errors.decode()[-2000:]}
     # Until what has ended is in the log.
     time.sleep(0.5)
     counts = refused_by_limits(world) - before

@@ -17,7 +17,7 @@ import sys
 import time
 
 import run
-from jobs import Both, refused_by_limits
+from jobs import Both, finish, refused_by_limits
 
 WORKERS = 4
 PER_SECOND = 10
@@ -98,7 +98,7 @@ def soak(world, seconds):
     }
     try:
         samples = disturb(world, daemon, seconds)
-        outputs = {key: process.communicate(timeout=run.PATIENCE) for key, process in crowds.items()}
+        outputs = {key: finish(process) for key, process in crowds.items()}
     finally:
         for process in crowds.values():
             process.kill()
