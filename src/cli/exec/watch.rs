@@ -86,7 +86,7 @@ impl Watch {
                     _ = tstp.recv() => Event::Asked(*z),
                     _ = size.recv() => Event::Size,
                     _ = goes_on.recv() => Event::Refresh,
-                    told = talk.async_io(Interest::READABLE, |socket| hear(socket)), if !silent => Event::Told(told?),
+                    told = talk.async_io(Interest::READABLE, hear), if !silent => Event::Told(told?),
                     () = turn(&mut terminal) => Event::Look,
                 };
                 match event {

@@ -135,7 +135,7 @@ mod tests {
         let answer = |number: u32| {
             let mut at = 1;
             loop {
-                let step = program[at];
+                let step = &program[at];
                 at += 1 + match step.code {
                     0x15 => usize::from(if number == step.k { step.jt } else { step.jf }),
                     0x35 => usize::from(if number >= step.k { step.jt } else { step.jf }),
