@@ -531,7 +531,10 @@ fn applying_again_gives_no_mac_away_and_only_its_own_address_claims_one() {
         net.apply(PINNED);
         frame(&net.two, &claim);
         steal();
-        assert!(macs().contains(&format!("\"p1\".{victim}")) && !macs().contains("\"p2\""), "{}", macs());
+        // Its own it may have claimed by itself, asking for its gateway.
+        let found = macs();
+        let (right, wrong) = (format!("\"p1\".{victim}"), format!("\"p2\".{victim}"));
+        assert!(found.contains(&right) && !found.contains(&wrong), "{found}");
         assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
         assert_eq!(connect(&net.two, "10.42.42.1:53").unwrap(), "here\n");
         shell(&net.gateway, "for set in macs ports taken; do nft flush set bridge outgate $set; done");
