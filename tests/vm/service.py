@@ -657,8 +657,8 @@ def purge(provider):
     left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
     assert not left, f"left behind: {left}"
     nothing_gets_out(provider)
-    # To open the guests at once, as printed.
-    commands = [found[1] for line in said.splitlines() if (found := re.fullmatch(r"outgate: {5}(nft .*|for .*)", line))]
+    # To open the guests at once, as printed, by removal and purge alike.
+    commands = dict.fromkeys(found[1] for line in said.splitlines() if (found := re.fullmatch(r"outgate: {5}(nft .*|for .*)", line)))
     assert len(commands) == 2, said
     for command in commands:
         provider.run(command)
