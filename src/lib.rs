@@ -43,5 +43,6 @@ pub mod name;
 pub mod pace;
 pub mod reason;
 pub mod seldom;
+pub mod shell;
 pub mod source;
 pub mod target;

@@ -10,6 +10,7 @@ use crate::identify::Claim;
 use crate::policy::{AddressTerms, Guest, Location, Mode, Policy, Refusal, Unknown};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
+use crate::shell::{in_quotes, quoted};
 use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use crate::whitelist::Files;
@@ -18,6 +19,7 @@ use serde::Serialize;
 use std::collections::HashMap;
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
 use url::{Asked, UrlError};
 
 /// Lines of an entry of a JSON document that are shown behind its first.
@@ -88,7 +90,8 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&answers).map_err(io::Error::from)?)?;
     } else {
-        answers.iter().try_for_each(|answer| judge.write(answer, out))?;
+        let config = arguments.config.config.as_deref();
+        answers.iter().try_for_each(|answer| judge.write(answer, config, out))?;
     }
     Ok(exit(answers.iter().all(|answer| answer.passes)))
 }
@@ -369,7 +372,8 @@ impl Judge {
         guest.and_then(|guest| guest.files.as_deref()?.first()).map_or("local.rules", String::as_str)
     }
 
-    fn write(&self, answer: &Answer, out: &mut dyn Write) -> io::Result<()> {
+    /// `config` is what the command line names.
+    fn write(&self, answer: &Answer, config: Option<&Path>, out: &mut dyn Write) -> io::Result<()> {
         let url = printable(&answer.url);
         match (&answer.rule, answer.passes) {
             (Some(rule), true) => writeln!(out, "{:8}  {url}  by {}", answer.verdict, printable(rule))?,
@@ -390,7 +394,11 @@ impl Judge {
         }
         if let Some(rule) = &answer.suggestion {
             match self.file_to_edit() {
-                "local.rules" => writeln!(out, "          to allow: outgate whitelist add '{rule}'")?,
+                "local.rules" => {
+                    let config = config.map(|path| format!(" --config {}", quoted(&path.to_string_lossy())));
+                    let (config, rule) = (config.unwrap_or_default(), in_quotes(rule));
+                    writeln!(out, "          to allow: outgate whitelist add {rule}{config}")?;
+                }
                 file => writeln!(out, "          to allow: add the line  {rule}  to {file}")?,
             }
         }

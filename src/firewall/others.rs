@@ -7,6 +7,7 @@ use super::host::Host;
 use super::plan::Plan;
 use super::tool;
 use super::{TABLE, host};
+use crate::shell::quoted;
 use serde_json::Value;
 use std::collections::BTreeSet;
 
@@ -78,14 +79,15 @@ impl Chain {
         let what = if hook == "input" { "what is brought to the listeners from" } else { "answers of guests behind" };
         let ufw =
             table == "filter" && name.eq_ignore_ascii_case(hook) && std::path::Path::new("/etc/ufw/ufw.conf").exists();
+        let (plain, interface) = (interface, quoted(interface));
         let remedy = match (table.as_str(), family.as_str()) {
             ("firewalld", _) => {
                 format!("firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload")
             }
             // ufw drops what is for no address of this machine before it looks at its users' rules.
             _ if ufw && hook == "input" => format!(
-                "sed -i '/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {interface} -j ACCEPT' \
-                 /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload"
+                "sed -i {} /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload",
+                quoted(&format!("/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {plain} -j ACCEPT"))
             ),
             _ if ufw => format!("ufw route allow in on {interface}"),
             ("filter", "ip") if name.chars().all(|c| c.is_ascii_uppercase()) => {
@@ -94,12 +96,21 @@ impl Chain {
             ("filter", "ip6") if name.chars().all(|c| c.is_ascii_uppercase()) => {
                 format!("ip6tables -I {name} -i {interface} -j ACCEPT")
             }
-            _ => format!("nft insert rule {family} {table} {name} iifname {interface} accept"),
+            _ => format!("nft insert rule {family} {table} {name} iifname {} accept", for_nft(plain)),
         };
         format!(
-            "chain {name} of table {family} {table} drops {what} {interface}; run `{remedy}` (outgate's ruleset still refuses the rest)"
+            "chain {name} of table {family} {table} drops {what} {plain}; run `{remedy}` (outgate's ruleset still refuses the rest)"
         )
     }
+}
+
+/// The name of an interface as nft(8) takes it from a shell: one that is no plain word of its own in its quotes.
+fn for_nft(interface: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    if interface.starts_with(|c: char| c.is_ascii_alphabetic()) && interface.chars().all(plain) {
+        return interface.to_owned();
+    }
+    quoted(&format!("\"{interface}\"")).into_owned()
 }
 
 fn statements(rule: &Value) -> &[Value] {
@@ -154,11 +165,33 @@ fn legacy(saved: &str, program: &str, hooks: &[&str], interfaces: &[String]) -> 
             });
             if !allowed {
                 found.push(format!(
-                    "chain {chain} of {program} drops what comes by {interface}; run `{program} -I {chain} -i {interface} \
-                     -j ACCEPT` (outgate's ruleset still refuses the rest)"
+                    "chain {chain} of {program} drops what comes by {interface}; run `{program} -I {chain} -i {} \
+                     -j ACCEPT` (outgate's ruleset still refuses the rest)",
+                    quoted(interface)
                 ));
             }
         }
     }
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_shell_hands_nft_the_name_of_an_interface_as_it_is_or_in_its_quotes() {
+        for (interface, wanted) in [
+            ("br0", "br0"),
+            ("eth0.100", "eth0.100"),
+            ("0tap", "\"0tap\""),
+            ("tap*", "\"tap*\""),
+            ("a;b", "\"a;b\""),
+            ("it's", "\"it's\""),
+        ] {
+            let said = Command::new("sh").arg("-c").arg(format!("printf %s {}", for_nft(interface))).output().unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), wanted);
+        }
+    }
 }

@@ -295,3 +295,28 @@ fn the_manual_and_the_completions_are_printed() {
         assert!(ran.out.contains("outgate"), "{shell}");
     }
 }
+
+#[test]
+fn the_command_that_explain_prints_allows_what_was_asked_in_the_list_that_was_looked_at() {
+    // A folder that a shell takes apart.
+    let desk = Desk::new("", "");
+    let folder = desk.path("the operator's own");
+    fs::create_dir(&folder).unwrap();
+    fs::rename(desk.path("lists"), folder.join("lists")).unwrap();
+    fs::rename(desk.path("o.toml"), folder.join("o.toml")).unwrap();
+    for url in ["https://a.test", "http://a.test:8080", "tcp://11.0.0.7:22", "https://[2600::1]:8443", "a.test:25"] {
+        let explain = || {
+            let mut command = outgate();
+            command.args(["explain", url, "--config"]).arg(folder.join("o.toml"));
+            Ran::of(command.output().unwrap())
+        };
+        let refused = explain();
+        assert_eq!(refused.code, 1, "{}", refused.out);
+        let printed = refused.out.lines().find_map(|line| line.trim().strip_prefix("to allow: ")).expect(&refused.out);
+        let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
+        let path = format!("{}:/usr/bin:/bin", program.parent().unwrap().display());
+        let ran = Command::new("sh").args(["-c", printed]).env("PATH", path).output().unwrap();
+        assert!(ran.status.success(), "{printed}: {ran:?}");
+        assert_eq!(explain().code, 0, "{printed}");
+    }
+}

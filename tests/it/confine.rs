@@ -168,9 +168,37 @@ fn what_cannot_be_used_without_privileges_is_found_at_the_start() {
     fs::create_dir(outgate.path("state")).unwrap();
     mode(&outgate.path("state"), 0o700);
     assert_refuses(&mut outgate, 1, &["/state", "user nobody", "chown -R nobody: "]);
+    do_as_printed(&mut outgate);
     let mut outgate = for_nobody(&world);
     fs::write(outgate.path("access.log"), "").unwrap();
     assert_refuses(&mut outgate, 1, &["/access.log", "user nobody may not write", "chown nobody: "]);
+    do_as_printed(&mut outgate);
+
+    // A path that a shell takes apart is in quotes: the command is for this folder, and for no other.
+    let mut outgate = for_nobody(&world);
+    let config = fs::read_to_string(outgate.config()).unwrap();
+    let (folder, bystander) = (outgate.path("the state's own"), outgate.path("the"));
+    let config = config.replace(outgate.path("state").to_str().unwrap(), folder.to_str().unwrap());
+    fs::write(outgate.config(), config).unwrap();
+    for path in [&folder, &bystander] {
+        fs::create_dir(path).unwrap();
+        mode(path, 0o700);
+    }
+    assert_refuses(&mut outgate, 1, &["/the state's own", "user nobody", "chown -R nobody: '"]);
+    do_as_printed(&mut outgate);
+    assert_eq!(fs::metadata(&bystander).unwrap().uid(), 0);
+}
+
+/// Runs the command that the daemon ended with, and then the daemon.
+#[track_caller]
+fn do_as_printed(outgate: &mut Outgate) {
+    let errors = outgate.errors();
+    let command = errors.split('`').nth(1).expect(&errors);
+    let ran = std::process::Command::new("sh").args(["-c", command]).output().unwrap();
+    assert!(ran.status.success(), "{command}: {ran:?}");
+    outgate.launch();
+    outgate.await_ready();
+    assert!(outgate.stop().success(), "{}", outgate.errors());
 }
 
 #[test]

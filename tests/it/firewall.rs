@@ -755,6 +755,16 @@ fn bridge_netfilter_is_named_and_leaves_guests_closed() {
     assert!(brought.try_iter().all(|(original, _)| original.port() == 3129));
     assert!(ssh.try_recv().is_err(), "a guest reached a service of the gateway's");
     net.assert_tight();
+
+    // What is printed, as it is printed: nothing is left to say, and guests are served.
+    let commands: Vec<_> = said.split('`').filter(|part| part.starts_with("sysctl -w ")).collect();
+    assert_eq!(commands.len(), 2, "{said}");
+    for command in commands {
+        shell(&net.gateway, command);
+    }
+    let (good, status) = net.status();
+    assert!(good && !status["warnings"].to_string().contains("bridge-nf"), "{status}");
+    assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
 }
 
 #[test]

@@ -272,12 +272,36 @@ def printed(provider):
         for command in commands:
             provider.do(command, 90)
         serves_all(provider, listen)
+    # What holds a socket that nobody has a use for any more.
+    said = re.search(r"a socket unit holds (127\.0\.0\.1:3131),.*?`([^`]+)`", provider.journal(lines=100))
+    assert said, provider.journal(lines=100)
+    assert re.search(rf"(?m)^{said[1]} +outgate-redirect.socket", shown := provider.do(said[2])), shown
+    transparency(provider)
     # Whoever needs no drop-in any more: as it was.
     provider.do(f"rm -r /run/knock {folder}/outgate*.socket.d /etc/outgate/tls; cp -p {kept} /etc/outgate/outgate.toml")
     provider.do("systemctl disable -q outgate-redirect.socket; systemctl daemon-reload; systemctl stop 'outgate*.socket'; systemctl restart outgate.service", 90)
     provider.do("outgate firewall apply", 60)
     provider.ready()
     healthy(provider)
+
+
+def transparency(provider):
+    """A drop-in that makes the proxy's sockets transparent, and what is printed then."""
+    drop = "/etc/systemd/system/outgate.socket.d/override.conf"
+    provider.write(drop, "[Socket]\nTransparent=yes\n")
+    provider.do("systemctl daemon-reload; systemctl stop outgate.socket")
+    assert provider.run("systemctl restart outgate.service", 90).status, "served with IP_TRANSPARENT"
+    said = [line for line in provider.journal(lines=100).splitlines() if "came with IP_TRANSPARENT" in line]
+    assert said, provider.journal()
+    wanted, editor, *commands = re.search(r"write (\S+) below \[Socket\], by `([^`]+)`; then run `([^`]+)` and `([^`]+)`", said[-1]).groups()
+    # An editor takes a terminal. This is where it writes, and what systemd does when it is closed.
+    assert editor == "systemctl edit outgate.socket", said
+    provider.write(drop, f"[Socket]\n{wanted}\n")
+    provider.do("systemctl daemon-reload")
+    for command in commands:
+        provider.do(command, 90)
+    serves(provider)
+    assert provider.proxied().startswith("200"), provider.journal()
 
 
 # Some of the addresses are in the units already, and some in an older drop-in.
@@ -358,6 +382,23 @@ def later(provider):
         provider.do("ip link del late0")
         provider.until("ip rule | grep -c late0 || true", "^0", 40, "a rule is left")
     provider.until("systemctl is-active outgate-host.service", "^active", 30, "the watcher did not come back")
+
+
+def executes(provider):
+    """A command in a network of its own: the line for the configuration and the commands that are printed first."""
+    provider.do("cp -p /etc/outgate/outgate.toml /root/")
+    said = provider.run("outgate exec --name job -- true").output
+    found = re.search(r"under \[firewall\] write (guest_interfaces = \[[^\]]+\]), then `([^`]+)` and `([^`]+)`", said)
+    assert found, said
+    line, *commands = found.groups()
+    provider.write("/root/line", line + "\n")
+    provider.do("sed -i -e '/^guest_interfaces/{r /root/line' -e 'd}' /etc/outgate/outgate.toml")
+    for command in commands:
+        provider.do(command, 60)
+    result = provider.run("outgate exec --name job -- curl -s --max-time 20 http://good.test/")
+    assert result.status == 0 and "for good.test" in result.output, f"{result}; {provider.journal()}"
+    provider.do("cp -p /root/outgate.toml /etc/outgate/; outgate firewall apply; systemctl reload outgate")
+    provider.ready()
 
 
 def exposure(provider):
@@ -644,6 +685,12 @@ def purge(provider):
     left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
     assert not left, f"left behind: {left}"
     nothing_gets_out(provider)
+    # To open the guests at once, as printed, by removal and purge alike.
+    commands = dict.fromkeys(found[1] for line in said.splitlines() if (found := re.fullmatch(r"outgate: {5}(nft .*|for .*)", line)))
+    assert len(commands) == 2, said
+    for command in commands:
+        provider.run(command)
+    control(provider)
 
 
 def registered(provider, status):
@@ -732,6 +779,7 @@ CHECKS = [
     ("privileges while it serves", privileges),
     ("the printed drop-ins and commands", printed),
     ("a bridge port that comes later", later),
+    ("a command that becomes a guest, as printed", executes),
     ("systemd-analyze security", exposure),
     ("reload", reload),
     ("a Golem provider's data dir", golem),
@@ -760,8 +808,7 @@ PACKAGE_CHECKS = [
 
 BOOTS = [order]
 # What a container shows as well as a machine does, and ten times as fast.
-FAST = [printed, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
-FAST = [later, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [printed, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]
 
 

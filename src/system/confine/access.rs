@@ -2,6 +2,7 @@
 //! the first to find out that without privileges a file can't be read.
 
 use super::User;
+use crate::shell::quoted;
 use rustix::fs::{Access, access};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -85,7 +86,8 @@ fn ask(path: &Path, wanted: Access, need: &Need, user: Option<&User>) -> Result<
 }
 
 fn remedy(need: &Need, name: &str) -> String {
-    let path = need.path.display();
+    let path = need.path.to_string_lossy();
+    let path = quoted(&path);
     match need.what {
         Use::Read => format!("run `setfacl -R -m u:{name}:rX {path}`, and see that each folder above may be searched"),
         Use::Keep => format!("run `chown -R {name}: {path}`"),

@@ -1,0 +1,34 @@
+//! Words of commands that are printed to be run: as a shell takes them, whatever is in them.
+
+use std::borrow::Cow;
+
+/// The word, in quotes if a shell would take it for anything but itself.
+pub fn quoted(word: &str) -> Cow<'_, str> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_./:@%+=,-".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return Cow::Borrowed(word);
+    }
+    Cow::Owned(in_quotes(word))
+}
+
+/// The word in quotes in any case.
+pub fn in_quotes(word: &str) -> String {
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn a_shell_takes_each_word_for_itself() {
+        for word in
+            ["br0", "/var/lib/outgate", "og-*", "a b", "it's", "$(id)`id`;\\\"", "", "~", "#", "a\nb", "[::]:3129"]
+        {
+            let said = Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output().unwrap();
+            assert_eq!(String::from_utf8(said.stdout).unwrap(), word);
+        }
+        assert_eq!(quoted("eth0.100"), "eth0.100");
+    }
+}
