@@ -11,7 +11,7 @@ mod second;
 mod sniff;
 pub mod socks;
 
-pub use second::{HostSearch, OtherName};
+pub use second::{HostSearch, OtherName, asks_for_tls};
 pub use sniff::{MAX_SNIFF, Sniff, sniff, sniff_on};
 
 use crate::reason::Reason;

@@ -7,12 +7,12 @@ use super::{Ended, Filled, Relaying, Step, Visit, decide, http, refuse, say};
 use crate::account::{Listener, Record};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
-use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, sniff_on};
+use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
 use crate::policy::Permit;
 use crate::reason::{Reason, Why};
 use crate::relay::http::{Bond, Peer};
 use crate::relay::{self, Heard, Tunnel, Watch, close};
-use crate::target::Protocol;
+use crate::target::{Host, Protocol};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::Context;
@@ -69,7 +69,7 @@ async fn serve_known(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<S
     loop {
         match sniff_on(&visit.input, scanned) {
             Sniff::NeedMore => scanned = visit.input.len(),
-            Sniff::Tls => return tls(visit, opened, Vec::new()).await,
+            Sniff::Tls => return tls(visit, opened, Spoken::default()).await,
             Sniff::Http => return plain_http(visit, opened, Spoken::default()).await,
             Sniff::H2c => return Box::pin(http2(visit, opened, Spoken::default())).await,
             Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
@@ -109,6 +109,8 @@ struct Spoken {
     scanned: usize,
     /// Until when the guest may go on before its one unclear byte is sent.
     patience: Option<Instant>,
+    /// It asked for TLS in words of another protocol, whose clients need not show a name.
+    asked: bool,
 }
 
 /// As [`serve`], where raw bytes are allowed too. The server may speak first, and nothing waits for what
@@ -122,8 +124,18 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
             Sniff::H2c => return Box::pin(http2(visit, opened, spoken)).await,
-            Sniff::Raw => return raw(visit, opened, spoken, false),
-            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken.to_guest)).await,
+            Sniff::Raw => match asked(&visit, &opened) {
+                None => return raw(visit, opened, spoken, false),
+                Some(Parsed::Partial) => spoken.scanned = visit.input.len(),
+                Some(Parsed::Complete { len, .. }) => {
+                    let rest = visit.input.split_off(len.min(visit.input.len()));
+                    send_unclear(&visit, &mut opened, &mut spoken).await?;
+                    visit.input = rest;
+                    spoken = Spoken { to_guest: spoken.to_guest, asked: true, ..Spoken::default() };
+                    continue;
+                }
+            },
+            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken)).await,
             Sniff::Tls => return Err(broken_off(&visit, &mut opened, TOO_LATE)),
             Sniff::Http => return Box::pin(plain_http(visit, opened, spoken)).await,
             Sniff::NeedMore => spoken.scanned = visit.input.len(),
@@ -151,6 +163,12 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
             }
         }
     }
+}
+
+/// Does the guest ask whether TLS may follow? Its hello is judged then, where it should have a name.
+fn asked(visit: &Visit, opened: &Opened) -> Option<Parsed<()>> {
+    let judged = !opened.permit.any_bytes() && matches!(opened.claim.target.host, Host::Name(_));
+    if judged { asks_for_tls(&visit.input) } else { None }
 }
 
 /// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
@@ -258,9 +276,14 @@ fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason
 }
 
 /// TLS: the hello decides.
-async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, to_guest: Vec<u8>) -> Result<Step, Ended> {
+async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+    let to_guest = spoken.to_guest;
     let len = match hello(&mut visit, &mut opened).await {
         Ok(len) => len,
+        Err(Reason::NoName) if spoken.asked => {
+            let input = std::mem::take(&mut visit.input);
+            return Ok(relaying(visit, opened, input, to_guest, false));
+        }
         Err(reason) => return alert(visit, opened, reason).await,
     };
     visit.say(&to_guest, &mut opened.record).await?;

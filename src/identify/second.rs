@@ -9,6 +9,7 @@
 //!
 //! Memory is bounded, and a stream that begins in another way costs nothing once that is known.
 
+use super::Parsed;
 use super::http::HostPort;
 use crate::target::Target;
 use memchr::memchr2;
@@ -21,6 +22,18 @@ const MAX_FIRST_LINE: usize = 128 << 10;
 
 /// Blocks that are looked through without leaving early, which the compiler turns into vector code.
 const BLOCK: usize = 64;
+
+/// What PostgreSQL's clients ask before anything else, and how long that is: whether TLS, or GSSAPI's encryption,
+/// may follow (its documentation, "Message Formats": SSLRequest and GSSENCRequest). `Partial` is not all of it.
+pub fn asks_for_tls(buf: &[u8]) -> Option<Parsed<()>> {
+    const LENGTH: usize = 8;
+    [[0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]].iter().find_map(|request: &[u8; LENGTH]| match buf {
+        [] => None,
+        _ if buf.starts_with(request) => Some(Parsed::Complete { head: (), len: LENGTH }),
+        _ if request.starts_with(buf) => Some(Parsed::Partial),
+        _ => None,
+    })
+}
 
 /// The stream showed another name than its own, and must not go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -584,6 +597,19 @@ mod tests {
         assert_eq!(ask("[2001:DB8::1]"), Ok(true));
         assert_eq!(ask("[2001:db8::1]:8080"), Ok(true));
         assert_eq!(ask("good.test"), Err(OtherName));
+    }
+
+    #[test]
+    fn a_question_for_tls_is_known_whole() {
+        let ssl = [0, 0, 0, 8, 4, 210, 22, 47, 0x16, 3];
+        for end in 1..8 {
+            assert_eq!(asks_for_tls(&ssl[..end]), Some(Parsed::Partial));
+        }
+        assert_eq!(asks_for_tls(&ssl), Some(Parsed::Complete { head: (), len: 8 }));
+        assert_eq!(asks_for_tls(&[0, 0, 0, 8, 4, 210, 22, 48]), Some(Parsed::Complete { head: (), len: 8 }));
+        for other in [&b""[..], &[0, 0, 0, 9], &[0, 0, 0, 8, 4, 210, 22, 46], b"EHLO"] {
+            assert_eq!(asks_for_tls(other), None);
+        }
     }
 
     #[test]

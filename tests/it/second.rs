@@ -3,14 +3,15 @@
 
 use crate::transparent;
 use crate::world::client::Wire;
+use crate::world::hello::Hello;
 use crate::world::outgate::Outgate;
 use crate::world::stub::RESOLVER;
-use crate::world::{EVIL, GOOD, PROXY, World, eventually};
+use crate::world::{EVIL, GOOD, PATIENCE, PROXY, World, eventually};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// The servers: program, arguments in front of address and port, port.
 const SERVERS: [(&str, &[&str], u16); 3] = [
@@ -35,7 +36,12 @@ impl Lax {
         command.stdin(Stdio::null()).stdout(file).stderr(Stdio::null());
         let child = world.internet.run(|| command.spawn()).unwrap_or_else(|error| panic!("{program}: {error}"));
         let lax = Lax { child, port, output };
-        eventually(&format!("{program} listens"), || lax.direct(world).is_ok());
+        // Java compiles its program first.
+        let give_up = Instant::now() + 4 * PATIENCE;
+        while lax.direct(world).is_err() {
+            assert!(Instant::now() < give_up, "{program} does not listen");
+            std::thread::sleep(Duration::from_millis(20));
+        }
         lax
     }
 
@@ -48,7 +54,8 @@ impl Lax {
     /// The Hosts that the handler saw so far.
     fn hosts(&self) -> Vec<String> {
         let text = fs::read_to_string(&self.output).unwrap();
-        text.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
+        let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
+        whole.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
     }
 
     fn evil(&self) -> usize {
@@ -149,9 +156,8 @@ fn servers(world: &World, folder: &std::path::Path) -> Vec<Lax> {
 fn no_server_is_shown_another_host_on_a_port_without_scheme() {
     let Some(world) = World::new() else { return };
     let folder = tempfile::tempdir().unwrap();
-    let servers = servers(&world, folder.path());
     // On its own, each of them takes some of these for requests to the other host.
-    for lax in &servers {
+    for lax in servers(&world, folder.path()) {
         let wires: Vec<Wire> = forms(lax.port)
             .into_iter()
             .map(|form| {
@@ -160,12 +166,10 @@ fn no_server_is_shown_another_host_on_a_port_without_scheme() {
                 wire
             })
             .collect();
-        eventually("some forms are requests", || lax.evil() >= 7);
-        std::thread::sleep(Duration::from_millis(300));
-        println!("{}: {} of {} forms reach the other host", lax.output.display(), lax.evil(), wires.len());
+        eventually("some forms are requests", || lax.evil() >= 10);
+        println!("{}: at least {} of {} forms reach the other host", lax.output.display(), lax.evil(), wires.len());
     }
-    let before: Vec<usize> = servers.iter().map(Lax::evil).collect();
-
+    let servers = servers(&world, folder.path());
     for rules in ["good.test:8000-8100\n", "good.test\n"] {
         let outgate = match rules {
             "good.test\n" => golem(&world),
@@ -180,7 +184,9 @@ fn no_server_is_shown_another_host_on_a_port_without_scheme() {
                 }
             }
         }
-        assert_eq!(servers.iter().map(Lax::evil).collect::<Vec<_>>(), before, "{rules:?}: what handlers saw");
+        for lax in &servers {
+            assert!(lax.evil() == 0, "{rules:?}, {}: {:?}", lax.port, lax.hosts());
+        }
         assert!(outgate.counted("denied", "name_mismatch") > 300.0);
     }
     world.assert_untouched(EVIL);
@@ -252,6 +258,64 @@ fn its_own_host_passes_and_so_does_what_is_no_request() {
         }
     }
     assert_eq!(outgate.counted("denied", "name_mismatch"), 0.0);
+}
+
+#[test]
+fn a_hello_behind_postgresqls_question_is_judged() {
+    const QUESTION: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
+    let Some(world) = World::new() else { return };
+    let outgate = start(&world, "good.test:5432\ntcp://good.test:5433\n");
+    let serve = |port: u16, answer: u8| {
+        world.internet.serve((GOOD, port), move |mut tap| {
+            if std::io::Read::read_exact(&mut tap, &mut [0; 8]).is_ok() {
+                let _ = std::io::Write::write_all(&mut tap, &[answer]);
+                tap.drain();
+            }
+        });
+    };
+    serve(5432, b'S');
+    serve(5433, b'S');
+    let got = || world.internet.seen(GOOD).last().unwrap().bytes.clone();
+    for (door, mut wire) in doors(&world, 5432) {
+        wire.say(QUESTION);
+        assert_eq!(wire.take_bytes(1), b"S", "{door}");
+        wire.say(Hello::naming("evil.test").record());
+        assert!(wire.is_over(), "{door}");
+    }
+    // In pieces, all at once, and in two questions.
+    let hello = Hello::naming("evil.test").record();
+    for (first, second) in [
+        (QUESTION[..3].to_vec(), [&QUESTION[3..], &hello].concat()),
+        ([&QUESTION[..], &hello].concat(), Vec::new()),
+        ([0, 0, 0, 8, 4, 210, 22, 48].to_vec(), [&QUESTION[..], &hello].concat()),
+    ] {
+        let mut wire = world.guest.tunnel("good.test:5432");
+        wire.say(&first);
+        std::thread::sleep(Duration::from_millis(100));
+        wire.say(&second);
+        assert!(wire.is_over());
+    }
+    eventually("all are over", || world.internet.seen(GOOD).iter().all(|seen| seen.ended));
+    let seen = world.internet.seen(GOOD);
+    assert!(seen.iter().all(|seen| seen.bytes.iter().all(|byte| *byte != 0x16 || seen.bytes.len() <= 16)), "{seen:?}");
+    outgate.await_counted("denied", "name_mismatch", 6.0);
+
+    for hello in [Hello::naming("good.test").record(), Hello::nameless().record()] {
+        let mut wire = world.guest.tunnel("good.test:5432");
+        wire.say(QUESTION);
+        assert_eq!(wire.take_bytes(1), b"S");
+        wire.say(&hello);
+        eventually("its own name, or none, passes", || got().ends_with(&hello));
+    }
+    // The server had no TLS: the startup message in clear.
+    let startup = b"\0\0\0\x20\0\x03\0\0user\0me\0\0";
+    let mut wire = world.guest.tunnel("good.test:5432");
+    wire.say(QUESTION);
+    wire.say(startup);
+    eventually("words in clear pass", || got().ends_with(startup));
+    let mut wire = world.guest.tunnel("good.test:5433");
+    wire.say([&QUESTION[..], &hello].concat());
+    eventually("tcp:// is any bytes", || got().ends_with(&hello));
 }
 
 #[test]
