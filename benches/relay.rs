@@ -144,6 +144,7 @@ async fn ours(guest: &mut TcpStream, near: &mut GuestStream, peer: &mut Peer, an
         keep_alive: head.keep_alive,
         upgrade: false,
         repeatable: true,
+        patience: None,
     };
     let done = exchange(near, &mut Vec::new(), peer, request, watch()).await;
     assert_eq!(done.unwrap(), Done::Answered { guest_reusable: true, upstream_reusable: true });

@@ -432,6 +432,20 @@ impl Visit {
         })
     }
 
+    /// As [`say`](Self::say), before there is a record.
+    async fn tell(&mut self, bytes: &[u8]) -> Result<(), Ended> {
+        let mut deadline = Deadline::after(self.house.gate.settings().idle_timeout);
+        let told = async {
+            self.guest.write_all(bytes).await?;
+            self.guest.flush().await
+        };
+        tokio::select! {
+            biased;
+            told = told => told.map_err(|_| Ended),
+            () = deadline.passed() => Err(Ended),
+        }
+    }
+
     /// Ends a connection on which nothing is under way. In clear, closing it says so.
     async fn take_leave(&mut self) {
         if !self.guest.ends_with_socket() {

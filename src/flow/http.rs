@@ -374,11 +374,7 @@ impl Session {
         match (transparent::bound(house, who, *source, &target), &target.host) {
             (Some(Ok(())), Host::Addr(address)) => {
                 let original = SocketAddr::new(*address, target.port);
-                let said = async {
-                    self.visit.guest.write_all(ESTABLISHED).await?;
-                    self.visit.guest.flush().await
-                };
-                said.await.map_err(|_| Ended)?;
+                self.visit.tell(ESTABLISHED).await?;
                 return transparent::serve_bound(self.visit, self.listener, original).await;
             }
             (Some(Err(claim)), _) => {

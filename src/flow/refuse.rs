@@ -21,12 +21,13 @@ pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
 }
 
 /// An empty SETTINGS frame and a GOAWAY with the reason as its debug data, which clients show (RFC 9113 §6.8).
-/// What a limit refuses may come again later; all else is told to try HTTP/1.1, where it gets a whole answer.
+/// What a limit refuses may come again later; for all else the code is the one that says that clear text will not
+/// do. HTTP_1_1_REQUIRED would say more, but gRPC's C core aborts the whole process on it (1.85).
 pub(super) fn http2(reason: Reason) -> Vec<u8> {
     const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
     const ENHANCE_YOUR_CALM: u8 = 0xb;
-    const HTTP_1_1_REQUIRED: u8 = 0xd;
-    let code = if reason.http_status() == 429 { ENHANCE_YOUR_CALM } else { HTTP_1_1_REQUIRED };
+    const INADEQUATE_SECURITY: u8 = 0xc;
+    let code = if reason.http_status() == 429 { ENHANCE_YOUR_CALM } else { INADEQUATE_SECURITY };
     let debug = reason.as_str().as_bytes();
     // Last stream and code before it; no reason has over 200 letters.
     let length = u8::try_from(8 + debug.len()).unwrap_or(8);

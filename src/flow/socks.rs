@@ -76,8 +76,7 @@ async fn connect(mut visit: Box<Visit>, target: Target) -> Result<Step, Ended> {
         (Some(Ok(())), Host::Addr(address)) => {
             let original = SocketAddr::new(*address, target.port);
             record.cancel();
-            visit.guest.write_all(&socks::reply(0)).await.map_err(|_| Ended)?;
-            visit.guest.flush().await.map_err(|_| Ended)?;
+            visit.tell(&socks::reply(0)).await?;
             return transparent::serve_bound(visit, Listener::Socks, original).await;
         }
         (Some(Err(claim)), _) => {

@@ -25,6 +25,10 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 BULK = int(os.environ.get("OUTGATE_BULK_MIB", "64"))
 PROXY = "10.42.42.1:3128"
 ALLOWED = ["api.test", "index.test", "files.test", "git.test", "deb.test"]
+# gRPC in clear passes by the first and not by the second, which holds names to the host.
+CLEAR = "tcp://api.test:50051\napi.test:50052\n"
+# What is fetched from the registry once, into target/clients-python, and held to these versions.
+LIBRARIES = ["aiohttp==3.14.5", "grpcio==1.85.3"]
 PATIENCE = 300
 
 
@@ -216,7 +220,7 @@ class World:
         return ""
 
     def rules(self):
-        return "".join(f"{name}\n" for name in ALLOWED)
+        return "".join(f"{name}\n" for name in ALLOWED) + CLEAR
 
     def spawn(self, part, *command, **options):
         process = subprocess.Popen(["ip", "netns", "exec", self.names[part], *command], stdin=subprocess.DEVNULL, **options)
@@ -398,6 +402,69 @@ def websocket(world):
     expect(world.guest(sys.executable, os.path.join(HERE, "websocket.py"), way, "api.test"), "four messages came back")
 
 
+def libraries():
+    """The folder with aiohttp and grpcio, and what is missing where there is none."""
+    target = os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target"))
+    cache = os.path.join(target, f"clients-python-{sys.version_info[0]}.{sys.version_info[1]}")
+    stamp = os.path.join(cache, "versions")
+    wanted = " ".join(LIBRARIES)
+    if os.path.exists(stamp) and open(stamp).read() == wanted:
+        return cache, None
+    shutil.rmtree(cache, ignore_errors=True)
+    install = [sys.executable, "-m", "pip", "install", "-q", "--only-binary", ":all:", "--target", cache, *LIBRARIES]
+    done = subprocess.run(install, check=False, capture_output=True, text=True, timeout=300)
+    if done.returncode:
+        return None, f"this machine cannot fetch aiohttp and grpcio by pip: {done.stderr.strip()[-500:]}"
+    with open(stamp, "w") as file:
+        file.write(wanted)
+    return cache, None
+
+
+def with_libraries(check):
+    def run_it(world):
+        folder, missing = libraries()
+        if missing:
+            assert os.environ.get("CI") != "true", missing
+            return missing
+        return check(world, folder)
+
+    return run_it
+
+
+def way(world):
+    return PROXY if world.proxied else "direct"
+
+
+@with_libraries
+def aiohttp_websocket(world, folder):
+    script = os.path.join(HERE, "aiohttp_ws.py")
+    for uri in ("ws://api.test/chat", "wss://api.test/chat"):
+        expect(world.guest(sys.executable, script, way(world), uri, PYTHONPATH=folder), "hello came back")
+
+
+def java_websocket(world):
+    if shutil.which("javac") is None:
+        assert os.environ.get("CI") != "true", "no JDK is installed"
+        return "this machine has no JDK"
+    expect(world.guest("java", os.path.join(HERE, "WebSocketClient.java"), way(world), "ws://api.test/chat"), "hello came back")
+    return None
+
+
+@with_libraries
+def grpc_in_clear(world, folder):
+    script = os.path.join(HERE, "grpc_peer.py")
+    addresses = ["11.0.0.10:50051", "11.0.0.10:50052"]
+    server = world.spawn(
+        "internet", sys.executable, script, "serve", *addresses, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": folder},
+    )
+    # The daemon is the last that is started, and ended first where that is tried.
+    world.processes.insert(0, world.processes.pop())
+    assert server.stdout.readline() == b"ready\n", "the server did not start"
+    call = lambda port: world.guest(sys.executable, script, "call", f"api.test:{port}", PYTHONPATH=folder)
+    expect(call(50051), "hello came back")
+    expect(call(50052), "h2c")
+
+
 def bulk(scheme, options=lambda world: ()):
     """Both ways by curl, with what `options` makes of the world as further arguments."""
     def transfer(world):
@@ -437,6 +504,9 @@ CLIENTS = [
     ("Node fetch", node_fetch),
     ("apt-get", apt),
     ("WebSocket", websocket),
+    ("Java WebSocket, ws://", java_websocket),
+    ("aiohttp WebSocket", aiohttp_websocket),
+    ("gRPC in clear", grpc_in_clear),
     (f"{BULK} MiB over https", bulk("https")),
     (f"{BULK} MiB over http", bulk("http")),
 ]

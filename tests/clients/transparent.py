@@ -51,7 +51,7 @@ class Inside(run.World):
         return '[firewall]\nguest_interfaces = ["g1"]\n'
 
     def rules(self):
-        return "".join(f"{name} ech=allow\n" for name in ALLOWED)
+        return "".join(f"{name} ech=allow\n" for name in ALLOWED) + run.CLEAR
 
     def prepare(self):
         run.run(
@@ -118,6 +118,9 @@ CLIENTS = [
     ("Node fetch", node_fetch),
     ("apt-get", run.apt),
     ("WebSocket", run.websocket),
+    ("Java WebSocket, ws://", run.java_websocket),
+    ("aiohttp WebSocket", run.aiohttp_websocket),
+    ("gRPC in clear", run.grpc_in_clear),
     ("Chromium", chromium),
     (f"{BULK} MiB over https", run.bulk("https")),
     (f"{BULK} MiB over http", run.bulk("http")),

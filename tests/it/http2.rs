@@ -22,7 +22,8 @@ fn goaway(wire: &mut Wire) -> (u8, String) {
     (frame[16], String::from_utf8_lossy(&frame[17..]).into_owned())
 }
 
-const REQUIRED: u8 = 0xd;
+/// INADEQUATE_SECURITY
+const CODE: u8 = 0xc;
 
 #[test]
 fn it_passes_a_tunnel_by_a_rule_for_any_bytes_and_no_other() {
@@ -42,7 +43,7 @@ fn it_passes_a_tunnel_by_a_rule_for_any_bytes_and_no_other() {
     let passed = world.internet.bytes(ODD);
     for mut wire in [world.guest.tunnel("odd.test:50052"), socks(50052), world.guest.tunnel("good.test:80")] {
         wire.say(OPENING);
-        assert_eq!(goaway(&mut wire), (REQUIRED, "h2c".to_owned()));
+        assert_eq!(goaway(&mut wire), (CODE, "h2c".to_owned()));
     }
     assert_eq!((world.internet.bytes(ODD), world.internet.bytes(GOOD)), (passed, 0));
     outgate.await_counted("denied", "h2c", 3.0);
@@ -56,7 +57,7 @@ fn a_client_that_takes_the_proxy_for_its_server_is_told_so() {
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say(OPENING);
-    assert_eq!(goaway(&mut wire), (REQUIRED, "h2c".to_owned()));
+    assert_eq!(goaway(&mut wire), (CODE, "h2c".to_owned()));
     let mut wire = world.guest.proxy();
     wire.say("GET http://good.test/ HTTP/2.0\r\nHost: good.test\r\n\r\n");
     let refusal = wire.hear("GET");
@@ -90,7 +91,7 @@ fn brought_here_it_goes_where_the_guests_dns_says() {
     for port in [50051, 50052] {
         let mut wire = dial(&world.guest, ODD, port);
         wire.say(OPENING);
-        assert_eq!(goaway(&mut wire), (REQUIRED, "h2c".to_owned()), "{port}: nobody asked for the name");
+        assert_eq!(goaway(&mut wire), (CODE, "h2c".to_owned()), "{port}: nobody asked for the name");
     }
     world.guest.lookup("odd.test").assert_is([ODD]);
     let mut wire = dial(&world.guest, ODD, 50051);
