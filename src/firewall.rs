@@ -17,6 +17,7 @@ mod plan;
 mod routing;
 mod script;
 pub(crate) mod tool;
+pub(crate) mod tracking;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use host::Host;
@@ -71,6 +72,8 @@ const MARK_MASK: u32 = 0x0700_0000;
 const MARK_LISTENER: u32 = 0x0100_0000;
 /// Mark: the answer to a connection that came from outside.
 const MARK_REPLY: u32 = 0x0200_0000;
+/// Mark: the port by which it came has sent more queries than it may.
+const MARK_CROWDED: u32 = 0x0300_0000;
 /// Mark: its source was checked on the bridge port by which it came.
 const MARK_PINNED: u32 = 0x0400_0000;
 /// The routing table that delivers everything to this machine.

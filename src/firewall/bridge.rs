@@ -11,12 +11,12 @@ use super::host::Host;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, marked, names, set};
 use super::tool;
-use super::{MARK_PINNED, TABLE};
+use super::{MARK_PINNED, TABLE, tracking};
 use ipnet::Ipv6Net;
 use serde_json::Value;
 
 /// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
-const PRIORITY: i32 = -250;
+pub(super) const PRIORITY: i32 = -250;
 
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     if plan.guests.is_empty() {
@@ -33,6 +33,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
         }
     }
     arriving(plan, script);
+    tracking::write_bridged(plan, script);
     script.hook("forwarded", "filter", "forward", PRIORITY);
     for scope in scopes(plan, "forward") {
         script.rule(format!("{scope} counter drop"), "guests on one bridge do not reach each other");

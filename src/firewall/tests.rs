@@ -32,7 +32,14 @@ fn host(matches_bridges: bool) -> Host {
         link("tap1", false, Some("br0")),
         link("tap2", false, Some("br1")),
     ];
-    Host { links, matches_bridges, ipv6: true, default_routes: Vec::new() }
+    Host {
+        links,
+        matches_bridges,
+        has_ct_timeouts: true,
+        most_tracked: Some(1 << 18),
+        ipv6: true,
+        default_routes: Vec::new(),
+    }
 }
 
 #[test]

@@ -9,6 +9,7 @@ mod addresses;
 mod admin_tls;
 mod cli;
 mod confine;
+mod conntrack;
 mod dns;
 mod exec;
 mod fairness;
