@@ -12,12 +12,13 @@ mod apply;
 mod bridge;
 mod host;
 mod inspect;
+mod neighbours;
 mod others;
 mod plan;
 mod routing;
 mod script;
 pub(crate) mod tool;
-pub(crate) mod tracking;
+mod tracking;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use host::Host;
@@ -26,7 +27,7 @@ pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
 
-use crate::config::ListenSettings;
+use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -62,6 +63,18 @@ pub struct Pin {
     pub interface: String,
     /// What the guest may use there.
     pub addresses: Vec<IpNet>,
+}
+
+/// Tables of this machine's kernel that are too small for the guests of the configuration, one sentence each
+/// with the line to write.
+pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
+    if !settings.firewall.is_wanted() {
+        return Vec::new();
+    }
+    let guests = settings.policy.guests.len();
+    let mut found = neighbours::too_small(guests, &neighbours::places());
+    found.extend(tracking::too_small(settings, guests, tracking::largest()));
+    found
 }
 
 /// The name of both tables.

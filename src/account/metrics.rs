@@ -8,6 +8,7 @@
 use super::event::Guest;
 use super::flows::Flow;
 use super::process::Process;
+use super::tracking::Tracking;
 use super::{Listener, lock};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
@@ -58,6 +59,7 @@ pub struct Metrics {
     log_errors: IntCounter,
     overload: Overload,
     process: Process,
+    tracking: Tracking,
 }
 
 /// How full the daemon is, and what that costs.
@@ -158,6 +160,7 @@ impl Metrics {
             log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
             overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
+            tracking: Tracking::new(&make.0)?,
             registry: make.0,
         })
     }
@@ -265,6 +268,7 @@ impl Metrics {
     /// The registry's text. Live flows must have been settled before.
     pub(super) fn render(&self) -> String {
         self.process.refresh();
+        self.tracking.refresh();
         let mut text = String::with_capacity(32 * 1024);
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics can't be rendered");

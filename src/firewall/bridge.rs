@@ -11,7 +11,7 @@ use super::host::Host;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, marked, names, set};
 use super::tool;
-use super::{MARK_PINNED, TABLE, tracking};
+use super::{MARK_PINNED, TABLE, neighbours, tracking};
 use ipnet::Ipv6Net;
 use serde_json::Value;
 
@@ -34,6 +34,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     }
     arriving(plan, script);
     tracking::write_bridged(plan, script);
+    neighbours::write_bridged(plan, script);
     script.hook("forwarded", "filter", "forward", PRIORITY);
     for scope in scopes(plan, "forward") {
         script.rule(format!("{scope} counter drop"), "guests on one bridge do not reach each other");

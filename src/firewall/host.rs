@@ -16,6 +16,8 @@ pub struct Host {
     pub(super) has_ct_timeouts: bool,
     /// How many entries the connection tracking table takes; `None`: there is none yet.
     pub(super) most_tracked: Option<u64>,
+    /// How many neighbours it keeps, by setting.
+    pub(super) neighbours: Vec<(&'static str, u64)>,
     /// Does the kernel speak IPv6?
     pub(super) ipv6: bool,
     /// The interfaces of default routes.
@@ -71,10 +73,19 @@ impl Host {
         let has_ct_timeouts =
             !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
         let most_tracked = super::tracking::largest();
+        let neighbours = super::neighbours::places();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
         let mut links: Vec<Link> = links.into_iter().map(Link::from).collect();
         links.sort_by(|one, other| one.name.cmp(&other.name));
-        Ok(Host { links, matches_bridges, has_ct_timeouts, most_tracked, ipv6, default_routes: default_routes() })
+        Ok(Host {
+            links,
+            matches_bridges,
+            has_ct_timeouts,
+            most_tracked,
+            neighbours,
+            ipv6,
+            default_routes: default_routes(),
+        })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {

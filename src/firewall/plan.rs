@@ -2,6 +2,7 @@
 //! guests, who is held to which port, and what the operator should know before it is applied.
 
 use super::host::{self, Host, Link, fits};
+use super::neighbours;
 use super::tracking::{self, Rations};
 use super::{Pin, Seal, routing, script};
 use crate::config::{ListenSettings, Settings};
@@ -86,6 +87,8 @@ pub(super) enum Scope {
 pub(super) struct Here {
     /// Guests' bridges that there are.
     pub(super) bridges: Vec<String>,
+    /// Guests' interfaces that are none.
+    pub(super) interfaces: Vec<String>,
     /// The number of the user that the daemon runs as, where it has one of its own.
     pub(super) daemon: Option<u32>,
     /// Can rules say how long an entry of connection tracking lives?
@@ -124,7 +127,7 @@ impl Plan {
             allow_inbound_replies: wanted.allow_inbound_replies,
             routing: routing::Routing::default(),
             rations: Rations::new(&settings.limits, settings.resolver.timeout),
-            here: Here { bridges: Vec::new(), daemon, has_ct_timeouts: host.has_ct_timeouts },
+            here: Here { bridges: Vec::new(), interfaces: Vec::new(), daemon, has_ct_timeouts: host.has_ct_timeouts },
             pinned,
             notes: Vec::new(),
             faults,
@@ -132,6 +135,7 @@ impl Plan {
         plan.ports = plan.ports_of_guests(host);
         plan.here.bridges =
             plan.guest_links(host).filter(|link| link.is_bridge).map(|link| link.name.clone()).collect();
+        plan.here.interfaces = neighbours::own_interfaces(&plan, host);
         if !host.matches_bridges {
             plan.scope = Scope::Ports(plan.ports.clone());
         }
@@ -140,6 +144,7 @@ impl Plan {
         if plan.is_wanted() {
             let guests = settings.policy.guests.len().max(plan.known_guests(host));
             plan.notes.extend(tracking::too_small(settings, guests, host.most_tracked));
+            plan.notes.extend(neighbours::too_small(guests, &host.neighbours));
         }
         plan
     }

@@ -7,7 +7,7 @@
 //! (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
-use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge, tracking};
+use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge, neighbours, tracking};
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -28,6 +28,13 @@ impl Script {
     pub(super) fn set(&mut self, name: &str, kind: &str, comment: &str) {
         self.text.push_str(&format!(
             "\t# {comment}\n\tset {name} {{\n\t\ttype {kind}\n\t\tsize 65536\n\t\tflags dynamic,timeout\n\t\ttimeout 5m\n\t}}\n\n"
+        ));
+    }
+
+    /// A set of addresses that are in use.
+    pub(super) fn addresses(&mut self, name: &str, kind: &str, most: u32) {
+        self.text.push_str(&format!(
+            "\tset {name} {{\n\t\ttype {kind}\n\t\tsize {most}\n\t\tflags dynamic,timeout\n\t\ttimeout 5m\n\t}}\n\n"
         ));
     }
 
@@ -84,6 +91,7 @@ pub(super) fn write(plan: &Plan) -> String {
     script.table("inet");
     tracking::write(plan, &mut script);
     if !plan.guests.is_empty() {
+        neighbours::write(plan, &mut script);
         sources(plan, &mut script);
         listeners(plan, &mut script);
         arrivals(plan, &mut script);

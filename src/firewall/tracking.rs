@@ -11,6 +11,7 @@ use super::plan::{Plan, Scope};
 use super::script::{Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, bridge};
 use crate::accept::LimitSettings;
+use crate::config::Settings;
 use std::time::Duration;
 
 /// After `sources`, before tracking (-200).
@@ -98,7 +99,7 @@ impl Rations {
 
 /// What the operator should know of the machine's table, one sentence each. `guests`: how many there are;
 /// `largest`: how many entries the table takes, where it can be told.
-pub(crate) fn too_small(settings: &crate::config::Settings, guests: usize, largest: Option<u64>) -> Option<String> {
+pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
     let rations = Rations::new(&settings.limits, settings.resolver.timeout);
     let needed = rations.a_guest().saturating_mul(u64::try_from(guests.max(1)).unwrap_or(u64::MAX));
     let largest = largest.filter(|largest| *largest < needed)?;
@@ -111,7 +112,7 @@ pub(crate) fn too_small(settings: &crate::config::Settings, guests: usize, large
 }
 
 /// How many entries the table takes; `None` where there is none yet.
-pub(crate) fn largest() -> Option<u64> {
+pub(super) fn largest() -> Option<u64> {
     super::host::sysctl("/proc/sys/net/netfilter/nf_conntrack_max")?.parse().ok()
 }
 

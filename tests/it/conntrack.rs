@@ -2,15 +2,18 @@
 //! sends, few entries are its own, and neighbour, the host's own services and the admin listener are
 //! served meanwhile. Judged by the kernel's count in the gateway and by what the others get.
 
-use crate::world::GOOD;
 use crate::world::client::Guest;
 use crate::world::namespace::Namespace;
 use crate::world::outgate::Outgate;
-use crate::world::vmnet::{connect, nft, shell, succeed};
-use crate::world::whole::Whole;
+use crate::world::stub::{framed, query, read_framed};
+use crate::world::vmnet::{Vmnet, connect, nft, shell, succeed};
+use crate::world::whole::{STRANGER, STRANGER6, Whole};
+use crate::world::{GOOD, eventually};
 use serde_json::{Value, json};
+use std::io::Write;
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 const FLOOD: &str = include_str!("world/flood.py");
 
@@ -202,4 +205,144 @@ fn the_floods_are_such_as_fill_it_where_the_ruleset_does_not_keep_them_out() {
         println!("{kind}: {more} entries; {said}");
         assert!(more > said["tried"].as_u64().unwrap() / 2 && more > 200, "{kind}: {more} entries of {said}");
     }
+}
+
+#[test]
+fn the_metrics_say_how_many_entries_there_are_and_how_many_there_may_be() {
+    let Some(whole) = Whole::new() else { return };
+    let outgate = whole.start(whole.setup("good.test\n"));
+    let limit = whole.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
+    assert_eq!(outgate.metric("conntrack_limit", &[]), limit.unwrap().trim().parse::<f64>().unwrap());
+    let before = outgate.metric("conntrack_entries", &[]);
+    // Sockets of the gateway's own, whose datagrams nobody answers.
+    whole.net.gateway.run(|| {
+        for _ in 0..100 {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"lost", (GOOD, 9)).unwrap();
+        }
+    });
+    assert!(outgate.metric("conntrack_entries", &[]) >= before + 90.0);
+}
+
+#[test]
+fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_neighbours() {
+    let Some(whole) = Whole::new() else { return };
+    let prefix = "[[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43:0:0:0::/64\"]\n";
+    let setup = whole.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
+    let outgate = whole.start(setup);
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3");
+    let known = |link: &str| {
+        let lines = shell(
+            &whole.net.gateway,
+            &format!("ip -4 neigh show nud all dev {link}; ip -6 neigh show nud all dev {link}"),
+        );
+        // What the kernel knows by itself, multicast, takes no place.
+        lines.lines().filter(|line| !line.contains("NOARP")).count()
+    };
+    for (guest, link, sources, gateway) in [
+        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], "fd42::1"),
+        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], "fd43::1"),
+    ] {
+        assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200);
+        let attacker = Attacker::new(&whole, guest, link, sources);
+        for how in [
+            json!({ "kind": "syn", "v6": true, "sources": 700 }),
+            json!({ "kind": "ack", "v6": true, "sources": 700 }),
+            json!({ "kind": "udp", "v6": true, "sources": 700, "port": 9 }),
+            json!({ "kind": "solicit", "v6": true, "sources": 700, "target": gateway }),
+            json!({ "kind": "syn", "v6": false, "sources": 200 }),
+        ] {
+            let before = known(link);
+            let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+            assert!(served.failed.is_empty(), "{how}: {served:?}");
+            let after = known(link);
+            println!("{link} {how}: {before} to {after} neighbours, {}", served.flooded);
+            assert!(after <= 64 + 64 + 8, "{link} {how}: {after} neighbours");
+        }
+        assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200, "and the guest itself goes on by the address it has");
+    }
+    assert!(whole.net.counted("over 64 addresses in use") > 100);
+    let (good, status) = whole.status(&outgate);
+    assert!(good, "{status}");
+}
+
+#[test]
+fn a_guest_with_4096_connections_takes_no_entry_for_them_and_notices_nothing() {
+    let Some(whole) = Whole::new() else { return };
+    let limits = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 300000\n";
+    let outgate = whole.start(whole.setup("good.test\n").tables(limits));
+    let before = settled(&whole.net.gateway);
+    let to = std::net::SocketAddr::from((GOOD, 443));
+    let open: Vec<std::net::TcpStream> = whole
+        .three
+        .namespace
+        .run(|| (0..4095).map(|_| std::net::TcpStream::connect(to).expect("the gateway takes it")).collect());
+    eventually("all are the daemon's", || outgate.flows() >= 4095);
+    assert_eq!(whole.three.https(GOOD, "good.test").unwrap(), 200);
+    assert!(open.iter().all(crate::world::client::is_open), "none was ended");
+    let more = entries(&whole.net.gateway).saturating_sub(before);
+    assert!(more < 50, "{more} entries for {} connections", open.len());
+}
+
+#[test]
+fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
+    let Some(whole) = Whole::new() else { return };
+    let _outgate = whole.start(whole.setup("good.test\n"));
+    for server in [std::net::IpAddr::from(STRANGER), STRANGER6.into()] {
+        let server = std::net::SocketAddr::new(server, 53);
+        let mut stream = whole.one.namespace.run(|| std::net::TcpStream::connect(server)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let mut ask = || {
+            stream.write_all(&framed(&query("good.test", crate::world::dns::A).bytes())).unwrap();
+            read_framed(&mut stream).expect("a reply over TCP").assert_is([GOOD]);
+        };
+        ask();
+        // Five seconds, and the daemon's own ten are not over.
+        std::thread::sleep(Duration::from_secs(6));
+        shell(&whole.net.gateway, "cat /proc/net/nf_conntrack >/dev/null");
+        ask();
+    }
+}
+
+#[test]
+fn tables_that_are_too_small_and_firewalls_that_want_tracked_packets_are_told_with_the_line_to_write() {
+    let Some(net) = Vmnet::new() else { return };
+    let many: String =
+        (0..60).map(|n| format!("[[guest]]\nname = \"vm-{n}\"\naddresses = [\"10.42.43.{n}\"]\n")).collect();
+    std::fs::create_dir(net.path("lists")).unwrap();
+    let lists = format!("[whitelist]\ndir = \"{}\"\n", net.path("lists").display());
+    let said = net.apply(&format!("{FIREWALL}{lists}{many}"));
+    assert!(said.contains("net.netfilter.nf_conntrack_max = "), "{said}");
+    let config = net.path("outgate.toml");
+    let mut check = Command::new(env!("CARGO_BIN_EXE_outgate"));
+    check.args(["check", "--config"]).arg(config);
+    let said = succeed(net.gateway.run(|| check.output()).unwrap());
+    assert!(said.contains("warning: the kernel's connection tracking table has"), "{said}");
+
+    let said = net.apply(&format!("{FIREWALL}{lists}"));
+    assert!(!said.contains("nf_conntrack_max"), "{said}");
+    let _brought = net.transparent();
+    nft(
+        &net.gateway,
+        "table inet filter { chain out { type filter hook output priority 0; policy drop; ct state established accept; \
+         oifname lo accept; }; chain in { type filter hook input priority 0; policy drop; ct state established accept; \
+         iifname { lo, up0 } accept; iifname br0 ct state new accept; }; }",
+    );
+    let quickly = || {
+        let to = "11.0.0.66:443".parse().unwrap();
+        net.one.run(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)))
+    };
+    assert!(quickly().is_err());
+    let (_, status) = net.status();
+    let warnings = status["warnings"].to_string();
+    for line in
+        ["nft insert rule inet filter out oifname br0 accept", "nft insert rule inet filter in iifname br0 accept"]
+    {
+        assert!(warnings.contains(line), "{warnings}");
+        shell(&net.gateway, line);
+    }
+    assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
+    let (_, status) = net.status();
+    assert!(!status["warnings"].to_string().contains("br0 accept"), "{status}");
 }

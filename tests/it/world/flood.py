@@ -30,11 +30,11 @@ def folded(number):
     return ~number & 0xFFFF
 
 
-def packet(source, to, protocol, body, at):
+def packet(source, to, protocol, body, at, hops=64):
     sum_ = total(source + to) + protocol + len(body) + total(body)
     body = body[:at] + struct.pack("!H", folded(sum_)) + body[at + 2:]
     if V6:
-        return ETHERNET + struct.pack("!IHBB", 6 << 28, len(body), protocol, 64) + source + to + body
+        return ETHERNET + struct.pack("!IHBB", 6 << 28, len(body), protocol, hops) + source + to + body
     head = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(body), 1, 0, 64, protocol, 0) + source + to
     return ETHERNET + head[:10] + struct.pack("!H", folded(total(head))) + head[12:] + body
 
@@ -60,6 +60,8 @@ def target(n):
 def source(n):
     if SOURCES == 1:
         return SOURCE
+    if not V6:
+        return SOURCE[:-1] + bytes([10 + n % SOURCES])
     return SOURCE[:-4] + struct.pack("!I", 0x10000 + n % SOURCES)
 
 
@@ -121,6 +123,10 @@ while time.monotonic() < end:
         if KIND == "udp":
             head = struct.pack("!HHHH", port, PORT, 8 + len(question), 0)
             send(packet(source(n), to, 17, head + question, 6))
+        elif KIND == "solicit":
+            # "Who has the gateway? I am at this MAC": the kernel remembers who asked (RFC 4861 section 7.2.3).
+            body = struct.pack("!BBHI", 135, 0, 0, 0) + to + b"\x01\x01" + s.getsockname()[4]
+            send(packet(b"\xfe\x80" + bytes(6) + source(n)[8:], to, 58, body, 2, 255))
         elif KIND == "ack":
             send(tcp(source(n), to, port, PORT, 1000, 1000, ACK))
         else:
