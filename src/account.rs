@@ -18,6 +18,7 @@ mod queue;
 mod record;
 mod refusals;
 mod sink;
+mod tracking;
 
 pub use flows::{Flow, FlowView};
 pub use metrics::{Limit, Metrics};

@@ -12,12 +12,14 @@ mod apply;
 mod bridge;
 mod host;
 mod inspect;
+mod neighbours;
 mod others;
 mod plan;
 mod ports;
 mod routing;
 mod script;
 pub(crate) mod tool;
+mod tracking;
 mod watch;
 
 pub use apply::{Applied, Removed, apply, remove};
@@ -28,7 +30,7 @@ pub use plan::Plan;
 pub use tool::FirewallError;
 pub use watch::{Events, Mended, Standing, mend, standing};
 
-use crate::config::ListenSettings;
+use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
@@ -66,6 +68,18 @@ pub struct Pin {
     pub addresses: Vec<IpNet>,
 }
 
+/// Tables of this machine's kernel that are too small for the guests of the configuration, one sentence each
+/// with the line to write.
+pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
+    if !settings.firewall.is_wanted() {
+        return Vec::new();
+    }
+    let guests = settings.policy.guests.len();
+    let mut found = neighbours::too_small(guests, &neighbours::places());
+    found.extend(tracking::too_small(settings, guests, tracking::largest()));
+    found
+}
+
 /// The name of both tables.
 const TABLE: &str = "outgate";
 /// The bits of the packet mark (skb->mark) that are outgate's; all others are left as they are.
@@ -74,6 +88,8 @@ const MARK_MASK: u32 = 0x0700_0000;
 const MARK_LISTENER: u32 = 0x0100_0000;
 /// Mark: the answer to a connection that came from outside.
 const MARK_REPLY: u32 = 0x0200_0000;
+/// Mark: the port by which it came has sent more queries than it may.
+const MARK_CROWDED: u32 = 0x0300_0000;
 /// Mark: its source was checked on the bridge port by which it came.
 const MARK_PINNED: u32 = 0x0400_0000;
 /// The routing table that delivers everything to this machine.

@@ -8,6 +8,7 @@
 use super::event::Guest;
 use super::flows::Flow;
 use super::process::Process;
+use super::tracking::Tracking;
 use super::{Listener, lock};
 use crate::reason::{Reason, Verdict};
 use prometheus::core::Collector;
@@ -94,6 +95,7 @@ pub struct Metrics {
     limits: [[IntCounter; PACED_OR_REFUSED.len()]; Limit::ALL.len()],
     overload: Overload,
     process: Process,
+    tracking: Tracking,
 }
 
 /// How full the daemon is, and what that costs.
@@ -200,6 +202,7 @@ impl Metrics {
             limits: Limit::ALL.map(|limit| PACED_OR_REFUSED.map(|outcome| limits.with_label_values(&[limit.key(), outcome]))),
             overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
+            tracking: Tracking::new(&make.0)?,
             registry: make.0,
         })
     }
@@ -323,6 +326,7 @@ impl Metrics {
     /// The registry's text. Live flows must have been settled before.
     pub(super) fn render(&self) -> String {
         self.process.refresh();
+        self.tracking.refresh();
         let mut text = String::with_capacity(32 * 1024);
         if let Err(error) = TextEncoder::new().encode_utf8(&self.registry.gather(), &mut text) {
             tracing::error!(%error, "metrics can't be rendered");

@@ -1,7 +1,7 @@
 //! The usual `process_*` metrics, read from /proc/self at each scrape.
 //!
-//! Only /proc/self is read, so that the figures hold under `ProtectProc=invisible` and
-//! `ProcSubset=pid` (see proc(5) for the fields).
+//! Only /proc/self is read, so that the figures hold under `ProtectProc=invisible`,
+//! and under `ProcSubset=pid` as well (see proc(5) for the fields).
 
 use super::lock;
 use prometheus::{Counter, Gauge, IntGauge, Registry};

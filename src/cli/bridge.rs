@@ -116,6 +116,14 @@ pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
     Some(Diagnostic { severity: Severity::Error, file, line, column, message: format!("[tls]: {error}") })
 }
 
+/// Tables of the kernel's that are too small for the guests.
+pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
+    let file = settings.path.clone().unwrap_or_default();
+    let (line, column) = settings.place_of_key("guest_interfaces");
+    let warning = |message| Diagnostic { severity: Severity::Warning, file: file.clone(), line, column, message };
+    crate::firewall::small_tables(settings).into_iter().map(warning).collect()
+}
+
 /// Every file that a guest names and the list does not have, at the place where the name stands.
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();

@@ -50,6 +50,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let (mut problems, lists) = match Settings::load_leniently(arguments.config.config.as_deref()) {
         Ok((settings, mut problems)) => {
             problems.extend(bridge::tls_problem(&settings));
+            problems.extend(bridge::small_tables(&settings));
             (problems, Some(bridge::compile(&settings)))
         }
         Err(error) => (error.into_diagnostics(), None),

@@ -11,12 +11,12 @@ use super::host::Host;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, marked, names, set};
 use super::tool;
-use super::{MARK_PINNED, TABLE};
+use super::{MARK_PINNED, TABLE, neighbours, tracking};
 use ipnet::Ipv6Net;
 use serde_json::Value;
 
 /// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
-const PRIORITY: i32 = -250;
+pub(super) const PRIORITY: i32 = -250;
 /// The set of guests' ports, where they are not told by their bridge.
 pub(super) const PORTS: &str = "guest_ports";
 /// A bridge looks for queries in frames for groups alone.
@@ -48,6 +48,8 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
         }
     }
     arriving(plan, script);
+    tracking::write_bridged(plan, script);
+    neighbours::write_bridged(plan, script);
     script.hook("forwarded", "filter", "forward", PRIORITY);
     for scope in scopes(plan, "forward") {
         script.rule(format!("{scope} counter drop"), "guests on one bridge do not reach each other");

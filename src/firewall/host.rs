@@ -13,6 +13,12 @@ pub struct Host {
     pub(super) links: Vec<Link>,
     /// Can rules match the bridge that a frame's port belongs to?
     pub(super) matches_bridges: bool,
+    /// Can rules say how long an entry of connection tracking lives?
+    pub(super) has_ct_timeouts: bool,
+    /// How many entries the connection tracking table takes; `None`: there is none yet.
+    pub(super) most_tracked: Option<u64>,
+    /// How many neighbours it keeps, by setting.
+    pub(super) neighbours: Vec<(&'static str, u64)>,
     /// Does the kernel speak IPv6?
     pub(super) ipv6: bool,
     /// The interfaces of default routes.
@@ -101,8 +107,21 @@ impl Host {
         let probe = "table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n";
         let matches_bridges =
             !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
+        let probe = "table inet outgate-probe {\n\tct timeout probe {\n\t\tprotocol udp;\n\t\tl3proto ip;\n\t\tpolicy = { unreplied : 3 };\n\t}\n}\n";
+        let has_ct_timeouts =
+            !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
+        let most_tracked = super::tracking::largest();
+        let neighbours = super::neighbours::places();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
-        Ok(Host { links, matches_bridges, ipv6, default_routes: default_routes() })
+        Ok(Host {
+            links,
+            matches_bridges,
+            has_ct_timeouts,
+            most_tracked,
+            neighbours,
+            ipv6,
+            default_routes: default_routes(),
+        })
     }
 
     /// The same machine with the interfaces that there are now.

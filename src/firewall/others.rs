@@ -25,7 +25,8 @@ pub(super) fn in_the_way(plan: &Plan, host: &Host) -> Vec<String> {
     if interfaces.is_empty() {
         return Vec::new();
     }
-    let hooks: &[&str] = if plan.allow_inbound_replies { &["input", "forward"] } else { &["input"] };
+    let hooks: &[&str] =
+        if plan.allow_inbound_replies { &["input", "output", "forward"] } else { &["input", "output"] };
     let mut found = Vec::new();
     if let Ok(ruleset) = tool::json("nft", &["-j", "list", "ruleset"], "to list other rulesets") {
         found.extend(nftables(&ruleset, hooks, &interfaces));
@@ -66,7 +67,8 @@ fn nftables(ruleset: &Value, hooks: &[&str], interfaces: &[String]) -> Vec<Strin
         if !closes {
             continue;
         }
-        for interface in interfaces.iter().filter(|interface| !table.iter().any(|rule| accepts(rule, interface))) {
+        let lets = |interface: &&String| table.iter().any(|rule| accepts(rule, &base.hook, interface));
+        for interface in interfaces.iter().filter(|interface| !lets(interface)) {
             found.push(base.sentence(interface));
         }
     }
@@ -76,7 +78,13 @@ fn nftables(ruleset: &Value, hooks: &[&str], interfaces: &[String]) -> Vec<Strin
 impl Chain {
     fn sentence(&self, interface: &str) -> String {
         let Chain { family, table, name, hook } = self;
-        let what = if hook == "input" { "what is brought to the listeners from" } else { "answers of guests behind" };
+        let what = match hook.as_str() {
+            "input" => "what is brought to the listeners from",
+            // It has no entry in connection tracking that "established" could mean.
+            "output" => "what the listeners answer to guests behind",
+            _ => "answers of guests behind",
+        };
+        let (direction, short) = if hook == "output" { ("oifname", "-o") } else { ("iifname", "-i") };
         let ufw =
             table == "filter" && name.eq_ignore_ascii_case(hook) && std::path::Path::new("/etc/ufw/ufw.conf").exists();
         let (plain, interface) = (interface, quoted(interface));
@@ -89,14 +97,15 @@ impl Chain {
                 "sed -i {} /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload",
                 quoted(&format!("/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {plain} -j ACCEPT"))
             ),
+            _ if ufw && hook == "output" => format!("ufw allow out on {interface}"),
             _ if ufw => format!("ufw route allow in on {interface}"),
             ("filter", "ip") if name.chars().all(|c| c.is_ascii_uppercase()) => {
-                format!("iptables -I {name} -i {interface} -j ACCEPT")
+                format!("iptables -I {name} {short} {interface} -j ACCEPT")
             }
             ("filter", "ip6") if name.chars().all(|c| c.is_ascii_uppercase()) => {
-                format!("ip6tables -I {name} -i {interface} -j ACCEPT")
+                format!("ip6tables -I {name} {short} {interface} -j ACCEPT")
             }
-            _ => format!("nft insert rule {family} {table} {name} iifname {} accept", for_nft(plain)),
+            _ => format!("nft insert rule {family} {table} {name} {direction} {} accept", for_nft(plain)),
         };
         format!(
             "chain {name} of table {family} {table} drops {what} {plain}; run `{remedy}` (outgate's ruleset still refuses the rest)"
@@ -126,18 +135,28 @@ fn refuses_all(rule: &Value) -> bool {
         && statements.iter().any(|statement| statement.get("drop").is_some() || statement.get("reject").is_some())
 }
 
-/// Does the rule accept, or lead to where it may be accepted, what comes by the interface?
-fn accepts(rule: &Value, interface: &str) -> bool {
+/// Does the rule accept, or lead to where it may be accepted, what comes by the interface, or in `output`
+/// goes out by it? What only concerns packets with an entry in connection tracking does not: guests' have none.
+fn accepts(rule: &Value, hook: &str, interface: &str) -> bool {
     let statements = statements(rule);
     let verdict = ["accept", "jump", "goto"].iter().any(|verdict| statements.iter().any(|s| s.get(*verdict).is_some()));
     let mut named = BTreeSet::new();
+    let wanted = if hook == "output" { ["oifname", "oif"] } else { ["iifname", "iif"] };
+    let mut tracked = false;
     for condition in statements.iter().filter_map(|statement| statement.get("match")) {
-        let key = condition.get("left").and_then(|left| left.get("meta")?.get("key")?.as_str());
-        if matches!(key, Some("iifname" | "iif")) && condition.get("op").and_then(Value::as_str) == Some("==") {
-            strings(condition.get("right").unwrap_or(&Value::Null), &mut named);
+        let left = condition.get("left");
+        let right = condition.get("right").unwrap_or(&Value::Null);
+        let key = left.and_then(|left| left.get("meta")?.get("key")?.as_str());
+        if key.is_some_and(|key| wanted.contains(&key)) && condition.get("op").and_then(Value::as_str) == Some("==") {
+            strings(right, &mut named);
+        }
+        if left.and_then(|left| left.get("ct")?.get("key")?.as_str()) == Some("state") {
+            let mut states = BTreeSet::new();
+            strings(right, &mut states);
+            tracked |= hook != "forward" && !states.contains("untracked");
         }
     }
-    verdict && named.iter().any(|pattern| host::fits(pattern, interface))
+    verdict && !tracked && named.iter().any(|pattern| host::fits(pattern, interface))
 }
 
 fn strings(value: &Value, found: &mut BTreeSet<String>) {
@@ -159,13 +178,15 @@ fn legacy(saved: &str, program: &str, hooks: &[&str], interfaces: &[String]) -> 
         if !saved.lines().any(|line| line.starts_with(&format!(":{chain} DROP"))) {
             continue;
         }
+        let short = if chain == "OUTPUT" { "-o" } else { "-i" };
         for interface in interfaces {
             let allowed = saved.lines().any(|line| {
-                line.contains(&format!(" -i {interface} ")) && (line.contains("-j ACCEPT") || line.contains("-j ufw"))
+                line.contains(&format!(" {short} {interface} "))
+                    && (line.contains("-j ACCEPT") || line.contains("-j ufw"))
             });
             if !allowed {
                 found.push(format!(
-                    "chain {chain} of {program} drops what comes by {interface}; run `{program} -I {chain} -i {} \
+                    "chain {chain} of {program} drops what comes or goes by {interface}; run `{program} -I {chain} {short} {} \
                      -j ACCEPT` (outgate's ruleset still refuses the rest)",
                     quoted(interface)
                 ));

@@ -2,6 +2,8 @@
 //! guests, who is held to which port, and what the operator should know before it is applied.
 
 use super::host::{self, Host, Link, fits};
+use super::neighbours;
+use super::tracking::{self, Rations};
 use super::{Pin, Seal, routing, script};
 use crate::config::{ListenSettings, Settings};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
@@ -27,6 +29,9 @@ pub struct Plan {
     pub(super) allow_dhcp: bool,
     pub(super) allow_inbound_replies: bool,
     pub(super) routing: routing::Routing,
+    /// What guests may take of the connection tracking table.
+    pub(super) rations: Rations,
+    pub(super) here: Here,
     /// What will not work as the configuration may suggest, one sentence each.
     notes: Vec<String>,
     /// What keeps the plan from being whole.
@@ -77,6 +82,17 @@ pub(super) enum Scope {
     Ports,
 }
 
+/// What of this machine the ruleset is made for, beside its interfaces.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Here {
+    /// Guests' bridges that there are.
+    pub(super) bridges: Vec<String>,
+    /// The number of the user that the daemon runs as, where it has one of its own.
+    pub(super) daemon: Option<u32>,
+    /// Can rules say how long an entry of connection tracking lives?
+    pub(super) has_ct_timeouts: bool,
+}
+
 impl Plan {
     /// Plans for this machine.
     pub fn new(settings: &Settings, host: &Host) -> Plan {
@@ -84,10 +100,11 @@ impl Plan {
         let pinned = pinned(&wanted.pins);
         let mut faults = Vec::new();
         let mut users = Vec::new();
+        let daemon = host::user_number("outgate");
         for user in &wanted.host_users {
             match host::user_number(user) {
                 Some(0) => faults.push(format!("host user {user} is root, as whom outgate may run: left out")),
-                Some(number) if Some(number) == host::user_number("outgate") => {
+                Some(number) if Some(number) == daemon => {
                     faults.push(format!("host user {user} is the one outgate runs as: left out"));
                 }
                 Some(number) => users.push(number),
@@ -107,16 +124,25 @@ impl Plan {
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
             routing: routing::Routing::default(),
+            rations: Rations::new(&settings.limits, settings.resolver.timeout),
+            here: Here { bridges: Vec::new(), daemon, has_ct_timeouts: host.has_ct_timeouts },
             pinned,
             notes: Vec::new(),
             faults,
         };
         plan.ports = plan.ports_of_guests(host);
+        plan.here.bridges =
+            plan.guest_links(host).filter(|link| link.is_bridge).map(|link| link.name.clone()).collect();
         if !host.matches_bridges {
             plan.scope = Scope::Ports;
         }
         plan.routing = routing::Routing::new(&plan, host);
         plan.notes = plan.remarks(host);
+        if plan.is_wanted() {
+            let guests = settings.policy.guests.len().max(plan.known_guests(host));
+            plan.notes.extend(tracking::too_small(settings, guests, host.most_tracked));
+            plan.notes.extend(neighbours::too_small(guests, &host.neighbours));
+        }
         plan
     }
 
@@ -144,6 +170,16 @@ impl Plan {
     /// What the configuration asks for and this machine cannot give, one sentence each.
     pub fn faults(&self) -> &[String] {
         &self.faults
+    }
+
+    /// Does somebody of this machine open connections because a guest or a host user asked for it?
+    pub(super) fn host_opens(&self) -> bool {
+        !self.users.is_empty() || self.here.daemon.is_some()
+    }
+
+    /// How many guests the machine's interfaces show.
+    fn known_guests(&self, host: &Host) -> usize {
+        self.ports.len() + self.guest_links(host).filter(|link| !link.is_bridge).count() + self.users.len()
     }
 
     pub(super) fn is_guest(&self, interface: &str) -> bool {
@@ -267,6 +303,19 @@ impl Plan {
             notes.push(
                 "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: let \
                  outgate-host.service (`outgate firewall watch`) run, or `outgate firewall apply` when one was added"
+                    .to_owned(),
+            );
+        }
+        if !host.has_ct_timeouts {
+            notes.push(
+                "this kernel cannot say how long an entry of connection tracking lives (nfnetlink_cttimeout), so entries of \
+                 queries stay for as long as the kernel's own settings say: guests can take ten times as many"
+                    .to_owned(),
+            );
+        } else if self.here.daemon.is_none() {
+            notes.push(
+                "there is no user outgate, so the entries of connections that the daemon opens stay in connection tracking \
+                 for two minutes after they have ended"
                     .to_owned(),
             );
         }

@@ -3,11 +3,11 @@
 //! comment, which `nft list` shows as well.
 //!
 //! A guest's packet meets, in this order: `sources` (before connection tracking: is the source its
-//! own?), `arrivals` (where may it go? TCP is handed to the transparent listener here), `queries`
+//! own?), `untracked` (may it take an entry there?), `arrivals` (where may it go? TCP is handed to the transparent listener here), `queries`
 //! (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
-use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge};
+use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge, neighbours, tracking};
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -31,13 +31,23 @@ impl Script {
         ));
     }
 
-    /// A set of names that only `apply` changes.
+    /// A set of names that `apply` and the watcher change.
     pub(super) fn interfaces(&mut self, name: &str, members: &[String], comment: &str) {
         self.text.push_str(&format!("\t# {comment}\n\tset {name} {{\n\t\ttype ifname\n"));
         if !members.is_empty() {
             self.text.push_str(&format!("\t\telements = {}\n", names(members)));
         }
         self.text.push_str("\t}\n\n");
+    }
+
+    /// How many seconds entries of connection tracking live, by state.
+    pub(super) fn timeouts(&mut self, name: &str, protocol: &str, states: &[(&str, u64)]) {
+        let states: Vec<String> = states.iter().map(|(state, seconds)| format!("{state} : {seconds}")).collect();
+        // It holds for both families; nft wants one to be named.
+        self.text.push_str(&format!(
+            "\tct timeout {name} {{\n\t\tprotocol {protocol};\n\t\tl3proto ip;\n\t\tpolicy = {{ {} }};\n\t}}\n\n",
+            states.join(", ")
+        ));
     }
 
     /// Opens a chain that is called by others.
@@ -72,7 +82,9 @@ impl Script {
 pub(super) fn write(plan: &Plan) -> String {
     let mut script = Script::default();
     script.table("inet");
+    tracking::write(plan, &mut script);
     if !plan.guests.is_empty() {
+        neighbours::write(plan, &mut script);
         sources(plan, &mut script);
         listeners(plan, &mut script);
         arrivals(plan, &mut script);
@@ -103,11 +115,11 @@ pub(super) fn marked(mark: u32) -> String {
     format!("meta mark set meta mark & {:#010x} | {mark:#010x}", !MARK_MASK)
 }
 
-fn has_mark(mark: u32) -> String {
+pub(super) fn has_mark(mark: u32) -> String {
     format!("meta mark & {MARK_MASK:#010x} == {mark:#010x}")
 }
 
-fn from_guests(plan: &Plan) -> String {
+pub(super) fn from_guests(plan: &Plan) -> String {
     format!("iifname {}", names(&plan.guests))
 }
 
@@ -213,7 +225,7 @@ fn open(door: &Door, verdict: &str, script: &mut Script) {
 }
 
 /// The match for a listener's address; an unspecified one is every local address of its family.
-fn to_address(address: SocketAddr) -> String {
+pub(super) fn to_address(address: SocketAddr) -> String {
     match (address.ip().is_unspecified(), address) {
         (false, SocketAddr::V4(v4)) => format!("ip daddr {}", v4.ip()),
         (false, SocketAddr::V6(v6)) => format!("ip6 daddr {}", v6.ip()),
@@ -227,6 +239,9 @@ fn arrivals(plan: &Plan, script: &mut Script) {
     script.chain("admitted");
     script.rule("jump listeners", "this machine's own addresses: these listeners");
     script.rule("fib daddr type local goto refused", "and nothing else of this machine");
+    if plan.allow_inbound_replies {
+        script.rule(tracking::STRAYS, "TCP that no socket here knows, and that answers nothing");
+    }
     for (nfproto, doors) in families(plan) {
         let Some(transparent) = doors.transparent else { continue };
         let family = if transparent.is_ipv4() { "ip" } else { "ip6" };

@@ -32,7 +32,15 @@ fn host(matches_bridges: bool) -> Host {
         link("tap1", false, Some("br0")),
         link("tap2", false, Some("br1")),
     ];
-    Host { links, matches_bridges, ipv6: true, default_routes: Vec::new() }
+    Host {
+        links,
+        matches_bridges,
+        has_ct_timeouts: true,
+        most_tracked: Some(1 << 18),
+        neighbours: vec![("net.ipv6.neigh.default.gc_thresh3", 1024)],
+        ipv6: true,
+        default_routes: Vec::new(),
+    }
 }
 
 #[test]
@@ -99,4 +107,47 @@ fn routing_closes_each_interface_and_leaves_other_marks_alone() {
         assert!(lines.iter().any(|found| found == line), "{line}: {lines:#?}");
     }
     assert!(!lines.iter().any(|line| line.contains("pref 41")), "no answers leave unless that is asked for");
+}
+
+#[test]
+fn tables_that_are_too_small_for_the_guests_are_told_with_the_line_to_write() {
+    let notes = |connections: u64, neighbours: u64, guests: usize| {
+        let mut settings = settings(&["br0"]);
+        settings.policy.guests = (0..guests)
+            .map(|n| crate::policy::GuestSettings {
+                name: format!("vm-{n}"),
+                addresses: Vec::new(),
+                mode: None,
+                files: None,
+                agreed: None,
+            })
+            .collect();
+        let tables = Host {
+            most_tracked: Some(connections),
+            neighbours: vec![("net.ipv6.neigh.default.gc_thresh3", neighbours)],
+            ..host(true)
+        };
+        let plan = Plan::new(&settings, &tables);
+        plan.notes().iter().filter(|note| note.contains("places")).cloned().collect::<Vec<_>>()
+    };
+    // Ten guests at their default limits fit into what a machine of 4 GiB or more comes with.
+    assert_eq!(notes(1 << 18, 1024, 10), Vec::<String>::new());
+    let small = notes(1 << 14, 1024, 10);
+    assert!(small.iter().any(|note| note.contains("net.netfilter.nf_conntrack_max = 262144")), "{small:?}");
+    let small = notes(1 << 20, 1024, 20);
+    assert!(small.iter().any(|note| note.contains("net.ipv6.neigh.default.gc_thresh3 = 2048")), "{small:?}");
+    assert_eq!(small.len(), 1, "{small:?}");
+}
+
+#[test]
+fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() {
+    for matches_bridges in [true, false] {
+        let script = Plan::new(&settings(&["br0", "eth7"]), &host(matches_bridges)).ruleset();
+        assert!(script.contains("ip saddr vmap { 10.42.42.7/32 : goto names_0 }"), "{script}");
+        assert!(script.contains("ip6 saddr vmap { fd42:0:0:7::/64 : goto names_0 }"), "{script}");
+        assert!(script.contains("iifname { \"br0\", \"eth7\" } notrack"), "{script}");
+        // What is over a limit in a set is refused by what follows, and so is what finds no place in it.
+        let unlimited = script.lines().find(|line| line.contains("update @names_") && line.contains("rate over"));
+        assert_eq!(unlimited, None);
+    }
 }

@@ -11,7 +11,7 @@ use super::host::Host;
 use super::plan::{Plan, Scope};
 use super::routing::{self, Difference, Routing};
 use super::tool::{self, FirewallError};
-use super::{Presence, Seal, TABLE, apply, bridge, ports, presence, script};
+use super::{Presence, Seal, TABLE, apply, bridge, ports, presence, script, tracking};
 use serde_json::Value;
 
 /// How a configuration stands to what is in the kernel.
@@ -56,10 +56,12 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
         mended.done.push(format!("bridge port {port} is isolated and guarded"));
     }
     if !plan.guests.is_empty() {
-        let mut lines = sets(plan, "inet", script::PORTS, in_force, &mut mended.faults);
+        let bridges = &plan.here.bridges;
+        let mut of = vec![("inet", script::PORTS, &plan.ports), ("inet", tracking::BRIDGES, bridges)];
         if plan.scope == Scope::Ports {
-            lines.extend(sets(plan, "bridge", bridge::PORTS, in_force, &mut mended.faults));
+            of.push(("bridge", bridge::PORTS, &plan.ports));
         }
+        let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);
     }
     match plan.routing.compare() {
@@ -70,8 +72,12 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
     mended
 }
 
-/// The lines of nft(8) that bring a set of ports to the plan's.
-fn sets(plan: &Plan, family: &'static str, set: &'static str, in_force: bool, faults: &mut Vec<String>) -> Vec<String> {
+/// The lines of nft(8) that bring a set of interfaces to the plan's.
+fn elements(
+    (family, set, wanted): (&'static str, &'static str, &Vec<String>),
+    in_force: bool,
+    faults: &mut Vec<String>,
+) -> Vec<String> {
     let found = match tool::json("nft", &["-j", "list", "set", family, TABLE, set], "to list the ports it covers") {
         Ok(found) => found,
         Err(error) => {
@@ -82,11 +88,11 @@ fn sets(plan: &Plan, family: &'static str, set: &'static str, in_force: bool, fa
     let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
     let covered: Vec<&str> = elements.filter_map(Value::as_str).collect();
-    let missing = plan.ports.iter().filter(|name| !covered.contains(&name.as_str()));
+    let missing = wanted.iter().filter(|name| !covered.contains(&name.as_str()));
     let line = |verb: &str, name: &str| format!("{verb} element {family} {TABLE} {set} {{ \"{name}\" }}");
     let mut lines: Vec<String> = missing.map(|name| line("add", name)).collect();
     // A name that stays would hold whatever has it next.
-    let stale = covered.iter().filter(|name| in_force && !plan.ports.iter().any(|port| port == *name));
+    let stale = covered.iter().filter(|name| in_force && !wanted.iter().any(|port| port == *name));
     lines.extend(stale.map(|name| line("delete", name)));
     lines
 }

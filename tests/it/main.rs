@@ -11,6 +11,7 @@ mod bound;
 mod bridge;
 mod cli;
 mod confine;
+mod conntrack;
 mod dns;
 mod exec;
 mod fairness;

@@ -137,6 +137,14 @@ impl Whole {
         succeed(self.net.gateway.run(|| command.output()).expect("outgate runs"));
     }
 
+    /// `outgate firewall status --json`, and whether it says yes.
+    pub fn status(&self, outgate: &Outgate) -> (bool, serde_json::Value) {
+        let config = outgate.config();
+        let mut command = outgate.command(&["firewall", "status", "--json", "--config", config.to_str().unwrap()]);
+        let output = self.net.gateway.run(|| command.output()).expect("outgate runs");
+        (output.status.success(), serde_json::from_slice(&output.stdout).expect("it is JSON"))
+    }
+
     /// Packets that came to the servers that guests ask.
     pub fn strangers_heard(&self) -> u64 {
         counters(&self.net.internet, "inet", "stranger").iter().map(|(_, packets)| packets).sum()

@@ -1,0 +1,126 @@
+//! The kernel's neighbour tables (ARP, and neighbour discovery of IPv6): 1,024 places for the whole
+//! machine as it comes, and a guest that speaks from another address with each packet takes one with
+//! each. So a guest has some addresses in use at a time, and what comes from more is dropped in silence,
+//! for an answer would itself look up the neighbour. Counted is by bridge port or interface.
+
+use super::bridge;
+use super::host::sysctl;
+use super::plan::{Pinned, Plan, Scope};
+use super::script::{Script, from_guests, names, set};
+use super::tracking::BRIDGES;
+
+/// Addresses of one family that a guest may use at once. Privacy extensions of IPv6 take some ten.
+const AT_ONCE: u32 = 64;
+/// And how many more a minute. One that was not used for five minutes makes room.
+const MORE_PER_MINUTE: u32 = 2;
+/// Addresses of one family that a guest has in use at most: ten guests fit into the table as it comes.
+const ADDRESSES: u32 = AT_ONCE + 5 * MORE_PER_MINUTE;
+/// Places for what is no guest of ours.
+const OTHERS: u64 = 128;
+/// In table inet after `sources`, before tracking; in table bridge after the shares of port 53.
+const BEFORE: i32 = -295;
+const BRIDGED: i32 = bridge::PRIORITY + 2;
+
+/// The kernel's settings, by the family that they are of.
+const SETTINGS: [&str; 2] = ["net.ipv4.neigh.default.gc_thresh3", "net.ipv6.neigh.default.gc_thresh3"];
+
+/// What the operator should know of the machine's tables, one sentence each.
+pub(super) fn too_small(guests: usize, places: &[(&'static str, u64)]) -> Vec<String> {
+    let needed =
+        u64::try_from(guests.max(1)).unwrap_or(u64::MAX).saturating_mul(ADDRESSES.into()).saturating_add(OTHERS);
+    let small = places.iter().filter(|(_, places)| *places < needed);
+    small
+        .map(|(setting, places)| {
+            let enough = needed.checked_next_power_of_two().unwrap_or(needed);
+            format!(
+                "the kernel's neighbour table has {places} places, and {guests} guests may take {needed}: write \
+                 \"{setting} = {enough}\" into /etc/sysctl.d/60-outgate.conf and run `sysctl -w {setting}={enough}`"
+            )
+        })
+        .collect()
+}
+
+/// How many neighbours the kernel keeps, by setting; none where a namespace hides it.
+pub(super) fn places() -> Vec<(&'static str, u64)> {
+    let read = |setting: &'static str| {
+        let value = sysctl(&format!("/proc/sys/{}", setting.replace('.', "/")))?;
+        Some((setting, value.parse().ok()?))
+    };
+    SETTINGS.into_iter().filter_map(read).collect()
+}
+
+/// The sets and chains of table inet.
+pub(super) fn write(plan: &Plan, script: &mut Script) {
+    near(plan, false, script);
+    script.hook("neighbours", "filter", "prerouting", BEFORE);
+    script.rule(format!("iifname @{BRIDGES} accept"), "counted by its ports, in table bridge");
+    script.rule(format!("{} goto near", from_guests(plan)), "addresses in use by each interface");
+    script.end_chain();
+}
+
+/// The same of table bridge.
+pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
+    near(plan, true, script);
+    script.hook("neighbours", "filter", "prerouting", BRIDGED);
+    let scope = match plan.scope {
+        Scope::Bridges => format!("meta ibrname {}", names(&plan.guests)),
+        Scope::Ports => format!("iifname @{}", bridge::PORTS),
+    };
+    script.rule(format!("{scope} goto near"), "addresses in use by each port");
+    script.end_chain();
+}
+
+/// By sets with the interface in each element, so that one that comes later has its share as well.
+fn near(plan: &Plan, bridged: bool, script: &mut Script) {
+    for (family, kind) in [(4, "ipv4_addr"), (6, "ipv6_addr")] {
+        let comment = format!("the IPv{family} addresses in use by each interface");
+        script.set(&format!("near{family}"), &format!("ifname . {kind}"), &comment);
+        script.set(&format!("fresh{family}"), "ifname", "the interfaces that lately had a new one");
+    }
+    script.chain("near");
+    for (interface, pinned) in &plan.pinned {
+        let (few4, few6) = few(pinned);
+        let mut known = vec![("ip saddr", &few4), ("ip6 saddr", &few6)];
+        if bridged {
+            known.push(("arp saddr ip", &few4));
+        }
+        for (field, nets) in known.into_iter().filter(|(_, nets)| !nets.is_empty()) {
+            script.rule(format!("iifname \"{interface}\" {field} {} accept", set(nets)), "one of its few addresses");
+        }
+    }
+    let mut fields = match bridged {
+        true => vec![("ether type ip", "ip saddr", 4), ("ether type ip6", "ip6 saddr", 6)],
+        false => vec![("meta nfproto ipv4", "ip saddr", 4), ("meta nfproto ipv6", "ip6 saddr", 6)],
+    };
+    if bridged {
+        fields.push(("ether type arp", "arp saddr ip", 4));
+    }
+    for (is, field, family) in fields {
+        let nobody = if family == 4 { "0.0.0.0" } else { "::" };
+        script.rule(format!("{field} {nobody} accept"), "nobody yet");
+        let key = format!("iifname . {field}");
+        script.rule(format!("{key} @near{family} update @near{family} {{ {key} }} accept"), "one that is in use");
+        let over = format!("limit rate over {MORE_PER_MINUTE}/minute burst {AT_ONCE} packets");
+        script.rule(
+            format!("{is} update @fresh{family} {{ iifname {over} }} counter drop"),
+            format!("over {AT_ONCE} addresses in use: one more neighbour for the kernel"),
+        );
+        script.rule(format!("{is} add @near{family} {{ {key} }} accept"), "one more");
+    }
+    if bridged {
+        script.rule("ether type != { ip, ip6, arp } accept", "what has no neighbours");
+    }
+    script.rule("counter drop", "no place for an address");
+    script.end_chain();
+}
+
+/// The nets of a family that hold no more addresses than a guest may use: these need no counting.
+fn few(pinned: &Pinned) -> (Vec<String>, Vec<String>) {
+    let v4: u64 = pinned.v4.iter().map(|net| 1u64 << (32 - net.prefix_len())).sum();
+    let v6 = pinned.v6.iter().map(|net| 1u128.checked_shl((128 - net.prefix_len()).into()).unwrap_or(u128::MAX));
+    let v6 = v6.fold(0u128, u128::saturating_add);
+    let v4 = if v4 <= u64::from(ADDRESSES) { pinned.v4_text() } else { Vec::new() };
+    // One place is for the link-local address.
+    let v6 = if v6 < u128::from(ADDRESSES) { pinned.v6_text() } else { Vec::new() };
+    (v4, v6)
+}

@@ -1,0 +1,388 @@
+//! Connection tracking: one table for the whole machine, and who fills it takes everybody off the
+//! network. So nothing of guests' is entered but what has to be: port 53, whose queries NAT brings to
+//! [listen].dns. All else of theirs is not tracked; it meets a socket of this machine's or is refused.
+//!
+//! Counting entries (`ct count`) would not bound them: those of ended connections are not counted, an
+//! entry can come to life again by packets that are nobody's first, and each new one walks a list of
+//! all. What bounds port 53 is packets a second before tracking, times the seconds that an entry lives
+//! after the last of them, whatever state it is in; a packet that keeps an entry alive is counted too.
+
+use super::plan::{Plan, Scope};
+use super::script::{Script, from_guests, has_mark, marked, names, set, to_address};
+use super::{MARK_CROWDED, bridge};
+use crate::accept::LimitSettings;
+use crate::config::Settings;
+use std::time::Duration;
+
+/// After `sources`, before tracking (-200).
+const BEFORE: i32 = -290;
+/// After tracking, before NAT (-100).
+const AFTER: i32 = -190;
+/// In table bridge, after `arriving`.
+const BRIDGED: i32 = bridge::PRIORITY + 1;
+
+/// Packets of TCP to port 53 that a guest may send a second: some 40 connections with a query each. What
+/// is over it is dropped, and TCP sends it again.
+const TCP_RATE: u32 = 400;
+/// Datagrams to port 53 that a guest may send a second at least, however low its limit is: the daemon
+/// itself says that it is over it.
+const LEAST_QUERIES: u32 = 1000;
+/// The same where the configuration sets no limit.
+const UNLIMITED_QUERIES: u32 = 5000;
+/// What the guests of one bridge may send altogether is as much as this many may; each of its ports has a share of
+/// its own.
+const OF_A_BRIDGE: u32 = 64;
+/// The set of guests' bridges.
+pub(super) const BRIDGES: &str = "guest_bridges";
+
+/// Seconds that an entry of TCP to port 53 lives in each state. A connection that is idle for longer is
+/// entered anew by the guest's next packet.
+const NAMES_TCP: [(&str, u32); 8] = [
+    ("syn_sent", 3),
+    ("syn_recv", 2),
+    ("established", 5),
+    ("fin_wait", 5),
+    ("close_wait", 5),
+    ("last_ack", 3),
+    ("time_wait", 1),
+    ("close", 1),
+];
+/// Seconds that the entry of a connection that has ended stays, where the daemon or a host's user opened
+/// it. The kernel's own two minutes would be 24,000 entries at 200 connections a second.
+const ENDED: u32 = 3;
+/// Seconds beyond `idle_timeout_s`, so that the daemon ends a connection before its entry goes.
+const LONGER_THAN_IDLE: u64 = 300;
+/// As long as the kernel's own (five days), where nothing ends idle connections.
+const FOR_EVER: u64 = 432_000;
+
+/// How much of the table a guest can take, from the configuration.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Rations {
+    /// Datagrams to port 53 a second.
+    pub(super) queries: u32,
+    /// Seconds that the entry of a query stays after its last packet: an answer that comes later than
+    /// this has no way back to a guest that asked another server.
+    pub(super) patience: u32,
+    /// Connections that the daemon has open for a guest.
+    connections: u32,
+    /// Connections that it may open for a guest in a second.
+    opened: u32,
+    /// Seconds for which a connection may be idle.
+    idle: u64,
+}
+
+impl Rations {
+    pub(super) fn new(limits: &LimitSettings, resolver: Duration) -> Rations {
+        let queries = limits.dns_queries_per_second.unwrap_or(UNLIMITED_QUERIES).max(LEAST_QUERIES);
+        let most = limits.total_connections.map_or(u32::MAX, |total| total / 4);
+        let opened = limits.new_connections_per_second.max(limits.requests_per_second);
+        Rations {
+            queries,
+            // A server that is dead, and the answer of the next one.
+            patience: u32::try_from(resolver.as_secs()).unwrap_or(u32::MAX).saturating_add(1).clamp(3, 120),
+            connections: limits.connections.unwrap_or(most).min(most),
+            opened: opened.unwrap_or(1000),
+            idle: limits.idle_timeout.map_or(FOR_EVER, |idle| idle.as_secs().saturating_add(LONGER_THAN_IDLE)),
+        }
+    }
+
+    fn burst(&self) -> u32 {
+        self.queries / 4
+    }
+
+    /// Entries that one guest can have at once, with what the daemon has open for it.
+    pub(super) fn a_guest(&self) -> u64 {
+        let seconds = |state: &str| NAMES_TCP.iter().find(|(name, _)| *name == state).map_or(0, |(_, s)| *s);
+        let queries = u64::from(self.queries) * u64::from(self.patience) + u64::from(self.burst());
+        let tcp = u64::from(TCP_RATE) * u64::from(seconds("established") + 1);
+        let upstream = u64::from(self.connections) + u64::from(self.opened) * u64::from(ENDED);
+        queries + tcp + upstream
+    }
+}
+
+/// What the operator should know of the machine's table, one sentence each. `guests`: how many there are;
+/// `largest`: how many entries the table takes, where it can be told.
+pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
+    let rations = Rations::new(&settings.limits, settings.resolver.timeout);
+    let needed = rations.a_guest().saturating_mul(u64::try_from(guests.max(1)).unwrap_or(u64::MAX));
+    let largest = largest.filter(|largest| *largest < needed)?;
+    let enough = needed.checked_next_power_of_two().unwrap_or(needed);
+    Some(format!(
+        "the kernel's connection tracking table has {largest} places, and {guests} guests at their limits may take {needed}: \
+         write \"net.netfilter.nf_conntrack_max = {enough}\" into /etc/sysctl.d/60-outgate.conf and \"nf_conntrack\" \
+         into /etc/modules-load.d/outgate.conf, and run `sysctl -w net.netfilter.nf_conntrack_max={enough}`"
+    ))
+}
+
+/// How many entries the table takes; `None` where there is none yet.
+pub(super) fn largest() -> Option<u64> {
+    super::host::sysctl("/proc/sys/net/netfilter/nf_conntrack_max")?.parse().ok()
+}
+
+/// The objects and chains of table inet. They hold without any guest interface where there are host users.
+pub(super) fn write(plan: &Plan, script: &mut Script) {
+    let policies = plan.here.has_ct_timeouts;
+    let ended = |rest: &[(&'static str, u64)]| -> Vec<(&'static str, u64)> {
+        let short = [("time_wait", u64::from(ENDED)), ("close", u64::from(ENDED))];
+        rest.iter().copied().chain(short).collect()
+    };
+    let opened = [("established", plan.rations.idle)];
+    if policies && !plan.guests.is_empty() {
+        let tcp: Vec<(&str, u64)> = NAMES_TCP.iter().map(|(state, seconds)| (*state, u64::from(*seconds))).collect();
+        script.timeouts("names_tcp", "tcp", &tcp);
+        script.timeouts("names_udp", "udp", &both(plan.rations.patience));
+        if plan.allow_inbound_replies {
+            script.timeouts("strays_tcp", "tcp", &NAMES_TCP.map(|(state, _)| (state, 1)));
+        }
+    }
+    if policies && plan.host_opens() {
+        script.timeouts("opened_tcp", "tcp", &ended(&opened));
+        script.timeouts("opened_udp", "udp", &both(plan.rations.patience));
+    }
+    if !plan.guests.is_empty() {
+        script.interfaces(BRIDGES, &plan.here.bridges, "guests' interfaces that are bridges");
+        names_shares(plan, script);
+        arriving(plan, script);
+        if plan.allow_inbound_replies {
+            strays(plan, script);
+        }
+        answers(plan, script);
+    }
+    if policies {
+        lifetimes(plan, script);
+    }
+}
+
+fn both(seconds: u32) -> [(&'static str, u64); 2] {
+    [("unreplied", seconds.into()), ("replied", seconds.into())]
+}
+
+/// The matches for what goes to the DNS listener, or by NAT to it: it alone of guests' is tracked.
+fn queries(plan: &Plan) -> Vec<String> {
+    let mut matches = Vec::new();
+    for (nfproto, doors) in [("ipv4", &plan.v4), ("ipv6", &plan.v6)] {
+        if doors.dns.is_some() {
+            matches.push(format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53"));
+        }
+        for door in doors.open.iter().filter(|door| door.udp && door.address.port() != 53) {
+            let port = door.address.port();
+            matches.push(format!("{} meta l4proto {{ tcp, udp }} th dport {port}", to_address(door.address)));
+        }
+    }
+    matches
+}
+
+/// The match for answers of the DNS listener, which NAT gives the address of the server that was asked.
+fn replies(plan: &Plan) -> Option<String> {
+    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
+    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    let to = format!("oifname {}", names(&plan.guests));
+    (!ports.is_empty())
+        .then(|| format!("{to} meta l4proto {{ tcp, udp }} fib saddr type local th sport {}", set(ports)))
+}
+
+fn arriving(plan: &Plan, script: &mut Script) {
+    let guests = from_guests(plan);
+    script.hook("untracked", "filter", "prerouting", BEFORE);
+    for query in queries(plan) {
+        script.rule(format!("{guests} {query} goto names"), "DNS, which NAT brings to [listen].dns");
+    }
+    let why = "no entry in connection tracking: it meets a socket of this machine's, or is refused";
+    if !plan.allow_inbound_replies {
+        script.rule(format!("{guests} notrack"), why);
+        return script.end_chain();
+    }
+    // Answers to connections from outside are told from the rest by their entry.
+    script.rule(format!("{guests} tcp flags & (fin | syn | rst | ack) == syn notrack"), why);
+    script.rule(format!("{guests} meta l4proto tcp socket transparent 1 notrack"), why);
+    for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
+        let to = to_address(door.address);
+        script.rule(format!("{guests} {to} tcp dport {} notrack", door.address.port()), why);
+    }
+    if plan.allow_dhcp {
+        script.rule(format!("{guests} udp dport {{ 67, 547 }} notrack"), "DHCP takes no entry");
+    }
+    script.end_chain();
+}
+
+/// Where TCP that is tracked and answers nothing is judged.
+pub(super) const STRAYS: &str = "meta l4proto tcp ct state != untracked jump strays";
+
+/// With `allow_inbound_replies` a packet without a socket may be an answer to the outside, so it is
+/// tracked. What turns out to be none is the end of a handshake by SYN cookie, or nothing: it goes on
+/// within a small share, under an entry that is gone after a second.
+fn strays(plan: &Plan, script: &mut Script) {
+    let kinds = [("tcp", TCP_RATE, TCP_RATE)];
+    shares(plan, &Shares { group: "strays", kinds: &kinds, verdict: "return" }, script);
+    script.rule("counter drop", "over its share of TCP that no socket knows: sent again later");
+    script.end_chain();
+}
+
+/// What each guest may send of something, whatever address it comes from.
+struct Shares<'s> {
+    /// The chain that judges it.
+    group: &'s str,
+    /// Protocol, packets a second, and how many may come at once.
+    kinds: &'s [(&'s str, u32, u32)],
+    /// What becomes of what is within the share.
+    verdict: &'s str,
+}
+
+/// Writes the sets and chains; the last one is left open for what is over.
+fn shares(plan: &Plan, shares: &Shares<'_>, script: &mut Script) {
+    let Shares { group, kinds, verdict } = *shares;
+    for (kind, ..) in kinds {
+        script.set(&format!("{group}_{kind}"), "ifname", "how quickly it comes by each interface");
+    }
+    for n in 0..plan.pinned.len() {
+        script.chain(&format!("{group}_{n}"));
+        for (kind, rate, burst) in kinds {
+            let rule = format!("meta l4proto {kind} {} {verdict}", limit(*rate, *burst));
+            script.rule(rule, "within its guest's share");
+        }
+        script.rule(format!("goto {group}_over"), "over it");
+        script.end_chain();
+    }
+    script.chain(group);
+    for (field, is_v4) in [("ip saddr", true), ("ip6 saddr", false)] {
+        let of = plan.pinned.values().enumerate().flat_map(|(n, pinned)| {
+            let nets = if is_v4 { pinned.v4_text() } else { pinned.v6_text() };
+            nets.into_iter().map(move |net| format!("{net} : goto {group}_{n}"))
+        });
+        let of: Vec<String> = of.collect();
+        if !of.is_empty() {
+            script.rule(format!("{field} vmap {}", set(of)), "guests with an interface have a share of their own");
+        }
+    }
+    script.rule(format!("{} goto {group}_over", has_mark(MARK_CROWDED)), "its port is over its share");
+    // Behind a bridge there may be many; each of its ports has a share of its own, in table bridge.
+    let by = format!("iifname @{BRIDGES} ");
+    of_interface(shares, &by, OF_A_BRIDGE, script);
+    script.rule(format!("{by}goto {group}_over"), "over it, or there is no place to count it");
+    of_interface(shares, "", 1, script);
+    script.rule(format!("goto {group}_over"), "over it, or there is no place to count it");
+    script.end_chain();
+    script.chain(&format!("{group}_over"));
+}
+
+fn of_interface(shares: &Shares<'_>, by: &str, many: u32, script: &mut Script) {
+    let Shares { group, kinds, verdict } = *shares;
+    for (kind, rate, burst) in kinds {
+        let within = limit(rate.saturating_mul(many), burst.saturating_mul(many));
+        let rule = format!("{by}meta l4proto {kind} update @{group}_{kind} {{ iifname {within} }} {verdict}");
+        script.rule(rule, "within the share of its interface");
+    }
+}
+
+fn names_shares(plan: &Plan, script: &mut Script) {
+    let rations = plan.rations;
+    let kinds = [("udp", rations.queries, rations.burst()), ("tcp", TCP_RATE, TCP_RATE)];
+    shares(plan, &Shares { group: "names", kinds: &kinds, verdict: "accept" }, script);
+    script.rule("meta l4proto tcp counter drop", "over its share of port 53: TCP, which sends it again");
+    script.rule("counter goto refused", "over its share of port 53: UDP");
+    script.end_chain();
+}
+
+fn limit(rate: u32, burst: u32) -> String {
+    format!("limit rate {rate}/second burst {burst} packets")
+}
+
+/// What this machine sends to guests.
+fn answers(plan: &Plan, script: &mut Script) {
+    let to = format!("oifname {}", names(&plan.guests));
+    script.hook("answers", "filter", "output", BEFORE);
+    if let Some(replies) = replies(plan) {
+        let why = "DNS: NAT gives it the address of the server that was asked";
+        script.rule(format!("{replies} return"), why);
+        script.rule(format!("{to} meta l4proto {{ icmp, icmpv6 }} return"), "and errors the query they are about");
+    }
+    let why = "no entry in connection tracking: what it answers has none";
+    if plan.allow_inbound_replies {
+        script.rule(format!("{to} meta l4proto tcp fib saddr type != local notrack"), why);
+        for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
+            let from = to_address(door.address).replace("daddr", "saddr");
+            script.rule(format!("{to} {from} tcp sport {} notrack", door.address.port()), why);
+        }
+        if plan.allow_dhcp {
+            script.rule(format!("{to} udp sport {{ 67, 547 }} notrack"), why);
+        }
+    } else {
+        script.rule(format!("{to} notrack"), why);
+    }
+    script.end_chain();
+}
+
+/// How long entries live.
+fn lifetimes(plan: &Plan, script: &mut Script) {
+    let new = |script: &mut Script, which: &str, object: &str, comment: &str| {
+        for kind in ["udp", "tcp"] {
+            let rule = format!("{which} ct state new meta l4proto {kind} ct timeout set \"{object}_{kind}\"");
+            script.rule(rule, comment);
+        }
+    };
+    if !plan.guests.is_empty() {
+        script.hook("lifetimes", "filter", "prerouting", AFTER);
+        for query in queries(plan) {
+            new(script, &format!("{} {query}", from_guests(plan)), "names", "DNS");
+        }
+        if plan.allow_inbound_replies {
+            let mut queries = vec![53];
+            queries.extend(plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp).map(|d| d.address.port()));
+            queries.sort_unstable();
+            queries.dedup();
+            script.rule(
+                format!(
+                    "{} tcp dport != {} ct state new ct timeout set \"strays_tcp\"",
+                    from_guests(plan),
+                    set(queries)
+                ),
+                "TCP that answers nothing",
+            );
+        }
+        script.end_chain();
+    }
+    if plan.guests.is_empty() && !plan.host_opens() {
+        return;
+    }
+    script.hook("own_lifetimes", "filter", "output", AFTER);
+    if let Some(replies) = replies(plan).filter(|_| !plan.guests.is_empty()) {
+        new(script, &replies, "names", "DNS, answered after its entry was gone");
+    }
+    if plan.host_opens() {
+        let users: Vec<u32> = plan.users.iter().copied().chain(plan.here.daemon).collect();
+        new(script, &format!("meta skuid {}", set(users)), "opened", "what the daemon or a host user opens");
+    }
+    script.end_chain();
+}
+
+/// The chains of table bridge: what each port of an undeclared guest may send to port 53. The address
+/// says nothing here, for such a guest may use any that is nobody else's.
+pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
+    let scope = match &plan.scope {
+        Scope::Bridges => format!("meta ibrname {}", names(&plan.guests)),
+        Scope::Ports => format!("iifname @{}", bridge::PORTS),
+    };
+    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
+    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).chain([53]).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    for kind in ["udp", "tcp"] {
+        script.set(&format!("rates_{kind}"), "ifname", &format!("how quickly queries come by each port: {kind}"));
+    }
+    script.hook("rations", "filter", "prerouting", BRIDGED);
+    if !plan.pinned.is_empty() {
+        let pinned = names(plan.pinned.keys());
+        script.rule(format!("iifname {pinned} accept"), "declared guests have a share of their own in table inet");
+    }
+    let rations = plan.rations;
+    for (kind, rate, burst) in [("udp", rations.queries, rations.burst()), ("tcp", TCP_RATE, TCP_RATE)] {
+        let queries = format!("{scope} meta l4proto {kind} th dport {}", set(&ports));
+        let within = limit(rate, burst);
+        let rule = format!("{queries} update @rates_{kind} {{ iifname {within} }} accept");
+        script.rule(rule, "within the share of its port");
+        script.rule(format!("{queries} {} accept", marked(MARK_CROWDED)), "over it: refused in table inet");
+    }
+    script.end_chain();
+}

@@ -1,0 +1,349 @@
+//! A guest against the kernel's connection tracking table, which is the whole machine's: whatever it
+//! sends, few entries are its own, and neighbour, the host's own services and the admin listener are
+//! served meanwhile. Judged by the kernel's count in the gateway and by what the others get.
+
+use crate::world::GOOD;
+use crate::world::client::Guest;
+use crate::world::namespace::Namespace;
+use crate::world::outgate::Outgate;
+use crate::world::stub::{framed, query, read_framed};
+use crate::world::vmnet::{Vmnet, connect, nft, shell, succeed};
+use crate::world::whole::{STRANGER, STRANGER6, Whole};
+use serde_json::{Value, json};
+use std::io::Write;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+const FLOOD: &str = include_str!("world/flood.py");
+
+/// Entries that a guest may have by port 53 at once: 1,000 datagrams a second for 3 s, 400 packets of TCP for
+/// some 5 s, and what the kernel has not swept yet.
+const BY_QUERIES: u64 = 8_000;
+/// Entries of packets that might have been answers to the outside: 400 a second for a second, twice that at
+/// once, and what the kernel has not swept yet.
+const BY_STRAYS: u64 = 2_500;
+/// Entries of one round of what the others do meanwhile: a fetch, what the daemon opens for it, a query and
+/// its question upstream, the host's listener and the admin listener.
+const A_ROUND: u64 = 8;
+
+const PINNED: &str = "[[guest]]\nname = \"one\"\ninterface = \"p1\"\naddresses = [\"10.42.42.2\", \"fd42::2\"]\n\
+    [[guest]]\nname = \"two\"\ninterface = \"p2\"\naddresses = [\"10.42.42.3\", \"fd42::3\"]\n\
+    [[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43::3\"]\n";
+
+const FIREWALL: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n";
+
+fn entries(gateway: &Namespace) -> u64 {
+    let read = || std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_count");
+    gateway.run(read).expect("the kernel counts").trim().parse().expect("a number")
+}
+
+/// Entries that are left once the kernel was made to look at each: it sweeps those that are over seldom.
+fn settled(gateway: &Namespace) -> u64 {
+    shell(gateway, "cat /proc/net/nf_conntrack >/dev/null");
+    entries(gateway)
+}
+
+/// A guest that floods.
+struct Attacker<'w> {
+    namespace: &'w Namespace,
+    /// The gateway's MAC on its link.
+    gateway: String,
+    sources: [&'static str; 2],
+}
+
+impl<'w> Attacker<'w> {
+    fn new(whole: &'w Whole, guest: &'w Guest, link: &str, sources: [&'static str; 2]) -> Attacker<'w> {
+        // Its own stack says nothing to what comes back.
+        nft(
+            &guest.namespace,
+            "table inet mute { chain out { type filter hook output priority 0; tcp flags & rst == rst drop; meta l4proto icmp drop; }; }",
+        );
+        let found = shell(&whole.net.gateway, &format!("ip -o link show {link} | sed 's/.*ether //; s/ .*//'"));
+        Attacker { namespace: &guest.namespace, gateway: found.trim().replace(':', ""), sources }
+    }
+
+    /// Floods; says how many packets were sent.
+    fn flood(&self, how: Value) -> Value {
+        let mut how = how;
+        let v6 = how["v6"] == json!(true);
+        how["gateway"] = json!(self.gateway);
+        how["source"] = json!(self.sources[usize::from(v6)]);
+        if how.get("seconds").is_none() {
+            how["seconds"] = json!(1);
+        }
+        let mut command = Command::new("python3");
+        command.args(["-c", FLOOD, &how.to_string()]);
+        let said = succeed(self.namespace.run(|| command.output()).expect("python3 is installed"));
+        serde_json::from_str(&said).expect("it says how many")
+    }
+}
+
+/// What the others got while somebody flooded.
+#[derive(Debug, Default)]
+struct Served {
+    fetches: u32,
+    failed: Vec<String>,
+    /// Entries at most, beyond those that were there before.
+    entries: u64,
+    flooded: Value,
+}
+
+/// Floods, and meanwhile lets the neighbour fetch, the internet come to the host's own listener, and
+/// Prometheus to the admin listener.
+fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl FnOnce() -> Value + Send) -> Served {
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let attack = scope.spawn(|| {
+            let said = flood();
+            over.store(true, Ordering::Release);
+            said
+        });
+        let before = settled(&whole.net.gateway);
+        let mut served = Served::default();
+        while !over.load(Ordering::Acquire) || served.fetches == 0 {
+            match neighbour.https(GOOD, "good.test") {
+                Ok(200) => served.fetches += 1,
+                other => served.failed.push(format!("the neighbour: {other:?}")),
+            }
+            let reply = neighbour.ask_at([8, 8, 8, 8], "good.test", crate::world::dns::A);
+            if reply.addresses != [std::net::IpAddr::from(GOOD)] {
+                served.failed.push(format!("the neighbour's DNS: {:?}", reply.addresses));
+            }
+            match connect(&whole.net.internet, "11.0.0.1:22").as_deref() {
+                Ok("here\n") => {}
+                other => served.failed.push(format!("the host's own listener: {other:?}")),
+            }
+            if outgate.admin("/healthz").is_none_or(|response| response.status != 200) {
+                served.failed.push("the admin listener".to_owned());
+            }
+            served.entries = served.entries.max(entries(&whole.net.gateway).saturating_sub(before));
+        }
+        served.flooded = attack.join().expect("the flood ends");
+        served
+    })
+}
+
+#[track_caller]
+fn assert_served(served: &Served, how: &Value, strays: u64) {
+    println!("{how}: {} entries at most, {} fetches; {}", served.entries, served.fetches, served.flooded);
+    assert!(served.failed.is_empty(), "{how}: {served:?}");
+    assert!(served.flooded["sent"].as_u64().is_some_and(|sent| sent > 500), "{how}: {served:?}");
+    let by_queries = if how["port"] == json!(53) { BY_QUERIES } else { 0 };
+    let bound = by_queries + strays + A_ROUND * u64::from(served.fetches) + 50;
+    assert!(served.entries < bound, "{how}: {bound} are too many: {served:?}");
+}
+
+/// Whatever a guest may send to open, half open, close and reopen.
+fn floods() -> Vec<Value> {
+    let mut all = Vec::new();
+    for v6 in [false, true] {
+        for kind in ["md5", "paws", "syn", "ack", "fin", "rst", "revive"] {
+            all.push(json!({ "kind": kind, "v6": v6 }));
+        }
+        // Port 53 is the one that has entries.
+        for kind in ["udp", "md5", "revive", "ack"] {
+            all.push(json!({ "kind": kind, "v6": v6, "port": 53 }));
+        }
+        all.push(json!({ "kind": "md5", "v6": v6, "port": 53, "target": if v6 { "fd42::1" } else { "10.42.42.1" } }));
+    }
+    all
+}
+
+#[test]
+fn no_flood_of_an_undeclared_guest_on_the_neighbours_bridge_fills_connection_tracking() {
+    let Some(whole) = Whole::new() else { return };
+    let outgate = whole.start(whole.setup("good.test\n"));
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
+    // Sources that it invents, of its prefix: 70,000 of one port.
+    let invented = [("syn", 443), ("udp", 53), ("syn", 53)]
+        .map(|(kind, port)| json!({ "kind": kind, "v6": true, "port": port, "sources": 70_000 }));
+    for how in floods().into_iter().chain(invented) {
+        let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+        assert_served(&served, &how, 0);
+    }
+    let (good, status) = whole.status(&outgate);
+    assert!(good, "{status}");
+}
+
+#[test]
+fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_outside_are_tracked_too() {
+    let Some(whole) = Whole::new() else { return };
+    let listen = "proxy = [\"10.43.0.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
+                  dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
+    let tables = format!("{FIREWALL}allow_inbound_replies = true\nallow_dhcp = true\n{PINNED}");
+    let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    for (guest, link, sources) in
+        [(&whole.one, "br0", ["10.42.42.2", "fd42::2"]), (&whole.three, "r3", ["10.43.0.3", "fd43::3"])]
+    {
+        let attacker = Attacker::new(&whole, guest, link, sources);
+        let proxy = ["md5", "revive", "ack", "fin"]
+            .map(|kind| json!({ "kind": kind, "v6": false, "port": 3128, "target": "10.43.0.1" }));
+        let dhcp = json!({ "kind": "udp", "v6": true, "port": 547, "sources": 70_000 });
+        for how in floods().into_iter().chain(proxy).chain([dhcp]) {
+            let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+            assert_served(&served, &how, BY_STRAYS);
+        }
+    }
+}
+
+#[test]
+fn the_floods_are_such_as_fill_it_where_the_ruleset_does_not_keep_them_out() {
+    let Some(whole) = Whole::new() else { return };
+    let _outgate = whole.start(whole.setup("good.test\n"));
+    let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
+    for chain in ["untracked", "answers", "lifetimes", "own_lifetimes"] {
+        // One that is not there has nothing in it.
+        shell(&whole.net.gateway, &format!("nft flush chain inet outgate {chain} || true"));
+    }
+    for kind in ["md5", "paws", "fin", "rst", "revive"] {
+        let before = settled(&whole.net.gateway);
+        let said = attacker.flood(json!({ "kind": kind, "v6": false }));
+        let more = entries(&whole.net.gateway) - before;
+        println!("{kind}: {more} entries; {said}");
+        assert!(more > said["tried"].as_u64().unwrap() / 2 && more > 200, "{kind}: {more} entries of {said}");
+    }
+}
+
+#[test]
+fn the_metrics_say_how_many_entries_there_are_and_how_many_there_may_be() {
+    let Some(whole) = Whole::new() else { return };
+    let outgate = whole.start(whole.setup("good.test\n"));
+    let limit = whole.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
+    assert_eq!(outgate.metric("conntrack_limit", &[]), limit.unwrap().trim().parse::<f64>().unwrap());
+    let before = outgate.metric("conntrack_entries", &[]);
+    // Sockets of the gateway's own, whose datagrams nobody answers.
+    whole.net.gateway.run(|| {
+        for _ in 0..100 {
+            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            socket.send_to(b"lost", (GOOD, 9)).unwrap();
+        }
+    });
+    assert!(outgate.metric("conntrack_entries", &[]) >= before + 90.0);
+}
+
+#[test]
+fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_neighbours() {
+    let Some(whole) = Whole::new() else { return };
+    let prefix = "[[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43:0:0:0::/64\"]\n";
+    let setup = whole.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
+    let outgate = whole.start(setup);
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3");
+    let known = |link: &str| {
+        let lines = shell(
+            &whole.net.gateway,
+            &format!("ip -4 neigh show nud all dev {link}; ip -6 neigh show nud all dev {link}"),
+        );
+        // What the kernel knows by itself, multicast, takes no place.
+        lines.lines().filter(|line| !line.contains("NOARP")).count()
+    };
+    for (guest, link, sources, gateway) in [
+        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], "fd42::1"),
+        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], "fd43::1"),
+    ] {
+        assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200);
+        let attacker = Attacker::new(&whole, guest, link, sources);
+        for how in [
+            json!({ "kind": "syn", "v6": true, "sources": 700 }),
+            json!({ "kind": "ack", "v6": true, "sources": 700 }),
+            json!({ "kind": "udp", "v6": true, "sources": 700, "port": 9 }),
+            json!({ "kind": "solicit", "v6": true, "sources": 700, "target": gateway }),
+            json!({ "kind": "syn", "v6": false, "sources": 200 }),
+        ] {
+            let before = known(link);
+            let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+            assert!(served.failed.is_empty(), "{how}: {served:?}");
+            let after = known(link);
+            println!("{link} {how}: {before} to {after} neighbours, {}", served.flooded);
+            assert!(after <= 64 + 64 + 8, "{link} {how}: {after} neighbours");
+        }
+        assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200, "and the guest itself goes on by the address it has");
+    }
+    assert!(whole.net.counted("over 64 addresses in use") > 100);
+    let (good, status) = whole.status(&outgate);
+    assert!(good, "{status}");
+}
+
+#[test]
+fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_nothing() {
+    let Some(whole) = Whole::new() else { return };
+    let limits = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 300000\n";
+    let _outgate = whole.start(whole.setup("good.test\n").tables(limits));
+    // A guest gets a quarter of what the files that a test may open are enough for.
+    const MANY: u64 = 2_000;
+    let before = settled(&whole.net.gateway);
+    let to = std::net::SocketAddr::from((GOOD, 443));
+    let open: Vec<std::net::TcpStream> = whole
+        .three
+        .namespace
+        .run(|| (0..MANY).map(|_| std::net::TcpStream::connect(to).expect("the gateway takes it")).collect());
+    assert_eq!(whole.three.https(GOOD, "good.test").unwrap(), 200);
+    assert!(open.iter().all(crate::world::client::is_open), "none was ended");
+    let more = entries(&whole.net.gateway).saturating_sub(before);
+    assert!(more < 50, "{more} entries for {} connections", open.len());
+}
+
+#[test]
+fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
+    let Some(whole) = Whole::new() else { return };
+    let _outgate = whole.start(whole.setup("good.test\n"));
+    for server in [std::net::IpAddr::from(STRANGER), STRANGER6.into()] {
+        let server = std::net::SocketAddr::new(server, 53);
+        let mut stream = whole.one.namespace.run(|| std::net::TcpStream::connect(server)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
+        let mut ask = || {
+            stream.write_all(&framed(&query("good.test", crate::world::dns::A).bytes())).unwrap();
+            read_framed(&mut stream).expect("a reply over TCP").assert_is([GOOD]);
+        };
+        ask();
+        // Five seconds, and the daemon's own ten are not over.
+        std::thread::sleep(Duration::from_secs(6));
+        shell(&whole.net.gateway, "cat /proc/net/nf_conntrack >/dev/null");
+        ask();
+    }
+}
+
+#[test]
+fn tables_that_are_too_small_and_firewalls_that_want_tracked_packets_are_told_with_the_line_to_write() {
+    let Some(net) = Vmnet::new() else { return };
+    let many: String =
+        (0..60).map(|n| format!("[[guest]]\nname = \"vm-{n}\"\naddresses = [\"10.42.43.{n}\"]\n")).collect();
+    std::fs::create_dir(net.path("lists")).unwrap();
+    let lists = format!("[whitelist]\ndir = \"{}\"\n", net.path("lists").display());
+    let said = net.apply(&format!("{FIREWALL}{lists}{many}"));
+    assert!(said.contains("net.netfilter.nf_conntrack_max = "), "{said}");
+    let config = net.path("outgate.toml");
+    let mut check = Command::new(env!("CARGO_BIN_EXE_outgate"));
+    check.args(["check", "--config"]).arg(config);
+    let said = succeed(net.gateway.run(|| check.output()).unwrap());
+    assert!(said.contains("warning: the kernel's connection tracking table has"), "{said}");
+
+    let said = net.apply(&format!("{FIREWALL}{lists}"));
+    assert!(!said.contains("nf_conntrack_max"), "{said}");
+    let _brought = net.transparent();
+    nft(
+        &net.gateway,
+        "table inet filter { chain out { type filter hook output priority 0; policy drop; ct state established accept; \
+         oifname lo accept; }; chain in { type filter hook input priority 0; policy drop; ct state established accept; \
+         iifname { lo, up0 } accept; iifname br0 ct state new accept; }; }",
+    );
+    let quickly = || {
+        let to = "11.0.0.66:443".parse().unwrap();
+        net.one.run(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)))
+    };
+    assert!(quickly().is_err());
+    let (_, status) = net.status();
+    let warnings = status["warnings"].to_string();
+    for line in
+        ["nft insert rule inet filter out oifname br0 accept", "nft insert rule inet filter in iifname br0 accept"]
+    {
+        assert!(warnings.contains(line), "{warnings}");
+        shell(&net.gateway, line);
+    }
+    assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
+    let (_, status) = net.status();
+    assert!(!status["warnings"].to_string().contains("br0 accept"), "{status}");
+}
