@@ -82,15 +82,18 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 
 #[test]
 fn what_exec_runs_inside_is_no_command_of_its_own() {
-    let ran = run(&["exec-inside"]);
-    assert_eq!((ran.code, ran.out.as_str()), (2, ""));
-    for text in [run(&["--help"]).out, run(&["man"]).out, run(&["completions", "bash"]).out] {
-        assert!(text.contains("exec") && !text.contains("exec-inside"), "{text}");
+    for word in ["exec-inside", "exec-become"] {
+        let ran = run(&[word]);
+        assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{word}");
     }
-    // Where mounts are not its own it makes none.
-    let order = format!("{{\"caller\":{},\"show\":[]}}", std::process::id());
+    for text in [run(&["--help"]).out, run(&["man"]).out, run(&["completions", "bash"]).out] {
+        assert!(text.contains("exec") && !text.contains("exec-inside") && !text.contains("exec-become"), "{text}");
+    }
+    // Where namespaces are not its own it mounts nothing.
+    let fields = "\"show\":[],\"terminals\":[false,false,false],\"hide\":[]";
+    let order = format!("{{\"caller\":{},{fields}}}", std::process::id());
     let ran = run(&["exec-inside", &order, "/bin/true"]);
-    assert!(ran.code == 1 && ran.err.contains("mounts of its own"), "{}", ran.err);
+    assert!(ran.code == 1 && ran.err.contains("namespaces of its own"), "{}", ran.err);
 }
 
 #[test]
