@@ -492,7 +492,7 @@ def watchdog(provider):
 
 def killed(provider):
     """kill -9, ten times, each as soon as it runs."""
-    kill = "for i in 1 2 3 4 5 6 7 8 9 10; do until systemctl -q is-active outgate.service; do sleep 0.1; done; kill -9 $(systemctl show -P MainPID outgate.service); sleep 0.1; done"
+    kill = "for i in 1 2 3 4 5 6 7 8 9 10; do until systemctl -q is-active outgate.service && pid=$(systemctl show -P MainPID outgate.service) && test $pid -gt 0; do sleep 0.1; done; kill -9 $pid; sleep 0.1; done"
     result = load(provider, 35, lambda: provider.do(kill, 120), rate=3)
     provider.ready()
     healthy(provider)
