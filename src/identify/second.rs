@@ -20,6 +20,9 @@ const MAX_NAME: usize = 300;
 /// No server reads on for the end of a first line that is longer. Python's takes 64 KiB, Node's 16.
 const MAX_FIRST_LINE: usize = 128 << 10;
 
+/// A longer first word is no method of a later request: those of Node's are known, and Python's names functions.
+const MAX_METHOD: u8 = 64;
+
 /// Blocks that are looked through without leaving early, which the compiler turns into vector code.
 const BLOCK: usize = 64;
 
@@ -44,6 +47,8 @@ pub struct OtherName;
 pub struct HostSearch {
     /// What the stream was permitted for.
     own: Target,
+    /// Until it is known whether there is anything to search.
+    first: Option<FirstLine>,
     state: State,
     /// The first line has ended.
     later: bool,
@@ -54,8 +59,6 @@ pub struct HostSearch {
 /// Where the search stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// It is not yet known whether there is anything to search.
-    First(FirstLine),
     /// At the beginning of a line, white space aside.
     Start,
     /// In its first word.
@@ -248,7 +251,13 @@ impl Aim {
 impl HostSearch {
     /// For a stream that was permitted for `own`.
     pub fn new(own: &Target) -> HostSearch {
-        HostSearch { own: own.clone(), state: State::First(FirstLine::NEW), later: false, name: Vec::new() }
+        HostSearch {
+            own: own.clone(),
+            first: Some(FirstLine::NEW),
+            state: State::Start,
+            later: false,
+            name: Vec::new(),
+        }
     }
 
     /// Looks at the next bytes of the stream, before they go on. False: those behind them need not be looked at.
@@ -258,28 +267,31 @@ impl HostSearch {
     /// that has the name is not whole.
     pub fn push(&mut self, bytes: &[u8]) -> Result<bool, OtherName> {
         let mut rest = bytes;
-        loop {
-            let skip = match &self.state {
-                State::First(first) => first.skip(rest),
-                State::Rest => find_line_end(rest),
-                _ => 0,
-            };
-            let (skipped, behind) = rest.split_at_checked(skip).unwrap_or((rest, &[]));
-            if let (State::First(first), Some(last)) = (&mut self.state, skipped.last()) {
-                first.previous = *last;
+        while let Some(first) = &mut self.first {
+            let (skipped, behind) = rest.split_at_checked(first.skip(rest)).unwrap_or((rest, &[]));
+            first.previous = skipped.last().copied().unwrap_or(first.previous);
+            let Some((byte, left)) = behind.split_first() else { return Ok(true) };
+            match first.push(*byte) {
+                Seems::Open => {}
+                Seems::Request(state) => {
+                    self.state = state;
+                    self.first = None;
+                }
+                Seems::Other => return Ok(false),
             }
-            rest = behind;
-            let Some((byte, left)) = rest.split_first() else { return Ok(true) };
-            self.state = match self.state {
-                State::First(mut first) => match first.push(*byte) {
-                    Seems::Open => State::First(first),
-                    Seems::Request(state) => state,
-                    Seems::Other => return Ok(false),
-                },
-                state => self.step(state, *byte)?,
-            };
             rest = left;
         }
+        let mut state = self.state;
+        loop {
+            if state == State::Rest {
+                rest = rest.get(find_line_end(rest)..).unwrap_or_default();
+            }
+            let Some((byte, left)) = rest.split_first() else { break };
+            state = self.step(state, *byte)?;
+            rest = left;
+        }
+        self.state = state;
+        Ok(true)
     }
 
     /// The stream ends here.
@@ -288,6 +300,7 @@ impl HostSearch {
     /// As [`push`](Self::push): its end would make a head whole that has another name.
     pub fn end(&mut self) -> Result<(), OtherName> {
         match self.state {
+            _ if self.first.is_some() => Ok(()),
             State::Value | State::Folding { .. } if !self.is_own() => Err(OtherName),
             State::Authority if !self.later && !self.is_own() => Err(OtherName),
             _ => Ok(()),
@@ -333,7 +346,7 @@ impl HostSearch {
             State::Word(word) | State::Gap(word) if byte == b':' && word.is_host() => self.value(),
             State::Word(_) if byte == b':' => State::Rest,
             State::Word(word) | State::Gap(word) if blank => State::Gap(word),
-            State::Word(word) => State::Word(word.push(byte)),
+            State::Word(word) if word.length < MAX_METHOD => State::Word(word.push(byte)),
             State::Gap(word) if word.is_connect() => {
                 self.name.clear();
                 self.keep(byte);
