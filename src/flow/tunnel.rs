@@ -198,7 +198,7 @@ fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_end
     Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended))
 }
 
-/// HTTP/2 in clear, where that may be spoken. It is told why not in its own words.
+/// HTTP/2 in clear, where that may be spoken.
 async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
     if let Err(reason) = judge(&visit, &mut opened, &claim) {
