@@ -319,10 +319,7 @@ impl Session {
 
     async fn malformed<T>(&mut self, raw: &[u8], error: HeadError) -> Result<T, Ended> {
         self.note_unread(raw, error.why());
-        let answer = match error {
-            HeadError::Preface => refuse::http2(error.reason()),
-            _ => refuse::http_status(error.why(), error.status(), None, raw, true),
-        };
+        let answer = refuse::http_status(error.why(), error.status(), None, raw, true);
         close::after(&mut self.visit.guest, &answer).await;
         Err(Ended)
     }

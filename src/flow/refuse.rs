@@ -20,19 +20,11 @@ pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
     }
 }
 
-/// An empty SETTINGS frame and a GOAWAY with the reason as its debug data, which clients show (RFC 9113 §6.8).
-/// What a limit refuses may come again later; for all else the code is the one that says that clear text will not
-/// do. HTTP_1_1_REQUIRED would say more, but gRPC's C core aborts the whole process on it (1.85).
+/// What speaks HTTP/2 in clear is answered in HTTP/1.1, which its clients take for the end at once. On a GOAWAY,
+/// which could carry the reason, gRPC tries again for as long as its caller waits, and on HTTP_1_1_REQUIRED in
+/// one its C core (1.85) aborts the process.
 pub(super) fn http2(reason: Reason) -> Vec<u8> {
-    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
-    const ENHANCE_YOUR_CALM: u8 = 0xb;
-    const INADEQUATE_SECURITY: u8 = 0xc;
-    let code = if reason.http_status() == 429 { ENHANCE_YOUR_CALM } else { INADEQUATE_SECURITY };
-    let debug = reason.as_str().as_bytes();
-    // Last stream and code before it; no reason has over 200 letters.
-    let length = u8::try_from(8 + debug.len()).unwrap_or(8);
-    let head = [0, 0, length, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, code];
-    [&SETTINGS, &head[..], debug].concat()
+    http(reason, None, &[], true)
 }
 
 /// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
@@ -157,17 +149,6 @@ mod tests {
         assert!(text(&http(Reason::Ech, None, browser, true)).contains("text/html; charset=utf-8"));
         for other in [&b"GET / HTTP/1.1\r\nAccept: */*\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n\n"] {
             assert!(text(&http(Reason::Ech, None, other, true)).contains("application/json"));
-        }
-    }
-
-    #[test]
-    fn http_2_is_told_in_frames() {
-        for reason in Reason::ALL {
-            let said = http2(reason);
-            let (settings, goaway) = said.split_at(9);
-            assert_eq!(settings, [0, 0, 0, 4, 0, 0, 0, 0, 0]);
-            assert_eq!((goaway[3], usize::from(goaway[2])), (7, goaway.len() - 9), "{reason}");
-            assert_eq!(&goaway[17..], reason.as_str().as_bytes());
         }
     }
 

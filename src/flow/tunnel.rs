@@ -243,7 +243,7 @@ fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSear
     }
 }
 
-/// HTTP/2 in clear, where that may be spoken. It is told why not in its own words.
+/// HTTP/2 in clear, where that may be spoken.
 async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
     if let Err(reason) = judge(&visit, &mut opened, &claim) {

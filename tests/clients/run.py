@@ -462,7 +462,15 @@ def grpc_in_clear(world, folder):
     assert server.stdout.readline() == b"ready\n", "the server did not start"
     call = lambda port: world.guest(sys.executable, script, "call", f"api.test:{port}", PYTHONPATH=folder)
     expect(call(50051), "hello came back")
-    expect(call(50052), "h2c")
+    begin = time.monotonic()
+    expect(call(50052), "failed: StatusCode.UNAVAILABLE")
+    assert time.monotonic() - begin < 15, "a refusal must not be taken for something to try again"
+    for _ in range(100):
+        with open(world.path("access.log")) as log:
+            if '"reason":"h2c"' in log.read():
+                return
+        time.sleep(0.1)
+    raise AssertionError("the log does not say why")
 
 
 def bulk(scheme, options=lambda world: ()):
