@@ -522,10 +522,10 @@ fn every_byte_is_counted_once_whoever_reads_the_metrics_meanwhile() {
 }
 
 #[test]
-fn a_live_flow_takes_less_than_400_bytes() {
+fn a_live_flow_takes_400_bytes_at_most() {
     let arc = 2 * size_of::<usize>();
     let bytes = size_of::<Record>() + size_of::<Flow>() + arc;
-    assert!(bytes < 400, "{} + {} + {arc}", size_of::<Record>(), size_of::<Flow>());
+    assert!(bytes <= 400, "{} + {} + {arc}", size_of::<Record>(), size_of::<Flow>());
 }
 
 #[test]

@@ -265,11 +265,12 @@ fn requests_that_two_parsers_could_read_differently_are_400() {
         assert!(wire.is_over(), "{what}");
     }
     let mut wire = dial(&world, GOOD, 80);
-    wire.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+    wire.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0");
     assert!(wire.is_over());
     world.assert_untouched(GOOD);
     world.assert_asked_only(&[]);
-    outgate.await_counted("denied", "malformed", 7.0);
+    outgate.await_counted("denied", "malformed", 6.0);
+    outgate.await_counted("denied", "h2c", 1.0);
 }
 
 #[test]
