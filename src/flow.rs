@@ -30,7 +30,7 @@ use crate::dns::Bindings;
 use crate::firewall::Seal;
 use crate::identify::{Claim, Evidence};
 use crate::policy::{Permit, Policy, Refusal};
-use crate::reason::Reason;
+use crate::reason::{Reason, Why};
 use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};
 use crate::resolve::{Resolver, Start};
 use crate::source::Source;
@@ -263,8 +263,8 @@ async fn serve(house: Arc<House>, arrival: Arrival) {
 
 /// Counts a connection that was reset because no file descriptor is left for it.
 pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
-    note_refused(house, Reason::LimitTotal);
-    open_record(house, door.listener(), source, &source.ip().into(), None).refuse(Reason::LimitTotal, None);
+    let why = note_refused(house, Reason::LimitTotal);
+    open_record(house, door.listener(), source, &source.ip().into(), None).refuse(why, None);
 }
 
 /// Everything up to the relay.
@@ -340,14 +340,15 @@ pub(crate) async fn wait_for_turn(house: &House, slot: &Slot) {
     }
 }
 
-/// Counts a connection that has no place by the limit that it came over.
-pub(crate) fn note_refused(house: &House, reason: Reason) {
+/// Counts a connection that has no place by the limit that it came over; gives the reason with that as its cause.
+pub(crate) fn note_refused(house: &House, reason: Reason) -> Why {
     let limit = match reason {
         Reason::LimitConnections => Limit::Connections,
         Reason::LimitRate => Limit::NewConnections,
         _ => Limit::Total,
     };
     house.account.metrics().over(limit);
+    limit.why(reason)
 }
 
 /// The last stage: bytes both ways until the end.
@@ -512,10 +513,13 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
         }
     };
     let vetted = vetted.map_err(|error| {
-        if error.reason() == Reason::LimitNames {
-            house.account.metrics().over(Limit::NewNames);
+        match error.reason() {
+            reason @ Reason::LimitNames => {
+                house.account.metrics().over(Limit::NewNames);
+                record.refuse(Limit::NewNames.why(reason), None);
+            }
+            reason => record.refuse(reason, None),
         }
-        record.refuse(error.reason(), None);
         error.reason()
     })?;
     let start = std::time::Instant::now();

@@ -10,7 +10,7 @@ use super::flows::Flow;
 use super::process::Process;
 use super::tracking::Tracking;
 use super::{Listener, lock};
-use crate::reason::{Reason, Verdict};
+use crate::reason::{Cause, Reason, Verdict, Why};
 use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -65,6 +65,19 @@ impl Limit {
             Limit::NewNames => "new_names_per_second",
             Limit::Total => "total_connections",
         }
+    }
+
+    /// The reason of what is refused by it, with the key as its cause.
+    pub const fn why(self, reason: Reason) -> Why {
+        let phrase = match self {
+            Limit::Connections => "over [limits].connections",
+            Limit::NewConnections => "over [limits].new_connections_per_second",
+            Limit::Requests => "over [limits].requests_per_second",
+            Limit::Queries => "over [limits].dns_queries_per_second",
+            Limit::NewNames => "over [limits].new_names_per_second",
+            Limit::Total => "over [limits].total_connections, or short of memory or file descriptors",
+        };
+        Why::because(reason, Cause::of(phrase))
     }
 }
 

@@ -342,6 +342,8 @@ impl Desk {
         let why = match (refusal.reason, asked) {
             (Reason::Malformed, Some(_)) => Why::malformed("what is asked for is no host name"),
             (Reason::Malformed, None) => Why::malformed("the DNS message is out of form"),
+            (reason @ Reason::LimitRate, _) => Limit::Queries.why(reason),
+            (reason @ Reason::LimitNames, _) => Limit::NewNames.why(reason),
             (reason, _) => reason.into(),
         };
         record.refuse(why, refusal.rule.clone());

@@ -207,7 +207,7 @@ impl Session {
         let is_connect = matches!(head.target, RequestTarget::Authority(_));
         if !is_connect && !self.wait_for_turn().await {
             let mut record = self.visit.record(self.listener);
-            record.refuse(Reason::LimitRate, None);
+            record.refuse(Limit::Requests.why(Reason::LimitRate), None);
             drop(record);
             // The last answer, or whoever goes on asking would be refused as quickly as it asks.
             return self.last_answer(Reason::LimitRate, None, raw).await;

@@ -23,7 +23,7 @@ pub(super) async fn turn_away(
     (source, who): (SocketAddr, &Source),
     reason: Reason,
 ) {
-    note_refused(house, reason);
+    let why = note_refused(house, reason);
     let telling = house.gate.tell(who, Instant::now());
     let answer = match &telling {
         Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
@@ -31,7 +31,7 @@ pub(super) async fn turn_away(
     };
     let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
     let original = door.original(stream.socket()).ok().flatten();
-    open_record(house, listener, source, who, original).refuse(reason, None);
+    open_record(house, listener, source, who, original).refuse(why, None);
     if answer.is_empty() {
         close::reset(&stream);
     } else {

@@ -343,6 +343,7 @@ fn a_guest_that_asks_too_quickly_waits_then_is_told_so_and_then_meets_silence() 
     assert_eq!(world.dns.names(), ["good.test", "good.test"]);
     let paced = outgate.metric("limit_reached_total", &[("limit", "dns_queries_per_second"), ("outcome", "paced")]);
     assert!(paced >= 10.0, "{paced}");
+    outgate.await_log(&[("reason", "limit_rate"), ("cause", "over [limits].dns_queries_per_second")]);
 }
 
 #[test]

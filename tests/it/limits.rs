@@ -25,6 +25,11 @@ fn a_guest_with_too_many_connections_is_told_so_and_others_are_not() {
     held.pop();
     eventually("a place gets free", || world.guest.get("good.test", "/").status == 200);
     assert!(outgate.counted("denied", "limit_connections") >= 3.0);
+    outgate.await_log(&[("reason", "limit_connections"), ("cause", "over [limits].connections")]);
+    let config = outgate.config();
+    let denied = outgate.command(&["denied", "--config", config.to_str().unwrap()]).output().unwrap();
+    let denied = String::from_utf8_lossy(&denied.stdout).into_owned();
+    assert!(denied.contains("over [limits].connections"), "the key to raise is shown: {denied}");
 }
 
 /// What came of so many requests at once, each on a connection of its own.
@@ -86,6 +91,7 @@ fn of_a_flood_of_connections_what_does_not_fit_into_a_second_is_told_so_and_othe
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
     assert!(outgate.counted("denied", "limit_rate") >= 1.0);
     assert!(reached(&outgate, "new_connections_per_second", "refused") >= 1.0);
+    outgate.await_log(&[("reason", "limit_rate"), ("cause", "over [limits].new_connections_per_second")]);
     eventually("it may connect again", || world.guest.get("good.test", "/").status == 200);
 }
 
@@ -113,6 +119,7 @@ fn over_the_rate_of_requests_the_refusal_is_the_last_answer_of_its_connection() 
     assert!(refused >= 20, "{refused} of 40 were over the rate");
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
     assert!(outgate.counted("denied", "limit_rate") >= 20.0);
+    outgate.await_log(&[("reason", "limit_rate"), ("cause", "over [limits].requests_per_second")]);
     // A CONNECT is no request in this sense: it is one a connection.
     assert_eq!(world.guest.connect("good.test:443").0.status, 200);
 }

@@ -86,6 +86,7 @@ fn by_whatever_door_a_guest_asks_the_servers_hear_of_so_many_new_names_and_the_n
     assert_eq!(of_neighbour.len(), 40);
     assert!((BURST..=most).contains(&of_guest.len()), "{} new names in {seconds} s", of_guest.len());
     assert!(outgate.counted("denied", "limit_names") >= 1.0);
+    outgate.await_log(&[("reason", "limit_names"), ("cause", "over [limits].new_names_per_second")]);
     assert!(outgate.metric("dns_queries_total", &[("verdict", "denied"), ("reason", "limit_names")]) >= 1.0);
     assert!(outgate.metric("limit_reached_total", &[("limit", "new_names_per_second"), ("outcome", "refused")]) >= 1.0);
 }
