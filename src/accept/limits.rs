@@ -52,7 +52,7 @@ pub struct LimitSettings {
     /// DNS queries a second, whatever the answer; as many may come at once.
     pub dns_queries_per_second: Option<u32>,
     /// Names a second that DNS servers are asked for because nobody has asked for them before, over all doors;
-    /// [`NAMES_AT_ONCE`] seconds' worth may come at once.
+    /// twenty seconds' worth may come at once.
     pub new_names_per_second: Option<u32>,
     /// From accept to decision.
     pub handshake_timeout: Option<Duration>,
