@@ -28,7 +28,7 @@ use tokio::task::JoinSet;
 const MAX_CONNECTIONS: usize = 64;
 /// Beside those, for who may change something: readers must not keep anybody from that. Most of the time
 /// they wait for the same reload.
-const MAX_CHANGING: usize = 1_024;
+const MAX_CHANGING: usize = 256;
 /// Registrations at once, with their bodies; the others wait.
 const MAX_REGISTERING: usize = 16;
 /// Rows in an answer where the query does not say `limit=`.

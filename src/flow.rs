@@ -537,7 +537,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
         Ok(upstream) => {
             record.dialled_in(start.elapsed());
             record.upstream(upstream.peer, upstream.local);
-            confirm(house, claim, &upstream, record)?;
+            confirm(house, claim, upstream.peer, record).inspect_err(|_| close::reset(&upstream.stream))?;
             Ok(upstream)
         }
         Err(error) => {
@@ -566,9 +566,9 @@ pub(crate) fn may_look_up(house: &House, source: impl Into<Source>) -> impl FnMu
 /// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so
 /// one that came into force while there was none yet has passed it by; the record shows the address
 /// before the policy is read here, so that either the reload or this finds it.
-fn confirm(house: &House, claim: &Claim, upstream: &Upstream, record: &mut Record) -> Result<(), Reason> {
+fn confirm(house: &House, claim: &Claim, peer: SocketAddr, record: &mut Record) -> Result<(), Reason> {
     let (reason, rule) = match house.live.load().policy.decide(claim) {
-        Ok(permit) => match house.resolver.screen(&permit, &[upstream.peer.ip()]) {
+        Ok(permit) => match house.resolver.screen(&permit, &[peer.ip()]) {
             Ok(()) => return Ok(()),
             Err(error) => (error.reason(), None),
         },
@@ -576,7 +576,6 @@ fn confirm(house: &House, claim: &Claim, upstream: &Upstream, record: &mut Recor
     };
     tracing::debug!(%reason, "the list changed while a flow was connecting");
     record.refuse(Reason::Revoked, rule);
-    close::reset(&upstream.stream);
     Err(Reason::Revoked)
 }
 

@@ -221,7 +221,9 @@ impl Lane {
             if !self.turn.goes_on(cx) {
                 return Poll::Pending;
             }
-            let want = self.chunk.min(scratch::allowance());
+            // To search costs several times what to copy does, so a turn of it is a short one.
+            let most = if self.search.is_some() { MIN_CHUNK } else { MAX_CHUNK };
+            let want = self.chunk.min(scratch::allowance()).min(most);
             let moved = poll_move(cx, from, to, want, &mut self.kept, &mut self.search);
             self.turn.moved(from.take_surcharge());
             let (read, written) = ready!(moved)?;

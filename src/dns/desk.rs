@@ -81,7 +81,7 @@ pub(super) struct Early {
     source: SocketAddr,
     over: Over,
     turn: Instant,
-    _place: Place,
+    place: Place,
 }
 
 /// A query for a name that servers are asked for.
@@ -132,7 +132,7 @@ impl Desk {
             QueryPace::Now => self.answer(message, source, over, true, into),
             QueryPace::After(wait, place) => {
                 self.house.account.metrics().paced(Limit::Queries);
-                let early = Early { message: message.into(), source, over, turn: now + wait, _place: place };
+                let early = Early { message: message.into(), source, over, turn: now + wait, place };
                 Step::Wait(Box::new(Waiting::Turn(early)))
             }
             QueryPace::Over => {
@@ -198,8 +198,11 @@ impl Desk {
             Waiting::Servers(asking) => return self.ask(asking, into).await,
             Waiting::Turn(early) => early,
         };
-        tokio::time::sleep_until(early.turn).await;
-        match self.answer(&early.message, early.source, early.over, true, into) {
+        let Early { message, source, over, turn, place } = early;
+        tokio::time::sleep_until(turn).await;
+        // What servers are asked for from here on waits like any other.
+        drop(place);
+        match self.answer(&message, source, over, true, into) {
             Step::Silence => false,
             Step::Reply => true,
             Step::Wait(waiting) => match *waiting {
@@ -254,7 +257,7 @@ impl Desk {
     fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
         let Granted { query, permit, source, limit, under, existence } = granted;
         let told = match told {
-            Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved)) => {
+            Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved | LookupError::Crowded)) => {
                 return self.tell_failure(granted, &error, into);
             }
             _ if *existence => {

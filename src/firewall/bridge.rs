@@ -21,7 +21,8 @@ pub(super) const PRIORITY: i32 = -250;
 pub(super) const PORTS: &str = "guest_ports";
 /// A bridge looks for queries in frames for groups alone.
 const MULTICAST: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
-/// MACs that a port without one of its own may show at once.
+/// MACs that a port without one of its own may show at once. Each counts anew after five minutes, so that one that is
+/// kept warm does not stay beside ever more.
 const NEW_MACS: u32 = 64;
 /// And how many more a minute.
 const NEW_MACS_PER_MINUTE: u32 = 12;
@@ -91,10 +92,7 @@ fn scopes(plan: &Plan, hook: &str) -> Vec<String> {
 /// own bridge has a few dozen.
 fn stations(script: &mut Script) {
     script.chain("stations");
-    script.rule(
-        "iifname . ether saddr @stations update @stations { iifname . ether saddr } return",
-        "a MAC that was behind this port before",
-    );
+    script.rule("iifname . ether saddr @stations return", "a MAC that was behind this port lately");
     script.rule(
         format!(
             "update @newcomers {{ iifname limit rate over {NEW_MACS_PER_MINUTE}/minute burst {NEW_MACS} packets }} \

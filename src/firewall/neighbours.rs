@@ -10,9 +10,10 @@ use super::script::{Script, from_guests, names, set};
 use super::tracking::BRIDGES;
 
 /// Addresses of one family that a guest may use at once. Privacy extensions of IPv6 take some ten.
-const AT_ONCE: u32 = 64;
-/// And how many more a minute. One that was not used for five minutes makes room.
-const MORE_PER_MINUTE: u32 = 2;
+const AT_ONCE: u32 = 32;
+/// And how many more a minute. Each counts anew after five minutes, also one that is in use all the time: else a guest
+/// that keeps its addresses warm would get more with time. So 40 can be in use for long.
+const MORE_PER_MINUTE: u32 = 8;
 /// Addresses of one family that a guest has in use at most: ten guests fit into the table as it comes.
 const ADDRESSES: u32 = AT_ONCE + 5 * MORE_PER_MINUTE;
 /// Places for what is no guest of ours.
@@ -99,7 +100,7 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
         let nobody = if family == 4 { "0.0.0.0" } else { "::" };
         script.rule(format!("{field} {nobody} accept"), "nobody yet");
         let key = format!("iifname . {field}");
-        script.rule(format!("{key} @near{family} update @near{family} {{ {key} }} accept"), "one that is in use");
+        script.rule(format!("{key} @near{family} accept"), "one that is in use");
         let over = format!("limit rate over {MORE_PER_MINUTE}/minute burst {AT_ONCE} packets");
         script.rule(
             format!("{is} update @fresh{family} {{ iifname {over} }} counter drop"),

@@ -3,7 +3,7 @@
 
 use super::kept::{Kept, Spot};
 use super::{
-    Deadline, Ended, Filled, House, Relaying, Step, Visit, decide, decide_unnamed, open_record, reach, refuse,
+    Deadline, Ended, Filled, House, Relaying, Step, Visit, confirm, decide, decide_unnamed, open_record, reach, refuse,
     transparent, tunnel,
 };
 use crate::accept::Pace;
@@ -467,7 +467,7 @@ impl Session {
             match self.exchange(head, written, &mut upstream.peer, &mut record).await {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
                     upstream.since = Instant::now();
-                    upstream.spent = head.body == Body::None;
+                    upstream.spent = matches!(head.body, Body::None | Body::Length(0));
                     match upstream_reusable {
                         true => self.keep(claim, upstream),
                         false => upstream.close(),
@@ -510,6 +510,11 @@ impl Session {
                 && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
             {
                 record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
+                // It was taken from where a reload looks, and this flow had no address until now.
+                if let Err(reason) = confirm(&self.visit.house, claim, kept.peer.bond.peer, record) {
+                    kept.peer.abort();
+                    return Err(reason);
+                }
                 return Ok(kept);
             }
             kept.close();

@@ -238,7 +238,7 @@ impl Stray {
         match reach(&self.visit.house, &claim, &permit, &mut record).await {
             Ok(upstream) => {
                 let opened = Opened { listener: self.listener, record, claim, permit, upstream };
-                tunnel::pass_hello(self.visit, Box::new(opened), len).await
+                tunnel::pass_hello(self.visit, Box::new(opened), len, false).await
             }
             Err(reason) => self.alert(record, reason).await,
         }

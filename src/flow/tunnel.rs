@@ -109,9 +109,12 @@ struct Spoken {
     scanned: usize,
     /// Until when the guest may go on before its one unclear byte is sent.
     patience: Option<Instant>,
-    /// It asked for TLS in words of another protocol, whose clients need not show a name.
-    asked: bool,
+    /// How often it asked for TLS in words of another protocol, whose clients need not show a name.
+    asked: u8,
 }
+
+/// PostgreSQL's clients ask for encryption by GSSAPI and then by TLS, and no more.
+const MOST_ASKED: u8 = 2;
 
 /// As [`serve`], where raw bytes are allowed too. The server may speak first, and nothing waits for what
 /// the guest might still mean: the beginning of a request line goes on as it comes, and the request is
@@ -124,14 +127,15 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
     loop {
         match sniff_on(&visit.input, spoken.scanned) {
             Sniff::H2c => return Box::pin(http2(visit, opened, spoken)).await,
-            Sniff::Raw => match asked(&visit, &opened) {
+            Sniff::Raw => match asked(&visit, &opened, &spoken) {
                 None => return raw(visit, opened, spoken, false),
                 Some(Parsed::Partial) => spoken.scanned = visit.input.len(),
                 Some(Parsed::Complete { len, .. }) => {
                     let rest = visit.input.split_off(len.min(visit.input.len()));
                     send_unclear(&visit, &mut opened, &mut spoken).await?;
                     visit.input = rest;
-                    spoken = Spoken { to_guest: spoken.to_guest, asked: true, ..Spoken::default() };
+                    let asked = spoken.asked.saturating_add(1);
+                    spoken = Spoken { to_guest: spoken.to_guest, asked, ..Spoken::default() };
                     continue;
                 }
             },
@@ -166,9 +170,9 @@ async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Ste
 }
 
 /// Does the guest ask whether TLS may follow? Its hello is judged then, where it should have a name.
-fn asked(visit: &Visit, opened: &Opened) -> Option<Parsed<()>> {
+fn asked(visit: &Visit, opened: &Opened, spoken: &Spoken) -> Option<Parsed<()>> {
     let judged = !opened.permit.any_bytes() && matches!(opened.claim.target.host, Host::Name(_));
-    if judged { asks_for_tls(&visit.input) } else { None }
+    if judged && spoken.asked < MOST_ASKED { asks_for_tls(&visit.input) } else { None }
 }
 
 /// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
@@ -277,35 +281,60 @@ fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason
 
 /// TLS: the hello decides.
 async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
-    let to_guest = spoken.to_guest;
-    let len = match hello(&mut visit, &mut opened).await {
+    let nameless = spoken.asked > 0;
+    let len = match hello(&mut visit, &mut opened, nameless).await {
         Ok(len) => len,
-        Err(Reason::NoName) if spoken.asked => {
-            let input = std::mem::take(&mut visit.input);
-            return Ok(relaying(visit, opened, input, to_guest, false));
-        }
         Err(reason) => return alert(visit, opened, reason).await,
     };
-    visit.say(&to_guest, &mut opened.record).await?;
-    pass_hello(visit, opened, len).await
+    visit.say(&spoken.to_guest, &mut opened.record).await?;
+    pass_hello(visit, opened, len, nameless).await
 }
 
-/// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows.
-pub(super) async fn pass_hello(mut visit: Box<Visit>, mut opened: Box<Opened>, len: usize) -> Result<Step, Ended> {
+/// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows. `nameless`: a
+/// second one need not show a name.
+///
+/// Where raw bytes may pass, the server need not speak TLS: to Java's HTTP server a hello is part of a method. So what
+/// the guest says is searched from the hello on.
+pub(super) async fn pass_hello(
+    mut visit: Box<Visit>,
+    mut opened: Box<Opened>,
+    len: usize,
+    nameless: bool,
+) -> Result<Step, Ended> {
     let rest = visit.input.split_off(len.min(visit.input.len()));
     let hello = std::mem::replace(&mut visit.input, rest);
-    match watch(&mut visit, &mut opened, hello).await {
+    let may_be_raw = opened.permit.protocols().contains(Protocol::Raw) && !opened.permit.any_bytes();
+    let mut search = may_be_raw.then(|| Box::new(HostSearch::new(&opened.claim.target)));
+    let watched = watch(&mut visit, &mut opened, hello, nameless, &mut search).await;
+    let input = std::mem::take(&mut visit.input);
+    let searched = watched.and_then(|watched| look_through(&mut opened, &mut search, &input).map(|()| watched));
+    match searched {
         Ok(Watched { to_guest, guest_ended }) => {
-            let input = std::mem::take(&mut visit.input);
-            Ok(relaying(visit, opened, input, to_guest, guest_ended))
+            Ok(relaying_searched(visit, opened, input, to_guest, guest_ended, search))
         }
         Err(Some(why)) => alert(visit, opened, why).await,
         Err(None) => Err(Ended),
     }
 }
 
+/// Searches what is about to go on for another name.
+fn look_through(opened: &mut Opened, search: &mut Option<Box<HostSearch>>, bytes: &[u8]) -> Result<(), Option<Why>> {
+    let Some(searching) = search else { return Ok(()) };
+    match searching.push(bytes) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            *search = None;
+            Ok(())
+        }
+        Err(OtherName) => {
+            opened.record.shown(searching.shown());
+            Err(Some(Reason::NameMismatch.into()))
+        }
+    }
+}
+
 /// Reads a ClientHello at the front of the input and judges it. Returns its length.
-async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> {
+async fn hello(visit: &mut Visit, opened: &mut Opened, nameless: bool) -> Result<usize, Reason> {
     let mut reader = Hello::new();
     let shown = loop {
         match reader.advance(&visit.input) {
@@ -321,11 +350,16 @@ async fn hello(visit: &mut Visit, opened: &mut Opened) -> Result<usize, Reason> 
         }
     };
     let ClientHello { sni, len, .. } = &shown;
-    let claim = opened.claim.with_hello(&shown).inspect_err(|_| {
-        if let Some(sni) = sni {
-            opened.record.shown(sni.as_str().as_bytes());
+    let claim = match opened.claim.with_hello(&shown) {
+        Err(Reason::NoName) if nameless => {
+            Claim { spoken: Some(Protocol::Tls), ech: opened.claim.ech || shown.ech, ..opened.claim.clone() }
         }
-    })?;
+        claim => claim.inspect_err(|_| {
+            if let Some(sni) = sni {
+                opened.record.shown(sni.as_str().as_bytes());
+            }
+        })?,
+    };
     judge(visit, opened, &claim)?;
     opened.claim = claim;
     Ok(*len)
@@ -378,12 +412,19 @@ impl Behind {
 
 /// Sends the hello on and relays until the server has shown that it wants no second one, or until that
 /// one was judged too. What may follow at once is then at the front of the input.
-async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result<Watched, Option<Why>> {
+async fn watch(
+    visit: &mut Visit,
+    opened: &mut Opened,
+    hello: Vec<u8>,
+    nameless: bool,
+    search: &mut Option<Box<HostSearch>>,
+) -> Result<Watched, Option<Why>> {
     let mut behind = Behind::default();
     let mut flight = ServerFlight::new();
     let mut guest_ended = false;
     let idle = visit.house.gate.settings().idle_timeout;
     let first = [hello, behind.take(&mut visit.input)?].concat();
+    look_through(opened, search, &first)?;
     forward(visit, opened, &first).await?;
     visit.deadline.restart(idle);
     loop {
@@ -420,13 +461,14 @@ async fn watch(visit: &mut Visit, opened: &mut Opened, hello: Vec<u8>) -> Result
         visit.deadline.restart(idle);
         visit.input.append(&mut from_guest);
         let more = behind.take(&mut visit.input)?;
+        look_through(opened, search, &more)?;
         forward(visit, opened, &more).await?;
         match flight.push(&from_server) {
             Flight::Other => return Ok(Watched { to_guest: from_server, guest_ended }),
             Flight::NeedMore => pass_down(visit, opened, &from_server).await?,
             Flight::HelloRetryRequest => {
                 pass_down(visit, opened, &from_server).await?;
-                return second(visit, opened, behind).await;
+                return second(visit, opened, behind, nameless, search).await;
             }
         }
     }
@@ -440,7 +482,13 @@ async fn pass_down(visit: &mut Visit, opened: &Opened, bytes: &[u8]) -> Result<(
 }
 
 /// The server asked for another hello: what comes next from the guest, ChangeCipherSpec aside, is one.
-async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> Result<Watched, Option<Why>> {
+async fn second(
+    visit: &mut Visit,
+    opened: &mut Opened,
+    mut behind: Behind,
+    nameless: bool,
+    search: &mut Option<Box<HostSearch>>,
+) -> Result<Watched, Option<Why>> {
     visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
     let mut outgoing = behind.take(&mut visit.input)?;
     while !behind.held {
@@ -454,8 +502,9 @@ async fn second(visit: &mut Visit, opened: &mut Opened, mut behind: Behind) -> R
             return Err(Some(TOO_EARLY));
         }
     }
-    let len = hello(visit, opened).await.map_err(|reason| Some(reason.into()))?;
-    outgoing.extend(visit.input.drain(..len));
+    let len = hello(visit, opened, nameless).await.map_err(|reason| Some(reason.into()))?;
+    outgoing.extend(visit.input.drain(..len.min(visit.input.len())));
+    look_through(opened, search, &outgoing)?;
     forward(visit, opened, &outgoing).await?;
     Ok(Watched { to_guest: Vec::new(), guest_ended: false })
 }

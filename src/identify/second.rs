@@ -237,7 +237,8 @@ impl Aim {
         *self = match *self {
             Aim::Before | Aim::Next if blank => Aim::Next,
             Aim::Before => Aim::Before,
-            Aim::Next if matches!(byte, b'/' | b'*') => return Some(State::Rest),
+            // A path may begin with its slash written as %2f.
+            Aim::Next if matches!(byte, b'/' | b'*' | b'%') => return Some(State::Rest),
             Aim::Next if byte.is_ascii_alphabetic() => Aim::Scheme,
             Aim::Scheme if byte == b':' => Aim::Colon,
             Aim::Scheme if is_scheme(byte) => Aim::Scheme,

@@ -91,6 +91,15 @@ fn pipeline(guest: &Guest, address: &str, message: &[u8], stop: &AtomicBool, beg
     }
 }
 
+/// Sets a flag at its end, also where that is a panic.
+struct Stop<'f>(&'f AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// How long each of the neighbour's requests took, every one of which is answered.
 fn times(count: usize, mut ask: impl FnMut()) -> Vec<Duration> {
     let mut times: Vec<Duration> = (0..count)
@@ -114,6 +123,7 @@ fn assert_neighbour_is_served(limits: &str, what: &str, address: &str, message: 
     let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| pipeline(&world.guest, address, message, &stop, &answered));
+        let _end = Stop(&stop);
         eventually("the pipelines are answered", || answered.load(Ordering::Relaxed) > 10_000);
         // What it costs others it costs in every round; a busy machine rather not in all three.
         let mut best = [Duration::MAX; 2];
@@ -121,7 +131,6 @@ fn assert_neighbour_is_served(limits: &str, what: &str, address: &str, message: 
             let busy = [times(20, by_http)[10], times(20, by_dns)[10]];
             best = [best[0].min(busy[0]), best[1].min(busy[1])];
         }
-        stop.store(true, Ordering::Relaxed);
         println!("{what}: medians {idle:?} alone, {best:?} beside");
         for (idle, best) in idle.into_iter().zip(best) {
             assert!(best < (3 * idle).max(Duration::from_millis(250)), "{what}: {best:?} where {idle:?} is usual");

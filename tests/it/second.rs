@@ -90,6 +90,7 @@ fn forms(port: u16) -> Vec<Vec<u8>> {
         "SOURCE / ICE/1.0",
         "OPTIONS * RTSP/1.0",
         "FOO / BAR",
+        "FOO %2fx BAR/1.1",
         "FOO / ",
         "F:O,O / 1",
         "A\nB / X",
