@@ -118,7 +118,7 @@ fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answer
             stream.read_to_string(&mut answer).unwrap();
             answer
         };
-        let asking: Vec<_> = (0..300).map(|_| scope.spawn(ask)).collect();
+        let asking: Vec<_> = (0..200).map(|_| scope.spawn(ask)).collect();
         for _ in 0..1_000 {
             outgate.signal(Signal::HUP);
         }
