@@ -22,6 +22,10 @@ use tokio::io::unix::AsyncFd;
 const CHUNK: usize = 16 << 10;
 /// How long a terminal may take nothing of what a command that has ended wrote last.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long a command that was stopped is waited for to have written what it wrote.
+const SOON: Duration = Duration::from_millis(20);
+/// Chunks that are carried on then at most: others of the command may go on writing.
+const LAST_CHUNKS: usize = 64;
 /// Ancestors that are looked at most.
 const ANCESTORS: usize = 64;
 
@@ -157,6 +161,16 @@ impl Terminal {
         if carried.is_err() {
             // Either nobody has the command's open any more, or the caller's is gone: then the command hears of it.
             *master = None;
+        }
+    }
+
+    /// Carries on what the command wrote before it was stopped.
+    pub(super) async fn catch_up(&mut self) {
+        let Terminal { tty, master: Some(master), out, .. } = self else { return };
+        for _ in 0..LAST_CHUNKS {
+            if !matches!(tokio::time::timeout(SOON, carry(master, tty, out)).await, Ok(Ok(()))) {
+                return;
+            }
         }
     }
 

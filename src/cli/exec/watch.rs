@@ -96,8 +96,14 @@ impl Watch {
                     Event::Refresh => terminal.iter_mut().for_each(Terminal::refresh),
                     Event::Told(None) => silent = true,
                     Event::Told(Some((Tell::Ready, handed))) => terminal = begin(&running, handed)?,
-                    Event::Told(Some((Tell::Stopped(hard), _))) => stop(&running, &mut terminal, hard),
-                    Event::Told(Some((Tell::WantsTerminal, _))) => give(&running, &mut terminal),
+                    Event::Told(Some((Tell::Stopped(hard), _))) => {
+                        catch_up(&mut terminal).await;
+                        stop(&running, &mut terminal, hard);
+                    }
+                    Event::Told(Some((Tell::WantsTerminal, _))) => {
+                        catch_up(&mut terminal).await;
+                        give(&running, &mut terminal);
+                    }
                 }
             };
             if let Some(terminal) = &mut terminal {
@@ -119,6 +125,13 @@ async fn turn(terminal: &mut Option<Terminal>) {
     match terminal {
         Some(terminal) => terminal.turn().await,
         None => std::future::pending().await,
+    }
+}
+
+/// Shows what a command that was stopped had written, before this process stops as well.
+async fn catch_up(terminal: &mut Option<Terminal>) {
+    if let Some(terminal) = terminal {
+        terminal.catch_up().await;
     }
 }
 

@@ -41,7 +41,8 @@ fn a_typing_error_elsewhere_in_the_configuration_leaves_no_guest_open() {
     fs::write(&config, &sound).unwrap();
     whole.apply(&outgate);
     let ruleset = || {
-        let list = || std::process::Command::new("nft").args(["-s", "-t", "list", "ruleset"]).output().expect("nft is there");
+        let list =
+            || std::process::Command::new("nft").args(["-s", "-t", "list", "ruleset"]).output().expect("nft is there");
         whole.net.gateway.run(list).stdout
     };
     let before = ruleset();
