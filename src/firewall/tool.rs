@@ -114,7 +114,7 @@ fn package(program: &str) -> &'static str {
     match program {
         "nft" => "nftables",
         "ip" => "iproute2",
-        "unshare" | "setpriv" => "util-linux",
+        "unshare" => "util-linux",
         "getent" => "libc-bin",
         _ => "iptables",
     }

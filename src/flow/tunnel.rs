@@ -228,7 +228,7 @@ fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_end
         },
     };
     let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
-    Ok(relaying_searched(visit, opened, rest, spoken.to_guest, guest_ended, search))
+    Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended, search))
 }
 
 /// Searches what the guest has said so far. What is left to do, if anything; or the other name.
@@ -257,7 +257,7 @@ async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -
         return Err(Ended);
     }
     let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
-    Ok(relaying(visit, opened, rest, spoken.to_guest, false))
+    Ok(relaying(visit, opened, rest, spoken.to_guest, false, None))
 }
 
 /// HTTP in clear: each request is judged by itself.
@@ -309,9 +309,7 @@ pub(super) async fn pass_hello(
     let input = std::mem::take(&mut visit.input);
     let searched = watched.and_then(|watched| look_through(&mut opened, &mut search, &input).map(|()| watched));
     match searched {
-        Ok(Watched { to_guest, guest_ended }) => {
-            Ok(relaying_searched(visit, opened, input, to_guest, guest_ended, search))
-        }
+        Ok(Watched { to_guest, guest_ended }) => Ok(relaying(visit, opened, input, to_guest, guest_ended, search)),
         Err(Some(why)) => alert(visit, opened, why).await,
         Err(None) => Err(Ended),
     }
@@ -510,16 +508,6 @@ async fn second(
 }
 
 fn relaying(
-    visit: Box<Visit>,
-    opened: Box<Opened>,
-    to_upstream: Vec<u8>,
-    to_guest: Vec<u8>,
-    guest_ended: bool,
-) -> Step {
-    relaying_searched(visit, opened, to_upstream, to_guest, guest_ended, None)
-}
-
-fn relaying_searched(
     visit: Box<Visit>,
     opened: Box<Opened>,
     to_upstream: Vec<u8>,

@@ -2,13 +2,13 @@
 //! sends, few entries are its own, and neighbour, the host's own services and the admin listener are
 //! served meanwhile. Judged by the kernel's count in the gateway and by what the others get.
 
-use crate::world::GOOD;
 use crate::world::client::Guest;
 use crate::world::namespace::Namespace;
 use crate::world::outgate::Outgate;
 use crate::world::stub::{framed, query, read_framed};
 use crate::world::vmnet::{Vmnet, connect, nft, shell, succeed};
 use crate::world::whole::{STRANGER, STRANGER6, Whole};
+use crate::world::{GOOD, Raise};
 use serde_json::{Value, json};
 use std::io::Write;
 use std::process::Command;
@@ -76,15 +76,6 @@ impl<'w> Attacker<'w> {
         command.args(["-c", FLOOD, &how.to_string()]);
         let said = succeed(self.namespace.run(|| command.output()).expect("python3 is installed"));
         serde_json::from_str(&said).expect("it says how many")
-    }
-}
-
-/// Sets a flag at its end, whichever that is: nobody waits for what panicked.
-struct Raise<'f>(&'f AtomicBool);
-
-impl Drop for Raise<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Release);
     }
 }
 

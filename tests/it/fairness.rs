@@ -5,7 +5,7 @@ use crate::world::client::Guest;
 use crate::world::dns::A;
 use crate::world::http::Response;
 use crate::world::stub::{NOERROR, RESOLVER, framed, query};
-use crate::world::{PROXY, World, eventually};
+use crate::world::{PROXY, Raise, World, eventually};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -91,15 +91,6 @@ fn pipeline(guest: &Guest, address: &str, message: &[u8], stop: &AtomicBool, beg
     }
 }
 
-/// Sets a flag at its end, also where that is a panic.
-struct Stop<'f>(&'f AtomicBool);
-
-impl Drop for Stop<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
 /// How long each of the neighbour's requests took, every one of which is answered.
 fn times(count: usize, mut ask: impl FnMut()) -> Vec<Duration> {
     let mut times: Vec<Duration> = (0..count)
@@ -123,7 +114,7 @@ fn assert_neighbour_is_served(limits: &str, what: &str, address: &str, message: 
     let (stop, answered) = (AtomicBool::new(false), AtomicU64::new(0));
     std::thread::scope(|scope| {
         scope.spawn(|| pipeline(&world.guest, address, message, &stop, &answered));
-        let _end = Stop(&stop);
+        let _end = Raise(&stop);
         eventually("the pipelines are answered", || answered.load(Ordering::Relaxed) > 10_000);
         // What it costs others it costs in every round; a busy machine rather not in all three.
         let mut best = [Duration::MAX; 2];

@@ -32,7 +32,7 @@ use namespace::Namespace;
 use origin::Internet;
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// Serves the names that rules allow.
@@ -169,6 +169,15 @@ fn wire(guest: &Namespace, neighbour: &Namespace, gateway: &Namespace, internet:
             std::fs::write(path, "0").expect("forwarding is off in the gateway");
         }
     });
+}
+
+/// Sets a flag at its end, whichever that is: nobody waits for what panicked.
+pub struct Raise<'f>(pub &'f AtomicBool);
+
+impl Drop for Raise<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
 }
 
 /// Waits until `done` holds; fails with `what` when it does not within [`PATIENCE`].
