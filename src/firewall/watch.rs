@@ -4,8 +4,10 @@
 //! command.
 
 mod events;
+mod sweep;
 
 pub use events::Events;
+pub use sweep::keep_swept;
 
 use super::host::Host;
 use super::plan::{Plan, Scope};
