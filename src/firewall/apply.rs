@@ -81,8 +81,10 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
     removed.open.sort();
     removed.open.dedup();
-    let tables = TABLES.map(|(family, table)| format!("table {family} {table}\ndelete table {family} {table}\n"));
-    tool::run("nft", &["-f", "-"], &tables.concat(), "to delete its tables")?;
+    let tables = TABLES.iter().filter(|(family, _)| *family != "arp" || host.has_arp_tables);
+    let tables: String =
+        tables.map(|(family, table)| format!("table {family} {table}\ndelete table {family} {table}\n")).collect();
+    tool::run("nft", &["-f", "-"], &tables, "to delete its tables")?;
     for difference in Routing::none(host).compare()? {
         if let Err(error) = routing::settle(&difference) {
             removed.faults.push(error.to_string());

@@ -29,7 +29,7 @@ pub struct Status {
 /// Packets of the rules with one comment in one chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counter {
-    /// `inet` or `bridge`.
+    /// `inet`, `bridge` or `arp`.
     pub family: String,
     /// The chain.
     pub chain: String,

@@ -1,5 +1,5 @@
-//! The ruleset as text for nft(8): table `inet outgate`, table `inet outgate_timeouts` from `tracking`, and table
-//! `bridge outgate` from `bridge`. All are replaced in the one transaction that `nft -f` makes of its input; but the
+//! The ruleset as text for nft(8): table `inet outgate`, table `inet outgate_timeouts` from `tracking`, table
+//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in the one transaction that `nft -f` makes of its input; but the
 //! second keeps its objects, which entries of connection tracking point to. Every rule carries its
 //! comment, which `nft list` shows as well.
 //!
@@ -111,6 +111,7 @@ pub(super) fn write(plan: &Plan) -> String {
     users(plan, &mut script);
     script.end_table();
     bridge::write(plan, &mut script);
+    neighbours::write_arp(plan, &mut script);
     script.text
 }
 

@@ -240,7 +240,7 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
     let setup = whole.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
     let outgate = whole.start(setup);
     let _ssh = whole.net.listener("0.0.0.0:22");
-    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3");
+    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3; ip route add 10.43.0.0/24 dev r4");
     let known = |link: &str| {
         let lines = shell(
             &whole.net.gateway,
@@ -249,9 +249,10 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
         // What the kernel knows by itself, multicast, takes no place.
         lines.lines().filter(|line| !line.contains("NOARP")).count()
     };
-    for (guest, link, sources, gateway) in [
-        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], "fd42::1"),
-        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], "fd43::1"),
+    for (guest, link, sources, [gateway4, gateway]) in [
+        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], ["10.42.42.1", "fd42::1"]),
+        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], ["10.43.0.1", "fd43::1"]),
+        (&whole.four, "r4", ["10.43.0.4", "fd43::4"], ["10.43.0.1", "fd43::1"]),
     ] {
         assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200);
         let attacker = Attacker::new(&whole, guest, link, sources);
@@ -260,6 +261,7 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
             json!({ "kind": "ack", "v6": true, "sources": 700 }),
             json!({ "kind": "udp", "v6": true, "sources": 700, "port": 9 }),
             json!({ "kind": "solicit", "v6": true, "sources": 700, "target": gateway }),
+            json!({ "kind": "arp", "v6": false, "sources": 200, "target": gateway4 }),
             json!({ "kind": "syn", "v6": false, "sources": 200 }),
         ] {
             let before = known(link);
