@@ -28,7 +28,7 @@ pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
-pub use watch::{Events, Mended, Standing, mend, standing};
+pub use watch::{Events, Mended, Standing, held, mend, standing};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;
@@ -144,6 +144,11 @@ impl Presence {
 /// blocking. They show that table `inet outgate` is there; its single chains, table `bridge outgate` and
 /// the routing rules are shown to root alone, by [`status`].
 pub fn presence(seal: Seal) -> Presence {
+    sensed(Some(seal))
+}
+
+/// As [`presence`]; without a seal to look for a ruleset that is there is an outdated one.
+fn sensed(seal: Option<Seal>) -> Presence {
     let told = || {
         let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
         socket.set_nonblocking(true).ok()?;
@@ -152,7 +157,8 @@ pub fn presence(seal: Seal) -> Presence {
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(true),
             Err(_) => None,
         };
-        let (control, canary, sealed) = (refused(CONTROL)?, refused(CANARY)?, refused(seal.0)?);
+        let (control, canary) = (refused(CONTROL)?, refused(CANARY)?);
+        let sealed = seal.map_or(Some(false), |seal| refused(seal.0))?;
         (!control).then_some((canary, sealed))
     };
     match told() {

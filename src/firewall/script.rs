@@ -311,7 +311,7 @@ fn leftovers(plan: &Plan, script: &mut Script) {
     script.rule(format!("{guests} goto refused"), "nothing else of this machine");
     script.end_chain();
 
-    script.hook("forwarded", "filter", "forward", -10);
+    script.hook(FORWARDED, "filter", "forward", -10);
     if plan.allow_inbound_replies {
         script.rule(
             format!(
@@ -417,6 +417,8 @@ fn brought(listener: SocketAddr) -> String {
     }
 }
 
+/// The chain of table inet that says whose packets are not forwarded.
+pub(super) const FORWARDED: &str = "forwarded";
 /// The set of bridge ports in table inet.
 pub(super) const PORTS: &str = "ports";
 

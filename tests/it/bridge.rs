@@ -346,6 +346,8 @@ struct Watcher {
     child: Child,
     /// What it says to its service manager, in order.
     said: Receiver<String>,
+    /// What it said after its first look.
+    first: String,
 }
 
 impl Watcher {
@@ -368,8 +370,8 @@ impl Watcher {
         command.args(["firewall", "watch", "--config"]).arg(net.path("outgate.toml")).env("NOTIFY_SOCKET", &path);
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let child = net.gateway.run(|| command.spawn()).expect("outgate runs");
-        let watcher = Watcher { child, said };
-        watcher.hears("READY=1");
+        let mut watcher = Watcher { child, said, first: String::new() };
+        watcher.first = watcher.hears("READY=1");
         watcher
     }
 
@@ -556,6 +558,117 @@ fn the_watcher_outlives_what_goes_wrong_and_never_opens() {
     assert_eq!(rules(), before);
     let said = watcher.kill();
     assert!(!said.contains("Cannot find device"), "{said}");
+}
+
+/// An edit that nobody has applied may name the interface by which its author comes in. A watcher that is started
+/// then goes by what the kernel holds.
+#[test]
+fn a_watcher_that_is_started_after_an_edit_does_nothing_of_it() {
+    let Some(net) = Vmnet::new() else { return };
+    let nine = late(&net, "9");
+    shell(
+        &net.gateway,
+        "ip link add br1 type bridge; ip link set br1 up; ip link add p8 type veth peer name q8; ip link set p8 master br1; \
+         sysctl -qw net.ipv4.conf.r3.rp_filter=0 net.ipv6.conf.r3.accept_ra=2 net.ipv4.conf.default.rp_filter=0",
+    );
+    // What of the gateway's names an interface that was never a guest's.
+    let others = || {
+        let settings = "cd /proc/sys/net; grep -s . ipv[46]/conf/r3/* ipv[46]/conf/br1/* ipv[46]/conf/p8/* || true";
+        let rules = "(ip -4 rule; ip -6 rule; nft list ruleset) | grep -E 'r3|br1|p8' || true";
+        let ports = (port(&net, "p8"), link(&net, "br1")["linkinfo"]["info_data"]["no_linklocal_learn"].clone());
+        (shell(&net.gateway, settings), shell(&net.gateway, rules), format!("{ports:?}"))
+    };
+    let untouched = others();
+    assert!(untouched.1.is_empty(), "{untouched:?}");
+    let edits = [
+        "[firewall]\nguest_interfaces = [\"br0\", \"br1\", \"r3\"]",
+        "[firewall]\nguest_interfaces = [\"br1\", \"r*\"]",
+        "[firewall]\nguest_interfaces = [\"r3\"]\n[[guest]]\nname = \"eight\"\ninterface = \"p8\"\naddresses = [\"10.42.42.8\"]",
+        // Not sound.
+        "[firewall]\nguest_interfaces = [\"br0\", \"br1\", \"r3\"]\nallow_everything = true",
+        // Not even TOML.
+        "[firewall\nguest_interfaces = [\"br1\", \"r3\"]",
+        "",
+    ];
+    let prohibited = |name: &str| {
+        shell(&net.gateway, "ip -4 rule; ip -6 rule").matches(&format!("iif {name} prohibit")).count() == 2
+    };
+    for (n, edit) in edits.into_iter().enumerate() {
+        net.apply("[firewall]\nguest_interfaces = [\"br0\", \"tap*\"]\n");
+        assert_eq!(Watcher::start(&net).kill(), "");
+        net.config(edit);
+        let watcher = Watcher::start(&net);
+        plug(&net, &nine, "p9", Some("br0"));
+        shell(&net.gateway, "ip tuntap add dev tap7 mode tap; ip link set tap7 up");
+        soon("a port of what is held is guarded", || is_guarded(&net, "p9") && prohibited("p9"));
+        soon("so is what fits a pattern that is held", || {
+            prohibited("tap7") && shell(&net.gateway, "cat /proc/sys/net/ipv4/conf/tap7/rp_filter").trim() == "1"
+        });
+        let ports = shell(&net.gateway, "nft list set inet outgate ports");
+        assert!(["p1", "p2", "p9"].iter().all(|name| ports.contains(&format!("\"{name}\""))), "{n}: {ports}");
+        assert_eq!(others(), untouched, "{n}");
+
+        // The ruleset is gone as well: what is left are the routing rules, and they say whom they hold.
+        drop(watcher);
+        nft(&net.gateway, "flush ruleset");
+        shell(&net.gateway, "ip link del p9");
+        let watcher = Watcher::start(&net);
+        plug(&net, &nine, "p9", Some("br0"));
+        soon("it is guarded again", || is_guarded(&net, "p9") && prohibited("p9"));
+        assert_eq!(others(), untouched, "{n}, flushed");
+        drop(watcher);
+        shell(&net.gateway, "ip link del p9; ip link del tap7");
+        net.config("[firewall]\nguest_interfaces = [\"br0\"]\n");
+        succeed(net.firewall(&["remove"]));
+    }
+}
+
+/// A watcher that runs sees two edits, of which the first was applied and the second was not.
+#[test]
+fn a_watcher_that_missed_an_apply_goes_by_what_was_applied() {
+    let Some(net) = Vmnet::new() else { return };
+    net.apply("[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n");
+    let watcher = Watcher::start(&net);
+    shell(&net.gateway, "ip link del r3; ip link del r4");
+    net.config("[firewall]\nguest_interfaces = [\"br0\"]\n");
+    succeed(net.firewall(&["remove"]));
+    net.apply("[firewall]\nguest_interfaces = [\"br0\"]\n");
+    net.config("[firewall]\nguest_interfaces = [\"br0\", \"r3\"]\n");
+    shell(&net.gateway, "ip tuntap add dev r7 mode tap; ip tuntap add dev r3 mode tap");
+    let nine = late(&net, "9");
+    plug(&net, &nine, "p9", Some("br0"));
+    soon("the port is guarded", || is_guarded(&net, "p9"));
+    shell(&net.gateway, "ip link del p9");
+    for _ in 0..2 {
+        // A look that began after the one before had ended.
+        watcher.hears("not that of the configuration");
+        shell(&net.gateway, "ip tuntap add dev other mode tap; ip link del other");
+    }
+    let rules = shell(&net.gateway, "ip -4 rule; ip -6 rule");
+    assert!(!rules.contains("iif r"), "{rules}");
+}
+
+/// With patterns alone there may be no interface and so no routing rule; the ruleset is there all the same.
+#[test]
+fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_there() {
+    let Some(net) = Vmnet::new() else { return };
+    let taps = "[firewall]\nguest_interfaces = [\"tap*\"]\n";
+    for broken in ["[firewall\n", "[firewall]\nguest_interfaces = [\"tap*\"]\nallow_everything = true\n"] {
+        net.apply(taps);
+        std::fs::write(net.path("outgate.toml"), broken).unwrap();
+        let watcher = Watcher::start(&net);
+        shell(&net.gateway, "ip tuntap add dev tap7 mode tap; ip link set tap7 up");
+        soon("it is closed", || {
+            shell(&net.gateway, "ip -4 rule; ip -6 rule").matches("iif tap7 prohibit").count() == 2
+        });
+        let said: Vec<String> = std::iter::once(watcher.first.clone()).chain(watcher.said.try_iter()).collect();
+        let truth = |said: &String| said.contains("STATUS=failed") && said.contains("outgate.toml");
+        assert!(said.iter().all(truth), "{said:?}");
+        assert!(watcher.kill().contains("outgate.toml"));
+        shell(&net.gateway, "ip link del tap7");
+        net.config(taps);
+        succeed(net.firewall(&["remove"]));
+    }
 }
 
 /// An element of a set of outgate's that is missing leaves a port uncovered, and one that is left over holds whoever
