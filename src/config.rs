@@ -23,7 +23,7 @@ pub(crate) use values::is_guest_name;
 use crate::accept::LimitSettings;
 use crate::account::{AccessLog, LogSettings};
 use crate::dial::DialSettings;
-use crate::firewall::{FirewallSettings, Seal};
+use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
@@ -236,6 +236,11 @@ impl Settings {
     /// What tells the firewall of these settings from that of others; `None` where they ask for none.
     pub fn seal(&self) -> Option<Seal> {
         self.firewall.is_wanted().then(|| Seal::of(&self.firewall, &self.listen))
+    }
+
+    /// What the kernel's rules have of `[limits]` and `[resolver]`; `None` where there should be none.
+    pub fn shares(&self) -> Option<Shares> {
+        self.firewall.is_wanted().then(|| Shares::of(self))
     }
 
     /// What the address floor needs: what is permitted, who is a guest, where outgate listens.

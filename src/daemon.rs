@@ -275,14 +275,15 @@ fn state(
     relief: &Relief,
 ) -> impl Fn() -> String + Send + use<> {
     let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
+    let guard = guard.clone();
     move || {
         let open = house.gate.total();
         let not_ready: Vec<String> = trouble().into_iter().chain(relief.not_ready()).collect();
-        match (not_ready, relief.overload()) {
+        match (not_ready, relief.overload().or_else(|| guard.outdated())) {
             (trouble, _) if !trouble.is_empty() => {
                 format!("Not ready: {}; {open} connections open", trouble.join("; "))
             }
-            (_, Some(overload)) => format!("Ready, but {overload}; {open} connections open"),
+            (_, Some(but)) => format!("Ready, but {but}; {open} connections open"),
             _ => format!("Ready; {open} connections open"),
         }
     }
@@ -291,8 +292,9 @@ fn state(
 /// What `outgate status` shows beside the figures of the account.
 fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard, relief: &Relief) -> control::Status {
     let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
+    let guard = guard.clone();
     Box::new(move || {
-        let trouble: Vec<String> = trouble().into_iter().chain(relief.overload()).collect();
+        let trouble: Vec<String> = trouble().into_iter().chain(relief.overload()).chain(guard.outdated()).collect();
         let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
         serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
     })

@@ -28,12 +28,13 @@ pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
-pub use watch::{Events, Mended, Standing, keep_swept, mend, standing};
+pub use watch::{Events, Mended, Standing, held, keep_swept, mend, standing};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use tracking::Rations;
 
 /// `[firewall]` of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -123,6 +124,51 @@ impl Seal {
     }
 }
 
+/// What of `[limits]` and `[resolver]` a ruleset was made from: an address that it refuses for each key. The daemon
+/// takes a change over at a reload, the kernel's rules at `apply` alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shares([(&'static str, SocketAddrV4); 3]);
+
+impl Shares {
+    /// What these settings come to in a ruleset.
+    pub fn of(settings: &Settings) -> Shares {
+        Rations::new(&settings.limits, settings.resolver.timeout).into()
+    }
+
+    fn addresses(&self) -> [SocketAddrV4; 3] {
+        self.0.map(|(_, address)| address)
+    }
+
+    /// What the ruleset that is there was made from other values of, with the remedy. Nothing where that cannot be
+    /// told, or where no ruleset is there. As [`presence`] without blocking.
+    pub fn complaint(&self) -> Option<String> {
+        let socket = prober()?;
+        if (refused(&socket, CONTROL)?, refused(&socket, CANARY)?) != (false, true) {
+            return None;
+        }
+        let others = self.0.iter().filter(|(_, address)| refused(&socket, *address) == Some(false));
+        let keys: Vec<&str> = others.map(|(key, _)| *key).collect();
+        (!keys.is_empty()).then(|| {
+            let keys = keys.join(", ");
+            format!("the kernel's rules were made from other values of {keys}: run `outgate firewall apply`")
+        })
+    }
+}
+
+impl From<Rations> for Shares {
+    fn from(rations: Rations) -> Shares {
+        let address = |(key, value): (&'static str, u64)| {
+            let digest = ring::digest::digest(&ring::digest::SHA256, format!("{key} {value}").as_bytes());
+            let mut bytes = digest.as_ref().iter().copied();
+            let mut next = || bytes.next().unwrap_or_default();
+            // Never where `CANARY` and `CONTROL` are.
+            let ip = Ipv4Addr::new(127, 79, next() | 0x80, next());
+            (key, SocketAddrV4::new(ip, u16::from_be_bytes([next(), next()]).max(1)))
+        };
+        Shares(rations.in_rules().map(address))
+    }
+}
+
 /// What can be told of the ruleset without privileges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
@@ -148,15 +194,15 @@ impl Presence {
 /// blocking. They show that table `inet outgate` is there; its single chains, table `bridge outgate` and
 /// the routing rules are shown to root alone, by [`status`].
 pub fn presence(seal: Seal) -> Presence {
+    sensed(Some(seal))
+}
+
+/// As [`presence`]; without a seal to look for a ruleset that is there is an outdated one.
+fn sensed(seal: Option<Seal>) -> Presence {
     let told = || {
-        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
-        socket.set_nonblocking(true).ok()?;
-        let refused = |address: SocketAddrV4| match socket.send_to(&[], address) {
-            Ok(_) => Some(false),
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(true),
-            Err(_) => None,
-        };
-        let (control, canary, sealed) = (refused(CONTROL)?, refused(CANARY)?, refused(seal.0)?);
+        let socket = prober()?;
+        let (control, canary) = (refused(&socket, CONTROL)?, refused(&socket, CANARY)?);
+        let sealed = seal.map_or(Some(false), |seal| refused(&socket, seal.0))?;
         (!control).then_some((canary, sealed))
     };
     match told() {
@@ -164,6 +210,21 @@ pub fn presence(seal: Seal) -> Presence {
         Some((true, false)) => Presence::Outdated,
         Some((false, _)) => Presence::Missing,
         None => Presence::Unknown,
+    }
+}
+
+fn prober() -> Option<UdpSocket> {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).ok()?;
+    socket.set_nonblocking(true).ok()?;
+    Some(socket)
+}
+
+/// Is a datagram to this address refused? `None` where it fails otherwise.
+fn refused(socket: &UdpSocket, address: SocketAddrV4) -> Option<bool> {
+    match socket.send_to(&[], address) {
+        Ok(_) => Some(false),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Some(true),
+        Err(_) => None,
     }
 }
 

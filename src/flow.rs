@@ -27,7 +27,7 @@ use crate::account::{Account, Active, Limit, Listener, Meter, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
-use crate::firewall::Seal;
+use crate::firewall::{Seal, Shares};
 use crate::identify::{Claim, Evidence};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::{Reason, Why};
@@ -97,12 +97,14 @@ pub struct Live {
     pub dial: DialSettings,
     /// The firewall that the configuration asks for, if it does.
     pub seal: Option<Seal>,
+    /// What its rules have of the limits.
+    pub shares: Option<Shares>,
 }
 
 impl Live {
     /// What holds under these settings.
     pub fn new(policy: Arc<Policy>, settings: &Settings) -> Live {
-        Live { policy, dial: settings.dial, seal: settings.seal() }
+        Live { policy, dial: settings.dial, seal: settings.seal(), shares: settings.shares() }
     }
 }
 

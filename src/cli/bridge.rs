@@ -124,6 +124,14 @@ pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
     crate::firewall::small_tables(settings).into_iter().map(warning).collect()
 }
 
+/// What the kernel's rules have of limits that are others by now.
+pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
+    let message = settings.shares()?.complaint()?;
+    let file = settings.path.clone().unwrap_or_default();
+    let (line, column) = settings.place_of_key("guest_interfaces");
+    Some(Diagnostic { severity: Severity::Warning, file, line, column, message })
+}
+
 /// Every file that a guest names and the list does not have, at the place where the name stands.
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();

@@ -51,6 +51,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
         Ok((settings, mut problems)) => {
             problems.extend(bridge::tls_problem(&settings));
             problems.extend(bridge::small_tables(&settings));
+            problems.extend(bridge::outdated_rules(&settings));
             (problems, Some(bridge::compile(&settings)))
         }
         Err(error) => (error.into_diagnostics(), None),

@@ -120,6 +120,8 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
 }
 
+/// How often `status` looks again where interfaces come and go while it looks.
+const RETRIES: usize = 3;
 /// Where those who change the firewall stand in line.
 const LINE: &str = "/run/outgate-firewall/lock";
 
@@ -254,8 +256,19 @@ fn remove(common: &Common, out: &mut dyn Write) -> Outcome {
 }
 
 fn status(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (plan, host) = plan(common.config.config.as_deref())?;
-    let status = firewall::status(&plan, &host)?;
+    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+    let settings = bridge::with_pins(&settings)?;
+    let (mut plan, mut host) = plan_for(&settings)?;
+    let mut status = firewall::status(&plan, &host)?;
+    for _ in 0..RETRIES {
+        let now = host.again()?;
+        if status.in_place || now == host {
+            break;
+        }
+        // An interface came or went meanwhile, and the watcher has taken it in hand: no difference.
+        (plan, host) = (Plan::new(&settings, &now), now);
+        status = firewall::status(&plan, &host)?;
+    }
     let exit = if status.in_place { Exit::Good } else { Exit::No };
     if common.json {
         write_json(&serde_json::to_value(&status).map_err(io::Error::from)?, out)?;

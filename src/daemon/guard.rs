@@ -29,9 +29,15 @@ impl Guard {
         self.seen().and_then(complaint).map(str::to_owned)
     }
 
+    /// What the rules that are in place have of limits that are no longer in force. Guests are held all the same.
+    pub(super) fn outdated(&self) -> Option<String> {
+        let shares = self.0.live.load().shares;
+        shares.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
+    }
+
     /// Keeps the metric true and says what changes. Never returns.
     pub(super) async fn watch(self) {
-        let mut before = None;
+        let (mut before, mut outdated_before) = (None, None);
         let mut ticks = tokio::time::interval(INTERVAL);
         loop {
             ticks.tick().await;
@@ -45,6 +51,11 @@ impl Guard {
                 }
             }
             before = now;
+            let outdated = self.outdated();
+            if let Some(complaint) = outdated.as_ref().filter(|_| outdated != outdated_before) {
+                tracing::warn!("{complaint}");
+            }
+            outdated_before = outdated;
         }
     }
 }

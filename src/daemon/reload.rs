@@ -342,6 +342,7 @@ impl Desk {
         };
         let mut outcome = self.reload(settings, restart_needed)?;
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
+        outcome.warnings.extend(self.settings.shares().and_then(|shares| shares.complaint()));
         Ok(outcome)
     }
 

@@ -6,10 +6,10 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
-use super::{TABLE, TABLES, apply, others, ports};
+use super::{TABLE, TABLES, apply, bridge, others, ports};
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -63,8 +63,13 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
                 }
             }
         }
-        if let Some(found) = found.as_ref().filter(|_| (family, name) == ("inet", TABLE)) {
-            differences.extend(uncovered(plan, host, found));
+        if let (Some(wanted), Some(found)) = (wanted, &found) {
+            for difference in elements(family, wanted, found, host) {
+                // A port may be missing in the sets of both tables.
+                if !differences.contains(&difference) {
+                    differences.push(difference);
+                }
+            }
         }
         counters.extend(found.as_ref().map(|found| counted(family, found)).unwrap_or_default());
     }
@@ -157,7 +162,7 @@ fn differing(wanted: &[Value], found: &[Value]) -> String {
     let (wanted, mut found) = (by_place(wanted), by_place(found));
     // Those of earlier configurations stay, for the entries that point to them.
     found.retain(|place, _| !place.starts_with("ct timeout ") || wanted.contains_key(place));
-    let places = wanted.keys().chain(found.keys()).collect::<std::collections::BTreeSet<_>>();
+    let places = wanted.keys().chain(found.keys()).collect::<BTreeSet<_>>();
     let differing: Vec<&str> =
         places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
     differing.join(", ")
@@ -190,16 +195,43 @@ fn still(value: &Value, is_set: bool) -> Value {
     }
 }
 
-/// Ports of guest bridges that came after the ruleset.
-fn uncovered(plan: &Plan, host: &Host, found: &[Value]) -> Vec<String> {
-    let sets = found.iter().filter_map(|item| item.get("set"));
-    let ports = sets.filter(|set| text_of(set, "name") == Some(PORTS)).filter_map(|set| set.get("elem")?.as_array());
-    let covered: Vec<&str> = ports.flatten().filter_map(Value::as_str).collect();
-    let ports = host.ports_of(|bridge| plan.is_guest(bridge)).map(|link| &link.name);
-    ports
-        .filter(|name| !covered.contains(&name.as_str()))
-        .map(|name| format!("bridge port {name} is not covered: it came after the ruleset"))
-        .collect()
+/// What the sets that `apply` and the watcher fill lack, and what is in them that should not be.
+fn elements(family: &str, wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
+    let mut differences = Vec::new();
+    let found = filled(found);
+    for (set, wanted) in filled(wanted) {
+        let found = found.get(&set).cloned().unwrap_or_default();
+        for name in wanted.difference(&found) {
+            let is_port = set == PORTS || set == bridge::PORTS;
+            differences.push(match host.link(name).filter(|_| is_port) {
+                Some(_) => format!("bridge port {name} is not covered: it came after the ruleset"),
+                None => {
+                    format!("set {set} of table {family} {TABLE} does not name {name}: run `outgate firewall apply`")
+                }
+            });
+        }
+        differences.extend(found.difference(&wanted).map(|name| {
+            format!(
+                "set {set} of table {family} {TABLE} still names {name} and would hold whatever interface has that \
+                 name next: run `outgate firewall apply`"
+            )
+        }));
+    }
+    differences
+}
+
+/// The elements of each set, without the sets that learn theirs from packets.
+fn filled(items: &[Value]) -> BTreeMap<String, BTreeSet<String>> {
+    let learns = |set: &Value| {
+        let flags = set.get("flags").map(Value::to_string).unwrap_or_default();
+        ["dynamic", "timeout"].iter().any(|flag| flags.contains(flag))
+    };
+    let sets = items.iter().filter_map(|item| item.get("set")).filter(|set| !learns(set));
+    let elements = |set: &Value| {
+        let elements = set.get("elem").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+        elements.iter().filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    sets.filter_map(|set| Some((text_of(set, "name")?.to_owned(), elements(set)))).collect()
 }
 
 fn counted(family: &str, items: &[Value]) -> Vec<Counter> {

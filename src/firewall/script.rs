@@ -8,7 +8,7 @@
 //! (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
-use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, bridge, neighbours, tracking};
+use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, bridge, neighbours, tracking};
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -328,7 +328,7 @@ fn leftovers(plan: &Plan, script: &mut Script) {
     script.rule(format!("{guests} goto refused"), "nothing else of this machine");
     script.end_chain();
 
-    script.hook("forwarded", "filter", "forward", -10);
+    script.hook(FORWARDED, "filter", "forward", -10);
     if plan.allow_inbound_replies {
         script.rule(
             format!(
@@ -366,6 +366,8 @@ fn users(plan: &Plan, script: &mut Script) {
     let canary = |at: SocketAddrV4| format!("ip daddr {} udp dport {} drop", at.ip(), at.port());
     script.rule(canary(CANARY), "by this outgate knows that the ruleset is in place");
     script.rule(canary(plan.seal.0), "and by this that it was made from the configuration in force");
+    let shares = Shares::from(plan.rations).addresses().map(|at| format!("{} . {}", at.ip(), at.port()));
+    script.rule(format!("ip daddr . udp dport {} drop", set(shares)), "and by these from which limits");
     if plan.users.is_empty() {
         return script.end_chain();
     }
@@ -434,6 +436,8 @@ fn brought(listener: SocketAddr) -> String {
     }
 }
 
+/// The chain of table inet that says whose packets are not forwarded.
+pub(super) const FORWARDED: &str = "forwarded";
 /// The set of bridge ports in table inet.
 pub(super) const PORTS: &str = "ports";
 

@@ -86,6 +86,15 @@ impl Rations {
         }
     }
 
+    /// What of it the rules are made from, by the key that says so.
+    pub(super) fn in_rules(&self) -> [(&'static str, u64); 3] {
+        [
+            ("[limits].dns_queries_per_second", self.queries.into()),
+            ("[limits].idle_timeout_s", self.idle),
+            ("[resolver].timeout_ms", self.patience.into()),
+        ]
+    }
+
     fn burst(&self) -> u32 {
         self.queries / 4
     }

@@ -13,7 +13,7 @@ use super::host::Host;
 use super::plan::{Plan, Scope};
 use super::routing::{self, Difference, Routing};
 use super::tool::{self, FirewallError};
-use super::{Presence, Seal, TABLE, apply, bridge, ports, presence, script, tracking};
+use super::{FirewallSettings, Presence, Seal, TABLE, apply, bridge, ports, script, sensed, tracking};
 use serde_json::Value;
 
 /// How a configuration stands to what is in the kernel.
@@ -21,8 +21,10 @@ use serde_json::Value;
 pub enum Standing {
     /// It was applied.
     InForce,
-    /// Another was, or its tables are gone.
+    /// Another was.
     Other,
+    /// Something was, and its tables are gone.
+    Flushed,
     /// Nothing of outgate's is there.
     Nothing,
 }
@@ -32,12 +34,51 @@ pub enum Standing {
 /// # Errors
 /// [`FirewallError`] where it cannot be found out.
 pub fn standing(seal: Option<Seal>) -> Result<Standing, FirewallError> {
-    let presence = seal.map(presence);
-    if presence == Some(Presence::InPlace) {
-        return Ok(Standing::InForce);
+    Ok(match sensed(seal) {
+        Presence::InPlace => Standing::InForce,
+        Presence::Outdated => Standing::Other,
+        presence @ (Presence::Missing | Presence::Unknown) => match Routing::closed_interfaces()?.is_empty() {
+            true => Standing::Nothing,
+            false if presence == Presence::Missing => Standing::Flushed,
+            false => Standing::Other,
+        },
+    })
+}
+
+/// What the kernel's own rules of outgate's hold, whatever configuration they were made from: the interfaces of the
+/// ruleset; where that is gone, those with a routing rule.
+///
+/// # Errors
+/// [`FirewallError`] where it cannot be found out.
+pub fn held(host: &Host) -> Result<FirewallSettings, FirewallError> {
+    let mut guest_interfaces = guests_of_ruleset();
+    if guest_interfaces.is_empty() {
+        let closed = Routing::closed_interfaces()?;
+        let is_closed = |name: &String| closed.contains(name);
+        // Guests behind a port enter by its bridge, which is named as well.
+        let is_port = |name: &str| host.link(name).and_then(|link| link.master.as_ref()).is_some_and(is_closed);
+        guest_interfaces = closed.iter().filter(|name| !is_port(name)).cloned().collect();
     }
-    let applied = presence.is_some_and(Presence::is_there) || !Routing::closed_interfaces()?.is_empty();
-    Ok(if applied { Standing::Other } else { Standing::Nothing })
+    Ok(FirewallSettings { guest_interfaces, ..FirewallSettings::default() })
+}
+
+/// The interfaces whose packets the ruleset that is there does not forward.
+fn guests_of_ruleset() -> Vec<String> {
+    let arguments = ["-j", "list", "chain", "inet", TABLE, script::FORWARDED];
+    let Ok(found) = tool::json("nft", &arguments, "to list whom it holds") else { return Vec::new() };
+    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let rules = items.iter().filter_map(|item| item.get("rule")?.get("expr")?.as_array());
+    // What is let through comes by the same interfaces, under more conditions.
+    let refusing = rules.filter(|rule| rule.iter().any(|statement| statement.get("goto").is_some()));
+    let matches = refusing.flatten().filter_map(|statement| statement.get("match"));
+    let by_name = matches.filter(|test| test.pointer("/left/meta/key").and_then(Value::as_str) == Some("iifname"));
+    let names = |test: &Value| -> Option<Vec<String>> {
+        let right = test.get("right")?;
+        let many = right.get("set").and_then(Value::as_array).map(Vec::as_slice);
+        let names = many.unwrap_or(std::slice::from_ref(right)).iter().filter_map(Value::as_str);
+        Some(names.map(str::to_owned).collect())
+    };
+    by_name.filter_map(names).flatten().collect()
 }
 
 /// What mending came to.

@@ -8,6 +8,7 @@ use crate::world::vmnet::{
 };
 use std::io::ErrorKind;
 use std::net::UdpSocket;
+use std::process::Command;
 use std::time::Duration;
 
 const BOTH: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n";
@@ -779,27 +780,87 @@ fn without_privileges_or_anything_to_do_it_says_so() {
     assert_eq!(output.status.code(), Some(1), "{output:?}");
 }
 
-#[test]
-fn an_unprivileged_daemon_knows_whether_it_is_in_place() {
-    let Some(net) = Vmnet::new() else { return };
-    let listen = "proxy = [\"10.42.42.1:3128\"]\nadmin = \"127.0.0.1:3190\"";
+/// Lists and state for a daemon without privileges, and the configuration's lines about them.
+fn for_nobody(net: &Vmnet) -> String {
     std::fs::create_dir(net.path("lists")).unwrap();
     std::fs::set_permissions(net.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    let lists = format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"", net.path("lists").display());
     std::fs::create_dir(net.path("state")).unwrap();
     for path in ["", "state"] {
         std::os::unix::fs::chown(net.path(path), Some(65534), Some(65534)).unwrap();
     }
-    net.config_listening(listen, &format!("{BOTH}{lists}"));
-    let mut daemon = net.daemon(65534);
-    let ask = |path: &str| {
-        let program = format!(
-            "import urllib.request, urllib.error\ntry:\n r = urllib.request.urlopen('http://127.0.0.1:3190{path}')\n\
-             except urllib.error.HTTPError as error:\n r = error\nexcept OSError as error:\n print(error)\n raise SystemExit\n\
-             print(r.status, r.read().decode())"
-        );
-        python(&net.gateway, &program)
+    format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"\n", net.path("lists").display())
+}
+
+const WITH_ADMIN: &str = "proxy = [\"10.42.42.1:3128\"]\nadmin = \"127.0.0.1:3190\"";
+
+/// Status and body of what the admin listener answers.
+fn admin(net: &Vmnet, path: &str) -> String {
+    let program = format!(
+        "import urllib.request, urllib.error\ntry:\n r = urllib.request.urlopen('http://127.0.0.1:3190{path}')\n\
+         except urllib.error.HTTPError as error:\n r = error\nexcept OSError as error:\n print(error)\n raise SystemExit\n\
+         print(r.status, r.read().decode())"
+    );
+    python(&net.gateway, &program)
+}
+
+#[test]
+fn limits_that_the_kernels_rules_do_not_know_yet_are_told_and_are_no_outage() {
+    let Some(net) = Vmnet::new() else { return };
+    let lists = for_nobody(&net);
+    let outgate = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
+        command.args(arguments).arg("--config").arg(net.path("outgate.toml"));
+        let output = net.gateway.run(|| command.output()).expect("outgate runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
     };
+    let configure = |limits: &str| drop(net.config_listening(WITH_ADMIN, &format!("{BOTH}{lists}{limits}")));
+    let complaint =
+        |keys: &str| format!("the kernel's rules were made from other values of {keys}: run `outgate firewall apply`");
+    let said = |what: &str| std::fs::read_to_string(net.path("stderr")).unwrap().matches(what).count();
+    let queries = "[limits].dns_queries_per_second";
+    // Without a ruleset there is nothing that it was made from.
+    configure("[limits]\ndns_queries_per_second = 2000\n");
+    assert!(!outgate(&["check"]).contains("other values"), "{}", outgate(&["check"]));
+    succeed(net.firewall(&["apply"]));
+    assert!(!outgate(&["check"]).contains("other values"), "{}", outgate(&["check"]));
+    // At the start.
+    configure("[limits]\ndns_queries_per_second = 3000\n");
+    let mut daemon = net.daemon(65534);
+    let pid = rustix::process::Pid::from_child(&daemon);
+    eventually("it is ready", || admin(&net, "/readyz").starts_with("200"));
+    eventually("it says so at the start", || said(&complaint(queries)) == 1);
+    assert!(outgate(&["check"]).contains(&complaint(queries)), "{}", outgate(&["check"]));
+    assert!(outgate(&["status"]).contains(&complaint(queries)), "{}", outgate(&["status"]));
+    succeed(net.firewall(&["apply"]));
+    eventually("nothing is wrong", || !outgate(&["status"]).contains("other values"));
+    // Of a reload. What does not shape the rules is not told, and what cannot be less there neither.
+    configure("[limits]\ndns_queries_per_second = 3000\nrequests_per_second = 7\n[resolver]\ntimeout_ms = 1500\n");
+    assert!(!outgate(&["whitelist", "reload"]).contains("other values"));
+    configure("[limits]\ndns_queries_per_second = 3000\nidle_timeout_s = 777\n[resolver]\ntimeout_ms = 9000\n");
+    let both = "[limits].idle_timeout_s, [resolver].timeout_ms";
+    rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
+    eventually("it says so of a reload", || said(&complaint(both)) == 1);
+    let reload = outgate(&["whitelist", "reload"]);
+    assert!(reload.contains(&complaint(both)), "{reload}");
+    assert!(admin(&net, "/readyz").starts_with("200"), "{}", admin(&net, "/readyz"));
+    assert!(admin(&net, "/metrics").contains("outgate_firewall_in_place 1"));
+    assert_eq!(said("other values"), 2, "once each: {}", std::fs::read_to_string(net.path("stderr")).unwrap());
+    let (good, status) = net.status();
+    assert!(!good && status["differences"].to_string().contains("differs from the configuration"), "{status}");
+    succeed(net.firewall(&["apply"]));
+    assert!(net.status().0, "{}", net.status().1);
+    assert!(!outgate(&["check"]).contains("other values"), "{}", outgate(&["check"]));
+    daemon.kill().unwrap();
+    daemon.wait().unwrap();
+}
+
+#[test]
+fn an_unprivileged_daemon_knows_whether_it_is_in_place() {
+    let Some(net) = Vmnet::new() else { return };
+    let lists = for_nobody(&net);
+    net.config_listening(WITH_ADMIN, &format!("{BOTH}{lists}"));
+    let mut daemon = net.daemon(65534);
+    let ask = |path: &str| admin(&net, path);
     eventually("the daemon says what is missing", || ask("/readyz").starts_with("503 the firewall is not in place"));
     let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
     assert!(status.contains("CapEff:\t0000000000000000"), "{status}");

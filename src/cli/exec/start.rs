@@ -3,9 +3,11 @@
 
 use super::inside::{self, Identity, Order};
 use super::talk::{self, Say};
+use super::terminal;
 use crate::cli::Failure;
 use crate::cli::bridge::tool;
 use crate::system::User;
+use rustix::fs::{Dev, fstat, makedev};
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;
 use rustix::termios::{isatty, ttyname};
@@ -16,13 +18,19 @@ use std::io::{self, Read, Write};
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 /// Variables that name a proxy, in lower case; outgate needs none.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
 /// Descriptors that the half inside has of its own while it closes the caller's.
 const OWN: i32 = 16;
+/// Folders of folders below /dev that are searched for a terminal, and what is looked at there.
+const MAX_DEPTH: u32 = 4;
+const MAX_DEVICES: usize = 65_536;
+/// Folders below /dev that are the command's own in any case.
+const OTHERS: [&str; 3] = ["/dev/pts", "/dev/shm", "/dev/mqueue"];
 /// The longest complaint of the half inside, in bytes.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
@@ -86,7 +94,7 @@ impl Start {
             program: self.program.clone(),
             identity: self.user.as_ref().map(Identity::from),
             terminals,
-            hide: streams.0.iter().filter_map(|stream| device(stream.as_fd())).collect(),
+            hide: terminals_of(&streams),
         };
         let order = serde_json::to_string(&order).map_err(io::Error::from)?;
         // By this path it is found even if an update has just replaced it.
@@ -164,12 +172,42 @@ fn highest() -> io::Result<i32> {
     Ok(numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).max().unwrap_or(2))
 }
 
-/// The path of a terminal's device, where it does not lie among those of programs, which are hidden in any case.
-fn device(stream: BorrowedFd<'_>) -> Option<PathBuf> {
-    if !isatty(stream) {
-        return None;
+/// The devices of the caller's terminals, by all their names: those it has as descriptors, and the one that its session
+/// is on, which the command could open by its name all the same.
+fn terminals_of(streams: &Streams) -> Vec<PathBuf> {
+    let terminals: Vec<&OwnedFd> = streams.0.iter().filter(|stream| isatty(stream)).collect();
+    let mut numbers: Vec<Dev> = terminals.iter().filter_map(|stream| Some(fstat(stream).ok()?.st_rdev)).collect();
+    numbers.extend(terminal::controlling());
+    // Whoever opens this one gets the terminal of its own session.
+    numbers.retain(|number| *number != makedev(5, 0));
+    let mut found = Vec::new();
+    let mut left = MAX_DEVICES;
+    devices(Path::new("/dev"), 0, &mut left, &mut |path, number| {
+        if numbers.contains(&number) {
+            found.push(path);
+        }
+    });
+    // It may lie elsewhere.
+    let named = terminals.iter().filter_map(|stream| ttyname(stream, Vec::new()).ok());
+    found.extend(named.map(|name| PathBuf::from(OsStr::from_bytes(name.as_bytes()))));
+    // Those of programs are hidden in any case.
+    found.retain(|path| !path.starts_with("/dev/pts") && path != Path::new("/dev/tty"));
+    found
+}
+
+/// Tells of every device of characters below a folder.
+fn devices(folder: &Path, depth: u32, left: &mut usize, tell: &mut dyn FnMut(PathBuf, Dev)) {
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        *left = left.saturating_sub(1);
+        let (path, Ok(meta)) = (entry.path(), entry.path().symlink_metadata()) else { continue };
+        if meta.file_type().is_char_device() {
+            tell(path, meta.rdev());
+        } else if meta.is_dir()
+            && depth < MAX_DEPTH
+            && *left > 0
+            && !OTHERS.iter().any(|other| path == Path::new(other))
+        {
+            devices(&path, depth + 1, left, tell);
+        }
     }
-    let name = ttyname(stream, Vec::new()).ok()?;
-    let path = PathBuf::from(OsStr::from_bytes(name.as_bytes()));
-    (!path.starts_with("/dev/pts")).then_some(path)
 }

@@ -4,7 +4,7 @@
 //! the caller's shell would run that.
 
 use super::start::Streams;
-use rustix::fs::{Mode, OFlags, open};
+use rustix::fs::{Dev, Mode, OFlags, makedev, open};
 use rustix::io::{Errno, ioctl_fionbio};
 use rustix::process::{getpgrp, getsid};
 use rustix::termios::{
@@ -235,7 +235,7 @@ pub(super) fn can_stop() -> bool {
     let mut process = "self".to_owned();
     for _ in 0..ANCESTORS {
         let Some(stat) = fs::read_to_string(format!("/proc/{process}/stat")).ok() else { return false };
-        let Some([parent, its_group, its_session]) = parent_group_session(&stat) else { return false };
+        let Some([parent, its_group, its_session, _]) = of_stat(&stat) else { return false };
         if its_group != group.as_raw_nonzero().get() {
             return its_session == session.as_raw_nonzero().get();
         }
@@ -244,11 +244,23 @@ pub(super) fn can_stop() -> bool {
     false
 }
 
-/// These fields of /proc/PID/stat (proc_pid_stat(5)), which follow a name that may hold anything.
-fn parent_group_session(stat: &str) -> Option<[i32; 3]> {
+/// The device number of this process's controlling terminal, whatever its descriptors are; `None`: it has none.
+pub(super) fn controlling() -> Option<Dev> {
+    let [_, _, _, number] = of_stat(&fs::read_to_string("/proc/self/stat").ok()?)?;
+    (number != 0).then(|| device(number.cast_unsigned()))
+}
+
+/// As the kernel prints a device in one number (`new_encode_dev`): 12 bits of the major amid the 20 of the minor.
+fn device(number: u32) -> Dev {
+    makedev((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
+}
+
+/// Parent, process group, session and terminal in /proc/PID/stat (proc_pid_stat(5)), which follow a name that may
+/// hold anything.
+fn of_stat(stat: &str) -> Option<[i32; 4]> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(1).map(|field| field.parse().ok());
-    Some([fields.next()??, fields.next()??, fields.next()??])
+    Some([fields.next()??, fields.next()??, fields.next()??, fields.next()??])
 }
 
 #[cfg(test)]
@@ -257,7 +269,17 @@ mod tests {
 
     #[test]
     fn a_processs_name_does_not_confuse_its_other_fields() {
-        assert_eq!(parent_group_session("7 (a) R 1 2 (b) S 3 4 5 0 -1"), Some([3, 4, 5]));
-        assert_eq!(parent_group_session("7 (a) S 3 4"), None);
+        assert_eq!(of_stat("7 (a) R 1 2 (b) S 3 4 5 1088 -1"), Some([3, 4, 5, 1088]));
+        assert_eq!(of_stat("7 (a) S 3 4 5"), None);
+    }
+
+    #[test]
+    fn a_terminals_number_is_that_of_its_device() {
+        // ttyS0, /dev/pts/3, /dev/pts/300, and the highest there is.
+        for (number, major, minor) in
+            [(0x0440, 4, 64), (0x8803, 136, 3), (0x0010_882c, 136, 300), (0xffff_ffff, 0xfff, 0xf_ffff)]
+        {
+            assert_eq!(device(number), makedev(major, minor), "{number:#x}");
+        }
     }
 }

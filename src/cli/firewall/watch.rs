@@ -4,12 +4,12 @@
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
 use crate::config::Settings;
-use crate::firewall::{self, Events, FirewallSettings, Host, Mended, Plan, Seal, Standing};
+use crate::firewall::{self, Events, Host, Mended, Plan, Presence, Seal, Standing};
 use crate::system;
 use clap::Args;
 use sd_notify::NotifyState;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Between two looks at everything.
@@ -99,10 +99,15 @@ impl Watch {
     fn mend(&mut self) -> Result<Option<(Mended, usize)>, Failure> {
         let _in_line = in_line();
         let mut faults = Vec::new();
-        let Some((settings, in_force)) = self.settings(&mut faults)? else { return Ok(None) };
+        let Some(basis) = self.basis(&mut faults)? else { return Ok(None) };
         let host = match &self.host {
             Some(host) => host.again()?,
             None => Host::look()?,
+        };
+        let in_force = matches!(basis, Basis::InForce(_));
+        let settings = match basis {
+            Basis::InForce(settings) | Basis::Remembered(settings) => settings,
+            Basis::Kernel => Settings { firewall: firewall::held(&host)?, ..Settings::default() },
         };
         let plan = Plan::new(&settings, &host);
         let mut mended = firewall::mend(&plan, &host, in_force);
@@ -112,37 +117,48 @@ impl Watch {
         Ok(Some((mended, ports)))
     }
 
-    /// Which configuration to go by, and whether it is the one in force.
-    fn settings(&mut self, faults: &mut Vec<String>) -> Result<Option<(Settings, bool)>, Failure> {
+    /// What to go by; nothing where no firewall was applied.
+    fn basis(&mut self, faults: &mut Vec<String>) -> Result<Option<Basis>, Failure> {
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
         let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
-        let seal = now.as_ref().ok().map(|settings| Seal::of(&settings.firewall, &settings.listen));
-        match (firewall::standing(seal)?, now) {
+        let standing = firewall::standing(now.as_ref().ok().map(seal))?;
+        match (standing, now) {
             (Standing::Nothing, _) => {
                 self.applied = None;
-                Ok(None)
+                return Ok(None);
             }
             (Standing::InForce, Ok(settings)) => {
                 self.applied = Some(settings.clone());
-                Ok(Some((settings, true)))
+                return Ok(Some(Basis::InForce(settings)));
             }
-            (_, Ok(settings)) => {
+            (_, Ok(_)) => {
                 faults.push("the ruleset is not that of the configuration: run `outgate firewall apply`".to_owned());
-                Ok(Some((self.applied.clone().unwrap_or(settings), false)))
             }
-            (_, Err(failure)) => {
-                faults.push(plain(&failure));
-                Ok(Some((self.applied.clone().map_or_else(|| closed(self.config.as_deref()), Ok)?, false)))
-            }
+            (_, Err(failure)) => faults.push(plain(&failure)),
         }
+        // Another may have been applied since, which was not seen.
+        let remembered = match &self.applied {
+            Some(applied) if standing == Standing::Flushed => Some(applied),
+            Some(applied) => Some(applied).filter(|_| firewall::presence(seal(applied)) == Presence::InPlace),
+            None => None,
+        };
+        Ok(Some(remembered.cloned().map_or(Basis::Kernel, Basis::Remembered)))
     }
 }
 
-/// Of a configuration that is not sound: the interfaces to close.
-fn closed(config: Option<&Path>) -> Result<Settings, Failure> {
-    let (settings, _) = Settings::load_leniently(config)?;
-    let firewall = FirewallSettings { pins: Vec::new(), ..settings.firewall.clone() };
-    Ok(Settings { listen: settings.listen.without_guests(), firewall, ..settings })
+/// What interfaces are held by. An edit that nobody has applied is never among it: it may name the interface by which
+/// its author comes in.
+enum Basis {
+    /// The configuration, which is in force.
+    InForce(Settings),
+    /// The one that was in force last.
+    Remembered(Settings),
+    /// What the kernel's rules say themselves.
+    Kernel,
+}
+
+fn seal(settings: &Settings) -> Seal {
+    Seal::of(&settings.firewall, &settings.listen)
 }
 
 /// Where nobody reads it, it does its work all the same.

@@ -3,7 +3,7 @@
 
 use super::{Ask, Outcome};
 use std::collections::VecDeque;
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TrySendError};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -40,6 +40,8 @@ pub(super) enum Refused {
 #[derive(Default)]
 struct Queue {
     asks: VecDeque<Ask>,
+    /// Nobody attends any more. Under the lock of the queue, so that an ask is either told so or found.
+    closed: bool,
 }
 
 /// An inbox and who may put something into it.
@@ -54,10 +56,9 @@ impl Asker {
     /// Takes it in, in the place of one of its kind where that does the same for both.
     pub(super) fn ask(&self, ask: Ask) -> Result<(), Refused> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).put(ask)?;
-        match self.bell.try_send(()) {
-            Ok(()) | Err(TrySendError::Full(())) => Ok(()),
-            Err(TrySendError::Disconnected(())) => Err(Refused::Gone),
-        }
+        // Where nobody hears it any more the queue was closed since, and whoever waits is told so by that.
+        let _ = self.bell.try_send(());
+        Ok(())
     }
 }
 
@@ -75,13 +76,21 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        // Those who wait are told so by this.
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).asks.clear();
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner).close();
     }
 }
 
 impl Queue {
+    /// Takes nothing more, and tells those who wait by dropping their asks.
+    fn close(&mut self) {
+        self.closed = true;
+        self.asks.clear();
+    }
+
     fn put(&mut self, ask: Ask) -> Result<(), Refused> {
+        if self.closed {
+            return Err(Refused::Gone);
+        }
         match ask {
             Ask::Look if self.asks.iter().any(|ask| matches!(ask, Ask::Look)) => {}
             Ask::Reread(more) => match self.asks.iter_mut().find_map(Ask::rereaders) {
@@ -228,5 +237,38 @@ mod tests {
         drop(inbox);
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
         assert_eq!(asker.ask(Ask::Look), Err(Refused::Gone));
+    }
+
+    #[test]
+    fn nobody_waits_who_asks_while_the_thread_ends() {
+        // In between: the queue is given up, and the bell is still heard.
+        let (asker, inbox) = inbox();
+        let Inbox { queue, .. } = &inbox;
+        queue.lock().unwrap().close();
+        let (reply, mut answer) = oneshot::channel();
+        assert_eq!(asker.ask(Ask::Reread(vec![reply])), Err(Refused::Gone));
+        assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+
+        // Whenever it ends: what is taken in is answered or dropped, and nothing is left.
+        for _ in 0..200 {
+            let (asker, inbox) = self::inbox();
+            let asking = std::thread::spawn(move || {
+                let mut waiting = Vec::new();
+                for _ in 0..20 {
+                    let (ask, answer) = removal("vm-1");
+                    if asker.ask(ask).is_err() {
+                        break;
+                    }
+                    waiting.push(answer);
+                }
+                (asker, waiting)
+            });
+            drop(inbox);
+            // The asker is still there, and what waits is told all the same.
+            let (_asker, waiting) = asking.join().unwrap();
+            for mut answer in waiting {
+                assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
+            }
+        }
     }
 }

@@ -154,6 +154,33 @@ fn what_a_command_types_by_ioctl_does_not_reach_the_callers_shell() {
     }
 }
 
+/// As on a serial console, whose device does not lie among those of programs: here by another name.
+#[test]
+fn the_terminal_of_the_callers_session_is_hidden_though_no_descriptor_is_it() {
+    let Some(house) = House::new() else { return };
+    let mut screen = house.screen();
+    let out = house.path("out").display().to_string();
+    screen.run("exec unshare --mount --propagation private bash --norc --noprofile --noediting -i");
+    screen.run("mount --bind $(tty) /dev/full");
+    assert!(screen.run("echo its-\"\"here >/dev/full").contains("its-here"), "it is the terminal");
+    let tries =
+        "--user root -- sh -c 'echo reaches-\"\"it >/dev/full; stat -c %t:%T /dev/full; cat </dev/full; echo done'";
+    for streams in [format!("</dev/null >{out} 2>&1"), format!("2>{out} </dev/null | cat >>{out}")] {
+        let name = fresh();
+        let seen = screen.run(&format!("{} {streams}", house.line(&name, tries)));
+        let said = fs::read_to_string(&out).unwrap();
+        assert!(!seen.contains("reaches-it"), "{seen}");
+        assert!(said.contains("1:3\n") && said.contains("done"), "it is /dev/null: {said}");
+        house.assert_clean(&name);
+        fs::remove_file(&out).unwrap();
+    }
+    // One of the descriptors is the session's terminal by its other name: the command's own has that name too.
+    let name = fresh();
+    let own = "--user root -- sh -c 'echo reaches-\"\"it >/dev/full; echo its-\"\"own >/dev/tty'";
+    let seen = screen.run(&format!("{} </dev/tty >{out} 2>&1", house.line(&name, own)));
+    assert!(seen.contains("its-own") && !seen.contains("reaches-it"), "{seen} {}", fs::read_to_string(&out).unwrap());
+}
+
 #[test]
 fn what_was_typed_for_the_command_is_not_run_by_the_callers_shell() {
     let Some(house) = House::new() else { return };
