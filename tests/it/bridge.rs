@@ -637,15 +637,13 @@ fn a_watcher_that_missed_an_apply_goes_by_what_was_applied() {
     shell(&net.gateway, "ip tuntap add dev r7 mode tap; ip tuntap add dev r3 mode tap");
     let nine = late(&net, "9");
     plug(&net, &nine, "p9", Some("br0"));
-    soon("the port is guarded", || is_guarded(&net, "p9"));
-    shell(&net.gateway, "ip link del p9");
-    for _ in 0..2 {
-        // A look that began after the one before had ended.
-        watcher.hears("not that of the configuration");
-        shell(&net.gateway, "ip tuntap add dev other mode tap; ip link del other");
-    }
-    let rules = shell(&net.gateway, "ip -4 rule; ip -6 rule");
-    assert!(!rules.contains("iif r"), "{rules}");
+    let rules = || shell(&net.gateway, "ip -4 rule; ip -6 rule");
+    // All rules of a look come at once, and this one saw the others.
+    soon("the port is guarded and has its rules", || {
+        is_guarded(&net, "p9") && rules().matches("iif p9 prohibit").count() == 2
+    });
+    assert!(!rules().contains("iif r"), "{}", rules());
+    assert!(watcher.kill().contains("not that of the configuration"));
 }
 
 /// With patterns alone there may be no interface and so no routing rule; the ruleset is there all the same.

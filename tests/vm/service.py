@@ -618,6 +618,7 @@ def order(provider):
     for unit in SOCKETS:
         listening = entered(unit, "ActiveEnterTimestampMonotonic")
         assert 0 < listening <= daemon, f"{unit} {listening}, daemon {daemon}"
+    assert provider.state("outgate-host.service") == "active", provider.journal("outgate-host.service")
     assert not (failed := provider.do("systemctl --failed --no-legend")), failed
     # The addresses of its listeners came into being only now.
     provider.do("sh /brought/world.sh", 90)
@@ -654,16 +655,30 @@ def upgrade(provider):
 def upgrade_refused(provider):
     """A configuration that the new version refuses: the daemon that runs goes on, and all is said."""
     provider.do("cp -p /etc/outgate/outgate.toml /root/; echo 'nonsense = 1' >> /etc/outgate/outgate.toml")
-    before = provider.pid()
+    pids = lambda: [provider.pid(), provider.show("outgate-host.service", "MainPID")["MainPID"]]  # noqa: E731
+    # A table that was replaced has another number.
+    ruleset = lambda: provider.do("nft -a list table inet outgate").splitlines()[0]  # noqa: E731
+    before, rules = pids(), ruleset()
     said = provider.run("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120).output
-    assert "nonsense" in said and "not restarted" in said, said
-    assert provider.pid() == before, "restarted all the same"
+    assert "nonsense" in said and "not restarted" in said and "holds guests" in said, said
+    assert pids() == before and ruleset() == rules, "restarted all the same"
     healthy(provider)
-    provider.do("cp -p /root/outgate.toml /etc/outgate/; dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
+    # What is printed puts all that goes on of the old version right, once the file is mended.
+    remedy = re.search(r"then: (systemctl .*)", said)
+    assert remedy, said
+    provider.do(f"cp -p /root/outgate.toml /etc/outgate/; {remedy[1]}", 120)
+    provider.ready()
+    assert not set(pids()) & set(before), f"{before} go on after {remedy[1]}"
+    assert ruleset() != rules, f"the ruleset of before after {remedy[1]}"
+    healthy(provider)
+    provider.do("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
     healthy(provider)
 
 
 def remove(provider):
+    # As who applies by a hook enables it; else it comes with the firewall's unit.
+    assert provider.run("systemctl is-enabled outgate-host.service").output.strip() == "disabled"
+    provider.do("systemctl enable -q outgate-host.service")
     said = provider.do("dpkg -r outgate 2>&1", 120)
     assert "br0" in said, f"nothing about the guests' interface: {said}"
     assert provider.run("test -e /etc/outgate/outgate.toml && ! test -e /usr/bin/outgate && ! pgrep -x outgate").status == 0, said
