@@ -50,6 +50,11 @@ const NAMES_TCP: [(&str, u32); 8] = [
 /// Seconds that the entry of a connection that has ended stays, where the daemon or a host's user opened
 /// it. The kernel's own two minutes would be 24,000 entries at 200 connections a second.
 const ENDED: u32 = 3;
+/// And of one that nobody has answered: a server that is dead would have 60,000 at 500 connections a second.
+const UNANSWERED: u32 = 10;
+/// Connections that a host user may begin a second at least, and where the configuration sets no limit.
+const LEAST_OPENED: u32 = 1000;
+const UNLIMITED_OPENED: u32 = 10_000;
 /// Seconds beyond `idle_timeout_s`, so that the daemon ends a connection before its entry goes.
 const LONGER_THAN_IDLE: u64 = 300;
 /// As long as the kernel's own (five days), where nothing ends idle connections.
@@ -67,6 +72,8 @@ pub(super) struct Rations {
     connections: u32,
     /// Connections that it may open for a guest in a second.
     opened: u32,
+    /// Connections that a host user may begin in a second.
+    begun: u32,
     /// Seconds for which a connection may be idle.
     idle: u64,
 }
@@ -82,6 +89,10 @@ impl Rations {
             patience: u32::try_from(resolver.as_secs()).unwrap_or(u32::MAX).saturating_add(1).clamp(3, 120),
             connections: limits.connections.unwrap_or(most).min(most),
             opened: opened.unwrap_or(1000),
+            begun: limits
+                .new_connections_per_second
+                .map_or(UNLIMITED_OPENED, |rate| rate.saturating_mul(2))
+                .max(LEAST_OPENED),
             idle: limits.idle_timeout.map_or(FOR_EVER, |idle| idle.as_secs().saturating_add(LONGER_THAN_IDLE)),
         }
     }
@@ -130,6 +141,9 @@ pub(super) fn largest() -> Option<u64> {
 
 /// The sets and chains of table inet.
 pub(super) fn write(plan: &Plan, script: &mut Script) {
+    if !plan.users.is_empty() {
+        beginning(plan, script);
+    }
     if plan.guests.is_empty() {
         return;
     }
@@ -320,7 +334,8 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     }
     if plan.host_opens() {
         let ended = u64::from(ENDED);
-        let tcp = [("established", plan.rations.idle), ("time_wait", ended), ("close", ended)];
+        let unanswered = ("syn_sent", u64::from(UNANSWERED));
+        let tcp = [unanswered, ("established", plan.rations.idle), ("time_wait", ended), ("close", ended)];
         opened = Some([script.timeouts("opened", "udp", &answered), script.timeouts("opened", "tcp", &tcp)]);
     }
     let new = |script: &mut Script, which: &str, objects: &[String; 2], comment: &str| {
@@ -351,6 +366,32 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     }
     script.end_chain();
     script.end_table();
+}
+
+/// What host users may begin: NAT brings them to the listeners, so all of theirs is tracked. Counted is by user. The
+/// daemon's limits are a half of what is let through, so that it is the daemon who says that one is over them.
+fn beginning(plan: &Plan, script: &mut Script) {
+    let rations = plan.rations;
+    let kinds = [
+        ("tcp", "tcp flags & (fin | syn | rst | ack) == syn", limit(rations.begun, rations.begun), "new connections"),
+        (
+            "udp",
+            "meta l4proto udp th dport 53",
+            limit(rations.queries.saturating_mul(2), rations.burst().saturating_mul(2)),
+            "queries",
+        ),
+    ];
+    for (kind, ..) in &kinds {
+        script.set(&format!("begun_{kind}"), "uid", "how quickly each host user begins something");
+    }
+    script.hook("beginning", "filter", "output", BEFORE);
+    let users = format!("meta skuid {}", set(&plan.users));
+    for (kind, which, within, what) in kinds {
+        let rule = format!("{users} {which} update @begun_{kind} {{ meta skuid {within} }} accept");
+        script.rule(rule, "within the user's share");
+        script.rule(format!("{users} {which} counter drop"), format!("over its share of {what}: sent again later"));
+    }
+    script.end_chain();
 }
 
 /// The ports of DNS listeners, and the one that all of it is brought from.

@@ -317,6 +317,55 @@ fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
     }
 }
 
+/// Opens and closes as quickly as it can, as a user of the host; says how often.
+const HOST_USER: &str = "
+import os, socket, sys, time
+os.setgid(65534)
+os.setuid(65534)
+kind, family, to = sys.argv[1:]
+family = getattr(socket, family)
+port = 53 if kind == 'udp' else 443
+tried, end = 0, time.monotonic() + 2
+while time.monotonic() < end:
+    s = socket.socket(family, socket.SOCK_DGRAM if kind == 'udp' else socket.SOCK_STREAM)
+    s.setblocking(False)
+    if kind == 'reset':
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+    try:
+        s.connect((to % (1 + tried // 20000), port))
+        if kind == 'udp':
+            s.send(b'nonsense')
+    except OSError:
+        pass
+    s.close()
+    tried += 1
+print(tried)
+";
+
+#[test]
+fn no_flood_of_a_host_user_fills_connection_tracking() {
+    let Some(whole) = Whole::new() else { return };
+    let listen = "proxy = []\nredirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:53\", \"[::1]:53\"]";
+    let tables = format!("[firewall]\nhost_users = [\"nobody\"]\n{LIMITS}");
+    let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    for kind in ["close", "reset", "udp"] {
+        for (family, to) in [("AF_INET", "13.0.0.%d"), ("AF_INET6", "2600:77::%d")] {
+            let before = settled(&whole.net.gateway);
+            let mut command = Command::new("python3");
+            command.args(["-c", HOST_USER, kind, family, to]);
+            let said = succeed(whole.net.gateway.run(|| command.output()).expect("python3 is installed"));
+            let tried: u64 = said.trim().parse().expect("how often");
+            let more = settled(&whole.net.gateway).saturating_sub(before);
+            println!("{kind} {family}: {more} entries of {tried}");
+            assert!(more < BY_QUERIES && tried > BY_QUERIES, "{kind} {family}: {more} entries of {tried}");
+            assert_eq!(connect(&whole.net.internet, "11.0.0.1:22").unwrap(), "here\n");
+        }
+    }
+    let (good, status) = whole.status(&outgate);
+    assert!(good, "{status}");
+}
+
 /// For how many more seconds the entries of what this guest asked live.
 fn lives(gateway: &Namespace, guest: IpAddr) -> Vec<u64> {
     let table = shell(gateway, "cat /proc/net/nf_conntrack");
