@@ -732,17 +732,18 @@ fn entries_of_connection_tracking_that_are_over_do_not_fill_it_while_the_watcher
     };
     nft(
         &net.gateway,
-        "table inet brief {\nct timeout brief {\nprotocol udp;\nl3proto ip;\npolicy = { unreplied : 2, replied : 2 };\n}\n\
+        "table inet brief {\nct timeout brief {\nprotocol udp;\nl3proto ip;\npolicy = { unreplied : 5, replied : 5 };\n}\n\
          chain out {\ntype filter hook output priority -190;\nudp dport 9 ct timeout set \"brief\"\n}\n}\n",
     );
     let watcher = Watcher::start(&net);
     // An eighth, from which on it sweeps, and some more; alive for long enough that it sees them, whenever the kernel's
-    // own collector comes by.
+    // own collector comes by, and however long it takes to make them.
     let sweeps = read("max") / 8;
     net.gateway.run(|| {
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        let end = Instant::now() + Duration::from_secs(4);
-        while Instant::now() < end {
+        let (end, mut rounds) = (Instant::now() + Duration::from_secs(3), 0);
+        while Instant::now() < end || rounds < 3 {
+            rounds += 1;
             for n in 0..u32::try_from(sweeps).unwrap() + 1000 {
                 let _ = socket.send_to(b"x", (std::net::Ipv4Addr::from(0x7f01_0001 + n), 9));
             }

@@ -15,8 +15,9 @@ use std::time::{Duration, Instant};
 const LOOK: Duration = Duration::from_secs(1);
 /// The share of the table from which on it sweeps: one of so many.
 const SHARE: u64 = 8;
-/// Nor does it take more than this share of a CPU.
-const TIMES_ITS_COST: u32 = 10;
+/// It rests for so many times as long as it worked, as long at most: a busy machine makes it seem to work for long.
+const REST: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(4);
 /// How long the kernel may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two lines on how much was swept.
@@ -59,7 +60,7 @@ pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
                 }
                 _ => {}
             }
-            std::thread::sleep(took.saturating_mul(TIMES_ITS_COST));
+            std::thread::sleep(took.saturating_mul(REST).min(LONGEST_REST));
         }
     })?;
     Ok(())
