@@ -127,15 +127,15 @@ impl Seal {
 /// What of `[limits]` and `[resolver]` a ruleset was made from: an address that it refuses for each key. The daemon
 /// takes a change over at a reload, the kernel's rules at `apply` alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares([(&'static str, SocketAddrV4); 3]);
+pub struct Shares([(&'static str, SocketAddrV4); 4]);
 
 impl Shares {
     /// What these settings come to in a ruleset.
     pub fn of(settings: &Settings) -> Shares {
-        Rations::new(&settings.limits, settings.resolver.timeout).into()
+        Rations::new(settings).into()
     }
 
-    fn addresses(&self) -> [SocketAddrV4; 3] {
+    fn addresses(&self) -> [SocketAddrV4; 4] {
         self.0.map(|(_, address)| address)
     }
 

@@ -126,7 +126,7 @@ impl Plan {
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
             routing: routing::Routing::default(),
-            rations: Rations::new(&settings.limits, settings.resolver.timeout),
+            rations: Rations::new(settings),
             here: Here {
                 bridges: Vec::new(),
                 daemon,

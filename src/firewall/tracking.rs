@@ -10,9 +10,7 @@
 use super::plan::{Plan, Scope};
 use super::script::{Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge};
-use crate::accept::LimitSettings;
 use crate::config::Settings;
-use std::time::Duration;
 
 /// After `sources`, before tracking (-200).
 const BEFORE: i32 = -290;
@@ -72,35 +70,35 @@ pub(super) struct Rations {
     connections: u32,
     /// Connections that it may open for a guest in a second.
     opened: u32,
-    /// Connections that a host user may begin in a second.
+    /// Connections that a host user may begin in a second; 0: there is none.
     begun: u32,
     /// Seconds for which a connection may be idle.
     idle: u64,
 }
 
 impl Rations {
-    pub(super) fn new(limits: &LimitSettings, resolver: Duration) -> Rations {
+    pub(super) fn new(settings: &Settings) -> Rations {
+        let (limits, resolver) = (&settings.limits, settings.resolver.timeout);
         let queries = limits.dns_queries_per_second.unwrap_or(UNLIMITED_QUERIES).max(LEAST_QUERIES);
         let most = limits.total_connections.map_or(u32::MAX, |total| total / 4);
         let opened = limits.new_connections_per_second.max(limits.requests_per_second);
+        let begun = limits.new_connections_per_second.map_or(UNLIMITED_OPENED, |rate| rate.saturating_mul(2));
         Rations {
             queries,
             // A server that is dead, and the answer of the next one.
             patience: u32::try_from(resolver.as_secs()).unwrap_or(u32::MAX).saturating_add(1).clamp(3, 120),
             connections: limits.connections.unwrap_or(most).min(most),
             opened: opened.unwrap_or(1000),
-            begun: limits
-                .new_connections_per_second
-                .map_or(UNLIMITED_OPENED, |rate| rate.saturating_mul(2))
-                .max(LEAST_OPENED),
+            begun: if settings.firewall.host_users.is_empty() { 0 } else { begun.max(LEAST_OPENED) },
             idle: limits.idle_timeout.map_or(FOR_EVER, |idle| idle.as_secs().saturating_add(LONGER_THAN_IDLE)),
         }
     }
 
     /// What of it the rules are made from, by the key that says so.
-    pub(super) fn in_rules(&self) -> [(&'static str, u64); 3] {
+    pub(super) fn in_rules(&self) -> [(&'static str, u64); 4] {
         [
             ("[limits].dns_queries_per_second", self.queries.into()),
+            ("[limits].new_connections_per_second", self.begun.into()),
             ("[limits].idle_timeout_s", self.idle),
             ("[resolver].timeout_ms", self.patience.into()),
         ]
@@ -123,7 +121,7 @@ impl Rations {
 /// What the operator should know of the machine's table, one sentence each. `guests`: how many there are;
 /// `largest`: how many entries the table takes, where it can be told.
 pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
-    let rations = Rations::new(&settings.limits, settings.resolver.timeout);
+    let rations = Rations::new(settings);
     let needed = rations.a_guest().saturating_mul(u64::try_from(guests.max(1)).unwrap_or(u64::MAX));
     let largest = largest.filter(|largest| *largest < needed)?;
     let enough = needed.checked_next_power_of_two().unwrap_or(needed);
