@@ -325,7 +325,12 @@ impl Client {
 fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> io::Result<Vec<u8>> {
     let deadline = Instant::now() + CLIENT_TIMEOUT;
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
-    write!(stream, "{method} {target} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len())?;
+    let request = format!("{method} {target} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    match stream.write_all(request.as_bytes()) {
+        // It said no without reading all of it, and what it said is there to be read.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
+        written => written?,
+    }
     let mut answer = Vec::new();
     let mut buffer = [0; 16 * 1024];
     loop {
@@ -336,6 +341,8 @@ fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> 
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(answer),
+            // It closed with something of the request unread (unix(7)); what it said came before.
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(answer),
             Ok(read) => answer.extend_from_slice(buffer.get(..read).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
             Err(error) if error.kind() == ErrorKind::WouldBlock => return Err(ErrorKind::TimedOut.into()),

@@ -28,7 +28,7 @@ pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
-pub use watch::{Events, Mended, Standing, held, mend, standing};
+pub use watch::{Events, Mended, Standing, held, keep_swept, mend, standing};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;
@@ -76,13 +76,17 @@ pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
         return Vec::new();
     }
     let guests = settings.policy.guests.len();
-    let mut found = neighbours::too_small(guests, &neighbours::places());
+    let mut found = neighbours::too_small(guests, 0, &neighbours::places());
     found.extend(tracking::too_small(settings, guests, tracking::largest()));
     found
 }
 
-/// The name of both tables.
+/// The name of the tables of rules.
 const TABLE: &str = "outgate";
+/// The name of the table that says how long entries of connection tracking live.
+const TIMEOUTS: &str = "outgate_timeouts";
+/// All tables: family and name.
+const TABLES: [(&str, &str); 4] = [("inet", TABLE), ("inet", TIMEOUTS), ("bridge", TABLE), ("arp", TABLE)];
 /// The bits of the packet mark (skb->mark) that are outgate's; all others are left as they are.
 const MARK_MASK: u32 = 0x0700_0000;
 /// Mark: on its way to the transparent listener.

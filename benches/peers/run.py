@@ -21,6 +21,7 @@ from pathlib import Path
 sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
 
 import doors  # noqa: E402
+import pairs  # noqa: E402
 import proxies  # noqa: E402
 import queries  # noqa: E402
 import resolvers  # noqa: E402
@@ -49,6 +50,8 @@ def options():
     parser.add_argument("--json", metavar="FILE", help="every measurement, as JSON")
     parser.add_argument("--outgate", metavar="BIN", help="this one instead of building it")
     parser.add_argument("--tool", metavar="BIN", help="this load tool instead of building it")
+    before = "outgate alone, beside this earlier build of it, in so many pairs as there are rounds"
+    parser.add_argument("--before", metavar="BIN", help=before)
     chosen = parser.parse_args()
     unknown = set(chosen.loads.split(",")) - set(LOADS)
     if unknown:
@@ -83,10 +86,10 @@ def cargo(target, *arguments):
 
 
 class Measuring:
-    def __init__(self, stage, chosen, outgate, tool):
+    def __init__(self, stage, chosen, outgate, tool, name="outgate"):
         self.stage, self.chosen = stage, chosen
         # Copies that user proxy can reach: the repository may lie in root's home.
-        self.outgate, self.tool = (self.copy(path, name) for path, name in ((outgate, "outgate"), (tool, "peers")))
+        self.outgate, self.tool = self.copy(outgate, name), self.copy(tool, "peers")
         self.running, self.broken, self.lines = {}, {}, {}
         self.share = 10 if chosen.quick else 1
         doors.make(self.tool, stage.folder)
@@ -94,6 +97,8 @@ class Measuring:
 
     def copy(self, path, name):
         there = self.stage.folder / "bin" / name
+        if there.exists():
+            return str(there)
         there.parent.mkdir(exist_ok=True)
         shutil.copy(path, there)
         there.chmod(0o755)
@@ -216,6 +221,17 @@ class Measuring:
                 figure = f"{heading} {table.cell([line.get(first)], digits)}"
                 print(f"round {turn + 1} {load:8} {row.name:24} {table.faults(line) or figure}", flush=True)
 
+    def measure_anew(self, load, row):
+        """In a process that has done nothing before."""
+        try:
+            return self.measure(load, row)
+        except Trouble as trouble:
+            return {"failed": str(trouble)}
+        finally:
+            for name in list(self.running):
+                self.stage.stop(self.running.pop(name))
+            self.forget_logs()
+
     def forget_logs(self):
         """Access logs grow by some 100 MB a round."""
         for log in self.stage.folder.glob("*/*.log"):
@@ -241,6 +257,30 @@ def about(stage, outgate, daemons, chosen):
         f"{'; '.join(versions) or 'No proxy of any name'}.\n"
         f"Proxy on CPU {stage.proxy_cpu}, origin and clients on CPU {stage.load_cpu}{shared}. {rounds}{quick}."
     )
+
+
+def compare(before, after, loads, chosen):
+    """Prints the table of two builds; is the later one as quick as the earlier?"""
+    out, all_hold = [], True
+    both = []
+    for measuring in (before, after):
+        made = proxies.rows(measuring.outgate, measuring.tool, measuring.stage.connections, chosen.names, False)
+        both.append([row for row in selected(made, chosen.peers) if row.name.startswith("outgate")])
+    for load in loads:
+        for earlier, later in zip(*both):
+            if load not in later.loads:
+                continue
+            measured = []
+            for turn in range(chosen.rounds):
+                order = [(before, earlier), (after, later)]
+                lines = [measuring.measure_anew(load, row) for measuring, row in (order if turn % 2 == 0 else order[::-1])]
+                measured.append(tuple(lines if turn % 2 == 0 else lines[::-1]))
+            lines, holds = pairs.judged(load, later.name, measured)
+            print("\n".join(lines), flush=True)
+            out += lines
+            all_hold &= holds
+    print(f"\n{chosen.rounds} pairs.\n\n{pairs.HEADING}\n" + "\n".join(out))
+    return all_hold
 
 
 def selected(rows, peers):
@@ -280,6 +320,10 @@ def main():
         if with_dns:
             command = resolvers.upstream(stage.folder)
             stage.start(command, stage.load_cpu, stage.folder / "upstream.out").wait_for([resolvers.UPSTREAM])
+        if chosen.before:
+            earlier = Measuring(stage, chosen, chosen.before, tool, "outgate-before")
+            print(heading, flush=True)
+            return 0 if compare(earlier, measuring, loads, chosen) else 1
         for turn in range(chosen.rounds):
             measuring.round(turn, loads, rows)
             measuring.forget_logs()

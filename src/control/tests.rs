@@ -165,3 +165,22 @@ fn an_answer_of_another_program_is_unreadable_and_no_panic() {
         Some((403, json!({ "error": "x" })))
     );
 }
+
+#[test]
+fn an_answer_that_comes_before_the_request_was_read_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("control.sock");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let server = std::thread::spawn(move || {
+        for _ in 0..20 {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"no\"}").unwrap();
+        }
+    });
+    // One that fits into the socket's buffer and is left there, and one that does not fit.
+    for length in [10, 8 << 20].repeat(10) {
+        let answer = client(&path).post("/guests", &"x".repeat(length)).unwrap();
+        assert_eq!(answer, (403, json!({ "error": "no" })), "{length}");
+    }
+    server.join().unwrap();
+}

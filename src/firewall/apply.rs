@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{TABLE, bridge, inspect, others, ports};
+use super::{TABLES, bridge, inspect, others, ports};
 use std::io::Write;
 
 /// What applying came to.
@@ -81,8 +81,9 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
     removed.open.sort();
     removed.open.dedup();
+    let tables = TABLES.iter().filter(|(family, _)| *family != "arp" || host.has_arp_tables);
     let tables: String =
-        ["inet", "bridge"].map(|family| format!("table {family} {TABLE}\ndelete table {family} {TABLE}\n")).concat();
+        tables.map(|(family, table)| format!("table {family} {table}\ndelete table {family} {table}\n")).collect();
     tool::run("nft", &["-f", "-"], &tables, "to delete its tables")?;
     for difference in Routing::none(host).compare()? {
         if let Err(error) = routing::settle(&difference) {

@@ -15,6 +15,8 @@ pub struct Host {
     pub(super) matches_bridges: bool,
     /// Can rules say how long an entry of connection tracking lives?
     pub(super) has_ct_timeouts: bool,
+    /// Can rules see ARP on interfaces that are no bridge's ports?
+    pub(super) has_arp_tables: bool,
     /// How many entries the connection tracking table takes; `None`: there is none yet.
     pub(super) most_tracked: Option<u64>,
     /// How many neighbours it keeps, by setting.
@@ -104,12 +106,14 @@ impl Host {
     /// [`FirewallError`] where ip(8) is missing or fails.
     pub fn look() -> Result<Host, FirewallError> {
         let links = links()?;
-        let probe = "table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n";
+        let can =
+            |probe: &str| !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
         let matches_bridges =
-            !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
-        let probe = "table inet outgate-probe {\n\tct timeout probe {\n\t\tprotocol udp;\n\t\tl3proto ip;\n\t\tpolicy = { unreplied : 3 };\n\t}\n}\n";
-        let has_ct_timeouts =
-            !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
+            can("table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n");
+        let has_ct_timeouts = can(
+            "table inet outgate-probe {\n\tct timeout probe {\n\t\tprotocol udp;\n\t\tl3proto ip;\n\t\tpolicy = { unreplied : 3 };\n\t}\n}\n",
+        );
+        let has_arp_tables = can("table arp outgate-probe\n");
         let most_tracked = super::tracking::largest();
         let neighbours = super::neighbours::places();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
@@ -117,6 +121,7 @@ impl Host {
             links,
             matches_bridges,
             has_ct_timeouts,
+            has_arp_tables,
             most_tracked,
             neighbours,
             ipv6,

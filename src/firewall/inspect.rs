@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
-use super::{TABLE, apply, bridge, others, ports};
+use super::{TABLES, apply, bridge, others, ports};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,7 +29,7 @@ pub struct Status {
 /// Packets of the rules with one comment in one chain.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Counter {
-    /// `inet` or `bridge`.
+    /// `inet`, `bridge` or `arp`.
     pub family: String,
     /// The chain.
     pub chain: String,
@@ -49,23 +49,23 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     differences.extend(plan.missing(host));
     let mut counters = Vec::new();
     let planned = planned_tables(plan)?;
-    for family in ["inet", "bridge"] {
-        let wanted = planned.get(family);
-        let found = table(family);
+    for (family, name) in TABLES {
+        let wanted = planned.get(&(family.to_owned(), name.to_owned()));
+        let found = table(family, name);
         match (wanted, &found) {
             (None, None) => {}
-            (Some(_), None) => differences.push(format!("table {family} {TABLE} is missing")),
-            (None, Some(_)) => differences.push(format!("table {family} {TABLE} is there and not asked for")),
+            (Some(_), None) => differences.push(format!("table {family} {name} is missing")),
+            (None, Some(_)) => differences.push(format!("table {family} {name} is there and not asked for")),
             (Some(wanted), Some(found)) => {
                 let chains = differing(wanted, found);
                 if !chains.is_empty() {
-                    differences.push(format!("table {family} {TABLE} differs from the configuration: {chains}"));
+                    differences.push(format!("table {family} {name} differs from the configuration: {chains}"));
                 }
             }
         }
         if let (Some(wanted), Some(found)) = (wanted, &found) {
-            for difference in elements(family, wanted, found, host) {
-                // A port may be missing in the sets of both tables.
+            for difference in elements((family, name), wanted, found, host) {
+                // A port may be missing in the sets of several tables.
                 if !differences.contains(&difference) {
                     differences.push(difference);
                 }
@@ -114,12 +114,15 @@ pub(super) fn surroundings(plan: &Plan, host: &Host) -> Vec<String> {
 }
 
 /// A table as the kernel prints it; `None` where there is none.
-fn table(family: &'static str) -> Option<Vec<Value>> {
-    items(tool::json("nft", &["-j", "list", "table", family, TABLE], "to list its table").ok()?)
+fn table(family: &'static str, name: &'static str) -> Option<Vec<Value>> {
+    items(tool::json("nft", &["-j", "list", "table", family, name], "to list its table").ok()?)
 }
 
+/// Tables by family and name.
+type Tables = BTreeMap<(String, String), Vec<Value>>;
+
 /// The plan's tables, printed by a kernel that has nothing else.
-fn planned_tables(plan: &Plan) -> Result<BTreeMap<String, Vec<Value>>, FirewallError> {
+fn planned_tables(plan: &Plan) -> Result<Tables, FirewallError> {
     if !plan.is_wanted() {
         return Ok(BTreeMap::new());
     }
@@ -127,10 +130,12 @@ fn planned_tables(plan: &Plan) -> Result<BTreeMap<String, Vec<Value>>, FirewallE
     let text = tool::run("unshare", &arguments, &plan.ruleset(), "to load the ruleset into an empty namespace")?;
     let printed: Value =
         serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program: "nft", source })?;
-    let mut tables: BTreeMap<String, Vec<Value>> = BTreeMap::new();
+    let mut tables = Tables::new();
     for item in items(printed).unwrap_or_default() {
-        if let Some(family) = body(&item).and_then(|(_, body)| text_of(body, "family")) {
-            tables.entry(family.to_owned()).or_default().push(item);
+        let Some((kind, fields)) = body(&item) else { continue };
+        let name = text_of(fields, if kind == "table" { "name" } else { "table" });
+        if let (Some(family), Some(name)) = (text_of(fields, "family"), name) {
+            tables.entry((family.to_owned(), name.to_owned())).or_default().push(item);
         }
     }
     Ok(tables)
@@ -154,7 +159,9 @@ fn text_of<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
 
 /// The names of chains and sets that differ, joined.
 fn differing(wanted: &[Value], found: &[Value]) -> String {
-    let (wanted, found) = (by_place(wanted), by_place(found));
+    let (wanted, mut found) = (by_place(wanted), by_place(found));
+    // Those of earlier configurations stay, for the entries that point to them.
+    found.retain(|place, _| !place.starts_with("ct timeout ") || wanted.contains_key(place));
     let places = wanted.keys().chain(found.keys()).collect::<BTreeSet<_>>();
     let differing: Vec<&str> =
         places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
@@ -189,7 +196,7 @@ fn still(value: &Value, is_set: bool) -> Value {
 }
 
 /// What the sets that `apply` and the watcher fill lack, and what is in them that should not be.
-fn elements(family: &str, wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
+fn elements((family, table): (&str, &str), wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
     let found = filled(found);
     for (set, wanted) in filled(wanted) {
@@ -199,13 +206,13 @@ fn elements(family: &str, wanted: &[Value], found: &[Value], host: &Host) -> Vec
             differences.push(match host.link(name).filter(|_| is_port) {
                 Some(_) => format!("bridge port {name} is not covered: it came after the ruleset"),
                 None => {
-                    format!("set {set} of table {family} {TABLE} does not name {name}: run `outgate firewall apply`")
+                    format!("set {set} of table {family} {table} does not name {name}: run `outgate firewall apply`")
                 }
             });
         }
         differences.extend(found.difference(&wanted).map(|name| {
             format!(
-                "set {set} of table {family} {TABLE} still names {name} and would hold whatever interface has that \
+                "set {set} of table {family} {table} still names {name} and would hold whatever interface has that \
                  name next: run `outgate firewall apply`"
             )
         }));

@@ -3,11 +3,11 @@
 //! each. So a guest has some addresses in use at a time, and what comes from more is dropped in silence,
 //! for an answer would itself look up the neighbour. Counted is by bridge port or interface.
 
-use super::bridge;
 use super::host::sysctl;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, from_guests, names, set};
 use super::tracking::BRIDGES;
+use super::{TABLE, bridge};
 
 /// Addresses of one family that a guest may use at once. Privacy extensions of IPv6 take some ten.
 const AT_ONCE: u32 = 32;
@@ -16,6 +16,8 @@ const AT_ONCE: u32 = 32;
 const MORE_PER_MINUTE: u32 = 8;
 /// Addresses of one family that a guest has in use at most: ten guests fit into the table as it comes.
 const ADDRESSES: u32 = AT_ONCE + 5 * MORE_PER_MINUTE;
+/// The same of IPv4 by an interface of its own, where ARP is counted apart from IP: no set is of two tables.
+const WITH_ARP: u32 = 2 * ADDRESSES;
 /// Places for what is no guest of ours.
 const OTHERS: u64 = 128;
 /// In table inet after `sources`, before tracking; in table bridge after the shares of port 53.
@@ -25,13 +27,18 @@ const BRIDGED: i32 = bridge::PRIORITY + 2;
 /// The kernel's settings, by the family that they are of.
 const SETTINGS: [&str; 2] = ["net.ipv4.neigh.default.gc_thresh3", "net.ipv6.neigh.default.gc_thresh3"];
 
-/// What the operator should know of the machine's tables, one sentence each.
-pub(super) fn too_small(guests: usize, places: &[(&'static str, u64)]) -> Vec<String> {
-    let needed =
-        u64::try_from(guests.max(1)).unwrap_or(u64::MAX).saturating_mul(ADDRESSES.into()).saturating_add(OTHERS);
-    let small = places.iter().filter(|(_, places)| *places < needed);
+/// What the operator should know of the machine's tables, one sentence each. `alone`: how many of the guests have an
+/// interface that is no bridge's port, and no addresses that they are held to.
+pub(super) fn too_small(guests: usize, alone: usize, places: &[(&'static str, u64)]) -> Vec<String> {
+    let of = |guests: usize, each: u32| u64::try_from(guests).unwrap_or(u64::MAX).saturating_mul(each.into());
+    let needed = |setting: &str| {
+        let more = if setting.contains("ipv4") { of(alone, WITH_ARP - ADDRESSES) } else { 0 };
+        of(guests.max(1), ADDRESSES).saturating_add(more).saturating_add(OTHERS)
+    };
+    let small = places.iter().map(|(setting, places)| (setting, places, needed(setting)));
     small
-        .map(|(setting, places)| {
+        .filter(|(_, places, needed)| *places < needed)
+        .map(|(setting, places, needed)| {
             let enough = needed.checked_next_power_of_two().unwrap_or(needed);
             format!(
                 "the kernel's neighbour table has {places} places, and {guests} guests may take {needed}: write \
@@ -71,6 +78,58 @@ pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
+/// A table of its own for ARP by interfaces that are no bridges: a request enters its sender into the neighbour table
+/// (RFC 826), and none of the other tables sees it. Of answers the kernel takes those that it asked for.
+pub(super) fn write_arp(plan: &Plan, script: &mut Script) {
+    if !plan.here.has_arp_tables {
+        return;
+    }
+    if plan.guests.is_empty() {
+        return script.no_table("arp", TABLE);
+    }
+    script.table("arp");
+    script.interfaces(BRIDGES, &plan.here.bridges, "guests' interfaces that are bridges");
+    script.set("near4", "ifname . ipv4_addr", "the IPv4 addresses that each interface asks from");
+    script.set("fresh4", "ifname", "the interfaces that lately had a new one");
+    script.hook("neighbours", "filter", "input", 0);
+    for (interface, pinned) in &plan.pinned {
+        let whose = pinned.label(interface);
+        let own = pinned.v4_text();
+        let own = own.iter().map(String::as_str).chain(["0.0.0.0"]);
+        let rule = format!("iifname \"{interface}\" arp saddr ip != {} counter drop", set(own));
+        script.rule(rule, format!("spoofed: ARP of an address that is not of {whose}"));
+    }
+    script.rule(format!("iifname @{BRIDGES} accept"), "counted by its ports, in table bridge");
+    script.rule(format!("{} arp operation request goto near", from_guests(plan)), "addresses it asks from");
+    script.end_chain();
+    script.chain("near");
+    for (interface, pinned) in &plan.pinned {
+        let (few4, _) = few(pinned);
+        if !few4.is_empty() {
+            let rule = format!("iifname \"{interface}\" arp saddr ip {} accept", set(few4));
+            script.rule(rule, "one of its few addresses");
+        }
+    }
+    counted("", "arp saddr ip", 4, script);
+    script.rule("counter drop", "no place for an address");
+    script.end_chain();
+    script.end_table();
+}
+
+/// The rules that accept an address that is in use, and one more within the rate.
+fn counted(is: &str, field: &str, family: u8, script: &mut Script) {
+    let nobody = if family == 4 { "0.0.0.0" } else { "::" };
+    script.rule(format!("{field} {nobody} accept"), "nobody yet");
+    let key = format!("iifname . {field}");
+    script.rule(format!("{key} @near{family} accept"), "one that is in use");
+    let over = format!("limit rate over {MORE_PER_MINUTE}/minute burst {AT_ONCE} packets");
+    script.rule(
+        format!("{is} update @fresh{family} {{ iifname {over} }} counter drop"),
+        format!("over {AT_ONCE} addresses in use: one more neighbour for the kernel"),
+    );
+    script.rule(format!("{is} add @near{family} {{ {key} }} accept"), "one more");
+}
+
 /// By sets with the interface in each element, so that one that comes later has its share as well.
 fn near(plan: &Plan, bridged: bool, script: &mut Script) {
     for (family, kind) in [(4, "ipv4_addr"), (6, "ipv6_addr")] {
@@ -97,16 +156,7 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
         fields.push(("ether type arp", "arp saddr ip", 4));
     }
     for (is, field, family) in fields {
-        let nobody = if family == 4 { "0.0.0.0" } else { "::" };
-        script.rule(format!("{field} {nobody} accept"), "nobody yet");
-        let key = format!("iifname . {field}");
-        script.rule(format!("{key} @near{family} accept"), "one that is in use");
-        let over = format!("limit rate over {MORE_PER_MINUTE}/minute burst {AT_ONCE} packets");
-        script.rule(
-            format!("{is} update @fresh{family} {{ iifname {over} }} counter drop"),
-            format!("over {AT_ONCE} addresses in use: one more neighbour for the kernel"),
-        );
-        script.rule(format!("{is} add @near{family} {{ {key} }} accept"), "one more");
+        counted(is, field, family, script);
     }
     if bridged {
         script.rule("ether type != { ip, ip6, arp } accept", "what has no neighbours");

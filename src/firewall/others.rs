@@ -6,7 +6,7 @@
 use super::host::Host;
 use super::plan::Plan;
 use super::tool;
-use super::{TABLE, host};
+use super::{TABLES, host};
 use crate::shell::quoted;
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -56,7 +56,8 @@ fn nftables(ruleset: &Value, hooks: &[&str], interfaces: &[String]) -> Vec<Strin
             name: text(chain, "name"),
             hook: text(chain, "hook"),
         };
-        let applies = matches!(base.family.as_str(), "inet" | "ip" | "ip6") && base.table != TABLE;
+        let applies =
+            matches!(base.family.as_str(), "inet" | "ip" | "ip6") && TABLES.iter().all(|(_, own)| base.table != *own);
         if !applies || !hooks.contains(&base.hook.as_str()) || text(chain, "type") != "filter" {
             continue;
         }

@@ -91,6 +91,8 @@ pub(super) struct Here {
     pub(super) daemon: Option<u32>,
     /// Can rules say how long an entry of connection tracking lives?
     pub(super) has_ct_timeouts: bool,
+    /// Can rules see ARP on interfaces that are no bridge's ports?
+    pub(super) has_arp_tables: bool,
 }
 
 impl Plan {
@@ -125,7 +127,12 @@ impl Plan {
             allow_inbound_replies: wanted.allow_inbound_replies,
             routing: routing::Routing::default(),
             rations: Rations::new(&settings.limits, settings.resolver.timeout),
-            here: Here { bridges: Vec::new(), daemon, has_ct_timeouts: host.has_ct_timeouts },
+            here: Here {
+                bridges: Vec::new(),
+                daemon,
+                has_ct_timeouts: host.has_ct_timeouts,
+                has_arp_tables: host.has_arp_tables,
+            },
             pinned,
             notes: Vec::new(),
             faults,
@@ -141,7 +148,9 @@ impl Plan {
         if plan.is_wanted() {
             let guests = settings.policy.guests.len().max(plan.known_guests(host));
             plan.notes.extend(tracking::too_small(settings, guests, host.most_tracked));
-            plan.notes.extend(neighbours::too_small(guests, &host.neighbours));
+            let alone = plan.guest_links(host).filter(|link| !link.is_bridge && link.master.is_none());
+            let alone = alone.filter(|link| !plan.pinned.contains_key(&link.name)).count();
+            plan.notes.extend(neighbours::too_small(guests, alone, &host.neighbours));
         }
         plan
     }
@@ -303,6 +312,13 @@ impl Plan {
             notes.push(
                 "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: let \
                  outgate-host.service (`outgate firewall watch`) run, or `outgate firewall apply` when one was added"
+                    .to_owned(),
+            );
+        }
+        if !host.has_arp_tables && self.guest_links(host).any(|link| !link.is_bridge) {
+            notes.push(
+                "this kernel has no tables for ARP (CONFIG_NF_TABLES_ARP), so a guest with an interface of its own can fill the \
+                 neighbour table with the addresses of its subnet: give it a route of /32"
                     .to_owned(),
             );
         }

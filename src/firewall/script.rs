@@ -1,5 +1,6 @@
-//! The ruleset as text for nft(8): table `inet outgate`, and table `bridge outgate` from `bridge`.
-//! Both are replaced in the one transaction that `nft -f` makes of its input. Every rule carries its
+//! The ruleset as text for nft(8): table `inet outgate`, table `inet outgate_timeouts` from `tracking`, table
+//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in the one transaction that `nft -f` makes of its input; but the
+//! second keeps its objects, which entries of connection tracking point to. Every rule carries its
 //! comment, which `nft list` shows as well.
 //!
 //! A guest's packet meets, in this order: `sources` (before connection tracking: is the source its
@@ -21,8 +22,19 @@ impl Script {
     /// Opens a table in the place of the one that may be there.
     pub(super) fn table(&mut self, family: &str) {
         // Adding a table that is there changes nothing, so deleting it never fails.
-        let table = format!("{family} {TABLE}");
-        self.text.push_str(&format!("table {table}\ndelete table {table}\ntable {table} {{\n"));
+        self.no_table(family, TABLE);
+        self.text.push_str(&format!("table {family} {TABLE} {{\n"));
+    }
+
+    /// Deletes a table that may be there.
+    pub(super) fn no_table(&mut self, family: &str, name: &str) {
+        self.text.push_str(&format!("table {family} {name}\ndelete table {family} {name}\n"));
+    }
+
+    /// Opens a table whose rules are replaced, and whose objects stay.
+    pub(super) fn lasting_table(&mut self, family: &str, name: &str) {
+        let table = format!("{family} {name}");
+        self.text.push_str(&format!("table {table}\nflush table {table}\ntable {table} {{\n"));
     }
 
     pub(super) fn set(&mut self, name: &str, kind: &str, comment: &str) {
@@ -40,14 +52,17 @@ impl Script {
         self.text.push_str("\t}\n\n");
     }
 
-    /// How many seconds entries of connection tracking live, by state.
-    pub(super) fn timeouts(&mut self, name: &str, protocol: &str, states: &[(&str, u64)]) {
+    /// How many seconds entries of connection tracking live, by state; the name to refer to it. It has the values in
+    /// it, for an object that is there cannot be changed.
+    pub(super) fn timeouts(&mut self, name: &str, protocol: &str, states: &[(&str, u64)]) -> String {
+        let name = states.iter().fold(format!("{name}_{protocol}"), |name, (_, seconds)| format!("{name}_{seconds}"));
         let states: Vec<String> = states.iter().map(|(state, seconds)| format!("{state} : {seconds}")).collect();
         // It holds for both families; nft wants one to be named.
         self.text.push_str(&format!(
             "\tct timeout {name} {{\n\t\tprotocol {protocol};\n\t\tl3proto ip;\n\t\tpolicy = {{ {} }};\n\t}}\n\n",
             states.join(", ")
         ));
+        name
     }
 
     /// Opens a chain that is called by others.
@@ -81,6 +96,7 @@ impl Script {
 /// The whole ruleset.
 pub(super) fn write(plan: &Plan) -> String {
     let mut script = Script::default();
+    tracking::write_lifetimes(plan, &mut script);
     script.table("inet");
     tracking::write(plan, &mut script);
     if !plan.guests.is_empty() {
@@ -95,6 +111,7 @@ pub(super) fn write(plan: &Plan) -> String {
     users(plan, &mut script);
     script.end_table();
     bridge::write(plan, &mut script);
+    neighbours::write_arp(plan, &mut script);
     script.text
 }
 

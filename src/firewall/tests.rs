@@ -36,6 +36,7 @@ fn host(matches_bridges: bool) -> Host {
         links,
         matches_bridges,
         has_ct_timeouts: true,
+        has_arp_tables: true,
         most_tracked: Some(1 << 18),
         neighbours: vec![("net.ipv6.neigh.default.gc_thresh3", 1024)],
         ipv6: true,
@@ -150,4 +151,14 @@ fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() 
         let unlimited = script.lines().find(|line| line.contains("update @names_") && line.contains("rate over"));
         assert_eq!(unlimited, None);
     }
+}
+
+#[test]
+fn a_kernel_without_tables_for_arp_gets_none() {
+    let with = Plan::new(&settings(&["br0", "eth7"]), &host(true)).ruleset();
+    assert!(with.contains("table arp outgate {") && with.contains("iifname @guest_bridges accept"), "{with}");
+    let links = vec![Link { name: "eth7".to_owned(), ..Link::default() }];
+    let plan = Plan::new(&settings(&["eth7"]), &Host { has_arp_tables: false, links, ..host(true) });
+    assert!(!plan.ruleset().contains("table arp"), "{}", plan.ruleset());
+    assert!(plan.notes().iter().any(|note| note.contains("CONFIG_NF_TABLES_ARP")), "{:?}", plan.notes());
 }

@@ -9,7 +9,7 @@
 
 use super::plan::{Plan, Scope};
 use super::script::{Script, from_guests, has_mark, marked, names, set, to_address};
-use super::{MARK_CROWDED, bridge};
+use super::{MARK_CROWDED, TIMEOUTS, bridge};
 use crate::accept::LimitSettings;
 use crate::config::Settings;
 use std::time::Duration;
@@ -128,42 +128,18 @@ pub(super) fn largest() -> Option<u64> {
     super::host::sysctl("/proc/sys/net/netfilter/nf_conntrack_max")?.parse().ok()
 }
 
-/// The objects and chains of table inet. They hold without any guest interface where there are host users.
+/// The sets and chains of table inet.
 pub(super) fn write(plan: &Plan, script: &mut Script) {
-    let policies = plan.here.has_ct_timeouts;
-    let ended = |rest: &[(&'static str, u64)]| -> Vec<(&'static str, u64)> {
-        let short = [("time_wait", u64::from(ENDED)), ("close", u64::from(ENDED))];
-        rest.iter().copied().chain(short).collect()
-    };
-    let opened = [("established", plan.rations.idle)];
-    if policies && !plan.guests.is_empty() {
-        let tcp: Vec<(&str, u64)> = NAMES_TCP.iter().map(|(state, seconds)| (*state, u64::from(*seconds))).collect();
-        script.timeouts("names_tcp", "tcp", &tcp);
-        script.timeouts("names_udp", "udp", &both(plan.rations.patience));
-        if plan.allow_inbound_replies {
-            script.timeouts("strays_tcp", "tcp", &NAMES_TCP.map(|(state, _)| (state, 1)));
-        }
+    if plan.guests.is_empty() {
+        return;
     }
-    if policies && plan.host_opens() {
-        script.timeouts("opened_tcp", "tcp", &ended(&opened));
-        script.timeouts("opened_udp", "udp", &both(plan.rations.patience));
+    script.interfaces(BRIDGES, &plan.here.bridges, "guests' interfaces that are bridges");
+    names_shares(plan, script);
+    arriving(plan, script);
+    if plan.allow_inbound_replies {
+        strays(plan, script);
     }
-    if !plan.guests.is_empty() {
-        script.interfaces(BRIDGES, &plan.here.bridges, "guests' interfaces that are bridges");
-        names_shares(plan, script);
-        arriving(plan, script);
-        if plan.allow_inbound_replies {
-            strays(plan, script);
-        }
-        answers(plan, script);
-    }
-    if policies {
-        lifetimes(plan, script);
-    }
-}
-
-fn both(seconds: u32) -> [(&'static str, u64); 2] {
-    [("unreplied", seconds.into()), ("replied", seconds.into())]
+    answers(plan, script);
 }
 
 /// The matches for what goes to the DNS listener, or by NAT to it: it alone of guests' is tracked.
@@ -323,47 +299,67 @@ fn answers(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// How long entries live.
-fn lifetimes(plan: &Plan, script: &mut Script) {
-    let new = |script: &mut Script, which: &str, object: &str, comment: &str| {
-        for kind in ["udp", "tcp"] {
-            let rule = format!("{which} ct state new meta l4proto {kind} ct timeout set \"{object}_{kind}\"");
+/// How long entries live: a table of its own, whose rules are replaced and whose objects stay. With an object the
+/// kernel takes its times from the entries that point to it, and these get the kernel's own, of days, at their next
+/// packet. It holds without any guest interface where there are host users.
+pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
+    if !plan.here.has_ct_timeouts || (plan.guests.is_empty() && !plan.host_opens()) {
+        return script.no_table("inet", TIMEOUTS);
+    }
+    let seconds = |states: &[(&'static str, u32)]| -> Vec<(&'static str, u64)> {
+        states.iter().map(|(state, seconds)| (*state, u64::from(*seconds))).collect()
+    };
+    let answered = seconds(&["unreplied", "replied"].map(|state| (state, plan.rations.patience)));
+    script.lasting_table("inet", TIMEOUTS);
+    let (mut names, mut strays, mut opened) = ([const { String::new() }; 2], String::new(), None);
+    if !plan.guests.is_empty() {
+        names = [script.timeouts("names", "udp", &answered), script.timeouts("names", "tcp", &seconds(&NAMES_TCP))];
+        if plan.allow_inbound_replies {
+            strays = script.timeouts("strays", "tcp", &seconds(&NAMES_TCP.map(|(state, _)| (state, 1))));
+        }
+    }
+    if plan.host_opens() {
+        let ended = u64::from(ENDED);
+        let tcp = [("established", plan.rations.idle), ("time_wait", ended), ("close", ended)];
+        opened = Some([script.timeouts("opened", "udp", &answered), script.timeouts("opened", "tcp", &tcp)]);
+    }
+    let new = |script: &mut Script, which: &str, objects: &[String; 2], comment: &str| {
+        for (kind, object) in ["udp", "tcp"].iter().zip(objects) {
+            let rule = format!("{which} ct state new meta l4proto {kind} ct timeout set \"{object}\"");
             script.rule(rule, comment);
         }
     };
+    script.hook("lifetimes", "filter", "prerouting", AFTER);
     if !plan.guests.is_empty() {
-        script.hook("lifetimes", "filter", "prerouting", AFTER);
         for query in queries(plan) {
-            new(script, &format!("{} {query}", from_guests(plan)), "names", "DNS");
+            new(script, &format!("{} {query}", from_guests(plan)), &names, "DNS");
         }
-        if plan.allow_inbound_replies {
-            let mut queries = vec![53];
-            queries.extend(plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp).map(|d| d.address.port()));
-            queries.sort_unstable();
-            queries.dedup();
-            script.rule(
-                format!(
-                    "{} tcp dport != {} ct state new ct timeout set \"strays_tcp\"",
-                    from_guests(plan),
-                    set(queries)
-                ),
-                "TCP that answers nothing",
-            );
-        }
-        script.end_chain();
     }
-    if plan.guests.is_empty() && !plan.host_opens() {
-        return;
-    }
-    script.hook("own_lifetimes", "filter", "output", AFTER);
-    if let Some(replies) = replies(plan).filter(|_| !plan.guests.is_empty()) {
-        new(script, &replies, "names", "DNS, answered after its entry was gone");
-    }
-    if plan.host_opens() {
-        let users: Vec<u32> = plan.users.iter().copied().chain(plan.here.daemon).collect();
-        new(script, &format!("meta skuid {}", set(users)), "opened", "what the daemon or a host user opens");
+    if !strays.is_empty() {
+        let others = format!("tcp dport != {}", set(query_ports(plan)));
+        let rule = format!("{} {others} ct state new ct timeout set \"{strays}\"", from_guests(plan));
+        script.rule(rule, "TCP that answers nothing");
     }
     script.end_chain();
+    script.hook("own_lifetimes", "filter", "output", AFTER);
+    if let Some(replies) = replies(plan).filter(|_| !plan.guests.is_empty()) {
+        new(script, &replies, &names, "DNS, answered after its entry was gone");
+    }
+    if let Some(opened) = &opened {
+        let users: Vec<u32> = plan.users.iter().copied().chain(plan.here.daemon).collect();
+        new(script, &format!("meta skuid {}", set(users)), opened, "what the daemon or a host user opens");
+    }
+    script.end_chain();
+    script.end_table();
+}
+
+/// The ports of DNS listeners, and the one that all of it is brought from.
+fn query_ports(plan: &Plan) -> Vec<u16> {
+    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
+    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).chain([53]).collect();
+    ports.sort_unstable();
+    ports.dedup();
+    ports
 }
 
 /// The chains of table bridge: what each port of an undeclared guest may send to port 53. The address
@@ -373,10 +369,7 @@ pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
         Scope::Bridges => format!("meta ibrname {}", names(&plan.guests)),
         Scope::Ports => format!("iifname @{}", bridge::PORTS),
     };
-    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
-    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).chain([53]).collect();
-    ports.sort_unstable();
-    ports.dedup();
+    let ports = query_ports(plan);
     for kind in ["udp", "tcp"] {
         script.set(&format!("rates_{kind}"), "ifname", &format!("how quickly queries come by each port: {kind}"));
     }

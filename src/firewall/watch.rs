@@ -4,8 +4,10 @@
 //! command.
 
 mod events;
+mod sweep;
 
 pub use events::Events;
+pub use sweep::keep_swept;
 
 use super::host::Host;
 use super::plan::{Plan, Scope};
@@ -98,7 +100,9 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
     }
     if !plan.guests.is_empty() {
         let bridges = &plan.here.bridges;
-        let mut of = vec![("inet", script::PORTS, &plan.ports), ("inet", tracking::BRIDGES, bridges)];
+        let mut of = vec![("inet", script::PORTS, &plan.ports)];
+        let families = ["inet", "arp"].into_iter().filter(|family| *family != "arp" || plan.here.has_arp_tables);
+        of.extend(families.map(|family| (family, tracking::BRIDGES, bridges)));
         if plan.scope == Scope::Ports {
             of.push(("bridge", bridge::PORTS, &plan.ports));
         }

@@ -685,6 +685,9 @@ fn status_says_which_element_of_a_set_is_missing_and_which_is_stale() {
     if shell(&net.gateway, "nft list table bridge outgate").contains("set guest_ports") {
         sets.push(("bridge", "guest_ports", "p2"));
     }
+    if shell(&net.gateway, "nft list tables").contains("table arp outgate") {
+        sets.push(("arp", "guest_bridges", "br0"));
+    }
     for (family, set, there) in sets {
         nft(&net.gateway, &format!("delete element {family} outgate {set} {{ \"{there}\" }}"));
         nft(&net.gateway, &format!("add element {family} outgate {set} {{ \"gone7\" }}"));
@@ -720,4 +723,34 @@ fn a_carrier_that_flaps_costs_the_watcher_nothing() {
     let before = looks();
     shell(&net.two, "for n in $(seq 300); do ip link set eth0 down; ip link set eth0 up; done");
     assert!(looks() - before < 50, "{} ticks for nothing", looks() - before);
+}
+
+#[test]
+fn entries_of_connection_tracking_that_are_over_do_not_fill_it_while_the_watcher_runs() {
+    let Some(net) = Vmnet::new() else { return };
+    net.apply(ONE);
+    let read = |name: &str| -> u64 {
+        let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");
+        net.gateway.run(|| std::fs::read_to_string(path)).expect("the kernel tracks").trim().parse().expect("a number")
+    };
+    nft(
+        &net.gateway,
+        "table inet brief {\nct timeout brief {\nprotocol udp;\nl3proto ip;\npolicy = { unreplied : 2, replied : 2 };\n}\n\
+         chain out {\ntype filter hook output priority -190;\nudp dport 9 ct timeout set \"brief\"\n}\n}\n",
+    );
+    let watcher = Watcher::start(&net);
+    // An eighth, from which on it sweeps, and some more.
+    let many = u32::try_from(read("max") / 8).unwrap() + 1000;
+    net.gateway.run(|| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        for n in 0..many {
+            let to = std::net::Ipv4Addr::from(0x7f01_0001 + n);
+            // Nobody is there to take it, which is told by an error at the next.
+            let _ = socket.send_to(b"x", (to, 9));
+        }
+    });
+    println!("{} entries", read("count"));
+    soon("they are swept", || read("count") < 2000);
+    let said = watcher.kill();
+    assert!(said.contains("once those that are over were swept"), "{said}");
 }

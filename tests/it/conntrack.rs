@@ -11,17 +11,20 @@ use crate::world::whole::{STRANGER, STRANGER6, Whole};
 use crate::world::{GOOD, Raise};
 use serde_json::{Value, json};
 use std::io::Write;
+use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const FLOOD: &str = include_str!("world/flood.py");
 
-/// Entries that a guest may have by port 53 at once: 1,000 datagrams a second for 3 s, 400 packets of TCP for
-/// some 5 s, and what the kernel has not swept yet.
+/// Entries that a guest may have by port 53 at once under [`LIMITS`]: 1,000 datagrams a second for 3 s, 400 packets of
+/// TCP for 6 s, and what may come at once.
 const BY_QUERIES: u64 = 8_000;
-/// Entries of packets that might have been answers to the outside: 400 a second for a second, twice that at
-/// once, and what the kernel has not swept yet.
+/// A low limit, so that a flood of a second is far over it.
+const LIMITS: &str = "[limits]\ndns_queries_per_second = 1000\n";
+/// Entries of packets that might have been answers to the outside: 400 a second for a second, and what may come at
+/// once.
 const BY_STRAYS: u64 = 2_500;
 /// Entries of one round of what the others do meanwhile: a fetch, what the daemon opens for it, a query and
 /// its question upstream, the host's listener and the admin listener.
@@ -107,7 +110,7 @@ fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl Fn
                 other => served.failed.push(format!("the neighbour: {other:?}")),
             }
             let reply = neighbour.ask_at([8, 8, 8, 8], "good.test", crate::world::dns::A);
-            if reply.addresses != [std::net::IpAddr::from(GOOD)] {
+            if reply.addresses != [IpAddr::from(GOOD)] {
                 served.failed.push(format!("the neighbour's DNS: {:?}", reply.addresses));
             }
             match connect(&whole.net.internet, "11.0.0.1:22").as_deref() {
@@ -117,7 +120,7 @@ fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl Fn
             if outgate.admin("/healthz").is_none_or(|response| response.status != 200) {
                 served.failed.push("the admin listener".to_owned());
             }
-            served.entries = served.entries.max(entries(&whole.net.gateway).saturating_sub(before));
+            served.entries = served.entries.max(settled(&whole.net.gateway).saturating_sub(before));
         }
         served.flooded = attack.join().expect("the flood ends");
         served
@@ -153,7 +156,7 @@ fn floods() -> Vec<Value> {
 #[test]
 fn no_flood_of_an_undeclared_guest_on_the_neighbours_bridge_fills_connection_tracking() {
     let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n"));
+    let outgate = whole.start(whole.setup("good.test\n").tables(LIMITS));
     let _ssh = whole.net.listener("0.0.0.0:22");
     let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
     // Sources that it invents, of its prefix: 70,000 of one port.
@@ -172,7 +175,7 @@ fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_o
     let Some(whole) = Whole::new() else { return };
     let listen = "proxy = [\"10.43.0.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
                   dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
-    let tables = format!("{FIREWALL}allow_inbound_replies = true\nallow_dhcp = true\n{PINNED}");
+    let tables = format!("{FIREWALL}allow_inbound_replies = true\nallow_dhcp = true\n{LIMITS}{PINNED}");
     let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
     let _ssh = whole.net.listener("0.0.0.0:22");
     // By a bridge's port and by an interface of its own in turn; `tests/run --all` has each flood by both.
@@ -199,9 +202,10 @@ fn the_floods_are_such_as_fill_it_where_the_ruleset_does_not_keep_them_out() {
     let Some(whole) = Whole::new() else { return };
     let _outgate = whole.start(whole.setup("good.test\n"));
     let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
-    for chain in ["untracked", "answers", "lifetimes", "own_lifetimes"] {
-        // One that is not there has nothing in it.
-        shell(&whole.net.gateway, &format!("nft flush chain inet outgate {chain} || true"));
+    for chain in
+        ["outgate untracked", "outgate answers", "outgate_timeouts lifetimes", "outgate_timeouts own_lifetimes"]
+    {
+        shell(&whole.net.gateway, &format!("nft flush chain inet {chain}"));
     }
     for kind in ["md5", "paws", "fin", "rst", "revive"] {
         let before = settled(&whole.net.gateway);
@@ -222,7 +226,7 @@ fn the_metrics_say_how_many_entries_there_are_and_how_many_there_may_be() {
     // Sockets of the gateway's own, whose datagrams nobody answers.
     whole.net.gateway.run(|| {
         for _ in 0..100 {
-            let socket = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+            let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.send_to(b"lost", (GOOD, 9)).unwrap();
         }
     });
@@ -236,7 +240,7 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
     let setup = whole.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
     let outgate = whole.start(setup);
     let _ssh = whole.net.listener("0.0.0.0:22");
-    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3");
+    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3; ip route add 10.43.0.0/24 dev r4");
     let known = |link: &str| {
         let lines = shell(
             &whole.net.gateway,
@@ -245,9 +249,10 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
         // What the kernel knows by itself, multicast, takes no place.
         lines.lines().filter(|line| !line.contains("NOARP")).count()
     };
-    for (guest, link, sources, gateway) in [
-        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], "fd42::1"),
-        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], "fd43::1"),
+    for (guest, link, sources, [gateway4, gateway]) in [
+        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], ["10.42.42.1", "fd42::1"]),
+        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], ["10.43.0.1", "fd43::1"]),
+        (&whole.four, "r4", ["10.43.0.4", "fd43::4"], ["10.43.0.1", "fd43::1"]),
     ] {
         assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200);
         let attacker = Attacker::new(&whole, guest, link, sources);
@@ -256,6 +261,7 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
             json!({ "kind": "ack", "v6": true, "sources": 700 }),
             json!({ "kind": "udp", "v6": true, "sources": 700, "port": 9 }),
             json!({ "kind": "solicit", "v6": true, "sources": 700, "target": gateway }),
+            json!({ "kind": "arp", "v6": false, "sources": 200, "target": gateway4 }),
             json!({ "kind": "syn", "v6": false, "sources": 200 }),
         ] {
             let before = known(link);
@@ -280,11 +286,11 @@ fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_not
     // A guest gets a quarter of what the files that a test may open are enough for.
     const MANY: u64 = 2_000;
     let before = settled(&whole.net.gateway);
-    let to = std::net::SocketAddr::from((GOOD, 443));
-    let open: Vec<std::net::TcpStream> = whole
+    let to = SocketAddr::from((GOOD, 443));
+    let open: Vec<TcpStream> = whole
         .three
         .namespace
-        .run(|| (0..MANY).map(|_| std::net::TcpStream::connect(to).expect("the gateway takes it")).collect());
+        .run(|| (0..MANY).map(|_| TcpStream::connect(to).expect("the gateway takes it")).collect());
     assert_eq!(whole.three.https(GOOD, "good.test").unwrap(), 200);
     assert!(open.iter().all(crate::world::client::is_open), "none was ended");
     let more = entries(&whole.net.gateway).saturating_sub(before);
@@ -295,9 +301,9 @@ fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_not
 fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
     let Some(whole) = Whole::new() else { return };
     let _outgate = whole.start(whole.setup("good.test\n"));
-    for server in [std::net::IpAddr::from(STRANGER), STRANGER6.into()] {
-        let server = std::net::SocketAddr::new(server, 53);
-        let mut stream = whole.one.namespace.run(|| std::net::TcpStream::connect(server)).unwrap();
+    for server in [IpAddr::from(STRANGER), STRANGER6.into()] {
+        let server = SocketAddr::new(server, 53);
+        let mut stream = whole.one.namespace.run(|| TcpStream::connect(server)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let mut ask = || {
             stream.write_all(&framed(&query("good.test", crate::world::dns::A).bytes())).unwrap();
@@ -309,6 +315,54 @@ fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
         shell(&whole.net.gateway, "cat /proc/net/nf_conntrack >/dev/null");
         ask();
     }
+}
+
+/// For how many more seconds the entries of what this guest asked live.
+fn lives(gateway: &Namespace, guest: IpAddr) -> Vec<u64> {
+    let table = shell(gateway, "cat /proc/net/nf_conntrack");
+    let entries = table.lines().map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let source = |fields: &[&str]| fields.iter().find_map(|field| field.strip_prefix("src=")?.parse::<IpAddr>().ok());
+    let of_guest = entries.filter(|fields| source(fields) == Some(guest));
+    of_guest.map(|fields| fields.get(4).and_then(|seconds| seconds.parse().ok()).expect("seconds")).collect()
+}
+
+#[test]
+fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
+    let Some(whole) = Whole::new() else { return };
+    let outgate = whole.start(whole.setup("good.test\n"));
+    let config = std::fs::read_to_string(outgate.config()).unwrap();
+    let patient = |seconds: u32| config.replace("[resolver]\n", &format!("[resolver]\ntimeout_ms = {seconds}000\n"));
+    assert_ne!(patient(1), config);
+    for (server, guest) in [(IpAddr::from(STRANGER), "10.42.42.2"), (STRANGER6.into(), "fd42::2")] {
+        let server = SocketAddr::new(server, 53);
+        let (mut stream, socket) = whole.one.namespace.run(|| {
+            let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
+            socket.connect(server).unwrap();
+            (TcpStream::connect(server).unwrap(), socket)
+        });
+        socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        let question = query("good.test", crate::world::dns::A).bytes();
+        // The same once more, a longer patience and a shorter one.
+        for timeout in [None, None, Some(4), Some(1)] {
+            if let Some(timeout) = timeout {
+                std::fs::write(outgate.config(), patient(timeout)).unwrap();
+            }
+            whole.apply(&outgate);
+            stream.write_all(&framed(&question)).unwrap();
+            read_framed(&mut stream).expect("a reply over TCP").assert_is([GOOD]);
+            socket.send(&question).unwrap();
+            assert!(socket.recv(&mut [0; 512]).unwrap() > 20);
+            let lives = lives(&whole.net.gateway, guest.parse().unwrap());
+            println!("{guest} {timeout:?}: {lives:?}");
+            assert!(lives.len() == 2 && lives.iter().all(|seconds| *seconds <= 5), "{lives:?}");
+            // With what earlier ones left behind.
+            let (good, status) = whole.status(&outgate);
+            assert!(good, "{status}");
+        }
+    }
+    whole.firewall(&outgate, "remove");
+    let left = shell(&whole.net.gateway, "nft list tables");
+    assert!(!left.contains("outgate"), "{left}");
 }
 
 #[test]
@@ -337,7 +391,7 @@ fn tables_that_are_too_small_and_firewalls_that_want_tracked_packets_are_told_wi
     );
     let quickly = || {
         let to = "11.0.0.66:443".parse().unwrap();
-        net.one.run(|| std::net::TcpStream::connect_timeout(&to, Duration::from_millis(300)))
+        net.one.run(|| TcpStream::connect_timeout(&to, Duration::from_millis(300)))
     };
     assert!(quickly().is_err());
     let (_, status) = net.status();

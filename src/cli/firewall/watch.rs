@@ -40,6 +40,8 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     }
     let mut events = Events::subscribe()
         .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
+    firewall::keep_swept(say)
+        .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
     let mut watch = Watch { config: arguments.config.config.clone(), ..Watch::default() };
     let mut full = Instant::now();
     loop {

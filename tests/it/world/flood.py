@@ -1,16 +1,18 @@
 # Sends what no TCP stack would, as quickly as it can, from within a guest: FLOOD in, what it sent out.
 # The kernel's own stack must not answer for it: what it sends by itself is muted by the caller.
-import json, random, select, socket, struct, sys, time
+import errno, json, random, select, socket, struct, sys, time
 
 how = json.loads(sys.argv[1])
 KIND, V6, SECONDS = how["kind"], how["v6"], how["seconds"]
 PORT, TARGET, SOURCES = how.get("port", 443), how.get("target"), how.get("sources", 1)
-s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x86DD if V6 else 0x0800))
+ARP = KIND == "arp"
+TYPE = 0x0806 if ARP else 0x86DD if V6 else 0x0800
+s = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(TYPE))
 s.bind(("eth0", 0))
 s.setblocking(False)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4 << 20)
 s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
-ETHERNET = bytes.fromhex(how["gateway"]) + s.getsockname()[4] + (b"\x86\xdd" if V6 else b"\x08\x00")
+ETHERNET = bytes.fromhex(how["gateway"]) + s.getsockname()[4] + struct.pack("!H", TYPE)
 family = socket.AF_INET6 if V6 else socket.AF_INET
 SOURCE = socket.inet_pton(family, how["source"])
 SYN, ACK, RST, FIN, PSH = 2, 16, 4, 1, 8
@@ -79,6 +81,11 @@ def send(frame):
             return
         except BlockingIOError:
             select.select([], [s], [], 0.1)
+        except OSError as error:
+            # The other end of the link has no room (packet(7)).
+            if error.errno != errno.ENOBUFS:
+                raise
+            time.sleep(0.001)
 
 
 def react(frame):
@@ -123,6 +130,9 @@ while time.monotonic() < end:
         if KIND == "udp":
             head = struct.pack("!HHHH", port, PORT, 8 + len(question), 0)
             send(packet(source(n), to, 17, head + question, 6))
+        elif ARP:
+            # "Who has the gateway? Tell this address": the kernel remembers who asked (RFC 826).
+            send(ETHERNET + struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1) + s.getsockname()[4] + source(n) + bytes(6) + to)
         elif KIND == "solicit":
             # "Who has the gateway? I am at this MAC": the kernel remembers who asked (RFC 4861 section 7.2.3).
             body = struct.pack("!BBHI", 135, 0, 0, 0) + to + b"\x01\x01" + s.getsockname()[4]
@@ -135,7 +145,9 @@ while time.monotonic() < end:
         n += 1
     for _ in range(256):
         try:
-            react(s.recv(2048))
+            frame = s.recv(2048)
+            if not ARP:
+                react(frame)
         except BlockingIOError:
             break
 print(json.dumps({"sent": sent, "tried": n - first, "answered": answered}))

@@ -1,0 +1,109 @@
+//! Entries of connection tracking whose time is over. They count until the kernel's collector comes by, and that is once
+//! a minute where most of the others live long: a guest that may have 15,000 entries has 100,000 then. So once
+//! the table is filled to an eighth, this has the kernel look at all of them, each second. That takes some 50 ms with
+//! 100,000 entries.
+
+use crate::firewall::host::sysctl;
+use rustix::io::Errno;
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::sockopt::{Timeout, set_socket_timeout};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use std::io;
+use std::time::{Duration, Instant};
+
+/// Between two looks at how many there are.
+const LOOK: Duration = Duration::from_secs(1);
+/// The share of the table from which on it sweeps: one of so many.
+const SHARE: u64 = 8;
+/// Nor does it take more than this share of a CPU.
+const TIMES_ITS_COST: u32 = 10;
+/// How long the kernel may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two lines on how much was swept.
+const SAY: Duration = Duration::from_secs(600);
+
+/// `IPCTNL_MSG_CT_GET` of `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink_conntrack.h).
+const GET: u16 = (1 << 8) | 1;
+/// `NLM_F_REQUEST` and `NLM_F_DUMP` (netlink(7)).
+const DUMP: u16 = 0x001 | 0x300;
+/// `NLMSG_ERROR` and `NLMSG_DONE`.
+const ERROR: u16 = 2;
+const DONE: u16 = 3;
+/// A family that no entry is of, so that the kernel looks at all and tells of none.
+const NONE: u8 = 5;
+
+/// Starts a thread that does so for as long as the process lives.
+///
+/// # Errors
+/// What the system says.
+pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
+        let (mut said, mut failed) = (None::<Instant>, String::new());
+        loop {
+            std::thread::sleep(LOOK);
+            let Some((before, limit)) = filled() else { continue };
+            if before < limit / SHARE {
+                continue;
+            }
+            let begun = Instant::now();
+            let swept = sweep().map_err(|error| error.to_string());
+            let took = begun.elapsed();
+            match (swept, filled()) {
+                (Err(error), _) if error != failed => {
+                    say(&format!("entries of connection tracking that are over cannot be swept: {error}"));
+                    failed = error;
+                }
+                (Ok(()), Some((after, _))) if said.is_none_or(|said| said.elapsed() >= SAY) => {
+                    say(&format!("connection tracking: {before} entries of at most {limit}, {after} once those that are over were swept"));
+                    said = Some(Instant::now());
+                }
+                _ => {}
+            }
+            std::thread::sleep(took.saturating_mul(TIMES_ITS_COST));
+        }
+    })?;
+    Ok(())
+}
+
+/// How many entries there are, and how many there may be.
+fn filled() -> Option<(u64, u64)> {
+    let read = |name: &str| sysctl(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))?.parse().ok();
+    Some((read("count")?, read("max")?))
+}
+
+/// Has the kernel look at each entry, which frees those whose time is over.
+fn sweep() -> io::Result<()> {
+    let flags = SocketFlags::CLOEXEC;
+    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
+    set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
+    // struct nlmsghdr, and struct nfgenmsg behind it.
+    let mut request = Vec::with_capacity(20);
+    request.extend(20u32.to_ne_bytes());
+    request.extend(GET.to_ne_bytes());
+    request.extend(DUMP.to_ne_bytes());
+    request.extend([0; 8]);
+    request.extend([NONE, 0, 0, 0]);
+    sendto(&socket, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
+    let mut answer = [0; 16 << 10];
+    let until = Instant::now() + PATIENCE;
+    while Instant::now() < until {
+        let length = match recv(&socket, answer.as_mut_slice(), RecvFlags::empty()) {
+            Ok((_, length)) => length,
+            Err(Errno::INTR) => continue,
+            Err(error) => return Err(error.into()),
+        };
+        match kind(answer.get(..length).unwrap_or_default()) {
+            Some((DONE, _)) => return Ok(()),
+            Some((ERROR, number)) => return Err(io::Error::from_raw_os_error(number.saturating_neg())),
+            _ => {}
+        }
+    }
+    Err(io::ErrorKind::TimedOut.into())
+}
+
+/// The kind of a message, and the number that follows its head, which is an error's.
+fn kind(message: &[u8]) -> Option<(u16, i32)> {
+    let kind = message.get(4..6)?.try_into().ok()?;
+    let number = message.get(16..20)?.try_into().ok()?;
+    Some((u16::from_ne_bytes(kind), i32::from_ne_bytes(number)))
+}
