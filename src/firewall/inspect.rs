@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
-use super::{TABLE, TABLES, apply, bridge, others, ports};
+use super::{TABLES, apply, bridge, others, ports};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -64,8 +64,8 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
             }
         }
         if let (Some(wanted), Some(found)) = (wanted, &found) {
-            for difference in elements(family, wanted, found, host) {
-                // A port may be missing in the sets of both tables.
+            for difference in elements((family, name), wanted, found, host) {
+                // A port may be missing in the sets of several tables.
                 if !differences.contains(&difference) {
                     differences.push(difference);
                 }
@@ -196,7 +196,7 @@ fn still(value: &Value, is_set: bool) -> Value {
 }
 
 /// What the sets that `apply` and the watcher fill lack, and what is in them that should not be.
-fn elements(family: &str, wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
+fn elements((family, table): (&str, &str), wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
     let found = filled(found);
     for (set, wanted) in filled(wanted) {
@@ -206,13 +206,13 @@ fn elements(family: &str, wanted: &[Value], found: &[Value], host: &Host) -> Vec
             differences.push(match host.link(name).filter(|_| is_port) {
                 Some(_) => format!("bridge port {name} is not covered: it came after the ruleset"),
                 None => {
-                    format!("set {set} of table {family} {TABLE} does not name {name}: run `outgate firewall apply`")
+                    format!("set {set} of table {family} {table} does not name {name}: run `outgate firewall apply`")
                 }
             });
         }
         differences.extend(found.difference(&wanted).map(|name| {
             format!(
-                "set {set} of table {family} {TABLE} still names {name} and would hold whatever interface has that \
+                "set {set} of table {family} {table} still names {name} and would hold whatever interface has that \
                  name next: run `outgate firewall apply`"
             )
         }));
