@@ -61,7 +61,6 @@ pub(super) fn places() -> Vec<(&'static str, u64)> {
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     near(plan, false, script);
     script.hook("neighbours", "filter", "prerouting", BEFORE);
-    script.rule(format!("iifname @{BRIDGES} accept"), "counted by its ports, in table bridge");
     script.rule(format!("{} goto near", from_guests(plan)), "addresses in use by each interface");
     script.end_chain();
 }
@@ -110,6 +109,7 @@ pub(super) fn write_arp(plan: &Plan, script: &mut Script) {
             script.rule(rule, "one of its few addresses");
         }
     }
+    script.rule("iifname . arp saddr ip @near4 accept", "one that is in use");
     counted("", "arp saddr ip", 4, script);
     script.rule("counter drop", "no place for an address");
     script.end_chain();
@@ -121,7 +121,6 @@ fn counted(is: &str, field: &str, family: u8, script: &mut Script) {
     let nobody = if family == 4 { "0.0.0.0" } else { "::" };
     script.rule(format!("{field} {nobody} accept"), "nobody yet");
     let key = format!("iifname . {field}");
-    script.rule(format!("{key} @near{family} accept"), "one that is in use");
     let over = format!("limit rate over {MORE_PER_MINUTE}/minute burst {AT_ONCE} packets");
     script.rule(
         format!("{is} update @fresh{family} {{ iifname {over} }} counter drop"),
@@ -137,23 +136,37 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
         script.set(&format!("near{family}"), &format!("ifname . {kind}"), &comment);
         script.set(&format!("fresh{family}"), "ifname", "the interfaces that lately had a new one");
     }
-    script.chain("near");
-    for (interface, pinned) in &plan.pinned {
-        let (few4, few6) = few(pinned);
-        let mut known = vec![("ip saddr", &few4), ("ip6 saddr", &few6)];
-        if bridged {
-            known.push(("arp saddr ip", &few4));
-        }
-        for (field, nets) in known.into_iter().filter(|(_, nets)| !nets.is_empty()) {
-            script.rule(format!("iifname \"{interface}\" {field} {} accept", set(nets)), "one of its few addresses");
-        }
-    }
     let mut fields = match bridged {
         true => vec![("ether type ip", "ip saddr", 4), ("ether type ip6", "ip6 saddr", 6)],
         false => vec![("meta nfproto ipv4", "ip saddr", 4), ("meta nfproto ipv6", "ip6 saddr", 6)],
     };
     if bridged {
         fields.push(("ether type arp", "arp saddr ip", 4));
+    }
+    // One of a few that are pinned is remembered as well, for the next one is found at once then. In a set that is full
+    // it has no place, and needs none.
+    for (is, field, family) in &fields {
+        script.chain(&format!("known_{}", field.replace(' ', "_")));
+        script.rule(format!("{is} add @near{family} {{ iifname . {field} }} accept"), "one of its few addresses");
+        script.end_chain();
+    }
+    script.chain("near");
+    if !bridged {
+        script.rule(format!("iifname @{BRIDGES} accept"), "counted by its ports, in table bridge");
+    }
+    for (_, field, family) in &fields {
+        script.rule(format!("iifname . {field} @near{family} accept"), "one that is in use");
+    }
+    for (interface, pinned) in &plan.pinned {
+        let (few4, few6) = few(pinned);
+        for (_, field, family) in &fields {
+            let nets = if *family == 4 { &few4 } else { &few6 };
+            if !nets.is_empty() {
+                let known = field.replace(' ', "_");
+                let rule = format!("iifname \"{interface}\" {field} {} goto known_{known}", set(nets));
+                script.rule(rule, "one of its few addresses");
+            }
+        }
     }
     for (is, field, family) in fields {
         counted(is, field, family, script);

@@ -143,34 +143,37 @@ pub(super) fn from_guests(plan: &Plan) -> String {
 /// Spoofed sources and destinations that are not the frame's, the only things that are dropped
 /// without a word: whoever owns the address did not send it, or nobody was addressed.
 fn sources(plan: &Plan, script: &mut Script) {
-    let guests = from_guests(plan);
     script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
     script.hook("sources", "filter", "prerouting", -300);
-    frames(&guests, script);
+    frames(script);
+    script.rule(format!("{} goto sources_of_guests", from_guests(plan)), GUESTS);
+    if !plan.pinned.is_empty() {
+        pinned_sources(plan, script);
+    }
+    script.end_chain();
+    script.chain("sources_of_guests");
+    // Of guests only: clusters that share an address do this on purpose.
+    for addressed in ["ip daddr != 224.0.0.0/4 fib daddr type != broadcast", "ip6 daddr != ff00::/8"] {
+        script.rule(
+            format!("meta pkttype {{ broadcast, multicast }} {addressed} counter drop"),
+            "a packet for one address in a frame for many (RFC 1122 section 3.3.6)",
+        );
+    }
     let martian = "a loopback address from outside";
     for (field, range) in
         [("ip saddr", "127.0.0.0/8"), ("ip6 saddr", "::1"), ("ip daddr", "127.0.0.0/8"), ("ip6 daddr", "::1")]
     {
-        script.rule(format!("{guests} {field} {range} counter drop"), martian);
+        script.rule(format!("{field} {range} counter drop"), martian);
     }
     if !plan.pinned.is_empty() {
-        let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto guest_{n}"));
-        script.rule(format!("iifname vmap {}", set(chains)), "guests with an interface of their own");
-        script.rule(format!("{guests} {} accept", has_mark(MARK_PINNED)), "checked on its bridge port");
-        let (v4, v6) = plan.pinned_addresses();
-        for (field, nets) in [("ip saddr", v4), ("ip6 saddr", v6)] {
-            if !nets.is_empty() {
-                let rule = format!("iifname != \"lo\" {field} {} counter drop", set(nets));
-                script.rule(rule, "spoofed: the address of a guest that has another interface");
-            }
-        }
+        pinned_sources(plan, script);
     }
-    script.rule(format!("{guests} {UNSPECIFIED_ND} accept"), "IPv6: is this address taken? (RFC 4862)");
+    script.rule(format!("{UNSPECIFIED_ND} accept"), "IPv6: is this address taken? (RFC 4862)");
     if plan.allow_dhcp {
-        script.rule(format!("{guests} {DHCP_UNSPECIFIED} accept"), "DHCP before there is an address");
+        script.rule(format!("{DHCP_UNSPECIFIED} accept"), "DHCP before there is an address");
     }
     script.rule(
-        format!("{guests} fib saddr . iif oif missing counter drop"),
+        "fib saddr . iif oif missing counter drop",
         "spoofed: the way back to the source is another interface, or none",
     );
     script.end_chain();
@@ -197,22 +200,29 @@ fn sources(plan: &Plan, script: &mut Script) {
     }
 }
 
+/// Who has an interface of its own uses its addresses, and nobody else does.
+fn pinned_sources(plan: &Plan, script: &mut Script) {
+    let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto guest_{n}"));
+    script.rule(format!("iifname vmap {}", set(chains)), "guests with an interface of their own");
+    script.rule(format!("{} {} accept", from_guests(plan), has_mark(MARK_PINNED)), "checked on its bridge port");
+    let (v4, v6) = plan.pinned_addresses();
+    for (field, nets) in [("ip saddr", v4), ("ip6 saddr", v6)] {
+        if !nets.is_empty() {
+            let rule = format!("iifname != \"lo\" {field} {} counter drop", set(nets));
+            script.rule(rule, "spoofed: the address of a guest that has another interface");
+        }
+    }
+}
+
 /// A bridge hands frames for link-local MACs (IEEE 802.1Q section 8.6.3) to this machine as the port's
 /// own, not as the bridge's, so that no rule about guests would see them.
-fn frames(guests: &str, script: &mut Script) {
+fn frames(script: &mut Script) {
     // By the MAC and on every interface, for a port that is younger than the ruleset has no name in it.
     script.rule(
         "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f counter drop",
         "a frame for the next bridge; IP is never in one",
     );
     script.rule(format!("iifname @{PORTS} counter drop"), "guests' packets arrive on the bridge, never on its port");
-    // Guests only: clusters that share an address do this on purpose.
-    for addressed in ["ip daddr != 224.0.0.0/4 fib daddr type != broadcast", "ip6 daddr != ff00::/8"] {
-        script.rule(
-            format!("{guests} meta pkttype {{ broadcast, multicast }} {addressed} counter drop"),
-            "a packet for one address in a frame for many (RFC 1122 section 3.3.6)",
-        );
-    }
 }
 
 /// What guests may reach of this machine by its own addresses.
@@ -274,22 +284,23 @@ fn arrivals(plan: &Plan, script: &mut Script) {
     script.rule("goto refused", "whatever else");
     script.end_chain();
 
-    script.hook("arrivals", "filter", "prerouting", -150);
-    let guests = from_guests(plan);
+    script.chain("arrivals_of_guests");
     if plan.allow_inbound_replies {
         script.rule(
-            format!("{guests} ct direction reply ct state established {} counter accept", marked(MARK_REPLY)),
+            format!("ct direction reply ct state established {} counter accept", marked(MARK_REPLY)),
             "answers to connections that came from outside",
         );
     }
     for (nfproto, doors) in families(plan) {
         if doors.dns.is_some() {
-            let rule =
-                format!("{guests} meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 counter accept");
+            let rule = format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 counter accept");
             script.rule(rule, "DNS, to whatever server: brought to [listen].dns below");
         }
     }
-    script.rule(format!("{guests} goto admitted"), "all else of guests'");
+    script.rule("goto admitted", "all else of guests'");
+    script.end_chain();
+    script.hook("arrivals", "filter", "prerouting", -150);
+    script.rule(format!("{} goto arrivals_of_guests", from_guests(plan)), GUESTS);
     script.end_chain();
 }
 
@@ -315,17 +326,18 @@ fn queries(plan: &Plan, script: &mut Script) {
 /// What is left after routing: to this machine only what was admitted, onwards nothing.
 fn leftovers(plan: &Plan, script: &mut Script) {
     let guests = from_guests(plan);
-    script.hook("input", "filter", "input", -10);
+    script.chain("input_of_guests");
     if plan.allow_inbound_replies {
-        let rule = format!("{guests} ct direction reply ct state established counter accept");
+        let rule = "ct direction reply ct state established counter accept";
         script.rule(rule, "answers to connections that this machine opened");
     }
-    script.rule(
-        format!("{guests} {} socket transparent 1 accept", has_mark(MARK_LISTENER)),
-        "handed to the transparent listener",
-    );
-    script.rule(format!("{guests} jump listeners"), "listeners for guests");
-    script.rule(format!("{guests} goto refused"), "nothing else of this machine");
+    script
+        .rule(format!("{} socket transparent 1 accept", has_mark(MARK_LISTENER)), "handed to the transparent listener");
+    script.rule("jump listeners", "listeners for guests");
+    script.rule("goto refused", "nothing else of this machine");
+    script.end_chain();
+    script.hook("input", "filter", "input", -10);
+    script.rule(format!("{guests} goto input_of_guests"), GUESTS);
     script.end_chain();
 
     script.hook(FORWARDED, "filter", "forward", -10);
@@ -363,11 +375,12 @@ fn refused(script: &mut Script) {
 /// is here.
 fn users(plan: &Plan, script: &mut Script) {
     script.hook("sockets", "filter", "output", 0);
-    let canary = |at: SocketAddrV4| format!("ip daddr {} udp dport {} drop", at.ip(), at.port());
-    script.rule(canary(CANARY), "by this outgate knows that the ruleset is in place");
-    script.rule(canary(plan.seal.0), "and by this that it was made from the configuration in force");
-    let shares = Shares::from(plan.rations).addresses().map(|at| format!("{} . {}", at.ip(), at.port()));
-    script.rule(format!("ip daddr . udp dport {} drop", set(shares)), "and by these from which limits");
+    let canary = |at: SocketAddrV4| format!("{} . {}", at.ip(), at.port());
+    let canaries = [CANARY, plan.seal.0].into_iter().chain(Shares::from(plan.rations).addresses()).map(canary);
+    script.rule(
+        format!("meta l4proto udp ip daddr . udp dport {} drop", set(canaries)),
+        "by these outgate knows that it is in place, and from what configuration and limits",
+    );
     if plan.users.is_empty() {
         return script.end_chain();
     }
@@ -438,6 +451,9 @@ fn brought(listener: SocketAddr) -> String {
 
 /// The chain of table inet that says whose packets are not forwarded.
 pub(super) const FORWARDED: &str = "forwarded";
+/// What the rule says that sends guests' packets to a chain of their own: all others pass by one comparison.
+pub(super) const GUESTS: &str = "what guests send";
+
 /// The set of bridge ports in table inet.
 pub(super) const PORTS: &str = "ports";
 

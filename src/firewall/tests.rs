@@ -146,7 +146,10 @@ fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() 
         let script = Plan::new(&settings(&["br0", "eth7"]), &host(matches_bridges)).ruleset();
         assert!(script.contains("ip saddr vmap { 10.42.42.7/32 : goto names_0 }"), "{script}");
         assert!(script.contains("ip6 saddr vmap { fd42:0:0:7::/64 : goto names_0 }"), "{script}");
-        assert!(script.contains("iifname { \"br0\", \"eth7\" } notrack"), "{script}");
+        assert!(script.contains("iifname { \"br0\", \"eth7\" } goto untracked_of_guests"), "{script}");
+        let (_, chain) = script.split_once("chain untracked_of_guests {").expect("there is one");
+        let rules: Vec<&str> = chain.lines().skip(1).map(str::trim).take_while(|line| *line != "}").collect();
+        assert!(rules.last().is_some_and(|rule| rule.starts_with("notrack ")), "{rules:?}");
         // What is over a limit in a set is refused by what follows, and so is what finds no place in it.
         let unlimited = script.lines().find(|line| line.contains("update @names_") && line.contains("rate over"));
         assert_eq!(unlimited, None);

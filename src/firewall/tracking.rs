@@ -8,7 +8,7 @@
 //! after the last of them, whatever state it is in; a packet that keeps an entry alive is counted too.
 
 use super::plan::{Plan, Scope};
-use super::script::{Script, from_guests, has_mark, marked, names, set, to_address};
+use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge};
 use crate::config::Settings;
 
@@ -175,32 +175,32 @@ fn replies(plan: &Plan) -> Option<String> {
     let mut ports: Vec<u16> = doors.map(|door| door.address.port()).collect();
     ports.sort_unstable();
     ports.dedup();
-    let to = format!("oifname {}", names(&plan.guests));
-    (!ports.is_empty())
-        .then(|| format!("{to} meta l4proto {{ tcp, udp }} fib saddr type local th sport {}", set(ports)))
+    (!ports.is_empty()).then(|| format!("meta l4proto {{ tcp, udp }} th sport {} fib saddr type local", set(ports)))
 }
 
 fn arriving(plan: &Plan, script: &mut Script) {
-    let guests = from_guests(plan);
-    script.hook("untracked", "filter", "prerouting", BEFORE);
+    script.chain("untracked_of_guests");
     for query in queries(plan) {
-        script.rule(format!("{guests} {query} goto names"), "DNS, which NAT brings to [listen].dns");
+        script.rule(format!("{query} goto names"), "DNS, which NAT brings to [listen].dns");
     }
     let why = "no entry in connection tracking: it meets a socket of this machine's, or is refused";
-    if !plan.allow_inbound_replies {
-        script.rule(format!("{guests} notrack"), why);
-        return script.end_chain();
+    if plan.allow_inbound_replies {
+        // Answers to connections from outside are told from the rest by their entry.
+        script.rule("tcp flags & (fin | syn | rst | ack) == syn notrack", why);
+        script.rule("meta l4proto tcp socket transparent 1 notrack", why);
+        for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
+            let to = to_address(door.address);
+            script.rule(format!("{to} tcp dport {} notrack", door.address.port()), why);
+        }
+        if plan.allow_dhcp {
+            script.rule("udp dport { 67, 547 } notrack", "DHCP takes no entry");
+        }
+    } else {
+        script.rule("notrack", why);
     }
-    // Answers to connections from outside are told from the rest by their entry.
-    script.rule(format!("{guests} tcp flags & (fin | syn | rst | ack) == syn notrack"), why);
-    script.rule(format!("{guests} meta l4proto tcp socket transparent 1 notrack"), why);
-    for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
-        let to = to_address(door.address);
-        script.rule(format!("{guests} {to} tcp dport {} notrack", door.address.port()), why);
-    }
-    if plan.allow_dhcp {
-        script.rule(format!("{guests} udp dport {{ 67, 547 }} notrack"), "DHCP takes no entry");
-    }
+    script.end_chain();
+    script.hook("untracked", "filter", "prerouting", BEFORE);
+    script.rule(format!("{} goto untracked_of_guests", from_guests(plan)), GUESTS);
     script.end_chain();
 }
 
@@ -288,26 +288,28 @@ fn limit(rate: u32, burst: u32) -> String {
 
 /// What this machine sends to guests.
 fn answers(plan: &Plan, script: &mut Script) {
-    let to = format!("oifname {}", names(&plan.guests));
-    script.hook("answers", "filter", "output", BEFORE);
+    script.chain("answers_to_guests");
     if let Some(replies) = replies(plan) {
         let why = "DNS: NAT gives it the address of the server that was asked";
         script.rule(format!("{replies} return"), why);
-        script.rule(format!("{to} meta l4proto {{ icmp, icmpv6 }} return"), "and errors the query they are about");
+        script.rule("meta l4proto { icmp, icmpv6 } return", "and errors the query they are about");
     }
     let why = "no entry in connection tracking: what it answers has none";
     if plan.allow_inbound_replies {
-        script.rule(format!("{to} meta l4proto tcp fib saddr type != local notrack"), why);
+        script.rule("meta l4proto tcp fib saddr type != local notrack", why);
         for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
             let from = to_address(door.address).replace("daddr", "saddr");
-            script.rule(format!("{to} {from} tcp sport {} notrack", door.address.port()), why);
+            script.rule(format!("{from} tcp sport {} notrack", door.address.port()), why);
         }
         if plan.allow_dhcp {
-            script.rule(format!("{to} udp sport {{ 67, 547 }} notrack"), why);
+            script.rule("udp sport { 67, 547 } notrack", why);
         }
     } else {
-        script.rule(format!("{to} notrack"), why);
+        script.rule("notrack", why);
     }
+    script.end_chain();
+    script.hook("answers", "filter", "output", BEFORE);
+    script.rule(format!("oifname {} goto answers_to_guests", names(&plan.guests)), "what guests are sent");
     script.end_chain();
 }
 
@@ -342,21 +344,26 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
             script.rule(rule, comment);
         }
     };
-    script.hook("lifetimes", "filter", "prerouting", AFTER);
+    script.chain("lifetimes_of_guests");
     if !plan.guests.is_empty() {
         for query in queries(plan) {
-            new(script, &format!("{} {query}", from_guests(plan)), &names, "DNS");
+            new(script, &query, &names, "DNS");
         }
     }
     if !strays.is_empty() {
         let others = format!("tcp dport != {}", set(query_ports(plan)));
-        let rule = format!("{} {others} ct state new ct timeout set \"{strays}\"", from_guests(plan));
-        script.rule(rule, "TCP that answers nothing");
+        script.rule(format!("{others} ct state new ct timeout set \"{strays}\""), "TCP that answers nothing");
+    }
+    script.end_chain();
+    script.hook("lifetimes", "filter", "prerouting", AFTER);
+    if !plan.guests.is_empty() {
+        script.rule(format!("{} goto lifetimes_of_guests", from_guests(plan)), GUESTS);
     }
     script.end_chain();
     script.hook("own_lifetimes", "filter", "output", AFTER);
     if let Some(replies) = replies(plan).filter(|_| !plan.guests.is_empty()) {
-        new(script, &replies, &names, "DNS, answered after its entry was gone");
+        let to = format!("oifname {}", super::script::names(&plan.guests));
+        new(script, &format!("{to} {replies}"), &names, "DNS, answered after its entry was gone");
     }
     if let Some(opened) = &opened {
         let users: Vec<u32> = plan.users.iter().copied().chain(plan.here.daemon).collect();
