@@ -23,7 +23,7 @@ from pathlib import Path
 
 import doors
 import resolvers
-from stage import FAR, GUEST_INTERFACE
+from stage import FAR, GATEWAY, GUEST_INTERFACE
 
 NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
@@ -207,11 +207,16 @@ def longer_list(folder):
 PROXY_USER = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups"]
 
 
+def for_guests(port):
+    """With DNS, whose NAT switches connection tracking on, as guests and most hosts need it."""
+    return f'proxy = []\ntransparent = ["0.0.0.0:{port}"]\ndns = ["{GATEWAY}:{port + 2}"]'
+
+
 def firewall_config(folder, port):
     """For `outgate firewall` alone: brings the guest to whoever listens on this port."""
     (folder / "rules").mkdir(parents=True, exist_ok=True)
     path = folder / f"firewall-{port}.toml"
-    path.write_text(outgate_config(folder, f'proxy = []\ntransparent = ["0.0.0.0:{port}"]', 3190))
+    path.write_text(outgate_config(folder, for_guests(port), 3190))
     return path
 
 
@@ -429,7 +434,7 @@ def rows(binary, tool, connections, names, two_cores):
     floor, ha, engine = relay(tool), haproxy(connections), nginx(connections)
     listen = 'proxy = ["127.0.0.1:3101"]\nredirect = ["127.0.0.1:3102"]\ndns = ["127.0.0.1:3104"]'
     plain = outgate(binary, "outgate", listen, 3103, [3101, 3102, 3104])
-    tproxy = outgate(binary, "outgate-tproxy", 'proxy = []\ntransparent = ["0.0.0.0:3129"]', 3130, [3129])
+    tproxy = outgate(binary, "outgate-tproxy", for_guests(3129), 3130, [3129])
     none = {load: Way(RAW, direct=True) for load in TUNNELS if load != "idle"}
     none |= {"http": Way(HTTP, direct=True), "tls": Way(TLS, direct=True)}
     floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
