@@ -6,7 +6,7 @@
 //!
 //! Three layers, each closed by itself: table `inet outgate` (guests' packets to the listeners, all
 //! else rejected), table `bridge outgate` (guests on one bridge kept apart, addresses pinned to
-//! ports), and routing rules that prohibit forwarding for guests even when somebody flushes nftables.
+//! ports; `arp outgate` where there is no bridge), and routing rules that prohibit forwarding for guests even when somebody flushes nftables.
 
 mod apply;
 mod bridge;

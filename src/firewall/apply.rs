@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{TABLES, bridge, inspect, others, ports};
+use super::{TABLES, bridge, inspect, others, ports, tracking};
 use std::io::Write;
 
 /// What applying came to.
@@ -44,7 +44,7 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
         return Err(FirewallError::NotWanted);
     }
     // A ruleset that nft refuses must not leave routing behind that was made for it.
-    let ruleset = plan.ruleset();
+    let ruleset = tracking::without_chains() + &plan.ruleset();
     tool::run("nft", &["-c", "-f", "-"], &ruleset, "the ruleset (nothing was changed)")?;
     for sentence in plan.lockouts(host) {
         // Now or never: what is told afterwards may not reach the session that it is about.

@@ -29,7 +29,7 @@ const NEW_MACS_PER_MINUTE: u32 = 12;
 
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     if plan.guests.is_empty() {
-        return;
+        return script.no_table("bridge", TABLE);
     }
     script.table("bridge");
     if plan.scope == Scope::Ports {
@@ -141,6 +141,9 @@ fn mac(script: &mut Script) {
 /// not get it by the next `apply`, and a port with many keeps them.
 pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
     let mut lines = String::new();
+    if plan.guests.is_empty() {
+        return lines;
+    }
     for (port, mac, expires) in learnt("macs") {
         if !plan.pinned.contains_key(&port) || host.link(&port).is_none() {
             continue;

@@ -178,6 +178,11 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
     script.end_chain();
 }
 
+/// Is it held to so few IPv4 addresses, or none?
+pub(super) fn is_few(pinned: &Pinned) -> bool {
+    few(pinned).0.len() == pinned.v4.len()
+}
+
 /// The nets of a family that hold no more addresses than a guest may use: these need no counting.
 fn few(pinned: &Pinned) -> (Vec<String>, Vec<String>) {
     let v4: u64 = pinned.v4.iter().map(|net| 1u64 << (32 - net.prefix_len())).sum();

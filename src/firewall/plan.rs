@@ -149,13 +149,13 @@ impl Plan {
             let guests = settings.policy.guests.len().max(plan.known_guests(host));
             plan.notes.extend(tracking::too_small(settings, guests, host.most_tracked));
             let alone = plan.guest_links(host).filter(|link| !link.is_bridge && link.master.is_none());
-            let alone = alone.filter(|link| !plan.pinned.contains_key(&link.name)).count();
+            let alone = alone.filter(|link| !plan.pinned.get(&link.name).is_some_and(neighbours::is_few)).count();
             plan.notes.extend(neighbours::too_small(guests, alone, &host.neighbours));
         }
         plan
     }
 
-    /// The ruleset, as nft(8) reads it: both tables, replaced in one transaction.
+    /// The ruleset, as nft(8) reads it: all tables, replaced in one transaction.
     pub fn ruleset(&self) -> String {
         script::write(self)
     }
@@ -271,11 +271,13 @@ impl Plan {
                 ("accept_redirects", "0"),
                 ("send_redirects", "0"),
                 ("accept_source_route", "0"),
+                // Nobody becomes a neighbour without being asked for; requests are counted.
+                ("arp_accept", "0"),
             ] {
                 settings.push((format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value));
             }
             if host.ipv6 {
-                for key in ["accept_ra", "accept_redirects", "accept_source_route"] {
+                for key in ["accept_ra", "accept_redirects", "accept_source_route", "accept_untracked_na"] {
                     settings.push((format!("/proc/sys/net/ipv6/conf/{name}/{key}"), "0"));
                 }
             }

@@ -147,9 +147,7 @@ fn sources(plan: &Plan, script: &mut Script) {
     script.hook("sources", "filter", "prerouting", -300);
     frames(script);
     script.rule(format!("{} goto sources_of_guests", from_guests(plan)), GUESTS);
-    if !plan.pinned.is_empty() {
-        pinned_sources(plan, script);
-    }
+    pinned_sources(plan, "", script);
     script.end_chain();
     script.chain("sources_of_guests");
     // Of guests only: clusters that share an address do this on purpose.
@@ -165,9 +163,7 @@ fn sources(plan: &Plan, script: &mut Script) {
     {
         script.rule(format!("{field} {range} counter drop"), martian);
     }
-    if !plan.pinned.is_empty() {
-        pinned_sources(plan, script);
-    }
+    pinned_sources(plan, &format!("{} accept", has_mark(MARK_PINNED)), script);
     script.rule(format!("{UNSPECIFIED_ND} accept"), "IPv6: is this address taken? (RFC 4862)");
     if plan.allow_dhcp {
         script.rule(format!("{DHCP_UNSPECIFIED} accept"), "DHCP before there is an address");
@@ -200,11 +196,16 @@ fn sources(plan: &Plan, script: &mut Script) {
     }
 }
 
-/// Who has an interface of its own uses its addresses, and nobody else does.
-fn pinned_sources(plan: &Plan, script: &mut Script) {
+/// Who has an interface of its own uses its addresses, and nobody else does but who is `checked`.
+fn pinned_sources(plan: &Plan, checked: &str, script: &mut Script) {
+    if plan.pinned.is_empty() {
+        return;
+    }
     let chains = plan.pinned.keys().enumerate().map(|(n, name)| format!("\"{name}\" : goto guest_{n}"));
     script.rule(format!("iifname vmap {}", set(chains)), "guests with an interface of their own");
-    script.rule(format!("{} {} accept", from_guests(plan), has_mark(MARK_PINNED)), "checked on its bridge port");
+    if !checked.is_empty() {
+        script.rule(checked, "checked on its bridge port");
+    }
     let (v4, v6) = plan.pinned_addresses();
     for (field, nets) in [("ip saddr", v4), ("ip6 saddr", v6)] {
         if !nets.is_empty() {

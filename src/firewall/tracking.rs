@@ -7,10 +7,11 @@
 //! all. What bounds port 53 is packets a second before tracking, times the seconds that an entry lives
 //! after the last of them, whatever state it is in; a packet that keeps an entry alive is counted too.
 
-use super::plan::{Plan, Scope};
+use super::plan::{Door, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
-use super::{MARK_CROWDED, TIMEOUTS, bridge};
+use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
 use crate::config::Settings;
+use serde_json::Value;
 
 /// After `sources`, before tracking (-200).
 const BEFORE: i32 = -290;
@@ -50,6 +51,8 @@ const NAMES_TCP: [(&str, u32); 8] = [
 const ENDED: u32 = 3;
 /// And of one that nobody has answered: a server that is dead would have 60,000 at 500 connections a second.
 const UNANSWERED: u32 = 10;
+/// And of a host user's that one side has ended: it can leave its own open for as long as it likes.
+const HALF_ENDED: u32 = 30;
 /// Connections that a host user may begin a second at least, and where the configuration sets no limit.
 const LEAST_OPENED: u32 = 1000;
 const UNLIMITED_OPENED: u32 = 10_000;
@@ -108,6 +111,12 @@ impl Rations {
         self.queries / 4
     }
 
+    /// Entries that one host user can have at once; what the daemon has open for it is a guest's.
+    fn a_user(&self) -> u64 {
+        let queries = 2 * (u64::from(self.queries) * u64::from(self.patience) + u64::from(self.burst()));
+        queries + u64::from(self.begun) * u64::from(HALF_ENDED) + u64::from(self.connections)
+    }
+
     /// Entries that one guest can have at once, with what the daemon has open for it.
     pub(super) fn a_guest(&self) -> u64 {
         let seconds = |state: &str| NAMES_TCP.iter().find(|(name, _)| *name == state).map_or(0, |(_, s)| *s);
@@ -122,11 +131,13 @@ impl Rations {
 /// `largest`: how many entries the table takes, where it can be told.
 pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
     let rations = Rations::new(settings);
-    let needed = rations.a_guest().saturating_mul(u64::try_from(guests.max(1)).unwrap_or(u64::MAX));
+    let users = settings.firewall.host_users.len();
+    let of = |each: u64, many: usize| each.saturating_mul(u64::try_from(many).unwrap_or(u64::MAX));
+    let needed = of(rations.a_guest(), guests.max(1)).saturating_add(of(rations.a_user(), users));
     let largest = largest.filter(|largest| *largest < needed)?;
     let enough = needed.checked_next_power_of_two().unwrap_or(needed);
     Some(format!(
-        "the kernel's connection tracking table has {largest} places, and {guests} guests at their limits may take {needed}: \
+        "the kernel's connection tracking table has {largest} places, and {guests} guests and {users} host users at their limits may take {needed}: \
          write \"net.netfilter.nf_conntrack_max = {enough}\" into /etc/sysctl.d/60-outgate.conf and \"nf_conntrack\" \
          into /etc/modules-load.d/outgate.conf, and run `sysctl -w net.netfilter.nf_conntrack_max={enough}`"
     ))
@@ -325,18 +336,27 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     };
     let answered = seconds(&["unreplied", "replied"].map(|state| (state, plan.rations.patience)));
     script.lasting_table("inet", TIMEOUTS);
-    let (mut names, mut strays, mut opened) = ([const { String::new() }; 2], String::new(), None);
+    let (mut names, mut strays) = ([const { String::new() }; 2], String::new());
     if !plan.guests.is_empty() {
         names = [script.timeouts("names", "udp", &answered), script.timeouts("names", "tcp", &seconds(&NAMES_TCP))];
         if plan.allow_inbound_replies {
             strays = script.timeouts("strays", "tcp", &seconds(&NAMES_TCP.map(|(state, _)| (state, 1))));
         }
     }
-    if plan.host_opens() {
-        let ended = u64::from(ENDED);
-        let unanswered = ("syn_sent", u64::from(UNANSWERED));
-        let tcp = [unanswered, ("established", plan.rations.idle), ("time_wait", ended), ("close", ended)];
-        opened = Some([script.timeouts("opened", "udp", &answered), script.timeouts("opened", "tcp", &tcp)]);
+    let ended = u64::from(ENDED);
+    let short = [("syn_sent", u64::from(UNANSWERED)), ("time_wait", ended), ("close", ended)];
+    let opened: Vec<(&str, u64)> = [("established", plan.rations.idle)].into_iter().chain(short).collect();
+    let begun = ["fin_wait", "close_wait"].map(|state| (state, u64::from(HALF_ENDED)));
+    let begun: Vec<(&str, u64)> = opened.iter().copied().chain([("last_ack", ended)]).chain(begun).collect();
+    let mut own = Vec::new();
+    for (users, name, tcp, comment) in [
+        (plan.here.daemon.iter().collect::<Vec<_>>(), "opened", opened, "what the daemon opens"),
+        (plan.users.iter().collect(), "begun", begun, "what a host user begins"),
+    ] {
+        if !users.is_empty() {
+            let objects = [script.timeouts(name, "udp", &answered), script.timeouts(name, "tcp", &tcp)];
+            own.push((format!("meta skuid {}", set(users)), objects, comment));
+        }
     }
     let new = |script: &mut Script, which: &str, objects: &[String; 2], comment: &str| {
         for (kind, object) in ["udp", "tcp"].iter().zip(objects) {
@@ -365,23 +385,38 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
         let to = format!("oifname {}", super::script::names(&plan.guests));
         new(script, &format!("{to} {replies}"), &names, "DNS, answered after its entry was gone");
     }
-    if let Some(opened) = &opened {
-        let users: Vec<u32> = plan.users.iter().copied().chain(plan.here.daemon).collect();
-        new(script, &format!("meta skuid {}", set(users)), opened, "what the daemon or a host user opens");
+    for (users, objects, comment) in &own {
+        new(script, users, objects, comment);
     }
     script.end_chain();
     script.end_table();
+}
+
+/// Lines that take the chains of that table away, to go before the ruleset: they may be another version's, at other
+/// priorities, which cannot be changed.
+pub(super) fn without_chains() -> String {
+    let Ok(found) = tool::json("nft", &["-j", "list", "table", "inet", TIMEOUTS], "to list its table") else {
+        return String::new();
+    };
+    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let chains = items.iter().filter_map(|item| item.get("chain")?.get("name")?.as_str());
+    let chains: String = chains.map(|name| format!("delete chain inet {TIMEOUTS} {name}\n")).collect();
+    format!("flush table inet {TIMEOUTS}\n{chains}")
 }
 
 /// What host users may begin: NAT brings them to the listeners, so all of theirs is tracked. Counted is by user. The
 /// daemon's limits are a half of what is let through, so that it is the daemon who says that one is over them.
 fn beginning(plan: &Plan, script: &mut Script) {
     let rations = plan.rations;
+    // Those that they ask directly are not brought anywhere, and have entries all the same.
+    let asked = plan.v4.user_open.iter().chain(&plan.v6.user_open).filter(|door| door.udp);
+    let asked = set(ports_of(asked));
+    let queries = format!("meta l4proto udp th dport {asked}");
     let kinds = [
         ("tcp", "tcp flags & (fin | syn | rst | ack) == syn", limit(rations.begun, rations.begun), "new connections"),
         (
             "udp",
-            "meta l4proto udp th dport 53",
+            queries.as_str(),
             limit(rations.queries.saturating_mul(2), rations.burst().saturating_mul(2)),
             "queries",
         ),
@@ -401,7 +436,10 @@ fn beginning(plan: &Plan, script: &mut Script) {
 
 /// The ports of DNS listeners, and the one that all of it is brought from.
 fn query_ports(plan: &Plan) -> Vec<u16> {
-    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
+    ports_of(plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp))
+}
+
+fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>) -> Vec<u16> {
     let mut ports: Vec<u16> = doors.map(|door| door.address.port()).chain([53]).collect();
     ports.sort_unstable();
     ports.dedup();

@@ -325,18 +325,19 @@ const HOST_USER: &str = "
 import os, socket, sys, time
 os.setgid(65534)
 os.setuid(65534)
-kind, family, to = sys.argv[1:]
+kind, family, to, port = sys.argv[1:]
 family = getattr(socket, family)
-port = 53 if kind == 'udp' else 443
-tried, end = 0, time.monotonic() + 2
-while time.monotonic() < end:
-    s = socket.socket(family, socket.SOCK_DGRAM if kind == 'udp' else socket.SOCK_STREAM)
+tried, end = 0, time.monotonic() + 30
+while tried < 20000 and time.monotonic() < end:
+    s = socket.socket(family, socket.SOCK_DGRAM if kind.startswith('udp') else socket.SOCK_STREAM)
     s.setblocking(False)
     if kind == 'reset':
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, bytes([1, 0, 0, 0, 0, 0, 0, 0]))
+    if kind == 'udp-from-anywhere':
+        s.bind(('127.%d.%d.2' % (1 + tried // 200 % 200, 1 + tried % 200), 0))
     try:
-        s.connect((to % (1 + tried // 20000), port))
-        if kind == 'udp':
+        s.connect((to % (1 + tried // 5000) if '%' in to else to, int(port)))
+        if kind.startswith('udp'):
             s.send(b'nonsense')
     except OSError:
         pass
@@ -348,22 +349,30 @@ print(tried)
 #[test]
 fn no_flood_of_a_host_user_fills_connection_tracking() {
     let Some(whole) = Whole::new() else { return };
-    let listen = "proxy = []\nredirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:53\", \"[::1]:53\"]";
+    let listen =
+        "proxy = []\nredirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:5353\", \"[::1]:5353\"]";
     let tables = format!("[firewall]\nhost_users = [\"nobody\"]\n{LIMITS}");
     let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
     let _ssh = whole.net.listener("0.0.0.0:22");
-    for kind in ["close", "reset", "udp"] {
-        for (family, to) in [("AF_INET", "13.0.0.%d"), ("AF_INET6", "2600:77::%d")] {
-            let before = settled(&whole.net.gateway);
-            let mut command = Command::new("python3");
-            command.args(["-c", HOST_USER, kind, family, to]);
-            let said = succeed(whole.net.gateway.run(|| command.output()).expect("python3 is installed"));
-            let tried: u64 = said.trim().parse().expect("how often");
-            let more = settled(&whole.net.gateway).saturating_sub(before);
-            println!("{kind} {family}: {more} entries of {tried}");
-            assert!(more < BY_QUERIES && tried > BY_QUERIES, "{kind} {family}: {more} entries of {tried}");
-            assert_eq!(connect(&whole.net.internet, "11.0.0.1:22").unwrap(), "here\n");
-        }
+    for (kind, family, to, port) in [
+        ("close", "AF_INET", "13.0.0.%d", "443"),
+        ("close", "AF_INET6", "2600:77::%d", "443"),
+        ("reset", "AF_INET", "13.0.0.%d", "443"),
+        ("reset", "AF_INET6", "2600:77::%d", "443"),
+        ("udp", "AF_INET", "13.0.0.%d", "53"),
+        ("udp", "AF_INET6", "2600:77::%d", "53"),
+        ("udp", "AF_INET6", "::1", "5353"),
+        ("udp-from-anywhere", "AF_INET", "127.0.0.1", "5353"),
+    ] {
+        let before = settled(&whole.net.gateway);
+        let mut command = Command::new("python3");
+        command.args(["-c", HOST_USER, kind, family, to, port]);
+        let said = succeed(whole.net.gateway.run(|| command.output()).expect("python3 is installed"));
+        let tried: u64 = said.trim().parse().expect("how often");
+        let more = settled(&whole.net.gateway).saturating_sub(before);
+        println!("{kind} {family} {port}: {more} entries of {tried}");
+        assert!(more < BY_QUERIES && tried > BY_QUERIES, "{kind} {family} {port}: {more} entries of {tried}");
+        assert_eq!(connect(&whole.net.internet, "11.0.0.1:22").unwrap(), "here\n");
     }
     let (good, status) = whole.status(&outgate);
     assert!(good, "{status}");
@@ -412,6 +421,19 @@ fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
             assert!(good, "{status}");
         }
     }
+    // Chains of another version's.
+    for line in [
+        "delete chain inet outgate_timeouts own_lifetimes",
+        "add chain inet outgate_timeouts own_lifetimes { type filter hook output priority -180; }",
+        "add chain inet outgate_timeouts former",
+        "add rule inet outgate_timeouts own_lifetimes jump former",
+    ] {
+        nft(&whole.net.gateway, line);
+    }
+    assert!(!whole.status(&outgate).0);
+    whole.apply(&outgate);
+    let (good, status) = whole.status(&outgate);
+    assert!(good, "{status}");
     whole.firewall(&outgate, "remove");
     let left = shell(&whole.net.gateway, "nft list tables");
     assert!(!left.contains("outgate"), "{left}");

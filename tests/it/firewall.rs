@@ -664,6 +664,8 @@ fn dhcp_and_router_solicitation_reach_the_gateway_where_that_is_allowed() {
 fn host_users_go_to_the_redirect_listener_and_nowhere_else() {
     let Some(net) = Vmnet::new() else { return };
     let listen = "redirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:5353\"]";
+    // Nothing is left of what was for guests.
+    net.apply("[firewall]\nguest_interfaces = [\"br0\"]\n");
     net.config_listening(listen, "[firewall]\nhost_users = [\"nobody\"]\n");
     succeed(net.firewall(&["apply"]));
     assert!(net.status().0, "{:?}", net.status());

@@ -43,12 +43,16 @@ pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
         loop {
             std::thread::sleep(LOOK);
             let Some((before, limit)) = filled() else { continue };
-            if before < limit / SHARE {
+            // Without a limit there is nothing to fill.
+            if limit == 0 || before < limit / SHARE {
                 continue;
             }
             let begun = Instant::now();
             let swept = sweep().map_err(|error| error.to_string());
             let took = begun.elapsed();
+            if swept.is_ok() {
+                failed.clear();
+            }
             match (swept, filled()) {
                 (Err(error), _) if error != failed => {
                     say(&format!("entries of connection tracking that are over cannot be swept: {error}"));
