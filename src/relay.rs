@@ -222,7 +222,8 @@ impl Lane {
                 return Poll::Pending;
             }
             // To search costs several times what to copy does, so a turn of it is a short one.
-            let most = if self.search.is_some() { MIN_CHUNK } else { MAX_CHUNK };
+            let is_slow = self.search.as_ref().is_some_and(|search| !search.skips());
+            let most = if is_slow { MIN_CHUNK } else { MAX_CHUNK };
             let want = self.chunk.min(scratch::allowance()).min(most);
             let moved = poll_move(cx, from, to, want, &mut self.kept, &mut self.search);
             self.turn.moved(from.take_surcharge());

@@ -53,7 +53,7 @@ def options():
     before = "outgate alone, beside this earlier build of it, in so many pairs as there are rounds"
     parser.add_argument("--before", metavar="BIN", help=before)
     chosen = parser.parse_args()
-    unknown = set(chosen.loads.split(",")) - set(LOADS)
+    unknown = set(chosen.loads.split(",")) - set(LOADS) - {part for parts in PARTS.values() for part in parts}
     if unknown:
         parser.error(f"no such load: {', '.join(unknown)}")
     if chosen.rounds < 1:

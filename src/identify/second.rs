@@ -295,6 +295,12 @@ impl HostSearch {
         Ok(true)
     }
 
+    /// Is it only looking for the first byte that decides anything, which costs next to nothing? A megabyte of zeros
+    /// may still become a request to Java's server.
+    pub fn skips(&self) -> bool {
+        self.first.as_ref().is_some_and(|first| first.ended && first.java == Aim::Before)
+    }
+
     /// The stream ends here.
     ///
     /// # Errors
@@ -624,6 +630,18 @@ mod tests {
         for other in [&b""[..], &[0, 0, 0, 9], &[0, 0, 0, 8, 4, 210, 22, 46], b"EHLO"] {
             assert_eq!(asks_for_tls(other), None);
         }
+    }
+
+    #[test]
+    fn a_stream_without_a_first_line_is_only_skipped_until_something_decides() {
+        let mut search = HostSearch::new(&own());
+        assert_eq!((search.push(&[0; 1000]), search.skips()), (Ok(true), false), "a first line may still end");
+        assert_eq!((search.push(&vec![0; MAX_FIRST_LINE]), search.skips()), (Ok(true), true));
+        assert_eq!((search.push(b" /x HTTP/1.1\r\n"), search.skips()), (Ok(true), false), "a request to Java's server");
+        assert_eq!(search.push(b"Host: evil.test\r\n\r\n"), Err(OtherName));
+        let mut search = HostSearch::new(&own());
+        search.push(&vec![0; MAX_FIRST_LINE + 1]).unwrap();
+        assert_eq!(search.push(b" 1"), Ok(false), "and this is none");
     }
 
     #[test]
