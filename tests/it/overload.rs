@@ -304,7 +304,7 @@ fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables(LIMITS).start();
     let idle = p99(&world.neighbour);
-    let allowed = (2 * idle).max(Duration::from_millis(250));
+    let allowed = (2 * idle).max(Duration::from_millis(500));
     let enough = AtomicBool::new(false);
     let asked = AtomicU32::new(0);
     let best = std::thread::scope(|scope| {
