@@ -293,16 +293,20 @@ fn nobody_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6()
     let many = "for n in range(5000):\n mld(131, 'fe80::3', 'ff05::1', group='ff05::%x' % (n + 16))";
     send(&net.two, many);
     assert!(finds(&net, "fd42::2"));
-    // With room for more, or the next one who joins any turns it off again.
-    shell(
-        &net.gateway,
-        "ip link set br0 type bridge mcast_hash_max 65536; ip link set br0 type bridge mcast_snooping 1",
-    );
-    // The same frames where the rules are gone: the bridge believes them, and the neighbour is not found.
+    // The same frames where the rules are gone: the bridge believes them, and the neighbour is not found, unless somebody's
+    // groups come back or make it send all to all once more.
     nft(&net.gateway, "flush chain bridge outgate membership");
-    send(&net.two, QUERIES);
-    forget_groups(&net);
-    assert!(!finds(&net, "fd42::2"), "this test would not notice");
+    let would_notice = (0..5).any(|_| {
+        // With room for more, or the next one who joins any turns it off again.
+        shell(
+            &net.gateway,
+            "ip link set br0 type bridge mcast_hash_max 65536; ip link set br0 type bridge mcast_snooping 1",
+        );
+        send(&net.two, QUERIES);
+        forget_groups(&net);
+        !finds(&net, "fd42::2")
+    });
+    assert!(would_notice);
     assert!(finds(&net, "10.42.42.2"), "ARP is for everybody");
 }
 
