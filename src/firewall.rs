@@ -6,7 +6,8 @@
 //!
 //! Three layers, each closed by itself: table `inet outgate` (guests' packets to the listeners, all
 //! else rejected), table `bridge outgate` (guests on one bridge kept apart, addresses pinned to
-//! ports; `arp outgate` where there is no bridge), and routing rules that prohibit forwarding for guests even when somebody flushes nftables.
+//! ports; `arp outgate` where there is no bridge), and routing rules that prohibit forwarding for guests even
+//! when somebody flushes nftables.
 
 mod apply;
 mod bridge;
@@ -116,12 +117,17 @@ impl Seal {
     pub fn of(firewall: &FirewallSettings, listen: &ListenSettings) -> Seal {
         let ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, .. } = listen;
         let text = format!("{firewall:?} {proxy:?} {proxy_tls:?} {transparent:?} {redirect:?} {dns:?} {udp:?}");
-        let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
-        let mut bytes = digest.as_ref().iter().copied();
-        let mut next = || bytes.next().unwrap_or_default();
-        let address = Ipv4Addr::new(127, 78, next(), next());
-        Seal(SocketAddrV4::new(address, u16::from_be_bytes([next(), next()]).max(1)))
+        Seal(drawn(&text, 78, 0))
     }
+}
+
+/// An address of 127.`network`.0.0/16 that is this text's own. `high`: bits that its third number has in any case.
+fn drawn(text: &str, network: u8, high: u8) -> SocketAddrV4 {
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    let mut bytes = digest.as_ref().iter().copied();
+    let mut next = || bytes.next().unwrap_or_default();
+    let address = Ipv4Addr::new(127, network, next() | high, next());
+    SocketAddrV4::new(address, u16::from_be_bytes([next(), next()]).max(1))
 }
 
 /// What of `[limits]` and `[resolver]` a ruleset was made from: an address that it refuses for each key. The daemon
@@ -157,15 +163,8 @@ impl Shares {
 
 impl From<Rations> for Shares {
     fn from(rations: Rations) -> Shares {
-        let address = |(key, value): (&'static str, u64)| {
-            let digest = ring::digest::digest(&ring::digest::SHA256, format!("{key} {value}").as_bytes());
-            let mut bytes = digest.as_ref().iter().copied();
-            let mut next = || bytes.next().unwrap_or_default();
-            // Never where `CANARY` and `CONTROL` are.
-            let ip = Ipv4Addr::new(127, 79, next() | 0x80, next());
-            (key, SocketAddrV4::new(ip, u16::from_be_bytes([next(), next()]).max(1)))
-        };
-        Shares(rations.in_rules().map(address))
+        // Never where `CANARY` and `CONTROL` are.
+        Shares(rations.in_rules().map(|(key, value)| (key, drawn(&format!("{key} {value}"), 79, 0x80))))
     }
 }
 

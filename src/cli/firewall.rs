@@ -18,9 +18,9 @@ use std::path::Path;
 /// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
 ///
 /// Tables `outgate` of nftables (inet, bridge and arp; `inet outgate_timeouts` beside them), and routing
-/// rules that keep guests closed even when somebody flushes nftables. The kernel's state is the only record: after a change of
-/// [firewall], [[guest]] or [listen] apply again; for interfaces that are added `watch` does what is
-/// needed, or `apply` once more.
+/// rules that keep guests closed even when somebody flushes nftables. The kernel's state is the only
+/// record: after a change of [firewall], [[guest]] or [listen] apply again; for interfaces that are added
+/// `watch` does what is needed, or `apply` once more.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{TABLES, bridge, inspect, others, ports, tracking};
+use super::{bridge, inspect, others, ports, script, tracking};
 use std::io::Write;
 
 /// What applying came to.
@@ -81,10 +81,7 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
     removed.open.sort();
     removed.open.dedup();
-    let tables = TABLES.iter().filter(|(family, _)| *family != "arp" || host.has_arp_tables);
-    let tables: String =
-        tables.map(|(family, table)| format!("table {family} {table}\ndelete table {family} {table}\n")).collect();
-    tool::run("nft", &["-f", "-"], &tables, "to delete its tables")?;
+    tool::run("nft", &["-f", "-"], &script::nothing(plan), "to delete its tables")?;
     for difference in Routing::none(host).compare()? {
         if let Err(error) = routing::settle(&difference) {
             removed.faults.push(error.to_string());

@@ -164,10 +164,7 @@ pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
 /// Port, MAC and seconds left of each element of one of the sets above. No table yet, or none that says so:
 /// nothing.
 fn learnt(set: &str) -> Vec<(String, String, u64)> {
-    let Ok(found) = tool::json("nft", &["-j", "list", "set", "bridge", TABLE, set], "to list a set") else {
-        return Vec::new();
-    };
-    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let items = tool::listed(&["set", "bridge", TABLE, set], "to list a set").unwrap_or_default();
     let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
     let entry = |element: &Value| {
         let concatenated = element.get("val")?.get("concat")?.as_array()?;

@@ -115,7 +115,7 @@ pub(super) fn surroundings(plan: &Plan, host: &Host) -> Vec<String> {
 
 /// A table as the kernel prints it; `None` where there is none.
 fn table(family: &'static str, name: &'static str) -> Option<Vec<Value>> {
-    items(tool::json("nft", &["-j", "list", "table", family, name], "to list its table").ok()?)
+    tool::listed(&["table", family, name], "to list its table").ok()
 }
 
 /// Tables by family and name.
@@ -131,7 +131,7 @@ fn planned_tables(plan: &Plan) -> Result<Tables, FirewallError> {
     let printed: Value =
         serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program: "nft", source })?;
     let mut tables = Tables::new();
-    for item in items(printed).unwrap_or_default() {
+    for item in tool::items(printed) {
         let Some((kind, fields)) = body(&item) else { continue };
         let name = text_of(fields, if kind == "table" { "name" } else { "table" });
         if let (Some(family), Some(name)) = (text_of(fields, "family"), name) {
@@ -139,12 +139,6 @@ fn planned_tables(plan: &Plan) -> Result<Tables, FirewallError> {
         }
     }
     Ok(tables)
-}
-
-fn items(printed: Value) -> Option<Vec<Value>> {
-    let Value::Object(mut printed) = printed else { return None };
-    let Some(Value::Array(items)) = printed.remove("nftables") else { return None };
-    Some(items.into_iter().filter(|item| item.get("metainfo").is_none()).collect())
 }
 
 /// What an item is, and its fields.

@@ -4,7 +4,7 @@
 use super::host::{self, Host, Link, fits};
 use super::neighbours;
 use super::tracking::{self, Rations};
-use super::{Pin, Seal, routing, script};
+use super::{Pin, Seal, TABLES, routing, script};
 use crate::config::{ListenSettings, Settings};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
@@ -153,6 +153,12 @@ impl Plan {
             plan.notes.extend(neighbours::too_small(guests, alone, &host.neighbours));
         }
         plan
+    }
+
+    /// Family and name of each table that this machine can have.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let has_arp = self.here.has_arp_tables;
+        TABLES.into_iter().filter(move |(family, _)| *family != "arp" || has_arp)
     }
 
     /// The ruleset, as nft(8) reads it: all tables, replaced in one transaction.

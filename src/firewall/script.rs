@@ -1,11 +1,11 @@
 //! The ruleset as text for nft(8): table `inet outgate`, table `inet outgate_timeouts` from `tracking`, table
-//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in the one transaction that `nft -f` makes of its input; but the
-//! second keeps its objects, which entries of connection tracking point to. Every rule carries its
-//! comment, which `nft list` shows as well.
+//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in the one
+//! transaction that `nft -f` makes of its input; but the second keeps its objects, which entries of connection
+//! tracking point to. Every rule carries its comment, which `nft list` shows as well.
 //!
 //! A guest's packet meets, in this order: `sources` (before connection tracking: is the source its
-//! own?), `untracked` (may it take an entry there?), `arrivals` (where may it go? TCP is handed to the transparent listener here), `queries`
-//! (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
+//! own?), `neighbours` (has it one address too many?), `untracked` (may it take an entry there?), `arrivals` (where
+//! may it go? TCP is handed to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
 use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, bridge, neighbours, tracking};
@@ -21,13 +21,13 @@ pub(super) struct Script {
 impl Script {
     /// Opens a table in the place of the one that may be there.
     pub(super) fn table(&mut self, family: &str) {
-        // Adding a table that is there changes nothing, so deleting it never fails.
         self.no_table(family, TABLE);
         self.text.push_str(&format!("table {family} {TABLE} {{\n"));
     }
 
     /// Deletes a table that may be there.
     pub(super) fn no_table(&mut self, family: &str, name: &str) {
+        // Adding a table that is there changes nothing, so deleting it never fails.
         self.text.push_str(&format!("table {family} {name}\ndelete table {family} {name}\n"));
     }
 
@@ -115,6 +115,13 @@ pub(super) fn write(plan: &Plan) -> String {
     script.text
 }
 
+/// What takes all tables away.
+pub(super) fn nothing(plan: &Plan) -> String {
+    let mut script = Script::default();
+    plan.tables().for_each(|(family, name)| script.no_table(family, name));
+    script.text
+}
+
 /// `{ a, b }`, each quoted.
 pub(super) fn names<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
     let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
@@ -140,8 +147,8 @@ pub(super) fn from_guests(plan: &Plan) -> String {
     format!("iifname {}", names(&plan.guests))
 }
 
-/// Spoofed sources and destinations that are not the frame's, the only things that are dropped
-/// without a word: whoever owns the address did not send it, or nobody was addressed.
+/// Spoofed sources and destinations that are not the frame's are dropped without a word: whoever owns the
+/// address did not send it, or nobody was addressed.
 fn sources(plan: &Plan, script: &mut Script) {
     script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
     script.hook("sources", "filter", "prerouting", -300);

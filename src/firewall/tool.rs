@@ -1,5 +1,6 @@
 //! Running nft(8), ip(8) and their like, with what they are fed and what they said.
 
+use serde_json::Value;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
@@ -76,16 +77,25 @@ pub(crate) fn run(
 }
 
 /// Runs `program` and reads what it printed as JSON; nothing is an empty list.
-pub(crate) fn json(
-    program: &'static str,
-    arguments: &[&str],
-    what: &'static str,
-) -> Result<serde_json::Value, FirewallError> {
+pub(crate) fn json(program: &'static str, arguments: &[&str], what: &'static str) -> Result<Value, FirewallError> {
     let text = run(program, arguments, "", what)?;
     if text.trim().is_empty() {
-        return Ok(serde_json::Value::Array(Vec::new()));
+        return Ok(Value::Array(Vec::new()));
     }
     serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program, source })
+}
+
+/// What nft(8) lists with these arguments: each item is an object of one field, its kind.
+pub(super) fn listed(arguments: &[&str], what: &'static str) -> Result<Vec<Value>, FirewallError> {
+    let arguments: Vec<&str> = ["-j", "list"].iter().chain(arguments).copied().collect();
+    Ok(items(json("nft", &arguments, what)?))
+}
+
+/// The items of what nft(8) printed as JSON.
+pub(super) fn items(mut printed: Value) -> Vec<Value> {
+    let Some(Value::Array(mut items)) = printed.get_mut("nftables").map(Value::take) else { return Vec::new() };
+    items.retain(|item| item.get("metainfo").is_none());
+    items
 }
 
 /// Where `program` is, for who starts it in a surrounding of its own.

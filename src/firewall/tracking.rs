@@ -11,7 +11,6 @@ use super::plan::{Door, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
 use crate::config::Settings;
-use serde_json::Value;
 
 /// After `sources`, before tracking (-200).
 const BEFORE: i32 = -290;
@@ -182,10 +181,7 @@ fn queries(plan: &Plan) -> Vec<String> {
 
 /// The match for answers of the DNS listener, which NAT gives the address of the server that was asked.
 fn replies(plan: &Plan) -> Option<String> {
-    let doors = plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp);
-    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).collect();
-    ports.sort_unstable();
-    ports.dedup();
+    let ports = ports_of(plan.v4.open.iter().chain(&plan.v6.open), &[]);
     (!ports.is_empty()).then(|| format!("meta l4proto {{ tcp, udp }} th sport {} fib saddr type local", set(ports)))
 }
 
@@ -297,6 +293,10 @@ fn limit(rate: u32, burst: u32) -> String {
     format!("limit rate {rate}/second burst {burst} packets")
 }
 
+fn to_guests(plan: &Plan) -> String {
+    format!("oifname {}", names(&plan.guests))
+}
+
 /// What this machine sends to guests.
 fn answers(plan: &Plan, script: &mut Script) {
     script.chain("answers_to_guests");
@@ -320,7 +320,7 @@ fn answers(plan: &Plan, script: &mut Script) {
     }
     script.end_chain();
     script.hook("answers", "filter", "output", BEFORE);
-    script.rule(format!("oifname {} goto answers_to_guests", names(&plan.guests)), "what guests are sent");
+    script.rule(format!("{} goto answers_to_guests", to_guests(plan)), "what guests are sent");
     script.end_chain();
 }
 
@@ -382,7 +382,7 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     script.end_chain();
     script.hook("own_lifetimes", "filter", "output", AFTER);
     if let Some(replies) = replies(plan).filter(|_| !plan.guests.is_empty()) {
-        let to = format!("oifname {}", super::script::names(&plan.guests));
+        let to = to_guests(plan);
         new(script, &format!("{to} {replies}"), &names, "DNS, answered after its entry was gone");
     }
     for (users, objects, comment) in &own {
@@ -395,10 +395,7 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
 /// Lines that take the chains of that table away, to go before the ruleset: they may be another version's, at other
 /// priorities, which cannot be changed.
 pub(super) fn without_chains() -> String {
-    let Ok(found) = tool::json("nft", &["-j", "list", "table", "inet", TIMEOUTS], "to list its table") else {
-        return String::new();
-    };
-    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let Ok(items) = tool::listed(&["table", "inet", TIMEOUTS], "to list its table") else { return String::new() };
     let chains = items.iter().filter_map(|item| item.get("chain")?.get("name")?.as_str());
     let chains: String = chains.map(|name| format!("delete chain inet {TIMEOUTS} {name}\n")).collect();
     format!("flush table inet {TIMEOUTS}\n{chains}")
@@ -409,8 +406,7 @@ pub(super) fn without_chains() -> String {
 fn beginning(plan: &Plan, script: &mut Script) {
     let rations = plan.rations;
     // Those that they ask directly are not brought anywhere, and have entries all the same.
-    let asked = plan.v4.user_open.iter().chain(&plan.v6.user_open).filter(|door| door.udp);
-    let asked = set(ports_of(asked));
+    let asked = set(ports_of(plan.v4.user_open.iter().chain(&plan.v6.user_open), &[53]));
     let queries = format!("meta l4proto udp th dport {asked}");
     let kinds = [
         ("tcp", "tcp flags & (fin | syn | rst | ack) == syn", limit(rations.begun, rations.begun), "new connections"),
@@ -436,11 +432,13 @@ fn beginning(plan: &Plan, script: &mut Script) {
 
 /// The ports of DNS listeners, and the one that all of it is brought from.
 fn query_ports(plan: &Plan) -> Vec<u16> {
-    ports_of(plan.v4.open.iter().chain(&plan.v6.open).filter(|door| door.udp))
+    ports_of(plan.v4.open.iter().chain(&plan.v6.open), &[53])
 }
 
-fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>) -> Vec<u16> {
-    let mut ports: Vec<u16> = doors.map(|door| door.address.port()).chain([53]).collect();
+/// The ports of those of these listeners that are DNS's, and some more, in order and each once.
+fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>, more: &[u16]) -> Vec<u16> {
+    let dns = doors.filter(|door| door.udp).map(|door| door.address.port());
+    let mut ports: Vec<u16> = dns.chain(more.iter().copied()).collect();
     ports.sort_unstable();
     ports.dedup();
     ports

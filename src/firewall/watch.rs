@@ -64,9 +64,7 @@ pub fn held(host: &Host) -> Result<FirewallSettings, FirewallError> {
 
 /// The interfaces whose packets the ruleset that is there does not forward.
 fn guests_of_ruleset() -> Vec<String> {
-    let arguments = ["-j", "list", "chain", "inet", TABLE, script::FORWARDED];
-    let Ok(found) = tool::json("nft", &arguments, "to list whom it holds") else { return Vec::new() };
-    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let items = tool::listed(&["chain", "inet", TABLE, script::FORWARDED], "to list whom it holds").unwrap_or_default();
     let rules = items.iter().filter_map(|item| item.get("rule")?.get("expr")?.as_array());
     // What is let through comes by the same interfaces, under more conditions.
     let refusing = rules.filter(|rule| rule.iter().any(|statement| statement.get("goto").is_some()));
@@ -101,8 +99,8 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
     if !plan.guests.is_empty() {
         let bridges = &plan.here.bridges;
         let mut of = vec![("inet", script::PORTS, &plan.ports)];
-        let families = ["inet", "arp"].into_iter().filter(|family| *family != "arp" || plan.here.has_arp_tables);
-        of.extend(families.map(|family| (family, tracking::BRIDGES, bridges)));
+        let tables = plan.tables().filter(|(family, name)| *name == TABLE && *family != "bridge");
+        of.extend(tables.map(|(family, _)| (family, tracking::BRIDGES, bridges)));
         if plan.scope == Scope::Ports {
             of.push(("bridge", bridge::PORTS, &plan.ports));
         }
@@ -123,14 +121,13 @@ fn elements(
     in_force: bool,
     faults: &mut Vec<String>,
 ) -> Vec<String> {
-    let found = match tool::json("nft", &["-j", "list", "set", family, TABLE, set], "to list the ports it covers") {
-        Ok(found) => found,
+    let items = match tool::listed(&["set", family, TABLE, set], "to list the ports it covers") {
+        Ok(items) => items,
         Err(error) => {
             faults.push(format!("{error}; `outgate firewall apply` puts the ruleset in place"));
             return Vec::new();
         }
     };
-    let items = found.get("nftables").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
     let covered: Vec<&str> = elements.filter_map(Value::as_str).collect();
     let missing = wanted.iter().filter(|name| !covered.contains(&name.as_str()));
