@@ -249,6 +249,7 @@ impl Account {
         &self,
         judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
     ) -> usize {
+        self.flows.begin_search();
         let mut revoked = 0;
         self.flows.each(|flow| {
             if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim, flow.upstream()))

@@ -567,8 +567,12 @@ pub(crate) fn may_look_up(house: &House, source: impl Into<Source>) -> impl FnMu
 
 /// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so
 /// one that came into force while there was none yet has passed it by; the record shows the address
-/// before the policy is read here, so that either the reload or this finds it.
+/// before the policy is read here, so that either the reload or this finds it. Where none came since the
+/// decision there is nothing to judge.
 fn confirm(house: &House, claim: &Claim, peer: SocketAddr, record: &mut Record) -> Result<(), Reason> {
+    if !record.was_searched() {
+        return Ok(());
+    }
     let (reason, rule) = match house.live.load().policy.decide(claim) {
         Ok(permit) => match house.resolver.screen(&permit, &[peer.ip()]) {
             Ok(()) => return Ok(()),

@@ -265,6 +265,8 @@ const SHARDS: usize = 64;
 #[derive(Default)]
 pub(super) struct Table {
     shards: Shards,
+    /// How often it was gone through for flows to revoke.
+    searches: AtomicU64,
 }
 
 struct Shards([Mutex<Slab>; SHARDS]);
@@ -307,6 +309,16 @@ impl Table {
         }
         drop(slab);
         drop(taken);
+    }
+
+    /// Notes that it is about to be gone through for flows to revoke.
+    pub(super) fn begin_search(&self) {
+        self.searches.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How many such searches have begun.
+    pub(super) fn searches(&self) -> u64 {
+        self.searches.load(Ordering::Acquire)
     }
 
     /// Calls `visit` with each flow, holding no lock meanwhile.

@@ -24,6 +24,8 @@ pub struct Record {
     account: Arc<Account>,
     flow: Arc<Flow>,
     slot: Option<u32>,
+    /// Searches for flows to revoke that had begun when it made its claim.
+    searches: u64,
     permitted: bool,
     observed: bool,
     cancelled: bool,
@@ -54,6 +56,7 @@ impl Record {
             account,
             flow: Arc::new(flow),
             slot: None,
+            searches: 0,
             permitted: false,
             observed: false,
             cancelled: false,
@@ -80,10 +83,17 @@ impl Record {
     /// What the flow asks for, as far as it is known now; puts it into the table of live flows. To
     /// be called before each decision, so that a list that changes meanwhile finds the flow.
     pub fn claim(&mut self, claim: &Claim) {
+        self.searches = self.account.flows.searches();
         self.flow.set_claim(claim.clone());
         if self.slot.is_none() && self.flow.listener() != Listener::Dns {
             self.slot = Some(self.account.flows.insert(&self.flow));
         }
+    }
+
+    /// Has [`Account::revoke_where`] begun since the claim? It may have passed this flow by then, if the flow was not
+    /// connected yet. One that begins after [`upstream`](Self::upstream) was called finds the address: both lock the flow.
+    pub fn was_searched(&self) -> bool {
+        self.account.flows.searches() != self.searches
     }
 
     /// What the guest wrote as its destination where no claim could be made of it. Any bytes: the

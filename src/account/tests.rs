@@ -405,6 +405,25 @@ fn a_connection_is_counted_as_open_where_it_turned_out_to_belong() {
 }
 
 #[tokio::test]
+async fn a_flow_knows_of_a_search_that_may_have_passed_it_before_it_had_an_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let account = Account::start(&to_file(&dir.path().join("access.log")), &[]).unwrap();
+    let by_address = |_: &Claim, upstream: Option<SocketAddr>| upstream.map(|_| (Reason::Revoked, None));
+    let addresses = ("192.0.2.1:443".parse().unwrap(), "192.0.2.2:5000".parse().unwrap());
+    let mut early = open(&account, None);
+    early.claim(&claim("early.test:443"));
+    assert!(!early.was_searched());
+    assert_eq!(account.revoke_where(by_address), 0, "it has no address yet");
+    early.upstream(addresses.0, addresses.1);
+    assert!(early.was_searched(), "so it must look for itself");
+    let mut late = open(&account, None);
+    late.claim(&claim("late.test:443"));
+    late.upstream(addresses.0, addresses.1);
+    assert!(!late.was_searched());
+    assert_eq!(account.revoke_where(by_address), 2, "each is found by its address now");
+}
+
+#[tokio::test]
 async fn revocation_wakes_the_flows_that_are_refused_and_no_other() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");

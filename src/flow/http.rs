@@ -146,16 +146,16 @@ pub(super) async fn serve_inside(
     inside: Inside,
     upstream: Peer,
 ) -> Result<Step, Ended> {
-    let kept = Kept {
+    let kept = Box::new(Kept {
+        claim: inside.claim.clone(),
         target: inside.claim.target.clone(),
         peer: upstream,
         since: Instant::now(),
         half_said: inside.sent > 0,
         spent: false,
-    };
-    let claim = inside.claim.clone();
+    });
     let mut session = Session { visit, listener, inside: Some(inside), upstream: None, turn: Turn::default() };
-    session.keep(claim, kept);
+    session.keep(kept);
     session.run().await
 }
 
@@ -468,8 +468,9 @@ impl Session {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
                     upstream.since = Instant::now();
                     upstream.spent = matches!(head.body, Body::None | Body::Length(0));
+                    upstream.claim = claim;
                     match upstream_reusable {
-                        true => self.keep(claim, upstream),
+                        true => self.keep(upstream),
                         false => upstream.close(),
                     }
                     if record.flow().revocation().is_some()
@@ -502,7 +503,7 @@ impl Session {
         permit: &Permit,
         repeatable: bool,
         record: &mut Record,
-    ) -> Result<Kept, Reason> {
+    ) -> Result<Box<Kept>, Reason> {
         if let Some(kept) = self.upstream.as_ref().and_then(Spot::take) {
             if kept.target == *permit.target()
                 && kept.peer.is_idle()
@@ -521,19 +522,20 @@ impl Session {
         }
         let upstream = reach(&self.visit.house, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
-        Ok(Kept {
+        Ok(Box::new(Kept {
+            claim: claim.clone(),
             target: permit.target().clone(),
             peer: Peer::new(upstream.stream, bond),
             since: Instant::now(),
             half_said: false,
             spent: false,
-        })
+        }))
     }
 
     /// Keeps a connection for the next request.
-    fn keep(&mut self, claim: Claim, kept: Kept) {
+    fn keep(&mut self, kept: Box<Kept>) {
         let shelf = &self.visit.house.shelf;
-        self.upstream.get_or_insert_with(|| shelf.spot()).put(claim, kept);
+        self.upstream.get_or_insert_with(|| shelf.spot()).put(kept);
     }
 
     async fn exchange(

@@ -8,8 +8,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
-/// A kept connection to an upstream, and where it leads.
+/// A kept connection to an upstream, and where it leads. Boxed wherever it goes: it changes hands with each request.
 pub(super) struct Kept {
+    /// For which it was used last.
+    pub(super) claim: Claim,
     pub(super) target: Target,
     pub(super) peer: Peer,
     /// When it was last known to be good.
@@ -23,15 +25,14 @@ pub(super) struct Kept {
 impl Kept {
     /// Closes it. By a reset where nothing is under way: who closes first in the ordinary way has the pair of ports
     /// taken up for a minute more (TIME_WAIT, RFC 9293 §3.6.1), and a guest could have that for all ports at once.
-    pub(super) fn close(self) {
+    pub(super) fn close(self: Box<Kept>) {
         if self.spent {
             self.peer.abort();
         }
     }
 }
 
-/// A kept connection, and the claim for which it was made.
-type Waiting = Option<(Claim, Kept)>;
+type Waiting = Option<Box<Kept>>;
 
 /// All that wait.
 #[derive(Default)]
@@ -63,10 +64,10 @@ impl Shelf {
             let spots: Vec<_> = lock(shard).slots.iter().flatten().cloned().collect();
             for spot in spots {
                 let mut waiting = lock(&spot);
-                let refused = waiting.as_ref().is_some_and(|(claim, kept)| is_refused(claim, kept.peer.bond.peer));
+                let refused = waiting.as_ref().is_some_and(|kept| is_refused(&kept.claim, kept.peer.bond.peer));
                 let taken = if refused { waiting.take() } else { None };
                 drop(waiting);
-                if let Some((_, kept)) = taken {
+                if let Some(kept) = taken {
                     kept.close();
                 }
             }
@@ -93,16 +94,16 @@ impl Shelf {
 
 impl Spot {
     /// Puts a connection down until the next request.
-    pub(super) fn put(&self, claim: Claim, kept: Kept) {
-        let before = lock(&self.waiting).replace((claim, kept));
-        if let Some((_, before)) = before {
+    pub(super) fn put(&self, kept: Box<Kept>) {
+        let before = lock(&self.waiting).replace(kept);
+        if let Some(before) = before {
             before.close();
         }
     }
 
     /// Takes it up again, if it is still there.
-    pub(super) fn take(&self) -> Option<Kept> {
-        lock(&self.waiting).take().map(|(_, kept)| kept)
+    pub(super) fn take(&self) -> Option<Box<Kept>> {
+        lock(&self.waiting).take()
     }
 }
 
