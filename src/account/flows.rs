@@ -12,7 +12,7 @@ use crate::policy::Location;
 use crate::reason::Reason;
 use std::future::poll_fn;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -266,7 +266,7 @@ const SHARDS: usize = 64;
 pub(super) struct Table {
     shards: Shards,
     /// How often it was gone through for flows to revoke.
-    searches: AtomicU64,
+    searches: AtomicU32,
 }
 
 struct Shards([Mutex<Slab>; SHARDS]);
@@ -317,7 +317,7 @@ impl Table {
     }
 
     /// How many such searches have begun.
-    pub(super) fn searches(&self) -> u64 {
+    pub(super) fn searches(&self) -> u32 {
         self.searches.load(Ordering::Acquire)
     }
 

@@ -25,7 +25,7 @@ pub struct Record {
     flow: Arc<Flow>,
     slot: Option<u32>,
     /// Searches for flows to revoke that had begun when it made its claim.
-    searches: u64,
+    searches: u32,
     permitted: bool,
     observed: bool,
     cancelled: bool,

@@ -32,8 +32,10 @@ const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 /// that the upstream is just closing could swallow it.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What one request costs beside the bytes of a stream, by which turns are measured.
-const COST: usize = 64 << 10;
+/// What one request costs beside the bytes of a stream, by which turns are measured: two are a turn.
+const COST: usize = 128 << 10;
+/// What it costs more where a connection has to be made for it: one is a turn then.
+const DIAL_COST: usize = 128 << 10;
 
 /// What is malformed about requests that are sound by themselves.
 const NO_URI: Why = Why::malformed("a request to the proxy port names no full URI");
@@ -520,6 +522,7 @@ impl Session {
             }
             kept.close();
         }
+        self.turn.moved(DIAL_COST);
         let upstream = reach(&self.visit.house, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
         Ok(Box::new(Kept {
