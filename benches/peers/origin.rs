@@ -158,13 +158,17 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<
             continue;
         };
         let line = String::from_utf8_lossy(&buffer[..end]);
-        let path = line.split_whitespace().nth(1).unwrap_or_default();
+        let mut words = line.split_whitespace();
+        let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
+        // HEAD is answered without the body that the length speaks of (RFC 9110 section 9.3.2).
+        let has_body = method != "HEAD";
         let size: u64 = path.rsplit('/').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n");
         // Head and body leave together, as from any server that answers out of memory.
-        let inline = usize::try_from(size).unwrap_or(BLOCK).min(8 << 10);
+        let body = if has_body { size } else { 0 };
+        let inline = usize::try_from(body).unwrap_or(BLOCK).min(8 << 10);
         stream.write_all(&[head.as_bytes(), &BYTES[..inline]].concat()).await?;
-        pour(&mut stream, size - inline as u64).await?;
+        pour(&mut stream, body - inline as u64).await?;
         buffer.copy_within(end..have, 0);
         have -= end;
     }

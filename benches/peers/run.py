@@ -142,6 +142,9 @@ class Measuring:
         elif load in proxies.PIPELINES and not row.ways[load].tproxy:
             # Inside TLS and behind TPROXY both come from one address, and so are one guest unless limits are off.
             pipelines += ["--small-from", "127.0.0.2"]
+        if load in proxies.PIPELINES and row.ways[load].redirect:
+            # A port from which the proxy has dialled the origin has an entry of connection tracking that leads there.
+            pipelines += ["--from", "127.0.0.3"]
         return {
             "latency": ["tunnels", *rate(1, 3_000, 100)],
             "tunnels": ["tunnels", *rate(64, 20_000, 500)],
