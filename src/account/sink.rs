@@ -277,15 +277,19 @@ impl Writer {
 
     /// What a try says of the sink; `took`: it took a line, or was opened anew.
     fn judge(&mut self, took: bool, result: io::Result<()>) {
-        let took = took && !self.unopened;
-        if took {
+        if took && !self.unopened {
             self.failing = None;
             if std::mem::take(&mut self.declared) {
                 self.shared.health.well(self.shared.number);
             }
         }
-        // One that is busy takes nothing and returns no error: that says nothing.
-        let Err(error) = result else { return };
+        let Err(error) = result else {
+            // One that is busy takes nothing and returns no error. That ends no failure, and is none.
+            if !self.declared {
+                self.failing = None;
+            }
+            return;
+        };
         self.shared.metrics.log_failed();
         let now = Instant::now();
         let since = *self.failing.get_or_insert(now);

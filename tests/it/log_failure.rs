@@ -9,7 +9,7 @@ use crate::world::dns::A;
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::pki::{Whose, client_as};
 use crate::world::stub::{NXDOMAIN, RESOLVER, SERVFAIL, query};
-use crate::world::{CDN, EVIL, GOOD, World, eventually, pki};
+use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually, pki};
 use rustix::process::Signal;
 use rustls::version::TLS13;
 use std::fs;
@@ -112,7 +112,8 @@ fn lines_with(outgate: &Outgate, text: &str) -> usize {
 
 /// By all doors.
 fn every_door(world: &World) -> Setup {
-    transparent::setup(world, "good.test\ncdn-ok.test\n")
+    world.internet.echo((ODD, 7));
+    transparent::setup(world, "good.test\ncdn-ok.test\ntcp://11.0.0.30:7\n")
         .listen(&format!(
             "proxy = [\"10.42.42.1:3128\"]\nproxy_tls = [\"10.42.42.1:3443\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
              redirect = [\"0.0.0.0:3130\"]\ndns = [\"{RESOLVER}\"]"
@@ -161,6 +162,9 @@ fn with_refuse_a_full_disk_lets_nothing_new_through_by_any_door_until_a_line_is_
     assert!(redirected(&world).contains(" 200 "));
     assert!(inside_tls(&world).unwrap().contains(" 200 "));
 
+    let mut echoed = Wire::dial(&world.guest.namespace, SocketAddr::new(ODD.into(), 7)).unwrap();
+    echoed.say("before");
+    assert_eq!(echoed.take_bytes(6), b"before");
     fill(&outgate);
     let begun = Instant::now();
     assert_eq!(world.guest.get("good.test", "/unrecorded").status, 200, "5 s may pass");
@@ -193,6 +197,11 @@ fn with_refuse_a_full_disk_lets_nothing_new_through_by_any_door_until_a_line_is_
     let mut plain = Wire::dial(&world.guest.namespace, SocketAddr::new(EVIL.into(), 80)).unwrap();
     plain.say("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n");
     assert_eq!(plain.hear("GET").reason(), "log_failed");
+    let mut raw = Wire::dial(&world.guest.namespace, SocketAddr::new(ODD.into(), 7)).unwrap();
+    assert_eq!(raw.rest().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert_eq!(world.internet.seen(ODD).len(), 1);
+    echoed.say("meanwhile");
+    assert_eq!(echoed.take_bytes(9), b"meanwhile");
     let user = redirected(&world);
     assert!(user.starts_with("HTTP/1.1 503 ") && user.contains("log_failed"), "{user}");
     for reply in [world.guest.dns(&query("cdn-ok.test", A)), world.guest.dns_tcp(&query("cdn-ok.test", A))] {
