@@ -11,6 +11,7 @@ mod ease;
 mod event;
 mod flows;
 mod fold;
+mod health;
 mod line;
 mod metrics;
 mod process;
@@ -21,6 +22,7 @@ mod sink;
 mod tracking;
 
 pub use flows::{Flow, FlowView};
+pub use health::OnFailure;
 pub use metrics::{Limit, Metrics};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Meter, Record};
@@ -95,6 +97,8 @@ pub struct LogSettings {
     pub access: AccessLog,
     /// Only flows that were not allowed.
     pub denied_only: bool,
+    /// What becomes of traffic while the log can't be written.
+    pub on_failure: OnFailure,
 }
 
 /// Why accounting can't start, or can't take new settings.
@@ -156,6 +160,8 @@ pub struct Totals {
     pub panics: u64,
     /// Log lines dropped.
     pub log_dropped: u64,
+    /// The log can't be written.
+    pub log_failing: bool,
 }
 
 struct Guests {
@@ -190,10 +196,22 @@ impl Account {
         Ok(())
     }
 
-    /// Opens the log's file anew (SIGHUP, after rotation). Where that fails the old one is kept and
-    /// `log_errors_total` counts it.
+    /// Opens the log's file anew (SIGHUP, after rotation). Where that fails the old one is written on, `log_errors_total`
+    /// counts it, and it is tried again until it succeeds.
     pub fn reopen(&self) {
         self.log.reopen();
+    }
+
+    /// Is nothing new to be let through, because the log can't be written and the settings say so? One relaxed
+    /// load.
+    #[inline]
+    pub fn refuses(&self) -> bool {
+        self.log.refuses()
+    }
+
+    /// Why the log can't be written, if so, and what to do.
+    pub fn log_trouble(&self) -> Option<String> {
+        self.log.trouble()
     }
 
     /// Sets who explains near misses; the last one set counts.
@@ -317,6 +335,7 @@ impl Account {
             whitelist_ok: self.metrics.whitelist_ok(),
             panics: self.metrics.panics(),
             log_dropped: self.metrics.dropped(),
+            log_failing: self.log.trouble().is_some(),
         }
     }
 }

@@ -21,7 +21,7 @@ pub(crate) use guests::identity;
 pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;
-use crate::account::{AccessLog, LogSettings};
+use crate::account::{AccessLog, LogSettings, OnFailure};
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
@@ -368,7 +368,7 @@ impl Settings {
                 total_connections: Some(100_000),
                 memory: None,
             },
-            log: LogSettings { access: AccessLog::Stdout, denied_only: false },
+            log: LogSettings { access: AccessLog::Stdout, denied_only: false, on_failure: OnFailure::Continue },
             state_dir: places.state,
             tls: None,
             golem: None,

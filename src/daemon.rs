@@ -204,7 +204,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let mut served = JoinSet::new();
     served.spawn(guard.clone().watch());
     doors::turn_away(doors.unclaimed);
-    let (trouble, stop, fullness) = (trouble(&reloader, &guard), house.stop.clone(), relief.clone());
+    let (trouble, stop, fullness) = (trouble(house, &reloader, &guard), house.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
         trouble().into_iter().chain(fullness.not_ready()).chain(stopping).collect()
@@ -262,9 +262,9 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
 }
 
 /// What keeps the daemon from being ready.
-fn trouble(reloader: &Reloader, guard: &Guard) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
-    let (reloader, guard) = (reloader.clone(), guard.clone());
-    move || reloader.trouble().into_iter().chain(guard.trouble()).collect()
+fn trouble(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
+    let (account, reloader, guard) = (Arc::clone(&house.account), reloader.clone(), guard.clone());
+    move || reloader.trouble().into_iter().chain(guard.trouble()).chain(account.log_trouble()).collect()
 }
 
 /// What `systemctl status` shows.
@@ -274,7 +274,7 @@ fn state(
     guard: &Guard,
     relief: &Relief,
 ) -> impl Fn() -> String + Send + use<> {
-    let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
+    let (house, trouble, relief) = (Arc::clone(house), trouble(house, reloader, guard), relief.clone());
     let guard = guard.clone();
     move || {
         let open = house.gate.total();
@@ -291,7 +291,7 @@ fn state(
 
 /// What `outgate status` shows beside the figures of the account.
 fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard, relief: &Relief) -> control::Status {
-    let (house, trouble, relief) = (Arc::clone(house), trouble(reloader, guard), relief.clone());
+    let (house, trouble, relief) = (Arc::clone(house), trouble(house, reloader, guard), relief.clone());
     let guard = guard.clone();
     Box::new(move || {
         let trouble: Vec<String> = trouble().into_iter().chain(relief.overload()).chain(guard.outdated()).collect();

@@ -488,11 +488,21 @@ fn decide_as(
     let decision = house.live.load().policy.decide(claim);
     let decision = decision.map_err(|refusal| Refusal { reason: explain(refusal.reason), ..refusal });
     record.decided_in(start.elapsed());
-    match &decision {
-        Ok(permit) => record.permit(permit),
-        Err(refusal) => record.refuse(refusal.reason, refusal.rule.clone()),
+    // What was let through before the log failed is judged again and goes on.
+    let goes_on = record.is_permitted();
+    let permit = match decision {
+        Ok(permit) => permit,
+        Err(refusal) => {
+            record.refuse(refusal.reason, refusal.rule.clone());
+            return Err(refusal);
+        }
+    };
+    record.permit(&permit);
+    if house.account.refuses() && !goes_on {
+        record.refuse(Reason::LogFailed, None);
+        return Err(Refusal { reason: Reason::LogFailed, rule: permit.rule().cloned() });
     }
-    decision
+    Ok(permit)
 }
 
 /// Resolves and dials what was permitted. The reason of a failure is in the record.

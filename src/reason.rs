@@ -57,6 +57,8 @@ pub enum Reason {
     H2c,
     /// The upstream's response is malformed, or was cut.
     ProtocolError,
+    /// The access log can't be written, and nothing is let through without.
+    LogFailed,
 }
 
 /// What became of a flow.
@@ -90,7 +92,7 @@ impl Verdict {
 
 impl Reason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 24] = [
+    pub const ALL: [Reason; 25] = [
         Reason::None,
         Reason::NotWhitelisted,
         Reason::DeniedByRule,
@@ -115,6 +117,7 @@ impl Reason {
         Reason::LimitNames,
         Reason::H2c,
         Reason::ProtocolError,
+        Reason::LogFailed,
     ];
 
     /// Metric label, log value and the `details` of an answer.
@@ -144,6 +147,7 @@ impl Reason {
             Reason::LimitNames => "limit_names",
             Reason::H2c => "h2c",
             Reason::ProtocolError => "protocol_error",
+            Reason::LogFailed => "log_failed",
         }
     }
 
@@ -151,7 +155,11 @@ impl Reason {
     pub const fn verdict(self) -> Verdict {
         match self {
             Reason::None => Verdict::Allowed,
-            Reason::ResolveFailed | Reason::DialFailed | Reason::Timeout | Reason::ProtocolError => Verdict::Failed,
+            Reason::ResolveFailed
+            | Reason::DialFailed
+            | Reason::Timeout
+            | Reason::ProtocolError
+            | Reason::LogFailed => Verdict::Failed,
             _ => Verdict::Denied,
         }
     }
@@ -163,7 +171,7 @@ impl Reason {
             Reason::Malformed | Reason::NameMismatch => 400,
             Reason::LimitConnections | Reason::LimitRate | Reason::LimitNames => 429,
             Reason::ResolveFailed | Reason::DialFailed | Reason::ProtocolError => 502,
-            Reason::LimitTotal | Reason::ShuttingDown => 503,
+            Reason::LimitTotal | Reason::ShuttingDown | Reason::LogFailed => 503,
             Reason::H2c => 505,
             Reason::Timeout => 504,
             _ => 403,
@@ -183,6 +191,7 @@ impl Reason {
             Reason::Timeout => "connection_timeout",
             Reason::AddressFloor => "destination_ip_prohibited",
             Reason::ShuttingDown | Reason::None => "proxy_internal_response",
+            Reason::LogFailed => "proxy_internal_error",
             _ => "http_request_denied",
         }
     }
@@ -193,7 +202,7 @@ impl Reason {
             Reason::None => 0,
             Reason::ResolveFailed | Reason::Timeout => 4,
             Reason::DialFailed | Reason::ProtocolError => 5,
-            Reason::Malformed => 1,
+            Reason::Malformed | Reason::LogFailed => 1,
             _ => 2,
         }
     }
@@ -227,6 +236,9 @@ impl Reason {
             Reason::LimitNames => "This guest asks for too many new host names; try again in a while.",
             Reason::ProtocolError => "The destination's response is malformed or was cut.",
             Reason::H2c => "HTTP/2 in clear is not allowed here; use HTTP/1.1 or TLS.",
+            Reason::LogFailed => {
+                "The gateway cannot keep its records and lets nothing through meanwhile; try again later."
+            }
         }
     }
 }

@@ -4,6 +4,7 @@
 
 use super::event::{Event, Key};
 use super::fold::{Fold, deserves_advice};
+use super::health::Health;
 use super::line::{Line, render};
 use super::queue::Queue;
 use super::refusals::{RefusalView, Refusals};
@@ -41,6 +42,7 @@ struct Shared {
     flushes: Mutex<Flushes>,
     flushed: Condvar,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
     epoch: u64,
 }
 
@@ -58,16 +60,20 @@ struct Flushes {
 
 impl Log {
     pub(super) fn start(settings: &LogSettings, metrics: &Arc<Metrics>, epoch: u64) -> Result<Log, AccountError> {
+        let health = Arc::new(Health::new(metrics));
+        let sink = open(&settings.access, metrics, &health)?;
+        health.adopt(sink.as_deref().map(Sink::number), settings.on_failure);
         let shared = Arc::new(Shared {
             queue: Queue::new(Arc::clone(metrics)),
             refusals: Mutex::default(),
             failures: Mutex::default(),
             advice: Mutex::default(),
-            output: Mutex::new(Output { settings: settings.clone(), sink: open(&settings.access, metrics)? }),
+            output: Mutex::new(Output { settings: settings.clone(), sink }),
             stop: AtomicBool::new(false),
             flushes: Mutex::default(),
             flushed: Condvar::new(),
             metrics: Arc::clone(metrics),
+            health,
             epoch,
         });
         let worker = Worker { shared: Arc::clone(&shared), fold: Fold::default() };
@@ -86,8 +92,9 @@ impl Log {
     pub(super) fn reconfigure(&self, settings: &LogSettings, metrics: &Arc<Metrics>) -> Result<(), AccountError> {
         let mut output = lock(&self.shared.output);
         if output.settings.access != settings.access {
-            output.sink = open(&settings.access, metrics)?;
+            output.sink = open(&settings.access, metrics, &self.shared.health)?;
         }
+        self.shared.health.adopt(output.sink.as_deref().map(Sink::number), settings.on_failure);
         output.settings = settings.clone();
         Ok(())
     }
@@ -96,6 +103,17 @@ impl Log {
         if let Some(sink) = &lock(&self.shared.output).sink {
             sink.reopen();
         }
+    }
+
+    /// Is nothing new to be let through, because the log is failing?
+    #[inline]
+    pub(super) fn refuses(&self) -> bool {
+        self.shared.health.refuses()
+    }
+
+    /// Why the log is failing, if it is, and what to do.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.shared.health.trouble()
     }
 
     pub(super) fn set_advice(&self, advice: Advice) {
@@ -141,10 +159,10 @@ impl Drop for Log {
     }
 }
 
-fn open(access: &AccessLog, metrics: &Arc<Metrics>) -> Result<Option<Arc<Sink>>, AccountError> {
+fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Option<Arc<Sink>>, AccountError> {
     match access {
         AccessLog::Off => Ok(None),
-        access => Ok(Some(Arc::new(Sink::open(access, metrics)?))),
+        access => Ok(Some(Arc::new(Sink::open(access, metrics, health)?))),
     }
 }
 

@@ -105,6 +105,7 @@ pub struct Metrics {
     accept_errors: IntCounter,
     log_dropped: [IntCounter; 4],
     log_errors: IntCounter,
+    log_failing: IntGauge,
     limits: [[IntCounter; PACED_OR_REFUSED.len()]; Limit::ALL.len()],
     overload: Overload,
     process: Process,
@@ -212,6 +213,7 @@ impl Metrics {
             accept_errors: make.counter("outgate_accept_errors_total", "Connections that could not be accepted.")?,
             log_dropped: std::array::from_fn(|v| dropped.with_label_values(&[verdict(v)])),
             log_errors: make.counter("outgate_log_errors_total", "Failed writes to and openings of the access log.")?,
+            log_failing: make.gauge("outgate_log_failing", "1 while the access log can't be written: nothing but errors for 5 s. Then [log].on_failure says what becomes of traffic.")?,
             limits: Limit::ALL.map(|limit| PACED_OR_REFUSED.map(|outcome| limits.with_label_values(&[limit.key(), outcome]))),
             overload: Overload::new(&make)?,
             process: Process::new(&make.0)?,
@@ -396,6 +398,10 @@ impl Metrics {
 
     pub(super) fn log_failed(&self) {
         self.log_errors.inc();
+    }
+
+    pub(super) fn set_log_failing(&self, failing: bool) {
+        self.log_failing.set(i64::from(failing));
     }
 
     /// The counters of a declared guest, or with `None` those of all the others.

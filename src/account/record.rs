@@ -102,6 +102,11 @@ impl Record {
         self.shown = Some(text.iter().copied().take(KEEP_SHOWN).collect());
     }
 
+    /// Did the policy let it through before?
+    pub fn is_permitted(&self) -> bool {
+        self.permitted
+    }
+
     /// The policy let it through.
     pub fn permit(&mut self, permit: &Permit) {
         self.permitted_by(permit.rule().cloned(), permit.observed());

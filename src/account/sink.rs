@@ -1,7 +1,11 @@
 //! Where lines go: standard output, a file, the journal. Each sink has a thread of its own, so a
 //! disk that hangs or a pipe that nobody reads holds up nothing but that thread; behind it lines
 //! are kept up to a bound, refusals up to half of it, and the rest is dropped and counted.
+//!
+//! A sink that returns an error is tried again with the same lines, and so finds out by itself, without a guest
+//! that comes, when it can be written again.
 
+use super::health::{GRACE, Health};
 use super::{AccessLog, AccountError, Metrics, lock};
 use crate::reason::Verdict;
 use rustix::fs::OFlags;
@@ -12,7 +16,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,6 +26,10 @@ const CAPACITY: usize = 1024 * 1024;
 const REFUSALS: usize = CAPACITY / 2;
 /// Pause before another try where the sink takes nothing.
 const RETRY: Duration = Duration::from_millis(10);
+/// Pause before another try where the sink returns an error.
+const FAILED_RETRY: Duration = Duration::from_millis(250);
+/// Between two complaints about a sink that fails now and then.
+const COMPLAINTS: Duration = Duration::from_secs(60);
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
 /// Lines for a sink.
@@ -48,6 +56,9 @@ struct Shared {
     pending: Mutex<Pending>,
     changed: Condvar,
     metrics: Arc<Metrics>,
+    health: Arc<Health>,
+    /// By which [`Health`] knows it.
+    number: u64,
 }
 
 #[derive(Default)]
@@ -56,6 +67,17 @@ struct Pending {
     reopen: bool,
     busy: bool,
     closed: bool,
+}
+
+/// What came of a try.
+#[derive(Default)]
+struct Written {
+    /// Lines that are written.
+    lines: usize,
+    /// Those that a busy sink cost.
+    lost: Vec<Verdict>,
+    /// Why the rest was not.
+    error: Option<io::Error>,
 }
 
 enum Target {
@@ -76,18 +98,51 @@ impl Batch {
         self.refusal_bytes += if line.refusal { line.len } else { 0 };
         self.lines.push_back(line);
     }
+
+    /// Appends the lines of another; those there is no room for are dropped and counted.
+    fn append(&mut self, other: Batch, metrics: &Metrics) {
+        if self.lines.is_empty() && other.bytes.len() <= REFUSALS {
+            *self = other;
+            return;
+        }
+        let mut at = 0;
+        for line in other.lines {
+            let bytes = other.bytes.get(at..at + line.len).unwrap_or_default();
+            at += line.len;
+            let full =
+                self.bytes.len() + line.len > CAPACITY || (line.refusal && self.refusal_bytes + line.len > REFUSALS);
+            if full {
+                metrics.log_dropped(line.verdict, 1);
+            } else {
+                self.bytes.extend_from_slice(bytes);
+                self.count(line);
+            }
+        }
+    }
 }
 
 impl Sink {
     /// Opens what `access` names, which is not [`AccessLog::Off`], and starts its thread.
-    pub(super) fn open(access: &AccessLog, metrics: &Arc<Metrics>) -> Result<Sink, AccountError> {
-        Sink::over(Target::open(access)?, metrics)
+    pub(super) fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
+        Sink::over(Target::open(access)?, metrics, health)
     }
 
-    fn over(target: Target, metrics: &Arc<Metrics>) -> Result<Sink, AccountError> {
-        let shared =
-            Arc::new(Shared { pending: Mutex::default(), changed: Condvar::new(), metrics: Arc::clone(metrics) });
-        let writer = Writer { shared: Arc::clone(&shared), target, failing: false };
+    fn over(target: Target, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
+        let shared = Arc::new(Shared {
+            pending: Mutex::default(),
+            changed: Condvar::new(),
+            metrics: Arc::clone(metrics),
+            health: Arc::clone(health),
+            number: health.number(),
+        });
+        let writer = Writer {
+            shared: Arc::clone(&shared),
+            target,
+            unopened: false,
+            failing: None,
+            declared: false,
+            complained: None,
+        };
         thread::Builder::new()
             .name("outgate-log-out".into())
             .spawn(move || writer.run())
@@ -95,31 +150,17 @@ impl Sink {
         Ok(Sink { shared })
     }
 
+    /// By which [`Health`] knows it.
+    pub(super) fn number(&self) -> u64 {
+        self.shared.number
+    }
+
     /// Hands the lines over; those there is no room for are dropped and counted.
     pub(super) fn send(&self, batch: Batch) {
         if batch.lines.is_empty() {
             return;
         }
-        let mut pending = lock(&self.shared.pending);
-        if pending.batch.lines.is_empty() && batch.bytes.len() <= REFUSALS {
-            pending.batch = batch;
-        } else {
-            let mut at = 0;
-            for line in batch.lines {
-                let bytes = batch.bytes.get(at..at + line.len).unwrap_or_default();
-                at += line.len;
-                let into = &mut pending.batch;
-                let full = into.bytes.len() + line.len > CAPACITY
-                    || (line.refusal && into.refusal_bytes + line.len > REFUSALS);
-                if full {
-                    self.shared.metrics.log_dropped(line.verdict, 1);
-                } else {
-                    into.bytes.extend_from_slice(bytes);
-                    into.count(line);
-                }
-            }
-        }
-        drop(pending);
+        lock(&self.shared.pending).batch.append(batch, &self.shared.metrics);
         self.shared.changed.notify_all();
     }
 
@@ -155,57 +196,111 @@ impl Drop for Sink {
 struct Writer {
     shared: Arc<Shared>,
     target: Target,
-    /// The last write failed: one complaint is enough.
-    failing: bool,
+    /// It was to be opened anew and could not be.
+    unopened: bool,
+    /// Since when it has returned errors alone, if it does.
+    failing: Option<Instant>,
+    /// It was said to be failing.
+    declared: bool,
+    /// When it was last said that a write failed.
+    complained: Option<Instant>,
 }
 
 impl Writer {
     fn run(mut self) {
         while let Some((batch, reopen)) = self.next() {
-            if reopen && let Err(error) = self.target.reopen() {
-                self.failed(&error);
-            }
-            self.write(batch);
+            self.unopened |= reopen;
+            // What is open already is written meanwhile.
+            let asked = self.unopened;
+            let opened = if asked { self.target.reopen() } else { Ok(()) };
+            self.unopened = opened.is_err();
+            let (lines, written) = self.write(batch);
+            // A file that could be opened and is as full as before is no better.
+            let took = lines > 0 || (asked && written.is_ok());
+            self.judge(took, opened.and(written));
         }
     }
 
+    /// What is to be done next: at once, or a moment later where the last try failed.
     fn next(&self) -> Option<(Batch, bool)> {
         let mut pending = lock(&self.shared.pending);
         if pending.busy {
             pending.busy = false;
             self.shared.changed.notify_all();
         }
-        while pending.batch.lines.is_empty() && !pending.reopen {
+        let again = self.failing.map(|_| Instant::now() + FAILED_RETRY);
+        loop {
+            let wait = match again {
+                Some(again) => again.saturating_duration_since(Instant::now()),
+                None if pending.batch.lines.is_empty() => Duration::MAX,
+                None => Duration::ZERO,
+            };
+            if wait.is_zero() || pending.reopen {
+                break;
+            }
             if pending.closed {
+                // Lines that wait for another try have no time for it.
+                for line in std::mem::take(&mut pending.batch).lines {
+                    self.shared.metrics.log_dropped(line.verdict, 1);
+                }
                 return None;
             }
-            pending = self.wait(pending);
+            pending = self.wait(pending, wait);
         }
         pending.busy = true;
         Some((std::mem::take(&mut pending.batch), std::mem::take(&mut pending.reopen)))
     }
 
-    fn wait<'a>(&self, pending: MutexGuard<'a, Pending>) -> MutexGuard<'a, Pending> {
-        self.shared.changed.wait(pending).unwrap_or_else(std::sync::PoisonError::into_inner)
+    fn wait<'a>(&self, pending: MutexGuard<'a, Pending>, time: Duration) -> MutexGuard<'a, Pending> {
+        let changed = &self.shared.changed;
+        if time == Duration::MAX {
+            return changed.wait(pending).unwrap_or_else(PoisonError::into_inner);
+        }
+        changed.wait_timeout(pending, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    fn write(&mut self, mut batch: Batch) {
-        let closed = || lock(&self.shared.pending).closed;
-        match self.target.write(&mut batch, closed) {
-            Ok(()) => self.failing = false,
-            Err(error) => self.failed(&error),
+    /// Writes the lines: how many it did, and why not all. Where there was an error the rest is kept for another
+    /// try.
+    fn write(&mut self, mut batch: Batch) -> (usize, io::Result<()>) {
+        let shared = &self.shared;
+        let written = self.target.write(&mut batch, || lock(&shared.pending).closed);
+        for verdict in written.lost {
+            shared.metrics.log_dropped(verdict, 1);
         }
-        for line in batch.lines {
-            self.shared.metrics.log_dropped(line.verdict, 1);
-        }
+        let Some(error) = written.error else { return (written.lines, Ok(())) };
+        batch.refusal_bytes = batch.lines.iter().filter(|line| line.refusal).map(|line| line.len).sum();
+        let mut pending = lock(&shared.pending);
+        let later = std::mem::replace(&mut pending.batch, batch);
+        pending.batch.append(later, &shared.metrics);
+        (written.lines, Err(error))
     }
 
-    fn failed(&mut self, error: &io::Error) {
+    /// What a try says of the sink; `took`: it took a line, or was opened anew.
+    fn judge(&mut self, took: bool, result: io::Result<()>) {
+        if took && !self.unopened {
+            self.failing = None;
+            if std::mem::take(&mut self.declared) {
+                self.shared.health.well(self.shared.number);
+            }
+        }
+        let Err(error) = result else {
+            // One that is busy takes nothing and returns no error. That ends no failure, and is none.
+            if !self.declared {
+                self.failing = None;
+            }
+            return;
+        };
         self.shared.metrics.log_failed();
-        if !self.failing {
-            tracing::warn!(%error, "the access log can't be written; lines are dropped and counted");
+        let now = Instant::now();
+        let since = *self.failing.get_or_insert(now);
+        if !self.declared && now.duration_since(since) >= GRACE {
+            self.declared = true;
+            self.shared.health.failing(self.shared.number, &self.target.place(), &error);
         }
-        self.failing = true;
+        if since == now && self.complained.is_none_or(|last| now.duration_since(last) >= COMPLAINTS) {
+            self.complained = Some(now);
+            tracing::warn!(%error, "the access log {} can't be written; it is tried again", self.target.place());
+        }
     }
 }
 
@@ -236,6 +331,15 @@ impl Target {
         Ok(Target::Journal { socket, path })
     }
 
+    /// As an operator calls it.
+    fn place(&self) -> String {
+        match self {
+            Target::Stream { path: Some(path), .. } => path.display().to_string(),
+            Target::Stream { path: None, .. } => "standard output".to_owned(),
+            Target::Journal { .. } => "the journal".to_owned(),
+        }
+    }
+
     fn reopen(&mut self) -> io::Result<()> {
         if let Target::Stream { file, path: Some(path), torn } = self {
             *file = open_file(path)?;
@@ -244,8 +348,8 @@ impl Target {
         Ok(())
     }
 
-    /// Writes the lines. Those that stay in the batch were not written.
-    fn write(&mut self, batch: &mut Batch, closed: impl Fn() -> bool) -> io::Result<()> {
+    /// Writes the lines. Those that stay in the batch were not written, and there is an error.
+    fn write(&mut self, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
         match self {
             Target::Stream { file, torn, .. } => write_stream(file, torn, batch, closed),
             Target::Journal { socket, path } => write_journal(socket, path, batch),
@@ -260,29 +364,37 @@ fn open_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
 }
 
-fn write_stream(file: &mut File, torn: &mut bool, batch: &mut Batch, closed: impl Fn() -> bool) -> io::Result<()> {
-    if *torn {
+fn write_stream(file: &mut File, torn: &mut bool, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
+    let mut written = Written::default();
+    if *torn && !batch.lines.is_empty() {
         // The rest of a line is missing in the file: don't append to it.
-        retry(&closed, || file.write(b"\n"))?;
-        *torn = false;
+        match retry(&closed, || file.write(b"\n")) {
+            Ok(_) => *torn = false,
+            Err(error) => return Written { error: Some(error), ..written },
+        }
     }
     let bytes = std::mem::take(&mut batch.bytes);
     let (mut done, mut line_start) = (0, 0);
     while let Some(left) = bytes.get(done..).filter(|left| !left.is_empty()) {
-        let written = retry(&closed, || file.write(left))?;
-        if written == 0 {
-            return Err(ErrorKind::WriteZero.into());
+        match retry(&closed, || file.write(left)) {
+            Ok(0) => written.error = Some(ErrorKind::WriteZero.into()),
+            Ok(more) => done += more,
+            Err(error) => written.error = Some(error),
         }
-        done += written;
         while let Some(line) = batch.lines.front()
             && line_start + line.len <= done
         {
             line_start += line.len;
+            written.lines += 1;
             batch.lines.pop_front();
         }
         *torn = done > line_start;
+        if written.error.is_some() {
+            break;
+        }
     }
-    Ok(())
+    batch.bytes = bytes.get(line_start..).unwrap_or_default().to_vec();
+    written
 }
 
 /// Repeats while the stream takes nothing, until the sink is no longer wanted.
@@ -301,37 +413,44 @@ fn retry(closed: &impl Fn() -> bool, mut write: impl FnMut() -> io::Result<usize
     }
 }
 
-/// One datagram a line in the journal's native protocol. A journal that is busy costs the line.
-fn write_journal(socket: &UnixDatagram, path: &Path, batch: &mut Batch) -> io::Result<()> {
+/// One datagram a line in the journal's native protocol. A journal that is busy costs the line, and so does one that
+/// takes no line so long; where there is no journal the rest is kept.
+fn write_journal(socket: &UnixDatagram, path: &Path, batch: &mut Batch) -> Written {
     let bytes = std::mem::take(&mut batch.bytes);
     let mut left = bytes.as_slice();
-    let mut unwritten = VecDeque::new();
-    let mut result = Ok(());
+    let mut written = Written::default();
     let mut entry = Vec::with_capacity(2048);
-    for line in batch.lines.drain(..) {
+    while let Some(line) = batch.lines.front().copied() {
         let Some((text, rest)) = left.split_at_checked(line.len) else { break };
-        left = rest;
         // 6: informational, 5: notice, as in syslog(3).
         let priority = if line.verdict == Verdict::Allowed { 6 } else { 5 };
         entry.clear();
-        write!(entry, "PRIORITY={priority}\nSYSLOG_IDENTIFIER=outgate\nMESSAGE=")?;
+        // Writing to a Vec cannot fail.
+        let _ = write!(entry, "PRIORITY={priority}\nSYSLOG_IDENTIFIER=outgate\nMESSAGE=");
         entry.extend_from_slice(text);
         match socket.send_to(&entry, path) {
-            Ok(_) => {}
+            Ok(_) => written.lines += 1,
+            Err(error)
+                if error.kind() == ErrorKind::WouldBlock
+                    || rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::MSGSIZE) =>
+            {
+                written.lost.push(line.verdict);
+            }
             Err(error) => {
-                unwritten.push_back(line);
-                if error.kind() != ErrorKind::WouldBlock {
-                    result = Err(error);
-                }
+                written.error = Some(error);
+                break;
             }
         }
+        batch.lines.pop_front();
+        left = rest;
     }
-    batch.lines = unwritten;
-    result
+    batch.bytes = left.to_vec();
+    written
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::OnFailure;
     use super::*;
 
     fn batch(lines: &[(&str, Verdict)]) -> Batch {
@@ -342,13 +461,123 @@ mod tests {
         batch
     }
 
+    fn books() -> (Arc<Metrics>, Arc<Health>) {
+        let metrics = Arc::new(Metrics::new().unwrap());
+        let health = Arc::new(Health::new(&metrics));
+        (metrics, health)
+    }
+
+    /// A sink at this path, in use under `refuse`.
+    fn refusing(path: &Path) -> (Sink, Arc<Metrics>, Arc<Health>) {
+        let (metrics, health) = books();
+        let sink = Sink::open(&AccessLog::File(path.to_owned()), &metrics, &health).unwrap();
+        health.adopt(Some(sink.number()), OnFailure::Refuse);
+        (sink, metrics, health)
+    }
+
+    #[track_caller]
+    fn eventually(what: &str, is: impl Fn() -> bool) {
+        let give_up = Instant::now() + Duration::from_secs(30);
+        while !is() {
+            assert!(Instant::now() < give_up, "{what}");
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    #[test]
+    fn a_sink_that_returns_errors_is_failing_after_a_while_and_well_with_the_first_line_it_takes() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, good) = (dir.path().join("log"), dir.path().join("good"));
+        std::os::unix::fs::symlink("/dev/full", &path).unwrap();
+        let (sink, metrics, health) = refusing(&path);
+        let begun = Instant::now();
+        sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed)]));
+        eventually("it is failing", || health.refuses());
+        assert!(begun.elapsed() >= GRACE);
+        assert_eq!(metrics.dropped(), 0, "there is room for the line");
+        sink.reopen();
+        thread::sleep(Duration::from_secs(1));
+        assert!(health.refuses(), "the same file is as full as before");
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(&good, &path).unwrap();
+        sink.reopen();
+        eventually("it is well without another line", || !health.refuses());
+        assert_eq!(std::fs::read(&good).unwrap(), b"{\"a\":1}\n");
+    }
+
+    #[test]
+    fn a_file_that_cannot_be_opened_anew_is_failing_and_is_tried_until_it_can() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("folder/log");
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        let (sink, _, health) = refusing(&path);
+        std::fs::rename(path.parent().unwrap(), dir.path().join("away")).unwrap();
+        sink.reopen();
+        sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed)]));
+        eventually("it is failing", || health.refuses());
+        std::fs::create_dir(path.parent().unwrap()).unwrap();
+        eventually("it is well", || !health.refuses());
+        assert_eq!(std::fs::read(dir.path().join("away/log")).unwrap(), b"{\"a\":1}\n", "nothing is lost meanwhile");
+    }
+
+    #[test]
+    fn a_sink_that_takes_nothing_and_returns_no_error_is_not_failing_however_full_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("fifo");
+        assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
+        let _reader = OpenOptions::new().read(true).write(true).open(&path).unwrap();
+        let (sink, metrics, health) = refusing(&path);
+        let flood = [("{\"flood\":\"0123456789012345678901234567890123456789\"}\n", Verdict::Denied); 5000];
+        let begun = Instant::now();
+        while begun.elapsed() < GRACE + Duration::from_secs(2) {
+            sink.send(batch(&flood));
+            assert!(!health.refuses() && health.trouble().is_none());
+            thread::sleep(Duration::from_millis(50));
+        }
+        assert!(metrics.dropped() > 5000);
+    }
+
+    #[test]
+    fn what_waits_for_a_failing_sink_is_bounded() {
+        let (sink, metrics, _) = refusing(Path::new("/dev/full"));
+        let flood = [("{\"flood\":\"0123456789012345678901234567890123456789\"}\n", Verdict::Allowed); 5000];
+        for _ in 0..20 {
+            sink.send(batch(&flood));
+            thread::sleep(Duration::from_millis(50));
+        }
+        // While it is tried all is in the thread's hands.
+        let waiting = || lock(&sink.shared.pending).batch.bytes.len();
+        eventually("it is full", || metrics.dropped() > 5000);
+        assert!(waiting() <= CAPACITY);
+        let lines = 20 * 5000 - metrics.dropped();
+        assert!(lines <= (2 * CAPACITY / 50) as u64, "{lines}");
+    }
+
+    #[test]
+    fn a_journal_that_is_gone_is_failing_and_gets_what_waits_when_it_is_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let journal = UnixDatagram::bind(&path).unwrap();
+        let (metrics, health) = books();
+        let sink = Sink::over(Target::journal(path.clone()).unwrap(), &metrics, &health).unwrap();
+        health.adopt(Some(sink.number()), OnFailure::Refuse);
+        drop(journal);
+        sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed)]));
+        eventually("it is failing", || health.refuses());
+        std::fs::remove_file(&path).unwrap();
+        let journal = UnixDatagram::bind(&path).unwrap();
+        eventually("it is well", || !health.refuses());
+        let mut entry = [0; 256];
+        assert!(journal.recv(&mut entry).unwrap() > 0);
+    }
+
     #[test]
     fn the_journal_gets_one_entry_a_line_and_a_full_one_costs_lines_but_no_time() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
-        let metrics = Arc::new(Metrics::new().unwrap());
-        let sink = Sink::over(Target::journal(path).unwrap(), &metrics).unwrap();
+        let (metrics, health) = books();
+        let sink = Sink::over(Target::journal(path).unwrap(), &metrics, &health).unwrap();
         sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed), ("{\"b\":2}\n", Verdict::Denied)]));
         let mut entry = [0; 256];
         let mut next = || {
@@ -372,7 +601,7 @@ mod tests {
         let mut file = open_file(&path).unwrap();
         let mut torn = true;
         let mut lines = batch(&[("{\"a\":1}\n", Verdict::Allowed)]);
-        write_stream(&mut file, &mut torn, &mut lines, || false).unwrap();
+        assert!(write_stream(&mut file, &mut torn, &mut lines, || false).error.is_none());
         assert_eq!(std::fs::read(&path).unwrap(), b"{\"half\":\n{\"a\":1}\n");
         assert!(!torn && lines.lines.is_empty());
     }
@@ -382,7 +611,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("fifo");
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-        let metrics = Arc::new(Metrics::new().unwrap());
-        assert!(matches!(Sink::open(&AccessLog::File(path), &metrics), Err(AccountError::Open { .. })));
+        let (metrics, health) = books();
+        assert!(matches!(Sink::open(&AccessLog::File(path), &metrics, &health), Err(AccountError::Open { .. })));
     }
 }

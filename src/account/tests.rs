@@ -10,11 +10,11 @@ use std::path::Path;
 const SOURCE: &str = "10.42.42.7:40000";
 
 fn off() -> LogSettings {
-    LogSettings { access: AccessLog::Off, denied_only: false }
+    LogSettings { access: AccessLog::Off, denied_only: false, on_failure: OnFailure::Continue }
 }
 
 fn to_file(path: &Path) -> LogSettings {
-    LogSettings { access: AccessLog::File(path.to_owned()), denied_only: false }
+    LogSettings { access: AccessLog::File(path.to_owned()), denied_only: false, on_failure: OnFailure::Continue }
 }
 
 fn claim(target: &str) -> Claim {
@@ -312,12 +312,32 @@ fn while_nobody_reads_the_log_nothing_waits_and_refusals_are_dropped_first() {
 }
 
 #[test]
-fn a_failing_disk_is_counted() {
+fn a_failing_disk_is_counted_and_costs_no_line_while_there_is_room() {
     let account = Account::start(&to_file(Path::new("/dev/full")), &[]).unwrap();
     allow(&account, "good.test:443");
     account.flush();
-    assert_eq!(value(&account, "outgate_log_dropped_total{verdict=\"allowed\"}"), 1.0);
+    assert_eq!(value(&account, "outgate_log_dropped_total{verdict=\"allowed\"}"), 0.0);
     assert!(value(&account, "outgate_log_errors_total") >= 1.0);
+    assert_eq!(value(&account, "outgate_log_failing"), 0.0, "not for so short a time");
+}
+
+#[test]
+fn another_place_for_the_log_ends_a_failure_and_so_does_none() {
+    for to in [AccessLog::Off, AccessLog::File("/dev/null".into())] {
+        let refuse = |access| LogSettings { access, denied_only: false, on_failure: OnFailure::Refuse };
+        let account = Account::start(&refuse(AccessLog::File("/dev/full".into())), &[]).unwrap();
+        allow(&account, "good.test:443");
+        let begin = Instant::now();
+        while !account.refuses() {
+            assert!(begin.elapsed() < Duration::from_secs(30));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        assert_eq!(value(&account, "outgate_log_failing"), 1.0);
+        assert!(account.totals().log_failing && account.log_trouble().unwrap().contains("/dev/full"));
+        account.reconfigure(&refuse(to), &[]).unwrap();
+        assert!(!account.refuses() && account.log_trouble().is_none());
+        assert_eq!(value(&account, "outgate_log_failing"), 0.0);
+    }
 }
 
 #[test]

@@ -1,5 +1,5 @@
 use super::*;
-use crate::account::{AccessLog, Listener, LogSettings};
+use crate::account::{AccessLog, Listener, LogSettings, OnFailure};
 use crate::reason::Reason;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -12,7 +12,11 @@ struct World {
 }
 
 async fn world() -> World {
-    let account = Account::start(&LogSettings { access: AccessLog::Off, denied_only: false }, &[]).unwrap();
+    let account = Account::start(
+        &LogSettings { access: AccessLog::Off, denied_only: false, on_failure: OnFailure::Continue },
+        &[],
+    )
+    .unwrap();
     let reasons = Arc::new(Mutex::new(Vec::new()));
     let not_ready = Arc::clone(&reasons);
     let admin =

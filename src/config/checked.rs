@@ -6,7 +6,7 @@ use super::raw::{Given, List, Raw};
 use super::values::{self, Zero};
 use super::{GolemSettings, ListenSettings, Settings, WHITELIST_DIR, firewall, guests, listeners};
 use crate::accept::LimitSettings;
-use crate::account::{AccessLog, LogSettings};
+use crate::account::{AccessLog, LogSettings, OnFailure};
 use crate::golem::rules::Mode as Grant;
 use crate::policy::{Mode, Unknown};
 use crate::resolve::ResolverSettings;
@@ -269,7 +269,14 @@ fn check_log(raw: &Raw, default: LogSettings, folder: &Path, problems: &mut Prob
             default.access
         }
     };
-    LogSettings { access, denied_only: raw.denied_only.as_ref().map_or(default.denied_only, |given| *given.get_ref()) }
+    let words = [("continue", OnFailure::Continue), ("refuse", OnFailure::Refuse)];
+    let on_failure = choice(&raw.on_failure, "on_failure", &words, problems).unwrap_or(default.on_failure);
+    if let Some(given) = raw.on_failure.as_ref().filter(|_| access == AccessLog::Off && on_failure == OnFailure::Refuse)
+    {
+        problems.warn(given.span(), "`on_failure` means nothing where `access` is \"off\"");
+    }
+    let denied_only = raw.denied_only.as_ref().map_or(default.denied_only, |given| *given.get_ref());
+    LogSettings { access, denied_only, on_failure }
 }
 
 fn check_golem(raw: &Raw, folder: &Path, problems: &mut Problems<'_>) -> Option<GolemSettings> {

@@ -41,7 +41,7 @@ pub(super) const KEYS: [(&str, &[&str]); 13] = [
     ("guests", &["unknown"]),
     ("guest", &["name", "interface", "addresses", "mode", "whitelist"]),
     ("golem", &["data_dir", "max_mode"]),
-    ("log", &["access", "denied_only"]),
+    ("log", &["access", "denied_only", "on_failure"]),
     ("state", &["dir"]),
 ];
 
@@ -61,6 +61,7 @@ pub(super) struct Raw {
     pub(super) golem: RawGolem,
     pub(super) access: Given<String>,
     pub(super) denied_only: Given<bool>,
+    pub(super) on_failure: Given<String>,
     pub(super) state_dir: Given<String>,
 }
 
@@ -197,6 +198,7 @@ fn read_section(raw: &mut Raw, key: Key<'_, '_>, value: Value<'_, '_>, problems:
         "log" => {
             raw.access = s.take("access", problems);
             raw.denied_only = s.take("denied_only", problems);
+            raw.on_failure = s.take("on_failure", problems);
         }
         _ => raw.state_dir = s.take("dir", problems),
     }

@@ -107,6 +107,7 @@ fn every_key_is_read() {
         memory_mib = 512
         [log]
         access = "access.log/a"
+        on_failure = "refuse"
         denied_only = true
         [state]
         dir = "/s"
@@ -143,6 +144,7 @@ fn every_key_is_read() {
     assert_eq!(settings.limits, limits);
     assert_eq!(settings.log.access, AccessLog::File("/etc/outgate/access.log/a".into()));
     assert!(settings.log.denied_only);
+    assert_eq!(settings.log.on_failure, OnFailure::Refuse);
     assert_eq!(settings.state_dir, Path::new("/s"));
 }
 
@@ -223,6 +225,7 @@ fn a_value_of_the_wrong_type_says_the_right_one() {
         ("[listen]\nproxy = \"127.0.0.1:1\"", "f:2:9: `proxy` is a list; write [\"127.0.0.1:1\"]"),
         ("[dial]\nblocked_ports = 25", "f:2:17: `blocked_ports` is a list; write [25]"),
         ("[dial]\nblocked_ports = [\"25\"]", "f:2:18: `blocked_ports` is a number; write 25 without quotes"),
+        ("[log]\non_failure = \"stop\"", "f:2:14: `on_failure` is \"stop\"; it is one of \"continue\", \"refuse\""),
         ("[log]\ndenied_only = \"yes\"", "f:2:15: `denied_only` is true or false without quotes, not string"),
         ("[guest]\nname = \"a\"", "f:1:1: guests are a list; write `[[guest]]` with two brackets, once a guest"),
         ("[limits]\nconnections = 99999999999999999999", "f:2:15: the number of `connections` is too large"),
@@ -412,6 +415,10 @@ fn functions_of_later_versions_are_checked_in_form_all_the_same() {
 fn what_is_sound_but_risky_is_a_warning() {
     for (text, warning) in [
         ("mode = \"all\"", "f:1:8: warning: mode \"all\" lets every guest reach"),
+        (
+            "[log]\naccess = \"off\"\non_failure = \"refuse\"",
+            "f:3:14: warning: `on_failure` means nothing where `access` is \"off\"",
+        ),
         ("mode = \"observe\"", "f:1:8: warning: mode \"observe\" lets every guest through"),
         ("[[guest]]\nname='a'\naddresses=['10.0.0.1']\nmode='all'", "f:4:6: warning: mode \"all\" lets guest a reach"),
         ("[[guest]]\nname='a'\naddresses=['10.0.0.1']\nwhitelist=[]", "f:4:11: warning: a has no whitelist file"),

@@ -1,5 +1,5 @@
 use super::*;
-use crate::account::{AccessLog, Listener, LogSettings};
+use crate::account::{AccessLog, Listener, LogSettings, OnFailure};
 use crate::identify::{Claim, Evidence};
 use crate::reason::Reason;
 use crate::target::{Target, Transport};
@@ -20,7 +20,11 @@ impl World {
 }
 
 fn world(outcome: Result<Value, Vec<String>>) -> World {
-    let account = Account::start(&LogSettings { access: AccessLog::Off, denied_only: false }, &[]).unwrap();
+    let account = Account::start(
+        &LogSettings { access: AccessLog::Off, denied_only: false, on_failure: OnFailure::Continue },
+        &[],
+    )
+    .unwrap();
     let dir = tempfile::tempdir().unwrap();
     let reloads = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&reloads);

@@ -13,6 +13,7 @@
 //! | an allowed name with an address in the floor | no data, extended error 15 and the reason |
 //! | an allowed name that does not exist | NXDOMAIN |
 //! | nobody could say | SERVFAIL, extended error 14, 22 or 23 |
+//! | an allowed name while the access log fails and nothing is let through without it | SERVFAIL, extended error 14 |
 //!
 //! No reply has an SOA record, so none of those without addresses is cached (RFC 2308 §5): a name that was
 //! just allowed works at once.
@@ -161,7 +162,11 @@ impl Desk {
         let under = self.house.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
-            true => self.judge(&query, &asked, source),
+            // Asking servers would carry something out that nothing records.
+            true => self.judge(&query, &asked, source).and_then(|permit| match self.house.account.refuses() {
+                false => Ok(permit),
+                true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
+            }),
             false => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
         };
         let permit = match judged {

@@ -22,6 +22,7 @@ mod guests;
 mod http;
 mod http2;
 mod limits;
+mod log_failure;
 mod names;
 mod new_names;
 mod overload;

@@ -23,14 +23,14 @@ const TPROXY: &str = "table inet bring {
 }";
 
 /// Sends what a user of the gateway itself opens to the redirect listener.
-const REDIRECT: &str = "table inet send {
+pub const REDIRECT: &str = "table inet send {
     chain output {
         type nat hook output priority -100; policy accept;
         meta skuid 65534 meta l4proto tcp redirect to :3130
     }
 }";
 
-fn nft(world: &World, script: &str) {
+pub fn nft(world: &World, script: &str) {
     let load = || {
         let mut nft = Command::new("nft").args(["-f", "-"]).stdin(Stdio::piped()).spawn().expect("nft is installed");
         nft.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();

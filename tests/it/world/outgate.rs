@@ -88,10 +88,10 @@ impl Setup {
     pub fn write(self) -> Outgate {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
-        let (user, arguments) = (None, Vec::new());
+        let (user, starter, arguments) = (None, Vec::new(), Vec::new());
         let (child, manager, environment) = (None, None, Vec::new());
         let namespace = self.namespace;
-        let outgate = Outgate { dir, namespace, child, program, user, manager, arguments, environment };
+        let outgate = Outgate { dir, namespace, child, program, user, manager, starter, arguments, environment };
         fs::create_dir(outgate.whitelist()).unwrap();
         fs::create_dir(outgate.path("state")).unwrap();
         for (name, content) in &self.rules {
@@ -127,6 +127,8 @@ pub struct Outgate {
     /// As whom it runs: user and group; as root without.
     user: Option<(u32, u32)>,
     manager: Option<Manager>,
+    /// By what it is started, if not by itself.
+    starter: Vec<String>,
     /// What follows `run --config F`.
     arguments: Vec<String>,
     /// What it finds in its environment beside the tests' own.
@@ -152,6 +154,11 @@ impl Outgate {
         own(self.dir.path());
         own(&self.path("state"));
         own(&self.config());
+    }
+
+    /// From now on the program is started by these words, which end in its own becoming it.
+    pub fn start_by(&mut self, words: &[&str]) {
+        self.starter = words.iter().map(|word| (*word).to_owned()).collect();
     }
 
     /// More arguments for `run`, from the next start on.
@@ -195,6 +202,12 @@ impl Outgate {
     pub fn launch(&mut self) {
         let config = self.config();
         let mut command = self.command(&["run", "--config", config.to_str().unwrap()]);
+        if let [first, rest @ ..] = &self.starter[..] {
+            let mut started = Command::new(first);
+            started.args(rest).arg(command.get_program()).args(command.get_args());
+            started.stdin(Stdio::null()).env_remove("NOTIFY_SOCKET").env_remove("RUST_LOG");
+            command = started;
+        }
         command.args(&self.arguments).envs(self.environment.iter().cloned());
         let handed = self.manager.as_ref().map(|manager| manager.wrap(&mut command));
         command.stdout(fs::File::create(self.path("stdout")).unwrap());
