@@ -8,6 +8,7 @@
 //! address (`0.0.0.0`) the kernel picks the reply's source by its route, which is right where each guest
 //! asks the address nearest to it; who has several addresses on one interface should name them instead.
 
+mod backlog;
 pub mod bindings;
 mod desk;
 pub mod keep;

@@ -148,6 +148,11 @@ impl Desk {
         }
     }
 
+    /// Notes a query that nobody attends to.
+    pub(super) fn unanswered(&self) {
+        self.house.account.metrics().query_unanswered();
+    }
+
     /// What is said to one message now; one that is not `in_time` is refused.
     fn answer(&self, message: &[u8], source: SocketAddr, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
         let (query, asked) = match wire::read(message) {

@@ -1,6 +1,7 @@
 //! Queries over UDP: one socket a worker thread, its buffers used again for every query. A query gets a
 //! task of its own only where servers have to be asked, or where its guest is too quick.
 
+use super::backlog::Backlog;
 use super::desk::{Desk, Over, Step};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -11,6 +12,8 @@ use tokio::net::UdpSocket;
 const MAX_QUERY: usize = 4096;
 /// Queries answered before the thread's flows get their turn.
 const BATCH: usize = 32;
+/// Queries taken in at once where more come than are answered; it costs a tenth of answering them.
+const INTAKE: usize = 1024;
 /// Queries of one socket that wait for the resolver at once; the rest meet silence and come again.
 const MAX_WAITING: usize = 8192;
 /// Queries of one socket that wait because their guest is too quick. They take nobody else's place.
@@ -23,44 +26,97 @@ const DNS_PORT: u16 = 53;
 
 /// Serves the socket for as long as it is polled.
 pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
-    let mut query = vec![0u8; MAX_QUERY];
-    let mut reply = Vec::with_capacity(MAX_QUERY);
-    let (waiting, early) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let mut service = Service {
+        desk,
+        socket,
+        query: vec![0; MAX_QUERY],
+        reply: Vec::with_capacity(MAX_QUERY),
+        waiting: Arc::default(),
+        early: Arc::default(),
+    };
+    let mut backlog = Backlog::default();
     loop {
-        if socket.readable().await.is_err() {
-            // The runtime ends.
-            return;
-        }
-        for _ in 0..BATCH {
-            // An error is "nothing more", or an ICMP message about an earlier reply.
-            let Ok((length, source)) = socket.try_recv_from(&mut query) else { break };
-            if source.port() < LEAST_PORT && source.port() != DNS_PORT {
-                continue;
+        if backlog.is_empty() {
+            if socket.readable().await.is_err() {
+                // The runtime ends.
+                return;
             }
-            let Some(message) = query.get(..length) else { continue };
-            match desk.attend(message, source, Over::Udp, &mut reply) {
-                Step::Silence => {}
-                // A full send buffer loses a reply, as any network does.
-                Step::Reply => drop(socket.try_send_to(&reply, source)),
-                Step::Wait(later) => {
-                    let seat = match later.is_early() {
-                        true => Seat::take(&early, MAX_EARLY),
-                        false => Seat::take(&waiting, MAX_WAITING),
-                    };
-                    let (desk, socket) = (Arc::clone(desk), Arc::clone(socket));
-                    if let Some(seat) = seat {
-                        tokio::spawn(async move {
-                            let mut reply = Vec::new();
-                            if desk.attend_later(later, &mut reply).await {
-                                send(&socket, &reply, source);
-                            }
-                            drop(seat);
-                        });
-                    }
-                }
+            // What is answered as quickly as it comes needs no queue.
+            if (0..BATCH).all(|_| service.attend_next()) {
+                service.take_in(&mut backlog);
+            }
+        } else {
+            service.take_in(&mut backlog);
+            for _ in 0..BATCH {
+                let Some(received) = backlog.pop() else { break };
+                service.attend(&received.message, received.source);
+                backlog.reuse(received);
             }
         }
         tokio::task::yield_now().await;
+    }
+}
+
+/// One socket, and what its queries need.
+struct Service<'s> {
+    desk: &'s Arc<Desk>,
+    socket: &'s Arc<UdpSocket>,
+    query: Vec<u8>,
+    reply: Vec<u8>,
+    waiting: Arc<AtomicUsize>,
+    early: Arc<AtomicUsize>,
+}
+
+impl Service<'_> {
+    /// Attends to the next query of the socket, if there is one.
+    fn attend_next(&mut self) -> bool {
+        // An error is "nothing more", or an ICMP message about an earlier reply.
+        let Ok((length, source)) = self.socket.try_recv_from(&mut self.query) else { return false };
+        let query = std::mem::take(&mut self.query);
+        if let Some(message) = query.get(..length) {
+            self.attend(message, source);
+        }
+        self.query = query;
+        true
+    }
+
+    /// Takes in what has come. What finds no place meets silence, and comes again.
+    fn take_in(&mut self, backlog: &mut Backlog) {
+        for _ in 0..INTAKE {
+            let Ok((length, source)) = self.socket.try_recv_from(&mut self.query) else { break };
+            if let Some(message) = self.query.get(..length)
+                && !backlog.push(message, source)
+            {
+                self.desk.unanswered();
+            }
+        }
+    }
+
+    fn attend(&mut self, message: &[u8], source: SocketAddr) {
+        if source.port() < LEAST_PORT && source.port() != DNS_PORT {
+            return;
+        }
+        match self.desk.attend(message, source, Over::Udp, &mut self.reply) {
+            Step::Silence => {}
+            // A full send buffer loses a reply, as any network does.
+            Step::Reply => send(self.socket, &self.reply, source),
+            Step::Wait(later) => {
+                let seat = match later.is_early() {
+                    true => Seat::take(&self.early, MAX_EARLY),
+                    false => Seat::take(&self.waiting, MAX_WAITING),
+                };
+                let (desk, socket) = (Arc::clone(self.desk), Arc::clone(self.socket));
+                if let Some(seat) = seat {
+                    tokio::spawn(async move {
+                        let mut reply = Vec::new();
+                        if desk.attend_later(later, &mut reply).await {
+                            send(&socket, &reply, source);
+                        }
+                        drop(seat);
+                    });
+                }
+            }
+        }
     }
 }
 

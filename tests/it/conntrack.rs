@@ -10,6 +10,7 @@ use crate::world::vmnet::{Vmnet, connect, nft, shell, succeed};
 use crate::world::whole::{STRANGER, STRANGER6, Whole};
 use crate::world::{GOOD, Raise};
 use serde_json::{Value, json};
+use std::fmt::Write as _;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr, TcpStream, UdpSocket};
 use std::process::Command;
@@ -194,6 +195,30 @@ fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_o
             let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
             assert_served(&served, &how, BY_STRAYS);
         }
+    }
+}
+
+#[test]
+fn a_flood_of_queries_at_the_limit_as_it_is_built_in_costs_the_neighbour_no_answer() {
+    let Some(whole) = Whole::new() else { return };
+    let mut tables = String::new();
+    // Guests that have one interface share what it may send.
+    for number in 100..110 {
+        let addresses = format!("[\"10.43.0.{number}\", \"fd43::1:{number:x}\"]");
+        let _ = write!(tables, "[[guest]]\nname = \"flood{number}\"\ninterface = \"r3\"\naddresses = {addresses}\n");
+    }
+    let outgate = whole.start(whole.setup("good.test\n").top("").tables(&tables));
+    let _ssh = whole.net.listener("0.0.0.0:22");
+    shell(&whole.net.gateway, "ip route add 10.43.0.96/27 dev r3; ip -6 route add fd43::1:0/112 dev r3");
+    let attacker = Attacker::new(&whole, &whole.three, "r3", ["10.43.0.100", "fd43::1:64"]);
+    for v6 in [false, true] {
+        let how = json!({ "kind": "replay", "v6": v6, "port": 53, "guests": 10, "each": 30_000, "seconds": 6 });
+        let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+        println!("{how}: {} entries at most, {} fetches; {}", served.entries, served.fetches, served.flooded);
+        assert!(served.failed.is_empty(), "{how}: {served:?}");
+        // 5,000 a second for 3 s, and what may come at once; far more was tried.
+        assert!(served.entries < 20_000 + A_ROUND * u64::from(served.fetches), "{how}: {served:?}");
+        assert!(served.flooded["sent"].as_u64().is_some_and(|sent| sent > 60_000), "{how}: {served:?}");
     }
 }
 
