@@ -75,6 +75,8 @@ impl Sockets {
         for socket in &sockets {
             // A smaller buffer only loses more of a burst.
             let _ = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER);
+            // As do replies that wait for their guests to be found.
+            let _ = SockRef::from(socket).set_send_buffer_size(RECEIVE_BUFFER);
         }
         self.note(Missing { kind, address }, sockets.is_empty());
         deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)

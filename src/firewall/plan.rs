@@ -95,6 +95,9 @@ pub(super) struct Here {
     pub(super) has_arp_tables: bool,
 }
 
+/// Bytes of packets, with what the kernel needs for each, that wait for one neighbour to be found: some five replies.
+const UNRESOLVED: &str = "4096";
+
 impl Plan {
     /// Plans for this machine.
     pub fn new(settings: &Settings, host: &Host) -> Plan {
@@ -282,10 +285,14 @@ impl Plan {
             ] {
                 settings.push((format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value));
             }
+            // What waits for a guest that answers no ARP is still in the send buffer of its socket, and that of DNS is
+            // everybody's. The kernel keeps the newest packet in any case.
+            settings.push((format!("/proc/sys/net/ipv4/neigh/{name}/unres_qlen_bytes"), UNRESOLVED));
             if host.ipv6 {
                 for key in ["accept_ra", "accept_redirects", "accept_source_route", "accept_untracked_na"] {
                     settings.push((format!("/proc/sys/net/ipv6/conf/{name}/{key}"), "0"));
                 }
+                settings.push((format!("/proc/sys/net/ipv6/neigh/{name}/unres_qlen_bytes"), UNRESOLVED));
             }
         }
         settings

@@ -199,10 +199,10 @@ fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_o
 }
 
 #[test]
-fn a_flood_of_queries_at_the_limit_as_it_is_built_in_costs_the_neighbour_no_answer() {
+fn queries_of_guests_that_no_reply_can_reach_cost_the_neighbour_no_answer() {
     let Some(whole) = Whole::new() else { return };
-    let mut tables = String::new();
-    // Guests that have one interface share what it may send.
+    let mut tables = "[guests]\nunknown = \"shared\"\n".to_owned();
+    // Addresses that answer no ARP, with what the limits as they are built in let through.
     for number in 100..110 {
         let addresses = format!("[\"10.43.0.{number}\", \"fd43::1:{number:x}\"]");
         let _ = write!(tables, "[[guest]]\nname = \"flood{number}\"\ninterface = \"r3\"\naddresses = {addresses}\n");
@@ -216,8 +216,8 @@ fn a_flood_of_queries_at_the_limit_as_it_is_built_in_costs_the_neighbour_no_answ
         let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
         println!("{how}: {} entries at most, {} fetches; {}", served.entries, served.fetches, served.flooded);
         assert!(served.failed.is_empty(), "{how}: {served:?}");
-        // 5,000 a second for 3 s, and what may come at once; far more was tried.
-        assert!(served.entries < 20_000 + A_ROUND * u64::from(served.fetches), "{how}: {served:?}");
+        // 5,000 a second for 3 s, what may come at once, and what a busy machine is late to sweep; far more was tried.
+        assert!(served.entries < 30_000 + A_ROUND * u64::from(served.fetches), "{how}: {served:?}");
         assert!(served.flooded["sent"].as_u64().is_some_and(|sent| sent > 60_000), "{how}: {served:?}");
     }
 }
