@@ -258,6 +258,12 @@ impl Account {
         self.metrics.render()
     }
 
+    /// To be called as soon as another policy is in force: from now on a flow that was decided by an earlier one judges
+    /// itself again once it is connected. [`revoke_where`](Self::revoke_where) does it too.
+    pub fn announce_search(&self) {
+        self.flows.announce_search();
+    }
+
     /// Asks `judge` about the claim of each live flow, and where it is connected to, and revokes those it refuses; the number of
     /// them. Takes a microsecond or two a flow: not for a thread that serves flows.
     ///
@@ -267,7 +273,7 @@ impl Account {
         &self,
         judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
     ) -> usize {
-        self.flows.begin_search();
+        self.announce_search();
         let mut revoked = 0;
         self.flows.each(|flow| {
             if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim, flow.upstream()))

@@ -265,7 +265,7 @@ const SHARDS: usize = 64;
 #[derive(Default)]
 pub(super) struct Table {
     shards: Shards,
-    /// How often it was gone through for flows to revoke.
+    /// How many searches for flows to revoke were announced.
     searches: AtomicU32,
 }
 
@@ -311,12 +311,12 @@ impl Table {
         drop(taken);
     }
 
-    /// Notes that it is about to be gone through for flows to revoke.
-    pub(super) fn begin_search(&self) {
+    /// Notes that it will be gone through for flows to revoke.
+    pub(super) fn announce_search(&self) {
         self.searches.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How many such searches have begun.
+    /// How many such searches were announced.
     pub(super) fn searches(&self) -> u32 {
         self.searches.load(Ordering::Acquire)
     }

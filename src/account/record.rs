@@ -24,7 +24,7 @@ pub struct Record {
     account: Arc<Account>,
     flow: Arc<Flow>,
     slot: Option<u32>,
-    /// Searches for flows to revoke that had begun when it made its claim.
+    /// Searches for flows to revoke that were announced when it made its claim.
     searches: u32,
     permitted: bool,
     observed: bool,
@@ -90,8 +90,8 @@ impl Record {
         }
     }
 
-    /// Has [`Account::revoke_where`] begun since the claim? It may have passed this flow by then, if the flow was not
-    /// connected yet. One that begins after [`upstream`](Self::upstream) was called finds the address: both lock the flow.
+    /// Was a search by [`Account::revoke_where`] announced since the claim? It may have passed this flow by, if the flow
+    /// was not connected yet. One that is announced after [`upstream`](Self::upstream) was called finds the address: both lock the flow.
     pub fn was_searched(&self) -> bool {
         self.account.flows.searches() != self.searches
     }

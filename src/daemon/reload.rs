@@ -449,6 +449,8 @@ impl Desk {
     /// Ends the flows that the policy now in force refuses, by what they ask for or by the address they
     /// are connected to.
     fn revoke(&self) -> usize {
+        // First: to go through the bindings takes a while, in which flows connect.
+        self.house.account.announce_search();
         self.house.drop_bindings();
         let live = self.house.live.load_full();
         let judge = |claim: &Claim, upstream: Option<SocketAddr>| match live.policy.decide(claim) {
