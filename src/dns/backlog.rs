@@ -65,14 +65,14 @@ impl Backlog {
     pub(super) fn pop(&mut self) -> Option<Received> {
         let guest = self.turns.pop_front()?;
         let queue = self.guests.get_mut(&guest)?;
-        let first = queue.pop_front();
+        let first = queue.pop_front()?;
         if queue.is_empty() {
             self.guests.remove(&guest);
         } else {
             self.turns.push_back(guest);
         }
-        self.held = self.held.saturating_sub(usize::from(first.is_some()));
-        first
+        self.held -= 1;
+        Some(first)
     }
 
     /// Takes back a message's memory.

@@ -142,7 +142,7 @@ impl Desk {
             }
             QueryPace::Flood => {
                 self.house.account.metrics().over(Limit::Queries);
-                self.house.account.metrics().query_unanswered();
+                self.unanswered();
                 Step::Silence
             }
         }

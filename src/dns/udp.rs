@@ -26,14 +26,9 @@ const DNS_PORT: u16 = 53;
 
 /// Serves the socket for as long as it is polled.
 pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
-    let mut service = Service {
-        desk,
-        socket,
-        query: vec![0; MAX_QUERY],
-        reply: Vec::with_capacity(MAX_QUERY),
-        waiting: Arc::default(),
-        early: Arc::default(),
-    };
+    let mut service =
+        Service { desk, socket, reply: Vec::with_capacity(MAX_QUERY), waiting: Arc::default(), early: Arc::default() };
+    let mut buffer = vec![0; MAX_QUERY];
     let mut backlog = Backlog::default();
     loop {
         if backlog.is_empty() {
@@ -42,11 +37,18 @@ pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
                 return;
             }
             // What is answered as quickly as it comes needs no queue.
-            if (0..BATCH).all(|_| service.attend_next()) {
-                service.take_in(&mut backlog);
+            let mut attended = 0;
+            while attended < BATCH
+                && let Some((message, source)) = receive(socket, &mut buffer)
+            {
+                service.attend(message, source);
+                attended += 1;
+            }
+            if attended == BATCH {
+                take_in(desk, socket, &mut buffer, &mut backlog);
             }
         } else {
-            service.take_in(&mut backlog);
+            take_in(desk, socket, &mut buffer, &mut backlog);
             for _ in 0..BATCH {
                 let Some(received) = backlog.pop() else { break };
                 service.attend(&received.message, received.source);
@@ -57,41 +59,33 @@ pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
     }
 }
 
+/// The next query of the socket; `None` where there is no more.
+fn receive<'b>(socket: &UdpSocket, buffer: &'b mut [u8]) -> Option<(&'b [u8], SocketAddr)> {
+    // An error is "nothing more", or an ICMP message about an earlier reply.
+    let (length, source) = socket.try_recv_from(buffer).ok()?;
+    Some((buffer.get(..length)?, source))
+}
+
+/// Takes in what has come. What finds no place meets silence, and comes again.
+fn take_in(desk: &Desk, socket: &UdpSocket, buffer: &mut [u8], backlog: &mut Backlog) {
+    for _ in 0..INTAKE {
+        let Some((message, source)) = receive(socket, buffer) else { break };
+        if !backlog.push(message, source) {
+            desk.unanswered();
+        }
+    }
+}
+
 /// One socket, and what its queries need.
 struct Service<'s> {
     desk: &'s Arc<Desk>,
     socket: &'s Arc<UdpSocket>,
-    query: Vec<u8>,
     reply: Vec<u8>,
     waiting: Arc<AtomicUsize>,
     early: Arc<AtomicUsize>,
 }
 
 impl Service<'_> {
-    /// Attends to the next query of the socket, if there is one.
-    fn attend_next(&mut self) -> bool {
-        // An error is "nothing more", or an ICMP message about an earlier reply.
-        let Ok((length, source)) = self.socket.try_recv_from(&mut self.query) else { return false };
-        let query = std::mem::take(&mut self.query);
-        if let Some(message) = query.get(..length) {
-            self.attend(message, source);
-        }
-        self.query = query;
-        true
-    }
-
-    /// Takes in what has come. What finds no place meets silence, and comes again.
-    fn take_in(&mut self, backlog: &mut Backlog) {
-        for _ in 0..INTAKE {
-            let Ok((length, source)) = self.socket.try_recv_from(&mut self.query) else { break };
-            if let Some(message) = self.query.get(..length)
-                && !backlog.push(message, source)
-            {
-                self.desk.unanswered();
-            }
-        }
-    }
-
     fn attend(&mut self, message: &[u8], source: SocketAddr) {
         if source.port() < LEAST_PORT && source.port() != DNS_PORT {
             return;
