@@ -160,12 +160,11 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin>(mut stream: S) -> io::Result<
         let line = String::from_utf8_lossy(&buffer[..end]);
         let mut words = line.split_whitespace();
         let (method, path) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-        // HEAD is answered without the body that the length speaks of (RFC 9110 section 9.3.2).
-        let has_body = method != "HEAD";
         let size: u64 = path.rsplit('/').next().and_then(|digits| digits.parse().ok()).unwrap_or(0);
         let head = format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: {size}\r\n\r\n");
         // Head and body leave together, as from any server that answers out of memory.
-        let body = if has_body { size } else { 0 };
+        // HEAD is answered without the body that the length speaks of (RFC 9110 section 9.3.2).
+        let body = if method == "HEAD" { 0 } else { size };
         let inline = usize::try_from(body).unwrap_or(BLOCK).min(8 << 10);
         stream.write_all(&[head.as_bytes(), &BYTES[..inline]].concat()).await?;
         pour(&mut stream, body - inline as u64).await?;

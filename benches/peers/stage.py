@@ -199,7 +199,7 @@ class Stage:
 
     @contextlib.contextmanager
     def redirect(self, port):
-        """Brings what goes to the origin's TLS port to this one instead, but not what user proxy sends."""
+        """Brings what goes to the origin's HTTP and TLS ports to this one instead, but not what user proxy sends."""
         rule = f"meta skuid != proxy ip daddr 127.0.0.1 tcp dport {{ 9002, 9003 }} redirect to :{port}"
         chain = f"chain out {{ type nat hook output priority -100; {rule}; }};"
         self.inside(self.host, "nft", f"table ip peers {{ {chain} }}")

@@ -7,8 +7,9 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-/// Room for a burst of datagrams, in bytes, as far as the system allows.
-const RECEIVE_BUFFER: usize = 1 << 20;
+/// Room for datagrams that come in a burst, and for those that wait to be sent, in bytes each, as far as the system
+/// allows.
+const DATAGRAM_BUFFER: usize = 1 << 20;
 
 /// The sockets of one address: for each worker thread those that it serves, at least one.
 pub type Shares<T> = Vec<Vec<T>>;
@@ -74,9 +75,9 @@ impl Sockets {
         };
         for socket in &sockets {
             // A smaller buffer only loses more of a burst.
-            let _ = SockRef::from(socket).set_recv_buffer_size(RECEIVE_BUFFER);
-            // As do replies that wait for their guests to be found.
-            let _ = SockRef::from(socket).set_send_buffer_size(RECEIVE_BUFFER);
+            let _ = SockRef::from(socket).set_recv_buffer_size(DATAGRAM_BUFFER);
+            // Replies for guests that the kernel has yet to find wait in it.
+            let _ = SockRef::from(socket).set_send_buffer_size(DATAGRAM_BUFFER);
         }
         self.note(Missing { kind, address }, sockets.is_empty());
         deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)

@@ -130,13 +130,13 @@ if KIND == "replay":
         head = struct.pack("!HHHH", port, PORT, 8 + len(question), 0)
         frames.append(packet(SOURCE[:-1] + bytes([SOURCE[-1] + number]), target(0), 17, head + question, 6))
 end = time.monotonic() + SECONDS
+first = n
 while KIND == "replay" and time.monotonic() < end:
     for at, frame in enumerate(frames):
         send(frame)
         if at % 256 == 0 and time.monotonic() > end:
             break
-    n += len(frames)
-first = n - sent
+    n = first + sent
 while time.monotonic() < end:
     for _ in range(64):
         to, port = target(n), 1024 + n % 60000
