@@ -74,10 +74,16 @@ impl Sockets {
             None => open_udp(address, self.workers).map_err(fail)?,
         };
         for socket in &sockets {
-            // A smaller buffer only loses more of a burst.
-            let _ = SockRef::from(socket).set_recv_buffer_size(DATAGRAM_BUFFER);
-            // Replies for guests that the kernel has yet to find wait in it.
-            let _ = SockRef::from(socket).set_send_buffer_size(DATAGRAM_BUFFER);
+            let socket = SockRef::from(socket);
+            // One that was handed over may have been given more than this process may ask for.
+            if socket.recv_buffer_size().is_ok_and(|size| size < DATAGRAM_BUFFER) {
+                // A smaller buffer only loses more of a burst.
+                let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
+            }
+            if socket.send_buffer_size().is_ok_and(|size| size < DATAGRAM_BUFFER) {
+                // Replies for guests that the kernel has yet to find wait in it.
+                let _ = socket.set_send_buffer_size(DATAGRAM_BUFFER);
+            }
         }
         self.note(Missing { kind, address }, sockets.is_empty());
         deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)

@@ -330,6 +330,9 @@ def serves_all(provider, listen):
     wanted = {f"tcp {address}" for given in listen.values() for address in ([given] if isinstance(given, str) else given)}
     wanted |= {f"udp {address}" for address in listen["dns"]}
     held = provider.do("""ss -Hlntup | awk '/"outgate"/ {print $1, $5}' | sort -u""").splitlines()
+    # What the unit gives the resolver's sockets is more than the daemon may ask for, and it leaves it to them.
+    buffers = {int(size) for size in re.findall(r"tb(\d+)", provider.do("ss -Hlnum 'sport = :53'"))}
+    assert not buffers or min(buffers) >= 8 << 20, f"send buffers of port 53: {buffers}"
     # A unit that the configuration has no use for stays as it was; connections to it are reset.
     assert wanted <= set(held), f"not listening on {wanted - set(held)}: {held}"
     for address in listen["proxy"]:
