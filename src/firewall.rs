@@ -10,6 +10,7 @@
 //! when somebody flushes nftables.
 
 mod apply;
+mod br_netfilter;
 mod bridge;
 mod host;
 mod inspect;
@@ -24,6 +25,7 @@ mod tracking;
 mod watch;
 
 pub use apply::{Applied, Removed, apply, remove};
+pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::Host;
 pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};

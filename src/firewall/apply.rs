@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{bridge, inspect, others, ports, script, tracking};
+use super::{bridge, others, ports, script, tracking};
 use std::io::Write;
 
 /// What applying came to.
@@ -61,7 +61,6 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     set_sysctls(plan, host, &mut applied.faults);
     applied.warnings = plan.notes().to_vec();
     applied.warnings.extend(plan.missing(host));
-    applied.warnings.extend(inspect::surroundings(plan, host));
     applied.warnings.extend(others::in_the_way(plan, host));
     applied.interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
     Ok(applied)

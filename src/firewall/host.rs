@@ -21,6 +21,8 @@ pub struct Host {
     pub(super) most_tracked: Option<u64>,
     /// How many neighbours it keeps, by setting.
     pub(super) neighbours: Vec<(&'static str, u64)>,
+    /// Does br_netfilter send the frames of bridges through the rules for IP, or may it at any moment?
+    pub(super) filters_bridges: bool,
     /// Does the kernel speak IPv6?
     pub(super) ipv6: bool,
     /// The interfaces of default routes.
@@ -117,8 +119,10 @@ impl Host {
         let most_tracked = super::tracking::largest();
         let neighbours = super::neighbours::places();
         let ipv6 = Path::new("/proc/sys/net/ipv6").exists();
+        let filters_bridges = filters_bridges(&links);
         Ok(Host {
             links,
+            filters_bridges,
             matches_bridges,
             has_ct_timeouts,
             has_arp_tables,
@@ -134,7 +138,8 @@ impl Host {
     /// # Errors
     /// [`FirewallError`] where ip(8) fails.
     pub fn again(&self) -> Result<Host, FirewallError> {
-        Ok(Host { links: links()?, ..self.clone() })
+        let links = links()?;
+        Ok(Host { filters_bridges: filters_bridges(&links), links, ..self.clone() })
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {
@@ -166,6 +171,16 @@ fn links() -> Result<Vec<Link>, FirewallError> {
     let mut links: Vec<Link> = found.into_iter().map(with_tree).collect();
     links.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(links)
+}
+
+/// br_netfilter hooks itself into a network namespace with the first bridge there, and stays.
+fn filters_bridges(links: &[Link]) -> bool {
+    has_br_netfilter() && links.iter().any(|link| link.is_bridge)
+}
+
+/// Is br_netfilter loaded?
+pub(super) fn has_br_netfilter() -> bool {
+    Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 }
 
 /// A veth is printed with its peer by some versions.

@@ -87,30 +87,9 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
         }
     }
     let mut warnings = plan.notes().to_vec();
-    warnings.extend(surroundings(plan, host));
     warnings.extend(others::in_the_way(plan, host));
     let interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
     Ok(Status { in_place: plan.is_wanted() && differences.is_empty(), interfaces, differences, warnings, counters })
-}
-
-/// Kernel settings of the whole machine that break what the ruleset does. They are not outgate's to
-/// change: others rely on them.
-pub(super) fn surroundings(plan: &Plan, host: &Host) -> Vec<String> {
-    let mut found = Vec::new();
-    if plan.guest_links(host).any(|link| link.is_bridge) {
-        let families = [("iptables", "IPv4", plan.v4.transparent), ("ip6tables", "IPv6", plan.v6.transparent)];
-        for (tables, family, _) in families.into_iter().filter(|(_, _, transparent)| transparent.is_some()) {
-            let key = format!("net.bridge.bridge-nf-call-{tables}");
-            if host::sysctl(&format!("/proc/sys/net/bridge/bridge-nf-call-{tables}")).is_some_and(|value| value != "0")
-            {
-                found.push(format!(
-                    "{key} is on, which takes guests' {family} connections on bridges away from the transparent \
-                     listener: they are refused; unless another program needs it, run `sysctl -w {key}=0`"
-                ));
-            }
-        }
-    }
-    found
 }
 
 /// A table as the kernel prints it; `None` where there is none.

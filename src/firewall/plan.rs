@@ -93,6 +93,8 @@ pub(super) struct Here {
     pub(super) has_ct_timeouts: bool,
     /// Can rules see ARP on interfaces that are no bridge's ports?
     pub(super) has_arp_tables: bool,
+    /// Is br_netfilter there before the ruleset?
+    pub(super) filters_bridges: bool,
 }
 
 /// Bytes of packets, with what the kernel needs for each, that wait for one neighbour to be found: some five replies.
@@ -135,6 +137,7 @@ impl Plan {
                 daemon,
                 has_ct_timeouts: host.has_ct_timeouts,
                 has_arp_tables: host.has_arp_tables,
+                filters_bridges: host.filters_bridges,
             },
             pinned,
             notes: Vec::new(),

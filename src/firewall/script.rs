@@ -8,7 +8,10 @@
 //! may it go? TCP is handed to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
-use super::{CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, bridge, neighbours, tracking};
+use super::{
+    CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, br_netfilter, bridge, neighbours,
+    tracking,
+};
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -105,6 +108,7 @@ pub(super) fn write(plan: &Plan) -> String {
         listeners(plan, &mut script);
         arrivals(plan, &mut script);
         queries(plan, &mut script);
+        br_netfilter::write(plan, &mut script);
         leftovers(plan, &mut script);
     }
     refused(&mut script);
@@ -439,12 +443,12 @@ fn users(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-fn families(plan: &Plan) -> [(&'static str, &Doors); 2] {
+pub(super) fn families(plan: &Plan) -> [(&'static str, &Doors); 2] {
     [("ipv4", &plan.v4), ("ipv6", &plan.v6)]
 }
 
 /// The listener as `tproxy` takes it; without an address it is the interface's own.
-fn target(address: SocketAddr) -> String {
+pub(super) fn target(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { format!(":{}", address.port()) } else { address.to_string() }
 }
 

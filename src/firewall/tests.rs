@@ -39,6 +39,7 @@ fn host(matches_bridges: bool) -> Host {
         has_arp_tables: true,
         most_tracked: Some(1 << 18),
         neighbours: vec![("net.ipv6.neigh.default.gc_thresh3", 1024)],
+        filters_bridges: false,
         ipv6: true,
         default_routes: Vec::new(),
     }

@@ -13,7 +13,7 @@ use super::host::Host;
 use super::plan::{Plan, Scope};
 use super::routing::{self, Difference, Routing};
 use super::tool::{self, FirewallError};
-use super::{FirewallSettings, Presence, Seal, TABLE, apply, bridge, ports, script, sensed, tracking};
+use super::{FirewallSettings, Presence, Seal, TABLE, apply, br_netfilter, bridge, ports, script, sensed, tracking};
 use serde_json::Value;
 
 /// How a configuration stands to what is in the kernel.
@@ -106,6 +106,15 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
         }
         let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);
+    }
+    match br_netfilter::is_older(host)
+        .and_then(|older| if older { br_netfilter::renew().map(|()| true) } else { Ok(false) })
+    {
+        Ok(true) => {
+            mended.done.push("br_netfilter came: guests' connections by bridges find the listener again".to_owned())
+        }
+        Ok(false) => {}
+        Err(error) => mended.faults.push(error.to_string()),
     }
     match plan.routing.compare() {
         Ok(differences) => differences.iter().for_each(|difference| route(difference, in_force, &mut mended)),

@@ -5,13 +5,9 @@
 use crate::world::eventually;
 use crate::world::namespace::{self, Namespace};
 use crate::world::vmnet::{Vmnet, ask, connect, nft, python, shell, succeed};
-use rustix::process::{Pid, Signal, kill_process};
+use crate::world::watcher::Watcher;
 use serde_json::Value;
-use std::io::Read;
 use std::net::UdpSocket;
-use std::os::unix::net::UnixDatagram;
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, Receiver};
 use std::time::{Duration, Instant};
 
 /// One guest that is declared, and `two` that is not.
@@ -347,72 +343,6 @@ for to in (b'\\xff' * 6, bytes.fromhex('0180c200000e'), bytes.fromhex('0180c2000
     assert_eq!(net.counted("flood: too many MACs"), before);
     assert_eq!(ask(&net.one, "10.42.42.1:53").unwrap(), "answer");
     assert!(net.status().0, "{}", net.status().1);
-}
-
-/// `outgate firewall watch` in the gateway.
-struct Watcher {
-    child: Child,
-    /// What it says to its service manager, in order.
-    said: Receiver<String>,
-    /// What it said after its first look.
-    first: String,
-}
-
-impl Watcher {
-    #[track_caller]
-    fn start(net: &Vmnet) -> Watcher {
-        let path = net.path("notify");
-        let _ = std::fs::remove_file(&path);
-        let ear = UnixDatagram::bind(&path).unwrap();
-        let (tell, said) = mpsc::channel();
-        // As a service manager does: read at once, or the watcher waits when ten are unread.
-        std::thread::spawn(move || {
-            let mut message = [0; 4096];
-            while let Ok(length) = ear.recv(&mut message) {
-                if length == 0 || tell.send(String::from_utf8_lossy(&message[..length]).into_owned()).is_err() {
-                    return;
-                }
-            }
-        });
-        let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
-        command.args(["firewall", "watch", "--config"]).arg(net.path("outgate.toml")).env("NOTIFY_SOCKET", &path);
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
-        let child = net.gateway.run(|| command.spawn()).expect("outgate runs");
-        let mut watcher = Watcher { child, said, first: String::new() };
-        watcher.first = watcher.hears("READY=1");
-        watcher
-    }
-
-    /// Waits until it says this.
-    #[track_caller]
-    fn hears(&self, what: &str) -> String {
-        let give_up = Instant::now() + Duration::from_secs(60);
-        let mut last = String::new();
-        loop {
-            let left = give_up.saturating_duration_since(Instant::now());
-            let Ok(said) = self.said.recv_timeout(left) else { panic!("it does not say {what:?} but {last:?}") };
-            if said.contains(what) {
-                return said;
-            }
-            last = said;
-        }
-    }
-
-    /// Kills it; what it had said.
-    fn kill(mut self) -> String {
-        kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
-        let mut said = String::new();
-        self.child.stderr.take().unwrap().read_to_string(&mut said).unwrap();
-        self.child.wait().unwrap();
-        said
-    }
-}
-
-impl Drop for Watcher {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[track_caller]

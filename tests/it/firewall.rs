@@ -737,40 +737,6 @@ fn other_firewalls_that_would_drop_what_is_brought_in_are_named_with_the_line_th
 }
 
 #[test]
-fn bridge_netfilter_is_named_and_leaves_guests_closed() {
-    let Some(net) = Vmnet::new() else { return };
-    let on = net.gateway.run(|| {
-        ["iptables", "ip6tables"]
-            .map(|tables| std::fs::write(format!("/proc/sys/net/bridge/bridge-nf-call-{tables}"), "1"))
-    });
-    if on.iter().any(Result::is_err) {
-        return println!("skipped: this kernel has no br_netfilter");
-    }
-    let said = net.apply(BOTH);
-    assert!(said.contains("sysctl -w net.bridge.bridge-nf-call-iptables=0"), "{said}");
-    let (brought, ssh) = (net.transparent(), net.listener("[::]:22"));
-    for evil in EVIL {
-        hammer(&net.one, evil);
-    }
-    refused(connect(&net.one, "11.0.0.66:22"));
-    refused(connect(&net.one, "[2600:10::66]:22"));
-    // A connection to the listener's own port finds it even so, by way of the mark; it is judged there.
-    assert!(brought.try_iter().all(|(original, _)| original.port() == 3129));
-    assert!(ssh.try_recv().is_err(), "a guest reached a service of the gateway's");
-    net.assert_tight();
-
-    // What is printed, as it is printed: nothing is left to say, and guests are served.
-    let commands: Vec<_> = said.split('`').filter(|part| part.starts_with("sysctl -w ")).collect();
-    assert_eq!(commands.len(), 2, "{said}");
-    for command in commands {
-        shell(&net.gateway, command);
-    }
-    let (good, status) = net.status();
-    assert!(good && !status["warnings"].to_string().contains("bridge-nf"), "{status}");
-    assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
-}
-
-#[test]
 fn without_privileges_or_anything_to_do_it_says_so() {
     let Some(net) = Vmnet::new() else { return };
     net.config("");

@@ -8,6 +8,7 @@ mod activation;
 mod addresses;
 mod admin_tls;
 mod bound;
+mod br_netfilter;
 mod bridge;
 mod cli;
 mod confine;

@@ -24,6 +24,7 @@ pub mod pki;
 pub mod site;
 pub mod stub;
 pub mod vmnet;
+pub mod watcher;
 pub mod whole;
 
 use client::Guest;

@@ -75,13 +75,12 @@ class Container:
             raise
 
     def boot(self, deadline):
-        """Waits until the service manager has started what it starts. Bridges must not ask the host's firewall: docs/networks.md."""
+        """Waits until the service manager has started what it starts."""
         while self.init is None or self.run("systemctl is-system-running").output.strip() not in ("running", "degraded"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise MachineError(f"the container did not boot: {self.last_words()}")
             self.init = first_process(self.process.pid)
             time.sleep(0.2)
-        self.run("for family in iptables ip6tables; do sysctl -q -e -w net.bridge.bridge-nf-call-$family=0; done")
 
     def run(self, command, limit=30):
         enter = ["nsenter", "-t", str(self.init), *NAMESPACES, "--", "env", "-i", "HOME=/root", "LANG=C", f"PATH={PATH}"]

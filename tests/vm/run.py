@@ -154,9 +154,9 @@ class World:
         # A gateway that would let everything through.
         self.sysctl(gateway, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
         for family in ("iptables", "ip6tables"):
-            # br_netfilter, where the machine has it, takes bridged guests away from TPROXY; `firewall apply` says so.
+            # As on a host with Docker, where this kernel has it.
             if os.path.exists(f"/proc/sys/net/bridge/bridge-nf-call-{family}"):
-                self.sysctl(gateway, f"net.bridge.bridge-nf-call-{family}=0")
+                self.sysctl(gateway, f"net.bridge.bridge-nf-call-{family}=1")
         self.ip("gateway", "link add br0 type bridge", "tuntap add dev tap0 mode tap", "link set tap0 master br0", "link set port1 master br0")
         for part, links in (
             ("gateway", {

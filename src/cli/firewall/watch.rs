@@ -14,6 +14,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at everything.
 const FULL: Duration = Duration::from_secs(60);
+/// Between two looks at what the kernel tells nobody of: is there br_netfilter now?
+const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -52,9 +54,11 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         let state = watch.look();
         system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
         std::thread::sleep(PAUSE);
-        events
-            .wait(full)
-            .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
+        let changed = |error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}"));
+        while !events.wait(full.min(Instant::now() + SECOND)).map_err(changed)?
+            && Instant::now() < full
+            && !watch.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+        {}
     }
 }
 

@@ -199,9 +199,14 @@ impl Vmnet {
     /// A listener for what TPROXY brings, on port 3129 of both families: original destination and source
     /// of each connection. It answers every connection with "here\n".
     pub fn transparent(&self) -> Receiver<(SocketAddr, SocketAddr)> {
+        self.transparent_in(&self.gateway)
+    }
+
+    /// The same in another namespace.
+    pub fn transparent_in(&self, namespace: &Namespace) -> Receiver<(SocketAddr, SocketAddr)> {
         let (tell, told) = mpsc::channel();
         for address in ["0.0.0.0:3129", "[::]:3129"] {
-            let listener = self.gateway.run(|| transparent_listener(address.parse().unwrap()));
+            let listener = namespace.run(|| transparent_listener(address.parse().unwrap()));
             greet(listener, tell.clone());
         }
         told
