@@ -78,9 +78,10 @@ impl Listener {
 }
 
 /// Where the access log goes.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum AccessLog {
     /// Standard output.
+    #[default]
     Stdout,
     /// The systemd journal's socket.
     Journal,
@@ -90,8 +91,8 @@ pub enum AccessLog {
     Off,
 }
 
-/// `[log]` of the configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// `[log]` of the configuration; by default all lines go to standard output.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LogSettings {
     /// The sink.
     pub access: AccessLog,

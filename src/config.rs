@@ -4,6 +4,7 @@
 //! reported at once. Whether an address can be bound or a folder read is for those who use them.
 
 mod checked;
+mod copies;
 mod diagnostic;
 mod firewall;
 mod guests;
@@ -13,6 +14,7 @@ mod raw;
 mod unavailable;
 mod values;
 
+pub use copies::{COPIES, Copies, Copy, Kept};
 pub use diagnostic::{Diagnostic, Severity};
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
@@ -21,7 +23,7 @@ pub(crate) use guests::identity;
 pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;
-use crate::account::{AccessLog, LogSettings, OnFailure};
+use crate::account::LogSettings;
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
@@ -114,6 +116,11 @@ impl ListenSettings {
         let (proxy, proxy_tls, transparent) = (none(), none(), none());
         let (redirect, dns, udp) = (none(), none(), none());
         ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, ..self.clone() }
+    }
+
+    /// Without any listener but the control socket.
+    pub fn without_listeners(&self) -> ListenSettings {
+        ListenSettings { admin: None, admin_tls: None, ..self.without_guests() }
     }
 }
 
@@ -368,7 +375,7 @@ impl Settings {
                 total_connections: Some(100_000),
                 memory: None,
             },
-            log: LogSettings { access: AccessLog::Stdout, denied_only: false, on_failure: OnFailure::Continue },
+            log: LogSettings::default(),
             state_dir: places.state,
             tls: None,
             golem: None,

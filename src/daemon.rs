@@ -11,6 +11,7 @@ mod pulse;
 mod relief;
 mod reload;
 mod settle;
+mod unconfigured;
 
 use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
 use crate::account::{Account, AccountError};
@@ -20,7 +21,7 @@ use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
 use crate::flow::{self, House, Live, Porch};
 use crate::guests::{KeepError, Registry};
-use crate::policy::PolicyError;
+use crate::policy::{Policy, PolicyError};
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::source::Source;
@@ -31,17 +32,20 @@ use doors::{Doors, Share};
 use guard::Guard;
 use pulse::Pulse;
 use relief::Relief;
-use reload::{Lists, Reloader};
-use settle::Fences;
+use reload::{Lists, Reloader, Standing};
+use settle::{Fences, GivenUp};
 use std::hash::BuildHasher;
 use std::io;
+use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use unconfigured::Unconfigured;
 
 /// How long open flows get after SIGTERM where the listeners are this process's own.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -96,42 +100,88 @@ pub enum DaemonError {
     /// A thread, a runtime or a signal handler can't be had.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
+    /// The configuration says what cannot be used.
+    #[error("{0}")]
+    Unusable(String),
+    /// The daemon had nothing to go by, and something of that has changed.
+    #[error("what was in the way has changed: to be started anew")]
+    Changed,
+}
+
+/// What the daemon is to go by.
+#[derive(Debug)]
+pub enum Basis {
+    /// The configuration as it stands.
+    Current(Settings),
+    /// One that worked before, and why the current one does not.
+    Kept(Settings, String),
+    /// Nothing but what is built in, and why. Everybody is refused.
+    Nothing(Settings, String),
 }
 
 /// Runs until SIGTERM or SIGINT, confined as asked from the moment when all listeners are open.
 ///
+/// Where a service manager would start it again and again, it stays whatever is wrong with configuration and lists,
+/// and refuses everybody meanwhile.
+///
 /// # Errors
-/// [`DaemonError`], before anything was served.
-pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
+/// [`DaemonError`], before anything was served; [`DaemonError::Changed`] at the end of a daemon that had nothing to go
+/// by.
+pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let begun = Instant::now();
     let open_files = system::raise_open_files();
     tracing::debug!(open_files, "limit on open files");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     // First of all, so that a signal during a long start is not taken for "die".
     let signals = runtime.block_on(async { Signals::new() })?;
-    settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)))?;
+    let mut fault = Faults { stays: system::has_manager(), first: None };
+    let (mut settings, stale, is_there) = match basis {
+        Basis::Current(settings) => (settings, None, true),
+        Basis::Kept(settings, why) => (settings, Some(why), true),
+        Basis::Nothing(settings, why) => {
+            fault.hold(DaemonError::Unusable(why))?;
+            (settings, None, false)
+        }
+    };
+    let folders = settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)));
+    fault.held(folders.map_err(DaemonError::from))?;
     let workers = system::cpus();
-    let mut doors = Doors::open(&settings.listen, workers)?;
+    let (mut doors, unopened) = match is_there {
+        true => Doors::open(&settings.listen, workers)?,
+        false => {
+            let (doors, listen) = Doors::open_by_unit(&settings.listen, workers)?;
+            settings.listen = listen;
+            (doors, None)
+        }
+    };
+    fault.held(unopened.map_or(Ok(()), |error| Err(error.into())))?;
     // Files and the control socket are whose they will be used by, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
-    let (fences, control) = settle::give_up(&settings, confine, control)?;
-    let lists = Lists::at_start(&settings)?;
-    let (registry, all) = registered(&settings, &lists)?;
-    let tls = settings.tls.as_ref().map(TlsKeeper::open).transpose()?;
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(lists.policy(&all)?, &all)));
-
-    let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
-    let account = Account::start(&settings.log, &names)?;
+    let GivenUp { fences, control, unusable } = settle::give_up(&settings, confine, control)?;
+    fault.held(unusable.map_or(Ok(()), Err))?;
+    let mut made = None;
+    if fault.first.is_none() {
+        made = fault.held(Made::new(&settings, &doors.bound, &runtime))?;
+    }
+    let unconfigured = fault.first.take().map(|fault| {
+        tracing::error!("{fault}");
+        let unconfigured = Unconfigured::new(&fault, &settings);
+        tracing::error!("{}", unconfigured.trouble);
+        unconfigured
+    });
+    let (settings, made) = match made {
+        Some(made) => (settings, made),
+        None => {
+            let settings = unconfigured::remains(settings);
+            let without_certificate = doors.without_tls();
+            runtime.block_on(async { doors::reset(without_certificate) });
+            (settings.clone(), Made::without_configuration(settings, &runtime)?)
+        }
+    };
+    let Made { lists, registry, all, tls, policy, resolver, account, bindings, keeper } = made;
+    let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &all)));
     count_panics(&account);
     advise(&account, &live);
-    let bindings = Arc::new(Bindings::default());
-    let keeper = match settings.listen.dns.is_empty() {
-        true => None,
-        false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
-    };
-    let mut floor = all.floor();
-    floor.listeners.extend(&doors.bound);
-    let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
     let house = Arc::new(House {
         gate: gate(&settings, &live),
         reserve: Reserve::take(),
@@ -149,7 +199,8 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
     let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
-    let start = Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun };
+    let start =
+        Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun, stale, unconfigured };
     let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
@@ -160,6 +211,71 @@ pub fn run(settings: Settings, confine: &Confine) -> Result<(), DaemonError> {
     drop(keeper);
     house.account.flush();
     result
+}
+
+/// What went wrong at the start.
+struct Faults {
+    /// Does the daemon stay all the same?
+    stays: bool,
+    /// The one that came first.
+    first: Option<DaemonError>,
+}
+
+impl Faults {
+    fn hold(&mut self, error: DaemonError) -> Result<(), DaemonError> {
+        if !self.stays {
+            return Err(error);
+        }
+        self.first.get_or_insert(error);
+        Ok(())
+    }
+
+    fn held<T>(&mut self, outcome: Result<T, DaemonError>) -> Result<Option<T>, DaemonError> {
+        outcome.map(Some).or_else(|error| self.hold(error).map(|()| None))
+    }
+}
+
+/// What is made of configuration, lists and state.
+struct Made {
+    lists: Lists,
+    registry: Registry,
+    all: Settings,
+    tls: Option<TlsKeeper>,
+    policy: Arc<Policy>,
+    resolver: Arc<Resolver>,
+    account: Arc<Account>,
+    bindings: Arc<Bindings>,
+    keeper: Option<Keeper>,
+}
+
+impl Made {
+    fn new(settings: &Settings, bound: &[SocketAddr], runtime: &Runtime) -> Result<Made, DaemonError> {
+        let lists = Lists::at_start(settings)?;
+        let (registry, all) = registered(settings, &lists)?;
+        let tls = settings.tls.as_ref().map(TlsKeeper::open).transpose()?;
+        let policy = lists.policy(&all)?;
+        let mut floor = all.floor();
+        floor.listeners.extend(bound);
+        let resolver = Resolver::start(&settings.resolver, floor, runtime.handle().clone())?;
+        let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
+        let account = Account::start(&settings.log, &names)?;
+        let bindings = Arc::new(Bindings::default());
+        let keeper = match settings.listen.dns.is_empty() {
+            true => None,
+            false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
+        };
+        Ok(Made { lists, registry, all, tls, policy, resolver, account, bindings, keeper })
+    }
+
+    /// What refuses everybody, and keeps its hands off whatever the last daemon kept.
+    fn without_configuration(all: Settings, runtime: &Runtime) -> Result<Made, DaemonError> {
+        let lists = Lists::none();
+        let policy = Arc::new(Policy::unconfigured(all.policy.clone())?);
+        let resolver = Resolver::start(&all.resolver, all.floor(), runtime.handle().clone())?;
+        let account = Account::start(&all.log, &[])?;
+        let (registry, bindings) = (Registry::empty(None), Arc::new(Bindings::default()));
+        Ok(Made { lists, registry, all, tls: None, policy, resolver, account, bindings, keeper: None })
+    }
 }
 
 /// The guests that were registered with the daemon before this one, and the settings with them.
@@ -192,15 +308,25 @@ struct Start {
     relief: Relief,
     pulse: Pulse,
     begun: Instant,
+    /// Why the configuration is not the one in the file, where it is another.
+    stale: Option<String>,
+    /// Why there is nothing to go by, where there is nothing.
+    unconfigured: Option<Unconfigured>,
 }
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun } = start;
+    let Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun, stale, unconfigured } =
+        start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let guard = Guard::new(house);
-    let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound)?;
+    let standing = match (&unconfigured, stale) {
+        (Some(unconfigured), _) => Standing::Unconfigured(unconfigured.trouble.clone()),
+        (None, Some(why)) => Standing::Stale(why),
+        (None, None) => Standing::Current,
+    };
+    let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
     served.spawn(guard.clone().watch());
     doors::turn_away(doors.unclaimed);
@@ -250,15 +376,31 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     system::notify(&[sd_notify::NotifyState::Ready]);
     served.spawn(pulse.report(state(house, &reloader, &guard, &relief)));
     let grace = grace(doors.inherited, begun.elapsed());
-    while signals.next().await == Asked::Reload {
-        house.account.reopen();
-        reloader.request();
-    }
+    let mut changed = std::pin::pin!(async {
+        match &unconfigured {
+            Some(unconfigured) => unconfigured.until_changed().await,
+            None => std::future::pending().await,
+        }
+    });
+    let anew = loop {
+        let asked = tokio::select! {
+            asked = signals.next() => asked,
+            () = &mut changed => break true,
+        };
+        match asked {
+            Asked::Reload if unconfigured.is_some() => break true,
+            Asked::Reload => {
+                house.account.reopen();
+                reloader.request();
+            }
+            Asked::Stop => break false,
+        }
+    };
     system::notify(&[sd_notify::NotifyState::Stopping]);
     drain(house, &mut signals, grace).await;
     drop(served);
     reloader.keep_used().await;
-    Ok(())
+    if anew { Err(DaemonError::Changed) } else { Ok(()) }
 }
 
 /// What keeps the daemon from being ready.

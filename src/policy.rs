@@ -109,6 +109,8 @@ pub struct Policy {
     ech_allowed: bool,
     /// Sorted.
     blocked_ports: Box<[u16]>,
+    /// There is nothing to decide by.
+    unconfigured: bool,
 }
 
 impl Policy {
@@ -120,7 +122,16 @@ impl Policy {
         let mut blocked_ports = settings.blocked_ports.clone();
         blocked_ports.sort_unstable();
         let guests = guests::Guests::new(&rules, &settings)?;
-        Ok(Policy { rules, guests, ech_allowed: settings.ech_allowed, blocked_ports: blocked_ports.into() })
+        let blocked_ports = blocked_ports.into();
+        Ok(Policy { rules, guests, ech_allowed: settings.ech_allowed, blocked_ports, unconfigured: false })
+    }
+
+    /// What holds where there is no usable configuration: everybody is refused, with [`Reason::NotConfigured`].
+    ///
+    /// # Errors
+    /// As for [`Policy::new`], with no files at all.
+    pub fn unconfigured(settings: PolicySettings) -> Result<Policy, PolicyError> {
+        Ok(Policy { unconfigured: true, ..Policy::new(Arc::default(), settings)? })
     }
 
     /// May the flow pass?

@@ -59,6 +59,8 @@ pub enum Reason {
     ProtocolError,
     /// The access log can't be written, and nothing is let through without.
     LogFailed,
+    /// There is no configuration or list to go by.
+    NotConfigured,
 }
 
 /// What became of a flow.
@@ -92,7 +94,7 @@ impl Verdict {
 
 impl Reason {
     /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 25] = [
+    pub const ALL: [Reason; 26] = [
         Reason::None,
         Reason::NotWhitelisted,
         Reason::DeniedByRule,
@@ -118,6 +120,7 @@ impl Reason {
         Reason::H2c,
         Reason::ProtocolError,
         Reason::LogFailed,
+        Reason::NotConfigured,
     ];
 
     /// Metric label, log value and the `details` of an answer.
@@ -148,6 +151,7 @@ impl Reason {
             Reason::H2c => "h2c",
             Reason::ProtocolError => "protocol_error",
             Reason::LogFailed => "log_failed",
+            Reason::NotConfigured => "not_configured",
         }
     }
 
@@ -171,7 +175,7 @@ impl Reason {
             Reason::Malformed | Reason::NameMismatch => 400,
             Reason::LimitConnections | Reason::LimitRate | Reason::LimitNames => 429,
             Reason::ResolveFailed | Reason::DialFailed | Reason::ProtocolError => 502,
-            Reason::LimitTotal | Reason::ShuttingDown | Reason::LogFailed => 503,
+            Reason::LimitTotal | Reason::ShuttingDown | Reason::LogFailed | Reason::NotConfigured => 503,
             Reason::H2c => 505,
             Reason::Timeout => 504,
             _ => 403,
@@ -192,6 +196,7 @@ impl Reason {
             Reason::AddressFloor => "destination_ip_prohibited",
             Reason::ShuttingDown | Reason::None => "proxy_internal_response",
             Reason::LogFailed => "proxy_internal_error",
+            Reason::NotConfigured => "proxy_configuration_error",
             _ => "http_request_denied",
         }
     }
@@ -202,7 +207,7 @@ impl Reason {
             Reason::None => 0,
             Reason::ResolveFailed | Reason::Timeout => 4,
             Reason::DialFailed | Reason::ProtocolError => 5,
-            Reason::Malformed | Reason::LogFailed => 1,
+            Reason::Malformed | Reason::LogFailed | Reason::NotConfigured => 1,
             _ => 2,
         }
     }
@@ -238,6 +243,9 @@ impl Reason {
             Reason::H2c => "HTTP/2 in clear is not allowed here; use HTTP/1.1 or TLS.",
             Reason::LogFailed => {
                 "The gateway cannot keep its records and lets nothing through meanwhile; try again later."
+            }
+            Reason::NotConfigured => {
+                "The gateway has no usable configuration and lets nothing through meanwhile; try again later."
             }
         }
     }

@@ -81,6 +81,11 @@ pub fn watchdog() -> Option<std::time::Duration> {
     sd_notify::watchdog_enabled()
 }
 
+/// Is there a service manager that waits for this process to be ready (sd_notify(3))?
+pub fn has_manager() -> bool {
+    std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
+}
+
 /// Is this process root?
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()

@@ -133,6 +133,15 @@ pub struct Loaded {
     pub outbound: Option<Outbound>,
 }
 
+impl Loaded {
+    /// What comes of no files at all.
+    pub fn none() -> Loaded {
+        let files = Files::none();
+        let (warnings, fingerprint) = (Vec::new(), files.fingerprint());
+        Loaded { warnings, fingerprint, files: 0, kinds: Kinds::default(), outbound: None }
+    }
+}
+
 /// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.
 ///
 /// Returns the filled sink, or every problem of every file; then the sink is gone.

@@ -13,6 +13,8 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 
 /// The variable that says how many sockets were handed over; empty or absent for none.
 const LISTEN_FDS: &str = "LISTEN_FDS";
+/// The variable with the name of each, which is its unit's where that says nothing else (systemd.socket(5)).
+const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
 /// How often a drop-in names an address at most: as the units do. Threads beyond share these sockets.
 const MOST_LINES: usize = 4;
 /// Of a unit's drop-ins the last by name has the last word, and an empty line in it takes away what those
@@ -24,6 +26,8 @@ const DROP_IN: &str = "zz-listen.conf";
 pub(super) struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     udp: Vec<(SocketAddr, UdpSocket)>,
+    /// What each socket is for by the name of its unit, where that is one of ours.
+    units: Vec<(Kind, SocketAddr)>,
 }
 
 /// A configured listener that no socket was handed over for.
@@ -41,30 +45,44 @@ impl Inherited {
         if std::env::var_os(LISTEN_FDS).is_none_or(|count| count.is_empty()) {
             return Ok(None);
         }
+        let names = std::env::var(LISTEN_FDNAMES).unwrap_or_default();
+        let mut names = names.split(':');
         let mut all = ListenFd::from_env();
         if all.len() == 0 {
             // Left for another process.
             return Ok(None);
         }
-        let mut inherited = Inherited { tcp: Vec::new(), udp: Vec::new() };
+        let mut inherited = Inherited { tcp: Vec::new(), udp: Vec::new(), units: Vec::new() };
         for index in 0..all.len() {
-            inherited.sort_in(&mut all, index).map_err(|source| ListenError::Inherited { index, source })?;
+            let at = inherited.sort_in(&mut all, index).map_err(|source| ListenError::Inherited { index, source })?;
+            inherited.units.extend(names.next().and_then(Kind::of_unit).zip(at));
         }
         Ok(Some(inherited))
     }
 
-    fn sort_in(&mut self, all: &mut ListenFd, index: usize) -> io::Result<()> {
+    /// Where it is bound; nothing where there is none of this number.
+    fn sort_in(&mut self, all: &mut ListenFd, index: usize) -> io::Result<Option<SocketAddr>> {
         if let Ok(Some(udp)) = all.take_udp_socket(index) {
             udp.set_nonblocking(true)?;
-            self.udp.push((udp.local_addr()?, udp));
-        } else if let Some(tcp) = all.take_tcp_listener(index)? {
+            let at = udp.local_addr()?;
+            self.udp.push((at, udp));
+            return Ok(Some(at));
+        }
+        if let Some(tcp) = all.take_tcp_listener(index)? {
             if !SockRef::from(&tcp).is_listener()? {
                 return Err(io::Error::other("it is a connection; the socket unit must not have Accept=yes"));
             }
             tcp.set_nonblocking(true)?;
-            self.tcp.push((tcp.local_addr()?, tcp));
+            let at = tcp.local_addr()?;
+            self.tcp.push((at, tcp));
+            return Ok(Some(at));
         }
-        Ok(())
+        Ok(None)
+    }
+
+    /// What each socket is for by the name of its unit.
+    pub(super) fn units(&self) -> &[(Kind, SocketAddr)] {
+        &self.units
     }
 
     /// All listeners at the address.

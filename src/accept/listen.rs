@@ -47,6 +47,12 @@ impl Kind {
         matches!(self, Kind::Admin | Kind::AdminTls)
     }
 
+    /// What a unit of this name holds; of two kinds the one without TLS. `None`: it is none of ours.
+    pub(super) fn of_unit(name: &str) -> Option<Kind> {
+        let kinds = [Kind::Proxy, Kind::Transparent, Kind::Redirect, Kind::Dns, Kind::Admin];
+        kinds.into_iter().find(|kind| kind.unit() == name)
+    }
+
     /// The socket unit that holds such listeners.
     pub const fn unit(self) -> &'static str {
         match self {

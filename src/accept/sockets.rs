@@ -47,6 +47,11 @@ impl Sockets {
         self.inherited.is_some()
     }
 
+    /// What the sockets that were handed over are for by the names of their units; `None`: none were.
+    pub fn units(&self) -> Option<Vec<(Kind, SocketAddr)>> {
+        self.inherited.as_ref().map(|inherited| inherited.units().to_vec())
+    }
+
     /// Listeners at the address. With port 0 the kernel chooses one port for all.
     ///
     /// # Errors

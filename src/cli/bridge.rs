@@ -6,7 +6,7 @@ use super::table::printable;
 pub(super) use crate::config::is_guest_name;
 use crate::config::{Diagnostic, Settings, Severity};
 use crate::control::{self, ClientError};
-use crate::daemon;
+use crate::daemon::{self, Basis};
 pub(super) use crate::firewall::{fits, tool};
 use crate::golem::rules::Outbound;
 use crate::golem::sync::{self, SyncError};
@@ -322,8 +322,8 @@ fn problems_of(refusal: &Value) -> Vec<String> {
 }
 
 /// Runs the daemon until it is told to stop.
-pub(super) fn run_daemon(settings: Settings, confine: &Confine) -> Result<(), String> {
-    daemon::run(settings, confine).map_err(|error| error.to_string())
+pub(super) fn run_daemon(basis: Basis, confine: &Confine) -> Result<(), String> {
+    daemon::run(basis, confine).map_err(|error| error.to_string())
 }
 
 /// A report's findings in the words of the command line.

@@ -2,11 +2,12 @@
 
 use super::bridge;
 use super::table::{counted, printable};
-use super::{Config, Exit, Outcome};
-use crate::config::{Diagnostic, Settings, Severity};
+use super::{Config, Exit, Failure, Outcome};
+use crate::config::{Copies, Copy, Diagnostic, Settings, Severity};
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
+use std::path::PathBuf;
 
 /// Check the configuration and the whitelist files, all of them, without touching the daemon
 ///
@@ -24,6 +25,12 @@ pub(super) struct Arguments {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// If it is sound, keep a copy for a start on a day when it is not; needs root
+    #[arg(long)]
+    keep: bool,
+    /// Where the copy is kept [default: /var/lib/outgate-host for /etc/outgate/outgate.toml]
+    #[arg(long, value_name = "DIR")]
+    copies: Option<PathBuf>,
 }
 
 #[derive(Serialize)]
@@ -79,7 +86,22 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
             [counted(files, "file"), counted(rules, "rule"), counted(errors, "error"), counted(warnings, "warning")];
         writeln!(out, "{}", summary.join(", "))?;
     }
-    Ok(if sound { Exit::Good } else { Exit::No })
+    if !sound {
+        return Ok(Exit::No);
+    }
+    if arguments.keep {
+        keep(arguments)?;
+    }
+    Ok(Exit::Good)
+}
+
+fn keep(arguments: &Arguments) -> Result<(), Failure> {
+    let config = arguments.config.config.as_deref();
+    let Some(copies) = Copies::of(config, arguments.copies.as_deref()) else {
+        return Err(Failure::Usage("of this file no copy is kept; name a folder with --copies".to_owned()));
+    };
+    let (settings, _) = Settings::load(config)?;
+    copies.keep(Copy::Worked, &settings).map_err(|error| Failure::Failed(format!("no copy is kept: {error}")))
 }
 
 impl From<&Diagnostic> for Problem {

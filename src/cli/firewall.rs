@@ -6,14 +6,14 @@ mod watch;
 use super::lock::Lock;
 use super::table::{self, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
-use crate::config::Settings;
+use crate::config::{Copies, Copy, Settings};
 use crate::firewall::{self, FirewallError, FirewallSettings, Host, Plan, Seal};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::fs::DirBuilder;
 use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
 ///
@@ -59,6 +59,10 @@ struct PrintArguments {
 ///
 /// Closes before it opens: routing rules, then the ruleset in one transaction, then bridge ports and
 /// kernel settings. Can be repeated at any time; connections that are open stay open. Needs root.
+///
+/// A configuration that cannot be used is not applied: a ruleset that is in place stays. Where none is, the
+/// configuration that was applied last is, of which root keeps a copy; without one, guests' interfaces are
+/// closed altogether, as far as they are known. Exit code 1 in either case.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -67,6 +71,8 @@ Examples:
 struct ApplyArguments {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    kept: Kept,
 }
 
 /// Take ruleset and routing away, and say which interfaces are open then
@@ -80,6 +86,8 @@ Examples:
 struct RemoveArguments {
     #[command(flatten)]
     common: Common,
+    #[command(flatten)]
+    kept: Kept,
 }
 
 /// Is all in place? Says what differs, what was counted, and which other firewall is in the way
@@ -104,6 +112,21 @@ struct Common {
     json: bool,
 }
 
+/// Where copies of what was applied are.
+#[derive(Args, Debug)]
+struct Kept {
+    /// Where root keeps a copy of what was applied [default: /var/lib/outgate-host for
+    /// /etc/outgate/outgate.toml; no copy of another file]
+    #[arg(long, value_name = "DIR")]
+    copies: Option<PathBuf>,
+}
+
+impl Kept {
+    fn of(&self, common: &Common) -> Option<Copies> {
+        Copies::of(common.config.config.as_deref(), self.copies.as_deref())
+    }
+}
+
 impl From<FirewallError> for Failure {
     fn from(error: FirewallError) -> Failure {
         Failure::Failed(printable(&error.to_string()))
@@ -113,8 +136,8 @@ impl From<FirewallError> for Failure {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     match &arguments.command {
         Command::Print(arguments) => print(&arguments.common, out),
-        Command::Apply(arguments) => apply(&arguments.common, out),
-        Command::Remove(arguments) => remove(&arguments.common, out),
+        Command::Apply(arguments) => apply(&arguments.common, arguments.kept.of(&arguments.common), out),
+        Command::Remove(arguments) => remove(&arguments.common, arguments.kept.of(&arguments.common), out),
         Command::Status(arguments) => status(&arguments.common, out),
         Command::Watch(arguments) => watch::run(arguments),
     }
@@ -134,9 +157,10 @@ fn in_line() -> Option<Lock> {
     Lock::wait(line).ok()
 }
 
-fn plan(config: Option<&Path>) -> Result<(Plan, Host), Failure> {
+fn plan(config: Option<&Path>) -> Result<(Settings, Plan, Host), Failure> {
     let (settings, _) = Settings::load(config)?;
-    plan_for(&bridge::with_pins(&settings)?)
+    let (plan, host) = plan_for(&bridge::with_pins(&settings)?)?;
+    Ok((settings, plan, host))
 }
 
 fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
@@ -168,7 +192,7 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
 /// Applies it for another command, which has something else to say.
 pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
     let _in_line = in_line();
-    let (plan, host) = plan(config)?;
+    let (_, plan, host) = plan(config)?;
     let applied = firewall::apply(&plan, &host)?;
     match applied.faults.is_empty() {
         true => Ok(()),
@@ -176,13 +200,22 @@ pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
     }
 }
 
-fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
+fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
-    let (plan, host) = match plan(common.config.config.as_deref()) {
+    let config = common.config.config.as_deref();
+    let (settings, plan, host) = match plan(config) {
         Ok(made) => made,
-        Err(failure) => return Err(close_at_least(common, failure, out)),
+        Err(failure) => return Err(close_at_least(config, copies.as_ref(), failure, out)),
     };
-    let applied = firewall::apply(&plan, &host)?;
+    let mut applied = firewall::apply(&plan, &host)?;
+    if let Some(copies) = copies {
+        let noted = copies.note_interfaces(&settings.firewall.guest_interfaces);
+        if let Err(error) = noted.and_then(|()| copies.keep(Copy::Applied, &settings)) {
+            applied
+                .warnings
+                .push(format!("no copy of this configuration is kept for a start on a broken one: {error}"));
+        }
+    }
     let whole = applied.faults.is_empty();
     if common.json {
         let answer = json!({
@@ -198,23 +231,34 @@ fn apply(common: &Common, out: &mut dyn Write) -> Outcome {
     Ok(if whole { Exit::Good } else { Exit::No })
 }
 
-/// The configuration is broken. Where no ruleset is in place its guest interfaces, as far as they can be
-/// read, are closed altogether: guests must not go out because of a typing error. One that is in place
-/// stays as it is.
-fn close_at_least(common: &Common, failure: Failure, out: &mut dyn Write) -> Failure {
-    let Ok((settings, _)) = Settings::load_leniently(common.config.config.as_deref()) else { return failure };
-    let closed = Settings {
-        listen: settings.listen.without_guests(),
-        firewall: FirewallSettings { pins: Vec::new(), ..settings.firewall.clone() },
-        ..settings
-    };
-    if closed.firewall.guest_interfaces.is_empty()
-        || firewall::presence(Seal::of(&closed.firewall, &closed.listen)).is_there()
-    {
+/// The configuration is broken. A ruleset that is in place stays as it is. Where there is none the configuration that
+/// was applied last comes into force again, or else guests' interfaces are closed altogether, those that can be read
+/// and those that any earlier one named: guests must not go out because of a typing error.
+fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failure, out: &mut dyn Write) -> Failure {
+    if firewall::presence(Seal::of(&FirewallSettings::default(), &Settings::default().listen)).is_there() {
+        return failure;
+    }
+    // Whatever can be said beside the failure itself is said; a closed pipe changes nothing.
+    match again(copies) {
+        Ok(Some(said)) => {
+            let _ = writeln!(out, "{said}");
+            return failure;
+        }
+        Ok(None) => {}
+        Err(why) => {
+            let _ = writeln!(out, "the configuration that was applied last cannot be applied: {}", printable(&why));
+        }
+    }
+    let mut closed = Settings::load_leniently(config).map(|(settings, _)| settings).unwrap_or_default();
+    closed.listen = closed.listen.without_guests();
+    closed.firewall.pins.clear();
+    closed.firewall.guest_interfaces.extend(copies.map(Copies::interfaces).unwrap_or_default());
+    closed.firewall.guest_interfaces.sort();
+    closed.firewall.guest_interfaces.dedup();
+    if closed.firewall.guest_interfaces.is_empty() {
         return failure;
     }
     let applied = Host::look().and_then(|host| firewall::apply(&Plan::new(&closed, &host), &host));
-    // Whatever can be said beside the failure itself is said; a closed pipe changes nothing.
     let _ = match applied {
         Ok(_) => writeln!(out, "guests' interfaces are closed altogether until the configuration is sound and applied"),
         Err(error) => writeln!(out, "guests' interfaces could not be closed either: {}", printable(&error.to_string())),
@@ -222,12 +266,32 @@ fn close_at_least(common: &Common, failure: Failure, out: &mut dyn Write) -> Fai
     failure
 }
 
-fn remove(common: &Common, out: &mut dyn Write) -> Outcome {
+/// Applies what was applied last; what to say of it, or why it cannot be applied.
+fn again(copies: Option<&Copies>) -> Result<Option<String>, String> {
+    let Some(copies) = copies else { return Ok(None) };
+    let Some(kept) = copies.load(Copy::Applied).map_err(|error| error.to_string())? else { return Ok(None) };
+    let (plan, host) =
+        bridge::with_pins(&kept.settings).and_then(|all| plan_for(&all)).map_err(|failure| failure.to_string())?;
+    let applied = firewall::apply(&plan, &host).map_err(|error| error.to_string())?;
+    let made = jiff::Timestamp::try_from(kept.made).map(|made| made.strftime("%F %T UTC").to_string());
+    let faults: String = applied.faults.iter().map(|fault| format!("\nfailed: {}", printable(fault))).collect();
+    Ok(Some(format!(
+        "the configuration that was applied last is in force again, {} of {}; put the file right and run \
+         `outgate firewall apply`{faults}",
+        kept.path.display(),
+        made.unwrap_or_default()
+    )))
+}
+
+fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
     // What is there goes, be the configuration sound or not.
     let (settings, _) = Settings::load_leniently(common.config.config.as_deref())?;
     let host = Host::look()?;
-    let removed = firewall::remove(&Plan::new(&settings, &host), &host)?;
+    let mut removed = firewall::remove(&Plan::new(&settings, &host), &host)?;
+    if let Some(Err(error)) = copies.map(|copies| copies.forget_applied()) {
+        removed.faults.push(format!("the copy of what was applied is still there: {error}"));
+    }
     let whole = removed.faults.is_empty();
     if common.json {
         let answer = json!({

@@ -1,10 +1,12 @@
 //! `outgate run`: the daemon in the foreground.
 
 use super::{Config, Exit, Failure, Outcome, bridge};
-use crate::config::Settings;
+use crate::config::{ConfigError, Copies, Copy, Settings};
+use crate::daemon::Basis;
 use crate::system::{self, Confine, User};
 use clap::Args;
 use std::io::{self, IsTerminal};
+use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;
 
 /// Run the daemon, in the foreground, until SIGTERM or SIGINT
@@ -13,6 +15,10 @@ use tracing_subscriber::EnvFilter;
 /// uses the whitelist that is built in. SIGHUP reads configuration and lists again. A transparent
 /// listener takes root, or CAP_NET_ADMIN, at the start; the ruleset that brings guests to it is
 /// `outgate firewall apply`. Once the listeners are open, every capability is given up, for good.
+///
+/// Under a service manager (NOTIFY_SOCKET is set) it starts whatever is wrong with configuration and lists: with
+/// the configuration that worked last, of which root keeps a copy, or, where there is none, refusing
+/// everybody with `not_configured` until the files have changed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -31,6 +37,10 @@ pub(super) struct Arguments {
     /// for it
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
+    /// Where the copy of the configuration that worked last is [default: /var/lib/outgate-host for
+    /// /etc/outgate/outgate.toml; no copy for another file]
+    #[arg(long, value_name = "DIR")]
+    copies: Option<PathBuf>,
     /// Do without Landlock and the system call filter; for a kernel or C library on which they break
     /// the daemon, and no longer than it takes to report that
     #[arg(long)]
@@ -41,14 +51,48 @@ pub(super) struct Arguments {
 const DEFAULT_LEVEL: &str = "info,hickory_resolver=error,hickory_net=error,hickory_proto=error";
 
 pub(super) fn run(arguments: Arguments) -> Outcome {
-    log_to_stderr(arguments.log_level)?;
+    log_to_stderr(arguments.log_level.clone())?;
     let confine = confine(arguments.user.as_deref(), !arguments.no_sandbox)?;
-    let (settings, warnings) = Settings::load(arguments.config.config.as_deref())?;
-    for warning in warnings {
-        tracing::warn!("{warning}");
-    }
-    bridge::run_daemon(settings, &confine).map_err(Failure::Failed)?;
+    let basis = match Settings::load(arguments.config.config.as_deref()) {
+        Ok((settings, warnings)) => {
+            warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
+            Basis::Current(settings)
+        }
+        Err(error) if system::has_manager() => otherwise(&arguments, error),
+        Err(error) => return Err(error.into()),
+    };
+    bridge::run_daemon(basis, &confine).map_err(Failure::Failed)?;
     Ok(Exit::Good)
+}
+
+/// What to go by where the configuration cannot be used.
+fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
+    let config = arguments.config.config.as_deref();
+    let problems = error.into_diagnostics();
+    problems.iter().for_each(|problem| tracing::error!("{problem}"));
+    let first = problems.iter().find(|problem| problem.is_error()).map(ToString::to_string).unwrap_or_default();
+    match Copies::of(config, arguments.copies.as_deref()).map(|copies| copies.load(Copy::Worked)) {
+        Some(Ok(Some(kept))) => {
+            let made = jiff::Timestamp::try_from(kept.made).map(|made| made.strftime("%F %T UTC").to_string());
+            let why = format!(
+                "the configuration is invalid ({first}); in force is the one that worked on {}, {}: mend the file and run \
+                 `outgate whitelist reload`",
+                made.unwrap_or_default(),
+                kept.path.display()
+            );
+            tracing::error!("{why}");
+            return Basis::Kept(kept.settings, why);
+        }
+        Some(Err(error)) => tracing::error!("the copy of the configuration that worked last cannot be used: {error}"),
+        Some(Ok(None)) | None => {}
+    }
+    // Where listeners are what can be read of it has them.
+    let rest = Settings::load_leniently(config).map(|(settings, _)| settings);
+    let settings = rest.unwrap_or_else(|_| Settings {
+        path: config.map(PathBuf::from).or_else(|| Settings::default().path),
+        ..Settings::default()
+    });
+    Basis::Nothing(settings, first)
 }
 
 fn confine(user: Option<&str>, sandbox: bool) -> Result<Confine, Failure> {

@@ -2,6 +2,7 @@
 
 use super::raw::KEYS;
 use super::*;
+use crate::account::{AccessLog, OnFailure};
 use crate::resolve::NameServer;
 
 const SHIPPED: &str = include_str!("../../packaging/outgate.toml");

@@ -32,11 +32,40 @@ pub(super) struct Share {
 }
 
 impl Doors {
-    /// Opens all of them, or takes them over from the service manager.
-    pub(super) fn open(listen: &ListenSettings, workers: usize) -> Result<Doors, ListenError> {
-        let mut sockets = Sockets::new(workers)?;
+    /// Opens all of them, or takes them over from the service manager. Where not all can be had, the rest is opened
+    /// all the same, and the first thing that went wrong stands beside.
+    ///
+    /// # Errors
+    /// [`ListenError`] where what was handed over is of no use.
+    pub(super) fn open(listen: &ListenSettings, workers: usize) -> Result<(Doors, Option<ListenError>), ListenError> {
+        Ok(Doors::of(Sockets::new(workers)?, listen, workers))
+    }
+
+    /// As [`open`](Self::open) where no configuration says what there should be: what the service manager handed over,
+    /// each socket by the name of its unit, or else what is built in.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub(super) fn open_by_unit(
+        built_in: &ListenSettings,
+        workers: usize,
+    ) -> Result<(Doors, ListenSettings), ListenError> {
+        let sockets = Sockets::new(workers)?;
+        let listen = match sockets.units() {
+            None => built_in.clone(),
+            Some(units) => by_unit(built_in, units),
+        };
+        let (doors, fault) = Doors::of(sockets, &listen, workers);
+        if let Some(fault) = fault {
+            tracing::error!("{fault}");
+        }
+        Ok((doors, listen))
+    }
+
+    fn of(mut sockets: Sockets, listen: &ListenSettings, workers: usize) -> (Doors, Option<ListenError>) {
         let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
         let mut bound = Vec::new();
+        let mut fault = None;
         for (kind, door, addresses) in [
             (Kind::Proxy, Door::Proxy, &listen.proxy),
             (Kind::ProxyTls, Door::ProxyTls, &listen.proxy_tls),
@@ -44,27 +73,67 @@ impl Doors {
             (Kind::Redirect, Door::Redirect, &listen.redirect),
         ] {
             for address in addresses {
-                let opened = sockets.tcp(kind, *address)?;
+                let opened = had(sockets.tcp(kind, *address), &mut fault);
                 bound.extend(address_of(&opened));
                 hand_out(opened, &mut shares, |share, listener| share.flows.push((door, listener)));
             }
         }
         for address in &listen.dns {
-            let tcp = sockets.tcp(Kind::Dns, *address)?;
+            let tcp = had(sockets.tcp(Kind::Dns, *address), &mut fault);
             let address = address_of(&tcp).unwrap_or(*address);
-            let udp = sockets.udp(Kind::Dns, address)?;
+            let udp = had(sockets.udp(Kind::Dns, address), &mut fault);
             bound.push(address);
             hand_out(tcp, &mut shares, |share, listener| share.dns_tcp.push(listener));
             hand_out(udp, &mut shares, |share, socket| share.dns_udp.push(socket));
         }
-        let admin = listen.admin.map(|address| sockets.tcp(Kind::Admin, address)).transpose()?.unwrap_or_default();
-        bound.extend(address_of(&admin));
-        let tls = listen.admin_tls.map(|address| sockets.tcp(Kind::AdminTls, address)).transpose()?.unwrap_or_default();
-        bound.extend(address_of(&tls));
+        let mut single = |kind, address: Option<SocketAddr>| {
+            let opened = address.map(|address| had(sockets.tcp(kind, address), &mut fault)).unwrap_or_default();
+            bound.extend(address_of(&opened));
+            opened.into_iter().flatten().collect()
+        };
+        let (admin, admin_tls) = (single(Kind::Admin, listen.admin), single(Kind::AdminTls, listen.admin_tls));
         let inherited = sockets.are_inherited();
-        let (admin, admin_tls) = (admin.into_iter().flatten().collect(), tls.into_iter().flatten().collect());
-        Ok(Doors { shares, admin, admin_tls, bound, unclaimed: sockets.finish()?, inherited })
+        let unclaimed = had(sockets.finish(), &mut fault);
+        (Doors { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
     }
+
+    /// Takes away those that speak TLS, which needs a certificate: who connects is reset.
+    pub(super) fn without_tls(&mut self) -> Vec<TcpListener> {
+        let mut taken: Vec<TcpListener> = std::mem::take(&mut self.admin_tls);
+        for share in &mut self.shares {
+            taken.extend(share.flows.extract_if(.., |(door, _)| *door == Door::ProxyTls).map(|(_, listener)| listener));
+        }
+        taken
+    }
+}
+
+/// The listeners that these sockets are.
+fn by_unit(built_in: &ListenSettings, units: Vec<(Kind, SocketAddr)>) -> ListenSettings {
+    let mut listen = built_in.without_listeners();
+    for (kind, address) in units {
+        let list = match kind {
+            Kind::Proxy | Kind::ProxyTls => &mut listen.proxy,
+            Kind::Transparent => &mut listen.transparent,
+            Kind::Redirect => &mut listen.redirect,
+            Kind::Dns => &mut listen.dns,
+            Kind::Admin | Kind::AdminTls => {
+                listen.admin = Some(address);
+                continue;
+            }
+        };
+        if !list.contains(&address) {
+            list.push(address);
+        }
+    }
+    listen
+}
+
+/// What could be had; the first fault is noted.
+fn had<T: Default>(opened: Result<T, ListenError>, fault: &mut Option<ListenError>) -> T {
+    opened.unwrap_or_else(|error| {
+        fault.get_or_insert(error);
+        T::default()
+    })
 }
 
 fn address_of(opened: &Shares<TcpListener>) -> Option<SocketAddr> {
@@ -83,8 +152,15 @@ pub(super) fn turn_away(unclaimed: Unclaimed) {
     for socket in unclaimed.udp {
         warn_of(socket.local_addr().ok());
     }
-    for listener in unclaimed.tcp {
+    for listener in &unclaimed.tcp {
         warn_of(listener.local_addr().ok());
+    }
+    reset(unclaimed.tcp);
+}
+
+/// Resets whoever connects. Must be called within a runtime.
+pub(super) fn reset(listeners: Vec<TcpListener>) {
+    for listener in listeners {
         let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { continue };
         tokio::spawn(async move {
             loop {

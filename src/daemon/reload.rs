@@ -66,6 +66,16 @@ pub(super) struct Summary {
 
 type Outcome = Result<Summary, Vec<String>>;
 
+/// How the configuration that the daemon starts with stands to the one in the file.
+pub(super) enum Standing {
+    /// It is that one.
+    Current,
+    /// It is one that worked before; why not that one.
+    Stale(String),
+    /// There is none; why.
+    Unconfigured(String),
+}
+
 /// What the thread is asked to do.
 enum Ask {
     /// Something may have changed on disk.
@@ -92,8 +102,10 @@ pub(super) struct Reloader {
 /// What the operator may want to know of the list.
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// Why the daemon does not run on today's files, if it does not.
+    /// Why the daemon does not run on today's lists, if it does not.
     trouble: Option<String>,
+    /// Why it does not run on the configuration as it stands.
+    stale: Option<String>,
     /// The list in force, and which files it was made of.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
     /// Who is a guest, as the control socket shows it.
@@ -133,6 +145,12 @@ impl Lists {
         }
     }
 
+    /// No list at all.
+    pub(super) fn none() -> Lists {
+        let (rules, today) = (Arc::default(), whitelist::today());
+        Lists { rules, loaded: Loaded::none(), day: today, fallback: None }
+    }
+
     /// The policy that these lists and `settings` make.
     pub(super) fn policy(&self, settings: &Settings) -> Result<Arc<Policy>, PolicyError> {
         Policy::new(Arc::clone(&self.rules), settings.policy_with(self.outbound())).map(Arc::new)
@@ -157,10 +175,16 @@ impl Reloader {
         lists: Lists,
         registry: Registry,
         bound: Vec<SocketAddr>,
+        standing: Standing,
     ) -> std::io::Result<Reloader> {
         let (ask, asked) = inbox::inbox();
         let trouble = lists.fallback.clone();
-        let state = Arc::new(Mutex::new(State { trouble, ..State::default() }));
+        let (stale, unconfigured) = match standing {
+            Standing::Current => (None, None),
+            Standing::Stale(why) => (Some(why), None),
+            Standing::Unconfigured(why) => (Some(why.clone()), Some(why)),
+        };
+        let state = Arc::new(Mutex::new(State { trouble, stale, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
@@ -168,7 +192,8 @@ impl Reloader {
         let watched: Vec<_> = folder.into_iter().chain(provider).collect();
         let watched = (!watched.is_empty()).then_some(watched);
         let state_too = Arc::clone(&state);
-        let mut desk = Desk { house, settings, lists, registry, generation: 0, state: state_too, bound, counting };
+        let mut desk =
+            Desk { house, settings, lists, registry, generation: 0, state: state_too, bound, counting, unconfigured };
         desk.announce();
         desk.show_guests();
         let looks = ask.clone();
@@ -208,9 +233,22 @@ impl Reloader {
         }
     }
 
-    /// Why the daemon does not run on today's files, if it does not.
+    /// Why the daemon does not run on configuration and lists as they stand, if it does not.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble.clone()
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let troubles: Vec<&str> = state.stale.iter().chain(&state.trouble).map(String::as_str).collect();
+        (!troubles.is_empty()).then(|| troubles.join("; "))
+    }
+}
+
+/// Tells whoever waits that there is nothing to go by.
+fn refuse(ask: Option<Ask>, why: &str) {
+    let why = || vec![why.to_owned()];
+    match ask {
+        None | Some(Ask::Look) => {}
+        Some(Ask::Reread(waiting)) => waiting.into_iter().for_each(|reply| drop(reply.send(Err(why())))),
+        Some(Ask::KeepUsed(done)) => drop(done.send(())),
+        Some(Ask::Register(_, reply) | Ask::Remove(_, reply)) => drop(reply.send(Err(why()))),
     }
 }
 
@@ -246,6 +284,8 @@ struct Desk {
     /// Where outgate really listens; port 0 in the configuration asks for any.
     bound: Vec<SocketAddr>,
     counting: Counting,
+    /// Why there is nothing to go by: then nothing is read, and nothing that was kept is touched.
+    unconfigured: Option<String>,
 }
 
 impl Desk {
@@ -266,6 +306,9 @@ impl Desk {
     }
 
     fn attend(&mut self, ask: Option<Ask>) {
+        if let Some(why) = &self.unconfigured {
+            return refuse(ask, why);
+        }
         match ask {
             Some(Ask::Look) => drop(self.look()),
             Some(Ask::Reread(waiting)) => {
@@ -321,7 +364,11 @@ impl Desk {
                 for line in &lines {
                     tracing::error!("{line}");
                 }
-                return self.failed("the configuration is invalid; what was in force stays", lines);
+                let what = "the configuration is invalid; what was in force stays";
+                self.set_stale(Some(what.to_owned()));
+                tracing::error!(problems = lines.len(), first = lines.first(), "{what}");
+                self.house.account.metrics().whitelist_failed();
+                return Err(lines);
             }
         };
         let restart_needed = self.settings.restart_needed(&settings);
@@ -341,6 +388,7 @@ impl Desk {
             ..settings
         };
         let mut outcome = self.reload(settings, restart_needed)?;
+        self.set_stale(None);
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
         outcome.warnings.extend(self.settings.shares().and_then(|shares| shares.complaint()));
         Ok(outcome)
@@ -475,6 +523,10 @@ impl Desk {
         Err(lines)
     }
 
+    fn set_stale(&self, stale: Option<String>) {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).stale = stale;
+    }
+
     fn set_trouble(&self, trouble: Option<String>) {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble = trouble;
     }
@@ -490,7 +542,7 @@ impl Desk {
             .counts()
             .map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
         self.house.account.metrics().whitelist_loaded(self.generation, &kinds);
-        if self.lists.fallback.is_some() {
+        if self.lists.fallback.is_some() || self.unconfigured.is_some() {
             self.house.account.metrics().whitelist_failed();
         }
     }

@@ -18,34 +18,50 @@ pub(super) struct Fences {
     landlock: u8,
 }
 
+/// What is left.
+pub(super) struct GivenUp {
+    pub(super) fences: Fences,
+    /// The control socket, if one is configured and could be had.
+    pub(super) control: Option<UnixListener>,
+    /// The first thing that cannot be used any more.
+    pub(super) unusable: Option<DaemonError>,
+}
+
 /// Gives up user and capabilities, asks whether the files can be used without them, and confines writing
 /// to the daemon's own folders. To be called when every listener is open and before any thread is
 /// started: threads inherit all of it.
 ///
 /// `control` opens the control socket in between: as the user who will have it, and before writing in
 /// its folder ends.
+///
+/// # Errors
+/// [`DaemonError::Privileges`]; what cannot be used without them stands beside the rest.
 pub(super) fn give_up(
     settings: &Settings,
     confine: &Confine,
     control: impl FnOnce() -> Result<Option<UnixListener>, ControlError>,
-) -> Result<(Fences, Option<UnixListener>), DaemonError> {
+) -> Result<GivenUp, DaemonError> {
+    let mut unusable = None;
     if system::is_privileged() || confine.user.is_some() {
         system::give_up(confine.user.as_ref())?;
-        system::check(&needs(settings), confine.user.as_ref())?;
+        unusable = system::check(&needs(settings), confine.user.as_ref()).err().map(DaemonError::from);
         report_lists(settings, confine.user.as_ref());
         let user = confine.user.as_ref().map_or("unchanged", |user| user.name.as_str());
         tracing::info!(user, "all privileges are given up");
     }
-    let control = control()?;
+    let control = control().unwrap_or_else(|error| {
+        unusable.get_or_insert(error.into());
+        None
+    });
     if !confine.sandbox {
         tracing::warn!(
             "--no-sandbox: a hole in outgate would open every file and system call that its user has; \
              find out what the sandbox breaks and leave the switch off again"
         );
-        return Ok((Fences { sandbox: false, landlock: 0 }, control));
+        return Ok(GivenUp { fences: Fences { sandbox: false, landlock: 0 }, control, unusable });
     }
     let fences = Fences { sandbox: true, landlock: system::fence_files(&writable(settings)) };
-    Ok((fences, control))
+    Ok(GivenUp { fences, control, unusable })
 }
 
 /// Bars every system call that only the start needed, once all threads are up.

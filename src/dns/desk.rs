@@ -369,8 +369,13 @@ impl Refused {
     }
 
     fn by_policy(refusal: Refusal, is_parent: bool) -> Refused {
-        let code = if is_parent { ResponseCode::NoError } else { ResponseCode::NXDomain };
-        Refused { code, extended: extended::BLOCKED, refusal }
+        let (code, extended) = match refusal.reason {
+            // Nothing is known of any name: who asks should ask again.
+            Reason::NotConfigured => (ResponseCode::ServFail, extended::NOT_READY),
+            _ if is_parent => (ResponseCode::NoError, extended::BLOCKED),
+            _ => (ResponseCode::NXDomain, extended::BLOCKED),
+        };
+        Refused { code, extended, refusal }
     }
 
     fn reply(&self) -> Reply<'static> {

@@ -152,6 +152,9 @@ fn note_use(rules: &Rules, case: &Case<'_>, effect: Effect) {
 pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
     let rules = &policy.rules;
     let refuse = |reason, place| NameRefusal { refusal: refusal(rules, reason, place), is_parent: false };
+    if policy.unconfigured {
+        return Err(refuse(Reason::NotConfigured, None));
+    }
     let Some(standing) = policy.guests.standing(&source.into()) else { return Err(refuse(Reason::UnknownGuest, None)) };
     if standing.mode == Mode::None {
         return Err(refuse(Reason::ModeNone, None));
@@ -211,6 +214,9 @@ fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
 impl<'a> Case<'a> {
     /// Everything that can be said before the list is asked.
     pub(super) fn open(policy: &'a Policy, claim: &'a Claim) -> Result<Case<'a>, Reason> {
+        if policy.unconfigured {
+            return Err(Reason::NotConfigured);
+        }
         let standing = policy.guests.standing(&claim.source).ok_or(Reason::UnknownGuest)?;
         if standing.mode == Mode::None {
             return Err(Reason::ModeNone);

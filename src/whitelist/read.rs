@@ -129,6 +129,11 @@ impl Files {
         files
     }
 
+    /// None at all.
+    pub fn none() -> Files {
+        Files { dir: None, files: Vec::new(), problems: Problems::default() }
+    }
+
     /// Adds list and rules of a data dir. Where one is missing, yagna goes on without.
     fn read_provider(&mut self, data_dir: &Path) {
         // Its files are called by their whole path, which must not be taken for one within the whitelist dir.

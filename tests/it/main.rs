@@ -42,6 +42,7 @@ mod tidy;
 mod tls;
 mod transparent;
 mod tunnel;
+mod unconfigured;
 mod upstream;
 mod usage;
 mod whole;

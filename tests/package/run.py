@@ -209,7 +209,7 @@ def check_removal(world, package):
     world.sh("cd /etc/systemd/system && ln -s /usr/lib/systemd/system/outgate-dns.socket outgate.service.wants/")
     said = world.sh("dpkg -P outgate")
     assert "tap7" in said and "nft delete table $t" in said, said
-    for gone in ["/etc/outgate", "/var/lib/outgate", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
+    for gone in ["/etc/outgate", "/var/lib/outgate", "/var/lib/outgate-host", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
         assert not os.path.lexists(world.path(gone)), f"{gone} is left"
     assert not world.sh("find /etc/systemd /var/lib/systemd -name '*outgate*'").strip()
     # What the message says, word for word.

@@ -511,25 +511,39 @@ def healthy(provider):
     assert provider.proxied().startswith("200"), f"{provider.proxied()}; {provider.journal()}"
 
 
+READYZ = "curl -s -m 5 -o /tmp/readyz -w '%{http_code} ' http://127.0.0.1:3190/readyz; cat /tmp/readyz"
+
+
 def cannot_start(provider):
-    """A configuration that ends it at once, with connections waiting: it goes on trying, and then serves them."""
-    provider.do("cp -p /etc/outgate/outgate.toml /root/; echo 'nonsense = 1' >> /etc/outgate/outgate.toml")
+    """A typo and a restart: what worked before goes on. Without its copy everybody is told at once, by a daemon that stays. Put right, it starts anew."""
+    provider.do("cp -p /etc/outgate/outgate.toml /root/; sed -i '1i nonsense = [' /etc/outgate/outgate.toml")
+    kept = provider.do("stat -c '%U %a' /var/lib/outgate-host /var/lib/outgate-host/worked.toml").split()
+    assert kept == ["root", "755", "root", "644"], kept
 
-    def event():
-        provider.run("systemctl restart outgate.service", 60)
-        time.sleep(8)
-        state = provider.show("outgate.service", "ActiveState", "NRestarts")
-        assert state["ActiveState"] != "failed" and int(state["NRestarts"]) >= 2, f"{state}; {provider.journal()}"
-        for unit in SOCKETS:
-            assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}"
-        assert "nonsense" in provider.journal(), provider.journal()
-        provider.do("cp -p /root/outgate.toml /etc/outgate/")
+    def goes_on():
+        provider.do("systemctl restart outgate.service", 60)
+        provider.until(READYZ, r"^503 (.|\n)*outgate\.toml:1:(.|\n)*worked\.toml", 20, "nothing is said of the copy")
 
-    result = load(provider, 20, event, rate=2)
-    provider.ready()
+    before = load(provider, 12, goes_on, rate=2)
+    assert set(before["ends"]) == {"200"}, f"{before}; {provider.journal()}"
+
+    def refuses():
+        provider.do("mv /var/lib/outgate-host/worked.toml /root/; systemctl restart outgate.service", 60)
+        provider.until(READYZ, r"^503 (.|\n)*not_configured", 20, "it is not said that nothing is in force")
+        pid = provider.pid()
+        time.sleep(5)
+        assert provider.pid() == pid, f"started again: {provider.journal()}"
+        assert provider.do("systemctl show -P StatusText outgate.service").count("not_configured") == 1
+
+    during = load(provider, 15, refuses, rate=2)
+    assert set(during["ends"]) <= {"200", "503"} and during["ends"].get("503", 0) > 5, f"{during}; {provider.journal()}"
+    for unit in SOCKETS:
+        assert provider.state(unit) == "active", f"{unit}: {provider.state(unit)}"
+    provider.do("cp -p /root/outgate.toml /etc/outgate/")
+    took = provider.until(READYZ, "^200 ", 60, "what was put right is not taken")
     healthy(provider)
-    assert set(result["ends"]) <= {"200", "silence"} and result["ends"].get("200", 0) > 10, f"{result}"
-    return f"{result['ends']}, the longest wait {result['longest']} s"
+    provider.until("ls /var/lib/outgate-host", "worked.toml", 10, "no copy is kept")
+    return f"{before['ends']}, then {during['ends']}, the longest wait {during['longest']} s; at work again after {took:.1f} s"
 
 
 def broken_list(provider):
@@ -688,6 +702,23 @@ def remove(provider):
     nothing_gets_out(provider)
 
 
+def boot_on_a_typo(provider):
+    """A configuration that cannot be read, and a reboot: what was applied last holds before whoever starts guests."""
+    provider.do("cp -p /etc/outgate/outgate.toml /root/; sed -i '1i nonsense = [' /etc/outgate/outgate.toml")
+    provider.reboot()
+    provider.until("systemctl is-system-running", "running|degraded", 120, "not up")
+    assert "inet outgate" in provider.do("cat /run/at-guests-start"), f"no ruleset when guests start: {provider.journal('outgate-firewall.service')}"
+    said = provider.journal("outgate-firewall.service")
+    assert "outgate.toml:1:" in said and "applied last is in force again" in said, said
+    # A guest, and a host that forwards.
+    provider.do("sh /brought/world.sh", 90)
+    nothing_gets_out(provider)
+    provider.until(READYZ, r"^503 (.|\n)*worked\.toml", 30, "nothing is said of the copy")
+    provider.do("cp -p /root/outgate.toml /etc/outgate/; systemctl restart outgate-firewall.service outgate.service", 90)
+    provider.until(READYZ, "^200 ", 60, "what was put right is not taken")
+    serves(provider)
+
+
 def again(provider):
     """What was enabled is so again, and at work."""
     said = provider.do("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
@@ -700,7 +731,7 @@ def again(provider):
 def purge(provider):
     said = provider.do("dpkg -P outgate 2>&1", 120)
     assert "br0" in said, f"nothing about the guests' interface: {said}"
-    left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
+    left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/lib/outgate-host /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
     assert not left, f"left behind: {left}"
     nothing_gets_out(provider)
     # To open the guests at once, as printed, by removal and purge alike.
@@ -806,7 +837,7 @@ CHECKS = [
     ("DNS bindings over a restart", bindings),
     ("watchdog", watchdog),
     ("kill -9 ten times", killed),
-    ("cannot start for a while", cannot_start),
+    ("a configuration that cannot be used", cannot_start),
     ("restart onto a broken list", broken_list),
     ("stop: nothing gets out", stop),
     ("firewall unit stopped: nothing gets out", stop_firewall),
@@ -814,6 +845,7 @@ CHECKS = [
     ("started again by a guest's connection", start_again),
     ("nftables started, reloaded, restarted", nftables),
     ("boot order", order),
+    ("boot on a configuration that cannot be read", boot_on_a_typo),
 ]
 # With a package to install alone.
 PACKAGE_CHECKS = [
@@ -824,7 +856,7 @@ PACKAGE_CHECKS = [
     ("purge", purge),
 ]
 
-BOOTS = [order]
+BOOTS = [order, boot_on_a_typo]
 # What a container shows as well as a machine does, and ten times as fast.
 FAST = [printed, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]

@@ -37,7 +37,17 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
     });
     let counting = Counting::start(&settings.state_dir, &lists.rules);
     let registry = Registry::default();
-    Desk { house, settings, lists, registry, generation: 1, state: Arc::default(), bound: Vec::new(), counting }
+    Desk {
+        house,
+        settings,
+        lists,
+        registry,
+        generation: 1,
+        state: Arc::default(),
+        bound: Vec::new(),
+        counting,
+        unconfigured: None,
+    }
 }
 
 fn allows(desk: &Desk, target: &str) -> bool {

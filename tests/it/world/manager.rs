@@ -17,13 +17,15 @@ const FIRST: i32 = 100;
 /// Sockets to be handed over, and an ear.
 pub struct Manager {
     sockets: Vec<Socket>,
+    /// The names of their units, in order; empty: they have none.
+    units: Vec<String>,
     ear: Option<(PathBuf, Duration)>,
 }
 
 impl Manager {
     /// Opens `count` listeners of each address.
     pub fn listen(namespace: &Namespace, addresses: &[&str], count: usize) -> Manager {
-        let mut manager = Manager { sockets: Vec::new(), ear: None };
+        let mut manager = Manager { sockets: Vec::new(), units: Vec::new(), ear: None };
         for address in addresses {
             (0..count).for_each(|_| manager.add(namespace, address, Type::STREAM, false));
         }
@@ -51,6 +53,11 @@ impl Manager {
         self.sockets.push(namespace.run(open).unwrap_or_else(|error| panic!("{address}: {error}")));
     }
 
+    /// The units that the sockets are of, in order.
+    pub fn name(&mut self, units: &[&str]) {
+        self.units = units.iter().map(|unit| (*unit).to_owned()).collect();
+    }
+
     /// A socket at `path` on which the daemon says how it is, by a watchdog of `limit`.
     pub fn hear(&mut self, path: &Path, limit: Duration) -> UnixDatagram {
         let ear = UnixDatagram::bind(path).unwrap();
@@ -73,7 +80,7 @@ impl Manager {
         shell.stdin(Stdio::null()).env_remove("RUST_LOG");
         shell.args(["-c", &script, "bash"]).arg(command.get_program()).args(command.get_args());
         if !handed.is_empty() {
-            shell.env("LISTEN_FDS", handed.len().to_string());
+            shell.env("LISTEN_FDS", handed.len().to_string()).env("LISTEN_FDNAMES", self.units.join(":"));
         }
         if let Some((path, limit)) = &self.ear {
             shell.env("NOTIFY_SOCKET", path).env("WATCHDOG_USEC", limit.as_micros().to_string());

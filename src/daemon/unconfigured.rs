@@ -1,0 +1,137 @@
+//! A daemon that has nothing to go by: configuration or lists cannot be used, and no copy of them can. Ended by
+//! that it would be started again and again, and guests would hang in its sockets meanwhile; so under a service
+//! manager it stays, refuses everybody at once with `not_configured`, says why wherever it is asked, and ends when
+//! what it was made of has changed: the service manager starts it anew.
+
+use super::DaemonError;
+use crate::account::LogSettings;
+use crate::config::{CONFIG_FILE, Settings};
+use crate::golem::rules as provider;
+use crate::policy::PolicySettings;
+use crate::resolve::{NameServer, ResolverSettings};
+use crate::tls::TlsSettings;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Between two looks at the files.
+const LOOK: Duration = Duration::from_secs(1);
+/// Until the next try where it is not files that are in the way.
+const RETRY: Duration = Duration::from_secs(60);
+
+/// Why the daemon has nothing to go by, and what may change that.
+pub(super) struct Unconfigured {
+    /// One line, for whoever asks how the daemon is.
+    pub(super) trouble: String,
+    watched: Vec<PathBuf>,
+    seen: Vec<Seen>,
+    retries: bool,
+}
+
+/// What one sees of a file from outside: its inode, its length and when it changed.
+#[derive(Debug, PartialEq, Eq)]
+struct Seen(PathBuf, Option<(u64, u64, i64, i64)>);
+
+impl Unconfigured {
+    /// `settings` are those that could not be used.
+    pub(super) fn new(fault: &DaemonError, settings: &Settings) -> Unconfigured {
+        let whole = fault.to_string();
+        let line = whole.lines().next().unwrap_or_default();
+        let config = settings.path.clone().unwrap_or_else(|| CONFIG_FILE.into());
+        let tls = settings.tls.iter().flat_map(TlsSettings::files).map(Path::to_owned);
+        let provider = settings.data_dir().map(provider::files).into_iter().flatten();
+        let lists = settings.whitelist_dir.clone();
+        let watched: Vec<PathBuf> = [config].into_iter().chain(lists).chain(tls).chain(provider).collect();
+        let retries = !matches!(
+            fault,
+            DaemonError::Unusable(_) | DaemonError::Lists(_) | DaemonError::Policy(_) | DaemonError::Tls(_)
+        );
+        let trouble = format!(
+            "nothing is in force, everybody is refused (not_configured): {line}; put it right, and the daemon starts \
+             anew by itself"
+        );
+        let seen = look(&watched);
+        Unconfigured { trouble, watched, seen, retries }
+    }
+
+    /// Returns when another start may come to something else.
+    pub(super) async fn until_changed(&self) {
+        let mut waited = Duration::ZERO;
+        loop {
+            tokio::time::sleep(LOOK).await;
+            waited += LOOK;
+            if look(&self.watched) != self.seen || (self.retries && waited >= RETRY) {
+                return;
+            }
+        }
+    }
+}
+
+/// A folder's files stand for it.
+fn look(paths: &[PathBuf]) -> Vec<Seen> {
+    let mut seen = Vec::new();
+    for path in paths {
+        seen.push(one(path.clone()));
+        let mut inside: Vec<PathBuf> =
+            std::fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+        inside.sort_unstable();
+        seen.extend(inside.into_iter().map(one));
+    }
+    seen
+}
+
+fn one(path: PathBuf) -> Seen {
+    let meta = std::fs::metadata(&path).ok();
+    let seen = meta.map(|meta| (meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()));
+    Seen(path, seen)
+}
+
+/// What is left of settings when nothing of them is to be relied on but who listens where and what limits hold.
+pub(super) fn remains(settings: Settings) -> Settings {
+    Settings {
+        whitelist_dir: None,
+        policy: PolicySettings { guests: Vec::new(), ..settings.policy },
+        tls: None,
+        golem: None,
+        log: LogSettings::default(),
+        // Nobody is ever asked.
+        resolver: ResolverSettings {
+            servers: vec![NameServer::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 53)))],
+            hosts_file: None,
+            ..settings.resolver
+        },
+        ..settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_when_a_file_changed_and_not_before() {
+        let dir = tempfile::tempdir().unwrap();
+        let (config, lists) = (dir.path().join("outgate.toml"), dir.path().join("lists"));
+        std::fs::create_dir(&lists).unwrap();
+        std::fs::write(&config, "x").unwrap();
+        let settings =
+            Settings { path: Some(config.clone()), whitelist_dir: Some(lists.clone()), ..Settings::default() };
+        let settles = async |fault: &DaemonError, change: &dyn Fn()| {
+            let unconfigured = Unconfigured::new(fault, &settings);
+            let quiet = tokio::time::timeout(RETRY * 2, unconfigured.until_changed()).await.is_err();
+            change();
+            (quiet, tokio::time::timeout(RETRY / 2, unconfigured.until_changed()).await.is_ok())
+        };
+        let fault = DaemonError::Unusable("outgate.toml:1:1: no TOML\nand more".to_owned());
+        assert!(Unconfigured::new(&fault, &settings).trouble.contains("no TOML; put it right"));
+        assert_eq!(settles(&fault, &|| ()).await, (true, false));
+        assert_eq!(settles(&fault, &|| std::fs::write(&config, "y = 1").unwrap()).await, (true, true));
+        assert_eq!(settles(&fault, &|| std::fs::write(lists.join("a.rules"), "ipfs.io").unwrap()).await, (true, true));
+        assert_eq!(settles(&fault, &|| std::fs::remove_file(lists.join("a.rules")).unwrap()).await, (true, true));
+        assert_eq!(settles(&fault, &|| std::fs::remove_file(&config).unwrap()).await, (true, true));
+        // What no file says anything of is tried again.
+        let elsewhere = DaemonError::System(std::io::Error::other("no thread"));
+        assert!(!settles(&elsewhere, &|| ()).await.0);
+    }
+}
