@@ -27,6 +27,7 @@ pub use metrics::{Limit, Metrics};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Meter, Record};
 pub use refusals::RefusalView;
+pub use tracking::tracked;
 
 use crate::identify::Claim;
 use crate::policy::{Location, NearMiss};

@@ -65,6 +65,8 @@ enum Exit {
     Usage,
     /// The daemon cannot be reached.
     Unreachable,
+    /// The firewall was applied, and something else cuts guests off.
+    CutOff,
     /// A command was run, and this is its own code.
     Command(u8),
 }
@@ -76,6 +78,7 @@ impl From<Exit> for ExitCode {
             Exit::No => 1,
             Exit::Usage => 2,
             Exit::Unreachable => 3,
+            Exit::CutOff => 6,
             Exit::Command(code) => code,
         })
     }
@@ -155,7 +158,8 @@ Exit codes:
   0  good
   1  the answer is no, or it failed
   2  the arguments make no sense
-  3  the daemon cannot be reached";
+  3  the daemon cannot be reached
+  6  the firewall is applied, and another one cuts guests off all the same";
 
 #[derive(Subcommand)]
 enum Command {

@@ -65,6 +65,8 @@ pub struct Settings {
     pub dial: DialSettings,
     /// `[firewall]`, and the guests that are held to an interface.
     pub firewall: FirewallSettings,
+    /// `[firewall].not_guests`: interfaces and patterns that carry no guests although they look like it.
+    pub not_guests: Vec<String>,
     /// `[limits]`.
     pub limits: LimitSettings,
     /// `[log]`.
@@ -363,6 +365,7 @@ impl Settings {
             resolver: ResolverSettings { servers: Vec::new(), hosts_file: None, timeout: Duration::from_secs(2) },
             dial: DialSettings { connect_timeout: Duration::from_secs(5) },
             firewall: FirewallSettings::default(),
+            not_guests: Vec::new(),
             limits: LimitSettings {
                 connections: Some(4096),
                 new_connections_per_second: Some(500),

@@ -4,6 +4,8 @@
 //! Who may read is a matter of the socket's mode (0660 and its group); who may change something is
 //! asked of the kernel (SO_PEERCRED, unix(7)): root and the daemon's own user.
 
+pub mod host;
+
 use crate::account::Account;
 use crate::admin::http::{self, Answer, answer};
 use crate::guests::Application;

@@ -11,12 +11,14 @@ mod pulse;
 mod relief;
 mod reload;
 mod settle;
+mod troubles;
 mod unconfigured;
 
 use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
+use crate::control::host::Heard;
 use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
 use crate::flow::{self, House, Live, Porch};
@@ -27,9 +29,9 @@ use crate::resolve::{ResolveSetupError, Resolver};
 use crate::source::Source;
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
 use crate::tls::{Fault, Keeper as TlsKeeper, TlsError};
+use crate::trouble;
 use arc_swap::ArcSwap;
 use doors::{Doors, Share};
-use guard::Guard;
 use pulse::Pulse;
 use relief::Relief;
 use reload::{Lists, Reloader, Standing};
@@ -45,6 +47,7 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+use troubles::{Certificate, Troubles};
 use unconfigured::Unconfigured;
 
 /// How long open flows get after SIGTERM where the listeners are this process's own.
@@ -157,7 +160,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     fault.held(unopened.map_or(Ok(()), |error| Err(error.into())))?;
     // Files and the control socket are whose they will be used by, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
-    let GivenUp { fences, control, unusable } = settle::give_up(&settings, confine, control)?;
+    let GivenUp { fences, control, host, unusable } = settle::give_up(&settings, confine, control)?;
     fault.held(unusable.map_or(Ok(()), Err))?;
     let mut made = None;
     if fault.first.is_none() {
@@ -199,8 +202,21 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
     let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
-    let start =
-        Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun, stale, unconfigured };
+    let start = Start {
+        settings,
+        lists,
+        registry,
+        tls,
+        doors,
+        control,
+        host,
+        fences,
+        relief,
+        pulse,
+        begun,
+        stale,
+        unconfigured,
+    };
     let result = runtime.block_on(govern(&house, signals, start));
     end.cancel();
     for thread in threads {
@@ -304,6 +320,7 @@ struct Start {
     tls: Option<TlsKeeper>,
     doors: Doors,
     control: Option<UnixListener>,
+    host: Option<UnixListener>,
     fences: Fences,
     relief: Relief,
     pulse: Pulse,
@@ -316,11 +333,23 @@ struct Start {
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
 async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
-    let Start { settings, lists, registry, tls, doors, control, fences, relief, pulse, begun, stale, unconfigured } =
-        start;
+    let Start {
+        settings,
+        lists,
+        registry,
+        tls,
+        doors,
+        control,
+        host,
+        fences,
+        relief,
+        pulse,
+        begun,
+        stale,
+        unconfigured,
+    } = start;
     let where_to = settings.listen.clone();
     let rules = lists.len();
-    let guard = Guard::new(house);
     let standing = match (&unconfigured, stale) {
         (Some(unconfigured), _) => Standing::Unconfigured(unconfigured.trouble.clone()),
         (None, Some(why)) => Standing::Stale(why),
@@ -328,12 +357,18 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     };
     let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
-    served.spawn(guard.clone().watch());
+    let heard = Arc::new(Heard::default());
+    if let Some(host) = host {
+        served.spawn(hear(host, Arc::clone(&heard)));
+    }
+    let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
+    let troubles = Troubles::new(house, &reloader, &heard, certificate.clone());
+    served.spawn(troubles.clone().watch());
     doors::turn_away(doors.unclaimed);
-    let (trouble, stop, fullness) = (trouble(house, &reloader, &guard), house.stop.clone(), relief.clone());
+    let (trouble, stop, fullness) = (troubles.clone(), house.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-        trouble().into_iter().chain(fullness.not_ready()).chain(stopping).collect()
+        texts(&trouble.now()).chain(fullness.not_ready()).chain(stopping).collect()
     };
     let live = Arc::clone(&house.live);
     let is_guest = move |name: &str| live.load().policy.names_guest(name);
@@ -354,13 +389,18 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
             house.account.metrics().expect_handshakes(door, faults.iter().map(|fault| fault.as_str()));
         }
         let account = Arc::clone(&house.account);
-        served.spawn(tls.follow(move |read| match read {
-            Ok(expires) => account.metrics().certificate_expires(expires),
-            Err(_) => account.metrics().certificate_failed(),
+        served.spawn(tls.follow(move |read| {
+            if let Some(certificate) = &certificate {
+                certificate.read_again(read.as_ref().ok().copied());
+            }
+            match read {
+                Ok(expires) => account.metrics().certificate_expires(expires),
+                Err(_) => account.metrics().certificate_failed(),
+            }
         }));
     }
     if let Some(listener) = control {
-        let status = status(house, &reloader, &guard, &relief);
+        let status = status(house, &troubles, &relief);
         let (account, used, make) = (Arc::clone(&house.account), used(&reloader), make(&reloader));
         let guests = reloader.clone();
         let guests = Box::new(move || guests.guests());
@@ -374,7 +414,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     );
     settle::bar_calls(fences, &house.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(pulse.report(state(house, &reloader, &guard, &relief)));
+    served.spawn(pulse.report(state(house, &troubles, &relief)));
     let grace = grace(doors.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
@@ -403,25 +443,26 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     if anew { Err(DaemonError::Changed) } else { Ok(()) }
 }
 
-/// What keeps the daemon from being ready.
-fn trouble(house: &Arc<House>, reloader: &Reloader, guard: &Guard) -> impl Fn() -> Vec<String> + Send + Sync + use<> {
-    let (account, reloader, guard) = (Arc::clone(&house.account), reloader.clone(), guard.clone());
-    move || reloader.trouble().into_iter().chain(guard.trouble()).chain(account.log_trouble()).collect()
+/// Listens to the watcher for as long as it can.
+async fn hear(socket: UnixListener, heard: Arc<Heard>) {
+    if let Err(error) = control::host::hear(socket, heard).await {
+        tracing::error!(%error, "outgate-host.service is not heard any more");
+    }
+}
+
+fn texts(troubles: &[trouble::Trouble]) -> impl Iterator<Item = String> {
+    let mut texts: Vec<String> = troubles.iter().map(|trouble| trouble.text.clone()).collect();
+    texts.dedup();
+    texts.into_iter()
 }
 
 /// What `systemctl status` shows.
-fn state(
-    house: &Arc<House>,
-    reloader: &Reloader,
-    guard: &Guard,
-    relief: &Relief,
-) -> impl Fn() -> String + Send + use<> {
-    let (house, trouble, relief) = (Arc::clone(house), trouble(house, reloader, guard), relief.clone());
-    let guard = guard.clone();
+fn state(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
+    let (house, troubles, relief) = (Arc::clone(house), troubles.clone(), relief.clone());
     move || {
         let open = house.gate.total();
-        let not_ready: Vec<String> = trouble().into_iter().chain(relief.not_ready()).collect();
-        match (not_ready, relief.overload().or_else(|| guard.outdated())) {
+        let not_ready: Vec<String> = texts(&troubles.now()).chain(relief.not_ready()).collect();
+        match (not_ready, relief.overload().or_else(|| troubles.outdated())) {
             (trouble, _) if !trouble.is_empty() => {
                 format!("Not ready: {}; {open} connections open", trouble.join("; "))
             }
@@ -432,13 +473,17 @@ fn state(
 }
 
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, reloader: &Reloader, guard: &Guard, relief: &Relief) -> control::Status {
-    let (house, trouble, relief) = (Arc::clone(house), trouble(house, reloader, guard), relief.clone());
-    let guard = guard.clone();
+fn status(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> control::Status {
+    let (house, troubles, relief) = (Arc::clone(house), troubles.clone(), relief.clone());
     Box::new(move || {
-        let trouble: Vec<String> = trouble().into_iter().chain(relief.overload()).chain(guard.outdated()).collect();
-        let trouble = (!trouble.is_empty()).then(|| trouble.join("; "));
-        serde_json::json!({ "open_connections": house.gate.total(), "trouble": trouble })
+        let mut shown = troubles.shown();
+        let all: Vec<String> = texts(&troubles.now()).chain(relief.overload()).chain(troubles.outdated()).collect();
+        let trouble = (!all.is_empty()).then(|| all.join("; "));
+        if let Some(shown) = shown.as_object_mut() {
+            shown.insert("open_connections".to_owned(), house.gate.total().into());
+            shown.insert("trouble".to_owned(), trouble.into());
+        }
+        shown
     })
 }
 

@@ -20,6 +20,7 @@ mod plan;
 mod ports;
 mod routing;
 mod script;
+mod snapshot;
 pub(crate) mod tool;
 mod tracking;
 mod watch;
@@ -31,7 +32,7 @@ pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
 pub use plan::Plan;
 pub use tool::FirewallError;
-pub use watch::{Events, Mended, Standing, held, keep_swept, mend, standing};
+pub use watch::{Change, Events, Mended, Standing, held, keep_swept, mend, report, standing};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;

@@ -46,3 +46,4 @@ pub mod seldom;
 pub mod shell;
 pub mod source;
 pub mod target;
+pub mod trouble;

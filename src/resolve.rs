@@ -205,6 +205,11 @@ impl Resolver {
         Ok(())
     }
 
+    /// The DNS servers, where all of them failed lately and none has answered since.
+    pub fn all_failing(&self) -> Option<String> {
+        self.state.load().sources.upstreams().all_failing()
+    }
+
     /// Takes over another floor; servers and what is known of names stay.
     pub fn set_floor(&self, floor: FloorSettings) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);

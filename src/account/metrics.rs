@@ -97,6 +97,8 @@ pub struct Metrics {
     guest_bytes: IntCounterVec,
     whitelist: Whitelist,
     revoked: IntCounter,
+    firewall_configured: IntGauge,
+    troubles: IntGaugeVec,
     firewall: IntGauge,
     landlock: IntGauge,
     seccomp: IntGauge,
@@ -206,6 +208,8 @@ impl Metrics {
             whitelist: Whitelist::new(&make)?,
             revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
             firewall: make.gauge("outgate_firewall_in_place", "1 if the table of the firewall that the configuration asks for is seen in place; `outgate firewall status` looks at all of it.")?,
+            firewall_configured: make.gauge("outgate_firewall_configured", "1 if the configuration in force asks for a firewall.")?,
+            troubles: make.gauges("outgate_trouble", "1 while something is wrong that cuts guests off, lets them out or soon may, by its kind; `outgate status` says what and what mends it.", &["cause"])?,
             landlock: make.gauge("outgate_landlock_abi", "Version of Landlock that confines the daemon's writing; 0 without.")?,
             seccomp: make.gauge("outgate_seccomp_enabled", "1 if the system call filter is in force.")?,
             certificate: Certificate::new(&make)?,
@@ -242,6 +246,16 @@ impl Metrics {
     /// The ruleset is in place, as far as it can be told.
     pub fn set_firewall_in_place(&self, in_place: bool) {
         self.firewall.set(i64::from(in_place));
+    }
+
+    /// The configuration in force asks for a firewall.
+    pub fn set_firewall_configured(&self, configured: bool) {
+        self.firewall_configured.set(i64::from(configured));
+    }
+
+    /// There is a trouble of this kind.
+    pub fn set_trouble(&self, cause: &'static str, is_there: bool) {
+        self.troubles.with_label_values(&[cause]).set(i64::from(is_there));
     }
 
     /// What confines the daemon itself.

@@ -35,6 +35,11 @@ impl Tracking {
     }
 }
 
+/// Entries of the kernel's connection tracking table, and how many it takes.
+pub fn tracked() -> Option<(i64, i64)> {
+    entries().zip(setting("nf_conntrack_max"))
+}
+
 fn entries() -> Option<i64> {
     setting("nf_conntrack_count").or_else(|| {
         // `ProcSubset=pid` leaves this one.

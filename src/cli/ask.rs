@@ -2,7 +2,7 @@
 //! `whitelist reload`. What the daemon answers is JSON; `--json` hands it on, without it people get
 //! a table.
 
-use super::table::{self, bytes, duration, grouped, printable};
+use super::table::{self, bytes, counted, duration, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::{SYSTEM_CONTROL, Settings};
 use bridge::Question;
@@ -90,12 +90,45 @@ pub(super) struct Daemon {
 }
 
 pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcome {
-    let answer = arguments.answer.daemon.ask(Question::Status)?;
+    let mut answer = arguments.answer.daemon.ask(Question::Status)?;
     if arguments.answer.json {
         return write_json(&answer, out);
     }
+    write_guard(&answer, out)?;
+    if let Some(facts) = answer.as_object_mut() {
+        // Said above.
+        for key in ["firewall_configured", "guarding", "unguarded", "troubles"] {
+            facts.remove(key);
+        }
+    }
     write_facts("", &answer, out)?;
     Ok(Exit::Good)
+}
+
+/// The first lines: who is guarded, who is not, and what is wrong.
+fn write_guard(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
+    let list = |key: &str| answer.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let text = |value: &Value, key: &str| printable(value.get(key).and_then(Value::as_str).unwrap_or_default());
+    let is_configured = answer.get("firewall_configured").and_then(Value::as_bool) == Some(true);
+    for guarded in list("guarding") {
+        let guests = guarded.get("guests").and_then(Value::as_u64).unwrap_or_default();
+        writeln!(out, "guarding {}: {}", text(guarded, "interface"), counted(guests, "guest"))?;
+    }
+    match answer.get("guarding") {
+        Some(Value::Array(guarding)) if guarding.is_empty() => {
+            writeln!(out, "guarding NOTHING: no guests' interface is there")?
+        }
+        Some(Value::Array(_)) => {}
+        _ if is_configured => writeln!(out, "guarding: not known, `outgate firewall status` as root says it")?,
+        _ => writeln!(out, "guarding NOTHING: no firewall is configured")?,
+    }
+    for interface in list("unguarded").iter().filter_map(Value::as_str) {
+        writeln!(out, "NOT guarded: {}", printable(interface))?;
+    }
+    for trouble in list("troubles") {
+        writeln!(out, "TROUBLE {}: {}", text(trouble, "cause"), text(trouble, "text"))?;
+    }
+    Ok(())
 }
 
 pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcome {

@@ -63,6 +63,9 @@ struct PrintArguments {
 /// A configuration that cannot be used is not applied: a ruleset that is in place stays. Where none is, the
 /// configuration that was applied last is, of which root keeps a copy; without one, guests' interfaces are
 /// closed altogether, as far as they are known. Exit code 1 in either case.
+///
+/// Exit code 0 if it is in force, 1 if it was not applied as a whole, 6 if it was and another firewall cuts guests off all
+/// the same; the warnings say which, and what lets them in.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -219,7 +222,8 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
     let whole = applied.faults.is_empty();
     if common.json {
         let answer = json!({
-            "applied": whole, "interfaces": applied.interfaces, "faults": applied.faults, "warnings": applied.warnings
+            "applied": whole, "interfaces": applied.interfaces, "faults": applied.faults, "warnings": applied.warnings,
+            "cut_off": applied.cut_off
         });
         write_json(&answer, out)?;
     } else {
@@ -228,7 +232,11 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
         write_list("warning", &applied.warnings, out)?;
         write_list("failed", &applied.faults, out)?;
     }
-    Ok(if whole { Exit::Good } else { Exit::No })
+    Ok(match (whole, applied.cut_off.is_empty()) {
+        (false, _) => Exit::No,
+        (true, false) => Exit::CutOff,
+        (true, true) => Exit::Good,
+    })
 }
 
 /// The configuration is broken. A ruleset that is in place stays as it is. Where there is none the configuration that

@@ -39,6 +39,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     settings.floor_permitted = permitted(&raw.dial.permit_addresses, problems);
     settings.listen = listeners::check(&raw.listen, settings.listen, folder, problems);
     settings.firewall = firewall::check(raw, pins, &settings.listen, problems);
+    settings.not_guests = firewall::not_guests(raw, problems);
     settings.whitelist_dir = Some(match &raw.whitelist_dir {
         Some(given) => path(given, "dir", folder, problems),
         None => WHITELIST_DIR.into(),

@@ -64,6 +64,21 @@ pub(super) fn check(
     settings
 }
 
+/// Checks `not_guests`.
+pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> {
+    let mut names = Vec::new();
+    for item in raw.firewall.not_guests.iter().flat_map(|list| list.get_ref()) {
+        match values::is_interface(item.get_ref(), true) {
+            true => names.push(item.get_ref().clone()),
+            false => {
+                let text = item.get_ref();
+                problems.error(item.span(), format!("{text:?} is no network interface; write for example \"docker0\""));
+            }
+        }
+    }
+    names
+}
+
 fn check_guest_listeners(span: Range<usize>, listen: &ListenSettings, problems: &mut Problems<'_>) {
     let reachable = |list: &[SocketAddr]| list.iter().any(|address| !address.ip().is_loopback());
     if !reachable(&listen.transparent) {

@@ -22,7 +22,7 @@ pub(super) const KEYS: [(&str, &[&str]); 13] = [
     ("whitelist", &["dir"]),
     ("resolver", &["servers", "hosts_file", "timeout_ms"]),
     ("dial", &["permit_addresses", "blocked_ports", "connect_timeout_ms"]),
-    ("firewall", &["guest_interfaces", "host_users", "allow_dhcp", "allow_inbound_replies"]),
+    ("firewall", &["guest_interfaces", "not_guests", "host_users", "allow_dhcp", "allow_inbound_replies"]),
     (
         "limits",
         &[
@@ -102,6 +102,7 @@ pub(super) struct RawDial {
 #[derive(Default)]
 pub(super) struct RawFirewall {
     pub(super) guest_interfaces: List<String>,
+    pub(super) not_guests: List<String>,
     pub(super) host_users: List<String>,
     pub(super) allow_dhcp: Given<bool>,
     pub(super) allow_inbound_replies: Given<bool>,
@@ -186,6 +187,7 @@ fn read_section(raw: &mut Raw, key: Key<'_, '_>, value: Value<'_, '_>, problems:
         }
         "firewall" => {
             raw.firewall.guest_interfaces = s.take("guest_interfaces", problems);
+            raw.firewall.not_guests = s.take("not_guests", problems);
             raw.firewall.host_users = s.take("host_users", problems);
             raw.firewall.allow_dhcp = s.take("allow_dhcp", problems);
             raw.firewall.allow_inbound_replies = s.take("allow_inbound_replies", problems);

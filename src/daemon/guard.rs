@@ -1,13 +1,8 @@
-//! Watches whether the firewall is in place, as far as a process without privileges can tell: for the
-//! metric, for `/readyz`, for `outgate status`, and loudly in the log when it goes.
+//! Whether the firewall is in place, as far as a process without privileges can tell.
 
 use crate::firewall::{self, Presence};
 use crate::flow::House;
 use std::sync::Arc;
-use std::time::Duration;
-
-/// Between two looks; each is three datagrams to loopback.
-const INTERVAL: Duration = Duration::from_secs(2);
 
 /// Knows what firewall there should be: the one of the configuration in force.
 #[derive(Clone)]
@@ -35,28 +30,16 @@ impl Guard {
         shares.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
     }
 
-    /// Keeps the metric true and says what changes. Never returns.
-    pub(super) async fn watch(self) {
-        let (mut before, mut outdated_before) = (None, None);
-        let mut ticks = tokio::time::interval(INTERVAL);
-        loop {
-            ticks.tick().await;
-            let now = self.seen();
-            self.0.account.metrics().set_firewall_in_place(now == Some(Presence::InPlace));
-            if now != before {
-                match now.map(complaint) {
-                    Some(Some(complaint)) => tracing::error!("{complaint}"),
-                    Some(None) => tracing::info!("the firewall is in place"),
-                    None => {}
-                }
-            }
-            before = now;
-            let outdated = self.outdated();
-            if let Some(complaint) = outdated.as_ref().filter(|_| outdated != outdated_before) {
-                tracing::warn!("{complaint}");
-            }
-            outdated_before = outdated;
-        }
+    /// Does the configuration in force ask for a firewall?
+    pub(super) fn is_configured(&self) -> bool {
+        self.0.live.load().seal.is_some()
+    }
+
+    /// Keeps its metrics true.
+    pub(super) fn count(&self) {
+        let metrics = self.0.account.metrics();
+        metrics.set_firewall_in_place(self.seen() == Some(Presence::InPlace));
+        metrics.set_firewall_configured(self.is_configured());
     }
 }
 

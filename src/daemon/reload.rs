@@ -20,6 +20,7 @@ use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
+use crate::trouble::{Cause, Trouble};
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
 use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
@@ -234,10 +235,10 @@ impl Reloader {
     }
 
     /// Why the daemon does not run on configuration and lists as they stand, if it does not.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn troubles(&self) -> Vec<Trouble> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let troubles: Vec<&str> = state.stale.iter().chain(&state.trouble).map(String::as_str).collect();
-        (!troubles.is_empty()).then(|| troubles.join("; "))
+        let of = |cause, text: &Option<String>| text.as_ref().map(|text| Trouble::new(cause, text.clone()));
+        of(Cause::Configuration, &state.stale).into_iter().chain(of(Cause::List, &state.trouble)).collect()
     }
 }
 

@@ -4,7 +4,7 @@
 use super::DaemonError;
 use crate::account::{AccessLog, Account};
 use crate::config::Settings;
-use crate::control::ControlError;
+use crate::control::{self, ControlError};
 use crate::guests;
 use crate::system::{self, Confine, Need, Use, User};
 use crate::tls::TlsSettings;
@@ -23,6 +23,8 @@ pub(super) struct GivenUp {
     pub(super) fences: Fences,
     /// The control socket, if one is configured and could be had.
     pub(super) control: Option<UnixListener>,
+    /// Where root's watcher is listened to, beside it.
+    pub(super) host: Option<UnixListener>,
     /// The first thing that cannot be used any more.
     pub(super) unusable: Option<DaemonError>,
 }
@@ -53,15 +55,21 @@ pub(super) fn give_up(
         unusable.get_or_insert(error.into());
         None
     });
+    let host = settings.listen.control.as_deref().filter(|_| control.is_some()).and_then(|control| {
+        let path = control::host::path(control);
+        control::host::open(&path)
+            .map_err(|error| tracing::error!(path = %path.display(), %error, "outgate-host.service cannot be heard"))
+            .ok()
+    });
     if !confine.sandbox {
         tracing::warn!(
             "--no-sandbox: a hole in outgate would open every file and system call that its user has; \
              find out what the sandbox breaks and leave the switch off again"
         );
-        return Ok(GivenUp { fences: Fences { sandbox: false, landlock: 0 }, control, unusable });
+        return Ok(GivenUp { fences: Fences { sandbox: false, landlock: 0 }, control, host, unusable });
     }
     let fences = Fences { sandbox: true, landlock: system::fence_files(&writable(settings)) };
-    Ok(GivenUp { fences, control, unusable })
+    Ok(GivenUp { fences, control, host, unusable })
 }
 
 /// Bars every system call that only the start needed, once all threads are up.

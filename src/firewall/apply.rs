@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{bridge, others, ports, script, tracking};
+use super::{bridge, others, ports, script, snapshot, tracking};
 use std::io::Write;
 
 /// What applying came to.
@@ -16,6 +16,8 @@ pub struct Applied {
     pub faults: Vec<String>,
     /// What deserves a look: other firewalls in the way, things that will not work.
     pub warnings: Vec<String>,
+    /// Of those what cuts guests off all the same.
+    pub cut_off: Vec<String>,
     /// Interfaces that are there and are closed now but for outgate.
     pub interfaces: Vec<String>,
 }
@@ -59,9 +61,13 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
     ports::guard(plan, host, &mut applied.faults);
     set_sysctls(plan, host, &mut applied.faults);
+    if let Err(error) = snapshot::note() {
+        applied.warnings.push(format!("changes that others make to the tables will not be seen: {error}"));
+    }
     applied.warnings = plan.notes().to_vec();
     applied.warnings.extend(plan.missing(host));
-    applied.warnings.extend(others::in_the_way(plan, host));
+    applied.cut_off = others::in_the_way(plan, host);
+    applied.warnings.extend(applied.cut_off.iter().cloned());
     applied.interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
     Ok(applied)
 }
@@ -81,6 +87,7 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     removed.open.sort();
     removed.open.dedup();
     tool::run("nft", &["-f", "-"], &script::nothing(plan), "to delete its tables")?;
+    snapshot::forget();
     for difference in Routing::none(host).compare()? {
         if let Err(error) = routing::settle(&difference) {
             removed.faults.push(error.to_string());

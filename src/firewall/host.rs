@@ -34,6 +34,8 @@ pub struct Host {
 pub(super) struct Link {
     pub(super) name: String,
     pub(super) is_bridge: bool,
+    /// What drivers call it (IFLA_INFO_KIND): `tun`, `veth`, `macvlan`; empty for hardware.
+    pub(super) kind: String,
     /// The bridge that it is a port of.
     pub(super) master: Option<String>,
     /// Is it kept apart from other isolated ports of its bridge?
@@ -79,6 +81,9 @@ struct BridgeData {
     bridge_id: Option<String>,
     stp_state: Option<u32>,
     no_linklocal_learn: Option<u32>,
+    /// Of a `tun` device: which of the two it is.
+    #[serde(rename = "type")]
+    device: Option<serde_json::Value>,
 }
 
 /// Of a bridge's port. What an old kernel does not print it does not have.
@@ -210,9 +215,11 @@ impl From<IpLink> for Link {
     fn from(link: IpLink) -> Link {
         let port = link.linkinfo.info_slave_kind.as_deref() == Some("bridge");
         let is_bridge = link.linkinfo.info_kind.as_deref() == Some("bridge");
+        let is_tap = link.linkinfo.info_data.device.as_ref().is_some_and(|device| device == "tap");
         let state = &link.linkinfo.info_slave_data;
         Link {
             is_bridge,
+            kind: if is_tap { "tap".to_owned() } else { link.linkinfo.info_kind.unwrap_or_default() },
             learns_unseen: is_bridge && link.linkinfo.info_data.no_linklocal_learn == Some(0),
             isolated: port && state.isolated,
             guarded: port && state.is_guarded(),

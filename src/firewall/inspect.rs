@@ -142,7 +142,7 @@ fn differing(wanted: &[Value], found: &[Value]) -> String {
 }
 
 /// What a table has, by chain or set, without what changes by itself.
-fn by_place(items: &[Value]) -> BTreeMap<String, Vec<Value>> {
+pub(super) fn by_place(items: &[Value]) -> BTreeMap<String, Vec<Value>> {
     let mut places: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for item in items {
         let Some((kind, fields)) = body(item) else { continue };

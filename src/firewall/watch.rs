@@ -4,9 +4,11 @@
 //! command.
 
 mod events;
+mod report;
 mod sweep;
 
-pub use events::Events;
+pub use events::{Change, Events};
+pub use report::report;
 pub use sweep::keep_swept;
 
 use super::host::Host;

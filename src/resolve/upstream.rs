@@ -209,6 +209,14 @@ impl Upstreams {
         if none_is_well { Duration::ZERO } else { self.timeout.min(STALE_PATIENCE) }
     }
 
+    /// All servers, where none of them has answered since it last failed; for a quarter of a minute after that.
+    pub(super) fn all_failing(&self) -> Option<String> {
+        let clock = self.clock();
+        let none_is_well = self.servers.iter().all(|server| server.sick_until.load(Ordering::Relaxed) > clock);
+        let names = self.servers.iter().map(|server| server.what.to_string());
+        (none_is_well && !self.servers.is_empty()).then(|| names.collect::<Vec<_>>().join(", "))
+    }
+
     /// The servers that are asked last at present.
     #[cfg(test)]
     pub(super) fn sick(&self) -> Vec<std::net::SocketAddr> {

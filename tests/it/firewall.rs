@@ -4,7 +4,8 @@
 use crate::world::eventually;
 use crate::world::namespace::Namespace;
 use crate::world::vmnet::{
-    EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, nft, python, send_raw, shell, succeed,
+    EVIL, Vmnet, WITH_ADMIN, admin, ask, connect, for_nobody, frames_for_the_port, hammer, nft, python, send_raw,
+    shell, succeed,
 };
 use std::io::ErrorKind;
 use std::net::UdpSocket;
@@ -706,7 +707,10 @@ fn other_firewalls_that_would_drop_what_is_brought_in_are_named_with_the_line_th
         &net.gateway,
         "table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established accept; iifname lo accept; }; }",
     );
-    let said = net.apply("[firewall]\nguest_interfaces = [\"br0\"]\n");
+    net.config("[firewall]\nguest_interfaces = [\"br0\"]\n");
+    let output = net.firewall(&["apply"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(6), "applied, and guests are cut off all the same: {said}");
     let line = "nft insert rule inet filter input iifname br0 accept";
     assert!(said.contains(line), "{said}");
     let brought = net.transparent();
@@ -716,6 +720,7 @@ fn other_firewalls_that_would_drop_what_is_brought_in_are_named_with_the_line_th
             .is_err()
     );
     shell(&net.gateway, line);
+    assert_eq!(net.firewall(&["apply"]).status.code(), Some(0));
     assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
     assert_eq!(brought.recv().unwrap().0.to_string(), "11.0.0.66:443");
     let (good, status) = net.status();
@@ -746,29 +751,6 @@ fn without_privileges_or_anything_to_do_it_says_so() {
     net.config("[firewall]\nguest_interfaces = [\"br0\"]\nhost_users = [\"nobody-of-that-name\"]\n");
     let output = net.firewall(&["apply"]);
     assert_eq!(output.status.code(), Some(1), "{output:?}");
-}
-
-/// Lists and state for a daemon without privileges, and the configuration's lines about them.
-fn for_nobody(net: &Vmnet) -> String {
-    std::fs::create_dir(net.path("lists")).unwrap();
-    std::fs::set_permissions(net.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
-    std::fs::create_dir(net.path("state")).unwrap();
-    for path in ["", "state"] {
-        std::os::unix::fs::chown(net.path(path), Some(65534), Some(65534)).unwrap();
-    }
-    format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"\n", net.path("lists").display())
-}
-
-const WITH_ADMIN: &str = "proxy = [\"10.42.42.1:3128\"]\nadmin = \"127.0.0.1:3190\"";
-
-/// Status and body of what the admin listener answers.
-fn admin(net: &Vmnet, path: &str) -> String {
-    let program = format!(
-        "import urllib.request, urllib.error\ntry:\n r = urllib.request.urlopen('http://127.0.0.1:3190{path}')\n\
-         except urllib.error.HTTPError as error:\n r = error\nexcept OSError as error:\n print(error)\n raise SystemExit\n\
-         print(r.status, r.read().decode())"
-    );
-    python(&net.gateway, &program)
 }
 
 #[test]

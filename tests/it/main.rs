@@ -41,6 +41,7 @@ mod socks;
 mod tidy;
 mod tls;
 mod transparent;
+mod troubles;
 mod tunnel;
 mod unconfigured;
 mod upstream;

@@ -3,17 +3,21 @@
 
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
-use crate::config::Settings;
+use crate::config::{SYSTEM_CONTROL, Settings};
+use crate::control::host::{self, Teller};
 use crate::firewall::{self, Events, Host, Mended, Plan, Presence, Seal, Standing};
 use crate::system;
+use crate::trouble::{Cause, HostReport, Trouble};
 use clap::Args;
 use sd_notify::NotifyState;
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Between two looks at everything.
 const FULL: Duration = Duration::from_secs(60);
+/// Between two reports on what others have changed, at least.
+const REPORT: Duration = Duration::from_secs(2);
 /// Between two looks at what the kernel tells nobody of: is there br_netfilter now?
 const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
@@ -52,13 +56,19 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
             full = Instant::now() + FULL;
         }
         let state = watch.look();
+        watch.tell();
         system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
         std::thread::sleep(PAUSE);
-        let changed = |error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}"));
-        while !events.wait(full.min(Instant::now() + SECOND)).map_err(changed)?
-            && Instant::now() < full
-            && !watch.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
-        {}
+        loop {
+            let changed = events
+                .wait(full.min(Instant::now() + SECOND))
+                .map_err(|error| Failure::Failed(format!("changes cannot be heard: {error}")))?;
+            watch.report_due |= changed.rules;
+            if changed.interfaces || Instant::now() >= full || watch.wants_a_look() {
+                break;
+            }
+            watch.tell();
+        }
     }
 }
 
@@ -71,9 +81,34 @@ struct Watch {
     applied: Option<Settings>,
     /// What was wrong the last time: it is said once.
     said: Vec<String>,
+    /// What the daemon is told.
+    report: HostReport,
+    /// When that was found out.
+    reported: Option<Instant>,
+    /// Something has changed since.
+    report_due: bool,
+    /// Where the daemon listens.
+    socket: PathBuf,
+    teller: Teller,
+    told: Option<Instant>,
 }
 
 impl Watch {
+    /// Has something changed that no interface told of?
+    fn wants_a_look(&self) -> bool {
+        let is_due = self.report_due && self.reported.is_none_or(|reported| reported.elapsed() >= REPORT);
+        is_due || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+    }
+
+    /// Tells the daemon, at once if something is new, else now and then.
+    fn tell(&mut self) {
+        let is_new = self.told.is_none_or(|told| self.reported.is_some_and(|reported| reported > told));
+        if is_new || self.told.is_none_or(|told| told.elapsed() >= host::EVERY) {
+            self.teller.tell(&self.socket, &self.report);
+            self.told = Some(Instant::now());
+        }
+    }
+
     /// Looks and mends; a line on how things are.
     fn look(&mut self) -> String {
         let (mended, ports) = match self.mend() {
@@ -103,7 +138,11 @@ impl Watch {
     fn mend(&mut self) -> Result<Option<(Mended, usize)>, Failure> {
         let _in_line = in_line();
         let mut faults = Vec::new();
-        let Some(basis) = self.basis(&mut faults)? else { return Ok(None) };
+        let Some(basis) = self.basis(&mut faults)? else {
+            // The daemon sees itself that there is none.
+            self.report = HostReport::default();
+            return Ok(None);
+        };
         let host = match &self.host {
             Some(host) => host.again()?,
             None => Host::look()?,
@@ -115,16 +154,34 @@ impl Watch {
         };
         let plan = Plan::new(&settings, &host);
         let mut mended = firewall::mend(&plan, &host, in_force);
+        self.report_on(&plan, &settings, &host, &mended)?;
         mended.faults.splice(..0, faults);
         let ports = plan.guest_port_count(&host);
         self.host = Some(host);
         Ok(Some((mended, ports)))
     }
 
+    /// Finds out what the daemon is told, if that was not done just now: it takes a while where rules are many.
+    fn report_on(&mut self, plan: &Plan, settings: &Settings, host: &Host, mended: &Mended) -> Result<(), Failure> {
+        if self.reported.is_some_and(|reported| reported.elapsed() < REPORT) {
+            self.report_due = true;
+            return Ok(());
+        }
+        // As it is after mending.
+        let host = host.again()?;
+        self.report = firewall::report(plan, &host, &settings.not_guests);
+        let unmended = mended.faults.iter().map(|fault| Trouble::new(Cause::PortUnguarded, fault.clone()));
+        self.report.troubles.extend(unmended);
+        (self.reported, self.report_due) = (Some(Instant::now()), false);
+        Ok(())
+    }
+
     /// What to go by; nothing where no firewall was applied.
     fn basis(&mut self, faults: &mut Vec<String>) -> Result<Option<Basis>, Failure> {
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
         let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
+        let control = now.as_ref().ok().or(self.applied.as_ref()).and_then(|settings| settings.listen.control.clone());
+        self.socket = host::path(control.as_deref().unwrap_or(Path::new(SYSTEM_CONTROL)));
         let standing = firewall::standing(now.as_ref().ok().map(seal))?;
         match (standing, now) {
             (Standing::Nothing, _) => {

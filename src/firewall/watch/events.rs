@@ -1,18 +1,21 @@
-//! The kernel's word that an interface came, went, or became the port of another bridge (rtnetlink(7)). It is
-//! taken for a hint to look, and for nothing else. What a guest can bring about at will, its carrier going up and
+//! The kernel's word that an interface came, went, or became the port of another bridge, and that routing rules
+//! (rtnetlink(7)) or rules of nftables changed. It is taken for a hint to look, and for nothing else. What a guest can bring about at will, its carrier going up and
 //! down a thousand times a second, is no such change.
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
-use rustix::net::netlink::SocketAddrNetlink;
-use rustix::net::sockopt::{Timeout, set_socket_recv_buffer_size, set_socket_timeout};
+use rustix::net::netlink::{self, SocketAddrNetlink};
+use rustix::net::sockopt::set_socket_recv_buffer_size;
 use rustix::net::{AddressFamily, RecvFlags, SocketFlags, SocketType, bind, recv, socket_with};
 use std::collections::HashMap;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
-/// RTMGRP_LINK of rtnetlink(7).
-const LINKS: u32 = 1;
+/// RTNLGRP_LINK, RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE (linux/rtnetlink.h), a bit each.
+const ROUTING: u32 = 1 | (1 << 7) | (1 << 18);
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). What sets learn from packets is not told.
+const RULES: u32 = 1 << 6;
 /// What one read takes; the kernel cuts no message in two, and one for a card with many virtual functions is long.
 const READ: usize = 64 << 10;
 /// What may wait meanwhile. What does not fit is told as an error, after which all is looked at.
@@ -20,10 +23,29 @@ const QUEUE: usize = 1 << 20;
 /// More interfaces than these are forgotten, which costs a look.
 const MOST: usize = 65_536;
 
-/// Changes of the interfaces of this network namespace.
+/// What changed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Change {
+    /// Interfaces.
+    pub interfaces: bool,
+    /// Rules of nftables or of routing.
+    pub rules: bool,
+}
+
+impl Change {
+    /// Everything may have changed.
+    const ALL: Change = Change { interfaces: true, rules: true };
+
+    fn is_any(self) -> bool {
+        self.interfaces || self.rules
+    }
+}
+
+/// Changes within this network namespace.
 #[derive(Debug)]
 pub struct Events {
-    socket: OwnedFd,
+    routing: OwnedFd,
+    nftables: OwnedFd,
     buffer: Vec<u8>,
     seen: Seen,
 }
@@ -34,36 +56,63 @@ impl Events {
     /// # Errors
     /// What the system says.
     pub fn subscribe() -> io::Result<Events> {
+        let listen = |protocol, groups| {
+            let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+            let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, protocol)?;
+            set_socket_recv_buffer_size(&socket, QUEUE)?;
+            bind(&socket, &SocketAddrNetlink::new(0, groups))?;
+            Ok::<_, io::Error>(socket)
+        };
         // NETLINK_ROUTE is number 0, which is what no protocol means.
-        let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
-        set_socket_recv_buffer_size(&socket, QUEUE)?;
-        bind(&socket, &SocketAddrNetlink::new(0, LINKS))?;
-        Ok(Events { socket, buffer: vec![0; READ], seen: Seen::default() })
+        let (routing, nftables) = (listen(None, ROUTING)?, listen(Some(netlink::NETFILTER), RULES)?);
+        Ok(Events { routing, nftables, buffer: vec![0; READ], seen: Seen::default() })
     }
 
-    /// Waits for a change, until `until` at most; was there one?
+    /// Waits for a change, until `until` at most; what changed.
     ///
     /// # Errors
     /// What the system says.
-    pub fn wait(&mut self, until: Instant) -> io::Result<bool> {
+    pub fn wait(&mut self, until: Instant) -> io::Result<Change> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Ok(false);
+            let timeout = Timespec::try_from(left).map_err(io::Error::other)?;
+            let mut sockets = [PollFd::new(&self.routing, PollFlags::IN), PollFd::new(&self.nftables, PollFlags::IN)];
+            match poll(&mut sockets, Some(&timeout)) {
+                Ok(0) if left.is_zero() => return Ok(Change::default()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
             }
-            // None at all would be for ever.
-            set_socket_timeout(&self.socket, Timeout::Recv, Some(left.max(Duration::from_millis(1))))?;
-            match recv(&self.socket, self.buffer.as_mut_slice(), RecvFlags::empty()) {
+            let change = self.drain()?;
+            if change.is_any() || left.is_zero() {
+                return Ok(change);
+            }
+        }
+    }
+
+    /// Reads all that is there.
+    fn drain(&mut self) -> io::Result<Change> {
+        let mut change = Change::default();
+        loop {
+            match recv(&self.routing, self.buffer.as_mut_slice(), RecvFlags::empty()) {
                 Ok((_, length)) => {
-                    if self.seen.take_in(self.buffer.get(..length).unwrap_or_default()) {
-                        return Ok(true);
-                    }
+                    let told = self.seen.take_in(self.buffer.get(..length).unwrap_or_default());
+                    change =
+                        Change { interfaces: change.interfaces | told.interfaces, rules: change.rules | told.rules };
                 }
-                Err(Errno::AGAIN | Errno::INTR) => {}
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => {}
                 Err(Errno::NOBUFS) => {
                     self.seen = Seen::default();
-                    return Ok(true);
+                    change = Change::ALL;
                 }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        loop {
+            match recv(&self.nftables, self.buffer.as_mut_slice(), RecvFlags::empty()) {
+                Ok(_) | Err(Errno::NOBUFS) => change.rules = true,
+                Err(Errno::AGAIN) => return Ok(change),
+                Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
             }
         }
@@ -79,19 +128,24 @@ const HEAD: usize = 16;
 const LINK: usize = 16;
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
+const NEW_RULE: u16 = 32;
+const DELETED_RULE: u16 = 33;
 const NAME: u16 = 3;
 const MASTER: u16 = 10;
 
 impl Seen {
-    /// Takes in what one read gave; is anything another than before? What cannot be read is.
-    fn take_in(&mut self, mut bytes: &[u8]) -> bool {
-        let mut changed = bytes.is_empty();
+    /// Takes in what one read gave; what is another than before? What cannot be read is.
+    fn take_in(&mut self, mut bytes: &[u8]) -> Change {
+        let mut changed = if bytes.is_empty() { Change::ALL } else { Change::default() };
         while !bytes.is_empty() {
-            let Some((kind, body, rest)) = message(bytes) else { return true };
-            changed |= match kind {
-                NEW_LINK | DELETED_LINK => self.link(kind == DELETED_LINK, body).unwrap_or(true),
-                _ => false,
-            };
+            let Some((kind, body, rest)) = message(bytes) else { return Change::ALL };
+            match kind {
+                NEW_LINK | DELETED_LINK => {
+                    changed.interfaces |= self.link(kind == DELETED_LINK, body).unwrap_or(true);
+                }
+                NEW_RULE | DELETED_RULE => changed.rules = true,
+                _ => {}
+            }
             bytes = rest;
         }
         changed
@@ -144,6 +198,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::time::Duration;
 
     fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
         let length = u16::try_from(4 + value.len()).unwrap();
@@ -187,7 +242,7 @@ mod tests {
             ([link(NEW_LINK, 0, 9, "r9", None, 0), link(NEW_LINK, 0, 7, "tap8", None, 1)].concat(), false),
         ];
         for (n, (bytes, changed)) in cases.into_iter().enumerate() {
-            assert_eq!(seen.take_in(&bytes), changed, "case {n}");
+            assert_eq!(seen.take_in(&bytes), Change { interfaces: changed, rules: false }, "case {n}");
         }
     }
 
@@ -195,19 +250,19 @@ mod tests {
     fn what_cannot_be_read_is_a_change() {
         let whole = link(NEW_LINK, 0, 7, "tap7", Some(2), 0);
         let mut seen = Seen::default();
-        assert!(seen.take_in(&whole) && !seen.take_in(&whole));
+        assert!(seen.take_in(&whole).interfaces && !seen.take_in(&whole).is_any());
         for length in 0..whole.len() {
-            assert!(seen.take_in(&whole[..length]), "{length}");
+            assert!(seen.take_in(&whole[..length]).is_any(), "{length}");
         }
         let endless = [0u8; 64];
-        assert!(seen.take_in(&endless));
+        assert!(seen.take_in(&endless).is_any());
     }
 
     #[test]
     fn it_waits_no_longer_than_it_is_told() {
         let mut events = Events::subscribe().unwrap();
         let begun = Instant::now();
-        while events.wait(begun + Duration::from_millis(50)).unwrap() {}
+        while events.wait(begun + Duration::from_millis(50)).unwrap().is_any() {}
         assert!(begun.elapsed() >= Duration::from_millis(50));
     }
 }

@@ -340,6 +340,30 @@ pub fn python(namespace: &Namespace, program: &str) -> String {
     succeed(namespace.run(|| command.output()).expect("python3 is installed"))
 }
 
+/// Lists and state for a daemon without privileges, and the configuration's lines about them.
+pub fn for_nobody(net: &Vmnet) -> String {
+    std::fs::create_dir(net.path("lists")).unwrap();
+    std::fs::set_permissions(net.path(""), std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    std::fs::create_dir(net.path("state")).unwrap();
+    for path in ["", "state"] {
+        std::os::unix::fs::chown(net.path(path), Some(65534), Some(65534)).unwrap();
+    }
+    format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"\n", net.path("lists").display())
+}
+
+/// The listeners of such a daemon.
+pub const WITH_ADMIN: &str = "proxy = [\"10.42.42.1:3128\"]\nadmin = \"127.0.0.1:3190\"";
+
+/// Status and body of what the admin listener answers.
+pub fn admin(net: &Vmnet, path: &str) -> String {
+    let program = format!(
+        "import urllib.request, urllib.error\ntry:\n r = urllib.request.urlopen('http://127.0.0.1:3190{path}')\n\
+         except urllib.error.HTTPError as error:\n r = error\nexcept OSError as error:\n print(error)\n raise SystemExit\n\
+         print(r.status, r.read().decode())"
+    );
+    python(&net.gateway, &program)
+}
+
 /// Sends frames that a bridge hands up as its port's own, and some for everybody: datagrams to port
 /// 5300 of the gateway's from `v4` and `v6`, and echo requests as if from [`EVIL`].
 #[track_caller]

@@ -1,0 +1,229 @@
+//! Everything that is wrong, from all who know of it: for `/readyz`, the status page, `outgate status`, the service
+//! manager, the log and the metrics. What root alone can see comes from `outgate-host.service`.
+
+use super::guard::Guard;
+use super::reload::Reloader;
+use crate::account;
+use crate::control::host::{Heard, SILENCE};
+use crate::flow::House;
+use crate::system;
+use crate::trouble::{Cause, HostReport, Trouble};
+use serde_json::{Value, json};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+/// Between two looks.
+const LOOK: Duration = Duration::from_secs(2);
+/// For how long no DNS server may answer before it is a trouble: a server is passed over for longer after a single
+/// failure.
+const RESOLVERS: Duration = Duration::from_secs(10);
+/// Connection tracking is nearly full above this share, in percent.
+const TRACKED: i64 = 90;
+
+/// What is known of the certificate in use.
+#[derive(Debug)]
+pub(super) struct Certificate {
+    /// The last second for which it is valid, since 1970.
+    expires: AtomicI64,
+    /// The files have changed and cannot be used.
+    unusable: AtomicBool,
+}
+
+impl Certificate {
+    pub(super) fn new(expires: i64) -> Arc<Certificate> {
+        Arc::new(Certificate { expires: AtomicI64::new(expires), unusable: AtomicBool::new(false) })
+    }
+
+    /// The files were read again: until when it is valid, `None` where they cannot be used.
+    pub(super) fn read_again(&self, expires: Option<i64>) {
+        self.unusable.store(expires.is_none(), Ordering::Relaxed);
+        if let Some(expires) = expires {
+            self.expires.store(expires, Ordering::Relaxed);
+        }
+    }
+
+    fn trouble(&self) -> Option<&'static str> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        if i64::try_from(now).is_ok_and(|now| self.expires.load(Ordering::Relaxed) < now) {
+            return Some("the certificate of [tls] has expired: put a new one in its place, which is taken at once");
+        }
+        let unusable = self.unusable.load(Ordering::Relaxed);
+        unusable.then_some(
+            "the files of [tls] cannot be used, and the certificate of before stays: `outgate check` says why",
+        )
+    }
+}
+
+/// Knows what is wrong.
+#[derive(Clone)]
+pub(super) struct Troubles {
+    house: Arc<House>,
+    reloader: Reloader,
+    guard: Guard,
+    heard: Arc<Heard>,
+    certificate: Option<Arc<Certificate>>,
+    started: Instant,
+    /// Since when no DNS server answers.
+    unanswered: Arc<Mutex<Option<Instant>>>,
+}
+
+impl Troubles {
+    pub(super) fn new(
+        house: &Arc<House>,
+        reloader: &Reloader,
+        heard: &Arc<Heard>,
+        certificate: Option<Arc<Certificate>>,
+    ) -> Troubles {
+        Troubles {
+            house: Arc::clone(house),
+            reloader: reloader.clone(),
+            guard: Guard::new(house),
+            heard: Arc::clone(heard),
+            certificate,
+            started: Instant::now(),
+            unanswered: Arc::default(),
+        }
+    }
+
+    /// Everything that is wrong now. Does not block.
+    pub(super) fn now(&self) -> Vec<Trouble> {
+        let mut troubles = self.reloader.troubles();
+        let mut add = |cause, text: Option<String>| troubles.extend(text.map(|text| Trouble::new(cause, text)));
+        add(Cause::Ruleset, self.guard.trouble());
+        add(Cause::Log, self.house.account.log_trouble());
+        add(Cause::Resolver, self.resolvers());
+        add(Cause::Certificate, self.certificate.as_ref().and_then(|known| known.trouble()).map(str::to_owned));
+        add(Cause::Conntrack, tracking());
+        if self.guard.is_configured() {
+            add(Cause::Watcher, self.silence());
+            troubles.extend(self.report().unwrap_or_default().troubles);
+        }
+        troubles
+    }
+
+    /// What the guard's own limits have of settings that are no longer in force. Guests are held all the same.
+    pub(super) fn outdated(&self) -> Option<String> {
+        self.guard.outdated()
+    }
+
+    /// What `outgate status` shows.
+    pub(super) fn shown(&self) -> Value {
+        let report = self.guard.is_configured().then(|| self.report()).flatten();
+        let (guarding, unguarded) =
+            report.map_or((Value::Null, Vec::new()), |report| (json!(report.guarding), report.unguarded));
+        json!({
+            "firewall_configured": self.guard.is_configured(),
+            "guarding": guarding,
+            "unguarded": unguarded,
+            "troubles": self.now(),
+        })
+    }
+
+    /// The last report of the watcher, unless it is too old to say anything.
+    fn report(&self) -> Option<HostReport> {
+        self.heard.last().filter(|(_, ago)| *ago <= SILENCE).map(|(report, _)| report)
+    }
+
+    fn silence(&self) -> Option<String> {
+        match self.heard.last() {
+            Some((_, ago)) if ago <= SILENCE => None,
+            Some((_, ago)) => Some(format!(
+                "outgate-host.service has been silent for {} s, so that nobody sees who is guarded: run `systemctl restart \
+                 outgate-host.service`",
+                ago.as_secs()
+            )),
+            // By hand nobody need start it.
+            None if !system::has_manager() || self.started.elapsed() <= SILENCE => None,
+            None => Some(
+                "outgate-host.service does not run, so that nobody guards interfaces that come later or sees who is \
+                 guarded: run `systemctl enable --now outgate-host.service`"
+                    .to_owned(),
+            ),
+        }
+    }
+
+    fn resolvers(&self) -> Option<String> {
+        let mut since = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(servers) = self.house.resolver.all_failing() else {
+            *since = None;
+            return None;
+        };
+        let since = since.get_or_insert_with(Instant::now);
+        (since.elapsed() >= RESOLVERS).then(|| {
+            format!("no DNS server answers ({servers}), so that no new name is found: mend it, or name others in [resolver].servers")
+        })
+    }
+
+    /// Keeps the metrics true and says what changes. Never returns.
+    pub(super) async fn watch(self) {
+        let mut before: Vec<Trouble> = Vec::new();
+        let mut outdated_before = None;
+        let mut ticks = tokio::time::interval(LOOK);
+        loop {
+            ticks.tick().await;
+            self.guard.count();
+            let now = self.now();
+            let metrics = self.house.account.metrics();
+            for cause in Cause::ALL {
+                metrics.set_trouble(cause.as_str(), now.iter().any(|trouble| trouble.cause == cause));
+            }
+            for trouble in now.iter().filter(|trouble| !known(&before, trouble)) {
+                tracing::error!(cause = %trouble.cause, "{}", trouble.text);
+            }
+            for cause in Cause::ALL {
+                let of = |troubles: &[Trouble]| troubles.iter().any(|trouble| trouble.cause == cause);
+                if of(&before) && !of(&now) {
+                    tracing::info!(%cause, "what was wrong is right again");
+                }
+            }
+            before = now;
+            let outdated = self.outdated();
+            if let Some(complaint) = outdated.as_ref().filter(|_| outdated != outdated_before) {
+                tracing::warn!("{complaint}");
+            }
+            outdated_before = outdated;
+        }
+    }
+}
+
+/// Was it there before? How long the watcher is silent is no news.
+fn known(before: &[Trouble], trouble: &Trouble) -> bool {
+    before.iter().any(|old| old == trouble || (old.cause == trouble.cause && old.cause == Cause::Watcher))
+}
+
+fn tracking() -> Option<String> {
+    let (entries, limit) = account::tracked()?;
+    (limit > 0 && entries.saturating_mul(100) > limit.saturating_mul(TRACKED)).then(|| {
+        format!(
+            "connection tracking is nearly full, {entries} of {limit} entries: raise net.netfilter.nf_conntrack_max in \
+             /etc/sysctl.d, and see `conntrack -L` for who has them"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_that_has_expired_or_cannot_be_replaced_is_a_trouble_until_another_is_there() {
+        let now = i64::try_from(SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()).unwrap();
+        let certificate = Certificate::new(now + 60);
+        assert_eq!(certificate.trouble(), None);
+        certificate.read_again(None);
+        assert!(certificate.trouble().unwrap().contains("outgate check"));
+        certificate.read_again(Some(now - 1));
+        assert!(certificate.trouble().unwrap().contains("expired"));
+        certificate.read_again(Some(now + 60));
+        assert_eq!(certificate.trouble(), None);
+    }
+
+    #[test]
+    fn how_long_the_watcher_is_silent_is_no_news() {
+        let silent = |text: &str| Trouble::new(Cause::Watcher, text);
+        assert!(known(&[silent("11 s")], &silent("13 s")));
+        assert!(!known(&[], &silent("11 s")));
+        assert!(!known(&[Trouble::new(Cause::Ruleset, "this")], &Trouble::new(Cause::Ruleset, "that")));
+    }
+}

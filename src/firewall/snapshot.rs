@@ -1,0 +1,83 @@
+//! What the tables looked like right after they were applied, so that the watcher sees whether somebody has changed
+//! them since. It cannot load the ruleset into an empty namespace as [`inspect::status`](super::inspect::status) does:
+//! its unit may make none. One file for each network namespace, in the folder where those who apply stand in line.
+
+use super::{TABLES, inspect, tool};
+use crate::whitelist::replace::{Attributes, replace};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+/// The folder of [`tool`]s' lock.
+const FOLDER: &str = "/run/outgate-firewall";
+
+/// Digests by table and by chain or set.
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Snapshot(BTreeMap<String, BTreeMap<String, String>>);
+
+impl Snapshot {
+    fn take() -> Snapshot {
+        let tables = TABLES.into_iter().filter_map(|(family, name)| {
+            let items = tool::listed(&["table", family, name], "to list its table").ok()?;
+            let places = inspect::by_place(&items).into_iter();
+            // Tables of lifetimes keep objects of earlier configurations, and nothing is judged by them.
+            let places = places.filter(|(place, _)| !place.starts_with("ct timeout "));
+            let digests = places.map(|(place, items)| (place, digest(&items)));
+            Some((format!("{family} {name}"), digests.collect()))
+        });
+        Snapshot(tables.collect())
+    }
+}
+
+fn digest(items: &[serde_json::Value]) -> String {
+    let text = serde_json::Value::from(items.to_vec()).to_string();
+    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn path() -> io::Result<PathBuf> {
+    let namespace = Path::new("/proc/self/ns/net").metadata()?.ino();
+    Ok(Path::new(FOLDER).join(format!("tables-{namespace}.json")))
+}
+
+/// Notes what is there now as what should be there.
+///
+/// # Errors
+/// What the system says.
+pub(super) fn note() -> io::Result<()> {
+    replace(&path()?, &serde_json::to_vec(&Snapshot::take())?, Attributes::PRIVATE)
+}
+
+/// Forgets it.
+pub(super) fn forget() {
+    // Without one nothing is said to differ.
+    let _ = path().and_then(std::fs::remove_file);
+}
+
+/// What differs from what was noted, one sentence a table; nothing where nothing was noted.
+pub(super) fn differences() -> Vec<String> {
+    let noted = path().and_then(std::fs::read).ok();
+    let Some(noted) = noted.and_then(|bytes| serde_json::from_slice::<Snapshot>(&bytes).ok()) else {
+        return Vec::new();
+    };
+    let now = Snapshot::take();
+    let mut differences = Vec::new();
+    for (table, wanted) in &noted.0 {
+        let Some(found) = now.0.get(table) else {
+            differences.push(format!("table {table} is missing: run `outgate firewall apply`"));
+            continue;
+        };
+        let places: BTreeSet<&String> = wanted.keys().chain(found.keys()).collect();
+        let differing: Vec<&str> =
+            places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
+        if !differing.is_empty() {
+            let differing = differing.join(", ");
+            differences.push(format!(
+                "table {table} was changed since it was applied ({differing}): run `outgate firewall apply`"
+            ));
+        }
+    }
+    differences
+}

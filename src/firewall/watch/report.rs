@@ -1,0 +1,75 @@
+//! What root sees of the guard, for the daemon, which sees none of it: whom it guards, whom not, and what is wrong.
+
+use super::super::host::{self, Host, Link};
+use super::super::plan::Plan;
+use super::super::{fits, others, ports, snapshot};
+use crate::trouble::{Cause, Guarded, HostReport, Trouble};
+
+/// Looks at everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns that
+/// carry no guests.
+pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
+    let mut troubles = Vec::new();
+    let mut add = |cause, texts: Vec<String>| troubles.extend(texts.into_iter().map(|text| Trouble::new(cause, text)));
+    add(Cause::Ruleset, snapshot::differences());
+    add(Cause::Routing, routing(plan));
+    add(Cause::OtherFirewall, others::in_the_way(plan, host));
+    add(Cause::InterfaceMissing, plan.missing(host));
+    let mut unguarded_ports = ports::differences(plan, host);
+    unguarded_ports.extend(settings(plan, host));
+    add(
+        Cause::PortUnguarded,
+        unguarded_ports.into_iter().map(|text| format!("{text}: run `outgate firewall apply`")).collect(),
+    );
+    let unguarded = unguarded(plan, host, not_guests);
+    if !unguarded.is_empty() {
+        let names = unguarded.join(", ");
+        let text = format!(
+            "NOT guarded: {names}, which may carry guests: name them in [firewall].guest_interfaces and run `outgate \
+             firewall apply`, or in [firewall].not_guests and run `outgate whitelist reload`"
+        );
+        add(Cause::UnguardedGuests, vec![text]);
+    }
+    let guarding =
+        plan.guest_links(host).map(|link| Guarded { interface: link.name.clone(), guests: guests(link, host) });
+    HostReport { guarding: guarding.collect(), unguarded, troubles }
+}
+
+/// The ports of a bridge; else one.
+fn guests(link: &Link, host: &Host) -> usize {
+    if link.is_bridge { host.ports_of(|bridge| bridge == link.name).count() } else { 1 }
+}
+
+fn routing(plan: &Plan) -> Vec<String> {
+    let differences = match plan.routing.compare() {
+        Ok(differences) => differences,
+        Err(error) => return vec![format!("routing rules cannot be looked at: {error}")],
+    };
+    let missing = differences.iter().flat_map(|difference| {
+        let family = difference.family;
+        difference
+            .missing
+            .iter()
+            .map(move |line| format!("missing is `ip {family} {line}`: run `outgate firewall apply`"))
+    });
+    missing.collect()
+}
+
+fn settings(plan: &Plan, host: &Host) -> Vec<String> {
+    let other = |(path, value): (String, &'static str)| {
+        let now = host::sysctl(&path).filter(|now| now != value)?;
+        Some(format!("{path} is {now} and should be {value}"))
+    };
+    plan.sysctls(host).into_iter().filter_map(other).collect()
+}
+
+/// Taps, and bridges with taps or with containers' ends of veth pairs, that are no guests' by the plan.
+fn unguarded(plan: &Plan, host: &Host, not_guests: &[String]) -> Vec<String> {
+    let carries = |link: &Link| matches!(link.kind.as_str(), "tap" | "veth");
+    let is_guests = |link: &&Link| match (link.is_bridge, &link.master) {
+        (true, _) => host.ports_of(|bridge| bridge == link.name).any(carries),
+        (false, None) => link.kind == "tap",
+        (false, Some(_)) => false,
+    };
+    let known = |name: &str| plan.is_guest(name) || not_guests.iter().any(|pattern| fits(pattern, name));
+    host.links.iter().filter(is_guests).filter(|link| !known(&link.name)).map(|link| link.name.clone()).collect()
+}

@@ -1,0 +1,129 @@
+//! What can be wrong with the guard of a machine: one vocabulary for `/readyz`, `outgate status`, the log, the status
+//! page, the metric `outgate_trouble` and the alerts.
+
+use serde::{Deserialize, Serialize};
+use std::fmt;
+
+/// A kind of trouble. [`Cause::as_str`] is the metric's label, and the anchor in the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cause {
+    /// The firewall's tables are missing, or are not those of the configuration.
+    Ruleset,
+    /// Routing rules or routes of the firewall are missing.
+    Routing,
+    /// Another firewall drops what is brought to the listeners.
+    OtherFirewall,
+    /// An interface that the configuration names is not there.
+    InterfaceMissing,
+    /// A guests' bridge port is not isolated or guarded, or a setting of its interface is another.
+    PortUnguarded,
+    /// There are guests on this machine that no guarded interface carries.
+    UnguardedGuests,
+    /// `outgate-host.service` is silent, so that nobody knows of the others.
+    Watcher,
+    /// No DNS server answers.
+    Resolver,
+    /// The lists cannot be used as they stand.
+    List,
+    /// The configuration cannot be used as it stands.
+    Configuration,
+    /// The certificate has expired, or its files cannot be used.
+    Certificate,
+    /// The access log can't be written.
+    Log,
+    /// The kernel's connection tracking table is nearly full.
+    Conntrack,
+}
+
+impl Cause {
+    /// All of them.
+    pub const ALL: [Cause; 13] = [
+        Cause::Ruleset,
+        Cause::Routing,
+        Cause::OtherFirewall,
+        Cause::InterfaceMissing,
+        Cause::PortUnguarded,
+        Cause::UnguardedGuests,
+        Cause::Watcher,
+        Cause::Resolver,
+        Cause::List,
+        Cause::Configuration,
+        Cause::Certificate,
+        Cause::Log,
+        Cause::Conntrack,
+    ];
+
+    /// The word for it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Cause::Ruleset => "ruleset",
+            Cause::Routing => "routing",
+            Cause::OtherFirewall => "other_firewall",
+            Cause::InterfaceMissing => "interface_missing",
+            Cause::PortUnguarded => "port_unguarded",
+            Cause::UnguardedGuests => "unguarded_guests",
+            Cause::Watcher => "watcher",
+            Cause::Resolver => "resolver",
+            Cause::List => "list",
+            Cause::Configuration => "configuration",
+            Cause::Certificate => "certificate",
+            Cause::Log => "log",
+            Cause::Conntrack => "conntrack",
+        }
+    }
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// One thing that is wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// Its kind.
+    pub cause: Cause,
+    /// What is wrong and what mends it, one sentence.
+    pub text: String,
+}
+
+impl Trouble {
+    /// A trouble of this kind.
+    pub fn new(cause: Cause, text: impl Into<String>) -> Trouble {
+        Trouble { cause, text: text.into() }
+    }
+}
+
+/// What `outgate firewall watch` tells the daemon: all that root alone can see.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// Guests' interfaces that are there and guarded, with how many guests are behind each.
+    pub guarding: Vec<Guarded>,
+    /// Interfaces that look like guests' and that nothing guards.
+    pub unguarded: Vec<String>,
+    /// What is wrong.
+    pub troubles: Vec<Trouble>,
+}
+
+/// A guarded interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Guarded {
+    /// Its name.
+    pub interface: String,
+    /// The ports of a bridge, or one.
+    pub guests: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_words_are_the_same_everywhere() {
+        for cause in Cause::ALL {
+            assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
+        }
+    }
+}

@@ -1,0 +1,205 @@
+//! What cuts guests off or lets them out, and what nobody would see otherwise: each is told within seconds by `/readyz`,
+//! `outgate status` and the metric, with the command that mends it, which is run as it is printed.
+
+use crate::world::namespace::batch;
+use crate::world::vmnet::{EVIL, Vmnet, WITH_ADMIN, admin, for_nobody, hammer, nft, shell, succeed};
+use crate::world::watcher::Watcher;
+use crate::world::{World, eventually};
+use std::process::{Child, Command};
+use std::time::{Duration, Instant};
+
+/// How long it may take until something is told: the contract, and what a busy machine takes beyond.
+const SOON: Duration = Duration::from_secs(20);
+
+const GUESTS: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r3\", \"r4\"]\n";
+
+/// A daemon without privileges, the watcher, and a network that is guarded.
+struct Guarded {
+    net: Vmnet,
+    daemon: Child,
+    watcher: Option<Watcher>,
+    lists: String,
+}
+
+impl Guarded {
+    fn new() -> Option<Guarded> {
+        let net = Vmnet::new()?;
+        let lists = for_nobody(&net);
+        net.config_listening(WITH_ADMIN, &format!("{GUESTS}{lists}"));
+        succeed(net.firewall(&["apply"]));
+        let watcher = Some(Watcher::start(&net));
+        let daemon = net.daemon(65534);
+        let guarded = Guarded { net, daemon, watcher, lists };
+        guarded.await_good();
+        Some(guarded)
+    }
+
+    fn status(&self) -> String {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
+        command.args(["status", "--config"]).arg(self.net.path("outgate.toml"));
+        let output = self.net.gateway.run(|| command.output()).expect("outgate runs");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    #[track_caller]
+    fn await_good(&self) {
+        let begun = Instant::now();
+        loop {
+            let (ready, status) = (admin(&self.net, "/readyz"), self.status());
+            if ready.starts_with("200") && status.contains("guarding br0: 2 guests\n") {
+                return;
+            }
+            assert!(begun.elapsed() < SOON, "something is wrong: {ready}; {status}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// Waits until this is told everywhere; what `/readyz` says.
+    #[track_caller]
+    fn await_told(&self, cause: &str, begun: Instant, text: &str) -> String {
+        let metric = format!("outgate_trouble{{cause=\"{cause}\"}} 1");
+        let mut ready = String::new();
+        while !(ready.starts_with("503") && ready.contains(text) && admin(&self.net, "/metrics").contains(&metric)) {
+            assert!(begun.elapsed() < SOON, "{cause} is not told: {ready}; {}", self.status());
+            std::thread::sleep(Duration::from_millis(50));
+            ready = admin(&self.net, "/readyz");
+        }
+        println!("{cause}: told after {:.1} s", begun.elapsed().as_secs_f64());
+        let status = self.status();
+        assert!(status.contains(&format!("TROUBLE {cause}: ")) && status.contains(text), "{status}");
+        ready
+    }
+
+    /// Runs every command that was printed, and waits until nothing is wrong.
+    #[track_caller]
+    fn mend(&self, ready: &str) {
+        let commands: Vec<&str> = ready.split('`').skip(1).step_by(2).collect();
+        assert!(!commands.is_empty(), "{ready}");
+        for command in commands {
+            if let Some(arguments) = command.strip_prefix("outgate firewall ") {
+                let output = self.net.firewall(&[arguments]);
+                assert!(matches!(output.status.code(), Some(0 | 6)), "{output:?}");
+            } else if command.starts_with("nft insert ") {
+                shell(&self.net.gateway, command);
+            }
+        }
+        self.await_good();
+    }
+}
+
+impl Drop for Guarded {
+    fn drop(&mut self) {
+        let _ = self.daemon.kill();
+        let _ = self.daemon.wait();
+    }
+}
+
+#[test]
+fn whatever_happens_to_the_firewall_is_told_with_what_mends_it() {
+    let Some(mut guarded) = Guarded::new() else { return };
+    let gateway = || &guarded.net.gateway;
+    assert!(
+        guarded.status().starts_with("guarding br0: 2 guests\nguarding r3: 1 guest\nguarding r4: 1 guest\n"),
+        "{}",
+        guarded.status()
+    );
+    let told = |sabotage: &str, cause: &str, text: &str| {
+        shell(gateway(), sabotage);
+        let ready = guarded.await_told(cause, Instant::now(), text);
+        EVIL.iter().for_each(|evil| hammer(&guarded.net.one, evil));
+        guarded.net.assert_tight();
+        guarded.mend(&ready);
+    };
+    told("nft flush ruleset", "ruleset", "the firewall is not in place");
+    told("nft flush chain inet outgate refused", "ruleset", "chain refused");
+    told("nft delete table bridge outgate", "ruleset", "table bridge outgate is missing");
+    told(
+        "nft 'table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established accept; iifname lo accept; }; }'",
+        "other_firewall",
+        "nft insert rule inet filter input iifname br0 accept",
+    );
+    nft(gateway(), "delete table inet filter");
+
+    // Without its name nothing of the configuration holds it any more.
+    batch(Some(gateway()), "link set r4 down\nlink set r4 name s4\n");
+    guarded.await_told("interface_missing", Instant::now(), "interface r4 of [firewall].guest_interfaces is missing");
+    batch(Some(gateway()), "link set s4 name r4\nlink set r4 up\naddr replace 10.43.0.1/32 dev r4\n");
+    guarded.await_good();
+
+    // What looks like guests' and nobody has named.
+    batch(
+        Some(gateway()),
+        "link add docker0 type bridge\nlink add name v1 type veth peer name v2\nlink set v1 master docker0\n",
+    );
+    guarded.await_told("unguarded_guests", Instant::now(), "NOT guarded: docker0");
+    assert!(guarded.status().contains("\nNOT guarded: docker0\n"), "{}", guarded.status());
+    let named = GUESTS.replace("[firewall]\n", "[firewall]\nnot_guests = [\"docker*\"]\n");
+    guarded.net.config_listening(WITH_ADMIN, &format!("{named}{}", guarded.lists));
+    shell(gateway(), "ip link set docker0 up");
+    batch(Some(gateway()), "link add docker1 type bridge\n");
+    guarded.await_good();
+
+    // Nobody is left who sees any of it.
+    let Some(watcher) = guarded.watcher.take() else { unreachable!("it runs") };
+    watcher.kill();
+    let begun = Instant::now();
+    let ready = guarded.await_told("watcher", begun, "systemctl restart outgate-host.service");
+    assert!(ready.contains("silent for 1"), "{ready}");
+    guarded.watcher = Some(Watcher::start(&guarded.net));
+    guarded.await_good();
+    let log = std::fs::read_to_string(guarded.net.path("stderr")).unwrap();
+    for line in [
+        "the firewall is not in place; run `outgate firewall apply`",
+        "NOT guarded: docker0",
+        "what was wrong is right again",
+    ] {
+        assert!(log.contains(line), "{line}: {log}");
+    }
+}
+
+#[test]
+fn routing_rules_that_are_gone_come_back_within_a_second() {
+    let Some(guarded) = Guarded::new() else { return };
+    let gateway = &guarded.net.gateway;
+    let rules = |family: &str| {
+        let shown = shell(gateway, &format!("ip {family} rule show"));
+        let mut rules: Vec<String> = shown.lines().filter(|line| line.starts_with('4')).map(str::to_owned).collect();
+        rules.sort();
+        rules
+    };
+    for family in ["-4", "-6"] {
+        let before = rules(family);
+        assert!(before.len() > 4, "{before:?}");
+        let begun = Instant::now();
+        shell(
+            gateway,
+            &format!("for p in 41 42 43 44; do while ip {family} rule del pref $p 2>/dev/null; do :; done; done"),
+        );
+        EVIL.iter().for_each(|evil| hammer(&guarded.net.one, evil));
+        eventually("the routing rules are there again", || rules(family) == before);
+        println!("ip {family} rule: again after {:.1} s", begun.elapsed().as_secs_f64());
+        assert!(begun.elapsed() < SOON);
+    }
+    shell(gateway, "ip route flush table 3129");
+    eventually("the route is there again", || shell(gateway, "ip route show table 3129").contains("local default"));
+    guarded.await_good();
+    guarded.net.assert_tight();
+}
+
+#[test]
+fn dns_servers_that_do_not_answer_are_told() {
+    let Some(world) = World::new() else { return };
+    let mut outgate = world.setup("**.good.test\n").resolver("servers = [\"11.0.0.54\"]\ntimeout_ms = 300").start();
+    let begun = Instant::now();
+    let mut names = 0;
+    while !outgate.admin("/readyz").is_some_and(|answer| answer.text().contains("no DNS server answers (11.0.0.54:53)"))
+    {
+        assert!(begun.elapsed() < 2 * SOON, "{}", outgate.errors());
+        names += 1;
+        world.guest.get(&format!("n{names}.good.test"), "/");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    println!("resolver: told after {:.1} s", begun.elapsed().as_secs_f64());
+    eventually("the metric says so too", || outgate.metric("trouble", &[("cause", "resolver")]) == 1.0);
+    outgate.await_admin(|answer| answer.status == 503);
+}
