@@ -13,7 +13,7 @@ mod reserve;
 mod sockets;
 
 pub use incoming::Incoming;
-pub use inherit::Missing;
+pub use inherit::{Missing, not_held};
 pub use limits::{Gate, LimitSettings, NamePace, Names, Pace, Place, Purpose, QueryPace, Slot, Telling};
 pub use listen::{Kind, ListenError};
 pub use reserve::Reserve;

@@ -14,6 +14,8 @@ mod settle;
 mod troubles;
 mod unconfigured;
 
+pub use settle::needs;
+
 use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};

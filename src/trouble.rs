@@ -4,10 +4,10 @@
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// A kind of trouble. [`Cause::as_str`] is the metric's label, and the anchor in the documentation.
+/// A kind of trouble. [`TroubleCause::as_str`] is the metric's label, and the anchor in the documentation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Cause {
+pub enum TroubleCause {
     /// The firewall's tables are missing, or are not those of the configuration.
     Ruleset,
     /// Routing rules or routes of the firewall are missing.
@@ -36,45 +36,45 @@ pub enum Cause {
     Conntrack,
 }
 
-impl Cause {
+impl TroubleCause {
     /// All of them.
-    pub const ALL: [Cause; 13] = [
-        Cause::Ruleset,
-        Cause::Routing,
-        Cause::OtherFirewall,
-        Cause::InterfaceMissing,
-        Cause::PortUnguarded,
-        Cause::UnguardedGuests,
-        Cause::Watcher,
-        Cause::Resolver,
-        Cause::List,
-        Cause::Configuration,
-        Cause::Certificate,
-        Cause::Log,
-        Cause::Conntrack,
+    pub const ALL: [TroubleCause; 13] = [
+        TroubleCause::Ruleset,
+        TroubleCause::Routing,
+        TroubleCause::OtherFirewall,
+        TroubleCause::InterfaceMissing,
+        TroubleCause::PortUnguarded,
+        TroubleCause::UnguardedGuests,
+        TroubleCause::Watcher,
+        TroubleCause::Resolver,
+        TroubleCause::List,
+        TroubleCause::Configuration,
+        TroubleCause::Certificate,
+        TroubleCause::Log,
+        TroubleCause::Conntrack,
     ];
 
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Cause::Ruleset => "ruleset",
-            Cause::Routing => "routing",
-            Cause::OtherFirewall => "other_firewall",
-            Cause::InterfaceMissing => "interface_missing",
-            Cause::PortUnguarded => "port_unguarded",
-            Cause::UnguardedGuests => "unguarded_guests",
-            Cause::Watcher => "watcher",
-            Cause::Resolver => "resolver",
-            Cause::List => "list",
-            Cause::Configuration => "configuration",
-            Cause::Certificate => "certificate",
-            Cause::Log => "log",
-            Cause::Conntrack => "conntrack",
+            TroubleCause::Ruleset => "ruleset",
+            TroubleCause::Routing => "routing",
+            TroubleCause::OtherFirewall => "other_firewall",
+            TroubleCause::InterfaceMissing => "interface_missing",
+            TroubleCause::PortUnguarded => "port_unguarded",
+            TroubleCause::UnguardedGuests => "unguarded_guests",
+            TroubleCause::Watcher => "watcher",
+            TroubleCause::Resolver => "resolver",
+            TroubleCause::List => "list",
+            TroubleCause::Configuration => "configuration",
+            TroubleCause::Certificate => "certificate",
+            TroubleCause::Log => "log",
+            TroubleCause::Conntrack => "conntrack",
         }
     }
 }
 
-impl fmt::Display for Cause {
+impl fmt::Display for TroubleCause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -84,14 +84,14 @@ impl fmt::Display for Cause {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Trouble {
     /// Its kind.
-    pub cause: Cause,
+    pub cause: TroubleCause,
     /// What is wrong and what mends it, one sentence.
     pub text: String,
 }
 
 impl Trouble {
     /// A trouble of this kind.
-    pub fn new(cause: Cause, text: impl Into<String>) -> Trouble {
+    pub fn new(cause: TroubleCause, text: impl Into<String>) -> Trouble {
         Trouble { cause, text: text.into() }
     }
 }
@@ -122,7 +122,7 @@ mod tests {
 
     #[test]
     fn the_words_are_the_same_everywhere() {
-        for cause in Cause::ALL {
+        for cause in TroubleCause::ALL {
             assert_eq!(serde_json::to_value(cause).unwrap(), cause.as_str());
         }
     }

@@ -56,6 +56,8 @@ class Way:
     redirect: int = 0
     # The port of a transparent listener; the client is in the guest's namespace then.
     tproxy: int = 0
+    # Its client is behind a bridge then, where this is not None, with br_netfilter on or off.
+    filtered: bool | None = None
     # The process, where it is not the row's own, and whether it has to be told of new files by SIGHUP.
     daemon: Daemon | None = None
     told: bool = False
@@ -106,8 +108,8 @@ def redirected(port):
     return {"tls": Way(TLS, direct=True, redirect=port)}
 
 
-def transparent(port):
-    return {"tls": Way(f"{FAR}:9003", direct=True, tproxy=port)}
+def transparent(port, filtered=None):
+    return {"tls": Way(f"{FAR}:9003", direct=True, tproxy=port, filtered=filtered)}
 
 
 def give(folder):
@@ -212,11 +214,11 @@ def for_guests(port):
     return f'proxy = []\ntransparent = ["0.0.0.0:{port}"]\ndns = ["{GATEWAY}:{port + 2}"]'
 
 
-def firewall_config(folder, port):
-    """For `outgate firewall` alone: brings the guest to whoever listens on this port."""
+def firewall_config(folder, port, interface):
+    """For `outgate firewall` alone: brings the guest behind this interface to whoever listens on this port."""
     (folder / "rules").mkdir(parents=True, exist_ok=True)
     path = folder / f"firewall-{port}.toml"
-    path.write_text(outgate_config(folder, for_guests(port), 3190))
+    path.write_text(outgate_config(folder, for_guests(port), 3190).replace(f'"{GUEST_INTERFACE}"', f'"{interface}"'))
     return path
 
 
@@ -477,6 +479,8 @@ def rows(binary, tool, connections, names, two_cores):
         Row("relay+tproxy", relay_tproxy(tool), transparent(3007), against="outgate+tproxy"),
         Row("outgate+tproxy", tproxy, transparent(3129) | many_far, against=""),
         Row("haproxy+tproxy", ha, transparent(3304), against="outgate+tproxy"),
+        Row("outgate+tproxy+bridge", tproxy, transparent(3129, filtered=False), against="outgate+tproxy"),
+        Row("outgate+tproxy+bridge, br_netfilter", tproxy, transparent(3129, filtered=True), against="outgate+tproxy"),
     ]
     return made
 

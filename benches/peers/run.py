@@ -27,7 +27,7 @@ import queries  # noqa: E402
 import resolvers  # noqa: E402
 import stage as scenery  # noqa: E402
 import table  # noqa: E402
-from stage import Stage, Trouble  # noqa: E402
+from stage import BRIDGE, GUEST_INTERFACE, Stage, Trouble  # noqa: E402
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 LOADS = ["latency", "tunnels", "handshake", "bulk", "tls-bulk", "http", "refused", "tls", "idle", "fair", "dns"]
@@ -188,7 +188,10 @@ class Measuring:
             if way.redirect:
                 around.enter_context(self.stage.redirect(way.redirect))
             if way.tproxy:
-                config = proxies.firewall_config(self.stage.folder / "firewall", way.tproxy)
+                interface = GUEST_INTERFACE if way.filtered is None else BRIDGE
+                if way.filtered is not None:
+                    around.enter_context(self.stage.bridged(way.filtered))
+                config = proxies.firewall_config(self.stage.folder / "firewall", way.tproxy, interface)
                 around.enter_context(self.stage.firewall(self.outgate, config))
             return self.call(self.stage.command(command, self.stage.load_cpu, name))
 

@@ -36,6 +36,7 @@ STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # The guest's end of the wire, the host's, and an address that only the wire leads to.
 GUEST, GATEWAY, FAR = "10.99.0.2", "10.99.0.1", "10.200.0.1"
 GUEST_INTERFACE = "g0"
+BRIDGE = "br0"
 
 
 class Trouble(Exception):
@@ -207,6 +208,25 @@ class Stage:
             yield
         finally:
             self.inside(self.host, "nft", "delete table ip peers")
+
+    @contextlib.contextmanager
+    def bridged(self, filtered):
+        """The guest behind a bridge, with br_netfilter on or off."""
+        setting = "/proc/sys/net/bridge/bridge-nf-call-{}tables"
+        ip = ["ip", "-n", self.host]
+        run(*ip, "link", "add", BRIDGE, "type", "bridge")
+        try:
+            run(*ip, "address", "del", f"{GATEWAY}/24", "dev", GUEST_INTERFACE)
+            run(*ip, "link", "set", GUEST_INTERFACE, "master", BRIDGE)
+            run(*ip, "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+            run(*ip, "link", "set", BRIDGE, "up")
+            for family in ("ip", "ip6"):
+                # It is there with the first bridge, where this kernel has it.
+                self.inside(self.host, "sh", "-c", f"echo {int(filtered)} > {setting.format(family)}")
+            yield
+        finally:
+            run(*ip, "link", "del", BRIDGE)
+            run(*ip, "address", "add", f"{GATEWAY}/24", "dev", GUEST_INTERFACE)
 
     @contextlib.contextmanager
     def firewall(self, outgate, config):

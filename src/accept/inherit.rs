@@ -117,6 +117,19 @@ fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
     from.extract_if(.., |(at, _)| same(at)).map(|(_, socket)| socket).collect()
 }
 
+/// Those of the configuration that the socket units do not hold; `units` gives what systemctl(1) shows of `Listen` of
+/// the unit for a kind, `each` is how many worker threads there are.
+pub fn not_held(configured: &[(Kind, SocketAddr)], each: usize, units: impl Fn(Kind) -> String) -> Option<ListenError> {
+    let configured: Vec<Missing> = configured.iter().map(|&(kind, address)| Missing { kind, address }).collect();
+    let is_missing = |listener: &&Missing| {
+        let shown = units(listener.kind);
+        let has = |way: &str| shown.contains(&format!("{} ({way})", listener.address));
+        !(has("Stream") && (listener.kind != Kind::Dns || has("Datagram")))
+    };
+    let missing: Vec<Missing> = configured.iter().filter(is_missing).copied().collect();
+    (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each })
+}
+
 /// The text for an operator whose configuration has listeners that no socket unit holds: which, and for
 /// each unit the whole drop-in. `configured` are all listeners, since a drop-in replaces what the unit has;
 /// `each` is how many worker threads there are, which have a socket each.
@@ -171,6 +184,27 @@ mod tests {
 
     fn listener(kind: Kind, address: &str) -> Missing {
         Missing { kind, address: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn what_no_unit_holds_is_told_by_what_systemctl_shows() {
+        let at = |kind, address: &str| (kind, address.parse().unwrap());
+        let configured = [at(Kind::Proxy, "127.0.0.1:3128"), at(Kind::Dns, "[fd42::1]:53")];
+        let shown = |dns: &str| {
+            let dns = dns.to_owned();
+            move |kind| {
+                if kind == Kind::Dns {
+                    dns.clone()
+                } else {
+                    "127.0.0.1:3128 (Stream)\n127.0.0.1:3128 (Stream)".to_owned()
+                }
+            }
+        };
+        assert!(not_held(&configured, 2, shown("[fd42::1]:53 (Datagram)\n[fd42::1]:53 (Stream)")).is_none());
+        for lacking in ["", "[fd42::1]:53 (Stream)", "[fd42::1]:5353 (Stream)\n[fd42::1]:5353 (Datagram)"] {
+            let error = not_held(&configured, 2, shown(lacking)).unwrap().to_string();
+            assert!(error.starts_with("no socket unit holds [fd42::1]:53, which [listen].dns has\n\n"), "{error}");
+        }
     }
 
     #[test]

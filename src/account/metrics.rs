@@ -11,6 +11,7 @@ use super::process::Process;
 use super::tracking::Tracking;
 use super::{Listener, lock};
 use crate::reason::{Cause, Reason, Verdict, Why};
+use crate::trouble::TroubleCause;
 use prometheus::core::Collector;
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -170,6 +171,10 @@ impl Metrics {
             .set(1);
         let verdict = |n: usize| Verdict::ALL.get(n).map_or("", |verdict| verdict.as_str());
         let listener = |n: usize| Listener::FLOWS.get(n).map_or("", |listener| listener.as_str());
+        let troubles = make.gauges("outgate_trouble", "1 while something is wrong that cuts guests off, lets them out or soon may, by its kind; `outgate status` says what and what mends it.", &["cause"])?;
+        for cause in TroubleCause::ALL {
+            troubles.with_label_values(&[cause.as_str()]);
+        }
         Ok(Metrics {
             connections: std::array::from_fn(|l| {
                 std::array::from_fn(|o| {
@@ -209,7 +214,7 @@ impl Metrics {
             revoked: make.counter("outgate_flows_revoked_total", "Flows closed because a new list refuses them.")?,
             firewall: make.gauge("outgate_firewall_in_place", "1 if the table of the firewall that the configuration asks for is seen in place; `outgate firewall status` looks at all of it.")?,
             firewall_configured: make.gauge("outgate_firewall_configured", "1 if the configuration in force asks for a firewall.")?,
-            troubles: make.gauges("outgate_trouble", "1 while something is wrong that cuts guests off, lets them out or soon may, by its kind; `outgate status` says what and what mends it.", &["cause"])?,
+            troubles,
             landlock: make.gauge("outgate_landlock_abi", "Version of Landlock that confines the daemon's writing; 0 without.")?,
             seccomp: make.gauge("outgate_seccomp_enabled", "1 if the system call filter is in force.")?,
             certificate: Certificate::new(&make)?,

@@ -97,6 +97,8 @@ fn the_metrics_have_the_documented_names_and_labels() {
         "outgate_guest_connections_total{guest=\"vm-7\",verdict=\"denied\"}",
         "outgate_guest_bytes_total{direction=\"down\",guest=\"other\"}",
         "outgate_firewall_in_place",
+        "outgate_firewall_configured",
+        "outgate_trouble{cause=\"unguarded_guests\"}",
         "outgate_panics_total",
         "outgate_log_dropped_total{verdict=\"denied\"}",
         "process_cpu_seconds_total",

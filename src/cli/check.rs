@@ -1,9 +1,12 @@
 //! `outgate check`: is what the operator wrote sound?
 
+mod here;
+
 use super::bridge;
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome};
 use crate::config::{Copies, Copy, Diagnostic, Settings, Severity};
+use crate::system::User;
 use clap::Args;
 use serde::Serialize;
 use std::io::Write;
@@ -11,13 +14,16 @@ use std::path::PathBuf;
 
 /// Check the configuration and the whitelist files, all of them, without touching the daemon
 ///
-/// Prints every problem as file:line:col: message, then a summary. Exit code 0 if the daemon would
-/// start with them (warnings allowed), 1 if not.
+/// Prints every problem as file:line:col: message, then a summary. Exit code 0 if they are sound (warnings
+/// allowed), 1 if not. Files alone decide, so a configuration may be checked on another machine, and in another
+/// place than its own. `--here` looks at this machine as well: socket units, addresses, owners and modes, guests'
+/// interfaces.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   outgate check
   outgate check --config ./outgate.toml
+  outgate check --here
   outgate check --json | jq '.problems[] | select(.severity == \"error\")'")]
 pub(super) struct Arguments {
     #[command(flatten)]
@@ -25,6 +31,12 @@ pub(super) struct Arguments {
     /// One JSON object instead of text
     #[arg(long)]
     json: bool,
+    /// And whatever `run` would not start with on this machine
+    #[arg(long)]
+    here: bool,
+    /// Say only what this user, who this process is, could not use
+    #[arg(long, hide = true, value_name = "NAME")]
+    needs_of: Option<String>,
     /// If it is sound, keep a copy for a start on a day when it is not; needs root
     #[arg(long)]
     keep: bool,
@@ -54,11 +66,22 @@ pub(super) struct Problem {
 }
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    if let Some(name) = &arguments.needs_of {
+        let (settings, _) = Settings::load_leniently(arguments.config.config.as_deref())?;
+        let user = User::find(name).ok();
+        return match here::unusable_as(&settings, user.as_ref()) {
+            Some(why) => writeln!(out, "{why}").map(|()| Exit::No).map_err(Failure::from),
+            None => Ok(Exit::Good),
+        };
+    }
     let (mut problems, lists) = match Settings::load_leniently(arguments.config.config.as_deref()) {
         Ok((settings, mut problems)) => {
             problems.extend(bridge::tls_problem(&settings));
             problems.extend(bridge::small_tables(&settings));
             problems.extend(bridge::outdated_rules(&settings));
+            if arguments.here {
+                problems.extend(here::problems(&settings));
+            }
             (problems, Some(bridge::compile(&settings)))
         }
         Err(error) => (error.into_diagnostics(), None),

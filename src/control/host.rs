@@ -136,14 +136,14 @@ fn connected(path: &Path) -> io::Result<Stream> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trouble::{Cause, Guarded, Trouble};
+    use crate::trouble::{Guarded, Trouble, TroubleCause};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn root_is_heard_over_daemons_that_come_and_go_and_nobody_else_is() {
         let dir = tempfile::tempdir().unwrap();
         let at = path(&dir.path().join("control.sock"));
         let guarding = vec![Guarded { interface: "br0".to_owned(), guests: 3 }];
-        let long = Trouble::new(Cause::Routing, "gone: ".repeat(10_000));
+        let long = Trouble::new(TroubleCause::Routing, "gone: ".repeat(10_000));
         let report = HostReport { guarding, unguarded: vec!["docker0".to_owned()], troubles: vec![long] };
         let mut teller = Teller::default();
         teller.tell(&at, &report);

@@ -20,7 +20,7 @@ use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
-use crate::trouble::{Cause, Trouble};
+use crate::trouble::{Trouble, TroubleCause};
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
 use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
@@ -238,7 +238,10 @@ impl Reloader {
     pub(super) fn troubles(&self) -> Vec<Trouble> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |cause, text: &Option<String>| text.as_ref().map(|text| Trouble::new(cause, text.clone()));
-        of(Cause::Configuration, &state.stale).into_iter().chain(of(Cause::List, &state.trouble)).collect()
+        of(TroubleCause::Configuration, &state.stale)
+            .into_iter()
+            .chain(of(TroubleCause::List, &state.trouble))
+            .collect()
     }
 }
 

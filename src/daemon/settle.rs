@@ -80,7 +80,7 @@ pub(super) fn bar_calls(fences: Fences, account: &Account) {
 }
 
 /// What a reload, a rotated log or the end of the daemon will want, but for the lists.
-fn needs(settings: &Settings) -> Vec<Need> {
+pub fn needs(settings: &Settings) -> Vec<Need> {
     let config = settings.path.iter().map(|path| Need { path: path.clone(), what: Use::Read });
     let state = Need { path: settings.state_dir.clone(), what: Use::Keep };
     let control = settings.listen.control.as_deref().and_then(folder_of);

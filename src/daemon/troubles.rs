@@ -7,7 +7,7 @@ use crate::account;
 use crate::control::host::{Heard, SILENCE};
 use crate::flow::House;
 use crate::system;
-use crate::trouble::{Cause, HostReport, Trouble};
+use crate::trouble::{HostReport, Trouble, TroubleCause};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -90,13 +90,13 @@ impl Troubles {
     pub(super) fn now(&self) -> Vec<Trouble> {
         let mut troubles = self.reloader.troubles();
         let mut add = |cause, text: Option<String>| troubles.extend(text.map(|text| Trouble::new(cause, text)));
-        add(Cause::Ruleset, self.guard.trouble());
-        add(Cause::Log, self.house.account.log_trouble());
-        add(Cause::Resolver, self.resolvers());
-        add(Cause::Certificate, self.certificate.as_ref().and_then(|known| known.trouble()).map(str::to_owned));
-        add(Cause::Conntrack, tracking());
+        add(TroubleCause::Ruleset, self.guard.trouble());
+        add(TroubleCause::Log, self.house.account.log_trouble());
+        add(TroubleCause::Resolver, self.resolvers());
+        add(TroubleCause::Certificate, self.certificate.as_ref().and_then(|known| known.trouble()).map(str::to_owned));
+        add(TroubleCause::Conntrack, tracking());
         if self.guard.is_configured() {
-            add(Cause::Watcher, self.silence());
+            add(TroubleCause::Watcher, self.silence());
             troubles.extend(self.report().unwrap_or_default().troubles);
         }
         troubles
@@ -165,13 +165,13 @@ impl Troubles {
             self.guard.count();
             let now = self.now();
             let metrics = self.house.account.metrics();
-            for cause in Cause::ALL {
+            for cause in TroubleCause::ALL {
                 metrics.set_trouble(cause.as_str(), now.iter().any(|trouble| trouble.cause == cause));
             }
             for trouble in now.iter().filter(|trouble| !known(&before, trouble)) {
                 tracing::error!(cause = %trouble.cause, "{}", trouble.text);
             }
-            for cause in Cause::ALL {
+            for cause in TroubleCause::ALL {
                 let of = |troubles: &[Trouble]| troubles.iter().any(|trouble| trouble.cause == cause);
                 if of(&before) && !of(&now) {
                     tracing::info!(%cause, "what was wrong is right again");
@@ -189,7 +189,7 @@ impl Troubles {
 
 /// Was it there before? How long the watcher is silent is no news.
 fn known(before: &[Trouble], trouble: &Trouble) -> bool {
-    before.iter().any(|old| old == trouble || (old.cause == trouble.cause && old.cause == Cause::Watcher))
+    before.iter().any(|old| old == trouble || (old.cause == trouble.cause && old.cause == TroubleCause::Watcher))
 }
 
 fn tracking() -> Option<String> {
@@ -221,9 +221,9 @@ mod tests {
 
     #[test]
     fn how_long_the_watcher_is_silent_is_no_news() {
-        let silent = |text: &str| Trouble::new(Cause::Watcher, text);
+        let silent = |text: &str| Trouble::new(TroubleCause::Watcher, text);
         assert!(known(&[silent("11 s")], &silent("13 s")));
         assert!(!known(&[], &silent("11 s")));
-        assert!(!known(&[Trouble::new(Cause::Ruleset, "this")], &Trouble::new(Cause::Ruleset, "that")));
+        assert!(!known(&[Trouble::new(TroubleCause::Ruleset, "this")], &Trouble::new(TroubleCause::Ruleset, "that")));
     }
 }

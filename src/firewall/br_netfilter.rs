@@ -20,8 +20,8 @@ const PLACE: i32 = i32::MIN;
 /// The chain in table inet.
 const CHAIN: &str = "again_from_bridges";
 /// What its first rule says, by which one sees whether it is younger than br_netfilter.
-const YOUNGER: &str = "br_netfilter was there before this chain";
-const OLDER: &str = "br_netfilter was not there before this chain";
+pub(super) const YOUNGER: &str = "br_netfilter was there before this chain";
+pub(super) const OLDER: &str = "br_netfilter was not there before this chain";
 
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     if plan.v4.transparent.is_none() && plan.v6.transparent.is_none() {

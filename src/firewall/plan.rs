@@ -244,6 +244,11 @@ impl Plan {
             .collect()
     }
 
+    /// What of the configuration does not go with the interfaces and users of this machine, one sentence each.
+    pub fn in_the_way(&self, host: &Host) -> Vec<String> {
+        self.faults.iter().cloned().chain(self.missing(host)).chain(self.lockouts(host)).collect()
+    }
+
     /// Guests' interfaces by which this machine itself goes out, one sentence each.
     pub(super) fn lockouts(&self, host: &Host) -> Vec<String> {
         let own = host.default_routes.iter().filter(|name| self.is_guest(name));

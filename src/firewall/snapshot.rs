@@ -2,7 +2,7 @@
 //! them since. It cannot load the ruleset into an empty namespace as [`inspect::status`](super::inspect::status) does:
 //! its unit may make none. One file for each network namespace, in the folder where those who apply stand in line.
 
-use super::{TABLES, inspect, tool};
+use super::{TABLES, br_netfilter, inspect, tool};
 use crate::whitelist::replace::{Attributes, replace};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,7 +10,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// The folder of [`tool`]s' lock.
+/// Where those who apply stand in line as well.
 const FOLDER: &str = "/run/outgate-firewall";
 
 /// Digests by table and by chain or set.
@@ -32,7 +32,8 @@ impl Snapshot {
 }
 
 fn digest(items: &[serde_json::Value]) -> String {
-    let text = serde_json::Value::from(items.to_vec()).to_string();
+    // The watcher itself makes that chain anew.
+    let text = serde_json::Value::from(items.to_vec()).to_string().replace(br_netfilter::OLDER, br_netfilter::YOUNGER);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }

@@ -172,7 +172,8 @@ fn it_may_come_after_the_ruleset() {
         assert_eq!(connect(guest, "[2600:12::66]:443").unwrap(), "here\n");
         eventually("all is in place", || firewall(&net, host, &["status"]).status.success());
         if let Some(watcher) = watcher {
-            assert!(watcher.kill().contains("br_netfilter came"));
+            let said = watcher.kill();
+            assert!(said.contains("br_netfilter came"), "{said}");
         }
         batch(Some(guest), "link del eth1\n");
     }

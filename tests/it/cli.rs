@@ -128,6 +128,29 @@ fn warnings_alone_are_sound() {
 }
 
 #[test]
+fn check_judges_files_alone_and_with_here_this_machine_too() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap();
+    let desk = Desk::new(
+        &format!(
+            "[listen]\nproxy = [\"192.0.2.1:3128\", \"{port}\"]\nadmin = \"127.0.0.1:0\"\ntransparent = [\"127.0.0.1:0\"]\n\
+             control = \"control.sock\"\n[firewall]\nguest_interfaces = [\"nosuch0\"]"
+        ),
+        "ipfs.io\n",
+    );
+    let ran = desk.run(&["check"]);
+    assert_eq!(ran.code, 0, "{}", ran.out);
+    let ran = desk.run(&["check", "--here"]);
+    assert_eq!(ran.code, 1, "{}", ran.out);
+    for part in
+        ["cannot listen on 192.0.2.1:3128 ([listen].proxy)", &format!("cannot listen on {port}"), "interface nosuch0"]
+    {
+        assert!(ran.out.contains(part), "{part}: {}", ran.out);
+    }
+    assert!(!ran.out.contains("[listen].admin"), "{}", ran.out);
+}
+
+#[test]
 fn a_file_that_a_guest_names_must_be_there() {
     let guest = "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.0.0.7\"]\nwhitelist = [\"main.rules\", \"seven.rules\"]";
     let ran = Desk::new(guest, "ipfs.io\n").run(&["check"]);

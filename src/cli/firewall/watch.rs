@@ -3,14 +3,15 @@
 
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
-use crate::config::{SYSTEM_CONTROL, Settings};
+use crate::config::{CONFIG_FILE, SYSTEM_CONTROL, Settings};
 use crate::control::host::{self, Teller};
 use crate::firewall::{self, Events, Host, Mended, Plan, Presence, Seal, Standing};
 use crate::system;
-use crate::trouble::{Cause, HostReport, Trouble};
+use crate::trouble::{HostReport, Trouble, TroubleCause};
 use clap::Args;
 use sd_notify::NotifyState;
 use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -18,7 +19,7 @@ use std::time::{Duration, Instant};
 const FULL: Duration = Duration::from_secs(60);
 /// Between two reports on what others have changed, at least.
 const REPORT: Duration = Duration::from_secs(2);
-/// Between two looks at what the kernel tells nobody of: is there br_netfilter now?
+/// Between two looks at what nobody is told of: is there br_netfilter now, and has the configuration changed?
 const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -87,6 +88,8 @@ struct Watch {
     reported: Option<Instant>,
     /// Something has changed since.
     report_due: bool,
+    /// The configuration file as it was seen last.
+    file: Option<(u64, u64, i64, i64)>,
     /// Where the daemon listens.
     socket: PathBuf,
     teller: Teller,
@@ -97,7 +100,13 @@ impl Watch {
     /// Has something changed that no interface told of?
     fn wants_a_look(&self) -> bool {
         let is_due = self.report_due && self.reported.is_none_or(|reported| reported.elapsed() >= REPORT);
-        is_due || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+        is_due || self.file != self.file_now() || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+    }
+
+    /// Inode, length and time of change of the configuration file.
+    fn file_now(&self) -> Option<(u64, u64, i64, i64)> {
+        let file = self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE)).metadata().ok()?;
+        Some((file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
     }
 
     /// Tells the daemon, at once if something is new, else now and then.
@@ -170,7 +179,7 @@ impl Watch {
         // As it is after mending.
         let host = host.again()?;
         self.report = firewall::report(plan, &host, &settings.not_guests);
-        let unmended = mended.faults.iter().map(|fault| Trouble::new(Cause::PortUnguarded, fault.clone()));
+        let unmended = mended.faults.iter().map(|fault| Trouble::new(TroubleCause::PortUnguarded, fault.clone()));
         self.report.troubles.extend(unmended);
         (self.reported, self.report_due) = (Some(Instant::now()), false);
         Ok(())
@@ -178,6 +187,7 @@ impl Watch {
 
     /// What to go by; nothing where no firewall was applied.
     fn basis(&mut self, faults: &mut Vec<String>) -> Result<Option<Basis>, Failure> {
+        self.file = self.file_now();
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
         let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
         let control = now.as_ref().ok().or(self.applied.as_ref()).and_then(|settings| settings.listen.control.clone());

@@ -3,21 +3,21 @@
 use super::super::host::{self, Host, Link};
 use super::super::plan::Plan;
 use super::super::{fits, others, ports, snapshot};
-use crate::trouble::{Cause, Guarded, HostReport, Trouble};
+use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 
 /// Looks at everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns that
 /// carry no guests.
 pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
     let mut troubles = Vec::new();
     let mut add = |cause, texts: Vec<String>| troubles.extend(texts.into_iter().map(|text| Trouble::new(cause, text)));
-    add(Cause::Ruleset, snapshot::differences());
-    add(Cause::Routing, routing(plan));
-    add(Cause::OtherFirewall, others::in_the_way(plan, host));
-    add(Cause::InterfaceMissing, plan.missing(host));
+    add(TroubleCause::Ruleset, snapshot::differences());
+    add(TroubleCause::Routing, routing(plan));
+    add(TroubleCause::OtherFirewall, others::in_the_way(plan, host));
+    add(TroubleCause::InterfaceMissing, plan.missing(host));
     let mut unguarded_ports = ports::differences(plan, host);
     unguarded_ports.extend(settings(plan, host));
     add(
-        Cause::PortUnguarded,
+        TroubleCause::PortUnguarded,
         unguarded_ports.into_iter().map(|text| format!("{text}: run `outgate firewall apply`")).collect(),
     );
     let unguarded = unguarded(plan, host, not_guests);
@@ -27,7 +27,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
             "NOT guarded: {names}, which may carry guests: name them in [firewall].guest_interfaces and run `outgate \
              firewall apply`, or in [firewall].not_guests and run `outgate whitelist reload`"
         );
-        add(Cause::UnguardedGuests, vec![text]);
+        add(TroubleCause::UnguardedGuests, vec![text]);
     }
     let guarding =
         plan.guest_links(host).map(|link| Guarded { interface: link.name.clone(), guests: guests(link, host) });

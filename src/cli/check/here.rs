@@ -1,0 +1,93 @@
+//! `outgate check --here`: what files alone do not say, and what `run` would not start with on this machine: socket
+//! units, addresses, owners and modes of what the daemon uses, guests' interfaces.
+
+use crate::accept::{self, Kind};
+use crate::config::{Diagnostic, ListenSettings, Settings, Severity};
+use crate::control;
+use crate::daemon;
+use crate::firewall::{Host, Plan};
+use crate::system::{self, User};
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// As whom the unit runs the daemon.
+const USER: &str = "outgate";
+/// It is there while systemd is this machine's init (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+
+/// Everything that is in the way here.
+pub(super) fn problems(settings: &Settings) -> Vec<Diagnostic> {
+    let file = settings.path.clone().unwrap_or_default();
+    let problem = |severity| move |text: String| (severity, text);
+    let mut found: Vec<(Severity, String)> = Vec::new();
+    found.extend(listeners(settings).into_iter().map(problem(Severity::Error)));
+    found.extend(unusable(settings).map(problem(Severity::Error)));
+    found.extend(interfaces(settings).into_iter().map(problem(Severity::Warning)));
+    found.into_iter().map(|(severity, text)| Diagnostic::whole_file(severity, &file, text)).collect()
+}
+
+/// What of the daemon's files the user that this process is cannot use; the first of it.
+pub(super) fn unusable_as(settings: &Settings, user: Option<&User>) -> Option<String> {
+    system::check(&daemon::needs(settings), user).err().map(|error| error.to_string())
+}
+
+fn listeners(settings: &Settings) -> Vec<String> {
+    let configured = configured(&settings.listen);
+    if Path::new(BOOTED).exists() {
+        // One unit may have several kinds, and a drop-in replaces all that it has.
+        let held = |kind: Kind| {
+            let shown = Command::new("systemctl").args(["show", "--property=Listen", "--value", kind.unit()]).output();
+            shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+        };
+        let missing = accept::not_held(&configured, system::cpus(), held);
+        return missing.map(|error| error.to_string()).into_iter().collect();
+    }
+    // A daemon that runs holds them.
+    if settings.listen.control.as_deref().is_some_and(|socket| control::client(socket).get("/status").is_ok()) {
+        return Vec::new();
+    }
+    let fails = |(kind, address): &(Kind, SocketAddr)| {
+        let error = TcpListener::bind(address).err()?;
+        Some(format!("cannot listen on {address} ({}): {error}", kind.key()))
+    };
+    configured.iter().filter_map(fails).collect()
+}
+
+fn configured(listen: &ListenSettings) -> Vec<(Kind, SocketAddr)> {
+    let lists = [
+        (Kind::Proxy, &listen.proxy),
+        (Kind::ProxyTls, &listen.proxy_tls),
+        (Kind::Transparent, &listen.transparent),
+        (Kind::Redirect, &listen.redirect),
+        (Kind::Dns, &listen.dns),
+    ];
+    let single = [(Kind::Admin, listen.admin), (Kind::AdminTls, listen.admin_tls)];
+    let lists = lists.into_iter().flat_map(|(kind, list)| list.iter().map(move |address| (kind, *address)));
+    lists.chain(single.into_iter().filter_map(|(kind, address)| Some((kind, address?)))).collect()
+}
+
+/// Asked as the daemon's user, where root asks and there is one: root may read everything.
+fn unusable(settings: &Settings) -> Option<String> {
+    let user = User::find(USER).ok().filter(|_| system::is_root());
+    let Some(user) = user else { return unusable_as(settings, None) };
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["check", "--needs-of", USER]).stdin(Stdio::null());
+    if let Some(config) = &settings.path {
+        command.arg("--config").arg(config);
+    }
+    let output = command.uid(user.uid).gid(user.gid).output().ok()?;
+    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (!said.is_empty()).then_some(said)
+}
+
+fn interfaces(settings: &Settings) -> Vec<String> {
+    if !settings.firewall.is_wanted() {
+        return Vec::new();
+    }
+    match Host::look() {
+        Ok(host) => Plan::new(settings, &host).in_the_way(&host),
+        Err(error) => vec![error.to_string()],
+    }
+}
