@@ -231,10 +231,13 @@ def serves(provider):
     assert not provider.leaks(), provider.leaks()[:5]
 
 
+STATUS_TEXT = "systemctl show -P StatusText outgate.service"
+
+
 def remedy(provider):
-    """What the daemon said when it last ended for want of a socket, as the journal has it: texts by path, and commands."""
+    """What the daemon said when it last came up without a socket, as the journal has it: texts by path, and commands."""
     said = provider.journal(lines=300)
-    said = said[said.rindex("outgate: no socket unit holds") : said.rindex("Or take the address out of the configuration.")]
+    said = said[said.rindex("ERROR no socket unit holds") : said.rindex("Or take the address out of the configuration.")]
     texts, commands, to = {}, [], []
     for line in said.splitlines():
         if found := re.fullmatch(r"Write into (/\S+):", line):
@@ -265,7 +268,8 @@ def printed(provider):
         lines = [f"{key} = {json.dumps(addresses)}" for key, addresses in listen.items()]
         provider.write("/etc/outgate/outgate.toml", "\n".join(["[listen]", *lines, text]))
         provider.do("outgate check")
-        assert provider.run("systemctl restart outgate.service", 90).status, f"nothing was missing; {provider.journal()}"
+        provider.do("systemctl restart outgate.service", 90)
+        provider.until(STATUS_TEXT, "not_configured.*no socket unit holds", 20, "nothing was missing")
         texts, commands = remedy(provider)
         for path, lines in texts.items():
             provider.write(path, "\n".join(lines) + "\n")
@@ -290,7 +294,8 @@ def transparency(provider):
     drop = "/etc/systemd/system/outgate.socket.d/override.conf"
     provider.write(drop, "[Socket]\nTransparent=yes\n")
     provider.do("systemctl daemon-reload; systemctl stop outgate.socket")
-    assert provider.run("systemctl restart outgate.service", 90).status, "served with IP_TRANSPARENT"
+    provider.do("systemctl restart outgate.service", 90)
+    provider.until(STATUS_TEXT, "not_configured.*came with IP_TRANSPARENT", 20, "served with IP_TRANSPARENT")
     said = [line for line in provider.journal(lines=100).splitlines() if "came with IP_TRANSPARENT" in line]
     assert said, provider.journal()
     wanted, editor, *commands = re.search(r"write (\S+) below \[Socket\], by `([^`]+)`; then run `([^`]+)` and `([^`]+)`", said[-1]).groups()
