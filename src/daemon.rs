@@ -178,8 +178,9 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         Some(made) => (settings, made),
         None => {
             let settings = unconfigured::remains(settings);
-            let without_certificate = doors.without_tls();
-            runtime.block_on(async { doors::reset(without_certificate) });
+            let mut unserved = doors.without_tls();
+            unserved.append(&mut doors.unclaimed.tcp);
+            runtime.block_on(async { doors::reset(unserved) });
             (settings.clone(), Made::without_configuration(settings, &runtime)?)
         }
     };
@@ -359,12 +360,12 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     };
     let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
-    let heard = Arc::new(Heard::default());
+    let (heard, hears) = (Arc::new(Heard::default()), host.is_some());
     if let Some(host) = host {
         served.spawn(hear(host, Arc::clone(&heard)));
     }
     let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
-    let troubles = Troubles::new(house, &reloader, &heard, certificate.clone());
+    let troubles = Troubles::new(house, &reloader, &heard, hears, certificate.clone());
     served.spawn(troubles.clone().watch());
     doors::turn_away(doors.unclaimed);
     let (trouble, stop, fullness) = (troubles.clone(), house.stop.clone(), relief.clone());

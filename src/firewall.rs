@@ -199,6 +199,11 @@ pub fn presence(seal: Seal) -> Presence {
     sensed(Some(seal))
 }
 
+/// Is some ruleset of outgate's there, whatever it was made from? As [`presence`].
+pub fn is_any_there() -> bool {
+    sensed(None).is_there()
+}
+
 /// As [`presence`]; without a seal to look for a ruleset that is there is an outdated one.
 fn sensed(seal: Option<Seal>) -> Presence {
     let told = || {

@@ -93,6 +93,8 @@ impl Inherited {
             let transparent = if address.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
             let transparent = transparent.map_err(|source| ListenError::Open { address, kind, source })?;
             if transparent != (kind == Kind::Transparent) {
+                // Nobody is to wait in them.
+                self.tcp.extend(found.into_iter().map(|listener| (address, listener)));
                 return Err(ListenError::Transparency { address, kind });
             }
         }

@@ -94,18 +94,13 @@ impl Sockets {
         deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)
     }
 
-    /// When all listeners have been asked for: those that no socket was handed over for are an error, and
-    /// what is left of those that were is returned.
-    ///
-    /// # Errors
-    /// [`ListenError::Missing`].
-    pub fn finish(self) -> Result<Unclaimed, ListenError> {
+    /// When all listeners have been asked for: what is left of the sockets that were handed over, and
+    /// [`ListenError::Missing`] where there was none for a listener.
+    pub fn finish(self) -> (Unclaimed, Option<ListenError>) {
         let Sockets { inherited, workers, configured, missing } = self;
-        if !missing.is_empty() {
-            return Err(ListenError::Missing { missing, configured, each: workers });
-        }
         let (tcp, udp) = inherited.map(Inherited::rest).unwrap_or_default();
-        Ok(Unclaimed { tcp, udp })
+        let error = (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each: workers });
+        (Unclaimed { tcp, udp }, error)
     }
 
     fn note(&mut self, listener: Missing, missing: bool) {
@@ -177,6 +172,7 @@ mod tests {
         assert!(sockets.iter().flatten().all(|socket| socket.local_addr().unwrap() == port));
         let error = own.udp(Kind::Dns, port).unwrap_err();
         assert!(matches!(&error, ListenError::Open { source, .. } if source.kind() == io::ErrorKind::AddrInUse));
-        assert!(own.finish().unwrap().tcp.is_empty());
+        let (unclaimed, missing) = own.finish();
+        assert!(unclaimed.tcp.is_empty() && missing.is_none());
     }
 }

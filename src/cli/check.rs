@@ -7,10 +7,12 @@ use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome};
 use crate::config::{Copies, Copy, Diagnostic, Settings, Severity};
 use crate::system::User;
+use crate::trouble::TroubleCause;
 use clap::Args;
 use serde::Serialize;
+use serde_json::Value;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Check the configuration and the whitelist files, all of them, without touching the daemon
 ///
@@ -118,12 +120,24 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
+/// Does a daemon run that goes by another configuration, or by none?
+fn is_unused(control: &Path) -> bool {
+    let Ok(answer) = bridge::ask(control, bridge::Question::Status) else { return false };
+    let troubles = answer.get("troubles").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
+    let mut causes = troubles.iter().filter_map(|trouble| trouble.get("cause")?.as_str());
+    causes.any(|cause| cause == TroubleCause::Configuration.as_str())
+}
+
 fn keep(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.config.config.as_deref();
     let Some(copies) = Copies::of(config, arguments.copies.as_deref()) else {
         return Err(Failure::Usage("of this file no copy is kept; name a folder with --copies".to_owned()));
     };
     let (settings, _) = Settings::load(config)?;
+    if settings.listen.control.as_deref().is_some_and(is_unused) {
+        let why = "no copy is kept: the daemon that runs does not go by this configuration; `outgate status` says why";
+        return Err(Failure::Failed(why.to_owned()));
+    }
     copies.keep(Copy::Worked, &settings).map_err(|error| Failure::Failed(format!("no copy is kept: {error}")))
 }
 

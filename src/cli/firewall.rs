@@ -6,8 +6,8 @@ mod watch;
 use super::lock::Lock;
 use super::table::{self, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
-use crate::config::{Copies, Copy, Settings};
-use crate::firewall::{self, FirewallError, FirewallSettings, Host, Plan, Seal};
+use crate::config::{ConfigError, Copies, Copy, Settings};
+use crate::firewall::{self, FirewallError, Host, Plan};
 use clap::{Args, Subcommand};
 use serde_json::json;
 use std::fs::DirBuilder;
@@ -192,11 +192,21 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
+/// Keeps a copy of what was applied; what is in the way of that.
+fn keep(copies: Option<&Copies>, settings: &Settings) -> Option<String> {
+    let copies = copies?;
+    let noted = copies.note_interfaces(&settings.firewall.guest_interfaces);
+    let kept = noted.and_then(|()| copies.keep(Copy::Applied, settings));
+    kept.err().map(|error| format!("no copy of this configuration is kept for a start on a broken one: {error}"))
+}
+
 /// Applies it for another command, which has something else to say.
 pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
     let _in_line = in_line();
-    let (_, plan, host) = plan(config)?;
+    let (settings, plan, host) = plan(config)?;
     let applied = firewall::apply(&plan, &host)?;
+    // What is in the way of a copy is told by who applies by itself.
+    let _ = keep(Copies::of(config, None).as_ref(), &settings);
     match applied.faults.is_empty() {
         true => Ok(()),
         false => Err(Failure::Failed(format!("the firewall: {}", printable(&applied.faults.join("; "))))),
@@ -206,19 +216,21 @@ pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
 fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
     let config = common.config.config.as_deref();
-    let (settings, plan, host) = match plan(config) {
+    let wanted = |made: (Settings, Plan, Host)| match made.1.is_wanted() || copies.as_ref().is_none_or(Copies::is_empty)
+    {
+        true => Ok(made),
+        // An empty file is a sound one, and asks for nothing.
+        false => Err(Failure::Failed(format!(
+            "{}; to open the guests of what was applied before, run `outgate firewall remove`",
+            FirewallError::NotWanted
+        ))),
+    };
+    let (settings, plan, host) = match plan(config).and_then(wanted) {
         Ok(made) => made,
         Err(failure) => return Err(close_at_least(config, copies.as_ref(), failure, out)),
     };
     let mut applied = firewall::apply(&plan, &host)?;
-    if let Some(copies) = copies {
-        let noted = copies.note_interfaces(&settings.firewall.guest_interfaces);
-        if let Err(error) = noted.and_then(|()| copies.keep(Copy::Applied, &settings)) {
-            applied
-                .warnings
-                .push(format!("no copy of this configuration is kept for a start on a broken one: {error}"));
-        }
-    }
+    applied.warnings.extend(keep(copies.as_ref(), &settings));
     let whole = applied.faults.is_empty();
     if common.json {
         let answer = json!({
@@ -243,11 +255,12 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
 /// was applied last comes into force again, or else guests' interfaces are closed altogether, those that can be read
 /// and those that any earlier one named: guests must not go out because of a typing error.
 fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failure, out: &mut dyn Write) -> Failure {
-    if firewall::presence(Seal::of(&FirewallSettings::default(), &Settings::default().listen)).is_there() {
+    if firewall::is_any_there() {
         return failure;
     }
     // Whatever can be said beside the failure itself is said; a closed pipe changes nothing.
-    match again(copies) {
+    let readable = Settings::load_leniently(config).map(|(settings, _)| settings).unwrap_or_default();
+    match again(copies, &readable.firewall.guest_interfaces) {
         Ok(Some(said)) => {
             let _ = writeln!(out, "{said}");
             return failure;
@@ -257,7 +270,7 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
             let _ = writeln!(out, "the configuration that was applied last cannot be applied: {}", printable(&why));
         }
     }
-    let mut closed = Settings::load_leniently(config).map(|(settings, _)| settings).unwrap_or_default();
+    let mut closed = readable;
     closed.listen = closed.listen.without_guests();
     closed.firewall.pins.clear();
     closed.firewall.guest_interfaces.extend(copies.map(Copies::interfaces).unwrap_or_default());
@@ -274,10 +287,14 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
     failure
 }
 
-/// Applies what was applied last; what to say of it, or why it cannot be applied.
-fn again(copies: Option<&Copies>) -> Result<Option<String>, String> {
+/// Applies what was applied last, for interfaces `also` named since as well; what to say of it, or why it cannot be
+/// applied.
+fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, String> {
     let Some(copies) = copies else { return Ok(None) };
-    let Some(kept) = copies.load(Copy::Applied).map_err(|error| error.to_string())? else { return Ok(None) };
+    let Some(mut kept) = copies.load(Copy::Applied).map_err(|error| error.to_string())? else { return Ok(None) };
+    let named = &mut kept.settings.firewall.guest_interfaces;
+    let new: Vec<String> = also.iter().filter(|name| !named.contains(name)).cloned().collect();
+    named.extend(new);
     let (plan, host) =
         bridge::with_pins(&kept.settings).and_then(|all| plan_for(&all)).map_err(|failure| failure.to_string())?;
     let applied = firewall::apply(&plan, &host).map_err(|error| error.to_string())?;
@@ -294,7 +311,11 @@ fn again(copies: Option<&Copies>) -> Result<Option<String>, String> {
 fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
     // What is there goes, be the configuration sound or not.
-    let (settings, _) = Settings::load_leniently(common.config.config.as_deref())?;
+    let settings = match Settings::load_leniently(common.config.config.as_deref()) {
+        Ok((settings, _)) => settings,
+        Err(ConfigError::Invalid(_)) => Settings::default(),
+        Err(error) => return Err(error.into()),
+    };
     let host = Host::look()?;
     let mut removed = firewall::remove(&Plan::new(&settings, &host), &host)?;
     if let Some(Err(error)) = copies.map(|copies| copies.forget_applied()) {

@@ -5,9 +5,9 @@
 use super::{CONFIG_FILE, ConfigError, Settings, Surroundings, read_file};
 use crate::whitelist::replace::{Attributes, replace};
 use std::collections::BTreeSet;
-use std::fs::{DirBuilder, Metadata};
+use std::fs::{DirBuilder, Metadata, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -67,8 +67,8 @@ impl Copies {
     /// What the system says, and where the file says something else by now; the last copy stays then.
     pub fn keep(&self, copy: Copy, settings: &Settings) -> io::Result<()> {
         if !self.original.exists() {
-            // What is built in needs no copy, and an old one is no longer what holds.
-            return self.forget(copy);
+            // What is built in needs no copy, and the file may have been lost.
+            return Ok(());
         }
         let (text, writable) = read_file(&self.original).map_err(io::Error::other)?;
         let now = Settings::parse(&text, &self.original, writable, &Surroundings::of_this_process());
@@ -79,13 +79,14 @@ impl Copies {
         // Whoever may read the one may read what the daemon reads of the other.
         let attributes = match copy {
             Copy::Applied => Attributes::PRIVATE,
-            Copy::Worked => Attributes { owner: Some((0, meta.gid())), mode: 0o600 | (meta.mode() & 0o044) },
+            Copy::Worked => {
+                // A file of the daemon's own user is for its group too.
+                let group = if meta.uid() == 0 { 0 } else { 0o040 };
+                Attributes { owner: Some((0, meta.gid())), mode: 0o600 | (meta.mode() & 0o044) | group }
+            }
         };
         self.make_folder()?;
         let path = self.folder.join(copy.file());
-        if std::fs::read(&path).is_ok_and(|before| before == text.as_bytes()) {
-            return Ok(());
-        }
         replace(&path, text.as_bytes(), attributes)
     }
 
@@ -138,6 +139,11 @@ impl Copies {
         names.map(str::to_owned).collect()
     }
 
+    /// Was nothing applied?
+    pub fn is_empty(&self) -> bool {
+        !self.folder.join(Copy::Applied.file()).exists() && self.interfaces().is_empty()
+    }
+
     /// Removes what `firewall apply` kept.
     ///
     /// # Errors
@@ -154,6 +160,8 @@ impl Copies {
     fn make_folder(&self) -> io::Result<()> {
         if !self.folder.exists() {
             DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)?;
+            // Whatever the umask is: the daemon reads there.
+            std::fs::set_permissions(&self.folder, Permissions::from_mode(0o755))?;
         }
         match is_roots(&self.folder.metadata()?) {
             true => Ok(()),

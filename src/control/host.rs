@@ -8,6 +8,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as Listener, UnixStream as Stream};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
@@ -17,7 +18,7 @@ use tokio::task::JoinSet;
 /// Beside the control socket.
 const NAME: &str = "host.sock";
 /// The longest report, in bytes.
-const MAX_REPORT: usize = 128 << 10;
+const MAX_REPORT: usize = 1 << 20;
 /// Watchers that are listened to at once; one comes before the one that it replaces is gone.
 const MAX_WATCHERS: usize = 4;
 /// How long the daemon may take to read.
@@ -102,15 +103,37 @@ async fn listen_to(watcher: UnixStream, heard: Arc<Heard>) {
     }
 }
 
-/// The watcher's end.
+/// The watcher's end. It has a thread of its own, for a daemon that was taken over could make it wait.
+#[derive(Debug)]
+pub struct Teller(SyncSender<(PathBuf, HostReport)>);
+
+impl Teller {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn start() -> io::Result<Teller> {
+        let (ask, asked) = sync_channel::<(PathBuf, HostReport)>(1);
+        let mut line = Line::default();
+        let work = move || asked.iter().for_each(|(path, report)| line.tell(&path, &report));
+        std::thread::Builder::new().name("tell".to_owned()).spawn(work)?;
+        Ok(Teller(ask))
+    }
+
+    /// Tells the daemon that listens at `path`, if there is one. Never waits: while it does not read, nothing is told.
+    pub fn tell(&self, path: &Path, report: &HostReport) {
+        let _ = self.0.try_send((path.to_owned(), report.clone()));
+    }
+}
+
+/// The connection to the daemon.
 #[derive(Debug, Default)]
-pub struct Teller {
+struct Line {
     socket: Option<(PathBuf, Stream)>,
 }
 
-impl Teller {
-    /// Tells the daemon that listens at `path`, if there is one. Takes a second at most where that does not read.
-    pub fn tell(&mut self, path: &Path, report: &HostReport) {
+impl Line {
+    fn tell(&mut self, path: &Path, report: &HostReport) {
         let Ok(mut message) = serde_json::to_vec(report) else { return };
         message.push(b'\n');
         // The second time after a daemon was replaced.
@@ -145,7 +168,7 @@ mod tests {
         let guarding = vec![Guarded { interface: "br0".to_owned(), guests: 3 }];
         let long = Trouble::new(TroubleCause::Routing, "gone: ".repeat(10_000));
         let report = HostReport { guarding, unguarded: vec!["docker0".to_owned()], troubles: vec![long] };
-        let mut teller = Teller::default();
+        let mut teller = Line::default();
         teller.tell(&at, &report);
         for _ in 0..2 {
             let heard = Arc::new(Heard::default());

@@ -93,7 +93,8 @@ impl Doors {
         };
         let (admin, admin_tls) = (single(Kind::Admin, listen.admin), single(Kind::AdminTls, listen.admin_tls));
         let inherited = sockets.are_inherited();
-        let unclaimed = had(sockets.finish(), &mut fault);
+        let (unclaimed, missing) = sockets.finish();
+        fault = fault.or(missing);
         (Doors { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
     }
 

@@ -21,6 +21,9 @@ impl Guard {
 
     /// Why guests may not be held by the firewall that the configuration asks for, if so.
     pub(super) fn trouble(&self) -> Option<String> {
+        if !self.is_configured() {
+            return firewall::is_any_there().then(|| UNASKED.to_owned());
+        }
         self.seen().and_then(complaint).map(str::to_owned)
     }
 
@@ -42,6 +45,10 @@ impl Guard {
         metrics.set_firewall_configured(self.is_configured());
     }
 }
+
+/// What is said of a ruleset that the configuration has nothing to do with.
+const UNASKED: &str = "a firewall is in place and the configuration asks for none: set [firewall].guest_interfaces again, or run \
+    `outgate firewall remove`, which opens the guests";
 
 /// What is wrong, and what to do.
 fn complaint(seen: Presence) -> Option<&'static str> {

@@ -11,6 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 /// How often the state is reported where no watchdog asks for more.
 const REPORT: Duration = Duration::from_secs(5);
+/// Characters of the state that are reported at most.
+const STATUS: usize = 900;
 /// How long a worker thread goes without a beat at most.
 const BEAT: Duration = Duration::from_secs(1);
 
@@ -68,7 +70,8 @@ impl Pulse {
                 None => system::notify(&[sd_notify::NotifyState::Watchdog]),
                 Some(worker) => tracing::error!(worker, "a worker thread is stuck; the watchdog is not told otherwise"),
             }
-            let now = state();
+            // systemd drops a message of over 4 KiB.
+            let now: String = state().chars().take(STATUS).collect();
             if now != said {
                 system::notify(&[sd_notify::NotifyState::Status(&now)]);
                 said = now;

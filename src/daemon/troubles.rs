@@ -15,9 +15,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// For how long no DNS server may answer before it is a trouble: a server is passed over for longer after a single
-/// failure.
-const RESOLVERS: Duration = Duration::from_secs(10);
+/// For how long no DNS server may answer before it is a trouble: longer than a server is passed over after a single
+/// failure, which a name that nobody answers for is enough for.
+const RESOLVERS: Duration = Duration::from_secs(20);
 /// Connection tracking is nearly full above this share, in percent.
 const TRACKED: i64 = 90;
 
@@ -62,6 +62,8 @@ pub(super) struct Troubles {
     reloader: Reloader,
     guard: Guard,
     heard: Arc<Heard>,
+    /// Can the watcher be heard at all?
+    hears: bool,
     certificate: Option<Arc<Certificate>>,
     started: Instant,
     /// Since when no DNS server answers.
@@ -73,6 +75,7 @@ impl Troubles {
         house: &Arc<House>,
         reloader: &Reloader,
         heard: &Arc<Heard>,
+        hears: bool,
         certificate: Option<Arc<Certificate>>,
     ) -> Troubles {
         Troubles {
@@ -80,6 +83,7 @@ impl Troubles {
             reloader: reloader.clone(),
             guard: Guard::new(house),
             heard: Arc::clone(heard),
+            hears,
             certificate,
             started: Instant::now(),
             unanswered: Arc::default(),
@@ -134,7 +138,7 @@ impl Troubles {
                 ago.as_secs()
             )),
             // By hand nobody need start it.
-            None if !system::has_manager() || self.started.elapsed() <= SILENCE => None,
+            None if !self.hears || !system::has_manager() || self.started.elapsed() <= SILENCE => None,
             None => Some(
                 "outgate-host.service does not run, so that nobody guards interfaces that come later or sees who is \
                  guarded: run `systemctl enable --now outgate-host.service`"
@@ -168,12 +172,13 @@ impl Troubles {
             for cause in TroubleCause::ALL {
                 metrics.set_trouble(cause.as_str(), now.iter().any(|trouble| trouble.cause == cause));
             }
-            for trouble in now.iter().filter(|trouble| !known(&before, trouble)) {
+            let news = now.iter().filter(|trouble| !known(&before, trouble) && !tells_itself(trouble.cause));
+            for trouble in news {
                 tracing::error!(cause = %trouble.cause, "{}", trouble.text);
             }
             for cause in TroubleCause::ALL {
                 let of = |troubles: &[Trouble]| troubles.iter().any(|trouble| trouble.cause == cause);
-                if of(&before) && !of(&now) {
+                if of(&before) && !of(&now) && !tells_itself(cause) {
                     tracing::info!(%cause, "what was wrong is right again");
                 }
             }
@@ -187,9 +192,15 @@ impl Troubles {
     }
 }
 
-/// Was it there before? How long the watcher is silent is no news.
+/// Was it there before? How long the watcher is silent, and how full a table is, is no news.
 fn known(before: &[Trouble], trouble: &Trouble) -> bool {
-    before.iter().any(|old| old == trouble || (old.cause == trouble.cause && old.cause == TroubleCause::Watcher))
+    let counts = matches!(trouble.cause, TroubleCause::Watcher | TroubleCause::Conntrack);
+    before.iter().any(|old| old == trouble || (old.cause == trouble.cause && counts))
+}
+
+/// Those who find these out write them into the log at once, with more words.
+const fn tells_itself(cause: TroubleCause) -> bool {
+    matches!(cause, TroubleCause::Log | TroubleCause::List | TroubleCause::Configuration | TroubleCause::Certificate)
 }
 
 fn tracking() -> Option<String> {

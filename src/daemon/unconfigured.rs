@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
-/// Until the next try where it is not files that are in the way.
+/// Until the next try in any case: what is in the way may not be a file, or was put right while it was read.
 const RETRY: Duration = Duration::from_secs(60);
 
 /// Why the daemon has nothing to go by, and what may change that.
@@ -26,7 +26,6 @@ pub(super) struct Unconfigured {
     pub(super) trouble: String,
     watched: Vec<PathBuf>,
     seen: Vec<Seen>,
-    retries: bool,
 }
 
 /// What one sees of a file from outside: its inode, its length and when it changed.
@@ -43,16 +42,12 @@ impl Unconfigured {
         let provider = settings.data_dir().map(provider::files).into_iter().flatten();
         let lists = settings.whitelist_dir.clone();
         let watched: Vec<PathBuf> = [config].into_iter().chain(lists).chain(tls).chain(provider).collect();
-        let retries = !matches!(
-            fault,
-            DaemonError::Unusable(_) | DaemonError::Lists(_) | DaemonError::Policy(_) | DaemonError::Tls(_)
-        );
         let trouble = format!(
             "nothing is in force, everybody is refused (not_configured): {line}; put it right, and the daemon starts \
              anew by itself"
         );
         let seen = look(&watched);
-        Unconfigured { trouble, watched, seen, retries }
+        Unconfigured { trouble, watched, seen }
     }
 
     /// Returns when another start may come to something else.
@@ -61,7 +56,7 @@ impl Unconfigured {
         loop {
             tokio::time::sleep(LOOK).await;
             waited += LOOK;
-            if look(&self.watched) != self.seen || (self.retries && waited >= RETRY) {
+            if look(&self.watched) != self.seen || waited >= RETRY {
                 return;
             }
         }
@@ -119,7 +114,7 @@ mod tests {
             Settings { path: Some(config.clone()), whitelist_dir: Some(lists.clone()), ..Settings::default() };
         let settles = async |fault: &DaemonError, change: &dyn Fn()| {
             let unconfigured = Unconfigured::new(fault, &settings);
-            let quiet = tokio::time::timeout(RETRY * 2, unconfigured.until_changed()).await.is_err();
+            let quiet = tokio::time::timeout(RETRY / 2, unconfigured.until_changed()).await.is_err();
             change();
             (quiet, tokio::time::timeout(RETRY / 2, unconfigured.until_changed()).await.is_ok())
         };
@@ -130,8 +125,7 @@ mod tests {
         assert_eq!(settles(&fault, &|| std::fs::write(lists.join("a.rules"), "ipfs.io").unwrap()).await, (true, true));
         assert_eq!(settles(&fault, &|| std::fs::remove_file(lists.join("a.rules")).unwrap()).await, (true, true));
         assert_eq!(settles(&fault, &|| std::fs::remove_file(&config).unwrap()).await, (true, true));
-        // What no file says anything of is tried again.
-        let elsewhere = DaemonError::System(std::io::Error::other("no thread"));
-        assert!(!settles(&elsewhere, &|| ()).await.0);
+        // And now and then in any case.
+        assert!(tokio::time::timeout(RETRY * 2, Unconfigured::new(&fault, &settings).until_changed()).await.is_ok());
     }
 }

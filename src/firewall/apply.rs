@@ -61,10 +61,10 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
     ports::guard(plan, host, &mut applied.faults);
     set_sysctls(plan, host, &mut applied.faults);
-    if let Err(error) = snapshot::note() {
+    applied.warnings = plan.notes().to_vec();
+    if let Err(error) = snapshot::note(&applied.faults) {
         applied.warnings.push(format!("changes that others make to the tables will not be seen: {error}"));
     }
-    applied.warnings = plan.notes().to_vec();
     applied.warnings.extend(plan.missing(host));
     applied.cut_off = others::in_the_way(plan, host);
     applied.warnings.extend(applied.cut_off.iter().cloned());

@@ -45,11 +45,11 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Is br_netfilter there and the chain that is in the kernel older? Not where there is no such chain.
+/// Is br_netfilter there and the chain that is in the kernel older? `came`: it was not there a moment ago. Not where there is no such chain.
 ///
 /// # Errors
 /// [`FirewallError`] where what nft(8) prints cannot be read.
-pub(super) fn is_older(host: &Host) -> Result<bool, FirewallError> {
+pub(super) fn is_older(host: &Host, came: bool) -> Result<bool, FirewallError> {
     if !host.filters_bridges {
         return Ok(false);
     }
@@ -59,7 +59,8 @@ pub(super) fn is_older(host: &Host) -> Result<bool, FirewallError> {
         listed => listed?,
     };
     let says = |item: &Value| item.pointer("/rule/comment").and_then(Value::as_str) == Some(OLDER);
-    Ok(items.iter().any(says))
+    // Unloaded and loaded again it is younger, whatever the chain says.
+    Ok(came || items.iter().any(says))
 }
 
 /// Makes the chain anew, as the kernel has it and whatever configuration it came from.
@@ -71,6 +72,13 @@ pub(super) fn renew() -> Result<(), FirewallError> {
     let renewed = format!("delete chain inet {TABLE} {CHAIN}\n{}", printed.replace(OLDER, YOUNGER));
     tool::run("nft", &["-f", "-"], &renewed, "to make the chain for br_netfilter anew")?;
     Ok(())
+}
+
+impl Host {
+    /// Was br_netfilter not there at this look, and is it at the `later` one?
+    pub fn sees_br_netfilter_come(&self, later: &Host) -> bool {
+        !self.filters_bridges && later.filters_bridges
+    }
 }
 
 /// Has br_netfilter come since this machine was looked at?

@@ -227,7 +227,8 @@ impl Plan {
         ports
     }
 
-    pub(super) fn is_wanted(&self) -> bool {
+    /// Does the configuration ask for a firewall?
+    pub fn is_wanted(&self) -> bool {
         !self.guests.is_empty() || !self.users.is_empty() || !self.faults.is_empty()
     }
 

@@ -14,11 +14,18 @@ use std::path::{Path, PathBuf};
 const FOLDER: &str = "/run/outgate-firewall";
 
 /// Digests by table and by chain or set.
+type Tables = BTreeMap<String, BTreeMap<String, String>>;
+
+/// What `apply` notes.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Snapshot(BTreeMap<String, BTreeMap<String, String>>);
+struct Snapshot {
+    tables: Tables,
+    /// What it could not put in force.
+    faults: Vec<String>,
+}
 
 impl Snapshot {
-    fn take() -> Snapshot {
+    fn take() -> Tables {
         let tables = TABLES.into_iter().filter_map(|(family, name)| {
             let items = tool::listed(&["table", family, name], "to list its table").ok()?;
             let places = inspect::by_place(&items).into_iter();
@@ -27,7 +34,7 @@ impl Snapshot {
             let digests = places.map(|(place, items)| (place, digest(&items)));
             Some((format!("{family} {name}"), digests.collect()))
         });
-        Snapshot(tables.collect())
+        tables.collect()
     }
 }
 
@@ -43,12 +50,17 @@ fn path() -> io::Result<PathBuf> {
     Ok(Path::new(FOLDER).join(format!("tables-{namespace}.json")))
 }
 
-/// Notes what is there now as what should be there.
+/// Notes what is there now as what should be there, and what could not be put in force.
 ///
 /// # Errors
-/// What the system says.
-pub(super) fn note() -> io::Result<()> {
-    replace(&path()?, &serde_json::to_vec(&Snapshot::take())?, Attributes::PRIVATE)
+/// What the system says; then nothing is noted.
+pub(super) fn note(faults: &[String]) -> io::Result<()> {
+    let snapshot = Snapshot { tables: Snapshot::take(), faults: faults.to_vec() };
+    let noted = replace(&path()?, &serde_json::to_vec(&snapshot)?, Attributes::PRIVATE);
+    if noted.is_err() {
+        forget();
+    }
+    noted
 }
 
 /// Forgets it.
@@ -57,16 +69,20 @@ pub(super) fn forget() {
     let _ = path().and_then(std::fs::remove_file);
 }
 
-/// What differs from what was noted, one sentence a table; nothing where nothing was noted.
+/// What differs from what was noted, one sentence a table, and what `apply` could not do.
 pub(super) fn differences() -> Vec<String> {
     let noted = path().and_then(std::fs::read).ok();
-    let Some(noted) = noted.and_then(|bytes| serde_json::from_slice::<Snapshot>(&bytes).ok()) else {
-        return Vec::new();
-    };
     let now = Snapshot::take();
-    let mut differences = Vec::new();
-    for (table, wanted) in &noted.0 {
-        let Some(found) = now.0.get(table) else {
+    let Some(noted) = noted.and_then(|bytes| serde_json::from_slice::<Snapshot>(&bytes).ok()) else {
+        let unknown =
+            "what `apply` put in place is not noted, so changes to it are not seen: run `outgate firewall apply`";
+        return if now.is_empty() { Vec::new() } else { vec![unknown.to_owned()] };
+    };
+    let of_apply =
+        |fault: &String| format!("not in force, for at `apply` it said: {fault}: run `outgate firewall apply`");
+    let mut differences: Vec<String> = noted.faults.iter().map(of_apply).collect();
+    for (table, wanted) in &noted.tables {
+        let Some(found) = now.get(table) else {
             differences.push(format!("table {table} is missing: run `outgate firewall apply`"));
             continue;
         };

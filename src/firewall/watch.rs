@@ -91,8 +91,9 @@ pub struct Mended {
 }
 
 /// Brings ports, sets of ports, routing rules and kernel settings to what `plan` has for the interfaces there
-/// are. What is stale goes only if the plan is the one that was applied (`in_force`).
-pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
+/// are. What is stale goes only if the plan is the one that was applied (`in_force`). `br_netfilter_came`: since the last
+/// look.
+pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -> Mended {
     let mut mended = Mended::default();
     // First what a neighbour depends on.
     for port in ports::guard(plan, host, &mut mended.faults) {
@@ -109,7 +110,7 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool) -> Mended {
         let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);
     }
-    match br_netfilter::is_older(host)
+    match br_netfilter::is_older(host, br_netfilter_came)
         .and_then(|older| if older { br_netfilter::renew().map(|()| true) } else { Ok(false) })
     {
         Ok(true) => {

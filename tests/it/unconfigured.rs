@@ -69,8 +69,9 @@ fn assert_refuses(world: &World, outgate: &mut Outgate, why: &str) {
     let mut plain = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 80))).unwrap();
     plain.say("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n");
     assert_eq!(plain.hear("GET").reason(), "not_configured");
-    let mut raw = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 7))).unwrap();
-    assert_eq!(raw.rest().unwrap_err().kind(), ErrorKind::ConnectionReset);
+    // It may come before the connection is seen to be made.
+    let raw = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 7))).and_then(|mut raw| raw.rest());
+    assert_eq!(raw.unwrap_err().kind(), ErrorKind::ConnectionReset);
     for reply in [world.guest.dns(&query("good.test", A)), world.guest.dns_tcp(&query("good.test", A))] {
         assert_eq!(reply.code, SERVFAIL, "{reply:?}");
         assert_eq!(reply.extended, Some((14, "not_configured".to_owned())));
@@ -122,6 +123,25 @@ fn a_broken_list_without_a_last_good_one_refuses_everybody_until_it_is_put_right
     outgate.launch();
     outgate.await_ready();
     assert_eq!(world.guest.get("good.test", "/").status, 200);
+}
+
+#[test]
+fn who_connects_while_a_socket_is_missing_is_told_or_reset_and_waits_for_nothing() {
+    let Some(world) = World::new() else { return };
+    let (mut outgate, _ear) = managed(&world);
+    let config = fs::read_to_string(outgate.config()).unwrap();
+    let wanted = format!("proxy = [\"{PROXY}\", \"10.42.42.1:8080\"]");
+    let config =
+        config.replace(&format!("proxy = [\"{PROXY}\"]"), &wanted).replace("\"0.0.0.0:3129\"", "\"0.0.0.0:4129\"");
+    fs::write(outgate.config(), config).unwrap();
+    outgate.launch();
+    outgate.await_admin(|answer| answer.text().contains("no socket unit holds 10.42.42.1:8080"));
+    assert_eq!(world.guest.get("good.test", "/").reason(), "not_configured");
+    // Brought to a socket that no listener is for.
+    let brought = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 443)));
+    let brought = brought.and_then(|mut brought| brought.rest());
+    assert_eq!(brought.unwrap_err().kind(), ErrorKind::ConnectionReset);
+    assert!(outgate.errors().contains("zz-listen.conf"), "the drop-in is printed: {}", outgate.errors());
 }
 
 #[test]
@@ -224,6 +244,28 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
     assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n", "guests are served as before");
     EVIL.iter().for_each(|evil| hammer(&net.one, evil));
     net.assert_tight();
+
+    // What was named since is closed too, though nothing else of that file is taken.
+    let named = sound.replace("[\"br0\"]", "[\"br0\", \"r3\"]");
+    fs::write(net.path("outgate.toml"), format!("mode = \"nonsense\"\n{named}")).unwrap();
+    boot(&net);
+    assert_eq!(apply().status.code(), Some(1));
+    assert!(connect(&net.three, "10.43.0.1:22").is_err());
+    EVIL.iter().for_each(|evil| hammer(&net.three, evil));
+    net.assert_tight();
+    // An empty file is a sound one, and asks for nothing: that alone opens nobody.
+    for text in ["", "[limits]\nconnections = 7\n"] {
+        fs::write(net.path("outgate.toml"), text).unwrap();
+        boot(&net);
+        let output = apply();
+        let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("in force again") && said.contains("`outgate firewall remove`"), "{said}");
+        assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
+        EVIL.iter().for_each(|evil| hammer(&net.one, evil));
+        net.assert_tight();
+    }
+    fs::write(net.path("outgate.toml"), format!("{BROKEN}{sound}")).unwrap();
 
     // Without the copy, or where this version cannot use it, all that was ever a guest's is closed.
     for copy in [None, Some("sense = 1\n")] {

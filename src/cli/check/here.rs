@@ -38,8 +38,13 @@ fn listeners(settings: &Settings) -> Vec<String> {
     if Path::new(BOOTED).exists() {
         // One unit may have several kinds, and a drop-in replaces all that it has.
         let held = |kind: Kind| {
-            let shown = Command::new("systemctl").args(["show", "--property=Listen", "--value", kind.unit()]).output();
-            shown.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default()
+            let show = |what| {
+                let shown = Command::new("systemctl").args(["show", "-P", what, kind.unit()]).output();
+                shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+            };
+            // One that neither listens nor will at the next boot holds nothing.
+            let is_used = show("ActiveState") == "active" || show("UnitFileState") == "enabled";
+            if is_used { show("Listen") } else { String::new() }
         };
         let missing = accept::not_held(&configured, system::cpus(), held);
         return missing.map(|error| error.to_string()).into_iter().collect();
@@ -78,8 +83,12 @@ fn unusable(settings: &Settings) -> Option<String> {
         command.arg("--config").arg(config);
     }
     let output = command.uid(user.uid).gid(user.gid).output().ok()?;
-    let said = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-    (!said.is_empty()).then_some(said)
+    if output.status.success() {
+        return None;
+    }
+    // It may not be able to read the configuration itself.
+    let said = [output.stdout, output.stderr].concat();
+    Some(String::from_utf8_lossy(&said).trim().to_owned())
 }
 
 fn interfaces(settings: &Settings) -> Vec<String> {

@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at everything.
 const FULL: Duration = Duration::from_secs(60);
-/// Between two reports on what others have changed, at least.
+/// Between two reports on what others have changed, at least; and so many times as long as one takes, where rules are so
+/// many that they would take a CPU, but no longer than until the next look at everything.
 const REPORT: Duration = Duration::from_secs(2);
+const REPORT_SHARE: u32 = 10;
 /// Between two looks at what nobody is told of: is there br_netfilter now, and has the configuration changed?
 const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
@@ -49,7 +51,9 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
     firewall::keep_swept(say)
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
-    let mut watch = Watch { config: arguments.config.config.clone(), ..Watch::default() };
+    let teller =
+        Teller::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
+    let mut watch = Watch { config: arguments.config.config.clone(), teller: Some(teller), ..Watch::default() };
     let mut full = Instant::now();
     loop {
         if Instant::now() >= full {
@@ -86,21 +90,32 @@ struct Watch {
     report: HostReport,
     /// When that was found out.
     reported: Option<Instant>,
+    /// How long that took.
+    report_took: Duration,
     /// Something has changed since.
     report_due: bool,
     /// The configuration file as it was seen last.
     file: Option<(u64, u64, i64, i64)>,
+    /// What carries no guests, by the last file that could be read.
+    not_guests: Vec<String>,
     /// Where the daemon listens.
     socket: PathBuf,
-    teller: Teller,
+    teller: Option<Teller>,
     told: Option<Instant>,
 }
 
 impl Watch {
     /// Has something changed that no interface told of?
     fn wants_a_look(&self) -> bool {
-        let is_due = self.report_due && self.reported.is_none_or(|reported| reported.elapsed() >= REPORT);
-        is_due || self.file != self.file_now() || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+        (self.report_due && self.may_report())
+            || self.file != self.file_now()
+            || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
+    }
+
+    /// Is it not too soon?
+    fn may_report(&self) -> bool {
+        let pause = (self.report_took * REPORT_SHARE).clamp(REPORT, FULL);
+        self.reported.is_none_or(|reported| reported.elapsed() >= pause)
     }
 
     /// Inode, length and time of change of the configuration file.
@@ -113,7 +128,9 @@ impl Watch {
     fn tell(&mut self) {
         let is_new = self.told.is_none_or(|told| self.reported.is_some_and(|reported| reported > told));
         if is_new || self.told.is_none_or(|told| told.elapsed() >= host::EVERY) {
-            self.teller.tell(&self.socket, &self.report);
+            if let Some(teller) = &self.teller {
+                teller.tell(&self.socket, &self.report);
+            }
             self.told = Some(Instant::now());
         }
     }
@@ -123,7 +140,13 @@ impl Watch {
         let (mended, ports) = match self.mend() {
             Ok(Some((mended, interfaces))) => (mended, Some(interfaces)),
             Ok(None) => (Mended::default(), None),
-            Err(failure) => (Mended { faults: vec![plain(&failure)], ..Mended::default() }, None),
+            Err(failure) => {
+                let blind = format!("outgate-host.service cannot look: {}", plain(&failure));
+                self.report =
+                    HostReport { troubles: vec![Trouble::new(TroubleCause::Watcher, blind)], ..HostReport::default() };
+                (self.reported, self.report_due) = (Some(Instant::now()), false);
+                (Mended { faults: vec![plain(&failure)], ..Mended::default() }, None)
+            }
         };
         for done in &mended.done {
             say(done);
@@ -149,7 +172,7 @@ impl Watch {
         let mut faults = Vec::new();
         let Some(basis) = self.basis(&mut faults)? else {
             // The daemon sees itself that there is none.
-            self.report = HostReport::default();
+            (self.report, self.report_due) = (HostReport::default(), false);
             return Ok(None);
         };
         let host = match &self.host {
@@ -162,8 +185,9 @@ impl Watch {
             Basis::Kernel => Settings { firewall: firewall::held(&host)?, ..Settings::default() },
         };
         let plan = Plan::new(&settings, &host);
-        let mut mended = firewall::mend(&plan, &host, in_force);
-        self.report_on(&plan, &settings, &host, &mended)?;
+        let came = self.host.as_ref().is_some_and(|before| before.sees_br_netfilter_come(&host));
+        let mut mended = firewall::mend(&plan, &host, in_force, came);
+        self.report_on(&plan, &host, &mended)?;
         mended.faults.splice(..0, faults);
         let ports = plan.guest_port_count(&host);
         self.host = Some(host);
@@ -171,17 +195,18 @@ impl Watch {
     }
 
     /// Finds out what the daemon is told, if that was not done just now: it takes a while where rules are many.
-    fn report_on(&mut self, plan: &Plan, settings: &Settings, host: &Host, mended: &Mended) -> Result<(), Failure> {
-        if self.reported.is_some_and(|reported| reported.elapsed() < REPORT) {
+    fn report_on(&mut self, plan: &Plan, host: &Host, mended: &Mended) -> Result<(), Failure> {
+        if !self.may_report() {
             self.report_due = true;
             return Ok(());
         }
+        let begun = Instant::now();
         // As it is after mending.
         let host = host.again()?;
-        self.report = firewall::report(plan, &host, &settings.not_guests);
+        self.report = firewall::report(plan, &host, &self.not_guests);
         let unmended = mended.faults.iter().map(|fault| Trouble::new(TroubleCause::PortUnguarded, fault.clone()));
         self.report.troubles.extend(unmended);
-        (self.reported, self.report_due) = (Some(Instant::now()), false);
+        (self.reported, self.report_due, self.report_took) = (Some(Instant::now()), false, begun.elapsed());
         Ok(())
     }
 
@@ -190,6 +215,9 @@ impl Watch {
         self.file = self.file_now();
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
         let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
+        if let Ok(settings) = &now {
+            self.not_guests.clone_from(&settings.not_guests);
+        }
         let control = now.as_ref().ok().or(self.applied.as_ref()).and_then(|settings| settings.listen.control.clone());
         self.socket = host::path(control.as_deref().unwrap_or(Path::new(SYSTEM_CONTROL)));
         let standing = firewall::standing(now.as_ref().ok().map(seal))?;

@@ -5,6 +5,9 @@ use super::super::plan::Plan;
 use super::super::{fits, others, ports, snapshot};
 use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 
+/// Troubles that are told.
+const MOST: usize = 100;
+
 /// Looks at everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns that
 /// carry no guests.
 pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
@@ -28,6 +31,12 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
              firewall apply`, or in [firewall].not_guests and run `outgate whitelist reload`"
         );
         add(TroubleCause::UnguardedGuests, vec![text]);
+    }
+    if troubles.len() > MOST {
+        let more = troubles.len() - MOST;
+        troubles.truncate(MOST);
+        let text = format!("and {more} more: run `outgate firewall status`");
+        troubles.push(Trouble::new(TroubleCause::PortUnguarded, text));
     }
     let guarding =
         plan.guest_links(host).map(|link| Guarded { interface: link.name.clone(), guests: guests(link, host) });
