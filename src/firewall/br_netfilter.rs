@@ -45,7 +45,8 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Is br_netfilter there and the chain that is in the kernel older? `came`: it was not there a moment ago. Not where there is no such chain.
+/// Is br_netfilter there and the chain that is in the kernel older? Not where there is no such chain. `came`: it was not
+/// there a moment ago.
 ///
 /// # Errors
 /// [`FirewallError`] where what nft(8) prints cannot be read.
