@@ -564,11 +564,12 @@ def broken_list(provider):
     provider.ready()
 
 
-def nothing_gets_out(provider):
+def nothing_gets_out(provider, served=False):
+    """Whatever a guest tries. Where outgate serves, it answers itself."""
     provider.mark()
     said = provider.do(f"{IN_GUEST} python3 /brought/probe.py all")
     # What the probe asks for is allowed nowhere: its Host is evil.test.
-    assert "answered" not in said, said
+    assert served or "answered" not in said, said
     leaks = [line for line in provider.arrived() if re.match(r"(packet|accept|asked)", line) and not re.search(r"icmp6 (13\d|143)$", line)]
     assert not leaks, f"{leaks[:5]}; {said}"
     # Refused, not dropped: nobody waits.
@@ -717,7 +718,7 @@ def boot_on_a_typo(provider):
     assert "outgate.toml:1:" in said and "applied last is in force again" in said, said
     # A guest, and a host that forwards.
     provider.do("sh /brought/world.sh", 90)
-    nothing_gets_out(provider)
+    nothing_gets_out(provider, served=True)
     provider.until(READYZ, r"^503 (.|\n)*worked\.toml", 30, "nothing is said of the copy")
     provider.do("cp -p /root/outgate.toml /etc/outgate/; systemctl restart outgate-firewall.service outgate.service", 90)
     provider.until(READYZ, "^200 ", 60, "what was put right is not taken")
