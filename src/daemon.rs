@@ -159,11 +159,11 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
             (doors, None)
         }
     };
-    fault.held(unopened.map_or(Ok(()), |error| Err(error.into())))?;
+    unopened.map_or(Ok(()), |error| fault.hold(error.into()))?;
     // Files and the control socket are whose they will be used by, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
     let GivenUp { fences, control, host, unusable } = settle::give_up(&settings, confine, control)?;
-    fault.held(unusable.map_or(Ok(()), Err))?;
+    unusable.map_or(Ok(()), |error| fault.hold(error))?;
     let mut made = None;
     if fault.first.is_none() {
         made = fault.held(Made::new(&settings, &doors.bound, &runtime))?;

@@ -10,7 +10,7 @@ pub use confine::{
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -66,6 +66,16 @@ pub fn raise_open_files() -> u64 {
 pub fn open_at_once(path: &Path, more: OFlags) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
     OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+}
+
+/// What stat(2) says of a file, after links, that tells whether it is another than before; `None` where it says nothing.
+pub type Stamp = Option<[i64; 6]>;
+
+/// The stamp of the file at `path` now.
+pub fn stamp(path: &Path) -> Stamp {
+    let meta = std::fs::metadata(path).ok()?;
+    let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());
+    Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
 }
 
 /// Tells the service manager (sd_notify(3)), if there is one.

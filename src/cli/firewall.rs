@@ -298,13 +298,12 @@ fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, Str
     let (plan, host) =
         bridge::with_pins(&kept.settings).and_then(|all| plan_for(&all)).map_err(|failure| failure.to_string())?;
     let applied = firewall::apply(&plan, &host).map_err(|error| error.to_string())?;
-    let made = jiff::Timestamp::try_from(kept.made).map(|made| made.strftime("%F %T UTC").to_string());
     let faults: String = applied.faults.iter().map(|fault| format!("\nfailed: {}", printable(fault))).collect();
     Ok(Some(format!(
         "the configuration that was applied last is in force again, {} of {}; put the file right and run \
          `outgate firewall apply`{faults}",
         kept.path.display(),
-        made.unwrap_or_default()
+        kept.made
     )))
 }
 

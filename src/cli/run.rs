@@ -73,11 +73,10 @@ fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
     let first = problems.iter().find(|problem| problem.is_error()).map(ToString::to_string).unwrap_or_default();
     match Copies::of(config, arguments.copies.as_deref()).map(|copies| copies.load(Copy::Worked)) {
         Some(Ok(Some(kept))) => {
-            let made = jiff::Timestamp::try_from(kept.made).map(|made| made.strftime("%F %T UTC").to_string());
             let why = format!(
                 "the configuration is invalid ({first}); in force is the one that worked on {}, {}: mend the file and run \
                  `outgate whitelist reload`",
-                made.unwrap_or_default(),
+                kept.made,
                 kept.path.display()
             );
             tracing::error!("{why}");

@@ -9,7 +9,6 @@ use std::fs::{DirBuilder, Metadata, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
 
 /// Where the copies of [`CONFIG_FILE`] are.
 pub const COPIES: &str = "/var/lib/outgate-host";
@@ -48,8 +47,8 @@ pub struct Kept {
     pub settings: Settings,
     /// Where it is.
     pub path: PathBuf,
-    /// When it was made.
-    pub made: SystemTime,
+    /// The day and second on which it was made, in UTC; empty where the system does not say.
+    pub made: String,
 }
 
 impl Copies {
@@ -112,7 +111,8 @@ impl Copies {
         if problems.iter().any(super::Diagnostic::is_error) {
             return Err(ConfigError::Invalid(problems));
         }
-        let made = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
+        let made = meta.modified().ok().and_then(|made| jiff::Timestamp::try_from(made).ok());
+        let made = made.map(|made| made.strftime("%F %T UTC").to_string()).unwrap_or_default();
         Ok(Some(Kept { settings, path, made }))
     }
 

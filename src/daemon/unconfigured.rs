@@ -9,9 +9,9 @@ use crate::config::{CONFIG_FILE, Settings};
 use crate::golem::rules as provider;
 use crate::policy::PolicySettings;
 use crate::resolve::{NameServer, ResolverSettings};
+use crate::system::{self, Stamp};
 use crate::tls::TlsSettings;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,12 +25,8 @@ pub(super) struct Unconfigured {
     /// One line, for whoever asks how the daemon is.
     pub(super) trouble: String,
     watched: Vec<PathBuf>,
-    seen: Vec<Seen>,
+    seen: Vec<(PathBuf, Stamp)>,
 }
-
-/// What one sees of a file from outside: its inode, its length and when it changed.
-#[derive(Debug, PartialEq, Eq)]
-struct Seen(PathBuf, Option<(u64, u64, i64, i64)>);
 
 impl Unconfigured {
     /// `settings` are those that could not be used.
@@ -64,7 +60,7 @@ impl Unconfigured {
 }
 
 /// A folder's files stand for it.
-fn look(paths: &[PathBuf]) -> Vec<Seen> {
+fn look(paths: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
     let mut seen = Vec::new();
     for path in paths {
         seen.push(one(path.clone()));
@@ -76,10 +72,9 @@ fn look(paths: &[PathBuf]) -> Vec<Seen> {
     seen
 }
 
-fn one(path: PathBuf) -> Seen {
-    let meta = std::fs::metadata(&path).ok();
-    let seen = meta.map(|meta| (meta.ino(), meta.len(), meta.ctime(), meta.ctime_nsec()));
-    Seen(path, seen)
+fn one(path: PathBuf) -> (PathBuf, Stamp) {
+    let stamp = system::stamp(&path);
+    (path, stamp)
 }
 
 /// What is left of settings when nothing of them is to be relied on but who listens where and what limits hold.

@@ -2,7 +2,7 @@
 //! plan's own is loaded into an empty network namespace and printed there, so that no second
 //! description of it can go stale.
 
-use super::host::{self, Host};
+use super::host::Host;
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
@@ -81,11 +81,7 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
         );
     }
     differences.extend(ports::differences(plan, host));
-    for (path, value) in plan.sysctls(host) {
-        if let Some(now) = host::sysctl(&path).filter(|now| now != value) {
-            differences.push(format!("{path} is {now} and should be {value}"));
-        }
-    }
+    differences.extend(plan.other_sysctls(host));
     let mut warnings = plan.notes().to_vec();
     warnings.extend(others::in_the_way(plan, host));
     let interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
@@ -135,10 +131,14 @@ fn differing(wanted: &[Value], found: &[Value]) -> String {
     let (wanted, mut found) = (by_place(wanted), by_place(found));
     // Those of earlier configurations stay, for the entries that point to them.
     found.retain(|place, _| !place.starts_with("ct timeout ") || wanted.contains_key(place));
-    let places = wanted.keys().chain(found.keys()).collect::<BTreeSet<_>>();
-    let differing: Vec<&str> =
-        places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
-    differing.join(", ")
+    unequal(&wanted, &found)
+}
+
+/// The names of what is not the same in both, joined.
+pub(super) fn unequal<T: PartialEq>(one: &BTreeMap<String, T>, other: &BTreeMap<String, T>) -> String {
+    let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    let unequal = names.into_iter().filter(|name| one.get(*name) != other.get(*name));
+    unequal.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
 /// What a table has, by chain or set, without what changes by itself.

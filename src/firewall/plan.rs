@@ -307,6 +307,15 @@ impl Plan {
         settings
     }
 
+    /// Those of the kernel settings that are others now, one sentence each.
+    pub(super) fn other_sysctls(&self, host: &Host) -> Vec<String> {
+        let other = |(path, value): (String, &'static str)| {
+            let now = host::sysctl(&path).filter(|now| now != value)?;
+            Some(format!("{path} is {now} and should be {value}"))
+        };
+        self.sysctls(host).into_iter().filter_map(other).collect()
+    }
+
     fn remarks(&self, host: &Host) -> Vec<String> {
         let mut notes = self.lockouts(host);
         let guests = !self.guests.is_empty();

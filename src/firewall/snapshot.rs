@@ -5,7 +5,7 @@
 use super::{TABLES, br_netfilter, inspect, tool};
 use crate::whitelist::replace::{Attributes, replace};
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -86,11 +86,8 @@ pub(super) fn differences() -> Vec<String> {
             differences.push(format!("table {table} is missing: run `outgate firewall apply`"));
             continue;
         };
-        let places: BTreeSet<&String> = wanted.keys().chain(found.keys()).collect();
-        let differing: Vec<&str> =
-            places.into_iter().filter(|place| wanted.get(*place) != found.get(*place)).map(String::as_str).collect();
+        let differing = inspect::unequal(wanted, found);
         if !differing.is_empty() {
-            let differing = differing.join(", ");
             differences.push(format!(
                 "table {table} was changed since it was applied ({differing}): run `outgate firewall apply`"
             ));

@@ -2,9 +2,8 @@
 //! over. stat(2) of what the paths lead to is asked every two seconds, which no way of replacing escapes.
 
 use super::{Loaded, TlsError, TlsSettings, load};
+use crate::system;
 use arc_swap::ArcSwap;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -100,14 +99,9 @@ fn look(settings: &TlsSettings, before: &Stamp) -> Option<(Stamp, Result<Loaded,
     if now == *before { None } else { Some((now, load(settings))) }
 }
 
-/// What stat(2) says of each file, after links.
-type Stamp = Vec<Option<[i64; 6]>>;
+/// Of each file.
+type Stamp = Vec<system::Stamp>;
 
 fn stamp(settings: &TlsSettings) -> Stamp {
-    let of = |path| {
-        let meta = fs::metadata(path).ok()?;
-        let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());
-        Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
-    };
-    settings.files().map(of).collect()
+    settings.files().map(system::stamp).collect()
 }

@@ -6,12 +6,11 @@ use super::{in_line, printable};
 use crate::config::{CONFIG_FILE, SYSTEM_CONTROL, Settings};
 use crate::control::host::{self, Teller};
 use crate::firewall::{self, Events, Host, Mended, Plan, Presence, Seal, Standing};
-use crate::system;
+use crate::system::{self, Stamp};
 use crate::trouble::{HostReport, Trouble, TroubleCause};
 use clap::Args;
 use sd_notify::NotifyState;
 use std::io::{self, Write};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -95,7 +94,7 @@ struct Watch {
     /// Something has changed since.
     report_due: bool,
     /// The configuration file as it was seen last.
-    file: Option<(u64, u64, i64, i64)>,
+    file: Stamp,
     /// What carries no guests, by the last file that could be read.
     not_guests: Vec<String>,
     /// Where the daemon listens.
@@ -118,10 +117,8 @@ impl Watch {
         self.reported.is_none_or(|reported| reported.elapsed() >= pause)
     }
 
-    /// Inode, length and time of change of the configuration file.
-    fn file_now(&self) -> Option<(u64, u64, i64, i64)> {
-        let file = self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE)).metadata().ok()?;
-        Some((file.ino(), file.len(), file.ctime(), file.ctime_nsec()))
+    fn file_now(&self) -> Stamp {
+        system::stamp(self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE)))
     }
 
     /// Tells the daemon, at once if something is new, else now and then.

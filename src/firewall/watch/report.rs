@@ -1,6 +1,6 @@
 //! What root sees of the guard, for the daemon, which sees none of it: whom it guards, whom not, and what is wrong.
 
-use super::super::host::{self, Host, Link};
+use super::super::host::{Host, Link};
 use super::super::plan::Plan;
 use super::super::{fits, others, ports, snapshot};
 use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
@@ -18,7 +18,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
     add(TroubleCause::OtherFirewall, others::in_the_way(plan, host));
     add(TroubleCause::InterfaceMissing, plan.missing(host));
     let mut unguarded_ports = ports::differences(plan, host);
-    unguarded_ports.extend(settings(plan, host));
+    unguarded_ports.extend(plan.other_sysctls(host));
     add(
         TroubleCause::PortUnguarded,
         unguarded_ports.into_iter().map(|text| format!("{text}: run `outgate firewall apply`")).collect(),
@@ -61,14 +61,6 @@ fn routing(plan: &Plan) -> Vec<String> {
             .map(move |line| format!("missing is `ip {family} {line}`: run `outgate firewall apply`"))
     });
     missing.collect()
-}
-
-fn settings(plan: &Plan, host: &Host) -> Vec<String> {
-    let other = |(path, value): (String, &'static str)| {
-        let now = host::sysctl(&path).filter(|now| now != value)?;
-        Some(format!("{path} is {now} and should be {value}"))
-    };
-    plan.sysctls(host).into_iter().filter_map(other).collect()
 }
 
 /// Taps, and bridges with taps or with containers' ends of veth pairs, that are no guests' by the plan.
