@@ -371,7 +371,7 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
     let (trouble, stop, fullness) = (troubles.clone(), house.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-        texts(&trouble.now()).chain(fullness.not_ready()).chain(stopping).collect()
+        texts(&unready(trouble.now())).chain(fullness.not_ready()).chain(stopping).collect()
     };
     let live = Arc::clone(&house.live);
     let is_guest = move |name: &str| live.load().policy.names_guest(name);
@@ -459,13 +459,21 @@ fn texts(troubles: &[trouble::Trouble]) -> impl Iterator<Item = String> {
     texts.into_iter()
 }
 
+/// Those with which the daemon is not ready.
+fn unready(mut troubles: Vec<trouble::Trouble>) -> Vec<trouble::Trouble> {
+    troubles.retain(|trouble| trouble.cause.makes_unready());
+    troubles
+}
+
 /// What `systemctl status` shows.
 fn state(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
     let (house, troubles, relief) = (Arc::clone(house), troubles.clone(), relief.clone());
     move || {
         let open = house.gate.total();
-        let not_ready: Vec<String> = texts(&troubles.now()).chain(relief.not_ready()).collect();
-        match (not_ready, relief.overload().or_else(|| troubles.outdated())) {
+        let (unready, others): (Vec<_>, Vec<_>) =
+            troubles.now().into_iter().partition(|trouble| trouble.cause.makes_unready());
+        let not_ready: Vec<String> = texts(&unready).chain(relief.not_ready()).collect();
+        match (not_ready, texts(&others).next().or_else(|| relief.overload()).or_else(|| troubles.outdated())) {
             (trouble, _) if !trouble.is_empty() => {
                 format!("Not ready: {}; {open} connections open", trouble.join("; "))
             }

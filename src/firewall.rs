@@ -14,6 +14,7 @@ mod br_netfilter;
 mod bridge;
 mod host;
 mod inspect;
+mod namespaces;
 mod neighbours;
 mod others;
 mod plan;
@@ -23,6 +24,7 @@ mod script;
 mod snapshot;
 pub(crate) mod tool;
 mod tracking;
+mod unguarded;
 mod watch;
 
 pub use apply::{Applied, Removed, apply, remove};
@@ -30,8 +32,10 @@ pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::Host;
 pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
+pub(crate) use namespaces::KINDS as STANDING_KINDS;
 pub use plan::Plan;
 pub use tool::FirewallError;
+pub(crate) use unguarded::HOST_NETWORK;
 pub use watch::{Change, Events, Mended, Standing, held, keep_swept, mend, report, standing};
 
 use crate::config::{ListenSettings, Settings};

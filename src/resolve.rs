@@ -68,6 +68,10 @@ pub enum Start {
 /// Between two looks at resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
+/// Between two trials of servers that nobody asks; and where the last was in vain.
+const TRIAL: Duration = Duration::from_secs(4);
+const TRIAL_IN_DOUBT: Duration = Duration::from_secs(1);
+
 /// `[resolver]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverSettings {
@@ -192,6 +196,7 @@ impl Resolver {
             runtime,
         });
         resolver.runtime.spawn(watch_files(Arc::downgrade(&resolver)));
+        resolver.runtime.spawn(watch_servers(Arc::downgrade(&resolver)));
         Ok(resolver)
     }
 
@@ -208,6 +213,11 @@ impl Resolver {
     /// The DNS servers, where all of them failed lately and none has answered since.
     pub fn all_failing(&self) -> Option<String> {
         self.state.load().sources.upstreams().all_failing()
+    }
+
+    /// The DNS servers, where none of them answers whatever is asked.
+    pub fn all_silent(&self) -> Option<String> {
+        self.state.load().sources.upstreams().all_silent()
     }
 
     /// Takes over another floor; servers and what is known of names stay.
@@ -382,6 +392,23 @@ async fn watch_files(resolver: Weak<Resolver>) {
         let Some(resolver) = resolver.upgrade() else { return };
         // An error here is a panic in the check or a runtime that ends; neither stops the watch.
         let _ = tokio::task::spawn_blocking(move || resolver.check_files()).await;
+    }
+}
+
+/// Tries the servers out while nobody else asks them, so that dead ones are known before a guest finds out. At once
+/// again where none answered.
+async fn watch_servers(resolver: Weak<Resolver>) {
+    loop {
+        let Some(upstreams) = resolver.upgrade().map(|resolver| resolver.state.load().sources.upstreams().clone())
+        else {
+            return;
+        };
+        if !upstreams.answered_within(TRIAL) {
+            upstreams.try_out().await;
+        }
+        let wait = if upstreams.is_in_doubt() { TRIAL_IN_DOUBT } else { TRIAL };
+        drop(upstreams);
+        tokio::time::sleep(wait).await;
     }
 }
 

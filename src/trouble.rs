@@ -32,13 +32,15 @@ pub enum TroubleCause {
     Certificate,
     /// The access log can't be written.
     Log,
+    /// Lines of the access log were lost, because they come faster than they are written.
+    LogDropped,
     /// The kernel's connection tracking table is nearly full.
     Conntrack,
 }
 
 impl TroubleCause {
     /// All of them.
-    pub const ALL: [TroubleCause; 13] = [
+    pub const ALL: [TroubleCause; 14] = [
         TroubleCause::Ruleset,
         TroubleCause::Routing,
         TroubleCause::OtherFirewall,
@@ -51,8 +53,15 @@ impl TroubleCause {
         TroubleCause::Configuration,
         TroubleCause::Certificate,
         TroubleCause::Log,
+        TroubleCause::LogDropped,
         TroubleCause::Conntrack,
     ];
+
+    /// Is a daemon with such a trouble not ready? Lost lines of the log cut nobody off and let nobody out, and a guest
+    /// can cause them at will.
+    pub const fn makes_unready(self) -> bool {
+        !matches!(self, TroubleCause::LogDropped)
+    }
 
     /// The word for it.
     pub const fn as_str(self) -> &'static str {
@@ -69,6 +78,7 @@ impl TroubleCause {
             TroubleCause::Configuration => "configuration",
             TroubleCause::Certificate => "certificate",
             TroubleCause::Log => "log",
+            TroubleCause::LogDropped => "log_dropped",
             TroubleCause::Conntrack => "conntrack",
         }
     }

@@ -4,7 +4,7 @@
 use super::diagnostic::Problems;
 use super::raw::Raw;
 use super::{ListenSettings, values};
-use crate::firewall::{FirewallSettings, Pin, fits};
+use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STANDING_KINDS, fits};
 use std::net::SocketAddr;
 use std::ops::Range;
 use toml::Spanned;
@@ -68,12 +68,17 @@ pub(super) fn check(
 pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> {
     let mut names = Vec::new();
     for item in raw.firewall.not_guests.iter().flat_map(|list| list.get_ref()) {
-        match values::is_interface(item.get_ref(), true) {
-            true => names.push(item.get_ref().clone()),
-            false => {
-                let text = item.get_ref();
-                problems.error(item.span(), format!("{text:?} is no network interface; write for example \"docker0\""));
-            }
+        // `macvlan@eth0` names what stands on an interface.
+        let standing = item.get_ref().split_once('@').filter(|(kind, _)| STANDING_KINDS.contains(kind));
+        let interface = standing.map_or(item.get_ref().as_str(), |(_, interface)| interface);
+        if interface == HOST_NETWORK || values::is_interface(interface, true) {
+            names.push(item.get_ref().clone());
+        } else {
+            let text = item.get_ref();
+            let problem = format!(
+                "{text:?} is no network interface; write for example \"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\""
+            );
+            problems.error(item.span(), problem);
         }
     }
     names

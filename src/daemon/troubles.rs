@@ -15,9 +15,11 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
-/// For how long no DNS server may answer before it is a trouble: longer than a server is passed over after a single
-/// failure, which a name that nobody answers for is enough for.
+/// For how long no DNS server may answer guests' names before it is a trouble although it answers others: longer than a
+/// server is passed over after a single failure, which a name that nobody answers for is enough for.
 const RESOLVERS: Duration = Duration::from_secs(20);
+/// For how long lost lines of the log are told.
+const LOST: Duration = Duration::from_secs(60);
 /// Connection tracking is nearly full above this share, in percent.
 const TRACKED: i64 = 90;
 
@@ -68,6 +70,8 @@ pub(super) struct Troubles {
     started: Instant,
     /// Since when no DNS server answers.
     unanswered: Arc<Mutex<Option<Instant>>>,
+    /// How many lines of the log were lost, and when that was seen to be more than before.
+    lost: Arc<Mutex<(u64, Option<Instant>)>>,
 }
 
 impl Troubles {
@@ -87,6 +91,7 @@ impl Troubles {
             certificate,
             started: Instant::now(),
             unanswered: Arc::default(),
+            lost: Arc::default(),
         }
     }
 
@@ -96,6 +101,7 @@ impl Troubles {
         let mut add = |cause, text: Option<String>| troubles.extend(text.map(|text| Trouble::new(cause, text)));
         add(TroubleCause::Ruleset, self.guard.trouble());
         add(TroubleCause::Log, self.house.account.log_trouble());
+        add(TroubleCause::LogDropped, self.lost_lines());
         add(TroubleCause::Resolver, self.resolvers());
         add(TroubleCause::Certificate, self.certificate.as_ref().and_then(|known| known.trouble()).map(str::to_owned));
         add(TroubleCause::Conntrack, tracking());
@@ -147,16 +153,36 @@ impl Troubles {
         }
     }
 
+    fn lost_lines(&self) -> Option<String> {
+        let dropped = self.house.account.totals().log_dropped;
+        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        if dropped > lost.0 {
+            *lost = (dropped, Some(Instant::now()));
+        }
+        lost.1.filter(|last| last.elapsed() < LOST).map(|_| {
+            format!(
+                "{dropped} lines of the access log were lost so far, for they come faster than they are written: name a file on \
+                 a faster disk in [log].access, or see `outgate denied` for the guest that causes them"
+            )
+        })
+    }
+
     fn resolvers(&self) -> Option<String> {
+        let told = |servers: &str| {
+            format!(
+                "no DNS server answers ({servers}), so that no new name is found: mend it, or name others in [resolver].servers"
+            )
+        };
+        if let Some(servers) = self.house.resolver.all_silent() {
+            return Some(told(&servers));
+        }
         let mut since = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(servers) = self.house.resolver.all_failing() else {
             *since = None;
             return None;
         };
         let since = since.get_or_insert_with(Instant::now);
-        (since.elapsed() >= RESOLVERS).then(|| {
-            format!("no DNS server answers ({servers}), so that no new name is found: mend it, or name others in [resolver].servers")
-        })
+        (since.elapsed() >= RESOLVERS).then(|| told(&servers))
     }
 
     /// Keeps the metrics true and says what changes. Never returns.
@@ -192,9 +218,9 @@ impl Troubles {
     }
 }
 
-/// Was it there before? How long the watcher is silent, and how full a table is, is no news.
+/// Was it there before? How long the watcher is silent, how full a table is and how much was lost is no news.
 fn known(before: &[Trouble], trouble: &Trouble) -> bool {
-    let counts = matches!(trouble.cause, TroubleCause::Watcher | TroubleCause::Conntrack);
+    let counts = matches!(trouble.cause, TroubleCause::Watcher | TroubleCause::Conntrack | TroubleCause::LogDropped);
     before.iter().any(|old| old == trouble || (old.cause == trouble.cause && counts))
 }
 

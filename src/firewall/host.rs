@@ -33,6 +33,9 @@ pub struct Host {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
     pub(super) name: String,
+    pub(super) index: u32,
+    /// The interface that it stands on, if that is one of this machine's.
+    pub(super) parent: Option<String>,
     pub(super) is_bridge: bool,
     /// What drivers call it (IFLA_INFO_KIND): `tun`, `veth`, `macvlan`; empty for hardware.
     pub(super) kind: String,
@@ -60,6 +63,9 @@ const GUARD_MASK: &str = "0xfffd";
 #[derive(Deserialize)]
 struct IpLink {
     ifname: String,
+    #[serde(default)]
+    ifindex: u32,
+    link: Option<String>,
     master: Option<String>,
     #[serde(default)]
     linkinfo: LinkInfo,
@@ -226,6 +232,8 @@ impl From<IpLink> for Link {
             heard_root: false,
             master: link.master.filter(|_| port),
             name: plain(&link.ifname),
+            index: link.ifindex,
+            parent: link.link,
         }
     }
 }

@@ -16,7 +16,7 @@ use hickory_resolver::{Resolver as Hickory, TokioResolver};
 use rustls::ClientConfig;
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
@@ -34,6 +34,10 @@ pub(super) const FAILURE_TTL: Duration = Duration::from_secs(2);
 const STALE_PATIENCE: Duration = Duration::from_millis(1800);
 /// What is said of a server that was silent.
 const NO_ANSWER: &str = "no answer in time";
+/// How long a server may take to answer [`Upstreams::try_out`].
+const TRIAL: Duration = Duration::from_secs(2);
+/// Trials in a row that no server answered, until that is told: one datagram may be lost.
+const TRIALS: u32 = 2;
 /// Names followed within one answer; hickory itself follows eight across answers.
 const MAX_CHAIN: usize = 16;
 
@@ -43,6 +47,10 @@ pub(super) struct Upstreams {
     servers: Vec<Server>,
     timeout: Duration,
     started: Instant,
+    /// Milliseconds after `started` at which a server answered last.
+    answered: AtomicU64,
+    /// Trials since then that no server answered.
+    silent: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -75,7 +83,8 @@ impl Upstreams {
                 Ok(Server { what: server.clone(), resolver, sick_until: AtomicU64::new(0) })
             })
             .collect::<Result<_, NetError>>()?;
-        Ok(Upstreams { servers, timeout, started: Instant::now() })
+        let (answered, silent) = (AtomicU64::new(0), AtomicU32::new(0));
+        Ok(Upstreams { servers, timeout, started: Instant::now(), answered, silent })
     }
 
     /// Asks for one family of `name`. Ends within twice the timeout, whatever the servers do.
@@ -164,8 +173,60 @@ impl Upstreams {
         };
         if !result.as_ref().is_err_and(Absence::is_out_of_reach) {
             server.sick_until.store(0, Ordering::Relaxed);
+            self.note_answer();
         }
         result
+    }
+
+    fn note_answer(&self) {
+        self.answered.store(self.clock(), Ordering::Relaxed);
+        self.silent.store(0, Ordering::Relaxed);
+    }
+
+    /// Has any server answered within this time?
+    pub(super) fn answered_within(&self, time: Duration) -> bool {
+        self.clock().saturating_sub(self.answered.load(Ordering::Relaxed)) < millis(time)
+    }
+
+    /// Asks all servers for the root's servers, which each has at hand (RFC 8109). Whatever is answered shows that it
+    /// is there; who is asked first stays as it is, for one that has this at hand may have nothing else.
+    pub(super) async fn try_out(self: &Arc<Upstreams>) {
+        let mut running = JoinSet::new();
+        for index in 0..self.servers.len() {
+            let this = Arc::clone(self);
+            running.spawn(async move {
+                let Some(server) = this.servers.get(index) else { return false };
+                let asked = server.resolver.lookup(Name::root(), RecordType::NS);
+                match tokio::time::timeout(this.timeout.min(TRIAL), asked).await {
+                    Ok(Ok(_)) => true,
+                    Ok(Err(error)) => !Absence::of(&error).is_out_of_reach(),
+                    Err(_) => false,
+                }
+            });
+        }
+        while let Some(answered) = running.join_next().await {
+            if answered.is_ok_and(|answered| answered) {
+                return self.note_answer();
+            }
+        }
+        if !self.servers.is_empty() {
+            self.silent.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// All servers, where none of them answers whatever is asked.
+    pub(super) fn all_silent(&self) -> Option<String> {
+        (self.silent.load(Ordering::Relaxed) >= TRIALS).then(|| self.names())
+    }
+
+    /// Was the last trial in vain?
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.silent.load(Ordering::Relaxed) > 0
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<String> = self.servers.iter().map(|server| server.what.to_string()).collect();
+        names.join(", ")
     }
 
     /// How long a server may be silent before the next one is asked as well: long enough for most
@@ -213,8 +274,7 @@ impl Upstreams {
     pub(super) fn all_failing(&self) -> Option<String> {
         let clock = self.clock();
         let none_is_well = self.servers.iter().all(|server| server.sick_until.load(Ordering::Relaxed) > clock);
-        let names = self.servers.iter().map(|server| server.what.to_string());
-        (none_is_well && !self.servers.is_empty()).then(|| names.collect::<Vec<_>>().join(", "))
+        (none_is_well && !self.servers.is_empty()).then(|| self.names())
     }
 
     /// The servers that are asked last at present.

@@ -784,9 +784,10 @@ fn limits_that_the_kernels_rules_do_not_know_yet_are_told_and_are_no_outage() {
     succeed(net.firewall(&["apply"]));
     eventually("nothing is wrong", || !outgate(&["status"]).contains("other values"));
     // Of a reload. What does not shape the rules is not told, and what cannot be less there neither.
-    configure("[limits]\ndns_queries_per_second = 3000\nrequests_per_second = 7\n[resolver]\ntimeout_ms = 1500\n");
+    // The table before is [resolver].
+    configure("timeout_ms = 1500\n[limits]\ndns_queries_per_second = 3000\nrequests_per_second = 7\n");
     assert!(!outgate(&["whitelist", "reload"]).contains("other values"));
-    configure("[limits]\ndns_queries_per_second = 3000\nidle_timeout_s = 777\n[resolver]\ntimeout_ms = 9000\n");
+    configure("timeout_ms = 9000\n[limits]\ndns_queries_per_second = 3000\nidle_timeout_s = 777\n");
     let both = "[limits].idle_timeout_s, [resolver].timeout_ms";
     rustix::process::kill_process(pid, rustix::process::Signal::HUP).unwrap();
     eventually("it says so of a reload", || said(&complaint(both)) == 1);

@@ -26,6 +26,7 @@ mod limits;
 mod log_failure;
 mod names;
 mod new_names;
+mod other_firewalls;
 mod overload;
 mod pace;
 mod ports;

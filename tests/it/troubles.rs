@@ -1,7 +1,7 @@
 //! What cuts guests off or lets them out, and what nobody would see otherwise: each is told within seconds by `/readyz`,
 //! `outgate status` and the metric, with the command that mends it, which is run as it is printed.
 
-use crate::world::namespace::batch;
+use crate::world::namespace::{Namespace, batch};
 use crate::world::vmnet::{EVIL, Vmnet, WITH_ADMIN, admin, for_nobody, hammer, nft, shell, succeed};
 use crate::world::watcher::Watcher;
 use crate::world::{World, eventually};
@@ -119,6 +119,30 @@ fn whatever_happens_to_the_firewall_is_told_with_what_mends_it() {
         "nft insert rule inet filter input iifname br0 accept",
     );
     nft(gateway(), "delete table inet filter");
+    // Rules that name the guests' interface, in chains that accept the rest.
+    for hook in ["input priority 10", "prerouting priority -350"] {
+        let table =
+            format!("table inet filter {{ chain c {{ type filter hook {hook}; iifname br0 tcp dport 3128 drop; }}; }}");
+        told(&format!("nft '{table}'"), "other_firewall", "nft insert rule inet filter c iifname br0 accept");
+        nft(gateway(), "delete table inet filter");
+    }
+    // No event tells of these: it is put right within 10 s.
+    let (begun, flags) = (Instant::now(), "ip -d link show p1");
+    shell(
+        gateway(),
+        "ip link set dev p1 type bridge_slave isolated off guard off; sysctl -q -w net.ipv4.conf.br0.arp_accept=1",
+    );
+    shell(gateway(), "ip route flush table 3129");
+    eventually("the port is isolated and guarded again", || {
+        let shown = shell(gateway(), flags);
+        shown.contains("isolated on") && shown.contains("guard on")
+    });
+    eventually("the kernel setting is as it was", || {
+        shell(gateway(), "sysctl -n net.ipv4.conf.br0.arp_accept").trim() == "0"
+            && shell(gateway(), "ip route show table 3129").contains("local default")
+    });
+    println!("flags, settings and route of the listener: again after {:.1} s", begun.elapsed().as_secs_f64());
+    guarded.await_good();
 
     // Without its name nothing of the configuration holds it any more.
     batch(Some(gateway()), "link set r4 down\nlink set r4 name s4\n");
@@ -184,6 +208,117 @@ fn routing_rules_that_are_gone_come_back_within_a_second() {
     eventually("the route is there again", || shell(gateway, "ip route show table 3129").contains("local default"));
     guarded.await_good();
     guarded.net.assert_tight();
+}
+
+fn succeeds(namespace: &Namespace, line: &str) -> bool {
+    namespace.run(|| Command::new("sh").args(["-c", line]).output()).expect("sh runs").status.success()
+}
+
+#[test]
+fn guests_that_leave_past_the_rules_are_told_until_they_are_named() {
+    let Some(guarded) = Guarded::new() else { return };
+    let net = &guarded.net;
+    let named = |names: &str| {
+        let settings = GUESTS.replace("[firewall]\n", &format!("[firewall]\nnot_guests = [{names}]\n"));
+        net.config_listening(WITH_ADMIN, &format!("{settings}{}", guarded.lists));
+    };
+    // A container's interface that stands on the uplink: macvlan, as Docker makes it, and ipvlan.
+    for kind in ["macvlan", "ipvlan"] {
+        let name = format!("{kind}@up0");
+        if kind == "ipvlan" && !succeeds(&net.gateway, "ip link add link up0 name m0 type ipvlan && ip link del m0") {
+            println!("this kernel has no ipvlan");
+            continue;
+        }
+        let begun = Instant::now();
+        shell(
+            &net.gateway,
+            &format!("ip link add link up0 name m0 type {kind} && ip link set m0 netns {}", net.one.name()),
+        );
+        guarded.await_told(
+            "unguarded_guests",
+            begun,
+            &format!("NOT guarded: {name}: what these send leaves past every rule"),
+        );
+        assert!(guarded.status().contains(&format!("\nNOT guarded: {name}\n")), "{}", guarded.status());
+        named(&format!("{name:?}"));
+        guarded.await_good();
+        named("");
+        guarded.await_told("unguarded_guests", Instant::now(), &name);
+        shell(&net.one, "ip link del m0");
+        guarded.await_good();
+    }
+    // One on an interface that is none of this machine's is nobody's business.
+    shell(&net.one, "ip link add link eth0 name m1 type macvlan");
+    // A virtual machine's device.
+    shell(&net.gateway, "ip link add link up0 name mt0 type macvtap");
+    guarded.await_told("unguarded_guests", Instant::now(), "macvtap@up0");
+    shell(&net.gateway, "ip link del mt0");
+    guarded.await_good();
+}
+
+/// A container with the network of the host, as Docker's `--network host` has it: a control group, and this namespace.
+struct InHostNetwork {
+    group: std::path::PathBuf,
+    process: Child,
+}
+
+impl InHostNetwork {
+    /// Nothing where no control groups of version 2 are mounted, or where none can be made.
+    fn start(net: &Vmnet, id: &str) -> Option<InHostNetwork> {
+        let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+        let mounted = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?.split(' ').nth(1)?;
+        let group = std::path::Path::new(mounted).join(format!("docker-{id}.scope"));
+        std::fs::create_dir(&group).ok()?;
+        let process = net.gateway.run(|| Command::new("sleep").arg("600").spawn()).unwrap();
+        std::fs::write(group.join("cgroup.procs"), process.id().to_string()).unwrap();
+        Some(InHostNetwork { group, process })
+    }
+}
+
+impl Drop for InHostNetwork {
+    fn drop(&mut self) {
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        for _ in 0..100 {
+            if std::fs::remove_dir(&self.group).is_ok() {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+#[test]
+fn a_container_in_the_network_of_the_host_is_told_until_that_is_named() {
+    let Some(guarded) = Guarded::new() else { return };
+    let id = format!("{:064x}", std::process::id());
+    let begun = Instant::now();
+    let Some(container) = InHostNetwork::start(&guarded.net, &id) else {
+        println!("skipped: needs control groups of version 2 (mount -t cgroup2)");
+        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip tests");
+        return;
+    };
+    let text = format!("container {} has the network of this machine itself", &id[..12]);
+    guarded.await_told("unguarded_guests", begun, &text);
+    let settings = GUESTS.replace("[firewall]\n", "[firewall]\nnot_guests = [\"host-network\"]\n");
+    guarded.net.config_listening(WITH_ADMIN, &format!("{settings}{}", guarded.lists));
+    guarded.await_good();
+    guarded.net.config_listening(WITH_ADMIN, &format!("{GUESTS}{}", guarded.lists));
+    guarded.await_told("unguarded_guests", Instant::now(), &text);
+    drop(container);
+    guarded.await_good();
+}
+
+#[test]
+fn dns_servers_that_are_silent_are_told_before_anybody_asks_them() {
+    let Some(world) = World::new() else { return };
+    let begun = Instant::now();
+    let mut outgate = world.setup("**.good.test\n").resolver("servers = [\"11.0.0.54\"]").start();
+    outgate
+        .await_admin(|answer| answer.status == 503 && answer.text().contains("no DNS server answers (11.0.0.54:53)"));
+    println!("resolver: told after {:.1} s", begun.elapsed().as_secs_f64());
+    eventually("the metric says so too", || outgate.metric("trouble", &[("cause", "resolver")]) == 1.0);
+    assert!(begun.elapsed() < SOON);
 }
 
 #[test]

@@ -14,12 +14,17 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two looks at everything.
-const FULL: Duration = Duration::from_secs(60);
-/// Between two reports on what others have changed, at least; and so many times as long as one takes, where rules are so
-/// many that they would take a CPU, but no longer than until the next look at everything.
+/// Between two looks at what the kernel can do.
+const ABILITIES: Duration = Duration::from_secs(60);
+/// Between two looks at everything that no event tells of, such as the flags of ports, kernel settings, and containers in
+/// this machine's network: what is wrong is told within 10 s.
+const FULL: Duration = Duration::from_secs(7);
+/// Between two reports on what others have changed, at least.
 const REPORT: Duration = Duration::from_secs(2);
-const REPORT_SHARE: u32 = 10;
+/// Looks and reports rest for so many times as long as they take, where interfaces or rules are so many that they would
+/// take a CPU, but no longer than this.
+const SHARE: u32 = 10;
+const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Between two looks at what nobody is told of: is there br_netfilter now, and has the configuration changed?
 const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
@@ -28,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Keep what was applied in force for interfaces that come later
 ///
 /// Runs until it is told to stop; `outgate-host.service` runs it. When an interface or a bridge port
-/// comes, and once a minute in any case, it isolates and guards guests' ports, names them to the ruleset,
+/// comes, and every seven seconds in any case, it isolates and guards guests' ports, names them to the ruleset,
 /// adds the routing rules that keep them closed and sets their kernel settings: what `apply` would do for
 /// them. It never opens anything and puts no ruleset in place: a change of the configuration waits for
 /// `apply`, and after `remove` it has nothing to do. Needs root.
@@ -53,13 +58,15 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let teller =
         Teller::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
     let mut watch = Watch { config: arguments.config.config.clone(), teller: Some(teller), ..Watch::default() };
-    let mut full = Instant::now();
+    let mut abilities = Instant::now();
     loop {
-        if Instant::now() >= full {
+        let begun = Instant::now();
+        if begun >= abilities {
             watch.host = None;
-            full = Instant::now() + FULL;
+            abilities = begun + ABILITIES;
         }
         let state = watch.look();
+        let full = Instant::now() + (begun.elapsed() * SHARE).clamp(FULL, LONGEST_REST);
         watch.tell();
         system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
         std::thread::sleep(PAUSE);
@@ -79,7 +86,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 #[derive(Default)]
 struct Watch {
     config: Option<PathBuf>,
-    /// What was seen last; its interfaces are looked at anew each time, the rest once a minute.
+    /// What was seen last; its interfaces are looked at anew each time, what the kernel can do once a minute.
     host: Option<Host>,
     /// The configuration that was in force last.
     applied: Option<Settings>,
@@ -113,7 +120,7 @@ impl Watch {
 
     /// Is it not too soon?
     fn may_report(&self) -> bool {
-        let pause = (self.report_took * REPORT_SHARE).clamp(REPORT, FULL);
+        let pause = (self.report_took * SHARE).clamp(REPORT, LONGEST_REST);
         self.reported.is_none_or(|reported| reported.elapsed() >= pause)
     }
 

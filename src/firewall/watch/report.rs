@@ -2,7 +2,7 @@
 
 use super::super::host::{Host, Link};
 use super::super::plan::Plan;
-use super::super::{fits, others, ports, snapshot};
+use super::super::{others, ports, snapshot, unguarded};
 use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 
 /// Troubles that are told.
@@ -23,15 +23,8 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
         TroubleCause::PortUnguarded,
         unguarded_ports.into_iter().map(|text| format!("{text}: run `outgate firewall apply`")).collect(),
     );
-    let unguarded = unguarded(plan, host, not_guests);
-    if !unguarded.is_empty() {
-        let names = unguarded.join(", ");
-        let text = format!(
-            "NOT guarded: {names}, which may carry guests: name them in [firewall].guest_interfaces and run `outgate \
-             firewall apply`, or in [firewall].not_guests and run `outgate whitelist reload`"
-        );
-        add(TroubleCause::UnguardedGuests, vec![text]);
-    }
+    let unguarded = unguarded::find(plan, host, not_guests);
+    add(TroubleCause::UnguardedGuests, unguarded.texts);
     if troubles.len() > MOST {
         let more = troubles.len() - MOST;
         troubles.truncate(MOST);
@@ -40,7 +33,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
     }
     let guarding =
         plan.guest_links(host).map(|link| Guarded { interface: link.name.clone(), guests: guests(link, host) });
-    HostReport { guarding: guarding.collect(), unguarded, troubles }
+    HostReport { guarding: guarding.collect(), unguarded: unguarded.names, troubles }
 }
 
 /// The ports of a bridge; else one.
@@ -61,16 +54,4 @@ fn routing(plan: &Plan) -> Vec<String> {
             .map(move |line| format!("missing is `ip {family} {line}`: run `outgate firewall apply`"))
     });
     missing.collect()
-}
-
-/// Taps, and bridges with taps or with containers' ends of veth pairs, that are no guests' by the plan.
-fn unguarded(plan: &Plan, host: &Host, not_guests: &[String]) -> Vec<String> {
-    let carries = |link: &Link| matches!(link.kind.as_str(), "tap" | "veth");
-    let is_guests = |link: &&Link| match (link.is_bridge, &link.master) {
-        (true, _) => host.ports_of(|bridge| bridge == link.name).any(carries),
-        (false, None) => link.kind == "tap",
-        (false, Some(_)) => false,
-    };
-    let known = |name: &str| plan.is_guest(name) || not_guests.iter().any(|pattern| fits(pattern, name));
-    host.links.iter().filter(is_guests).filter(|link| !known(&link.name)).map(|link| link.name.clone()).collect()
 }

@@ -219,6 +219,18 @@ impl Vmnet {
         told
     }
 
+    /// A DNS server that is there and knows nothing, at 127.0.0.53 in the gateway.
+    fn refusing_dns(&self) {
+        let socket = self.gateway.run(|| UdpSocket::bind("127.0.0.53:53")).unwrap();
+        std::thread::spawn(move || {
+            let mut query = [0; 512];
+            while let Ok((length, from)) = socket.recv_from(&mut query) {
+                refuse(&mut query[..length]);
+                let _ = socket.send_to(&query[..length], from);
+            }
+        });
+    }
+
     /// A DNS server of sorts in the gateway: answers each datagram and connection with "answer".
     pub fn dns(&self, address: &str) {
         let (socket, listener) =
@@ -230,6 +242,14 @@ impl Vmnet {
             }
         });
         greet(listener, mpsc::channel().0);
+    }
+}
+
+/// What makes a query's answer of it: QR, and RCODE 5 (RFC 1035 section 4.1.1).
+fn refuse(query: &mut [u8]) {
+    if let [_, _, flags, code, ..] = query {
+        *flags |= 0x80;
+        *code = *code & 0xf0 | 5;
     }
 }
 
@@ -348,7 +368,11 @@ pub fn for_nobody(net: &Vmnet) -> String {
     for path in ["", "state"] {
         std::os::unix::fs::chown(net.path(path), Some(65534), Some(65534)).unwrap();
     }
-    format!("[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"\n", net.path("lists").display())
+    net.refusing_dns();
+    format!(
+        "[whitelist]\ndir = \"{}\"\n[log]\naccess = \"off\"\n[resolver]\nservers = [\"127.0.0.53\"]\n",
+        net.path("lists").display()
+    )
 }
 
 /// The listeners of such a daemon.

@@ -1,0 +1,214 @@
+//! Packets that an honest guest's path has, one for each way and hook: what is brought to the listeners, and what they
+//! answer. Their marks and much else is left open.
+
+use super::super::host::Host;
+use super::super::plan::{Doors, Plan};
+use super::super::tool;
+use super::chains::{Hook, Packet, Tracked};
+use ipnet::IpNet;
+use serde_json::Value;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// Somewhere on the Internet, where no rule is likely to name it.
+const FAR: (IpAddr, IpAddr) =
+    (IpAddr::V4(Ipv4Addr::new(45, 83, 220, 7)), IpAddr::V6(Ipv6Addr::new(0x2a0e, 0xb107, 0x27f0, 0, 0, 0, 0, 7)));
+/// The port of a client.
+const CLIENT: u16 = 40_000;
+/// Bridge ports that are tried.
+const MOST_PORTS: usize = 64;
+
+/// What is dropped if a packet is.
+#[derive(Clone, Debug)]
+pub(super) struct Sample {
+    /// `TCP to port 443` and the like.
+    pub(super) what: String,
+    pub(super) packet: Packet,
+}
+
+/// The packets of guests behind this interface, by all families and doors that the plan has.
+pub(super) fn of(plan: &Plan, host: &Host, interface: &str, addresses: &Addresses) -> Vec<Sample> {
+    let mut samples = Vec::new();
+    for (doors, is_v6) in [(&plan.v4, false), (&plan.v6, true)] {
+        let path = Path {
+            interface,
+            guest: addresses.neighbour(interface, is_v6),
+            own: addresses.own(interface, is_v6),
+            is_v6,
+        };
+        path.add(doors, &mut samples);
+        if plan.allow_inbound_replies {
+            let uplinks = host.default_routes.iter();
+            samples.extend(uplinks.map(|uplink| path.replies(uplink)));
+        }
+    }
+    let ports: Vec<&str> =
+        host.ports_of(|bridge| bridge == interface).take(MOST_PORTS).map(|port| port.name.as_str()).collect();
+    // Chains of bridges and of devices know the ports.
+    let by_port = |sample: &Sample, port: &str| {
+        let rename = |name: &String| if name.is_empty() { String::new() } else { port.to_owned() };
+        let packet = &sample.packet;
+        let (input, output) = (rename(&packet.input), rename(&packet.output));
+        Sample {
+            what: sample.what.clone(),
+            packet: Packet { frame_of: Some(interface.to_owned()), input, output, ..packet.clone() },
+        }
+    };
+    let framed: Vec<Sample> =
+        samples.iter().flat_map(|sample| ports.iter().map(move |port| by_port(sample, port))).collect();
+    samples.extend(framed);
+    samples
+}
+
+/// The way between guests behind an interface and this machine, in one family.
+struct Path<'p> {
+    interface: &'p str,
+    /// `None`: any.
+    guest: Option<IpAddr>,
+    own: Option<IpAddr>,
+    is_v6: bool,
+}
+
+impl Path<'_> {
+    fn add(&self, doors: &Doors, samples: &mut Vec<Sample>) {
+        let far = if self.is_v6 { FAR.1 } else { FAR.0 };
+        if doors.transparent.is_some() {
+            for port in [443, 80] {
+                self.exchange(format!("TCP to port {port}"), far, port, None, false, samples);
+            }
+        } else {
+            // Where nothing is brought anywhere, guests come by themselves.
+            for door in doors.open.iter().filter(|door| !door.udp) {
+                let to = self.address_of(door.address);
+                let (what, port) = (format!("TCP to [listen].{}", door.key), door.address.port());
+                self.exchange(what, to, port, None, false, samples);
+            }
+        }
+        if let Some(dns) = doors.dns {
+            for is_udp in [true, false] {
+                let what = if is_udp { "DNS over UDP" } else { "DNS over TCP" };
+                self.exchange(what.to_owned(), far, 53, Some(dns), is_udp, samples);
+            }
+        }
+    }
+
+    /// The first packet to this address and port at each hook, and the first answer. `brought`: where NAT takes it,
+    /// which tracks it.
+    fn exchange(
+        &self,
+        what: String,
+        to: IpAddr,
+        port: u16,
+        brought: Option<SocketAddr>,
+        is_udp: bool,
+        samples: &mut Vec<Sample>,
+    ) {
+        let (first, answer) = match brought {
+            Some(_) => (Tracked::New, Tracked::Established),
+            None => (Tracked::Untracked, Tracked::Untracked),
+        };
+        let asked = Packet {
+            hook: Hook::Prerouting,
+            frame_of: None,
+            input: self.interface.to_owned(),
+            output: String::new(),
+            is_v6: self.is_v6,
+            is_udp,
+            source: self.guest,
+            destination: Some(to),
+            source_port: CLIENT,
+            destination_port: port,
+            tracked: first,
+            is_local: brought.is_none() && Some(to) == self.own,
+        };
+        let (listener, port) = brought.map_or((to, port), |at| (self.address_of(at), at.port()));
+        let arrived = Packet {
+            hook: Hook::Input,
+            destination: Some(listener),
+            destination_port: port,
+            is_local: asked.is_local || brought.is_some(),
+            ..asked.clone()
+        };
+        let answered = Packet {
+            hook: Hook::Output,
+            input: String::new(),
+            output: self.interface.to_owned(),
+            source: Some(listener),
+            source_port: port,
+            destination: self.guest,
+            destination_port: CLIENT,
+            tracked: answer,
+            is_local: false,
+            ..asked.clone()
+        };
+        let ingress = Packet { hook: Hook::Ingress, tracked: Tracked::Untracked, ..asked.clone() };
+        let packets = [ingress, asked, arrived, answered];
+        samples.extend(packets.into_iter().map(|packet| Sample { what: what.clone(), packet }));
+    }
+
+    /// An answer to who came from outside.
+    fn replies(&self, uplink: &str) -> Sample {
+        let far = if self.is_v6 { FAR.1 } else { FAR.0 };
+        let packet = Packet {
+            hook: Hook::Forward,
+            frame_of: None,
+            input: self.interface.to_owned(),
+            output: uplink.to_owned(),
+            is_v6: self.is_v6,
+            is_udp: false,
+            source: self.guest,
+            destination: Some(far),
+            source_port: 443,
+            destination_port: CLIENT,
+            tracked: Tracked::Established,
+            is_local: false,
+        };
+        Sample { what: "answers to connections from outside".to_owned(), packet }
+    }
+
+    fn address_of(&self, listener: SocketAddr) -> IpAddr {
+        match self.own {
+            Some(own) if listener.ip().is_unspecified() => own,
+            _ => listener.ip(),
+        }
+    }
+}
+
+/// The addresses of this machine's interfaces.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Addresses(Vec<(String, IpNet)>);
+
+impl Addresses {
+    /// Asks for them; none where that fails, since much can be told without.
+    pub(super) fn look() -> Addresses {
+        let found = tool::json("ip", &["-j", "addr", "show"], "to list addresses").unwrap_or_default();
+        let mut all = Vec::new();
+        for link in found.as_array().map(Vec::as_slice).unwrap_or_default() {
+            let name = link.get("ifname").and_then(Value::as_str).unwrap_or_default();
+            for info in link.get("addr_info").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default() {
+                let address = info.get("local").and_then(Value::as_str).and_then(|text| text.parse().ok());
+                let length = info.get("prefixlen").and_then(Value::as_u64).and_then(|length| u8::try_from(length).ok());
+                if let (Some(address), Some(length)) = (address, length)
+                    && let Ok(net) = IpNet::new(address, length)
+                    && info.get("scope").and_then(Value::as_str) != Some("link")
+                {
+                    all.push((name.to_owned(), net));
+                }
+            }
+        }
+        Addresses(all)
+    }
+
+    fn net(&self, interface: &str, is_v6: bool) -> Option<IpNet> {
+        self.0.iter().find(|(name, net)| name == interface && net.addr().is_ipv6() == is_v6).map(|(_, net)| *net)
+    }
+
+    fn own(&self, interface: &str, is_v6: bool) -> Option<IpAddr> {
+        self.net(interface, is_v6).map(|net| net.addr())
+    }
+
+    /// An address beside its own in the same network.
+    fn neighbour(&self, interface: &str, is_v6: bool) -> Option<IpAddr> {
+        let net = self.net(interface, is_v6)?;
+        net.hosts().take(4).find(|address| *address != net.addr())
+    }
+}
