@@ -41,7 +41,9 @@ def serve_dns(log):
             labels.append(query[at + 1 : at + 1 + query[at]].decode("ascii", "replace"))
             at += 1 + query[at]
         kind = struct.unpack("!H", query[at + 1 : at + 3])[0]
-        log.write(".".join(labels).lower())
+        # The root is outgate's own question whether the server is there.
+        if labels:
+            log.write(".".join(labels).lower())
         question = query[12 : at + 5]
         answer = b""
         if kind == 1:
