@@ -36,7 +36,7 @@ pub(crate) use namespaces::KINDS as STANDING_KINDS;
 pub use plan::Plan;
 pub use tool::FirewallError;
 pub(crate) use unguarded::HOST_NETWORK;
-pub use watch::{Change, Events, Mended, Standing, held, keep_swept, mend, report, standing};
+pub use watch::{Change, Events, Mended, Standing, held, is_as_reported, keep_swept, mend, report, standing};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;

@@ -8,7 +8,7 @@ mod report;
 mod sweep;
 
 pub use events::{Change, Events};
-pub use report::report;
+pub use report::{is_as_reported, report};
 pub use sweep::keep_swept;
 
 use super::host::Host;

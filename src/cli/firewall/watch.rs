@@ -14,17 +14,15 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two looks at what the kernel can do.
-const ABILITIES: Duration = Duration::from_secs(60);
-/// Between two looks at everything that no event tells of, such as the flags of ports, kernel settings, and containers in
-/// this machine's network: what is wrong is told within 10 s.
-const FULL: Duration = Duration::from_secs(7);
+/// Between two looks at everything.
+const FULL: Duration = Duration::from_secs(60);
+/// Between two looks at what changes without any event, so that it is told within 10 s.
+const QUIET: Duration = Duration::from_secs(7);
 /// Between two reports on what others have changed, at least.
 const REPORT: Duration = Duration::from_secs(2);
-/// Looks and reports rest for so many times as long as they take, where interfaces or rules are so many that they would
-/// take a CPU, but no longer than this.
+/// Reports and quiet looks rest for so many times as long as they take, where interfaces or rules are so many that they
+/// would take a CPU, but no longer than until the next look at everything.
 const SHARE: u32 = 10;
-const LONGEST_REST: Duration = Duration::from_secs(60);
 /// Between two looks at what nobody is told of: is there br_netfilter now, and has the configuration changed?
 const SECOND: Duration = Duration::from_secs(1);
 /// After each look, so that interfaces which come and go without end do not take a CPU.
@@ -33,7 +31,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 /// Keep what was applied in force for interfaces that come later
 ///
 /// Runs until it is told to stop; `outgate-host.service` runs it. When an interface or a bridge port
-/// comes, and every seven seconds in any case, it isolates and guards guests' ports, names them to the ruleset,
+/// comes, and within seven seconds in any case, it isolates and guards guests' ports, names them to the ruleset,
 /// adds the routing rules that keep them closed and sets their kernel settings: what `apply` would do for
 /// them. It never opens anything and puts no ruleset in place: a change of the configuration waits for
 /// `apply`, and after `remove` it has nothing to do. Needs root.
@@ -58,25 +56,31 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let teller =
         Teller::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
     let mut watch = Watch { config: arguments.config.config.clone(), teller: Some(teller), ..Watch::default() };
-    let mut abilities = Instant::now();
+    let mut full = Instant::now();
     loop {
-        let begun = Instant::now();
-        if begun >= abilities {
+        if Instant::now() >= full {
             watch.host = None;
-            abilities = begun + ABILITIES;
+            full = Instant::now() + FULL;
         }
         let state = watch.look();
-        let full = Instant::now() + (begun.elapsed() * SHARE).clamp(FULL, LONGEST_REST);
         watch.tell();
         system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
         std::thread::sleep(PAUSE);
+        let mut quiet = Instant::now() + QUIET;
         loop {
             let changed = events
-                .wait(full.min(Instant::now() + SECOND))
+                .wait(full.min(quiet).min(Instant::now() + SECOND))
                 .map_err(|error| Failure::Failed(format!("changes cannot be heard: {error}")))?;
             watch.report_due |= changed.rules;
             if changed.interfaces || Instant::now() >= full || watch.wants_a_look() {
                 break;
+            }
+            if Instant::now() >= quiet {
+                let begun = Instant::now();
+                if !watch.is_as_before() {
+                    break;
+                }
+                quiet = Instant::now() + (begun.elapsed() * SHARE).clamp(QUIET, FULL);
             }
             watch.tell();
         }
@@ -86,8 +90,10 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 #[derive(Default)]
 struct Watch {
     config: Option<PathBuf>,
-    /// What was seen last; its interfaces are looked at anew each time, what the kernel can do once a minute.
+    /// What was seen last; its interfaces are looked at anew each time, the rest once a minute.
     host: Option<Host>,
+    /// What interfaces were held by at the last look.
+    plan: Option<Plan>,
     /// The configuration that was in force last.
     applied: Option<Settings>,
     /// What was wrong the last time: it is said once.
@@ -118,9 +124,15 @@ impl Watch {
             || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
     }
 
+    /// Is what no event tells of as it was at the last look? Where no firewall was applied there is none of it.
+    fn is_as_before(&self) -> bool {
+        let (Some(plan), Some(host)) = (&self.plan, &self.host) else { return true };
+        host.again().is_ok_and(|now| firewall::is_as_reported(plan, &now, &self.not_guests, &self.report))
+    }
+
     /// Is it not too soon?
     fn may_report(&self) -> bool {
-        let pause = (self.report_took * SHARE).clamp(REPORT, LONGEST_REST);
+        let pause = (self.report_took * SHARE).clamp(REPORT, FULL);
         self.reported.is_none_or(|reported| reported.elapsed() >= pause)
     }
 
@@ -176,7 +188,7 @@ impl Watch {
         let mut faults = Vec::new();
         let Some(basis) = self.basis(&mut faults)? else {
             // The daemon sees itself that there is none.
-            (self.report, self.report_due) = (HostReport::default(), false);
+            (self.report, self.report_due, self.plan) = (HostReport::default(), false, None);
             return Ok(None);
         };
         let host = match &self.host {
@@ -194,7 +206,7 @@ impl Watch {
         self.report_on(&plan, &host, &mended)?;
         mended.faults.splice(..0, faults);
         let ports = plan.guest_port_count(&host);
-        self.host = Some(host);
+        (self.host, self.plan) = (Some(host), Some(plan));
         Ok(Some((mended, ports)))
     }
 

@@ -8,6 +8,18 @@ use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 /// Troubles that are told.
 const MOST: usize = 100;
 
+/// Is what changes without any event as it was when `report` was made? That is flags of ports, kernel settings, the
+/// listeners' route, and who runs past the rules.
+pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &HostReport) -> bool {
+    let of = |cause| report.troubles.iter().filter(move |trouble| trouble.cause == cause);
+    let told = |cause| of(cause).next().is_some();
+    let texts = unguarded::find(plan, host, not_guests).texts;
+    texts.iter().eq(of(TroubleCause::UnguardedGuests).map(|trouble| &trouble.text))
+        && (told(TroubleCause::Routing) || routing(plan).is_empty())
+        && (told(TroubleCause::PortUnguarded)
+            || (ports::differences(plan, host).is_empty() && plan.other_sysctls(host).is_empty()))
+}
+
 /// Looks at everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns that
 /// carry no guests.
 pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
