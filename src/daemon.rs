@@ -23,7 +23,7 @@ use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::host::Heard;
 use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, Keeper};
-use crate::flow::{self, House, Live, Porch};
+use crate::flow::{self, GuestTls, Live, Services};
 use crate::guests::{KeepError, Registry};
 use crate::policy::{Policy, PolicyError};
 use crate::reason::Reason;
@@ -188,23 +188,23 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &all)));
     count_panics(&account);
     advise(&account, &live);
-    let house = Arc::new(House {
+    let services = Arc::new(Services {
         gate: gate(&settings, &live),
         reserve: Reserve::take(),
-        porch: tls.as_ref().map(|tls| Porch::new(tls.live())),
+        guest_tls: tls.as_ref().map(|tls| GuestTls::new(tls.live())),
         live,
         resolver,
         bindings,
-        shelf: Arc::default(),
+        idle_upstreams: Arc::default(),
         account,
         stop: CancellationToken::new(),
     });
     let end = CancellationToken::new();
-    house.drop_bindings();
-    let relief = Relief::start(&house, workers, end.clone())?;
+    services.drop_bindings();
+    let relief = Relief::start(&services, workers, end.clone())?;
     let pulse = Pulse::new(workers);
     let shares = std::mem::take(&mut doors.shares);
-    let threads = spawn_workers(&house, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
+    let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
     let start = Start {
         settings,
         lists,
@@ -220,7 +220,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         stale,
         unconfigured,
     };
-    let result = runtime.block_on(govern(&house, signals, start));
+    let result = runtime.block_on(govern(&services, signals, start));
     end.cancel();
     for thread in threads {
         if thread.join().is_err() {
@@ -228,7 +228,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         }
     }
     drop(keeper);
-    house.account.flush();
+    services.account.flush();
     result
 }
 
@@ -335,7 +335,7 @@ struct Start {
 }
 
 /// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
-async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
+async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
     let Start {
         settings,
         lists,
@@ -358,24 +358,24 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         (None, Some(why)) => Standing::Stale(why),
         (None, None) => Standing::Current,
     };
-    let reloader = Reloader::start(Arc::clone(house), settings, lists, registry, doors.bound, standing)?;
+    let reloader = Reloader::start(Arc::clone(services), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
     let (heard, hears) = (Arc::new(Heard::default()), host.is_some());
     if let Some(host) = host {
         served.spawn(hear(host, Arc::clone(&heard)));
     }
     let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
-    let troubles = Troubles::new(house, &reloader, &heard, hears, certificate.clone());
+    let troubles = Troubles::new(services, &reloader, &heard, hears, certificate.clone());
     served.spawn(troubles.clone().watch());
     doors::turn_away(doors.unclaimed);
-    let (trouble, stop, fullness) = (troubles.clone(), house.stop.clone(), relief.clone());
+    let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
         texts(&unready(trouble.now())).chain(fullness.not_ready()).chain(stopping).collect()
     };
-    let live = Arc::clone(&house.live);
+    let live = Arc::clone(&services.live);
     let is_guest = move |name: &str| live.load().policy.names_guest(name);
-    let admin = Admin::new(Arc::clone(&house.account), Box::new(not_ready), Box::new(is_guest));
+    let admin = Admin::new(Arc::clone(&services.account), Box::new(not_ready), Box::new(is_guest));
     for listener in doors.admin {
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, Arc::clone(&admin)));
     }
@@ -384,14 +384,14 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
             let listener = tokio::net::TcpListener::from_std(listener)?;
             served.spawn(admin::serve_tls(listener, tls.live(), Arc::clone(&admin)));
         }
-        house.account.metrics().certificate_expires(tls.expires());
+        services.account.metrics().certificate_expires(tls.expires());
         for (door, is_there) in
             [("proxy_tls", !where_to.proxy_tls.is_empty()), ("admin_tls", where_to.admin_tls.is_some())]
         {
             let faults = if is_there { &Fault::ALL[..] } else { &[] };
-            house.account.metrics().expect_handshakes(door, faults.iter().map(|fault| fault.as_str()));
+            services.account.metrics().expect_handshakes(door, faults.iter().map(|fault| fault.as_str()));
         }
-        let account = Arc::clone(&house.account);
+        let account = Arc::clone(&services.account);
         served.spawn(tls.follow(move |read| {
             if let Some(certificate) = &certificate {
                 certificate.read_again(read.as_ref().ok().copied());
@@ -403,8 +403,8 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         }));
     }
     if let Some(listener) = control {
-        let status = status(house, &troubles, &relief);
-        let (account, used, make) = (Arc::clone(&house.account), used(&reloader), make(&reloader));
+        let status = status(services, &troubles, &relief);
+        let (account, used, make) = (Arc::clone(&services.account), used(&reloader), make(&reloader));
         let guests = reloader.clone();
         let guests = Box::new(move || guests.guests());
         let control = Arc::new(Control { account, status, used, guests, make });
@@ -415,9 +415,9 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         dns = ?where_to.dns, admin = ?where_to.admin.as_slice(), admin_tls = ?where_to.admin_tls.as_slice(), rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
-    settle::bar_calls(fences, &house.account);
+    settle::bar_calls(fences, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(pulse.report(state(house, &troubles, &relief)));
+    served.spawn(pulse.report(state(services, &troubles, &relief)));
     let grace = grace(doors.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
@@ -433,14 +433,14 @@ async fn govern(house: &Arc<House>, mut signals: Signals, start: Start) -> Resul
         match asked {
             Asked::Reload if unconfigured.is_some() => break true,
             Asked::Reload => {
-                house.account.reopen();
+                services.account.reopen();
                 reloader.request();
             }
             Asked::Stop => break false,
         }
     };
     system::notify(&[sd_notify::NotifyState::Stopping]);
-    drain(house, &mut signals, grace).await;
+    drain(services, &mut signals, grace).await;
     drop(served);
     reloader.keep_used().await;
     if anew { Err(DaemonError::Changed) } else { Ok(()) }
@@ -466,10 +466,10 @@ fn unready(mut troubles: Vec<trouble::Trouble>) -> Vec<trouble::Trouble> {
 }
 
 /// What `systemctl status` shows.
-fn state(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
-    let (house, troubles, relief) = (Arc::clone(house), troubles.clone(), relief.clone());
+fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
+    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
     move || {
-        let open = house.gate.total();
+        let open = services.gate.total();
         let (unready, others): (Vec<_>, Vec<_>) =
             troubles.now().into_iter().partition(|trouble| trouble.cause.makes_unready());
         let not_ready: Vec<String> = texts(&unready).chain(relief.not_ready()).collect();
@@ -484,14 +484,14 @@ fn state(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> impl Fn() 
 }
 
 /// What `outgate status` shows beside the figures of the account.
-fn status(house: &Arc<House>, troubles: &Troubles, relief: &Relief) -> control::Status {
-    let (house, troubles, relief) = (Arc::clone(house), troubles.clone(), relief.clone());
+fn status(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> control::Status {
+    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
     Box::new(move || {
         let mut shown = troubles.shown();
         let all: Vec<String> = texts(&troubles.now()).chain(relief.overload()).chain(troubles.outdated()).collect();
         let trouble = (!all.is_empty()).then(|| all.join("; "));
         if let Some(shown) = shown.as_object_mut() {
-            shown.insert("open_connections".to_owned(), house.gate.total().into());
+            shown.insert("open_connections".to_owned(), services.gate.total().into());
             shown.insert("trouble".to_owned(), trouble.into());
         }
         shown
@@ -530,11 +530,11 @@ fn grace(inherited: bool, start: Duration) -> Duration {
 }
 
 /// Lets open flows finish, then ends them.
-async fn drain(house: &House, signals: &mut Signals, grace: Duration) {
-    let open = house.gate.total();
+async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
+    let open = services.gate.total();
     tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
-    house.stop.cancel();
-    let quiet = || house.gate.total() == 0 && house.gate.telling() == 0;
+    services.stop.cancel();
+    let quiet = || services.gate.total() == 0 && services.gate.telling() == 0;
     let until = Instant::now() + grace;
     while !quiet() && Instant::now() < until {
         tokio::select! {
@@ -543,7 +543,7 @@ async fn drain(house: &House, signals: &mut Signals, grace: Duration) {
             asked = signals.next() => if asked == Asked::Stop { break },
         }
     }
-    let ended = house.account.revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
+    let ended = services.account.revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
     if ended > 0 {
         tracing::info!(ended, "ended connections that were still open");
     }
@@ -555,7 +555,7 @@ async fn drain(house: &House, signals: &mut Signals, grace: Duration) {
 
 /// A thread for each share of the listeners.
 fn spawn_workers(
-    house: &Arc<House>,
+    services: &Arc<Services>,
     shares: Vec<Share>,
     v6: bool,
     pulse: &Pulse,
@@ -563,10 +563,10 @@ fn spawn_workers(
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let spawn = |(index, share)| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (house, pulse, end) = (Arc::clone(house), pulse.clone(), end.clone());
+        let (services, pulse, end) = (Arc::clone(services), pulse.clone(), end.clone());
         let work = async move {
             tokio::spawn(pulse.beat(index));
-            work(house, share, v6, end).await;
+            work(services, share, v6, end).await;
         };
         std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))
     };
@@ -580,8 +580,8 @@ fn takes_ipv6(listen: &ListenSettings) -> bool {
 }
 
 /// A worker thread: accepts and serves until the end.
-async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken) {
-    if let Err(error) = dns::serve(&house, (share.dns_udp, share.dns_tcp), v6, &end) {
+async fn work(services: Arc<Services>, share: Share, v6: bool, end: CancellationToken) {
+    if let Err(error) = dns::serve(&services, (share.dns_udp, share.dns_tcp), v6, &end) {
         tracing::error!(%error, "a DNS listener cannot be served");
     }
     for (door, listener) in share.flows {
@@ -592,16 +592,16 @@ async fn work(house: Arc<House>, share: Share, v6: bool, end: CancellationToken)
                 continue;
             }
         };
-        let house = Arc::clone(&house);
+        let services = Arc::clone(&services);
         tokio::spawn(async move {
-            let serve = |accepted| flow::meet(&house, door, accepted);
+            let serve = |accepted| flow::meet(&services, door, accepted);
             let trouble = |trouble| match trouble {
-                Trouble::Pause => house.account.metrics().accept_failed(),
-                Trouble::Reset(source) => flow::reset_unseen(&house, door, source),
+                Trouble::Pause => services.account.metrics().accept_failed(),
+                Trouble::Reset(source) => flow::reset_unseen(&services, door, source),
             };
-            let purpose = flow::purpose(&house, door);
-            let entrance = Entrance { listener, gate: &house.gate, reserve: &house.reserve, purpose };
-            accept::run(entrance, house.stop.cancelled(), serve, trouble).await;
+            let purpose = flow::purpose(&services, door);
+            let entrance = Entrance { listener, gate: &services.gate, reserve: &services.reserve, purpose };
+            accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
         });
     }
     end.cancelled().await;

@@ -20,7 +20,7 @@ pub use bindings::Bindings;
 pub use keep::Keeper;
 
 use crate::accept::{self, Entrance, Incoming, Purpose};
-use crate::flow::House;
+use crate::flow::Services;
 use desk::Desk;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
@@ -33,12 +33,12 @@ use tokio_util::sync::CancellationToken;
 /// # Errors
 /// When a socket cannot be served by the runtime.
 pub fn serve(
-    house: &Arc<House>,
+    services: &Arc<Services>,
     (udp, tcp): (Vec<UdpSocket>, Vec<TcpListener>),
     v6: bool,
     end: &CancellationToken,
 ) -> io::Result<()> {
-    let desk = Arc::new(Desk { house: Arc::clone(house), v6 });
+    let desk = Arc::new(Desk { services: Arc::clone(services), v6 });
     for socket in udp {
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
         let (desk, stop) = (Arc::clone(&desk), end.clone());
@@ -53,11 +53,11 @@ pub fn serve(
         let listener = Incoming::new(listener)?;
         let desk = Arc::clone(&desk);
         tokio::spawn(async move {
-            let trouble = |_| desk.house.account.metrics().accept_failed();
+            let trouble = |_| desk.services.account.metrics().accept_failed();
             let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&desk), accepted)));
-            let House { gate, reserve, .. } = &*desk.house;
+            let Services { gate, reserve, .. } = &*desk.services;
             let entrance = Entrance { listener, gate, reserve, purpose: Purpose::Names };
-            accept::run(entrance, desk.house.stop.cancelled(), serve, trouble).await;
+            accept::run(entrance, desk.services.stop.cancelled(), serve, trouble).await;
         });
     }
     Ok(())

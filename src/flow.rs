@@ -10,17 +10,17 @@
 //! and copies them into each one it calls. The record of a flow is opened as soon as something is known
 //! of it and is closed, counted and logged wherever the flow ends, panics included.
 
+mod guest_tls;
 mod http;
-mod inside;
-mod kept;
+mod idle_upstreams;
 mod refuse;
 mod socks;
 mod transparent;
 mod tunnel;
 mod turn_away;
 
-pub use inside::Porch;
-pub use kept::Shelf;
+pub use guest_tls::GuestTls;
+pub use idle_upstreams::IdleUpstreams;
 
 use crate::accept::{Accepted, Gate, NamePace, Purpose, Reserve, Slot};
 use crate::account::{Account, Active, Limit, Listener, Meter, Record};
@@ -51,7 +51,7 @@ use turn_away::turn_away;
 const FIRST_WORDS: usize = 4096;
 
 /// What every flow needs; one for the daemon.
-pub struct House {
+pub struct Services {
     /// The policy in force and the settings that change with a reload.
     pub live: Arc<ArcSwap<Live>>,
     /// Limits and what each guest has in use.
@@ -59,20 +59,20 @@ pub struct House {
     /// What turns a connection away when no file descriptor is left for it.
     pub reserve: Reserve,
     /// What `proxy_tls` takes, where there is one.
-    pub porch: Option<Porch>,
+    pub guest_tls: Option<GuestTls>,
     /// Names to addresses.
     pub resolver: Arc<Resolver>,
     /// Names behind the addresses that guests were told.
     pub bindings: Arc<Bindings>,
     /// Connections to upstreams between requests.
-    pub shelf: Arc<Shelf>,
+    pub idle_upstreams: Arc<IdleUpstreams>,
     /// Records.
     pub account: Arc<Account>,
     /// Done when the daemon is stopping: kept connections end after the request in hand.
     pub stop: CancellationToken,
 }
 
-impl House {
+impl Services {
     /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
     /// To be called after a new policy is in force; takes a microsecond a binding.
     pub fn drop_bindings(&self) {
@@ -109,8 +109,8 @@ impl Live {
 }
 
 /// One connection on its way from accept to relay.
-struct Visit {
-    house: Arc<House>,
+struct Connection {
+    services: Arc<Services>,
     guest: GuestStream,
     source: SocketAddr,
     /// Who that is.
@@ -128,12 +128,12 @@ struct Visit {
 /// What comes next for a flow that goes on.
 enum Step {
     /// Judge what is spoken in a tunnel.
-    Tunnel(Box<Visit>, Box<tunnel::Opened>),
+    Tunnel(Box<Connection>, Box<tunnel::OpenTunnel>),
     /// Carry bytes: nothing more is to be judged.
     Relay(Box<Relaying>),
 }
 
-/// What is left of a [`Visit`] once nothing more is to be judged.
+/// What is left of a [`Connection`] once nothing more is to be judged.
 struct Relaying {
     tunnel: Tunnel,
     record: Record,
@@ -200,12 +200,12 @@ struct Arrival {
     accepted: Accepted,
     first: Vec<u8>,
     /// A CONNECT that was permitted already; its head is all there is in `first`.
-    asked: Option<Box<http::Asked>>,
+    asked: Option<Box<http::PermittedConnect>>,
 }
 
 /// What a connection at this door takes a place for.
-pub fn purpose(house: &House, door: Door) -> Purpose {
-    let by_certificate = door == Door::ProxyTls && house.porch.as_ref().is_some_and(Porch::names_guests);
+pub fn purpose(services: &Services, door: Door) -> Purpose {
+    let by_certificate = door == Door::ProxyTls && services.guest_tls.as_ref().is_some_and(GuestTls::names_guests);
     if by_certificate { Purpose::Handshake } else { Purpose::Flow }
 }
 
@@ -213,16 +213,16 @@ pub fn purpose(house: &House, door: Door) -> Purpose {
 /// answered and gone before anything is made for it, and everything else gets a task of its own.
 ///
 /// To be called on the runtime that is to serve it.
-pub fn meet(house: &Arc<House>, door: Door, accepted: Accepted) {
+pub fn meet(services: &Arc<Services>, door: Door, accepted: Accepted) {
     // A panic ends this connection and not the listener.
-    let arrival = catch_unwind(AssertUnwindSafe(|| greet(house, door, accepted)));
+    let arrival = catch_unwind(AssertUnwindSafe(|| greet(services, door, accepted)));
     if let Ok(Some(arrival)) = arrival {
-        tokio::spawn(serve(Arc::clone(house), arrival));
+        tokio::spawn(serve(Arc::clone(services), arrival));
     }
 }
 
 /// What is said is read once; `None` where it was answered.
-fn greet(house: &House, door: Door, accepted: Accepted) -> Option<Arrival> {
+fn greet(services: &Services, door: Door, accepted: Accepted) -> Option<Arrival> {
     let mut arrival = Arrival { door, accepted, first: Vec::new(), asked: None };
     // Over a limit it is told so, and over its guest's rate it waits, in a task of its own.
     let Ok(slot) = &arrival.accepted.slot else { return Some(arrival) };
@@ -237,26 +237,26 @@ fn greet(house: &House, door: Door, accepted: Accepted) -> Option<Arrival> {
     });
     if door == Door::Proxy {
         let Accepted { stream, source, .. } = &arrival.accepted;
-        match http::meet(house, *source, &arrival.first) {
-            http::Met::Refused(answer) => {
+        match http::early_connect(services, *source, &arrival.first) {
+            http::EarlyConnect::Refused(answer) => {
                 // A head alone was read and it is answered: an ordinary close delivers that. What cannot be
                 // written to a socket that nothing was written to is for somebody who is gone.
                 let _ = io::Write::write(&mut &*stream, &answer);
                 return None;
             }
-            http::Met::Asked(asked) => arrival.asked = Some(asked),
-            http::Met::Other => {}
+            http::EarlyConnect::Permitted(asked) => arrival.asked = Some(asked),
+            http::EarlyConnect::NotConnect => {}
         }
     }
     Some(arrival)
 }
 
 /// Serves one connection.
-async fn serve(house: Arc<House>, arrival: Arrival) {
-    let mut step = Box::pin(open(house, arrival)).await;
+async fn serve(services: Arc<Services>, arrival: Arrival) {
+    let mut step = Box::pin(open(services, arrival)).await;
     loop {
         step = match step {
-            Ok(Step::Tunnel(visit, opened)) => tunnel::serve(visit, opened).await,
+            Ok(Step::Tunnel(connection, opened)) => tunnel::serve(connection, opened).await,
             Ok(Step::Relay(relaying)) => return Box::pin(relay(relaying)).await,
             Err(Ended) => return,
         }
@@ -264,92 +264,93 @@ async fn serve(house: Arc<House>, arrival: Arrival) {
 }
 
 /// Counts a connection that was reset because no file descriptor is left for it.
-pub fn reset_unseen(house: &House, door: Door, source: SocketAddr) {
-    let why = note_refused(house, Reason::LimitTotal);
-    open_record(house, door.listener(), source, &source.ip().into(), None).refuse(why, None);
+pub fn reset_unseen(services: &Services, door: Door, source: SocketAddr) {
+    let why = note_refused(services, Reason::LimitTotal);
+    open_record(services, door.listener(), source, &source.ip().into(), None).refuse(why, None);
 }
 
 /// Everything up to the relay.
-async fn open(house: Arc<House>, arrival: Arrival) -> Result<Step, Ended> {
+async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> {
     let Arrival { door, accepted: Accepted { stream, source, at, slot }, first, asked } = arrival;
     let who = Source::from(source.ip());
     let Ok(stream) = TcpStream::from_std(stream) else {
         // The kernel has no place for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
         let record = asked.map(|asked| asked.record);
         record
-            .unwrap_or_else(|| open_record(&house, door.listener(), source, &who, None))
+            .unwrap_or_else(|| open_record(&services, door.listener(), source, &who, None))
             .refuse(Reason::LimitTotal, None);
         return Err(Ended);
     };
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
-            turn_away(&house, door, stream.into(), (source, &who), reason).await;
+            turn_away(&services, door, stream.into(), (source, &who), reason).await;
             return Err(Ended);
         }
     };
-    wait_for_turn(&house, &slot).await;
-    let limits = house.gate.settings();
-    let active = house.account.active(door.listener());
+    wait_for_turn(&services, &slot).await;
+    let limits = services.gate.settings();
+    let active = services.account.active(door.listener());
     let mut deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
     let original = match door.original(&stream) {
         Ok(original) => original,
         Err(_) => {
             // Somebody spoke to the listener itself, which is for redirected connections alone.
-            open_record(&house, door.listener(), source, &who, None).refuse(Reason::AddressFloor, None);
+            open_record(&services, door.listener(), source, &who, None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
             return Err(Ended);
         }
     };
     let (guest, who, slot, input) = match door {
         Door::ProxyTls => {
-            let inside = Box::pin(inside::enter(&house, stream, source, slot, first, &mut deadline)).await?;
-            (inside.guest, inside.who, inside.slot, Vec::new())
+            let identified =
+                Box::pin(guest_tls::handshake(&services, stream, source, slot, first, &mut deadline)).await?;
+            (identified.guest, identified.who, identified.slot, Vec::new())
         }
         Door::Proxy | Door::Transparent | Door::Redirect => (stream.into(), who, slot, first),
     };
-    let mut visit = Box::new(Visit { house, guest, source, who, original, slot, active, input, deadline });
+    let mut connection = Box::new(Connection { services, guest, source, who, original, slot, active, input, deadline });
     if let Some(original) = original {
-        return transparent::serve(visit, door.listener(), original).await;
+        return transparent::serve(connection, door.listener(), original).await;
     }
     if let Some(asked) = asked {
-        return http::connect(visit, *asked).await;
+        return http::connect(connection, *asked).await;
     }
-    match if visit.input.is_empty() { visit.fill().await } else { Filled::Bytes } {
+    match if connection.input.is_empty() { connection.fill().await } else { Filled::Bytes } {
         Filled::Bytes => {}
         // Port scanners and health checks: nothing was asked, so there is nothing to count.
         Filled::End | Filled::Revoked(_) => {
-            visit.take_leave().await;
+            connection.take_leave().await;
             return Err(Ended);
         }
         Filled::Timeout => {
-            visit.record(Listener::Proxy).refuse(Reason::Timeout, None);
-            visit.take_leave().await;
+            connection.record(Listener::Proxy).refuse(Reason::Timeout, None);
+            connection.take_leave().await;
             return Err(Ended);
         }
     }
-    match visit.input.first() {
-        Some(4 | 5) => socks::serve(visit).await,
-        _ => http::serve(visit).await,
+    match connection.input.first() {
+        Some(4 | 5) => socks::serve(connection).await,
+        _ => http::serve(connection).await,
     }
 }
 
 /// Has a connection over its guest's rate wait for its turn.
-pub(crate) async fn wait_for_turn(house: &House, slot: &Slot) {
+pub(crate) async fn wait_for_turn(services: &Services, slot: &Slot) {
     if let Some(turn) = slot.turn() {
-        house.account.metrics().paced(Limit::NewConnections);
+        services.account.metrics().paced(Limit::NewConnections);
         tokio::time::sleep_until(turn).await;
     }
 }
 
 /// Counts a connection that has no place by the limit that it came over; gives the reason with that as its cause.
-pub(crate) fn note_refused(house: &House, reason: Reason) -> Why {
+pub(crate) fn note_refused(services: &Services, reason: Reason) -> Why {
     let limit = match reason {
         Reason::LimitConnections => Limit::Connections,
         Reason::LimitRate => Limit::NewConnections,
         _ => Limit::Total,
     };
-    house.account.metrics().over(limit);
+    services.account.metrics().over(limit);
     limit.why(reason)
 }
 
@@ -390,23 +391,23 @@ enum Filled {
 
 /// The record of a flow of `who`, from address and port `source`.
 fn open_record(
-    house: &House,
+    services: &Services,
     listener: Listener,
     source: SocketAddr,
     who: &Source,
     original: Option<SocketAddr>,
 ) -> Record {
-    let live = house.live.load();
-    let mut record = house.account.open(listener, source, live.policy.guest(who).name);
+    let live = services.live.load();
+    let mut record = services.account.open(listener, source, live.policy.guest(who).name);
     if let Some(original) = original {
         record.original(original);
     }
     record
 }
 
-impl Visit {
+impl Connection {
     fn record(&self, listener: Listener) -> Record {
-        open_record(&self.house, listener, self.source, &self.who, self.original)
+        open_record(&self.services, listener, self.source, &self.who, self.original)
     }
 
     /// Reads once more into `input`, within the deadline.
@@ -425,7 +426,7 @@ impl Visit {
 
     /// Says something to the guest. Where it does not take it the flow ends, and the record says why.
     async fn say(&mut self, bytes: &[u8], record: &mut Record) -> Result<(), Ended> {
-        let limit = self.house.gate.settings().idle_timeout;
+        let limit = self.services.gate.settings().idle_timeout;
         say(&mut self.guest, bytes, record, limit).await.map_err(|reason| {
             if let Some(reason) = reason {
                 record.refuse(reason, None);
@@ -437,7 +438,7 @@ impl Visit {
 
     /// As [`say`](Self::say), before there is a record.
     async fn tell(&mut self, bytes: &[u8]) -> Result<(), Ended> {
-        let mut deadline = Deadline::after(self.house.gate.settings().idle_timeout);
+        let mut deadline = Deadline::after(self.services.gate.settings().idle_timeout);
         let told = async {
             self.guest.write_all(bytes).await?;
             self.guest.flush().await
@@ -458,34 +459,34 @@ impl Visit {
 
     /// Decides, and notes the decision in the record.
     fn decide(&self, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
-        decide(&self.house, claim, record)
+        decide(&self.services, claim, record)
     }
 }
 
 /// Decides on the snapshot in force, and notes the decision in the record.
-fn decide(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
-    decide_as(house, claim, record, |reason| reason)
+fn decide(services: &Services, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+    decide_as(services, claim, record, |reason| reason)
 }
 
 /// As [`decide`], where the stream itself must show a name: one that shows none, to an address that no
 /// rule is about, lacks just that.
-fn decide_unnamed(house: &House, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
+fn decide_unnamed(services: &Services, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
     let unnamed = claim.evidence == Evidence::Address;
-    decide_as(house, claim, record, |reason| match reason {
+    decide_as(services, claim, record, |reason| match reason {
         Reason::NotWhitelisted if unnamed => Reason::NoName,
         reason => reason,
     })
 }
 
 fn decide_as(
-    house: &House,
+    services: &Services,
     claim: &Claim,
     record: &mut Record,
     explain: impl Fn(Reason) -> Reason,
 ) -> Result<Permit, Refusal> {
     let start = std::time::Instant::now();
     record.claim(claim);
-    let decision = house.live.load().policy.decide(claim);
+    let decision = services.live.load().policy.decide(claim);
     let decision = decision.map_err(|refusal| Refusal { reason: explain(refusal.reason), ..refusal });
     record.decided_in(start.elapsed());
     // What was let through before the log failed is judged again and goes on.
@@ -498,7 +499,7 @@ fn decide_as(
         }
     };
     record.permit(&permit);
-    if house.account.refuses() && !goes_on {
+    if services.account.refuses() && !goes_on {
         record.refuse(Reason::LogFailed, None);
         return Err(Refusal { reason: Reason::LogFailed, rule: permit.rule().cloned() });
     }
@@ -506,15 +507,15 @@ fn decide_as(
 }
 
 /// Resolves and dials what was permitted. The reason of a failure is in the record.
-async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
+async fn reach(services: &Services, claim: &Claim, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
     let start = std::time::Instant::now();
-    let vetted = match house.resolver.try_vet(permit) {
+    let vetted = match services.resolver.try_vet(permit) {
         Some(known) => known,
         None => {
             let flow = Arc::clone(record.flow());
             let answer = tokio::select! {
                 biased;
-                answer = house.resolver.vet(permit, may_look_up(house, &claim.source)) => answer,
+                answer = services.resolver.vet(permit, may_look_up(services, &claim.source)) => answer,
                 reason = flow.revoked() => {
                     record.refuse(reason, None);
                     return Err(reason);
@@ -527,7 +528,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
     let vetted = vetted.map_err(|error| {
         match error.reason() {
             reason @ Reason::LimitNames => {
-                house.account.metrics().over(Limit::NewNames);
+                services.account.metrics().over(Limit::NewNames);
                 record.refuse(Limit::NewNames.why(reason), None);
             }
             reason => record.refuse(reason, None),
@@ -535,7 +536,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
         error.reason()
     })?;
     let start = std::time::Instant::now();
-    let settings = house.live.load().dial;
+    let settings = services.live.load().dial;
     let flow = Arc::clone(record.flow());
     let dialled = tokio::select! {
         biased;
@@ -549,7 +550,7 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
         Ok(upstream) => {
             record.dialled_in(start.elapsed());
             record.upstream(upstream.peer, upstream.local);
-            confirm(house, claim, upstream.peer, record).inspect_err(|_| close::reset(&upstream.stream))?;
+            confirm(services, claim, upstream.peer, record).inspect_err(|_| close::reset(&upstream.stream))?;
             Ok(upstream)
         }
         Err(error) => {
@@ -560,14 +561,14 @@ async fn reach(house: &House, claim: &Claim, permit: &Permit, record: &mut Recor
 }
 
 /// What holds the lookups of one flow or query to its guest's budget.
-pub(crate) fn may_look_up(house: &House, source: impl Into<Source>) -> impl FnMut(bool) -> Start + Send {
-    let mut names = house.gate.names(source, Instant::now());
+pub(crate) fn may_look_up(services: &Services, source: impl Into<Source>) -> impl FnMut(bool) -> Start + Send {
+    let mut names = services.gate.names(source, Instant::now());
     let mut waited = false;
     move |is_new| match names.ask(is_new, Instant::now()) {
         NamePace::Now(place) => Start::Now(Box::new(place)),
         NamePace::After(wait) => {
             if !std::mem::replace(&mut waited, true) {
-                house.account.metrics().paced(Limit::NewNames);
+                services.account.metrics().paced(Limit::NewNames);
             }
             Start::After(wait)
         }
@@ -579,12 +580,12 @@ pub(crate) fn may_look_up(house: &House, source: impl Into<Source>) -> impl FnMu
 /// one that came into force while there was none yet has passed it by; the record shows the address
 /// before the policy is read here, so that either the reload or this finds it. Where none came since the
 /// decision there is nothing to judge.
-fn confirm(house: &House, claim: &Claim, peer: SocketAddr, record: &mut Record) -> Result<(), Reason> {
+fn confirm(services: &Services, claim: &Claim, peer: SocketAddr, record: &mut Record) -> Result<(), Reason> {
     if !record.was_searched() {
         return Ok(());
     }
-    let (reason, rule) = match house.live.load().policy.decide(claim) {
-        Ok(permit) => match house.resolver.screen(&permit, &[peer.ip()]) {
+    let (reason, rule) = match services.live.load().policy.decide(claim) {
+        Ok(permit) => match services.resolver.screen(&permit, &[peer.ip()]) {
             Ok(()) => return Ok(()),
             Err(error) => (error.reason(), None),
         },

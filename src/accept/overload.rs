@@ -5,8 +5,8 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// A guest with fewer connections than this never counts as one with more than its share: what fills the
-/// house is not these.
+/// A guest with fewer connections than this never counts as one with more than its share: so few do not fill the
+/// daemon.
 const SMALL: u32 = 16;
 /// Below this part of its bound, memory is no matter.
 const PLENTY: f64 = 0.65;

@@ -1,16 +1,16 @@
 //! Whether the firewall is in place, as far as a process without privileges can tell.
 
 use crate::firewall::{self, Presence};
-use crate::flow::House;
+use crate::flow::Services;
 use std::sync::Arc;
 
 /// Knows what firewall there should be: the one of the configuration in force.
 #[derive(Clone)]
-pub(super) struct Guard(Arc<House>);
+pub(super) struct Guard(Arc<Services>);
 
 impl Guard {
-    pub(super) fn new(house: &Arc<House>) -> Guard {
-        Guard(Arc::clone(house))
+    pub(super) fn new(services: &Arc<Services>) -> Guard {
+        Guard(Arc::clone(services))
     }
 
     /// What of the firewall that the configuration asks for is seen; `None` where it asks for none.

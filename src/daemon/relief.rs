@@ -5,7 +5,7 @@
 mod gauges;
 
 use crate::accept::overload::{Judgement, Level, Levels, Resource, Room, Stage, Watch, fair_share};
-use crate::flow::House;
+use crate::flow::Services;
 use crate::relay::scratch;
 use gauges::Gauges;
 use std::io;
@@ -42,9 +42,9 @@ impl Relief {
     ///
     /// # Errors
     /// When the thread cannot be had.
-    pub(super) fn start(house: &Arc<House>, workers: usize, end: CancellationToken) -> io::Result<Relief> {
+    pub(super) fn start(services: &Arc<Services>, workers: usize, end: CancellationToken) -> io::Result<Relief> {
         let relief = Relief::default();
-        let mut overseer = Overseer::new(Arc::clone(house), workers, relief.clone());
+        let mut overseer = Overseer::new(Arc::clone(services), workers, relief.clone());
         // Before the first connection, which is to find the limits in force.
         overseer.tick();
         std::thread::Builder::new().name("outgate-relief".into()).spawn(move || {
@@ -78,7 +78,7 @@ impl Relief {
 }
 
 struct Overseer {
-    house: Arc<House>,
+    services: Arc<Services>,
     workers: usize,
     relief: Relief,
     gauges: Gauges,
@@ -91,9 +91,9 @@ struct Overseer {
 }
 
 impl Overseer {
-    fn new(house: Arc<House>, workers: usize, relief: Relief) -> Overseer {
+    fn new(services: Arc<Services>, workers: usize, relief: Relief) -> Overseer {
         Overseer {
-            house,
+            services,
             workers,
             relief,
             gauges: Gauges::new(),
@@ -118,12 +118,12 @@ impl Overseer {
             );
         }
         let fair = self.fair(&judged, &levels);
-        self.house.gate.relieve(judged.gate, fair);
+        self.services.gate.relieve(judged.gate, fair);
         let now = Instant::now();
-        self.house.account.metrics().set_overload(judged.stage as u8, now - self.last);
+        self.services.account.metrics().set_overload(judged.stage as u8, now - self.last);
         self.last = now;
         if judged.stage >= Stage::Heavy || now - self.looked >= LOOK {
-            self.house.account.look();
+            self.services.account.look();
             self.looked = now;
         }
         let closed = if judged.stage == Stage::Closing { self.close(judged.share) } else { 0 };
@@ -132,7 +132,7 @@ impl Overseer {
 
     /// Measures, and passes on what follows from the bounds alone.
     fn measure(&mut self) -> Levels {
-        let House { gate, account, .. } = &*self.house;
+        let Services { gate, account, .. } = &*self.services;
         let settings = gate.settings();
         let live = gate.total();
         let memory = self.gauges.memory(settings.memory);
@@ -163,12 +163,12 @@ impl Overseer {
             return u32::MAX;
         }
         let live = u32::try_from(levels.connections.used).unwrap_or(u32::MAX);
-        fair_share(live, judged.share, self.house.gate.guests())
+        fair_share(live, judged.share, self.services.gate.guests())
     }
 
     /// Closes a few of the flows that have been idle longest; how many.
     fn close(&self, share: f64) -> usize {
-        let House { gate, account, .. } = &*self.house;
+        let Services { gate, account, .. } = &*self.services;
         let count = (gate.total() / CLOSE_ONE_OF).max(CLOSE_AT_LEAST) as usize;
         gate.ease();
         match account.close_idlest(count, IDLE) {
@@ -198,7 +198,7 @@ impl Overseer {
 /// Where nobody measures any more, old figures must not keep anybody out.
 impl Drop for Overseer {
     fn drop(&mut self) {
-        self.house.gate.relieve(Stage::Normal, u32::MAX);
+        self.services.gate.relieve(Stage::Normal, u32::MAX);
     }
 }
 

@@ -12,7 +12,7 @@ mod used;
 use super::DaemonError;
 use crate::account::AccountError;
 use crate::config::{GolemSettings, Settings};
-use crate::flow::{House, Live};
+use crate::flow::{Live, Services};
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
 use crate::identify::Claim;
@@ -171,7 +171,7 @@ impl Lists {
 impl Reloader {
     /// Starts the thread, and the watch on the files.
     pub(super) fn start(
-        house: Arc<House>,
+        services: Arc<Services>,
         settings: Settings,
         lists: Lists,
         registry: Registry,
@@ -193,8 +193,17 @@ impl Reloader {
         let watched: Vec<_> = folder.into_iter().chain(provider).collect();
         let watched = (!watched.is_empty()).then_some(watched);
         let state_too = Arc::clone(&state);
-        let mut desk =
-            Desk { house, settings, lists, registry, generation: 0, state: state_too, bound, counting, unconfigured };
+        let mut desk = Desk {
+            services,
+            settings,
+            lists,
+            registry,
+            generation: 0,
+            state: state_too,
+            bound,
+            counting,
+            unconfigured,
+        };
         desk.announce();
         desk.show_guests();
         let looks = ask.clone();
@@ -278,7 +287,7 @@ fn until_midnight() -> Duration {
 
 /// The thread's own.
 struct Desk {
-    house: Arc<House>,
+    services: Arc<Services>,
     /// Those of the configuration, without the guests that were registered.
     settings: Settings,
     lists: Lists,
@@ -371,7 +380,7 @@ impl Desk {
                 let what = "the configuration is invalid; what was in force stays";
                 self.set_stale(Some(what.to_owned()));
                 tracing::error!(problems = lines.len(), first = lines.first(), "{what}");
-                self.house.account.metrics().whitelist_failed();
+                self.services.account.metrics().whitelist_failed();
                 return Err(lines);
             }
         };
@@ -405,7 +414,7 @@ impl Desk {
         let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
         let unchanged = same_files && self.lists.fallback.is_none();
         if unchanged && settings == self.settings {
-            self.house.account.metrics().whitelist_unchanged();
+            self.services.account.metrics().whitelist_unchanged();
             self.set_trouble(None);
             return Ok(self.summary(0, false, restart_needed));
         }
@@ -443,7 +452,7 @@ impl Desk {
         if let Err(lines) = self.put_settings(&settings, &all) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
+        let old = self.services.live.swap(Arc::new(Live::new(policy, &all)));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
@@ -480,15 +489,15 @@ impl Desk {
         }
         let names =
             |settings: &Settings| settings.policy.guests.iter().map(|guest| guest.name.clone()).collect::<Vec<_>>();
-        let account = &self.house.account;
+        let account = &self.services.account;
         account.reconfigure(&settings.log, &names(settings)).map_err(|error| vec![log_complaint(&error)])?;
-        if let Err(error) = self.house.resolver.reconfigure(&settings.resolver, self.floor(all)) {
+        if let Err(error) = self.services.resolver.reconfigure(&settings.resolver, self.floor(all)) {
             if let Err(error) = account.reconfigure(&self.settings.log, &names(&self.settings)) {
                 tracing::error!(%error, "the access log cannot be put back");
             }
             return Err(vec![error.to_string()]);
         }
-        self.house.gate.reconfigure(settings.limits);
+        self.services.gate.reconfigure(settings.limits);
         Ok(())
     }
 
@@ -502,27 +511,27 @@ impl Desk {
     /// are connected to.
     fn revoke(&self) -> usize {
         // First: to go through the bindings takes a while, in which flows connect.
-        self.house.account.announce_search();
-        self.house.drop_bindings();
-        let live = self.house.live.load_full();
+        self.services.account.announce_search();
+        self.services.drop_bindings();
+        let live = self.services.live.load_full();
         let judge = |claim: &Claim, upstream: Option<SocketAddr>| match live.policy.decide(claim) {
             Err(refusal) => Some((Reason::Revoked, refusal.rule)),
             Ok(permit) => {
                 let screened =
-                    upstream.map_or(Ok(()), |upstream| self.house.resolver.screen(&permit, &[upstream.ip()]));
+                    upstream.map_or(Ok(()), |upstream| self.services.resolver.screen(&permit, &[upstream.ip()]));
                 screened.err().map(|_| (Reason::Revoked, None))
             }
         };
-        let revoked = self.house.account.revoke_where(judge);
+        let revoked = self.services.account.revoke_where(judge);
         // After the live flows: one of those that ends meanwhile puts its connection down, and then sees that it was
         // revoked.
-        self.house.shelf.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
+        self.services.idle_upstreams.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
         revoked
     }
 
     fn failed(&self, what: &str, lines: Vec<String>) -> Outcome {
         tracing::error!(problems = lines.len(), first = lines.first(), "{what}");
-        self.house.account.metrics().whitelist_failed();
+        self.services.account.metrics().whitelist_failed();
         self.set_trouble(Some(what.to_owned()));
         Err(lines)
     }
@@ -545,9 +554,9 @@ impl Desk {
             .rules
             .counts()
             .map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
-        self.house.account.metrics().whitelist_loaded(self.generation, &kinds);
+        self.services.account.metrics().whitelist_loaded(self.generation, &kinds);
         if self.lists.fallback.is_some() || self.unconfigured.is_some() {
-            self.house.account.metrics().whitelist_failed();
+            self.services.account.metrics().whitelist_failed();
         }
     }
 

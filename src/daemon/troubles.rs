@@ -5,7 +5,7 @@ use super::guard::Guard;
 use super::reload::Reloader;
 use crate::account;
 use crate::control::host::{Heard, SILENCE};
-use crate::flow::House;
+use crate::flow::Services;
 use crate::system;
 use crate::trouble::{HostReport, Trouble, TroubleCause};
 use serde_json::{Value, json};
@@ -60,7 +60,7 @@ impl Certificate {
 /// Knows what is wrong.
 #[derive(Clone)]
 pub(super) struct Troubles {
-    house: Arc<House>,
+    services: Arc<Services>,
     reloader: Reloader,
     guard: Guard,
     heard: Arc<Heard>,
@@ -76,16 +76,16 @@ pub(super) struct Troubles {
 
 impl Troubles {
     pub(super) fn new(
-        house: &Arc<House>,
+        services: &Arc<Services>,
         reloader: &Reloader,
         heard: &Arc<Heard>,
         hears: bool,
         certificate: Option<Arc<Certificate>>,
     ) -> Troubles {
         Troubles {
-            house: Arc::clone(house),
+            services: Arc::clone(services),
             reloader: reloader.clone(),
-            guard: Guard::new(house),
+            guard: Guard::new(services),
             heard: Arc::clone(heard),
             hears,
             certificate,
@@ -100,7 +100,7 @@ impl Troubles {
         let mut troubles = self.reloader.troubles();
         let mut add = |cause, text: Option<String>| troubles.extend(text.map(|text| Trouble::new(cause, text)));
         add(TroubleCause::Ruleset, self.guard.trouble());
-        add(TroubleCause::Log, self.house.account.log_trouble());
+        add(TroubleCause::Log, self.services.account.log_trouble());
         add(TroubleCause::LogDropped, self.lost_lines());
         add(TroubleCause::Resolver, self.resolvers());
         add(TroubleCause::Certificate, self.certificate.as_ref().and_then(|known| known.trouble()).map(str::to_owned));
@@ -154,7 +154,7 @@ impl Troubles {
     }
 
     fn lost_lines(&self) -> Option<String> {
-        let dropped = self.house.account.totals().log_dropped;
+        let dropped = self.services.account.totals().log_dropped;
         let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
         if dropped > lost.0 {
             *lost = (dropped, Some(Instant::now()));
@@ -173,11 +173,11 @@ impl Troubles {
                 "no DNS server answers ({servers}), so that no new name is found: mend it, or name others in [resolver].servers"
             )
         };
-        if let Some(servers) = self.house.resolver.all_silent() {
+        if let Some(servers) = self.services.resolver.all_silent() {
             return Some(told(&servers));
         }
         let mut since = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(servers) = self.house.resolver.all_failing() else {
+        let Some(servers) = self.services.resolver.all_failing() else {
             *since = None;
             return None;
         };
@@ -194,7 +194,7 @@ impl Troubles {
             ticks.tick().await;
             self.guard.count();
             let now = self.now();
-            let metrics = self.house.account.metrics();
+            let metrics = self.services.account.metrics();
             for cause in TroubleCause::ALL {
                 metrics.set_trouble(cause.as_str(), now.iter().any(|trouble| trouble.cause == cause));
             }

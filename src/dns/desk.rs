@@ -21,7 +21,7 @@
 use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
 use crate::accept::{Place, QueryPace};
 use crate::account::{Limit, Listener};
-use crate::flow::{House, Live, may_look_up};
+use crate::flow::{Live, Services, may_look_up};
 use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
@@ -53,7 +53,7 @@ mod extended {
 
 /// Answers queries; one for the daemon.
 pub(super) struct Desk {
-    pub(super) house: Arc<House>,
+    pub(super) services: Arc<Services>,
     /// Are there IPv6 listeners that guests' connections come in by?
     pub(super) v6: bool,
 }
@@ -129,19 +129,19 @@ impl Desk {
     /// Attends to one message; a reply replaces what is in `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();
-        match self.house.gate.query(source.ip(), now) {
+        match self.services.gate.query(source.ip(), now) {
             QueryPace::Now => self.answer(message, source, over, true, into),
             QueryPace::After(wait, place) => {
-                self.house.account.metrics().paced(Limit::Queries);
+                self.services.account.metrics().paced(Limit::Queries);
                 let early = Early { message: message.into(), source, over, turn: now + wait, place };
                 Step::Wait(Box::new(Waiting::Turn(early)))
             }
             QueryPace::Over => {
-                self.house.account.metrics().over(Limit::Queries);
+                self.services.account.metrics().over(Limit::Queries);
                 self.answer(message, source, over, false, into)
             }
             QueryPace::Flood => {
-                self.house.account.metrics().over(Limit::Queries);
+                self.services.account.metrics().over(Limit::Queries);
                 self.unanswered();
                 Step::Silence
             }
@@ -150,7 +150,7 @@ impl Desk {
 
     /// Notes a query that nobody attends to.
     pub(super) fn unanswered(&self) {
-        self.house.account.metrics().query_unanswered();
+        self.services.account.metrics().query_unanswered();
     }
 
     /// What is said to one message now; one that is not `in_time` is refused.
@@ -164,11 +164,11 @@ impl Desk {
             }
             Message::Query(query, asked) => (query, asked),
         };
-        let under = self.house.bindings.revision();
+        let under = self.services.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
             // Asking servers would carry something out that nothing records.
-            true => self.judge(&query, &asked, source).and_then(|permit| match self.house.account.refuses() {
+            true => self.judge(&query, &asked, source).and_then(|permit| match self.services.account.refuses() {
                 false => Ok(permit),
                 true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
             }),
@@ -189,11 +189,11 @@ impl Desk {
             RecordType::AAAA if existence => Kind::V4,
             RecordType::AAAA => Kind::V6,
             _ => {
-                self.house.account.metrics().query_answered(permit.observed());
+                self.services.account.metrics().query_answered(permit.observed());
                 return send(&query, &Reply::empty(ResponseCode::NoError, None), limit, into);
             }
         };
-        match self.house.resolver.try_tell(&permit, kind) {
+        match self.services.resolver.try_tell(&permit, kind) {
             Some(told) => self.tell(&Granted { query, permit, source, limit, under, existence }, told, into),
             None => {
                 let granted = Granted { query: query.to_owned(), permit, source, limit, under, existence };
@@ -226,9 +226,9 @@ impl Desk {
     /// Asks the resolver; false where there is nothing to send.
     async fn ask(&self, asking: Asking, into: &mut Vec<u8>) -> bool {
         let Asking { mut granted, kind } = asking;
-        let may_look_up = may_look_up(&self.house, granted.source.ip());
-        let told = self.house.resolver.tell(&granted.permit, kind, may_look_up).await;
-        granted.under = self.house.bindings.revision();
+        let may_look_up = may_look_up(&self.services, granted.source.ip());
+        let told = self.services.resolver.tell(&granted.permit, kind, may_look_up).await;
+        granted.under = self.services.bindings.revision();
         let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
@@ -271,20 +271,20 @@ impl Desk {
                 return self.tell_failure(granted, &error, into);
             }
             _ if *existence => {
-                self.house.account.metrics().query_answered(permit.observed());
+                self.services.account.metrics().query_answered(permit.observed());
                 return send(query, &Reply::empty(ResponseCode::NoError, None), *limit, into);
             }
             Ok(told) => told,
             Err(error) => return self.tell_failure(granted, &error, into),
         };
-        self.house.account.metrics().query_answered(permit.observed());
+        self.services.account.metrics().query_answered(permit.observed());
         if !told.addresses().is_empty() {
             let (live, from) = (self.live(), Source::from(source.ip()));
             let guest = live.policy.guest(&from).name;
-            self.house.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
+            self.services.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped what its list refuses before this was noted.
-            if self.house.bindings.revision() != *under {
-                self.house.drop_late_bindings();
+            if self.services.bindings.revision() != *under {
+                self.services.drop_late_bindings();
             }
         }
         let ttl = if told.is_stale() { STALE_TTL } else { told.ttl().min(MAX_TTL) };
@@ -302,7 +302,7 @@ impl Desk {
         let Granted { query, permit, source, limit, .. } = granted;
         use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
         let answered = |code| {
-            self.house.account.metrics().query_answered(permit.observed());
+            self.services.account.metrics().query_answered(permit.observed());
             Reply::empty(code, None)
         };
         let (code, extended, reason) = match error {
@@ -318,7 +318,7 @@ impl Desk {
             }
             VetError::Lookup(LookupError::Refused(_)) => (ResponseCode::ServFail, NETWORK_ERROR, error.reason()),
             VetError::Lookup(LookupError::Crowded) => {
-                self.house.account.metrics().over(Limit::NewNames);
+                self.services.account.metrics().over(Limit::NewNames);
                 (ResponseCode::ServFail, OTHER, error.reason())
             }
             VetError::Lookup(LookupError::NoServers | LookupError::Busy | LookupError::Stopped) => {
@@ -339,14 +339,14 @@ impl Desk {
     }
 
     fn live(&self) -> arc_swap::Guard<Arc<Live>> {
-        self.house.live.load()
+        self.services.live.load()
     }
 
     /// Counts a refusal or failure and gives it its line.
     fn log(&self, source: SocketAddr, asked: Option<&Asked>, refusal: &Refusal) {
         let live = self.live();
         let from = Source::from(source.ip());
-        let mut record = self.house.account.open(Listener::Dns, source, live.policy.guest(&from).name);
+        let mut record = self.services.account.open(Listener::Dns, source, live.policy.guest(&from).name);
         match asked {
             Some(Asked::Host(name)) => record.claim(&claim(source, name)),
             Some(Asked::Root) => record.shown(b"."),

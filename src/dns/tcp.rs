@@ -31,12 +31,12 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
         Ok(slot) => slot,
         Err(reason) => {
             // Closed, and the guest tries again.
-            note_refused(&desk.house, reason);
+            note_refused(&desk.services, reason);
             return;
         }
     };
     let Ok(mut stream) = TcpStream::from_std(stream) else { return };
-    wait_for_turn(&desk.house, &slot).await;
+    wait_for_turn(&desk.services, &slot).await;
     let (mut reader, mut writer) = stream.split();
     let mut input = Vec::with_capacity(512);
     let mut reply = Vec::with_capacity(512);
@@ -90,7 +90,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                 Err(_) => return,
             },
             () = sleep_until(patience), if waiting.is_empty() => return,
-            () = desk.house.stop.cancelled(), if waiting.is_empty() => return,
+            () = desk.services.stop.cancelled(), if waiting.is_empty() => return,
         }
     }
     drop(slot);

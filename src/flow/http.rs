@@ -1,10 +1,10 @@
 //! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
 //! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
 
-use super::kept::{Kept, Spot};
+use super::idle_upstreams::{IdleUpstream, UpstreamSlot};
 use super::{
-    Deadline, Ended, Filled, House, Relaying, Step, Visit, confirm, decide, decide_unnamed, open_record, reach, refuse,
-    transparent, tunnel,
+    Connection, Deadline, Ended, Filled, Relaying, Services, Step, confirm, decide, decide_unnamed, open_record, reach,
+    refuse, transparent, tunnel,
 };
 use crate::accept::Pace;
 use crate::account::{Limit, Listener, Record};
@@ -47,7 +47,7 @@ const CLOSED: Cause = Cause::typed("the server closed the connection before it a
 const SILENT: Cause = Cause::typed("the server sent no response", "http_response_timeout");
 
 /// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
-pub(super) struct Inside {
+pub(super) struct EnclosingTunnel {
     /// What the tunnel was asked for.
     pub(super) claim: Claim,
     /// The tunnel's own record; it stays open and may be revoked.
@@ -58,10 +58,10 @@ pub(super) struct Inside {
 
 /// A connection that speaks HTTP.
 struct Session {
-    visit: Box<Visit>,
+    connection: Box<Connection>,
     listener: Listener,
-    inside: Option<Inside>,
-    upstream: Option<Spot>,
+    tunnel_around: Option<EnclosingTunnel>,
+    upstream: Option<UpstreamSlot>,
     /// Requests that were sent together take turns with other connections'.
     turn: Turn,
 }
@@ -77,52 +77,57 @@ enum Next {
 }
 
 /// A CONNECT that the policy let through.
-pub(super) struct Asked {
+pub(super) struct PermittedConnect {
     pub(super) record: Record,
     claim: Claim,
     permit: Permit,
 }
 
 /// What came of a look at the first words of a connection.
-pub(super) enum Met {
+pub(super) enum EarlyConnect {
     /// A CONNECT that is refused, with the answer that ends the connection.
     Refused(Vec<u8>),
     /// A CONNECT that is permitted.
-    Asked(Box<Asked>),
+    Permitted(Box<PermittedConnect>),
     /// Anything else, and nothing was done about it.
-    Other,
+    NotConnect,
 }
 
 /// Judges a CONNECT that came whole, alone and with the connection itself.
-pub(super) fn meet(house: &House, source: SocketAddr, first: &[u8]) -> Met {
-    let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return Met::Other };
-    let RequestTarget::Authority(target) = &head.target else { return Met::Other };
+pub(super) fn early_connect(services: &Services, source: SocketAddr, first: &[u8]) -> EarlyConnect {
+    let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return EarlyConnect::NotConnect };
+    let RequestTarget::Authority(target) = &head.target else { return EarlyConnect::NotConnect };
     let who = Source::from(source.ip());
     // What stands for a name takes more than a look.
-    let bound = transparent::bound(house, &who, source, target).is_some();
+    let bound = transparent::bound(services, &who, source, target).is_some();
     if bound || len != first.len() {
-        return Met::Other;
+        return EarlyConnect::NotConnect;
     }
-    let record = open_record(house, Listener::Proxy, source, &who, None);
-    match ask(house, who, record, target.clone()) {
-        Ok(asked) => Met::Asked(Box::new(asked)),
-        Err((reason, claim)) => Met::Refused(refuse::http(reason, Some(&claim.target), first, true)),
+    let record = open_record(services, Listener::Proxy, source, &who, None);
+    match permit_connect(services, who, record, target.clone()) {
+        Ok(asked) => EarlyConnect::Permitted(Box::new(asked)),
+        Err((reason, claim)) => EarlyConnect::Refused(refuse::http(reason, Some(&claim.target), first, true)),
     }
 }
 
 /// CONNECT: judged by its authority now, by what is spoken inside later.
-fn ask(house: &House, source: Source, mut record: Record, target: Target) -> Result<Asked, (Reason, Claim)> {
+fn permit_connect(
+    services: &Services,
+    source: Source,
+    mut record: Record,
+    target: Target,
+) -> Result<PermittedConnect, (Reason, Claim)> {
     let claim = claim(source, target, None, Evidence::Connect);
-    match decide(house, &claim, &mut record) {
-        Ok(permit) => Ok(Asked { record, claim, permit }),
+    match decide(services, &claim, &mut record) {
+        Ok(permit) => Ok(PermittedConnect { record, claim, permit }),
         Err(refusal) => Err((refusal.reason, claim)),
     }
 }
 
 /// Opens the tunnel that a connection asked for with its first words, which are all of the input.
-pub(super) async fn connect(mut visit: Box<Visit>, asked: Asked) -> Result<Step, Ended> {
-    let raw = std::mem::take(&mut visit.input);
-    Session { visit, listener: Listener::Proxy, inside: None, upstream: None, turn: Turn::default() }
+pub(super) async fn connect(mut connection: Box<Connection>, asked: PermittedConnect) -> Result<Step, Ended> {
+    let raw = std::mem::take(&mut connection.input);
+    Session { connection, listener: Listener::Proxy, tunnel_around: None, upstream: None, turn: Turn::default() }
         .open(asked, &raw)
         .await
 }
@@ -132,31 +137,34 @@ fn claim(source: Source, target: Target, spoken: Option<Protocol>, evidence: Evi
 }
 
 /// Serves a connection on a proxy port.
-pub(super) async fn serve(visit: Box<Visit>) -> Result<Step, Ended> {
-    Session { visit, listener: Listener::Proxy, inside: None, upstream: None, turn: Turn::default() }.run().await
+pub(super) async fn serve(connection: Box<Connection>) -> Result<Step, Ended> {
+    Session { connection, listener: Listener::Proxy, tunnel_around: None, upstream: None, turn: Turn::default() }
+        .run()
+        .await
 }
 
 /// Serves HTTP on a connection that was brought here: each request's Host says where to.
-pub(super) async fn serve_transparent(visit: Box<Visit>, listener: Listener) -> Result<Step, Ended> {
-    Session { visit, listener, inside: None, upstream: None, turn: Turn::default() }.run().await
+pub(super) async fn serve_transparent(connection: Box<Connection>, listener: Listener) -> Result<Step, Ended> {
+    Session { connection, listener, tunnel_around: None, upstream: None, turn: Turn::default() }.run().await
 }
 
 /// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
 pub(super) async fn serve_inside(
-    visit: Box<Visit>,
+    connection: Box<Connection>,
     listener: Listener,
-    inside: Inside,
+    tunnel_around: EnclosingTunnel,
     upstream: Peer,
 ) -> Result<Step, Ended> {
-    let kept = Box::new(Kept {
-        claim: inside.claim.clone(),
-        target: inside.claim.target.clone(),
+    let kept = Box::new(IdleUpstream {
+        claim: tunnel_around.claim.clone(),
+        target: tunnel_around.claim.target.clone(),
         peer: upstream,
         since: Instant::now(),
-        half_said: inside.sent > 0,
+        half_said: tunnel_around.sent > 0,
         spent: false,
     });
-    let mut session = Session { visit, listener, inside: Some(inside), upstream: None, turn: Turn::default() };
+    let mut session =
+        Session { connection, listener, tunnel_around: Some(tunnel_around), upstream: None, turn: Turn::default() };
     session.keep(kept);
     session.run().await
 }
@@ -165,19 +173,19 @@ impl Session {
     async fn run(mut self) -> Result<Step, Ended> {
         let mut scanned = 0;
         loop {
-            if self.visit.input.len() == scanned {
+            if self.connection.input.len() == scanned {
                 self.more(scanned > 0).await?;
             }
             // The head borrows from `raw`, so nothing of it is copied before it is judged.
-            let raw = std::mem::take(&mut self.visit.input);
+            let raw = std::mem::take(&mut self.connection.input);
             let next = match RequestHead::parse(&raw, scanned) {
                 Ok(Parsed::Partial) => {
                     scanned = raw.len();
-                    self.visit.input = raw;
+                    self.connection.input = raw;
                     continue;
                 }
                 Ok(Parsed::Complete { head, len }) => {
-                    self.visit.input = raw.get(len..).unwrap_or_default().to_vec();
+                    self.connection.input = raw.get(len..).unwrap_or_default().to_vec();
                     self.turn.next(COST).await;
                     self.serve(&head, &raw).await?
                 }
@@ -197,9 +205,9 @@ impl Session {
 
     /// Keeps the buffer of the last head for the next.
     fn reuse(&mut self, mut raw: Vec<u8>) {
-        if self.visit.input.is_empty() {
+        if self.connection.input.is_empty() {
             raw.clear();
-            self.visit.input = raw;
+            self.connection.input = raw;
         }
     }
 
@@ -208,15 +216,15 @@ impl Session {
         // A CONNECT is not counted: it is the last request of its connection, and those are counted.
         let is_connect = matches!(head.target, RequestTarget::Authority(_));
         if !is_connect && !self.wait_for_turn().await {
-            let mut record = self.visit.record(self.listener);
+            let mut record = self.connection.record(self.listener);
             record.refuse(Limit::Requests.why(Reason::LimitRate), None);
             drop(record);
             // The last answer, or whoever goes on asking would be refused as quickly as it asks.
             return self.last_answer(Reason::LimitRate, None, raw).await;
         }
-        let asked = match (&self.inside, self.visit.original) {
-            (Some(inside), _) => asked_inside(inside, head),
-            (None, Some(original)) => asked_of(original, head),
+        let asked = match (&self.tunnel_around, self.connection.original) {
+            (Some(tunnel_around), _) => target_inside_tunnel(tunnel_around, head),
+            (None, Some(original)) => target_of_transparent_request(original, head),
             (None, None) => match &head.target {
                 RequestTarget::Authority(target) => return Ok(Next::Connect(target.clone())),
                 RequestTarget::Absolute { target, .. } => Ok((target.clone(), Evidence::Host)),
@@ -226,7 +234,7 @@ impl Session {
         match asked {
             Ok((target, evidence)) => self.forward(self.claim(target, Some(Protocol::Http), evidence), head, raw).await,
             Err(why) => {
-                let mut record = self.visit.record(self.listener);
+                let mut record = self.connection.record(self.listener);
                 if let Some(shown) = &head.host {
                     record.shown(shown.host.to_string().as_bytes());
                 }
@@ -239,15 +247,15 @@ impl Session {
 
     /// Has a request over its guest's rate wait for its turn; false where it would wait too long.
     async fn wait_for_turn(&self) -> bool {
-        match self.visit.slot.request(Instant::now()) {
+        match self.connection.slot.request(Instant::now()) {
             Pace::Now => true,
             Pace::After(wait) => {
-                self.visit.house.account.metrics().paced(Limit::Requests);
+                self.connection.services.account.metrics().paced(Limit::Requests);
                 tokio::time::sleep(wait).await;
                 true
             }
             Pace::Over => {
-                self.visit.house.account.metrics().over(Limit::Requests);
+                self.connection.services.account.metrics().over(Limit::Requests);
                 false
             }
         }
@@ -255,51 +263,51 @@ impl Session {
 
     /// Waits for more of the guest's bytes. Between requests, an idle connection just ends.
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
-        let stop = self.visit.house.stop.clone();
-        let inside = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
-        let eased = self.visit.slot.eased();
-        let may_go = !within_head && inside.is_none();
-        let revoked = poll_fn(move |cx| inside.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
-        let (visit, turn) = (&mut self.visit, &mut self.turn);
+        let stop = self.connection.services.stop.clone();
+        let tunnel_around = self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.record.flow()));
+        let eased = self.connection.slot.eased();
+        let may_go = !within_head && tunnel_around.is_none();
+        let revoked = poll_fn(move |cx| tunnel_around.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
+        let (connection, turn) = (&mut self.connection, &mut self.turn);
         let filled = tokio::select! {
             biased;
-            filled = turn.rest(visit.fill()) => filled,
+            filled = turn.rest(connection.fill()) => filled,
             reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
             // The cheapest to part with: there is no request in hand.
             () = eased, if may_go => {
-                visit.house.account.metrics().closed_for_others(1);
+                connection.services.account.metrics().closed_for_others(1);
                 Filled::End
             }
         };
         let why = match filled {
             Filled::Bytes => {
                 if !within_head {
-                    self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
+                    self.connection.deadline.restart(self.connection.services.gate.settings().handshake_timeout);
                 }
                 return Ok(());
             }
             Filled::Timeout if within_head => Reason::Timeout.into(),
             Filled::End if within_head => Why::malformed("the connection ended within the head of a request"),
             Filled::End | Filled::Timeout | Filled::Revoked(_) => {
-                if !self.close_inside() {
-                    self.visit.take_leave().await;
+                if !self.close_enclosing() {
+                    self.connection.take_leave().await;
                 }
                 return Err(Ended);
             }
         };
-        let raw = std::mem::take(&mut self.visit.input);
+        let raw = std::mem::take(&mut self.connection.input);
         self.note_unread(&raw, why);
         self.last_answer(why, None, &raw).await
     }
 
     /// Where the tunnel around this session was revoked, its guest gets a reset.
-    fn close_inside(&mut self) -> bool {
-        if let Some(inside) = &mut self.inside
-            && let Some(reason) = inside.record.flow().revocation()
+    fn close_enclosing(&mut self) -> bool {
+        if let Some(tunnel_around) = &mut self.tunnel_around
+            && let Some(reason) = tunnel_around.record.flow().revocation()
         {
-            inside.record.refuse(reason, None);
-            close::reset(&self.visit.guest);
+            tunnel_around.record.refuse(reason, None);
+            close::reset(&self.connection.guest);
             return true;
         }
         false
@@ -307,14 +315,14 @@ impl Session {
 
     /// The time for the next request: the idle time until its first byte.
     fn rearm(&mut self) {
-        let limits = self.visit.house.gate.settings();
-        let begun = !self.visit.input.is_empty();
-        self.visit.deadline.restart(if begun { limits.handshake_timeout } else { limits.idle_timeout });
+        let limits = self.connection.services.gate.settings();
+        let begun = !self.connection.input.is_empty();
+        self.connection.deadline.restart(if begun { limits.handshake_timeout } else { limits.idle_timeout });
     }
 
     /// A head that could not be read gets a record of its own, with its first line.
     fn note_unread(&self, raw: &[u8], why: Why) {
-        let mut record = self.visit.record(self.listener);
+        let mut record = self.connection.record(self.listener);
         record.shown(raw.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default());
         record.refuse(why, None);
     }
@@ -322,7 +330,7 @@ impl Session {
     async fn malformed<T>(&mut self, raw: &[u8], error: HeadError) -> Result<T, Ended> {
         self.note_unread(raw, error.why());
         let answer = refuse::http_status(error.why(), error.status(), None, raw, true);
-        close::after(&mut self.visit.guest, &answer).await;
+        close::after(&mut self.connection.guest, &answer).await;
         Err(Ended)
     }
 
@@ -334,16 +342,16 @@ impl Session {
         head: &RequestHead<'_>,
         raw: &[u8],
     ) -> Result<Next, Ended> {
-        let busy = head.body != Body::None || self.visit.house.stop.is_cancelled();
+        let busy = head.body != Body::None || self.connection.services.stop.is_cancelled();
         // Who speaks in a tunnel what may not be spoken there has no other request to make.
-        if !head.keep_alive || busy || self.inside.is_some() {
+        if !head.keep_alive || busy || self.tunnel_around.is_some() {
             return self.last_answer(reason, target, raw).await;
         }
         let answer = refuse::http(reason, target, raw, false);
         // HEAD is answered without the body that the length speaks of (RFC 9110 §9.3.2).
         let len = if head.method == b"HEAD" { refuse::head_len(&answer) } else { answer.len() };
-        let mut deadline = Deadline::after(self.visit.house.gate.settings().idle_timeout);
-        let guest = &mut self.visit.guest;
+        let mut deadline = Deadline::after(self.connection.services.gate.settings().idle_timeout);
+        let guest = &mut self.connection.guest;
         let written = async {
             guest.write_all(answer.get(..len).unwrap_or(&answer)).await?;
             guest.flush().await
@@ -360,25 +368,25 @@ impl Session {
         let answer = refuse::http(why, target, raw, true);
         let head_only = raw.starts_with(b"HEAD ");
         let len = if head_only { refuse::head_len(&answer) } else { answer.len() };
-        close::after(&mut self.visit.guest, answer.get(..len).unwrap_or(&answer)).await;
+        close::after(&mut self.connection.guest, answer.get(..len).unwrap_or(&answer)).await;
         Err(Ended)
     }
 
     fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-        claim(self.visit.who.clone(), target, spoken, evidence)
+        claim(self.connection.who.clone(), target, spoken, evidence)
     }
 
     async fn connect(mut self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
-        let Visit { house, who, source, .. } = &*self.visit;
-        match (transparent::bound(house, who, *source, &target), &target.host) {
+        let Connection { services, who, source, .. } = &*self.connection;
+        match (transparent::bound(services, who, *source, &target), &target.host) {
             (Some(Ok(())), Host::Addr(address)) => {
                 let original = SocketAddr::new(*address, target.port);
-                self.visit.tell(ESTABLISHED).await?;
-                return transparent::serve_bound(self.visit, self.listener, original).await;
+                self.connection.tell(ESTABLISHED).await?;
+                return transparent::serve_bound(self.connection, self.listener, original).await;
             }
             (Some(Err(claim)), _) => {
-                let mut record = self.visit.record(self.listener);
-                let reason = match self.visit.decide(&claim, &mut record) {
+                let mut record = self.connection.record(self.listener);
+                let reason = match self.connection.decide(&claim, &mut record) {
                     Err(refusal) => refusal.reason,
                     // Another list came into force since.
                     Ok(_) => Reason::Revoked,
@@ -389,19 +397,24 @@ impl Session {
             }
             _ => {}
         }
-        match ask(&self.visit.house, self.visit.who.clone(), self.visit.record(self.listener), target) {
+        match permit_connect(
+            &self.connection.services,
+            self.connection.who.clone(),
+            self.connection.record(self.listener),
+            target,
+        ) {
             Ok(asked) => self.open(asked, raw).await,
             Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
         }
     }
 
-    async fn open(mut self, asked: Asked, raw: &[u8]) -> Result<Step, Ended> {
-        let Asked { mut record, claim, permit } = asked;
-        match reach(&self.visit.house, &claim, &permit, &mut record).await {
+    async fn open(mut self, asked: PermittedConnect, raw: &[u8]) -> Result<Step, Ended> {
+        let PermittedConnect { mut record, claim, permit } = asked;
+        match reach(&self.connection.services, &claim, &permit, &mut record).await {
             Ok(upstream) => {
-                self.visit.say(ESTABLISHED, &mut record).await?;
-                let opened = tunnel::Opened { listener: self.listener, record, claim, permit, upstream };
-                Ok(Step::Tunnel(self.visit, Box::new(opened)))
+                self.connection.say(ESTABLISHED, &mut record).await?;
+                let opened = tunnel::OpenTunnel { listener: self.listener, record, claim, permit, upstream };
+                Ok(Step::Tunnel(self.connection, Box::new(opened)))
             }
             Err(reason) => {
                 drop(record);
@@ -411,8 +424,8 @@ impl Session {
     }
 
     async fn refuse_connect(mut self, reason: Reason, claim: &Claim, raw: &[u8]) -> Result<Step, Ended> {
-        if let Some(guest) = self.visit.guest.in_clear()
-            && self.visit.input.is_empty()
+        if let Some(guest) = self.connection.guest.in_clear()
+            && self.connection.input.is_empty()
             && reason.verdict() == Verdict::Denied
             && matches!(guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock)
         {
@@ -429,10 +442,10 @@ impl Session {
 
     /// One plain-HTTP request: decide, reach, exchange.
     async fn forward(&mut self, claim: Claim, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
-        let mut record = self.visit.record(self.listener);
-        let decision = match self.visit.original {
-            Some(_) => decide_unnamed(&self.visit.house, &claim, &mut record),
-            None => self.visit.decide(&claim, &mut record),
+        let mut record = self.connection.record(self.listener);
+        let decision = match self.connection.original {
+            Some(_) => decide_unnamed(&self.connection.services, &claim, &mut record),
+            None => self.connection.decide(&claim, &mut record),
         };
         let permit = match decision {
             Ok(permit) => permit,
@@ -443,7 +456,7 @@ impl Session {
         };
         let mut repeated = false;
         loop {
-            let sent = self.inside.as_mut().map_or(0, |inside| std::mem::take(&mut inside.sent));
+            let sent = self.tunnel_around.as_mut().map_or(0, |tunnel_around| std::mem::take(&mut tunnel_around.sent));
             let mut upstream = match self.upstream(&claim, &permit, is_repeatable(head), &mut record).await {
                 Ok(upstream) => upstream,
                 Err(reason) => {
@@ -476,16 +489,16 @@ impl Session {
                         false => upstream.close(),
                     }
                     if record.flow().revocation().is_some()
-                        && let Some(kept) = self.upstream.as_ref().and_then(Spot::take)
+                        && let Some(kept) = self.upstream.as_ref().and_then(UpstreamSlot::take)
                     {
                         // The reload that revoked it may have looked for kept connections before this was one.
                         kept.close();
                     }
-                    if guest_reusable && !self.visit.house.stop.is_cancelled() {
+                    if guest_reusable && !self.connection.services.stop.is_cancelled() {
                         return Ok(Next::Request);
                     }
                     drop(record);
-                    close::after(&mut self.visit.guest, b"").await;
+                    close::after(&mut self.connection.guest, b"").await;
                     return Err(Ended);
                 }
                 Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, record)))),
@@ -505,16 +518,16 @@ impl Session {
         permit: &Permit,
         repeatable: bool,
         record: &mut Record,
-    ) -> Result<Box<Kept>, Reason> {
-        if let Some(kept) = self.upstream.as_ref().and_then(Spot::take) {
+    ) -> Result<Box<IdleUpstream>, Reason> {
+        if let Some(kept) = self.upstream.as_ref().and_then(UpstreamSlot::take) {
             if kept.target == *permit.target()
                 && kept.peer.is_idle()
                 && (repeatable || kept.since.elapsed() < FRESH)
-                && self.visit.house.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
+                && self.connection.services.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
             {
                 record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
                 // It was taken from where a reload looks, and this flow had no address until now.
-                if let Err(reason) = confirm(&self.visit.house, claim, kept.peer.bond.peer, record) {
+                if let Err(reason) = confirm(&self.connection.services, claim, kept.peer.bond.peer, record) {
                     kept.peer.abort();
                     return Err(reason);
                 }
@@ -523,9 +536,9 @@ impl Session {
             kept.close();
         }
         self.turn.moved(DIAL_COST);
-        let upstream = reach(&self.visit.house, claim, permit, record).await?;
+        let upstream = reach(&self.connection.services, claim, permit, record).await?;
         let bond = Bond { peer: upstream.peer, local: upstream.local };
-        Ok(Box::new(Kept {
+        Ok(Box::new(IdleUpstream {
             claim: claim.clone(),
             target: permit.target().clone(),
             peer: Peer::new(upstream.stream, bond),
@@ -536,9 +549,9 @@ impl Session {
     }
 
     /// Keeps a connection for the next request.
-    fn keep(&mut self, kept: Box<Kept>) {
-        let shelf = &self.visit.house.shelf;
-        self.upstream.get_or_insert_with(|| shelf.spot()).put(kept);
+    fn keep(&mut self, kept: Box<IdleUpstream>) {
+        let idle_upstreams = &self.connection.services.idle_upstreams;
+        self.upstream.get_or_insert_with(|| idle_upstreams.slot()).put(kept);
     }
 
     async fn exchange(
@@ -548,7 +561,7 @@ impl Session {
         peer: &mut Peer,
         record: &mut Record,
     ) -> Result<Done, Failed> {
-        let limits = self.visit.house.gate.settings();
+        let limits = self.connection.services.gate.settings();
         let outgoing = Outgoing {
             head: written,
             body: head.body,
@@ -561,28 +574,28 @@ impl Session {
         };
         let meter = record.meter();
         let flow = Arc::clone(record.flow());
-        let outer = self.inside.as_ref().map(|inside| Arc::clone(inside.record.flow()));
+        let outer = self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.record.flow()));
         let idle = limits.idle_timeout;
         let stopped = |cx: &mut Context<'_>| match &outer {
             Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
             _ => flow.poll_revoked(cx).map(drop),
         };
-        let Visit { guest, input, .. } = &mut *self.visit;
+        let Connection { guest, input, .. } = &mut *self.connection;
         let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
         exchange(guest, input, peer, outgoing, watch).await
     }
 
     /// A WebSocket from here on: its bytes are nobody's business.
     fn websocket(self, (peer, record): (Peer, Record)) -> Relaying {
-        let Visit { house, guest, slot, active, input, .. } = *self.visit;
+        let Connection { services, guest, slot, active, input, .. } = *self.connection;
         let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
         Relaying {
             tunnel,
             record,
-            idle: house.gate.settings().idle_timeout,
+            idle: services.gate.settings().idle_timeout,
             slot,
             active,
-            outer: self.inside.map(|inside| inside.record),
+            outer: self.tunnel_around.map(|tunnel_around| tunnel_around.record),
         }
     }
 
@@ -601,12 +614,12 @@ impl Session {
             record.refuse(why, None);
         }
         drop(record);
-        self.close_inside();
+        self.close_enclosing();
         match why {
             Some(why) if !failed.answered => self.last_answer(why, Some(target), raw).await,
             _ => {
                 // Half an answer must not look like a whole one.
-                close::reset(&self.visit.guest);
+                close::reset(&self.connection.guest);
                 Err(Ended)
             }
         }
@@ -614,8 +627,8 @@ impl Session {
 }
 
 /// Where a request inside a tunnel wants to go: where the tunnel leads, or nowhere.
-fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
-    let claim = &inside.claim;
+fn target_inside_tunnel(tunnel_around: &EnclosingTunnel, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
+    let claim = &tunnel_around.claim;
     let target = match &head.target {
         RequestTarget::Origin(_) | RequestTarget::Asterisk => claim.with_host(head.host.as_ref())?.target,
         RequestTarget::Absolute { target, .. } if *target == claim.target => target.clone(),
@@ -627,7 +640,7 @@ fn asked_inside(inside: &Inside, head: &RequestHead<'_>) -> Result<(Target, Evid
 
 /// Where a request that was on its way to `original` wants to go: to the host it shows, on the original
 /// port; without one (HTTP/1.0) to the address itself.
-fn asked_of(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
+fn target_of_transparent_request(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
     if matches!(head.target, RequestTarget::Authority(_)) {
         // The guest takes what it connected to for a proxy, which is not what was asked for here.
         return Err(NO_PROXY);

@@ -6,8 +6,8 @@
 //! the guest gets [`SILENCE`] to show a name; then it is taken for one that waits for the server's word.
 
 use super::http;
-use super::tunnel::{self, Opened};
-use super::{Ended, Filled, House, Step, Visit, decide, decide_as, decide_unnamed, reach, refuse};
+use super::tunnel::{self, OpenTunnel};
+use super::{Connection, Ended, Filled, Services, Step, decide, decide_as, decide_unnamed, reach, refuse};
 use crate::account::{Listener, Record};
 use crate::identify::hello::Hello;
 use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
@@ -28,34 +28,38 @@ const SILENCE: Duration = Duration::from_millis(300);
 const WEB: [u16; 2] = [80, 443];
 
 /// A connection and what was done with it before it came here.
-struct Stray {
-    visit: Box<Visit>,
+struct TransparentConnection {
+    connection: Box<Connection>,
     listener: Listener,
     original: SocketAddr,
 }
 
 /// Serves a connection that was on its way to `original`.
-pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: SocketAddr) -> Result<Step, Ended> {
-    let mut stray = Stray { visit, listener, original };
-    if !stray.is_heard() {
-        let (Ok(claim) | Err(claim)) = stray.meant(Protocol::Raw);
-        return Err(stray.refuse_raw(claim));
+pub(super) async fn serve(
+    connection: Box<Connection>,
+    listener: Listener,
+    original: SocketAddr,
+) -> Result<Step, Ended> {
+    let mut connection = TransparentConnection { connection, listener, original };
+    if !connection.is_heard() {
+        let (Ok(claim) | Err(claim)) = connection.meant(Protocol::Raw);
+        return Err(connection.refuse_raw(claim));
     }
     // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
-    let patience = stray.could_be_raw().then(|| Instant::now() + SILENCE);
+    let patience = connection.could_be_raw().then(|| Instant::now() + SILENCE);
     let mut scanned = 0;
     loop {
-        match sniff_on(&stray.visit.input, scanned) {
-            Sniff::NeedMore => scanned = stray.visit.input.len(),
-            Sniff::Tls => return stray.tls().await,
-            Sniff::Http => return http::serve_transparent(stray.visit, listener).await,
-            Sniff::H2c => return stray.http2().await,
-            Sniff::Raw => return stray.raw_flow().await,
+        match sniff_on(&connection.connection.input, scanned) {
+            Sniff::NeedMore => scanned = connection.connection.input.len(),
+            Sniff::Tls => return connection.tls().await,
+            Sniff::Http => return http::serve_transparent(connection.connection, listener).await,
+            Sniff::H2c => return connection.http2().await,
+            Sniff::Raw => return connection.raw_flow().await,
         }
         let filled = tokio::select! {
             biased;
-            filled = stray.visit.fill() => filled,
-            () = until(patience) => return stray.raw_flow().await,
+            filled = connection.connection.fill() => filled,
+            () = until(patience) => return connection.raw_flow().await,
         };
         let why = match filled {
             Filled::Bytes => continue,
@@ -66,8 +70,8 @@ pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: Socke
             }
             Filled::Timeout => Reason::Timeout.into(),
         };
-        stray.visit.record(listener).refuse(why, None);
-        close::reset(&stray.visit.guest);
+        connection.connection.record(listener).refuse(why, None);
+        close::reset(&connection.connection.guest);
         return Err(Ended);
     }
 }
@@ -77,10 +81,15 @@ pub(super) async fn serve(visit: Box<Visit>, listener: Listener, original: Socke
 ///
 /// # Errors
 /// The latest name, where neither that nor another may be reached on the port, nor the address.
-pub(super) fn bound(house: &House, who: &Source, source: SocketAddr, target: &Target) -> Option<Result<(), Claim>> {
+pub(super) fn bound(
+    services: &Services,
+    who: &Source,
+    source: SocketAddr,
+    target: &Target,
+) -> Option<Result<(), Claim>> {
     let Host::Addr(address) = target.host else { return None };
-    let live = house.live.load();
-    let names = house.bindings.names(source.ip(), live.policy.guest(who).name, address);
+    let live = services.live.load();
+    let names = services.bindings.names(source.ip(), live.policy.guest(who).name, address);
     let claim = |host, evidence| Claim {
         source: who.clone(),
         target: Target { host, port: target.port },
@@ -104,12 +113,12 @@ pub(super) fn bound(house: &House, who: &Source, source: SocketAddr, target: &Ta
 /// Serves a tunnel to an address that stands for a name, which was said to be open: from here on it is as if it
 /// had been brought here. Boxed, for HTTP in it could in its turn lead to a tunnel as far as types go.
 pub(super) fn serve_bound(
-    mut visit: Box<Visit>,
+    mut connection: Box<Connection>,
     listener: Listener,
     original: SocketAddr,
 ) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
-    visit.original = Some(original);
-    Box::pin(serve(visit, listener, original))
+    connection.original = Some(original);
+    Box::pin(serve(connection, listener, original))
 }
 
 /// For ever, where there is no such time.
@@ -120,26 +129,27 @@ async fn until(time: Option<Instant>) {
     }
 }
 
-impl Stray {
+impl TransparentConnection {
     fn claim(&self, host: Host, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
         let target = Target { host, port: self.original.port() };
-        Claim { source: self.visit.who.clone(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
+        Claim { source: self.connection.who.clone(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
     }
 
     /// What the guest may have meant, if it shows no name: the names that its address was given for, and
     /// the address itself.
     fn candidates(&self) -> impl Iterator<Item = Claim> {
-        let source = self.visit.source.ip();
-        let live = self.visit.house.live.load();
+        let source = self.connection.source.ip();
+        let live = self.connection.services.live.load();
         let address = self.original.ip();
-        let names = self.visit.house.bindings.names(source, live.policy.guest(&self.visit.who).name, address);
+        let names =
+            self.connection.services.bindings.names(source, live.policy.guest(&self.connection.who).name, address);
         let named = names.into_iter().map(|name| self.claim(Host::Name(name), None, Evidence::Dns));
         named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
     }
 
     /// The first candidate that may be spoken to in this protocol; else the one that explains best why not.
     fn meant(&self, spoken: Protocol) -> Result<Claim, Claim> {
-        let live = self.visit.house.live.load();
+        let live = self.connection.services.live.load();
         let mut refused = None;
         for claim in self.candidates() {
             match live.policy.decide(&claim) {
@@ -154,25 +164,25 @@ impl Stray {
     /// Is it worth hearing the guest: could any name that the stream may show open this port, or is it one
     /// whose clients speak first and can be told in their own words why not?
     fn is_heard(&self) -> bool {
-        let (source, port) = (self.visit.source.ip(), self.original.port());
-        WEB.contains(&port) || self.visit.house.live.load().policy.could_allow_port(source, port)
+        let (source, port) = (self.connection.source.ip(), self.original.port());
+        WEB.contains(&port) || self.connection.services.live.load().policy.could_allow_port(source, port)
     }
 
     /// Could any name or address open this port for raw bytes?
     fn could_be_raw(&self) -> bool {
-        let (source, port) = (self.visit.source.ip(), self.original.port());
-        self.visit.house.live.load().policy.could_allow_raw(source, port)
+        let (source, port) = (self.connection.source.ip(), self.original.port());
+        self.connection.services.live.load().policy.could_allow_raw(source, port)
     }
 
     /// Nothing of the stream can be answered in its own words.
     fn refuse_raw(&self, claim: Claim) -> Ended {
         let claim = Claim { spoken: Some(Protocol::Raw), ..claim };
-        let mut record = self.visit.record(self.listener);
-        if decide(&self.visit.house, &claim, &mut record).is_ok() {
+        let mut record = self.connection.record(self.listener);
+        if decide(&self.connection.services, &claim, &mut record).is_ok() {
             // Another list came into force since.
             record.refuse(Reason::ProtocolNotAllowed, None);
         }
-        close::reset(&self.visit.guest);
+        close::reset(&self.connection.guest);
         Ended
     }
 
@@ -191,9 +201,9 @@ impl Stray {
             Ok(claim) => return self.open(claim).await,
             Err(claim) => Claim { spoken: Some(Protocol::H2c), ..claim },
         };
-        let mut record = self.visit.record(self.listener);
+        let mut record = self.connection.record(self.listener);
         let unnamed = claim.evidence == Evidence::Address;
-        let decision = decide_as(&self.visit.house, &claim, &mut record, |reason| match reason {
+        let decision = decide_as(&self.connection.services, &claim, &mut record, |reason| match reason {
             // A request of HTTP/1.1 would show a name, which may be allowed.
             Reason::NotWhitelisted if unnamed => Reason::H2c,
             reason => reason,
@@ -202,43 +212,43 @@ impl Stray {
         let reason = decision.map_or_else(|refusal| refusal.reason, |_| Reason::H2c);
         record.refuse(reason, None);
         drop(record);
-        close::after(&mut self.visit.guest, &refuse::http2(reason)).await;
+        close::after(&mut self.connection.guest, &refuse::http2(reason)).await;
         Err(Ended)
     }
 
     /// From here on like a tunnel to what was meant.
     async fn open(mut self, claim: Claim) -> Result<Step, Ended> {
-        let mut record = self.visit.record(self.listener);
-        let reached = match decide(&self.visit.house, &claim, &mut record) {
+        let mut record = self.connection.record(self.listener);
+        let reached = match decide(&self.connection.services, &claim, &mut record) {
             Ok(permit) => {
-                reach(&self.visit.house, &claim, &permit, &mut record).await.map(|upstream| (permit, upstream))
+                reach(&self.connection.services, &claim, &permit, &mut record).await.map(|upstream| (permit, upstream))
             }
             Err(refusal) => Err(refusal.reason),
         };
         let Ok((permit, upstream)) = reached else {
-            close::reset(&self.visit.guest);
+            close::reset(&self.connection.guest);
             return Err(Ended);
         };
-        self.visit.deadline.restart(self.visit.house.gate.settings().handshake_timeout);
-        let opened = Opened { listener: self.listener, record, claim, permit, upstream };
-        Ok(Step::Tunnel(self.visit, Box::new(opened)))
+        self.connection.deadline.restart(self.connection.services.gate.settings().handshake_timeout);
+        let opened = OpenTunnel { listener: self.listener, record, claim, permit, upstream };
+        Ok(Step::Tunnel(self.connection, Box::new(opened)))
     }
 
     /// TLS: the hello says where to.
     async fn tls(mut self) -> Result<Step, Ended> {
-        let mut record = self.visit.record(self.listener);
+        let mut record = self.connection.record(self.listener);
         let (claim, len) = match self.hello(&mut record).await {
             Ok(read) => read,
             Err(why) => return self.alert(record, why).await,
         };
-        let permit = match decide_unnamed(&self.visit.house, &claim, &mut record) {
+        let permit = match decide_unnamed(&self.connection.services, &claim, &mut record) {
             Ok(permit) => permit,
             Err(refusal) => return self.alert(record, refusal.reason).await,
         };
-        match reach(&self.visit.house, &claim, &permit, &mut record).await {
+        match reach(&self.connection.services, &claim, &permit, &mut record).await {
             Ok(upstream) => {
-                let opened = Opened { listener: self.listener, record, claim, permit, upstream };
-                tunnel::pass_hello(self.visit, Box::new(opened), len, false).await
+                let opened = OpenTunnel { listener: self.listener, record, claim, permit, upstream };
+                tunnel::pass_hello(self.connection, Box::new(opened), len, false).await
             }
             Err(reason) => self.alert(record, reason).await,
         }
@@ -248,7 +258,7 @@ impl Stray {
     async fn hello(&mut self, record: &mut Record) -> Result<(Claim, usize), Why> {
         let mut reader = Hello::new();
         loop {
-            match reader.advance(&self.visit.input) {
+            match reader.advance(&self.connection.input) {
                 Ok(Parsed::Complete { head, .. }) => {
                     let (host, evidence) = match head.sni {
                         Some(name) => (Host::Name(name), Evidence::Sni),
@@ -260,7 +270,7 @@ impl Stray {
                 Ok(Parsed::Partial) => {}
                 Err(error) => return Err(error.why()),
             }
-            match self.visit.hear(record).await {
+            match self.connection.hear(record).await {
                 Filled::Bytes => {}
                 Filled::End => return Err(tunnel::CUT_HELLO),
                 Filled::Timeout => return Err(Reason::Timeout.into()),
@@ -273,7 +283,7 @@ impl Stray {
         let why = why.into();
         record.refuse(why, None);
         drop(record);
-        refuse::tls(&mut self.visit.guest, why.reason).await;
+        refuse::tls(&mut self.connection.guest, why.reason).await;
         Err(Ended)
     }
 }

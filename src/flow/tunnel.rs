@@ -3,7 +3,7 @@
 //! Whatever shows a name in clear is held to the tunnel's: each ClientHello, a second one after a
 //! HelloRetryRequest too, and each request of plain HTTP. What is spoken must be what the rule allows.
 
-use super::{Ended, Filled, Relaying, Step, Visit, decide, http, refuse, say};
+use super::{Connection, Ended, Filled, Relaying, Step, decide, http, refuse, say};
 use crate::account::{Listener, Record};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
@@ -25,7 +25,7 @@ use tokio::time::Instant;
 const UNCLEAR: Duration = Duration::from_millis(300);
 
 /// A tunnel that was permitted, dialled and confirmed to the guest.
-pub(super) struct Opened {
+pub(super) struct OpenTunnel {
     /// By which door it came.
     pub(super) listener: Listener,
     /// Its record.
@@ -38,7 +38,7 @@ pub(super) struct Opened {
     pub(super) upstream: Upstream,
 }
 
-impl Opened {
+impl OpenTunnel {
     /// Notes why it is refused, and gives the reason.
     fn refuse(&mut self, why: Why) -> Reason {
         self.record.refuse(why, None);
@@ -54,53 +54,53 @@ pub(super) const CUT_HELLO: Why = Why::malformed("the connection ended within a 
 /// Judges what is spoken inside. Boxed, for HTTP spoken inside could in its turn lead to a tunnel as far as
 /// types go.
 pub(super) fn serve(
-    visit: Box<Visit>,
-    opened: Box<Opened>,
+    connection: Box<Connection>,
+    opened: Box<OpenTunnel>,
 ) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
     match opened.permit.protocols().contains(Protocol::Raw) {
-        true => Box::pin(serve_any(visit, opened)),
-        false => Box::pin(serve_known(visit, opened)),
+        true => Box::pin(serve_any(connection, opened)),
+        false => Box::pin(serve_known(connection, opened)),
     }
 }
 
 /// As [`serve`], where no raw bytes are allowed: nothing goes on before it is known what it is.
-async fn serve_known(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Step, Ended> {
+async fn serve_known(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
     let mut scanned = 0;
     loop {
-        match sniff_on(&visit.input, scanned) {
-            Sniff::NeedMore => scanned = visit.input.len(),
-            Sniff::Tls => return tls(visit, opened, Spoken::default()).await,
-            Sniff::Http => return plain_http(visit, opened, Spoken::default()).await,
-            Sniff::H2c => return Box::pin(http2(visit, opened, Spoken::default())).await,
-            Sniff::Raw => return raw(visit, opened, Spoken::default(), false),
+        match sniff_on(&connection.input, scanned) {
+            Sniff::NeedMore => scanned = connection.input.len(),
+            Sniff::Tls => return tls(connection, opened, EarlyBytes::default()).await,
+            Sniff::Http => return plain_http(connection, opened, EarlyBytes::default()).await,
+            Sniff::H2c => return Box::pin(http2(connection, opened, EarlyBytes::default())).await,
+            Sniff::Raw => return raw(connection, opened, EarlyBytes::default(), false),
         }
-        let why = match visit.hear(&opened.record).await {
+        let why = match connection.hear(&opened.record).await {
             Filled::Bytes => continue,
-            Filled::End if visit.input.is_empty() => return Err(Ended),
+            Filled::End if connection.input.is_empty() => return Err(Ended),
             Filled::End => Why::malformed("the connection ended before it could be told what is spoken"),
             Filled::Timeout => Reason::Timeout.into(),
             Filled::Revoked(reason) => reason.into(),
         };
-        return Err(broken_off(&visit, &mut opened, why));
+        return Err(broken_off(&connection, &mut opened, why));
     }
 }
 
 /// Ends a tunnel in which nothing was spoken that could be answered.
-fn broken_off(visit: &Visit, opened: &mut Opened, why: impl Into<Why>) -> Ended {
+fn broken_off(connection: &Connection, opened: &mut OpenTunnel, why: impl Into<Why>) -> Ended {
     opened.record.refuse(why, None);
-    cut(visit, opened)
+    cut(connection, opened)
 }
 
 /// Ends a tunnel that one side broke off, so that the other does not take what it got for the whole.
-fn cut(visit: &Visit, opened: &Opened) -> Ended {
-    close::reset(&visit.guest);
+fn cut(connection: &Connection, opened: &OpenTunnel) -> Ended {
+    close::reset(&connection.guest);
     close::reset(&opened.upstream.stream);
     Ended
 }
 
 /// What has passed in a tunnel before it was known what is spoken in it.
 #[derive(Default)]
-struct Spoken {
+struct EarlyBytes {
     /// Bytes of a server that spoke first, not yet taken by the guest.
     to_guest: Vec<u8>,
     /// How many bytes at the front of the input have gone to the upstream.
@@ -122,89 +122,89 @@ const MOST_ASKED: u8 = 2;
 /// a TLS record is held, and not for long.
 ///
 /// A tunnel may stay here for as long as it lives, so what is rare is boxed.
-async fn serve_any(mut visit: Box<Visit>, mut opened: Box<Opened>) -> Result<Step, Ended> {
-    let mut spoken = Spoken::default();
+async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
+    let mut spoken = EarlyBytes::default();
     loop {
-        match sniff_on(&visit.input, spoken.scanned) {
-            Sniff::H2c => return Box::pin(http2(visit, opened, spoken)).await,
-            Sniff::Raw => match asked(&visit, &opened, &spoken) {
-                None => return raw(visit, opened, spoken, false),
-                Some(Parsed::Partial) => spoken.scanned = visit.input.len(),
+        match sniff_on(&connection.input, spoken.scanned) {
+            Sniff::H2c => return Box::pin(http2(connection, opened, spoken)).await,
+            Sniff::Raw => match asked(&connection, &opened, &spoken) {
+                None => return raw(connection, opened, spoken, false),
+                Some(Parsed::Partial) => spoken.scanned = connection.input.len(),
                 Some(Parsed::Complete { len, .. }) => {
-                    let rest = visit.input.split_off(len.min(visit.input.len()));
-                    send_unclear(&visit, &mut opened, &mut spoken).await?;
-                    visit.input = rest;
+                    let rest = connection.input.split_off(len.min(connection.input.len()));
+                    send_unclear(&connection, &mut opened, &mut spoken).await?;
+                    connection.input = rest;
                     let asked = spoken.asked.saturating_add(1);
-                    spoken = Spoken { to_guest: spoken.to_guest, asked, ..Spoken::default() };
+                    spoken = EarlyBytes { to_guest: spoken.to_guest, asked, ..EarlyBytes::default() };
                     continue;
                 }
             },
-            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(visit, opened, spoken)).await,
-            Sniff::Tls => return Err(broken_off(&visit, &mut opened, TOO_LATE)),
-            Sniff::Http => return Box::pin(plain_http(visit, opened, spoken)).await,
-            Sniff::NeedMore => spoken.scanned = visit.input.len(),
+            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(connection, opened, spoken)).await,
+            Sniff::Tls => return Err(broken_off(&connection, &mut opened, TOO_LATE)),
+            Sniff::Http => return Box::pin(plain_http(connection, opened, spoken)).await,
+            Sniff::NeedMore => spoken.scanned = connection.input.len(),
         }
-        let may_be_tls = matches!(visit.input.as_slice(), [0x14..=0x18]);
-        if visit.input.len() > spoken.sent && !may_be_tls {
-            send_unclear(&visit, &mut opened, &mut spoken).await?;
+        let may_be_tls = matches!(connection.input.as_slice(), [0x14..=0x18]);
+        if connection.input.len() > spoken.sent && !may_be_tls {
+            send_unclear(&connection, &mut opened, &mut spoken).await?;
         }
-        match listen(&mut visit, &mut opened, &mut spoken).await {
+        match listen(&mut connection, &mut opened, &mut spoken).await {
             Heard::Guest => {
                 // From the first byte on a guest has the time of a handshake.
                 if spoken.scanned == 0 {
-                    visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
+                    connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
                     spoken.patience = Some(Instant::now() + UNCLEAR);
                 }
             }
             // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
-            Heard::GuestEnded => return raw(visit, opened, spoken, true),
-            Heard::Silent => send_unclear(&visit, &mut opened, &mut spoken).await?,
-            Heard::Idle => return Err(broken_off(&visit, &mut opened, Reason::Timeout)),
-            Heard::Closed => return Err(cut(&visit, &opened)),
+            Heard::GuestEnded => return raw(connection, opened, spoken, true),
+            Heard::Silent => send_unclear(&connection, &mut opened, &mut spoken).await?,
+            Heard::Idle => return Err(broken_off(&connection, &mut opened, Reason::Timeout)),
+            Heard::Closed => return Err(cut(&connection, &opened)),
             Heard::Stopped => {
                 let reason = opened.record.flow().revocation().unwrap_or(Reason::Revoked);
-                return Err(broken_off(&visit, &mut opened, reason));
+                return Err(broken_off(&connection, &mut opened, reason));
             }
         }
     }
 }
 
 /// Does the guest ask whether TLS may follow? Its hello is judged then, where it should have a name.
-fn asked(visit: &Visit, opened: &Opened, spoken: &Spoken) -> Option<Parsed<()>> {
+fn asked(connection: &Connection, opened: &OpenTunnel, spoken: &EarlyBytes) -> Option<Parsed<()>> {
     let judged = !opened.permit.any_bytes() && matches!(opened.claim.target.host, Host::Name(_));
-    if judged && spoken.asked < MOST_ASKED { asks_for_tls(&visit.input) } else { None }
+    if judged && spoken.asked < MOST_ASKED { asks_for_tls(&connection.input) } else { None }
 }
 
 /// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
-async fn listen(visit: &mut Visit, opened: &mut Opened, spoken: &mut Spoken) -> Heard {
-    let Opened { record, upstream, .. } = opened;
-    let idle = visit.house.gate.settings().idle_timeout;
+async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Heard {
+    let OpenTunnel { record, upstream, .. } = opened;
+    let idle = connection.services.gate.settings().idle_timeout;
     let meter = record.meter();
     let flow = Arc::clone(record.flow());
     let stopped = |cx: &mut Context<'_>| flow.poll_revoked(cx).map(drop);
     let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
-    let Visit { guest, input, .. } = visit;
+    let Connection { guest, input, .. } = connection;
     relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, watch).await
 }
 
 /// Sends on what the guest has said so far, as raw bytes.
-async fn send_unclear(visit: &Visit, opened: &mut Opened, spoken: &mut Spoken) -> Result<(), Ended> {
+async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Result<(), Ended> {
     spoken.patience = None;
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if let Err(reason) = judge(visit, opened, &claim) {
-        return Err(broken_off(visit, opened, reason));
+    if let Err(reason) = judge(connection, opened, &claim) {
+        return Err(broken_off(connection, opened, reason));
     }
-    let rest = visit.input.get(spoken.sent..).unwrap_or_default();
-    if let Err(why) = forward(visit, opened, rest).await {
-        return Err(broken_off(visit, opened, why.unwrap_or(Reason::DialFailed.into())));
+    let rest = connection.input.get(spoken.sent..).unwrap_or_default();
+    if let Err(why) = forward(connection, opened, rest).await {
+        return Err(broken_off(connection, opened, why.unwrap_or(Reason::DialFailed.into())));
     }
-    spoken.sent = visit.input.len();
+    spoken.sent = connection.input.len();
     Ok(())
 }
 
 /// Sends bytes to the upstream and counts them.
-async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(), Option<Why>> {
-    let limit = visit.house.gate.settings().idle_timeout;
+async fn forward(connection: &Connection, opened: &mut OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
+    let limit = connection.services.gate.settings().idle_timeout;
     say(&mut opened.upstream.stream, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
     relay::Meter::up(&opened.record.meter(), bytes.len());
     Ok(())
@@ -212,23 +212,28 @@ async fn forward(visit: &Visit, opened: &mut Opened, bytes: &[u8]) -> Result<(),
 
 /// Neither TLS nor HTTP, as far as we can tell. Some servers can tell otherwise, so it is searched for names that are
 /// not its own, unless `tcp://` says that any bytes may pass.
-fn raw(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken, guest_ended: bool) -> Result<Step, Ended> {
+fn raw(
+    mut connection: Box<Connection>,
+    mut opened: Box<OpenTunnel>,
+    spoken: EarlyBytes,
+    guest_ended: bool,
+) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if let Err(reason) = judge(&visit, &mut opened, &claim) {
-        return Err(broken_off(&visit, &mut opened, reason));
+    if let Err(reason) = judge(&connection, &mut opened, &claim) {
+        return Err(broken_off(&connection, &mut opened, reason));
     }
     let search = match opened.permit.any_bytes() {
         true => None,
-        false => match search(&opened.claim, &visit.input, guest_ended) {
+        false => match search(&opened.claim, &connection.input, guest_ended) {
             Ok(search) => search,
             Err(shown) => {
                 opened.record.shown(&shown);
-                return Err(broken_off(&visit, &mut opened, Reason::NameMismatch));
+                return Err(broken_off(&connection, &mut opened, Reason::NameMismatch));
             }
         },
     };
-    let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
-    Ok(relaying(visit, opened, rest, spoken.to_guest, guest_ended, search))
+    let rest = connection.input.split_off(spoken.sent.min(connection.input.len()));
+    Ok(relaying(connection, opened, rest, spoken.to_guest, guest_ended, search))
 }
 
 /// Searches what the guest has said so far. What is left to do, if anything; or the other name.
@@ -248,30 +253,38 @@ fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSear
 }
 
 /// HTTP/2 in clear, where that may be spoken.
-async fn http2(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+async fn http2(
+    mut connection: Box<Connection>,
+    mut opened: Box<OpenTunnel>,
+    spoken: EarlyBytes,
+) -> Result<Step, Ended> {
     let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
-    if let Err(reason) = judge(&visit, &mut opened, &claim) {
+    if let Err(reason) = judge(&connection, &mut opened, &claim) {
         close::reset(&opened.upstream.stream);
         drop(opened);
-        close::after(&mut visit.guest, &refuse::http2(reason)).await;
+        close::after(&mut connection.guest, &refuse::http2(reason)).await;
         return Err(Ended);
     }
-    let rest = visit.input.split_off(spoken.sent.min(visit.input.len()));
-    Ok(relaying(visit, opened, rest, spoken.to_guest, false, None))
+    let rest = connection.input.split_off(spoken.sent.min(connection.input.len()));
+    Ok(relaying(connection, opened, rest, spoken.to_guest, false, None))
 }
 
 /// HTTP in clear: each request is judged by itself.
-async fn plain_http(mut visit: Box<Visit>, opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
-    let Opened { listener, mut record, claim, upstream, .. } = *opened;
-    visit.say(&spoken.to_guest, &mut record).await?;
+async fn plain_http(
+    mut connection: Box<Connection>,
+    opened: Box<OpenTunnel>,
+    spoken: EarlyBytes,
+) -> Result<Step, Ended> {
+    let OpenTunnel { listener, mut record, claim, upstream, .. } = *opened;
+    connection.say(&spoken.to_guest, &mut record).await?;
     let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
-    http::serve_inside(visit, listener, http::Inside { claim, record, sent: spoken.sent }, peer).await
+    http::serve_inside(connection, listener, http::EnclosingTunnel { claim, record, sent: spoken.sent }, peer).await
 }
 
 /// Decides again, now that more is known, and holds the connected address to the new permit.
-fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason> {
-    let permit = decide(&visit.house, claim, &mut opened.record).map_err(|refusal| refusal.reason)?;
-    if let Err(error) = visit.house.resolver.screen(&permit, &[opened.upstream.peer.ip()]) {
+fn judge(connection: &Connection, opened: &mut OpenTunnel, claim: &Claim) -> Result<(), Reason> {
+    let permit = decide(&connection.services, claim, &mut opened.record).map_err(|refusal| refusal.reason)?;
+    if let Err(error) = connection.services.resolver.screen(&permit, &[opened.upstream.peer.ip()]) {
         opened.record.refuse(error.reason(), None);
         return Err(error.reason());
     }
@@ -280,14 +293,14 @@ fn judge(visit: &Visit, opened: &mut Opened, claim: &Claim) -> Result<(), Reason
 }
 
 /// TLS: the hello decides.
-async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> Result<Step, Ended> {
+async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoken: EarlyBytes) -> Result<Step, Ended> {
     let nameless = spoken.asked > 0;
-    let len = match hello(&mut visit, &mut opened, nameless).await {
+    let len = match hello(&mut connection, &mut opened, nameless).await {
         Ok(len) => len,
-        Err(reason) => return alert(visit, opened, reason).await,
+        Err(reason) => return alert(connection, opened, reason).await,
     };
-    visit.say(&spoken.to_guest, &mut opened.record).await?;
-    pass_hello(visit, opened, len, nameless).await
+    connection.say(&spoken.to_guest, &mut opened.record).await?;
+    pass_hello(connection, opened, len, nameless).await
 }
 
 /// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows. `nameless`: a
@@ -296,27 +309,33 @@ async fn tls(mut visit: Box<Visit>, mut opened: Box<Opened>, spoken: Spoken) -> 
 /// Where raw bytes may pass, the server need not speak TLS: to Java's HTTP server a hello is part of a method. So what
 /// the guest says is searched from the hello on.
 pub(super) async fn pass_hello(
-    mut visit: Box<Visit>,
-    mut opened: Box<Opened>,
+    mut connection: Box<Connection>,
+    mut opened: Box<OpenTunnel>,
     len: usize,
     nameless: bool,
 ) -> Result<Step, Ended> {
-    let rest = visit.input.split_off(len.min(visit.input.len()));
-    let hello = std::mem::replace(&mut visit.input, rest);
+    let rest = connection.input.split_off(len.min(connection.input.len()));
+    let hello = std::mem::replace(&mut connection.input, rest);
     let may_be_raw = opened.permit.protocols().contains(Protocol::Raw) && !opened.permit.any_bytes();
     let mut search = may_be_raw.then(|| Box::new(HostSearch::new(&opened.claim.target)));
-    let watched = watch(&mut visit, &mut opened, hello, nameless, &mut search).await;
-    let input = std::mem::take(&mut visit.input);
+    let watched = watch(&mut connection, &mut opened, hello, nameless, &mut search).await;
+    let input = std::mem::take(&mut connection.input);
     let searched = watched.and_then(|watched| look_through(&mut opened, &mut search, &input).map(|()| watched));
     match searched {
-        Ok(Watched { to_guest, guest_ended }) => Ok(relaying(visit, opened, input, to_guest, guest_ended, search)),
-        Err(Some(why)) => alert(visit, opened, why).await,
+        Ok(BeforeServerHello { to_guest, guest_ended }) => {
+            Ok(relaying(connection, opened, input, to_guest, guest_ended, search))
+        }
+        Err(Some(why)) => alert(connection, opened, why).await,
         Err(None) => Err(Ended),
     }
 }
 
 /// Searches what is about to go on for another name.
-fn look_through(opened: &mut Opened, search: &mut Option<Box<HostSearch>>, bytes: &[u8]) -> Result<(), Option<Why>> {
+fn look_through(
+    opened: &mut OpenTunnel,
+    search: &mut Option<Box<HostSearch>>,
+    bytes: &[u8],
+) -> Result<(), Option<Why>> {
     let Some(searching) = search else { return Ok(()) };
     match searching.push(bytes) {
         Ok(true) => Ok(()),
@@ -332,15 +351,15 @@ fn look_through(opened: &mut Opened, search: &mut Option<Box<HostSearch>>, bytes
 }
 
 /// Reads a ClientHello at the front of the input and judges it. Returns its length.
-async fn hello(visit: &mut Visit, opened: &mut Opened, nameless: bool) -> Result<usize, Reason> {
+async fn hello(connection: &mut Connection, opened: &mut OpenTunnel, nameless: bool) -> Result<usize, Reason> {
     let mut reader = Hello::new();
     let shown = loop {
-        match reader.advance(&visit.input) {
+        match reader.advance(&connection.input) {
             Ok(Parsed::Complete { head, .. }) => break head,
             Ok(Parsed::Partial) => {}
             Err(error) => return Err(opened.refuse(error.why())),
         }
-        match visit.hear(&opened.record).await {
+        match connection.hear(&opened.record).await {
             Filled::Bytes => {}
             Filled::End => return Err(opened.refuse(CUT_HELLO)),
             Filled::Timeout => return Err(Reason::Timeout),
@@ -358,38 +377,42 @@ async fn hello(visit: &mut Visit, opened: &mut Opened, nameless: bool) -> Result
             }
         })?,
     };
-    judge(visit, opened, &claim)?;
+    judge(connection, opened, &claim)?;
     opened.claim = claim;
     Ok(*len)
 }
 
 /// Refuses as TLS does.
-async fn alert(mut visit: Box<Visit>, mut opened: Box<Opened>, why: impl Into<Why>) -> Result<Step, Ended> {
+async fn alert(
+    mut connection: Box<Connection>,
+    mut opened: Box<OpenTunnel>,
+    why: impl Into<Why>,
+) -> Result<Step, Ended> {
     let why = why.into();
     opened.record.refuse(why, None);
-    let Opened { record, upstream, .. } = *opened;
+    let OpenTunnel { record, upstream, .. } = *opened;
     drop(record);
     close::reset(&upstream.stream);
     drop(upstream);
-    refuse::tls(&mut visit.guest, why.reason).await;
+    refuse::tls(&mut connection.guest, why.reason).await;
     Err(Ended)
 }
 
 /// What was read while watching.
-struct Watched {
+struct BeforeServerHello {
     to_guest: Vec<u8>,
     guest_ended: bool,
 }
 
 /// The guest's bytes behind its hello, as far as they may go on.
 #[derive(Default)]
-struct Behind {
+struct AfterHello {
     records: ClientRecords,
     /// The input starts with a handshake record that waits for judgement.
     held: bool,
 }
 
-impl Behind {
+impl AfterHello {
     /// Takes off the input what may go on.
     fn take(&mut self, input: &mut Vec<u8>) -> Result<Vec<u8>, Option<Why>> {
         if self.held {
@@ -411,20 +434,20 @@ impl Behind {
 /// Sends the hello on and relays until the server has shown that it wants no second one, or until that
 /// one was judged too. What may follow at once is then at the front of the input.
 async fn watch(
-    visit: &mut Visit,
-    opened: &mut Opened,
+    connection: &mut Connection,
+    opened: &mut OpenTunnel,
     hello: Vec<u8>,
     nameless: bool,
     search: &mut Option<Box<HostSearch>>,
-) -> Result<Watched, Option<Why>> {
-    let mut behind = Behind::default();
+) -> Result<BeforeServerHello, Option<Why>> {
+    let mut behind = AfterHello::default();
     let mut flight = ServerFlight::new();
     let mut guest_ended = false;
-    let idle = visit.house.gate.settings().idle_timeout;
-    let first = [hello, behind.take(&mut visit.input)?].concat();
+    let idle = connection.services.gate.settings().idle_timeout;
+    let first = [hello, behind.take(&mut connection.input)?].concat();
     look_through(opened, search, &first)?;
-    forward(visit, opened, &first).await?;
-    visit.deadline.restart(idle);
+    forward(connection, opened, &first).await?;
+    connection.deadline.restart(idle);
     loop {
         let mut from_server = Vec::with_capacity(8 << 10);
         let mut from_guest = Vec::new();
@@ -434,12 +457,12 @@ async fn watch(
                     Ok(1..) => {}
                     Ok(0) => return Err(None),
                     Err(_) => {
-                        cut(visit, opened);
+                        cut(connection, opened);
                         return Err(None);
                     }
                 }
             }
-            read = visit.guest.read_buf(&mut from_guest), if !guest_ended => {
+            read = connection.guest.read_buf(&mut from_guest), if !guest_ended => {
                 match read {
                     Ok(1..) => {}
                     Ok(0) => {
@@ -448,50 +471,50 @@ async fn watch(
                         let _ = close::finish(&opened.upstream.stream);
                     }
                     Err(_) => {
-                        cut(visit, opened);
+                        cut(connection, opened);
                         return Err(None);
                     }
                 }
             }
-            () = visit.deadline.passed() => return Err(Some(Reason::Timeout.into())),
+            () = connection.deadline.passed() => return Err(Some(Reason::Timeout.into())),
             reason = opened.record.flow().revoked() => return Err(Some(reason.into())),
         }
-        visit.deadline.restart(idle);
-        visit.input.append(&mut from_guest);
-        let more = behind.take(&mut visit.input)?;
+        connection.deadline.restart(idle);
+        connection.input.append(&mut from_guest);
+        let more = behind.take(&mut connection.input)?;
         look_through(opened, search, &more)?;
-        forward(visit, opened, &more).await?;
+        forward(connection, opened, &more).await?;
         match flight.push(&from_server) {
-            Flight::Other => return Ok(Watched { to_guest: from_server, guest_ended }),
-            Flight::NeedMore => pass_down(visit, opened, &from_server).await?,
+            Flight::Other => return Ok(BeforeServerHello { to_guest: from_server, guest_ended }),
+            Flight::NeedMore => pass_down(connection, opened, &from_server).await?,
             Flight::HelloRetryRequest => {
-                pass_down(visit, opened, &from_server).await?;
-                return second(visit, opened, behind, nameless, search).await;
+                pass_down(connection, opened, &from_server).await?;
+                return second(connection, opened, behind, nameless, search).await;
             }
         }
     }
 }
 
-async fn pass_down(visit: &mut Visit, opened: &Opened, bytes: &[u8]) -> Result<(), Option<Why>> {
-    let limit = visit.house.gate.settings().idle_timeout;
-    say(&mut visit.guest, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
+async fn pass_down(connection: &mut Connection, opened: &OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
+    let limit = connection.services.gate.settings().idle_timeout;
+    say(&mut connection.guest, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
     relay::Meter::down(&opened.record.meter(), bytes.len());
     Ok(())
 }
 
 /// The server asked for another hello: what comes next from the guest, ChangeCipherSpec aside, is one.
 async fn second(
-    visit: &mut Visit,
-    opened: &mut Opened,
-    mut behind: Behind,
+    connection: &mut Connection,
+    opened: &mut OpenTunnel,
+    mut behind: AfterHello,
     nameless: bool,
     search: &mut Option<Box<HostSearch>>,
-) -> Result<Watched, Option<Why>> {
-    visit.deadline.restart(visit.house.gate.settings().handshake_timeout);
-    let mut outgoing = behind.take(&mut visit.input)?;
+) -> Result<BeforeServerHello, Option<Why>> {
+    connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
+    let mut outgoing = behind.take(&mut connection.input)?;
     while !behind.held {
-        match visit.hear(&opened.record).await {
-            Filled::Bytes => outgoing.extend(behind.take(&mut visit.input)?),
+        match connection.hear(&opened.record).await {
+            Filled::Bytes => outgoing.extend(behind.take(&mut connection.input)?),
             Filled::End => return Err(None),
             Filled::Timeout => return Err(Some(Reason::Timeout.into())),
             Filled::Revoked(reason) => return Err(Some(reason.into())),
@@ -500,24 +523,24 @@ async fn second(
             return Err(Some(TOO_EARLY));
         }
     }
-    let len = hello(visit, opened, nameless).await.map_err(|reason| Some(reason.into()))?;
-    outgoing.extend(visit.input.drain(..len.min(visit.input.len())));
+    let len = hello(connection, opened, nameless).await.map_err(|reason| Some(reason.into()))?;
+    outgoing.extend(connection.input.drain(..len.min(connection.input.len())));
     look_through(opened, search, &outgoing)?;
-    forward(visit, opened, &outgoing).await?;
-    Ok(Watched { to_guest: Vec::new(), guest_ended: false })
+    forward(connection, opened, &outgoing).await?;
+    Ok(BeforeServerHello { to_guest: Vec::new(), guest_ended: false })
 }
 
 fn relaying(
-    visit: Box<Visit>,
-    opened: Box<Opened>,
+    connection: Box<Connection>,
+    opened: Box<OpenTunnel>,
     to_upstream: Vec<u8>,
     to_guest: Vec<u8>,
     guest_ended: bool,
     search: Option<Box<HostSearch>>,
 ) -> Step {
-    let Visit { house, guest, slot, active, .. } = *visit;
-    let Opened { record, upstream, .. } = *opened;
+    let Connection { services, guest, slot, active, .. } = *connection;
+    let OpenTunnel { record, upstream, .. } = *opened;
     let tunnel = Tunnel::new(guest, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended).searched(search);
-    let idle = house.gate.settings().idle_timeout;
+    let idle = services.gate.settings().idle_timeout;
     Step::Relay(Box::new(Relaying { tunnel, record, idle, slot, active, outer: None }))
 }

@@ -1,6 +1,6 @@
 //! Connections over a limit: they are told so in the protocol they speak, without being given a place.
 
-use super::{Door, House, note_refused, open_record, refuse};
+use super::{Door, Services, note_refused, open_record, refuse};
 use crate::account::Listener;
 use crate::identify::{Sniff, sniff};
 use crate::reason::Reason;
@@ -17,21 +17,21 @@ const TURN_AWAY: Duration = Duration::from_secs(2);
 
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
 pub(super) async fn turn_away(
-    house: &Arc<House>,
+    services: &Arc<Services>,
     door: Door,
     mut stream: GuestStream,
     (source, who): (SocketAddr, &Source),
     reason: Reason,
 ) {
-    let why = note_refused(house, reason);
-    let telling = house.gate.tell(who, Instant::now());
+    let why = note_refused(services, reason);
+    let telling = services.gate.tell(who, Instant::now());
     let answer = match &telling {
         Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
         None => Ok(None),
     };
     let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
     let original = door.original(stream.socket()).ok().flatten();
-    open_record(house, listener, source, who, original).refuse(why, None);
+    open_record(services, listener, source, who, original).refuse(why, None);
     if answer.is_empty() {
         close::reset(&stream);
     } else {

@@ -84,10 +84,10 @@ impl Desk {
     fn put_guests(&mut self, gone: Option<&str>) -> Result<usize, String> {
         let all = self.registry.over(&self.settings, self.lists.outbound())?;
         let policy = self.lists.policy(&all).map_err(|error| error.to_string())?;
-        self.house.resolver.set_floor(self.floor(&all));
-        let old = self.house.live.swap(Arc::new(Live::new(policy, &all)));
+        self.services.resolver.set_floor(self.floor(&all));
+        let old = self.services.live.swap(Arc::new(Live::new(policy, &all)));
         let ended = gone.map_or(0, |gone| {
-            self.house.account.revoke_where(|claim, _| {
+            self.services.account.revoke_where(|claim, _| {
                 (old.policy.guest(&claim.source).name == Some(gone)).then_some((Reason::Revoked, None))
             })
         });

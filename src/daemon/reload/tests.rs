@@ -24,21 +24,21 @@ fn settings(dir: &Path) -> Settings {
 fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> Desk {
     let policy = lists.policy(&settings).unwrap();
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
-    let house = Arc::new(House {
+    let services = Arc::new(Services {
         gate: gate(&settings, &live),
-        porch: None,
+        guest_tls: None,
         reserve: Reserve::default(),
         live,
         resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
         bindings: Arc::default(),
-        shelf: Arc::default(),
+        idle_upstreams: Arc::default(),
         account: Account::start(&settings.log, &[]).unwrap(),
         stop: CancellationToken::new(),
     });
     let counting = Counting::start(&settings.state_dir, &lists.rules);
     let registry = Registry::default();
     Desk {
-        house,
+        services,
         settings,
         lists,
         registry,
@@ -59,7 +59,7 @@ fn allows(desk: &Desk, target: &str) -> bool {
         ech: false,
         evidence: Evidence::Connect,
     };
-    desk.house.live.load().policy.decide(&claim).is_ok()
+    desk.services.live.load().policy.decide(&claim).is_ok()
 }
 
 #[test]
@@ -76,10 +76,10 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     assert!(allows(&desk, "good.test:443") && allows(&desk, "other.test:443"));
 
     fs::write(&list, "good.test\n*\n").unwrap();
-    let revision = desk.house.bindings.revision();
+    let revision = desk.services.bindings.revision();
     desk.attend(None);
     assert!(
-        desk.house.bindings.revision() > revision,
+        desk.services.bindings.revision() > revision,
         "a name judged before is seen to have been, though no list is new"
     );
     assert!(!allows(&desk, "good.test:443"), "its last day is over");
@@ -90,9 +90,9 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     assert_eq!(desk.generation, generation, "one day comes once");
 
     fs::write(&list, "cdn-ok.test\n").unwrap();
-    let revision = desk.house.bindings.revision();
+    let revision = desk.services.bindings.revision();
     desk.attend(Some(Ask::Look));
-    assert!(desk.house.bindings.revision() > revision);
+    assert!(desk.services.bindings.revision() > revision);
     assert!(allows(&desk, "cdn-ok.test:443") && !allows(&desk, "other.test:443"));
     assert!(desk.state.lock().unwrap().trouble.is_none());
 }

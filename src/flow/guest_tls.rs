@@ -1,7 +1,7 @@
 //! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
 
 use super::turn_away::turn_away;
-use super::{Deadline, Door, Ended, Filled, House, fill, refuse, wait_for_turn};
+use super::{Deadline, Door, Ended, Filled, Services, fill, refuse, wait_for_turn};
 use crate::accept::{Purpose, Slot};
 use crate::relay::{GuestStream, close};
 use crate::source::Source;
@@ -15,13 +15,13 @@ use tokio::time::Instant;
 const HANDSHAKE: u8 = 22;
 
 /// What handshakes are made with, and what is said of those that fail.
-pub struct Porch {
+pub struct GuestTls {
     live: Live,
     complaints: Complaints,
 }
 
-/// A guest behind its handshake.
-pub(super) struct Inside {
+/// A guest after its handshake.
+pub(super) struct IdentifiedGuest {
     pub(super) guest: GuestStream,
     /// Who it is, by its certificate if it showed one.
     pub(super) who: Source,
@@ -29,10 +29,10 @@ pub(super) struct Inside {
     pub(super) slot: Slot,
 }
 
-impl Porch {
+impl GuestTls {
     /// With what is in `live` at each handshake.
-    pub fn new(live: Live) -> Porch {
-        Porch { live, complaints: Complaints::new("proxy_tls") }
+    pub fn new(live: Live) -> GuestTls {
+        GuestTls { live, complaints: Complaints::new("proxy_tls") }
     }
 
     /// Does a certificate say who comes in?
@@ -40,8 +40,8 @@ impl Porch {
         self.live.load().names_guests
     }
 
-    fn refuse(&self, house: &House, source: SocketAddr, refused: &Refused) -> Ended {
-        house.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
+    fn refuse(&self, services: &Services, source: SocketAddr, refused: &Refused) -> Ended {
+        services.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
         self.complaints.tell(Some(source), refused);
         Ended
     }
@@ -49,15 +49,15 @@ impl Porch {
 
 /// Takes a connection through its handshake, of which `first` was read already. What comes of it is counted; who
 /// speaks HTTP in clear is told in HTTP that it is TLS that is spoken here.
-pub(super) async fn enter(
-    house: &Arc<House>,
+pub(super) async fn handshake(
+    services: &Arc<Services>,
     mut stream: TcpStream,
     source: SocketAddr,
     slot: Slot,
     mut first: Vec<u8>,
     deadline: &mut Deadline,
-) -> Result<Inside, Ended> {
-    let Some(porch) = &house.porch else {
+) -> Result<IdentifiedGuest, Ended> {
+    let Some(guest_tls) = &services.guest_tls else {
         // There is no such listener without it.
         close::reset(&stream);
         return Err(Ended);
@@ -67,11 +67,11 @@ pub(super) async fn enter(
             Filled::Bytes => {}
             // Port scanners and health checks.
             Filled::End | Filled::Revoked(_) => return Err(Ended),
-            Filled::Timeout => return Err(porch.refuse(house, source, &Refused::timeout())),
+            Filled::Timeout => return Err(guest_tls.refuse(services, source, &Refused::timeout())),
         }
     }
     if first.first() != Some(&HANDSHAKE) {
-        let ended = porch.refuse(house, source, &Refused::not_tls());
+        let ended = guest_tls.refuse(services, source, &Refused::not_tls());
         if first.first().is_some_and(u8::is_ascii_alphabetic) {
             close::after(&mut stream, &refuse::http_in_clear(&first)).await;
         } else {
@@ -79,14 +79,14 @@ pub(super) async fn enter(
         }
         return Err(ended);
     }
-    let config = Arc::clone(&porch.live.load().guests);
+    let config = Arc::clone(&guest_tls.live.load().guests);
     match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
         Ok(stream) => {
             let who = Source { address: source.ip(), certified: tls::certified_name(&stream) };
-            admit(house, stream.into(), source, who, slot).await
+            admit(services, stream.into(), source, who, slot).await
         }
         Err(mut refused) => {
-            let ended = porch.refuse(house, source, &refused);
+            let ended = guest_tls.refuse(services, source, &refused);
             if let Some(stream) = &mut refused.stream {
                 close::after(stream, b"").await;
             }
@@ -97,23 +97,23 @@ pub(super) async fn enter(
 
 /// Gives a guest that is known by its certificate a place of its own.
 async fn admit(
-    house: &Arc<House>,
+    services: &Arc<Services>,
     guest: GuestStream,
     source: SocketAddr,
     who: Source,
     slot: Slot,
-) -> Result<Inside, Ended> {
+) -> Result<IdentifiedGuest, Ended> {
     if who.certified.is_none() {
-        return Ok(Inside { guest, who, slot });
+        return Ok(IdentifiedGuest { guest, who, slot });
     }
     drop(slot);
-    match house.gate.admit(&who, Purpose::Flow, Instant::now()) {
+    match services.gate.admit(&who, Purpose::Flow, Instant::now()) {
         Ok(slot) => {
-            wait_for_turn(house, &slot).await;
-            Ok(Inside { guest, who, slot })
+            wait_for_turn(services, &slot).await;
+            Ok(IdentifiedGuest { guest, who, slot })
         }
         Err(reason) => {
-            turn_away(house, Door::Proxy, guest, (source, &who), reason).await;
+            turn_away(services, Door::Proxy, guest, (source, &who), reason).await;
             Err(Ended)
         }
     }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
 /// A kept connection to an upstream, and where it leads. Boxed wherever it goes: it changes hands with each request.
-pub(super) struct Kept {
+pub(super) struct IdleUpstream {
     /// For which it was used last.
     pub(super) claim: Claim,
     pub(super) target: Target,
@@ -22,21 +22,21 @@ pub(super) struct Kept {
     pub(super) spent: bool,
 }
 
-impl Kept {
+impl IdleUpstream {
     /// Closes it. By a reset where nothing is under way: who closes first in the ordinary way has the pair of ports
     /// taken up for a minute more (TIME_WAIT, RFC 9293 §3.6.1), and a guest could have that for all ports at once.
-    pub(super) fn close(self: Box<Kept>) {
+    pub(super) fn close(self: Box<IdleUpstream>) {
         if self.spent {
             self.peer.abort();
         }
     }
 }
 
-type Waiting = Option<Box<Kept>>;
+type Waiting = Option<Box<IdleUpstream>>;
 
 /// All that wait.
 #[derive(Default)]
-pub struct Shelf {
+pub struct IdleUpstreams {
     shards: [Mutex<Slab>; SHARDS],
 }
 
@@ -50,20 +50,20 @@ struct Slab {
 
 /// The place of one guest's connection, which keeps one connection to an upstream at most. What is in it at the end
 /// is closed.
-pub(super) struct Spot {
-    shelf: Arc<Shelf>,
+pub(super) struct UpstreamSlot {
+    idle_upstreams: Arc<IdleUpstreams>,
     waiting: Arc<Mutex<Waiting>>,
     shard: usize,
     slot: usize,
 }
 
-impl Shelf {
+impl IdleUpstreams {
     /// Closes each connection for whose claim, and the address it leads to, `is_refused` holds.
     pub fn close_where(&self, is_refused: impl Fn(&Claim, SocketAddr) -> bool) {
         for shard in &self.shards {
             let spots: Vec<_> = lock(shard).slots.iter().flatten().cloned().collect();
-            for spot in spots {
-                let mut waiting = lock(&spot);
+            for slot in spots {
+                let mut waiting = lock(&slot);
                 let refused = waiting.as_ref().is_some_and(|kept| is_refused(&kept.claim, kept.peer.bond.peer));
                 let taken = if refused { waiting.take() } else { None };
                 drop(waiting);
@@ -75,7 +75,7 @@ impl Shelf {
     }
 
     /// A place that is empty.
-    pub(super) fn spot(self: &Arc<Shelf>) -> Spot {
+    pub(super) fn slot(self: &Arc<IdleUpstreams>) -> UpstreamSlot {
         let waiting = Arc::new(Mutex::new(None));
         // Any spread will do.
         let shard = (Arc::as_ptr(&waiting).addr() >> 6) % SHARDS;
@@ -88,13 +88,13 @@ impl Shelf {
                 None => slots.push(Some(Arc::clone(&waiting))),
             }
         }
-        Spot { shelf: Arc::clone(self), waiting, shard, slot }
+        UpstreamSlot { idle_upstreams: Arc::clone(self), waiting, shard, slot }
     }
 }
 
-impl Spot {
+impl UpstreamSlot {
     /// Puts a connection down until the next request.
-    pub(super) fn put(&self, kept: Box<Kept>) {
+    pub(super) fn put(&self, kept: Box<IdleUpstream>) {
         let before = lock(&self.waiting).replace(kept);
         if let Some(before) = before {
             before.close();
@@ -102,14 +102,14 @@ impl Spot {
     }
 
     /// Takes it up again, if it is still there.
-    pub(super) fn take(&self) -> Option<Box<Kept>> {
+    pub(super) fn take(&self) -> Option<Box<IdleUpstream>> {
         lock(&self.waiting).take()
     }
 }
 
-impl Drop for Spot {
+impl Drop for UpstreamSlot {
     fn drop(&mut self) {
-        if let Some(shard) = self.shelf.shards.get(self.shard) {
+        if let Some(shard) = self.idle_upstreams.shards.get(self.shard) {
             let mut slab = lock(shard);
             let Slab { slots, free } = &mut *slab;
             if let Some(slot) = slots.get_mut(self.slot) {
