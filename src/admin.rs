@@ -79,7 +79,7 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
         async move {
             let peer = stream.peer_addr().ok();
             let socket = Socket::new(stream, Vec::new());
-            match tls::shake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
+            match tls::handshake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
                 Ok(stream) => {
                     let door = Door::Remote(tls::certified_name(&stream));
                     let answer = move |request| answer_to(Arc::clone(&admin), door.clone(), request);

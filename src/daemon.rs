@@ -22,7 +22,7 @@ use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::host::Heard;
 use crate::control::{self, Change, Control, ControlError};
-use crate::dns::{self, Bindings, Keeper};
+use crate::dns::{self, Bindings, BindingsFile};
 use crate::flow::{self, GuestTls, Live, Services};
 use crate::guests::{KeepError, Registry};
 use crate::policy::{Policy, PolicyError};
@@ -30,7 +30,7 @@ use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::source::Source;
 use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
-use crate::tls::{Fault, Keeper as TlsKeeper, TlsError};
+use crate::tls::{CertificateReloader, Fault, TlsError};
 use crate::trouble;
 use arc_swap::ArcSwap;
 use doors::{Doors, Share};
@@ -184,7 +184,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
             (settings.clone(), Made::without_configuration(settings, &runtime)?)
         }
     };
-    let Made { lists, registry, all, tls, policy, resolver, account, bindings, keeper } = made;
+    let Made { lists, registry, all, tls, policy, resolver, account, bindings, bindings_file } = made;
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &all)));
     count_panics(&account);
     advise(&account, &live);
@@ -227,7 +227,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
             tracing::error!("a worker thread ended by a panic");
         }
     }
-    drop(keeper);
+    drop(bindings_file);
     services.account.flush();
     result
 }
@@ -259,19 +259,19 @@ struct Made {
     lists: Lists,
     registry: Registry,
     all: Settings,
-    tls: Option<TlsKeeper>,
+    tls: Option<CertificateReloader>,
     policy: Arc<Policy>,
     resolver: Arc<Resolver>,
     account: Arc<Account>,
     bindings: Arc<Bindings>,
-    keeper: Option<Keeper>,
+    bindings_file: Option<BindingsFile>,
 }
 
 impl Made {
     fn new(settings: &Settings, bound: &[SocketAddr], runtime: &Runtime) -> Result<Made, DaemonError> {
         let lists = Lists::at_start(settings)?;
         let (registry, all) = registered(settings, &lists)?;
-        let tls = settings.tls.as_ref().map(TlsKeeper::open).transpose()?;
+        let tls = settings.tls.as_ref().map(CertificateReloader::open).transpose()?;
         let policy = lists.policy(&all)?;
         let mut floor = all.floor();
         floor.listeners.extend(bound);
@@ -279,11 +279,11 @@ impl Made {
         let names: Vec<String> = settings.policy.guests.iter().map(|guest| guest.name.clone()).collect();
         let account = Account::start(&settings.log, &names)?;
         let bindings = Arc::new(Bindings::default());
-        let keeper = match settings.listen.dns.is_empty() {
+        let bindings_file = match settings.listen.dns.is_empty() {
             true => None,
-            false => Some(Keeper::start(Arc::clone(&bindings), &settings.state_dir)?),
+            false => Some(BindingsFile::start(Arc::clone(&bindings), &settings.state_dir)?),
         };
-        Ok(Made { lists, registry, all, tls, policy, resolver, account, bindings, keeper })
+        Ok(Made { lists, registry, all, tls, policy, resolver, account, bindings, bindings_file })
     }
 
     /// What refuses everybody, and keeps its hands off whatever the last daemon kept.
@@ -293,7 +293,7 @@ impl Made {
         let resolver = Resolver::start(&all.resolver, all.floor(), runtime.handle().clone())?;
         let account = Account::start(&all.log, &[])?;
         let (registry, bindings) = (Registry::empty(None), Arc::new(Bindings::default()));
-        Ok(Made { lists, registry, all, tls: None, policy, resolver, account, bindings, keeper: None })
+        Ok(Made { lists, registry, all, tls: None, policy, resolver, account, bindings, bindings_file: None })
     }
 }
 
@@ -320,7 +320,7 @@ struct Start {
     settings: Settings,
     lists: Lists,
     registry: Registry,
-    tls: Option<TlsKeeper>,
+    tls: Option<CertificateReloader>,
     doors: Doors,
     control: Option<UnixListener>,
     host: Option<UnixListener>,

@@ -10,14 +10,14 @@
 
 mod backlog;
 pub mod bindings;
+pub mod bindings_file;
 mod desk;
-pub mod keep;
 mod tcp;
 mod udp;
 mod wire;
 
 pub use bindings::Bindings;
-pub use keep::Keeper;
+pub use bindings_file::BindingsFile;
 
 use crate::accept::{self, Entrance, Incoming, Purpose};
 use crate::flow::Services;

@@ -6,15 +6,16 @@
 //! and shrink when it does not; what all flows of a thread keep is bounded.
 
 pub mod close;
+mod fairness;
 pub mod http;
 pub mod scratch;
 mod side;
-mod turns;
 
 pub use side::{GuestStream, Sealed, Side};
 
 use crate::identify::HostSearch;
-use scratch::{Kept, MAX_CHUNK, MIN_CHUNK};
+pub(crate) use fairness::Turn;
+use scratch::{MAX_CHUNK, MIN_CHUNK, ThreadBuffer};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -22,7 +23,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
-pub(crate) use turns::Turn;
 
 /// A flow that lives past this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);
@@ -53,7 +53,7 @@ pub enum End {
 /// One direction of a tunnel.
 #[derive(Debug)]
 struct Lane {
-    kept: Kept,
+    kept: ThreadBuffer,
     /// How much the next read asks for.
     chunk: usize,
     turn: Turn,
@@ -188,7 +188,13 @@ impl Tunnel {
 
 impl Lane {
     fn new(first: Vec<u8>) -> Lane {
-        Lane { kept: Kept::new(first), chunk: MIN_CHUNK, turn: Turn::default(), state: LaneState::Open, search: None }
+        Lane {
+            kept: ThreadBuffer::new(first),
+            chunk: MIN_CHUNK,
+            turn: Turn::default(),
+            state: LaneState::Open,
+            search: None,
+        }
     }
 
     /// Moves what it may in its turn. `last`: the other direction is finished, and the end of this one closes both.
@@ -347,7 +353,7 @@ fn poll_move(
     from: &mut impl Side,
     to: &mut impl Side,
     want: usize,
-    kept: &mut Kept,
+    kept: &mut ThreadBuffer,
     search: &mut Option<Box<HostSearch>>,
 ) -> Poll<Result<(usize, usize), Broken>> {
     scratch::with(want, |buffer| {

@@ -3,13 +3,13 @@
 //! come in by a door, and what for, is the door's.
 
 mod client;
-mod keep;
-mod shake;
+mod handshake;
+mod reload;
 mod socket;
 
 pub use client::{certified_name, check_length};
-pub use keep::{Keeper, Live};
-pub use shake::{Complaints, Fault, Refused, shake};
+pub use handshake::{Complaints, Fault, Refused, handshake};
+pub use reload::{CertificateReloader, Live};
 pub use socket::Socket;
 
 /// A connection inside TLS.

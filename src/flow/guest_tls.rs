@@ -80,7 +80,7 @@ pub(super) async fn handshake(
         return Err(ended);
     }
     let config = Arc::clone(&guest_tls.live.load().guests);
-    match tls::shake(Socket::new(stream, first), config, deadline.passed()).await {
+    match tls::handshake(Socket::new(stream, first), config, deadline.passed()).await {
         Ok(stream) => {
             let who = Source { address: source.ip(), certified: tls::certified_name(&stream) };
             admit(services, stream.into(), source, who, slot).await

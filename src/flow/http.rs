@@ -12,7 +12,7 @@ use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::policy::Permit;
 use crate::reason::{Cause, Reason, Verdict, Why};
-use crate::relay::http::{Bond, Done, Failed, Fault, Outgoing, Peer, exchange};
+use crate::relay::http::{ConnectionAddresses, Done, Failed, Fault, Outgoing, UpstreamConnection, exchange};
 use crate::relay::{Tunnel, Turn, Watch, close};
 use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
@@ -73,7 +73,7 @@ enum Next {
     /// A tunnel to this target.
     Connect(Target),
     /// A WebSocket with this upstream.
-    WebSocket(Box<(Peer, Record)>),
+    WebSocket(Box<(UpstreamConnection, Record)>),
 }
 
 /// A CONNECT that the policy let through.
@@ -153,7 +153,7 @@ pub(super) async fn serve_inside(
     connection: Box<Connection>,
     listener: Listener,
     tunnel_around: EnclosingTunnel,
-    upstream: Peer,
+    upstream: UpstreamConnection,
 ) -> Result<Step, Ended> {
     let kept = Box::new(IdleUpstream {
         claim: tunnel_around.claim.clone(),
@@ -523,11 +523,11 @@ impl Session {
             if kept.target == *permit.target()
                 && kept.peer.is_idle()
                 && (repeatable || kept.since.elapsed() < FRESH)
-                && self.connection.services.resolver.screen(permit, &[kept.peer.bond.peer.ip()]).is_ok()
+                && self.connection.services.resolver.screen(permit, &[kept.peer.addresses.peer.ip()]).is_ok()
             {
-                record.upstream(kept.peer.bond.peer, kept.peer.bond.local);
+                record.upstream(kept.peer.addresses.peer, kept.peer.addresses.local);
                 // It was taken from where a reload looks, and this flow had no address until now.
-                if let Err(reason) = confirm(&self.connection.services, claim, kept.peer.bond.peer, record) {
+                if let Err(reason) = confirm(&self.connection.services, claim, kept.peer.addresses.peer, record) {
                     kept.peer.abort();
                     return Err(reason);
                 }
@@ -537,11 +537,11 @@ impl Session {
         }
         self.turn.moved(DIAL_COST);
         let upstream = reach(&self.connection.services, claim, permit, record).await?;
-        let bond = Bond { peer: upstream.peer, local: upstream.local };
+        let addresses = ConnectionAddresses { peer: upstream.peer, local: upstream.local };
         Ok(Box::new(IdleUpstream {
             claim: claim.clone(),
             target: permit.target().clone(),
-            peer: Peer::new(upstream.stream, bond),
+            peer: UpstreamConnection::new(upstream.stream, addresses),
             since: Instant::now(),
             half_said: false,
             spent: false,
@@ -558,7 +558,7 @@ impl Session {
         &mut self,
         head: &RequestHead<'_>,
         written: Vec<u8>,
-        peer: &mut Peer,
+        peer: &mut UpstreamConnection,
         record: &mut Record,
     ) -> Result<Done, Failed> {
         let limits = self.connection.services.gate.settings();
@@ -586,7 +586,7 @@ impl Session {
     }
 
     /// A WebSocket from here on: its bytes are nobody's business.
-    fn websocket(self, (peer, record): (Peer, Record)) -> Relaying {
+    fn websocket(self, (peer, record): (UpstreamConnection, Record)) -> Relaying {
         let Connection { services, guest, slot, active, input, .. } = *self.connection;
         let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
         Relaying {

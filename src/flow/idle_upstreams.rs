@@ -2,7 +2,7 @@
 //! is live meanwhile that could be revoked.
 
 use crate::identify::Claim;
-use crate::relay::http::Peer;
+use crate::relay::http::UpstreamConnection;
 use crate::target::Target;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ pub(super) struct IdleUpstream {
     /// For which it was used last.
     pub(super) claim: Claim,
     pub(super) target: Target,
-    pub(super) peer: Peer,
+    pub(super) peer: UpstreamConnection,
     /// When it was last known to be good.
     pub(super) since: Instant,
     /// It has got the beginning of the first request already.
@@ -64,7 +64,7 @@ impl IdleUpstreams {
             let spots: Vec<_> = lock(shard).slots.iter().flatten().cloned().collect();
             for slot in spots {
                 let mut waiting = lock(&slot);
-                let refused = waiting.as_ref().is_some_and(|kept| is_refused(&kept.claim, kept.peer.bond.peer));
+                let refused = waiting.as_ref().is_some_and(|kept| is_refused(&kept.claim, kept.peer.addresses.peer));
                 let taken = if refused { waiting.take() } else { None };
                 drop(waiting);
                 if let Some(kept) = taken {

@@ -10,7 +10,7 @@ use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, Se
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
 use crate::policy::Permit;
 use crate::reason::{Reason, Why};
-use crate::relay::http::{Bond, Peer};
+use crate::relay::http::{ConnectionAddresses, UpstreamConnection};
 use crate::relay::{self, Heard, Tunnel, Watch, close};
 use crate::target::{Host, Protocol};
 use std::pin::Pin;
@@ -277,7 +277,8 @@ async fn plain_http(
 ) -> Result<Step, Ended> {
     let OpenTunnel { listener, mut record, claim, upstream, .. } = *opened;
     connection.say(&spoken.to_guest, &mut record).await?;
-    let peer = Peer::new(upstream.stream, Bond { peer: upstream.peer, local: upstream.local });
+    let peer =
+        UpstreamConnection::new(upstream.stream, ConnectionAddresses { peer: upstream.peer, local: upstream.local });
     http::serve_inside(connection, listener, http::EnclosingTunnel { claim, record, sent: spoken.sent }, peer).await
 }
 

@@ -7,7 +7,7 @@
 
 mod body;
 
-use super::scratch::{self, Kept, MIN_CHUNK};
+use super::scratch::{self, MIN_CHUNK, ThreadBuffer};
 use super::{Clock, GuestStream, Meter, Side, Watch, close};
 use crate::identify::Parsed;
 use crate::identify::http::{Body as RequestBody, Downstream, HeadError, ResponseBody, ResponseHead, Upgrade, Version};
@@ -33,7 +33,7 @@ const UNASKED: Cause = Cause::typed("the server switched to a protocol that was 
 
 /// The two ends of a connection to an upstream.
 #[derive(Clone, Copy, Debug)]
-pub struct Bond {
+pub struct ConnectionAddresses {
     /// The upstream's address.
     pub peer: SocketAddr,
     /// Ours towards it.
@@ -42,9 +42,9 @@ pub struct Bond {
 
 /// A connection to an upstream, kept from one exchange to the next.
 #[derive(Debug)]
-pub struct Peer {
+pub struct UpstreamConnection {
     /// Its ends.
-    pub bond: Bond,
+    pub addresses: ConnectionAddresses,
     /// The connection.
     pub stream: TcpStream,
     /// Bytes of it that were read and not used.
@@ -124,7 +124,7 @@ pub enum Fault {
 pub async fn exchange<M, S, L>(
     guest: &mut GuestStream,
     input: &mut Vec<u8>,
-    upstream: &mut Peer,
+    upstream: &mut UpstreamConnection,
     request: Outgoing,
     watch: Watch<'_, M, S, L>,
 ) -> Result<Done, Failed>
@@ -175,7 +175,7 @@ struct Ends<'a> {
     guest: &'a mut GuestStream,
     /// Bytes of the guest that were read and not used.
     input: &'a mut Vec<u8>,
-    upstream: &'a mut Peer,
+    upstream: &'a mut UpstreamConnection,
 }
 
 /// The state of one exchange.
@@ -186,7 +186,7 @@ struct Exchange {
     uploaded: bool,
     answer: Option<Body>,
     /// Interim answers, and the final head, on their way to the guest.
-    words: Kept,
+    words: ThreadBuffer,
     interim: u32,
     /// How much of the upstream's head was searched for its end.
     scanned: usize,
@@ -213,13 +213,13 @@ impl Exchange {
             let taken = upload.take(input, &mut first).map_err(|fault| fault.of_guest())?;
             input.drain(..taken);
         }
-        upload.kept = Kept::new(first);
+        upload.kept = ThreadBuffer::new(first);
         Ok(Exchange {
             request: upload,
             upload_broken: false,
             uploaded: false,
             answer: None,
-            words: Kept::default(),
+            words: ThreadBuffer::default(),
             interim: 0,
             scanned: 0,
             is_head,
@@ -329,7 +329,7 @@ impl Exchange {
         }
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         self.answered = true;
-        let Peer { stream, input, .. } = upstream;
+        let UpstreamConnection { stream, input, .. } = upstream;
         ready!(answer.poll(cx, stream, *guest, input, &|n| meter.down(n))).map_err(|fault| match fault {
             BodyFault::Write => Fault::GuestGone,
             fault => fault.of_upstream(),
@@ -362,7 +362,7 @@ impl Exchange {
         let mut answer = Body::new(body.into(), sent.body == ResponseBody::Chunked);
         let rest = input.get(len..).unwrap_or_default();
         let taken = answer.take(rest, &mut words).map_err(|fault| fault.of_upstream())?;
-        answer.kept = Kept::new(words);
+        answer.kept = ThreadBuffer::new(words);
         input.drain(..len + taken);
         self.answer = Some(answer);
         Ok(true)
@@ -386,7 +386,7 @@ impl Exchange {
             self.answered |= switches;
         }
         self.upgraded = switches;
-        self.words = Kept::new(std::mem::take(words));
+        self.words = ThreadBuffer::new(std::mem::take(words));
         Ok(())
     }
 }
@@ -418,8 +418,8 @@ fn flaw(error: HeadError) -> Cause {
 }
 
 /// Reads more of the upstream's head; false at its end.
-fn poll_more(cx: &mut Context<'_>, upstream: &mut Peer) -> Poll<bool> {
-    let Peer { stream, input, .. } = upstream;
+fn poll_more(cx: &mut Context<'_>, upstream: &mut UpstreamConnection) -> Poll<bool> {
+    let UpstreamConnection { stream, input, .. } = upstream;
     scratch::with(MIN_CHUNK, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
         match ready!(Pin::new(stream).poll_read(cx, &mut buffer)) {
@@ -432,10 +432,10 @@ fn poll_more(cx: &mut Context<'_>, upstream: &mut Peer) -> Poll<bool> {
     })
 }
 
-impl Peer {
+impl UpstreamConnection {
     /// A new connection.
-    pub fn new(stream: TcpStream, bond: Bond) -> Peer {
-        Peer { bond, stream, input: Vec::new(), served: 0 }
+    pub fn new(stream: TcpStream, addresses: ConnectionAddresses) -> UpstreamConnection {
+        UpstreamConnection { addresses, stream, input: Vec::new(), served: 0 }
     }
 
     /// Is a kept connection still open and silent? Costs no system call while nothing happened.

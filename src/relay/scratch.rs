@@ -66,18 +66,18 @@ pub(crate) fn kept_by_thread() -> usize {
 
 /// Bytes that a peer has not taken yet, in order. Holds no memory while there are none.
 #[derive(Debug, Default)]
-pub(crate) struct Kept {
+pub(crate) struct ThreadBuffer {
     bytes: Vec<u8>,
     sent: usize,
     /// Bytes moved since somebody cleared this; for the idle clock.
     pub(crate) moved: bool,
 }
 
-impl Kept {
+impl ThreadBuffer {
     /// Starts with `bytes` to write.
-    pub(crate) fn new(bytes: Vec<u8>) -> Kept {
+    pub(crate) fn new(bytes: Vec<u8>) -> ThreadBuffer {
         KEPT.set(KEPT.get() + bytes.len());
-        Kept { bytes, sent: 0, moved: false }
+        ThreadBuffer { bytes, sent: 0, moved: false }
     }
 
     /// Adds bytes to be written after those kept already.
@@ -131,7 +131,7 @@ impl Kept {
     }
 }
 
-impl Drop for Kept {
+impl Drop for ThreadBuffer {
     fn drop(&mut self) {
         self.release();
     }

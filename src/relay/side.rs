@@ -1,7 +1,7 @@
 //! The two sides of a relay: a TCP connection, and a guest's, which may be inside TLS.
 
+use super::fairness::after_next_look;
 use super::scratch;
-use super::turns::after_next_look;
 use crate::tls::Stream as TlsStream;
 use std::io;
 use std::pin::Pin;
@@ -199,7 +199,7 @@ impl AsyncWrite for GuestStream {
 
 #[cfg(test)]
 mod tests {
-    use super::super::scratch::{Kept, kept_by_thread};
+    use super::super::scratch::{ThreadBuffer, kept_by_thread};
     use super::*;
     use crate::tls::Socket;
     use rustls::pki_types::{PrivateKeyDer, ServerName};
@@ -242,7 +242,7 @@ mod tests {
         })
         .await;
         assert_eq!(kept_by_thread(), MOST_SEALED);
-        let mut kept = Kept::default();
+        let mut kept = ThreadBuffer::default();
         let waits = poll_fn(|cx| Poll::Ready(kept.poll_flush(cx, &mut near).is_pending())).await;
         assert!(waits, "nothing is kept by the flow, but something is by TLS");
         let mut got = vec![0; written];

@@ -215,5 +215,5 @@ async fn a_byte_goes_on_while_fast_streams_of_its_thread_move_little_however_man
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
-    assert_eq!(turns::waiting(), 0);
+    assert_eq!(fairness::waiting(), 0);
 }

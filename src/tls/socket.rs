@@ -29,16 +29,16 @@ pub struct Socket {
     used: usize,
     /// The most that is read at once.
     most: usize,
-    toll: Toll,
+    budget: RecordBudget,
 }
 
 /// What is given out, by records.
 #[derive(Debug)]
-struct Toll {
+struct RecordBudget {
     record: Record,
     /// Records that may still be begun; without bound during the handshake.
     allowed: usize,
-    surcharge: usize,
+    extra_cost: usize,
 }
 
 /// Where in a TLS record the bytes are that are taken out next (RFC 8446 §5.1: type, version, length).
@@ -83,7 +83,7 @@ impl Record {
     }
 }
 
-impl Toll {
+impl RecordBudget {
     fn is_spent(&self) -> bool {
         self.allowed == 0 && self.record.is_over()
     }
@@ -99,7 +99,7 @@ impl Toll {
             len += part;
             let Some(length) = whole else { continue };
             self.allowed = self.allowed.saturating_sub(1);
-            self.surcharge = self.surcharge.saturating_add(PRICE.saturating_sub(length));
+            self.extra_cost = self.extra_cost.saturating_add(PRICE.saturating_sub(length));
         }
         len
     }
@@ -113,7 +113,7 @@ impl Socket {
             ahead,
             used: 0,
             most: MOST,
-            toll: Toll { record: Record::default(), allowed: usize::MAX, surcharge: 0 },
+            budget: RecordBudget { record: Record::default(), allowed: usize::MAX, extra_cost: 0 },
         }
     }
 
@@ -130,17 +130,17 @@ impl Socket {
     /// Bounds what is given out until this is called again: 16 records, 256 KiB at most. Who reads on gets nothing and
     /// is not woken.
     pub fn refill(&mut self) {
-        self.toll.allowed = AT_ONCE;
+        self.budget.allowed = AT_ONCE;
     }
 
     /// Has all been given out that [`refill`](Self::refill) allows?
     pub fn is_spent(&self) -> bool {
-        self.toll.is_spent()
+        self.budget.is_spent()
     }
 
     /// What small records have cost beyond their bytes since this was last asked.
     pub fn take_surcharge(&mut self) -> usize {
-        std::mem::take(&mut self.toll.surcharge)
+        std::mem::take(&mut self.budget.extra_cost)
     }
 
     /// How many bytes were read and not yet used.
@@ -178,7 +178,7 @@ impl AsyncRead for Socket {
         }
         let rest = this.ahead.get(this.used..).unwrap_or_default();
         let part = rest.get(..buf.remaining()).unwrap_or(rest);
-        let len = this.toll.count(part);
+        let len = this.budget.count(part);
         buf.put_slice(part.get(..len).unwrap_or_default());
         this.used += len;
         if this.used >= this.ahead.len() {

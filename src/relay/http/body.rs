@@ -4,8 +4,8 @@
 use crate::identify::chunked::{CHUNK_END, ChunkError, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
 use crate::relay::Side;
-use crate::relay::scratch::{self, Kept, MAX_CHUNK, MIN_CHUNK};
-use crate::relay::turns::Turn;
+use crate::relay::fairness::Turn;
+use crate::relay::scratch::{self, MAX_CHUNK, MIN_CHUNK, ThreadBuffer};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -19,7 +19,7 @@ pub(super) struct Body {
     framing: Incoming,
     rechunk: bool,
     /// What the receiver has not taken yet.
-    pub(super) kept: Kept,
+    pub(super) kept: ThreadBuffer,
     chunk: usize,
     turn: Turn,
 }
@@ -43,7 +43,7 @@ pub(super) enum BodyFault {
 impl Body {
     /// `rechunk` says whether a chunked body stays chunked.
     pub(super) fn new(framing: Incoming, rechunk: bool) -> Body {
-        Body { framing, rechunk, kept: Kept::default(), chunk: MIN_CHUNK, turn: Turn::default() }
+        Body { framing, rechunk, kept: ThreadBuffer::default(), chunk: MIN_CHUNK, turn: Turn::default() }
     }
 
     pub(super) fn is_done(&self) -> bool {

@@ -16,21 +16,21 @@ const SOON: i64 = 14 * 86_400;
 pub type Live = Arc<ArcSwap<Loaded>>;
 
 /// The files and what came of them.
-pub struct Keeper {
+pub struct CertificateReloader {
     settings: TlsSettings,
     stamp: Stamp,
     live: Live,
 }
 
-impl Keeper {
+impl CertificateReloader {
     /// Reads the files for the first time.
     ///
     /// # Errors
     /// [`TlsError`]: there is nothing to begin with.
-    pub fn open(settings: &TlsSettings) -> Result<Keeper, TlsError> {
+    pub fn open(settings: &TlsSettings) -> Result<CertificateReloader, TlsError> {
         let stamp = stamp(settings);
         let live = Arc::new(ArcSwap::from_pointee(load(settings)?));
-        let keeper = Keeper { settings: settings.clone(), stamp, live };
+        let keeper = CertificateReloader { settings: settings.clone(), stamp, live };
         keeper.warn_of_end();
         Ok(keeper)
     }

@@ -109,7 +109,7 @@ pub struct Refused {
 ///
 /// # Errors
 /// [`Refused`], also when `deadline` is done first. The client was sent the alert.
-pub async fn shake(
+pub async fn handshake(
     socket: Socket,
     config: Arc<ServerConfig>,
     deadline: impl Future<Output = ()>,

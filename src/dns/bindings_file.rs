@@ -29,17 +29,17 @@ const MAX_FILE: u64 = 96 << 20;
 
 /// The thread that writes. Dropping it writes a last time and waits for that.
 #[derive(Debug)]
-pub struct Keeper {
+pub struct BindingsFile {
     stop: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
-impl Keeper {
+impl BindingsFile {
     /// Reads back what was kept in the dir `state`, then keeps what changes.
     ///
     /// # Errors
     /// When the thread cannot be started.
-    pub fn start(bindings: Arc<Bindings>, state: &Path) -> io::Result<Keeper> {
+    pub fn start(bindings: Arc<Bindings>, state: &Path) -> io::Result<BindingsFile> {
         let path = state.join(FILE_NAME);
         match load(&bindings, &path) {
             Ok(()) => {}
@@ -55,11 +55,11 @@ impl Keeper {
             }
             writer.write();
         })?;
-        Ok(Keeper { stop: Some(stop), thread: Some(thread) })
+        Ok(BindingsFile { stop: Some(stop), thread: Some(thread) })
     }
 }
 
-impl Drop for Keeper {
+impl Drop for BindingsFile {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
@@ -155,14 +155,14 @@ mod tests {
     fn bindings_survive_a_restart() {
         let state = tempfile::tempdir().unwrap();
         let first = filled();
-        drop(Keeper::start(Arc::clone(&first), state.path()).unwrap());
+        drop(BindingsFile::start(Arc::clone(&first), state.path()).unwrap());
         assert!(!state.path().join(FILE_NAME).exists(), "nothing had changed since the start");
         first.note(ip("10.0.0.1"), None, &name("c.test"), &[ip("11.0.0.1")], Duration::from_secs(60));
-        let keeper = Keeper::start(Arc::clone(&first), state.path()).unwrap();
+        let keeper = BindingsFile::start(Arc::clone(&first), state.path()).unwrap();
         first.note(ip("10.0.0.1"), None, &name("d.test"), &[ip("11.0.0.1")], Duration::from_secs(60));
         drop(keeper);
         let second = Arc::new(Bindings::default());
-        let _keeper = Keeper::start(Arc::clone(&second), state.path()).unwrap();
+        let _keeper = BindingsFile::start(Arc::clone(&second), state.path()).unwrap();
         assert_eq!(second.len(), 4);
         assert_eq!(second.names(ip("10.0.0.1"), None, ip("11.0.0.1")).len(), 3);
         assert_eq!(second.names(ip("10.0.0.9"), Some("vm-1"), ip("2600::1")), [name("b.test")]);
@@ -183,7 +183,7 @@ mod tests {
         ] {
             std::fs::write(&path, damaged).unwrap();
             let bindings = Arc::new(Bindings::default());
-            let _keeper = Keeper::start(Arc::clone(&bindings), state.path()).unwrap();
+            let _keeper = BindingsFile::start(Arc::clone(&bindings), state.path()).unwrap();
             assert!(bindings.is_empty());
         }
     }

@@ -6,7 +6,7 @@
 //! queue, first come, first served. Who moves little does not stand there: the first [`FREE`] bytes of each
 //! time are for nothing.
 //!
-//! A task of its own, the conductor, calls the next one after each look. It goes on whatever becomes of
+//! A task of its own, the scheduler, calls the next one after each look. It goes on whatever becomes of
 //! those it called, so nobody who forgets to hand on a turn holds up the others.
 
 use std::collections::VecDeque;
@@ -30,14 +30,14 @@ type Shared = Arc<Mutex<Turns>>;
 /// The turns of one thread.
 #[derive(Debug, Default)]
 struct Turns {
-    waiting: VecDeque<Arc<Seat>>,
-    /// Somebody has had a turn since the conductor ran last.
+    waiting: VecDeque<Arc<Waiter>>,
+    /// Somebody has had a turn since the scheduler ran last.
     taken: bool,
-    conductor: Conductor,
+    scheduler: Scheduler,
 }
 
 #[derive(Debug, Default)]
-enum Conductor {
+enum Scheduler {
     /// There is none yet, or its runtime has ended.
     #[default]
     Missing,
@@ -48,7 +48,7 @@ enum Conductor {
 
 /// A place in the queue.
 #[derive(Debug)]
-struct Seat {
+struct Waiter {
     waits: AtomicBool,
     waker: Mutex<Waker>,
 }
@@ -57,7 +57,7 @@ struct Seat {
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
     /// In the queue, or just called from it.
-    seat: Option<Arc<Seat>>,
+    waiter: Option<Arc<Waiter>>,
     /// Moved since it was last woken.
     moved: usize,
     /// It has its turn, not only what is free.
@@ -67,11 +67,11 @@ pub(crate) struct Turn {
 impl Turn {
     /// To be asked each time before anything is moved. `false`: it has to wait, and its task will be woken.
     pub(crate) fn begin(&mut self, cx: &mut Context<'_>) -> bool {
-        if let Some(seat) = &self.seat {
-            if seat.waits_with(cx) {
+        if let Some(waiter) = &self.waiter {
+            if waiter.waits_with(cx) {
                 return false;
             }
-            (self.seat, self.moved, self.mine) = (None, 0, true);
+            (self.waiter, self.moved, self.mine) = (None, 0, true);
             return true;
         }
         // Who moved much when it was woken last will do so again.
@@ -87,7 +87,7 @@ impl Turn {
 
     /// Waits until a piece of work may be done that costs as much as moving `cost` bytes.
     pub(crate) async fn next(&mut self, cost: usize) {
-        poll_fn(|cx| match if self.seat.is_some() { self.begin(cx) } else { self.goes_on(cx) } {
+        poll_fn(|cx| match if self.waiter.is_some() { self.begin(cx) } else { self.goes_on(cx) } {
             true => Poll::Ready(()),
             false => Poll::Pending,
         })
@@ -140,11 +140,11 @@ impl Turn {
     }
 
     fn queue(&mut self, cx: &mut Context<'_>) {
-        let seat = Arc::new(Seat { waits: AtomicBool::new(true), waker: Mutex::new(cx.waker().clone()) });
-        self.seat = Some(Arc::clone(&seat));
+        let waiter = Arc::new(Waiter { waits: AtomicBool::new(true), waker: Mutex::new(cx.waker().clone()) });
+        self.waiter = Some(Arc::clone(&waiter));
         TURNS.with(|turns| {
             let mut held = lock(turns);
-            held.waiting.push_back(seat);
+            held.waiting.push_back(waiter);
             rouse(turns, held);
         });
     }
@@ -152,13 +152,13 @@ impl Turn {
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        if let Some(seat) = &self.seat {
-            seat.waits.store(false, Ordering::Relaxed);
+        if let Some(waiter) = &self.waiter {
+            waiter.waits.store(false, Ordering::Relaxed);
         }
     }
 }
 
-impl Seat {
+impl Waiter {
     /// Does it still wait? Then it is the task of `cx` that will be woken.
     fn waits_with(&self, cx: &Context<'_>) -> bool {
         let mut waker = lock(&self.waker);
@@ -177,17 +177,17 @@ impl Seat {
     }
 }
 
-/// Has the conductor run after the next look for events.
+/// Has the scheduler run after the next look for events.
 fn rouse(turns: &Shared, mut held: MutexGuard<'_, Turns>) {
-    match std::mem::replace(&mut held.conductor, Conductor::Awake) {
-        Conductor::Awake => {}
-        Conductor::Asleep(waker) => {
+    match std::mem::replace(&mut held.scheduler, Scheduler::Awake) {
+        Scheduler::Awake => {}
+        Scheduler::Asleep(waker) => {
             drop(held);
             after_next_look(&mut Context::from_waker(&waker));
         }
-        Conductor::Missing => {
+        Scheduler::Missing => {
             drop(held);
-            tokio::spawn(conduct(OnDuty(Arc::clone(turns))));
+            tokio::spawn(conduct(SchedulerTask(Arc::clone(turns))));
         }
     }
 }
@@ -199,40 +199,40 @@ pub(super) fn after_next_look(cx: &mut Context<'_>) {
 }
 
 /// Calls one flow after each look for events, for as long as any wait.
-async fn conduct(on_duty: OnDuty) {
+async fn conduct(on_duty: SchedulerTask) {
     poll_fn(|cx| {
         let mut held = lock(&on_duty.0);
         held.taken = false;
-        while let Some(seat) = held.waiting.pop_front() {
-            if seat.call() {
+        while let Some(waiter) = held.waiting.pop_front() {
+            if waiter.call() {
                 held.taken = true;
                 break;
             }
         }
         if held.taken {
-            held.conductor = Conductor::Awake;
+            held.scheduler = Scheduler::Awake;
             drop(held);
             after_next_look(cx);
         } else {
-            held.conductor = Conductor::Asleep(cx.waker().clone());
+            held.scheduler = Scheduler::Asleep(cx.waker().clone());
         }
         Poll::<()>::Pending
     })
     .await;
 }
 
-/// Notes when the conductor is gone: its runtime ends, or it panicked. Then nobody waits for it.
-struct OnDuty(Shared);
+/// Notes when the scheduler is gone: its runtime ends, or it panicked. Then nobody waits for it.
+struct SchedulerTask(Shared);
 
-impl Drop for OnDuty {
+impl Drop for SchedulerTask {
     fn drop(&mut self) {
         let mut held = lock(&self.0);
-        held.conductor = Conductor::Missing;
+        held.scheduler = Scheduler::Missing;
         held.taken = false;
         let waiting = std::mem::take(&mut held.waiting);
         drop(held);
-        for seat in waiting {
-            seat.call();
+        for waiter in waiting {
+            waiter.call();
         }
     }
 }
@@ -244,7 +244,7 @@ fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
 /// Flows of this thread that wait for their turn.
 #[cfg(test)]
 pub(crate) fn waiting() -> usize {
-    TURNS.with(|turns| lock(turns).waiting.iter().filter(|seat| seat.waits.load(Ordering::Relaxed)).count())
+    TURNS.with(|turns| lock(turns).waiting.iter().filter(|waiter| waiter.waits.load(Ordering::Relaxed)).count())
 }
 
 #[cfg(test)]
@@ -258,7 +258,7 @@ mod tests {
 
     /// A direction that has moved so much without a turn that it needs one now.
     fn heavy() -> Turn {
-        Turn { seat: None, moved: FREE, mine: false }
+        Turn { waiter: None, moved: FREE, mine: false }
     }
 
     /// Until it may move, at most some looks for events later.
@@ -334,7 +334,7 @@ mod tests {
         runtime().block_on(async {
             assert!(called(&mut other).await && called(&mut one).await);
             polled(|cx| assert!(third.begin(cx) && !fourth.begin(cx))).await;
-            assert!(called(&mut fourth).await, "there is a conductor again");
+            assert!(called(&mut fourth).await, "there is a scheduler again");
         });
     }
 }
