@@ -8,11 +8,11 @@
 //! each) and is cheap to make again.
 
 mod agreement;
+mod evaluation;
 mod globs;
 mod guests;
-mod judge;
 mod names;
-mod near;
+mod near_miss;
 mod nets;
 mod parents;
 mod ports;
@@ -139,13 +139,13 @@ impl Policy {
     /// While [`Claim::spoken`] is `None` the permit says what may be spoken; once it is known the flow
     /// must be asked again, as another rule, or the mode `observe`, may answer for it.
     pub fn decide(&self, claim: &Claim) -> Result<Permit, Refusal> {
-        judge::decide(self, claim)
+        evaluation::decide(self, claim)
     }
 
     /// May a guest at `source` ask DNS for `name`: could some rule allow it on some port? A flow to the
     /// name is decided for itself.
     pub fn permit_name(&self, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
-        judge::permit_name(self, source, name)
+        evaluation::permit_name(self, source, name)
     }
 
     /// Could anything that the guest at `source` may show open TCP `port` for it? `false` means that
@@ -161,14 +161,14 @@ impl Policy {
     }
 
     fn could_allow(&self, source: IpAddr, port: u16, raw: bool) -> bool {
-        let Some(standing) = self.guests.standing(&source.into()) else { return false };
-        if standing.agreed.as_ref().is_some_and(|agreed| !agreed.opens(port, raw)) {
+        let Some(guest_policy) = self.guests.guest_policy(&source.into()) else { return false };
+        if guest_policy.agreed.as_ref().is_some_and(|agreed| !agreed.opens(port, raw)) {
             return false;
         }
         let blocked = self.is_blocked(port);
         let open = self.rules.open_ports();
         let listed = || if raw { open.contains_raw(port, blocked) } else { open.contains(port, blocked) };
-        match standing.mode {
+        match guest_policy.mode {
             Mode::None => false,
             Mode::Whitelist => listed(),
             Mode::All | Mode::Observe => !blocked || listed(),
@@ -178,7 +178,7 @@ impl Policy {
     /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`
     /// where nothing is near, or the flow is allowed. Slower than [`decide`](Self::decide), but bounded.
     pub fn near_miss(&self, claim: &Claim) -> Option<NearMiss> {
-        near::near_miss(self, claim)
+        near_miss::near_miss(self, claim)
     }
 
     /// Who is `source`?

@@ -8,26 +8,26 @@
 //! While no server answers, what was known lately serves on for a day, for flows and for guests' DNS
 //! alike (RFC 8767): an address that worked an hour ago most likely works now, and it is vetted like any.
 
+mod address_screen;
 pub mod answer;
 mod cache;
+mod dns_answer;
 pub mod floor;
 mod hosts;
 mod locality;
 mod lookup;
 mod server;
-mod tell;
-mod trust;
+mod tls_roots;
 mod upstream;
-mod vet;
 
 #[cfg(test)]
 mod tests;
 
+pub use address_screen::VetError;
 pub use answer::{Answer, Family, LookupError};
+pub use dns_answer::DnsAnswer;
 pub use server::{Channel, NameServer};
-pub use tell::Told;
 pub use upstream::Kind;
-pub use vet::VetError;
 
 use crate::name::HostName;
 use crate::policy::{AddressTerms, NamePermit, Permit};
@@ -241,11 +241,13 @@ impl Resolver {
     }
 
     /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
-    pub fn try_tell(&self, permit: &NamePermit, kind: Kind) -> Option<Result<Told, VetError>> {
+    pub fn try_dns_answer(&self, permit: &NamePermit, kind: Kind) -> Option<Result<DnsAnswer, VetError>> {
         let now = Instant::now();
         let state = self.state.load();
         let outcome = self.known(&state, permit.name(), now)?;
-        Some(outcome.map_err(VetError::from).and_then(|answer| self.told(&state, answer, permit, kind, now)))
+        Some(
+            outcome.map_err(VetError::from).and_then(|answer| self.answer_of_family(&state, answer, permit, kind, now)),
+        )
     }
 
     /// As [`vet`](Self::vet), for a guest's DNS query.
@@ -253,34 +255,34 @@ impl Resolver {
     /// # Errors
     /// Where the name does not exist, where nobody could say, and where an address of the family must not
     /// be told. A name without addresses of the family is no error.
-    pub async fn tell(
+    pub async fn dns_answer(
         &self,
         permit: &NamePermit,
         kind: Kind,
         start: impl FnMut(bool) -> Start + Send,
-    ) -> Result<Told, VetError> {
+    ) -> Result<DnsAnswer, VetError> {
         let answer = self.lookup(permit.name(), start).await?;
-        self.told(&self.state.load(), answer, permit, kind, Instant::now())
+        self.answer_of_family(&self.state.load(), answer, permit, kind, Instant::now())
     }
 
-    fn told(
+    fn answer_of_family(
         &self,
         state: &State,
         answer: Arc<Answer>,
         permit: &NamePermit,
         kind: Kind,
         now: Instant,
-    ) -> Result<Told, VetError> {
-        self.bench(state, now).tell(&answer, kind, permit)?;
-        Told::of(answer, kind, now)
+    ) -> Result<DnsAnswer, VetError> {
+        self.screen_of(state, now).screen_family(&answer, kind, permit)?;
+        DnsAnswer::of(answer, kind, now)
     }
 
     /// Are all these addresses, taken from an [`Answer`] for the permit's name, within what the permit
     /// and the floor allow?
     pub fn screen(&self, permit: &Permit, addresses: &[IpAddr]) -> Result<(), VetError> {
         let state = self.state.load();
-        let bench = self.bench(&state, Instant::now());
-        addresses.iter().try_for_each(|address| bench.judge(*address, permit.target().port, permit.addresses()))
+        let screen_of = self.screen_of(&state, Instant::now());
+        addresses.iter().try_for_each(|address| screen_of.judge(*address, permit.target().port, permit.addresses()))
     }
 
     /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout, and what `start` has
@@ -297,9 +299,9 @@ impl Resolver {
             match self.cache.enter(name, &mut start, Instant::now()) {
                 Entry::Ready(outcome) => return outcome,
                 Entry::Wait(arrival) => break arrival,
-                Entry::Lead { flight, arrival, previous } => {
+                Entry::Leader { in_flight, arrival, previous } => {
                     let upstreams = self.state.load().sources.upstreams().clone();
-                    self.runtime.spawn(lookup::fly(upstreams, name.clone(), flight, previous));
+                    self.runtime.spawn(lookup::look_up(upstreams, name.clone(), in_flight, previous));
                     break arrival;
                 }
                 Entry::Later(wait) => tokio::time::sleep(wait).await,
@@ -315,7 +317,7 @@ impl Resolver {
         let state = self.state.load();
         match &target.host {
             Host::Addr(address) => {
-                let judged = self.bench(&state, now).judge(*address, target.port, terms);
+                let judged = self.screen_of(&state, now).judge(*address, target.port, terms);
                 Some(judged.map(|()| Vetted::new(std::iter::once(*address), target.port)))
             }
             Host::Name(name) => {
@@ -323,7 +325,7 @@ impl Resolver {
                 Some(
                     outcome
                         .map_err(VetError::from)
-                        .and_then(|answer| self.bench(&state, now).vet(&answer, target.port, terms)),
+                        .and_then(|answer| self.screen_of(&state, now).vet(&answer, target.port, terms)),
                 )
             }
         }
@@ -342,7 +344,7 @@ impl Resolver {
         let answer = self.lookup(name, start).await?;
         // Judged under the settings that hold now, not those from before the wait.
         let state = self.state.load();
-        self.bench(&state, Instant::now()).vet(&answer, target.port, terms)
+        self.screen_of(&state, Instant::now()).vet(&answer, target.port, terms)
     }
 
     /// What is known of `name` without asking anybody.
@@ -354,9 +356,15 @@ impl Resolver {
         self.cache.get(name, now).or_else(|| is_reserved(name).then_some(Err(LookupError::Reserved)))
     }
 
-    fn bench<'a>(&'a self, state: &'a State, now: Instant) -> vet::Bench<'a> {
+    fn screen_of<'a>(&'a self, state: &'a State, now: Instant) -> address_screen::AddressScreen<'a> {
         let clock = u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
-        vet::Bench { floor: &state.floor, generation: state.generation, localities: &self.localities, now, clock }
+        address_screen::AddressScreen {
+            floor: &state.floor,
+            generation: state.generation,
+            localities: &self.localities,
+            now,
+            clock,
+        }
     }
 
     fn replace(&self, current: &State, sources: Sources, floor: FloorSettings) {

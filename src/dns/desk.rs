@@ -26,7 +26,7 @@ use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};
-use crate::resolve::{Kind, LookupError, Told, VetError};
+use crate::resolve::{DnsAnswer, Kind, LookupError, VetError};
 use crate::source::Source;
 use crate::target::{Host, Target, Transport};
 use hickory_resolver::proto::op::ResponseCode;
@@ -193,7 +193,7 @@ impl Desk {
                 return send(&query, &Reply::empty(ResponseCode::NoError, None), limit, into);
             }
         };
-        match self.services.resolver.try_tell(&permit, kind) {
+        match self.services.resolver.try_dns_answer(&permit, kind) {
             Some(told) => self.tell(&Granted { query, permit, source, limit, under, existence }, told, into),
             None => {
                 let granted = Granted { query: query.to_owned(), permit, source, limit, under, existence };
@@ -227,7 +227,7 @@ impl Desk {
     async fn ask(&self, asking: Asking, into: &mut Vec<u8>) -> bool {
         let Asking { mut granted, kind } = asking;
         let may_look_up = may_look_up(&self.services, granted.source.ip());
-        let told = self.services.resolver.tell(&granted.permit, kind, may_look_up).await;
+        let told = self.services.resolver.dns_answer(&granted.permit, kind, may_look_up).await;
         granted.under = self.services.bindings.revision();
         let Granted { query, permit, source, limit, .. } = &granted;
         // The list may have changed meanwhile, and what is told now must hold now.
@@ -264,7 +264,12 @@ impl Desk {
     }
 
     /// The reply to a query whose name is permitted.
-    fn tell<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, told: Result<Told, VetError>, into: &mut Vec<u8>) -> Step {
+    fn tell<Q: AsRef<[u8]>>(
+        &self,
+        granted: &Granted<Q>,
+        told: Result<DnsAnswer, VetError>,
+        into: &mut Vec<u8>,
+    ) -> Step {
         let Granted { query, permit, source, limit, under, existence } = granted;
         let told = match told {
             Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved | LookupError::Crowded)) => {

@@ -1,7 +1,7 @@
 //! What one guest and its provider agreed on: destinations outside of which the guest reaches nothing,
 //! whatever the list allows. An agreement never lets anything through; it only takes away.
 
-use super::judge::protocol_reason;
+use super::evaluation::protocol_reason;
 use super::ports::OpenPorts;
 use super::rule::Reach;
 use crate::identify::Claim;

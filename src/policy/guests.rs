@@ -54,7 +54,7 @@ pub struct Guest<'a> {
 
 /// What holds for one source.
 #[derive(Debug)]
-pub(super) struct Standing {
+pub(super) struct GuestPolicy {
     pub(super) mode: Mode,
     pub(super) agreed: Option<Arc<Agreement>>,
     files: Arc<FileSet>,
@@ -62,8 +62,8 @@ pub(super) struct Standing {
 
 #[derive(Debug)]
 pub(super) struct Guests {
-    declared: Vec<(Box<str>, Standing)>,
-    undeclared: Option<Standing>,
+    declared: Vec<(Box<str>, GuestPolicy)>,
+    undeclared: Option<GuestPolicy>,
     sources: NetTable,
     by_name: HashMap<Box<str>, usize>,
 }
@@ -94,14 +94,15 @@ impl Guests {
             own.push(Some(Arc::new(set)));
         }
         let shared = Arc::new(shared);
-        let standing = |mode: Option<Mode>, files: Option<Arc<FileSet>>, agreed: Option<Arc<Agreement>>| Standing {
-            mode: mode.unwrap_or(settings.mode),
-            agreed,
-            files: files.unwrap_or_else(|| Arc::clone(&shared)),
-        };
+        let guest_policy =
+            |mode: Option<Mode>, files: Option<Arc<FileSet>>, agreed: Option<Arc<Agreement>>| GuestPolicy {
+                mode: mode.unwrap_or(settings.mode),
+                agreed,
+                files: files.unwrap_or_else(|| Arc::clone(&shared)),
+            };
         let mut guests = Guests {
             declared: Vec::with_capacity(own.len()),
-            undeclared: (settings.unknown == Unknown::Shared).then(|| standing(None, None, None)),
+            undeclared: (settings.unknown == Unknown::Shared).then(|| guest_policy(None, None, None)),
             sources: NetTable::default(),
             by_name: HashMap::with_capacity(settings.guests.len()),
         };
@@ -111,7 +112,9 @@ impl Guests {
                 return Err(PolicyError::DuplicateName { name: guest.name.clone() });
             }
             guests.place(&guest.name, &guest.addresses)?;
-            guests.declared.push((Box::from(guest.name.as_str()), standing(guest.mode, files, guest.agreed.clone())));
+            guests
+                .declared
+                .push((Box::from(guest.name.as_str()), guest_policy(guest.mode, files, guest.agreed.clone())));
         }
         Ok(guests)
     }
@@ -143,9 +146,9 @@ impl Guests {
     }
 
     /// What holds for `source`; `None`: nothing, it is unknown.
-    pub(super) fn standing(&self, source: &Source) -> Option<&Standing> {
+    pub(super) fn guest_policy(&self, source: &Source) -> Option<&GuestPolicy> {
         match self.index(source).and_then(|index| self.declared.get(index)) {
-            Some((_, standing)) => Some(standing),
+            Some((_, guest_policy)) => Some(guest_policy),
             None => self.undeclared.as_ref(),
         }
     }
@@ -159,7 +162,7 @@ impl Guests {
     }
 }
 
-impl Standing {
+impl GuestPolicy {
     /// Does the `allow` rule hold here?
     pub(super) fn sees(&self, record: &Record) -> bool {
         self.sees_file(record.place().file)

@@ -39,7 +39,7 @@ type Shard = HashTable<(HostName, Slot)>;
 
 #[derive(Debug)]
 enum Slot {
-    Flight {
+    InFlight {
         id: u64,
         arrival: Arrival,
     },
@@ -57,11 +57,11 @@ pub(super) enum Entry {
     Wait(Arrival),
     /// Nobody asks yet and the caller may not; to be tried again after this long.
     Later(Duration),
-    /// Nobody asks yet: the caller is to, and to land the flight. Families of `previous` that are
+    /// Nobody asks yet: the caller is to, and to finish the lookup. Families of `previous` that are
     /// still fresh need not be asked for.
-    Lead {
+    Leader {
         /// The right and duty to report.
-        flight: Flight,
+        in_flight: InFlight,
         /// What the others wait on.
         arrival: Arrival,
         /// What was known of the name, one family of it outdated.
@@ -71,7 +71,7 @@ pub(super) enum Entry {
 
 /// A lookup under way. Dropped without landing, it leaves those who wait with
 /// [`LookupError::Stopped`] and the name unknown.
-pub(super) struct Flight {
+pub(super) struct InFlight {
     cache: Arc<Cache>,
     name: HostName,
     id: u64,
@@ -103,7 +103,7 @@ impl Cache {
         let hash = self.hasher.hash_one(name);
         let mut shard = self.shard(hash);
         let (previous, is_new) = match shard.find(hash, is(name)) {
-            Some((_, Slot::Flight { arrival, .. })) => return Entry::Wait(arrival.clone()),
+            Some((_, Slot::InFlight { arrival, .. })) => return Entry::Wait(arrival.clone()),
             Some((_, slot)) => match slot.outcome(now) {
                 Some(outcome) => return Entry::Ready(outcome),
                 None => (slot.answer(), false),
@@ -121,13 +121,13 @@ impl Cache {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
         let id = self.next_flight.fetch_add(1, Ordering::Relaxed);
         let (sender, arrival) = watch::channel(None);
-        let slot = Slot::Flight { id, arrival: arrival.clone() };
+        let slot = Slot::InFlight { id, arrival: arrival.clone() };
         match shard.entry(hash, is(name), |(name, _)| self.hasher.hash_one(name)) {
             Place::Occupied(mut place) => place.get_mut().1 = slot,
             Place::Vacant(place) => drop(place.insert((name.clone(), slot))),
         }
-        let flight = Flight { cache: self.clone(), name: name.clone(), id, sender, _ticket: ticket };
-        Entry::Lead { flight, arrival, previous }
+        let in_flight = InFlight { cache: self.clone(), name: name.clone(), id, sender, _ticket: ticket };
+        Entry::Leader { in_flight, arrival, previous }
     }
 
     /// Forgets everything. Lookups under way still reach those who wait, but are not kept.
@@ -150,14 +150,14 @@ fn is(name: &HostName) -> impl Fn(&(HostName, Slot)) -> bool {
     move |(other, _)| other == name
 }
 
-impl Flight {
+impl InFlight {
     /// Shows an outcome that may still get better to those who wait, and to those who come.
     pub(super) fn show(&self, outcome: Outcome) {
         self.sender.send_replace(Some(outcome));
     }
 
     /// Ends the lookup with an answer that is out of date in part; it serves until `again`.
-    pub(super) fn land_stale(self, answer: Arc<Answer>, again: Instant) {
+    pub(super) fn finish_stale(self, answer: Arc<Answer>, again: Instant) {
         self.replace(Some(Slot::Stale(answer.clone(), again)));
         self.sender.send_replace(Some(Ok(answer)));
     }
@@ -165,7 +165,7 @@ impl Flight {
     /// Ends the lookup: the outcome reaches those who wait and is kept, an answer for as long as one
     /// of its families is fresh, a failure for `failure_lifetime`. An answer that was never fresh (a TTL of 0) is kept
     /// as one that is out of date: its name has been asked for.
-    pub(super) fn land(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
+    pub(super) fn finish(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
         let slot = match &outcome {
             Ok(answer) => Slot::Known(answer.clone()),
             Err(error) => Slot::Failed(*error, now + failure_lifetime),
@@ -174,12 +174,12 @@ impl Flight {
         self.sender.send_replace(Some(outcome));
     }
 
-    /// Puts `slot` where this flight stands; if the cache was cleared meanwhile, it stands nowhere.
+    /// Puts `slot` where this lookup stands; if the cache was cleared meanwhile, it stands nowhere.
     fn replace(&self, slot: Option<Slot>) {
         let hash = self.cache.hasher.hash_one(&self.name);
         let mut shard = self.cache.shard(hash);
         let mine = |(name, at): &(HostName, Slot)| {
-            matches!(at, Slot::Flight { id, .. } if *id == self.id) && *name == self.name
+            matches!(at, Slot::InFlight { id, .. } if *id == self.id) && *name == self.name
         };
         if let Ok(mut place) = shard.find_entry(hash, mine) {
             match slot {
@@ -190,7 +190,7 @@ impl Flight {
     }
 }
 
-impl Drop for Flight {
+impl Drop for InFlight {
     fn drop(&mut self) {
         self.replace(None);
         self.cache.in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl Drop for Flight {
 impl Slot {
     fn outcome(&self, now: Instant) -> Option<Outcome> {
         match self {
-            Slot::Flight { arrival, .. } => arrival.borrow().clone(),
+            Slot::InFlight { arrival, .. } => arrival.borrow().clone(),
             Slot::Known(answer) => answer.is_fresh(now).then(|| Ok(answer.clone())),
             Slot::Stale(answer, until) => (*until > now).then(|| Ok(answer.clone())),
             Slot::Failed(error, until) => (*until > now).then_some(Err(*error)),
@@ -210,14 +210,14 @@ impl Slot {
     fn answer(&self) -> Option<Arc<Answer>> {
         match self {
             Slot::Known(answer) | Slot::Stale(answer, _) => Some(answer.clone()),
-            Slot::Flight { .. } | Slot::Failed(..) => None,
+            Slot::InFlight { .. } | Slot::Failed(..) => None,
         }
     }
 
-    /// When the slot loses its worth; `None` for a flight, which must stay.
+    /// When the slot loses its worth; `None` for a lookup under way, which must stay.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match self {
-            Slot::Flight { .. } => None,
+            Slot::InFlight { .. } => None,
             Slot::Known(answer) => Some(now + answer.v4().ttl(now).max(answer.v6().ttl(now))),
             Slot::Stale(_, until) | Slot::Failed(_, until) => Some(*until),
         }
@@ -270,9 +270,9 @@ mod tests {
         Ok(Arc::new(Answer::new(v4, Family::absent(LookupError::NoAddresses, until))))
     }
 
-    fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (Flight, Arrival) {
+    fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (InFlight, Arrival) {
         match cache.enter(&name(text), &mut |_| Start::Now(Box::new(())), now) {
-            Entry::Lead { flight, arrival, .. } => (flight, arrival),
+            Entry::Leader { in_flight, arrival, .. } => (in_flight, arrival),
             Entry::Ready(_) | Entry::Wait(_) | Entry::Later(_) => panic!("{text} is taken"),
         }
     }
@@ -280,10 +280,10 @@ mod tests {
     #[test]
     fn the_first_leads_and_the_others_wait() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
-        let (flight, _) = lead(&cache, "a.test", now);
+        let (in_flight, _) = lead(&cache, "a.test", now);
         let Entry::Wait(arrival) = cache.enter(&name("a.test"), &mut |_| Start::Refused, now) else { panic!() };
         assert!(cache.get(&name("a.test"), now).is_none());
-        flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        in_flight.finish(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
         assert!(matches!(cache.get(&name("a.test"), now), Some(Ok(_))));
         assert!(cache.get(&name("a.test"), now + Duration::from_secs(5)).is_none());
@@ -296,13 +296,13 @@ mod tests {
         let crowded = cache.enter(&name("a.test"), &mut |_| Start::Refused, now);
         assert!(matches!(crowded, Entry::Ready(Err(LookupError::Crowded))));
         let ticket = Arc::new(());
-        let Entry::Lead { flight, .. } =
+        let Entry::Leader { in_flight, .. } =
             cache.enter(&name("a.test"), &mut |_| Start::Now(Box::new(ticket.clone())), now)
         else {
             panic!("nobody leads yet");
         };
         assert_eq!(Arc::strong_count(&ticket), 2);
-        flight.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        in_flight.finish(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert_eq!(Arc::strong_count(&ticket), 1);
         assert!(matches!(cache.enter(&name("a.test"), &mut |_| Start::Refused, now), Entry::Ready(Ok(_))));
     }
@@ -310,8 +310,8 @@ mod tests {
     #[test]
     fn a_flight_that_is_lost_leaves_the_name_free_and_its_waiters_told() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
-        let (flight, arrival) = lead(&cache, "a.test", now);
-        drop(flight);
+        let (in_flight, arrival) = lead(&cache, "a.test", now);
+        drop(in_flight);
         assert!(arrival.has_changed().is_err());
         lead(&cache, "a.test", now);
         assert_eq!(cache.in_flight.load(Ordering::Relaxed), 0);
@@ -323,10 +323,10 @@ mod tests {
         let (old, arrival) = lead(&cache, "a.test", now);
         cache.clear();
         let (new, _) = lead(&cache, "a.test", now);
-        old.land(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
+        old.finish(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
         assert!(cache.get(&name("a.test"), now).is_none());
-        new.land(Err(LookupError::Timeout), Duration::from_secs(1), now);
+        new.finish(Err(LookupError::Timeout), Duration::from_secs(1), now);
         assert!(matches!(cache.get(&name("a.test"), now), Some(Err(LookupError::Timeout))));
     }
 
@@ -334,8 +334,8 @@ mod tests {
     fn however_many_names_are_asked_for_the_cache_stays_within_its_bound() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         for index in 0..2 * CAPACITY {
-            let (flight, _) = lead(&cache, &format!("n{index}.test"), now);
-            flight.land(answer(now + Duration::from_secs(60)), Duration::ZERO, now);
+            let (in_flight, _) = lead(&cache, &format!("n{index}.test"), now);
+            in_flight.finish(answer(now + Duration::from_secs(60)), Duration::ZERO, now);
         }
         let kept: usize = cache.shards.iter().map(|shard| lock(shard).len()).sum();
         assert!(kept <= CAPACITY && kept > CAPACITY / 2, "{kept}");
@@ -345,11 +345,11 @@ mod tests {
     fn what_has_expired_goes_before_what_is_current() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let later = now + Duration::from_secs(30);
-        let (flight, _) = lead(&cache, "long.test", now);
-        flight.land(answer(now + Duration::from_secs(3600)), Duration::ZERO, now);
+        let (in_flight, _) = lead(&cache, "long.test", now);
+        in_flight.finish(answer(now + Duration::from_secs(3600)), Duration::ZERO, now);
         for index in 0..2 * CAPACITY {
-            let (flight, _) = lead(&cache, &format!("n{index}.test"), now);
-            flight.land(answer(now + Duration::from_secs(10)), Duration::ZERO, now);
+            let (in_flight, _) = lead(&cache, &format!("n{index}.test"), now);
+            in_flight.finish(answer(now + Duration::from_secs(10)), Duration::ZERO, now);
         }
         lead(&cache, "one-more.test", later);
         assert!(matches!(cache.get(&name("long.test"), later), Some(Ok(_))));

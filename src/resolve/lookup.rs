@@ -2,7 +2,7 @@
 //! the files behind them watched for changes.
 
 use super::answer::{Answer, Family, LookupError};
-use super::cache::{Flight, Outcome};
+use super::cache::{InFlight, Outcome};
 use super::hosts::Hosts;
 use super::server::NameServer;
 use super::upstream::{FAILURE_TTL, Kind, Upstreams};
@@ -24,7 +24,12 @@ const STALE_RETRY: Duration = Duration::from_secs(30);
 /// Runs one lookup: both families at once, the outcome shown as soon as it is of use, and landed when
 /// it is whole. Where the servers are silent or fail, `previous` stands in if it is not too old (RFC
 /// 8767): shown as soon as waiting longer would cost the guest more than an outdated answer.
-pub(super) async fn fly(upstreams: Arc<Upstreams>, name: HostName, flight: Flight, previous: Option<Arc<Answer>>) {
+pub(super) async fn look_up(
+    upstreams: Arc<Upstreams>,
+    name: HostName,
+    in_flight: InFlight,
+    previous: Option<Arc<Answer>>,
+) {
     let mut v4 = carried(&previous, Kind::V4);
     let mut v6 = carried(&previous, Kind::V6);
     let spare = |kind| stand_in(&previous, kind);
@@ -41,7 +46,7 @@ pub(super) async fn fly(upstreams: Arc<Upstreams>, name: HostName, flight: Fligh
                 family = &mut ask_v6, if v6.is_none() => v6 = Some(family),
                 () = sleep_until(waits_until), if show_at.is_some() && !shown => {
                     shown = true;
-                    flight.show(replaced(v4.clone(), v6.clone(), &spare).0);
+                    in_flight.show(replaced(v4.clone(), v6.clone(), &spare).0);
                 }
             }
             if !useful && [&v4, &v6].into_iter().flatten().any(is_of_use) {
@@ -53,11 +58,11 @@ pub(super) async fn fly(upstreams: Arc<Upstreams>, name: HostName, flight: Fligh
     }
     let now = Instant::now();
     match replaced(v4.clone(), v6.clone(), &spare) {
-        (Ok(answer), true) => flight.land_stale(answer, now + STALE_RETRY),
+        (Ok(answer), true) => in_flight.finish_stale(answer, now + STALE_RETRY),
         _ => {
             let lifetime = failure_lifetime(&v4, &v6, now);
             let (v4, v6) = (settled(v4.clone(), &v6, now), settled(v6, &v4, now));
-            flight.land(outcome(v4, v6), lifetime, now);
+            in_flight.finish(outcome(v4, v6), lifetime, now);
         }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::answer::{Family, LookupError, MAX_PER_FAMILY};
 use super::server::{Channel, NameServer};
-use super::trust;
+use super::tls_roots;
 use crate::name::HostName;
 use hickory_resolver::config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts};
 use hickory_resolver::lookup::Lookup;
@@ -75,7 +75,7 @@ impl Upstreams {
     pub(super) fn new(servers: &[NameServer], timeout: Duration) -> Result<Upstreams, NetError> {
         let servers = servers.get(..MAX_SERVERS).unwrap_or(servers);
         // Read once for all of them; without one that shows a certificate they are not needed.
-        let tls = servers.iter().any(NameServer::is_encrypted).then(trust::client).transpose()?;
+        let tls = servers.iter().any(NameServer::is_encrypted).then(tls_roots::client).transpose()?;
         let servers = servers
             .iter()
             .map(|server| {

@@ -34,7 +34,6 @@ const STAGES: [(&str, &[&str]); 7] = [
     (
         "account",
         &[
-            "relay::Tally",
             "identify::Claim",
             "identify::Evidence",
             "policy::Location",

@@ -4,7 +4,7 @@
 //! names above and below it; last a name that is one letter away. All by look-ups, none by a walk
 //! over the list.
 
-use super::judge::{Case, Near, Saying};
+use super::evaluation::{Evaluation, Near, RuleVerdict};
 use super::names::Labels;
 use super::rule::{Effect, Ports, Reach};
 use super::rules::{Compiled, Rules};
@@ -23,8 +23,8 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
     if policy.decide(claim).is_ok_and(|permit| !permit.observed()) {
         return None;
     }
-    let case = Case::open(policy, claim).ok()?;
-    if case.agreed(Protocols::ALL).is_err() {
+    let evaluation = Evaluation::open(policy, claim).ok()?;
+    if evaluation.agreed(Protocols::ALL).is_err() {
         // Where the list is in the way as well, its rules are of no help.
         let spoken = claim.spoken.map_or_else(String::new, |spoken| format!(" for {}", spoken.as_str()));
         return Some(NearMiss {
@@ -32,7 +32,7 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
             advice: format!("the guest's manifest does not name {}{spoken}", claim.target),
         });
     }
-    let search = Search { rules: &policy.rules, case };
+    let search = Search { rules: &policy.rules, evaluation };
     let (record, advice) = search.same_host().or_else(|| match &claim.target.host {
         Host::Name(name) => search.related(&Labels::of(name.as_str())).or_else(|| search.mistyped(name.as_str())),
         Host::Addr(_) => None,
@@ -42,7 +42,7 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
 
 struct Search<'a> {
     rules: &'a Rules,
-    case: Case<'a>,
+    evaluation: Evaluation<'a>,
 }
 
 type Found = (Record, String);
@@ -58,12 +58,12 @@ enum Cause {
 impl<'a> Search<'a> {
     fn same_host(&self) -> Option<Found> {
         let mut best: Option<(Cause, Record, &Compiled)> = None;
-        self.rules.matching(&self.case.claim.target.host, |record, compiled| {
-            let cause = match self.case.ask(&record, compiled) {
-                Saying::Denies(_) => Cause::Denied,
-                Saying::Near(near) => Cause::Near(near),
-                Saying::Nothing if self.is_elsewhere(&record, compiled) => Cause::OtherGuest,
-                Saying::Allows(_) | Saying::Nothing => return,
+        self.rules.matching(&self.evaluation.claim.target.host, |record, compiled| {
+            let cause = match self.evaluation.ask(&record, compiled) {
+                RuleVerdict::Denies(_) => Cause::Denied,
+                RuleVerdict::Near(near) => Cause::Near(near),
+                RuleVerdict::Nothing if self.is_elsewhere(&record, compiled) => Cause::OtherGuest,
+                RuleVerdict::Allows(_) | RuleVerdict::Nothing => return,
             };
             let nearer = best
                 .is_none_or(|(so_far, first, _)| cause > so_far || (cause == so_far && record.place() < first.place()));
@@ -76,11 +76,11 @@ impl<'a> Search<'a> {
 
     /// An allow rule that is sound but for the guest it is for?
     fn is_elsewhere(&self, record: &Record, compiled: &Compiled) -> bool {
-        compiled.terms.effect == Effect::Allow && !compiled.expired() && !self.case.standing.sees(record)
+        compiled.terms.effect == Effect::Allow && !compiled.expired() && !self.evaluation.guest_policy.sees(record)
     }
 
     fn explain(&self, cause: Cause, record: &Record, compiled: &Compiled) -> String {
-        let claim = self.case.claim;
+        let claim = self.evaluation.claim;
         let rule = self.rules.written(record);
         let would = self.would_match(&claim.target.host.to_string());
         let port = claim.target.port;
@@ -181,7 +181,7 @@ impl<'a> Search<'a> {
     }
 
     fn is_open(&self, record: &Record) -> bool {
-        self.case.standing.sees(record)
+        self.evaluation.guest_policy.sees(record)
             && self
                 .rules
                 .compiled(record)
@@ -190,7 +190,7 @@ impl<'a> Search<'a> {
 
     /// The rule for `host` that takes the transport, port and protocol of the claim.
     fn would_match(&self, host: &str) -> String {
-        let claim = self.case.claim;
+        let claim = self.evaluation.claim;
         let port = claim.target.port;
         match (claim.transport, claim.spoken, port) {
             (Transport::Udp, ..) => format!("udp://{host}:{port}"),

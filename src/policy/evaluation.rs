@@ -1,6 +1,6 @@
 //! The decision itself: what the rules found for a host say together about one claim.
 
-use super::guests::Standing;
+use super::guests::GuestPolicy;
 use super::rule::{AddressSet, Effect, Reach, Served};
 use super::rules::{Compiled, Rules};
 use super::store::{Place, Record};
@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 /// What one rule, whose subject takes the host, says about a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Saying {
+pub(super) enum RuleVerdict {
     /// Allows these protocols.
     Allows(Protocols),
     /// Denies these protocols.
@@ -53,9 +53,9 @@ pub(super) fn protocol_reason(spoken: Option<Protocol>) -> Reason {
 
 /// One claim, with what of the policy bears on it.
 #[derive(Debug)]
-pub(super) struct Case<'a> {
+pub(super) struct Evaluation<'a> {
     pub(super) claim: &'a Claim,
-    pub(super) standing: &'a Standing,
+    pub(super) guest_policy: &'a GuestPolicy,
     blocked: bool,
     ech_allowed: bool,
 }
@@ -63,11 +63,11 @@ pub(super) struct Case<'a> {
 /// What all rules have said so far. It comes out the same in whatever order they speak, and if one
 /// speaks twice.
 #[derive(Debug, Default)]
-struct Tally<'a> {
-    allowed: Ruled,
-    denied: Ruled,
+struct Verdicts<'a> {
+    allowed: FirstRules,
+    denied: FirstRules,
     near: Option<(Near, Place)>,
-    to: Resort<'a>,
+    to: AddressScope<'a>,
     /// One that allows says `tcp://`.
     any_bytes: bool,
     /// Some rule that allows, or denies, is not yet noted as used.
@@ -83,13 +83,13 @@ struct Unused {
 
 /// For each of [`EACH`] the first rule that speaks of it.
 #[derive(Debug, Default)]
-struct Ruled([Option<Place>; 4]);
+struct FirstRules([Option<Place>; 4]);
 
 const EACH: [Protocol; 4] = [Protocol::Http, Protocol::Tls, Protocol::Raw, Protocol::H2c];
 
 /// The `to=` of the rules that allow.
 #[derive(Debug, Default)]
-enum Resort<'a> {
+enum AddressScope<'a> {
     #[default]
     Anywhere,
     One(&'a Arc<[IpNet]>),
@@ -98,40 +98,40 @@ enum Resort<'a> {
 
 pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> {
     let rules = &policy.rules;
-    let case = Case::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
-    let mut tally = Tally::default();
+    let evaluation = Evaluation::open(policy, claim).map_err(|reason| refusal(rules, reason, None))?;
+    let mut verdicts = Verdicts::default();
     rules.matching(&claim.target.host, |record, compiled| {
-        tally.hear(rules, &record, compiled, case.ask(&record, compiled));
+        verdicts.add(rules, &record, compiled, evaluation.ask(&record, compiled));
     });
 
-    let denied = tally.denied.protocols();
+    let denied = verdicts.denied.protocols();
     let asked = claim.spoken.map_or(Protocols::ALL, Protocols::only);
     if asked.without(denied).is_empty() {
-        return Err(case.denied(rules, &tally, asked));
+        return Err(evaluation.denied(rules, &verdicts, asked));
     }
-    let listed = case.standing.mode != Mode::All && !tally.allowed.protocols().is_empty();
-    let allowed = match case.verdict_without_rule(&tally) {
-        _ if listed => tally.allowed.protocols(),
+    let listed = evaluation.guest_policy.mode != Mode::All && !verdicts.allowed.protocols().is_empty();
+    let allowed = match evaluation.verdict_without_rule(&verdicts) {
+        _ if listed => verdicts.allowed.protocols(),
         Ok(protocols) => protocols,
         Err((reason, place)) => return Err(refusal(rules, reason, place)),
     };
     let protocols = allowed.without(denied);
     if protocols.is_empty() {
-        return Err(case.denied(rules, &tally, allowed));
+        return Err(evaluation.denied(rules, &verdicts, allowed));
     }
-    let protocols = case.agreed(protocols).map_err(|reason| refusal(rules, reason, None))?;
-    if tally.unused.allow {
-        note_use(rules, &case, Effect::Allow);
+    let protocols = evaluation.agreed(protocols).map_err(|reason| refusal(rules, reason, None))?;
+    if verdicts.unused.allow {
+        note_use(rules, &evaluation, Effect::Allow);
     }
-    let place = if listed { tally.allowed.first(protocols) } else { None };
+    let place = if listed { verdicts.allowed.first(protocols) } else { None };
     Ok(Permit {
         target: claim.target.clone(),
         protocols,
         rule: place.and_then(|place| rules.location(place)),
-        observed: case.standing.mode == Mode::Observe && !listed,
-        any_bytes: tally.any_bytes || !listed,
+        observed: evaluation.guest_policy.mode == Mode::Observe && !listed,
+        any_bytes: verdicts.any_bytes || !listed,
         addresses: AddressTerms {
-            to: if listed { tally.to.into_terms() } else { None },
+            to: if listed { verdicts.to.into_terms() } else { None },
             denied: denied_addresses(rules, claim),
         },
     })
@@ -142,10 +142,14 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
 /// only until each has been noted.
 #[cold]
 #[inline(never)]
-fn note_use(rules: &Rules, case: &Case<'_>, effect: Effect) {
-    rules.matching(&case.claim.target.host, |record, compiled| match (case.ask(&record, compiled), effect) {
-        (Saying::Allows(_), Effect::Allow) | (Saying::Denies(_), Effect::Deny) => rules.usage().note(record.place()),
-        _ => {}
+fn note_use(rules: &Rules, evaluation: &Evaluation<'_>, effect: Effect) {
+    rules.matching(&evaluation.claim.target.host, |record, compiled| {
+        match (evaluation.ask(&record, compiled), effect) {
+            (RuleVerdict::Allows(_), Effect::Allow) | (RuleVerdict::Denies(_), Effect::Deny) => {
+                rules.usage().note(record.place())
+            }
+            _ => {}
+        }
     });
 }
 
@@ -155,18 +159,20 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
     if policy.unconfigured {
         return Err(refuse(Reason::NotConfigured, None));
     }
-    let Some(standing) = policy.guests.standing(&source.into()) else { return Err(refuse(Reason::UnknownGuest, None)) };
-    if standing.mode == Mode::None {
+    let Some(guest_policy) = policy.guests.guest_policy(&source.into()) else {
+        return Err(refuse(Reason::UnknownGuest, None));
+    };
+    if guest_policy.mode == Mode::None {
         return Err(refuse(Reason::ModeNone, None));
     }
     let (mut denied, mut allowed, mut open, mut expired) = (None, false, false, None);
-    let mut to = Resort::default();
+    let mut to = AddressScope::default();
     rules.matching(&Host::Name(name.clone()), |record, compiled| {
         let place = record.place();
         match compiled.terms.effect {
             Effect::Deny if compiled.expired() || compiled.terms.reach != Reach::Everything => {}
             Effect::Deny => denied = earliest(denied, place),
-            Effect::Allow if !standing.sees(&record) => {}
+            Effect::Allow if !guest_policy.sees(&record) => {}
             Effect::Allow if compiled.expired() => expired = earliest(expired, place),
             Effect::Allow => {
                 allowed = true;
@@ -180,21 +186,21 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
     if denied.is_some() {
         return Err(refuse(Reason::DeniedByRule, denied));
     }
-    if !allowed && standing.mode == Mode::Whitelist {
+    if !allowed && guest_policy.mode == Mode::Whitelist {
         let reason = if expired.is_some() { Reason::RuleExpired } else { Reason::NotWhitelisted };
-        let is_parent = rules.allow_below(name.as_str(), |file| standing.sees_file(file));
+        let is_parent = rules.allow_below(name.as_str(), |file| guest_policy.sees_file(file));
         return Err(NameRefusal { is_parent, ..refuse(reason, expired) });
     }
-    if let Some(agreed) = standing.agreed.as_ref().filter(|agreed| !agreed.has_name(name)) {
+    if let Some(agreed) = guest_policy.agreed.as_ref().filter(|agreed| !agreed.has_name(name)) {
         return Err(NameRefusal { is_parent: agreed.has_below(name), ..refuse(Reason::NotWhitelisted, None) });
     }
     let denied = rules.denied();
     let denied = if denied.is_partial() { Arc::new(denied.whole()) } else { Arc::clone(denied) };
     Ok(NamePermit {
         name: name.clone(),
-        observed: standing.mode == Mode::Observe && !allowed,
-        open: open || standing.mode != Mode::Whitelist,
-        to: if standing.mode == Mode::All { None } else { to.into_terms() },
+        observed: guest_policy.mode == Mode::Observe && !allowed,
+        open: open || guest_policy.mode != Mode::Whitelist,
+        to: if guest_policy.mode == Mode::All { None } else { to.into_terms() },
         denied,
     })
 }
@@ -211,24 +217,24 @@ fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
     Some(so_far.map_or(place, |first| first.min(place)))
 }
 
-impl<'a> Case<'a> {
+impl<'a> Evaluation<'a> {
     /// Everything that can be said before the list is asked.
-    pub(super) fn open(policy: &'a Policy, claim: &'a Claim) -> Result<Case<'a>, Reason> {
+    pub(super) fn open(policy: &'a Policy, claim: &'a Claim) -> Result<Evaluation<'a>, Reason> {
         if policy.unconfigured {
             return Err(Reason::NotConfigured);
         }
-        let standing = policy.guests.standing(&claim.source).ok_or(Reason::UnknownGuest)?;
-        if standing.mode == Mode::None {
+        let guest_policy = policy.guests.guest_policy(&claim.source).ok_or(Reason::UnknownGuest)?;
+        if guest_policy.mode == Mode::None {
             return Err(Reason::ModeNone);
         }
         let blocked = policy.is_blocked(claim.target.port);
-        Ok(Case { claim, standing, blocked, ech_allowed: policy.ech_allowed })
+        Ok(Evaluation { claim, guest_policy, blocked, ech_allowed: policy.ech_allowed })
     }
 
     /// What becomes of the claim where no rule allows it.
-    fn verdict_without_rule(&self, tally: &Tally<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
-        let near = tally.near.map(|(near, place)| (near.reason(self.claim.spoken), Some(place)));
-        if self.standing.mode == Mode::Whitelist {
+    fn verdict_without_rule(&self, verdicts: &Verdicts<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
+        let near = verdicts.near.map(|(near, place)| (near.reason(self.claim.spoken), Some(place)));
+        if self.guest_policy.mode == Mode::Whitelist {
             return Err(near.unwrap_or((Reason::NotWhitelisted, None)));
         }
         let reason = match () {
@@ -237,61 +243,61 @@ impl<'a> Case<'a> {
             () => return Ok(Protocols::ALL),
         };
         // A rule that fails at the same thing is what the operator looks for.
-        let place = near.filter(|(same, _)| *same == reason && self.standing.mode == Mode::Observe);
+        let place = near.filter(|(same, _)| *same == reason && self.guest_policy.mode == Mode::Observe);
         Err(place.unwrap_or((reason, None)))
     }
 
     /// What the guest's agreement leaves of what the list allows.
     pub(super) fn agreed(&self, allowed: Protocols) -> Result<Protocols, Reason> {
-        let Some(agreed) = &self.standing.agreed else { return Ok(allowed) };
+        let Some(agreed) = &self.guest_policy.agreed else { return Ok(allowed) };
         let both = allowed.both(agreed.limit(self.claim)?);
         if both.is_empty() { Err(protocol_reason(self.claim.spoken)) } else { Ok(both) }
     }
 
     /// The refusal by the `deny` rules that left nothing of `protocols`.
-    fn denied(&self, rules: &Rules, tally: &Tally<'_>, protocols: Protocols) -> Refusal {
-        if tally.unused.deny {
+    fn denied(&self, rules: &Rules, verdicts: &Verdicts<'_>, protocols: Protocols) -> Refusal {
+        if verdicts.unused.deny {
             note_use(rules, self, Effect::Deny);
         }
-        refusal(rules, Reason::DeniedByRule, tally.denied.first(protocols))
+        refusal(rules, Reason::DeniedByRule, verdicts.denied.first(protocols))
     }
 
     /// What does this rule say?
-    pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> Saying {
+    pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> RuleVerdict {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
         match terms.effect {
-            Effect::Deny if compiled.expired() => Saying::Nothing,
-            Effect::Deny => terms.reach.denies(transport, port).map_or(Saying::Nothing, Saying::Denies),
-            Effect::Allow if !self.standing.sees(record) => Saying::Nothing,
+            Effect::Deny if compiled.expired() => RuleVerdict::Nothing,
+            Effect::Deny => terms.reach.denies(transport, port).map_or(RuleVerdict::Nothing, RuleVerdict::Denies),
+            Effect::Allow if !self.guest_policy.sees(record) => RuleVerdict::Nothing,
             Effect::Allow => {
                 match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
-                    (Saying::Allows(_) | Saying::Near(Near::Ech), true) => Saying::Near(Near::Expired),
+                    (RuleVerdict::Allows(_) | RuleVerdict::Near(Near::Ech), true) => RuleVerdict::Near(Near::Expired),
                     // A rule that is over and would not have allowed this either counts as removed.
-                    (_, true) => Saying::Nothing,
-                    (saying, false) => saying,
+                    (_, true) => RuleVerdict::Nothing,
+                    (verdict, false) => verdict,
                 }
             }
         }
     }
 
-    fn weigh(&self, served: Option<Served>, ech_allowed: bool) -> Saying {
+    fn weigh(&self, served: Option<Served>, ech_allowed: bool) -> RuleVerdict {
         let Some(served) = served.filter(|served| served.names_port || !self.blocked) else {
-            return Saying::Near(Near::Port);
+            return RuleVerdict::Near(Near::Port);
         };
         match self.claim.spoken {
-            Some(protocol) if !served.protocols.contains(protocol) => Saying::Near(Near::Protocol),
-            _ if self.claim.ech && !ech_allowed && !self.ech_allowed => Saying::Near(Near::Ech),
-            _ => Saying::Allows(served.protocols),
+            Some(protocol) if !served.protocols.contains(protocol) => RuleVerdict::Near(Near::Protocol),
+            _ if self.claim.ech && !ech_allowed && !self.ech_allowed => RuleVerdict::Near(Near::Ech),
+            _ => RuleVerdict::Allows(served.protocols),
         }
     }
 }
 
-impl<'a> Tally<'a> {
-    fn hear(&mut self, rules: &Rules, record: &Record, compiled: &'a Compiled, saying: Saying) {
+impl<'a> Verdicts<'a> {
+    fn add(&mut self, rules: &Rules, record: &Record, compiled: &'a Compiled, verdict: RuleVerdict) {
         let place = record.place();
-        match saying {
-            Saying::Allows(protocols) => {
+        match verdict {
+            RuleVerdict::Allows(protocols) => {
                 self.unused.allow |= !rules.usage().contains(place);
                 self.allowed.add(protocols, place);
                 self.any_bytes |= matches!(compiled.terms.reach, Reach::Tcp(_));
@@ -299,11 +305,11 @@ impl<'a> Tally<'a> {
                     self.to.extend(to);
                 }
             }
-            Saying::Denies(protocols) => {
+            RuleVerdict::Denies(protocols) => {
                 self.unused.deny |= !rules.usage().contains(place);
                 self.denied.add(protocols, place);
             }
-            Saying::Near(near) => {
+            RuleVerdict::Near(near) => {
                 self.near = match self.near {
                     Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {
                         Some((nearest, first))
@@ -311,12 +317,12 @@ impl<'a> Tally<'a> {
                     _ => Some((near, place)),
                 };
             }
-            Saying::Nothing => {}
+            RuleVerdict::Nothing => {}
         }
     }
 }
 
-impl Ruled {
+impl FirstRules {
     fn add(&mut self, protocols: Protocols, place: Place) {
         for (first, protocol) in self.0.iter_mut().zip(EACH) {
             if protocols.contains(protocol) {
@@ -341,21 +347,21 @@ impl Ruled {
     }
 }
 
-impl<'a> Resort<'a> {
+impl<'a> AddressScope<'a> {
     fn extend(&mut self, more: &'a Arc<[IpNet]>) {
         match self {
-            Resort::Anywhere => *self = Resort::One(more),
-            Resort::One(one) if *one == more => {}
-            Resort::One(one) => *self = Resort::Several(one.iter().chain(more.iter()).copied().collect()),
-            Resort::Several(several) => several.extend_from_slice(more),
+            AddressScope::Anywhere => *self = AddressScope::One(more),
+            AddressScope::One(one) if *one == more => {}
+            AddressScope::One(one) => *self = AddressScope::Several(one.iter().chain(more.iter()).copied().collect()),
+            AddressScope::Several(several) => several.extend_from_slice(more),
         }
     }
 
     fn into_terms(self) -> Option<Arc<[IpNet]>> {
         match self {
-            Resort::Anywhere => None,
-            Resort::One(one) => Some(Arc::clone(one)),
-            Resort::Several(mut several) => {
+            AddressScope::Anywhere => None,
+            AddressScope::One(one) => Some(Arc::clone(one)),
+            AddressScope::Several(mut several) => {
                 several.sort_unstable();
                 several.dedup();
                 Some(several.into())

@@ -2,8 +2,8 @@
 //! held against the floor. It is no leave to dial them: a flow to the name is vetted for itself.
 
 use super::Kind;
+use super::address_screen::VetError;
 use super::answer::Answer;
-use super::vet::VetError;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 /// Addresses of one family that a guest may be told; none where the name has none. Only the resolver
 /// makes one.
 #[derive(Clone, Debug)]
-pub struct Told {
+pub struct DnsAnswer {
     answer: Arc<Answer>,
     kind: Kind,
     ttl: Duration,
     stale: bool,
 }
 
-impl Told {
+impl DnsAnswer {
     /// The addresses, at most [`MAX_PER_FAMILY`](super::answer::MAX_PER_FAMILY).
     pub fn addresses(&self) -> &[IpAddr] {
         self.answer.family(self.kind).addresses()
@@ -34,15 +34,15 @@ impl Told {
         self.stale
     }
 
-    /// Takes an answer that the bench let through.
-    pub(super) fn of(answer: Arc<Answer>, kind: Kind, now: Instant) -> Result<Told, VetError> {
+    /// Takes an answer that passed the screen.
+    pub(super) fn of(answer: Arc<Answer>, kind: Kind, now: Instant) -> Result<DnsAnswer, VetError> {
         let family = answer.family(kind);
         let (ttl, stale) = (family.ttl(now), family.is_stale());
         match family.absence() {
             // There are IPv4 addresses, or this would have been the outcome of the lookup. A resolver that
             // fails a whole name over one family, as musl's does, must not do so for the lesser one.
             Some(why) if !why.is_knowledge() && kind == Kind::V4 => Err(why.into()),
-            _ => Ok(Told { answer, kind, ttl, stale }),
+            _ => Ok(DnsAnswer { answer, kind, ttl, stale }),
         }
     }
 }

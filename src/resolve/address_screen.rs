@@ -65,7 +65,7 @@ impl VetError {
 }
 
 /// Everything that an address is judged by at one moment.
-pub(super) struct Bench<'a> {
+pub(super) struct AddressScreen<'a> {
     pub(super) floor: &'a FloorSettings,
     pub(super) generation: u64,
     pub(super) localities: &'a Localities,
@@ -74,7 +74,7 @@ pub(super) struct Bench<'a> {
     pub(super) clock: u64,
 }
 
-impl Bench<'_> {
+impl AddressScreen<'_> {
     /// Judges a whole answer and puts its addresses in the order to try them.
     pub(super) fn vet(&self, answer: &Answer, port: u16, terms: &AddressTerms) -> Result<Vetted, VetError> {
         let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
@@ -96,7 +96,7 @@ impl Bench<'_> {
 
     /// May a guest be told these addresses of the answer? All of them together must satisfy one of the
     /// permit's terms.
-    pub(super) fn tell(&self, answer: &Answer, kind: Kind, permit: &NamePermit) -> Result<(), VetError> {
+    pub(super) fn screen_family(&self, answer: &Answer, kind: Kind, permit: &NamePermit) -> Result<(), VetError> {
         let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
         let cleared =
             answer.clearance().get(self.generation, self.clock, fresh).or_else(|| self.clear(answer)).is_some();
