@@ -7,7 +7,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
 use outgate::identify::Parsed;
 use outgate::identify::http::RequestHead;
-use outgate::relay::http::{Bond, Done, Outgoing, Peer, exchange};
+use outgate::relay::http::{ConnectionAddresses, Done, Outgoing, UpstreamConnection, exchange};
 use outgate::relay::{GuestStream, Meter, Tunnel, Watch};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -111,8 +111,8 @@ fn plain_http(c: &mut Criterion) {
         let mut near = GuestStream::from(near);
         let far = runtime.block_on(TcpStream::connect(address)).unwrap();
         far.set_nodelay(true).unwrap();
-        let bond = Bond { peer: address, local: far.local_addr().unwrap() };
-        let mut peer = Peer::new(far, bond);
+        let addresses = ConnectionAddresses { peer: address, local: far.local_addr().unwrap() };
+        let mut peer = UpstreamConnection::new(far, addresses);
         let mut answer = vec![0; 4096];
         b.iter(|| runtime.block_on(ours(&mut guest, &mut near, &mut peer, &mut answer)));
     });
@@ -132,7 +132,7 @@ fn plain_http(c: &mut Criterion) {
 }
 
 /// Parses the request, sends it on, passes the answer to the guest.
-async fn ours(guest: &mut TcpStream, near: &mut GuestStream, peer: &mut Peer, answer: &mut [u8]) {
+async fn ours(guest: &mut TcpStream, near: &mut GuestStream, peer: &mut UpstreamConnection, answer: &mut [u8]) {
     let Parsed::Complete { head, .. } = RequestHead::parse(REQUEST, 0).unwrap() else { unreachable!() };
     let mut written = Vec::with_capacity(512);
     head.write_request(&mut written);

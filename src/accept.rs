@@ -20,7 +20,7 @@ pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
 use crate::reason::Reason;
-use crate::seldom::Seldom;
+use crate::throttle::Throttle;
 use std::future::Future;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -76,7 +76,7 @@ pub async fn run(
     mut trouble: impl FnMut(Trouble),
 ) {
     let Entrance { listener, gate, reserve, purpose } = entrance;
-    let said = Seldom::new(SAY_AGAIN);
+    let said = Throttle::new(SAY_AGAIN);
     tokio::pin!(stop);
     loop {
         let accepted = tokio::select! {

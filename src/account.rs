@@ -7,8 +7,8 @@
 //! own, which drops refusals first when it can't keep up, and counts what it drops.
 
 mod digest;
-mod ease;
 mod event;
+mod evict;
 mod flows;
 mod fold;
 mod health;
@@ -304,7 +304,7 @@ impl Account {
     pub fn close_idlest(&self, count: usize, idle: Duration) -> usize {
         let mut live = Vec::new();
         self.flows.each(|flow| live.push(Arc::clone(flow)));
-        let closed = ease::idlest(&live, count, idle).filter(|flow| flow.revoke(Reason::LimitTotal)).count();
+        let closed = evict::idlest(&live, count, idle).filter(|flow| flow.revoke(Reason::LimitTotal)).count();
         self.metrics.closed_for_others(closed);
         closed
     }

@@ -14,7 +14,7 @@ mod raw;
 mod unavailable;
 mod values;
 
-pub use copies::{COPIES, Copies, Copy, Kept};
+pub use copies::{COPIES, Copies, Copy, KeptConfiguration};
 pub use diagnostic::{Diagnostic, Severity};
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 

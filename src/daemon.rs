@@ -5,16 +5,16 @@
 //! cannot be had at the start (a port, a readable list) is an error before the first connection; after
 //! that nothing but a signal ends the daemon.
 
-mod doors;
-mod guard;
-mod pulse;
+mod firewall_watch;
+mod listeners;
+mod privileges;
 mod relief;
 mod reload;
-mod settle;
 mod troubles;
 mod unconfigured;
+mod watchdog;
 
-pub use settle::needs;
+pub use privileges::needs;
 
 use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
 use crate::account::{Account, AccountError};
@@ -33,11 +33,10 @@ use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
 use crate::tls::{CertificateReloader, Fault, TlsError};
 use crate::trouble;
 use arc_swap::ArcSwap;
-use doors::{Doors, Share};
-use pulse::Pulse;
+use listeners::{Listeners, Share};
+use privileges::{GivenUp, Sandbox};
 use relief::Relief;
 use reload::{Lists, Reloader, Standing};
-use settle::{Fences, GivenUp};
 use std::hash::BuildHasher;
 use std::io;
 use std::net::SocketAddr;
@@ -51,6 +50,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use troubles::{Certificate, Troubles};
 use unconfigured::Unconfigured;
+use watchdog::Watchdog;
 
 /// How long open flows get after SIGTERM where the listeners are this process's own.
 const DRAIN: Duration = Duration::from_secs(20);
@@ -119,7 +119,7 @@ pub enum Basis {
     /// The configuration as it stands.
     Current(Settings),
     /// One that worked before, and why the current one does not.
-    Kept(Settings, String),
+    KeptConfiguration(Settings, String),
     /// Nothing but what is built in, and why. Everybody is refused.
     Nothing(Settings, String),
 }
@@ -142,7 +142,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let mut fault = Faults { stays: system::has_manager(), first: None };
     let (mut settings, stale, is_there) = match basis {
         Basis::Current(settings) => (settings, None, true),
-        Basis::Kept(settings, why) => (settings, Some(why), true),
+        Basis::KeptConfiguration(settings, why) => (settings, Some(why), true),
         Basis::Nothing(settings, why) => {
             fault.hold(DaemonError::Unusable(why))?;
             (settings, None, false)
@@ -152,9 +152,9 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     fault.held(folders.map_err(DaemonError::from))?;
     let workers = system::cpus();
     let (mut doors, unopened) = match is_there {
-        true => Doors::open(&settings.listen, workers)?,
+        true => Listeners::open(&settings.listen, workers)?,
         false => {
-            let (doors, listen) = Doors::open_by_unit(&settings.listen, workers)?;
+            let (doors, listen) = Listeners::open_by_unit(&settings.listen, workers)?;
             settings.listen = listen;
             (doors, None)
         }
@@ -162,7 +162,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     unopened.map_or(Ok(()), |error| fault.hold(error.into()))?;
     // Files and the control socket are whose they will be used by, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
-    let GivenUp { fences, control, host, unusable } = settle::give_up(&settings, confine, control)?;
+    let GivenUp { sandbox, control, host, unusable } = privileges::give_up(&settings, confine, control)?;
     unusable.map_or(Ok(()), |error| fault.hold(error))?;
     let mut made = None;
     if fault.first.is_none() {
@@ -180,7 +180,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
             let settings = unconfigured::remains(settings);
             let mut unserved = doors.without_tls();
             unserved.append(&mut doors.unclaimed.tcp);
-            runtime.block_on(async { doors::reset(unserved) });
+            runtime.block_on(async { listeners::reset(unserved) });
             (settings.clone(), Made::without_configuration(settings, &runtime)?)
         }
     };
@@ -202,9 +202,9 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let end = CancellationToken::new();
     services.drop_bindings();
     let relief = Relief::start(&services, workers, end.clone())?;
-    let pulse = Pulse::new(workers);
+    let watchdog = Watchdog::new(workers);
     let shares = std::mem::take(&mut doors.shares);
-    let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &pulse, &end)?;
+    let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &watchdog, &end)?;
     let start = Start {
         settings,
         lists,
@@ -213,9 +213,9 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         doors,
         control,
         host,
-        fences,
+        sandbox,
         relief,
-        pulse,
+        watchdog,
         begun,
         stale,
         unconfigured,
@@ -321,12 +321,12 @@ struct Start {
     lists: Lists,
     registry: Registry,
     tls: Option<CertificateReloader>,
-    doors: Doors,
+    doors: Listeners,
     control: Option<UnixListener>,
     host: Option<UnixListener>,
-    fences: Fences,
+    sandbox: Sandbox,
     relief: Relief,
-    pulse: Pulse,
+    watchdog: Watchdog,
     begun: Instant,
     /// Why the configuration is not the one in the file, where it is another.
     stale: Option<String>,
@@ -344,9 +344,9 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         doors,
         control,
         host,
-        fences,
+        sandbox,
         relief,
-        pulse,
+        watchdog,
         begun,
         stale,
         unconfigured,
@@ -367,7 +367,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
     let troubles = Troubles::new(services, &reloader, &heard, hears, certificate.clone());
     served.spawn(troubles.clone().watch());
-    doors::turn_away(doors.unclaimed);
+    listeners::turn_away(doors.unclaimed);
     let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
@@ -415,9 +415,9 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         dns = ?where_to.dns, admin = ?where_to.admin.as_slice(), admin_tls = ?where_to.admin_tls.as_slice(), rules,
         "outgate {} is ready", env!("CARGO_PKG_VERSION")
     );
-    settle::bar_calls(fences, &services.account);
+    privileges::bar_calls(sandbox, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(pulse.report(state(services, &troubles, &relief)));
+    served.spawn(watchdog.report(state(services, &troubles, &relief)));
     let grace = grace(doors.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
@@ -558,14 +558,14 @@ fn spawn_workers(
     services: &Arc<Services>,
     shares: Vec<Share>,
     v6: bool,
-    pulse: &Pulse,
+    watchdog: &Watchdog,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
     let spawn = |(index, share)| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (services, pulse, end) = (Arc::clone(services), pulse.clone(), end.clone());
+        let (services, watchdog, end) = (Arc::clone(services), watchdog.clone(), end.clone());
         let work = async move {
-            tokio::spawn(pulse.beat(index));
+            tokio::spawn(watchdog.beat(index));
             work(services, share, v6, end).await;
         };
         std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))

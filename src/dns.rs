@@ -11,7 +11,7 @@
 mod backlog;
 pub mod bindings;
 pub mod bindings_file;
-mod desk;
+mod responder;
 mod tcp;
 mod udp;
 mod wire;
@@ -21,7 +21,7 @@ pub use bindings_file::BindingsFile;
 
 use crate::accept::{self, Entrance, Incoming, Purpose};
 use crate::flow::Services;
-use desk::Desk;
+use responder::Responder;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -38,26 +38,26 @@ pub fn serve(
     v6: bool,
     end: &CancellationToken,
 ) -> io::Result<()> {
-    let desk = Arc::new(Desk { services: Arc::clone(services), v6 });
+    let responder = Arc::new(Responder { services: Arc::clone(services), v6 });
     for socket in udp {
         let socket = Arc::new(tokio::net::UdpSocket::from_std(socket)?);
-        let (desk, stop) = (Arc::clone(&desk), end.clone());
+        let (responder, stop) = (Arc::clone(&responder), end.clone());
         tokio::spawn(async move {
             tokio::select! {
                 () = stop.cancelled() => {}
-                () = udp::serve(&desk, &socket) => {}
+                () = udp::serve(&responder, &socket) => {}
             }
         });
     }
     for listener in tcp {
         let listener = Incoming::new(listener)?;
-        let desk = Arc::clone(&desk);
+        let responder = Arc::clone(&responder);
         tokio::spawn(async move {
-            let trouble = |_| desk.services.account.metrics().accept_failed();
-            let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&desk), accepted)));
-            let Services { gate, reserve, .. } = &*desk.services;
+            let trouble = |_| responder.services.account.metrics().accept_failed();
+            let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&responder), accepted)));
+            let Services { gate, reserve, .. } = &*responder.services;
             let entrance = Entrance { listener, gate, reserve, purpose: Purpose::Names };
-            accept::run(entrance, desk.services.stop.cancelled(), serve, trouble).await;
+            accept::run(entrance, responder.services.stop.cancelled(), serve, trouble).await;
         });
     }
     Ok(())

@@ -150,7 +150,7 @@ struct Ended;
 
 /// By which kind of listener a connection came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum ListenerKind {
     /// `proxy`: the guest says where it wants to go.
     Proxy,
     /// `proxy_tls`: the same inside TLS.
@@ -161,22 +161,22 @@ pub enum Door {
     Redirect,
 }
 
-impl Door {
+impl ListenerKind {
     /// What the connection counts as until more is known.
     const fn listener(self) -> Listener {
         match self {
-            Door::Proxy | Door::ProxyTls => Listener::Proxy,
-            Door::Transparent => Listener::Transparent,
-            Door::Redirect => Listener::Redirect,
+            ListenerKind::Proxy | ListenerKind::ProxyTls => Listener::Proxy,
+            ListenerKind::Transparent => Listener::Transparent,
+            ListenerKind::Redirect => Listener::Redirect,
         }
     }
 
     /// Where the guest's packets went; `None` at the door that is no secret.
     fn original(self, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
         match self {
-            Door::Proxy | Door::ProxyTls => Ok(None),
-            Door::Transparent => stream.local_addr().map(canonical).map(Some),
-            Door::Redirect => original_destination(stream).map(canonical).map(Some),
+            ListenerKind::Proxy | ListenerKind::ProxyTls => Ok(None),
+            ListenerKind::Transparent => stream.local_addr().map(canonical).map(Some),
+            ListenerKind::Redirect => original_destination(stream).map(canonical).map(Some),
         }
     }
 }
@@ -196,7 +196,7 @@ fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
 
 /// A connection and what it said on its way in.
 struct Arrival {
-    door: Door,
+    door: ListenerKind,
     accepted: Accepted,
     first: Vec<u8>,
     /// A CONNECT that was permitted already; its head is all there is in `first`.
@@ -204,8 +204,9 @@ struct Arrival {
 }
 
 /// What a connection at this door takes a place for.
-pub fn purpose(services: &Services, door: Door) -> Purpose {
-    let by_certificate = door == Door::ProxyTls && services.guest_tls.as_ref().is_some_and(GuestTls::names_guests);
+pub fn purpose(services: &Services, door: ListenerKind) -> Purpose {
+    let by_certificate =
+        door == ListenerKind::ProxyTls && services.guest_tls.as_ref().is_some_and(GuestTls::names_guests);
     if by_certificate { Purpose::Handshake } else { Purpose::Flow }
 }
 
@@ -213,7 +214,7 @@ pub fn purpose(services: &Services, door: Door) -> Purpose {
 /// answered and gone before anything is made for it, and everything else gets a task of its own.
 ///
 /// To be called on the runtime that is to serve it.
-pub fn meet(services: &Arc<Services>, door: Door, accepted: Accepted) {
+pub fn meet(services: &Arc<Services>, door: ListenerKind, accepted: Accepted) {
     // A panic ends this connection and not the listener.
     let arrival = catch_unwind(AssertUnwindSafe(|| greet(services, door, accepted)));
     if let Ok(Some(arrival)) = arrival {
@@ -222,7 +223,7 @@ pub fn meet(services: &Arc<Services>, door: Door, accepted: Accepted) {
 }
 
 /// What is said is read once; `None` where it was answered.
-fn greet(services: &Services, door: Door, accepted: Accepted) -> Option<Arrival> {
+fn greet(services: &Services, door: ListenerKind, accepted: Accepted) -> Option<Arrival> {
     let mut arrival = Arrival { door, accepted, first: Vec::new(), asked: None };
     // Over a limit it is told so, and over its guest's rate it waits, in a task of its own.
     let Ok(slot) = &arrival.accepted.slot else { return Some(arrival) };
@@ -235,7 +236,7 @@ fn greet(services: &Services, door: Door, accepted: Accepted) -> Option<Arrival>
             arrival.first.extend_from_slice(buffer.get(..len).unwrap_or_default());
         }
     });
-    if door == Door::Proxy {
+    if door == ListenerKind::Proxy {
         let Accepted { stream, source, .. } = &arrival.accepted;
         match http::early_connect(services, *source, &arrival.first) {
             http::EarlyConnect::Refused(answer) => {
@@ -264,7 +265,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
 }
 
 /// Counts a connection that was reset because no file descriptor is left for it.
-pub fn reset_unseen(services: &Services, door: Door, source: SocketAddr) {
+pub fn reset_unseen(services: &Services, door: ListenerKind, source: SocketAddr) {
     let why = note_refused(services, Reason::LimitTotal);
     open_record(services, door.listener(), source, &source.ip().into(), None).refuse(why, None);
 }
@@ -302,12 +303,12 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
         }
     };
     let (guest, who, slot, input) = match door {
-        Door::ProxyTls => {
+        ListenerKind::ProxyTls => {
             let identified =
                 Box::pin(guest_tls::handshake(&services, stream, source, slot, first, &mut deadline)).await?;
             (identified.guest, identified.who, identified.slot, Vec::new())
         }
-        Door::Proxy | Door::Transparent | Door::Redirect => (stream.into(), who, slot, first),
+        ListenerKind::Proxy | ListenerKind::Transparent | ListenerKind::Redirect => (stream.into(), who, slot, first),
     };
     let mut connection = Box::new(Connection { services, guest, source, who, original, slot, active, input, deadline });
     if let Some(original) = original {

@@ -9,12 +9,12 @@ pub use apply::{Application, Taken};
 pub use keep::{KeepError, folder};
 
 use crate::config::{Settings, identity};
+use crate::cooperate;
 use crate::firewall::Pin;
 use crate::golem::destination::destination;
 use crate::golem::manifest::Access;
 use crate::golem::negotiation::Rule;
 use crate::golem::rules::Outbound;
-use crate::pace;
 use crate::policy::{Agreement, GuestSettings, Mode};
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -158,7 +158,7 @@ impl Registry {
         let mut registry = Registry::empty(control);
         let Some(folder) = registry.folder.clone() else { return Ok(registry) };
         for guest in keep::restore(&folder)? {
-            pace::step();
+            cooperate::step();
             let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
             let sound = identity(&guest.name, &addresses, guest.interface.as_deref()).map_err(|wrong| wrong.join("; "));
             sound.and_then(|_| registry.take(guest)).map_err(|why| keep::unsound(&folder, why))?;
@@ -188,7 +188,7 @@ impl Registry {
     pub fn over(&self, settings: &Settings, rules: Option<&Outbound>) -> Result<Settings, String> {
         let mut all = settings.clone();
         for held in &self.guests {
-            pace::step();
+            cooperate::step();
             if let Some(clash) = clash_with(settings, &held.guest) {
                 let name = &held.guest.name;
                 return Err(format!(

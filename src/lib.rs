@@ -39,11 +39,11 @@ pub mod tls;
 pub mod whitelist;
 
 // Words that everything shares; they import nothing of ours.
+pub mod cooperate;
 pub mod name;
-pub mod pace;
 pub mod reason;
-pub mod seldom;
 pub mod shell;
 pub mod source;
 pub mod target;
+pub mod throttle;
 pub mod trouble;

@@ -17,16 +17,16 @@ pub mod watch;
 
 mod glob;
 mod golem;
-mod guard;
 mod native;
 mod options;
 mod parse;
 mod pattern;
+mod public_suffix;
 pub(crate) mod replace;
 mod subject;
 
+use crate::cooperate;
 use crate::golem::rules::Outbound;
-use crate::pace;
 use crate::policy::rule::{Subject, Terms};
 use crate::policy::{BuildError, Builder, FileId, Rules};
 use diagnostic::{Diagnostic, Problems};
@@ -152,7 +152,7 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
     for file in files.iter() {
         let id = sink.file(file.name());
         let mut take = |rule: &Rule<'_>| {
-            pace::step();
+            cooperate::step();
             kinds.count(&rule.subject);
             sink.rule(id, rule.line, &rule.subject, rule.terms).map_err(|error| error.to_string())
         };

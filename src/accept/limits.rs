@@ -120,7 +120,7 @@ struct Usage {
     /// Answers that say "too quick".
     rebukes: Rate,
     /// Wakes connections on which nothing is under way, that they end.
-    ease: Notify,
+    evict_idle: Notify,
 }
 
 /// How a request comes in.
@@ -327,11 +327,11 @@ impl Gate {
     }
 
     /// Ends the connections of guests with more than their share on which nothing is under way.
-    pub fn ease(&self) {
+    pub fn evict_idle(&self) {
         let fair = self.relief.fair();
         self.each_guest(|usage| {
             if usage.live.load(Ordering::Relaxed) >= fair {
-                usage.ease.notify_waiters();
+                usage.evict_idle.notify_waiters();
             }
         });
     }
@@ -511,9 +511,9 @@ impl Slot {
 
     /// Ready when the daemon is overloaded and this guest has more than its share, so that a connection on
     /// which nothing is under way is better closed.
-    pub fn eased(&self) -> impl Future<Output = ()> + Send + use<> {
+    pub fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
         let usage = Arc::clone(&self.usage);
-        async move { usage.ease.notified().await }
+        async move { usage.evict_idle.notified().await }
     }
 }
 

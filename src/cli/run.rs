@@ -80,7 +80,7 @@ fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
                 kept.path.display()
             );
             tracing::error!("{why}");
-            return Basis::Kept(kept.settings, why);
+            return Basis::KeptConfiguration(kept.settings, why);
         }
         Some(Err(error)) => tracing::error!("the copy of the configuration that worked last cannot be used: {error}"),
         Some(Ok(None)) | None => {}

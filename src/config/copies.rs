@@ -42,7 +42,7 @@ pub struct Copies {
 
 /// A copy that was read.
 #[derive(Debug)]
-pub struct Kept {
+pub struct KeptConfiguration {
     /// What it says.
     pub settings: Settings,
     /// Where it is.
@@ -93,7 +93,7 @@ impl Copies {
     ///
     /// # Errors
     /// [`ConfigError`] where it cannot be read, somebody else may have written it, or this version cannot use it.
-    pub fn load(&self, copy: Copy) -> Result<Option<Kept>, ConfigError> {
+    pub fn load(&self, copy: Copy) -> Result<Option<KeptConfiguration>, ConfigError> {
         let path = self.folder.join(copy.file());
         let unreadable = |why: String| ConfigError::Unreadable { path: path.clone(), why };
         let meta = match path.symlink_metadata() {
@@ -113,7 +113,7 @@ impl Copies {
         }
         let made = meta.modified().ok().and_then(|made| jiff::Timestamp::try_from(made).ok());
         let made = made.map(|made| made.strftime("%F %T UTC").to_string()).unwrap_or_default();
-        Ok(Some(Kept { settings, path, made }))
+        Ok(Some(KeptConfiguration { settings, path, made }))
     }
 
     /// Notes names and patterns of guests' interfaces beside those that are noted.

@@ -170,7 +170,7 @@ impl Overseer {
     fn close(&self, share: f64) -> usize {
         let Services { gate, account, .. } = &*self.services;
         let count = (gate.total() / CLOSE_ONE_OF).max(CLOSE_AT_LEAST) as usize;
-        gate.ease();
+        gate.evict_idle();
         match account.close_idlest(count, IDLE) {
             0 if share >= DIRE => account.close_idlest(count, Duration::ZERO),
             closed => closed,

@@ -12,11 +12,11 @@ mod used;
 use super::DaemonError;
 use crate::account::AccountError;
 use crate::config::{GolemSettings, Settings};
+use crate::cooperate;
 use crate::flow::{Live, Services};
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
 use crate::identify::Claim;
-use crate::pace;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
@@ -193,7 +193,7 @@ impl Reloader {
         let watched: Vec<_> = folder.into_iter().chain(provider).collect();
         let watched = (!watched.is_empty()).then_some(watched);
         let state_too = Arc::clone(&state);
-        let mut desk = Desk {
+        let mut worker = ReloadWorker {
             services,
             settings,
             lists,
@@ -204,8 +204,8 @@ impl Reloader {
             counting,
             unconfigured,
         };
-        desk.announce();
-        desk.show_guests();
+        worker.announce();
+        worker.show_guests();
         let looks = ask.clone();
         if let Some((watch, mut changes)) = watched.map(watch::start).transpose()? {
             tokio::spawn(async move {
@@ -213,7 +213,7 @@ impl Reloader {
                 drop(watch);
             });
         }
-        std::thread::Builder::new().name("outgate-lists".into()).spawn(move || desk.run(&asked))?;
+        std::thread::Builder::new().name("outgate-lists".into()).spawn(move || worker.run(&asked))?;
         Ok(Reloader { ask, state, since })
     }
 
@@ -286,7 +286,7 @@ fn until_midnight() -> Duration {
 }
 
 /// The thread's own.
-struct Desk {
+struct ReloadWorker {
     services: Arc<Services>,
     /// Those of the configuration, without the guests that were registered.
     settings: Settings,
@@ -301,9 +301,9 @@ struct Desk {
     unconfigured: Option<String>,
 }
 
-impl Desk {
+impl ReloadWorker {
     fn run(&mut self, asked: &Inbox) {
-        pace::shared();
+        cooperate::shared();
         loop {
             let ask = match asked.next(until_midnight().min(TICK)) {
                 Ok(ask) => Some(ask),

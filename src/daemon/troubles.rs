@@ -1,7 +1,7 @@
 //! Everything that is wrong, from all who know of it: for `/readyz`, the status page, `outgate status`, the service
 //! manager, the log and the metrics. What root alone can see comes from `outgate-host.service`.
 
-use super::guard::Guard;
+use super::firewall_watch::FirewallWatch;
 use super::reload::Reloader;
 use crate::account;
 use crate::control::host::{Heard, SILENCE};
@@ -62,7 +62,7 @@ impl Certificate {
 pub(super) struct Troubles {
     services: Arc<Services>,
     reloader: Reloader,
-    guard: Guard,
+    guard: FirewallWatch,
     heard: Arc<Heard>,
     /// Can the watcher be heard at all?
     hears: bool,
@@ -85,7 +85,7 @@ impl Troubles {
         Troubles {
             services: Arc::clone(services),
             reloader: reloader.clone(),
-            guard: Guard::new(services),
+            guard: FirewallWatch::new(services),
             heard: Arc::clone(heard),
             hears,
             certificate,

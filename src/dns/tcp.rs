@@ -1,7 +1,7 @@
 //! Queries over TCP (RFC 7766): several a connection, answered as the answers come. A connection has a
 //! place among its guest's like any other, and is closed when it brings nothing whole for a while.
 
-use super::desk::{Desk, Over, Step};
+use super::responder::{Over, Responder, Step};
 use crate::accept::Accepted;
 use crate::flow::{note_refused, wait_for_turn};
 use crate::relay::Turn;
@@ -25,18 +25,18 @@ const COST: usize = 16 << 10;
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Serves one connection.
-pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
+pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
     let Accepted { stream, source, at, slot } = accepted;
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
             // Closed, and the guest tries again.
-            note_refused(&desk.services, reason);
+            note_refused(&responder.services, reason);
             return;
         }
     };
     let Ok(mut stream) = TcpStream::from_std(stream) else { return };
-    wait_for_turn(&desk.services, &slot).await;
+    wait_for_turn(&responder.services, &slot).await;
     let (mut reader, mut writer) = stream.split();
     let mut input = Vec::with_capacity(512);
     let mut reply = Vec::with_capacity(512);
@@ -53,7 +53,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
             };
             turn.next(COST).await;
             patience = Instant::now() + IDLE;
-            match desk.attend(&message, source, Over::Tcp, &mut reply) {
+            match responder.attend(&message, source, Over::Tcp, &mut reply) {
                 // No query, or one of a flood.
                 Step::Silence => return,
                 Step::Reply => {
@@ -62,10 +62,10 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                     }
                 }
                 Step::Wait(later) => {
-                    let desk = Arc::clone(&desk);
+                    let responder = Arc::clone(&responder);
                     waiting.spawn(async move {
                         let mut reply = Vec::new();
-                        let answered = desk.attend_later(later, &mut reply).await;
+                        let answered = responder.attend_later(later, &mut reply).await;
                         if answered { reply } else { Vec::new() }
                     });
                 }
@@ -90,7 +90,7 @@ pub(super) async fn serve(desk: Arc<Desk>, accepted: Accepted) {
                 Err(_) => return,
             },
             () = sleep_until(patience), if waiting.is_empty() => return,
-            () = desk.services.stop.cancelled(), if waiting.is_empty() => return,
+            () = responder.services.stop.cancelled(), if waiting.is_empty() => return,
         }
     }
     drop(slot);

@@ -2,7 +2,7 @@
 //! task of its own only where servers have to be asked, or where its guest is too quick.
 
 use super::backlog::Backlog;
-use super::desk::{Desk, Over, Step};
+use super::responder::{Over, Responder, Step};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -25,9 +25,14 @@ const LEAST_PORT: u16 = 1024;
 const DNS_PORT: u16 = 53;
 
 /// Serves the socket for as long as it is polled.
-pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
-    let mut service =
-        Service { desk, socket, reply: Vec::with_capacity(MAX_QUERY), waiting: Arc::default(), early: Arc::default() };
+pub(super) async fn serve(responder: &Arc<Responder>, socket: &Arc<UdpSocket>) {
+    let mut service = Service {
+        responder,
+        socket,
+        reply: Vec::with_capacity(MAX_QUERY),
+        waiting: Arc::default(),
+        early: Arc::default(),
+    };
     let mut buffer = vec![0; MAX_QUERY];
     let mut backlog = Backlog::default();
     loop {
@@ -45,10 +50,10 @@ pub(super) async fn serve(desk: &Arc<Desk>, socket: &Arc<UdpSocket>) {
                 attended += 1;
             }
             if attended == BATCH {
-                take_in(desk, socket, &mut buffer, &mut backlog);
+                take_in(responder, socket, &mut buffer, &mut backlog);
             }
         } else {
-            take_in(desk, socket, &mut buffer, &mut backlog);
+            take_in(responder, socket, &mut buffer, &mut backlog);
             for _ in 0..BATCH {
                 let Some(received) = backlog.pop() else { break };
                 service.attend(&received.message, received.source);
@@ -67,18 +72,18 @@ fn receive<'b>(socket: &UdpSocket, buffer: &'b mut [u8]) -> Option<(&'b [u8], So
 }
 
 /// Takes in what has come. What finds no place meets silence, and comes again.
-fn take_in(desk: &Desk, socket: &UdpSocket, buffer: &mut [u8], backlog: &mut Backlog) {
+fn take_in(responder: &Responder, socket: &UdpSocket, buffer: &mut [u8], backlog: &mut Backlog) {
     for _ in 0..INTAKE {
         let Some((message, source)) = receive(socket, buffer) else { break };
         if !backlog.push(message, source) {
-            desk.unanswered();
+            responder.unanswered();
         }
     }
 }
 
 /// One socket, and what its queries need.
 struct Service<'s> {
-    desk: &'s Arc<Desk>,
+    responder: &'s Arc<Responder>,
     socket: &'s Arc<UdpSocket>,
     reply: Vec<u8>,
     waiting: Arc<AtomicUsize>,
@@ -90,7 +95,7 @@ impl Service<'_> {
         if source.port() < LEAST_PORT && source.port() != DNS_PORT {
             return;
         }
-        match self.desk.attend(message, source, Over::Udp, &mut self.reply) {
+        match self.responder.attend(message, source, Over::Udp, &mut self.reply) {
             Step::Silence => {}
             // A full send buffer loses a reply, as any network does.
             Step::Reply => send(self.socket, &self.reply, source),
@@ -99,11 +104,11 @@ impl Service<'_> {
                     true => Seat::take(&self.early, MAX_EARLY),
                     false => Seat::take(&self.waiting, MAX_WAITING),
                 };
-                let (desk, socket) = (Arc::clone(self.desk), Arc::clone(self.socket));
+                let (responder, socket) = (Arc::clone(self.responder), Arc::clone(self.socket));
                 if let Some(seat) = seat {
                     tokio::spawn(async move {
                         let mut reply = Vec::new();
-                        if desk.attend_later(later, &mut reply).await {
+                        if responder.attend_later(later, &mut reply).await {
                             send(&socket, &reply, source);
                         }
                         drop(seat);

@@ -1,7 +1,7 @@
 //! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
 
 use super::turn_away::turn_away;
-use super::{Deadline, Door, Ended, Filled, Services, fill, refuse, wait_for_turn};
+use super::{Deadline, Ended, Filled, ListenerKind, Services, fill, refuse, wait_for_turn};
 use crate::accept::{Purpose, Slot};
 use crate::relay::{GuestStream, close};
 use crate::source::Source;
@@ -113,7 +113,7 @@ async fn admit(
             Ok(IdentifiedGuest { guest, who, slot })
         }
         Err(reason) => {
-            turn_away(services, Door::Proxy, guest, (source, &who), reason).await;
+            turn_away(services, ListenerKind::Proxy, guest, (source, &who), reason).await;
             Err(Ended)
         }
     }

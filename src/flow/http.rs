@@ -265,7 +265,7 @@ impl Session {
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.connection.services.stop.clone();
         let tunnel_around = self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.record.flow()));
-        let eased = self.connection.slot.eased();
+        let evicted = self.connection.slot.evicted();
         let may_go = !within_head && tunnel_around.is_none();
         let revoked = poll_fn(move |cx| tunnel_around.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
         let (connection, turn) = (&mut self.connection, &mut self.turn);
@@ -275,7 +275,7 @@ impl Session {
             reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
             // The cheapest to part with: there is no request in hand.
-            () = eased, if may_go => {
+            () = evicted, if may_go => {
                 connection.services.account.metrics().closed_for_others(1);
                 Filled::End
             }

@@ -1,6 +1,6 @@
 //! Connections over a limit: they are told so in the protocol they speak, without being given a place.
 
-use super::{Door, Services, note_refused, open_record, refuse};
+use super::{ListenerKind, Services, note_refused, open_record, refuse};
 use crate::account::Listener;
 use crate::identify::{Sniff, sniff};
 use crate::reason::Reason;
@@ -18,7 +18,7 @@ const TURN_AWAY: Duration = Duration::from_secs(2);
 /// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
 pub(super) async fn turn_away(
     services: &Arc<Services>,
-    door: Door,
+    door: ListenerKind,
     mut stream: GuestStream,
     (source, who): (SocketAddr, &Source),
     reason: Reason,
@@ -41,17 +41,19 @@ pub(super) async fn turn_away(
 }
 
 /// Reads just enough to know what to answer. `None` where the other end is gone.
-async fn refusal(stream: &mut GuestStream, door: Door, reason: Reason) -> Option<(Listener, Vec<u8>)> {
+async fn refusal(stream: &mut GuestStream, door: ListenerKind, reason: Reason) -> Option<(Listener, Vec<u8>)> {
     let mut first = [0u8; 1024];
     let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
-    if door != Door::Proxy {
+    if door != ListenerKind::Proxy {
         // Over a limit nobody gets a handshake: one that fails says as much, and costs nothing.
         let said = first.get(..read)?;
         return match sniff(said) {
             Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
-            Sniff::Http if door != Door::ProxyTls => Some((door.listener(), refuse::http(reason, None, said, true))),
+            Sniff::Http if door != ListenerKind::ProxyTls => {
+                Some((door.listener(), refuse::http(reason, None, said, true)))
+            }
             Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
-            Sniff::H2c if door != Door::ProxyTls => Some((door.listener(), refuse::http2(reason))),
+            Sniff::H2c if door != ListenerKind::ProxyTls => Some((door.listener(), refuse::http2(reason))),
             Sniff::H2c | Sniff::Raw | Sniff::NeedMore => None,
         };
     }

@@ -8,7 +8,7 @@
 
 use super::rules::BuildError;
 use super::store::{Said, Shape, Store};
-use crate::pace;
+use crate::cooperate;
 use foldhash::fast::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
@@ -180,7 +180,7 @@ impl Names {
     fn grow(&mut self, store: &Store, lines: usize) {
         let mut lines = vec![Line::EMPTY; lines.max(1)];
         let places = self.lines.iter().flat_map(|line| line.places.iter().take(usize::from(line.used)));
-        let places = places.inspect(|_| pace::step());
+        let places = places.inspect(|_| cooperate::step());
         places.for_each(|place| put(&mut lines, self.hash(store.name_at(*place)), *place));
         self.lines = lines;
     }

@@ -9,8 +9,8 @@ use super::globs;
 use super::rule::Effect;
 use super::rules::Rules;
 use super::store::{Record, Shape};
+use crate::cooperate;
 use crate::name::MAX_NAME;
-use crate::pace;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -187,11 +187,11 @@ fn backwards(one: &[u8], other: &[u8]) -> Ordering {
 /// are anywhere in memory, are read once for so many characters and not at each comparison.
 fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) {
     for entry in &mut *entries {
-        pace::step();
+        cooperate::step();
         *entry = key(text(place(*entry)), done) << PLACE | u128::from(place(*entry));
     }
     entries.sort_unstable_by(|one, other| {
-        pace::step();
+        cooperate::step();
         one.cmp(other)
     });
     for alike in entries.chunk_by_mut(|one, other| one >> PLACE == other >> PLACE) {

@@ -4,8 +4,8 @@
 
 use super::nets::NONE;
 use super::rules::BuildError;
+use crate::cooperate;
 use crate::name::MAX_NAME;
-use crate::pace;
 
 /// How many rules of one subject are compared with a new one to drop what was said before.
 const DEDUPLICATED: usize = 8;
@@ -123,7 +123,7 @@ impl Store {
     /// All rules, in the order in which they were added. Takes a while where there are many.
     pub(super) fn all(&self) -> impl Iterator<Item = Record> {
         std::iter::successors(self.get(0), |last| {
-            pace::step();
+            cooperate::step();
             let length = self.header(last.at)?[14];
             let text = if length == ELSEWHERE { size_of::<u32>() } else { usize::from(length) };
             self.get(last.at.checked_add(u32::try_from(HEADER + text).ok()?)?)

@@ -1,7 +1,7 @@
 //! Whom a DNS server that shows a certificate is vouched for by: the authorities that this machine trusts. What
 //! is wrong with a certificate is said here, for whoever uses the connection learns only that there is none.
 
-use crate::seldom::Seldom;
+use crate::throttle::Throttle;
 use crate::tls::check_length;
 use hickory_resolver::net::NetError;
 use rustls::client::WebPkiServerVerifier;
@@ -29,7 +29,7 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
     let provider = Arc::new(ring::default_provider());
     let failed = |error: &dyn std::fmt::Display| NetError::from(error.to_string());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Seldom::new(BETWEEN_LINES) };
+    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Throttle::new(BETWEEN_LINES) };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| failed(&error))?;
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
@@ -39,7 +39,7 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
 #[derive(Debug)]
 struct Telling {
     verifier: Arc<WebPkiServerVerifier>,
-    told: Seldom,
+    told: Throttle,
 }
 
 impl Telling {

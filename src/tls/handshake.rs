@@ -1,7 +1,7 @@
 //! The handshake, and what is said of one that came to nothing.
 
 use super::{Socket, Stream};
-use crate::seldom::Seldom;
+use crate::throttle::Throttle;
 use rustls::{CertificateError, Error, ServerConfig};
 use std::future::Future;
 use std::io;
@@ -155,13 +155,13 @@ impl Refused {
 #[derive(Debug)]
 pub struct Complaints {
     listener: &'static str,
-    lines: [Seldom; Fault::ALL.len()],
+    lines: [Throttle; Fault::ALL.len()],
 }
 
 impl Complaints {
     /// Of the listener of this name.
     pub fn new(listener: &'static str) -> Complaints {
-        Complaints { listener, lines: Fault::ALL.map(|_| Seldom::new(BETWEEN_LINES)) }
+        Complaints { listener, lines: Fault::ALL.map(|_| Throttle::new(BETWEEN_LINES)) }
     }
 
     /// The listener.
@@ -172,7 +172,7 @@ impl Complaints {
     /// Says in the log that a handshake with `peer` failed.
     pub fn tell(&self, peer: Option<SocketAddr>, refused: &Refused) {
         let Refused { fault, why, .. } = refused;
-        let Some(untold) = self.lines.get(*fault as usize).and_then(Seldom::turn) else { return };
+        let Some(untold) = self.lines.get(*fault as usize).and_then(Throttle::turn) else { return };
         let peer = peer.map(|peer| peer.to_string());
         let reason = fault.as_str();
         let untold = (untold > 0).then_some(untold);

@@ -4,7 +4,7 @@
 
 use super::read::{Files, MAX_FILES, MAX_TOTAL, SourceFile};
 use super::replace::{Attributes, replace_by};
-use crate::pace;
+use crate::cooperate;
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::Path;
@@ -55,7 +55,7 @@ fn payload(files: &Files, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
     for file in files.iter() {
         for part in [file.name().as_bytes(), file.bytes()] {
             take(&u64::try_from(part.len()).unwrap_or(u64::MAX).to_le_bytes())?;
-            pace::pieces(part).try_for_each(&mut *take)?;
+            cooperate::pieces(part).try_for_each(&mut *take)?;
         }
     }
     Ok(())

@@ -3,9 +3,9 @@
 //! [`options`](super::options) read the parts.
 
 use super::diagnostic::{Fault, quote};
-use super::guard;
 use super::options::{self, Options};
 use super::parse::{Context, Rule, lines};
+use super::public_suffix;
 use super::subject::{self, Owned};
 use crate::name::HostName;
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};
@@ -131,7 +131,7 @@ fn finish<'a>(
             let remedy = "leave it out; to deny addresses write `deny 192.0.2.0/24`";
             return Err(Fault::new(at, "`to=` means nothing on a `deny`", remedy));
         }
-    } else if let Some(wide) = guard::breadth(&parsed.subject) {
+    } else if let Some(wide) = public_suffix::breadth(&parsed.subject) {
         let message = format!("{} {wide}", quote(source));
         if !options.wide {
             let remedy = format!("{}, or add `wide=yes` if it is meant", wide.remedy());

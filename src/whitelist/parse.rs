@@ -5,7 +5,7 @@
 use super::diagnostic::{Fault, Problems, Severity, is_invisible};
 use super::read::{Format, SourceFile};
 use super::{golem, native};
-use crate::pace;
+use crate::cooperate;
 use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
 use jiff::civil::Date;
 use std::fmt::Write;
@@ -75,7 +75,7 @@ pub(super) fn count(text: &[u8]) -> usize {
     let begins = |pair: (&u8, &u8)| usize::from(*pair.0 == b'\n' && *pair.1 > b'#');
     let first = text.first().is_some_and(|byte| *byte > b'#');
     let rest = text.get(1..).unwrap_or_default();
-    let pieces = pace::pieces(text).zip(rest.chunks(pace::PIECE));
+    let pieces = cooperate::pieces(text).zip(rest.chunks(cooperate::PIECE));
     pieces.map(|(text, next)| text.iter().zip(next).map(begins).sum::<usize>()).sum::<usize>() + usize::from(first)
 }
 
@@ -102,7 +102,7 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
     };
     // Without a branch for each byte, this is done several bytes at a time.
     let odd = |odd, byte: &u8| odd | (*byte < b' ' && *byte != b'\n' && *byte != b'\t') | (*byte >= 0x7f);
-    let plain = !pace::pieces(bytes).any(|piece| piece.iter().fold(false, odd));
+    let plain = !cooperate::pieces(bytes).any(|piece| piece.iter().fold(false, odd));
     let mut sound = plain || printable(text, context);
     // A structured file that was cut does not parse; a list of lines would, and its last line might
     // be the beginning of a longer one.
@@ -204,8 +204,8 @@ mod tests {
         {
             assert_eq!(count(text.as_bytes()), rules, "{text:?}");
         }
-        let long = "a.io\n".repeat(pace::PIECE);
-        assert_eq!(count(long.as_bytes()), pace::PIECE);
-        assert_eq!(count(&long.as_bytes()[..pace::PIECE + 1]), pace::PIECE.div_ceil(5));
+        let long = "a.io\n".repeat(cooperate::PIECE);
+        assert_eq!(count(long.as_bytes()), cooperate::PIECE);
+        assert_eq!(count(&long.as_bytes()[..cooperate::PIECE + 1]), cooperate::PIECE.div_ceil(5));
     }
 }

@@ -6,7 +6,7 @@
 //! match must end in, and ask the public-suffix guard about the part behind the first dot.
 
 use super::diagnostic::Fault;
-use super::guard::{self, Depth, Wide};
+use super::public_suffix::{self, Depth, Wide};
 use crate::name::HostName;
 use regex_syntax::ast::{self, Ast};
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal};
@@ -182,7 +182,7 @@ fn breadth(names: &Hir, matching: Matching, classes: bool) -> Option<Wide> {
     let open_start = matching == Matching::Search && !properties.look_set_prefix().contains(Look::Start);
     let open_end = matching == Matching::Search && !properties.look_set_suffix().contains(Look::End);
     if open_end {
-        return guard::below("", Depth::Any);
+        return public_suffix::below("", Depth::Any);
     }
     // Alternatives that are spelled out are a list of names; what a class stands for is not.
     let mut extractor = Extractor::new();
@@ -190,7 +190,7 @@ fn breadth(names: &Hir, matching: Matching, classes: bool) -> Option<Wide> {
     extractor.limit_literal_len(SAMPLE + 1).limit_total(LITERALS);
     let endings = extractor.extract(names);
     let Some(endings) = endings.literals() else {
-        return guard::below("", Depth::Any);
+        return public_suffix::below("", Depth::Any);
     };
     endings.iter().find_map(|ending| ending_breadth(ending, open_start))
 }
@@ -201,10 +201,10 @@ fn ending_breadth(ending: &Literal, open_start: bool) -> Option<Wide> {
     }
     let text = std::str::from_utf8(ending.as_bytes()).unwrap_or_default();
     match text.split_once('.') {
-        None => guard::below("", Depth::Any),
+        None => public_suffix::below("", Depth::Any),
         // No name ends so.
         Some((_, base)) if HostName::parse(base).is_err() || base.ends_with('.') => None,
-        Some((_, base)) => guard::below(base, Depth::Any),
+        Some((_, base)) => public_suffix::below(base, Depth::Any),
     }
 }
 
@@ -218,7 +218,7 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
         }
     };
     let meant = sample(names, Choice { dots: Dots::All, least: 0, turn: 0 });
-    let owner = guard::registrable(&meant).filter(|_| HostName::parse(&meant).is_ok());
+    let owner = public_suffix::registrable(&meant).filter(|_| HostName::parse(&meant).is_ok());
     let mut samples = vec![first.to_owned()];
     samples.extend(first.split_once('.').map(|(_, suffix)| suffix.to_owned()));
     for (least, turn) in [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2)] {
@@ -232,7 +232,7 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
     });
     let hostile = |name: &String| {
         HostName::parse(name).is_ok_and(|parsed| parsed.as_str() == name)
-            && match guard::registrable(name) {
+            && match public_suffix::registrable(name) {
                 Some(other) => Some(other) != owner,
                 // A public suffix that is a host itself, shared by all who have names below it.
                 None => name.contains('.'),

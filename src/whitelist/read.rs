@@ -4,8 +4,8 @@
 
 use super::diagnostic::{Problems, Severity};
 use super::replace;
+use crate::cooperate;
 use crate::golem::rules as provider;
-use crate::pace;
 use crate::system;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
@@ -232,7 +232,7 @@ impl Files {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut part = |bytes: &[u8]| {
             hash.update(&bytes.len().to_le_bytes());
-            pace::pieces(bytes).for_each(|piece| hash.update(piece));
+            cooperate::pieces(bytes).for_each(|piece| hash.update(piece));
         };
         for file in &self.files {
             part(file.name.as_bytes());
@@ -384,12 +384,12 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default().saturating_add(1));
     let mut left = limit.saturating_add(1);
     while left > 0 {
-        let read = Read::by_ref(&mut file).take(left.min(pace::PIECE as u64)).read_to_end(&mut bytes)?;
+        let read = Read::by_ref(&mut file).take(left.min(cooperate::PIECE as u64)).read_to_end(&mut bytes)?;
         if read == 0 {
             break;
         }
         left = left.saturating_sub(read as u64);
-        pace::piece();
+        cooperate::piece();
     }
     if u64::try_from(bytes.len()).unwrap_or(u64::MAX) > limit {
         return Err(too_big());

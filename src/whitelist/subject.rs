@@ -4,9 +4,9 @@
 
 use super::diagnostic::{Fault, quote};
 use super::glob;
-use super::guard::Wide;
 use super::native::odd_blank;
 use super::pattern::{self, Matching};
+use super::public_suffix::Wide;
 use crate::name::{HostName, NameError};
 use crate::policy::rule::{Ports, Reach, Scope, Subject};
 use crate::target::{Host, parse_port};

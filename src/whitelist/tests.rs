@@ -344,7 +344,7 @@ fn the_stranger_shown_for_a_glob_passes_it() {
         ("{a,b}-?.dev", Scope::Below),
     ] {
         let subject = subject::Owned::Glob { pattern: glob.to_owned(), scope };
-        let wide = guard::breadth(&subject).unwrap_or_else(|| panic!("{glob}"));
+        let wide = public_suffix::breadth(&subject).unwrap_or_else(|| panic!("{glob}"));
         let regex = regex::Regex::new(&format!("^(?:{})$", glob::regex(glob, scope))).unwrap();
         assert!(regex.is_match(&wide.example), "{glob}: {}", wide.example);
     }

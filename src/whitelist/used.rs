@@ -25,7 +25,7 @@ const MAX_KEPT: usize = 8 << 20;
 
 /// What is kept over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Kept {
+pub struct UsageFile {
     /// Since when uses are counted.
     pub since: Timestamp,
     /// The rules used since then.
@@ -36,7 +36,7 @@ pub struct Kept {
 ///
 /// # Errors
 /// When the file cannot be written, or eight million rules were used: part of them would be a lie.
-pub fn save(state: &Path, kept: &Kept) -> io::Result<()> {
+pub fn save(state: &Path, kept: &UsageFile) -> io::Result<()> {
     if kept.used.len() > MAX_KEPT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more rules were used than can be kept"));
     }
@@ -50,7 +50,7 @@ pub fn save(state: &Path, kept: &Kept) -> io::Result<()> {
 ///
 /// # Errors
 /// [`KeepError`]; counting then begins anew.
-pub fn restore(state: &Path) -> Result<Kept, KeepError> {
+pub fn restore(state: &Path) -> Result<UsageFile, KeepError> {
     let file = match File::open(state.join(FILE_NAME)) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeepError::Nothing),
@@ -62,7 +62,7 @@ pub fn restore(state: &Path) -> Result<Kept, KeepError> {
     decode(&bytes).ok_or(KeepError::Damaged)
 }
 
-fn decode(bytes: &[u8]) -> Option<Kept> {
+fn decode(bytes: &[u8]) -> Option<UsageFile> {
     let (sum, payload) = bytes.strip_prefix(MAGIC)?.split_at_checked(CHECKSUM)?;
     if checksum(payload) != sum {
         return None;
@@ -71,7 +71,7 @@ fn decode(bytes: &[u8]) -> Option<Kept> {
     let since = Timestamp::from_second(i64::from_le_bytes(*since)).ok()?;
     let (marks, rest) = marks.as_chunks::<8>();
     let used = marks.iter().map(|mark| Mark(u64::from_le_bytes(*mark))).collect();
-    rest.is_empty().then_some(Kept { since, used })
+    rest.is_empty().then_some(UsageFile { since, used })
 }
 
 /// The lines with a rule that was used, as the daemon tells them.
@@ -171,9 +171,9 @@ mod tests {
     use super::*;
     use crate::whitelist::{Files, build};
 
-    fn kept() -> Kept {
+    fn kept() -> UsageFile {
         let used = (0..100u64).map(|n| Mark(n.wrapping_mul(0x9E37_79B9_7F4A_7C15))).collect();
-        Kept { since: Timestamp::from_second(1_795_000_000).unwrap(), used }
+        UsageFile { since: Timestamp::from_second(1_795_000_000).unwrap(), used }
     }
 
     #[test]
@@ -182,7 +182,7 @@ mod tests {
         assert!(matches!(restore(dir.path()), Err(KeepError::Nothing)));
         save(dir.path(), &kept()).unwrap();
         assert_eq!(restore(dir.path()).unwrap(), kept());
-        save(dir.path(), &Kept { used: HashSet::new(), ..kept() }).unwrap();
+        save(dir.path(), &UsageFile { used: HashSet::new(), ..kept() }).unwrap();
         assert!(restore(dir.path()).unwrap().used.is_empty());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }

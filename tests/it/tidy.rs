@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 /// Words that everything shares.
-const WORDS: [&str; 8] = ["name", "pace", "reason", "seldom", "shell", "source", "target", "trouble"];
+const WORDS: [&str; 8] = ["cooperate", "name", "reason", "shell", "source", "target", "throttle", "trouble"];
 
 /// Each stage, and what it may name of other stages: the output of the one before it, and what has a
 /// reason beside it.

@@ -281,13 +281,13 @@ async fn only_guests_with_more_than_their_share_are_asked_to_end_what_is_idle() 
     gate.relieve(Stage::Closing, 20);
     let ask = async {
         tokio::task::yield_now().await;
-        gate.ease();
+        gate.evict_idle();
     };
-    tokio::join!(heavy[0].eased(), ask);
+    tokio::join!(heavy[0].evicted(), ask);
     tokio::select! {
         biased;
-        () = light.eased() => panic!("it has less than its share"),
-        () = async { tokio::task::yield_now().await; gate.ease(); tokio::task::yield_now().await; } => {}
+        () = light.evicted() => panic!("it has less than its share"),
+        () = async { tokio::task::yield_now().await; gate.evict_idle(); tokio::task::yield_now().await; } => {}
     }
 }
 

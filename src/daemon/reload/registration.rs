@@ -2,7 +2,7 @@
 //! anew, which takes time in the number of guests and not of rules, and each is kept before it holds.
 
 use super::inbox::Refused;
-use super::{Ask, Desk, Reloader, free};
+use super::{Ask, ReloadWorker, Reloader, free};
 use crate::firewall::Pin;
 use crate::flow::Live;
 use crate::golem::manifest::Access;
@@ -44,7 +44,7 @@ impl Reloader {
     }
 }
 
-impl Desk {
+impl ReloadWorker {
     pub(super) fn register(&mut self, application: &Application) -> Change {
         let Taken { guest, warnings } = application.decide_on(&self.settings, Timestamp::now())?;
         if let Some(there) = self.registry.get(&guest.name)

@@ -21,7 +21,7 @@ fn settings(dir: &Path) -> Settings {
     Settings::load(Some(&path)).unwrap().0
 }
 
-fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> Desk {
+fn worker(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> ReloadWorker {
     let policy = lists.policy(&settings).unwrap();
     let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
     let services = Arc::new(Services {
@@ -37,7 +37,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
     });
     let counting = Counting::start(&settings.state_dir, &lists.rules);
     let registry = Registry::default();
-    Desk {
+    ReloadWorker {
         services,
         settings,
         lists,
@@ -50,7 +50,7 @@ fn desk(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> De
     }
 }
 
-fn allows(desk: &Desk, target: &str) -> bool {
+fn allows(worker: &ReloadWorker, target: &str) -> bool {
     let claim = Claim {
         source: "10.42.42.7".parse::<std::net::IpAddr>().unwrap().into(),
         target: Target::parse(target.as_bytes(), None).unwrap(),
@@ -59,7 +59,7 @@ fn allows(desk: &Desk, target: &str) -> bool {
         ech: false,
         evidence: Evidence::Connect,
     };
-    desk.services.live.load().policy.decide(&claim).is_ok()
+    worker.services.live.load().policy.decide(&claim).is_ok()
 }
 
 #[test]
@@ -72,27 +72,27 @@ fn a_rule_past_its_last_day_counts_as_removed_though_the_files_on_disk_are_broke
     let files = Files::of(settings.whitelist_dir.as_deref(), None);
     // In force since before that day.
     let lists = compile(&files, jiff::civil::date(2020, 6, 1)).unwrap();
-    let mut desk = desk(settings, lists, runtime.handle().clone());
-    assert!(allows(&desk, "good.test:443") && allows(&desk, "other.test:443"));
+    let mut worker = worker(settings, lists, runtime.handle().clone());
+    assert!(allows(&worker, "good.test:443") && allows(&worker, "other.test:443"));
 
     fs::write(&list, "good.test\n*\n").unwrap();
-    let revision = desk.services.bindings.revision();
-    desk.attend(None);
+    let revision = worker.services.bindings.revision();
+    worker.attend(None);
     assert!(
-        desk.services.bindings.revision() > revision,
+        worker.services.bindings.revision() > revision,
         "a name judged before is seen to have been, though no list is new"
     );
-    assert!(!allows(&desk, "good.test:443"), "its last day is over");
-    assert!(allows(&desk, "other.test:443"), "the rest of the last good list stays");
-    assert!(desk.state.lock().unwrap().trouble.is_some(), "and the operator is told that the files are broken");
-    let generation = desk.generation;
-    desk.attend(None);
-    assert_eq!(desk.generation, generation, "one day comes once");
+    assert!(!allows(&worker, "good.test:443"), "its last day is over");
+    assert!(allows(&worker, "other.test:443"), "the rest of the last good list stays");
+    assert!(worker.state.lock().unwrap().trouble.is_some(), "and the operator is told that the files are broken");
+    let generation = worker.generation;
+    worker.attend(None);
+    assert_eq!(worker.generation, generation, "one day comes once");
 
     fs::write(&list, "cdn-ok.test\n").unwrap();
-    let revision = desk.services.bindings.revision();
-    desk.attend(Some(Ask::Look));
-    assert!(desk.services.bindings.revision() > revision);
-    assert!(allows(&desk, "cdn-ok.test:443") && !allows(&desk, "other.test:443"));
-    assert!(desk.state.lock().unwrap().trouble.is_none());
+    let revision = worker.services.bindings.revision();
+    worker.attend(Some(Ask::Look));
+    assert!(worker.services.bindings.revision() > revision);
+    assert!(allows(&worker, "cdn-ok.test:443") && !allows(&worker, "other.test:443"));
+    assert!(worker.state.lock().unwrap().trouble.is_none());
 }

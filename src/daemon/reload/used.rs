@@ -3,7 +3,7 @@
 
 use crate::policy::Rules;
 use crate::whitelist::keep::KeepError;
-use crate::whitelist::used::{self, Kept};
+use crate::whitelist::used::{self, UsageFile};
 use jiff::Timestamp;
 use std::collections::HashSet;
 use std::path::Path;
@@ -30,7 +30,7 @@ impl Counting {
                 let file = state.join(used::FILE_NAME);
                 tracing::warn!(file = %file.display(), %error, "what was noted of the use of rules cannot be read; it is counted anew");
             }
-            Kept { since: whole_seconds(Timestamp::now()), used: HashSet::new() }
+            UsageFile { since: whole_seconds(Timestamp::now()), used: HashSet::new() }
         });
         rules.note_used(&kept.used);
         Counting { since: kept.since, written: Instant::now(), last: None }
@@ -56,7 +56,7 @@ impl Counting {
         if now == self.last {
             return;
         }
-        match used::save(state, &Kept { since: self.since, used }) {
+        match used::save(state, &UsageFile { since: self.since, used }) {
             Ok(()) => self.last = now,
             Err(error) => {
                 tracing::warn!(%error, dir = %state.display(), "which rules were used cannot be kept for the next start");
@@ -88,7 +88,7 @@ mod tests {
         let before = rules();
         // `ipfs.io` in a.rules.
         let used = HashSet::from([Mark(0x8835_0337_3177_9fec)]);
-        used::save(dir.path(), &Kept { since, used }).unwrap();
+        used::save(dir.path(), &UsageFile { since, used }).unwrap();
         let mut counting = Counting::start(dir.path(), &before);
         assert_eq!((counting.since(), before.used()), (since, 1));
         counting.keep(dir.path(), &before);

@@ -22,23 +22,23 @@ struct Beat(AtomicU64);
 
 /// The signs of life of all worker threads.
 #[derive(Clone, Debug)]
-pub(super) struct Pulse {
+pub(super) struct Watchdog {
     beats: Arc<[Beat]>,
     /// Between two reports, and at most between two beats.
     every: Duration,
     watched: bool,
 }
 
-impl Pulse {
+impl Watchdog {
     /// For so many worker threads, at the pace that the service manager wants (sd_watchdog_enabled(3)).
-    pub(super) fn new(workers: usize) -> Pulse {
-        Pulse::at(workers, system::watchdog())
+    pub(super) fn new(workers: usize) -> Watchdog {
+        Watchdog::at(workers, system::watchdog())
     }
 
-    fn at(workers: usize, limit: Option<Duration>) -> Pulse {
+    fn at(workers: usize, limit: Option<Duration>) -> Watchdog {
         // Three times as often as asked, so that one late report does no harm.
         let every = limit.map_or(REPORT, |limit| (limit / 3).clamp(Duration::from_millis(1), REPORT));
-        Pulse { beats: (0..workers).map(|_| Beat::default()).collect(), every, watched: limit.is_some() }
+        Watchdog { beats: (0..workers).map(|_| Beat::default()).collect(), every, watched: limit.is_some() }
     }
 
     /// Beats for the worker thread `index`, on its own runtime, for as long as it is polled.
@@ -124,13 +124,13 @@ mod tests {
 
     #[test]
     fn a_runtime_that_is_blocked_does_not_beat() {
-        let pulse = Pulse::at(2, Some(Duration::from_millis(30)));
-        let wedged = pulse.clone();
-        let threads = [pulse.clone(), wedged].into_iter().enumerate().map(|(index, pulse)| {
+        let watchdog = Watchdog::at(2, Some(Duration::from_millis(30)));
+        let wedged = watchdog.clone();
+        let threads = [watchdog.clone(), wedged].into_iter().enumerate().map(|(index, watchdog)| {
             std::thread::spawn(move || {
                 let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
                 runtime.block_on(async {
-                    tokio::spawn(pulse.beat(index));
+                    tokio::spawn(watchdog.beat(index));
                     tokio::time::sleep(Duration::from_millis(50)).await;
                     if index == 1 {
                         std::thread::sleep(Duration::from_millis(600));
@@ -142,9 +142,9 @@ mod tests {
         });
         let threads: Vec<_> = threads.collect();
         std::thread::sleep(Duration::from_millis(150));
-        let before = pulse.counts();
+        let before = watchdog.counts();
         std::thread::sleep(Duration::from_millis(350));
-        let after = pulse.counts();
+        let after = watchdog.counts();
         assert!(after[0] > before[0], "{before:?} {after:?}");
         assert_eq!(after[1], before[1], "{before:?} {after:?}");
         threads.into_iter().for_each(|thread| thread.join().unwrap());
@@ -152,8 +152,8 @@ mod tests {
 
     #[test]
     fn reports_come_three_times_as_often_as_the_watchdog_wants_and_beats_only_where_there_is_one() {
-        assert_eq!(Pulse::at(1, Some(Duration::from_secs(3))).every, Duration::from_secs(1));
-        assert_eq!(Pulse::at(1, Some(Duration::from_secs(600))).every, REPORT);
-        assert!(!Pulse::at(1, None).watched);
+        assert_eq!(Watchdog::at(1, Some(Duration::from_secs(3))).every, Duration::from_secs(1));
+        assert_eq!(Watchdog::at(1, Some(Duration::from_secs(600))).every, REPORT);
+        assert!(!Watchdog::at(1, None).watched);
     }
 }

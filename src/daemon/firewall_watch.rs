@@ -6,11 +6,11 @@ use std::sync::Arc;
 
 /// Knows what firewall there should be: the one of the configuration in force.
 #[derive(Clone)]
-pub(super) struct Guard(Arc<Services>);
+pub(super) struct FirewallWatch(Arc<Services>);
 
-impl Guard {
-    pub(super) fn new(services: &Arc<Services>) -> Guard {
-        Guard(Arc::clone(services))
+impl FirewallWatch {
+    pub(super) fn new(services: &Arc<Services>) -> FirewallWatch {
+        FirewallWatch(Arc::clone(services))
     }
 
     /// What of the firewall that the configuration asks for is seen; `None` where it asks for none.

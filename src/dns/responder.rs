@@ -52,7 +52,7 @@ mod extended {
 }
 
 /// Answers queries; one for the daemon.
-pub(super) struct Desk {
+pub(super) struct Responder {
     pub(super) services: Arc<Services>,
     /// Are there IPv6 listeners that guests' connections come in by?
     pub(super) v6: bool,
@@ -125,7 +125,7 @@ struct Refused {
     refusal: Refusal,
 }
 
-impl Desk {
+impl Responder {
     /// Attends to one message; a reply replaces what is in `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();

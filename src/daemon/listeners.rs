@@ -3,7 +3,7 @@
 
 use crate::accept::{Kind, ListenError, Shares, Sockets, Unclaimed};
 use crate::config::ListenSettings;
-use crate::flow::Door;
+use crate::flow::ListenerKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use std::time::Duration;
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The open listeners.
-pub(super) struct Doors {
+pub(super) struct Listeners {
     /// A share for each worker thread.
     pub(super) shares: Vec<Share>,
     pub(super) admin: Vec<TcpListener>,
@@ -26,19 +26,22 @@ pub(super) struct Doors {
 /// What one worker thread serves.
 #[derive(Default)]
 pub(super) struct Share {
-    pub(super) flows: Vec<(Door, TcpListener)>,
+    pub(super) flows: Vec<(ListenerKind, TcpListener)>,
     pub(super) dns_tcp: Vec<TcpListener>,
     pub(super) dns_udp: Vec<UdpSocket>,
 }
 
-impl Doors {
+impl Listeners {
     /// Opens all of them, or takes them over from the service manager. Where not all can be had, the rest is opened
     /// all the same, and the first thing that went wrong stands beside.
     ///
     /// # Errors
     /// [`ListenError`] where what was handed over is of no use.
-    pub(super) fn open(listen: &ListenSettings, workers: usize) -> Result<(Doors, Option<ListenError>), ListenError> {
-        Ok(Doors::of(Sockets::new(workers)?, listen, workers))
+    pub(super) fn open(
+        listen: &ListenSettings,
+        workers: usize,
+    ) -> Result<(Listeners, Option<ListenError>), ListenError> {
+        Ok(Listeners::of(Sockets::new(workers)?, listen, workers))
     }
 
     /// As [`open`](Self::open) where no configuration says what there should be: what the service manager handed over,
@@ -49,28 +52,28 @@ impl Doors {
     pub(super) fn open_by_unit(
         built_in: &ListenSettings,
         workers: usize,
-    ) -> Result<(Doors, ListenSettings), ListenError> {
+    ) -> Result<(Listeners, ListenSettings), ListenError> {
         let sockets = Sockets::new(workers)?;
         let listen = match sockets.units() {
             None => built_in.clone(),
             Some(units) => by_unit(built_in, units),
         };
-        let (doors, fault) = Doors::of(sockets, &listen, workers);
+        let (doors, fault) = Listeners::of(sockets, &listen, workers);
         if let Some(fault) = fault {
             tracing::error!("{fault}");
         }
         Ok((doors, listen))
     }
 
-    fn of(mut sockets: Sockets, listen: &ListenSettings, workers: usize) -> (Doors, Option<ListenError>) {
+    fn of(mut sockets: Sockets, listen: &ListenSettings, workers: usize) -> (Listeners, Option<ListenError>) {
         let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
         let mut bound = Vec::new();
         let mut fault = None;
         for (kind, door, addresses) in [
-            (Kind::Proxy, Door::Proxy, &listen.proxy),
-            (Kind::ProxyTls, Door::ProxyTls, &listen.proxy_tls),
-            (Kind::Transparent, Door::Transparent, &listen.transparent),
-            (Kind::Redirect, Door::Redirect, &listen.redirect),
+            (Kind::Proxy, ListenerKind::Proxy, &listen.proxy),
+            (Kind::ProxyTls, ListenerKind::ProxyTls, &listen.proxy_tls),
+            (Kind::Transparent, ListenerKind::Transparent, &listen.transparent),
+            (Kind::Redirect, ListenerKind::Redirect, &listen.redirect),
         ] {
             for address in addresses {
                 let opened = had(sockets.tcp(kind, *address), &mut fault);
@@ -95,14 +98,16 @@ impl Doors {
         let inherited = sockets.are_inherited();
         let (unclaimed, missing) = sockets.finish();
         fault = fault.or(missing);
-        (Doors { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
+        (Listeners { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
     }
 
     /// Takes away those that speak TLS, which needs a certificate: who connects is reset.
     pub(super) fn without_tls(&mut self) -> Vec<TcpListener> {
         let mut taken: Vec<TcpListener> = std::mem::take(&mut self.admin_tls);
         for share in &mut self.shares {
-            taken.extend(share.flows.extract_if(.., |(door, _)| *door == Door::ProxyTls).map(|(_, listener)| listener));
+            taken.extend(
+                share.flows.extract_if(.., |(door, _)| *door == ListenerKind::ProxyTls).map(|(_, listener)| listener),
+            );
         }
         taken
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Something that is said at most once in a time.
 #[derive(Debug)]
-pub struct Seldom {
+pub struct Throttle {
     between: Duration,
     last: Mutex<Last>,
 }
@@ -17,10 +17,10 @@ struct Last {
     untold: u64,
 }
 
-impl Seldom {
+impl Throttle {
     /// With at least this much time between two words.
-    pub fn new(between: Duration) -> Seldom {
-        Seldom { between, last: Mutex::default() }
+    pub fn new(between: Duration) -> Throttle {
+        Throttle { between, last: Mutex::default() }
     }
 
     /// Is it time to say it again? Then how often it was not since the last time.
@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn of_a_flood_one_in_so_long_is_told_and_how_many_were_not() {
-        let seldom = Seldom::new(Duration::from_secs(1));
+        let seldom = Throttle::new(Duration::from_secs(1));
         let now = Instant::now();
         let turns = [0, 1, 999, 1000, 1001, 5000].map(|ms| seldom.turn_at(now + Duration::from_millis(ms)));
         assert_eq!(turns, [Some(0), None, None, Some(2), None, Some(1)]);

@@ -13,14 +13,14 @@ use std::path::{Path, PathBuf};
 
 /// The metrics' word for what holds the daemon.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fences {
+pub(super) struct Sandbox {
     sandbox: bool,
     landlock: u8,
 }
 
 /// What is left.
 pub(super) struct GivenUp {
-    pub(super) fences: Fences,
+    pub(super) sandbox: Sandbox,
     /// The control socket, if one is configured and could be had.
     pub(super) control: Option<UnixListener>,
     /// Where root's watcher is listened to, beside it.
@@ -66,17 +66,17 @@ pub(super) fn give_up(
             "--no-sandbox: a hole in outgate would open every file and system call that its user has; \
              find out what the sandbox breaks and leave the switch off again"
         );
-        return Ok(GivenUp { fences: Fences { sandbox: false, landlock: 0 }, control, host, unusable });
+        return Ok(GivenUp { sandbox: Sandbox { sandbox: false, landlock: 0 }, control, host, unusable });
     }
-    let fences = Fences { sandbox: true, landlock: system::fence_files(&writable(settings)) };
-    Ok(GivenUp { fences, control, host, unusable })
+    let sandbox = Sandbox { sandbox: true, landlock: system::fence_files(&writable(settings)) };
+    Ok(GivenUp { sandbox, control, host, unusable })
 }
 
 /// Bars every system call that only the start needed, once all threads are up.
-pub(super) fn bar_calls(fences: Fences, account: &Account) {
-    let seccomp = fences.sandbox && system::fence_calls();
-    account.metrics().set_sandbox(fences.landlock, seccomp);
-    tracing::debug!(landlock = fences.landlock, seccomp, "the sandbox");
+pub(super) fn bar_calls(sandbox: Sandbox, account: &Account) {
+    let seccomp = sandbox.sandbox && system::fence_calls();
+    account.metrics().set_sandbox(sandbox.landlock, seccomp);
+    tracing::debug!(landlock = sandbox.landlock, seccomp, "the sandbox");
 }
 
 /// What a reload, a rotated log or the end of the daemon will want, but for the lists.
