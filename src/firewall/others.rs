@@ -19,7 +19,6 @@ use crate::shell::quoted;
 use chains::{Base, Hook, Table};
 use packets::{Addresses, Sample};
 use std::collections::BTreeSet;
-use std::path::Path;
 
 /// Interfaces that are tried; guests of others meet the same chains.
 const MOST_INTERFACES: usize = 64;
@@ -99,11 +98,14 @@ fn devices(base: &Base) -> Vec<String> {
 fn blocking(table: &Table, interface: &str, by_bridge: bool, samples: &[Sample]) -> Vec<String> {
     let dropped_by = |base| samples.iter().filter(|sample| table.drops(base, &sample.packet)).collect::<Vec<_>>();
     let with_dropped = table.bases.iter().map(|base| (base, dropped_by(base)));
-    with_dropped.filter_map(|(base, dropped)| sentence(base, interface, by_bridge, &dropped)).collect()
+    // ufw makes its chains in the tables of iptables, and has none while it is inactive.
+    let is_ufw = table.rules.keys().any(|chain| chain.starts_with("ufw"));
+    let sentence = |(base, dropped): (&Base, Vec<&Sample>)| sentence(base, interface, is_ufw, by_bridge, &dropped);
+    with_dropped.filter_map(sentence).collect()
 }
 
 /// Nothing where nothing is dropped.
-fn sentence(base: &Base, interface: &str, by_bridge: bool, dropped: &[&Sample]) -> Option<String> {
+fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped: &[&Sample]) -> Option<String> {
     let first = dropped.first()?;
     let Base { family, table, name, hook, .. } = base;
     let what = match hook {
@@ -113,7 +115,6 @@ fn sentence(base: &Base, interface: &str, by_bridge: bool, dropped: &[&Sample]) 
         Hook::Forward => "answers of guests behind",
     };
     let (direction, short) = if *hook == Hook::Output { ("oifname", "-o") } else { ("iifname", "-i") };
-    let is_ufw = base.program.is_some() && table == "filter" && Path::new("/etc/ufw/ufw.conf").exists();
     let (plain, interface) = (interface, quoted(interface));
     // Chains of bridges and of devices know the ports.
     let names = dropped.iter().map(|sample| match hook {

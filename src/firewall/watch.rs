@@ -136,7 +136,10 @@ fn elements(
     let items = match tool::listed(&["set", family, TABLE, set], "to list the ports it covers") {
         Ok(items) => items,
         Err(error) => {
-            faults.push(format!("{error}; `outgate firewall apply` puts the ruleset in place"));
+            // That a table is missing is a trouble of its own.
+            if tool::listed(&["table", family, TABLE], "to look for its table").is_ok() {
+                faults.push(format!("{error}; `outgate firewall apply` puts the ruleset in place"));
+            }
             return Vec::new();
         }
     };
