@@ -86,6 +86,15 @@ const RULES: &[(&str, Option<&str>)] = &[
     ("table bridge a { chain c { type filter hook forward priority 0; policy drop; }; }", None),
     // By ways through other chains.
     (
+        // As firewalld makes them.
+        "table inet a { chain allow { tcp dport 22 ct state { new, untracked } accept; ip6 daddr fe80::/64 udp dport 546 accept; }; chain zone { jump allow; meta l4proto { icmp, ipv6-icmp } accept; reject with icmpx admin-prohibited; }; chain zones { goto zone; }; chain c { type filter hook input priority 10; policy accept; ct state { established, related } accept; ct status dnat accept; iifname lo accept; ct state invalid drop; jump zones; reject with icmpx admin-prohibited; }; }",
+        Some("c"),
+    ),
+    (
+        "table inet a { chain c { type filter hook input priority 0; tcp dport 443 ct mark != 7 drop; tcp dport 443 ct direction original drop; }; }",
+        None,
+    ),
+    (
         "table inet a { chain zone { tcp dport 22 accept; reject with icmpx admin-prohibited; }; chain zones { goto zone; }; chain c { type filter hook input priority 10; ct state { established, related } accept; iifname lo accept; meta l4proto ipv6-icmp accept; jump zones; }; }",
         Some("c"),
     ),

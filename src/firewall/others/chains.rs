@@ -91,6 +91,8 @@ pub(super) enum Test {
     DestinationPort(Vec<(u16, u16)>),
     /// Small letters.
     State(Vec<String>),
+    /// Something else of its entry in connection tracking: what has none fulfils no such condition, nor its contrary.
+    Entry,
     /// What kind of address its destination is, small letters.
     DestinationType(Vec<String>),
     /// Something else.
@@ -215,7 +217,8 @@ impl Test {
                 let kind = if packet.is_local { "local" } else { "unicast" };
                 kinds.iter().any(|known| known == kind).into()
             }
-            Test::Unknown => Truth::Maybe,
+            Test::Entry if packet.tracked == Tracked::Untracked => Truth::No,
+            Test::Entry | Test::Unknown => Truth::Maybe,
         }
     }
 }

@@ -94,6 +94,10 @@ fn read(words: impl Iterator<Item = String>) -> Rule {
             "--sport" | "--sports" => ports(&list(&mut words)).map_or(Test::Unknown, Test::SourcePort),
             "--dport" | "--dports" => ports(&list(&mut words)).map_or(Test::Unknown, Test::DestinationPort),
             "--ctstate" | "--state" => Test::State(list(&mut words)),
+            "--ctstatus" => {
+                words.next();
+                Test::Entry
+            }
             "--dst-type" => Test::DestinationType(list(&mut words)),
             _ => {
                 while words.next_if(|next| !next.starts_with('-') && next != "!").is_some() {}
@@ -107,7 +111,7 @@ fn read(words: impl Iterator<Item = String>) -> Rule {
             }
             other => other,
         };
-        negated &= test != Test::Unknown;
+        negated &= !matches!(test, Test::Unknown | Test::Entry);
         conditions.push(Condition { test, negated });
         negated = false;
     }

@@ -157,6 +157,7 @@ impl Known<'_> {
             (Some("l4proto"), ..) => Test::Protocol(words()),
             (Some("nfproto" | "protocol"), ..) => family(&words()),
             (_, Some("state"), _) => Test::State(words()),
+            (_, Some(_), _) => Test::Entry,
             (_, _, Some(payload)) => {
                 let (protocol, field) = (text(payload, "protocol"), text(payload, "field"));
                 // What a field is in has to be there first, whatever is asked of the field.
@@ -184,7 +185,7 @@ impl Known<'_> {
             _ if is_type_of_destination(left) => Test::DestinationType(words()),
             _ => Test::Unknown,
         };
-        let negated = negated && test != Test::Unknown;
+        let negated = negated && !matches!(test, Test::Unknown | Test::Entry);
         conditions.push(Condition { test, negated });
     }
 

@@ -72,6 +72,8 @@ fn what_is_not_understood_is_taken_to_let_the_packet_through() {
         ("-A INPUT -p tcp -m tcp ! --sport 40000:50000 -j DROP", false),
         ("-A INPUT -o br0 -j DROP", false),
         ("-A FORWARD -j DROP", false),
+        ("-A INPUT -m conntrack --ctstatus DNAT -j ACCEPT\n-A INPUT -j DROP", true),
+        ("-A INPUT -m conntrack ! --ctstatus DNAT -j DROP", false),
     ] {
         let chains = ":INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:own - [0:0]";
         assert_eq!(is_dropped(&format!("{chains}\n{rules}"), &packet()), dropped, "{rules}");
