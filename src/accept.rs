@@ -15,7 +15,7 @@ mod sockets;
 pub use incoming::Incoming;
 pub use inherit::{Missing, not_held};
 pub use limits::{Gate, LimitSettings, NamePace, Names, Pace, Place, Purpose, QueryPace, Slot, Telling};
-pub use listen::{Kind, ListenError};
+pub use listen::{ListenError, SocketUse};
 pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
@@ -61,7 +61,7 @@ pub struct Entrance<'a> {
 
 /// What went wrong with accepting.
 #[derive(Debug)]
-pub enum Trouble {
+pub enum AcceptFailure {
     /// It pauses (EMFILE, ENFILE, ENOBUFS, ENOMEM). Who comes waits in the listener's queue.
     Pause,
     /// A connection of this source was reset, because no file descriptor is left for it.
@@ -73,7 +73,7 @@ pub async fn run(
     entrance: Entrance<'_>,
     stop: impl Future<Output = ()>,
     mut serve: impl FnMut(Accepted),
-    mut trouble: impl FnMut(Trouble),
+    mut trouble: impl FnMut(AcceptFailure),
 ) {
     let Entrance { listener, gate, reserve, purpose } = entrance;
     let said = Throttle::new(SAY_AGAIN);
@@ -89,7 +89,7 @@ pub async fn run(
                 let at = Instant::now();
                 let source = canonical(source);
                 let Some(stream) = reserve.check(stream) else {
-                    trouble(Trouble::Reset(source));
+                    trouble(AcceptFailure::Reset(source));
                     continue;
                 };
                 let slot = gate.admit(source.ip(), purpose, at);
@@ -102,12 +102,12 @@ pub async fn run(
             }
             Err(error) if is_passing(&error) => {}
             Err(error) => {
-                trouble(Trouble::Pause);
+                trouble(AcceptFailure::Pause);
                 if said.turn().is_some() {
                     tracing::warn!(%error, "accepting pauses; who cannot be accepted is reset where that is possible");
                 }
                 for source in reserve.reset(&listener) {
-                    trouble(Trouble::Reset(source));
+                    trouble(AcceptFailure::Reset(source));
                 }
                 tokio::time::sleep(PAUSE).await;
             }

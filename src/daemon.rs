@@ -16,7 +16,7 @@ mod watchdog;
 
 pub use privileges::needs;
 
-use crate::accept::{self, Entrance, Gate, Incoming, ListenError, Reserve, Trouble};
+use crate::accept::{self, AcceptFailure, Entrance, Gate, Incoming, ListenError, Reserve};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
@@ -29,14 +29,14 @@ use crate::policy::{Policy, PolicyError};
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::source::Source;
-use crate::system::{self, AccessError, Asked, Confine, PrivilegeError, Signals};
+use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, Signals};
 use crate::tls::{CertificateReloader, Fault, TlsError};
 use crate::trouble;
 use arc_swap::ArcSwap;
 use listeners::{Listeners, Share};
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
-use reload::{Lists, Reloader, Standing};
+use reload::{Lists, Reloader, StartBasis};
 use std::hash::BuildHasher;
 use std::io;
 use std::net::SocketAddr;
@@ -354,9 +354,9 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     let where_to = settings.listen.clone();
     let rules = lists.len();
     let standing = match (&unconfigured, stale) {
-        (Some(unconfigured), _) => Standing::Unconfigured(unconfigured.trouble.clone()),
-        (None, Some(why)) => Standing::Stale(why),
-        (None, None) => Standing::Current,
+        (Some(unconfigured), _) => StartBasis::Unconfigured(unconfigured.trouble.clone()),
+        (None, Some(why)) => StartBasis::Stale(why),
+        (None, None) => StartBasis::Current,
     };
     let reloader = Reloader::start(Arc::clone(services), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
@@ -431,12 +431,12 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
             () = &mut changed => break true,
         };
         match asked {
-            Asked::Reload if unconfigured.is_some() => break true,
-            Asked::Reload => {
+            SignalRequest::Reload if unconfigured.is_some() => break true,
+            SignalRequest::Reload => {
                 services.account.reopen();
                 reloader.request();
             }
-            Asked::Stop => break false,
+            SignalRequest::Stop => break false,
         }
     };
     system::notify(&[sd_notify::NotifyState::Stopping]);
@@ -540,7 +540,7 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
             // A second signal means now.
-            asked = signals.next() => if asked == Asked::Stop { break },
+            asked = signals.next() => if asked == SignalRequest::Stop { break },
         }
     }
     let ended = services.account.revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
@@ -596,8 +596,8 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
         tokio::spawn(async move {
             let serve = |accepted| flow::meet(&services, door, accepted);
             let trouble = |trouble| match trouble {
-                Trouble::Pause => services.account.metrics().accept_failed(),
-                Trouble::Reset(source) => flow::reset_unseen(&services, door, source),
+                AcceptFailure::Pause => services.account.metrics().accept_failed(),
+                AcceptFailure::Reset(source) => flow::reset_unseen(&services, door, source),
             };
             let purpose = flow::purpose(&services, door);
             let entrance = Entrance { listener, gate: &services.gate, reserve: &services.reserve, purpose };

@@ -32,11 +32,11 @@ pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::Host;
 pub(crate) use host::fits;
 pub use inspect::{Counter, Status, status};
-pub(crate) use namespaces::KINDS as STANDING_KINDS;
+pub(crate) use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;
 pub use tool::FirewallError;
 pub(crate) use unguarded::HOST_NETWORK;
-pub use watch::{Change, Events, Mended, Standing, held, is_as_reported, keep_swept, mend, report, standing};
+pub use watch::{AppliedState, Change, Events, Mended, applied_state, held, is_as_reported, keep_swept, mend, report};
 
 use crate::config::{ListenSettings, Settings};
 use ipnet::IpNet;

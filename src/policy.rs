@@ -24,7 +24,7 @@ mod usage;
 
 pub use agreement::Agreement;
 pub use guests::{Guest, PolicyError};
-pub use rules::{BuildError, Builder, FileId, Kind, Rules};
+pub use rules::{BuildError, Builder, FileId, RuleKind, Rules};
 pub use usage::Mark;
 
 use crate::identify::Claim;

@@ -27,7 +27,7 @@ pub use address_screen::VetError;
 pub use answer::{Answer, Family, LookupError};
 pub use dns_answer::DnsAnswer;
 pub use server::{Channel, NameServer};
-pub use upstream::Kind;
+pub use upstream::AddressKind;
 
 use crate::name::HostName;
 use crate::policy::{AddressTerms, NamePermit, Permit};
@@ -241,7 +241,7 @@ impl Resolver {
     }
 
     /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
-    pub fn try_dns_answer(&self, permit: &NamePermit, kind: Kind) -> Option<Result<DnsAnswer, VetError>> {
+    pub fn try_dns_answer(&self, permit: &NamePermit, kind: AddressKind) -> Option<Result<DnsAnswer, VetError>> {
         let now = Instant::now();
         let state = self.state.load();
         let outcome = self.known(&state, permit.name(), now)?;
@@ -258,7 +258,7 @@ impl Resolver {
     pub async fn dns_answer(
         &self,
         permit: &NamePermit,
-        kind: Kind,
+        kind: AddressKind,
         start: impl FnMut(bool) -> Start + Send,
     ) -> Result<DnsAnswer, VetError> {
         let answer = self.lookup(permit.name(), start).await?;
@@ -270,7 +270,7 @@ impl Resolver {
         state: &State,
         answer: Arc<Answer>,
         permit: &NamePermit,
-        kind: Kind,
+        kind: AddressKind,
         now: Instant,
     ) -> Result<DnsAnswer, VetError> {
         self.screen_of(state, now).screen_family(&answer, kind, permit)?;

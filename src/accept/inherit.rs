@@ -3,7 +3,7 @@
 //!
 //! A socket belongs to the listener whose address it has, whatever its unit calls it.
 
-use super::listen::{Kind, ListenError};
+use super::listen::{ListenError, SocketUse};
 use listenfd::ListenFd;
 use socket2::SockRef;
 use std::collections::BTreeMap;
@@ -27,14 +27,14 @@ pub(super) struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     udp: Vec<(SocketAddr, UdpSocket)>,
     /// What each socket is for by the name of its unit, where that is one of ours.
-    units: Vec<(Kind, SocketAddr)>,
+    units: Vec<(SocketUse, SocketAddr)>,
 }
 
 /// A configured listener that no socket was handed over for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// What it is for.
-    pub kind: Kind,
+    pub kind: SocketUse,
     /// Where it was to be.
     pub address: SocketAddr,
 }
@@ -55,7 +55,7 @@ impl Inherited {
         let mut inherited = Inherited { tcp: Vec::new(), udp: Vec::new(), units: Vec::new() };
         for index in 0..all.len() {
             let at = inherited.sort_in(&mut all, index).map_err(|source| ListenError::Inherited { index, source })?;
-            inherited.units.extend(names.next().and_then(Kind::of_unit).zip(at));
+            inherited.units.extend(names.next().and_then(SocketUse::of_unit).zip(at));
         }
         Ok(Some(inherited))
     }
@@ -81,18 +81,18 @@ impl Inherited {
     }
 
     /// What each socket is for by the name of its unit.
-    pub(super) fn units(&self) -> &[(Kind, SocketAddr)] {
+    pub(super) fn units(&self) -> &[(SocketUse, SocketAddr)] {
         &self.units
     }
 
     /// All listeners at the address.
-    pub(super) fn tcp(&mut self, kind: Kind, address: SocketAddr) -> Result<Vec<TcpListener>, ListenError> {
+    pub(super) fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Vec<TcpListener>, ListenError> {
         let found = extract(&mut self.tcp, address);
         for listener in &found {
             let socket = SockRef::from(listener);
             let transparent = if address.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
             let transparent = transparent.map_err(|source| ListenError::Open { address, kind, source })?;
-            if transparent != (kind == Kind::Transparent) {
+            if transparent != (kind == SocketUse::Transparent) {
                 // Nobody is to wait in them.
                 self.tcp.extend(found.into_iter().map(|listener| (address, listener)));
                 return Err(ListenError::Transparency { address, kind });
@@ -121,12 +121,16 @@ fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
 
 /// Those of the configuration that the socket units do not hold; `units` gives what systemctl(1) shows of `Listen` of
 /// the unit for a kind, `each` is how many worker threads there are.
-pub fn not_held(configured: &[(Kind, SocketAddr)], each: usize, units: impl Fn(Kind) -> String) -> Option<ListenError> {
+pub fn not_held(
+    configured: &[(SocketUse, SocketAddr)],
+    each: usize,
+    units: impl Fn(SocketUse) -> String,
+) -> Option<ListenError> {
     let configured: Vec<Missing> = configured.iter().map(|&(kind, address)| Missing { kind, address }).collect();
     let is_missing = |listener: &&Missing| {
         let shown = units(listener.kind);
         let has = |way: &str| shown.contains(&format!("{} ({way})", listener.address));
-        !(has("Stream") && (listener.kind != Kind::Dns || has("Datagram")))
+        !(has("Stream") && (listener.kind != SocketUse::Dns || has("Datagram")))
     };
     let missing: Vec<Missing> = configured.iter().filter(is_missing).copied().collect();
     (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each })
@@ -141,7 +145,7 @@ pub fn not_held(configured: &[(Kind, SocketAddr)], each: usize, units: impl Fn(K
 /// the sockets are stopped first, and come back with the service, which wants those that are enabled.
 pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -> String {
     let mut text = String::new();
-    let mut units: BTreeMap<&str, Kind> = BTreeMap::new();
+    let mut units: BTreeMap<&str, SocketUse> = BTreeMap::new();
     for Missing { kind, address } in missing {
         _ = writeln!(text, "no socket unit holds {address}, which {} has", kind.key());
         units.insert(kind.unit(), *kind);
@@ -160,12 +164,13 @@ pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -
     text
 }
 
-fn drop_in<'a>(kind: Kind, listeners: impl Iterator<Item = &'a Missing>, each: usize) -> String {
+fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, each: usize) -> String {
     // The empty line takes away what the unit has, of every Listen key, and so what a drop-in has said
     // before it (systemd.socket(5)). There must be no other.
     let mut text = String::from("    [Socket]\n    ListenStream=\n");
     for Missing { kind, address } in listeners {
-        let keys: &[&str] = if *kind == Kind::Dns { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
+        let keys: &[&str] =
+            if *kind == SocketUse::Dns { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
         let each = if kind.is_single() { 1 } else { each.min(MOST_LINES) };
         // Of a scope; alone it would begin a specifier (systemd.unit(5)).
         let address = address.to_string().replace('%', "%%");
@@ -174,7 +179,7 @@ fn drop_in<'a>(kind: Kind, listeners: impl Iterator<Item = &'a Missing>, each: u
         }
     }
     text.push_str("    ReusePort=yes\n    FreeBind=yes\n    BindIPv6Only=ipv6-only\n");
-    if kind == Kind::Transparent {
+    if kind == SocketUse::Transparent {
         text.push_str("    Transparent=yes\n");
     }
     text
@@ -184,18 +189,18 @@ fn drop_in<'a>(kind: Kind, listeners: impl Iterator<Item = &'a Missing>, each: u
 mod tests {
     use super::*;
 
-    fn listener(kind: Kind, address: &str) -> Missing {
+    fn listener(kind: SocketUse, address: &str) -> Missing {
         Missing { kind, address: address.parse().unwrap() }
     }
 
     #[test]
     fn what_no_unit_holds_is_told_by_what_systemctl_shows() {
         let at = |kind, address: &str| (kind, address.parse().unwrap());
-        let configured = [at(Kind::Proxy, "127.0.0.1:3128"), at(Kind::Dns, "[fd42::1]:53")];
+        let configured = [at(SocketUse::Proxy, "127.0.0.1:3128"), at(SocketUse::Dns, "[fd42::1]:53")];
         let shown = |dns: &str| {
             let dns = dns.to_owned();
             move |kind| {
-                if kind == Kind::Dns {
+                if kind == SocketUse::Dns {
                     dns.clone()
                 } else {
                     "127.0.0.1:3128 (Stream)\n127.0.0.1:3128 (Stream)".to_owned()
@@ -211,10 +216,10 @@ mod tests {
 
     #[test]
     fn the_remedy_names_what_is_missing_and_has_all_addresses_of_its_unit() {
-        let missing = [listener(Kind::Dns, "10.42.42.1:53"), listener(Kind::Transparent, "[::]:3129")];
+        let missing = [listener(SocketUse::Dns, "10.42.42.1:53"), listener(SocketUse::Transparent, "[::]:3129")];
         let configured = [
-            listener(Kind::Proxy, "127.0.0.1:3128"),
-            listener(Kind::Transparent, "0.0.0.0:3129"),
+            listener(SocketUse::Proxy, "127.0.0.1:3128"),
+            listener(SocketUse::Transparent, "0.0.0.0:3129"),
             missing[1],
             missing[0],
         ];
@@ -238,8 +243,8 @@ mod tests {
 
     #[test]
     fn listeners_of_two_keys_that_share_a_unit_are_both_in_its_drop_in() {
-        let missing = [listener(Kind::AdminTls, "10.0.0.1:3191")];
-        let text = remedy(&missing, &[listener(Kind::Admin, "127.0.0.1:3190"), missing[0]], 2);
+        let missing = [listener(SocketUse::AdminTls, "10.0.0.1:3191")];
+        let text = remedy(&missing, &[listener(SocketUse::Admin, "127.0.0.1:3190"), missing[0]], 2);
         let both = "outgate-admin.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
                     ListenStream=127.0.0.1:3190\n    ListenStream=10.0.0.1:3191\n    ReusePort=yes\n";
         assert!(text.contains(both), "{text}");
@@ -260,8 +265,15 @@ mod tests {
 
     #[test]
     fn a_drop_in_leaves_exactly_the_configured_listeners_for_every_kind() {
-        let kinds =
-            [Kind::Proxy, Kind::ProxyTls, Kind::Transparent, Kind::Redirect, Kind::Dns, Kind::Admin, Kind::AdminTls];
+        let kinds = [
+            SocketUse::Proxy,
+            SocketUse::ProxyTls,
+            SocketUse::Transparent,
+            SocketUse::Redirect,
+            SocketUse::Dns,
+            SocketUse::Admin,
+            SocketUse::AdminTls,
+        ];
         for kind in kinds {
             for each in [1, 2, 4, 64] {
                 let all = [listener(kind, "10.42.42.1:5300"), listener(kind, "[fd42::1]:5300")];
@@ -273,7 +285,7 @@ mod tests {
                     assert_eq!(of("ListenStream"), if kind.is_single() { 1 } else { each.min(4) }, "{kind:?}: {text}");
                     assert_eq!(
                         of("ListenDatagram"),
-                        if kind == Kind::Dns { each.min(4) } else { 0 },
+                        if kind == SocketUse::Dns { each.min(4) } else { 0 },
                         "{kind:?}: {text}"
                     );
                 }

@@ -11,7 +11,7 @@ const BACKLOG: i32 = 4096;
 
 /// What a listener is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum SocketUse {
     /// The explicit proxy.
     Proxy,
     /// The same inside TLS.
@@ -28,39 +28,39 @@ pub enum Kind {
     AdminTls,
 }
 
-impl Kind {
+impl SocketUse {
     /// The key in the configuration.
     pub const fn key(self) -> &'static str {
         match self {
-            Kind::Proxy => "[listen].proxy",
-            Kind::ProxyTls => "[listen].proxy_tls",
-            Kind::Transparent => "[listen].transparent",
-            Kind::Redirect => "[listen].redirect",
-            Kind::Dns => "[listen].dns",
-            Kind::Admin => "[listen].admin",
-            Kind::AdminTls => "[listen].admin_tls",
+            SocketUse::Proxy => "[listen].proxy",
+            SocketUse::ProxyTls => "[listen].proxy_tls",
+            SocketUse::Transparent => "[listen].transparent",
+            SocketUse::Redirect => "[listen].redirect",
+            SocketUse::Dns => "[listen].dns",
+            SocketUse::Admin => "[listen].admin",
+            SocketUse::AdminTls => "[listen].admin_tls",
         }
     }
 
     /// Is there one socket for it, which no worker thread serves?
     pub(super) const fn is_single(self) -> bool {
-        matches!(self, Kind::Admin | Kind::AdminTls)
+        matches!(self, SocketUse::Admin | SocketUse::AdminTls)
     }
 
     /// What a unit of this name holds; of two kinds the one without TLS. `None`: it is none of ours.
-    pub(super) fn of_unit(name: &str) -> Option<Kind> {
-        let kinds = [Kind::Proxy, Kind::Transparent, Kind::Redirect, Kind::Dns, Kind::Admin];
+    pub(super) fn of_unit(name: &str) -> Option<SocketUse> {
+        let kinds = [SocketUse::Proxy, SocketUse::Transparent, SocketUse::Redirect, SocketUse::Dns, SocketUse::Admin];
         kinds.into_iter().find(|kind| kind.unit() == name)
     }
 
     /// The socket unit that holds such listeners.
     pub const fn unit(self) -> &'static str {
         match self {
-            Kind::Proxy | Kind::ProxyTls => "outgate.socket",
-            Kind::Transparent => "outgate-transparent.socket",
-            Kind::Redirect => "outgate-redirect.socket",
-            Kind::Dns => "outgate-dns.socket",
-            Kind::Admin | Kind::AdminTls => "outgate-admin.socket",
+            SocketUse::Proxy | SocketUse::ProxyTls => "outgate.socket",
+            SocketUse::Transparent => "outgate-transparent.socket",
+            SocketUse::Redirect => "outgate-redirect.socket",
+            SocketUse::Dns => "outgate-dns.socket",
+            SocketUse::Admin | SocketUse::AdminTls => "outgate-admin.socket",
         }
     }
 }
@@ -74,7 +74,7 @@ pub enum ListenError {
         /// Where.
         address: SocketAddr,
         /// What for.
-        kind: Kind,
+        kind: SocketUse,
         /// What the kernel said.
         source: io::Error,
     },
@@ -106,13 +106,13 @@ pub enum ListenError {
         /// Where.
         address: SocketAddr,
         /// What for.
-        kind: Kind,
+        kind: SocketUse,
     },
 }
 
-fn open_remedy(error: &io::Error, kind: Kind) -> &'static str {
+fn open_remedy(error: &io::Error, kind: SocketUse) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied if kind == Kind::Transparent => {
+        io::ErrorKind::PermissionDenied if kind == SocketUse::Transparent => {
             "; start as root, or by a socket unit with Transparent=yes"
         }
         io::ErrorKind::AddrInUse => "; end the program that holds this port, or choose another in [listen]",
@@ -122,9 +122,9 @@ fn open_remedy(error: &io::Error, kind: Kind) -> &'static str {
     }
 }
 
-fn transparency(kind: Kind) -> &'static str {
+fn transparency(kind: SocketUse) -> &'static str {
     match kind {
-        Kind::Transparent => {
+        SocketUse::Transparent => {
             "came without IP_TRANSPARENT, so it would get no guest's connection: write Transparent=yes"
         }
         _ => "came with IP_TRANSPARENT, which is for [listen].transparent alone: write Transparent=no",
@@ -136,7 +136,7 @@ fn transparency(kind: Kind) -> &'static str {
 /// With port 0 the kernel chooses one port for all. Sockets that share a port by SO_REUSEPORT would
 /// also share it with another process of this user, so a first socket without it makes sure that the
 /// port is free.
-pub(super) fn open(address: SocketAddr, count: usize, kind: Kind) -> Result<Vec<TcpListener>, ListenError> {
+pub(super) fn open(address: SocketAddr, count: usize, kind: SocketUse) -> Result<Vec<TcpListener>, ListenError> {
     open_with(address, count, kind, |_| Ok(()))
 }
 
@@ -147,13 +147,13 @@ pub(super) fn open_transparent(address: SocketAddr, count: usize) -> Result<Vec<
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),
         SocketAddr::V6(_) => socket.set_ip_transparent_v6(true),
     };
-    open_with(address, count, Kind::Transparent, transparent)
+    open_with(address, count, SocketUse::Transparent, transparent)
 }
 
 fn open_with(
     address: SocketAddr,
     count: usize,
-    kind: Kind,
+    kind: SocketUse,
     prepare: impl Fn(&Socket) -> io::Result<()>,
 ) -> Result<Vec<TcpListener>, ListenError> {
     let fail = |source| ListenError::Open { address, kind, source };
@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn the_listeners_of_one_address_share_its_port() {
-        let listeners = open("127.0.0.1:0".parse().unwrap(), 3, Kind::Proxy).unwrap();
+        let listeners = open("127.0.0.1:0".parse().unwrap(), 3, SocketUse::Proxy).unwrap();
         let ports: Vec<u16> = listeners.iter().map(|l| l.local_addr().unwrap().port()).collect();
         assert_eq!(ports.len(), 3);
         assert!(ports.iter().all(|port| *port == ports[0] && *port != 0));
@@ -197,8 +197,8 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_an_error_with_a_remedy_even_for_a_second_outgate() {
-        let first = open("127.0.0.1:0".parse().unwrap(), 2, Kind::Proxy).unwrap();
-        let error = open(first[0].local_addr().unwrap(), 2, Kind::Proxy).unwrap_err();
+        let first = open("127.0.0.1:0".parse().unwrap(), 2, SocketUse::Proxy).unwrap();
+        let error = open(first[0].local_addr().unwrap(), 2, SocketUse::Proxy).unwrap_err();
         assert!(matches!(&error, ListenError::Open { source, .. } if source.kind() == io::ErrorKind::AddrInUse));
         assert!(error.to_string().contains("choose another in [listen]"), "{error}");
     }

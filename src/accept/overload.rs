@@ -120,7 +120,7 @@ pub struct Judgement {
 
 /// Turns measurements into stages, with some memory of what was before.
 #[derive(Debug, Default)]
-pub struct Watch {
+pub struct StageTracker {
     stages: [Stage; 3],
     /// Memory that connections do not hold, in bytes.
     aside: u64,
@@ -128,7 +128,7 @@ pub struct Watch {
     peak: u32,
 }
 
-impl Watch {
+impl StageTracker {
     /// The stage now. To be called a few times a second.
     pub fn step(&mut self, levels: &Levels) -> Judgement {
         let memory = self.without_aside(levels);
@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn stages_begin_at_their_shares_and_end_a_little_below() {
-        let mut watch = Watch::default();
+        let mut watch = StageTracker::default();
         let mut at = |percent| watch.step(&memory(percent, 1000)).stage;
         let stages =
             [(69, 0), (70, 1), (66, 1), (64, 0), (80, 2), (76, 2), (74, 1), (90, 3), (86, 3), (84, 2), (30, 0)];
@@ -303,29 +303,29 @@ mod tests {
             files: Level { used: 85, bound: 100 },
             connections: Level { used: 1_000_000, bound: 0 },
         };
-        let judged = Watch::default().step(&levels);
+        let judged = StageTracker::default().step(&levels);
         assert_eq!((judged.stage, judged.resource), (Stage::Full, Resource::Files));
         let unbounded = Levels { memory: Level { used: 1 << 40, bound: 0 }, ..Levels::default() };
-        assert_eq!(Watch::default().step(&unbounded).stage, Stage::Normal);
+        assert_eq!(StageTracker::default().step(&unbounded).stage, Stage::Normal);
     }
 
     #[test]
     fn all_connections_that_are_configured_may_be_used_and_nobody_is_closed_for_their_number() {
         let at = |used| {
             let connections = Level { used, bound: 100 };
-            Watch::default().step(&Levels { connections, ..Levels::default() })
+            StageTracker::default().step(&Levels { connections, ..Levels::default() })
         };
         assert_eq!([69, 70, 99, 100, 200].map(|used| at(used).stage as u8), [0, 1, 1, 2, 2]);
         assert_eq!([69, 70, 99, 100, 200].map(|used| at(used).gate as u8), [0, 1, 1, 1, 1], "the gate counts itself");
         let memory = Level { used: 85, bound: 100 };
         let connections = Level { used: 100, bound: 100 };
-        let both = Watch::default().step(&Levels { memory, connections, ..Levels::default() });
+        let both = StageTracker::default().step(&Levels { memory, connections, ..Levels::default() });
         assert_eq!((both.resource, both.gate), (Resource::Connections, Stage::Full));
     }
 
     #[test]
     fn memory_that_no_connection_holds_refuses_nobody_but_what_is_left_is_still_watched() {
-        let mut watch = Watch::default();
+        let mut watch = StageTracker::default();
         assert_eq!(watch.step(&memory(95, 1000)).stage, Stage::Closing);
         assert_eq!(watch.step(&memory(95, 600)).stage, Stage::Closing);
         assert_eq!(watch.step(&memory(95, 500)).stage, Stage::Normal, "half of them are gone, the memory is not");
@@ -333,7 +333,11 @@ mod tests {
         assert_eq!(watch.step(&memory(99, 1000)).stage, Stage::Closing, "until there is no more");
         watch.step(&memory(50, 1000));
         assert_eq!(watch.step(&memory(75, 1000)).stage, Stage::Heavy, "and all begins anew");
-        assert_eq!(Watch::default().step(&memory(95, 3)).stage, Stage::Normal, "a list that is too long for the bound");
+        assert_eq!(
+            StageTracker::default().step(&memory(95, 3)).stage,
+            Stage::Normal,
+            "a list that is too long for the bound"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! either case each worker thread gets a share of every address.
 
 use super::inherit::{Inherited, Missing};
-use super::listen::{self, Kind, ListenError};
+use super::listen::{self, ListenError, SocketUse};
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -48,7 +48,7 @@ impl Sockets {
     }
 
     /// What the sockets that were handed over are for by the names of their units; `None`: none were.
-    pub fn units(&self) -> Option<Vec<(Kind, SocketAddr)>> {
+    pub fn units(&self) -> Option<Vec<(SocketUse, SocketAddr)>> {
         self.inherited.as_ref().map(|inherited| inherited.units().to_vec())
     }
 
@@ -56,12 +56,12 @@ impl Sockets {
     ///
     /// # Errors
     /// When it cannot be had. That nobody handed it over is for [`Sockets::finish`] to say.
-    pub fn tcp(&mut self, kind: Kind, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
+    pub fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
         let count = if kind.is_single() { 1 } else { self.workers };
         let listeners = match &mut self.inherited {
             Some(inherited) => inherited.tcp(kind, address)?,
-            None if kind == Kind::Transparent => listen::open_transparent(address, count)?,
+            None if kind == SocketUse::Transparent => listen::open_transparent(address, count)?,
             None => listen::open(address, count, kind)?,
         };
         self.note(Missing { kind, address }, listeners.is_empty());
@@ -72,7 +72,7 @@ impl Sockets {
     ///
     /// # Errors
     /// As for [`Sockets::tcp`].
-    pub fn udp(&mut self, kind: Kind, address: SocketAddr) -> Result<Shares<UdpSocket>, ListenError> {
+    pub fn udp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Shares<UdpSocket>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
         let sockets = match &mut self.inherited {
             Some(inherited) => inherited.udp(address),
@@ -166,11 +166,11 @@ mod tests {
     fn datagrams_of_all_threads_come_to_one_port_and_one_that_is_taken_is_an_error() {
         let mut own = Sockets { inherited: None, workers: 3, configured: Vec::new(), missing: Vec::new() };
         let any = "127.0.0.1:0".parse().unwrap();
-        let port = own.tcp(Kind::Dns, any).unwrap()[0][0].local_addr().unwrap();
-        let sockets = own.udp(Kind::Dns, port).unwrap();
+        let port = own.tcp(SocketUse::Dns, any).unwrap()[0][0].local_addr().unwrap();
+        let sockets = own.udp(SocketUse::Dns, port).unwrap();
         assert_eq!(sockets.len(), 3);
         assert!(sockets.iter().flatten().all(|socket| socket.local_addr().unwrap() == port));
-        let error = own.udp(Kind::Dns, port).unwrap_err();
+        let error = own.udp(SocketUse::Dns, port).unwrap_err();
         assert!(matches!(&error, ListenError::Open { source, .. } if source.kind() == io::ErrorKind::AddrInUse));
         let (unclaimed, missing) = own.finish();
         assert!(unclaimed.tcp.is_empty() && missing.is_none());

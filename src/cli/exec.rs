@@ -16,7 +16,7 @@ mod watch;
 pub(super) use enclosure::{Enclosure, Order};
 pub(super) use ground::Ground;
 pub(super) use start::{Start, Streams};
-pub(super) use watch::{Watch, code_of};
+pub(super) use watch::{CommandSignals, code_of};
 
 use super::ask::Daemon;
 use super::credentials::Credentials;
@@ -80,7 +80,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let ground = Ground::find(daemon.config.config.as_deref(), name)?;
     let user = user_of(user.as_deref())?;
     // From here on a signal undoes what was made.
-    let mut watch = Watch::new()?;
+    let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name, address: *address, manifest: manifest.as_deref(), credentials };
     let enclosure = Enclosure::make(&order)?;
     if ground.nameserver.is_none() {
@@ -97,7 +97,12 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     Ok(Exit::Command(ran?))
 }
 
-fn run_in(enclosure: &Enclosure, start: &Start, command: &[OsString], watch: &mut Watch) -> Result<u8, Failure> {
+fn run_in(
+    enclosure: &Enclosure,
+    start: &Start,
+    command: &[OsString],
+    watch: &mut CommandSignals,
+) -> Result<u8, Failure> {
     let running = start.run(enclosure.namespace(), command, Streams::own()?)?;
     Ok(code_of(watch.wait(running, None)?))
 }

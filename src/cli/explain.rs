@@ -20,7 +20,7 @@ use std::collections::HashMap;
 use std::io::{self, BufRead, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
-use url::{Asked, UrlError};
+use url::{UrlError, UrlRequest};
 
 /// Lines of an entry of a JSON document that are shown behind its first.
 const ENTRY_LINES: usize = 4;
@@ -110,7 +110,7 @@ pub(super) fn refused_in_any_case<'u>(
     let source = source(None, &settings)?;
     let mut judge = Judge::new(settings, source.clone())?;
     let refused = |url: &'u str| {
-        let asked = Asked::parse(url).ok();
+        let asked = UrlRequest::parse(url).ok();
         if asked.as_ref().is_some_and(|asked| asked.claim(&source).transport == Transport::Udp) {
             return Some((url, "nothing listens for UDP but DNS".to_owned()));
         }
@@ -153,7 +153,7 @@ pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Resu
 
 /// Where a URL leads over TCP, and what would be spoken there.
 pub(super) fn destination(url: &str) -> Result<(Target, Option<Protocol>), String> {
-    let Asked { target, transport, spoken } = Asked::parse(url).map_err(|error| error.to_string())?;
+    let UrlRequest { target, transport, spoken } = UrlRequest::parse(url).map_err(|error| error.to_string())?;
     match transport {
         Transport::Tcp => Ok((target, spoken)),
         Transport::Udp | Transport::Quic => Err("nothing listens for UDP but DNS".to_owned()),
@@ -271,7 +271,7 @@ impl Judge {
     }
 
     fn answer(&mut self, url: &str) -> Answer {
-        let asked = match Asked::parse(url) {
+        let asked = match UrlRequest::parse(url) {
             Ok(asked) => asked,
             Err(error) => return malformed(url, &error),
         };
@@ -297,7 +297,7 @@ impl Judge {
     }
 
     /// Verdict, reason, deciding rule, and why the address is out of reach if that is the reason.
-    fn decide(&self, asked: &Asked, claim: &Claim) -> (Verdict, Reason, Option<Location>, Option<String>) {
+    fn decide(&self, asked: &UrlRequest, claim: &Claim) -> (Verdict, Reason, Option<Location>, Option<String>) {
         let address = match asked.target.host {
             Host::Addr(address) => Some(SocketAddr::new(address, asked.target.port)),
             Host::Name(_) => None,

@@ -4,7 +4,7 @@
 use super::diagnostic::Problems;
 use super::raw::Raw;
 use super::{ListenSettings, values};
-use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STANDING_KINDS, fits};
+use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STACKED_KINDS, fits};
 use std::net::SocketAddr;
 use std::ops::Range;
 use toml::Spanned;
@@ -69,7 +69,7 @@ pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> 
     let mut names = Vec::new();
     for item in raw.firewall.not_guests.iter().flat_map(|list| list.get_ref()) {
         // `macvlan@eth0` names what stands on an interface.
-        let standing = item.get_ref().split_once('@').filter(|(kind, _)| STANDING_KINDS.contains(kind));
+        let standing = item.get_ref().split_once('@').filter(|(kind, _)| STACKED_KINDS.contains(kind));
         let interface = standing.map_or(item.get_ref().as_str(), |(_, interface)| interface);
         if interface == HOST_NETWORK || values::is_interface(interface, true) {
             names.push(item.get_ref().clone());

@@ -272,7 +272,7 @@ impl<'a, 'i> Section<'a, 'i> {
         Section { name, rest: table.iter().collect() }
     }
 
-    fn take<T: Kind>(&mut self, key: &'static str, problems: &mut Problems<'_>) -> Given<T> {
+    fn take<T: ReadValue>(&mut self, key: &'static str, problems: &mut Problems<'_>) -> Given<T> {
         debug_assert!(KEYS.iter().any(|(name, keys)| *name == self.name && keys.contains(&key)), "{key}");
         let at = self.rest.iter().position(|(written, _)| written.get_ref() == key)?;
         let (_, value) = self.rest.swap_remove(at);
@@ -329,11 +329,11 @@ fn bracketed(section: &str) -> String {
 }
 
 /// A type that a key may ask for.
-trait Kind: Sized {
+trait ReadValue: Sized {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<Self>;
 }
 
-impl Kind for String {
+impl ReadValue for String {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<String> {
         match value.get_ref() {
             DeValue::String(text) => Some(text.to_string()),
@@ -346,7 +346,7 @@ impl Kind for String {
     }
 }
 
-impl Kind for bool {
+impl ReadValue for bool {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<bool> {
         match value.get_ref() {
             DeValue::Boolean(flag) => Some(*flag),
@@ -359,7 +359,7 @@ impl Kind for bool {
     }
 }
 
-impl Kind for i64 {
+impl ReadValue for i64 {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<i64> {
         match value.get_ref() {
             DeValue::Integer(integer) => {
@@ -382,7 +382,7 @@ impl Kind for i64 {
     }
 }
 
-impl<T: Kind> Kind for Vec<Spanned<T>> {
+impl<T: ReadValue> ReadValue for Vec<Spanned<T>> {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<Vec<Spanned<T>>> {
         let DeValue::Array(items) = value.get_ref() else {
             let remedy = match value.get_ref() {

@@ -1,7 +1,7 @@
 //! Everything the daemon listens on, before its first connection: all of it or nothing. Sockets of guests
 //! are dealt to the worker threads.
 
-use crate::accept::{Kind, ListenError, Shares, Sockets, Unclaimed};
+use crate::accept::{ListenError, Shares, SocketUse, Sockets, Unclaimed};
 use crate::config::ListenSettings;
 use crate::flow::ListenerKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -70,10 +70,10 @@ impl Listeners {
         let mut bound = Vec::new();
         let mut fault = None;
         for (kind, door, addresses) in [
-            (Kind::Proxy, ListenerKind::Proxy, &listen.proxy),
-            (Kind::ProxyTls, ListenerKind::ProxyTls, &listen.proxy_tls),
-            (Kind::Transparent, ListenerKind::Transparent, &listen.transparent),
-            (Kind::Redirect, ListenerKind::Redirect, &listen.redirect),
+            (SocketUse::Proxy, ListenerKind::Proxy, &listen.proxy),
+            (SocketUse::ProxyTls, ListenerKind::ProxyTls, &listen.proxy_tls),
+            (SocketUse::Transparent, ListenerKind::Transparent, &listen.transparent),
+            (SocketUse::Redirect, ListenerKind::Redirect, &listen.redirect),
         ] {
             for address in addresses {
                 let opened = had(sockets.tcp(kind, *address), &mut fault);
@@ -82,9 +82,9 @@ impl Listeners {
             }
         }
         for address in &listen.dns {
-            let tcp = had(sockets.tcp(Kind::Dns, *address), &mut fault);
+            let tcp = had(sockets.tcp(SocketUse::Dns, *address), &mut fault);
             let address = address_of(&tcp).unwrap_or(*address);
-            let udp = had(sockets.udp(Kind::Dns, address), &mut fault);
+            let udp = had(sockets.udp(SocketUse::Dns, address), &mut fault);
             bound.push(address);
             hand_out(tcp, &mut shares, |share, listener| share.dns_tcp.push(listener));
             hand_out(udp, &mut shares, |share, socket| share.dns_udp.push(socket));
@@ -94,7 +94,8 @@ impl Listeners {
             bound.extend(address_of(&opened));
             opened.into_iter().flatten().collect()
         };
-        let (admin, admin_tls) = (single(Kind::Admin, listen.admin), single(Kind::AdminTls, listen.admin_tls));
+        let (admin, admin_tls) =
+            (single(SocketUse::Admin, listen.admin), single(SocketUse::AdminTls, listen.admin_tls));
         let inherited = sockets.are_inherited();
         let (unclaimed, missing) = sockets.finish();
         fault = fault.or(missing);
@@ -114,15 +115,15 @@ impl Listeners {
 }
 
 /// The listeners that these sockets are.
-fn by_unit(built_in: &ListenSettings, units: Vec<(Kind, SocketAddr)>) -> ListenSettings {
+fn by_unit(built_in: &ListenSettings, units: Vec<(SocketUse, SocketAddr)>) -> ListenSettings {
     let mut listen = built_in.without_listeners();
     for (kind, address) in units {
         let list = match kind {
-            Kind::Proxy | Kind::ProxyTls => &mut listen.proxy,
-            Kind::Transparent => &mut listen.transparent,
-            Kind::Redirect => &mut listen.redirect,
-            Kind::Dns => &mut listen.dns,
-            Kind::Admin | Kind::AdminTls => {
+            SocketUse::Proxy | SocketUse::ProxyTls => &mut listen.proxy,
+            SocketUse::Transparent => &mut listen.transparent,
+            SocketUse::Redirect => &mut listen.redirect,
+            SocketUse::Dns => &mut listen.dns,
+            SocketUse::Admin | SocketUse::AdminTls => {
                 listen.admin = Some(address);
                 continue;
             }

@@ -4,7 +4,7 @@
 
 mod gauges;
 
-use crate::accept::overload::{Judgement, Level, Levels, Resource, Room, Stage, Watch, fair_share};
+use crate::accept::overload::{Judgement, Level, Levels, Resource, Room, Stage, StageTracker, fair_share};
 use crate::flow::Services;
 use crate::relay::scratch;
 use gauges::Gauges;
@@ -82,7 +82,7 @@ struct Overseer {
     workers: usize,
     relief: Relief,
     gauges: Gauges,
-    watch: Watch,
+    watch: StageTracker,
     stage: Stage,
     last: Instant,
     looked: Instant,
@@ -97,7 +97,7 @@ impl Overseer {
             workers,
             relief,
             gauges: Gauges::new(),
-            watch: Watch::default(),
+            watch: StageTracker::default(),
             stage: Stage::Normal,
             last: Instant::now(),
             looked: Instant::now(),

@@ -68,7 +68,7 @@ pub(super) struct Summary {
 type Outcome = Result<Summary, Vec<String>>;
 
 /// How the configuration that the daemon starts with stands to the one in the file.
-pub(super) enum Standing {
+pub(super) enum StartBasis {
     /// It is that one.
     Current,
     /// It is one that worked before; why not that one.
@@ -176,14 +176,14 @@ impl Reloader {
         lists: Lists,
         registry: Registry,
         bound: Vec<SocketAddr>,
-        standing: Standing,
+        standing: StartBasis,
     ) -> std::io::Result<Reloader> {
         let (ask, asked) = inbox::inbox();
         let trouble = lists.fallback.clone();
         let (stale, unconfigured) = match standing {
-            Standing::Current => (None, None),
-            Standing::Stale(why) => (Some(why), None),
-            Standing::Unconfigured(why) => (Some(why.clone()), Some(why)),
+            StartBasis::Current => (None, None),
+            StartBasis::Stale(why) => (Some(why), None),
+            StartBasis::Unconfigured(why) => (Some(why.clone()), Some(why)),
         };
         let state = Arc::new(Mutex::new(State { trouble, stale, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);

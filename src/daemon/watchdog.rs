@@ -58,7 +58,7 @@ impl Watchdog {
 
     /// Reports for as long as it is polled. `state` is one line on how the daemon is.
     pub(super) async fn report(self, state: impl Fn() -> String) {
-        let mut watch = Watch::default();
+        let mut watch = StallDetector::default();
         let mut said = String::new();
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -86,9 +86,9 @@ impl Watchdog {
 
 /// When each thread's count was last seen to change.
 #[derive(Debug, Default)]
-struct Watch(Vec<(u64, Instant)>);
+struct StallDetector(Vec<(u64, Instant)>);
 
-impl Watch {
+impl StallDetector {
     /// The first thread whose count has stood still for longer than `limit`.
     fn silent(&mut self, counts: &[u64], now: Instant, limit: Duration) -> Option<usize> {
         if self.0.len() != counts.len() {
@@ -109,7 +109,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_thread_that_stands_still_is_found_and_one_that_goes_on_again_is_forgiven() {
-        let (mut watch, limit) = (Watch::default(), Duration::from_secs(2));
+        let (mut watch, limit) = (StallDetector::default(), Duration::from_secs(2));
         let mut after = async |counts: &[u64]| {
             tokio::time::advance(Duration::from_millis(1500)).await;
             watch.silent(counts, Instant::now(), limit)

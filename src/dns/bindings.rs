@@ -48,7 +48,7 @@ enum Who {
 
 /// A [`Who`] to look for. It must hash alike.
 #[derive(Clone, Copy, Hash)]
-enum Asked<'a> {
+enum WhoRef<'a> {
     Declared(&'a str),
     Address(IpAddr),
 }
@@ -190,7 +190,7 @@ impl Bindings {
     }
 
     fn names_at(&self, source: IpAddr, guest: Option<&str>, address: IpAddr, now: Instant) -> Vec<HostName> {
-        let asked = Asked::of(source, guest);
+        let asked = WhoRef::of(source, guest);
         let shard = self.shard(asked);
         let bound = shard.get(&asked).and_then(|held| held.addresses.get(&address.to_canonical()));
         let living = bound.into_iter().flatten().filter(|bound| bound.until > now);
@@ -199,7 +199,7 @@ impl Bindings {
 
     fn put(&self, note: &Note<'_>) {
         let Note { source, guest, name, addresses, until } = *note;
-        let asked = Asked::of(source, guest);
+        let asked = WhoRef::of(source, guest);
         let mut shard = self.shard(asked);
         if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, Instant::now()) {
             return;
@@ -277,7 +277,7 @@ impl Bindings {
         }
     }
 
-    fn shard(&self, asked: Asked<'_>) -> MutexGuard<'_, Shard> {
+    fn shard(&self, asked: WhoRef<'_>) -> MutexGuard<'_, Shard> {
         let index = usize::try_from((self.hasher.hash_one(asked) >> 32) % SHARDS as u64).unwrap_or(0);
         lock(&self.shards[index])
     }
@@ -325,24 +325,24 @@ impl Who {
     }
 }
 
-impl<'a> Asked<'a> {
-    fn of(source: IpAddr, guest: Option<&'a str>) -> Asked<'a> {
-        guest.map_or_else(|| Asked::Address(holder(source)), Asked::Declared)
+impl<'a> WhoRef<'a> {
+    fn of(source: IpAddr, guest: Option<&'a str>) -> WhoRef<'a> {
+        guest.map_or_else(|| WhoRef::Address(holder(source)), WhoRef::Declared)
     }
 
     fn to_owned(self) -> Who {
         match self {
-            Asked::Declared(name) => Who::Declared(name.into()),
-            Asked::Address(address) => Who::Address(address),
+            WhoRef::Declared(name) => Who::Declared(name.into()),
+            WhoRef::Address(address) => Who::Address(address),
         }
     }
 }
 
-impl Equivalent<Who> for Asked<'_> {
+impl Equivalent<Who> for WhoRef<'_> {
     fn equivalent(&self, who: &Who) -> bool {
         match (self, who) {
-            (Asked::Declared(one), Who::Declared(other)) => **one == **other,
-            (Asked::Address(one), Who::Address(other)) => one == other,
+            (WhoRef::Declared(one), Who::Declared(other)) => **one == **other,
+            (WhoRef::Address(one), Who::Address(other)) => one == other,
             _ => false,
         }
     }

@@ -18,7 +18,7 @@
 //! No reply has an SOA record, so none of those without addresses is cached (RFC 2308 §5): a name that was
 //! just allowed works at once.
 
-use super::wire::{self, Asked, ExtendedError, Message, Query, Reply};
+use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::accept::{Place, QueryPace};
 use crate::account::{Limit, Listener};
 use crate::flow::{Live, Services, may_look_up};
@@ -26,7 +26,7 @@ use crate::identify::{Claim, Evidence};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};
-use crate::resolve::{DnsAnswer, Kind, LookupError, VetError};
+use crate::resolve::{AddressKind, DnsAnswer, LookupError, VetError};
 use crate::source::Source;
 use crate::target::{Host, Target, Transport};
 use hickory_resolver::proto::op::ResponseCode;
@@ -88,7 +88,7 @@ pub(super) struct Early {
 /// A query for a name that servers are asked for.
 pub(super) struct Asking {
     granted: Granted<Box<[u8]>>,
-    kind: Kind,
+    kind: AddressKind,
 }
 
 impl Waiting {
@@ -185,9 +185,9 @@ impl Responder {
         };
         let existence = query.kind == RecordType::AAAA && !self.v6;
         let kind = match query.kind {
-            RecordType::A => Kind::V4,
-            RecordType::AAAA if existence => Kind::V4,
-            RecordType::AAAA => Kind::V6,
+            RecordType::A => AddressKind::V4,
+            RecordType::AAAA if existence => AddressKind::V4,
+            RecordType::AAAA => AddressKind::V6,
             _ => {
                 self.services.account.metrics().query_answered(permit.observed());
                 return send(&query, &Reply::empty(ResponseCode::NoError, None), limit, into);
@@ -236,7 +236,7 @@ impl Responder {
             Ok(_) => self.tell(&granted, told, into),
             Err(refused) => {
                 let refused = Refused::by_policy(refused.refusal, refused.is_parent);
-                self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+                self.log(*source, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
                 send(query, &refused.reply(), *limit, into)
             }
         };
@@ -244,7 +244,7 @@ impl Responder {
     }
 
     /// Everything that can be said before the resolver is asked.
-    fn judge(&self, query: &Query<&[u8]>, asked: &Asked, source: SocketAddr) -> Result<NamePermit, Refused> {
+    fn judge(&self, query: &Query<&[u8]>, asked: &QuestionName, source: SocketAddr) -> Result<NamePermit, Refused> {
         if query.edns.is_some_and(|edns| edns.version > 0) {
             return Err(Refused::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
         }
@@ -252,14 +252,14 @@ impl Responder {
             return Err(Refused::new(ResponseCode::Refused, extended::BLOCKED, Reason::ProtocolNotAllowed));
         }
         match asked {
-            Asked::Host(name) => self
+            QuestionName::Host(name) => self
                 .live()
                 .policy
                 .permit_name(source.ip(), name)
                 .map_err(|refused| Refused::by_policy(refused.refusal, refused.is_parent)),
             // The root exists, and all names lie below it.
-            Asked::Root => Err(Refused::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted)),
-            Asked::Unfit => Err(Refused::new(ResponseCode::NXDomain, extended::BLOCKED, Reason::Malformed)),
+            QuestionName::Root => Err(Refused::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted)),
+            QuestionName::Unfit => Err(Refused::new(ResponseCode::NXDomain, extended::BLOCKED, Reason::Malformed)),
         }
     }
 
@@ -339,7 +339,7 @@ impl Responder {
         };
         tracing::debug!(name = %permit.name(), %error, "a guest's DNS query");
         let refused = Refused::new(code, extended, reason);
-        self.log(*source, Some(&Asked::Host(permit.name().clone())), &refused.refusal);
+        self.log(*source, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
     }
 
@@ -348,14 +348,14 @@ impl Responder {
     }
 
     /// Counts a refusal or failure and gives it its line.
-    fn log(&self, source: SocketAddr, asked: Option<&Asked>, refusal: &Refusal) {
+    fn log(&self, source: SocketAddr, asked: Option<&QuestionName>, refusal: &Refusal) {
         let live = self.live();
         let from = Source::from(source.ip());
         let mut record = self.services.account.open(Listener::Dns, source, live.policy.guest(&from).name);
         match asked {
-            Some(Asked::Host(name)) => record.claim(&claim(source, name)),
-            Some(Asked::Root) => record.shown(b"."),
-            Some(Asked::Unfit) | None => {}
+            Some(QuestionName::Host(name)) => record.claim(&claim(source, name)),
+            Some(QuestionName::Root) => record.shown(b"."),
+            Some(QuestionName::Unfit) | None => {}
         }
         let why = match (refusal.reason, asked) {
             (Reason::Malformed, Some(_)) => Why::malformed("what is asked for is no host name"),

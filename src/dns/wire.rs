@@ -41,7 +41,7 @@ pub(super) struct Edns {
 
 /// The name that a question is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Asked {
+pub(super) enum QuestionName {
     /// A host name.
     Host(HostName),
     /// The root.
@@ -54,7 +54,7 @@ pub(super) enum Asked {
 #[derive(Debug)]
 pub(super) enum Message<'a> {
     /// A query with one question, and its name.
-    Query(Query<&'a [u8]>, Asked),
+    Query(Query<&'a [u8]>, QuestionName),
     /// A query that cannot be taken, to be answered with this code and no question.
     Wrong(Metadata, ResponseCode),
     /// No query at all; to be ignored, as an answer to it could start a loop (RFC 5625 §6.1 is of the
@@ -109,7 +109,7 @@ fn read_body<'a>(
     mut decoder: BinDecoder<'a>,
     metadata: Metadata,
     counts: HeaderCounts,
-) -> Option<(Query<&'a [u8]>, Asked)> {
+) -> Option<(Query<&'a [u8]>, QuestionName)> {
     if (counts.queries, counts.answers, counts.authorities) != (1, 0, 0) || counts.additionals > 1 {
         return None;
     }
@@ -122,7 +122,7 @@ fn read_body<'a>(
 }
 
 /// The name of the question; nothing in it may be compressed, as nothing stands before it.
-fn read_name(decoder: &mut BinDecoder<'_>) -> Option<Asked> {
+fn read_name(decoder: &mut BinDecoder<'_>) -> Option<QuestionName> {
     let mut text = [0u8; MAX_WIRE_NAME];
     let mut length = 0usize;
     let mut fit = true;
@@ -145,10 +145,10 @@ fn read_name(decoder: &mut BinDecoder<'_>) -> Option<Asked> {
     }
     let text = text.get(..length)?;
     if text.is_empty() {
-        return Some(Asked::Root);
+        return Some(QuestionName::Root);
     }
     let name = if fit { HostName::parse(text).ok() } else { None };
-    Some(name.map_or(Asked::Unfit, Asked::Host))
+    Some(name.map_or(QuestionName::Unfit, QuestionName::Host))
 }
 
 fn read_opt(decoder: &mut BinDecoder<'_>) -> Option<Edns> {
@@ -299,7 +299,7 @@ mod tests {
         [&[0, 0, 41, 0x10, 0, 0, 0, 0x80, 0], &length[..], options].concat()
     }
 
-    fn asked(bytes: &[u8]) -> Option<Asked> {
+    fn asked(bytes: &[u8]) -> Option<QuestionName> {
         match read(bytes) {
             Message::Query(_, asked) => Some(asked),
             Message::Wrong(..) | Message::Noise => None,
@@ -315,12 +315,12 @@ mod tests {
 
     #[test]
     fn names_come_through_the_one_door() {
-        let host = |text| Some(Asked::Host(HostName::parse(text).unwrap()));
+        let host = |text| Some(QuestionName::Host(HostName::parse(text).unwrap()));
         assert_eq!(asked(&message(&[b"GOOD", b"Test"], 1, &[])), host("good.test"));
         assert_eq!(asked(&message(&[b"a_b", b"x--y", b"io"], 28, &opt(&[]))), host("a_b.x--y.io"));
-        assert_eq!(asked(&message(&[], 2, &[])), Some(Asked::Root));
+        assert_eq!(asked(&message(&[], 2, &[])), Some(QuestionName::Root));
         for labels in [&[b"evil.good".as_slice(), b"test"][..], &[b"."], &[b"a", b"1"], &[b"a b"], &[b"\0"]] {
-            assert_eq!(asked(&message(labels, 1, &[])), Some(Asked::Unfit), "{labels:?}");
+            assert_eq!(asked(&message(labels, 1, &[])), Some(QuestionName::Unfit), "{labels:?}");
         }
     }
 
@@ -328,7 +328,7 @@ mod tests {
     fn the_longest_name_is_255_bytes_on_the_wire() {
         let label = [b'a'; 63];
         let most = [&label[..], &label, &label, &label[..61]];
-        assert!(matches!(asked(&message(&most, 1, &[])), Some(Asked::Host(_))));
+        assert!(matches!(asked(&message(&most, 1, &[])), Some(QuestionName::Host(_))));
         let more = [&label[..], &label, &label, &label[..62]];
         assert_eq!(code(&message(&more, 1, &[])), Some(ResponseCode::FormErr));
     }

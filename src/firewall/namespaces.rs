@@ -41,7 +41,7 @@ const TARGET_NAMESPACE: u16 = 46;
 
 /// An interface of another namespace.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Standing {
+pub(super) struct StackedLink {
     /// One of [`KINDS`].
     pub(super) kind: &'static str,
     /// The index of the interface here that it stands on.
@@ -52,7 +52,7 @@ pub(super) struct Standing {
 ///
 /// # Errors
 /// What the system says. A namespace that goes meanwhile is none.
-pub(super) fn standing() -> io::Result<Vec<Standing>> {
+pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
     let ask = |message: &[u8]| -> io::Result<Vec<Vec<u8>>> {
@@ -86,7 +86,7 @@ pub(super) fn standing() -> io::Result<Vec<Standing>> {
                 let parent = attribute(&link, HEAD + LINK, PARENT).and_then(number);
                 let place = attribute(&link, HEAD + LINK, PARENT_NAMESPACE).and_then(number);
                 if let (true, Some(parent), Some(place)) = (is_kind, parent, place) {
-                    found.push((place, Standing { kind, on: u32::from_ne_bytes(parent.to_ne_bytes()) }));
+                    found.push((place, StackedLink { kind, on: u32::from_ne_bytes(parent.to_ne_bytes()) }));
                 }
             }
         }
@@ -99,8 +99,8 @@ pub(super) fn standing() -> io::Result<Vec<Standing>> {
     push(&mut body, PROCESS, &std::process::id().to_ne_bytes());
     let own = ask(&request(GET_NAMESPACE, REQUEST, &body))?;
     let own = own.first().and_then(|answer| attribute(answer, HEAD + GENERIC, NAMESPACE)).and_then(number);
-    let mut here: Vec<Standing> =
-        found.into_iter().filter(|(place, _)| Some(*place) == own).map(|(_, standing)| standing).collect();
+    let mut here: Vec<StackedLink> =
+        found.into_iter().filter(|(place, _)| Some(*place) == own).map(|(_, stacked_links)| stacked_links).collect();
     here.sort();
     here.dedup();
     Ok(here)

@@ -79,9 +79,9 @@ fn passing(host: &Host) -> BTreeSet<String> {
     let mut names: BTreeSet<String> =
         here.map(|link| format!("{}@{}", link.kind, link.parent.as_deref().unwrap_or_default())).collect();
     // Where it cannot be asked for, the rest is told all the same.
-    for standing in namespaces::standing().unwrap_or_default() {
-        if let Some(parent) = host.links.iter().find(|link| link.index == standing.on) {
-            names.insert(format!("{}@{}", standing.kind, parent.name));
+    for stacked_links in namespaces::stacked_links().unwrap_or_default() {
+        if let Some(parent) = host.links.iter().find(|link| link.index == stacked_links.on) {
+            names.insert(format!("{}@{}", stacked_links.kind, parent.name));
         }
     }
     names

@@ -20,7 +20,7 @@ use serde_json::Value;
 
 /// How a configuration stands to what is in the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
+pub enum AppliedState {
     /// It was applied.
     InForce,
     /// Another was.
@@ -35,14 +35,14 @@ pub enum Standing {
 ///
 /// # Errors
 /// [`FirewallError`] where it cannot be found out.
-pub fn standing(seal: Option<Seal>) -> Result<Standing, FirewallError> {
+pub fn applied_state(seal: Option<Seal>) -> Result<AppliedState, FirewallError> {
     Ok(match sensed(seal) {
-        Presence::InPlace => Standing::InForce,
-        Presence::Outdated => Standing::Other,
+        Presence::InPlace => AppliedState::InForce,
+        Presence::Outdated => AppliedState::Other,
         presence @ (Presence::Missing | Presence::Unknown) => match Routing::closed_interfaces()?.is_empty() {
-            true => Standing::Nothing,
-            false if presence == Presence::Missing => Standing::Flushed,
-            false => Standing::Other,
+            true => AppliedState::Nothing,
+            false if presence == Presence::Missing => AppliedState::Flushed,
+            false => AppliedState::Other,
         },
     })
 }

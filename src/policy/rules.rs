@@ -70,7 +70,7 @@ pub enum BuildError {
 /// Kinds of rules, for counting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Kind {
+pub enum RuleKind {
     /// One literal name.
     Exact,
     /// `*.base`, `**.base`, `.base`.
@@ -85,30 +85,31 @@ pub enum Kind {
     Deny,
 }
 
-impl Kind {
+impl RuleKind {
     /// All kinds, in the order of their discriminants.
-    pub const ALL: [Kind; 6] = [Kind::Exact, Kind::Suffix, Kind::Glob, Kind::Regex, Kind::Address, Kind::Deny];
+    pub const ALL: [RuleKind; 6] =
+        [RuleKind::Exact, RuleKind::Suffix, RuleKind::Glob, RuleKind::Regex, RuleKind::Address, RuleKind::Deny];
 
     /// The metric label.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Kind::Exact => "exact",
-            Kind::Suffix => "suffix",
-            Kind::Glob => "glob",
-            Kind::Regex => "regex",
-            Kind::Address => "address",
-            Kind::Deny => "deny",
+            RuleKind::Exact => "exact",
+            RuleKind::Suffix => "suffix",
+            RuleKind::Glob => "glob",
+            RuleKind::Regex => "regex",
+            RuleKind::Address => "address",
+            RuleKind::Deny => "deny",
         }
     }
 
-    fn of(subject: &Subject<'_>, effect: Effect) -> Kind {
+    fn of(subject: &Subject<'_>, effect: Effect) -> RuleKind {
         match (effect, subject) {
-            (Effect::Deny, _) => Kind::Deny,
-            (_, Subject::Name { scope: Scope::Exact, .. }) => Kind::Exact,
-            (_, Subject::Name { .. }) => Kind::Suffix,
-            (_, Subject::Glob { .. }) => Kind::Glob,
-            (_, Subject::Regex(_) | Subject::SearchRegex(_)) => Kind::Regex,
-            (_, Subject::Net(_)) => Kind::Address,
+            (Effect::Deny, _) => RuleKind::Deny,
+            (_, Subject::Name { scope: Scope::Exact, .. }) => RuleKind::Exact,
+            (_, Subject::Name { .. }) => RuleKind::Suffix,
+            (_, Subject::Glob { .. }) => RuleKind::Glob,
+            (_, Subject::Regex(_) | Subject::SearchRegex(_)) => RuleKind::Regex,
+            (_, Subject::Net(_)) => RuleKind::Address,
         }
     }
 }
@@ -128,7 +129,7 @@ pub struct Rules {
     parents: Parents,
     denied: Arc<AddressSet>,
     none_denied: Arc<AddressSet>,
-    counts: [u64; Kind::ALL.len()],
+    counts: [u64; RuleKind::ALL.len()],
     next_expiry: Option<Date>,
     open_ports: OpenPorts,
     usage: Usage,
@@ -176,8 +177,8 @@ impl Shape {
 
 impl Rules {
     /// How many rules there are of each kind, duplicates included.
-    pub fn counts(&self) -> [(Kind, u64); Kind::ALL.len()] {
-        Kind::ALL.map(|kind| (kind, self.counts.get(kind as usize).copied().unwrap_or(0)))
+    pub fn counts(&self) -> [(RuleKind, u64); RuleKind::ALL.len()] {
+        RuleKind::ALL.map(|kind| (kind, self.counts.get(kind as usize).copied().unwrap_or(0)))
     }
 
     /// The earliest `until` that has not passed: the day after it, the list must be built again.
@@ -463,7 +464,7 @@ impl Builder {
             Subject::SearchRegex(pattern) => self.regex(pattern, true, said(Shape::Regex), interned)?,
             Subject::Net(net) => self.net(net, terms, said(Shape::Net), interned)?,
         }
-        if let Some(count) = self.rules.counts.get_mut(Kind::of(subject, terms.effect) as usize) {
+        if let Some(count) = self.rules.counts.get_mut(RuleKind::of(subject, terms.effect) as usize) {
             *count += 1;
         }
         Ok(())

@@ -397,7 +397,7 @@ fn the_first_rule_by_file_and_line_is_reported() {
 fn duplicates_are_counted_and_cost_nothing() {
     let lines = vec!["ipfs.io"; 1000];
     let policy = policy(&lines);
-    assert_eq!(policy.rules().counts()[0], (Kind::Exact, 1000));
+    assert_eq!(policy.rules().counts()[0], (RuleKind::Exact, 1000));
     assert_eq!(policy.rules().of_name("ipfs.io").count(), 1);
     assert_eq!(allowed_by(&policy, &claim("ipfs.io")), Some("a.rules:1".into()));
 }

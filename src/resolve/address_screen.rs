@@ -3,7 +3,7 @@
 
 use super::answer::{Answer, LookupError};
 use super::locality::{FRESH, Localities, Locality};
-use super::{FloorSettings, Kind, Vetted, floor};
+use super::{AddressKind, FloorSettings, Vetted, floor};
 use crate::policy::{AddressTerms, NamePermit};
 use crate::reason::Reason;
 use ipnet::IpNet;
@@ -96,7 +96,12 @@ impl AddressScreen<'_> {
 
     /// May a guest be told these addresses of the answer? All of them together must satisfy one of the
     /// permit's terms.
-    pub(super) fn screen_family(&self, answer: &Answer, kind: Kind, permit: &NamePermit) -> Result<(), VetError> {
+    pub(super) fn screen_family(
+        &self,
+        answer: &Answer,
+        kind: AddressKind,
+        permit: &NamePermit,
+    ) -> Result<(), VetError> {
         let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
         let cleared =
             answer.clearance().get(self.generation, self.clock, fresh).or_else(|| self.clear(answer)).is_some();

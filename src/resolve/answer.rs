@@ -1,6 +1,6 @@
 //! What is known of a name: its addresses by family with their lifetimes, or why there are none.
 
-use super::Kind;
+use super::AddressKind;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -108,10 +108,10 @@ impl Answer {
     }
 
     /// The addresses of one family.
-    pub(super) fn family(&self, kind: Kind) -> &Family {
+    pub(super) fn family(&self, kind: AddressKind) -> &Family {
         match kind {
-            Kind::V4 => &self.v4,
-            Kind::V6 => &self.v6,
+            AddressKind::V4 => &self.v4,
+            AddressKind::V6 => &self.v6,
         }
     }
 

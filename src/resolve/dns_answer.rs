@@ -1,7 +1,7 @@
 //! What a guest's DNS query may be told: the addresses of one family, after the whole of them was
 //! held against the floor. It is no leave to dial them: a flow to the name is vetted for itself.
 
-use super::Kind;
+use super::AddressKind;
 use super::address_screen::VetError;
 use super::answer::Answer;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 #[derive(Clone, Debug)]
 pub struct DnsAnswer {
     answer: Arc<Answer>,
-    kind: Kind,
+    kind: AddressKind,
     ttl: Duration,
     stale: bool,
 }
@@ -35,13 +35,13 @@ impl DnsAnswer {
     }
 
     /// Takes an answer that passed the screen.
-    pub(super) fn of(answer: Arc<Answer>, kind: Kind, now: Instant) -> Result<DnsAnswer, VetError> {
+    pub(super) fn of(answer: Arc<Answer>, kind: AddressKind, now: Instant) -> Result<DnsAnswer, VetError> {
         let family = answer.family(kind);
         let (ttl, stale) = (family.ttl(now), family.is_stale());
         match family.absence() {
             // There are IPv4 addresses, or this would have been the outcome of the lookup. A resolver that
             // fails a whole name over one family, as musl's does, must not do so for the lesser one.
-            Some(why) if !why.is_knowledge() && kind == Kind::V4 => Err(why.into()),
+            Some(why) if !why.is_knowledge() && kind == AddressKind::V4 => Err(why.into()),
             _ => Ok(DnsAnswer { answer, kind, ttl, stale }),
         }
     }

@@ -5,7 +5,7 @@ use super::answer::{Answer, Family, LookupError};
 use super::cache::{InFlight, Outcome};
 use super::hosts::Hosts;
 use super::server::NameServer;
-use super::upstream::{FAILURE_TTL, Kind, Upstreams};
+use super::upstream::{AddressKind, FAILURE_TTL, Upstreams};
 use super::{ResolveSetupError, ResolverSettings};
 use crate::name::HostName;
 use std::net::SocketAddr;
@@ -30,12 +30,12 @@ pub(super) async fn look_up(
     in_flight: InFlight,
     previous: Option<Arc<Answer>>,
 ) {
-    let mut v4 = carried(&previous, Kind::V4);
-    let mut v6 = carried(&previous, Kind::V6);
+    let mut v4 = carried(&previous, AddressKind::V4);
+    let mut v6 = carried(&previous, AddressKind::V6);
     let spare = |kind| stand_in(&previous, kind);
     {
-        let ask_v4 = upstreams.ask(&name, Kind::V4);
-        let ask_v6 = upstreams.ask(&name, Kind::V6);
+        let ask_v4 = upstreams.ask(&name, AddressKind::V4);
+        let ask_v6 = upstreams.ask(&name, AddressKind::V6);
         tokio::pin!(ask_v4, ask_v6);
         let mut show_at = previous.as_ref().map(|_| Instant::now() + upstreams.stale_patience());
         let (mut shown, mut useful) = (false, false);
@@ -69,7 +69,7 @@ pub(super) async fn look_up(
 
 /// The outcome with `spare` for families that are missing or failed; and whether any of it was needed.
 /// A name that does not exist any more gets none.
-fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(Kind) -> Option<Family>) -> (Outcome, bool) {
+fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(AddressKind) -> Option<Family>) -> (Outcome, bool) {
     let is_gone = [&v4, &v6].into_iter().flatten().any(|family| family.absence() == Some(LookupError::NoSuchName));
     let is_known = |family: &Family| family.absence().is_none_or(LookupError::is_knowledge);
     let mut needed = false;
@@ -83,17 +83,17 @@ fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(Kind) -> Opt
             _ => family,
         },
     };
-    let (v4, v6) = (fill(v4, Kind::V4), fill(v6, Kind::V6));
+    let (v4, v6) = (fill(v4, AddressKind::V4), fill(v6, AddressKind::V6));
     (outcome(v4, v6), needed)
 }
 
 /// One family of an earlier answer, if it will do where no server answers.
-fn stand_in(previous: &Option<Arc<Answer>>, kind: Kind) -> Option<Family> {
+fn stand_in(previous: &Option<Arc<Answer>>, kind: AddressKind) -> Option<Family> {
     previous.as_deref()?.family(kind).as_stale(Instant::now())
 }
 
 /// What is still fresh of an earlier answer need not be asked for.
-fn carried(previous: &Option<Arc<Answer>>, kind: Kind) -> Option<Family> {
+fn carried(previous: &Option<Arc<Answer>>, kind: AddressKind) -> Option<Family> {
     let family = previous.as_deref()?.family(kind);
     family.is_fresh(Instant::now()).then(|| family.clone())
 }

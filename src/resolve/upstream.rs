@@ -63,7 +63,7 @@ struct Server {
 
 /// Which addresses to ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum AddressKind {
     /// A records (RFC 1035).
     V4,
     /// AAAA records (RFC 3596).
@@ -88,7 +88,7 @@ impl Upstreams {
     }
 
     /// Asks for one family of `name`. Ends within twice the timeout, whatever the servers do.
-    pub(super) async fn ask(self: &Arc<Upstreams>, name: &HostName, kind: Kind) -> Family {
+    pub(super) async fn ask(self: &Arc<Upstreams>, name: &HostName, kind: AddressKind) -> Family {
         let deadline = Instant::now() + self.timeout * 2;
         let found = match query_name(name) {
             Some(name) => self.ask_in_turn(&name, kind, deadline).await,
@@ -108,7 +108,7 @@ impl Upstreams {
 
     /// Asks the servers one after the other: the next one when one fails, or has been silent for a
     /// moment. The first that knows wins; what the slower ones say is dropped.
-    async fn ask_in_turn(self: &Arc<Upstreams>, name: &Name, kind: Kind, deadline: Instant) -> Found {
+    async fn ask_in_turn(self: &Arc<Upstreams>, name: &Name, kind: AddressKind, deadline: Instant) -> Found {
         let mut order = self.order().into_iter();
         let mut running = JoinSet::new();
         let mut silent: Vec<usize> = Vec::new();
@@ -150,11 +150,11 @@ impl Upstreams {
         Err(failure)
     }
 
-    async fn ask_server(&self, index: usize, name: Name, kind: Kind) -> Found {
+    async fn ask_server(&self, index: usize, name: Name, kind: AddressKind) -> Found {
         let Some(server) = self.servers.get(index) else { return Err(Absence::from(LookupError::NoServers)) };
         let wanted = match kind {
-            Kind::V4 => RecordType::A,
-            Kind::V6 => RecordType::AAAA,
+            AddressKind::V4 => RecordType::A,
+            AddressKind::V6 => RecordType::AAAA,
         };
         let asked = tokio::time::timeout(self.timeout, server.resolver.lookup(name.clone(), wanted)).await;
         let result = match asked {
@@ -378,7 +378,7 @@ fn query_name(name: &HostName) -> Option<Name> {
 
 /// The addresses in the answer that belong to `name` or to a name it is an alias for. Records that
 /// hang on no CNAME of the chain are left out (RFC 5452 §6).
-fn addresses(lookup: &Lookup, name: &Name, kind: Kind) -> Found {
+fn addresses(lookup: &Lookup, name: &Name, kind: AddressKind) -> Found {
     let records = lookup.answers();
     let mut chain = vec![name];
     let mut ttl = MAX_TTL;
@@ -396,8 +396,8 @@ fn addresses(lookup: &Lookup, name: &Name, kind: Kind) -> Found {
     let mut found = Vec::new();
     for record in records {
         let address = match (&record.data, kind) {
-            (RData::A(address), Kind::V4) => IpAddr::V4(address.0),
-            (RData::AAAA(address), Kind::V6) => IpAddr::V6(address.0),
+            (RData::A(address), AddressKind::V4) => IpAddr::V4(address.0),
+            (RData::AAAA(address), AddressKind::V6) => IpAddr::V6(address.0),
             _ => continue,
         };
         if chain.contains(&&record.name) && found.len() < MAX_PER_FAMILY && !found.contains(&address) {

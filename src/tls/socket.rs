@@ -35,7 +35,7 @@ pub struct Socket {
 /// What is given out, by records.
 #[derive(Debug)]
 struct RecordBudget {
-    record: Record,
+    record: RecordProgress,
     /// Records that may still be begun; without bound during the handshake.
     allowed: usize,
     extra_cost: usize,
@@ -43,7 +43,7 @@ struct RecordBudget {
 
 /// Where in a TLS record the bytes are that are taken out next (RFC 8446 §5.1: type, version, length).
 #[derive(Clone, Copy, Debug, Default)]
-struct Record {
+struct RecordProgress {
     header: [u8; 5],
     /// Bytes of the header that were taken.
     begun: usize,
@@ -51,7 +51,7 @@ struct Record {
     left: usize,
 }
 
-impl Record {
+impl RecordProgress {
     /// Does what comes next begin a record?
     fn is_over(&self) -> bool {
         self.left == 0 && self.begun == 0
@@ -113,7 +113,7 @@ impl Socket {
             ahead,
             used: 0,
             most: MOST,
-            budget: RecordBudget { record: Record::default(), allowed: usize::MAX, extra_cost: 0 },
+            budget: RecordBudget { record: RecordProgress::default(), allowed: usize::MAX, extra_cost: 0 },
         }
     }
 

@@ -58,7 +58,7 @@ impl Watched {
 
 /// A running watch; dropping it ends it.
 #[derive(Debug)]
-pub struct Watch {
+pub struct FileWatcher {
     over: Arc<AtomicBool>,
     messages: SyncSender<Message>,
     thread: Option<JoinHandle<()>>,
@@ -75,7 +75,7 @@ enum Message {
 /// minute. It does not say that something changed; compare fingerprints.
 ///
 /// What does not exist yet is waited for. An error is only that no thread could be started.
-pub fn start(what: Vec<Watched>) -> std::io::Result<(Watch, watch::Receiver<u64>)> {
+pub fn start(what: Vec<Watched>) -> std::io::Result<(FileWatcher, watch::Receiver<u64>)> {
     let (ticks, receiver) = watch::channel(0);
     let (messages, inbox) = sync_channel(BACKLOG);
     let events = messages.clone();
@@ -87,10 +87,10 @@ pub fn start(what: Vec<Watched>) -> std::io::Result<(Watch, watch::Receiver<u64>
         run(&what, &mut folders, (&inbox, &stop), &ticks);
     };
     let thread = std::thread::Builder::new().name("whitelist-watch".to_owned()).spawn(body)?;
-    Ok((Watch { over, messages, thread: Some(thread) }, receiver))
+    Ok((FileWatcher { over, messages, thread: Some(thread) }, receiver))
 }
 
-impl Drop for Watch {
+impl Drop for FileWatcher {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
         // Wakes the thread. In a storm of events there may never be room, but then it does not sleep either.
@@ -257,7 +257,7 @@ mod tests {
     struct World {
         root: tempfile::TempDir,
         ticks: watch::Receiver<u64>,
-        _watch: Watch,
+        _watch: FileWatcher,
     }
 
     impl World {

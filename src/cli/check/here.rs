@@ -1,7 +1,7 @@
 //! `outgate check --here`: what files alone do not say, and what `run` would not start with on this machine: socket
 //! units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
-use crate::accept::{self, Kind};
+use crate::accept::{self, SocketUse};
 use crate::config::{Diagnostic, ListenSettings, Settings, Severity};
 use crate::control;
 use crate::daemon;
@@ -37,7 +37,7 @@ fn listeners(settings: &Settings) -> Vec<String> {
     let configured = configured(&settings.listen);
     if Path::new(BOOTED).exists() {
         // One unit may have several kinds, and a drop-in replaces all that it has.
-        let held = |kind: Kind| {
+        let held = |kind: SocketUse| {
             let show = |what| {
                 let shown = Command::new("systemctl").args(["show", "-P", what, kind.unit()]).output();
                 shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
@@ -53,22 +53,22 @@ fn listeners(settings: &Settings) -> Vec<String> {
     if settings.listen.control.as_deref().is_some_and(|socket| control::client(socket).get("/status").is_ok()) {
         return Vec::new();
     }
-    let fails = |(kind, address): &(Kind, SocketAddr)| {
+    let fails = |(kind, address): &(SocketUse, SocketAddr)| {
         let error = TcpListener::bind(address).err()?;
         Some(format!("cannot listen on {address} ({}): {error}", kind.key()))
     };
     configured.iter().filter_map(fails).collect()
 }
 
-fn configured(listen: &ListenSettings) -> Vec<(Kind, SocketAddr)> {
+fn configured(listen: &ListenSettings) -> Vec<(SocketUse, SocketAddr)> {
     let lists = [
-        (Kind::Proxy, &listen.proxy),
-        (Kind::ProxyTls, &listen.proxy_tls),
-        (Kind::Transparent, &listen.transparent),
-        (Kind::Redirect, &listen.redirect),
-        (Kind::Dns, &listen.dns),
+        (SocketUse::Proxy, &listen.proxy),
+        (SocketUse::ProxyTls, &listen.proxy_tls),
+        (SocketUse::Transparent, &listen.transparent),
+        (SocketUse::Redirect, &listen.redirect),
+        (SocketUse::Dns, &listen.dns),
     ];
-    let single = [(Kind::Admin, listen.admin), (Kind::AdminTls, listen.admin_tls)];
+    let single = [(SocketUse::Admin, listen.admin), (SocketUse::AdminTls, listen.admin_tls)];
     let lists = lists.into_iter().flat_map(|(kind, list)| list.iter().map(move |address| (kind, *address)));
     lists.chain(single.into_iter().filter_map(|(kind, address)| Some((kind, address?)))).collect()
 }

@@ -21,7 +21,7 @@ use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 const LOOK: Duration = Duration::from_secs(1);
 
 /// The signals; caught for as long as the process lives, so that what was made is taken away again.
-pub(in crate::cli) struct Watch {
+pub(in crate::cli) struct CommandSignals {
     runtime: Runtime,
     child: Stream,
     size: Stream,
@@ -43,9 +43,9 @@ enum Event {
     Told(Option<(Tell, Vec<OwnedFd>)>),
 }
 
-impl Watch {
+impl CommandSignals {
     /// Starts catching them.
-    pub(in crate::cli) fn new() -> io::Result<Watch> {
+    pub(in crate::cli) fn new() -> io::Result<CommandSignals> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let entered = runtime.enter();
         let child = signal(SignalKind::child())?;
@@ -59,12 +59,12 @@ impl Watch {
             (signal(SignalKind::from_raw(Signal::TSTP.as_raw()))?, Signal::TSTP),
         ];
         drop(entered);
-        Ok(Watch { runtime, child, size, goes_on, asked })
+        Ok(CommandSignals { runtime, child, size, goes_on, asked })
     }
 
     /// Has the command started and waits for its end; kills it at the deadline, if there is one.
     pub(in crate::cli) fn wait(&mut self, mut running: Running, deadline: Option<Instant>) -> io::Result<ExitStatus> {
-        let Watch { runtime, child, size, goes_on, asked } = self;
+        let CommandSignals { runtime, child, size, goes_on, asked } = self;
         let [(term, t), (int, i), (hup, h), (quit, q), (tstp, z)] = asked;
         runtime.block_on(async {
             let talk = watched(running.talk.try_clone()?)?;

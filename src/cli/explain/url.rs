@@ -9,7 +9,7 @@ use std::net::Ipv6Addr;
 
 /// What a URL asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Asked {
+pub(super) struct UrlRequest {
     /// Host and port.
     pub(super) target: Target,
     /// By which transport.
@@ -59,10 +59,10 @@ const SCHEMES: [Scheme; 8] = [
     Scheme { name: "quic", transport: Transport::Quic, spoken: None, port: Some(443) },
 ];
 
-impl Asked {
+impl UrlRequest {
     /// Reads a URL (its path, query and fragment are ignored), a bare host (as https) or `host:port`
     /// (any protocol). Unicode names are brought to A-labels, as a browser would.
-    pub(super) fn parse(text: &str) -> Result<Asked, UrlError> {
+    pub(super) fn parse(text: &str) -> Result<UrlRequest, UrlError> {
         let text = text.trim();
         if text.is_empty() {
             return Err(UrlError::Empty);
@@ -84,7 +84,7 @@ impl Asked {
             (Err(TargetError::NoPort), None) => return Err(UrlError::NoPort(scheme.name)),
             (target, _) => target?,
         };
-        Ok(Asked { target, transport: scheme.transport, spoken: scheme.spoken })
+        Ok(UrlRequest { target, transport: scheme.transport, spoken: scheme.spoken })
     }
 
     /// The claim of a guest at `source` that asks for this through the proxy.
@@ -121,13 +121,13 @@ fn known(written: &str) -> Result<&'static Scheme, UrlError> {
     found.ok_or_else(|| UrlError::Scheme(written.chars().take(20).collect()))
 }
 
-fn bare(authority: &str) -> Result<Asked, UrlError> {
+fn bare(authority: &str) -> Result<UrlRequest, UrlError> {
     let with_port = Target::parse(authority.as_bytes(), None);
     let (target, spoken) = match with_port {
         Err(TargetError::NoPort) => (Target::parse(authority.as_bytes(), Some(443))?, Some(Protocol::Tls)),
         target => (target?, None),
     };
-    Ok(Asked { target, transport: Transport::Tcp, spoken })
+    Ok(UrlRequest { target, transport: Transport::Tcp, spoken })
 }
 
 /// The authority with its host in A-labels.
@@ -148,7 +148,7 @@ mod tests {
     use super::*;
 
     fn shown(text: &str) -> String {
-        match Asked::parse(text) {
+        match UrlRequest::parse(text) {
             Ok(asked) => {
                 let spoken = asked.spoken.map_or("any", Protocol::as_str);
                 format!("{} {} {spoken}", asked.transport.as_str(), asked.target)
@@ -217,7 +217,7 @@ mod tests {
         for url in
             ["https://ipfs.io\\@evil.test", "https://ip fs.io", "*.ipfs.io", "https://%69pfs.io", "a..b", "mailto:x"]
         {
-            assert!(Asked::parse(url).is_err(), "{url}");
+            assert!(UrlRequest::parse(url).is_err(), "{url}");
         }
     }
 
@@ -239,7 +239,7 @@ mod tests {
             ("https://203.0.113.7", "203.0.113.7"),
             ("[2001:db8::1]:22", "[2001:db8::1]:22"),
         ] {
-            assert_eq!(Asked::parse(url).unwrap().rule(), rule, "{url}");
+            assert_eq!(UrlRequest::parse(url).unwrap().rule(), rule, "{url}");
         }
     }
 }

@@ -5,7 +5,7 @@ use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
 use crate::config::{CONFIG_FILE, SYSTEM_CONTROL, Settings};
 use crate::control::host::{self, Teller};
-use crate::firewall::{self, Events, Host, Mended, Plan, Presence, Seal, Standing};
+use crate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
 use crate::system::{self, Stamp};
 use crate::trouble::{HostReport, Trouble, TroubleCause};
 use clap::Args;
@@ -236,13 +236,13 @@ impl Watch {
         }
         let control = now.as_ref().ok().or(self.applied.as_ref()).and_then(|settings| settings.listen.control.clone());
         self.socket = host::path(control.as_deref().unwrap_or(Path::new(SYSTEM_CONTROL)));
-        let standing = firewall::standing(now.as_ref().ok().map(seal))?;
-        match (standing, now) {
-            (Standing::Nothing, _) => {
+        let applied_state = firewall::applied_state(now.as_ref().ok().map(seal))?;
+        match (applied_state, now) {
+            (AppliedState::Nothing, _) => {
                 self.applied = None;
                 return Ok(None);
             }
-            (Standing::InForce, Ok(settings)) => {
+            (AppliedState::InForce, Ok(settings)) => {
                 self.applied = Some(settings.clone());
                 return Ok(Some(Basis::InForce(settings)));
             }
@@ -253,7 +253,7 @@ impl Watch {
         }
         // Another may have been applied since, which was not seen.
         let remembered = match &self.applied {
-            Some(applied) if standing == Standing::Flushed => Some(applied),
+            Some(applied) if applied_state == AppliedState::Flushed => Some(applied),
             Some(applied) => Some(applied).filter(|_| firewall::presence(seal(applied)) == Presence::InPlace),
             None => None,
         };

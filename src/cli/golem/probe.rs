@@ -5,7 +5,7 @@ mod attempt;
 
 use crate::cli::ask::{Daemon, write_json};
 use crate::cli::credentials::Credentials;
-use crate::cli::exec::{Enclosure, Ground, Order, Start, Streams, Watch, code_of, warn};
+use crate::cli::exec::{Enclosure, Ground, Order, Start, Streams, CommandSignals, code_of, warn};
 use crate::cli::explain::{self, Explained};
 use crate::cli::table::printable;
 use crate::cli::{Exit, Failure, Outcome};
@@ -90,7 +90,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let name = format!("probe-{}", std::process::id());
     let ground = Ground::find(daemon.config.config.as_deref(), &name)?;
     let user = User::find(USER).map_err(|error| Failure::Failed(error.to_string()))?;
-    let mut watch = Watch::new()?;
+    let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name: &name, address: None, manifest: manifest.as_deref(), credentials };
     let enclosure = Enclosure::make(&order)?;
     let program = Some(std::env::current_exe()?);
@@ -125,7 +125,7 @@ fn wanted(url: &str) -> Result<Wanted, Failure> {
 }
 
 /// Tries them from inside.
-fn try_all(enclosure: &Enclosure, start: &Start, wanted: &[Wanted], watch: &mut Watch) -> Result<Vec<Found>, Failure> {
+fn try_all(enclosure: &Enclosure, start: &Start, wanted: &[Wanted], watch: &mut CommandSignals) -> Result<Vec<Found>, Failure> {
     let order = serde_json::to_string(wanted).map_err(io::Error::from)?;
     let program: [OsString; 3] = [Start::PROGRAM.into(), WORD.into(), order.into()];
     let (stdout, writer) = io::pipe()?;

@@ -41,7 +41,7 @@ enum Offer {
 
 /// The fields that we read or never forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum FieldKind {
     Host,
     ContentLength,
     TransferEncoding,
@@ -56,24 +56,24 @@ pub(super) enum Kind {
     EndToEnd,
 }
 
-impl Kind {
-    pub(super) fn of(name: &[u8]) -> Kind {
+impl FieldKind {
+    pub(super) fn of(name: &[u8]) -> FieldKind {
         let is = |text: &str| name.eq_ignore_ascii_case(text.as_bytes());
         match name.len() {
-            4 if is("host") => Kind::Host,
-            14 if is("content-length") => Kind::ContentLength,
-            17 if is("transfer-encoding") => Kind::TransferEncoding,
-            14 if is("content_length") => Kind::FramingLookalike,
-            17 if is("transfer_encoding") => Kind::FramingLookalike,
-            10 if is("connection") => Kind::Connection,
-            7 if is("upgrade") => Kind::Upgrade,
-            7 if is("trailer") => Kind::Trailer,
-            6 if is("expect") => Kind::Expect,
-            2 if is("te") => Kind::HopByHop,
-            10 if is("keep-alive") => Kind::HopByHop,
-            14 if is("http2-settings") => Kind::HopByHop,
-            6.. if name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-")) => Kind::HopByHop,
-            _ => Kind::EndToEnd,
+            4 if is("host") => FieldKind::Host,
+            14 if is("content-length") => FieldKind::ContentLength,
+            17 if is("transfer-encoding") => FieldKind::TransferEncoding,
+            14 if is("content_length") => FieldKind::FramingLookalike,
+            17 if is("transfer_encoding") => FieldKind::FramingLookalike,
+            10 if is("connection") => FieldKind::Connection,
+            7 if is("upgrade") => FieldKind::Upgrade,
+            7 if is("trailer") => FieldKind::Trailer,
+            6 if is("expect") => FieldKind::Expect,
+            2 if is("te") => FieldKind::HopByHop,
+            10 if is("keep-alive") => FieldKind::HopByHop,
+            14 if is("http2-settings") => FieldKind::HopByHop,
+            6.. if name.get(..6).is_some_and(|start| start.eq_ignore_ascii_case(b"proxy-")) => FieldKind::HopByHop,
+            _ => FieldKind::EndToEnd,
         }
     }
 }
@@ -82,30 +82,30 @@ impl<'a> Facts<'a> {
     pub(super) fn gather(fields: &[Field<'a>], version: Version) -> Result<Facts<'a>, Flaw> {
         let mut facts = Facts::default();
         for field in fields {
-            match Kind::of(field.name) {
-                Kind::Host if facts.host.replace(field.value).is_some() => return Err(Flaw::Host),
-                Kind::ContentLength => {
+            match FieldKind::of(field.name) {
+                FieldKind::Host if facts.host.replace(field.value).is_some() => return Err(Flaw::Host),
+                FieldKind::ContentLength => {
                     let length = content_length(field.value).ok_or(Flaw::Framing)?;
                     if facts.content_length.replace(length).is_some() {
                         return Err(Flaw::Framing);
                     }
                 }
-                Kind::TransferEncoding => {
+                FieldKind::TransferEncoding => {
                     if facts.chunked || !field.value.eq_ignore_ascii_case(b"chunked") {
                         return Err(Flaw::Framing);
                     }
                     facts.chunked = true;
                 }
-                Kind::FramingLookalike => return Err(Flaw::Framing),
-                Kind::Connection => facts.add_connection(field.value)?,
-                Kind::Upgrade => facts.add_upgrade(field.value),
-                Kind::Expect => {
+                FieldKind::FramingLookalike => return Err(Flaw::Framing),
+                FieldKind::Connection => facts.add_connection(field.value)?,
+                FieldKind::Upgrade => facts.add_upgrade(field.value),
+                FieldKind::Expect => {
                     if facts.expect_continue || !field.value.eq_ignore_ascii_case(b"100-continue") {
                         return Err(Flaw::Expect);
                     }
                     facts.expect_continue = true;
                 }
-                Kind::Host | Kind::Trailer | Kind::HopByHop | Kind::EndToEnd => {}
+                FieldKind::Host | FieldKind::Trailer | FieldKind::HopByHop | FieldKind::EndToEnd => {}
             }
         }
         if facts.chunked && (facts.content_length.is_some() || version == Version::Http10) {
@@ -135,15 +135,15 @@ impl<'a> Facts<'a> {
             if !token.iter().all(|byte| is_token(*byte)) || self.connection_tokens > MAX_CONNECTION_TOKENS {
                 return Err(Flaw::Connection);
             }
-            match Kind::of(token) {
-                Kind::Host
-                | Kind::ContentLength
-                | Kind::TransferEncoding
-                | Kind::FramingLookalike
-                | Kind::Connection
-                | Kind::Expect => return Err(Flaw::Connection),
-                Kind::Upgrade => self.connection_upgrade = true,
-                Kind::Trailer | Kind::HopByHop | Kind::EndToEnd => {}
+            match FieldKind::of(token) {
+                FieldKind::Host
+                | FieldKind::ContentLength
+                | FieldKind::TransferEncoding
+                | FieldKind::FramingLookalike
+                | FieldKind::Connection
+                | FieldKind::Expect => return Err(Flaw::Connection),
+                FieldKind::Upgrade => self.connection_upgrade = true,
+                FieldKind::Trailer | FieldKind::HopByHop | FieldKind::EndToEnd => {}
             }
             self.close |= token.eq_ignore_ascii_case(b"close");
             self.keep_alive |= token.eq_ignore_ascii_case(b"keep-alive");
@@ -167,11 +167,11 @@ impl<'a> Facts<'a> {
 pub(super) fn is_listed(fields: &[Field<'_>], name: &[u8]) -> bool {
     fields
         .iter()
-        .filter(|field| Kind::of(field.name) == Kind::Connection)
+        .filter(|field| FieldKind::of(field.name) == FieldKind::Connection)
         .any(|field| tokens(field.value).any(|token| token.eq_ignore_ascii_case(name)))
 }
 
-/// Writes the fields that go on to the other side as they came in; all that `Kind` knows by name
+/// Writes the fields that go on to the other side as they came in; all that `FieldKind` knows by name
 /// is left to the caller. `trailer`: the Trailer field goes on too.
 pub(super) fn write_end_to_end(fields: &[Field<'_>], trailer: bool, out: &mut Vec<u8>) {
     // Most Connection fields name no field, and then nothing need be looked up.
@@ -179,12 +179,12 @@ pub(super) fn write_end_to_end(fields: &[Field<'_>], trailer: bool, out: &mut Ve
         |token: &[u8]| [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|o| token.eq_ignore_ascii_case(o));
     let listing = fields
         .iter()
-        .filter(|field| Kind::of(field.name) == Kind::Connection)
+        .filter(|field| FieldKind::of(field.name) == FieldKind::Connection)
         .any(|field| tokens(field.value).any(|token| !option(token)));
     for field in fields {
-        let passes = match Kind::of(field.name) {
-            Kind::EndToEnd => !(listing && is_listed(fields, field.name)),
-            Kind::Trailer => trailer && !(listing && is_listed(fields, field.name)),
+        let passes = match FieldKind::of(field.name) {
+            FieldKind::EndToEnd => !(listing && is_listed(fields, field.name)),
+            FieldKind::Trailer => trailer && !(listing && is_listed(fields, field.name)),
             _ => false,
         };
         if passes {

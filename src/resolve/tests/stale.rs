@@ -45,21 +45,29 @@ async fn outdated() {
 async fn a_silent_server_is_waited_for_once_and_then_what_was_known_serves_at_once() {
     let (server, mood) = moody();
     let world = world(&[&server]);
-    let fresh = world.resolver.dns_answer(&permit("good.test"), Kind::V4, freely()).await.unwrap();
+    let fresh = world.resolver.dns_answer(&permit("good.test"), AddressKind::V4, freely()).await.unwrap();
     assert!(!fresh.is_stale() && fresh.ttl() > Duration::ZERO);
     mood.store(SILENT, Ordering::SeqCst);
     outdated().await;
     let start = Instant::now();
-    let stale = world.resolver.dns_answer(&permit("good.test"), Kind::V4, freely()).await.unwrap();
+    let stale = world.resolver.dns_answer(&permit("good.test"), AddressKind::V4, freely()).await.unwrap();
     assert!(start.elapsed() < TIMEOUT * 2, "{:?}", start.elapsed());
     assert!(stale.is_stale() && stale.addresses() == ["11.0.0.10".parse::<IpAddr>().unwrap()]);
     // What DNS said of the other family holds as well.
-    assert!(world.resolver.dns_answer(&permit("good.test"), Kind::V6, freely()).await.unwrap().addresses().is_empty());
+    assert!(
+        world
+            .resolver
+            .dns_answer(&permit("good.test"), AddressKind::V6, freely())
+            .await
+            .unwrap()
+            .addresses()
+            .is_empty()
+    );
     assert_eq!(addresses(&world.vet("good.test:443").await), ["11.0.0.10:443"]);
     tokio::time::sleep(TIMEOUT * 2).await;
     let asked = server.asked().len();
     for _ in 0..20 {
-        assert!(world.resolver.try_dns_answer(&permit("good.test"), Kind::V4).unwrap().unwrap().is_stale());
+        assert!(world.resolver.try_dns_answer(&permit("good.test"), AddressKind::V4).unwrap().unwrap().is_stale());
     }
     assert_eq!(server.asked().len(), asked, "a server that is down is not asked for each query");
 }
@@ -69,14 +77,14 @@ async fn failures_are_bridged_and_the_end_of_a_name_is_believed() {
     let (server, mood) = moody();
     let world = world(&[&server]);
     for name in ["a.test", "b.test"] {
-        world.resolver.dns_answer(&permit(name), Kind::V4, freely()).await.unwrap();
+        world.resolver.dns_answer(&permit(name), AddressKind::V4, freely()).await.unwrap();
     }
     outdated().await;
     mood.store(FAILING, Ordering::SeqCst);
-    assert!(world.resolver.dns_answer(&permit("a.test"), Kind::V4, freely()).await.unwrap().is_stale());
-    assert!(world.resolver.dns_answer(&permit("new.test"), Kind::V4, freely()).await.is_err());
+    assert!(world.resolver.dns_answer(&permit("a.test"), AddressKind::V4, freely()).await.unwrap().is_stale());
+    assert!(world.resolver.dns_answer(&permit("new.test"), AddressKind::V4, freely()).await.is_err());
     mood.store(GONE, Ordering::SeqCst);
-    let gone = world.resolver.dns_answer(&permit("b.test"), Kind::V4, freely()).await.unwrap_err();
+    let gone = world.resolver.dns_answer(&permit("b.test"), AddressKind::V4, freely()).await.unwrap_err();
     assert_eq!(gone, VetError::Lookup(LookupError::NoSuchName));
 }
 
@@ -84,11 +92,11 @@ async fn failures_are_bridged_and_the_end_of_a_name_is_believed() {
 async fn a_stale_answer_is_held_against_the_floor_like_any() {
     let (server, mood) = moody();
     let world = world(&[&server]);
-    world.resolver.dns_answer(&permit("good.test"), Kind::V4, freely()).await.unwrap();
+    world.resolver.dns_answer(&permit("good.test"), AddressKind::V4, freely()).await.unwrap();
     mood.store(FAILING, Ordering::SeqCst);
     outdated().await;
     let floor = FloorSettings { guests: nets(&["11.0.0.0/24"]), ..FloorSettings::default() };
     world.resolver.reconfigure(&settings(&[&server]), floor).unwrap();
-    let refused = world.resolver.dns_answer(&permit("good.test"), Kind::V4, freely()).await.unwrap_err();
+    let refused = world.resolver.dns_answer(&permit("good.test"), AddressKind::V4, freely()).await.unwrap_err();
     assert_eq!(refused.reason(), Reason::AddressFloor);
 }
