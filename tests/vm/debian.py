@@ -16,13 +16,14 @@ import machine
 from machine import HERE, Machine, MachineError
 
 RELEASE = "bookworm"
-# What Debian calls its smallest system, an init, and what tests and outgate call.
+# What Debian calls its smallest system, an init, what tests and outgate call, and the firewalls that others have.
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod libcap2-bin logrotate"
+PACKAGES += " iptables ufw firewalld"
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"]
 MODULES = ["virtio_pci", "virtio_blk"]
 SIZE = "1200M"
 # Services that only take time here.
-MASKED = "getty.target apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-timesyncd.service dpkg-db-backup.timer"
+MASKED = "getty.target apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-timesyncd.service dpkg-db-backup.timer systemd-logind.service"
 
 INIT = b"""#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /dev /root
@@ -107,6 +108,8 @@ def furnish(root, package):
     for unit in MASKED.split():
         os.symlink("/dev/null", os.path.join(root, "etc/systemd/system", unit))
     subprocess.run(["chroot", root, "systemctl", "--quiet", "enable", "obey.service"], check=True)
+    # Until a check starts it. Enabled, the second would also come when something asks for it by D-Bus.
+    subprocess.run(["chroot", root, "systemctl", "--quiet", "disable", "ufw.service", "firewalld.service"], check=True)
 
 
 def mirror():

@@ -157,7 +157,9 @@ def serve_dns(log, address):
                 name, message = answer(query, address in LIARS)
             except (IndexError, struct.error):
                 continue
-            log.write("asked", address, name)
+            # The root is outgate's own question whether the server is there.
+            if name:
+                log.write("asked", address, name)
             udp.sendto(message, peer)
 
     threading.Thread(target=serve, daemon=True).start()
