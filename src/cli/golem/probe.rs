@@ -5,7 +5,7 @@ mod attempt;
 
 use crate::cli::ask::{Daemon, write_json};
 use crate::cli::credentials::Credentials;
-use crate::cli::exec::{Enclosure, Ground, Order, Start, Streams, CommandSignals, code_of, warn};
+use crate::cli::exec::{CommandSignals, Enclosure, Ground, Order, Start, Streams, code_of, warn};
 use crate::cli::explain::{self, Explained};
 use crate::cli::table::printable;
 use crate::cli::{Exit, Failure, Outcome};
@@ -125,7 +125,12 @@ fn wanted(url: &str) -> Result<Wanted, Failure> {
 }
 
 /// Tries them from inside.
-fn try_all(enclosure: &Enclosure, start: &Start, wanted: &[Wanted], watch: &mut CommandSignals) -> Result<Vec<Found>, Failure> {
+fn try_all(
+    enclosure: &Enclosure,
+    start: &Start,
+    wanted: &[Wanted],
+    watch: &mut CommandSignals,
+) -> Result<Vec<Found>, Failure> {
     let order = serde_json::to_string(wanted).map_err(io::Error::from)?;
     let program: [OsString; 3] = [Start::PROGRAM.into(), WORD.into(), order.into()];
     let (stdout, writer) = io::pipe()?;
