@@ -310,6 +310,33 @@ fn a_container_in_the_network_of_the_host_is_told_until_that_is_named() {
 }
 
 #[test]
+fn a_table_of_connection_tracking_that_is_nearly_full_is_told_until_there_is_room() {
+    let Some(world) = World::new() else { return };
+    // The table's figures are the kernel's; the daemon sees files of the test's in their place.
+    let mut outgate = world.setup("**.good.test\n").write();
+    let (count, max) = (outgate.path("count"), outgate.path("max"));
+    std::fs::write(&max, "1000\n").unwrap();
+    std::fs::write(&count, "900\n").unwrap();
+    let over = |file: &std::path::Path, name: &str| {
+        format!("mount --bind {} /proc/sys/net/netfilter/nf_conntrack_{name}", file.display())
+    };
+    let script = format!("{} && {} && exec \"$0\" \"$@\"", over(&count, "count"), over(&max, "max"));
+    outgate.start_by(&["unshare", "--mount", "--propagation", "private", "sh", "-c", &script]);
+    outgate.launch();
+    outgate.await_ready();
+    let begun = Instant::now();
+    std::fs::write(&count, "901\n").unwrap();
+    outgate.await_admin(|answer| {
+        answer.status == 503 && answer.text().contains("connection tracking is nearly full, 901 of 1000 entries")
+    });
+    eventually("the metric says so too", || outgate.metric("trouble", &[("cause", "conntrack")]) == 1.0);
+    println!("conntrack: told after {:.1} s", begun.elapsed().as_secs_f64());
+    std::fs::write(&max, "2000\n").unwrap();
+    outgate.await_admin(|answer| answer.status == 200);
+    eventually("the metric says so too", || outgate.metric("trouble", &[("cause", "conntrack")]) == 0.0);
+}
+
+#[test]
 fn dns_servers_that_are_silent_are_told_before_anybody_asks_them() {
     let Some(world) = World::new() else { return };
     let begun = Instant::now();
