@@ -44,6 +44,8 @@ route add default via 11.0.0.1
 END
 ip -n internet -6 route add default via 2600:10::1
 mkdir -p /etc/netns/guest /run/world
+# Not that of the machine on which the disk was made.
+echo 'nameserver 11.0.0.53' >/etc/resolv.conf
 echo 'nameserver 1.1.1.1' >/etc/netns/guest/resolv.conf
 cp /brought/tls.crt /brought/tls.key /run/world/
 mkfifo /run/world/ready
