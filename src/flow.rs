@@ -1,14 +1,14 @@
-//! One connection's life, straight down: the only module that calls the stages.
+//! The life of one connection from start to end: the only module that calls the stages.
 //!
 //! ```text
 //! accept -> identify -> decide -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! `serve` takes a connection off a listener and sees it to its end. Each `Step` is a boxed future of
-//! its own that is freed before the next begins, so an idle tunnel costs little more than its two
-//! sockets. What goes from step to step is boxed as well: an async function keeps its arguments twice,
-//! and copies them into each one it calls. The record of a flow is opened as soon as something is known
-//! of it and is closed, counted and logged wherever the flow ends, panics included.
+//! `serve` takes a connection from a listener and serves it to its end. Each `Step` is a boxed future of its
+//! own that is freed before the next begins, so an idle tunnel costs little more than its two sockets. The
+//! values that pass from step to step are boxed too: an async function stores its arguments twice and copies
+//! them into each one it calls. A flow's record is opened as soon as something is known about the flow. It is
+//! closed, counted and logged wherever the flow ends, also by a panic.
 
 mod guest_tls;
 mod http;
@@ -47,7 +47,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use turn_away::turn_away;
 
-/// What is read of a connection on its way in, in bytes.
+/// How many bytes [`meet`] reads from a new connection at most.
 const FIRST_WORDS: usize = 4096;
 
 /// What every flow needs; one for the daemon.
@@ -56,31 +56,31 @@ pub struct Services {
     pub live: Arc<ArcSwap<Live>>,
     /// Limits and what each guest has in use.
     pub gate: Arc<Gate>,
-    /// What turns a connection away when no file descriptor is left for it.
+    /// Resets a connection when no file descriptor is left for it.
     pub reserve: Reserve,
-    /// What `proxy_tls` takes, where there is one.
+    /// The TLS state of `proxy_tls`, if there is such a listener.
     pub guest_tls: Option<GuestTls>,
-    /// Names to addresses.
+    /// Resolves names to addresses.
     pub resolver: Arc<Resolver>,
-    /// Names behind the addresses that guests were told.
+    /// The names behind the addresses that outgate's DNS gave to guests.
     pub bindings: Arc<Bindings>,
-    /// Connections to upstreams between requests.
+    /// Idle connections to upstreams, between requests.
     pub idle_upstreams: Arc<IdleUpstreams>,
-    /// Records.
+    /// Opens the records.
     pub account: Arc<Account>,
-    /// Done when the daemon is stopping: kept connections end after the request in hand.
+    /// Cancelled when the daemon stops: kept connections then end after the current request.
     pub stop: CancellationToken,
 }
 
 impl Services {
-    /// Drops the bindings of names that their guest may not ask for any more, and of guests that are gone.
-    /// To be called after a new policy is in force; takes a microsecond a binding.
+    /// Drops the bindings of names that their guest may not look up any more, and of guests that are gone. Call
+    /// this after a new policy is in force; it takes a microsecond per binding.
     pub fn drop_bindings(&self) {
         self.bindings.revise();
         self.drop_late_bindings();
     }
 
-    /// The same for one that was noted while that went on.
+    /// Drops those that were added while [`drop_bindings`](Self::drop_bindings) ran.
     pub fn drop_late_bindings(&self) {
         let policy = Arc::clone(&self.live.load().policy);
         self.bindings.retain(|source, guest, name| {
@@ -89,20 +89,20 @@ impl Services {
     }
 }
 
-/// The snapshot that one decision is made on.
+/// The snapshot that one decision uses.
 pub struct Live {
     /// The rules and modes.
     pub policy: Arc<Policy>,
     /// How to connect.
     pub dial: DialSettings,
-    /// The firewall that the configuration asks for, if it does.
+    /// The firewall that the configuration asks for, if any.
     pub seal: Option<Seal>,
-    /// What its rules have of the limits.
+    /// The parts of the limits that its rules enforce.
     pub shares: Option<Shares>,
 }
 
 impl Live {
-    /// What holds under these settings.
+    /// The snapshot for this policy and these settings.
     pub fn new(policy: Arc<Policy>, settings: &Settings) -> Live {
         Live { policy, dial: settings.dial, seal: settings.seal(), shares: settings.shares() }
     }
@@ -113,27 +113,27 @@ struct Connection {
     services: Arc<Services>,
     guest: GuestStream,
     source: SocketAddr,
-    /// Who that is.
+    /// Which guest that is.
     who: Source,
-    /// Where the guest's packets went, if they were brought here without its knowing.
+    /// The original destination, if the connection was redirected here without the guest's knowledge.
     original: Option<SocketAddr>,
     slot: Slot,
     active: Active,
     /// Bytes read and not yet used.
     input: Vec<u8>,
-    /// The decision must have been made by then.
+    /// The time by which the decision must have been made.
     deadline: Deadline,
 }
 
-/// What comes next for a flow that goes on.
+/// The next step of a flow that goes on.
 enum Step {
-    /// Judge what is spoken in a tunnel.
+    /// Judge the protocol inside a tunnel.
     Tunnel(Box<Connection>, Box<tunnel::OpenTunnel>),
-    /// Carry bytes: nothing more is to be judged.
+    /// Relay bytes: nothing is left to judge.
     Relay(Box<Relaying>),
 }
 
-/// What is left of a [`Connection`] once nothing more is to be judged.
+/// The parts of a [`Connection`] that are still needed when nothing is left to judge.
 struct Relaying {
     tunnel: Tunnel,
     record: Record,
@@ -144,14 +144,14 @@ struct Relaying {
     outer: Option<Record>,
 }
 
-/// A flow that ends here: refused, failed, finished or gone. Whoever returns it has already told the
-/// guest and filled in the record.
+/// A flow that ends here: refused, failed, finished or gone. The function that returns it has already answered
+/// the guest and filled in the record.
 struct Ended;
 
-/// By which kind of listener a connection came.
+/// The kind of listener that accepted a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
-    /// `proxy`: the guest says where it wants to go.
+    /// `proxy`: the guest names its destination.
     Proxy,
     /// `proxy_tls`: the same inside TLS.
     ProxyTls,
@@ -162,7 +162,7 @@ pub enum ListenerKind {
 }
 
 impl ListenerKind {
-    /// What the connection counts as until more is known.
+    /// How the connection is counted until more is known.
     const fn listener(self) -> Listener {
         match self {
             ListenerKind::Proxy | ListenerKind::ProxyTls => Listener::Proxy,
@@ -171,7 +171,7 @@ impl ListenerKind {
         }
     }
 
-    /// Where the guest's packets went; `None` at the door that is no secret.
+    /// The original destination; `None` on a proxy listener, where the guest names it itself.
     fn original(self, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
         match self {
             ListenerKind::Proxy | ListenerKind::ProxyTls => Ok(None),
@@ -185,53 +185,53 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-/// SO_ORIGINAL_DST, and its twin for IPv6 (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h). A
-/// connection that nobody redirected has none.
+/// SO_ORIGINAL_DST, and its counterpart for IPv6 (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h).
+/// Fails for a connection that was not redirected.
 fn original_destination(stream: &TcpStream) -> io::Result<SocketAddr> {
     let (socket, local) = (socket2::SockRef::from(stream), stream.local_addr()?);
     let original = if local.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() };
-    // Where connections are tracked, one that nobody redirected has its own address.
+    // With connection tracking, a connection that was not redirected has its own address as the original one.
     original?.as_socket().filter(|original| *original != local).ok_or_else(|| io::ErrorKind::Unsupported.into())
 }
 
-/// A connection and what it said on its way in.
+/// A new connection and the first bytes that were read from it.
 struct Arrival {
     door: ListenerKind,
     accepted: Accepted,
     first: Vec<u8>,
-    /// A CONNECT that was permitted already; its head is all there is in `first`.
+    /// A CONNECT that was already permitted; `first` holds its head and nothing else.
     asked: Option<Box<http::PermittedConnect>>,
 }
 
-/// What a connection at this door takes a place for.
+/// What a connection on this listener needs its place for.
 pub fn purpose(services: &Services, door: ListenerKind) -> Purpose {
     let by_certificate =
         door == ListenerKind::ProxyTls && services.guest_tls.as_ref().is_some_and(GuestTls::names_guests);
     if by_certificate { Purpose::Handshake } else { Purpose::Flow }
 }
 
-/// Takes a connection in. Under load its first words are there by then: a CONNECT that the policy refuses is
-/// answered and gone before anything is made for it, and everything else gets a task of its own.
+/// Starts a new connection. Under load its first bytes have already arrived: a CONNECT that the policy refuses
+/// is answered and closed before anything is allocated for it. Everything else gets its own task.
 ///
-/// To be called on the runtime that is to serve it.
+/// Call this on the runtime that is to serve the connection.
 pub fn meet(services: &Arc<Services>, door: ListenerKind, accepted: Accepted) {
-    // A panic ends this connection and not the listener.
+    // A panic ends this connection, not the listener.
     let arrival = catch_unwind(AssertUnwindSafe(|| greet(services, door, accepted)));
     if let Ok(Some(arrival)) = arrival {
         tokio::spawn(serve(Arc::clone(services), arrival));
     }
 }
 
-/// What is said is read once; `None` where it was answered.
+/// Reads once. Returns `None` if the connection was answered and is done.
 fn greet(services: &Services, door: ListenerKind, accepted: Accepted) -> Option<Arrival> {
     let mut arrival = Arrival { door, accepted, first: Vec::new(), asked: None };
-    // Over a limit it is told so, and over its guest's rate it waits, in a task of its own.
+    // Over a limit it is refused, and over its guest's rate it waits, both in a task of its own.
     let Ok(slot) = &arrival.accepted.slot else { return Some(arrival) };
     if slot.turn().is_some() {
         return Some(arrival);
     }
     scratch::with(FIRST_WORDS, |buffer| {
-        // An error or the end is met again by whoever reads on.
+        // An error or the end of the stream shows up again at the next read.
         if let Ok(len) = (&arrival.accepted.stream).read(buffer) {
             arrival.first.extend_from_slice(buffer.get(..len).unwrap_or_default());
         }
@@ -240,8 +240,8 @@ fn greet(services: &Services, door: ListenerKind, accepted: Accepted) -> Option<
         let Accepted { stream, source, .. } = &arrival.accepted;
         match http::early_connect(services, *source, &arrival.first) {
             http::EarlyConnect::Refused(answer) => {
-                // A head alone was read and it is answered: an ordinary close delivers that. What cannot be
-                // written to a socket that nothing was written to is for somebody who is gone.
+                // Only a head was read and it is now answered: an ordinary close delivers the answer. Nothing
+                // was written to this socket before, so a write can only fail if the guest is gone.
                 let _ = io::Write::write(&mut &*stream, &answer);
                 return None;
             }
@@ -264,18 +264,18 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
     }
 }
 
-/// Counts a connection that was reset because no file descriptor is left for it.
+/// Counts a connection that was reset because no file descriptor was left for it.
 pub fn reset_unseen(services: &Services, door: ListenerKind, source: SocketAddr) {
     let why = note_refused(services, Reason::LimitTotal);
     open_record(services, door.listener(), source, &source.ip().into(), None).refuse(why, None);
 }
 
-/// Everything up to the relay.
+/// Runs everything up to the relay.
 async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> {
     let Arrival { door, accepted: Accepted { stream, source, at, slot }, first, asked } = arrival;
     let who = Source::from(source.ip());
     let Ok(stream) = TcpStream::from_std(stream) else {
-        // The kernel has no place for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
+        // The kernel has no space for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
         let record = asked.map(|asked| asked.record);
         record
             .unwrap_or_else(|| open_record(&services, door.listener(), source, &who, None))
@@ -296,7 +296,7 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
     let original = match door.original(&stream) {
         Ok(original) => original,
         Err(_) => {
-            // Somebody spoke to the listener itself, which is for redirected connections alone.
+            // A client connected to the listener directly, but it accepts only redirected connections.
             open_record(&services, door.listener(), source, &who, None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
             return Err(Ended);
@@ -319,7 +319,7 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
     }
     match if connection.input.is_empty() { connection.fill().await } else { Filled::Bytes } {
         Filled::Bytes => {}
-        // Port scanners and health checks: nothing was asked, so there is nothing to count.
+        // Port scanners and health checks: they requested nothing, so there is nothing to count.
         Filled::End | Filled::Revoked(_) => {
             connection.take_leave().await;
             return Err(Ended);
@@ -336,7 +336,7 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
     }
 }
 
-/// Has a connection over its guest's rate wait for its turn.
+/// Delays a connection over its guest's rate until its turn.
 pub(crate) async fn wait_for_turn(services: &Services, slot: &Slot) {
     if let Some(turn) = slot.turn() {
         services.account.metrics().paced(Limit::NewConnections);
@@ -344,7 +344,7 @@ pub(crate) async fn wait_for_turn(services: &Services, slot: &Slot) {
     }
 }
 
-/// Counts a connection that has no place by the limit that it came over; gives the reason with that as its cause.
+/// Counts a connection that got no place under the limit that it exceeded. Returns the reason with that as its cause.
 pub(crate) fn note_refused(services: &Services, reason: Reason) -> Why {
     let limit = match reason {
         Reason::LimitConnections => Limit::Connections,
@@ -355,7 +355,7 @@ pub(crate) fn note_refused(services: &Services, reason: Reason) -> Why {
     limit.why(reason)
 }
 
-/// The last stage: bytes both ways until the end.
+/// The last stage: relays bytes both ways until the end.
 async fn relay(mut relaying: Box<Relaying>) {
     let Relaying { tunnel, record, idle, outer, .. } = &mut *relaying;
     let meter = record.meter();
@@ -375,12 +375,12 @@ async fn relay(mut relaying: Box<Relaying>) {
         }
         End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
     }
-    // Nobody waits for the end of a connection until it has been accounted for, and no place is free before.
+    // The sockets close first, so that the peers do not wait for the accounting. The place becomes free after it.
     let Relaying { tunnel, record, outer, slot, active, .. } = *relaying;
     drop((tunnel, record, outer, slot, active));
 }
 
-/// What came of waiting for the guest's bytes.
+/// The result of waiting for the guest's bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Filled {
     Bytes,
@@ -416,7 +416,7 @@ impl Connection {
         fill(&mut self.guest, &mut self.input, &mut self.deadline).await
     }
 
-    /// As [`fill`](Self::fill), while the flow may be revoked.
+    /// As [`fill`](Self::fill), but also ends when the flow is revoked.
     async fn hear(&mut self, record: &Record) -> Filled {
         tokio::select! {
             biased;
@@ -425,7 +425,7 @@ impl Connection {
         }
     }
 
-    /// Says something to the guest. Where it does not take it the flow ends, and the record says why.
+    /// Writes to the guest. If that fails, the connection is reset, and the record gets the reason if there is one.
     async fn say(&mut self, bytes: &[u8], record: &mut Record) -> Result<(), Ended> {
         let limit = self.services.gate.settings().idle_timeout;
         say(&mut self.guest, bytes, record, limit).await.map_err(|reason| {
@@ -451,26 +451,26 @@ impl Connection {
         }
     }
 
-    /// Ends a connection on which nothing is under way. In clear, closing it says so.
+    /// Ends a connection with nothing in progress. Without TLS, closing the socket is enough.
     async fn take_leave(&mut self) {
         if !self.guest.ends_with_socket() {
             close::announce(&mut self.guest).await;
         }
     }
 
-    /// Decides, and notes the decision in the record.
+    /// Decides, and enters the decision in the record.
     fn decide(&self, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
         decide(&self.services, claim, record)
     }
 }
 
-/// Decides on the snapshot in force, and notes the decision in the record.
+/// Decides on the snapshot in force, and enters the decision in the record.
 fn decide(services: &Services, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
     decide_as(services, claim, record, |reason| reason)
 }
 
-/// As [`decide`], where the stream itself must show a name: one that shows none, to an address that no
-/// rule is about, lacks just that.
+/// As [`decide`], for a stream that must itself show a name. If it shows none and no rule matches its address,
+/// the reason is [`Reason::NoName`].
 fn decide_unnamed(services: &Services, claim: &Claim, record: &mut Record) -> Result<Permit, Refusal> {
     let unnamed = claim.evidence == Evidence::Address;
     decide_as(services, claim, record, |reason| match reason {
@@ -490,7 +490,7 @@ fn decide_as(
     let decision = services.live.load().policy.decide(claim);
     let decision = decision.map_err(|refusal| Refusal { reason: explain(refusal.reason), ..refusal });
     record.decided_in(start.elapsed());
-    // What was let through before the log failed is judged again and goes on.
+    // A flow that was permitted before the log failed is decided again and goes on.
     let goes_on = record.is_permitted();
     let permit = match decision {
         Ok(permit) => permit,
@@ -507,7 +507,7 @@ fn decide_as(
     Ok(permit)
 }
 
-/// Resolves and dials what was permitted. The reason of a failure is in the record.
+/// Resolves and dials a permitted target. If that fails, the reason is in the record.
 async fn reach(services: &Services, claim: &Claim, permit: &Permit, record: &mut Record) -> Result<Upstream, Reason> {
     let start = std::time::Instant::now();
     let vetted = match services.resolver.try_vet(permit) {
@@ -561,7 +561,7 @@ async fn reach(services: &Services, claim: &Claim, permit: &Permit, record: &mut
     }
 }
 
-/// What holds the lookups of one flow or query to its guest's budget.
+/// Returns the check that keeps the lookups of one flow or query within its guest's budget.
 pub(crate) fn may_look_up(services: &Services, source: impl Into<Source>) -> impl FnMut(bool) -> Start + Send {
     let mut names = services.gate.names(source, Instant::now());
     let mut waited = false;
@@ -577,10 +577,9 @@ pub(crate) fn may_look_up(services: &Services, source: impl Into<Source>) -> imp
     }
 }
 
-/// Judges again what is now connected. A reload judges a live flow by the address it is connected to, so
-/// one that came into force while there was none yet has passed it by; the record shows the address
-/// before the policy is read here, so that either the reload or this finds it. Where none came since the
-/// decision there is nothing to judge.
+/// Decides again once the flow is connected. A reload judges a live flow by its connected address, so it misses
+/// a flow that has none yet. The record gets the address before the policy is read here, so either the reload
+/// or this check finds the flow. If no reload came since the decision, there is nothing to judge.
 fn confirm(services: &Services, claim: &Claim, peer: SocketAddr, record: &mut Record) -> Result<(), Reason> {
     if !record.was_searched() {
         return Ok(());
@@ -645,7 +644,7 @@ impl Deadline {
         Deadline::at(time.map(|time| Instant::now() + time))
     }
 
-    /// The same timer for another deadline, `time` from now.
+    /// Restarts the same timer for a deadline `time` from now.
     fn restart(&mut self, time: Option<Duration>) {
         self.at = time.map(|time| Instant::now() + time);
         match (self.at, &mut self.sleep) {
@@ -654,7 +653,7 @@ impl Deadline {
         }
     }
 
-    /// Waits until the deadline; for ever where there is none.
+    /// Waits until the deadline, or for ever if there is none.
     async fn passed(&mut self) {
         match self.at {
             Some(at) => self.sleep.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(at))).await,
@@ -665,7 +664,7 @@ impl Deadline {
 
 /// Reads once into `input`, within the deadline.
 async fn fill(stream: &mut (impl AsyncRead + Unpin), input: &mut Vec<u8>, deadline: &mut Deadline) -> Filled {
-    // Most heads and hellos fit; a guest that sends one byte at a time does not make it grow.
+    // Most heads and hellos fit; a guest that sends one byte at a time does not make the buffer grow.
     if input.capacity() - input.len() < 512 {
         input.reserve(2048);
     }

@@ -1,8 +1,8 @@
 //! What a guest shows: first bytes in, a [`Claim`] out.
 //!
-//! The parsers below are pure functions over byte slices (no IO, no clock), strict where two
-//! implementations could read the same bytes differently. `flow` feeds them, keeps the buffers and
-//! the deadlines, and replays to the upstream what it let through.
+//! The parsers below are pure functions over byte slices (no IO, no clock), strict where two implementations could
+//! read the same bytes differently. `flow` feeds them, keeps the buffers and the deadlines, and sends on to the
+//! upstream what it let through.
 
 pub mod chunked;
 pub mod hello;
@@ -22,14 +22,14 @@ use hello::ClientHello;
 /// The outcome of parsing the front of a byte stream.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Parsed<T> {
-    /// A whole message; it took the first `len` bytes, what follows belongs to what comes next.
+    /// A complete message in the first `len` bytes; the bytes after them belong to what comes next.
     Complete {
         /// The message.
         head: T,
-        /// Bytes it took, from the start of the buffer.
+        /// Its length, from the start of the buffer.
         len: usize,
     },
-    /// Sound so far, but not all there yet.
+    /// Valid so far, but not complete yet.
     Partial,
 }
 
@@ -64,13 +64,13 @@ impl Evidence {
 /// Everything the policy judges: who asks, for what, and what has been shown so far.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claim {
-    /// Who asks.
+    /// The guest that asks.
     pub source: Source,
-    /// Host and port asked for.
+    /// The requested host and port.
     pub target: Target,
     /// TCP, UDP or QUIC.
     pub transport: Transport,
-    /// What the first bytes speak; `None` while none has been seen.
+    /// The protocol of the first bytes; `None` while none have been seen.
     pub spoken: Option<Protocol>,
     /// A ClientHello with encrypted_client_hello (RFC 9849) was shown.
     pub ech: bool,
@@ -79,12 +79,12 @@ pub struct Claim {
 }
 
 impl Claim {
-    /// The claim once its stream has shown `hello`: spoken is TLS, and the server name must be the
-    /// target's. For a first hello as for one after a HelloRetryRequest.
+    /// The claim after its stream has shown `hello`: `spoken` is TLS, and the server name must be the target's.
+    /// Applies to a first hello and to one after a HelloRetryRequest.
     ///
     /// # Errors
-    /// [`Reason::NoName`] where the target is a name and the hello shows none,
-    /// [`Reason::NameMismatch`] where it shows another, or any at all for an address.
+    /// [`Reason::NoName`] if the target is a name and the hello shows none, [`Reason::NameMismatch`] if it shows
+    /// another, or any name where the target is an address.
     pub fn with_hello(&self, hello: &ClientHello) -> Result<Claim, Reason> {
         match (&self.target.host, &hello.sni) {
             (Host::Name(asked), Some(shown)) if asked == shown => {}
@@ -95,12 +95,12 @@ impl Claim {
         Ok(Claim { spoken: Some(Protocol::Tls), ech: self.ech || hello.ech, ..self.clone() })
     }
 
-    /// The claim once its stream has shown an HTTP request for `shown`: spoken is HTTP, and host
-    /// and (where one is written) port must be the target's.
+    /// The claim after its stream has shown an HTTP request for `shown`: `spoken` is HTTP, and the host and (if one
+    /// is written) the port must be the target's.
     ///
     /// # Errors
-    /// [`Reason::NoName`] where the target is a name and the request has no Host (HTTP/1.0),
-    /// [`Reason::NameMismatch`] where it has another.
+    /// [`Reason::NoName`] if the target is a name and the request has no Host (HTTP/1.0), [`Reason::NameMismatch`]
+    /// if it has another.
     pub fn with_host(&self, shown: Option<&http::HostPort>) -> Result<Claim, Reason> {
         match (&self.target.host, shown) {
             (asked, Some(shown)) if *asked == shown.host => {

@@ -1,11 +1,10 @@
 //! The decision: [`Policy::decide`] turns a [`Claim`] into a [`Permit`] or a [`Refusal`].
 //!
-//! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot, but for the bits that
-//! say which rules were used; reloads make a new one and swap it. Only this module can make a `Permit`.
+//! Pure: no IO, no clock, no async, no log. A `Policy` is an immutable snapshot, except for the bits that record
+//! which rules were used. A reload makes a new one and swaps it. Only this module can make a `Permit`.
 //!
-//! Two layers: [`Rules`], the compiled list, is made by a [`Builder`] when files change and is shared
-//! by `Arc`; a `Policy` lays the configuration over it (modes, guests and the files that hold for
-//! each) and is cheap to make again.
+//! Two layers: [`Rules`], the compiled list, is made by a [`Builder`] when files change and is shared by `Arc`. A
+//! `Policy` adds the configuration to it (modes, guests and the files that apply to each) and is cheap to make again.
 
 mod agreement;
 mod evaluation;
@@ -42,16 +41,16 @@ pub enum Mode {
     /// What a rule allows passes.
     #[default]
     Whitelist,
-    /// As `Whitelist`, but what no rule allows passes as well and is reported as observed.
+    /// As `Whitelist`, but what no rule allows passes too and is reported as observed.
     Observe,
-    /// Everything passes but for `deny` rules, floor, blocked ports and ECH.
+    /// Everything passes, except for `deny` rules, floor, blocked ports and ECH.
     All,
     /// Nothing passes.
     None,
 }
 
 impl Mode {
-    /// The word for it.
+    /// The name in the configuration.
     pub const fn as_str(self) -> &'static str {
         match self {
             Mode::Whitelist => "whitelist",
@@ -62,10 +61,10 @@ impl Mode {
     }
 }
 
-/// Who an undeclared source is.
+/// How an undeclared source is treated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unknown {
-    /// Held to the files that no guest names.
+    /// The files that no guest names apply to it.
     Shared,
     /// Refused.
     None,
@@ -76,32 +75,32 @@ pub enum Unknown {
 pub struct GuestSettings {
     /// Its name, unique; a metric label.
     pub name: String,
-    /// The addresses that are this guest.
+    /// The addresses that belong to this guest.
     pub addresses: Vec<IpNet>,
-    /// Its mode where it differs from the daemon's.
+    /// Its mode if it differs from the daemon's.
     pub mode: Option<Mode>,
-    /// The files (names within the whitelist dir) that hold for it; `None`: all that no guest names.
+    /// The files (names within the whitelist dir) that apply to it; `None`: all files that no guest names.
     pub files: Option<Vec<String>>,
-    /// Outside of this it reaches nothing; `None`: no such bound.
+    /// The guest reaches nothing outside of this; `None`: no such limit.
     pub agreed: Option<Arc<Agreement>>,
 }
 
 /// The part of the configuration that the decision needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicySettings {
-    /// Mode of guests that do not have their own.
+    /// The mode of guests that do not have their own.
     pub mode: Mode,
-    /// `ech = "allow"`: encrypted_client_hello is let through for every rule.
+    /// `ech = "allow"`: encrypted_client_hello is allowed for every rule.
     pub ech_allowed: bool,
     /// The declared guests.
     pub guests: Vec<GuestSettings>,
-    /// Who the rest are.
+    /// How the other sources are treated.
     pub unknown: Unknown,
-    /// Ports refused unless the deciding rule names that very port.
+    /// Ports that are refused unless the deciding rule names that very port.
     pub blocked_ports: Vec<u16>,
 }
 
-/// The policy in force: a compiled list and the configuration over it.
+/// The policy in force: a compiled list with the configuration applied to it.
 #[derive(Debug)]
 pub struct Policy {
     rules: Arc<Rules>,
@@ -109,12 +108,12 @@ pub struct Policy {
     ech_allowed: bool,
     /// Sorted.
     blocked_ports: Box<[u16]>,
-    /// There is nothing to decide by.
+    /// There is no usable configuration.
     unconfigured: bool,
 }
 
 impl Policy {
-    /// Lays `settings` over `rules`; takes time in the number of guests and files alone.
+    /// Applies `settings` to `rules`. The time depends only on the number of guests and files.
     ///
     /// # Errors
     /// When a guest names a file that the list does not have, or two guests share a name or address.
@@ -126,7 +125,7 @@ impl Policy {
         Ok(Policy { rules, guests, ech_allowed: settings.ech_allowed, blocked_ports, unconfigured: false })
     }
 
-    /// What holds where there is no usable configuration: everybody is refused, with [`Reason::NotConfigured`].
+    /// The policy without a usable configuration: everybody is refused, with [`Reason::NotConfigured`].
     ///
     /// # Errors
     /// As for [`Policy::new`], with no files at all.
@@ -136,26 +135,26 @@ impl Policy {
 
     /// May the flow pass?
     ///
-    /// While [`Claim::spoken`] is `None` the permit says what may be spoken; once it is known the flow
-    /// must be asked again, as another rule, or the mode `observe`, may answer for it.
+    /// While [`Claim::spoken`] is `None`, the permit lists the permitted protocols. Decide again once the protocol
+    /// is known, because another rule, or the mode `observe`, may then decide.
     pub fn decide(&self, claim: &Claim) -> Result<Permit, Refusal> {
         evaluation::decide(self, claim)
     }
 
-    /// May a guest at `source` ask DNS for `name`: could some rule allow it on some port? A flow to the
-    /// name is decided for itself.
+    /// May a guest at `source` look up `name` in DNS: could some rule allow it on some port? A flow to the name is
+    /// decided separately.
     pub fn permit_name(&self, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
         evaluation::permit_name(self, source, name)
     }
 
-    /// Could anything that the guest at `source` may show open TCP `port` for it? `false` means that
-    /// whatever the stream may say would be refused.
+    /// Could anything that the guest at `source` may show open TCP `port` for it? If not, every stream would be
+    /// refused, whatever it shows.
     pub fn could_allow_port(&self, source: IpAddr, port: u16) -> bool {
         self.could_allow(source, port, false)
     }
 
-    /// As [`could_allow_port`](Self::could_allow_port), for any bytes: whether a protocol whose server
-    /// speaks first has business there.
+    /// As [`could_allow_port`](Self::could_allow_port), for any bytes: could a protocol pass there whose server
+    /// speaks first?
     pub fn could_allow_raw(&self, source: IpAddr, port: u16) -> bool {
         self.could_allow(source, port, true)
     }
@@ -175,13 +174,13 @@ impl Policy {
         }
     }
 
-    /// The rule that comes nearest to what the claim asks for, and what would let it through; `None`
-    /// where nothing is near, or the flow is allowed. Slower than [`decide`](Self::decide), but bounded.
+    /// The rule that is nearest to the claim, and what would let the claim through; `None` if nothing is near, or
+    /// the flow is allowed. Slower than [`decide`](Self::decide), but bounded.
     pub fn near_miss(&self, claim: &Claim) -> Option<NearMiss> {
         near_miss::near_miss(self, claim)
     }
 
-    /// Who is `source`?
+    /// Which guest is `source`?
     pub fn guest<'a>(&'a self, source: &'a Source) -> Guest<'a> {
         self.guests.of(source)
     }
@@ -201,7 +200,7 @@ impl Policy {
     }
 }
 
-/// Where a rule stands: `file:line`.
+/// The position of a rule: `file:line`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Location {
     /// File name within the whitelist dir.
@@ -216,16 +215,16 @@ impl std::fmt::Display for Location {
     }
 }
 
-/// What the address dialled must satisfy beyond the floor; checked by `resolve`.
+/// What the dialled address must satisfy beyond the floor; checked by `resolve`.
 #[derive(Clone, Debug, Default)]
 pub struct AddressTerms {
-    /// From `to=`: only these addresses, floor lifted for them.
+    /// From `to=`: only these addresses, with the floor lifted for them.
     pub to: Option<Arc<[IpNet]>>,
-    /// `deny` rules of addresses that hold for this flow.
+    /// The `deny` rules of addresses that apply to this flow.
     pub denied: Arc<rule::AddressSet>,
 }
 
-/// Leave to resolve and dial one target. Only [`Policy::decide`] makes one.
+/// Permission to resolve and dial one target. Only [`Policy::decide`] makes one.
 #[derive(Clone, Debug)]
 pub struct Permit {
     target: Target,
@@ -241,19 +240,19 @@ impl Permit {
     pub fn target(&self) -> &Target {
         &self.target
     }
-    /// What may be spoken there.
+    /// The protocols that are permitted there.
     pub fn protocols(&self) -> Protocols {
         self.protocols
     }
-    /// The rule that allows it; `None` in the modes `all` and `observe` where no rule does.
+    /// The rule that allows it; `None` in the mode `all`, and in `observe` where no rule does.
     pub fn rule(&self) -> Option<&Location> {
         self.rule.as_ref()
     }
-    /// Let through by mode `observe` alone.
+    /// Permitted only by mode `observe`.
     pub fn observed(&self) -> bool {
         self.observed
     }
-    /// A rule says `tcp://`, or no rule is asked for: bytes that are neither TLS nor HTTP may be anything.
+    /// A rule uses `tcp://`, or no rule is required: bytes that are neither TLS nor HTTP may be anything.
     pub fn any_bytes(&self) -> bool {
         self.any_bytes
     }
@@ -268,11 +267,11 @@ impl Permit {
 pub struct Refusal {
     /// Why.
     pub reason: Reason,
-    /// The rule that decided, where one did (a `deny` rule, an expired one, one for another port).
+    /// The rule that decided, if any (a `deny` rule, an expired one, one for another port).
     pub rule: Option<Location>,
 }
 
-/// Leave to look up one name and to tell a guest its addresses, which is none to dial them. Only
+/// Permission to look up one name and to give its addresses to a guest, but not to dial them. Only
 /// [`Policy::permit_name`] makes one.
 #[derive(Clone, Debug)]
 pub struct NamePermit {
@@ -288,12 +287,12 @@ impl NamePermit {
     pub fn name(&self) -> &HostName {
         &self.name
     }
-    /// Let through by mode `observe` alone.
+    /// Permitted only by mode `observe`.
     pub fn observed(&self) -> bool {
         self.observed
     }
-    /// What its addresses must satisfy: all of them together one of these, for a name may be allowed by
-    /// a rule with `to=` on one port and by one without on another.
+    /// All of its addresses together must satisfy one of these terms, because a rule with `to=` may allow the name
+    /// on one port and a rule without it on another.
     pub fn terms(&self) -> impl Iterator<Item = AddressTerms> + '_ {
         let within =
             self.to.iter().map(|to| AddressTerms { to: Some(Arc::clone(to)), denied: Arc::clone(&self.denied) });
@@ -301,20 +300,20 @@ impl NamePermit {
     }
 }
 
-/// Why a guest may not ask for a name.
+/// Why a guest may not look up a name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameRefusal {
     /// The refusal.
     pub refusal: Refusal,
-    /// The guest may ask for some name below this one, so it must not be told that this one does not
-    /// exist (RFC 8020).
+    /// The guest may look up some name below this one, so the answer must not be that this one does not exist (RFC
+    /// 8020).
     pub is_parent: bool,
 }
 
-/// The rule that comes nearest to what was refused, for the operator.
+/// The rule that is nearest to what was refused, for the operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NearMiss {
-    /// Where it stands; `None` where it is no rule that is in the way, but what the guest agreed on.
+    /// Its position; `None` if the cause is not a rule, but the guest's agreement.
     pub rule: Option<Location>,
     /// Why it does not match and what would, e.g. "`*.ipfs.io` takes one label; `.ipfs.io` would match".
     pub advice: String,

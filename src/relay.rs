@@ -1,9 +1,9 @@
-//! Bytes both ways: tunnels here, the bodies of plain HTTP in [`http`].
+//! Relays bytes both ways: tunnels here, the bodies of plain HTTP in [`http`].
 //!
-//! A tunnel owns no buffer. Each worker thread has one large scratch buffer; what is read into it is
-//! written at once, and only what the other side does not take is kept with the flow. The size of a
-//! read decides what bulk costs, so reads grow up to the whole scratch while the other side keeps up
-//! and shrink when it does not; what all flows of a thread keep is bounded.
+//! A tunnel owns no buffer. Each worker thread has one large scratch buffer; what is read into it is written at
+//! once, and only what the other side does not accept is kept with the flow. The cost of bulk data depends on the
+//! size of the reads, so reads grow up to the whole scratch while the other side keeps up, and shrink when it does
+//! not. The total that the flows of a thread keep is bounded.
 
 pub mod close;
 mod fairness;
@@ -24,10 +24,10 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, Sleep};
 
-/// A flow that lives past this is reported while it is open.
+/// A flow that lives longer than this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Who counts the bytes of a flow.
+/// Counts the bytes of a flow.
 pub trait Meter {
     /// `bytes` went from the guest to the upstream.
     fn up(&self, bytes: usize);
@@ -44,7 +44,7 @@ pub enum End {
     Broken,
     /// Nothing moved for the idle time.
     Idle,
-    /// `stop` said so.
+    /// `stopped` of the [`Watch`] became ready.
     Stopped,
     /// The guest showed another name than it was permitted for.
     OtherName,
@@ -54,18 +54,18 @@ pub enum End {
 #[derive(Debug)]
 struct Lane {
     kept: ThreadBuffer,
-    /// How much the next read asks for.
+    /// How many bytes the next read asks for.
     chunk: usize,
     turn: Turn,
     state: LaneState,
-    /// What is read is searched before it goes on.
+    /// Searches what was read before it is sent on.
     search: Option<Box<HostSearch>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum LaneState {
     Open,
-    /// The reading side is at its end; what is kept is still to be written.
+    /// The reading side has ended; the kept bytes are still to be written.
     Ended,
     /// The end was passed on.
     Finished,
@@ -85,9 +85,9 @@ pub struct Tunnel {
 enum Broken {
     /// The reading side was reset.
     Read,
-    /// The writing side takes no more; what it sent before may still be read.
+    /// The writing side accepts no more; what it sent before may still be read.
     Write,
-    /// What was read must not go on.
+    /// What was read must not be sent on.
     OtherName,
 }
 
@@ -98,7 +98,7 @@ impl Tunnel {
         Tunnel { guest, upstream, up: Lane::new(to_upstream), down: Lane::new(to_guest), broken: false }
     }
 
-    /// Says that the guest's side was read to its end already; the end is passed on.
+    /// If `ended`, the guest's side was already read to its end; the end is passed on.
     #[must_use]
     pub fn guest_ended(mut self, ended: bool) -> Tunnel {
         if ended {
@@ -107,23 +107,23 @@ impl Tunnel {
         self
     }
 
-    /// What the guest says from now on is searched for other names.
+    /// Searches what the guest sends from now on for other names.
     #[must_use]
     pub fn searched(mut self, search: Option<Box<HostSearch>>) -> Tunnel {
         self.up.search = search;
         self
     }
 
-    /// The name that ended it with [`End::OtherName`].
+    /// The name for which the tunnel ended with [`End::OtherName`].
     pub fn shown(&self) -> Option<&[u8]> {
         self.up.search.as_ref().map(|search| search.shown())
     }
 
-    /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped. The tunnel is
-    /// to be dropped then, which closes both connections.
+    /// Relays until both sides are done, nothing moved for the idle time, or the flow is stopped. Drop the tunnel
+    /// afterwards, which closes both connections.
     ///
-    /// The end of one side is passed on (half-close) and the other goes on. Unless both came to their end
-    /// ([`End::Closed`]), both connections are reset, so that nobody takes a cut stream for a whole one.
+    /// The end of one side is passed on (half-close) and the other goes on. Unless both reached their end
+    /// ([`End::Closed`]), both connections are reset, so that nobody takes a cut stream for a complete one.
     pub async fn run<M, S, L>(&mut self, watch: Watch<'_, M, S, L>) -> End
     where
         M: Meter,
@@ -197,7 +197,7 @@ impl Lane {
         }
     }
 
-    /// Moves what it may in its turn. `last`: the other direction is finished, and the end of this one closes both.
+    /// Moves what its turn allows. `last`: the other direction is finished, so the end of this one closes both.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -218,7 +218,7 @@ impl Lane {
             count(flushed);
             if self.state == LaneState::Ended {
                 if !last || !to.ends_with_socket() {
-                    // Who is already gone needs no end.
+                    // A peer that is already gone needs no end.
                     let _ = ready!(Pin::new(&mut *to).poll_shutdown(cx));
                 }
                 self.state = LaneState::Finished;
@@ -227,7 +227,7 @@ impl Lane {
             if !self.turn.goes_on(cx) {
                 return Poll::Pending;
             }
-            // To search costs several times what to copy does, so a turn of it is a short one.
+            // Searching costs several times as much as copying, so reads that are searched are shorter.
             let is_slow = self.search.as_ref().is_some_and(|search| !search.skips());
             let most = if is_slow { MIN_CHUNK } else { MAX_CHUNK };
             let want = self.chunk.min(scratch::allowance()).min(most);
@@ -252,43 +252,43 @@ impl Lane {
     }
 }
 
-/// What a relay needs to know of the flow around it.
+/// What a relay needs to know about its flow.
 #[derive(Debug)]
 pub struct Watch<'a, M, S, L> {
-    /// Who counts.
+    /// Counts the bytes.
     pub meter: &'a M,
-    /// How long nothing may move.
+    /// How long the flow may be idle.
     pub idle: Option<Duration>,
-    /// How old the flow is already.
+    /// The age of the flow when the relay begins.
     pub age: Duration,
     /// Ready when the flow is to end.
     pub stopped: S,
-    /// Called once if the flow lives past a minute, or has.
+    /// Called once if the flow lives longer than a minute, or already has.
     pub long: L,
 }
 
-/// What [`listen`] heard.
+/// What ended [`listen`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// The guest said something: it was added to the input.
+    /// The guest sent bytes; they were added to the input.
     Guest,
-    /// The guest's end.
+    /// The guest's stream ended.
     GuestEnded,
     /// Nothing moved for the idle time.
     Idle,
-    /// The guest said nothing until the given time, whatever the server did.
+    /// The guest sent nothing until the given time, whatever the server did.
     Silent,
-    /// The server broke off.
+    /// One side broke off.
     Closed,
-    /// `stopped` said so.
+    /// `stopped` became ready.
     Stopped,
 }
 
-/// What a guest says at once is read up to this, 8 KiB.
+/// How much is read from the guest at once, 8 KiB.
 const SAID: usize = 8 << 10;
 
-/// Relays what the upstream says until the guest speaks, or has been silent until `patience`. What the
-/// guest has not taken by then is left in `to_guest`, which also goes first.
+/// Relays what the upstream sends until the guest sends something, or has been silent until `patience`. What the
+/// guest has not accepted by then is left in `to_guest`, whose bytes also go first.
 pub async fn listen<M, S, L>(
     guest: &mut GuestStream,
     upstream: &mut TcpStream,
@@ -320,7 +320,7 @@ where
         }
         match down.poll(cx, upstream, guest, false, |n| meter.down(n)) {
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
-            // The server's end was passed on; the guest may still have something to say.
+            // The server's end was passed on; the guest may still send something.
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         let moved = std::mem::take(&mut down.kept.moved);
@@ -331,7 +331,7 @@ where
     heard
 }
 
-/// Adds what the guest says to `input`.
+/// Adds what the guest sends to `input`.
 fn poll_hear(cx: &mut Context<'_>, guest: &mut GuestStream, input: &mut Vec<u8>) -> Poll<Heard> {
     scratch::with(SAID, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
@@ -346,8 +346,8 @@ fn poll_hear(cx: &mut Context<'_>, guest: &mut GuestStream, input: &mut Vec<u8>)
     })
 }
 
-/// Reads up to `want` bytes into the thread's scratch and writes them; what is not taken is kept.
-/// Returns how many were read (0: the end) and how many of them written.
+/// Reads up to `want` bytes into the thread's scratch and writes them; what is not accepted is kept. Returns how
+/// many bytes were read (0: the end) and how many of them were written.
 fn poll_move(
     cx: &mut Context<'_>,
     from: &mut impl Side,
@@ -402,17 +402,17 @@ impl<L: FnOnce()> Clock<L> {
         if self.long.is_some() { idle.min(self.minute) } else { idle }
     }
 
-    /// From now on nothing may move for this long.
+    /// Sets the idle timeout, counted from now.
     pub(crate) fn set_idle(&mut self, idle: Option<Duration>, sleep: Pin<&mut Sleep>) {
         self.idle = idle;
         self.last = Instant::now();
-        // The timer may stand too early, never too late.
+        // The timer may fire too early, never too late.
         if self.next() < sleep.deadline() {
             sleep.reset(self.next());
         }
     }
 
-    /// Call on each turn; `moved` says whether bytes moved since the last.
+    /// Call this at each poll of the relay; `moved`: bytes moved since the last call.
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>, mut sleep: Pin<&mut Sleep>, moved: bool) -> Poll<End> {
         if moved {
             self.last = Instant::now();

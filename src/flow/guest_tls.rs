@@ -1,4 +1,4 @@
-//! The way in by `proxy_tls`: the handshake before anything is asked, and which guest it is by its certificate.
+//! The handshake of a `proxy_tls` connection, before the first request, and the guest's identity by its certificate.
 
 use super::turn_away::turn_away;
 use super::{Deadline, Ended, Filled, ListenerKind, Services, fill, refuse, wait_for_turn};
@@ -11,10 +11,10 @@ use std::sync::Arc;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// The first byte of what begins with a handshake record (RFC 8446 §5.1).
+/// The first byte of a handshake record (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
 
-/// What handshakes are made with, and what is said of those that fail.
+/// The settings for handshakes, and the log of those that fail.
 pub struct GuestTls {
     live: Live,
     complaints: Complaints,
@@ -23,19 +23,20 @@ pub struct GuestTls {
 /// A guest after its handshake.
 pub(super) struct IdentifiedGuest {
     pub(super) guest: GuestStream,
-    /// Who it is, by its certificate if it showed one.
+    /// Which guest it is, by its certificate if it presented one.
     pub(super) who: Source,
-    /// Its place, by a certificate among those of the guest in there and no longer among those of its address.
+    /// Its place. A guest known by a certificate holds one among the places of that guest, no longer among
+    /// those of its address.
     pub(super) slot: Slot,
 }
 
 impl GuestTls {
-    /// With what is in `live` at each handshake.
+    /// Uses the settings that are in `live` at each handshake.
     pub fn new(live: Live) -> GuestTls {
         GuestTls { live, complaints: Complaints::new("proxy_tls") }
     }
 
-    /// Does a certificate say who comes in?
+    /// Can a certificate identify a guest?
     pub fn names_guests(&self) -> bool {
         self.live.load().names_guests
     }
@@ -47,8 +48,8 @@ impl GuestTls {
     }
 }
 
-/// Takes a connection through its handshake, of which `first` was read already. What comes of it is counted; who
-/// speaks HTTP in clear is told in HTTP that it is TLS that is spoken here.
+/// Runs the TLS handshake of a connection from which `first` was already read. Failures are counted. A client
+/// that sends HTTP in clear gets an HTTP answer which says that this port requires TLS.
 pub(super) async fn handshake(
     services: &Arc<Services>,
     mut stream: TcpStream,
@@ -58,7 +59,7 @@ pub(super) async fn handshake(
     deadline: &mut Deadline,
 ) -> Result<IdentifiedGuest, Ended> {
     let Some(guest_tls) = &services.guest_tls else {
-        // There is no such listener without it.
+        // Without it there is no such listener.
         close::reset(&stream);
         return Err(Ended);
     };
@@ -95,7 +96,7 @@ pub(super) async fn handshake(
     }
 }
 
-/// Gives a guest that is known by its certificate a place of its own.
+/// Gives a guest with a certificate a place of its own.
 async fn admit(
     services: &Arc<Services>,
     guest: GuestStream,

@@ -1,5 +1,5 @@
-//! HTTP from the first request to the last of a connection: on a proxy port, and in clear inside a
-//! tunnel. Each request is read strictly, judged by itself, counted and logged by itself.
+//! HTTP from the first to the last request of a connection: on a proxy port, on a redirected connection, and in
+//! clear inside a tunnel. Each request is parsed strictly, and is judged, counted and logged by itself.
 
 use super::idle_upstreams::{IdleUpstream, UpstreamSlot};
 use super::{
@@ -25,38 +25,38 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-/// The answer to a CONNECT that goes through (RFC 9110 §9.3.6).
+/// The answer to a successful CONNECT (RFC 9110 §9.3.6).
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
-/// A request that must not be sent twice goes over a kept connection only if that was good so lately: one
-/// that the upstream is just closing could swallow it.
+/// A request that must not be sent twice uses a kept connection only if that was known to be good this recently.
+/// Otherwise an upstream that is just closing the connection could swallow the request.
 const FRESH: Duration = Duration::from_secs(1);
 
-/// What one request costs beside the bytes of a stream, by which turns are measured: two are a turn.
+/// What one request costs in addition to the bytes of its stream, in the bytes that [`Turn`] counts: two make a turn.
 const COST: usize = 128 << 10;
-/// What it costs more where a connection has to be made for it: one is a turn then.
+/// The additional cost where a connection has to be made for it: one makes a turn then.
 const DIAL_COST: usize = 128 << 10;
 
-/// What is malformed about requests that are sound by themselves.
+/// What is malformed about requests whose syntax is valid.
 const NO_URI: Why = Why::malformed("a request to the proxy port names no full URI");
 const NO_PROXY: Why = Why::malformed("a CONNECT was sent to what is no proxy");
 const HALF_SAID: Why = Why::malformed("the request came in pieces that read differently from the whole");
 
-/// What a server can do instead of answering (RFC 9209 §2.3).
+/// How a server can fail to answer (RFC 9209 §2.3).
 const CLOSED: Cause = Cause::typed("the server closed the connection before it answered", "connection_terminated");
 const SILENT: Cause = Cause::typed("the server sent no response", "http_response_timeout");
 
-/// The tunnel that HTTP is spoken in: all its requests must be for the tunnel's target.
+/// The tunnel that carries the HTTP: all requests in it must be for the tunnel's target.
 pub(super) struct EnclosingTunnel {
-    /// What the tunnel was asked for.
+    /// The claim that the tunnel was opened for.
     pub(super) claim: Claim,
     /// The tunnel's own record; it stays open and may be revoked.
     pub(super) record: Record,
-    /// How much of the first request went to the upstream before it could be told to be one.
+    /// How much of the first request was sent to the upstream before it was known to be one.
     pub(super) sent: usize,
 }
 
-/// A connection that speaks HTTP.
+/// A connection that carries HTTP.
 struct Session {
     connection: Box<Connection>,
     listener: Listener,
@@ -66,7 +66,7 @@ struct Session {
     turn: Turn,
 }
 
-/// What follows a request that was dealt with.
+/// What follows a request that was served.
 enum Next {
     /// Another request.
     Request,
@@ -76,29 +76,29 @@ enum Next {
     WebSocket(Box<(UpstreamConnection, Record)>),
 }
 
-/// A CONNECT that the policy let through.
+/// A CONNECT that the policy permitted.
 pub(super) struct PermittedConnect {
     pub(super) record: Record,
     claim: Claim,
     permit: Permit,
 }
 
-/// What came of a look at the first words of a connection.
+/// What [`early_connect`] found in the first bytes of a connection.
 pub(super) enum EarlyConnect {
-    /// A CONNECT that is refused, with the answer that ends the connection.
+    /// A refused CONNECT, with the answer that ends the connection.
     Refused(Vec<u8>),
-    /// A CONNECT that is permitted.
+    /// A permitted CONNECT.
     Permitted(Box<PermittedConnect>),
-    /// Anything else, and nothing was done about it.
+    /// Anything else; nothing was done about it.
     NotConnect,
 }
 
-/// Judges a CONNECT that came whole, alone and with the connection itself.
+/// Judges a CONNECT that arrived together with the connection, if its head is complete and nothing follows it.
 pub(super) fn early_connect(services: &Services, source: SocketAddr, first: &[u8]) -> EarlyConnect {
     let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return EarlyConnect::NotConnect };
     let RequestTarget::Authority(target) = &head.target else { return EarlyConnect::NotConnect };
     let who = Source::from(source.ip());
-    // What stands for a name takes more than a look.
+    // An address that stands for a name needs more than this.
     let bound = transparent::bound(services, &who, source, target).is_some();
     if bound || len != first.len() {
         return EarlyConnect::NotConnect;
@@ -110,7 +110,7 @@ pub(super) fn early_connect(services: &Services, source: SocketAddr, first: &[u8
     }
 }
 
-/// CONNECT: judged by its authority now, by what is spoken inside later.
+/// Judges a CONNECT by its authority. The protocol inside it is judged later.
 fn permit_connect(
     services: &Services,
     source: Source,
@@ -124,7 +124,7 @@ fn permit_connect(
     }
 }
 
-/// Opens the tunnel that a connection asked for with its first words, which are all of the input.
+/// Opens the tunnel for a CONNECT that is all of the connection's input.
 pub(super) async fn connect(mut connection: Box<Connection>, asked: PermittedConnect) -> Result<Step, Ended> {
     let raw = std::mem::take(&mut connection.input);
     Session { connection, listener: Listener::Proxy, tunnel_around: None, upstream: None, turn: Turn::default() }
@@ -143,7 +143,7 @@ pub(super) async fn serve(connection: Box<Connection>) -> Result<Step, Ended> {
         .await
 }
 
-/// Serves HTTP on a connection that was brought here: each request's Host says where to.
+/// Serves HTTP on a redirected connection: each request's Host names the destination.
 pub(super) async fn serve_transparent(connection: Box<Connection>, listener: Listener) -> Result<Step, Ended> {
     Session { connection, listener, tunnel_around: None, upstream: None, turn: Turn::default() }.run().await
 }
@@ -203,7 +203,7 @@ impl Session {
         }
     }
 
-    /// Keeps the buffer of the last head for the next.
+    /// Reuses the buffer of the last head for the next.
     fn reuse(&mut self, mut raw: Vec<u8>) {
         if self.connection.input.is_empty() {
             raw.clear();
@@ -211,15 +211,15 @@ impl Session {
         }
     }
 
-    /// One request, of whatever form.
+    /// Serves one request of any form.
     async fn serve(&mut self, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
-        // A CONNECT is not counted: it is the last request of its connection, and those are counted.
+        // A CONNECT is not counted as a request: it is the last one of its connection, and connections are counted.
         let is_connect = matches!(head.target, RequestTarget::Authority(_));
         if !is_connect && !self.wait_for_turn().await {
             let mut record = self.connection.record(self.listener);
             record.refuse(Limit::Requests.why(Reason::LimitRate), None);
             drop(record);
-            // The last answer, or whoever goes on asking would be refused as quickly as it asks.
+            // The last answer. Otherwise a client that keeps asking would be refused as quickly as it asks.
             return self.last_answer(Reason::LimitRate, None, raw).await;
         }
         let asked = match (&self.tunnel_around, self.connection.original) {
@@ -245,7 +245,7 @@ impl Session {
         }
     }
 
-    /// Has a request over its guest's rate wait for its turn; false where it would wait too long.
+    /// Delays a request over its guest's rate until its turn. Returns false if that would take too long.
     async fn wait_for_turn(&self) -> bool {
         match self.connection.slot.request(Instant::now()) {
             Pace::Now => true,
@@ -274,7 +274,7 @@ impl Session {
             filled = turn.rest(connection.fill()) => filled,
             reason = revoked => Filled::Revoked(reason),
             () = stop.cancelled(), if !within_head => Filled::End,
-            // The cheapest to part with: there is no request in hand.
+            // The cheapest connection to close: it has no request in progress.
             () = evicted, if may_go => {
                 connection.services.account.metrics().closed_for_others(1);
                 Filled::End
@@ -301,7 +301,7 @@ impl Session {
         self.last_answer(why, None, &raw).await
     }
 
-    /// Where the tunnel around this session was revoked, its guest gets a reset.
+    /// Resets the guest's connection if the tunnel around this session was revoked. Returns whether it was.
     fn close_enclosing(&mut self) -> bool {
         if let Some(tunnel_around) = &mut self.tunnel_around
             && let Some(reason) = tunnel_around.record.flow().revocation()
@@ -313,14 +313,14 @@ impl Session {
         false
     }
 
-    /// The time for the next request: the idle time until its first byte.
+    /// Restarts the deadline for the next request: the idle timeout until its first byte, then the handshake timeout.
     fn rearm(&mut self) {
         let limits = self.connection.services.gate.settings();
         let begun = !self.connection.input.is_empty();
         self.connection.deadline.restart(if begun { limits.handshake_timeout } else { limits.idle_timeout });
     }
 
-    /// A head that could not be read gets a record of its own, with its first line.
+    /// Opens and closes a record for a head that could not be read, with its first line.
     fn note_unread(&self, raw: &[u8], why: Why) {
         let mut record = self.connection.record(self.listener);
         record.shown(raw.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default());
@@ -334,7 +334,7 @@ impl Session {
         Err(Ended)
     }
 
-    /// Answers a refused request. The connection is kept if no body of it is in the way.
+    /// Answers a refused request. Keeps the connection if no request body is in the way.
     async fn answer(
         &mut self,
         reason: Reason,
@@ -343,12 +343,12 @@ impl Session {
         raw: &[u8],
     ) -> Result<Next, Ended> {
         let busy = head.body != Body::None || self.connection.services.stop.is_cancelled();
-        // Who speaks in a tunnel what may not be spoken there has no other request to make.
+        // A guest whose request is refused inside a tunnel has no other request to make there.
         if !head.keep_alive || busy || self.tunnel_around.is_some() {
             return self.last_answer(reason, target, raw).await;
         }
         let answer = refuse::http(reason, target, raw, false);
-        // HEAD is answered without the body that the length speaks of (RFC 9110 §9.3.2).
+        // The answer to HEAD omits the body that its length describes (RFC 9110 §9.3.2).
         let len = if head.method == b"HEAD" { refuse::head_len(&answer) } else { answer.len() };
         let mut deadline = Deadline::after(self.connection.services.gate.settings().idle_timeout);
         let guest = &mut self.connection.guest;
@@ -388,7 +388,7 @@ impl Session {
                 let mut record = self.connection.record(self.listener);
                 let reason = match self.connection.decide(&claim, &mut record) {
                     Err(refusal) => refusal.reason,
-                    // Another list came into force since.
+                    // Another policy came into force since.
                     Ok(_) => Reason::Revoked,
                 };
                 record.refuse(reason, None);
@@ -429,10 +429,10 @@ impl Session {
             && reason.verdict() == Verdict::Denied
             && matches!(guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock)
         {
-            // Nothing unread is in the way of the answer, so an ordinary close delivers it.
+            // No unread bytes prevent the delivery of the answer, so an ordinary close delivers it.
             let answer = refuse::http(reason, Some(&claim.target), raw, true);
             match guest.try_write(&answer) {
-                // The runtime has not yet heard of a connection so new that it can be written to.
+                // The connection is so new that the runtime does not know yet that it is writable.
                 Err(error) if error.kind() == WouldBlock => {}
                 _ => return Err(Ended),
             }
@@ -440,7 +440,7 @@ impl Session {
         self.last_answer(reason, Some(&claim.target), raw).await
     }
 
-    /// One plain-HTTP request: decide, reach, exchange.
+    /// Serves one plain-HTTP request: decide, reach, exchange.
     async fn forward(&mut self, claim: Claim, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
         let mut record = self.connection.record(self.listener);
         let decision = match self.connection.original {
@@ -468,7 +468,8 @@ impl Session {
             head.write_request(&mut written);
             if upstream.half_said {
                 upstream.half_said = false;
-                // What went before must be how we write it too, or upstream and we read different requests.
+                // The bytes sent before must match how we write the request, or the upstream and we read different
+                // requests.
                 match raw.get(..sent).and_then(|sent| written.strip_prefix(sent)) {
                     Some(rest) => written = rest.to_vec(),
                     None => {
@@ -491,7 +492,7 @@ impl Session {
                     if record.flow().revocation().is_some()
                         && let Some(kept) = self.upstream.as_ref().and_then(UpstreamSlot::take)
                     {
-                        // The reload that revoked it may have looked for kept connections before this was one.
+                        // The reload that revoked it may have searched the kept connections before this was one.
                         kept.close();
                     }
                     if guest_reusable && !self.connection.services.stop.is_cancelled() {
@@ -511,7 +512,7 @@ impl Session {
         }
     }
 
-    /// The kept connection where it leads to the same target and is still good, else a new one.
+    /// Returns the kept connection if it leads to the same target and is still good, or else a new one.
     async fn upstream(
         &mut self,
         claim: &Claim,
@@ -526,7 +527,7 @@ impl Session {
                 && self.connection.services.resolver.screen(permit, &[kept.peer.addresses.peer.ip()]).is_ok()
             {
                 record.upstream(kept.peer.addresses.peer, kept.peer.addresses.local);
-                // It was taken from where a reload looks, and this flow had no address until now.
+                // A reload could not find it any more in its slot, and this flow had no address until now.
                 if let Err(reason) = confirm(&self.connection.services, claim, kept.peer.addresses.peer, record) {
                     kept.peer.abort();
                     return Err(reason);
@@ -585,7 +586,7 @@ impl Session {
         exchange(guest, input, peer, outgoing, watch).await
     }
 
-    /// A WebSocket from here on: its bytes are nobody's business.
+    /// Turns the connection into a WebSocket: its bytes are relayed unread.
     fn websocket(self, (peer, record): (UpstreamConnection, Record)) -> Relaying {
         let Connection { services, guest, slot, active, input, .. } = *self.connection;
         let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
@@ -599,7 +600,7 @@ impl Session {
         }
     }
 
-    /// An exchange that failed: an answer if none has begun, and the end of the connection.
+    /// Ends the connection after a failed exchange, with an answer if none has begun.
     async fn failed(&mut self, failed: Failed, target: &Target, raw: &[u8], mut record: Record) -> Result<Next, Ended> {
         let why = match failed.fault {
             Fault::Stale | Fault::Closed => Some(Why::because(Reason::DialFailed, CLOSED)),
@@ -618,7 +619,7 @@ impl Session {
         match why {
             Some(why) if !failed.answered => self.last_answer(why, Some(target), raw).await,
             _ => {
-                // Half an answer must not look like a whole one.
+                // A partial answer must not look like a complete one.
                 close::reset(&self.connection.guest);
                 Err(Ended)
             }
@@ -626,7 +627,7 @@ impl Session {
     }
 }
 
-/// Where a request inside a tunnel wants to go: where the tunnel leads, or nowhere.
+/// The destination of a request inside a tunnel: the tunnel's target, or none.
 fn target_inside_tunnel(tunnel_around: &EnclosingTunnel, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
     let claim = &tunnel_around.claim;
     let target = match &head.target {
@@ -638,11 +639,11 @@ fn target_inside_tunnel(tunnel_around: &EnclosingTunnel, head: &RequestHead<'_>)
     Ok((target, claim.evidence))
 }
 
-/// Where a request that was on its way to `original` wants to go: to the host it shows, on the original
-/// port; without one (HTTP/1.0) to the address itself.
+/// The destination of a request on a connection to `original`: the host that it shows, on the original port. Without
+/// a host (HTTP/1.0) it is the address itself.
 fn target_of_transparent_request(original: SocketAddr, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
     if matches!(head.target, RequestTarget::Authority(_)) {
-        // The guest takes what it connected to for a proxy, which is not what was asked for here.
+        // The guest uses its destination as a proxy, which is not supported here.
         return Err(NO_PROXY);
     }
     let Some(target) = head.destination(original.port()) else {
@@ -651,7 +652,7 @@ fn target_of_transparent_request(original: SocketAddr, head: &RequestHead<'_>) -
     if target.port == original.port() { Ok((target, Evidence::Host)) } else { Err(Reason::NameMismatch.into()) }
 }
 
-/// May the request be sent again where it is not known whether the upstream saw it?
+/// May the request be sent again if it is unknown whether the upstream saw it?
 fn is_repeatable(head: &RequestHead<'_>) -> bool {
     head.body == Body::None && matches!(head.method, b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE")
 }

@@ -1,5 +1,5 @@
-//! Connections to upstreams that wait for a guest's next request. They lie where a reload finds them, since no flow
-//! is live meanwhile that could be revoked.
+//! Connections to upstreams that wait for a guest's next request. They are stored where a reload can find them,
+//! since no live flow exists meanwhile that could be revoked.
 
 use crate::identify::Claim;
 use crate::relay::http::UpstreamConnection;
@@ -8,23 +8,24 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::time::Instant;
 
-/// A kept connection to an upstream, and where it leads. Boxed wherever it goes: it changes hands with each request.
+/// A kept connection to an upstream, and its target. Always boxed, since it is moved with each request.
 pub(super) struct IdleUpstream {
-    /// For which it was used last.
+    /// The claim that used it last.
     pub(super) claim: Claim,
     pub(super) target: Target,
     pub(super) peer: UpstreamConnection,
     /// When it was last known to be good.
     pub(super) since: Instant,
-    /// It has got the beginning of the first request already.
+    /// The upstream already received the beginning of the first request.
     pub(super) half_said: bool,
-    /// All that was sent on it was answered, and nothing can be under way: to reset it loses nothing.
+    /// All requests on it were answered and nothing can be in transit: a reset loses nothing.
     pub(super) spent: bool,
 }
 
 impl IdleUpstream {
-    /// Closes it. By a reset where nothing is under way: who closes first in the ordinary way has the pair of ports
-    /// taken up for a minute more (TIME_WAIT, RFC 9293 §3.6.1), and a guest could have that for all ports at once.
+    /// Closes it, with a reset if nothing is in transit. After an ordinary close, the side that closes first
+    /// keeps the pair of ports occupied for another minute (TIME_WAIT, RFC 9293 §3.6.1), and one guest could
+    /// occupy all ports at once.
     pub(super) fn close(self: Box<IdleUpstream>) {
         if self.spent {
             self.peer.abort();
@@ -34,7 +35,7 @@ impl IdleUpstream {
 
 type Waiting = Option<Box<IdleUpstream>>;
 
-/// All that wait.
+/// All idle connections.
 #[derive(Default)]
 pub struct IdleUpstreams {
     shards: [Mutex<Slab>; SHARDS],
@@ -48,8 +49,8 @@ struct Slab {
     free: Vec<usize>,
 }
 
-/// The place of one guest's connection, which keeps one connection to an upstream at most. What is in it at the end
-/// is closed.
+/// The slot of one guest's connection, which keeps at most one connection to an upstream. Closes the one in it
+/// when dropped.
 pub(super) struct UpstreamSlot {
     idle_upstreams: Arc<IdleUpstreams>,
     waiting: Arc<Mutex<Waiting>>,
@@ -58,7 +59,7 @@ pub(super) struct UpstreamSlot {
 }
 
 impl IdleUpstreams {
-    /// Closes each connection for whose claim, and the address it leads to, `is_refused` holds.
+    /// Closes each connection for which `is_refused` holds, given its claim and the address it is connected to.
     pub fn close_where(&self, is_refused: impl Fn(&Claim, SocketAddr) -> bool) {
         for shard in &self.shards {
             let spots: Vec<_> = lock(shard).slots.iter().flatten().cloned().collect();
@@ -74,7 +75,7 @@ impl IdleUpstreams {
         }
     }
 
-    /// A place that is empty.
+    /// Returns an empty slot.
     pub(super) fn slot(self: &Arc<IdleUpstreams>) -> UpstreamSlot {
         let waiting = Arc::new(Mutex::new(None));
         // Any spread will do.
@@ -93,7 +94,7 @@ impl IdleUpstreams {
 }
 
 impl UpstreamSlot {
-    /// Puts a connection down until the next request.
+    /// Stores a connection until the next request.
     pub(super) fn put(&self, kept: Box<IdleUpstream>) {
         let before = lock(&self.waiting).replace(kept);
         if let Some(before) = before {
@@ -101,7 +102,7 @@ impl UpstreamSlot {
         }
     }
 
-    /// Takes it up again, if it is still there.
+    /// Takes the connection out again, if it is still there.
     pub(super) fn take(&self) -> Option<Box<IdleUpstream>> {
         lock(&self.waiting).take()
     }
@@ -127,7 +128,8 @@ impl Drop for UpstreamSlot {
     }
 }
 
-/// The lock, also where a thread panicked while it held it: what is behind these is sound after every statement.
+/// Locks, even if a thread panicked while it held the lock: the data behind these locks is consistent after
+/// every statement.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

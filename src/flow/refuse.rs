@@ -1,5 +1,5 @@
-//! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them says anything of resolved
-//! addresses, rules or errors inside.
+//! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them contains resolved addresses, rules or
+//! internal errors.
 
 use crate::reason::{Reason, Verdict, Why};
 use crate::relay::{GuestStream, close};
@@ -9,9 +9,9 @@ use std::io::Write;
 /// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
 pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
-/// Ends a connection that speaks TLS: a refusal by the alert, so that the client says "access denied" and not
-/// "connection reset". What was allowed and could not be done is just that, a fault of the network: clients
-/// report a reset as one and try again, and take any alert for the server's last word.
+/// Ends a TLS connection. A refusal is an alert, so that the client reports "access denied" and not "connection
+/// reset". A failure of something allowed is a reset: clients treat a reset as a network fault and try again,
+/// but treat any alert as the server's final answer.
 pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
     if reason.verdict() == Verdict::Failed {
         close::reset(&*guest);
@@ -20,27 +20,27 @@ pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
     }
 }
 
-/// What speaks HTTP/2 in clear is answered in HTTP/1.1, which its clients take for the end at once. On a GOAWAY,
-/// which could carry the reason, gRPC tries again for as long as its caller waits, and on HTTP_1_1_REQUIRED in
-/// one its C core (1.85) aborts the process.
+/// Answers HTTP/2 in clear with HTTP/1.1, which its clients treat as the end at once. A GOAWAY could carry the
+/// reason, but gRPC then retries for as long as its caller waits, and its C core (1.85) aborts the process on a
+/// GOAWAY with HTTP_1_1_REQUIRED.
 pub(super) fn http2(reason: Reason) -> Vec<u8> {
     http(reason, None, &[], true)
 }
 
-/// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the
-/// request's Accept prefers it. `head` is the request's head as it came; it is only searched for
-/// Accept, so it may be cut or malformed.
+/// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the request's
+/// Accept prefers it. `head` is the request's head as received. It is only searched for Accept, so it may be
+/// cut or malformed.
 pub(super) fn http(why: impl Into<Why>, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
     let why = why.into();
     http_status(why, why.reason.http_status(), target, head, close)
 }
 
-/// As [`http`], with a status of its own (405, 431, 505 for malformed heads).
+/// As [`http`], with an explicit status (405, 431, 505 for malformed heads).
 pub(super) fn http_status(why: Why, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
     answer(why, (status, &why.message()), target, head, close)
 }
 
-/// The answer to who speaks HTTP in clear where TLS is spoken.
+/// The answer to a client that sends HTTP in clear to a TLS port.
 pub(super) fn http_in_clear(head: &[u8]) -> Vec<u8> {
     let message = "TLS is spoken on this port; write the proxy as https://host:port.";
     answer(Reason::Malformed.into(), (Reason::Malformed.http_status(), message), None, head, true)
@@ -68,7 +68,7 @@ fn answer(why: Why, (status, message): (u16, &str), target: Option<&Target>, hea
     answer
 }
 
-/// How long the head of an answer made here is, blank line included.
+/// The length of the head of an answer made here, blank line included.
 pub(super) fn head_len(answer: &[u8]) -> usize {
     answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4)
 }
@@ -87,7 +87,7 @@ fn html(reason: Reason, message: &str, destination: &str) -> String {
     )
 }
 
-/// Does the Accept field name text/html before JSON or any type at all?
+/// Does the Accept header name text/html, and name it before any application/json?
 fn prefers_html(head: &[u8]) -> bool {
     let Some(accept) = head.split(|b| *b == b'\n').find_map(accept_value) else { return false };
     let accept = accept.to_ascii_lowercase();

@@ -20,8 +20,8 @@ pub(super) async fn serve(mut connection: Box<Connection>) -> Result<Step, Ended
     connect(connection, target).await
 }
 
-/// Reads one message of the handshake and takes it off the input. AfterHello the greeting every end of it is told
-/// in a reply.
+/// Reads one message of the handshake and removes it from the input. After the greeting, every failure is
+/// answered with a reply.
 async fn read<T>(
     connection: &mut Connection,
     parse: fn(&[u8]) -> Result<Parsed<T>, SocksError>,
@@ -57,10 +57,10 @@ async fn read<T>(
     }
 }
 
-/// The record of a handshake that came to nothing.
+/// Opens the record of a handshake that failed.
 fn unread(connection: &Connection, reason: Reason) -> Record {
     let mut record = connection.record(Listener::Socks);
-    // The domain that could not be read as a name is what the operator wants to see.
+    // The operator wants to see a domain that could not be read as a name.
     if reason != Reason::Timeout
         && let Some([5, _, _, 3, _, domain @ ..]) = connection.input.get(..)
     {
@@ -69,7 +69,7 @@ fn unread(connection: &Connection, reason: Reason) -> Record {
     record
 }
 
-/// CONNECT: judged by its target now, by what is spoken inside later.
+/// CONNECT: judged by its target now, and by the protocol inside it later.
 async fn connect(mut connection: Box<Connection>, target: Target) -> Result<Step, Ended> {
     let mut record = connection.record(Listener::Socks);
     match (transparent::bound(&connection.services, &connection.who, connection.source, &target), &target.host) {
@@ -80,7 +80,7 @@ async fn connect(mut connection: Box<Connection>, target: Target) -> Result<Step
             return transparent::serve_bound(connection, Listener::Socks, original).await;
         }
         (Some(Err(claim)), _) => {
-            // Another list may have come into force since.
+            // Another policy may have come into force since.
             let reason =
                 connection.decide(&claim, &mut record).map_or_else(|refusal| refusal.reason, |_| Reason::Revoked);
             record.refuse(reason, None);

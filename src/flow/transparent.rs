@@ -1,9 +1,10 @@
-//! A connection that was brought here without the guest's knowing (TPROXY, REDIRECT): the stream itself
-//! must show where it wants to go, and the original destination gives only the port.
+//! A connection that was redirected here without the guest's knowledge (TPROXY, REDIRECT). The stream itself
+//! must show its destination; of the original destination only the port is used.
 //!
-//! TLS shows a server name, HTTP a Host with every request. What shows neither is known by the name for
-//! which outgate's DNS gave this guest this address, else by the address. Where such raw bytes may pass,
-//! the guest gets [`SILENCE`] to show a name; then it is taken for one that waits for the server's word.
+//! TLS shows a server name, and each HTTP request shows a Host. A stream that shows neither is known by the
+//! name for which outgate's DNS gave this guest this address, or else by the address. Where such raw bytes may
+//! pass, the guest has [`SILENCE`] to show a name. After that it counts as a client that waits for the server
+//! to speak first.
 
 use super::http;
 use super::tunnel::{self, OpenTunnel};
@@ -20,21 +21,21 @@ use std::pin::Pin;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// How long a guest may be silent, or unclear, before it is taken for a protocol whose server speaks
-/// first; counted from accept, where any rule allows raw bytes on the port.
+/// How long a guest may be silent, or unclear, before its protocol counts as one in which the server speaks
+/// first. Counted from [`serve`], where any rule allows raw bytes on the port.
 const SILENCE: Duration = Duration::from_millis(300);
 
 /// Ports of HTTP and https.
 const WEB: [u16; 2] = [80, 443];
 
-/// A connection and what was done with it before it came here.
+/// A redirected connection with its listener and its original destination.
 struct TransparentConnection {
     connection: Box<Connection>,
     listener: Listener,
     original: SocketAddr,
 }
 
-/// Serves a connection that was on its way to `original`.
+/// Serves a connection whose original destination is `original`.
 pub(super) async fn serve(
     connection: Box<Connection>,
     listener: Listener,
@@ -45,7 +46,7 @@ pub(super) async fn serve(
         let (Ok(claim) | Err(claim)) = connection.meant(Protocol::Raw);
         return Err(connection.refuse_raw(claim));
     }
-    // Where only another name could have raw bytes pass, who waits for the server's word is told no then.
+    // If only another name permits raw bytes, a guest that waits for the server is refused at that time.
     let patience = connection.could_be_raw().then(|| Instant::now() + SILENCE);
     let mut scanned = 0;
     loop {
@@ -76,11 +77,12 @@ pub(super) async fn serve(
     }
 }
 
-/// What a guest meant that asks a proxy for an address which outgate's DNS gave it: one of the names, as it would
-/// be brought here. `None` where it was not told the address, or is to be served for the address itself.
+/// What a guest means that asks a proxy for an address which outgate's DNS gave it: one of the names, judged as
+/// if the connection were redirected. `None` if the guest did not get the address from outgate's DNS, or if the
+/// address itself is permitted.
 ///
 /// # Errors
-/// The latest name, where neither that nor another may be reached on the port, nor the address.
+/// The latest name, if neither a name nor the address is permitted on the port.
 pub(super) fn bound(
     services: &Services,
     who: &Source,
@@ -110,8 +112,8 @@ pub(super) fn bound(
     refused.filter(|_| !by_address).map(Err)
 }
 
-/// Serves a tunnel to an address that stands for a name, which was said to be open: from here on it is as if it
-/// had been brought here. Boxed, for HTTP in it could in its turn lead to a tunnel as far as types go.
+/// Serves a tunnel to an address that stands for a name, after the guest was told that it is open. From here on
+/// it is like a redirected connection. Boxed, because by its types HTTP inside could lead to a tunnel again.
 pub(super) fn serve_bound(
     mut connection: Box<Connection>,
     listener: Listener,
@@ -121,7 +123,7 @@ pub(super) fn serve_bound(
     Box::pin(serve(connection, listener, original))
 }
 
-/// For ever, where there is no such time.
+/// Waits until that time, or for ever if there is none.
 async fn until(time: Option<Instant>) {
     match time {
         Some(time) => tokio::time::sleep_until(time).await,
@@ -135,8 +137,8 @@ impl TransparentConnection {
         Claim { source: self.connection.who.clone(), target, transport: Transport::Tcp, spoken, ech: false, evidence }
     }
 
-    /// What the guest may have meant, if it shows no name: the names that its address was given for, and
-    /// the address itself.
+    /// The possible destinations of a guest that shows no name: the names for which it got this address, and
+    /// then the address itself.
     fn candidates(&self) -> impl Iterator<Item = Claim> {
         let source = self.connection.source.ip();
         let live = self.connection.services.live.load();
@@ -147,22 +149,22 @@ impl TransparentConnection {
         named.chain(std::iter::once(self.claim(Host::Addr(address), None, Evidence::Address)))
     }
 
-    /// The first candidate that may be spoken to in this protocol; else the one that explains best why not.
+    /// The first candidate for which this protocol is permitted; else the one whose refusal explains most.
     fn meant(&self, spoken: Protocol) -> Result<Claim, Claim> {
         let live = self.connection.services.live.load();
         let mut refused = None;
         for claim in self.candidates() {
             match live.policy.decide(&claim) {
                 Ok(permit) if permit.protocols().contains(spoken) => return Ok(claim),
-                // A name says more than an address, and the latest name most.
+                // A name explains more than an address, and the latest name most.
                 _ => refused = refused.or(Some(claim)),
             }
         }
         Err(refused.unwrap_or_else(|| self.claim(Host::Addr(self.original.ip()), None, Evidence::Address)))
     }
 
-    /// Is it worth hearing the guest: could any name that the stream may show open this port, or is it one
-    /// whose clients speak first and can be told in their own words why not?
+    /// Is it worth reading from the guest? It is if any name in the stream could open this port, or if clients
+    /// on this port speak first and can get a refusal in their protocol.
     fn is_heard(&self) -> bool {
         let (source, port) = (self.connection.source.ip(), self.original.port());
         WEB.contains(&port) || self.connection.services.live.load().policy.could_allow_port(source, port)
@@ -174,19 +176,19 @@ impl TransparentConnection {
         self.connection.services.live.load().policy.could_allow_raw(source, port)
     }
 
-    /// Nothing of the stream can be answered in its own words.
+    /// Refuses a stream that cannot be answered in its own protocol.
     fn refuse_raw(&self, claim: Claim) -> Ended {
         let claim = Claim { spoken: Some(Protocol::Raw), ..claim };
         let mut record = self.connection.record(self.listener);
         if decide(&self.connection.services, &claim, &mut record).is_ok() {
-            // Another list came into force since.
+            // Another policy came into force since.
             record.refuse(Reason::ProtocolNotAllowed, None);
         }
         close::reset(&self.connection.guest);
         Ended
     }
 
-    /// Neither TLS nor HTTP, or not to be told yet.
+    /// Serves a stream that is neither TLS nor HTTP, or not yet known to be.
     async fn raw_flow(self) -> Result<Step, Ended> {
         let claim = match self.meant(Protocol::Raw) {
             Ok(claim) => claim,
@@ -204,11 +206,11 @@ impl TransparentConnection {
         let mut record = self.connection.record(self.listener);
         let unnamed = claim.evidence == Evidence::Address;
         let decision = decide_as(&self.connection.services, &claim, &mut record, |reason| match reason {
-            // A request of HTTP/1.1 would show a name, which may be allowed.
+            // An HTTP/1.1 request would show a name, which may be allowed.
             Reason::NotWhitelisted if unnamed => Reason::H2c,
             reason => reason,
         });
-        // Another list may have come into force since.
+        // Another policy may have come into force since.
         let reason = decision.map_or_else(|refusal| refusal.reason, |_| Reason::H2c);
         record.refuse(reason, None);
         drop(record);
@@ -216,7 +218,7 @@ impl TransparentConnection {
         Err(Ended)
     }
 
-    /// From here on like a tunnel to what was meant.
+    /// Continues as a tunnel to this destination.
     async fn open(mut self, claim: Claim) -> Result<Step, Ended> {
         let mut record = self.connection.record(self.listener);
         let reached = match decide(&self.connection.services, &claim, &mut record) {
@@ -234,7 +236,7 @@ impl TransparentConnection {
         Ok(Step::Tunnel(self.connection, Box::new(opened)))
     }
 
-    /// TLS: the hello says where to.
+    /// TLS: the ClientHello names the destination.
     async fn tls(mut self) -> Result<Step, Ended> {
         let mut record = self.connection.record(self.listener);
         let (claim, len) = match self.hello(&mut record).await {
@@ -254,7 +256,7 @@ impl TransparentConnection {
         }
     }
 
-    /// Reads the ClientHello at the front of the input: what it asks for, and its length.
+    /// Reads the ClientHello at the front of the input. Returns its claim and its length.
     async fn hello(&mut self, record: &mut Record) -> Result<(Claim, usize), Why> {
         let mut reader = Hello::new();
         loop {

@@ -1,7 +1,7 @@
-//! The inside of a tunnel, from the moment both ends are connected until nothing more is to be judged.
+//! The inside of a tunnel, from the moment both ends are connected until nothing is left to judge.
 //!
-//! Whatever shows a name in clear is held to the tunnel's: each ClientHello, a second one after a
-//! HelloRetryRequest too, and each request of plain HTTP. What is spoken must be what the rule allows.
+//! Every name shown in clear must be the tunnel's: in each ClientHello, including a second one after a
+//! HelloRetryRequest, and in each request of plain HTTP. The protocol must be one that the rule allows.
 
 use super::{Connection, Ended, Filled, Relaying, Step, decide, http, refuse, say};
 use crate::account::{Listener, Record};
@@ -20,39 +20,38 @@ use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-/// How long a guest may stop behind the byte that may begin a TLS record, where raw bytes are allowed,
-/// before it is taken for one of those.
+/// How long a guest may pause after a byte that may begin a TLS record, where raw bytes are allowed, before that
+/// byte is treated as raw.
 const UNCLEAR: Duration = Duration::from_millis(300);
 
 /// A tunnel that was permitted, dialled and confirmed to the guest.
 pub(super) struct OpenTunnel {
-    /// By which door it came.
+    /// The kind of listener that accepted it.
     pub(super) listener: Listener,
     /// Its record.
     pub(super) record: Record,
     /// What was asked for.
     pub(super) claim: Claim,
-    /// What was permitted, the protocol not yet known.
+    /// What was permitted while the protocol was not yet known.
     pub(super) permit: Permit,
-    /// The other end.
+    /// The connection to the upstream.
     pub(super) upstream: Upstream,
 }
 
 impl OpenTunnel {
-    /// Notes why it is refused, and gives the reason.
+    /// Enters a refusal in the record, and returns its reason.
     fn refuse(&mut self, why: Why) -> Reason {
         self.record.refuse(why, None);
         why.reason
     }
 }
 
-/// What is malformed about a stream that is sound by itself.
+/// What is malformed about a stream whose syntax is valid.
 const TOO_LATE: Why = Why::malformed("a ClientHello came too late to be judged");
 const TOO_EARLY: Why = Why::malformed("more came behind the ClientHello than may before the server answered");
 pub(super) const CUT_HELLO: Why = Why::malformed("the connection ended within a ClientHello");
 
-/// Judges what is spoken inside. Boxed, for HTTP spoken inside could in its turn lead to a tunnel as far as
-/// types go.
+/// Judges the protocol inside. Boxed, because by its types HTTP inside could lead to a tunnel again.
 pub(super) fn serve(
     connection: Box<Connection>,
     opened: Box<OpenTunnel>,
@@ -63,7 +62,7 @@ pub(super) fn serve(
     }
 }
 
-/// As [`serve`], where no raw bytes are allowed: nothing goes on before it is known what it is.
+/// As [`serve`], where raw bytes are not allowed: nothing is sent on before the protocol is known.
 async fn serve_known(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
     let mut scanned = 0;
     loop {
@@ -85,43 +84,44 @@ async fn serve_known(mut connection: Box<Connection>, mut opened: Box<OpenTunnel
     }
 }
 
-/// Ends a tunnel in which nothing was spoken that could be answered.
+/// Ends a tunnel whose guest cannot be answered: records why, and resets both connections.
 fn broken_off(connection: &Connection, opened: &mut OpenTunnel, why: impl Into<Why>) -> Ended {
     opened.record.refuse(why, None);
     cut(connection, opened)
 }
 
-/// Ends a tunnel that one side broke off, so that the other does not take what it got for the whole.
+/// Resets both connections of a tunnel that one side broke off, so that the other side does not take what it
+/// received for complete.
 fn cut(connection: &Connection, opened: &OpenTunnel) -> Ended {
     close::reset(&connection.guest);
     close::reset(&opened.upstream.stream);
     Ended
 }
 
-/// What has passed in a tunnel before it was known what is spoken in it.
+/// What passed in a tunnel before its protocol was known.
 #[derive(Default)]
 struct EarlyBytes {
-    /// Bytes of a server that spoke first, not yet taken by the guest.
+    /// Bytes of a server that spoke first, not yet written to the guest.
     to_guest: Vec<u8>,
-    /// How many bytes at the front of the input have gone to the upstream.
+    /// How many bytes at the front of the input were sent to the upstream.
     sent: usize,
-    /// How many of them were sniffed at.
+    /// How many bytes at the front of the input were already sniffed.
     scanned: usize,
-    /// Until when the guest may go on before its one unclear byte is sent.
+    /// Until when the guest may continue before its one unclear byte is sent.
     patience: Option<Instant>,
-    /// How often it asked for TLS in words of another protocol, whose clients need not show a name.
+    /// How often it asked for TLS in a message of another protocol, whose clients need not show a name.
     asked: u8,
 }
 
-/// PostgreSQL's clients ask for encryption by GSSAPI and then by TLS, and no more.
+/// PostgreSQL clients ask for encryption by GSSAPI and then by TLS, and no more.
 const MOST_ASKED: u8 = 2;
 
-/// As [`serve`], where raw bytes are allowed too. The server may speak first, and nothing waits for what
-/// the guest might still mean: the beginning of a request line goes on as it comes, and the request is
-/// judged when it can be told to be one, before the rest of it goes. Only the single byte that may begin
-/// a TLS record is held, and not for long.
+/// As [`serve`], where raw bytes are allowed too. The server may speak first, and the guest's bytes do not wait
+/// until the protocol is clear: the beginning of a request line is sent on as it arrives. Once the bytes are known
+/// to be a request, it is judged before the rest of it is sent. Only a single byte that may begin a TLS record is
+/// held, and not for long.
 ///
-/// A tunnel may stay here for as long as it lives, so what is rare is boxed.
+/// A tunnel may stay here for its whole life, so the rare futures are boxed.
 async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
     let mut spoken = EarlyBytes::default();
     loop {
@@ -150,13 +150,13 @@ async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>)
         }
         match listen(&mut connection, &mut opened, &mut spoken).await {
             Heard::Guest => {
-                // From the first byte on a guest has the time of a handshake.
+                // From its first byte on, the guest has the handshake timeout.
                 if spoken.scanned == 0 {
                     connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
                     spoken.patience = Some(Instant::now() + UNCLEAR);
                 }
             }
-            // The end of a guest that said nothing, or nothing that could be told apart, is passed on.
+            // Passes on the end of a guest that sent nothing, or nothing that could be identified.
             Heard::GuestEnded => return raw(connection, opened, spoken, true),
             Heard::Silent => send_unclear(&connection, &mut opened, &mut spoken).await?,
             Heard::Idle => return Err(broken_off(&connection, &mut opened, Reason::Timeout)),
@@ -169,13 +169,13 @@ async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>)
     }
 }
 
-/// Does the guest ask whether TLS may follow? Its hello is judged then, where it should have a name.
+/// Does the guest ask to switch to TLS? Checked only where its hello is then judged by a name.
 fn asked(connection: &Connection, opened: &OpenTunnel, spoken: &EarlyBytes) -> Option<Parsed<()>> {
     let judged = !opened.permit.any_bytes() && matches!(opened.claim.target.host, Host::Name(_));
     if judged && spoken.asked < MOST_ASKED { asks_for_tls(&connection.input) } else { None }
 }
 
-/// Waits for the guest's next bytes and lets the server speak meanwhile: some protocols begin so.
+/// Waits for the guest's next bytes and lets the server send meanwhile: in some protocols the server begins.
 async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Heard {
     let OpenTunnel { record, upstream, .. } = opened;
     let idle = connection.services.gate.settings().idle_timeout;
@@ -187,7 +187,7 @@ async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &m
     relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, watch).await
 }
 
-/// Sends on what the guest has said so far, as raw bytes.
+/// Sends to the upstream what the guest has sent so far, as raw bytes.
 async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Result<(), Ended> {
     spoken.patience = None;
     let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
@@ -210,8 +210,8 @@ async fn forward(connection: &Connection, opened: &mut OpenTunnel, bytes: &[u8])
     Ok(())
 }
 
-/// Neither TLS nor HTTP, as far as we can tell. Some servers can tell otherwise, so it is searched for names that are
-/// not its own, unless `tcp://` says that any bytes may pass.
+/// Relays what is neither TLS nor HTTP as far as we can tell. Some servers may read it otherwise, so it is searched
+/// for names other than its own, unless `tcp://` permits any bytes.
 fn raw(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
@@ -236,7 +236,8 @@ fn raw(
     Ok(relaying(connection, opened, rest, spoken.to_guest, guest_ended, search))
 }
 
-/// Searches what the guest has said so far. What is left to do, if anything; or the other name.
+/// Searches what the guest has sent so far. Returns the search if it is not finished yet, or the other name as the
+/// error.
 fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSearch>>, Vec<u8>> {
     let mut search = Box::new(HostSearch::new(&claim.target));
     let goes_on = search.push(said).and_then(|goes_on| {
@@ -252,7 +253,7 @@ fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSear
     }
 }
 
-/// HTTP/2 in clear, where that may be spoken.
+/// Relays HTTP/2 in clear, where it is permitted.
 async fn http2(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
@@ -269,7 +270,7 @@ async fn http2(
     Ok(relaying(connection, opened, rest, spoken.to_guest, false, None))
 }
 
-/// HTTP in clear: each request is judged by itself.
+/// Serves HTTP in clear: each request is judged by itself.
 async fn plain_http(
     mut connection: Box<Connection>,
     opened: Box<OpenTunnel>,
@@ -282,7 +283,7 @@ async fn plain_http(
     http::serve_inside(connection, listener, http::EnclosingTunnel { claim, record, sent: spoken.sent }, peer).await
 }
 
-/// Decides again, now that more is known, and holds the connected address to the new permit.
+/// Decides again, now that more is known, and checks the connected address against the new permit.
 fn judge(connection: &Connection, opened: &mut OpenTunnel, claim: &Claim) -> Result<(), Reason> {
     let permit = decide(&connection.services, claim, &mut opened.record).map_err(|refusal| refusal.reason)?;
     if let Err(error) = connection.services.resolver.screen(&permit, &[opened.upstream.peer.ip()]) {
@@ -293,7 +294,7 @@ fn judge(connection: &Connection, opened: &mut OpenTunnel, claim: &Claim) -> Res
     Ok(())
 }
 
-/// TLS: the hello decides.
+/// TLS: the ClientHello decides.
 async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoken: EarlyBytes) -> Result<Step, Ended> {
     let nameless = spoken.asked > 0;
     let len = match hello(&mut connection, &mut opened, nameless).await {
@@ -304,11 +305,11 @@ async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoke
     pass_hello(connection, opened, len, nameless).await
 }
 
-/// Sends on the ClientHello that is the first `len` bytes of the input and was judged, and what follows. `nameless`: a
+/// Sends on the judged ClientHello, which is the first `len` bytes of the input, and what follows it. `nameless`: a
 /// second one need not show a name.
 ///
-/// Where raw bytes may pass, the server need not speak TLS: to Java's HTTP server a hello is part of a method. So what
-/// the guest says is searched from the hello on.
+/// Where raw bytes may pass, the server need not speak TLS: Java's HTTP server reads a hello as part of a method. So
+/// the guest's bytes are searched from the hello on.
 pub(super) async fn pass_hello(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
@@ -331,7 +332,7 @@ pub(super) async fn pass_hello(
     }
 }
 
-/// Searches what is about to go on for another name.
+/// Searches bytes that are about to be sent on for another name.
 fn look_through(
     opened: &mut OpenTunnel,
     search: &mut Option<Box<HostSearch>>,
@@ -383,7 +384,7 @@ async fn hello(connection: &mut Connection, opened: &mut OpenTunnel, nameless: b
     Ok(*len)
 }
 
-/// Refuses as TLS does.
+/// Refuses as [`refuse::tls`] does.
 async fn alert(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
@@ -399,25 +400,25 @@ async fn alert(
     Err(Ended)
 }
 
-/// What was read while watching.
+/// What was read but not sent on by [`watch`].
 struct BeforeServerHello {
     to_guest: Vec<u8>,
     guest_ended: bool,
 }
 
-/// The guest's bytes behind its hello, as far as they may go on.
+/// The guest's bytes after its hello, as far as they may be sent on.
 #[derive(Default)]
 struct AfterHello {
     records: ClientRecords,
-    /// The input starts with a handshake record that waits for judgement.
+    /// The input starts with a handshake record that is still to be judged.
     held: bool,
 }
 
 impl AfterHello {
-    /// Takes off the input what may go on.
+    /// Removes from the input what may be sent on, and returns it.
     fn take(&mut self, input: &mut Vec<u8>) -> Result<Vec<u8>, Option<Why>> {
         if self.held {
-            // Nobody sends two records before the server has said a word.
+            // No client sends two records before the server has answered.
             return if input.len() > HELD { Err(Some(TOO_EARLY)) } else { Ok(Vec::new()) };
         }
         let forward = match self.records.walk(input).map_err(|error| Some(error.why()))? {
@@ -432,8 +433,8 @@ impl AfterHello {
     }
 }
 
-/// Sends the hello on and relays until the server has shown that it wants no second one, or until that
-/// one was judged too. What may follow at once is then at the front of the input.
+/// Sends the hello on and relays until the server has shown that it wants no second one, or until that one was
+/// judged too. What may be sent on next is then at the front of the input.
 async fn watch(
     connection: &mut Connection,
     opened: &mut OpenTunnel,
@@ -503,7 +504,7 @@ async fn pass_down(connection: &mut Connection, opened: &OpenTunnel, bytes: &[u8
     Ok(())
 }
 
-/// The server asked for another hello: what comes next from the guest, ChangeCipherSpec aside, is one.
+/// The server asked for another hello: the guest's next record, ChangeCipherSpec aside, is one.
 async fn second(
     connection: &mut Connection,
     opened: &mut OpenTunnel,

@@ -1,4 +1,4 @@
-//! Connections over a limit: they are told so in the protocol they speak, without being given a place.
+//! Connections over a limit: they get a refusal in their own protocol, without a place.
 
 use super::{ListenerKind, Services, note_refused, open_record, refuse};
 use crate::account::Listener;
@@ -12,10 +12,10 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-/// How long a connection over a limit may take to say what it wants before it is told why not.
+/// How long a connection over a limit may take to send its first bytes before it is reset without an answer.
 const TURN_AWAY: Duration = Duration::from_secs(2);
 
-/// Tells a connection over a limit so, in the protocol it speaks, without giving it a place.
+/// Refuses a connection over a limit in the protocol that it uses, without a place for it.
 pub(super) async fn turn_away(
     services: &Arc<Services>,
     door: ListenerKind,
@@ -40,12 +40,12 @@ pub(super) async fn turn_away(
     drop((stream, telling));
 }
 
-/// Reads just enough to know what to answer. `None` where the other end is gone.
+/// Reads just enough to choose the answer. Returns `None` if the other end is gone or no answer fits.
 async fn refusal(stream: &mut GuestStream, door: ListenerKind, reason: Reason) -> Option<(Listener, Vec<u8>)> {
     let mut first = [0u8; 1024];
     let read = stream.read(&mut first).await.ok().filter(|read| *read > 0)?;
     if door != ListenerKind::Proxy {
-        // Over a limit nobody gets a handshake: one that fails says as much, and costs nothing.
+        // Over a limit there is no handshake: a failed one tells the client as much, and costs nothing.
         let said = first.get(..read)?;
         return match sniff(said) {
             Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
@@ -60,7 +60,7 @@ async fn refusal(stream: &mut GuestStream, door: ListenerKind, reason: Reason) -
     if first.first() != Some(&crate::identify::socks::VERSION) {
         return Some((Listener::Proxy, refuse::http(reason, None, first.get(..read)?, true)));
     }
-    // SOCKS has a code for it only after the greeting.
+    // SOCKS has a reply code for this only after the greeting.
     stream.write_all(&crate::identify::socks::ACCEPT).await.ok()?;
     stream.flush().await.ok()?;
     stream.read(&mut first).await.ok().filter(|read| *read > 0)?;

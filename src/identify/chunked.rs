@@ -1,8 +1,7 @@
-//! The chunked transfer coding (RFC 9112 §7.1): taken apart, and put on again.
+//! The chunked transfer coding (RFC 9112 §7.1): decoding and encoding.
 //!
-//! The decoder says which ranges of its input are body; chunk extensions are dropped and trailers
-//! checked, so that what is framed anew has no more than what was understood. It keeps no input
-//! but the trailers.
+//! The decoder returns which ranges of its input are body. It drops chunk extensions and checks trailers, so that
+//! the re-framed body contains only what was understood. It keeps no input but the trailers.
 
 use super::http::{Field, Flaw, field_line, is_field_value};
 use std::fmt;
@@ -14,7 +13,7 @@ pub const MAX_CHUNK_LINE: usize = 256;
 pub const MAX_TRAILERS: usize = 8 * 1024;
 /// What ends a body without trailers, after the last chunk.
 pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-/// What stands between a chunk's data and the next size.
+/// The bytes between a chunk's data and the next size.
 pub const CHUNK_END: &[u8] = b"\r\n";
 
 /// 16 hexadecimal digits, so that a size always fits 64 bits.
@@ -29,13 +28,13 @@ pub enum ChunkError {
     Extension,
     /// A chunk-size line over [`MAX_CHUNK_LINE`] bytes.
     LongLine,
-    /// No CR LF where one must stand.
+    /// No CR LF where one is required.
     LineEnd,
-    /// A trailer that is no field.
+    /// A trailer that is not a field.
     Trailer(Flaw),
     /// A field that must not come after the body (RFC 9110 §6.5.1).
     ForbiddenTrailer,
-    /// Over [`MAX_TRAILERS`] bytes of them.
+    /// Trailers of more than [`MAX_TRAILERS`] bytes.
     LongTrailers,
 }
 
@@ -65,7 +64,7 @@ impl std::error::Error for ChunkError {}
 /// What one call of [`Decoder::decode`] did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decoded {
-    /// How many bytes of the input are done with.
+    /// How many bytes of the input were consumed.
     pub consumed: usize,
     /// What was found in them.
     pub part: Part,
@@ -78,7 +77,7 @@ pub enum Part {
     More,
     /// Body bytes: this range of the input.
     Data(Range<usize>),
-    /// The body is over; what follows `consumed` is the next message.
+    /// The body has ended; the bytes after `consumed` are the next message.
     End,
 }
 
@@ -90,9 +89,9 @@ pub struct Decoder {
     line: usize,
     digits: u8,
     size: u64,
-    /// The trailer lines as they came; the last one may be unfinished.
+    /// The trailer lines as received; the last one may be incomplete.
     trailers: Vec<u8>,
-    /// Where the unfinished one starts.
+    /// Where the incomplete one starts.
     trailer_start: usize,
 }
 
@@ -100,7 +99,7 @@ pub struct Decoder {
 enum State {
     #[default]
     Size,
-    /// White space after the size, allowed in front of `;` alone.
+    /// White space after the size, allowed only before `;`.
     Blank,
     Extension,
     SizeLf,
@@ -117,16 +116,16 @@ impl Decoder {
         Decoder::default()
     }
 
-    /// How many bytes of the present chunk are still to come; 0 between two.
+    /// How many bytes of the current chunk are still to come; 0 between two chunks.
     pub fn left(&self) -> u64 {
         if self.state == State::Data { self.size } else { 0 }
     }
 
-    /// Takes the next piece of the stream, `input`, and stops after the first run of body bytes.
-    /// Call again with what was not consumed. After [`Part::End`] it takes nothing more.
+    /// Reads the next piece of the stream, `input`, and stops after the first run of body bytes. Call again with the
+    /// bytes that were not consumed. After [`Part::End`] it consumes nothing more.
     ///
     /// # Errors
-    /// [`ChunkError`]; both sides must be closed, for nobody knows where the body ends.
+    /// [`ChunkError`]; both sides must be closed, because the end of the body is unknown.
     pub fn decode(&mut self, input: &[u8]) -> Result<Decoded, ChunkError> {
         let mut at = 0;
         while self.state != State::End {
@@ -247,8 +246,8 @@ impl Decoder {
     }
 }
 
-/// The header of a chunk of `size` bytes; nothing where it is 0, for that would end the body. The
-/// data goes behind it, then [`CHUNK_END`].
+/// The header of a chunk of `size` bytes; empty if it is 0, because that would end the body. The data follows it,
+/// then [`CHUNK_END`].
 #[derive(Clone, Copy, Debug)]
 pub struct ChunkHeader {
     text: [u8; 18],
@@ -333,7 +332,7 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    /// Body, trailers as written anew, and what follows; `None` while the end is not there.
+    /// Body, trailers as they are re-written, and what follows; `None` while the end has not arrived.
     type Outcome = Result<Option<(Vec<u8>, Vec<u8>, Vec<u8>)>, ChunkError>;
 
     fn decode(pieces: &[&[u8]]) -> Outcome {
@@ -405,7 +404,7 @@ mod tests {
         }
         assert_eq!(error("00000000000000005\r\n"), ChunkError::Size);
         assert_eq!(body("0000000000000005\r\nhello\r\n0\r\n\r\n"), "hello");
-        // The greatest of all sizes is taken and never overflows.
+        // The largest size is accepted and never overflows.
         assert_eq!(decode(&[b"ffffffffffffffff\r\n", &[b'x'; 100], &[b'y'; 100]]).unwrap(), None);
     }
 

@@ -1,11 +1,10 @@
-//! The ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2) of a TLS stream that is not ours: which name
-//! it asks for, and whether it hides another.
+//! The ClientHello (RFC 8446 §4.1.2, RFC 5246 §7.4.1.2) of a TLS stream that does not end here: which name it asks
+//! for, and whether it hides another.
 //!
-//! A parser of our own, because libraries read a hello to answer it and hide what they forgave:
-//! an address or an unknown name type in the place of the name, encrypted_client_hello, bytes
-//! behind the message. Whatever a server could read in another way is an error. Nothing is
-//! answered and nothing decrypted here; [`ServerFlight`] and [`ClientRecords`] watch for the second
-//! hello that a server may ask for.
+//! The parser is our own, because libraries read a hello to answer it and hide what they tolerated: an address or an
+//! unknown name type in the place of the name, encrypted_client_hello, bytes after the message. Anything that a
+//! server could read in another way is an error. Nothing is answered and nothing decrypted here; [`ServerFlight`]
+//! and [`ClientRecords`] watch for the second hello that a server may ask for.
 
 mod body;
 mod retry;
@@ -17,11 +16,11 @@ use crate::name::{HostName, NameError};
 use crate::reason::Why;
 use std::fmt;
 
-/// The longest ClientHello message, its four-byte header included, in bytes. Real ones have 200 bytes
-/// to 2 KiB; RFC 8446 §5.1 bounds a record's payload by the same number.
+/// The longest ClientHello message, including its four-byte header, in bytes. Real ones have 200 bytes to 2 KiB; RFC
+/// 8446 §5.1 limits a record's payload to the same number.
 pub const MAX_HELLO: usize = 16 * 1024;
-/// The most bytes of a stream that a hello can take: every byte of it in a record of its own. A caller
-/// who keeps the stream up to here never has too little.
+/// The most bytes of a stream that a hello can occupy: every byte of it in a record of its own. A caller that keeps
+/// this much of the stream always keeps enough.
 pub const MAX_HELLO_STREAM: usize = MAX_HELLO * (RECORD_HEADER + 1);
 
 /// Type, version and length of a TLSPlaintext (RFC 8446 §5.1).
@@ -40,30 +39,30 @@ const APPLICATION_DATA: u8 = 23;
 pub struct ClientHello {
     /// The server name, canonical; `None` where the extension is absent.
     pub sni: Option<HostName>,
-    /// encrypted_client_hello (RFC 9849), or one of its drafts, is there, sound or not.
+    /// Whether encrypted_client_hello (RFC 9849) or one of its drafts is present, valid or not.
     pub ech: bool,
-    /// How many bytes of the stream the hello's records take.
+    /// How many bytes of the stream the hello's records occupy.
     pub len: usize,
 }
 
-/// Why a stream does not start with a sound ClientHello.
+/// Why a stream does not start with a valid ClientHello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HelloError {
-    /// The first record is no handshake record of SSL 3 or later.
+    /// The first record is not a handshake record of SSL 3 or later.
     NotHandshake,
     /// An empty record, or one longer than 2^14 bytes.
     RecordLength,
-    /// The first message is no ClientHello.
+    /// The first message is not a ClientHello.
     NotHello,
     /// Over [`MAX_HELLO`].
     TooLong,
-    /// A length inside does not fit, or something follows where nothing may.
+    /// A length inside does not fit, or bytes follow where none may.
     Structure,
-    /// An extension twice, or more of them than anyone sends.
+    /// An extension twice, or more extensions than anyone sends.
     Extensions,
     /// The list of server names does not hold exactly one host name.
     NameList,
-    /// The server name is no host name.
+    /// The server name is not a host name.
     Name(NameError),
 }
 
@@ -104,21 +103,21 @@ impl HelloError {
     }
 }
 
-/// Does a stream that starts so speak TLS? Records of every type count: a server skips a warning in
-/// front of the hello, so it must not pass for something else.
+/// Does a stream that starts like this carry TLS? Records of every type count: a server skips a warning in front of
+/// the hello, so such a record must not pass as another protocol.
 pub fn looks_like_tls(buf: &[u8]) -> bool {
     matches!(buf, [0x14..=0x18, 3, ..])
 }
 
 /// Reads the ClientHello at the front of a stream, over any number of records and calls.
 ///
-/// Keeps how far it got, so that the work over all calls is linear in the bytes. Copies nothing where
-/// the hello fills one record.
+/// Remembers how far it got, so that the work over all calls is linear in the bytes. Copies nothing if the hello
+/// fits in one record.
 #[derive(Debug, Default)]
 pub struct Hello {
-    /// Where the next record starts: all before it has been copied to `message`.
+    /// Where the next record starts: everything before it was copied to `message`.
     at: usize,
-    /// The handshake message put together from its records; empty as long as one may hold it all.
+    /// The handshake message assembled from its records; empty as long as one record may hold all of it.
     message: Vec<u8>,
 }
 
@@ -128,7 +127,7 @@ impl Hello {
         Hello::default()
     }
 
-    /// Reads a whole buffer at once; as [`Hello::new`] and [`advance`](Self::advance).
+    /// Reads a whole buffer at once, like [`Hello::new`] followed by [`advance`](Self::advance).
     ///
     /// # Errors
     /// As [`advance`](Self::advance).
@@ -136,11 +135,11 @@ impl Hello {
         Hello::new().advance(buf)
     }
 
-    /// Reads on. `buf` is the stream from its start: the same bytes as in the last call and any
-    /// number behind them. How they are split over calls does not change the outcome.
+    /// Reads on. `buf` is the stream from its start: the same bytes as in the last call and any number after them.
+    /// The split over calls does not change the outcome.
     ///
     /// # Errors
-    /// [`HelloError`], mostly as soon as the byte that decides is there.
+    /// [`HelloError`], mostly as soon as the deciding byte has arrived.
     pub fn advance(&mut self, buf: &[u8]) -> Result<Parsed<ClientHello>, HelloError> {
         loop {
             let record = buf.get(self.at..).unwrap_or_default();
@@ -168,8 +167,8 @@ impl Hello {
         }
     }
 
-    /// How many bytes of the message come after what has been copied; `None` while its length is
-    /// unknown. `payload` is what is there of the record after that.
+    /// Returns how many bytes of the message follow those that were copied; `None` while its length is unknown.
+    /// `payload` is the available part of the next record.
     fn missing(&self, payload: &[u8]) -> Result<Option<usize>, HelloError> {
         let mut header = self.message.iter().chain(payload);
         if header.next().is_some_and(|kind| *kind != 1) {
@@ -181,7 +180,7 @@ impl Hello {
         if total > MAX_HELLO {
             return Err(HelloError::TooLong);
         }
-        // What was copied never reaches the end, so this does not go below zero.
+        // The copied bytes never reach the end of the message, so this does not go below zero.
         Ok(Some(total.saturating_sub(self.message.len())))
     }
 }
@@ -192,7 +191,7 @@ fn complete(message: &[u8], len: usize) -> Result<Parsed<ClientHello>, HelloErro
     Ok(Parsed::Complete { head: ClientHello { sni, ech, len }, len })
 }
 
-/// The payload length of the handshake record that starts here; `None` while its header is not whole.
+/// The payload length of the handshake record that starts here; `None` while its header is incomplete.
 fn record_length(record: &[u8]) -> Result<Option<usize>, HelloError> {
     let mut header = record.iter();
     if header.next().is_some_and(|kind| *kind != HANDSHAKE) || header.next().is_some_and(|major| *major != 3) {

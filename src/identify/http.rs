@@ -1,9 +1,9 @@
 //! HTTP/1.x heads, read so that no other parser can read them differently, and written anew.
 //!
-//! A head that any two implementations could take in two ways (RFC 9112 §11.2) is an error, even
-//! where the RFC would let a server repair it. What goes on to the other side is never the bytes
-//! that came in but a head written from what was understood. Bodies are framed by
-//! [`chunked`](super::chunked); reading, deadlines and the relay are for others.
+//! A head that any two implementations could read in two ways (RFC 9112 §11.2) is an error, even where the RFC would
+//! let a server repair it. The bytes that were received are never sent on. Instead a head is written from what was
+//! understood. [`chunked`](super::chunked) frames the bodies; other modules do the reading, the deadlines and the
+//! relay.
 
 mod fields;
 mod request;
@@ -41,7 +41,7 @@ pub enum Version {
 /// The framing of a request body (RFC 9112 §6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Body {
-    /// No body, and no field that speaks of one.
+    /// No body, and no field that announces one.
     None,
     /// Content-Length, in bytes.
     Length(u64),
@@ -49,7 +49,7 @@ pub enum Body {
     Chunked,
 }
 
-/// A protocol that a connection may be upgraded to. Every other is stripped from requests.
+/// A protocol that a connection may be upgraded to. All others are stripped from requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Upgrade {
     /// RFC 6455.
@@ -69,7 +69,7 @@ pub enum HeadError {
     Method,
     /// The names in the head differ from one another.
     NameMismatch,
-    /// It can be read in more ways than one, or in none.
+    /// It can be read in more than one way, or in none.
     Malformed(Flaw),
 }
 
@@ -106,17 +106,17 @@ impl From<Flaw> for HeadError {
 pub enum Flaw {
     /// A line that does not end in CR LF, or a CR or LF inside one.
     LineEnd,
-    /// An empty line where the first line should stand.
+    /// An empty line in place of the first line.
     EmptyLine,
     /// The first line does not have its three parts.
     FirstLine,
     /// The method is not an upper-case token of at most 32 bytes.
     MethodToken,
-    /// The request target has none of the four forms, or one that its method does not take.
+    /// The request target has none of the four forms, or one that its method does not allow.
     Target,
     /// A line that starts with white space (obs-fold).
     Fold,
-    /// A field without colon, or whose name is no token.
+    /// A field without colon, or whose name is not a token.
     FieldName,
     /// A control character in a field value.
     FieldValue,
@@ -124,11 +124,11 @@ pub enum Flaw {
     Framing,
     /// Host missing, repeated, or not `host[:port]`.
     Host,
-    /// Connection is no token list, or names a field that must not be dropped.
+    /// Connection is not a token list, or names a field that must not be dropped.
     Connection,
     /// An Expect other than `100-continue`.
     Expect,
-    /// A WebSocket upgrade that is not one.
+    /// An invalid WebSocket upgrade.
     Upgrade,
 }
 
@@ -188,7 +188,7 @@ impl HeadError {
 }
 
 impl Version {
-    /// As it stands in a first line.
+    /// The version as written in a first line.
     pub const fn as_bytes(self) -> &'static [u8] {
         match self {
             Version::Http10 => b"HTTP/1.0",
@@ -196,7 +196,7 @@ impl Version {
         }
     }
 
-    /// Reads the version of a first line; upper case alone (RFC 9112 §2.3).
+    /// Reads the version of a first line; only upper case is valid (RFC 9112 §2.3).
     fn parse(text: &[u8]) -> Result<Version, HeadError> {
         match text {
             b"HTTP/1.1" => Ok(Version::Http11),

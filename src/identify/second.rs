@@ -1,11 +1,10 @@
-//! A second name in raw bytes: what no parser of ours takes for HTTP, but some server may.
+//! A second name in raw bytes: in a stream that none of our parsers accepts as HTTP, but some server may.
 //!
-//! Servers differ widely in what they read as a request. Python's `http.server` splits the first line at
-//! control characters and reads heads that end lines with CR alone, Node's reads RTSP and ICE as well, Java's
-//! takes any method and any version, line feeds among them. So where raw bytes may pass by a name, a stream
-//! that begins as a request to any of these is searched to its end for names that are not its own: in
-//! `Host` lines, in whole URIs and in what CONNECT asks for. Nothing is parsed further: a body that has such a
-//! line counts too.
+//! Servers differ widely in what they read as a request. Python's `http.server` splits the first line at control
+//! characters and reads heads whose lines end with CR alone. Node's reads RTSP and ICE as well. Java's accepts any
+//! method and any version, line feeds among them. So where raw bytes may pass, a stream that begins as a request to
+//! any of these is searched to its end for names that are not its own: in `Host` lines, in whole URIs and in the
+//! targets of CONNECT. Nothing is parsed further: such a line in a body counts too.
 //!
 //! Memory is bounded, and a stream that begins in another way costs nothing once that is known.
 
@@ -14,20 +13,22 @@ use super::http::HostPort;
 use crate::target::Target;
 use memchr::memchr2;
 
-/// What a name and its port may take up, white space aside; what is longer is no name of ours.
+/// The longest name with its port, white space aside; anything longer is not our name.
 const MAX_NAME: usize = 300;
 
-/// No server reads on for the end of a first line that is longer. Python's takes 64 KiB, Node's 16.
+/// No server reads a longer first line to its end. Python's reads 64 KiB, Node's 16.
 const MAX_FIRST_LINE: usize = 128 << 10;
 
-/// A longer first word is no method of a later request: those of Node's are known, and Python's names functions.
+/// A longer first word is not the method of a later request: Node's methods are a fixed list, and Python's are names
+/// of functions.
 const MAX_METHOD: u8 = 64;
 
-/// Blocks that are looked through without leaving early, which the compiler turns into vector code.
+/// The size of blocks that are searched without an early exit, which the compiler turns into vector code.
 const BLOCK: usize = 64;
 
-/// What PostgreSQL's clients ask before anything else, and how long that is: whether TLS, or GSSAPI's encryption,
-/// may follow (its documentation, "Message Formats": SSLRequest and GSSENCRequest). `Partial` is not all of it.
+/// Recognises what PostgreSQL's clients ask before anything else, and its length: whether TLS, or GSSAPI's
+/// encryption, may follow (its documentation, "Message Formats": SSLRequest and GSSENCRequest). `Partial` if it is
+/// incomplete.
 pub fn asks_for_tls(buf: &[u8]) -> Option<Parsed<()>> {
     const LENGTH: usize = 8;
     [[0, 0, 0, 8, 4, 210, 22, 47], [0, 0, 0, 8, 4, 210, 22, 48]].iter().find_map(|request: &[u8; LENGTH]| match buf {
@@ -45,9 +46,9 @@ pub struct OtherName;
 /// Searches one direction of a raw stream.
 #[derive(Debug)]
 pub struct HostSearch {
-    /// What the stream was permitted for.
+    /// The target that the stream was permitted for.
     own: Target,
-    /// Until it is known whether there is anything to search.
+    /// The beginning of the stream, until it is known whether there is anything to search.
     first: Option<FirstLine>,
     state: State,
     /// The first line has ended.
@@ -56,32 +57,32 @@ pub struct HostSearch {
     name: Vec<u8>,
 }
 
-/// Where the search stands.
+/// The position of the search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
     /// At the beginning of a line, white space aside.
     Start,
     /// In its first word.
     Word(Word),
-    /// Behind the first word.
+    /// After the first word.
     Gap(Word),
-    /// Behind `Host` and what is white space to some and a line end to others.
+    /// After `Host` and a byte that is white space to some servers and a line end to others.
     Split,
-    /// In what may be the scheme of a URI: how much of `://` was there.
+    /// In what may be the scheme of a URI: how much of `://` was read.
     Scheme(u8),
-    /// In the authority of a URI, or what CONNECT asks for.
+    /// In the authority of a URI, or in the target of CONNECT.
     Authority,
-    /// Behind an authority that is not our own.
+    /// After an authority that is not our own.
     Foreign(Version),
     /// In the value of a Host field.
     Value,
-    /// Behind it: the next line may go on with it. `cr`: the line ended with CR, so that LF may follow.
+    /// After it: the next line may continue it. `cr`: the line ended with CR, so that LF may follow.
     Folding { cr: bool },
-    /// Whatever else: until the next line.
+    /// Anything else, until the next line.
     Rest,
 }
 
-/// What is still missing of a version behind a URI, which makes the line a request: its letters, `/` and a digit.
+/// What is still missing of a version after a URI, which makes the line a request: its letters, `/` and a digit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Version {
     Blank,
@@ -119,47 +120,47 @@ impl Word {
         self.connect && self.length == 7
     }
 
-    /// With it Python's server asks for no version.
+    /// With this method Python's server requires no version.
     fn is_get(self) -> bool {
         self.get && self.length == 3
     }
 }
 
-/// Is `byte` the next of `word`, in whatever case, after `read` of it?
+/// Is `byte` the next of `word`, in any case, after its first `read` bytes?
 fn follows(word: &[u8], read: u8, byte: u8) -> bool {
     word.get(usize::from(read)).is_some_and(|letter| byte.eq_ignore_ascii_case(letter))
 }
 
-/// The beginning of a stream: may any server take it for a request?
+/// The beginning of a stream: may any server accept it as a request?
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FirstLine {
     read: usize,
     previous: u8,
-    /// The first word; `None` behind it.
+    /// The first word; `None` after it.
     word: Option<Word>,
-    /// What stands behind the first white space, as a target.
+    /// The word after the first white space, as a target.
     target: Aim,
-    /// The same behind the first space: Java's server takes all before it for the method, and only CR LF for an
+    /// The same after the first space: Java's server reads everything before it as the method, and only CR LF as an
     /// end.
     java: Aim,
-    /// How much of `HTTP/` was there since the last white space.
+    /// How much of `HTTP/` was read since the last white space.
     http: Option<u8>,
-    /// The line has ended for all but Java's.
+    /// The line has ended for all servers but Java's.
     ended: bool,
 }
 
-/// What a word says that may be a request target.
+/// What is known of a word that may be a request target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Aim {
-    /// White space comes first.
+    /// White space comes before it.
     Before,
     /// It begins with the next byte that is not blank.
     Next,
     /// It may be a scheme.
     Scheme,
-    /// It was one if a slash follows.
+    /// It was a scheme if a slash follows.
     Colon,
-    /// It is none.
+    /// It is not a target.
     Never,
 }
 
@@ -167,7 +168,7 @@ enum Aim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Seems {
     Open,
-    /// It is a request to somebody, and the search stands there.
+    /// Some server reads it as a request, and the search continues in this state.
     Request(State),
     Other,
 }
@@ -188,7 +189,7 @@ impl FirstLine {
         if let Some(state) = self.java.push(byte, byte == b' ') {
             return Seems::Request(state);
         }
-        // Any number of these may stand in front.
+        // Any number of these may come first.
         if self.read == 0 && blank {
             return Seems::Open;
         }
@@ -206,7 +207,7 @@ impl FirstLine {
         if self.ended && self.java == Aim::Never { Seems::Other } else { Seems::Open }
     }
 
-    /// As servers read it that end lines with LF.
+    /// Reads a byte as servers do that end lines with LF.
     fn line(&mut self, byte: u8, blank: bool) -> Option<State> {
         match self.word {
             Some(word) if blank && (word.is_get() || word.is_connect()) => return Some(State::Gap(word)),
@@ -222,7 +223,7 @@ impl FirstLine {
         if self.http == Some(5) { Some(State::Rest) } else { self.target.push(byte, blank) }
     }
 
-    /// How many of these bytes decide nothing.
+    /// Returns how many of these bytes decide nothing.
     fn skip(&self, bytes: &[u8]) -> usize {
         match self.java {
             Aim::Before if self.ended => memchr2(b' ', b'\n', bytes).unwrap_or(bytes.len()),
@@ -232,7 +233,7 @@ impl FirstLine {
 }
 
 impl Aim {
-    /// Where the search stands, if this is a path, `*`, or a URI.
+    /// Returns the state of the search if this is a path, `*`, or a URI.
     fn push(&mut self, byte: u8, blank: bool) -> Option<State> {
         *self = match *self {
             Aim::Before | Aim::Next if blank => Aim::Next,
@@ -250,7 +251,7 @@ impl Aim {
 }
 
 impl HostSearch {
-    /// For a stream that was permitted for `own`.
+    /// A search of a stream that was permitted for `own`.
     pub fn new(own: &Target) -> HostSearch {
         HostSearch {
             own: own.clone(),
@@ -261,11 +262,12 @@ impl HostSearch {
         }
     }
 
-    /// Looks at the next bytes of the stream, before they go on. False: those behind them need not be looked at.
+    /// Searches the next bytes of the stream, before they are sent on. Returns false if the bytes after them need no
+    /// search.
     ///
     /// # Errors
-    /// Another name is in them, or in those before them. None of these bytes may go on: without them the head
-    /// that has the name is not whole.
+    /// They, or the bytes before them, contain another name. None of these bytes may be sent on: without them the
+    /// head that has the name is incomplete.
     pub fn push(&mut self, bytes: &[u8]) -> Result<bool, OtherName> {
         let mut rest = bytes;
         while let Some(first) = &mut self.first {
@@ -301,10 +303,10 @@ impl HostSearch {
         self.first.as_ref().is_some_and(|first| first.ended && first.java == Aim::Before)
     }
 
-    /// The stream ends here.
+    /// Ends the search where the stream ends.
     ///
     /// # Errors
-    /// As [`push`](Self::push): its end would make a head whole that has another name.
+    /// As [`push`](Self::push): the end would complete a head that has another name.
     pub fn end(&mut self) -> Result<(), OtherName> {
         match self.state {
             _ if self.first.is_some() => Ok(()),
@@ -314,12 +316,12 @@ impl HostSearch {
         }
     }
 
-    /// What was not its own name, for the log.
+    /// The name that was not its own, for the log.
     pub fn shown(&self) -> &[u8] {
         &self.name
     }
 
-    /// One byte, behind the beginning of the stream.
+    /// Processes one byte after the beginning of the stream.
     fn step(&mut self, state: State, byte: u8) -> Result<State, OtherName> {
         if let State::Folding { cr } = state {
             return match byte {
@@ -370,7 +372,7 @@ impl HostSearch {
             State::Authority if blank || matches!(byte, b'/' | b'?' | b'#') => {
                 match self.is_own() {
                     true => State::Rest,
-                    // In a first line everything behind it may be a version.
+                    // In a first line anything after it may be a version.
                     false if !self.later => return Err(OtherName),
                     false if blank => State::Foreign(Version::Letters),
                     false => State::Foreign(Version::Blank),
@@ -406,7 +408,7 @@ impl HostSearch {
         }
     }
 
-    /// Is what was read the name that the stream was permitted for? Nothing at all is not.
+    /// Is what was read the name that the stream was permitted for? An empty name is not.
     fn is_own(&self) -> bool {
         let end = self.name.iter().rposition(|byte| !is_blank(*byte)).map_or(0, |last| last + 1);
         let name = self.name.get(..end).unwrap_or_default();
@@ -416,17 +418,18 @@ impl HostSearch {
     }
 }
 
-/// What some server or library ends a line at.
+/// The bytes that end a line for some server or library.
 const fn is_line_end(byte: u8) -> bool {
     matches!(byte, b'\n'..=b'\r' | 0x1c..=0x1e | 0x85)
 }
 
-/// What some server takes for white space within a line.
+/// The bytes that some server reads as white space within a line.
 const fn is_blank(byte: u8) -> bool {
     (byte <= b' ' || matches!(byte, 0x7f | 0xa0)) && !is_line_end(byte)
 }
 
-/// What some server splits a request line at; fewer than that, for other protocols begin with such bytes.
+/// The bytes at which some server splits a request line. Other white space is left out, because other protocols begin
+/// with such bytes.
 const fn is_gap(byte: u8) -> bool {
     matches!(byte, b'\t'..=b'\r' | 0x1c..=b' ' | 0x85 | 0xa0)
 }
@@ -436,7 +439,7 @@ const fn is_scheme(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.')
 }
 
-/// Where the first line end is; the length of `bytes` where there is none.
+/// Returns the position of the first line end, or the length of `bytes` if there is none.
 fn find_line_end(bytes: &[u8]) -> usize {
     let skipped = bytes
         .chunks(BLOCK)
@@ -456,8 +459,8 @@ mod tests {
         Target::parse(b"good.test:8080", None).unwrap()
     }
 
-    /// What a stream that comes in these pieces and then ends gets through: how many bytes, and whether its end
-    /// does. The second is true where it is not looked at any more.
+    /// Sends a stream in these pieces and then ends it. Returns how many bytes get through, whether the search
+    /// stopped, and whether the end gets through, which it does if the search stopped.
     fn through<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (usize, bool, bool) {
         let mut search = HostSearch::new(&own());
         let mut passed = 0;
@@ -536,7 +539,7 @@ mod tests {
         for line in LINES {
             for field in fields {
                 for (end, blank) in [("\r\n", "\r\n"), ("\n", "\n"), ("\r\n", "\r")] {
-                    // To Java's a bare LF does not end the first line; so neither does it here.
+                    // Java's server does not end the first line at a bare LF, so neither do we.
                     let text = format!(
                         "{line}{}A: b{end}{field}{end}{blank}",
                         if line.contains("A\n") { "\r\n" } else { end }

@@ -1,19 +1,18 @@
-//! Tells TLS, HTTP and anything else apart by a stream's first bytes. Reads nothing but the kind;
-//! whether the bytes are sound is for the parser of that kind.
+//! Distinguishes TLS, HTTP and anything else by a stream's first bytes. Determines only the kind; the parser of that
+//! kind decides whether the bytes are valid.
 
-/// The first line of a stream that has reached this length without an end is handed to the HTTP
-/// parser, which refuses it.
+/// A stream whose first line reaches this length without an end goes to the HTTP parser, which refuses it.
 pub const MAX_SNIFF: usize = super::http::MAX_HEAD;
 
-/// No server takes a word of this length for a method.
+/// No server accepts a word of this length as a method.
 const MAX_METHOD: usize = 256;
 
-/// What a stream inside a tunnel, or on a transparent listener, seems to speak.
+/// What a stream inside a tunnel, or on a transparent listener, seems to carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sniff {
     /// TLS records: parse a [`ClientHello`](super::hello::ClientHello).
     Tls,
-    /// HTTP/2 in clear: preface and settings, behind which it has no names that we could read.
+    /// HTTP/2 in clear: preface and settings, after which it has no names that we could read.
     H2c,
     /// An HTTP request line, of any version: parse a [`RequestHead`](super::http::RequestHead).
     Http,
@@ -26,11 +25,10 @@ pub enum Sniff {
 /// Sniffs the front of a stream. A longer buffer never changes a verdict other than
 /// [`Sniff::NeedMore`], and at [`MAX_SNIFF`] bytes there is always one.
 ///
-/// Deliberately wider than the parsers: whatever a lenient server would take for TLS or for an
-/// HTTP request must reach the strict parser and be refused there, not pass as raw bytes. So a
-/// record of any type counts as TLS (servers skip a leading warning alert), and white space of any
-/// kind and amount, in front too, may stand in a request line; bytes that a server may swallow
-/// before it reads the method are no exception.
+/// Deliberately wider than the parsers: anything that a lenient server would accept as TLS or as an HTTP request
+/// must reach the strict parser and be refused there, not pass as raw bytes. So a record of any type counts as TLS
+/// (servers skip a leading warning alert). A request line may contain white space of any kind and amount, also in
+/// front of it, including bytes that a server may swallow before it reads the method.
 pub fn sniff(buf: &[u8]) -> Sniff {
     sniff_on(buf, 0)
 }
@@ -62,8 +60,8 @@ pub fn sniff_on(buf: &[u8], scanned: usize) -> Sniff {
     sniff_line(buf, rest.get(searched..).unwrap_or_default())
 }
 
-/// The preface of HTTP/2 and the header of the SETTINGS frame that must follow it (RFC 9113 §3.4); `None` where
-/// it is anything else, a request line that only resembles it among it.
+/// The preface of HTTP/2 and the header of the SETTINGS frame that must follow it (RFC 9113 §3.4); `None` for
+/// anything else, including a request line that only resembles it.
 fn sniff_preface(buf: &[u8]) -> Option<Sniff> {
     const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     const FRAME_HEADER: usize = 9;
@@ -71,7 +69,7 @@ fn sniff_preface(buf: &[u8]) -> Option<Sniff> {
     let Some(frame) = buf.strip_prefix(PREFACE) else {
         return (!buf.is_empty() && PREFACE.starts_with(buf)).then_some(Sniff::NeedMore);
     };
-    // The first four bytes are length and type, the fifth flags, the rest the number of the stream.
+    // The first four bytes are length and type, the fifth is the flags, the rest is the stream number.
     let sound = frame.get(3).is_none_or(|kind| *kind == SETTINGS)
         && frame.iter().take(FRAME_HEADER).skip(5).all(|byte| *byte == 0);
     match sound {
@@ -81,10 +79,10 @@ fn sniff_preface(buf: &[u8]) -> Option<Sniff> {
     }
 }
 
-/// A ClientHello in the form of SSL 2.0 (RFC 5246 §E.2), which old servers still answer, and which has
-/// no place for a name. All its lengths must fit, since other protocols begin with such a byte as well.
+/// A ClientHello in the SSL 2.0 format (RFC 5246 §E.2), which old servers still answer and which has no field for a
+/// name. All its lengths must fit, since other protocols also begin with such a byte.
 fn sniff_sslv2(buf: &[u8]) -> Sniff {
-    /// Bytes up to where the parts begin, the two of the length included.
+    /// Bytes before the variable parts, the two length bytes included.
     const FRONT: u16 = 11;
     if let [_, _, kind, ..] = buf
         && *kind != 1
@@ -110,8 +108,8 @@ fn sniff_sslv2(buf: &[u8]) -> Sniff {
     if sound { Sniff::Tls } else { Sniff::Raw }
 }
 
-/// `rest` follows the method, or the part of the line that was searched before. A line feed or a NUL before the version ends all hope of one: no
-/// server reads on past either.
+/// `rest` follows the method, or the part of the line that was searched before. If a line feed or a NUL comes before
+/// the version, there is none: no server reads on past either.
 fn sniff_line(buf: &[u8], rest: &[u8]) -> Sniff {
     let end = rest.iter().position(|byte| matches!(byte, b'\n' | 0));
     let line = rest.get(..end.unwrap_or(rest.len())).unwrap_or(rest);
@@ -156,7 +154,7 @@ mod tests {
         }
         assert_eq!(sniff(whole), Sniff::H2c);
         assert_eq!(sniff(&[&whole[..], b"\0\x03\0\0\0\x64GET / HTTP/1.1\r\n"].concat()), Sniff::H2c);
-        // What is not followed by settings is no HTTP/2, and some server might read on for a request.
+        // Without settings after it, it is not HTTP/2, and some server might read on for a request.
         for other in [
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET / HTTP/1.1\r\n".as_slice(),
             b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x01",

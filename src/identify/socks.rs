@@ -1,5 +1,5 @@
-//! SOCKS5 (RFC 1928), without authentication and for CONNECT alone: greeting and request in,
-//! replies out. Who may go where is for the policy.
+//! SOCKS5 (RFC 1928), without authentication and only for CONNECT: reads greeting and request, writes replies. The
+//! policy decides which destinations are allowed.
 
 use super::Parsed;
 use crate::name::MAX_NAME;
@@ -26,7 +26,7 @@ pub struct Greeting;
 /// A request to CONNECT.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Request {
-    /// Where to. An address in the domain field counts as that address.
+    /// The destination. An address in the domain field counts as that address.
     pub target: Target,
 }
 
@@ -37,7 +37,7 @@ pub enum SocksError {
     Version4,
     /// Some other version.
     Version,
-    /// Some other version in a request, behind a SOCKS5 greeting.
+    /// Another version in a request, after a SOCKS5 greeting.
     RequestVersion,
     /// "No authentication" is not among the methods offered.
     NoMethod,
@@ -47,7 +47,7 @@ pub enum SocksError {
     Reserved,
     /// Neither IPv4, IPv6 nor domain.
     AddressType,
-    /// The domain is no host in its one notation.
+    /// The domain is not a host in its only valid notation.
     Host,
     /// Port 0.
     Port,
@@ -99,8 +99,8 @@ impl SocksError {
         }
     }
 
-    /// Writes the answer: to a greeting `05 FF`, to SOCKS4 its own refusal, to a request a reply
-    /// with the code of [`reply`](Self::reply); nothing to what is no SOCKS. Close after it.
+    /// Writes the answer: `05 FF` to a greeting, its own refusal to SOCKS4, a reply with the code of
+    /// [`reply`](Self::reply) to a request, and nothing to a client that does not use SOCKS. Close after it.
     pub fn write_answer(self, out: &mut Vec<u8>) {
         match self {
             SocksError::Version => {}
@@ -125,8 +125,8 @@ impl SocksError {
     }
 }
 
-/// A reply with `code`; 0 is success. The bound address is always given as `0.0.0.0:0`: which address
-/// we dial from is not the guest's business.
+/// A reply with `code`; 0 is success. The bound address is always `0.0.0.0:0`: the guest need not know from which
+/// address we dial.
 pub const fn reply(code: u8) -> [u8; 10] {
     [VERSION, code, 0, 1, 0, 0, 0, 0, 0, 0]
 }
@@ -134,7 +134,7 @@ pub const fn reply(code: u8) -> [u8; 10] {
 /// Reads the greeting at the front of `buf`; a buffer of [`MAX_GREETING`] bytes always suffices.
 ///
 /// # Errors
-/// [`SocksError`], as soon as the byte that decides is there.
+/// [`SocksError`], as soon as the deciding byte has arrived.
 pub fn parse_greeting(buf: &[u8]) -> Result<Parsed<Greeting>, SocksError> {
     check_version(buf)?;
     let Some(count) = buf.get(1) else { return Ok(Parsed::Partial) };
@@ -149,9 +149,9 @@ pub fn parse_greeting(buf: &[u8]) -> Result<Parsed<Greeting>, SocksError> {
 /// Reads the request at the front of `buf`; a buffer of [`MAX_REQUEST`] bytes always suffices.
 ///
 /// # Errors
-/// [`SocksError`], as soon as the byte that decides is there.
+/// [`SocksError`], as soon as the deciding byte has arrived.
 pub fn parse_request(buf: &[u8]) -> Result<Parsed<Request>, SocksError> {
-    // The client has heard SOCKS5 by now, whatever it says here.
+    // The client has already received a SOCKS5 answer, whatever version it sends here.
     if buf.first().is_some_and(|version| *version != VERSION) {
         return Err(SocksError::RequestVersion);
     }
@@ -173,7 +173,7 @@ pub fn parse_request(buf: &[u8]) -> Result<Parsed<Request>, SocksError> {
     }
 }
 
-/// The host, and where the port stands.
+/// Returns the host and the position of the port.
 fn read_host(buf: &[u8]) -> Result<Option<(Host, usize)>, SocksError> {
     let Some((_, address)) = buf.split_at_checked(4) else {
         return match buf.get(3) {

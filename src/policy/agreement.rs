@@ -1,5 +1,5 @@
-//! What one guest and its provider agreed on: destinations outside of which the guest reaches nothing,
-//! whatever the list allows. An agreement never lets anything through; it only takes away.
+//! What one guest and its provider agreed on: the guest reaches no other destinations, whatever the list allows. An
+//! agreement never allows anything; it only restricts.
 
 use super::evaluation::protocol_reason;
 use super::ports::OpenPorts;
@@ -20,7 +20,7 @@ pub struct Agreement {
 }
 
 impl Agreement {
-    /// An agreement on these alone.
+    /// An agreement on only these.
     pub fn on(destinations: impl IntoIterator<Item = (Host, Reach)>) -> Agreement {
         let mut agreement = Agreement::default();
         for (host, reach) in destinations {
@@ -40,10 +40,10 @@ impl Agreement {
         agreement
     }
 
-    /// What may be spoken where the claim wants to go.
+    /// Returns the protocols that are permitted for the claim's target.
     ///
     /// # Errors
-    /// What of the claim was not agreed on: the host, the port, or what is spoken there.
+    /// The part of the claim that was not agreed on: the host, the port, or the protocol there.
     pub(super) fn limit(&self, claim: &Claim) -> Result<Protocols, Reason> {
         let reaches = self.hosts.get(&claim.target.host).ok_or(Reason::NotWhitelisted)?;
         let served = reaches.iter().filter_map(|reach| reach.serves(claim.transport, claim.target.port));
@@ -55,7 +55,7 @@ impl Agreement {
         }
     }
 
-    /// May the guest ask for the name?
+    /// May the guest look up the name?
     pub(super) fn has_name(&self, name: &HostName) -> bool {
         self.hosts.contains_key(&Host::Name(name.clone()))
     }
@@ -65,7 +65,7 @@ impl Agreement {
         self.parents.contains(name.as_str())
     }
 
-    /// Was anything agreed on for this TCP port; with `raw`, any bytes?
+    /// Was anything agreed on for this TCP port, or, with `raw`, any bytes?
     pub(super) fn opens(&self, port: u16, raw: bool) -> bool {
         if raw { self.ports.contains_raw(port, false) } else { self.ports.contains(port, false) }
     }

@@ -1,4 +1,4 @@
-//! The decision itself: what the rules found for a host say together about one claim.
+//! The decision itself: combines the rules found for a host into one decision on a claim.
 
 use super::guests::GuestPolicy;
 use super::rule::{AddressSet, Effect, Reach, Served};
@@ -13,20 +13,20 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// What one rule, whose subject takes the host, says about a claim.
+/// What one rule, whose subject matches the host, decides about a claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum RuleVerdict {
     /// Allows these protocols.
     Allows(Protocols),
     /// Denies these protocols.
     Denies(Protocols),
-    /// Would allow it but for this.
+    /// Would allow it, except for this.
     Near(Near),
-    /// Has nothing to say.
+    /// Does not apply.
     Nothing,
 }
 
-/// What keeps a rule from allowing a claim; the later, the nearer it came.
+/// What keeps a rule from allowing a claim. The later the variant, the nearer the rule came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Near {
     Expired,
@@ -46,12 +46,12 @@ impl Near {
     }
 }
 
-/// Why what is spoken may not be, where something else may.
+/// The reason for refusing this protocol where another one may be allowed.
 pub(super) fn protocol_reason(spoken: Option<Protocol>) -> Reason {
     if spoken == Some(Protocol::H2c) { Reason::H2c } else { Reason::ProtocolNotAllowed }
 }
 
-/// One claim, with what of the policy bears on it.
+/// One claim, with the parts of the policy that apply to it.
 #[derive(Debug)]
 pub(super) struct Evaluation<'a> {
     pub(super) claim: &'a Claim,
@@ -60,28 +60,28 @@ pub(super) struct Evaluation<'a> {
     ech_allowed: bool,
 }
 
-/// What all rules have said so far. It comes out the same in whatever order they speak, and if one
-/// speaks twice.
+/// The combined verdicts of all rules so far. The result does not depend on the order of the rules, or on whether a
+/// rule is added twice.
 #[derive(Debug, Default)]
 struct Verdicts<'a> {
     allowed: FirstRules,
     denied: FirstRules,
     near: Option<(Near, Place)>,
     to: AddressScope<'a>,
-    /// One that allows says `tcp://`.
+    /// Some rule that allows uses `tcp://`.
     any_bytes: bool,
     /// Some rule that allows, or denies, is not yet noted as used.
     unused: Unused,
 }
 
-/// Of which effect there are rules not yet noted as used.
+/// For which effect there are rules not yet noted as used.
 #[derive(Debug, Default)]
 struct Unused {
     allow: bool,
     deny: bool,
 }
 
-/// For each of [`EACH`] the first rule that speaks of it.
+/// For each of [`EACH`] the first rule that covers it.
 #[derive(Debug, Default)]
 struct FirstRules([Option<Place>; 4]);
 
@@ -137,9 +137,9 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     })
 }
 
-/// Notes as used all the rules that speak to this effect, not only the one that is reported: without
-/// those that stay unused, every decision so far would have come out the same. Asks them once more, but
-/// only until each has been noted.
+/// Notes as used all the rules with this effect, not only the one that is reported: without the rules that stay
+/// unused, every decision so far would have been the same. Evaluates the rules once more, but only until each has
+/// been noted.
 #[cold]
 #[inline(never)]
 fn note_use(rules: &Rules, evaluation: &Evaluation<'_>, effect: Effect) {
@@ -206,7 +206,7 @@ pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> R
 }
 
 fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {
-    // Of flows and of DNS queries alike: a guest whose query was refused never opens the flow.
+    // For flows and DNS queries alike: a guest whose query was refused never opens the flow.
     if let (Reason::DeniedByRule, Some(place)) = (reason, place) {
         rules.usage().note(place);
     }
@@ -218,7 +218,7 @@ fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
 }
 
 impl<'a> Evaluation<'a> {
-    /// Everything that can be said before the list is asked.
+    /// Checks everything that does not depend on the list.
     pub(super) fn open(policy: &'a Policy, claim: &'a Claim) -> Result<Evaluation<'a>, Reason> {
         if policy.unconfigured {
             return Err(Reason::NotConfigured);
@@ -231,7 +231,7 @@ impl<'a> Evaluation<'a> {
         Ok(Evaluation { claim, guest_policy, blocked, ech_allowed: policy.ech_allowed })
     }
 
-    /// What becomes of the claim where no rule allows it.
+    /// What happens to the claim if no rule allows it.
     fn verdict_without_rule(&self, verdicts: &Verdicts<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
         let near = verdicts.near.map(|(near, place)| (near.reason(self.claim.spoken), Some(place)));
         if self.guest_policy.mode == Mode::Whitelist {
@@ -242,19 +242,19 @@ impl<'a> Evaluation<'a> {
             () if self.blocked => Reason::PortNotAllowed,
             () => return Ok(Protocols::ALL),
         };
-        // A rule that fails at the same thing is what the operator looks for.
+        // The operator looks for a rule that fails for the same reason.
         let place = near.filter(|(same, _)| *same == reason && self.guest_policy.mode == Mode::Observe);
         Err(place.unwrap_or((reason, None)))
     }
 
-    /// What the guest's agreement leaves of what the list allows.
+    /// Limits what the list allows to what the guest's agreement allows.
     pub(super) fn agreed(&self, allowed: Protocols) -> Result<Protocols, Reason> {
         let Some(agreed) = &self.guest_policy.agreed else { return Ok(allowed) };
         let both = allowed.both(agreed.limit(self.claim)?);
         if both.is_empty() { Err(protocol_reason(self.claim.spoken)) } else { Ok(both) }
     }
 
-    /// The refusal by the `deny` rules that left nothing of `protocols`.
+    /// The refusal by the `deny` rules that left none of `protocols`.
     fn denied(&self, rules: &Rules, verdicts: &Verdicts<'_>, protocols: Protocols) -> Refusal {
         if verdicts.unused.deny {
             note_use(rules, self, Effect::Deny);
@@ -262,7 +262,7 @@ impl<'a> Evaluation<'a> {
         refusal(rules, Reason::DeniedByRule, verdicts.denied.first(protocols))
     }
 
-    /// What does this rule say?
+    /// What does this rule decide?
     pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> RuleVerdict {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
@@ -273,7 +273,7 @@ impl<'a> Evaluation<'a> {
             Effect::Allow => {
                 match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
                     (RuleVerdict::Allows(_) | RuleVerdict::Near(Near::Ech), true) => RuleVerdict::Near(Near::Expired),
-                    // A rule that is over and would not have allowed this either counts as removed.
+                    // A rule that has expired and would not have allowed this either counts as removed.
                     (_, true) => RuleVerdict::Nothing,
                     (verdict, false) => verdict,
                 }
@@ -336,7 +336,7 @@ impl FirstRules {
         spoken_of.fold(Protocols::NONE, |all, (_, protocol)| all.union(Protocols::only(protocol)))
     }
 
-    /// The first rule that speaks of any of `protocols`.
+    /// The first rule that covers any of `protocols`.
     fn first(&self, protocols: Protocols) -> Option<Place> {
         self.0
             .iter()
@@ -370,8 +370,8 @@ impl<'a> AddressScope<'a> {
     }
 }
 
-/// The `deny` rules of addresses as they bear on a name's addresses. Where the guest asked for an
-/// address itself, they have spoken already.
+/// The `deny` rules of addresses that apply to a name's addresses. If the guest asked for an address itself, they
+/// were applied already.
 fn denied_addresses(rules: &Rules, claim: &Claim) -> Arc<AddressSet> {
     let denied = rules.denied();
     match claim.target.host {

@@ -1,9 +1,9 @@
-//! Globs inside labels. A pattern has a fixed number of labels, so it is taken apart: the literal
-//! labels at its end choose a bucket by hash, then the rarest literal piece of the rest chooses the
-//! few candidates, and only what remains of those between their literal ends is matched. Remainders
-//! with classes or braces go to `globset`, with `/` for `.` so that no wildcard crosses a dot, and
-//! equal ones share a matcher; those of `*` and `?` alone are walked here, as a regex for each would
-//! take 10 KiB and be cold in every cache. Patterns without `*` and `?` are few names and become those.
+//! Globs inside labels. A pattern has a fixed number of labels, so it is split: the literal labels at its end select
+//! a bucket by hash, then the rarest literal piece of the rest selects the few candidates, and only what remains of
+//! those between their literal ends is matched. Remainders with classes or braces use `globset`, with `/` for `.` so
+//! that no wildcard crosses a dot, and equal ones share a matcher. Remainders with only `*` and `?` are matched
+//! here, as a regex for each would take 10 KiB and be cold in every cache. Patterns without `*` and `?` stand for
+//! few names and are expanded to those.
 
 use super::names::{Labels, bit, label_count};
 use super::nets::NONE;
@@ -15,13 +15,13 @@ use globset::{Candidate, GlobBuilder, GlobMatcher};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 
-/// A pattern that stands for more names than this stays a pattern.
+/// A pattern that stands for more names than this is not expanded.
 const MAX_EXPANSION: usize = 64;
 
-/// Sizes of the pieces of inner literals that are looked up at every place of a name.
+/// Sizes of the pieces of inner literals that are looked up at every position of a name.
 const WINDOWS: [usize; 4] = [8, 4, 2, 1];
 
-/// The compiled globs. A value is the newest record of a pattern; the rest are chained.
+/// The compiled globs. A value is the newest record of a pattern; the others are chained to it.
 #[derive(Debug, Default)]
 pub(super) struct Globs {
     globs: Vec<Glob>,
@@ -29,8 +29,8 @@ pub(super) struct Globs {
     tails: HashMap<Box<str>, Vec<Bucket>, RandomState>,
     /// Bit n: some literal tail has n labels.
     depths: u128,
-    /// From the hash of a bucket and a literal piece to the globs that need that piece. That two
-    /// pieces share a hash costs a comparison, no more.
+    /// From the hash of a bucket and a literal piece to the globs that need that piece. Two pieces with the same
+    /// hash cost a comparison, no more.
     groups: HashMap<u64, Box<[u32]>, RandomState>,
     hasher: RandomState,
 }
@@ -40,7 +40,7 @@ pub(super) struct Globs {
 struct Bucket {
     id: u32,
     labels: usize,
-    /// For each way to look, the lengths of the pieces in use.
+    /// For each kind of lookup, the lengths of the pieces in use.
     prefixes: Vec<usize>,
     suffixes: Vec<usize>,
     windows: Vec<usize>,
@@ -56,13 +56,13 @@ pub(super) struct Glob {
     /// Lengths of the literal ends of the part before the literal tail.
     prefix: u16,
     suffix: u16,
-    /// Length of the part before the literal tail, without the dot between.
+    /// Length of the part before the literal tail, without the dot between them.
     front: u16,
     remainder: Remainder,
     head: u32,
 }
 
-/// What stands between the literal ends.
+/// The part between the literal ends.
 #[derive(Clone, Copy, Debug)]
 enum Remainder {
     /// Literals, `*` and `?`.
@@ -71,7 +71,7 @@ enum Remainder {
     Matcher(u32),
 }
 
-/// Where a literal piece of a glob stands.
+/// Where a literal piece of a glob is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Anchor {
     Prefix,
@@ -81,7 +81,7 @@ enum Anchor {
 }
 
 impl Globs {
-    /// Calls `found` with the newest record of every pattern that takes the name, perhaps more than once.
+    /// Calls `found` with the newest record of every pattern that matches the name, perhaps more than once.
     pub(super) fn matching(&self, name: &Labels<'_>, mut found: impl FnMut(u32)) {
         if self.globs.is_empty() {
             return;
@@ -159,23 +159,23 @@ impl Globs {
 }
 
 impl Glob {
-    /// The literal labels that it ends in.
+    /// The literal labels at its end.
     pub(super) fn tail(&self) -> &str {
         tail_of(&self.pattern)
     }
 
-    /// Are there labels between the tail and the names that it takes?
+    /// Are there labels between the tail and the names that it matches?
     pub(super) fn is_deep(&self) -> bool {
         label_count(front_of(&self.pattern)) > 1 || self.scope != Scope::Exact
     }
 
-    /// Does it take names of more than `labels` labels?
+    /// Does it match names of more than `labels` labels?
     pub(super) fn reaches_past(&self, labels: usize) -> bool {
         let own = label_count(&self.pattern);
         own > labels || (own == labels && self.scope != Scope::Exact)
     }
 
-    /// What stands between the literal ends, in the pattern and in `part`, if that has those ends.
+    /// The part between the literal ends, in the pattern and in `part`, if `part` has those ends.
     fn split<'a>(&'a self, part: &'a [u8]) -> Option<(&'a [u8], &'a [u8])> {
         let front = self.pattern.as_bytes().get(..usize::from(self.front))?;
         let cut = |text: &'a [u8]| {
@@ -194,8 +194,8 @@ fn is(written: u8, path: u8) -> bool {
     written == path || (written == b'.' && path == b'/')
 }
 
-/// Does a remainder of literals, `*` and `?` take the text? As labels are matched one to one, only the
-/// last `*` need ever take more than it did.
+/// Does a remainder of literals, `*` and `?` match the text? As labels are matched one to one, only the last `*`
+/// ever has to match more than it did.
 fn takes_wild(written: &[u8], text: &[u8]) -> bool {
     let (mut w, mut t) = (0, 0);
     let mut star: Option<(usize, usize)> = None;
@@ -223,7 +223,7 @@ fn key(hasher: &RandomState, bucket: u32, anchor: Anchor, piece: &[u8]) -> u64 {
     hasher.hash_one((bucket, anchor, piece))
 }
 
-/// Gathers patterns; which literal piece of each is rarest is known only when all are there.
+/// Collects patterns. The rarest literal piece of each is known only when all have been added.
 #[derive(Debug, Default)]
 pub(super) struct Collector {
     globs: Vec<Glob>,
@@ -233,7 +233,7 @@ pub(super) struct Collector {
 }
 
 impl Collector {
-    /// The index of a checked pattern, and where its newest record is noted.
+    /// Returns the index of a checked pattern, and a reference to its newest record.
     pub(super) fn slot(&mut self, pattern: &str, scope: Scope) -> Result<(u32, &mut u32), BuildError> {
         let key = (Box::from(pattern), scope);
         let index = match self.known.get(&key) {
@@ -356,7 +356,7 @@ fn invalid(pattern: &str, problem: impl ToString) -> BuildError {
     BuildError::Glob { pattern: pattern.to_owned(), problem: problem.to_string() }
 }
 
-/// The labels of a pattern up to the last that is not literal.
+/// The labels of a pattern up to the last one that is not literal.
 fn front_of(pattern: &str) -> &str {
     let last = pattern.rfind(SPECIAL).unwrap_or(0);
     let end = pattern.get(last..).and_then(|rest| rest.find('.')).map_or(pattern.len(), |dot| last + dot);
@@ -368,7 +368,7 @@ fn tail_of(pattern: &str) -> &str {
     pattern.get(front_of(pattern).len() + 1..).unwrap_or_default()
 }
 
-/// The literal pieces by which a front can be found, cheapest first; never none.
+/// The literal pieces by which a front can be found, cheapest first; never empty.
 fn pieces(front: &str) -> Vec<(Anchor, &str)> {
     let mut pieces = Vec::new();
     let prefix = front.find(SPECIAL).unwrap_or(front.len());
@@ -386,7 +386,7 @@ fn pieces(front: &str) -> Vec<(Anchor, &str)> {
     pieces
 }
 
-/// The literal runs outside of classes and braces: those every match must contain.
+/// The literal runs outside of classes and braces, which every match must contain.
 fn inner_runs(middle: &str) -> Vec<&str> {
     let mut runs = Vec::new();
     let mut depth = 0usize;
@@ -408,7 +408,7 @@ fn inner_runs(middle: &str) -> Vec<&str> {
     runs
 }
 
-/// Checks the form of a pattern and folds runs of `*`, which `globset` would let cross dots.
+/// Checks the syntax of a pattern and folds runs of `*`, which would cross dots in `globset`.
 pub(super) fn check(pattern: &str, scope: Scope) -> Result<String, BuildError> {
     if scope == Scope::OneLabel {
         return Err(invalid(pattern, "a leading `*.` belongs to the pattern itself"));
@@ -458,7 +458,7 @@ pub(super) fn check(pattern: &str, scope: Scope) -> Result<String, BuildError> {
     }
 }
 
-/// The names that a checked pattern without `*` and `?` stands for; `None` where there are too many.
+/// The names that a checked pattern without `*` and `?` stands for; `None` if there are too many.
 pub(super) fn expand(pattern: &str) -> Option<Vec<String>> {
     if pattern.contains(['*', '?']) {
         return None;
@@ -489,14 +489,14 @@ pub(super) fn expand(pattern: &str) -> Option<Vec<String>> {
         names = names.iter().flat_map(|name| choices.iter().map(move |choice| format!("{name}{choice}"))).collect();
         rest = after;
     }
-    // An alternative may be empty; what is then no name takes none.
+    // An alternative may be empty; a text that is then not a name matches none.
     names.retain(|name| name.len() <= MAX_NAME && name.split('.').all(|label| !label.is_empty()));
     names.sort_unstable();
     names.dedup();
     Some(names)
 }
 
-/// The characters of a class such as `0-9a_`; `None` for what `globset` is to judge.
+/// The characters of a class such as `0-9a_`; `None` if `globset` must judge it.
 fn class_members(class: &str) -> Option<Vec<String>> {
     let mut members = Vec::new();
     let bytes = class.as_bytes();

@@ -1,5 +1,5 @@
-//! Who a source is, and what holds for it: each guest's mode and its view, the set of files
-//! whose `allow` rules hold for it.
+//! Which guest a source is, and what applies to it: each guest's mode and its view, the set of files whose `allow`
+//! rules apply to it.
 
 use super::agreement::Agreement;
 use super::nets::{NONE, NetTable};
@@ -11,7 +11,7 @@ use ipnet::IpNet;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Why a configuration does not go with a list.
+/// Why a configuration does not fit a list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// A guest's `whitelist` names a file that the list does not have.
@@ -22,13 +22,13 @@ pub enum PolicyError {
         /// The file's name.
         file: String,
     },
-    /// Two guests have one name.
+    /// Two guests have the same name.
     #[error("two guests are named `{name}`")]
     DuplicateName {
         /// The name.
         name: String,
     },
-    /// Two guests have one address.
+    /// Two guests have the same address.
     #[error("the guests `{first}` and `{second}` share the address {address}")]
     DuplicateAddress {
         /// The address or network.
@@ -40,19 +40,19 @@ pub enum PolicyError {
     },
 }
 
-/// Who a source is.
+/// Which guest a source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Guest<'a> {
-    /// Its declared name, or the name in its certificate; `None` where neither is there.
+    /// Its declared name, or else the name in its certificate; `None` if there is neither.
     pub name: Option<&'a str>,
-    /// Its place among the declared guests, from 0.
+    /// Its position among the declared guests, from 0.
     pub index: Option<usize>,
-    /// Is the source served at all? `false` where everything it asks is refused as
+    /// Is the source served at all? If not, all its requests are refused as
     /// [`UnknownGuest`](crate::reason::Reason::UnknownGuest).
     pub known: bool,
 }
 
-/// What holds for one source.
+/// What applies to one source.
 #[derive(Debug)]
 pub(super) struct GuestPolicy {
     pub(super) mode: Mode,
@@ -68,7 +68,7 @@ pub(super) struct Guests {
     by_name: HashMap<Box<str>, usize>,
 }
 
-/// One bit a file.
+/// One bit per file.
 #[derive(Debug, Default)]
 struct FileSet(Vec<u64>);
 
@@ -119,8 +119,7 @@ impl Guests {
         Ok(guests)
     }
 
-    /// Notes the addresses of the guest that is declared next. Of networks within one another the
-    /// narrowest counts.
+    /// Enters the addresses of the guest that is declared next. Of nested networks the narrowest counts.
     fn place(&mut self, name: &str, addresses: &[IpNet]) -> Result<(), PolicyError> {
         let index = u32::try_from(self.declared.len()).unwrap_or(NONE);
         for address in addresses {
@@ -145,7 +144,7 @@ impl Guests {
         }
     }
 
-    /// What holds for `source`; `None`: nothing, it is unknown.
+    /// What applies to `source`; `None` if it is unknown.
     pub(super) fn guest_policy(&self, source: &Source) -> Option<&GuestPolicy> {
         match self.index(source).and_then(|index| self.declared.get(index)) {
             Some((_, guest_policy)) => Some(guest_policy),
@@ -153,7 +152,7 @@ impl Guests {
         }
     }
 
-    /// A name in a certificate that nobody declared is nobody's, also at the address of a declared guest.
+    /// A certificate with an undeclared name is treated as an unknown source, even from a declared guest's address.
     fn index(&self, source: &Source) -> Option<usize> {
         match &source.certified {
             Some(name) => self.by_name.get(&**name).copied(),
@@ -163,12 +162,12 @@ impl Guests {
 }
 
 impl GuestPolicy {
-    /// Does the `allow` rule hold here?
+    /// Does the `allow` rule apply here?
     pub(super) fn sees(&self, record: &Record) -> bool {
         self.sees_file(record.place().file)
     }
 
-    /// Do the `allow` rules of this file hold here?
+    /// Do the `allow` rules of this file apply here?
     pub(super) fn sees_file(&self, file: u16) -> bool {
         self.files.contains(usize::from(file))
     }

@@ -1,10 +1,10 @@
-//! Literal names by hash: one table of exact names and of the bases of `*.base`, `**.base` and `.base`,
-//! asked once for each suffix of a name that could be in it. The names themselves are in the [`Store`].
+//! Literal names by hash: one table of exact names and of the bases of `*.base`, `**.base` and `.base`, with one
+//! lookup for each suffix of a name that could be in it. The names themselves are in the [`Store`].
 //!
-//! Among a million names a decision costs what it misses in the caches. So the table is cut into lines of
-//! 64 bytes, each with a byte of the hash beside every place: a name that is not there costs one miss, one
-//! that is there costs two, the second being its rule. A table of hashbrown's has bytes and places apart,
-//! and one for exact names and another for bases took 1.2 µs where this takes 0.5.
+//! Among a million names the cost of a decision is its cache misses. So the table is divided into lines of 64 bytes,
+//! each with a byte of the hash for every place. A name that is not in the table costs one miss. A name that is
+//! costs two, the second for its rule. A hashbrown table keeps bytes and places apart; with one for exact names and
+//! another for bases, a decision took 1.2 µs where this takes 0.5.
 
 use super::rules::BuildError;
 use super::store::{Said, Shape, Store};
@@ -12,7 +12,7 @@ use crate::cooperate;
 use foldhash::fast::RandomState;
 use std::hash::{BuildHasher, Hasher};
 
-/// A canonical name cut at its dots.
+/// A canonical name split at its dots.
 pub(super) struct Labels<'a> {
     text: &'a str,
     starts: [u8; MAX_LABELS],
@@ -25,25 +25,24 @@ const MAX_LABELS: usize = 127;
 /// The names of all rules, by the place of the first rule of each.
 #[derive(Debug, Default)]
 pub(super) struct Names {
-    /// As many as a power of two, or none.
+    /// A power of two of them, or none.
     lines: Vec<Line>,
     /// Names in all lines.
     count: usize,
-    /// Bit n: some name or base has n labels. Spares the look-up of suffixes that cannot be there.
+    /// Bit n: some name or base has n labels. Avoids the lookup of suffixes that cannot be there.
     depths: u128,
-    /// The same for bases alone.
+    /// The same, only for bases.
     base_depths: u128,
     hasher: RandomState,
 }
 
-/// A cache line of the table. A name stands in the line that its hash says, or in the first after it
-/// that had room.
+/// A cache line of the table. A name is in the line that its hash selects, or in the first line after it that had room.
 #[derive(Clone, Copy, Debug)]
 #[repr(align(64))]
 struct Line {
     tags: [u8; WIDTH],
     used: u8,
-    /// A name that belongs here stands further on.
+    /// A name that belongs here is in a later line.
     spilt: bool,
     places: [u32; WIDTH],
 }
@@ -51,10 +50,10 @@ struct Line {
 /// Names in a line.
 const WIDTH: usize = 12;
 
-/// Of a table's places no more than this part of 8 is taken: then hardly a line is full.
+/// At most this many eighths of a table's places are used, so that hardly any line is full.
 const FULL: usize = 6;
 
-/// Lines that are made before there are names for them: for 38 million.
+/// The most lines that are made before there are names for them: enough for 38 million.
 const MAX_LINES: usize = 1 << 22;
 
 impl<'a> Labels<'a> {
@@ -117,8 +116,8 @@ impl Names {
         self.find(store, self.hash(name.as_bytes()), name.as_bytes())
     }
 
-    /// Calls `found` with the first rule of the name itself, and of each base that it ends in, and with how
-    /// many labels stand in front.
+    /// Calls `found` with the first rule of the name itself and of each base that it ends in, and with the number of
+    /// labels before it.
     pub(super) fn matching(&self, store: &Store, name: &Labels<'_>, mut found: impl FnMut(u32, usize)) {
         let up_to = bit(name.count()).wrapping_sub(1);
         let mut depths = (self.base_depths & up_to) | (self.depths & bit(name.count()));
@@ -148,7 +147,7 @@ impl Names {
         self.base_depths & bit(labels) != 0
     }
 
-    /// Might the hash be that of a name in the table?
+    /// Could the hash be that of a name in the table?
     fn may_have(&self, hash: u64) -> bool {
         self.lines.get(index(hash, self.lines.len())).is_some_and(|line| line.spilt || line.has_tag(tag_of(hash)))
     }
@@ -167,7 +166,7 @@ impl Names {
         }
     }
 
-    /// Makes room for so many names.
+    /// Makes room for this many names.
     pub(super) fn make_room(&mut self, store: &Store, names: usize) {
         let lines = std::iter::successors(Some(1), |lines: &usize| lines.checked_mul(2));
         let lines = lines.take_while(|lines| *lines <= MAX_LINES).find(|lines| room(*lines) >= names);
@@ -176,7 +175,7 @@ impl Names {
         }
     }
 
-    /// So many lines, more than before.
+    /// Grows to this many lines, more than before.
     fn grow(&mut self, store: &Store, lines: usize) {
         let mut lines = vec![Line::EMPTY; lines.max(1)];
         let places = self.lines.iter().flat_map(|line| line.places.iter().take(usize::from(line.used)));
@@ -195,18 +194,18 @@ impl Names {
 impl Line {
     const EMPTY: Line = Line { tags: [0; WIDTH], used: 0, spilt: false, places: [0; WIDTH] };
 
-    /// Is the tag among those of the line? Without a branch for each.
+    /// Is the tag among those of the line? Compares without a branch for each.
     fn has_tag(&self, wanted: u8) -> bool {
         self.tags.iter().fold(false, |any, tag| any | (*tag == wanted))
     }
 }
 
-/// Names in so many lines before there must be more.
+/// How many names this many lines hold before there must be more lines.
 fn room(lines: usize) -> usize {
     lines * WIDTH / 8 * FULL
 }
 
-/// Enters a name that is not there yet. There must be room.
+/// Enters a name that is not in the table yet. There must be room.
 fn put(lines: &mut [Line], hash: u64, place: u32) {
     let (count, mut index) = (lines.len(), index(hash, lines.len()));
     while let Some(line) = lines.get_mut(index) {
@@ -221,7 +220,7 @@ fn put(lines: &mut [Line], hash: u64, place: u32) {
     }
 }
 
-/// The line of a hash in a table of so many. The tag has the other end of the hash.
+/// The line of a hash in a table of this many lines. The tag uses the other end of the hash.
 fn index(hash: u64, lines: usize) -> usize {
     usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0) & lines.wrapping_sub(1)
 }
@@ -303,7 +302,7 @@ mod tests {
     #[test]
     fn names_whose_line_is_full_stand_in_the_next() {
         let mut lines = vec![Line::EMPTY; 4];
-        // All for the last line: some stand in the first.
+        // All belong to the last line; some go to the first.
         (0..20).for_each(|place| put(&mut lines, 3, place));
         let kept: Vec<u8> = lines.iter().map(|line| line.used).collect();
         assert_eq!(kept, [8, 0, 0, 12]);

@@ -1,8 +1,7 @@
-//! Near misses, for the operator: which rule almost lets a refused flow through, and what would.
+//! Near misses, for the operator: which rule almost allows a refused flow, and what would allow it.
 //!
-//! First the rules of that very host, which fail at port, protocol, day, ECH or guest; then those of
-//! names above and below it; last a name that is one letter away. All by look-ups, none by a walk
-//! over the list.
+//! First come the rules of the same host, which fail on port, protocol, day, ECH or guest; then those of names above
+//! and below it; last a name that is one letter away. All of this uses lookups, never a walk over the list.
 
 use super::evaluation::{Evaluation, Near, RuleVerdict};
 use super::names::Labels;
@@ -13,10 +12,10 @@ use super::{NearMiss, Policy};
 use crate::identify::Claim;
 use crate::target::{Host, Protocol, Protocols, Transport};
 
-/// How many spellings are looked up at most: well under a millisecond's worth.
+/// How many spellings are looked up at most; this takes well under a millisecond.
 const MAX_SPELLINGS: u32 = 4_000;
 
-/// What a name may consist of, dots aside.
+/// The characters of a name, except dots.
 const ALPHABET: &[u8] = b"abcdefghijklmnopqrstuvwxyz0123456789-_";
 
 pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
@@ -25,7 +24,7 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
     }
     let evaluation = Evaluation::open(policy, claim).ok()?;
     if evaluation.agreed(Protocols::ALL).is_err() {
-        // Where the list is in the way as well, its rules are of no help.
+        // Even if the list also refuses the claim, its rules do not help.
         let spoken = claim.spoken.map_or_else(String::new, |spoken| format!(" for {}", spoken.as_str()));
         return Some(NearMiss {
             rule: None,
@@ -47,7 +46,7 @@ struct Search<'a> {
 
 type Found = (Record, String);
 
-/// Why a rule for the very host does not let it through; the later, the likelier the cause.
+/// Why a rule for the same host does not allow the claim. The later the variant, the likelier the cause.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Cause {
     OtherGuest,
@@ -74,7 +73,7 @@ impl<'a> Search<'a> {
         best.map(|(cause, record, compiled)| (record, self.explain(cause, &record, compiled)))
     }
 
-    /// An allow rule that is sound but for the guest it is for?
+    /// Is it an allow rule that fails only because it is for another guest?
     fn is_elsewhere(&self, record: &Record, compiled: &Compiled) -> bool {
         compiled.terms.effect == Effect::Allow && !compiled.expired() && !self.evaluation.guest_policy.sees(record)
     }
@@ -111,7 +110,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// Rules whose names are above or below the one asked for, the closest first.
+    /// Finds rules whose names are above or below the requested name, the closest first.
     fn related(&self, name: &Labels<'_>) -> Option<Found> {
         for depth in (1..=name.count()).rev() {
             let base = name.tail(depth);
@@ -131,7 +130,7 @@ impl<'a> Search<'a> {
                     return Some((record, why));
                 }
             }
-            // A name straight under a top-level domain says nothing about its neighbours.
+            // A rule for a single label is no hint for the names below it.
             if front == 0 || depth < 2 {
                 continue;
             }
@@ -162,7 +161,7 @@ impl<'a> Search<'a> {
         first
     }
 
-    /// A rule for a name with one letter more, less, changed, or swapped with its neighbour.
+    /// Finds a rule for a name with one letter more, less, changed, or swapped with its neighbour.
     fn mistyped(&self, name: &str) -> Option<Found> {
         let labels = Labels::of(name);
         let mut left = MAX_SPELLINGS;
@@ -188,7 +187,7 @@ impl<'a> Search<'a> {
                 .is_some_and(|compiled| !compiled.expired() && compiled.terms.effect == Effect::Allow)
     }
 
-    /// The rule for `host` that takes the transport, port and protocol of the claim.
+    /// The rule for `host` that would allow the transport, port and protocol of the claim.
     fn would_match(&self, host: &str) -> String {
         let claim = self.evaluation.claim;
         let port = claim.target.port;
@@ -207,7 +206,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// What a reach takes, in words.
+/// What a reach allows, in words.
 fn taken(reach: Reach) -> String {
     let on = |what: &str, ports: Ports| match ports {
         Ports::ALL => format!("{what} on every port"),
@@ -232,7 +231,7 @@ fn taken(reach: Reach) -> String {
     }
 }
 
-/// The first answer to a text that differs from `text` by one edit, as long as asking is `left`. Dots
+/// Asks about the texts that differ from `text` by one edit, at most `left` times. Returns the first answer. Dots
 /// stay where they are.
 fn one_letter_away<T>(text: &str, left: &mut u32, mut ask: impl FnMut(&str) -> Option<T>) -> Option<T> {
     let mut ask = |bytes: &[u8]| {

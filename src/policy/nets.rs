@@ -1,6 +1,6 @@
-//! Addresses by prefix: a table from networks to values, looked up once for each prefix length in
-//! use, and the [`AddressSet`] of `deny` rules that an upstream address is held against. IPv4-mapped
-//! IPv6 (RFC 4291 §2.5.5.2) is IPv4 throughout.
+//! Addresses by prefix: a table from networks to values, with one lookup for each prefix length in use, and the
+//! [`AddressSet`] of `deny` rules that an upstream address is checked against. IPv4-mapped IPv6 (RFC 4291 §2.5.5.2)
+//! is always IPv4.
 
 use super::rule::Reach;
 use crate::target::{Protocol, Transport};
@@ -32,7 +32,7 @@ struct Prefix {
 }
 
 impl NetTable {
-    /// The value at `net`, `NONE` at first.
+    /// The value at `net`, initially `NONE`.
     pub(super) fn slot(&mut self, net: IpNet) -> &mut u32 {
         let prefix = Prefix::of(net);
         let lengths = if prefix.v6 { &mut self.lengths_v6 } else { &mut self.lengths_v4 };
@@ -45,7 +45,7 @@ impl NetTable {
         &mut entry.or_insert((prefix, NONE)).into_mut().1
     }
 
-    /// The values of all networks that hold `address`, longest prefix first.
+    /// The values of all networks that contain `address`, longest prefix first.
     pub(super) fn holding(&self, address: IpAddr) -> impl Iterator<Item = u32> {
         let (bits, v6, width) = match address.to_canonical() {
             IpAddr::V4(v4) => (u128::from(v4.to_bits()), false, 32),
@@ -94,15 +94,15 @@ fn keep(bits: u128, length: u8, width: u8) -> u128 {
     bits.checked_shr(drop).and_then(|kept| kept.checked_shl(drop)).unwrap_or(0)
 }
 
-/// The addresses that `deny` rules refuse a flow. Cloning is cheap; [`contains`](Self::contains)
-/// takes one hash look-up for each prefix length in use, however many networks there are.
+/// The addresses that `deny` rules refuse to a flow. Cloning is cheap; [`contains`](Self::contains) takes one hash
+/// lookup for each prefix length in use, however many networks there are.
 #[derive(Clone, Debug, Default)]
 pub struct AddressSet {
     nets: Arc<DeniedNets>,
     concern: Concern,
 }
 
-/// Which of the networks count.
+/// Which of the networks apply.
 #[derive(Clone, Copy, Debug, Default)]
 enum Concern {
     /// All: each is denied wholly.
@@ -110,7 +110,7 @@ enum Concern {
     All,
     /// Those that are denied to one flow.
     Flow(Transport, u16, Option<Protocol>),
-    /// Those that are denied whatever the flow.
+    /// Those that are denied to every flow.
     Whole,
 }
 
@@ -119,7 +119,7 @@ enum Concern {
 pub(super) struct DeniedNets {
     table: NetTable,
     links: Vec<(Reach, u32)>,
-    /// Not every network is denied wholly.
+    /// Some network is not denied wholly.
     partial: bool,
 }
 
@@ -133,12 +133,12 @@ impl AddressSet {
         AddressSet { nets: Arc::new(denied), concern: Concern::All }
     }
 
-    /// Is `address` denied? IPv4-mapped IPv6 addresses are judged as IPv4.
+    /// Is `address` denied? IPv4-mapped IPv6 addresses are treated as IPv4.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.nets.table.holding(address).any(|head| self.nets.reaches(head).any(|reach| self.concerns(reach)))
     }
 
-    /// Is there no network in it?
+    /// Does it contain no network?
     pub fn is_empty(&self) -> bool {
         self.nets.table.is_empty()
     }
@@ -152,13 +152,13 @@ impl AddressSet {
         self.nets.partial
     }
 
-    /// What of the set holds for one flow. While it is not known what is spoken, whatever is denied
-    /// for some protocol is denied.
+    /// The part of the set that applies to one flow. While the protocol is unknown, a network that is denied for
+    /// some protocol is denied.
     pub(super) fn narrowed(&self, transport: Transport, port: u16, spoken: Option<Protocol>) -> AddressSet {
         AddressSet { nets: Arc::clone(&self.nets), concern: Concern::Flow(transport, port, spoken) }
     }
 
-    /// What of the set holds for every flow.
+    /// The part of the set that applies to every flow.
     pub(super) fn whole(&self) -> AddressSet {
         AddressSet { nets: Arc::clone(&self.nets), concern: Concern::Whole }
     }

@@ -1,9 +1,9 @@
-//! The names above allowed names: `golem.network` and `network`, where a rule allows
-//! `*.golem.network`. DNS must not say that they do not exist, or clients that walk down from the top
-//! give up early (RFC 8020). Only a name that no rule takes is looked for here, and flows never are.
+//! The names above allowed names: `golem.network` and `network`, if a rule allows `*.golem.network`. DNS must not
+//! answer that they do not exist, or clients that walk down from the top give up early (RFC 8020). Only names that
+//! no rule matches are looked up here, and never for flows.
 //!
-//! The `allow` rules of each file lie sorted by their names read backwards, four bytes a rule, so that
-//! all names below another one are neighbours and one binary search a file finds whether there are any.
+//! The `allow` rules of each file are sorted by their names read backwards, four bytes a rule. So all names below
+//! another one are neighbours, and one binary search per file finds whether there are any.
 
 use super::globs;
 use super::rule::Effect;
@@ -15,16 +15,16 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// Characters of a name, from its end, that stand in a sorting key.
+/// How many characters of a name, from its end, are in a sorting key.
 const KEY: usize = 16;
-/// Bits that one of them takes there, and behind them all the rule's place.
+/// Bits of one character in a key, and bits of the rule's place, which follows all characters.
 const CHARACTER: u32 = 6;
 const PLACE: u32 = 32;
 /// The last character of a key.
 const LAST: u128 = (1 << CHARACTER) - 1;
 
-/// Globs with one tail that are looked at for a name between tail and pattern; where there are more,
-/// one of them is taken to match.
+/// How many globs with one tail are checked for a name between tail and pattern; if there are more, one of them
+/// counts as a match.
 const MAX_INNER: usize = 64;
 
 /// The index.
@@ -32,9 +32,9 @@ const MAX_INNER: usize = 64;
 pub(super) struct Parents {
     /// Rules of names and globs by file, then by their literal tail read backwards.
     records: Box<[u32]>,
-    /// Where the rules of each file lie in `records`.
+    /// The range of each file's rules in `records`.
     files: Vec<(u16, Range<usize>)>,
-    /// Of `records` the globs that have a label between their tail and the names they take.
+    /// The globs in `records` that have a label between their tail and the names they match.
     inner: Box<[u32]>,
     /// Literal tails of regexes, by file, then backwards.
     regexes: Vec<(u16, Box<str>)>,
@@ -43,7 +43,7 @@ pub(super) struct Parents {
 impl Parents {
     pub(super) fn of(rules: &Rules) -> Parents {
         let mut parts: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
-        // Rules of one file mostly come together.
+        // Rules of one file are mostly added together.
         let (mut last, mut part) = (0, Vec::new());
         let mut inner: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         let mut regexes = Vec::new();
@@ -82,7 +82,7 @@ impl Parents {
         Parents { records: records.into(), files, inner, regexes }
     }
 
-    /// Do the files that `sees` knows allow some name below `name`?
+    /// Do the files that `sees` accepts allow some name below `name`?
     pub(super) fn has_below(&self, rules: &Rules, name: &str, sees: impl Fn(u16) -> bool) -> bool {
         let listed = self.files.iter().filter(|(file, _)| sees(*file)).any(|(_, range)| {
             let part = self.records.get(range.clone()).unwrap_or_default();
@@ -103,14 +103,14 @@ impl Parents {
         false
     }
 
-    /// Is `name` one that lies between the tail of a glob and the names it takes, as `b.x.io` for
-    /// `a-*.b.x.io`'s sibling `a-*.*.x.io`? What stands in the labels between is not compared.
+    /// Is `name` between the tail of a glob and the names it matches, as `b.x.io` for `a-*.b.x.io`'s sibling
+    /// `a-*.*.x.io`? The labels in between are not compared.
     fn within_glob(&self, rules: &Rules, name: &str, sees: &impl Fn(u16) -> bool) -> bool {
         if self.inner.is_empty() {
             return false;
         }
         let labels = name.split('.').count();
-        // The last is that of a glob without literal labels at its end.
+        // The last one is the tail of a glob without literal labels at its end.
         let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).chain([""]);
         let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.place().file)).collect::<Vec<_>>();
         files.dedup();
@@ -140,7 +140,7 @@ impl Parents {
     }
 }
 
-/// Does one of the texts, sorted backwards, lie below `name`, or is it the tail of rules that do?
+/// Is one of the texts, sorted backwards, below `name`, or is `name` the tail of rules for names below it?
 fn has_below<'a>(count: usize, text: impl Fn(usize) -> &'a [u8], name: &str) -> bool {
     // A wildcard's base, a glob's or regex's tail; an exact name would have been found before.
     let start = first_not(0..count, |at| backwards(text(at), name.as_bytes()) == Ordering::Less);
@@ -155,7 +155,7 @@ fn has_below<'a>(count: usize, text: impl Fn(usize) -> &'a [u8], name: &str) -> 
     first < count && text(first).ends_with(below)
 }
 
-/// The first place at which `is_before` does not hold; it holds for none behind.
+/// Returns the first position at which `is_before` does not hold; it holds for none after that.
 fn first_not(mut range: Range<usize>, is_before: impl Fn(usize) -> bool) -> usize {
     while range.start < range.end {
         let middle = range.start + (range.end - range.start) / 2;
@@ -181,10 +181,10 @@ fn backwards(one: &[u8], other: &[u8]) -> Ordering {
     one.iter().rev().cmp(other.iter().rev())
 }
 
-/// Sorts places of rules by their texts read backwards, of which the last `done` characters are the same.
+/// Sorts places of rules by their texts read backwards; the last `done` characters of all texts are the same.
 ///
-/// The characters next to them are put beside each place and compared as one number, so that texts, which
-/// are anywhere in memory, are read once for so many characters and not at each comparison.
+/// The characters next to them are put beside each place and compared as one number. So a text, which may be
+/// anywhere in memory, is read once for that many characters and not at each comparison.
 fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) {
     for entry in &mut *entries {
         cooperate::step();
@@ -195,7 +195,7 @@ fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) 
         one.cmp(other)
     });
     for alike in entries.chunk_by_mut(|one, other| one >> PLACE == other >> PLACE) {
-        // A text that has ended is the same as the others.
+        // A text that has ended is equal to the others.
         let goes_on = alike.first().is_some_and(|entry| (entry >> PLACE) & LAST != 0);
         if alike.len() > 1 && goes_on {
             sort(alike, done + KEY, text);
@@ -203,14 +203,14 @@ fn sort<'a>(entries: &mut [u128], done: usize, text: &impl Fn(u32) -> &'a [u8]) 
     }
 }
 
-/// The last characters of a text without the `done` at its end. A text that ends sooner has zeros there,
-/// and nothing but the end is smaller than any character of a name.
+/// The last characters of a text without the `done` at its end. A text that ends sooner has zeros there, and only
+/// the end is smaller than any character of a name.
 fn key(text: &[u8], done: usize) -> u128 {
     let last = text.iter().rev().skip(done).map(|byte| rank(*byte)).chain(std::iter::repeat(0)).take(KEY);
     last.fold(0, |key, rank| key << CHARACTER | u128::from(rank))
 }
 
-/// The rank of a byte among those that names are made of.
+/// The rank of a byte among those that names consist of.
 fn rank(byte: u8) -> u8 {
     match byte {
         b'-' => 1,
@@ -218,14 +218,14 @@ fn rank(byte: u8) -> u8 {
         b'0'..=b'9' => byte - b'0' + 3,
         b'_' => 13,
         b'a'..=b'z' => byte - b'a' + 14,
-        // No name has others; any rank will do as long as the order is one.
+        // Names contain no other bytes; any rank will do as long as the order is consistent.
         _ => 0,
     }
 }
 
 /// The rule's place in the store, from an entry of the sort.
 fn place(entry: u128) -> u32 {
-    // What is above is the key.
+    // The bits above are the key.
     u32::try_from(entry & u128::from(u32::MAX)).unwrap_or(u32::MAX)
 }
 

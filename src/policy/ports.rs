@@ -1,14 +1,14 @@
-//! The TCP ports that any rule of a list could allow: asked before a guest has shown a name, so that a
+//! The TCP ports that any rule of a list could allow. They are checked before a guest has shown a name, so that a
 //! connection to a port which no name could open is refused at once instead of at a deadline.
 
 use super::rule::{Effect, Ports, Reach};
 use super::rules::Compiled;
 
-/// The ports, as ranges in order and apart.
+/// The ports, as ordered ranges that do not touch.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct OpenPorts {
     any: Box<[Ports]>,
-    /// Those that a rule names singly, which lifts `blocked_ports`.
+    /// Those that a rule names as a single port, which lifts `blocked_ports`.
     named: Box<[Ports]>,
     /// Those on which a rule allows any bytes.
     raw: Box<[Ports]>,
@@ -53,7 +53,7 @@ fn tcp_ports(reach: Reach) -> [Option<Ports>; 2] {
     }
 }
 
-/// Where any bytes will do: on ports 80 and 443 only what says so (`tcp://`), see [`Reach::serves`].
+/// Where any bytes may pass: on ports 80 and 443 only with `tcp://`, see [`Reach::serves`].
 fn raw_ports(reach: Reach) -> [Option<Ports>; 3] {
     match reach {
         Reach::Tcp(ports) => [Some(ports), None, None],

@@ -1,8 +1,8 @@
-//! Regex rules: all of them in one set, so that a name is scanned once however many there are.
+//! Regex rules: all of them in one set, so that a name is scanned once, however many there are.
 //!
-//! A pattern is parsed by itself and printed back from its syntax tree before it is anchored or
-//! joined: text such as `a)|(b` or a comment in verbose mode can thus not break out of the anchors.
-//! Names are ASCII, so character classes are cut down to ASCII, which keeps the automaton small.
+//! A pattern is parsed alone and printed back from its syntax tree before it is anchored or joined. So text such as
+//! `a)|(b`, or a comment in verbose mode, cannot escape the anchors. Names are ASCII, so character classes are
+//! reduced to ASCII, which keeps the automaton small.
 
 use super::nets::NONE;
 use super::rules::BuildError;
@@ -24,10 +24,10 @@ const CACHE_SIZE: usize = 8 << 20;
 /// Depth of nested groups.
 const MAX_NESTING: u32 = 50;
 
-/// Names that all names of one regex lie below.
+/// Names above all names that one regex matches.
 type Tails = Box<[Box<str>]>;
 
-/// The compiled set. A value is the newest record of a regex; the rest are chained.
+/// The compiled set. A value is the newest record of a regex; the others are chained to it.
 #[derive(Debug, Default)]
 pub(super) struct Regexes {
     set: Option<RegexSet>,
@@ -37,10 +37,10 @@ pub(super) struct Regexes {
 }
 
 impl Regexes {
-    /// Calls `found` with the newest record of every regex that takes the name.
+    /// Calls `found` with the newest record of every regex that matches the name.
     pub(super) fn matching(&self, name: &str, mut found: impl FnMut(u32)) {
         let Some(set) = &self.set else { return };
-        // Most names match nothing, and that answer takes no allocation.
+        // Most names match nothing, and this check needs no allocation.
         if set.is_match(name) {
             for head in set.matches(name).into_iter().filter_map(|index| self.heads.get(index)) {
                 found(*head);
@@ -48,7 +48,7 @@ impl Regexes {
         }
     }
 
-    /// The names that all names of the regex at `index` lie below, as far as they can be told.
+    /// The names above all names of the regex at `index`, as far as they can be determined.
     pub(super) fn tails(&self, index: usize) -> impl Iterator<Item = &str> {
         self.tails.get(index).into_iter().flatten().map(|tail| &**tail)
     }
@@ -59,7 +59,7 @@ impl Regexes {
     }
 }
 
-/// Gathers regexes.
+/// Collects regexes.
 #[derive(Debug, Default)]
 pub(super) struct RegexesBuilder {
     printed: Vec<String>,
@@ -70,8 +70,8 @@ pub(super) struct RegexesBuilder {
 }
 
 impl RegexesBuilder {
-    /// The index of a regex, and where its newest record is noted. `search`: as yagna reads it,
-    /// anywhere in the name, in either case, white space ignored; else it must match the whole name.
+    /// Returns the index of a regex, and a reference to its newest record. `search`: as yagna reads it, anywhere in
+    /// the name, in either case, white space ignored; otherwise it must match the whole name.
     pub(super) fn slot(&mut self, pattern: &str, search: bool) -> Result<(u32, &mut u32), BuildError> {
         let key = (Box::from(pattern), search);
         let index = match self.known.get(&key) {
@@ -109,8 +109,7 @@ impl RegexesBuilder {
     }
 }
 
-/// Checks one regex and prints it so that it can stand in the set; with it the names that all names it
-/// takes lie below.
+/// Checks one regex and prints it in a form for the set. Also returns the names above all names that it matches.
 fn compile(pattern: &str, search: bool) -> Result<(String, Tails), BuildError> {
     let problem = |error: &dyn std::fmt::Display| BuildError::Regex { problem: last_line(&error.to_string()) };
     let tree = ParserBuilder::new()
@@ -129,8 +128,8 @@ fn compile(pattern: &str, search: bool) -> Result<(String, Tails), BuildError> {
     }
 }
 
-/// What follows the first dot of each literal that the names of a regex end in. None where it does not
-/// say how they end, as yagna's regexes need not.
+/// What follows the first dot of each literal that the names of a regex end in. Empty if the regex does not
+/// determine how they end, as yagna's regexes need not.
 fn tails(tree: &Hir, search: bool) -> Tails {
     if search && !tree.properties().look_set_suffix().contains(Look::End) {
         return Box::default();
@@ -148,7 +147,7 @@ fn tails(tree: &Hir, search: bool) -> Tails {
     tails.into()
 }
 
-/// The same tree without the characters that no name has.
+/// The same tree without the characters that no name contains.
 fn in_ascii(tree: Hir) -> Hir {
     match tree.into_kind() {
         HirKind::Empty => Hir::empty(),
@@ -163,14 +162,14 @@ fn in_ascii(tree: Hir) -> Hir {
             repetition.sub = Box::new(in_ascii(*repetition.sub));
             Hir::repetition(repetition)
         }
-        // What a group captures is of no interest here.
+        // The text that a group captures is not needed here.
         HirKind::Capture(capture) => in_ascii(*capture.sub),
         HirKind::Concat(parts) => Hir::concat(parts.into_iter().map(in_ascii).collect()),
         HirKind::Alternation(parts) => Hir::alternation(parts.into_iter().map(in_ascii).collect()),
     }
 }
 
-/// The parser draws a picture over several lines; the last says what is wrong.
+/// The parser draws a picture over several lines; the last line describes the error.
 fn last_line(text: &str) -> String {
     let line = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or_default();
     line.trim().trim_start_matches("error: ").to_owned()

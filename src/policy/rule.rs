@@ -1,4 +1,4 @@
-//! The rule language as data: what a line of a whitelist file means, whoever wrote it down.
+//! The rule language as data: what a line of a whitelist file means, whatever its source.
 
 use crate::target::{Protocols, Transport};
 use ipnet::IpNet;
@@ -9,16 +9,16 @@ pub use super::nets::AddressSet;
 /// Allow or deny.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Effect {
-    /// Lets through.
+    /// Allows a flow.
     Allow,
-    /// Refuses, whatever else allows.
+    /// Refuses a flow, whatever other rules allow.
     Deny,
 }
 
 /// How far below (or at) a base name a rule reaches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// `base` alone.
+    /// Only `base`.
     Exact,
     /// `*.base`: exactly one label in front.
     OneLabel,
@@ -38,10 +38,9 @@ pub enum Subject<'a> {
         /// The reach.
         scope: Scope,
     },
-    /// A name with globs inside labels. Lower-case; `*` and `?` never cross a dot; classes hold
-    /// ranges and single characters of `a-z 0-9 _ -`, never a negation; braces hold no dots.
-    /// `scope` says what stood in front: `Exact` nothing, `Below` `**.`, `SelfAndBelow` `.`
-    /// (a leading `*.` is a label of the pattern itself).
+    /// A name with globs inside labels. Lower-case; `*` and `?` never cross a dot; classes contain ranges and single
+    /// characters of `a-z 0-9 _ -`, never a negation; braces contain no dots. `scope` is the prefix in front:
+    /// `Exact` none, `Below` `**.`, `SelfAndBelow` `.` (a leading `*.` is a label of the pattern itself).
     Glob {
         /// The pattern after the prefix, e.g. `api-*.example.com`.
         pattern: &'a str,
@@ -50,9 +49,9 @@ pub enum Subject<'a> {
     },
     /// A regex that must match the whole canonical name.
     Regex(&'a str),
-    /// A regex of yagna's: searched, case-insensitive, white space ignored.
+    /// A regex from yagna: searched, case-insensitive, white space ignored.
     SearchRegex(&'a str),
-    /// Addresses, where the guest asks for an address.
+    /// Addresses, for a guest that asks for an address.
     Net(IpNet),
 }
 
@@ -68,7 +67,7 @@ pub struct Ports {
 impl Ports {
     /// Every port.
     pub const ALL: Ports = Ports { first: 1, last: u16::MAX };
-    /// Is `port` within?
+    /// Is `port` in the range?
     pub const fn contains(self, port: u16) -> bool {
         self.first <= port && port <= self.last
     }
@@ -85,7 +84,7 @@ pub enum Reach {
     Http(Ports),
     /// `https://`.
     Https(Ports),
-    /// `tcp://`: any bytes, HTTP/2 in clear among them.
+    /// `tcp://`: any bytes, including HTTP/2 in clear.
     Tcp(Ports),
     /// `udp://`.
     Udp(Ports),
@@ -97,16 +96,16 @@ pub enum Reach {
     Everything,
 }
 
-/// How a rule answers for one transport and port.
+/// What a rule allows on one transport and port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Served {
-    /// What may be spoken (on UDP and QUIC: all).
+    /// The permitted protocols (on UDP and QUIC: all).
     pub protocols: Protocols,
     /// The rule names that very port (so that it lifts `blocked_ports`).
     pub names_port: bool,
 }
 
-/// What a rule says beside its subject. Interned: many rules share one.
+/// What a rule says besides its subject. Interned: many rules share one.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Terms {
     /// Allow or deny.
@@ -117,19 +116,19 @@ pub struct Terms {
     pub ech_allowed: bool,
     /// `to=`.
     pub to: Option<Arc<[IpNet]>>,
-    /// `until=`: the last day (UTC) on which the rule holds.
+    /// `until=`: the last day (UTC) on which the rule applies.
     pub until: Option<jiff::civil::Date>,
 }
 
 impl Reach {
-    /// Does the reach take in `port` on `transport`, and for what? A reach of UDP takes in QUIC on
-    /// its ports, as that is UDP with a name to judge.
+    /// Does the reach include `port` on `transport`, and for which protocols? A UDP reach includes QUIC on its
+    /// ports, because that is UDP with a name to judge.
     pub fn serves(self, transport: Transport, port: u16) -> Option<Served> {
         use crate::target::Protocol::{H2c, Http, Tls};
         let by_port = match port {
             80 => Protocols::only(Http),
             443 => Protocols::only(Tls),
-            // Names that show must be the host's, and those of HTTP/2 are not read.
+            // Names that a stream shows must be the host's, and those of HTTP/2 are not read.
             _ => Protocols::ALL.without(Protocols::only(H2c)),
         };
         let (wanted, ports, protocols) = match self {
@@ -149,8 +148,8 @@ impl Reach {
         (carried && ports.contains(port)).then_some(Served { protocols, names_port })
     }
 
-    /// Which protocols on `port` does a `deny` rule of this reach refuse? As [`serves`](Self::serves),
-    /// but `deny host:443` refuses whatever is spoken on the port.
+    /// Which protocols on `port` does a `deny` rule of this reach refuse? As [`serves`](Self::serves), but
+    /// `deny host:443` refuses every protocol on the port.
     pub fn denies(self, transport: Transport, port: u16) -> Option<Protocols> {
         let served = self.serves(transport, port)?;
         Some(match self {

@@ -1,6 +1,6 @@
-//! The compiled list: every rule of every file in one immutable index, made once for each reload
-//! and shared by all guests. Finding the rules of a host takes time in the length of the name, not
-//! in the number of rules. What the rules found mean is for `judge`.
+//! The compiled list: every rule of every file in one immutable index, made once for each reload and shared by all
+//! guests. The time to find the rules of a host depends on the length of the name, not on the number of rules.
+//! `evaluation` decides what the rules found mean.
 
 use super::globs::{self, Globs};
 use super::names::{Labels, Names};
@@ -19,20 +19,20 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// A file of the list, by the order in which [`Builder::file`] first heard of it.
+/// A file of the list, numbered in the order in which [`Builder::file`] first received them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FileId(pub(super) u16);
 
 /// Why a rule or a list cannot be compiled; the text is for the operator.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BuildError {
-    /// No name to begin with: empty where one is needed, or longer than a name can be.
+    /// Not a name: empty where one is required, or longer than a name can be.
     #[error("`{name}` is no host name")]
     Name {
-        /// What was to be one, cut at the length of the longest name.
+        /// The text in the place of the name, cut at the length of the longest name.
         name: String,
     },
-    /// A glob out of form.
+    /// A malformed glob.
     #[error("the pattern `{pattern}` is not valid: {problem}")]
     Glob {
         /// As given.
@@ -40,13 +40,13 @@ pub enum BuildError {
         /// What is wrong.
         problem: String,
     },
-    /// A regex out of form.
+    /// A malformed regex.
     #[error("the regex is not valid: {problem}")]
     Regex {
-        /// What is wrong, as the parser puts it.
+        /// What is wrong, in the parser's words.
         problem: String,
     },
-    /// One regex compiles to more than its share.
+    /// One regex exceeds the limit on its compiled size.
     #[error("the regex is too large: compiled it may take {limit} KiB; write shorter repetitions")]
     RegexTooLarge {
         /// The limit in KiB.
@@ -81,7 +81,7 @@ pub enum RuleKind {
     Regex,
     /// Addresses.
     Address,
-    /// `deny` rules of any form; they count here alone.
+    /// `deny` rules of any form; they are counted only here.
     Deny,
 }
 
@@ -114,7 +114,7 @@ impl RuleKind {
     }
 }
 
-/// The compiled list. Immutable but for what is noted of its use; shared by `Arc`.
+/// The compiled list. Immutable, except for the notes of use and expiry; shared by `Arc`.
 #[derive(Debug, Default)]
 pub struct Rules {
     files: Vec<Arc<str>>,
@@ -124,7 +124,7 @@ pub struct Rules {
     globs: Globs,
     regexes: Regexes,
     nets: NetTable,
-    /// The networks of address rules as written; their rules hold the index.
+    /// The networks of address rules as written; the rules hold the index.
     networks: Vec<IpNet>,
     parents: Parents,
     denied: Arc<AddressSet>,
@@ -135,7 +135,7 @@ pub struct Rules {
     usage: Usage,
 }
 
-/// Interned terms with what the day makes of them.
+/// Interned terms, and whether they have expired.
 #[derive(Debug)]
 pub(super) struct Compiled {
     pub(super) terms: Terms,
@@ -163,7 +163,7 @@ impl Shape {
         }
     }
 
-    /// Does a name rule take a name with `front` labels before its base?
+    /// Does a name rule match a name with `front` labels before its base?
     fn takes(self, front: usize) -> bool {
         match self {
             Shape::Exact => front == 0,
@@ -186,8 +186,8 @@ impl Rules {
         self.next_expiry
     }
 
-    /// From now on rules whose last day was before `today` count as removed. `deny` rules of addresses go
-    /// on to hold for the addresses of names, until the list is built again.
+    /// Makes rules whose last day was before `today` count as removed. `deny` rules of addresses still apply to the
+    /// addresses of names until the list is built again.
     pub fn expire(&self, today: Date) {
         let over = |compiled: &&Compiled| compiled.terms.until.is_some_and(|until| until < today);
         self.terms.iter().filter(over).for_each(|compiled| compiled.expired.store(true, Ordering::Relaxed));
@@ -198,14 +198,14 @@ impl Rules {
         &self.files
     }
 
-    /// How many lines have a rule that was used. A rule is used when it allows a flow that passes,
-    /// alone or beside others, or denies one that is refused.
+    /// How many lines have a rule that was used. A rule is used when it allows a flow that passes, alone or with
+    /// others, or denies one that is refused.
     pub fn used(&self) -> u64 {
         self.usage.count()
     }
 
-    /// The lines with a rule that was used: file and line, in the order of the files. Of rules that say
-    /// the same in one file, the first stands for all.
+    /// The lines with a rule that was used: file and line, in the order of the files. Of identical rules in one
+    /// file, the first stands for all.
     pub fn used_lines(&self) -> impl Iterator<Item = (&Arc<str>, u32)> {
         self.usage.lines().filter_map(|(file, line)| Some((self.files.get(file)?, line)))
     }
@@ -218,7 +218,7 @@ impl Rules {
         self.marks(|record| self.usage.contains(record.place())).map(|(mark, _)| mark).collect()
     }
 
-    /// Notes as used what was used in another version of the list. Takes time in the number of all rules.
+    /// Notes as used the rules that were used in another version of the list. Takes time in the number of all rules.
     pub fn note_used(&self, marks: &HashSet<Mark>) {
         if !marks.is_empty() {
             self.marks(|_| true).filter(|(mark, _)| marks.contains(mark)).for_each(|(_, place)| self.usage.note(place));
@@ -239,12 +239,12 @@ impl Rules {
         })
     }
 
-    /// What is noted of the use of rules.
+    /// The notes of which rules were used.
     pub(super) fn usage(&self) -> &Usage {
         &self.usage
     }
 
-    /// Calls `found` with every rule whose subject takes `host`, in no order; the same one perhaps more than once.
+    /// Calls `found` with every rule whose subject matches `host`, in no order, perhaps more than once for one rule.
     pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(Record, &'a Compiled)) {
         let mut report = |record: Record| {
             if let Some(terms) = self.terms.get(record.terms as usize) {
@@ -268,12 +268,12 @@ impl Rules {
         self.regexes.matching(name, |head| self.chain(Some(head)).for_each(&mut report));
     }
 
-    /// Calls `found` with every glob rule that takes the name.
+    /// Calls `found` with every glob rule that matches the name.
     pub(super) fn matching_globs(&self, name: &Labels<'_>, mut found: impl FnMut(Record)) {
         self.globs.matching(name, |head| self.chain(Some(head)).for_each(&mut found));
     }
 
-    /// The rules chained from `head` on.
+    /// The rules chained from `head`.
     pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
         self.store.chain(head)
     }
@@ -295,12 +295,12 @@ impl Rules {
         Some(super::Location { file, line: place.line })
     }
 
-    /// The networks that `deny` rules refuse to names.
+    /// The networks of `deny` rules, which apply to the addresses of names.
     pub(super) fn denied(&self) -> &Arc<AddressSet> {
         &self.denied
     }
 
-    /// An empty set, to be shared.
+    /// An empty set to share.
     pub(super) fn none_denied(&self) -> &Arc<AddressSet> {
         &self.none_denied
     }
@@ -342,12 +342,12 @@ impl Rules {
         self.globs.get(self.store.index(record) as usize)
     }
 
-    /// The names, if any, that all names of a regex rule lie below.
+    /// The names, if any, above all names of a regex rule.
     pub(super) fn regex_tails(&self, record: &Record) -> impl Iterator<Item = &str> {
         self.regexes.tails(self.store.index(record) as usize)
     }
 
-    /// Do the files that `sees` knows allow some name below `name`?
+    /// Do the files that `sees` accepts allow some name below `name`?
     pub(super) fn allow_below(&self, name: &str, sees: impl Fn(u16) -> bool) -> bool {
         self.parents.has_below(self, name, sees)
     }
@@ -368,7 +368,7 @@ impl Rules {
     }
 }
 
-/// A network as in a rule: a whole address without its length, IPv6 in brackets.
+/// A network as written in a rule: a single address without its length, IPv6 in brackets.
 fn written_net(net: &IpNet) -> String {
     let whole = net.prefix_len() == net.max_prefix_len();
     match net {
@@ -413,13 +413,13 @@ impl Builder {
         }
     }
 
-    /// Makes room for so many names at once, instead of little by little.
+    /// Makes room for this many names at once, instead of little by little.
     pub fn make_room(&mut self, names: usize) {
         self.rules.names.make_room(&self.rules.store, names);
     }
 
-    /// The id of a file, by its name within the whitelist dir. Of two rules that decide alike the one
-    /// in the file named first is reported, so name files in the order of the list.
+    /// Returns the id of a file, by its name within the whitelist dir. Of two rules that decide alike, the one in
+    /// the file named first is reported, so name files in the order of the list.
     pub fn file(&mut self, name: &str) -> FileId {
         if let Some(id) = self.files.get(name) {
             return *id;
@@ -473,7 +473,7 @@ impl Builder {
     /// Compiles what was collected.
     ///
     /// # Errors
-    /// When the list as a whole is beyond a limit.
+    /// If the list as a whole exceeds a limit.
     pub fn build(mut self) -> Result<Rules, BuildError> {
         if self.overflow {
             return Err(BuildError::TooLarge);

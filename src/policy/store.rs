@@ -1,19 +1,18 @@
-//! All rules in one run of bytes: sixteen bytes each, and behind them the rule's own text. What a
-//! decision reads of a rule thus mostly lies in one or two cache lines, and a million rules take
-//! little more than their text.
+//! All rules in one run of bytes: sixteen bytes each, followed by the rule's own text. So what a decision reads of a
+//! rule is mostly in one or two cache lines, and a million rules take little more than their text.
 
 use super::nets::NONE;
 use super::rules::BuildError;
 use crate::cooperate;
 use crate::name::MAX_NAME;
 
-/// How many rules of one subject are compared with a new one to drop what was said before.
+/// How many rules of one subject are compared with a new one to drop duplicates.
 const DEDUPLICATED: usize = 8;
 
 /// Bytes of a rule without its text.
 const HEADER: usize = 16;
 
-/// Length that says: the text is that of another record, whose place stands here.
+/// The length that means: the text is that of another record, whose place is stored here.
 const ELSEWHERE: u8 = u8::MAX;
 
 /// Rules by their place in the run.
@@ -33,21 +32,21 @@ pub(super) struct Record {
     pub(super) said: Said,
 }
 
-/// Where a rule stands and what sort of subject it has.
+/// The position of a rule and its kind of subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Said {
     pub(super) place: Place,
     pub(super) shape: Shape,
 }
 
-/// Where a rule stands, in the order in which rules are reported.
+/// The position of a rule, in the order in which rules are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Place {
     pub(super) file: u16,
     pub(super) line: u32,
 }
 
-/// What sort of subject a rule has.
+/// The kind of subject that a rule has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Shape {
@@ -76,14 +75,14 @@ impl Record {
 }
 
 impl Store {
-    /// Adds the first rule of a name; its place is what a table keeps.
+    /// Adds the first rule of a name. Returns its place, which a table keeps.
     pub(super) fn push_name(&mut self, said: Said, terms: u32, name: &str) -> Result<u32, BuildError> {
         let length = u8::try_from(name.len()).ok().filter(|length| usize::from(*length) <= MAX_NAME);
         let length = length.ok_or_else(|| BuildError::Name { name: name.chars().take(MAX_NAME).collect() })?;
         self.push(said, terms, NONE, length, name.as_bytes())
     }
 
-    /// Adds another rule of the name whose first is at `head`, unless the same was said before.
+    /// Adds another rule of the name whose first rule is at `head`, unless it is a duplicate.
     pub(super) fn push_same_name(&mut self, said: Said, terms: u32, head: u32) -> Result<(), BuildError> {
         if self.said_before(head, said, terms) {
             return Ok(());
@@ -94,8 +93,8 @@ impl Store {
         Ok(())
     }
 
-    /// Adds a rule whose subject is kept elsewhere under `index`, in front of the chain at `head`,
-    /// unless the same was said before.
+    /// Adds a rule whose subject is kept elsewhere under `index`, in front of the chain at `head`, unless it is a
+    /// duplicate.
     pub(super) fn push_index(&mut self, said: Said, terms: u32, index: u32, head: &mut u32) -> Result<(), BuildError> {
         if self.said_before(*head, said, terms) {
             return Ok(());
@@ -115,12 +114,12 @@ impl Store {
         })
     }
 
-    /// The rules chained from `head` on.
+    /// The rules chained from `head`.
     pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
         std::iter::successors(head.and_then(|head| self.get(head)), |last| self.get(last.next))
     }
 
-    /// All rules, in the order in which they were added. Takes a while where there are many.
+    /// All rules, in the order in which they were added. Takes long if there are many.
     pub(super) fn all(&self) -> impl Iterator<Item = Record> {
         std::iter::successors(self.get(0), |last| {
             cooperate::step();
@@ -130,7 +129,7 @@ impl Store {
         })
     }
 
-    /// The name of the rule at `at`, the first of its name.
+    /// The name of the rule at `at`, which is the first rule of its name.
     pub(super) fn name_at(&self, at: u32) -> &[u8] {
         let length = self.header(at).map_or(0, |header| header[14]);
         let start = (at as usize).saturating_add(HEADER);
@@ -142,7 +141,7 @@ impl Store {
         std::str::from_utf8(self.name_bytes(record)).unwrap_or_default()
     }
 
-    /// The same as bytes, for whoever would have to check so many of them.
+    /// The same as bytes, so that a caller with many names need not check each one as UTF-8.
     pub(super) fn name_bytes(&self, record: &Record) -> &[u8] {
         let elsewhere = self.header(record.at).is_some_and(|header| header[14] == ELSEWHERE);
         self.name_at(if elsewhere { self.index(record) } else { record.at })
@@ -174,7 +173,7 @@ impl Store {
         Ok(at)
     }
 
-    /// Does one of the first rules from `head` on say the same? It then keeps the earlier line.
+    /// Is one of the first rules from `head` a duplicate? It then keeps the earlier line.
     fn said_before(&mut self, head: u32, said: Said, terms: u32) -> bool {
         let same = self
             .chain(Some(head))

@@ -1,5 +1,5 @@
-//! What the policy must do, by the sentences of the rule language; `written` is a small reader of
-//! rule lines for these tests alone, `oracle` holds it all against a naive matcher.
+//! What the policy must do, sentence by sentence of the rule language. `written` is a small reader of rule lines for
+//! these tests only; `oracle` compares everything with a naive matcher.
 
 mod agreements;
 mod guests;
@@ -54,7 +54,7 @@ fn in_mode(mode: Mode, lines: &[&str]) -> Policy {
     Policy::new(rules(lines), PolicySettings { mode, ..settings() }).unwrap()
 }
 
-/// A TCP flow of which nothing has been read yet.
+/// A TCP flow from which nothing has been read yet.
 fn claim(target: &str) -> Claim {
     Claim {
         source: IpAddr::from([10, 42, 42, 7]).into(),
@@ -91,7 +91,7 @@ fn allowed_by(policy: &Policy, claim: &Claim) -> Option<String> {
     policy.decide(claim).unwrap().rule().map(ToString::to_string)
 }
 
-/// Which of `hosts` the rule lets through.
+/// Checks which of `hosts` the rule allows.
 #[track_caller]
 fn takes(rule: &str, hosts: &[&str], not: &[&str]) {
     let policy = policy(&[rule]);

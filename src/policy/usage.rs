@@ -1,19 +1,19 @@
-//! Which rules have been used: a bit for each line of each file, set when a rule on it first speaks
-//! for a flow that passes, or refuses one. What is made of it is for the operator's tools.
+//! Which rules have been used: a bit for each line of each file, set when a rule on it first allows a flow that
+//! passes, or refuses one. The operator's tools evaluate it.
 //!
-//! A [`Mark`] stands for a rule beyond the list it was compiled in, so that what was used stays known
-//! over reloads and restarts, wherever the rule has moved within its file.
+//! A [`Mark`] identifies a rule beyond the list it was compiled in, so that its use stays known over reloads and
+//! restarts, wherever the rule has moved within its file.
 
 use super::rule::{Effect, Ports, Reach, Terms};
 use super::store::{Place, Shape};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Lines of a file whose use is noted. The largest file that can be read has no more.
+/// How many lines of a file can be noted. The largest file that can be read has no more.
 const MAX_LINES: usize = 1 << 26;
 
-/// A rule by its file, subject and terms: equal for the same rule in every version of the list, and
-/// over restarts. 64 bits, so that two of a million rules are hardly ever alike; if they are, both count as used.
+/// A rule by its file, subject and terms: equal for the same rule in every version of the list, and over restarts.
+/// 64 bits, so that two of a million rules are hardly ever equal; if they are, both count as used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Mark(pub u64);
 
@@ -24,19 +24,19 @@ pub(super) struct Usage {
 }
 
 impl Usage {
-    /// For files of so many lines, none used.
+    /// For files with these numbers of lines, none used.
     pub(super) fn new(lines: &[u32]) -> Usage {
         let words = |lines: &u32| (*lines as usize).saturating_add(1).min(MAX_LINES).div_ceil(64);
         Usage { files: lines.iter().map(|lines| (0..words(lines)).map(|_| AtomicU64::new(0)).collect()).collect() }
     }
 
-    /// Is nothing left to be noted of the line? True as well where there is no room to note it.
+    /// Is the line already noted? Also true if there is no room to note it.
     pub(super) fn contains(&self, place: Place) -> bool {
         self.word(place).is_none_or(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// Notes the line. Writes only what is new, so that threads which decide by the same rules do not
-    /// take each other's cache lines.
+    /// Notes the line. Writes only what is new, so that threads which decide by the same rules do not invalidate
+    /// each other's cache lines.
     pub(super) fn note(&self, place: Place) {
         if let Some((word, bit)) = self.word(place)
             && word.load(Ordering::Relaxed) & bit == 0
@@ -50,7 +50,7 @@ impl Usage {
         self.files.iter().flatten().map(|word| u64::from(word.load(Ordering::Relaxed).count_ones())).sum()
     }
 
-    /// The lines noted, from 1, with the number of their file; in order.
+    /// The noted lines, from 1, with the number of their file; in order.
     pub(super) fn lines(&self) -> impl Iterator<Item = (usize, u32)> {
         let words = self.files.iter().enumerate().flat_map(|(file, words)| (0u32..).zip(words).map(move |w| (file, w)));
         words.flat_map(|(file, (index, word))| {
@@ -66,22 +66,22 @@ impl Usage {
     }
 }
 
-/// FNV-1a, 64 bits: what is written down today must be understood by the program of tomorrow, and
-/// the standard library's hashes promise nothing.
+/// FNV-1a, 64 bits: later versions of the program must understand what is stored today, and the standard library's
+/// hashes promise nothing.
 #[derive(Clone, Copy)]
 pub(super) struct Hash(u64);
 
 impl Hash {
-    /// Of the rules of one file.
+    /// The hash for the rules of one file.
     pub(super) fn of_file(name: &str) -> Hash {
         let mut hash = Hash(0xcbf2_9ce4_8422_2325);
         hash.part(name.as_bytes());
         hash
     }
 
-    /// Of terms alone.
+    /// The hash of terms alone.
     pub(super) fn of_terms(terms: &Terms) -> Hash {
-        // What is written here must stay as it is, or uses counted before are lost.
+        // The text that is hashed here must never change, or uses counted before are lost.
         let effect = match terms.effect {
             Effect::Allow => "allow",
             Effect::Deny => "deny",
@@ -110,7 +110,7 @@ impl Hash {
         hash
     }
 
-    /// Of one rule in the file that this is of.
+    /// The mark of one rule in the file of this hash.
     pub(super) fn rule(mut self, shape: Shape, subject: &str, terms: Hash) -> Mark {
         self.part(&[shape as u8]);
         self.part(subject.as_bytes());
@@ -119,7 +119,7 @@ impl Hash {
     }
 
     fn part(&mut self, bytes: &[u8]) {
-        // No name, pattern or path has the byte that ends a part.
+        // No name, pattern or path contains the byte that ends a part.
         for byte in bytes.iter().chain(&[0xff]) {
             self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
         }

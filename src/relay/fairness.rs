@@ -1,13 +1,12 @@
-//! Who moves bytes when: flows that move much take turns, and all others need not wait for them.
+//! Decides who moves bytes when: flows that move much take turns, and all others need not wait for them.
 //!
-//! A worker runs what is ready, one task after the other, and then looks for events. If each of a hundred
-//! streams moved a quarter of a megabyte in between, a neighbour with a single byte would wait a hundred
-//! turns at every step of its way. So between two looks one of them has its turn and the rest stand in a
-//! queue, first come, first served. Who moves little does not stand there: the first [`FREE`] bytes of each
-//! time are for nothing.
+//! A worker runs all tasks that are ready, one after the other, and then looks for events. If each of a hundred
+//! streams moved a quarter of a megabyte in between, a flow with a single byte would wait a hundred turns at every
+//! step. So between two looks only one of the streams has a turn and the rest wait in a queue, first come, first
+//! served. A flow that moves little does not queue: the first [`FREE`] bytes each time it is woken need no turn.
 //!
-//! A task of its own, the scheduler, calls the next one after each look. It goes on whatever becomes of
-//! those it called, so nobody who forgets to hand on a turn holds up the others.
+//! A task of its own, the scheduler, calls the next flow after each look. It goes on whatever happens to the flows
+//! that it called, so a flow that does not use its turn does not hold up the others.
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
@@ -16,9 +15,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
-/// What a flow may move in one turn: 256 KiB, and what its last read brought beyond.
+/// What a flow may move in one turn: 256 KiB, plus what its last read brought beyond.
 const TURN: usize = 256 << 10;
-/// What it may move each time it is woken, without a turn: 64 KiB, and what its last read brought beyond.
+/// What it may move without a turn each time it is woken: 64 KiB, plus what its last read brought beyond.
 const FREE: usize = 64 << 10;
 
 thread_local! {
@@ -31,7 +30,7 @@ type Shared = Arc<Mutex<Turns>>;
 #[derive(Debug, Default)]
 struct Turns {
     waiting: VecDeque<Arc<Waiter>>,
-    /// Somebody has had a turn since the scheduler ran last.
+    /// A flow has had a turn since the scheduler ran last.
     taken: bool,
     scheduler: Scheduler,
 }
@@ -56,16 +55,16 @@ struct Waiter {
 /// The turns of one direction of a flow.
 #[derive(Debug, Default)]
 pub(crate) struct Turn {
-    /// In the queue, or just called from it.
+    /// Its place while it is in the queue or was just called from it.
     waiter: Option<Arc<Waiter>>,
-    /// Moved since it was last woken.
+    /// Bytes moved since it was last woken.
     moved: usize,
-    /// It has its turn, not only what is free.
+    /// It has a turn, not only the free bytes.
     mine: bool,
 }
 
 impl Turn {
-    /// To be asked each time before anything is moved. `false`: it has to wait, and its task will be woken.
+    /// Call this each time before bytes are moved. Returns `false` if it has to wait; its task is woken later.
     pub(crate) fn begin(&mut self, cx: &mut Context<'_>) -> bool {
         if let Some(waiter) = &self.waiter {
             if waiter.waits_with(cx) {
@@ -74,18 +73,18 @@ impl Turn {
             (self.waiter, self.moved, self.mine) = (None, 0, true);
             return true;
         }
-        // Who moved much when it was woken last will do so again.
+        // A flow that moved much when it was last woken will do so again.
         let much = std::mem::take(&mut self.moved) >= FREE;
         self.mine = false;
         !much || self.take(cx)
     }
 
-    /// So many bytes were moved.
+    /// Counts bytes that were moved.
     pub(crate) fn moved(&mut self, bytes: usize) {
         self.moved = self.moved.saturating_add(bytes);
     }
 
-    /// Waits until a piece of work may be done that costs as much as moving `cost` bytes.
+    /// Waits until work may be done that costs as much as moving `cost` bytes.
     pub(crate) async fn next(&mut self, cost: usize) {
         poll_fn(|cx| match if self.waiter.is_some() { self.begin(cx) } else { self.goes_on(cx) } {
             true => Poll::Ready(()),
@@ -95,8 +94,8 @@ impl Turn {
         self.moved(cost);
     }
 
-    /// Waits for the other end. If it was not ready yet, what was done before counts no more: who waits for the
-    /// other end each time does not hold up anybody.
+    /// Waits for the other end. If that was not ready at once, earlier work no longer counts: a flow that waits for
+    /// the other end each time does not delay others.
     pub(crate) async fn rest<T>(&mut self, wait: impl Future<Output = T>) -> T {
         let mut wait = pin!(wait);
         poll_fn(|cx| {
@@ -109,7 +108,7 @@ impl Turn {
         .await
     }
 
-    /// May it move more? `false`: it has to wait, and its task will be woken.
+    /// May it move more? Returns `false` if it has to wait; its task is woken later.
     pub(crate) fn goes_on(&mut self, cx: &mut Context<'_>) -> bool {
         match self.mine {
             _ if self.moved < FREE => true,
@@ -122,7 +121,7 @@ impl Turn {
         }
     }
 
-    /// Takes the turn that is to be had, or a place in the queue.
+    /// Takes the turn if it is free, or else a place in the queue.
     fn take(&mut self, cx: &mut Context<'_>) -> bool {
         self.mine = TURNS.with(|turns| {
             let mut held = lock(turns);
@@ -159,14 +158,14 @@ impl Drop for Turn {
 }
 
 impl Waiter {
-    /// Does it still wait? Then it is the task of `cx` that will be woken.
+    /// Does it still wait? If so, the task of `cx` will be woken.
     fn waits_with(&self, cx: &Context<'_>) -> bool {
         let mut waker = lock(&self.waker);
         waker.clone_from(cx.waker());
         self.waits.load(Ordering::Relaxed)
     }
 
-    /// Calls it, unless nobody waits there any more.
+    /// Wakes its task if it still waits. Returns whether it did.
     fn call(&self) -> bool {
         let waker = lock(&self.waker);
         let waits = self.waits.swap(false, Ordering::Relaxed);
@@ -177,7 +176,7 @@ impl Waiter {
     }
 }
 
-/// Has the scheduler run after the next look for events.
+/// Makes the scheduler run after the next look for events.
 fn rouse(turns: &Shared, mut held: MutexGuard<'_, Turns>) {
     match std::mem::replace(&mut held.scheduler, Scheduler::Awake) {
         Scheduler::Awake => {}
@@ -221,7 +220,7 @@ async fn conduct(on_duty: SchedulerTask) {
     .await;
 }
 
-/// Notes when the scheduler is gone: its runtime ends, or it panicked. Then nobody waits for it.
+/// Marks the scheduler as missing when its runtime ends or it panics, and wakes all who wait for it.
 struct SchedulerTask(Shared);
 
 impl Drop for SchedulerTask {
@@ -251,7 +250,7 @@ pub(crate) fn waiting() -> usize {
 mod tests {
     use super::*;
 
-    /// What `work` comes to with the context of this task.
+    /// The result of `work` with the context of this task.
     async fn polled<T>(mut work: impl FnMut(&mut Context<'_>) -> T) -> T {
         poll_fn(|cx| Poll::Ready(work(cx))).await
     }
@@ -261,7 +260,7 @@ mod tests {
         Turn { waiter: None, moved: FREE, mine: false }
     }
 
-    /// Until it may move, at most some looks for events later.
+    /// Waits until it may move, for some looks for events at most.
     async fn called(turn: &mut Turn) -> bool {
         for _ in 0..10 {
             if polled(|cx| turn.begin(cx)).await {

@@ -1,9 +1,9 @@
-//! One exchange of plain HTTP/1.x: a request that was judged goes to the upstream, the answer comes
-//! back, bodies streamed both ways at once.
+//! One exchange of plain HTTP/1.x: a judged request goes to the upstream and the answer comes back, with bodies
+//! streamed both ways at once.
 //!
-//! Heads arrive here parsed and leave re-serialised; bodies are re-framed, so that what one side sends
-//! is never what the other side's parser has to make sense of. Interim answers (1xx) are passed on.
-//! Whether there is a next request, and to whom, is for the caller.
+//! Heads arrive here parsed and leave re-serialised; bodies are re-framed. So neither side's parser ever reads the
+//! framing that the other side sent. Interim answers (1xx) are passed on. The caller decides whether there is a next
+//! request, and to whom.
 
 mod body;
 
@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 /// Interim answers (1xx) to one request; more is a broken upstream.
 const MAX_INTERIM: u32 = 16;
 
-/// What can be wrong with an answer beside its grammar; the types are of RFC 9209 §2.3.
+/// What can be wrong with an answer besides its syntax; the types are from RFC 9209 §2.3.
 const CUT: Cause = Cause::typed("the server broke off within its response", "http_response_incomplete");
 const TOO_LARGE: Cause = Cause::typed("the response's head is too large", "http_response_header_section_size");
 const TOO_MANY: Cause = Cause::typed("there are too many interim responses", "http_protocol_error");
@@ -36,24 +36,24 @@ const UNASKED: Cause = Cause::typed("the server switched to a protocol that was 
 pub struct ConnectionAddresses {
     /// The upstream's address.
     pub peer: SocketAddr,
-    /// Ours towards it.
+    /// Our address on this connection.
     pub local: SocketAddr,
 }
 
 /// A connection to an upstream, kept from one exchange to the next.
 #[derive(Debug)]
 pub struct UpstreamConnection {
-    /// Its ends.
+    /// Its addresses.
     pub addresses: ConnectionAddresses,
     /// The connection.
     pub stream: TcpStream,
-    /// Bytes of it that were read and not used.
+    /// Bytes that were read from it and not used.
     pub input: Vec<u8>,
     /// Exchanges it has served.
     pub served: u64,
 }
 
-/// A request that may go out.
+/// A request that may be sent.
 #[derive(Debug)]
 pub struct Outgoing {
     /// The head, serialised for the upstream.
@@ -64,7 +64,7 @@ pub struct Outgoing {
     pub is_head: bool,
     /// The guest's version decides how the answer is framed.
     pub version: Version,
-    /// The guest would keep its connection.
+    /// The guest wants to keep its connection.
     pub keep_alive: bool,
     /// It asks to become a WebSocket.
     pub upgrade: bool,
@@ -74,7 +74,7 @@ pub struct Outgoing {
     pub patience: Option<Duration>,
 }
 
-/// How an exchange ended well.
+/// How an exchange succeeded.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Done {
     /// Answered.
@@ -93,7 +93,7 @@ pub enum Done {
 pub struct Failed {
     /// What went wrong.
     pub fault: Fault,
-    /// Bytes of an answer were sent to the guest already, so that it can't be given another.
+    /// Bytes of an answer were already sent to the guest, so it cannot get another one.
     pub answered: bool,
 }
 
@@ -107,7 +107,7 @@ pub enum Fault {
     Closed,
     /// The upstream's answer is cut, or can't be read in one way only.
     Response(Cause),
-    /// The body of the request is malformed, in this way.
+    /// The body of the request is malformed, for this reason.
     GuestMalformed(&'static str),
     /// The guest is gone.
     GuestGone,
@@ -141,7 +141,7 @@ where
         Err(fault) => return Err(Failed { fault, answered: false }),
     };
     let mut ends = Ends { guest, input, upstream };
-    // Whose turn it is decides how long to wait.
+    // The timeout depends on which side has to act.
     let mut awaited = exchange.is_awaited();
     let mut clock = Clock::new(if awaited { patience } else { idle }, age, long);
     let sleep = tokio::time::sleep_until(clock.next());
@@ -170,7 +170,7 @@ where
     })
 }
 
-/// Between whom an exchange is.
+/// The two sides of an exchange.
 struct Ends<'a> {
     guest: &'a mut GuestStream,
     /// Bytes of the guest that were read and not used.
@@ -181,7 +181,7 @@ struct Ends<'a> {
 /// The state of one exchange.
 struct Exchange {
     request: Body,
-    /// The upstream no longer takes the request; its answer may still come.
+    /// The upstream accepts no more of the request; its answer may still come.
     upload_broken: bool,
     uploaded: bool,
     answer: Option<Body>,
@@ -200,7 +200,7 @@ struct Exchange {
     heard: bool,
     answered: bool,
     moved: bool,
-    /// The guest has said nothing more since its request, so a reset of its would be noticed.
+    /// The guest has sent nothing since its request, so a reset by it would be noticed.
     silent: bool,
 }
 
@@ -236,7 +236,7 @@ impl Exchange {
         })
     }
 
-    /// Is it the upstream that has to do something, and has it not begun its answer?
+    /// Is it the upstream that has to act, and is its answer still to begin?
     fn is_awaited(&self) -> bool {
         let sent = self.uploaded || self.upload_broken || !self.request.kept.is_empty() || self.request.is_done();
         self.answer.is_none() && sent
@@ -256,7 +256,7 @@ impl Exchange {
         if self.upgraded {
             return Poll::Ready(Ok(Done::Upgraded));
         }
-        // An answer that came before the whole request was read leaves the rest of it in the way.
+        // If the answer came before the whole request was read, the rest of the request blocks the next one.
         let whole = uploading.is_ready() && !self.upload_broken;
         Poll::Ready(Ok(Done::Answered {
             guest_reusable: self.guest_reusable && whole,
@@ -264,8 +264,8 @@ impl Exchange {
         }))
     }
 
-    /// A guest that reset its connection waits for no answer. One that only said its last word, or
-    /// sends the next request already, does.
+    /// Fails if the guest reset its connection: it waits for no answer. A guest that only ended its own stream, or
+    /// that already sends the next request, still waits.
     fn notice_reset(&mut self, cx: &mut Context<'_>, guest: &GuestStream) -> Result<(), Fault> {
         if !self.silent {
             return Ok(());
@@ -297,7 +297,7 @@ impl Exchange {
                 self.uploaded = true;
                 Ok(Poll::Ready(()))
             }
-            // It may have answered already (413, 401) and closed.
+            // The upstream may have answered already (413, 401) and closed.
             Poll::Ready(Err(BodyFault::Write)) => {
                 self.upload_broken = true;
                 Ok(Poll::Ready(()))
@@ -314,13 +314,13 @@ impl Exchange {
     ) -> Poll<Result<(), Fault>> {
         let Ends { guest, upstream, .. } = ends;
         while self.answer.is_none() {
-            // Interim answers go out before more is read, so that they cannot pile up.
+            // Interim answers are sent before more is read, so that they cannot pile up.
             meter.down(ready!(self.words.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
             if self.upgraded {
                 return Poll::Ready(Ok(()));
             }
             if upstream.input.len() == self.scanned || !self.head(&mut upstream.input)? {
-                // The pieces of a head are not what is waited for.
+                // Pieces of a head do not restart the timeout.
                 if !ready!(poll_more(cx, upstream)) {
                     return Poll::Ready(Err(if self.heard { Fault::Response(CUT) } else { Fault::Closed }));
                 }
@@ -337,8 +337,8 @@ impl Exchange {
         Poll::Ready(Ok(()))
     }
 
-    /// Takes one head from the front of `input`, if it is whole: an interim one becomes words for the
-    /// guest, a final one starts the answer. False where more bytes are needed.
+    /// Takes one complete head from the front of `input`. An interim one is queued for the guest, a final one starts
+    /// the answer. Returns false if more bytes are needed.
     fn head(&mut self, input: &mut Vec<u8>) -> Result<bool, Fault> {
         let parsed = ResponseHead::parse(input, self.scanned).map_err(|error| Fault::Response(flaw(error)))?;
         let Parsed::Complete { head, len } = parsed else {
@@ -355,7 +355,7 @@ impl Exchange {
         }
         let body = head.body_for(method);
         self.upstream_reusable &= head.keep_alive(method);
-        // A request that is not all sent yet is in the way of the next: its sender is told not to.
+        // A request that is not completely sent yet blocks the next one, so its sender is told not to send one.
         let keep_alive = self.guest_reusable && self.uploaded;
         let sent = head.write_response(body, Downstream { version: self.version, keep_alive }, &mut words);
         self.guest_reusable = sent.keep_alive;
@@ -368,7 +368,7 @@ impl Exchange {
         Ok(true)
     }
 
-    /// An answer below 200: 101 ends the exchange, others are passed on to guests that know them.
+    /// Handles an answer below 200: 101 ends the exchange, others are passed on to guests that know them.
     fn interim(&mut self, head: &ResponseHead<'_>, words: &mut Vec<u8>) -> Result<(), Fault> {
         self.interim += 1;
         let switches = head.status == 101;
@@ -392,7 +392,7 @@ impl Exchange {
 }
 
 impl BodyFault {
-    /// In the guest's request.
+    /// The fault as one of the guest's request.
     fn of_guest(self) -> Fault {
         match self {
             BodyFault::Malformed(error) => Fault::GuestMalformed(error.phrase()),
@@ -400,7 +400,7 @@ impl BodyFault {
         }
     }
 
-    /// In the upstream's answer.
+    /// The fault as one of the upstream's answer.
     fn of_upstream(self) -> Fault {
         Fault::Response(match self {
             BodyFault::Malformed(error) => Cause::typed(error.phrase(), "http_response_transfer_coding"),
@@ -417,7 +417,7 @@ fn flaw(error: HeadError) -> Cause {
     }
 }
 
-/// Reads more of the upstream's head; false at its end.
+/// Reads more of the upstream's head. Returns false at the end of its stream.
 fn poll_more(cx: &mut Context<'_>, upstream: &mut UpstreamConnection) -> Poll<bool> {
     let UpstreamConnection { stream, input, .. } = upstream;
     scratch::with(MIN_CHUNK, |buffer| {

@@ -1,4 +1,4 @@
-//! The scratch buffer of a worker thread, and what flows keep of it when a peer is slow.
+//! The scratch buffer of a worker thread, and the bytes that flows keep when a peer is slow.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -10,18 +10,18 @@ use tokio::io::AsyncWrite;
 /// The largest read: the whole scratch, 1 MiB. Measured on loopback, a relay costs 0.3 s of CPU a GiB
 /// with it and 0.8 s with 16 KiB.
 pub(crate) const MAX_CHUNK: usize = 1 << 20;
-/// The first read of a flow, and each after the peer did not keep up, 64 KiB.
+/// The first read of a flow, and each read after the peer did not keep up, 64 KiB.
 pub(crate) const MIN_CHUNK: usize = 64 << 10;
-/// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most: 64 MiB, and less
-/// where memory is bounded.
+/// When the flows of a thread keep more than this, reads are [`TIGHT_CHUNK`] at most: 64 MiB, or less where memory
+/// is bounded.
 static KEPT_SOFT: AtomicUsize = AtomicUsize::new(MOST_KEPT);
 /// See [`KEPT_SOFT`].
 const MOST_KEPT: usize = 64 << 20;
 /// A read while memory is tight, 8 KiB.
 const TIGHT_CHUNK: usize = 8 << 10;
 
-/// Bounds what the flows of all `threads` threads keep by an eighth of `memory` bytes. 0: no bound but the
-/// usual 64 MiB a thread.
+/// Limits what the flows of all `threads` threads keep to an eighth of `memory` bytes. 0: only the usual limit of 64
+/// MiB a thread.
 pub fn keep_within(memory: u64, threads: usize) {
     let share = usize::try_from(memory / 8).unwrap_or(usize::MAX) / threads.max(1);
     let most = if memory == 0 { MOST_KEPT } else { share.min(MOST_KEPT) };
@@ -33,8 +33,8 @@ thread_local! {
     static KEPT: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Lends the first `size` bytes of the thread's scratch, [`MAX_CHUNK`] at most. The loan ends before
-/// the caller can await, so one buffer serves every flow of the thread.
+/// Lends the first `size` bytes of the thread's scratch, [`MAX_CHUNK`] at most. The loan ends before the caller can
+/// await, so one buffer serves every flow of the thread.
 pub(crate) fn with<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     SCRATCH.with_borrow_mut(|scratch| {
         if scratch.is_empty() {
@@ -48,12 +48,12 @@ pub(crate) fn with<T>(size: usize, work: impl FnOnce(&mut [u8]) -> T) -> T {
     })
 }
 
-/// How much a read may ask for, by what this thread's flows keep already.
+/// How much a read may ask for, given what this thread's flows keep already.
 pub(crate) fn allowance() -> usize {
     if KEPT.get() > KEPT_SOFT.load(Ordering::Relaxed) { TIGHT_CHUNK } else { MAX_CHUNK }
 }
 
-/// A flow of this thread keeps so many bytes now instead of as many as before.
+/// Counts that a flow of this thread now keeps `now` bytes instead of `before`.
 pub(crate) fn recount(before: usize, now: usize) {
     KEPT.set(KEPT.get().saturating_sub(before) + now);
 }
@@ -64,12 +64,12 @@ pub(crate) fn kept_by_thread() -> usize {
     KEPT.get()
 }
 
-/// Bytes that a peer has not taken yet, in order. Holds no memory while there are none.
+/// Bytes that a peer has not accepted yet, in order. Uses no memory while there are none.
 #[derive(Debug, Default)]
 pub(crate) struct ThreadBuffer {
     bytes: Vec<u8>,
     sent: usize,
-    /// Bytes moved since somebody cleared this; for the idle clock.
+    /// Whether bytes moved since this was last cleared; for the idle clock.
     pub(crate) moved: bool,
 }
 
@@ -91,8 +91,8 @@ impl ThreadBuffer {
         self.bytes.is_empty()
     }
 
-    /// Writes what is kept; ready, with how many bytes were written since it was last ready, when
-    /// nothing is left, neither here nor with `to`, which may hold what was sealed and not yet sent.
+    /// Writes what is kept. Ready when nothing is left, neither here nor in `to`, which may hold encrypted bytes
+    /// that are not sent yet. Returns how many bytes were written since it was last ready.
     pub(crate) fn poll_flush<W: AsyncWrite + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -117,7 +117,7 @@ impl ThreadBuffer {
         Poll::Ready(Ok(written))
     }
 
-    /// Gives up what was not written.
+    /// Removes and returns what was not written.
     pub(crate) fn take_rest(&mut self) -> Vec<u8> {
         let rest = self.bytes.get(self.sent..).unwrap_or_default().to_vec();
         self.release();

@@ -9,15 +9,15 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// A connection that is relayed. To shut it down passes on the end and leaves the other direction open.
+/// A connection that is relayed. Shutting it down passes on the end and leaves the other direction open.
 pub trait Side: AsyncRead + AsyncWrite + Unpin {
-    /// The connection below.
+    /// The TCP connection below.
     fn socket(&self) -> &TcpStream;
 
-    /// Does closing the socket say all that there is to say about the end?
+    /// Does closing the socket alone signal the end completely?
     fn ends_with_socket(&self) -> bool;
 
-    /// What reading has cost beyond the bytes that came of it, in bytes, since this was last asked.
+    /// What reading has cost beyond the bytes that it returned, in bytes, since the last call.
     fn take_surcharge(&mut self) -> usize {
         0
     }
@@ -42,22 +42,22 @@ pub enum GuestStream {
     Tls(Box<Sealed>),
 }
 
-/// A connection inside TLS, and what it keeps of bytes that were read ahead or that its peer has not taken: they count
-/// among those that all flows of the thread keep.
+/// A connection inside TLS. Bytes that it read ahead, and bytes that its peer has not accepted, count among those
+/// that all flows of the thread keep.
 #[derive(Debug)]
 pub struct Sealed {
     stream: TlsStream,
     kept: usize,
-    /// What reading has come to, told again to whoever reads on.
+    /// The fault that ended reading; each later read returns it again.
     fault: Option<io::ErrorKind>,
 }
 
-/// The most that is sealed at once and not yet sent, 64 KiB.
+/// The most that is encrypted and not yet sent, 64 KiB.
 const MOST_SEALED: usize = 64 << 10;
 
 impl Sealed {
     fn new(mut stream: TlsStream) -> Sealed {
-        // The handshake was before its guest had any turn.
+        // The handshake came before the flow's first turn, so it does not count.
         stream.get_mut().0.take_surcharge();
         Sealed { stream, kept: 0, fault: None }
     }
@@ -76,7 +76,7 @@ impl Sealed {
         polled
     }
 
-    /// Does something with the stream, within what it may keep.
+    /// Runs `work` on the stream, within the limit on what it may keep.
     fn with<T>(&mut self, work: impl FnOnce(&mut TlsStream) -> T) -> T {
         let most = scratch::allowance().min(MOST_SEALED);
         let (socket, session) = self.stream.get_mut();
@@ -98,7 +98,7 @@ impl Drop for Sealed {
 }
 
 impl GuestStream {
-    /// The connection itself, if there is no TLS around what the guest says.
+    /// The connection itself, if it is not inside TLS.
     pub fn in_clear(&self) -> Option<&TcpStream> {
         match self {
             GuestStream::Clear(stream) => Some(stream),
@@ -149,8 +149,9 @@ impl AsyncRead for GuestStream {
     }
 }
 
-/// One read gives one record at most, 16 KiB. What is here already is taken at once, for what it costs to send it on
-/// is decided by the size of the write. A fault behind it is told besides: the stream itself would read on.
+/// Fills `buf` from the records that have already arrived. One read of the stream returns one record at most, 16
+/// KiB, but the cost of sending the bytes on depends on the size of the write. A fault after them is returned
+/// besides, because the stream itself would read on.
 fn poll_records(
     stream: &mut TlsStream,
     cx: &mut Context<'_>,
@@ -166,7 +167,7 @@ fn poll_records(
         };
         match polled {
             Poll::Ready(Ok(())) if buf.filled().len() > filled => {}
-            // The end and an empty socket will be met again.
+            // The end or an empty socket shows up again at the next read.
             _ if filled > before => return (Poll::Ready(Ok(())), fault),
             other => return (other, fault),
         }
@@ -208,7 +209,7 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
 
-    /// A guest's end inside TLS, and ours.
+    /// A guest's end of a connection inside TLS, and ours.
     async fn pair() -> (tokio_rustls::client::TlsStream<TcpStream>, GuestStream) {
         let signed = rcgen::generate_simple_self_signed(["gateway.test".to_owned()]).unwrap();
         let (der, key) = (signed.cert.der().clone(), signed.signing_key.serialize_der());
@@ -233,7 +234,7 @@ mod tests {
         let (mut guest, mut near) = pair().await;
         let data = vec![7; 64 << 20];
         let mut written = 0;
-        // Until the sockets are full, and what is sealed besides cannot go.
+        // Writes until the sockets are full and some encrypted bytes cannot be sent.
         poll_fn(|cx| {
             while let Poll::Ready(done) = Pin::new(&mut near).poll_write(cx, &data[written..]) {
                 written += done.unwrap();
@@ -313,17 +314,17 @@ mod tests {
         let (mut guest, mut near) = pair().await;
         guest.write_all(b"good").await.unwrap();
         guest.flush().await.unwrap();
-        // A record that nobody sealed.
+        // A record that was not encrypted.
         guest
             .get_mut()
             .0
             .write_all(&[23, 3, 3, 0, 20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0])
             .await
             .unwrap();
-        // Both are here at once.
+        // Both have arrived by then.
         tokio::time::sleep(std::time::Duration::from_millis(100)).await;
         let mut got = [0; 10];
-        // What came in one piece with it may go under.
+        // Bytes that arrived together with the fault may be lost.
         if let Ok(read) = near.read(&mut got).await {
             assert_eq!(read, 4);
         }

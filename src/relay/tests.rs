@@ -137,7 +137,7 @@ struct Streams {
     ends: Vec<std::thread::JoinHandle<()>>,
 }
 
-/// Counts what is carried to the guest for all streams together.
+/// Counts the bytes to the guest for all streams together.
 struct Shared(Arc<AtomicUsize>);
 
 impl Meter for Shared {
@@ -148,7 +148,7 @@ impl Meter for Shared {
 }
 
 impl Streams {
-    /// On the runtime of this thread; sources and sinks have threads of their own.
+    /// Starts them on the runtime of this thread; sources and sinks have their own threads.
     async fn start(count: usize) -> Streams {
         let mut streams = Streams { moved: Arc::default(), stop: Arc::default(), ends: Vec::new() };
         for _ in 0..count {
@@ -205,8 +205,8 @@ async fn a_byte_goes_on_while_fast_streams_of_its_thread_move_little_however_man
             beside.push(streams.moved() - before);
         }
         beside.sort_unstable();
-        // Written, looked for, carried, looked for, read: some turns of one of them. If each had its turn before
-        // the runtime looks it would be that many times more, and with a task that wakes itself 61 times.
+        // A write, a look, a move, a look and a read: a few turns of one stream. If each stream had its turn before
+        // the runtime looks, it would be that many times more, and with a task that wakes itself 61 times.
         assert!(beside[7] < 8 << 20, "{count} streams moved {} MiB", beside[7] >> 20);
         streams.stop.store(true, Ordering::Relaxed);
         let ends = streams.ends;

@@ -3,15 +3,15 @@
 use super::HelloError;
 use crate::name::HostName;
 
-/// The most extensions that are looked at; real hellos have at most some 25.
+/// The most extensions that are read; real hellos have at most about 25.
 const MAX_EXTENSIONS: usize = 96;
 
 const SERVER_NAME: u16 = 0;
 const PRE_SHARED_KEY: u16 = 41;
 const ECH_OUTER_EXTENSIONS: u16 = 0xfd00;
 
-/// encrypted_client_hello (RFC 9849), the drafts' numbers for it, and encrypted_server_name before
-/// it. Whoever answers to one of them may see another name than we do.
+/// encrypted_client_hello (RFC 9849), its numbers in the drafts, and its predecessor encrypted_server_name. A server
+/// that supports one of them may see another name than we do.
 const ENCRYPTED: [u16; 9] = [0xfe0d, 0xfe0c, 0xfe0b, 0xfe0a, 0xfe09, 0xfe08, 0xff02, 0xff03, 0xffce];
 
 /// What the body shows.
@@ -32,11 +32,11 @@ pub(super) fn read(body: &[u8]) -> Result<Shown, HelloError> {
         return Err(HelloError::Structure);
     }
     let suites = rest.vec16()?;
-    // Without the null compression no server goes on (RFC 5246 §7.4.1.2).
+    // Without the null compression no server accepts a hello (RFC 5246 §7.4.1.2).
     if suites.is_empty() || !suites.len().is_multiple_of(2) || !rest.vec8()?.contains(&0) {
         return Err(HelloError::Structure);
     }
-    // A hello of the last century has no extensions at all.
+    // A very old hello has no extensions at all.
     let mut shown = Shown { sni: None, ech: false };
     if rest.is_empty() {
         return Ok(shown);
@@ -61,10 +61,10 @@ fn read_extensions(mut rest: Bytes<'_>, shown: &mut Shown) -> Result<(), HelloEr
         *seen.get_mut(count).ok_or(HelloError::Extensions)? = kind;
         count += 1;
         match kind {
-            // It stands in a hello that was encrypted and nowhere else (RFC 9849 §5.1).
+            // This extension occurs only inside an encrypted hello (RFC 9849 §5.1).
             ECH_OUTER_EXTENSIONS => return Err(HelloError::Structure),
             SERVER_NAME => shown.sni = Some(server_name(data)?),
-            // It binds all before it, so nothing may come behind (RFC 8446 §4.2.11).
+            // It binds everything before it, so nothing may follow it (RFC 8446 §4.2.11).
             PRE_SHARED_KEY if !rest.is_empty() => return Err(HelloError::Structure),
             kind if ENCRYPTED.contains(&kind) => shown.ech = true,
             kind if !is_well_shaped(kind, data) => return Err(HelloError::Structure),
@@ -74,8 +74,8 @@ fn read_extensions(mut rest: Bytes<'_>, shown: &mut Shown) -> Result<(), HelloEr
     Ok(())
 }
 
-/// RFC 6066 §3. Exactly one entry, of type host_name: unknown types have no known length, so what
-/// comes behind one could be read as anything.
+/// RFC 6066 §3. Exactly one entry, of type host_name: unknown types have no known length, so the bytes after one
+/// could be read as anything.
 fn server_name(data: &[u8]) -> Result<HostName, HelloError> {
     let mut outer = Bytes(data);
     let mut list = Bytes(outer.vec16()?);
@@ -89,8 +89,8 @@ fn server_name(data: &[u8]) -> Result<HostName, HelloError> {
     Ok(HostName::parse(name)?)
 }
 
-/// Are the vectors inside the known extensions closed? None of them names anything, but a hello that
-/// a server refuses has no business upstream.
+/// Do the vectors inside the known extensions end where they must? None of them names anything, but a hello that a
+/// server refuses must not reach the upstream.
 fn is_well_shaped(kind: u16, data: &[u8]) -> bool {
     let mut rest = Bytes(data);
     read_shape(kind, &mut rest).is_ok() && rest.is_empty()
@@ -151,7 +151,7 @@ fn whole(list: &[u8], size: usize) -> Result<(), HelloError> {
     if list.is_empty() || !list.len().is_multiple_of(size) { Err(HelloError::Structure) } else { Ok(()) }
 }
 
-/// One or more elements, each as `read` has it.
+/// One or more elements, each read by `read`.
 fn each<'a>(list: &'a [u8], read: impl Fn(&mut Bytes<'a>) -> Result<(), HelloError>) -> Result<(), HelloError> {
     full(list)?;
     let mut rest = Bytes(list);
@@ -161,7 +161,7 @@ fn each<'a>(list: &'a [u8], read: impl Fn(&mut Bytes<'a>) -> Result<(), HelloErr
     Ok(())
 }
 
-/// What is left to read. Whatever asks for more than there is gets [`HelloError::Structure`].
+/// The bytes that are left to read. A read past their end returns [`HelloError::Structure`].
 pub(super) struct Bytes<'a>(pub(super) &'a [u8]);
 
 impl<'a> Bytes<'a> {

@@ -1,16 +1,15 @@
-//! The second ClientHello. A server may answer the first with a HelloRetryRequest (RFC 8446
-//! §4.1.4), and then answers the second, whatever name that has. So handshake records of the
-//! client are held behind its first hello until the server has shown whether it wants another.
+//! The second ClientHello. A server may answer the first with a HelloRetryRequest (RFC 8446 §4.1.4), and then
+//! answers the second, whatever name that has. So the client's handshake records after its first hello are held
+//! until the server has shown whether it wants another.
 
 use super::{ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, HANDSHAKE_HEADER, HelloError, RECORD_HEADER};
 
-/// The most bytes of the client's that a caller need hold while [`ServerFlight`] has no answer:
-/// a record of the greatest length.
+/// The most client bytes that a caller has to hold while [`ServerFlight`] has no answer: one record of maximum length.
 pub const HELD: usize = RECORD_HEADER + MAX_CIPHERTEXT;
 
 /// The longest payload of a TLSCiphertext (RFC 5246 §6.2.3; RFC 8446 §5.2 allows less).
 const MAX_CIPHERTEXT: usize = 16 * 1024 + 2048;
-/// Alerts and ChangeCipherSpecs that are skipped in front of the server's first message, in bytes.
+/// Alerts and ChangeCipherSpecs that are skipped before the server's first message, in bytes.
 const MAX_SKIPPED: usize = 1024;
 const SERVER_HELLO: u8 = 2;
 /// Header, version and random of a ServerHello.
@@ -38,7 +37,7 @@ pub enum Flight {
 pub struct ServerFlight {
     header: [u8; RECORD_HEADER],
     have_header: usize,
-    /// Bytes left in the present record.
+    /// Bytes left in the current record.
     left: usize,
     message: [u8; SHOWN],
     have_message: usize,
@@ -66,11 +65,11 @@ impl ServerFlight {
         }
     }
 
-    /// Takes the next bytes of the server's stream, which all go on to the client whatever the
-    /// answer. An answer other than [`Flight::NeedMore`] stays.
+    /// Reads the next bytes of the server's stream, which all go to the client whatever the answer is. An answer
+    /// other than [`Flight::NeedMore`] is final.
     ///
-    /// A server that sends a kilobyte of alerts first is taken to have asked for another hello: the
-    /// answer that lets less through.
+    /// A server that sends a kilobyte of alerts first counts as one that asked for another hello: the answer that
+    /// lets less through.
     pub fn push(&mut self, bytes: &[u8]) -> Flight {
         for byte in bytes {
             if self.answer != Flight::NeedMore {
@@ -130,25 +129,24 @@ impl ServerFlight {
         Flight::NeedMore
     }
 
-    /// Bounds what may come before the first message.
+    /// Limits what may come before the first message.
     fn skip(&mut self) -> Flight {
         self.skipped += 1;
         if self.skipped > MAX_SKIPPED { Flight::HelloRetryRequest } else { Flight::NeedMore }
     }
 }
 
-/// How far the client's bytes may go on.
+/// How far the client's bytes may be sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Walk {
     /// All of them.
     Forward,
-    /// Only the first so many: a handshake record begins there. Hold the rest until
-    /// [`ServerFlight`] has an answer.
+    /// Only this many: a handshake record begins there. Hold the rest until [`ServerFlight`] has an answer.
     HandshakeAt(usize),
 }
 
-/// Walks over the client's records behind its first hello: ChangeCipherSpec, early data and alerts go
-/// on, a handshake record is held.
+/// Walks over the client's records after its first hello: ChangeCipherSpec, early data and alerts are sent on, a
+/// handshake record is held.
 #[derive(Debug, Default)]
 pub struct ClientRecords {
     header: [u8; RECORD_HEADER],
@@ -158,17 +156,17 @@ pub struct ClientRecords {
 }
 
 impl ClientRecords {
-    /// A walker at the first record behind a hello.
+    /// A walker at the first record after a hello.
     pub fn new() -> ClientRecords {
         ClientRecords::default()
     }
 
-    /// Takes the next bytes of the client's stream. After [`Walk::HandshakeAt`] every later byte is
-    /// held too; start a new walker behind the second hello, if there is one.
+    /// Reads the next bytes of the client's stream. After [`Walk::HandshakeAt`] every later byte is held too; start
+    /// a new walker after the second hello, if there is one.
     ///
     /// # Errors
-    /// [`HelloError::NotHandshake`] or [`HelloError::RecordLength`] for what is no TLS record: server
-    /// and walker could disagree on where the next one begins.
+    /// [`HelloError::NotHandshake`] or [`HelloError::RecordLength`] for bytes that are not a TLS record: server and
+    /// walker could disagree on where the next one begins.
     pub fn walk(&mut self, bytes: &[u8]) -> Result<Walk, HelloError> {
         if self.held {
             return Ok(Walk::HandshakeAt(0));

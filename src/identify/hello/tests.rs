@@ -84,7 +84,7 @@ fn parse(stream: &[u8]) -> Result<Option<ClientHello>, HelloError> {
     })
 }
 
-/// As [`parse`], the bytes coming in pieces that end at `cuts`.
+/// As [`parse`], with the bytes in pieces that end at `cuts`.
 fn parse_in_pieces(stream: &[u8], cuts: impl Iterator<Item = usize>) -> Result<Option<ClientHello>, HelloError> {
     let mut reader = Hello::new();
     for cut in cuts.chain([stream.len()]) {
@@ -212,7 +212,7 @@ fn bytes_behind_the_hello_in_its_record_are_refused() {
     let two = [message.as_slice(), &super::tests::message(&[sni(b"evil.test")])].concat();
     assert_eq!(parse(&record(22, &two)), Err(HelloError::Structure));
     assert_eq!(parse(&records(&two, 100)), Err(HelloError::Structure));
-    // Known from the header on, before the rest is there.
+    // Known from the header on, before the rest arrives.
     assert_eq!(parse(&record(22, &trailing)[..20]), Err(HelloError::Structure));
 }
 
@@ -302,7 +302,7 @@ fn what_belongs_into_an_encrypted_hello_is_refused_in_the_clear() {
 #[test]
 fn lengths_that_do_not_fit_are_refused() {
     let sound = message(&[sni(b"good.test"), sigalgs()]);
-    // Every length byte, one off: session id, suites, compression, extensions, and those within.
+    // Every length byte, one off: session id, suites, compression, extensions, and those inside.
     let body = HANDSHAKE_HEADER + 2 + 32;
     for at in [body, body + 34, body + 39, body + 42, body + 46, body + 48, body + 51] {
         for delta in [1, 255] {
@@ -408,7 +408,7 @@ enum Oracle {
     Name(Option<String>),
     Partial,
     Refused,
-    /// A sound hello that rustls does not want to serve.
+    /// A valid hello that rustls does not want to serve.
     Unserved,
 }
 
@@ -428,8 +428,8 @@ fn oracle(mut stream: &[u8]) -> Oracle {
     Oracle::Partial
 }
 
-/// What rustls refuses we refuse (or show as ECH, which it alone reads inside); where both accept, the
-/// names are the same.
+/// We refuse what rustls refuses (or report ECH, which only rustls reads inside). Where both accept, the names are
+/// the same.
 fn agrees_with_rustls(stream: &[u8]) {
     let ours = parse(stream);
     match (oracle(stream), &ours) {
@@ -439,7 +439,7 @@ fn agrees_with_rustls(stream: &[u8]) {
             let name = name.map(|name| name.trim_end_matches('.').to_owned());
             assert_eq!(name.as_deref(), hello.sni.as_ref().map(HostName::as_str));
         }
-        // rustls looks at the inside of a record that we still wait for, or the other way round.
+        // rustls reads inside a record that we still wait for, or the other way round.
         (Oracle::Refused, Ok(None)) => {}
         (Oracle::Refused, Ok(Some(_))) => panic!("rustls refuses {}", stream.escape_ascii()),
         (Oracle::Name(_), Ok(None)) => panic!("rustls needs no more than {}", stream.escape_ascii()),
@@ -460,7 +460,7 @@ fn every_byte_of_a_hello_may_change_without_rustls_seeing_another_name() {
     }
 }
 
-/// Extensions, sound ones and odd ones, in any order and number.
+/// Valid and odd extensions, in any order and number.
 fn any_extensions() -> impl Strategy<Value = Vec<Vec<u8>>> {
     let name = prop_oneof![
         Just(b"good.test".to_vec()),

@@ -8,16 +8,16 @@ use memchr::{memchr, memrchr};
 /// is compared with each.
 const MAX_CONNECTION_TOKENS: usize = 32;
 
-/// A field line, the value without white space around it.
+/// A field line; the value has no white space around it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Field<'a> {
-    /// A token, in the case it came in.
+    /// A token, in its original case.
     pub name: &'a [u8],
     /// Visible characters, spaces, tabs and bytes over 0x7f.
     pub value: &'a [u8],
 }
 
-/// What the fields of a head say, where it matters to us.
+/// What the fields of a head say, as far as it matters to us.
 #[derive(Debug, Default)]
 pub(super) struct Facts<'a> {
     pub(super) host: Option<&'a [u8]>,
@@ -51,7 +51,7 @@ pub(super) enum FieldKind {
     Upgrade,
     Expect,
     Trailer,
-    /// For this connection alone (RFC 9110 §7.6.1), or for a proxy.
+    /// For this connection only (RFC 9110 §7.6.1), or for a proxy.
     HopByHop,
     EndToEnd,
 }
@@ -128,7 +128,7 @@ impl<'a> Facts<'a> {
         !self.close && (version == Version::Http11 || self.keep_alive)
     }
 
-    /// Connection must not make anyone drop what frames or routes the message.
+    /// Reads a Connection field, which must not make anyone drop fields that frame or route the message.
     fn add_connection(&mut self, value: &[u8]) -> Result<(), Flaw> {
         for token in tokens(value) {
             self.connection_tokens += 1;
@@ -171,10 +171,10 @@ pub(super) fn is_listed(fields: &[Field<'_>], name: &[u8]) -> bool {
         .any(|field| tokens(field.value).any(|token| token.eq_ignore_ascii_case(name)))
 }
 
-/// Writes the fields that go on to the other side as they came in; all that `FieldKind` knows by name
-/// is left to the caller. `trailer`: the Trailer field goes on too.
+/// Writes the fields that are forwarded unchanged. The caller writes all those that `FieldKind` knows by name.
+/// `trailer`: the Trailer field is forwarded too.
 pub(super) fn write_end_to_end(fields: &[Field<'_>], trailer: bool, out: &mut Vec<u8>) {
-    // Most Connection fields name no field, and then nothing need be looked up.
+    // Most Connection fields name no field, and then no lookup is necessary.
     let option =
         |token: &[u8]| [&b"close"[..], b"keep-alive", b"upgrade"].iter().any(|o| token.eq_ignore_ascii_case(o));
     let listing = fields
@@ -215,8 +215,8 @@ fn content_length(value: &[u8]) -> Option<u64> {
 
 // --- lines --------------------------------------------------------------------------------------
 
-/// Where the head that starts at `start` ends, if its blank line is there. `scanned` bytes were
-/// looked at before.
+/// Returns the end of the head that starts at `start`, if its blank line has arrived. `scanned` bytes were searched
+/// before.
 pub(super) fn find_end(buf: &[u8], start: usize, scanned: usize) -> Option<usize> {
     let mut at = start.max(scanned.saturating_sub(3));
     loop {
@@ -229,8 +229,8 @@ pub(super) fn find_end(buf: &[u8], start: usize, scanned: usize) -> Option<usize
     }
 }
 
-/// Checks the lines that have been completed since `scanned` in a head whose end is not there yet,
-/// so that a flaw is known with the line that has it and not with the blank line.
+/// Checks the lines that were completed since `scanned` in an incomplete head, so that a flaw is reported with its
+/// line and not with the blank line.
 pub(super) fn check_new_lines(
     buf: &[u8],
     start: usize,
@@ -300,8 +300,8 @@ pub(in crate::identify) fn field_line(line: &[u8]) -> Result<Field<'_>, Flaw> {
     Ok(Field { name, value: trim(value) })
 }
 
-/// Tabs, spaces, visible characters and bytes over 0x7f (RFC 9110 §5.5). Looks at every byte
-/// without leaving early, which the compiler turns into vector code.
+/// Tabs, spaces, visible characters and bytes over 0x7f (RFC 9110 §5.5). Reads every byte without an early exit,
+/// which the compiler turns into vector code.
 pub(in crate::identify) fn is_field_value(value: &[u8]) -> bool {
     value.iter().fold(true, |sound, byte| sound & ((*byte >= 0x20 && *byte != 0x7f) | (*byte == b'\t')))
 }
@@ -315,7 +315,7 @@ pub(crate) const fn is_token(byte: u8) -> bool {
         )
 }
 
-/// Without the spaces and tabs around; other white space cannot occur.
+/// Removes the spaces and tabs around a value; other white space cannot occur.
 fn trim(value: &[u8]) -> &[u8] {
     let blank = |byte: &u8| matches!(byte, b' ' | b'\t');
     let start = value.iter().position(|byte| !blank(byte)).unwrap_or(value.len());

@@ -6,10 +6,10 @@ use crate::target::{Host, Target, TargetError};
 
 /// The longest method, in bytes.
 const MAX_METHOD: usize = 32;
-/// The port that an `http` URI and a Host field without port mean.
+/// The port of an `http` URI and of a Host field without port.
 const HTTP_PORT: u16 = 80;
 
-/// A Host field: a host, and a port where one is written.
+/// A Host field: a host, and a port if one is written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct HostPort {
     /// The host.
@@ -21,7 +21,7 @@ pub struct HostPort {
 /// A request target (RFC 9112 §3.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum RequestTarget<'a> {
-    /// authority-form, with CONNECT alone. The port is always written.
+    /// authority-form, only with CONNECT. The port is always written.
     Authority(Target),
     /// absolute-form with the scheme `http`, or `ws`, which is the same in clear (RFC 6455 §3).
     Absolute {
@@ -32,11 +32,11 @@ pub enum RequestTarget<'a> {
     },
     /// origin-form: path and query, from the `/` on.
     Origin(&'a [u8]),
-    /// `*`, with OPTIONS alone.
+    /// `*`, only with OPTIONS.
     Asterisk,
 }
 
-/// A request head whose every name agrees and whose framing has one reading.
+/// A request head in which every name agrees and whose framing has one reading.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RequestHead<'a> {
     /// An upper-case token of 1 to 32 bytes; never TRACE, TRACK, PURGE or PRI.
@@ -45,10 +45,9 @@ pub struct RequestHead<'a> {
     pub target: RequestTarget<'a>,
     /// The guest's version.
     pub version: Version,
-    /// The Host field; always there in HTTP/1.1, and equal to the authority of the target where
-    /// that has one.
+    /// The Host field; always present in HTTP/1.1, and equal to the authority of the target if that has one.
     pub host: Option<HostPort>,
-    /// All fields in their order, those included that are not forwarded.
+    /// All fields in their order, including those that are not forwarded.
     pub fields: Vec<Field<'a>>,
     /// How the body is framed.
     pub body: Body,
@@ -64,7 +63,7 @@ impl HostPort {
     /// Reads the value of a Host field: `host` or `host:port`.
     ///
     /// # Errors
-    /// Whatever is no host, userinfo, lists, paths and empty ports among it.
+    /// For anything that is not a host, including userinfo, lists, paths and empty ports.
     pub fn parse(value: &[u8]) -> Result<HostPort, TargetError> {
         match Target::parse(value, None) {
             Ok(Target { host, port }) => Ok(HostPort { host, port: Some(port) }),
@@ -75,13 +74,12 @@ impl HostPort {
 }
 
 impl<'a> RequestHead<'a> {
-    /// Reads the head at the front of `buf`, at most [`MAX_HEAD`] bytes and [`MAX_FIELDS`] fields;
-    /// one CR LF in front, as some clients send between requests, is taken with it.
+    /// Reads the head at the front of `buf`, at most [`MAX_HEAD`] bytes and [`MAX_FIELDS`] fields. One CR LF in
+    /// front, which some clients send between requests, is read with it.
     ///
-    /// After [`Parsed::Partial`], call again with more bytes behind the same ones and with `scanned`
-    /// = the length of the buffer then; 0 at first. The work over all calls is linear in the bytes,
-    /// however they are split, and so is the outcome the same. A flaw is reported as soon as its
-    /// line is whole.
+    /// After [`Parsed::Partial`], call again with more bytes after the same ones and with `scanned` = the length of
+    /// the buffer before; 0 at first. The work over all calls is linear in the bytes, and the outcome is the same,
+    /// however they are split. A flaw is reported as soon as its line is complete.
     ///
     /// # Errors
     /// [`HeadError`]; answer with its status and close.
@@ -113,7 +111,7 @@ impl<'a> RequestHead<'a> {
             None if facts.chunked => Body::Chunked,
             None => Body::None,
         };
-        // Clients say in so many words that there is no body: Java's on a WebSocket, WinINET on a CONNECT.
+        // Some clients state explicitly that there is no body: Java's on a WebSocket, WinINET on a CONNECT.
         let bare = matches!(body, Body::None | Body::Length(0));
         if method == b"CONNECT" && !bare {
             return Err(Flaw::Framing.into());
@@ -128,8 +126,8 @@ impl<'a> RequestHead<'a> {
         Ok(RequestHead { method, target, version, host, fields, body, keep_alive, expect_continue, upgrade })
     }
 
-    /// Where the request wants to go: the authority of its target, else its Host field, there with
-    /// `port` where it writes none. `None` for an HTTP/1.0 request without either.
+    /// The destination of the request: the authority of its target, else its Host field, with `port` if that has
+    /// none. `None` for an HTTP/1.0 request without either.
     pub fn destination(&self, port: u16) -> Option<Target> {
         match &self.target {
             RequestTarget::Authority(target) | RequestTarget::Absolute { target, .. } => Some(target.clone()),
@@ -140,14 +138,14 @@ impl<'a> RequestHead<'a> {
         }
     }
 
-    /// Writes the head as the upstream gets it: origin-form, our own Host (without port 80), our own
-    /// framing, all other fields in order and case as they came.
+    /// Writes the head for the upstream: origin-form, our own Host (without port 80), our own framing, and all other
+    /// fields in their original order and case.
     ///
-    /// Left out are Connection and what it names, Keep-Alive, TE, HTTP2-Settings, every Upgrade but
-    /// WebSocket and all of `Proxy-*` (RFC 9110 §7.6.1). Neither X-Forwarded-For nor Via is added:
-    /// an origin has no business knowing addresses and software on the inside. An HTTP/1.0 request
-    /// without Host goes on as HTTP/1.0 without one; every other as HTTP/1.1. For CONNECT there is
-    /// nothing to forward: the same head as `CONNECT host:port` is written, for a proxy further up.
+    /// It leaves out Connection and the fields that it names, Keep-Alive, TE, HTTP2-Settings, every Upgrade but
+    /// WebSocket and all of `Proxy-*` (RFC 9110 §7.6.1). It adds neither X-Forwarded-For nor Via: an origin need not
+    /// know addresses and software on the inside. An HTTP/1.0 request without Host is sent as HTTP/1.0 without one;
+    /// every other as HTTP/1.1. A CONNECT is not forwarded: its head is written as `CONNECT host:port`, for a proxy
+    /// further up.
     pub fn write_request(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(self.method);
         out.push(b' ');
@@ -205,7 +203,7 @@ impl<'a> RequestHead<'a> {
 }
 
 fn host_value(host: &Host, port: Option<u16>) -> String {
-    // Without the formatting machinery: it is once for every request.
+    // Without the formatting machinery, because this runs for every request.
     let mut value = host.name().map_or_else(|| host.to_string(), |name| name.as_str().to_owned());
     if let Some(port) = port.filter(|port| *port != HTTP_PORT) {
         value.push(':');
@@ -214,8 +212,8 @@ fn host_value(host: &Host, port: Option<u16>) -> String {
     value
 }
 
-/// The authority of the target and the Host field must be the same (RFC 9112 §3.2.2 lets a proxy
-/// overwrite Host; whoever reads both must not have to know that).
+/// Checks that the authority of the target and the Host field are the same. RFC 9112 §3.2.2 lets a proxy overwrite
+/// Host, but a reader of both must not have to know that.
 fn agree(target: &RequestTarget<'_>, host: Option<&HostPort>) -> Result<(), HeadError> {
     let Some(host) = host else { return Ok(()) };
     let (asked, port) = match target {
@@ -233,7 +231,7 @@ struct RequestLine<'a> {
 }
 
 impl<'a> RequestLine<'a> {
-    /// Three parts with one space between, nothing but visible ASCII in them.
+    /// Reads three parts with one space between them and only visible ASCII in them.
     fn read(line: &'a [u8]) -> Result<RequestLine<'a>, HeadError> {
         if line.is_empty() {
             return Err(Flaw::EmptyLine.into());
@@ -250,16 +248,16 @@ impl<'a> RequestLine<'a> {
         if line == b"PRI * HTTP/2.0" {
             return Err(HeadError::Preface);
         }
-        // The version comes first: in another one, nothing else need mean what it seems to.
+        // The version comes first: in another version, the rest may mean something else.
         let version = Version::parse(version)?;
         check_method(method)?;
         Ok(RequestLine { method, target: read_target(method, target)?, version })
     }
 }
 
-/// Lower case is refused because a server that ignores case would frame the answer to `head` in
-/// another way than we do. The methods refused by name make others echo (TRACE, TRACK), drop
-/// (PURGE) or misread (PRI, the HTTP/2 preface) what they hold.
+/// Lower case is refused because a server that ignores case would frame the answer to `head` differently than we do.
+/// The methods refused by name make servers echo (TRACE, TRACK), drop (PURGE) or misread (PRI, the HTTP/2 preface)
+/// what they hold.
 fn check_method(method: &[u8]) -> Result<(), HeadError> {
     if method.is_empty()
         || method.len() > MAX_METHOD

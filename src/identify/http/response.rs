@@ -16,20 +16,20 @@ pub enum ResponseBody {
     UntilClose,
 }
 
-/// Whom a response is written for.
+/// The guest that a response is written for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Downstream {
     /// The version of the guest's request.
     pub version: Version,
-    /// The connection to the guest is to be kept if the framing lets it.
+    /// Whether to keep the connection to the guest if the framing allows it.
     pub keep_alive: bool,
 }
 
-/// What a response head that was written promises the guest.
+/// What a written response head promises the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sent {
-    /// How the body must be framed towards the guest. `UntilClose` where the upstream's is chunked
-    /// means: without the chunk framing, trailers dropped.
+    /// How the body must be framed towards the guest. `UntilClose` where the upstream's is chunked means: without
+    /// the chunk framing and without trailers.
     pub body: ResponseBody,
     /// Whether the connection to the guest is kept after the body.
     pub keep_alive: bool,
@@ -40,13 +40,13 @@ pub struct Sent {
 pub struct ResponseHead<'a> {
     /// The upstream's version.
     pub version: Version,
-    /// 100 to 599. Below 200 another head follows, but for 101.
+    /// 100 to 599. Below 200 another head follows, except after 101.
     pub status: u16,
-    /// The reason phrase, maybe empty.
+    /// The reason phrase, possibly empty.
     pub phrase: &'a [u8],
-    /// All fields in their order, those included that are not forwarded.
+    /// All fields in their order, including those that are not forwarded.
     pub fields: Vec<Field<'a>>,
-    /// What a 101 switches to. `None` on a 101 means: to something nobody asked for, close.
+    /// The protocol that a 101 switches to. `None` on a 101 means: to something that was not requested, so close.
     pub upgrade: Option<Upgrade>,
     content_length: Option<u64>,
     chunked: bool,
@@ -76,7 +76,7 @@ impl<'a> ResponseHead<'a> {
         let fields = field_lines(rest, MAX_RESPONSE_FIELDS)?;
         let facts = Facts::gather(&fields, version)?;
         let (content_length, chunked) = (facts.content_length, facts.chunked);
-        // These have no body (RFC 9110 §8.6); a server that announces one may send one.
+        // These have no body (RFC 9110 §8.6), but a server that announces one may send one.
         if (status < 200 || status == 204) && (chunked || content_length.is_some_and(|length| length > 0)) {
             return Err(Flaw::Framing.into());
         }
@@ -85,8 +85,7 @@ impl<'a> ResponseHead<'a> {
         Ok(ResponseHead { version, status, phrase, fields, upgrade, content_length, chunked, persists })
     }
 
-    /// A 1xx other than 101: another head follows, and a guest that speaks HTTP/1.0 must not get this
-    /// one (RFC 9110 §15.2).
+    /// A 1xx other than 101: another head follows, and an HTTP/1.0 guest must not get this one (RFC 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         self.status < 200 && self.status != 101
     }
@@ -109,13 +108,11 @@ impl<'a> ResponseHead<'a> {
         self.persists && self.body_for(method) != ResponseBody::UntilClose
     }
 
-    /// Writes the head for the guest: our version and framing, all end-to-end fields in order and
-    /// case as they came. Left out are the same fields as in
-    /// [`RequestHead::write_request`](super::RequestHead::write_request), so that no upstream can
-    /// speak for the proxy (`Proxy-*`).
+    /// Writes the head for the guest: our version and framing, and all end-to-end fields in their original order and
+    /// case. It leaves out the same fields as [`RequestHead::write_request`](super::RequestHead::write_request), so
+    /// that no upstream can pose as the proxy (`Proxy-*`).
     ///
-    /// `body` is what [`body_for`](Self::body_for) said. A guest that speaks HTTP/1.0 gets a chunked
-    /// body until close.
+    /// `body` is the result of [`body_for`](Self::body_for). An HTTP/1.0 guest gets a chunked body until close.
     pub fn write_response(&self, body: ResponseBody, to: Downstream, out: &mut Vec<u8>) -> Sent {
         let old = to.version == Version::Http10;
         let body = if old && body == ResponseBody::Chunked { ResponseBody::UntilClose } else { body };
@@ -130,7 +127,7 @@ impl<'a> ResponseHead<'a> {
         fields::write_end_to_end(&self.fields, body == ResponseBody::Chunked, out);
         match (body, self.content_length) {
             (ResponseBody::Length(length), _) => write_length(length, out),
-            // What a GET would have had; neither HEAD nor 304 has it follow.
+            // The length that an answer to GET would have had; no body follows after HEAD or in a 304.
             (ResponseBody::None, Some(length)) if self.status >= 200 && self.status != 204 => write_length(length, out),
             (ResponseBody::Chunked, _) => out.extend_from_slice(b"Transfer-Encoding: chunked\r\n"),
             (ResponseBody::None | ResponseBody::UntilClose, _) => {}
@@ -150,13 +147,12 @@ fn write_length(length: u64, out: &mut Vec<u8>) {
     fields::write_field(b"Content-Length", length.to_string().as_bytes(), out);
 }
 
-/// `HTTP/1.x SP 3DIGIT [SP phrase]`. Servers that leave the last space out are many, and nothing is
-/// ambiguous about it.
+/// `HTTP/1.x SP 3DIGIT [SP phrase]`. Many servers omit the last space, and nothing is ambiguous about it.
 fn status_line(line: &[u8]) -> Result<(Version, u16, &[u8]), HeadError> {
     if line.is_empty() {
         return Err(Flaw::EmptyLine.into());
     }
-    // Before all else: a CR in the line is seen before its end if it comes in pieces.
+    // Checked first: a CR in the line is seen before the line's end if the line arrives in pieces.
     if !is_field_value(line) {
         return Err(Flaw::FirstLine.into());
     }

@@ -32,7 +32,7 @@ fn rewritten(head: &str) -> String {
     String::from_utf8(out).unwrap()
 }
 
-/// The outcome without what borrows from the buffer.
+/// The outcome without the parts that borrow from the buffer.
 type Outcome = Result<Option<(Vec<u8>, usize)>, HeadError>;
 
 fn outcome(parsed: Result<Parsed<RequestHead<'_>>, HeadError>) -> Outcome {
@@ -67,7 +67,7 @@ fn seen(outcome: Outcome) -> Seen {
     outcome.map_err(|error| (error.status(), error.reason()))
 }
 
-// --- what is taken ------------------------------------------------------------------------------
+// --- what is accepted ---------------------------------------------------------------------------
 
 #[test]
 fn heads_of_real_clients_are_taken() {
@@ -192,7 +192,7 @@ fn first_lines_have_one_reading() {
     ] {
         let head = format!("{line}\r\nHost: good.test\r\n\r\n");
         assert_eq!(RequestHead::parse(head.as_bytes(), 0).unwrap_err().status(), 400, "{line:?}");
-        // And with the line, not with the blank one.
+        // The error comes with the line, not with the blank one.
         let line = format!("{line}\r\n");
         if line.len() > 2 {
             assert_eq!(RequestHead::parse(line.as_bytes(), 0).unwrap_err().status(), 400, "{line:?}");

@@ -1,4 +1,4 @@
-//! Guests that are held to what they agreed on: it takes away, and never lets through.
+//! Guests that are limited to what they agreed on: an agreement restricts, and never allows.
 
 use super::guests::guest;
 use super::*;

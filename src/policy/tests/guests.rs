@@ -1,4 +1,4 @@
-//! Who is who: files, modes and addresses of guests.
+//! Which guest a source is: files, modes and addresses of guests.
 
 use super::*;
 
@@ -40,7 +40,7 @@ fn a_guest_is_held_to_its_own_files() {
     assert_eq!(allowed_by(&policy, &from("10.0.0.7", "seven.io")), Some("vm-7.rules:1".into()));
     assert_eq!(reason(&policy, &from("10.0.0.7", "shared.io")), Reason::NotWhitelisted);
     assert_eq!(reason(&policy, &from("10.0.0.9", "seven.io")), Reason::NotWhitelisted);
-    // vm-8 names shared.rules, so that no longer holds for who names nothing.
+    // vm-8 names shared.rules, so that file no longer applies to guests that name no files.
     assert_eq!(reason(&policy, &from("10.0.0.9", "shared.io")), Reason::NotWhitelisted);
     assert_eq!(allowed_by(&policy, &from("10.0.0.8", "shared.io")), Some("shared.rules:1".into()));
 }

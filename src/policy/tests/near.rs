@@ -1,4 +1,4 @@
-//! What the operator is told of a refused flow.
+//! What the operator learns about a refused flow.
 
 use super::*;
 

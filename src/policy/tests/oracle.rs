@@ -13,7 +13,7 @@ const FILES: [&str; 3] = ["a.rules", "b.rules", "c.rules"];
 /// A rule, the file it is in and its line.
 type Placed = (usize, u32, Line);
 
-/// What can be seen of a decision from outside.
+/// What is visible of a decision from outside.
 #[derive(Debug, PartialEq)]
 enum Seen {
     Permit { protocols: Protocols, rule: Option<String>, observed: bool, to: Vec<IpNet> },
@@ -146,7 +146,7 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     }
 }
 
-/// Why what no rule allows is refused.
+/// Why a claim that no rule allows is refused.
 fn unlisted(mode: Mode, blocked: bool, ech: bool) -> Option<Reason> {
     if mode == Mode::Whitelist {
         Some(Reason::NotWhitelisted)
@@ -167,7 +167,7 @@ fn is_over(line: &Line) -> bool {
     line.terms.until.is_some_and(|until| until < TODAY)
 }
 
-/// What a reach lets be spoken; `None` where transport or port differ.
+/// The protocols that a reach allows; `None` if transport or port differ.
 fn takes(reach: Reach, claim: &Claim) -> Option<Vec<Protocol>> {
     let port = claim.target.port;
     let within = |ports: Ports| ports.first <= port && port <= ports.last;
@@ -199,7 +199,7 @@ fn names(reach: Reach, port: u16) -> bool {
     }
 }
 
-/// Does what is written as the host of a rule take the host?
+/// Does the written host of a rule match the host?
 fn concerns(written: &str, golem: bool, host: &Host) -> bool {
     let net = written.replace(['[', ']'], "");
     let net = net.parse::<IpNet>().ok().or_else(|| net.parse::<IpAddr>().ok().map(IpNet::from));
@@ -413,7 +413,7 @@ proptest! {
         list in list(), settings in configured(), claims in vec(asked(), 1..12),
     ) {
         let settings = PolicySettings { mode: Mode::Whitelist, ..settings };
-        // A regex need not say how its names end.
+        // A regex need not determine how its names end.
         let list: Vec<Placed> = list.into_iter().filter(|(.., line)| !line.host.starts_with('/')).collect();
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {

@@ -1,4 +1,4 @@
-//! Which hosts a rule takes, by the form of its subject.
+//! Which hosts a rule matches, by the form of its subject.
 
 use super::*;
 

@@ -36,7 +36,7 @@ fn all_rules_that_allow_a_flow_are_used_whatever_their_form() {
     ]);
     assert!(policy.decide(&claim("www.a.test")).is_ok());
     let lines: Vec<u32> = policy.rules().used_lines().map(|(_, line)| line).collect();
-    // What line 4 says first is what line 1 says, and of the same in one file the first is kept.
+    // The first name of line 4 is that of line 1, and of identical rules in one file only the first is kept.
     assert_eq!(lines, [1, 2, 3, 5, 6, 7, 9]);
     assert!(policy.decide(&claim("wvw.a.test")).is_ok() && policy.decide(&claim("203.0.113.9")).is_ok());
     let lines: Vec<u32> = policy.rules().used_lines().map(|(_, line)| line).collect();
@@ -58,7 +58,7 @@ fn a_deny_that_keeps_a_name_from_dns_is_used() {
     let source = "10.42.42.7".parse().unwrap();
     let ask = |name: &str| policy.permit_name(source, &HostName::parse(name.as_bytes()).unwrap());
     assert!(ask("a.test").is_err() && ask("b.test").is_ok());
-    // A name that was only looked up was not used yet.
+    // A name that was only looked up is not used yet.
     assert_eq!(used(policy.rules()), ["a.rules:1"]);
 }
 

@@ -1,5 +1,5 @@
-//! The body of a message on its way from one side to the other: read as it is framed, framed anew for
-//! the receiver. Which side is which, and what a fault means, is for the exchange around it.
+//! The body of a message on its way from one side to the other: read by its framing, and framed anew for the
+//! receiver. The exchange around it knows which side is which and what a fault means.
 
 use crate::identify::chunked::{CHUNK_END, ChunkError, ChunkHeader, Decoder, Part};
 use crate::identify::http::{Body as RequestBody, ResponseBody};
@@ -10,15 +10,15 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-/// How far is read past the chunk in hand; bounds what of the next message is kept.
+/// How far to read past the current chunk; limits how much of the next message is kept.
 const AHEAD: u64 = 16 << 10;
 
-/// A body on its way: how it comes in, how it goes out, what the receiver has not taken yet.
+/// A body on its way: its incoming framing, its outgoing framing, and what the receiver has not accepted yet.
 #[derive(Debug)]
 pub(super) struct Body {
     framing: Incoming,
     rechunk: bool,
-    /// What the receiver has not taken yet.
+    /// What the receiver has not accepted yet.
     pub(super) kept: ThreadBuffer,
     chunk: usize,
     turn: Turn,
@@ -41,7 +41,7 @@ pub(super) enum BodyFault {
 }
 
 impl Body {
-    /// `rechunk` says whether a chunked body stays chunked.
+    /// `rechunk`: a chunked body stays chunked.
     pub(super) fn new(framing: Incoming, rechunk: bool) -> Body {
         Body { framing, rechunk, kept: ThreadBuffer::default(), chunk: MIN_CHUNK, turn: Turn::default() }
     }
@@ -50,8 +50,8 @@ impl Body {
         matches!(self.framing, Incoming::Done)
     }
 
-    /// Takes body bytes from the front of `data` and adds to `out` what is to be sent for them.
-    /// Returns how many were taken; fewer than all only where the body ended.
+    /// Takes body bytes from the front of `data` and adds the bytes to send for them to `out`. Returns how many were
+    /// taken: fewer than all only if the body ended.
     pub(super) fn take(&mut self, data: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyFault> {
         match &mut self.framing {
             Incoming::Done => Ok(0),
@@ -105,7 +105,7 @@ impl Body {
             if !self.turn.goes_on(cx) {
                 return Poll::Pending;
             }
-            // Not into the next message, or, where its start is not known, not far.
+            // Do not read into the next message, or, where its start is not known, not far.
             let within = match &self.framing {
                 Incoming::Length(length) => *length,
                 Incoming::Chunked(decoder) => decoder.left().saturating_add(AHEAD),
@@ -119,7 +119,7 @@ impl Body {
         }
     }
 
-    /// One read and, if the receiver takes it, one write.
+    /// Does one read and, if the receiver accepts it, one write.
     fn poll_piece<R, W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -168,7 +168,7 @@ impl Body {
         })
     }
 
-    /// Writes what the receiver takes and keeps the rest.
+    /// Writes what the receiver accepts and keeps the rest.
     fn send<W>(
         &mut self,
         cx: &mut Context<'_>,
@@ -217,8 +217,8 @@ impl From<ResponseBody> for Incoming {
     }
 }
 
-/// Decodes chunks from the front of `data` and writes what is to be sent for them: chunks of ours, or
-/// the bare body. Returns how much was taken.
+/// Decodes chunks from the front of `data` and adds the bytes to send for them to `out`: new chunks, or the bare
+/// body. Returns how many bytes were taken.
 fn recode(decoder: &mut Decoder, rechunk: bool, data: &[u8], out: &mut Vec<u8>) -> Result<usize, BodyFault> {
     let mut taken = 0;
     while let Some(rest) = data.get(taken..).filter(|rest| !rest.is_empty()) {

@@ -2,7 +2,7 @@ use super::responses::{GUEST, OLD_GUEST};
 use super::*;
 use proptest::prelude::*;
 
-/// Pieces of heads, sound and odd ones, put together at random.
+/// Valid and odd pieces of heads, combined at random.
 fn any_head() -> impl Strategy<Value = Vec<u8>> {
     let line = prop::sample::select(vec![
         "GET / HTTP/1.1",
@@ -42,7 +42,7 @@ fn any_head() -> impl Strategy<Value = Vec<u8>> {
     })
 }
 
-/// What hyper, as a server, made of a head: method, target, host, content-length, chunked.
+/// What hyper, as a server, read from a head: method, target, host, content-length, chunked.
 async fn hyper_reads(head: Vec<u8>) -> Option<(String, String, Vec<u8>, Body)> {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     let (near, far) = tokio::io::duplex(64 * 1024);
