@@ -1,8 +1,8 @@
-//! Listeners and per-guest limits: a connection comes in, an [`Accepted`] goes on.
+//! Listeners and per-guest limits: turns each incoming connection into an [`Accepted`].
 //!
-//! One accept loop a listener and worker thread. Running out of file descriptors pauses the loop
-//! instead of spinning it, and who waits is reset meanwhile. Which guest it is and what it wants is for
-//! the stages behind; how full the daemon is, is measured elsewhere and only heeded here.
+//! Each listener has one accept loop per worker thread. When file descriptors run out, the loop pauses instead
+//! of spinning and meanwhile resets the waiting connections. Later stages find out which guest it is and what
+//! it wants. How full the daemon is gets measured elsewhere; this module only obeys the result.
 
 mod incoming;
 mod inherit;
@@ -29,31 +29,31 @@ use tokio::time::Instant;
 
 /// How long accepting pauses when the process or the system is out of file descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(50);
-/// Connections that are reset between two pauses, where no descriptor is left for them.
+/// Connections that are reset between two pauses because no descriptor is left for them.
 const RESETS: usize = 64;
-/// How often the log says that accepting pauses.
+/// How often the log reports that accepting pauses.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// A connection that came in.
+/// An accepted connection.
 #[derive(Debug)]
 pub struct Accepted {
     /// The guest's end, non-blocking and not yet given to a runtime.
     pub stream: TcpStream,
     /// The guest's address and port.
     pub source: SocketAddr,
-    /// When it came in; deadlines count from here.
+    /// When it was accepted; deadlines count from here.
     pub at: Instant,
-    /// Its place among the guest's connections, or why it has none (it is then told so and closed).
+    /// Its place among the guest's connections, or why it has none (it then gets a refusal and is closed).
     pub slot: Result<Slot, Reason>,
 }
 
 /// A listener and what its connections are for.
 pub struct Entrance<'a> {
-    /// Where they come in.
+    /// Where they arrive.
     pub listener: Incoming,
-    /// What holds them to the limits.
+    /// Enforces the limits.
     pub gate: &'a Arc<Gate>,
-    /// What turns them away when no file descriptor is left.
+    /// Resets them when no file descriptor is left.
     pub reserve: &'a Reserve,
     /// What they are for.
     pub purpose: Purpose,
@@ -62,13 +62,13 @@ pub struct Entrance<'a> {
 /// What went wrong with accepting.
 #[derive(Debug)]
 pub enum AcceptFailure {
-    /// It pauses (EMFILE, ENFILE, ENOBUFS, ENOMEM). Who comes waits in the listener's queue.
+    /// Accepting pauses (EMFILE, ENFILE, ENOBUFS, ENOMEM). New connections wait in the listener's queue.
     Pause,
-    /// A connection of this source was reset, because no file descriptor is left for it.
+    /// A connection from this source was reset, because no file descriptor is left for it.
     Reset(SocketAddr),
 }
 
-/// Accepts until `stop` is done, handing each connection to `serve` and saying what goes wrong.
+/// Accepts until `stop` is done. Passes each connection to `serve` and reports failures to `trouble`.
 pub async fn run(
     entrance: Entrance<'_>,
     stop: impl Future<Output = ()>,
@@ -96,7 +96,7 @@ pub async fn run(
                 let is_refused = slot.is_err();
                 serve(Accepted { stream, source, at, slot });
                 if is_refused {
-                    // It is to be gone before the next comes: a flood of them is not to use up descriptors.
+                    // Let it close before the next accept: a flood of refused connections must not use up descriptors.
                     tokio::task::yield_now().await;
                 }
             }
@@ -115,12 +115,12 @@ pub async fn run(
     }
 }
 
-/// The address as the rest of the daemon knows it: IPv4 that came in on an IPv6 socket is IPv4.
+/// Returns the address as the rest of the daemon knows it: IPv4 that arrived on an IPv6 socket becomes IPv4.
 fn canonical(source: SocketAddr) -> SocketAddr {
     SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
-/// Errors of accept(2) that concern the one connection that was to be accepted, not the listener.
+/// Whether the error of accept(2) concerns only the one connection that was to be accepted, not the listener.
 fn is_passing(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionReset, Interrupted, PermissionDenied, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionReset | Interrupted | PermissionDenied | WouldBlock)

@@ -1,10 +1,10 @@
-//! What happened: metrics, the access log, the table of live flows, the top refusals.
+//! Accounting: metrics, the access log, the table of live flows, the top refusals.
 //!
-//! A flow opens a [`Record`] when it is accepted, tells it what it learns, and drops it at the end:
-//! the drop counts the metrics and queues the log line, so that a flow that ends by an error or a
-//! panic is accounted for like any other. Nothing here decides or touches a socket of a guest, and
-//! nothing on a flow's thread renders, writes or waits: lines are made on a thread of the log's
-//! own, which drops refusals first when it can't keep up, and counts what it drops.
+//! A flow opens a [`Record`] when it is accepted, reports to it what it learns, and drops it at the end. The
+//! drop counts the metrics and queues the log line, so a flow that ends by an error or a panic is recorded like
+//! any other. Nothing here decides anything or touches a guest's socket. Nothing on a flow's thread renders,
+//! writes or waits: the log has its own thread for the lines. When it can't keep up, it drops refusals first
+//! and counts what it drops.
 
 mod digest;
 mod event;
@@ -42,7 +42,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// The kind of listener a flow came in by; a metric label.
+/// The kind of listener through which a flow arrived; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Listener {
@@ -86,7 +86,7 @@ pub enum AccessLog {
     Stdout,
     /// The systemd journal's socket.
     Journal,
-    /// A file, opened for append and again on SIGHUP.
+    /// A file, opened for append and reopened on SIGHUP.
     File(PathBuf),
     /// Nowhere.
     Off,
@@ -97,19 +97,19 @@ pub enum AccessLog {
 pub struct LogSettings {
     /// The sink.
     pub access: AccessLog,
-    /// Only flows that were not allowed.
+    /// Log only flows that were not allowed.
     pub denied_only: bool,
-    /// What becomes of traffic while the log can't be written.
+    /// What happens to traffic while the log can't be written.
     pub on_failure: OnFailure,
 }
 
-/// Why accounting can't start, or can't take new settings.
+/// Why accounting can't start or can't apply new settings.
 #[derive(Debug, thiserror::Error)]
 pub enum AccountError {
     /// The access log can't be opened.
     #[error("{}: the access log can't be opened: {source}", path.display())]
     Open {
-        /// What was to be opened.
+        /// The path that was to be opened.
         path: PathBuf,
         /// Why it failed.
         source: std::io::Error,
@@ -122,10 +122,10 @@ pub enum AccountError {
     Metrics(#[from] prometheus::Error),
 }
 
-/// Finds the rule that comes nearest to a refused claim. Called on the log's thread.
+/// Finds the rule that comes nearest to a refused claim. It is called on the log's thread.
 pub type Advice = Box<dyn Fn(&Claim) -> Option<NearMiss> + Send + Sync>;
 
-/// The books of the whole daemon; one a process.
+/// The accounting of the whole daemon; one per process.
 pub struct Account {
     metrics: Arc<Metrics>,
     guests: ArcSwap<Guests>,
@@ -133,11 +133,11 @@ pub struct Account {
     log: digest::Log,
     next_id: AtomicU64,
     started: Instant,
-    /// Seconds since 1970 at the start: makes flow ids of two runs differ.
+    /// Start time in seconds since 1970; it makes the flow ids of two runs differ.
     epoch: u64,
 }
 
-/// Figures for the status page and `outgate status`.
+/// Totals for the status page and `outgate status`.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct Totals {
     /// Version of the program.
@@ -156,13 +156,13 @@ pub struct Totals {
     pub whitelist_generation: i64,
     /// Rules in force.
     pub whitelist_rules: i64,
-    /// Did the last reload succeed?
+    /// Whether the last reload succeeded.
     pub whitelist_ok: bool,
     /// Panics caught.
     pub panics: u64,
     /// Log lines dropped.
     pub log_dropped: u64,
-    /// The log can't be written.
+    /// Whether the log can't be written now.
     pub log_failing: bool,
 }
 
@@ -172,8 +172,8 @@ struct Guests {
 }
 
 impl Account {
-    /// Opens the access log, starts its threads and registers the metrics. `guests` are the names
-    /// of the declared guests, the only words from outside the program that become labels.
+    /// Opens the access log, starts its threads and registers the metrics. `guests` are the names of the
+    /// declared guests. They are the only text from outside the program that becomes labels.
     pub fn start(log: &LogSettings, guests: &[String]) -> Result<Arc<Account>, AccountError> {
         let metrics = Arc::new(Metrics::new()?);
         let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
@@ -189,8 +189,8 @@ impl Account {
         }))
     }
 
-    /// Takes new settings. Where the new log can't be opened, nothing changes. Flows of a guest that
-    /// is gone are no longer counted under any guest.
+    /// Applies new settings. If the new log can't be opened, nothing changes. Flows of a removed guest are no
+    /// longer counted under any guest.
     pub fn reconfigure(&self, log: &LogSettings, guests: &[String]) -> Result<(), AccountError> {
         self.log.reconfigure(log, &self.metrics)?;
         let old = self.guests.load();
@@ -198,44 +198,44 @@ impl Account {
         Ok(())
     }
 
-    /// Opens the log's file anew (SIGHUP, after rotation). Where that fails the old one is written on, `log_errors_total`
-    /// counts it, and it is tried again until it succeeds.
+    /// Reopens the log's file (SIGHUP, after rotation). If that fails, the old file is still written,
+    /// `log_errors_total` counts it, and it is retried until it succeeds.
     pub fn reopen(&self) {
         self.log.reopen();
     }
 
-    /// Is nothing new to be let through, because the log can't be written and the settings say so? One relaxed
-    /// load.
+    /// Whether nothing new may be let through, because the log can't be written and the settings require it.
+    /// One relaxed load.
     #[inline]
     pub fn refuses(&self) -> bool {
         self.log.refuses()
     }
 
-    /// Why the log can't be written, if so, and what to do.
+    /// Returns why the log can't be written, if so, and what to do.
     pub fn log_trouble(&self) -> Option<String> {
         self.log.trouble()
     }
 
-    /// Sets who explains near misses; the last one set counts.
+    /// Sets the function that explains near misses; the last one set is used.
     pub fn set_advice(&self, advice: Advice) {
         self.log.set_advice(advice);
     }
 
-    /// Closes the folding windows and waits until all lines are written, 1 s at most. Blocks; for
-    /// the end of the program.
+    /// Closes the folding windows and waits until all lines are written, 1 s at most. Blocks; for the end of
+    /// the program.
     pub fn flush(&self) {
         self.log.flush(Duration::from_secs(1));
     }
 
-    /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query. `guest` is the name
-    /// of the declared guest, if it is one.
+    /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query. `guest` is the name of the
+    /// declared guest, if it is one.
     pub fn open(self: &Arc<Self>, listener: Listener, source: SocketAddr, guest: Option<&str>) -> Record {
         let guests = self.guests.load();
         let guest = match guest {
             None => Arc::clone(&guests.other),
             Some(name) => match guests.by_name.get(name) {
                 Some(guest) => Arc::clone(guest),
-                // The guest was withdrawn while the flow was being accepted.
+                // The guest was removed while the flow was being accepted.
                 None => Arc::new(guests.other.renamed(name)),
             },
         };
@@ -243,34 +243,35 @@ impl Account {
         Record::new(Arc::clone(self), Flow::new(id, listener, source, guest))
     }
 
-    /// Counts a connection in `active_connections` for as long as the guard lives. One a
-    /// connection; records do not count there.
+    /// Counts a connection in `active_connections` for as long as the returned value lives. One per connection;
+    /// records do not count there.
     pub fn active(&self, listener: Listener) -> Active {
         Active::new(&self.metrics, listener)
     }
 
-    /// The metrics that are set from outside.
+    /// Returns the metrics that other modules set.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
     }
 
-    /// All metrics as Prometheus text, version 0.0.4.
+    /// Returns all metrics as Prometheus text, version 0.0.4.
     pub fn scrape(&self) -> String {
         self.flows.each(|flow| self.metrics.settle(flow));
         self.metrics.render()
     }
 
-    /// To be called as soon as another policy is in force: from now on a flow that was decided by an earlier one judges
-    /// itself again once it is connected. [`revoke_where`](Self::revoke_where) does it too.
+    /// Announces a new policy; call it as soon as that is in force. From now on, a flow that an earlier policy
+    /// decided judges itself again once it is connected. [`revoke_where`](Self::revoke_where) calls it too.
     pub fn announce_search(&self) {
         self.flows.announce_search();
     }
 
-    /// Asks `judge` about the claim of each live flow, and where it is connected to, and revokes those it refuses; the number of
-    /// them. Takes a microsecond or two a flow: not for a thread that serves flows.
+    /// Calls `judge` with the claim of each live flow and the address it is connected to, and revokes the flows
+    /// that it refuses. Returns their number. Takes a microsecond or two per flow: not for a thread that serves
+    /// flows.
     ///
-    /// No flow slips through when the caller first puts the new policy in force and each flow calls
-    /// [`Record::claim`] before it asks the policy.
+    /// No flow escapes if the caller first puts the new policy in force and each flow calls [`Record::claim`]
+    /// before it asks the policy.
     pub fn revoke_where(
         &self,
         judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
@@ -290,17 +291,17 @@ impl Account {
         revoked
     }
 
-    /// Looks which flows carry something. What [`close_idlest`](Self::close_idlest) knows of a flow it knows
-    /// from here. About 100 ns a flow.
+    /// Checks which flows have moved bytes. [`close_idlest`](Self::close_idlest) knows idle times only from
+    /// these checks. About 100 ns per flow.
     pub fn look(&self) {
         self.flows.each(|flow| {
             flow.look();
         });
     }
 
-    /// Ends up to `count` flows on which nothing has moved for `idle`, for the reason `limit_total`: always
-    /// one of the guest that has most flows by then, the one of its that has been idle longest. Returns how
-    /// many were ended. Not for a thread that serves flows.
+    /// Ends up to `count` flows on which no byte moved for `idle`, with the reason `limit_total`. It always
+    /// takes the guest with the most remaining flows, and of these the one that has been idle longest. Returns
+    /// how many it ended. Not for a thread that serves flows.
     pub fn close_idlest(&self, count: usize, idle: Duration) -> usize {
         let mut live = Vec::new();
         self.flows.each(|flow| live.push(Arc::clone(flow)));
@@ -309,24 +310,24 @@ impl Account {
         closed
     }
 
-    /// Live flows that have a claim, oldest first, `limit` at most; and how many there are.
+    /// Returns the live flows that have a claim, oldest first, `limit` at most, and the number of all.
     pub fn snapshot(&self, limit: usize) -> (Vec<FlowView>, usize) {
         let (flows, total) = self.flows.oldest(limit);
         (flows.iter().filter_map(|flow| flow.view(self.epoch)).collect(), total)
     }
 
-    /// What was refused most often (and, in the mode `observe`, what would have been), most
-    /// frequent first, `limit` at most. From a bounded table: rare refusals are forgotten in a flood.
+    /// Returns what was refused most often (and, in the mode `observe`, what would have been), most frequent
+    /// first, `limit` at most. The table is bounded: it forgets rare refusals in a flood.
     pub fn refusals(&self, limit: usize) -> Vec<RefusalView> {
         self.log.refusals(limit)
     }
 
-    /// What was allowed and failed, the most frequent first.
+    /// Returns what was allowed and failed, most frequent first.
     pub fn failures(&self, limit: usize) -> Vec<RefusalView> {
         self.log.failures(limit)
     }
 
-    /// Figures for the operator.
+    /// Returns the totals for the operator.
     pub fn totals(&self) -> Totals {
         self.flows.each(|flow| self.metrics.settle(flow));
         let (bytes_up, bytes_down) = self.metrics.bytes();
@@ -371,8 +372,8 @@ impl Guests {
     }
 }
 
-/// The lock, also where a thread panicked while it held it: what is behind these locks is sound
-/// after every statement.
+/// Locks the mutex, even if a thread panicked while it held it: the data behind these locks is valid after
+/// every statement.
 fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }

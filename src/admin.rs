@@ -1,9 +1,9 @@
-//! The admin listener: read-only HTTP for Prometheus, for supervisors and for the operator's
-//! browser. Nothing can be changed over it.
+//! The admin listener: read-only HTTP for Prometheus, for supervisors and for the operator's browser. It cannot
+//! change anything.
 //!
-//! It is for this machine and for Prometheus, never for guests; the firewall and the loopback
-//! address see to that. The Host check is against DNS rebinding: a page in the operator's browser
-//! that calls itself `evil.test` must not read what is here.
+//! It is for this machine and for Prometheus, never for guests; the firewall and the loopback address ensure
+//! that. The Host check prevents DNS rebinding: a page in the operator's browser that calls itself `evil.test`
+//! must not read this data.
 
 pub(crate) mod http;
 mod page;
@@ -24,16 +24,16 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-/// Connections served at once; the next wait in the kernel's queue.
+/// Connections served at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 64;
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 const TEXT: &str = "text/plain; charset=utf-8";
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Is this the name of a declared guest?
+/// Returns whether this is the name of a declared guest.
 pub type IsGuest = Box<dyn Fn(&str) -> bool + Send + Sync>;
 
-/// Why the daemon is not ready, one sentence each; nothing: it is ready.
+/// Returns why the daemon is not ready, one sentence each; empty if it is ready.
 pub type NotReady = Box<dyn Fn() -> Vec<String> + Send + Sync>;
 
 /// What the admin listener shows.
@@ -48,14 +48,14 @@ pub struct Admin {
 enum Door {
     /// Everything, for this machine.
     Local,
-    /// Over TLS, without the status page, by this name in the client's certificate. A rebound name has no certificate,
-    /// so any Host will do.
+    /// Over TLS, without the status page, with this name in the client's certificate. A rebound name has no
+    /// certificate, so any Host is accepted.
     Remote(Option<Arc<str>>),
 }
 
 impl Admin {
-    /// `not_ready` is asked at each `/readyz` and for the status page, `is_guest` where somebody comes by a
-    /// certificate; they must not block.
+    /// Creates it. `not_ready` is called for each `/readyz` and for the status page, `is_guest` for a client
+    /// with a certificate; they must not block.
     pub fn new(account: Arc<Account>, not_ready: NotReady, is_guest: IsGuest) -> Arc<Admin> {
         Arc::new(Admin { account, not_ready, is_guest, complaints: Complaints::new("admin_tls") })
     }
@@ -71,8 +71,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     .await;
 }
 
-/// Serves `/metrics`, `/healthz` and `/readyz` over TLS. `tls` is read for each connection, so that a
-/// new certificate holds at once. Never returns.
+/// Serves `/metrics`, `/healthz` and `/readyz` over TLS. `tls` is read for each connection, so that a new
+/// certificate is used at once. Never returns.
 pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>) {
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
         let (admin, config) = (Arc::clone(&admin), Arc::clone(&tls.load().admin));
@@ -98,7 +98,7 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>)
 }
 
 impl Admin {
-    /// Counts a handshake that came to nothing, and says so in the log.
+    /// Counts a failed handshake and logs it.
     fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
         self.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
         self.complaints.tell(peer, refused);
@@ -140,7 +140,7 @@ async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) ->
     if let Door::Remote(Some(name)) = &door
         && (admin.is_guest)(name)
     {
-        // Guests and Prometheus may have one authority, and guests are not to take up the places here either.
+        // Guests and Prometheus may have the same authority, and guests must not use up the connections here either.
         let mut refusal =
             answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is one's.\n");
         refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -190,8 +190,8 @@ fn status_page(admin: &Admin) -> Answer {
     page
 }
 
-/// An address literal or `localhost` is what nobody can point elsewhere. HTTP/1.0 may do without
-/// Host: some health checkers do, browsers don't.
+/// Checks the Host: nobody can redirect an address literal or `localhost`. HTTP/1.0 may omit Host: some health
+/// checkers do, browsers don't.
 fn check_host<B>(request: &Request<B>) -> Result<(), &'static str> {
     const ADVICE: &str = "The Host of the request must be an IP address or localhost.\n";
     let ours = |text: &[u8]| match Target::parse(text, Some(80)) {

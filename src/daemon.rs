@@ -1,9 +1,9 @@
-//! Builds the stages, joins them, keeps them running: start, reload, drain.
+//! Builds the stages, connects them, and keeps them running: start, reload, drain.
 //!
-//! One thread a CPU serves flows, each with a runtime and listeners of its own; one more thread, this
-//! one, has signals, reloads, the resolver's sockets, the admin listener and the control socket. What
-//! cannot be had at the start (a port, a readable list) is an error before the first connection; after
-//! that nothing but a signal ends the daemon.
+//! One thread per CPU serves flows, each with its own runtime and listeners. One more thread, this one, handles
+//! signals, reloads, the resolver's sockets, the admin listener and the control socket. What is missing at the
+//! start (a port, a readable list) is an error before the first connection. After that, only a signal ends the
+//! daemon.
 
 mod firewall_watch;
 mod listeners;
@@ -52,39 +52,39 @@ use troubles::{Certificate, Troubles};
 use unconfigured::Unconfigured;
 use watchdog::Watchdog;
 
-/// How long open flows get after SIGTERM where the listeners are this process's own.
+/// How long open flows may continue after SIGTERM if this process opened the listeners itself.
 const DRAIN: Duration = Duration::from_secs(20);
-/// How long nobody may wait in a socket that outlives this process, until the next one accepts.
+/// How long a client should wait at most in a socket that outlives this process, until the next process accepts.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// How long open flows get in any case.
+/// How long open flows may continue in any case.
 const LEAST_DRAIN: Duration = Duration::from_secs(1);
-/// How long flows that were told to end get to do so.
+/// How long flows may take to end once they were told to.
 const LAST_CALL: Duration = Duration::from_millis(300);
-/// For what the service manager does between two processes.
+/// Time that the service manager needs between two processes.
 const TURN_AROUND: Duration = Duration::from_millis(700);
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum DaemonError {
-    /// A folder or file of the configuration.
+    /// A folder or file of the configuration is not usable.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// The lists are invalid and there is no last good one; the problems have been printed.
+    /// The lists are invalid and no last good list exists; the problems have been printed.
     #[error("no valid whitelist: {0}")]
     Lists(String),
-    /// The guests of the configuration and the files do not go together.
+    /// The guests in the configuration and in the files conflict.
     #[error(transparent)]
     Policy(#[from] PolicyError),
     /// Certificate or key cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The guests that were registered cannot be read.
+    /// The registered guests cannot be read.
     #[error(transparent)]
     Registered(#[from] KeepError),
-    /// The guests that were registered do not go together.
+    /// The registered guests conflict.
     #[error("{0}")]
     Guests(String),
-    /// A port can't be listened on.
+    /// A listener can't be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The resolver can't start.
@@ -102,42 +102,42 @@ pub enum DaemonError {
     /// Without privileges a file can't be used.
     #[error(transparent)]
     Access(#[from] AccessError),
-    /// A thread, a runtime or a signal handler can't be had.
+    /// A thread, a runtime or a signal handler can't be created.
     #[error("cannot start: {0}")]
     System(#[from] io::Error),
-    /// The configuration says what cannot be used.
+    /// The configuration is not usable.
     #[error("{0}")]
     Unusable(String),
-    /// The daemon had nothing to go by, and something of that has changed.
+    /// The daemon had no usable configuration, and something about that has changed.
     #[error("what was in the way has changed: to be started anew")]
     Changed,
 }
 
-/// What the daemon is to go by.
+/// The configuration that the daemon starts with.
 #[derive(Debug)]
 pub enum Basis {
-    /// The configuration as it stands.
+    /// The configuration as it is in the file.
     Current(Settings),
-    /// One that worked before, and why the current one does not.
+    /// An earlier configuration that worked, and why the current one does not.
     KeptConfiguration(Settings, String),
-    /// Nothing but what is built in, and why. Everybody is refused.
+    /// Only the built-in settings, and why. All guests are refused.
     Nothing(Settings, String),
 }
 
-/// Runs until SIGTERM or SIGINT, confined as asked from the moment when all listeners are open.
+/// Runs until SIGTERM or SIGINT, confined as asked once all listeners are open.
 ///
-/// Where a service manager would start it again and again, it stays whatever is wrong with configuration and lists,
-/// and refuses everybody meanwhile.
+/// If a service manager would only restart it again and again, it stays, whatever is wrong with configuration
+/// and lists, and refuses all guests meanwhile.
 ///
 /// # Errors
-/// [`DaemonError`], before anything was served; [`DaemonError::Changed`] at the end of a daemon that had nothing to go
-/// by.
+/// [`DaemonError`], before anything was served; [`DaemonError::Changed`] at the end of a daemon without usable
+/// configuration.
 pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let begun = Instant::now();
     let open_files = system::raise_open_files();
     tracing::debug!(open_files, "limit on open files");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    // First of all, so that a signal during a long start is not taken for "die".
+    // Before everything else, so that a signal during a long start does not kill the process.
     let signals = runtime.block_on(async { Signals::new() })?;
     let mut fault = Faults { stays: system::has_manager(), first: None };
     let (mut settings, stale, is_there) = match basis {
@@ -160,7 +160,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         }
     };
     unopened.map_or(Ok(()), |error| fault.hold(error.into()))?;
-    // Files and the control socket are whose they will be used by, so they come after.
+    // The control socket and files belong to the user who will use them, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
     let GivenUp { sandbox, control, host, unusable } = privileges::give_up(&settings, confine, control)?;
     unusable.map_or(Ok(()), |error| fault.hold(error))?;
@@ -234,9 +234,9 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
 
 /// What went wrong at the start.
 struct Faults {
-    /// Does the daemon stay all the same?
+    /// Whether the daemon stays despite it.
     stays: bool,
-    /// The one that came first.
+    /// The first error.
     first: Option<DaemonError>,
 }
 
@@ -254,7 +254,7 @@ impl Faults {
     }
 }
 
-/// What is made of configuration, lists and state.
+/// What is built from configuration, lists and state.
 struct Made {
     lists: Lists,
     registry: Registry,
@@ -286,7 +286,7 @@ impl Made {
         Ok(Made { lists, registry, all, tls, policy, resolver, account, bindings, bindings_file })
     }
 
-    /// What refuses everybody, and keeps its hands off whatever the last daemon kept.
+    /// Builds what refuses all guests; it does not touch what the last daemon kept.
     fn without_configuration(all: Settings, runtime: &Runtime) -> Result<Made, DaemonError> {
         let lists = Lists::none();
         let policy = Arc::new(Policy::unconfigured(all.policy.clone())?);
@@ -297,7 +297,7 @@ impl Made {
     }
 }
 
-/// The guests that were registered with the daemon before this one, and the settings with them.
+/// Returns the guests that were registered with the previous daemon, and the settings including them.
 fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings), DaemonError> {
     let mut registry = Registry::restore(settings.listen.control.as_deref())?;
     let before = registry.iter().count();
@@ -315,7 +315,7 @@ fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings)
     Ok((registry, all))
 }
 
-/// What the start has made for [`govern`].
+/// What the start has prepared for [`govern`].
 struct Start {
     settings: Settings,
     lists: Lists,
@@ -328,13 +328,13 @@ struct Start {
     relief: Relief,
     watchdog: Watchdog,
     begun: Instant,
-    /// Why the configuration is not the one in the file, where it is another.
+    /// Why an earlier configuration is used instead of the one in the file, if so.
     stale: Option<String>,
-    /// Why there is nothing to go by, where there is nothing.
+    /// Why there is no usable configuration, if so.
     unconfigured: Option<Unconfigured>,
 }
 
-/// Everything beside the path: reloads, admin, control, until it is time to stop; then the drain.
+/// Runs everything besides the flows: reloads, admin, control. When it is time to stop, it drains.
 async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) -> Result<(), DaemonError> {
     let Start {
         settings,
@@ -446,7 +446,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     if anew { Err(DaemonError::Changed) } else { Ok(()) }
 }
 
-/// Listens to the watcher for as long as it can.
+/// Receives the watcher's reports for as long as possible.
 async fn hear(socket: UnixListener, heard: Arc<Heard>) {
     if let Err(error) = control::host::hear(socket, heard).await {
         tracing::error!(%error, "outgate-host.service is not heard any more");
@@ -459,13 +459,13 @@ fn texts(troubles: &[trouble::Trouble]) -> impl Iterator<Item = String> {
     texts.into_iter()
 }
 
-/// Those with which the daemon is not ready.
+/// Keeps only the troubles that make the daemon not ready.
 fn unready(mut troubles: Vec<trouble::Trouble>) -> Vec<trouble::Trouble> {
     troubles.retain(|trouble| trouble.cause.makes_unready());
     troubles
 }
 
-/// What `systemctl status` shows.
+/// Returns what `systemctl status` shows.
 fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
     let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
     move || {
@@ -483,7 +483,7 @@ fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl
     }
 }
 
-/// What `outgate status` shows beside the figures of the account.
+/// Returns what `outgate status` shows besides the account's totals.
 fn status(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> control::Status {
     let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
     Box::new(move || {
@@ -498,13 +498,13 @@ fn status(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> con
     })
 }
 
-/// What `outgate whitelist lint` asks for.
+/// Returns what `outgate whitelist lint` asks for.
 fn used(reloader: &Reloader) -> control::Used {
     let reloader = reloader.clone();
     Box::new(move || serde_json::json!(reloader.used()))
 }
 
-/// `outgate whitelist reload`, `guest add` and `guest remove`.
+/// Handles `outgate whitelist reload`, `guest add` and `guest remove`.
 fn make(reloader: &Reloader) -> control::Make {
     let reloader = reloader.clone();
     Box::new(move |change| {
@@ -519,9 +519,8 @@ fn make(reloader: &Reloader) -> control::Make {
     })
 }
 
-/// How long open flows get after SIGTERM. Sockets that were handed over stay open, and who connects
-/// meanwhile waits in them: for this long, and for as long as the next process takes to start, which is
-/// about what this one took.
+/// Returns how long open flows may continue after SIGTERM. Inherited sockets stay open, and new clients wait in
+/// them: for this long, and while the next process starts, which takes about as long as this one took.
 fn grace(inherited: bool, start: Duration) -> Duration {
     if !inherited {
         return DRAIN;
@@ -529,7 +528,7 @@ fn grace(inherited: bool, start: Duration) -> Duration {
     LONGEST_WAIT.saturating_sub(LAST_CALL + TURN_AROUND).saturating_sub(start).max(LEAST_DRAIN)
 }
 
-/// Lets open flows finish, then ends them.
+/// Lets open flows finish, then ends the remaining ones.
 async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
     let open = services.gate.total();
     tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
@@ -539,7 +538,7 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
     while !quiet() && Instant::now() < until {
         tokio::select! {
             () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            // A second signal means now.
+            // A second signal means at once.
             asked = signals.next() => if asked == SignalRequest::Stop { break },
         }
     }
@@ -553,7 +552,7 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
     }
 }
 
-/// A thread for each share of the listeners.
+/// Starts a thread for each share of the listeners.
 fn spawn_workers(
     services: &Arc<Services>,
     shares: Vec<Share>,
@@ -573,13 +572,13 @@ fn spawn_workers(
     shares.into_iter().enumerate().map(spawn).collect()
 }
 
-/// Can guests' connections come in over IPv6, so that an AAAA record is of use to them?
+/// Whether guests' connections can arrive over IPv6, so that an AAAA record is useful to them.
 fn takes_ipv6(listen: &ListenSettings) -> bool {
     let all = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.udp];
     all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
 }
 
-/// A worker thread: accepts and serves until the end.
+/// The work of a worker thread: accepts and serves until the end.
 async fn work(services: Arc<Services>, share: Share, v6: bool, end: CancellationToken) {
     if let Err(error) = dns::serve(&services, (share.dns_udp, share.dns_tcp), v6, &end) {
         tracing::error!(%error, "a DNS listener cannot be served");
@@ -610,12 +609,12 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
 fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
     let live = Arc::clone(live);
     let hasher = foldhash::quality::RandomState::default();
-    // By name, for the order of the guests may change with a reload.
+    // By name, because a reload may change the order of the guests.
     let named = move |source: &Source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
     Gate::new(settings.limits, Arc::new(named))
 }
 
-/// A panic ends one flow; the hook counts it and says where.
+/// Sets the panic hook: a panic ends one flow; the hook counts it and logs its location.
 fn count_panics(account: &Arc<Account>) {
     let account = Arc::downgrade(account);
     std::panic::set_hook(Box::new(move |info| {
@@ -627,7 +626,7 @@ fn count_panics(account: &Arc<Account>) {
     }));
 }
 
-/// Near misses are looked up where log lines are rendered, off the path.
+/// Sets the lookup of near misses. It runs on the log's thread, not on the flows' path.
 fn advise(account: &Account, live: &Arc<ArcSwap<Live>>) {
     let live = Arc::clone(live);
     account.set_advice(Box::new(move |claim| live.load_full().policy.near_miss(claim)));

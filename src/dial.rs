@@ -1,7 +1,7 @@
-//! Vetted addresses in, one connection out: Happy Eyeballs (RFC 8305) over the vetted set only.
+//! Opens one connection to vetted addresses: Happy Eyeballs (RFC 8305) over the vetted set only.
 //!
-//! The order of the addresses is the order of [`Vetted`]; which of them a flow may reach was decided
-//! before. What the socket is used for is the relay's business.
+//! The order of the addresses is that of [`Vetted`]; which of them a flow may reach was decided before. The
+//! relay uses the socket.
 
 mod ports;
 
@@ -15,10 +15,10 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, sleep_until, timeout};
 
-/// Between the starts of two attempts (RFC 8305 §5, "Connection Attempt Delay").
+/// Time between the starts of two attempts (RFC 8305 §5, "Connection Attempt Delay").
 const STAGGER: Duration = Duration::from_millis(250);
 
-/// `[dial]` of the configuration, as far as connecting goes.
+/// `[dial]` of the configuration, as far as it concerns connecting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialSettings {
     /// Bound on the whole attempt, over all addresses.
@@ -30,13 +30,13 @@ pub struct DialSettings {
 pub struct Upstream {
     /// The connection, registered with the runtime that called [`connect`].
     pub stream: TcpStream,
-    /// Whom it leads to.
+    /// The remote address.
     pub peer: SocketAddr,
-    /// Our end of it.
+    /// The local address.
     pub local: SocketAddr,
 }
 
-/// Why there is no connection. The text is for the operator: it names addresses.
+/// Why there is no connection. The text is for the operator: it contains addresses.
 #[derive(Debug, thiserror::Error)]
 pub enum DialError {
     /// Every address failed; the last failure.
@@ -44,7 +44,7 @@ pub enum DialError {
     Failed {
         /// The address that failed last.
         address: SocketAddr,
-        /// How.
+        /// The error.
         source: io::Error,
     },
     /// No address answered in time.
@@ -52,7 +52,7 @@ pub enum DialError {
     Timeout {
         /// The first address tried.
         address: SocketAddr,
-        /// The bound that passed.
+        /// The bound that was exceeded.
         after: Duration,
     },
     /// There was no address to try.
@@ -61,10 +61,10 @@ pub enum DialError {
 }
 
 impl DialError {
-    /// What the guest and the metrics are told.
+    /// Returns the reason for the guest and the metrics.
     pub fn reason(&self) -> Reason {
         match self {
-            // The kernel gave up on its own, before our bound.
+            // The kernel gave up by itself, before our bound.
             DialError::Failed { source, .. } if source.kind() == io::ErrorKind::TimedOut => Reason::Timeout,
             DialError::Failed { .. } | DialError::NoAddress => Reason::DialFailed,
             DialError::Timeout { .. } => Reason::Timeout,
@@ -74,8 +74,8 @@ impl DialError {
 
 /// Connects to the first of the vetted addresses that answers.
 ///
-/// The addresses are tried in their order, the next one as soon as one fails or after 250 ms of
-/// silence; the first connection wins and the other attempts are dropped.
+/// Tries the addresses in their order, the next one as soon as one fails or after 250 ms of silence. The first
+/// connection wins, and the other attempts are dropped.
 pub async fn connect(vetted: &Vetted, settings: &DialSettings) -> Result<Upstream, DialError> {
     let addresses = vetted.addresses();
     let first = *addresses.first().ok_or(DialError::NoAddress)?;
@@ -102,10 +102,10 @@ async fn attempt(address: SocketAddr) -> Attempted {
     }
 }
 
-/// A socket of the family of `address`, not yet bound.
+/// Creates a socket of the family of `address`, not yet bound.
 fn socket(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // So that its port can be bound again while it waits out its minute (TIME_WAIT).
+    // So that its port can be bound again while it is in TIME_WAIT for a minute.
     socket.set_reuseaddr(true)?;
     Ok(socket)
 }
@@ -127,7 +127,7 @@ async fn race(addresses: &[SocketAddr]) -> Attempted {
                 Ok(connected) => return Ok(connected),
                 Err(error) => failure = error,
             }
-            // One failed: the next need not wait. After the last address, wait for those that run.
+            // One failed: the next need not wait. After the last address, wait for the running ones.
             if waiting.len() > 0 || running.is_empty() {
                 break;
             }
@@ -136,7 +136,7 @@ async fn race(addresses: &[SocketAddr]) -> Attempted {
     Err(failure)
 }
 
-/// The first of some attempts to end; it is taken out. Pending for ever when there are none.
+/// Completes with the first attempt that ends, and removes it. Pending for ever if there are none.
 struct FirstOf<'a, F>(&'a mut Vec<Pin<Box<F>>>);
 
 impl<F: Future> Future for FirstOf<'_, F> {
@@ -175,13 +175,13 @@ mod tests {
         (listener, address)
     }
 
-    /// An address that refuses: it was bound a moment ago.
+    /// Returns an address that refuses: it was bound a moment ago.
     fn refusing() -> SocketAddr {
         listener().1
     }
 
-    /// A listener whose backlog is full, so that the kernel drops what comes: it neither answers nor
-    /// refuses. Everything returned must be kept.
+    /// Returns a listener whose backlog is full, so that the kernel drops new connections: it neither answers
+    /// nor refuses. Keep everything that is returned.
     async fn silent() -> (Socket, Vec<Result<TcpStream, tokio::time::error::Elapsed>>, SocketAddr) {
         let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
         socket.bind(&"127.0.0.1:0".parse::<SocketAddr>().unwrap().into()).unwrap();

@@ -1,12 +1,13 @@
-//! The guests' resolver: the same policy and the same upstream as every flow's, over UDP and TCP. What it
-//! answers it remembers as bindings, by which raw protocols on transparent listeners are known.
+//! The guests' resolver: the same policy and upstream as for flows, over UDP and TCP. It stores its answers as
+//! bindings, which identify the names behind raw protocols on transparent listeners.
 //!
-//! Each worker thread has a UDP socket and a TCP listener of its own on every address (SO_REUSEPORT), and
-//! answers what is known without a task or a wait. The firewall brings guests' port 53 here, whatever
-//! server they ask; the kernel's connection tracking then makes a reply come from that server. A reply
-//! leaves by the socket its query came to: on a given address that is the address asked. On an unspecified
-//! address (`0.0.0.0`) the kernel picks the reply's source by its route, which is right where each guest
-//! asks the address nearest to it; who has several addresses on one interface should name them instead.
+//! Each worker thread has its own UDP socket and TCP listener on every address (SO_REUSEPORT), and answers what
+//! is known without a task or a wait. The firewall redirects guests' port 53 here, whatever server they ask;
+//! the kernel's connection tracking then makes the reply appear to come from that server. A reply leaves
+//! through the socket that received its query: on a specific address, that is the address asked. On an
+//! unspecified address (`0.0.0.0`) the kernel chooses the reply's source by its route. That is correct if each
+//! guest asks the address nearest to it. With several addresses on one interface, the configuration should name
+//! them instead.
 
 mod backlog;
 pub mod bindings;
@@ -28,7 +29,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 /// Serves one worker thread's share of the listeners on the current runtime until `end`. `v6`: guests'
-/// connections come in over IPv6 too, so that AAAA records are of use to them.
+/// connections also arrive over IPv6, so AAAA records are useful to them.
 ///
 /// # Errors
 /// When a socket cannot be served by the runtime.

@@ -1,12 +1,12 @@
-//! A permit in, vetted addresses out: asks DNS for the name (one query a name in flight, TTLs
-//! honoured, failures remembered briefly) and holds the whole answer against the address floor.
-//! Only this module can make a [`Vetted`].
+//! Turns a permit into vetted addresses: asks DNS for the name (one query per name in flight, TTLs respected,
+//! failures remembered briefly) and checks the whole answer against the address floor. Only this module can
+//! create a [`Vetted`].
 //!
-//! Flows run on one runtime a core; lookups run on the control runtime, and the flows share what they
-//! find. [`Resolver::try_vet`] answers at once where nothing has to be asked.
+//! Flows run on one runtime per core; lookups run on the control runtime, and the flows share their results.
+//! [`Resolver::try_vet`] answers at once if no server has to be asked.
 //!
-//! While no server answers, what was known lately serves on for a day, for flows and for guests' DNS
-//! alike (RFC 8767): an address that worked an hour ago most likely works now, and it is vetted like any.
+//! While no server answers, recent answers stay in use for a day, for flows and for guests' DNS alike (RFC
+//! 8767): an address that worked an hour ago most likely still works, and it is vetted like any other.
 
 mod address_screen;
 pub mod answer;
@@ -45,58 +45,57 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
-/// Addresses that a [`Vetted`] holds at most: as many as are ever dialled.
+/// Most addresses in a [`Vetted`]: no more are ever dialled.
 pub const MAX_VETTED: usize = 6;
 
-/// Flows that wait for lookups at once, over all names.
+/// Flows that may wait for lookups at once, over all names.
 const MAX_WAITING: usize = 65_536;
 
-/// The right to start one lookup. It is held until the lookup has landed and then dropped, so that whoever
-/// gives it can limit how many a guest has under way.
+/// The right to start one lookup. It is held until the lookup finishes and then dropped, so its issuer can
+/// limit how many lookups a guest has in flight.
 pub type Ticket = Box<dyn std::any::Any + Send>;
 
-/// May a lookup be started for whoever wants a name? Asked only where nobody else is looking it up.
+/// Whether a lookup may be started. The callback that returns it is called only if nobody else is looking the name up.
 pub enum Start {
     /// Yes.
     Now(Ticket),
-    /// Not yet: to be asked again after this long, unless the name is known by then.
+    /// Not yet: ask again after this long, unless the name is known by then.
     After(Duration),
     /// No.
     Refused,
 }
 
-/// Between two looks at resolv.conf and the hosts file.
+/// Time between two checks of resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
 
-/// Between two trials of servers that nobody asks; and where the last was in vain.
+/// Time between two trials of servers that get no queries; below it, the time after a failed trial.
 const TRIAL: Duration = Duration::from_secs(4);
 const TRIAL_IN_DOUBT: Duration = Duration::from_secs(1);
 
 /// `[resolver]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResolverSettings {
-    /// In the order in which they are asked; empty: those of `/etc/resolv.conf`.
+    /// The servers in the order in which they are asked; empty: those of `/etc/resolv.conf`.
     pub servers: Vec<NameServer>,
-    /// Names found in this file (hosts(5)) are not asked upstream.
+    /// Names in this file (hosts(5)) are not asked upstream.
     pub hosts_file: Option<PathBuf>,
-    /// A server that has not answered after this is taken for dead; a lookup lasts twice this at most.
+    /// A server that has not answered after this counts as dead; a lookup lasts at most twice this.
     pub timeout: Duration,
 }
 
-/// What the address floor needs to know beyond the IANA registries.
+/// What the address floor uses besides the IANA registries.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FloorSettings {
-    /// `[dial].permit_addresses`: taken out of the floor for every rule.
+    /// `[dial].permit_addresses`: excluded from the floor for every rule.
     pub permitted: Vec<IpNet>,
     /// The addresses of declared guests.
     pub guests: Vec<IpNet>,
-    /// Outgate's own listeners; never reachable, whatever permits. An unspecified address stands for
-    /// every address of this machine.
+    /// Outgate's own listeners; never reachable, whatever permits them. An unspecified address stands for every
+    /// address of this machine.
     pub listeners: Vec<SocketAddr>,
 }
 
-/// Addresses that a flow may be connected to, in the order to try them. Never empty, at most
-/// [`MAX_VETTED`].
+/// Addresses that a flow may be connected to, in the order in which to try them. Never empty, at most [`MAX_VETTED`].
 #[derive(Clone, Copy)]
 pub struct Vetted {
     addresses: [SocketAddr; MAX_VETTED],
@@ -104,12 +103,12 @@ pub struct Vetted {
 }
 
 impl Vetted {
-    /// The addresses, ports included.
+    /// Returns the addresses, including ports.
     pub fn addresses(&self) -> &[SocketAddr] {
         self.addresses.get(..self.count).unwrap_or_default()
     }
 
-    /// For tests of the stages behind: addresses that nobody vetted.
+    /// Creates unvetted addresses, for tests of later stages.
     #[cfg(test)]
     pub(crate) fn of(addresses: &[SocketAddr]) -> Vetted {
         let mut vetted = Vetted::new(std::iter::repeat_n(IpAddr::V4(Ipv4Addr::UNSPECIFIED), addresses.len()), 0);
@@ -134,7 +133,7 @@ impl std::fmt::Debug for Vetted {
     }
 }
 
-/// Why a resolver cannot be set up as told.
+/// Why a resolver cannot be set up as configured.
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveSetupError {
     /// The hosts file cannot be read.
@@ -142,13 +141,13 @@ pub enum ResolveSetupError {
     Hosts {
         /// The file.
         path: PathBuf,
-        /// What the system says.
+        /// The system's error.
         source: io::Error,
     },
     /// No socket could be opened.
     #[error("socket: {0}")]
     Socket(#[source] io::Error),
-    /// The DNS client refuses its configuration.
+    /// The DNS client rejects its configuration.
     #[error("DNS client: {0}")]
     Client(String),
 }
@@ -157,7 +156,7 @@ pub enum ResolveSetupError {
 #[derive(Debug)]
 pub struct Resolver {
     state: ArcSwap<State>,
-    /// Held while a new state is made, so that two changes cannot undo one another.
+    /// Held while a new state is created, so that two changes cannot undo each other.
     changing: Mutex<()>,
     cache: Arc<Cache>,
     localities: Localities,
@@ -166,20 +165,19 @@ pub struct Resolver {
     runtime: Handle,
 }
 
-/// What a change of configuration or of a watched file replaces as a whole.
+/// The part that a change of configuration or of a watched file replaces as a whole.
 #[derive(Debug)]
 struct State {
     sources: Sources,
     floor: FloorSettings,
-    /// Counts the states, from 1.
+    /// The number of the state, from 1.
     generation: u64,
 }
 
 impl Resolver {
-    /// Makes a resolver whose lookups run on `runtime`, which must have its IO and time drivers on.
+    /// Creates a resolver whose lookups run on `runtime`, which must have its IO and time drivers enabled.
     ///
-    /// A missing or empty resolv.conf is no error: it is looked at again every 5 s, and until then
-    /// lookups fail.
+    /// A missing or empty resolv.conf is not an error: it is checked again every 5 s, and until then lookups fail.
     pub fn start(
         settings: &ResolverSettings,
         floor: FloorSettings,
@@ -200,8 +198,8 @@ impl Resolver {
         Ok(resolver)
     }
 
-    /// Takes over new settings, all or none: on an error everything stays as it was. What is known of
-    /// names is forgotten where the servers change.
+    /// Applies new settings, all or none: on an error nothing changes. The cached names are cleared if the
+    /// servers change.
     pub fn reconfigure(&self, settings: &ResolverSettings, floor: FloorSettings) -> Result<(), ResolveSetupError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.state.load_full();
@@ -210,37 +208,37 @@ impl Resolver {
         Ok(())
     }
 
-    /// The DNS servers, where all of them failed lately and none has answered since.
+    /// Returns the DNS servers if all of them failed lately and none has answered since.
     pub fn all_failing(&self) -> Option<String> {
         self.state.load().sources.upstreams().all_failing()
     }
 
-    /// The DNS servers, where none of them answers whatever is asked.
+    /// Returns the DNS servers if none of them answers any query.
     pub fn all_silent(&self) -> Option<String> {
         self.state.load().sources.upstreams().all_silent()
     }
 
-    /// Takes over another floor; servers and what is known of names stay.
+    /// Applies another floor; servers and cached names stay.
     pub fn set_floor(&self, floor: FloorSettings) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.state.load_full();
         self.replace(&current, current.sources.clone(), floor);
     }
 
-    /// Vets what needs no query: address literals, names of the hosts file, names known or known to
-    /// fail. `None`: [`vet`](Self::vet) has to ask.
+    /// Vets what needs no query: address literals, names of the hosts file, and names whose answer or failure
+    /// is cached. `None`: [`vet`](Self::vet) has to ask.
     pub fn try_vet(&self, permit: &Permit) -> Option<Result<Vetted, VetError>> {
         self.try_vet_target(permit.target(), permit.addresses())
     }
 
-    /// Vets the permit's target, asking DNS where necessary; at most twice the configured timeout, and what `start`
-    /// has it wait. Dropping the future does not stop a query, which others may wait for. `start` is given whether
-    /// the name is one that nobody has asked for before.
+    /// Vets the permit's target and asks DNS if necessary. Takes at most twice the configured timeout, plus the
+    /// wait that `start` orders. Dropping the future does not stop a query, since others may wait for it. The
+    /// argument of `start` is whether nobody has asked for the name before.
     pub async fn vet(&self, permit: &Permit, start: impl FnMut(bool) -> Start + Send) -> Result<Vetted, VetError> {
         self.vet_target(permit.target(), permit.addresses(), start).await
     }
 
-    /// As [`try_vet`](Self::try_vet), for a guest's DNS query: what it may be told of one family.
+    /// Works as [`try_vet`](Self::try_vet), for a guest's DNS query: returns what its reply may contain of one family.
     pub fn try_dns_answer(&self, permit: &NamePermit, kind: AddressKind) -> Option<Result<DnsAnswer, VetError>> {
         let now = Instant::now();
         let state = self.state.load();
@@ -250,11 +248,11 @@ impl Resolver {
         )
     }
 
-    /// As [`vet`](Self::vet), for a guest's DNS query.
+    /// Works as [`vet`](Self::vet), for a guest's DNS query.
     ///
     /// # Errors
-    /// Where the name does not exist, where nobody could say, and where an address of the family must not
-    /// be told. A name without addresses of the family is no error.
+    /// If the name does not exist, if no server could answer, and if an address of the family must not be
+    /// shown. A name without addresses of the family is not an error.
     pub async fn dns_answer(
         &self,
         permit: &NamePermit,
@@ -277,16 +275,16 @@ impl Resolver {
         DnsAnswer::of(answer, kind, now)
     }
 
-    /// Are all these addresses, taken from an [`Answer`] for the permit's name, within what the permit
-    /// and the floor allow?
+    /// Checks that all these addresses, taken from an [`Answer`] for the permit's name, are within what the
+    /// permit and the floor allow.
     pub fn screen(&self, permit: &Permit, addresses: &[IpAddr]) -> Result<(), VetError> {
         let state = self.state.load();
         let screen_of = self.screen_of(&state, Instant::now());
         addresses.iter().try_for_each(|address| screen_of.judge(*address, permit.target().port, permit.addresses()))
     }
 
-    /// The addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout, and what `start` has
-    /// it wait.
+    /// Returns the addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout, plus
+    /// the wait that `start` orders.
     pub async fn lookup(
         &self,
         name: &HostName,
@@ -342,17 +340,17 @@ impl Resolver {
         }
         let name = target.host.name().ok_or(LookupError::NoAddresses)?;
         let answer = self.lookup(name, start).await?;
-        // Judged under the settings that hold now, not those from before the wait.
+        // Judged under the current settings, not those from before the wait.
         let state = self.state.load();
         self.screen_of(&state, Instant::now()).vet(&answer, target.port, terms)
     }
 
-    /// What is known of `name` without asking anybody.
+    /// Returns what is known of `name` without a query.
     fn known(&self, state: &State, name: &HostName, now: Instant) -> Option<Outcome> {
         if let Some(answer) = state.sources.hosts().get(name) {
             return Some(Ok(answer.clone()));
         }
-        // Reserved names never get into the cache, so they are looked for last.
+        // Reserved names are never in the cache, so they are checked last.
         self.cache.get(name, now).or_else(|| is_reserved(name).then_some(Err(LookupError::Reserved)))
     }
 
@@ -375,7 +373,7 @@ impl Resolver {
         }
     }
 
-    /// Looks whether resolv.conf or the hosts file changed, and takes them over; reads files.
+    /// Checks whether resolv.conf or the hosts file changed, and applies them; reads files.
     fn check_files(&self) {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let current = self.state.load_full();
@@ -387,7 +385,7 @@ impl Resolver {
     }
 }
 
-/// Names that stand for this machine, its link or its cloud, wherever they are asked for (RFC 6761
+/// Whether the name always stands for this machine, its link or its cloud, wherever it is looked up (RFC 6761
 /// §6.3, RFC 6762 §3).
 fn is_reserved(name: &HostName) -> bool {
     let last = name.labels().next_back();
@@ -403,8 +401,8 @@ async fn watch_files(resolver: Weak<Resolver>) {
     }
 }
 
-/// Tries the servers out while nobody else asks them, so that dead ones are known before a guest finds out. At once
-/// again where none answered.
+/// Tries the servers while nobody else queries them, so that dead ones are known before a guest notices.
+/// Retries sooner if none answered.
 async fn watch_servers(resolver: Weak<Resolver>) {
     loop {
         let Some(upstreams) = resolver.upgrade().map(|resolver| resolver.state.load().sources.upstreams().clone())
@@ -420,7 +418,7 @@ async fn watch_servers(resolver: Weak<Resolver>) {
     }
 }
 
-/// One flow's place among those that wait.
+/// One flow's place among the waiting flows.
 struct Seat<'a>(&'a AtomicUsize);
 
 impl Seat<'_> {

@@ -1,6 +1,6 @@
-//! TLS at outgate's own doors: certificate, key and the authority for client certificates, from files to what a
-//! handshake needs, and again whenever they change; the handshake itself, and who the client says it is. Who may
-//! come in by a door, and what for, is the door's.
+//! TLS at outgate's own listeners. It loads the certificate, the key and the authority for client certificates
+//! from files, and again whenever they change. It performs the handshake and determines the client's name. The
+//! listener decides who may connect, and for what.
 
 mod client;
 mod handshake;
@@ -28,56 +28,56 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The largest file, in bytes.
+/// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
-/// The one protocol that is spoken inside (RFC 7301).
+/// The only protocol within TLS (RFC 7301).
 const ALPN: &[u8] = b"http/1.1";
 
 /// `[tls]` of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TlsSettings {
-    /// The certificate and those between it and its authority, in PEM, its own first.
+    /// The certificate chain in PEM: outgate's own certificate first, then the intermediate ones.
     pub certificate: PathBuf,
     /// Its key, in PEM.
     pub key: PathBuf,
-    /// With it clients need a certificate of one of these authorities, in PEM.
+    /// If set, clients need a certificate of one of these authorities, in PEM.
     pub client_ca: Option<PathBuf>,
 }
 
 impl TlsSettings {
-    /// The files.
+    /// Returns the files.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
         [&self.certificate, &self.key].into_iter().chain(&self.client_ca).map(PathBuf::as_path)
     }
 }
 
-/// Why the files cannot be used.
+/// Why the files are not usable.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// One cannot be read.
+    /// A file cannot be read.
     #[error("{}: cannot be read: {source}{}", path.display(), remedy(source))]
     Io {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The error.
         source: io::Error,
     },
-    /// It does not hold what it should.
+    /// A file does not contain what it should.
     #[error("{}: {why}", path.display())]
     Content {
-        /// Which.
+        /// The file.
         path: PathBuf,
         /// What is wrong, and what to do.
         why: String,
     },
-    /// Certificate and key are of no use together.
+    /// Certificate and key do not work together.
     #[error("{} and {}: {source}", certificate.display(), key.display())]
     Pair {
         /// The certificate.
         certificate: PathBuf,
         /// The key.
         key: PathBuf,
-        /// Why.
+        /// The error.
         source: rustls::Error,
     },
 }
@@ -89,23 +89,23 @@ fn remedy(error: &io::Error) -> &'static str {
     }
 }
 
-/// What handshakes need, and until when it is good.
+/// What handshakes need, and the certificate's expiry.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     /// For guests: a client certificate must name one.
     pub guests: Arc<ServerConfig>,
-    /// For who reads metrics.
+    /// For readers of metrics.
     pub admin: Arc<ServerConfig>,
-    /// Clients are asked for a certificate.
+    /// Whether clients are asked for a certificate.
     pub names_guests: bool,
-    /// The last second of the certificate, since 1970.
+    /// The last second of the certificate's validity, since 1970.
     pub expires: i64,
 }
 
 /// Reads the files.
 ///
 /// # Errors
-/// [`TlsError`]. A certificate that has expired is none: who comes will say so.
+/// [`TlsError`]. An expired certificate is not an error here: clients will report it.
 pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
     let TlsSettings { certificate, key, client_ca } = settings;
     let chain = certificates(certificate)?;
@@ -121,7 +121,7 @@ pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
     Ok(Loaded { guests, admin, names_guests: client_ca.is_some(), expires })
 }
 
-/// Takes clients whose certificate is of one of the authorities in the file.
+/// Returns a verifier that accepts clients with a certificate of one of the authorities in the file.
 fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in certificates(path)? {
@@ -150,8 +150,8 @@ fn config(
     if is_open {
         config.ticketer = ring::Ticketer::new()?;
     } else {
-        // A session that is taken up again shows no certificate, so one that has expired would go on for as long
-        // as somebody likes.
+        // A resumed session shows no certificate, so a client with an expired one could continue for as long as
+        // it likes.
         config.send_tls13_tickets = 0;
     }
     Ok(Arc::new(config))

@@ -1,5 +1,5 @@
-//! Taking connections off a listening socket, without giving them to the runtime yet: what can be answered
-//! at once then costs no place in its event queue.
+//! Accepts connections without registering them with the runtime yet: a connection that is answered at once
+//! then costs no place in the runtime's event queue.
 
 use rustix::net::SocketFlags;
 use socket2::SockRef;
@@ -8,7 +8,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// A listening socket on the runtime that made this.
+/// A listening socket, registered with the runtime of the thread that created it.
 #[derive(Debug)]
 pub struct Incoming(AsyncFd<TcpListener>);
 
@@ -16,9 +16,9 @@ impl Incoming {
     /// Registers a non-blocking `listener` with the runtime of this thread. Its connections have TCP_NODELAY.
     ///
     /// # Errors
-    /// Where the runtime cannot watch it.
+    /// When the runtime cannot watch it.
     pub fn new(listener: TcpListener) -> io::Result<Incoming> {
-        // Connections inherit it (tcp(7)). Failing only means Nagle stays on; they work all the same.
+        // Connections inherit TCP_NODELAY (tcp(7)). If this fails, only Nagle's algorithm stays on; they still work.
         let _ = SockRef::from(&listener).set_tcp_nodelay(true);
         #[expect(
             deprecated,
@@ -27,12 +27,12 @@ impl Incoming {
         AsyncFd::with_interest(listener, Interest::READABLE).map(Incoming)
     }
 
-    /// The next connection, non-blocking. The caller may drop the future; no connection is lost by that.
+    /// Returns the next connection, non-blocking. Dropping the future loses no connection.
     pub(super) async fn next(&self) -> io::Result<(TcpStream, SocketAddr)> {
         self.0.async_io(Interest::READABLE, accept).await
     }
 
-    /// The next connection if one waits, [`io::ErrorKind::WouldBlock`] if none does.
+    /// Returns the next connection if one waits, [`io::ErrorKind::WouldBlock`] otherwise.
     pub(super) fn waiting(&self) -> io::Result<(TcpStream, SocketAddr)> {
         accept(self.0.get_ref())
     }

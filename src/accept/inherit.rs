@@ -1,7 +1,7 @@
-//! Listening sockets that the service manager opened and handed over (sd_listen_fds(3)). Thereby the
-//! daemon needs no privilege for its listeners, and connections that come while it restarts wait in them.
+//! Listening sockets that the service manager opened and passed to the daemon (sd_listen_fds(3)). So the daemon
+//! needs no privilege for its listeners, and connections that arrive during a restart wait in them.
 //!
-//! A socket belongs to the listener whose address it has, whatever its unit calls it.
+//! A socket belongs to the listener with its address, whatever the name of its unit.
 
 use super::listen::{ListenError, SocketUse};
 use listenfd::ListenFd;
@@ -11,36 +11,36 @@ use std::fmt::Write;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-/// The variable that says how many sockets were handed over; empty or absent for none.
+/// The variable with the number of inherited sockets; empty or absent for none.
 const LISTEN_FDS: &str = "LISTEN_FDS";
-/// The variable with the name of each, which is its unit's where that says nothing else (systemd.socket(5)).
+/// The variable with each socket's name. By default this is the name of its unit (systemd.socket(5)).
 const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-/// How often a drop-in names an address at most: as the units do. Threads beyond share these sockets.
+/// How often a drop-in lists one address at most, as the units do. More threads than that share these sockets.
 const MOST_LINES: usize = 4;
-/// Of a unit's drop-ins the last by name has the last word, and an empty line in it takes away what those
-/// before it have said. So this comes after `override.conf`, which is where `systemctl edit` writes.
+/// Of a unit's drop-ins, systemd applies the last one by name last, and an empty line in it removes what
+/// earlier ones set. So this name sorts after `override.conf`, which is where `systemctl edit` writes.
 const DROP_IN: &str = "zz-listen.conf";
 
-/// The sockets that were handed over and not taken yet.
+/// The inherited sockets that were not taken yet.
 #[derive(Debug)]
 pub(super) struct Inherited {
     tcp: Vec<(SocketAddr, TcpListener)>,
     udp: Vec<(SocketAddr, UdpSocket)>,
-    /// What each socket is for by the name of its unit, where that is one of ours.
+    /// What each socket is for, judged by its unit's name, where the unit is one of ours.
     units: Vec<(SocketUse, SocketAddr)>,
 }
 
-/// A configured listener that no socket was handed over for.
+/// A configured listener for which no socket was inherited.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Missing {
     /// What it is for.
     pub kind: SocketUse,
-    /// Where it was to be.
+    /// Its address.
     pub address: SocketAddr,
 }
 
 impl Inherited {
-    /// Takes over what the service manager left for this process; `None` if it did not open sockets.
+    /// Takes over the sockets that the service manager left for this process; `None` if it opened none.
     pub(super) fn take() -> Result<Option<Inherited>, ListenError> {
         if std::env::var_os(LISTEN_FDS).is_none_or(|count| count.is_empty()) {
             return Ok(None);
@@ -49,7 +49,7 @@ impl Inherited {
         let mut names = names.split(':');
         let mut all = ListenFd::from_env();
         if all.len() == 0 {
-            // Left for another process.
+            // They were left for another process.
             return Ok(None);
         }
         let mut inherited = Inherited { tcp: Vec::new(), udp: Vec::new(), units: Vec::new() };
@@ -60,7 +60,7 @@ impl Inherited {
         Ok(Some(inherited))
     }
 
-    /// Where it is bound; nothing where there is none of this number.
+    /// Takes one socket and returns its address; `None` where no socket has this number.
     fn sort_in(&mut self, all: &mut ListenFd, index: usize) -> io::Result<Option<SocketAddr>> {
         if let Ok(Some(udp)) = all.take_udp_socket(index) {
             udp.set_nonblocking(true)?;
@@ -80,12 +80,12 @@ impl Inherited {
         Ok(None)
     }
 
-    /// What each socket is for by the name of its unit.
+    /// Returns what each socket is for, judged by its unit's name.
     pub(super) fn units(&self) -> &[(SocketUse, SocketAddr)] {
         &self.units
     }
 
-    /// All listeners at the address.
+    /// Takes all listeners at the address.
     pub(super) fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Vec<TcpListener>, ListenError> {
         let found = extract(&mut self.tcp, address);
         for listener in &found {
@@ -93,7 +93,7 @@ impl Inherited {
             let transparent = if address.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
             let transparent = transparent.map_err(|source| ListenError::Open { address, kind, source })?;
             if transparent != (kind == SocketUse::Transparent) {
-                // Nobody is to wait in them.
+                // Put them back: no connection must wait in them unserved.
                 self.tcp.extend(found.into_iter().map(|listener| (address, listener)));
                 return Err(ListenError::Transparency { address, kind });
             }
@@ -101,12 +101,12 @@ impl Inherited {
         Ok(found)
     }
 
-    /// All datagram sockets at the address.
+    /// Takes all datagram sockets at the address.
     pub(super) fn udp(&mut self, address: SocketAddr) -> Vec<UdpSocket> {
         extract(&mut self.udp, address)
     }
 
-    /// What no listener of the configuration has taken.
+    /// Returns the sockets that no configured listener has taken.
     pub(super) fn rest(self) -> (Vec<TcpListener>, Vec<UdpSocket>) {
         let tcp = self.tcp.into_iter().map(|(_, listener)| listener).collect();
         (tcp, self.udp.into_iter().map(|(_, socket)| socket).collect())
@@ -114,13 +114,13 @@ impl Inherited {
 }
 
 fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
-    // Not the whole of it: a scope or a flow label makes no other listener.
+    // Not the whole address: a scope or a flow label does not make it another listener.
     let same = |at: &SocketAddr| (at.ip(), at.port()) == (address.ip(), address.port());
     from.extract_if(.., |(at, _)| same(at)).map(|(_, socket)| socket).collect()
 }
 
-/// Those of the configuration that the socket units do not hold; `units` gives what systemctl(1) shows of `Listen` of
-/// the unit for a kind, `each` is how many worker threads there are.
+/// Returns an error for the configured listeners that the socket units do not hold. `units` returns what
+/// systemctl(1) shows of a unit's `Listen`, by kind; `each` is the number of worker threads.
 pub fn not_held(
     configured: &[(SocketUse, SocketAddr)],
     each: usize,
@@ -136,13 +136,13 @@ pub fn not_held(
     (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each })
 }
 
-/// The text for an operator whose configuration has listeners that no socket unit holds: which, and for
-/// each unit the whole drop-in. `configured` are all listeners, since a drop-in replaces what the unit has;
-/// `each` is how many worker threads there are, which have a socket each.
+/// Returns the text for an operator whose configuration has listeners that no socket unit holds: which ones,
+/// and the whole drop-in for each unit. `configured` are all listeners, since a drop-in replaces what the unit
+/// has; `each` is the number of worker threads, which have one socket each.
 ///
-/// The commands go round with the daemon running or not, and with clients that knock meanwhile: a connection
-/// to a socket that is left alone starts the daemon, and systemd starts no socket of a daemon that runs. So
-/// the sockets are stopped first, and come back with the service, which wants those that are enabled.
+/// The commands work whether the daemon runs or not, and while clients try to connect. A connection to a socket
+/// that is still listening starts the daemon, and systemd starts no socket of a running daemon. So the sockets
+/// are stopped first. They come back with the service, which wants the enabled ones.
 pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -> String {
     let mut text = String::new();
     let mut units: BTreeMap<&str, SocketUse> = BTreeMap::new();
@@ -165,14 +165,14 @@ pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -
 }
 
 fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, each: usize) -> String {
-    // The empty line takes away what the unit has, of every Listen key, and so what a drop-in has said
-    // before it (systemd.socket(5)). There must be no other.
+    // The empty line removes what the unit has, for every Listen key, and so also what an earlier drop-in set
+    // (systemd.socket(5)). There must not be a second one.
     let mut text = String::from("    [Socket]\n    ListenStream=\n");
     for Missing { kind, address } in listeners {
         let keys: &[&str] =
             if *kind == SocketUse::Dns { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
         let each = if kind.is_single() { 1 } else { each.min(MOST_LINES) };
-        // Of a scope; alone it would begin a specifier (systemd.unit(5)).
+        // The `%` of a scope; a single one would begin a specifier (systemd.unit(5)).
         let address = address.to_string().replace('%', "%%");
         for key in keys {
             (0..each).for_each(|_| _ = writeln!(text, "    {key}={address}"));
@@ -250,7 +250,7 @@ mod tests {
         assert!(text.contains(both), "{text}");
     }
 
-    /// What the socket holds, read as systemd.socket(5) says: an empty assignment to any Listen key resets the list.
+    /// Returns what the socket holds by systemd.socket(5): an empty assignment to any Listen key resets the list.
     fn held(drop_in: &str) -> Vec<(&str, &str)> {
         let mut held = vec![("ListenStream", "what the unit has")];
         for (key, value) in drop_in.lines().filter_map(|line| line.trim().split_once('=')) {

@@ -1,12 +1,12 @@
-//! Per-guest limits: how many connections at once, how many new ones, requests, DNS queries and new names a second.
+//! Per-guest limits: open connections, and the rates of new connections, requests, DNS queries and new names.
 //!
-//! A guest is its name where it has one, declared or certified, else its address (in IPv6 its /64, since a guest
-//! usually owns all of it). Counting is by atomics behind a short lock a shard; a guest that has gone
-//! quiet leaves no trace behind.
+//! A guest is identified by its declared or certified name if it has one, else by its address (in IPv6 by its
+//! /64, since a guest usually owns all of it). Counters are atomics behind a short lock per shard. A guest that
+//! has become quiet leaves no state behind.
 //!
-//! A guest over a rate is paced before it is refused: what comes too early waits for its turn, [`PATIENCE`] at
-//! most, and only what would have to wait longer is refused. Waiting is bounded by that time and the rate, and
-//! for what takes memory of its own by a number as well.
+//! A guest over a rate is delayed before it is refused: an early event waits for its turn, [`PATIENCE`] at
+//! most, and is refused only if it would have to wait longer. That time and the rate bound how much waits;
+//! where waiting uses memory of its own, a number bounds it as well.
 
 use super::overload::{Relief, Room, Stage};
 use crate::reason::Reason;
@@ -25,44 +25,44 @@ use tokio::time::Instant;
 const SHARDS: usize = 16;
 /// A shard with more guests than this is swept for quiet ones before it grows.
 const SWEEP_AT: usize = 256;
-/// Guests of a shard that are told apart: 65,536 in all. Who comes while they are all busy shares one set
-/// of limits with the others that do, so that made-up sources take no memory.
+/// Guests that a shard tracks separately: 65,536 in all shards. While these are all busy, further guests share
+/// one set of limits, so that made-up sources use no memory.
 const MAX_IN_SHARD: usize = 4096;
-/// A full shard is swept no more often than this, in nanoseconds.
+/// Shortest time between two sweeps of a full shard, in nanoseconds.
 const SWEEP_PAUSE: u64 = SECOND;
 
-/// Handshakes of one address whose certificate is still to come: they are short, and count apart from the guest's
-/// connections.
+/// Open TLS handshakes of one address before the certificate is known. They are short, and count apart from the
+/// guest's connections.
 const MOST_AT_THE_DOOR: u32 = 256;
 
-/// How many connections that are over a limit may be told so at once; the rest are reset.
+/// Connections over a limit that may receive a refusal at once; further ones are reset.
 const MAX_TOLD: u32 = 512;
-/// One guest's share of the places that are free: 64 while nobody else floods.
+/// One guest's share of the free refusal places is one part in this many: 64 places while nobody else floods.
 const TOLD_SHARE: u32 = 8;
 
-/// `[limits]` of the configuration; per guest unless it says otherwise. `None`: no limit.
+/// `[limits]` of the configuration; per guest unless a field differs. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitSettings {
     /// Connections open at once.
     pub connections: Option<u32>,
-    /// New connections a second; as many may come at once.
+    /// New connections per second; also the burst.
     pub new_connections_per_second: Option<u32>,
-    /// Plain-HTTP requests a second; as many may come at once. A CONNECT is none: it is one a connection.
+    /// Plain-HTTP requests per second; also the burst. A CONNECT does not count: a connection has only one.
     pub requests_per_second: Option<u32>,
-    /// DNS queries a second, whatever the answer; as many may come at once.
+    /// DNS queries per second, whatever the answer; also the burst.
     pub dns_queries_per_second: Option<u32>,
-    /// Names a second that DNS servers are asked for because nobody has asked for them before, over all doors;
-    /// twenty seconds' worth may come at once.
+    /// New names per second, on all listeners together. A new name is one that DNS servers are asked for and
+    /// that nobody has asked for before. The burst is twenty seconds' worth.
     pub new_names_per_second: Option<u32>,
-    /// From accept to decision.
+    /// Time from accept to decision.
     pub handshake_timeout: Option<Duration>,
-    /// A flow on which nothing moved for this long is closed.
+    /// A flow on which no data moved for this long is closed.
     pub idle_timeout: Option<Duration>,
-    /// From the end of a plain-HTTP request to the head of its response.
+    /// Time from the end of a plain-HTTP request to the head of its response.
     pub response_timeout: Option<Duration>,
     /// Connections open at once in the whole daemon; no guest gets more than a quarter.
     pub total_connections: Option<u32>,
-    /// Bytes of memory that the process may take before it refuses and closes connections.
+    /// Bytes of memory that the process may use before it refuses and closes connections.
     pub memory: Option<u64>,
 }
 
@@ -71,29 +71,28 @@ pub struct LimitSettings {
 pub enum Purpose {
     /// A flow.
     Flow,
-    /// A handshake whose certificate will say whose flow it is. Until then it counts by its address, apart from the
-    /// flows of whoever has that.
+    /// A handshake; its certificate will show whose flow it is. Until then it counts by its address, apart from
+    /// the flows of the guest with that address.
     Handshake,
-    /// DNS: short, and without it what is open already is of less use. Light guests get it in every stage of
-    /// overload.
+    /// DNS: short, and open flows need it to stay useful. Light guests get it in every stage of overload.
     Names,
 }
 
 /// How long a connection, request, query or name over its guest's rate waits at most.
 pub const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Lookups that one guest may have under way: an eighth of what the resolver takes on at once.
+/// Lookups that one guest may have in flight: an eighth of what the resolver accepts at once.
 const MAX_LOOKUPS: u32 = 512;
-/// New names come in bursts, as when a page or a job begins: so many seconds' worth may come at once.
+/// The burst of new names, in seconds' worth: they come in bursts, as when a page or a job begins.
 const NAMES_AT_ONCE: u64 = 20;
-/// A name that was asked for before tells its servers nothing new; asking again counts as this part of a new name.
+/// A name that was asked for before reveals nothing new to its servers; asking again costs this part of a new name.
 const KNOWN_NAME: u64 = 16;
-/// Names of one guest that wait for their turn to be asked for.
+/// Names of one guest that may wait for their turn to be looked up.
 const MAX_WAITING_NAMES: u32 = 64;
 /// DNS queries of one guest that wait for their turn. Each keeps a copy of its message.
 const MAX_WAITING_QUERIES: u32 = 512;
 
-/// Who shares one set of limits.
+/// Identifies who shares one set of limits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     Named(u64),
@@ -105,10 +104,10 @@ enum Key {
 #[derive(Debug, Default)]
 struct Usage {
     live: AtomicU32,
-    /// Connections being told that they are over a limit.
+    /// Connections that are receiving the refusal for being over a limit.
     told: AtomicU32,
     connections: Rate,
-    /// Lookups of names under way.
+    /// Lookups of names in flight.
     lookups: AtomicU32,
     /// Names that wait for their turn to be looked up.
     waiting_names: AtomicU32,
@@ -117,72 +116,72 @@ struct Usage {
     names: Rate,
     requests: Rate,
     queries: Rate,
-    /// Answers that say "too quick".
+    /// Refusals for queries over the rate.
     rebukes: Rate,
-    /// Wakes connections on which nothing is under way, that they end.
+    /// Wakes idle connections, so that they close.
     evict_idle: Notify,
 }
 
-/// How a request comes in.
+/// How a request compares with its guest's rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Pace {
     /// Within the rate.
     Now,
-    /// Over the rate: it is to wait this long.
+    /// Over the rate: it must wait this long.
     After(Duration),
     /// Too far over the rate to wait.
     Over,
 }
 
-/// How a guest's DNS query comes in.
+/// How a guest's DNS query compares with the rate.
 #[derive(Debug)]
 pub enum QueryPace {
     /// Within the rate.
     Now,
-    /// Over the rate: it is to wait this long, in this place.
+    /// Over the rate: it must wait this long, in this place.
     After(Duration, Place),
-    /// Too far over the rate to wait; to be told so.
+    /// Too far over the rate to wait; it gets a refusal.
     Over,
-    /// So far over it that being told so would be worth sending more: not to be answered.
+    /// So far over the rate that even a refusal would encourage more: it gets no answer.
     Flood,
 }
 
-/// May a name be asked for?
+/// Whether a name may be looked up.
 #[derive(Debug)]
 pub enum NamePace {
     /// Yes, for as long as the place is held.
     Now(Place),
-    /// To be asked again after this long: somebody else may have asked for it by then.
+    /// Not yet: ask again after this long, since another guest may have asked for it by then.
     After(Duration),
-    /// The guest asks for too many new names, or has too many lookups under way.
+    /// No: the guest asks for too many new names, or has too many lookups in flight.
     Over,
 }
 
-/// One rate limit by the generic cell rate algorithm: the time, in nanoseconds, at which the bucket is full again.
+/// A rate limit by the generic cell rate algorithm: the time, in nanoseconds, at which the bucket is full again.
 #[derive(Debug, Default)]
 struct Rate(AtomicU64);
 
-/// What a [`Rate`] is held to. Times are nanoseconds.
+/// The bounds of a [`Rate`]. Times are nanoseconds.
 #[derive(Clone, Copy)]
 struct Terms {
-    /// What one event takes.
+    /// What one event costs.
     cost: u64,
-    /// What may be taken at once.
+    /// What may be used at once.
     burst: u64,
-    /// How long an event may be put off.
+    /// How long an event may be delayed.
     patience: u64,
 }
 
 impl Terms {
-    /// So many events a second, a second's worth at once.
+    /// Allows `rate` events per second, with a burst of one second's worth.
     fn per_second(rate: u32, patience: Duration) -> Terms {
         Terms { cost: (SECOND / u64::from(rate.max(1))).max(1), burst: SECOND, patience: nanos(patience) }
     }
 }
 
 impl Rate {
-    /// Takes one event at `now`: how long it has to wait. An error says how much too early it comes even so, and
-    /// then nothing was taken.
+    /// Counts one event at `now` and returns how long it has to wait. An error is by how much that wait exceeds
+    /// the patience; then the event was not counted.
     fn take(&self, now: u64, terms: Terms) -> Result<Duration, Duration> {
         let mut full_at = self.0.load(Ordering::Relaxed);
         loop {
@@ -209,18 +208,18 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Says which guest a source is, where it has a name: a number that stays the guest's over reloads.
+/// Returns the number of the guest that a source is by name, if it has one. The number is stable over reloads.
 type Named = Arc<dyn Fn(&Source) -> Option<u64> + Send + Sync>;
 
-/// A part of the guests.
+/// One part of the guests.
 #[derive(Default)]
 struct Shard {
     guests: HashMap<Key, Arc<Usage>, RandomState>,
-    /// It is swept for quiet guests when it has grown to this.
+    /// The number of guests at which it is next swept for quiet ones.
     sweep_at: usize,
     /// When it was last swept.
     swept: u64,
-    /// All guests for whom there is no room.
+    /// Usage shared by all guests for whom there is no room.
     crowd: Arc<Usage>,
 }
 
@@ -236,45 +235,45 @@ pub struct Gate {
     start: Instant,
 }
 
-/// A connection's place among its guest's. Gives it back on drop.
+/// A connection's place among its guest's connections. Released on drop.
 pub struct Slot {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
     turn: Option<Instant>,
 }
 
-/// Leave to keep a connection that is over a limit until it has been told so. Gives it back on drop.
+/// Permission to keep a connection over a limit until it has received its refusal. Released on drop.
 pub struct Telling {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
 }
 
-/// One of a guest's places of a kind: a lookup under way, or something that waits. Gives it back on drop.
+/// One of a guest's places of a kind: for a lookup in flight, or for something that waits. Released on drop.
 pub struct Place {
     usage: Arc<Usage>,
     kind: fn(&Usage) -> &AtomicU32,
 }
 
 impl Place {
-    /// One more of that kind, if the guest has not as many as `most` already.
+    /// Takes one more place of that kind, if the guest has fewer than `most`.
     fn take(usage: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<Place> {
-        // From here on the drop gives back what was counted.
+        // From here on, the drop takes the count back.
         let place = Place { usage: Arc::clone(usage), kind };
         let before = kind(usage).fetch_add(1, Ordering::Relaxed);
         (before < most).then_some(place)
     }
 }
 
-/// The names that one flow or query wants looked up, held to its guest's budget.
+/// Applies its guest's budget to the names that one flow or query looks up.
 pub struct Names {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
-    /// While it waits: its place, and until when at most.
+    /// While it waits: its place, and the latest end of the wait.
     waiting: Option<(Place, Instant)>,
 }
 
 impl Gate {
-    /// `named` gives the number of the guest that a source is by name, if it has one.
+    /// Creates the gate. `named` returns the number of the guest that a source is by name, if it has one.
     pub fn new(settings: LimitSettings, named: Named) -> Arc<Gate> {
         Arc::new(Gate {
             settings: ArcSwap::from_pointee(settings),
@@ -288,45 +287,44 @@ impl Gate {
         })
     }
 
-    /// Other limits from now on; what is in use stays counted.
+    /// Applies new limits from now on; usage stays counted.
     pub fn reconfigure(&self, settings: LimitSettings) {
         self.settings.store(Arc::new(settings));
     }
 
-    /// The limits in force.
+    /// Returns the limits in force.
     pub fn settings(&self) -> LimitSettings {
         **self.settings.load()
     }
 
-    /// Connections open now in the whole daemon.
+    /// Returns the number of open connections in the whole daemon.
     pub fn total(&self) -> u32 {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Sets how full the daemon is, and the number of connections from which on a guest has more than its
-    /// share.
+    /// Sets how full the daemon is, and the number of connections from which on a guest is over its share.
     pub fn relieve(&self, stage: Stage, fair: u32) {
         self.relief.set(stage, fair);
     }
 
-    /// Sets what there are file descriptors for.
+    /// Sets what the file descriptors are enough for.
     pub fn set_room(&self, room: Room) {
         self.relief.set_room(room);
     }
 
-    /// Connections that may be open at once: as configured, and as there are file descriptors for.
+    /// Returns how many connections may be open at once, by the configuration and by the file descriptors.
     pub fn most(&self) -> u32 {
         self.settings.load().total_connections.unwrap_or(u32::MAX).min(self.relief.connections())
     }
 
-    /// How many guests have connections open.
+    /// Returns how many guests have open connections.
     pub fn guests(&self) -> usize {
         let mut guests = 0;
         self.each_guest(|usage| guests += usize::from(usage.live.load(Ordering::Relaxed) > 0));
         guests
     }
 
-    /// Ends the connections of guests with more than their share on which nothing is under way.
+    /// Closes idle connections of guests that have more than their share.
     pub fn evict_idle(&self) {
         let fair = self.relief.fair();
         self.each_guest(|usage| {
@@ -336,7 +334,7 @@ impl Gate {
         });
     }
 
-    /// A place for a new connection of `source`, or why there is none.
+    /// Takes a place for a new connection of `source`, or returns why there is none.
     pub fn admit(self: &Arc<Self>, source: impl Into<Source>, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
         let settings = self.settings.load();
         let source = source.into();
@@ -361,7 +359,7 @@ impl Gate {
             return Err(Reason::LimitConnections);
         }
         let all = self.total.fetch_add(1, Ordering::Relaxed);
-        // From here on the drop gives back what was counted.
+        // From here on, the drop takes the count back.
         let slot = Slot { usage, gate: Arc::clone(self), turn };
         let before = slot.usage.live.load(Ordering::Relaxed).saturating_sub(1);
         let most = settings.total_connections.unwrap_or(u32::MAX).min(self.relief.connections());
@@ -371,8 +369,8 @@ impl Gate {
         }
     }
 
-    /// Counts one DNS query of `source`. Of those that are too far over the rate as many a second are told so as would
-    /// be answered.
+    /// Counts one DNS query of `source`. Queries too far over the rate get refusals, at most as many per second
+    /// as the rate allows answers.
     pub fn query(&self, source: impl Into<Source>, now: Instant) -> QueryPace {
         let Some(rate) = self.settings.load().dns_queries_per_second else { return QueryPace::Now };
         let (usage, now) = (self.usage(&source.into(), now), self.nanos(now));
@@ -390,27 +388,27 @@ impl Gate {
         }
     }
 
-    /// What holds the lookups of one flow or query of `source` to its guest's budget of new names. The resolver has
-    /// a bound for all lookups together, and no guest may take it up alone.
+    /// Returns what applies the guest's budget of new names to the lookups of one flow or query of `source`.
+    /// The resolver bounds all lookups together, and no guest may use that up alone.
     pub fn names(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Names {
         Names { usage: self.usage(&source.into(), now), gate: Arc::clone(self), waiting: None }
     }
 
-    /// Connections being told now that they are over a limit, in the whole daemon.
+    /// Returns how many connections in the whole daemon are receiving the refusal for being over a limit.
     pub fn telling(&self) -> u32 {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// May a connection of `source` that was not admitted be kept until it has been told why? A guest
-    /// holds an eighth of the places that are free at most, so the more guests flood, the fewer each
-    /// holds, and one that does not still finds a place.
+    /// Returns permission to keep a connection of `source` that was not admitted until it has received the
+    /// reason. A guest holds at most an eighth of the free places. So the more guests flood, the fewer each
+    /// holds, and a guest that does not flood still finds a place.
     pub fn tell(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Option<Telling> {
         let usage = self.usage(&source.into(), now);
-        // From here on the drop gives back what was counted.
+        // From here on, the drop takes the count back.
         let telling = Telling { usage, gate: Arc::clone(self) };
         let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
         let all = self.told.fetch_add(1, Ordering::Relaxed);
-        // Without what this guest holds itself, that its share does not shrink with each it takes.
+        // Not counting what this guest holds itself, so that its share does not shrink with each place it takes.
         let most = self.relief.told();
         let free = most.saturating_sub(all.saturating_sub(mine));
         (all < most && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
@@ -438,12 +436,12 @@ impl Gate {
         }
         if is_full || shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
             shard.swept = now;
-            // Somebody who holds a place also holds the Arc, so a count of one is a guest without.
+            // Whoever holds a place also holds the Arc, so a count of one is a guest without places.
             shard.guests.retain(|_, usage| {
                 let rates = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes, &usage.names];
                 Arc::strong_count(usage) > 1 || rates.into_iter().any(|rate| !rate.is_quiet(now))
             });
-            // Twice as many before the next sweep, so that each newcomer pays for two at the most.
+            // The next sweep is at twice as many guests, so that each newcomer pays for at most two.
             shard.sweep_at = shard.guests.len() * 2;
             if shard.guests.len() >= MAX_IN_SHARD {
                 return Arc::clone(&shard.crowd);
@@ -465,8 +463,8 @@ impl Gate {
 }
 
 impl Names {
-    /// Counts one name that is to be looked up; `is_new` where nobody has asked for it before. To be asked again
-    /// for the same name after a wait.
+    /// Counts one name that is to be looked up; `is_new` if nobody has asked for it before. After a wait, call
+    /// it again for the same name.
     pub fn ask(&mut self, is_new: bool, now: Instant) -> NamePace {
         let Some(place) = Place::take(&self.usage, |usage| &usage.lookups, MAX_LOOKUPS) else { return NamePace::Over };
         let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(place) };
@@ -494,7 +492,7 @@ impl Drop for Place {
 }
 
 impl Slot {
-    /// When its turn comes, for a connection over its guest's rate: nothing is to be done for it before.
+    /// Returns when its turn comes, for a connection over its guest's rate: it must not be served earlier.
     pub fn turn(&self) -> Option<Instant> {
         self.turn
     }
@@ -509,8 +507,8 @@ impl Slot {
         }
     }
 
-    /// Ready when the daemon is overloaded and this guest has more than its share, so that a connection on
-    /// which nothing is under way is better closed.
+    /// Completes when the daemon is overloaded and this guest has more than its share: then an idle connection
+    /// should be closed.
     pub fn evicted(&self) -> impl Future<Output = ()> + Send + use<> {
         let usage = Arc::clone(&self.usage);
         async move { usage.evict_idle.notified().await }
@@ -543,7 +541,7 @@ impl std::fmt::Debug for Slot {
     }
 }
 
-/// The address that stands for an undeclared guest: itself, in IPv6 its /64.
+/// Returns the address that identifies an undeclared guest: its own, in IPv6 its /64.
 pub fn holder(source: IpAddr) -> IpAddr {
     match source.to_canonical() {
         IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),

@@ -1,5 +1,5 @@
-//! Opening listening sockets: one a worker thread on the same port (SO_REUSEPORT), so that each
-//! thread accepts for itself, and a port that somebody else holds is an error.
+//! Opens listening sockets: one per worker thread on the same port (SO_REUSEPORT), so that each thread accepts
+//! for itself. A port that another process holds is an error.
 
 use super::inherit::Missing;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -42,12 +42,12 @@ impl SocketUse {
         }
     }
 
-    /// Is there one socket for it, which no worker thread serves?
+    /// Whether it has a single socket, which no worker thread serves.
     pub(super) const fn is_single(self) -> bool {
         matches!(self, SocketUse::Admin | SocketUse::AdminTls)
     }
 
-    /// What a unit of this name holds; of two kinds the one without TLS. `None`: it is none of ours.
+    /// Returns what a unit of this name holds; of two kinds, the one without TLS. `None`: it is not one of our units.
     pub(super) fn of_unit(name: &str) -> Option<SocketUse> {
         let kinds = [SocketUse::Proxy, SocketUse::Transparent, SocketUse::Redirect, SocketUse::Dns, SocketUse::Admin];
         kinds.into_iter().find(|kind| kind.unit() == name)
@@ -65,23 +65,23 @@ impl SocketUse {
     }
 }
 
-/// Listening sockets that cannot be had, and what to do.
+/// Why listening sockets are not available, with a remedy.
 #[derive(Debug, thiserror::Error)]
 pub enum ListenError {
-    /// One cannot be opened.
+    /// A socket cannot be opened.
     #[error("cannot listen on {address} ({}): {source}{}", .kind.key(), open_remedy(.source, *.kind))]
     Open {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What for.
+        /// Its use.
         kind: SocketUse,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
-    /// One that the service manager handed over is of no use.
+    /// A socket from the service manager is not usable.
     #[error("socket {index} of those that the service manager handed over cannot be used: {source}")]
     Inherited {
-        /// Its place, from 0; the descriptor is 3 more.
+        /// Its index, from 0; its descriptor number is 3 more.
         index: usize,
         /// Why.
         source: io::Error,
@@ -89,23 +89,23 @@ pub enum ListenError {
     /// The service manager handed over sockets, but not for these listeners.
     #[error("{}", super::inherit::remedy(.missing, .configured, *.each))]
     Missing {
-        /// Without a socket.
+        /// Listeners without a socket.
         missing: Vec<Missing>,
-        /// All that are configured.
+        /// All configured listeners.
         configured: Vec<Missing>,
-        /// Worker threads.
+        /// Number of worker threads.
         each: usize,
     },
-    /// One that the service manager handed over has IP_TRANSPARENT where it must not, or the reverse.
+    /// A socket from the service manager has IP_TRANSPARENT where it must not, or lacks it where it must have it.
     #[error(
         "{address} ({}) {} below [Socket], by `systemctl edit {unit}`; then run `systemctl stop {unit}` and \
          `systemctl restart outgate.service`",
         .kind.key(), transparency(*.kind), unit = .kind.unit()
     )]
     Transparency {
-        /// Where.
+        /// The address.
         address: SocketAddr,
-        /// What for.
+        /// Its use.
         kind: SocketUse,
     },
 }
@@ -140,8 +140,8 @@ pub(super) fn open(address: SocketAddr, count: usize, kind: SocketUse) -> Result
     open_with(address, count, kind, |_| Ok(()))
 }
 
-/// As [`open`], with IP_TRANSPARENT or IPV6_TRANSPARENT (ip(7)), without which TPROXY delivers nothing.
-/// Takes CAP_NET_ADMIN or CAP_NET_RAW, for this call alone.
+/// Works as [`open`], with IP_TRANSPARENT or IPV6_TRANSPARENT (ip(7)), without which TPROXY delivers nothing.
+/// Requires CAP_NET_ADMIN or CAP_NET_RAW, for this call alone.
 pub(super) fn open_transparent(address: SocketAddr, count: usize) -> Result<Vec<TcpListener>, ListenError> {
     let transparent = |socket: &Socket| match address {
         SocketAddr::V4(_) => socket.set_ip_transparent_v4(true),

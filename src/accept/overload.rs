@@ -1,16 +1,15 @@
 //! Overload: how full the daemon is, in four stages, and what a stage means for a new connection. Pure
-//! arithmetic over figures that others measure; who closes what is already open is for the daemon.
+//! arithmetic on figures that others measure; the daemon closes the connections that are already open.
 //!
-//! The policy is the same in every stage.
+//! The access policy is the same in every stage.
 
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
-/// A guest with fewer connections than this never counts as one with more than its share: so few do not fill the
-/// daemon.
+/// A guest with fewer connections than this never counts as having more than its share: so few cannot fill the daemon.
 const SMALL: u32 = 16;
-/// Below this part of its bound, memory is no matter.
+/// Below this part of its bound, memory does not matter.
 const PLENTY: f64 = 0.65;
-/// With so few connections open, they are not what takes the memory.
+/// With at most this many open connections, they are not what uses the memory.
 const FEW: u32 = 16;
 
 /// How full the daemon is.
@@ -22,7 +21,7 @@ pub enum Stage {
     Normal,
     /// Guests with more than their share get no new connections.
     Heavy,
-    /// Nobody gets a new connection.
+    /// Nobody gets a new connection, except DNS connections of guests below their share.
     Full,
     /// The longest idle flows are closed as well.
     Closing,
@@ -47,7 +46,7 @@ impl Stage {
     }
 }
 
-/// What can run short.
+/// A resource that can run short.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Resource {
     /// Memory, in bytes.
@@ -59,7 +58,7 @@ pub enum Resource {
 }
 
 impl Resource {
-    /// For a sentence.
+    /// Its name in a sentence.
     pub const fn as_str(self) -> &'static str {
         match self {
             Resource::Memory => "memory",
@@ -68,8 +67,8 @@ impl Resource {
         }
     }
 
-    /// From which share of the bound on each stage holds, and how far below it ends. The number of
-    /// connections is the operator's own, and all of it may be used: nobody is closed for it.
+    /// The share of the bound at which each stage begins, and the share below which it ends. The operator sets
+    /// the bound of connections, and all of it may be used: no connection is closed because of it.
     const fn thresholds(self) -> ([f64; 3], [f64; 3]) {
         match self {
             Resource::Memory | Resource::Files => ([0.70, 0.80, 0.90], [0.65, 0.75, 0.85]),
@@ -78,23 +77,23 @@ impl Resource {
     }
 }
 
-/// What is in use of something, and what there is. No bound: 0.
+/// How much of a resource is in use, and how much there is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Level {
     /// In use.
     pub used: u64,
-    /// What there is; 0 for no bound.
+    /// How much there is; 0 for no bound.
     pub bound: u64,
 }
 
 impl Level {
-    /// The part that is in use; 0 without a bound.
+    /// Returns the part in use; 0 without a bound.
     pub fn share(self) -> f64 {
         if self.bound == 0 { 0.0 } else { self.used as f64 / self.bound as f64 }
     }
 }
 
-/// All that is measured at one moment.
+/// All measurements of one moment.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Levels {
     /// Memory.
@@ -105,31 +104,31 @@ pub struct Levels {
     pub connections: Level,
 }
 
-/// What came of it.
+/// The result of one step.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judgement {
     /// The stage.
     pub stage: Stage,
-    /// The stage that the gate is to go by: it counts connections itself, one by one.
+    /// The stage that the gate applies: it counts connections itself, one by one.
     pub gate: Stage,
-    /// What is shortest.
+    /// The scarcest resource.
     pub resource: Resource,
     /// How much of it is in use.
     pub share: f64,
 }
 
-/// Turns measurements into stages, with some memory of what was before.
+/// Turns measurements into stages, and remembers earlier ones.
 #[derive(Debug, Default)]
 pub struct StageTracker {
     stages: [Stage; 3],
-    /// Memory that connections do not hold, in bytes.
+    /// Memory that is set aside because connections do not hold it, in bytes.
     aside: u64,
-    /// The most connections since memory last was in its first stage.
+    /// The most connections since memory was last below its first stage.
     peak: u32,
 }
 
 impl StageTracker {
-    /// The stage now. To be called a few times a second.
+    /// Returns the stage now. Call it a few times a second.
     pub fn step(&mut self, levels: &Levels) -> Judgement {
         let memory = self.without_aside(levels);
         let all = [
@@ -150,14 +149,15 @@ impl StageTracker {
         worst
     }
 
-    /// Memory that connections do not hold, as far as can be told, in bytes.
+    /// Returns the memory that connections do not hold, as far as can be known, in bytes.
     pub fn aside(&self) -> u64 {
         self.aside
     }
 
-    /// An allocator may keep what was given back to it, and a list takes what it takes: memory that is still
-    /// in use when half of the connections are gone, or nearly all, will not be had by refusing more of
-    /// them. As much of it is set aside as makes the rest half full, and the stages are counted over the rest.
+    /// Returns the memory level without the memory that connections do not hold. An allocator may keep freed
+    /// memory, and a list has a fixed size. So memory still in use after half of the connections (or nearly
+    /// all) have closed is not held by connections, and refusing more of them will not free it. Enough of it is
+    /// set aside that the rest is half full, and the stages are computed from the rest.
     fn without_aside(&mut self, levels: &Levels) -> Level {
         let Level { used, bound } = levels.memory;
         let live = u32::try_from(levels.connections.used).unwrap_or(u32::MAX);
@@ -176,7 +176,7 @@ impl StageTracker {
     }
 }
 
-/// A stage ends lower than it begins, so that it does not flutter.
+/// Returns the next stage. A stage ends at a lower share than it begins, so that it does not flap.
 fn next(stage: Stage, share: f64, (begin, end): ([f64; 3], [f64; 3])) -> Stage {
     let reached = |thresholds: [f64; 3]| thresholds.into_iter().filter(|threshold| share >= *threshold).count();
     let (up, stay) = (reached(begin), reached(end));
@@ -184,8 +184,8 @@ fn next(stage: Stage, share: f64, (begin, end): ([f64; 3], [f64; 3])) -> Stage {
     Stage::ALL.get(now.clamp(up, stay)).copied().unwrap_or(stage)
 }
 
-/// The connections that are one guest's share of what there is, if `guests` have some and one more should
-/// find room. What there is, is told by what `live` connections take of it.
+/// Returns one guest's fair share, in connections, if `guests` guests have some and one more should find room.
+/// The total is estimated from the `share` of the resource that the `live` connections use.
 pub fn fair_share(live: u32, share: f64, guests: usize) -> u32 {
     if share <= 0.0 {
         return u32::MAX;
@@ -195,21 +195,20 @@ pub fn fair_share(live: u32, share: f64, guests: usize) -> u32 {
     each.max(SMALL)
 }
 
-/// How many connections so many file descriptors are enough for, and how many of those over a limit may be
-/// told so at once.
+/// How many connections the file descriptors are enough for, and how many refusals may be under way at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Room {
     /// Connections.
     pub connections: u32,
-    /// Connections being told that they are over a limit.
+    /// Connections over a limit that are receiving a refusal.
     pub told: u32,
 }
 
 impl Room {
-    /// What the daemon has open beside its flows: listeners, runtimes, logs, state, lookups.
+    /// Descriptors that the daemon has open beside its flows: listeners, runtimes, logs, state, lookups.
     const OWN: u64 = 64;
 
-    /// Two descriptors a flow; the rest is the daemon's own and a reserve.
+    /// Computes it for `files` descriptors. A flow needs two; the rest is the daemon's own and a reserve.
     pub fn of(files: u64) -> Room {
         let told = (files / 16).clamp(1, 512);
         let rest = files.saturating_sub(Room::OWN + files / 32 + told) / 2;
@@ -217,7 +216,7 @@ impl Room {
     }
 }
 
-/// What the gate goes by. Read at every accept, written by the one who measures.
+/// The overload state that the gate reads at every accept; the code that measures writes it.
 #[derive(Debug)]
 pub(super) struct Relief {
     stage: AtomicU8,
@@ -227,7 +226,7 @@ pub(super) struct Relief {
 }
 
 impl Relief {
-    /// Room for everybody, until something is measured.
+    /// Admits everybody until something is measured.
     pub(super) fn new(told: u32) -> Relief {
         Relief {
             stage: AtomicU8::new(Stage::Normal as u8),
@@ -247,12 +246,12 @@ impl Relief {
         self.told.store(room.told, Ordering::Relaxed);
     }
 
-    /// The most connections that there are descriptors for.
+    /// Returns how many connections there are descriptors for.
     pub(super) fn connections(&self) -> u32 {
         self.connections.load(Ordering::Relaxed)
     }
 
-    /// The most connections that are told something at once.
+    /// Returns how many connections may receive a refusal at once.
     pub(super) fn told(&self) -> u32 {
         self.told.load(Ordering::Relaxed)
     }
@@ -261,8 +260,8 @@ impl Relief {
         self.fair.load(Ordering::Relaxed)
     }
 
-    /// May a guest that has `live` connections have one more? `essential` ones go to guests with less than
-    /// their share in every stage.
+    /// Whether a guest with `live` connections may open one more. In every stage, guests below their share may
+    /// open `essential` ones.
     pub(super) fn admits(&self, live: u32, essential: bool) -> bool {
         match Stage::from_number(self.stage.load(Ordering::Relaxed)) {
             Stage::Normal => true,

@@ -1,4 +1,4 @@
-//! One file descriptor kept in reserve, so that who cannot be served is told at once instead of waiting.
+//! One file descriptor kept in reserve, so that a connection that cannot be served is reset at once and does not wait.
 
 use crate::accept::{Incoming, RESETS, canonical};
 use socket2::SockRef;
@@ -8,29 +8,31 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The process's descriptor in reserve. When none is left for a connection, the reserve is given up for as
-/// long as it takes to accept and reset it.
+/// The process's reserve descriptor. When no descriptor is left for a connection, the reserve is closed just
+/// long enough to accept and reset that connection.
 ///
-/// There is one for all listeners and threads: whoever takes its place while it is given up (another
-/// thread's accept cannot be held off) finds it missing and gives the place back. It is of no use where it is
-/// the whole system that has no descriptors left, or where the limit was lowered below what is open.
+/// All listeners and threads share one reserve. While it is closed, another thread's accept may take its
+/// descriptor, since nothing can hold that accept off. That thread then finds the reserve missing and gives the
+/// descriptor back. The reserve does not help when the whole system is out of descriptors, or when the limit
+/// was lowered below what is open.
 #[derive(Debug, Default)]
 pub struct Reserve {
     kept: Mutex<Option<OwnedFd>>,
-    /// Whether `kept` holds one; false from before it is given up until it is kept again.
+    /// Whether `kept` holds one; false from before it is closed until it is filled again.
     held: AtomicBool,
 }
 
 impl Reserve {
-    /// Takes a descriptor into reserve. Where there is none, the next connection's place becomes it.
+    /// Creates the reserve. If no descriptor is free, the next connection's descriptor becomes the reserve.
     pub fn take() -> Reserve {
         let reserve = Reserve::default();
         reserve.keep(&mut reserve.kept());
         reserve
     }
 
-    /// Makes sure of the reserve once `stream` was accepted. When it is missing and no other descriptor is
-    /// free, `stream` was the last to get one: it is reset and its place kept, and there is nothing to serve.
+    /// Refills the reserve, if needed, after `stream` was accepted. If it is missing and no other descriptor is
+    /// free, `stream` got the last one: it is reset, its descriptor becomes the reserve, and `None` is
+    /// returned.
     pub(super) fn check(&self, stream: TcpStream) -> Option<TcpStream> {
         if self.held.load(Ordering::Acquire) {
             return Some(stream);
@@ -44,14 +46,14 @@ impl Reserve {
         None
     }
 
-    /// Resets who waits at `listener`, [`RESETS`] at most; gives their addresses.
+    /// Resets the connections that wait at `listener`, [`RESETS`] at most; returns their addresses.
     pub(super) fn reset(&self, listener: &Incoming) -> Vec<SocketAddr> {
         let mut sources = Vec::new();
         let mut kept = self.kept();
         while sources.len() < RESETS && self.keep(&mut kept) {
             self.held.store(false, Ordering::Release);
             kept.take();
-            // Another thread may have taken the place; then this fails as before.
+            // Another thread may have taken the descriptor; then this fails as before.
             let Ok((stream, source)) = listener.waiting() else { break };
             reset(stream);
             sources.push(canonical(source));
@@ -64,10 +66,10 @@ impl Reserve {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Fills the reserve where it is missing; whether there is one now.
+    /// Fills the reserve if it is missing; returns whether there is one now.
     fn keep(&self, kept: &mut Option<OwnedFd>) -> bool {
         if kept.is_none() {
-            // Any open file does; this one holds up nothing when it is closed elsewhere, as a listener would.
+            // Any open file works. Unlike a listener, this one blocks nothing when it is closed elsewhere.
             *kept = std::io::stderr().as_fd().try_clone_to_owned().ok();
         }
         self.held.store(kept.is_some(), Ordering::Release);
@@ -76,7 +78,7 @@ impl Reserve {
 }
 
 fn reset(stream: TcpStream) {
-    // Failing only means that it is closed in order.
+    // If this fails, the connection is closed normally instead of reset.
     let _ = SockRef::from(&stream).set_linger(Some(Duration::ZERO));
     drop(stream);
 }

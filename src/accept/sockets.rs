@@ -1,5 +1,5 @@
-//! Where listening sockets come from: the service manager handed them over, or they are opened here. In
-//! either case each worker thread gets a share of every address.
+//! The source of listening sockets: the service manager passed them to the daemon, or they are opened here. In
+//! both cases each worker thread gets a share of every address.
 
 use super::inherit::{Inherited, Missing};
 use super::listen::{self, ListenError, SocketUse};
@@ -7,11 +7,11 @@ use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
-/// Room for datagrams that come in a burst, and for those that wait to be sent, in bytes each, as far as the system
-/// allows.
+/// Receive and send buffer of a datagram socket, in bytes each, as far as the system allows. They hold bursts
+/// of datagrams and those that wait to be sent.
 const DATAGRAM_BUFFER: usize = 1 << 20;
 
-/// The sockets of one address: for each worker thread those that it serves, at least one.
+/// The sockets of one address: a list per worker thread of those it serves, with at least one each.
 pub type Shares<T> = Vec<Vec<T>>;
 
 /// Hands out listening sockets.
@@ -23,39 +23,39 @@ pub struct Sockets {
     missing: Vec<Missing>,
 }
 
-/// Sockets that were handed over and that no listener of the configuration is for.
+/// Inherited sockets that no configured listener uses.
 #[derive(Debug, Default)]
 pub struct Unclaimed {
-    /// Listeners: who connects waits for nothing unless somebody accepts.
+    /// Listeners: a client that connects waits forever unless somebody accepts.
     pub tcp: Vec<TcpListener>,
     /// Datagram sockets.
     pub udp: Vec<UdpSocket>,
 }
 
 impl Sockets {
-    /// For so many worker threads. To be called once: what the service manager handed over is taken.
+    /// Creates it for this number of worker threads. Call it once: it takes the inherited sockets.
     ///
     /// # Errors
-    /// When a socket that was handed over is of no use.
+    /// When an inherited socket is not usable.
     pub fn new(workers: usize) -> Result<Sockets, ListenError> {
         let workers = workers.max(1);
         Ok(Sockets { inherited: Inherited::take()?, workers, configured: Vec::new(), missing: Vec::new() })
     }
 
-    /// Were sockets handed over? They then outlive this process.
+    /// Whether sockets were inherited. They then outlive this process.
     pub fn are_inherited(&self) -> bool {
         self.inherited.is_some()
     }
 
-    /// What the sockets that were handed over are for by the names of their units; `None`: none were.
+    /// Returns what the inherited sockets are for, judged by the names of their units; `None` if none were inherited.
     pub fn units(&self) -> Option<Vec<(SocketUse, SocketAddr)>> {
         self.inherited.as_ref().map(|inherited| inherited.units().to_vec())
     }
 
-    /// Listeners at the address. With port 0 the kernel chooses one port for all.
+    /// Returns the listeners at the address. With port 0 the kernel chooses one port for all.
     ///
     /// # Errors
-    /// When it cannot be had. That nobody handed it over is for [`Sockets::finish`] to say.
+    /// When a socket is not available. [`Sockets::finish`] reports the listeners without an inherited socket.
     pub fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
         let count = if kind.is_single() { 1 } else { self.workers };
@@ -68,7 +68,7 @@ impl Sockets {
         deal(listeners, count, TcpListener::try_clone).map_err(fail)
     }
 
-    /// Datagram sockets at the address.
+    /// Returns the datagram sockets at the address.
     ///
     /// # Errors
     /// As for [`Sockets::tcp`].
@@ -80,13 +80,13 @@ impl Sockets {
         };
         for socket in &sockets {
             let socket = SockRef::from(socket);
-            // One that was handed over may have been given more than this process may ask for.
+            // An inherited socket may have a larger buffer than this process may ask for.
             if socket.recv_buffer_size().is_ok_and(|size| size < DATAGRAM_BUFFER) {
                 // A smaller buffer only loses more of a burst.
                 let _ = socket.set_recv_buffer_size(DATAGRAM_BUFFER);
             }
             if socket.send_buffer_size().is_ok_and(|size| size < DATAGRAM_BUFFER) {
-                // Replies for guests that the kernel has yet to find wait in it.
+                // Replies wait in it for guests whose link address the kernel has yet to find.
                 let _ = socket.set_send_buffer_size(DATAGRAM_BUFFER);
             }
         }
@@ -94,8 +94,8 @@ impl Sockets {
         deal(sockets, self.workers, UdpSocket::try_clone).map_err(fail)
     }
 
-    /// When all listeners have been asked for: what is left of the sockets that were handed over, and
-    /// [`ListenError::Missing`] where there was none for a listener.
+    /// Call it after all listeners have been asked for. Returns the unused inherited sockets, and
+    /// [`ListenError::Missing`] if a listener has no socket.
     pub fn finish(self) -> (Unclaimed, Option<ListenError>) {
         let Sockets { inherited, workers, configured, missing } = self;
         let (tcp, udp) = inherited.map(Inherited::rest).unwrap_or_default();
@@ -114,7 +114,8 @@ impl Sockets {
 }
 
 fn open_udp(address: SocketAddr, count: usize) -> io::Result<Vec<UdpSocket>> {
-    // Shared ports are shared with other processes of this user too, so one that is not comes first.
+    // A shared port is also shared with this user's other processes. So a first, unshared socket checks that it
+    // is free.
     drop(udp_socket(address, false)?);
     (0..count).map(|_| Ok(udp_socket(address, true)?.into())).collect()
 }
@@ -130,8 +131,8 @@ fn udp_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Deals sockets to `count` threads in turn. Where there are fewer sockets than threads, several threads
-/// have the same one; no socket is left out.
+/// Deals sockets to `count` threads in turn. With fewer sockets than threads, several threads share a socket;
+/// every socket is used.
 fn deal<T>(sockets: Vec<T>, count: usize, again: impl Fn(&T) -> io::Result<T>) -> io::Result<Shares<T>> {
     let mut shares: Shares<T> = (0..count).map(|_| Vec::new()).collect();
     let clones = (sockets.len()..count).filter_map(|thread| sockets.get(thread % sockets.len().max(1)));

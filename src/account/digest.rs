@@ -1,6 +1,6 @@
-//! The log's thread: takes what the flows queued, keeps the top refusals, folds, asks for advice,
-//! renders, and hands the lines to the sink. It never waits for the sink, so the top refusals stay
-//! current while a disk hangs.
+//! The log's thread: takes the events that flows queued, updates the top refusals, folds, asks for advice,
+//! renders, and passes the lines to the sink. It never waits for the sink, so the top refusals stay current
+//! while a disk hangs.
 
 use super::event::{Event, Key};
 use super::fold::{Fold, deserves_advice};
@@ -19,14 +19,14 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How often the queue is looked at while there is something in it.
+/// How often the queue is polled while it is active.
 const POLL: Duration = Duration::from_millis(20);
-/// After so many looks in vain the thread sleeps until it is woken.
+/// After so many empty polls the thread sleeps until it is woken.
 const IDLE_POLLS: u32 = 5;
-/// A batch this large is followed by the next without a pause.
+/// After a batch this large, the next one follows without a pause.
 const BUSY: usize = 2048;
 
-/// The sender's side; ends the thread when dropped.
+/// The flows' side of the log; dropping it ends the thread.
 pub(super) struct Log {
     shared: Arc<Shared>,
 }
@@ -105,13 +105,13 @@ impl Log {
         }
     }
 
-    /// Is nothing new to be let through, because the log is failing?
+    /// Whether nothing new may be let through, because the log is failing.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
         self.shared.health.refuses()
     }
 
-    /// Why the log is failing, if it is, and what to do.
+    /// Returns why the log is failing, if it is, and what to do.
     pub(super) fn trouble(&self) -> Option<String> {
         self.shared.health.trouble()
     }
@@ -166,7 +166,7 @@ fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Res
     }
 }
 
-/// What to do where a proxy was asked for an address, and no rule is about that.
+/// Returns what to do when a client asked a proxy for an address and no rule covers it.
 fn unbound(event: &Event) -> Option<&'static str> {
     let target = event.claim.as_ref().map(|claim| &claim.target.host);
     let by_proxy = matches!(event.listener, Listener::Proxy | Listener::Socks);
@@ -207,13 +207,12 @@ impl Worker {
         }
     }
 
-    /// Waits for the next look: a moment, or while nothing happens until an event, a flush or the
-    /// end of a window.
+    /// Waits until the next poll: a moment, or, while nothing happens, until an event, a flush or the end of a window.
     fn pause(&self, idle: u32) {
         let Shared { queue, .. } = &*self.shared;
         match idle {
             0..IDLE_POLLS => thread::park_timeout(POLL),
-            // One look more after this, before it sleeps.
+            // There is one more poll after this before the thread sleeps.
             IDLE_POLLS => queue.sleep(),
             _ => {
                 match self.fold.next_end() {
@@ -253,13 +252,13 @@ impl Worker {
         if let Some(sink) = sink {
             sink.send(batch);
         }
-        // A flood is over: give its memory back.
+        // After a flood, free its memory.
         if events.capacity() > 4 * BUSY {
             *events = Vec::new();
         }
     }
 
-    /// Counts the event in the tables; the line to write for it now, if any.
+    /// Counts the event in the tables; returns the line to write for it now, if any.
     fn take_in(&mut self, event: Event, now: Instant) -> Option<Line> {
         let observed = event.verdict == Verdict::Observed && event.duration.is_some();
         if event.verdict == Verdict::Failed && event.duration.is_some() {
@@ -285,7 +284,7 @@ impl Worker {
         Some(Line { event, count: None, advice, others: false })
     }
 
-    /// Asks for the nearest rule and remembers the answer for the key.
+    /// Asks for the nearest rule and stores the answer for the key.
     fn advise(&mut self, key: &Key, claim: Option<&Claim>) -> Option<Arc<str>> {
         let claim = claim.filter(|_| deserves_advice(key.reason))?;
         let near = {

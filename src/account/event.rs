@@ -1,4 +1,4 @@
-//! What the log's thread is told of a flow: the data of one line, not yet rendered.
+//! The data of one log line, not yet rendered: what flows send to the log's thread.
 
 use super::Listener;
 use crate::identify::Claim;
@@ -11,8 +11,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-/// What a server may say first, and a guest before its second hello, in bytes; a refused flow that
-/// carried more gets a line of its own.
+/// Bytes that a server may send first, and a guest before its second hello. A refused flow that carried more
+/// gets a line of its own.
 const CARRIED_LITTLE: u64 = 64 << 10;
 
 /// Address and port, without the flow label and scope that make a `SocketAddr` a third larger.
@@ -22,12 +22,12 @@ pub(super) struct Endpoint {
     pub(super) port: u16,
 }
 
-/// A declared guest, or all the others, with its counters.
+/// A declared guest, or all undeclared ones together, with its counters.
 #[derive(Debug)]
 pub(super) struct Guest {
     /// `None`: not declared.
     pub(super) name: Option<Arc<str>>,
-    /// By [`Verdict`].
+    /// Indexed by [`Verdict`].
     pub(super) connections: [IntCounter; 4],
     /// Up, down.
     pub(super) bytes: [IntCounter; 2],
@@ -43,11 +43,11 @@ pub(super) struct Event {
     pub(super) source: Endpoint,
     pub(super) original: Option<Endpoint>,
     pub(super) claim: Option<Claim>,
-    /// Raw text of the guest's where no claim could be made of it.
+    /// The guest's raw text if it is not a valid claim.
     pub(super) shown: Option<Box<[u8]>>,
     pub(super) verdict: Verdict,
     pub(super) reason: Reason,
-    /// What is behind the reason, in a fixed phrase.
+    /// The cause behind the reason, as a fixed phrase.
     pub(super) cause: Option<&'static str>,
     pub(super) rule: Option<Location>,
     pub(super) upstream: Option<Endpoint>,
@@ -58,7 +58,7 @@ pub(super) struct Event {
     pub(super) duration: Option<Duration>,
 }
 
-/// Who asked for what and why it was refused: what folding and the top refusals go by.
+/// Who asked for what and why it was refused: the key of folding and of the top refusals.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Key {
     pub(super) who: Who,
@@ -72,9 +72,9 @@ pub(super) struct Key {
 pub(super) enum Who {
     /// Declared.
     Guest(Arc<str>),
-    /// Not declared: its address; for IPv6 its /64, which is one guest's.
+    /// Not declared: its address; for IPv6 its /64, which belongs to one guest.
     Address(IpAddr),
-    /// More than are told apart.
+    /// All guests beyond those that are tracked separately.
     Anyone,
 }
 
@@ -82,24 +82,24 @@ pub(super) enum Who {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(super) enum What {
     Target(Target),
-    /// A name asked of the DNS.
+    /// A name in a DNS query.
     Host(Host),
     Text(Box<[u8]>),
     Endpoint(Endpoint),
     Nothing,
-    /// More than are told apart.
+    /// All destinations beyond those that are tracked separately.
     Others,
 }
 
 impl Event {
-    /// Refused, or failed without having carried anything: lines of this kind a guest makes at will,
-    /// so they are folded, and dropped first. A refusal inside a tunnel is one although it had an
-    /// upstream; a flow that was let through and then cut is none.
+    /// Whether it was refused, or failed without carrying anything. A guest can cause such lines at will, so
+    /// they are folded, and dropped first. A refusal inside a tunnel counts as one, although it had an
+    /// upstream. A flow that was permitted and then cut does not.
     pub(super) fn is_refusal(&self) -> bool {
         let carried = self.bytes_up.saturating_add(self.bytes_down);
         match (self.verdict, self.reason) {
             (_, Reason::Revoked | Reason::ShuttingDown) => false,
-            // Closed to make room.
+            // Closed to make room for others.
             (_, Reason::LimitTotal) if self.upstream.is_some() => false,
             (Verdict::Denied, _) => carried <= CARRIED_LITTLE,
             (Verdict::Failed, _) => self.upstream.is_none() || carried == 0,
@@ -133,14 +133,14 @@ impl Who {
 }
 
 impl Guest {
-    /// The same counters under another name.
+    /// Returns the same counters under another name.
     pub(super) fn renamed(&self, name: &str) -> Guest {
         Guest { name: Some(name.into()), connections: self.connections.clone(), bytes: self.bytes.clone() }
     }
 }
 
 impl What {
-    /// As text for the log: safe to escape, cut where a guest wrote it.
+    /// Returns it as text for the log: safe to escape, and cut where a guest wrote it.
     pub(super) fn text(&self) -> Option<String> {
         match self {
             What::Target(target) => Some(target.to_string()),
@@ -154,7 +154,7 @@ impl What {
 }
 
 impl From<SocketAddr> for Endpoint {
-    /// IPv4-mapped IPv6 becomes IPv4, so that one host has one spelling in the log.
+    /// Converts IPv4-mapped IPv6 to IPv4, so that one host has one spelling in the log.
     fn from(address: SocketAddr) -> Endpoint {
         Endpoint { ip: address.ip().to_canonical(), port: address.port() }
     }
@@ -183,7 +183,7 @@ pub(super) mod tests {
     use crate::identify::Evidence;
     use crate::target::Transport;
 
-    /// A refused CONNECT of an undeclared guest.
+    /// Returns a refused CONNECT of an undeclared guest.
     pub(in crate::account) fn event(name: &str) -> Event {
         event_of(None, "10.0.0.1", name)
     }

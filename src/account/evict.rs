@@ -1,5 +1,5 @@
-//! Which flows go first when there is no room: those of the guest with most of them, and of its flows the
-//! one that has been idle longest. What counts as full is for others to say.
+//! Which flows to close first when there is no room: flows of the guest that has most, and of these the one
+//! that has been idle longest. Other modules decide what counts as full.
 
 use super::event::Who;
 use super::flows::Flow;
@@ -9,8 +9,7 @@ use std::hash::Hash;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Up to `count` of these flows, in the order in which they are to go; none that moved something within
-/// `idle`.
+/// Returns up to `count` of these flows, in the order in which to close them; none that moved bytes within `idle`.
 pub(super) fn idlest(live: &[Arc<Flow>], count: usize, idle: Duration) -> impl Iterator<Item = &Arc<Flow>> {
     let owned = live.iter().map(|flow| (Who::of(flow.guest(), flow.source()), flow.look(), flow));
     choose(owned, count, idle).into_iter()
@@ -19,7 +18,7 @@ pub(super) fn idlest(live: &[Arc<Flow>], count: usize, idle: Duration) -> impl I
 /// The flows of one guest.
 struct Group<F> {
     flows: usize,
-    /// Those that may go, and for how long they have been idle.
+    /// Flows that may be closed, and for how long they have been idle.
     candidates: Vec<(Duration, F)>,
 }
 
@@ -42,7 +41,7 @@ fn choose<K: Eq + Hash, F>(all: impl Iterator<Item = (K, Duration, F)>, count: u
     while chosen.len() < count
         && let Some((flows, index)) = heaviest.pop()
     {
-        // A guest that has nothing to give is not asked again.
+        // A guest without candidates is not tried again.
         if let Some((_, flow)) = groups.get_mut(index.0).and_then(|group| group.candidates.pop()) {
             chosen.push(flow);
             heaviest.push((flows.saturating_sub(1), index));

@@ -1,9 +1,8 @@
-//! Live flows: what `outgate flows` shows, what a new list is held against, and where bytes are
-//! counted.
+//! Live flows: `outgate flows` shows them, a new list is checked against them, and they count bytes.
 //!
-//! A flow enters the table with its first claim and leaves it with its record. Bytes are counted in
-//! the flow alone; the totals are brought up to date when somebody reads them and when the flow
-//! ends, so that a read of a tunnel touches no memory that other threads write.
+//! A flow enters the table with its first claim and leaves it with its record. Bytes are counted only in the
+//! flow. The totals are updated when somebody reads them and when the flow ends, so a read of a tunnel touches
+//! no memory that other threads write.
 
 use super::event::{Endpoint, Guest};
 use super::{Listener, lock};
@@ -17,21 +16,21 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-/// A live flow as others than its own task see it.
+/// A live flow as other tasks see it.
 #[derive(Debug)]
 pub struct Flow {
     id: u64,
     started: Instant,
     carried: [AtomicU64; 2],
     settled: [AtomicU64; 2],
-    /// What it had carried when somebody last looked, and its age in ms when that was last new. Written by
-    /// the one who looks: the bytes' own path only counts.
+    /// The bytes carried at the last look, and the flow's age in ms when that number last changed. Only the
+    /// code that looks writes them; the byte path only counts.
     seen: AtomicU64,
     moved: AtomicU64,
     guest: Arc<Guest>,
     source: Endpoint,
     listener: AtomicU8,
-    /// A [`Reason`]; `None` while the flow may live.
+    /// The [`Reason`] as a number; `Reason::None` while the flow may live.
     revoked: AtomicU8,
     shared: Mutex<Shared>,
 }
@@ -88,14 +87,14 @@ impl Flow {
         }
     }
 
-    /// Ends the flow for `reason`: wakes its task. The first reason stays; `false` if there was one.
+    /// Ends the flow for `reason` by waking its task. The first reason stays; returns `false` if there was one.
     pub fn revoke(&self, reason: Reason) -> bool {
         self.revoke_by(reason, None)
     }
 
     pub(super) fn revoke_by(&self, reason: Reason, rule: Option<Location>) -> bool {
         let mut shared = lock(&self.shared);
-        // All writers hold the lock; readers without it only look whether there is a reason.
+        // All writers hold the lock; readers without it only check whether there is a reason.
         if self.revoked.load(Ordering::Relaxed) != Reason::None as u8 || reason == Reason::None {
             return false;
         }
@@ -111,19 +110,19 @@ impl Flow {
         true
     }
 
-    /// The reason it was revoked for, if it was.
+    /// Returns the reason of its revocation, if it was revoked.
     pub fn revocation(&self) -> Option<Reason> {
         let reason = usize::from(self.revoked.load(Ordering::Acquire));
         Reason::ALL.get(reason).copied().filter(|reason| *reason != Reason::None)
     }
 
-    /// Waits until the flow is revoked. For the one task that carries it: of several that wait, the
-    /// one that polled last is woken.
+    /// Waits until the flow is revoked. Only for the one task that carries it: of several waiting tasks, only
+    /// the one that polled last is woken.
     pub async fn revoked(&self) -> Reason {
         poll_fn(|cx| self.poll_revoked(cx)).await
     }
 
-    /// As [`revoked`](Self::revoked), for a hand-written future.
+    /// Works as [`revoked`](Self::revoked), for a hand-written future.
     pub fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<Reason> {
         if let Some(reason) = self.revocation() {
             return Poll::Ready(reason);
@@ -139,19 +138,19 @@ impl Flow {
         Poll::Pending
     }
 
-    /// Time since it was accepted.
+    /// Returns the time since it was accepted.
     pub fn age(&self) -> Duration {
         self.started.elapsed()
     }
 
-    /// Bytes from the guest and to it.
+    /// Returns the bytes from the guest and to the guest.
     pub fn carried(&self) -> (u64, u64) {
         let [up, down] = &self.carried;
         (up.load(Ordering::Relaxed), down.load(Ordering::Relaxed))
     }
 
-    /// Looks whether bytes have moved since the last look; for how long none have, as far as is known from
-    /// the looks.
+    /// Checks whether bytes have moved since the last look. Returns for how long none have moved, as far as the
+    /// looks show.
     pub(super) fn look(&self) -> Duration {
         let age = u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX);
         let (up, down) = self.carried();
@@ -162,7 +161,7 @@ impl Flow {
         Duration::from_millis(age.saturating_sub(self.moved.load(Ordering::Relaxed)))
     }
 
-    /// Where it is connected to, if it is.
+    /// Returns the address it is connected to, if it is.
     pub fn upstream(&self) -> Option<SocketAddr> {
         lock(&self.shared).upstream.map(|peer| SocketAddr::new(peer.ip, peer.port))
     }
@@ -171,7 +170,7 @@ impl Flow {
         lock(&self.shared).upstream = Some(peer);
     }
 
-    /// What it asks for, as far as it is known.
+    /// Returns what it asks for, as far as it is known.
     pub fn claim(&self) -> Option<Claim> {
         lock(&self.shared).claim.clone()
     }
@@ -188,8 +187,8 @@ impl Flow {
         self.carried[1].fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Bytes up and down that no caller has been told of yet. However many ask at once, each byte
-    /// is told to one.
+    /// Returns the bytes up and down that no caller has received yet. With several callers at once, each byte
+    /// is returned to only one.
     pub(super) fn unsettled(&self) -> [u64; 2] {
         std::array::from_fn(|n| {
             let now = self.carried[n].load(Ordering::Relaxed);
@@ -226,19 +225,19 @@ impl Flow {
         lock(&self.shared).rule = rule;
     }
 
-    /// Claim and rule, for the line at the flow's start.
+    /// Returns claim and rule, for the line at the flow's start.
     pub(super) fn facts(&self) -> (Option<Claim>, Option<Location>) {
         let shared = lock(&self.shared);
         (shared.claim.clone(), shared.rule.clone())
     }
 
-    /// Claim and rule, for the line at the flow's end; it has none afterwards.
+    /// Takes claim and rule, for the line at the flow's end.
     pub(super) fn take_facts(&self) -> (Option<Claim>, Option<Location>) {
         let mut shared = lock(&self.shared);
         (shared.claim.take(), shared.rule.take())
     }
 
-    /// `None` without a claim. `epoch` is the first half of the id.
+    /// Returns the row to show, `None` without a claim. `epoch` is the first half of the id.
     pub(super) fn view(&self, epoch: u64) -> Option<FlowView> {
         let (claim, rule) = self.facts();
         let claim = claim?;
@@ -261,7 +260,7 @@ impl Flow {
 
 const SHARDS: usize = 64;
 
-/// The flows that have a claim, in shards that are locked for as long as it takes to copy pointers.
+/// The flows that have a claim, in shards. A lock is held only while pointers are copied.
 #[derive(Default)]
 pub(super) struct Table {
     shards: Shards,
@@ -271,7 +270,7 @@ pub(super) struct Table {
 
 struct Shards([Mutex<Slab>; SHARDS]);
 
-/// Slots are reused, so a flow is put in and taken out without hashing.
+/// Slots are reused, so adding and removing a flow needs no hashing.
 #[derive(Default)]
 struct Slab {
     slots: Vec<Option<Arc<Flow>>>,
@@ -285,7 +284,7 @@ impl Default for Shards {
 }
 
 impl Table {
-    /// Puts a flow in; the slot it is to be taken out of.
+    /// Adds a flow; returns its slot, which removes it again.
     pub(super) fn insert(&self, flow: &Arc<Flow>) -> u32 {
         let mut slab = lock(self.shard(flow.id));
         if let Some(free) = slab.free.pop()
@@ -304,24 +303,24 @@ impl Table {
         let Some(taken) = slots.get_mut(slot as usize).and_then(Option::take) else { return };
         free.push(slot);
         if free.len() == slots.len() && slots.len() > 1024 {
-            // A flood is over: give its memory back.
+            // After a flood, free its memory.
             *slab = Slab::default();
         }
         drop(slab);
         drop(taken);
     }
 
-    /// Notes that it will be gone through for flows to revoke.
+    /// Announces a search for flows to revoke.
     pub(super) fn announce_search(&self) {
         self.searches.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// How many such searches were announced.
+    /// Returns how many such searches were announced.
     pub(super) fn searches(&self) -> u32 {
         self.searches.load(Ordering::Acquire)
     }
 
-    /// Calls `visit` with each flow, holding no lock meanwhile.
+    /// Calls `visit` with each flow, without holding a lock.
     pub(super) fn each(&self, mut visit: impl FnMut(&Arc<Flow>)) {
         let mut live = Vec::new();
         for shard in &self.shards.0 {
@@ -330,7 +329,7 @@ impl Table {
         }
     }
 
-    /// The `limit` oldest flows in order, and the number of all.
+    /// Returns the `limit` oldest flows in order, and the number of all flows.
     pub(super) fn oldest(&self, limit: usize) -> (Vec<Arc<Flow>>, usize) {
         let (mut oldest, mut total) = (Vec::new(), 0);
         self.each(|flow| {

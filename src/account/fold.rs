@@ -1,10 +1,9 @@
-//! Folding of repeated refusals: the first line at once, then one line with a count for each
-//! window in which there were more.
+//! Folding of repeated refusals: the first line is written at once, then one line with a count for each window
+//! that had more.
 //!
-//! Bounded in three ways: so many keys in all, so many of one guest, so many guests with more than
-//! that. What is beyond is folded too, by guest and reason only, into "(others)". The sum over the
-//! lines of `count` (1 where there is none) is the number of refusals. No clock: callers say what
-//! time it is.
+//! Three bounds apply: keys in all, keys of one guest, and guests with more keys than that. Everything beyond
+//! is folded too, by guest and reason only, into "(others)". The sum of `count` over the lines (1 where it is
+//! absent) is the number of refusals. It has no clock of its own: callers pass the time.
 
 use super::event::{Event, Key, What, Who};
 use super::line::Line;
@@ -14,7 +13,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How long repetitions are gathered.
+/// How long repetitions are collected.
 pub(super) const WINDOW: Duration = Duration::from_secs(10);
 const MAX_KEYS: usize = 10_000;
 const MAX_KEYS_OF_ONE: usize = 1_000;
@@ -25,7 +24,7 @@ pub(super) struct Fold {
     entries: HashMap<Key, Entry, foldhash::fast::RandomState>,
     of_one: HashMap<Who, usize, foldhash::fast::RandomState>,
     others: usize,
-    /// Keys in the order in which their windows end: all windows are equally long.
+    /// Keys in the order in which their windows end: all windows have the same length.
     ends: VecDeque<(Instant, Key)>,
 }
 
@@ -37,7 +36,7 @@ struct Entry {
 }
 
 impl Fold {
-    /// Takes a refusal in; gives it back if it is the first of its kind and to be written now.
+    /// Adds a refusal. Returns it if it is the first of its kind and must be written now.
     pub(super) fn offer(&mut self, key: &Key, event: Event, now: Instant) -> Option<Event> {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.add(event);
@@ -51,7 +50,7 @@ impl Fold {
         let mut key = Key { who: key.who.clone(), what: What::Others, reason: key.reason, cause: None };
         if !self.entries.contains_key(&key) {
             if self.others >= MAX_OTHERS {
-                // One entry a reason, beyond the bound: so there are never more than reasons.
+                // Past the bound there is one entry per reason, so never more entries than reasons.
                 key.who = Who::Anyone;
             }
             if !self.entries.contains_key(&key) {
@@ -65,14 +64,14 @@ impl Fold {
         None
     }
 
-    /// Keeps the advice for the lines to come.
+    /// Stores the advice for later lines.
     pub(super) fn advise(&mut self, key: &Key, advice: Arc<str>) {
         if let Some(entry) = self.entries.get_mut(key) {
             entry.advice = Some(advice);
         }
     }
 
-    /// The lines of the windows that have ended. A window with nothing in it forgets its key.
+    /// Writes the lines of the windows that have ended. The key of an empty window is forgotten.
     pub(super) fn tick(&mut self, now: Instant, mut write: impl FnMut(Line)) {
         while self.ends.front().is_some_and(|(end, _)| *end <= now) {
             let Some((_, key)) = self.ends.pop_front() else { return };
@@ -87,7 +86,7 @@ impl Fold {
         }
     }
 
-    /// The lines of all windows, ended or not; nothing is left.
+    /// Writes the lines of all windows, ended or not, and clears everything.
     pub(super) fn finish(&mut self, mut write: impl FnMut(Line)) {
         let Fold { mut entries, ends, .. } = std::mem::take(self);
         for (_, key) in ends {
@@ -97,7 +96,7 @@ impl Fold {
         }
     }
 
-    /// When the next window ends.
+    /// Returns when the next window ends.
     pub(super) fn next_end(&self) -> Option<Instant> {
         self.ends.front().map(|(end, _)| *end)
     }
@@ -144,7 +143,7 @@ impl Entry {
     }
 }
 
-/// Refusals whose cause may be that a rule is written a little wrong.
+/// Whether the refusal may be caused by a slightly wrong rule.
 pub(super) fn deserves_advice(reason: Reason) -> bool {
     matches!(
         reason,

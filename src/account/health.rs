@@ -1,8 +1,8 @@
-//! Whether the access log can be written: told by its sink, looked at by every flow.
+//! Whether the access log can be written: its sink reports it, every flow reads it.
 //!
-//! A log is failing once its sink has returned nothing but errors for [`GRACE`], and until it takes a line
-//! again. A sink that is slow is not failing, however much is dropped meanwhile: guests can make a log slow,
-//! and must not be able to stop it.
+//! A log is failing once its sink has returned nothing but errors for [`GRACE`], and until the sink writes a
+//! line again. A slow sink is not failing, however much is dropped meanwhile: guests can make a log slow, and
+//! must not be able to stop traffic that way.
 
 use super::{Metrics, lock};
 use std::io::{self, ErrorKind};
@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// For how long a sink returns errors alone before the log counts as failing.
+/// How long a sink must return nothing but errors before the log counts as failing.
 pub(super) const GRACE: Duration = Duration::from_secs(5);
 
-/// What becomes of traffic while the access log can't be written.
+/// What happens to traffic while the access log can't be written.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum OnFailure {
-    /// It goes on; what finds no room is dropped and counted.
+    /// Traffic continues; lines that find no room are dropped and counted.
     #[default]
     Continue,
     /// Nothing new is let through.
@@ -25,7 +25,7 @@ pub enum OnFailure {
 
 /// The health of the log whose sink is in use.
 pub(super) struct Health {
-    /// The log is failing, and nothing new is let through for that. All that flows look at.
+    /// The log is failing and therefore nothing new is let through. Flows read only this.
     refusing: AtomicBool,
     state: Mutex<State>,
     metrics: Arc<Metrics>,
@@ -35,7 +35,7 @@ pub(super) struct Health {
 struct State {
     /// The sink in use; 0 for none.
     sink: u64,
-    /// The number given last.
+    /// The last number given to a sink.
     numbers: u64,
     on_failure: OnFailure,
     failing: Option<Failing>,
@@ -52,14 +52,15 @@ impl Health {
         Health { refusing: AtomicBool::new(false), state: Mutex::default(), metrics: Arc::clone(metrics) }
     }
 
-    /// A number for a sink that is about to be opened.
+    /// Returns a number for a sink that is about to be opened.
     pub(super) fn number(&self) -> u64 {
         let mut state = lock(&self.state);
         state.numbers += 1;
         state.numbers
     }
 
-    /// From now on only this sink is listened to, `None` where the log is off, and this holds.
+    /// Sets the sink in use, `None` if the log is off, and what a failure means. Reports of other sinks are
+    /// ignored from now on.
     pub(super) fn adopt(&self, sink: Option<u64>, on_failure: OnFailure) {
         self.change(|state| {
             let sink = sink.unwrap_or(0);
@@ -71,7 +72,7 @@ impl Health {
         });
     }
 
-    /// This sink, which is at this place, has returned errors alone for [`GRACE`].
+    /// Reports that this sink, at this place, has returned nothing but errors for [`GRACE`].
     pub(super) fn failing(&self, sink: u64, place: &str, error: &io::Error) {
         self.change(|state| {
             if state.sink == sink && state.failing.is_none() {
@@ -81,7 +82,7 @@ impl Health {
         });
     }
 
-    /// This sink took a line.
+    /// Reports that this sink wrote a line.
     pub(super) fn well(&self, sink: u64) {
         self.change(|state| {
             if state.sink == sink {
@@ -90,13 +91,13 @@ impl Health {
         });
     }
 
-    /// Is nothing new to be let through?
+    /// Whether nothing new may be let through.
     #[inline]
     pub(super) fn refuses(&self) -> bool {
         self.refusing.load(Ordering::Relaxed)
     }
 
-    /// What is wrong, what follows from it, and what to do.
+    /// Returns what is wrong, what follows from it, and what to do.
     pub(super) fn trouble(&self) -> Option<String> {
         lock(&self.state).trouble()
     }
@@ -111,7 +112,7 @@ impl Health {
             self.metrics.set_log_failing(failing);
             (before, state.trouble())
         };
-        // Not under the lock: standard error may be on the same disk.
+        // Outside the lock: standard error may be on the same disk.
         match (before, now) {
             (before, Some(now)) if before.as_ref() != Some(&now) => tracing::error!("{now}"),
             (Some(_), None) => tracing::info!("the access log is well again"),
@@ -133,7 +134,7 @@ impl State {
     }
 }
 
-/// What helps.
+/// Returns what the operator can do about the error.
 fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
         ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {

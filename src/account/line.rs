@@ -1,7 +1,7 @@
-//! A line of the access log, rendered: one JSON object in pure ASCII.
+//! Rendering of an access log line: one JSON object in pure ASCII.
 //!
-//! Everything outside printable ASCII is escaped as `\uXXXX`, which takes care of line and
-//! paragraph separators, bidirectional controls and terminal escapes at once, whoever wrote them.
+//! Everything outside printable ASCII is escaped as `\uXXXX`. This covers line and paragraph separators,
+//! bidirectional controls and terminal escapes at once, whoever wrote them.
 
 use super::event::{Endpoint, Event, What};
 use jiff::Timestamp;
@@ -10,17 +10,17 @@ use std::fmt::{self, Write};
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
 
-/// What a guest wrote takes this many bytes at most, escapes included.
+/// A guest's text takes at most this many bytes, escapes included.
 const MAX_TEXT: usize = 253;
 
 /// An event with what folding and the policy add to it.
 pub(super) struct Line {
     pub(super) event: Event,
-    /// Refusals that this line stands for; `None`: one.
+    /// Refusals that this line stands for; `None` means one.
     pub(super) count: Option<u64>,
     /// How the nearest rule misses.
     pub(super) advice: Option<std::sync::Arc<str>>,
-    /// Stands for several destinations.
+    /// Whether it stands for several destinations.
     pub(super) others: bool,
 }
 
@@ -68,18 +68,18 @@ pub(super) fn render(line: &Line, epoch: u64, into: &mut Vec<u8>) {
     into.extend_from_slice(b"}\n");
 }
 
-/// A time in RFC 3339, UTC, with milliseconds.
+/// Formats a time in RFC 3339, UTC, with milliseconds.
 pub(super) fn rfc3339(time: SystemTime) -> String {
     format!("{:.3}", Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// The id of a flow: no two runs of the daemon use the same.
+/// Returns the id of a flow: no two runs of the daemon use the same.
 pub(super) fn flow_id(epoch: u64, id: u64) -> String {
     format!("{epoch:x}-{id:x}")
 }
 
-/// Text of a guest's for the log: what is not UTF-8 becomes `\xNN`, and the whole is cut so that it
-/// takes 253 bytes at most when it is escaped.
+/// Converts a guest's text for the log: bytes that are not UTF-8 become `\xNN`, and the text is cut so that it
+/// takes at most 253 bytes when escaped.
 pub(super) fn clip(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len().min(MAX_TEXT));
     let mut room = MAX_TEXT;
@@ -103,15 +103,15 @@ pub(super) fn clip(bytes: &[u8]) -> String {
     text
 }
 
-/// A JSON object that is being written. By hand: a line costs a fraction of what it does by way of a
-/// serializer and a string for each field, and each request of plain HTTP is a line.
+/// A JSON object being written. It is written by hand: a serializer with a string for each field would cost
+/// several times as much per line, and each plain-HTTP request is a line.
 struct Object<'a> {
     into: &'a mut Vec<u8>,
     open: bool,
 }
 
 impl Object<'_> {
-    /// Writes the key, a word of the program's; the value is to follow.
+    /// Writes the key, which must be a fixed word of the program; the value must follow.
     fn field(&mut self, key: &str) -> Value<'_> {
         self.into.extend_from_slice(if self.open { b",\"" } else { b"{\"" });
         self.open = true;
@@ -157,13 +157,13 @@ impl Object<'_> {
 struct Value<'a>(&'a mut Vec<u8>);
 
 impl<'a> Value<'a> {
-    /// A string: what is written to it is escaped, and it ends with the drop.
+    /// Starts a string. Text written to it is escaped; the drop ends it.
     fn quoted(self) -> Quoted<'a> {
         self.0.push(b'"');
         Quoted(self.0)
     }
 
-    /// A time, as [`rfc3339`] has it. The seconds are rendered once and kept for the lines to come.
+    /// Writes a time in the format of [`rfc3339`]. The text of the last second is cached for later lines.
     fn moment(self, time: SystemTime) {
         let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let quoted = self.quoted();
@@ -183,7 +183,7 @@ impl<'a> Value<'a> {
 }
 
 thread_local! {
-    /// The last second that was rendered, since 1970, and its text up to the fraction.
+    /// The last rendered second, since 1970, and its text up to the fraction.
     static SECOND: RefCell<(Option<u64>, String)> = const { RefCell::new((None, String::new())) };
 }
 
@@ -244,7 +244,7 @@ impl fmt::Write for Quoted<'_> {
     }
 }
 
-/// Stands for itself in a line, if it has no short escape.
+/// Whether the character needs no escape, if it has no short one.
 fn is_plain(c: char) -> bool {
     matches!(c, ' '..='~')
 }

@@ -1,9 +1,8 @@
-//! The metrics: names, labels and buckets in one place, and the handles by which they are counted.
+//! The metrics: names, labels and buckets in one place, and the handles that count them.
 //!
-//! Every handle is looked up once, at the start, into an array that an enum indexes, so an event
-//! costs an atomic addition. Labels come from enums and from the names of declared guests alone:
-//! the number of series is fixed by the program and the configuration. The `prometheus` crate is
-//! named nowhere else but in the counters of a guest.
+//! Every handle is looked up once, at the start, into an array that an enum indexes, so an event costs one
+//! atomic addition. Labels come only from enums and from the names of declared guests: the program and the
+//! configuration fix the number of series.
 
 use super::event::Guest;
 use super::flows::Flow;
@@ -22,13 +21,13 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Outcomes of a flow: one a reason, and `observed` after them.
+/// Outcomes of a flow: one per reason, and `observed` after them.
 const OUTCOMES: usize = Reason::ALL.len() + 1;
-/// Label of guests that are not declared.
+/// Label of undeclared guests.
 const OTHER: &str = "other";
-/// Stages of overload; in the ordinary one no time is counted.
+/// Stages of overload; time in stage 0 is not counted.
 const STAGES: [&str; 3] = ["1", "2", "3"];
-/// What becomes of something that comes over a limit.
+/// What happens to something over a limit.
 const PACED_OR_REFUSED: [&str; 2] = ["paced", "refused"];
 const DIRECTIONS: [&str; 2] = ["up", "down"];
 const DECISION_BUCKETS: [f64; 12] = [1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 1e-2];
@@ -36,7 +35,7 @@ const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 const CONNECTION_BUCKETS: [f64; 13] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
 
-/// The keys of `[limits]` that something may come over.
+/// The keys of `[limits]` whose limit can be reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Limit {
     /// `connections`.
@@ -49,7 +48,7 @@ pub enum Limit {
     Queries,
     /// `new_names_per_second`.
     NewNames,
-    /// `total_connections`, or what there are file descriptors or memory for.
+    /// `total_connections`, or what file descriptors or memory allow.
     Total,
 }
 
@@ -68,7 +67,7 @@ impl Limit {
         }
     }
 
-    /// The reason of what is refused by it, with the key as its cause.
+    /// Returns the reason of a refusal by this limit, with the key as its cause.
     pub const fn why(self, reason: Reason) -> Why {
         let phrase = match self {
             Limit::Connections => "over [limits].connections",
@@ -82,8 +81,7 @@ impl Limit {
     }
 }
 
-/// All metrics of the daemon. What flows count is counted by their records; the setters here are
-/// for what happens beside the path.
+/// All metrics of the daemon. Records count what flows do; the setters here are for everything else.
 pub struct Metrics {
     registry: Registry,
     connections: [[IntCounter; OUTCOMES]; 5],
@@ -115,7 +113,7 @@ pub struct Metrics {
     tracking: Tracking,
 }
 
-/// How full the daemon is, and what that costs.
+/// How full the daemon is, and the effects.
 struct Overload {
     stage: IntGauge,
     seconds: [Counter; STAGES.len()],
@@ -125,7 +123,7 @@ struct Overload {
     most: IntGauge,
 }
 
-/// What is known of the certificate at the doors inside TLS; nothing where there is none.
+/// What is known of the certificate of the TLS listeners; empty if there is none.
 struct Certificate {
     expires: IntGaugeVec,
     successful: IntGaugeVec,
@@ -231,75 +229,75 @@ impl Metrics {
         })
     }
 
-    /// A list came into force: its number and its rules by kind. Kinds are words of the program's.
+    /// Records that a list came into force: its number and its rules by kind. Kinds are fixed words of the program.
     pub fn whitelist_loaded(&self, generation: u64, rules: &[(&'static str, usize)]) {
         self.whitelist.set_rules(rules);
         self.whitelist.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         self.whitelist.reloaded(true);
     }
 
-    /// A list was refused; the one in force stays.
+    /// Records that a list was refused; the one in force stays.
     pub fn whitelist_failed(&self) {
         self.whitelist.reloaded(false);
     }
 
-    /// A list was read again and is the one in force already.
+    /// Records that a list was read again and is already in force.
     pub fn whitelist_unchanged(&self) {
         self.whitelist.reloaded(true);
     }
 
-    /// The ruleset is in place, as far as it can be told.
+    /// Sets whether the ruleset is in place, as far as this can be determined.
     pub fn set_firewall_in_place(&self, in_place: bool) {
         self.firewall.set(i64::from(in_place));
     }
 
-    /// The configuration in force asks for a firewall.
+    /// Sets whether the configuration in force asks for a firewall.
     pub fn set_firewall_configured(&self, configured: bool) {
         self.firewall_configured.set(i64::from(configured));
     }
 
-    /// There is a trouble of this kind.
+    /// Sets whether there is a trouble of this kind.
     pub fn set_trouble(&self, cause: &'static str, is_there: bool) {
         self.troubles.with_label_values(&[cause]).set(i64::from(is_there));
     }
 
-    /// What confines the daemon itself.
+    /// Sets which parts of the sandbox confine the daemon itself.
     pub fn set_sandbox(&self, landlock_abi: u8, seccomp: bool) {
         self.landlock.set(i64::from(landlock_abi));
         self.seccomp.set(i64::from(seccomp));
     }
 
-    /// A certificate is in use until this second since 1970.
+    /// Sets until when the certificate in use is valid, in seconds since 1970.
     pub fn certificate_expires(&self, at: i64) {
         self.certificate.expires.with_label_values::<&str>(&[]).set(at);
         self.certificate.successful.with_label_values::<&str>(&[]).set(1);
     }
 
-    /// A new certificate or key cannot be used; the one in use stays.
+    /// Records that a new certificate or key cannot be used; the one in use stays.
     pub fn certificate_failed(&self) {
         self.certificate.successful.with_label_values::<&str>(&[]).set(0);
     }
 
-    /// There is a listener inside TLS, and these are the reasons for which a handshake may fail there: their series begin
-    /// at 0, so that a first failure is an increase.
+    /// Creates the series of a TLS listener's handshake failures, one per reason. They begin at 0, so that a
+    /// first failure is an increase.
     pub fn expect_handshakes(&self, door: &'static str, reasons: impl IntoIterator<Item = &'static str>) {
         for reason in reasons {
             self.certificate.refused.with_label_values(&[door, reason]).inc_by(0);
         }
     }
 
-    /// A handshake at one of outgate's own doors ended without a connection. Door and reason are words of the
-    /// program's.
+    /// Counts a handshake at one of outgate's own TLS listeners that ended without a connection. Listener and
+    /// reason are fixed words of the program.
     pub fn handshake_refused(&self, door: &'static str, reason: &'static str) {
         self.certificate.refused.with_label_values(&[door, reason]).inc();
     }
 
-    /// A panic was caught.
+    /// Counts a caught panic.
     pub fn panicked(&self) {
         self.panics.inc();
     }
 
-    /// A DNS query was answered as it was asked; those that were refused or failed have a record.
+    /// Counts a DNS query that was answered as asked; refused and failed ones have a record.
     pub fn query_answered(&self, observed: bool) {
         let outcome = if observed { Reason::ALL.len() } else { Reason::None as usize };
         if let Some(counter) = self.dns.get(outcome) {
@@ -307,20 +305,20 @@ impl Metrics {
         }
     }
 
-    /// A DNS query was one of a flood and met silence. These are counted here alone: a line each would be
-    /// work that a guest can ask for without end.
+    /// Counts a DNS query of a flood, which got no answer. These are counted only here: a log line for each
+    /// would be work that a guest can cause without end.
     pub fn query_unanswered(&self) {
         if let Some(counter) = self.dns.get(Reason::LimitRate as usize) {
             counter.inc();
         }
     }
 
-    /// Something came over a limit and waits for its turn.
+    /// Counts something over a limit that waits for its turn.
     pub fn paced(&self, limit: Limit) {
         self.limit_reached(limit, 0);
     }
 
-    /// Something came over a limit and is refused.
+    /// Counts something over a limit that is refused.
     pub fn over(&self, limit: Limit) {
         self.limit_reached(limit, 1);
     }
@@ -331,12 +329,12 @@ impl Metrics {
         }
     }
 
-    /// A connection could not be accepted.
+    /// Counts a connection that could not be accepted.
     pub fn accept_failed(&self) {
         self.accept_errors.inc();
     }
 
-    /// How full the daemon is, from 0 to 3, and for how long it has been so since the last call.
+    /// Sets how full the daemon is, from 0 to 3, and for how long it has been so since the last call.
     pub fn set_overload(&self, stage: u8, lasted: Duration) {
         self.overload.stage.set(i64::from(stage));
         if let Some(seconds) = usize::from(stage).checked_sub(1).and_then(|index| self.overload.seconds.get(index)) {
@@ -344,7 +342,7 @@ impl Metrics {
         }
     }
 
-    /// Memory in use and its bound in bytes, 0 for none; and how many connections may be open at once.
+    /// Sets the memory in use and its bound in bytes, 0 for none, and how many connections may be open at once.
     pub fn set_room(&self, used: u64, bound: u64, most: u32) {
         let bytes = |bytes| i64::try_from(bytes).unwrap_or(i64::MAX);
         self.overload.memory_used.set(bytes(used));
@@ -352,12 +350,12 @@ impl Metrics {
         self.overload.most.set(i64::from(most));
     }
 
-    /// Flows and connections were closed to make room for others.
+    /// Counts flows and connections that were closed to make room for others.
     pub fn closed_for_others(&self, count: usize) {
         self.overload.closed.inc_by(u64::try_from(count).unwrap_or(u64::MAX));
     }
 
-    /// The registry's text. Live flows must have been settled before.
+    /// Renders the registry as text. Live flows must have been settled before.
     pub(super) fn render(&self) -> String {
         self.process.refresh();
         self.tracking.refresh();
@@ -368,7 +366,7 @@ impl Metrics {
         text
     }
 
-    /// One flow or query ended.
+    /// Counts one flow or query that ended.
     pub(super) fn ended(&self, listener: Listener, verdict: Verdict, reason: Reason, guest: &Guest) {
         let outcome = match verdict {
             Verdict::Observed => Reason::ALL.len(),
@@ -385,7 +383,7 @@ impl Metrics {
         }
     }
 
-    /// Adds to the byte counters what the flow has carried since it was settled last.
+    /// Adds what the flow has carried since it was last settled to the byte counters.
     pub(super) fn settle(&self, flow: &Flow) {
         let row = self.bytes.get(flow.listener() as usize);
         for (n, carried) in flow.unsettled().into_iter().enumerate() {
@@ -423,7 +421,7 @@ impl Metrics {
         self.log_failing.set(i64::from(failing));
     }
 
-    /// The counters of a declared guest, or with `None` those of all the others.
+    /// Returns the counters of a declared guest, or with `None` those of all undeclared ones.
     pub(super) fn guest(&self, name: Option<&str>) -> Guest {
         let label = name.unwrap_or(OTHER);
         Guest {
@@ -433,12 +431,12 @@ impl Metrics {
         }
     }
 
-    /// Takes the series of a guest out.
+    /// Removes the series of a guest.
     pub(super) fn forget_guest(&self, name: &str) {
         if name == OTHER {
             return;
         }
-        // An error says that the series is not there, which is what is wanted.
+        // An error means that the series does not exist, which is what is wanted.
         for verdict in Verdict::ALL {
             let _ = self.guest_connections.remove_label_values(&[name, verdict.as_str()]);
         }
@@ -525,7 +523,7 @@ impl Whitelist {
         })
     }
 
-    /// Kinds that are gone stay at 0: a scrape meanwhile never finds a list without rules.
+    /// Sets the rules by kind. Kinds that are gone stay at 0, so a concurrent scrape never finds a list without rules.
     fn set_rules(&self, rules: &[(&'static str, usize)]) {
         let mut kinds = lock(&self.kinds);
         for gone in kinds.iter().filter(|kind| !rules.iter().any(|(other, _)| other == *kind)) {
@@ -554,7 +552,7 @@ impl Whitelist {
     }
 }
 
-/// Labels of an outcome: verdict, reason.
+/// Returns the labels of an outcome: verdict, reason.
 fn outcome(n: usize) -> (&'static str, &'static str) {
     match Reason::ALL.get(n) {
         Some(reason) => (reason.verdict().as_str(), reason.as_str()),

@@ -1,7 +1,7 @@
 //! The usual `process_*` metrics, read from /proc/self at each scrape.
 //!
-//! Only /proc/self is read, so that the figures hold under `ProtectProc=invisible`,
-//! and under `ProcSubset=pid` as well (see proc(5) for the fields).
+//! Only /proc/self is read, so the values are also available under `ProtectProc=invisible` and under
+//! `ProcSubset=pid` (see proc(5) for the fields).
 
 use super::lock;
 use prometheus::{Counter, Gauge, IntGauge, Registry};
@@ -10,7 +10,7 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 pub(super) struct Process {
-    /// Locked for the step from the last reading to the next: a counter can only be added to.
+    /// Locked from one reading to the increment: a counter can only be added to.
     cpu: Mutex<Counter>,
     open_fds: IntGauge,
     max_fds: Gauge,
@@ -32,7 +32,7 @@ impl Process {
         registry.register(Box::new(max_fds.clone()))?;
         let start = Gauge::new("process_start_time_seconds", "Start of the process in seconds since 1970.")?;
         registry.register(Box::new(start.clone()))?;
-        // Accounting starts with the process; the boot time that /proc would need is hidden in the sandbox.
+        // Accounting starts with the process; the sandbox hides the boot time that /proc would need.
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         Ok(Process {
             cpu: Mutex::new(cpu),
@@ -44,7 +44,7 @@ impl Process {
         })
     }
 
-    /// Reads the figures anew; what can't be read keeps its last value.
+    /// Reads the values again; a value that can't be read stays as it was.
     pub(super) fn refresh(&self) {
         if let Some(stat) = fs::read_to_string("/proc/self/stat").ok().as_deref().and_then(parse_stat) {
             let seconds = stat.cpu_ticks as f64 / rustix::param::clock_ticks_per_second() as f64;
@@ -70,7 +70,8 @@ struct Stat {
     resident_pages: i64,
 }
 
-/// The name in the second field may hold spaces and parentheses, so counting starts after the last.
+/// Parses the text of /proc/self/stat. The name in the second field may contain spaces and parentheses, so
+/// counting starts after the last `)`.
 fn parse_stat(text: &str) -> Option<Stat> {
     let fields: Vec<&str> = text.rsplit_once(')')?.1.split_ascii_whitespace().collect();
     // `fields` begins with field 3 of proc(5).
@@ -84,13 +85,14 @@ fn parse_stat(text: &str) -> Option<Stat> {
     })
 }
 
-/// Open file descriptors of this process, where it costs nothing to know: Linux 6.2 and later say the number
-/// as the size of the directory.
+/// Returns the number of this process's open file descriptors where it is cheap to read: Linux 6.2 and later
+/// report it as the size of the directory.
 pub(crate) fn files_open() -> Option<u64> {
     fs::metadata("/proc/self/fd").ok().map(|folder| folder.len()).filter(|count| *count > 0)
 }
 
-/// As [`files_open`], by counting: 100,000 take tens of milliseconds. The one it takes itself is among them.
+/// Works as [`files_open`], but counts the entries: 100,000 take tens of milliseconds. The count includes its
+/// own descriptor.
 pub(crate) fn files_listed() -> Option<u64> {
     u64::try_from(fs::read_dir("/proc/self/fd").ok()?.count()).ok()
 }

@@ -1,5 +1,4 @@
-//! The way from the flows to the log's thread: bounded, and without a system call for the sender
-//! while the thread is awake.
+//! The bounded queue from the flows to the log's thread. A sender makes no system call while the thread is awake.
 
 use super::event::Event;
 use super::{Metrics, lock};
@@ -10,7 +9,7 @@ use std::thread::Thread;
 const SHARDS: usize = 8;
 /// Events a shard holds at most.
 const CAPACITY: usize = 2048;
-/// Of these, refusals at most: a flood of them leaves room for what was allowed.
+/// Of these, refusals at most: a flood of refusals leaves room for allowed flows.
 const REFUSALS: usize = CAPACITY / 2;
 
 pub(super) struct Queue {
@@ -36,12 +35,12 @@ impl Queue {
         }
     }
 
-    /// Sets the thread that [`take`](Self::take)s.
+    /// Sets the thread that calls [`take`](Self::take).
     pub(super) fn set_reader(&self, reader: Thread) {
         let _ = self.reader.set(reader);
     }
 
-    /// Queues the event, or drops and counts it. Never waits for the reader.
+    /// Queues the event, or drops and counts it. It never waits for the reader.
     pub(super) fn push(&self, event: Event) {
         let refusal = event.is_refusal();
         let mut shard = lock(&self.shards[(event.id % SHARDS as u64) as usize]);
@@ -53,8 +52,8 @@ impl Queue {
         shard.refusals += usize::from(refusal);
         shard.events.push(event);
         drop(shard);
-        // The reader says that it sleeps before it looks a last time, so this load, which comes after
-        // the lock, sees it wherever that last look did not see the event.
+        // The reader sets `asleep` before its last look at the shards. So if that look missed this event, this
+        // load, which comes after the lock, sees the flag.
         if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
             self.wake();
         }
@@ -74,7 +73,7 @@ impl Queue {
         into.sort_by_key(|event| event.at);
     }
 
-    /// From now on an event wakes the reader. To be followed by one more [`take`](Self::take).
+    /// From now on an event wakes the reader. The caller must call [`take`](Self::take) once more after this.
     pub(super) fn sleep(&self) {
         self.asleep.store(true, Ordering::SeqCst);
     }

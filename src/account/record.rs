@@ -1,4 +1,4 @@
-//! The record of one flow: told what happens, and closed by its drop.
+//! The record of one flow: the flow reports to it, and its drop closes it.
 
 use super::event::{Endpoint, Event};
 use super::flows::Flow;
@@ -11,25 +11,25 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-/// Bytes that a guest wrote beyond this are not even kept; the log cuts what is left at 253.
+/// A guest's raw text is kept only up to this many bytes; the log also cuts it at 253.
 const KEEP_SHOWN: usize = 253;
 
-/// The cause where nothing was asked for.
+/// The cause if the guest never asked for anything.
 const LEFT: &str = "the guest left before it showed what it wants";
 
-/// The record of one flow, plain-HTTP request or DNS query, from accept to end. Dropping it ends
-/// it: the metrics count it and its log line is queued. A record that was neither permitted nor
-/// refused counts as refused, `malformed`: the guest left before it showed what it wants.
+/// The record of one flow, plain-HTTP request or DNS query, from accept to end. Dropping it ends it: the
+/// metrics count it and its log line is queued. A record that was neither permitted nor refused counts as
+/// refused, `malformed`: the guest left before it showed what it wants.
 pub struct Record {
     account: Arc<Account>,
     flow: Arc<Flow>,
     slot: Option<u32>,
-    /// Searches for flows to revoke that were announced when it made its claim.
+    /// The number of announced searches for flows to revoke when it made its claim.
     searches: u32,
     permitted: bool,
     observed: bool,
     cancelled: bool,
-    /// Its line as a long-lived flow was queued.
+    /// Whether its line as a long-lived flow was queued.
     announced: AtomicBool,
     reason: Reason,
     cause: Option<&'static str>,
@@ -39,8 +39,7 @@ pub struct Record {
     egress: Option<Endpoint>,
 }
 
-/// Counts the bytes of a flow. Cheap to clone and to call; what is counted after the record was
-/// dropped is lost.
+/// Counts the bytes of a flow. Cheap to clone and to call. Bytes counted after the drop of the record are lost.
 #[derive(Clone)]
 pub struct Meter(Arc<Flow>);
 
@@ -70,18 +69,18 @@ impl Record {
         }
     }
 
-    /// The flow came by another kind of listener than it seemed (a proxy port spoke SOCKS).
+    /// Corrects the kind of listener (a proxy port received SOCKS).
     pub fn set_listener(&mut self, listener: Listener) {
         self.flow.set_listener(listener);
     }
 
-    /// Where the guest's packets went before they were brought here.
+    /// Sets the original destination of the guest's packets, before they were redirected here.
     pub fn original(&mut self, original: SocketAddr) {
         self.original = Some(original.into());
     }
 
-    /// What the flow asks for, as far as it is known now; puts it into the table of live flows. To
-    /// be called before each decision, so that a list that changes meanwhile finds the flow.
+    /// Sets what the flow asks for, as far as it is known now, and adds the flow to the table of live flows.
+    /// Call it before each decision, so that a list that changes meanwhile finds the flow.
     pub fn claim(&mut self, claim: &Claim) {
         self.searches = self.account.flows.searches();
         self.flow.set_claim(claim.clone());
@@ -90,45 +89,46 @@ impl Record {
         }
     }
 
-    /// Was a search by [`Account::revoke_where`] announced since the claim? It may have passed this flow by, if the flow
-    /// was not connected yet. One that is announced after [`upstream`](Self::upstream) was called finds the address: both lock the flow.
+    /// Whether [`Account::revoke_where`] announced a search after the claim. That search may have missed this
+    /// flow, if the flow was not connected yet. A search announced after the call of
+    /// [`upstream`](Self::upstream) finds the address, since both lock the flow.
     pub fn was_searched(&self) -> bool {
         self.account.flows.searches() != self.searches
     }
 
-    /// What the guest wrote as its destination where no claim could be made of it. Any bytes: the
-    /// log escapes and cuts them.
+    /// Stores what the guest wrote as its destination if it is not a valid claim. Any bytes: the log escapes
+    /// and cuts them.
     pub fn shown(&mut self, text: &[u8]) {
         self.shown = Some(text.iter().copied().take(KEEP_SHOWN).collect());
     }
 
-    /// Did the policy let it through before?
+    /// Whether the policy has already permitted it.
     pub fn is_permitted(&self) -> bool {
         self.permitted
     }
 
-    /// The policy let it through.
+    /// Records that the policy permitted it.
     pub fn permit(&mut self, permit: &Permit) {
         self.permitted_by(permit.rule().cloned(), permit.observed());
     }
 
-    /// The policy took this long to decide.
+    /// Records how long the policy took to decide.
     pub fn decided_in(&self, time: Duration) {
         self.account.metrics.decision.observe(time.as_secs_f64());
     }
 
-    /// The resolver took this long to answer.
+    /// Records how long the resolver took to answer.
     pub fn resolved_in(&self, time: Duration) {
         self.account.metrics.resolve.observe(time.as_secs_f64());
     }
 
-    /// Connecting to the upstream took this long.
+    /// Records how long connecting to the upstream took.
     pub fn dialled_in(&self, time: Duration) {
         self.account.metrics.dial.observe(time.as_secs_f64());
     }
 
-    /// It was refused, could not be done, or was closed before its time. The first reason stays;
-    /// `rule` is the one that decided, if it was a rule.
+    /// Records that it was refused, failed, or was closed early. The first reason stays; `rule` is the rule
+    /// that decided, if any.
     pub fn refuse(&mut self, why: impl Into<Why>, rule: Option<Location>) {
         let Why { reason, cause } = why.into();
         if self.reason != Reason::None {
@@ -141,25 +141,25 @@ impl Record {
         }
     }
 
-    /// It is connected: to `peer`, from `local`.
+    /// Records that it is connected to `peer`, from `local`.
     pub fn upstream(&mut self, peer: SocketAddr, local: SocketAddr) {
         self.upstream = Some(peer.into());
         self.flow.connected(peer.into());
         self.egress = Some(local.into());
     }
 
-    /// Where its bytes are counted.
+    /// Returns the counter of its bytes.
     pub fn meter(&self) -> Meter {
         Meter(Arc::clone(&self.flow))
     }
 
-    /// The flow as the table of live flows has it: to wait for its revocation.
+    /// Returns the flow as it stands in the table of live flows, to wait for its revocation.
     pub fn flow(&self) -> &Arc<Flow> {
         &self.flow
     }
 
-    /// Queues the line of a flow that lives past 60 s; its `duration_ms` is null. Once, however often
-    /// it is called.
+    /// Queues the line of a flow that lives longer than 60 s; its `duration_ms` is null. Only the first call
+    /// queues it.
     pub fn still_open(&self) {
         if self.announced.swap(true, Ordering::Relaxed) {
             return;
@@ -169,7 +169,7 @@ impl Record {
         self.account.log.push(self.event(claim, rule, verdict, reason, None));
     }
 
-    /// Ends the record without a trace: the connection ended before its first byte.
+    /// Ends the record without counting or logging it: the connection ended before its first byte.
     pub fn cancel(mut self) {
         self.cancelled = true;
     }
@@ -202,7 +202,7 @@ impl Record {
         duration: Option<Duration>,
     ) -> Event {
         let (bytes_up, bytes_down) = self.flow.carried();
-        // What the record says of a guest that left, see `outcome`.
+        // The cause for a guest that left early, see `outcome`.
         let left = (self.reason == Reason::None && reason == Reason::Malformed).then_some(LEFT);
         Event {
             at: SystemTime::now(),
@@ -243,7 +243,7 @@ impl Drop for Record {
         if self.upstream.is_some() {
             metrics.connection.observe(age.as_secs_f64());
         }
-        // Of DNS, the log has the refusals alone: an allowed query is followed by the flow it is for.
+        // For DNS the log has only the refusals: an allowed query is followed by the flow it is for.
         if listener == Listener::Dns && matches!(verdict, Verdict::Allowed | Verdict::Observed) {
             return;
         }
@@ -254,13 +254,13 @@ impl Drop for Record {
 }
 
 impl Meter {
-    /// Bytes from the guest were carried on.
+    /// Counts bytes from the guest that were relayed.
     #[inline]
     pub fn up(&self, bytes: usize) {
         self.0.up(bytes);
     }
 
-    /// Bytes to the guest were carried on.
+    /// Counts bytes to the guest that were relayed.
     #[inline]
     pub fn down(&self, bytes: usize) {
         self.0.down(bytes);
@@ -276,7 +276,7 @@ impl Active {
         Active { listener, gauge }
     }
 
-    /// The connection came by another kind of listener than it seemed.
+    /// Corrects the kind of listener.
     pub fn set_listener(&mut self, account: &Account, listener: Listener) {
         if listener != self.listener {
             *self = Active::new(&account.metrics, listener);

@@ -1,7 +1,7 @@
 //! The top refusals: what `outgate denied` and the status page show.
 //!
-//! A bounded table. When it is full, the least frequent go; a guest that invents names pushes out
-//! its own rows before those of others.
+//! A bounded table. When it is full, the least frequent rows are removed. A guest that invents names loses its
+//! own rows before those of others.
 
 use super::event::{Event, Key, Who};
 use super::line::rfc3339;
@@ -10,7 +10,7 @@ use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-/// Rows kept when the table is thinned out; it grows to twice that in between.
+/// Rows kept when the table is thinned out; it may grow to twice that.
 const KEEP: usize = 1_000;
 /// Of these, rows of one guest.
 const KEEP_OF_ONE: usize = 200;
@@ -32,15 +32,15 @@ struct Row {
 /// A row of `outgate denied`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct RefusalView {
-    /// The declared guest, or the address of another.
+    /// The declared guest, or the address of an undeclared one.
     pub guest: String,
-    /// Host and port, or what the guest wrote, cut.
+    /// Host and port, or the guest's own text, cut.
     pub destination: Option<String>,
-    /// `denied`, or `observed` in that mode; of failures `failed`.
+    /// `denied`, or `observed` in that mode; `failed` for failures.
     pub verdict: &'static str,
     /// The reason.
     pub reason: &'static str,
-    /// What is behind the reason, where that is not the same each time.
+    /// The cause behind the reason, if the reason has several.
     pub cause: Option<&'static str>,
     /// The rule that decided, `file:line`.
     pub rule: Option<String>,
@@ -55,7 +55,7 @@ pub struct RefusalView {
 }
 
 impl Refusals {
-    /// Counts one. Is it new, so that advice is worth asking for?
+    /// Counts one. Returns whether it is new, so that advice is worth asking for.
     pub(super) fn add(&mut self, key: &Key, event: &Event) -> bool {
         if let Some(row) = self.rows.get_mut(key) {
             row.count += 1;
@@ -83,7 +83,7 @@ impl Refusals {
         }
     }
 
-    /// The most frequent first.
+    /// Returns the most frequent ones first.
     pub(super) fn top(&self, limit: usize) -> Vec<RefusalView> {
         let mut rows: Vec<_> = self.rows.iter().collect();
         rows.sort_unstable_by_key(|(_, row)| Reverse((row.count, row.last)));

@@ -1,9 +1,9 @@
-//! Where lines go: standard output, a file, the journal. Each sink has a thread of its own, so a
-//! disk that hangs or a pipe that nobody reads holds up nothing but that thread; behind it lines
-//! are kept up to a bound, refusals up to half of it, and the rest is dropped and counted.
+//! The sinks of log lines: standard output, a file, the journal. Each sink has its own thread, so a disk that
+//! hangs or a pipe that nobody reads blocks only that thread. Lines for it are kept up to a bound, refusals up
+//! to half of it; the rest is dropped and counted.
 //!
-//! A sink that returns an error is tried again with the same lines, and so finds out by itself, without a guest
-//! that comes, when it can be written again.
+//! After an error, a sink is retried with the same lines. So it finds out by itself, without new traffic, when
+//! it can be written again.
 
 use super::health::{GRACE, Health};
 use super::{AccessLog, AccountError, Metrics, lock};
@@ -24,11 +24,11 @@ use std::time::{Duration, Instant};
 const CAPACITY: usize = 1024 * 1024;
 /// Of these, refusals at most.
 const REFUSALS: usize = CAPACITY / 2;
-/// Pause before another try where the sink takes nothing.
+/// Pause before the next try if the sink accepts nothing.
 const RETRY: Duration = Duration::from_millis(10);
-/// Pause before another try where the sink returns an error.
+/// Pause before the next try after an error.
 const FAILED_RETRY: Duration = Duration::from_millis(250);
-/// Between two complaints about a sink that fails now and then.
+/// Shortest time between two warnings about a sink that fails now and then.
 const COMPLAINTS: Duration = Duration::from_secs(60);
 const JOURNAL: &str = "/run/systemd/journal/socket";
 
@@ -47,7 +47,7 @@ struct Meta {
     refusal: bool,
 }
 
-/// A sink and its thread, which ends when this is dropped and what waits is written or can't be.
+/// A sink and its thread. After the drop, the thread ends once waiting lines are written or can't be.
 pub(super) struct Sink {
     shared: Arc<Shared>,
 }
@@ -57,7 +57,7 @@ struct Shared {
     changed: Condvar,
     metrics: Arc<Metrics>,
     health: Arc<Health>,
-    /// By which [`Health`] knows it.
+    /// Its number in [`Health`].
     number: u64,
 }
 
@@ -69,14 +69,14 @@ struct Pending {
     closed: bool,
 }
 
-/// What came of a try.
+/// The result of one try.
 #[derive(Default)]
 struct Written {
-    /// Lines that are written.
+    /// Lines that were written.
     lines: usize,
-    /// Those that a busy sink cost.
+    /// Lines that were lost because the sink was busy.
     lost: Vec<Verdict>,
-    /// Why the rest was not.
+    /// Why the rest was not written.
     error: Option<io::Error>,
 }
 
@@ -99,7 +99,7 @@ impl Batch {
         self.lines.push_back(line);
     }
 
-    /// Appends the lines of another; those there is no room for are dropped and counted.
+    /// Appends the lines of another batch; those without room are dropped and counted.
     fn append(&mut self, other: Batch, metrics: &Metrics) {
         if self.lines.is_empty() && other.bytes.len() <= REFUSALS {
             *self = other;
@@ -122,7 +122,7 @@ impl Batch {
 }
 
 impl Sink {
-    /// Opens what `access` names, which is not [`AccessLog::Off`], and starts its thread.
+    /// Opens the sink of `access`, which must not be [`AccessLog::Off`], and starts its thread.
     pub(super) fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
         Sink::over(Target::open(access)?, metrics, health)
     }
@@ -150,12 +150,12 @@ impl Sink {
         Ok(Sink { shared })
     }
 
-    /// By which [`Health`] knows it.
+    /// Returns its number in [`Health`].
     pub(super) fn number(&self) -> u64 {
         self.shared.number
     }
 
-    /// Hands the lines over; those there is no room for are dropped and counted.
+    /// Queues the lines; those without room are dropped and counted.
     pub(super) fn send(&self, batch: Batch) {
         if batch.lines.is_empty() {
             return;
@@ -164,7 +164,7 @@ impl Sink {
         self.shared.changed.notify_all();
     }
 
-    /// Opens the file anew before the next line is written.
+    /// Reopens the file before the next line is written.
     pub(super) fn reopen(&self) {
         lock(&self.shared.pending).reopen = true;
         self.shared.changed.notify_all();
@@ -196,13 +196,13 @@ impl Drop for Sink {
 struct Writer {
     shared: Arc<Shared>,
     target: Target,
-    /// It was to be opened anew and could not be.
+    /// A reopen was requested and has not succeeded yet.
     unopened: bool,
-    /// Since when it has returned errors alone, if it does.
+    /// Since when the sink has returned nothing but errors, if it does.
     failing: Option<Instant>,
-    /// It was said to be failing.
+    /// Whether it was reported as failing.
     declared: bool,
-    /// When it was last said that a write failed.
+    /// When a failed write was last logged.
     complained: Option<Instant>,
 }
 
@@ -210,18 +210,18 @@ impl Writer {
     fn run(mut self) {
         while let Some((batch, reopen)) = self.next() {
             self.unopened |= reopen;
-            // What is open already is written meanwhile.
+            // Meanwhile the file that is already open is written.
             let asked = self.unopened;
             let opened = if asked { self.target.reopen() } else { Ok(()) };
             self.unopened = opened.is_err();
             let (lines, written) = self.write(batch);
-            // A file that could be opened and is as full as before is no better.
+            // A reopened file that is as full as before is not an improvement.
             let took = lines > 0 || (asked && written.is_ok());
             self.judge(took, opened.and(written));
         }
     }
 
-    /// What is to be done next: at once, or a moment later where the last try failed.
+    /// Waits for the next work: without delay, or a moment later if the last try failed.
     fn next(&self) -> Option<(Batch, bool)> {
         let mut pending = lock(&self.shared.pending);
         if pending.busy {
@@ -239,7 +239,7 @@ impl Writer {
                 break;
             }
             if pending.closed {
-                // Lines that wait for another try have no time for it.
+                // Lines that wait for another try get no more tries.
                 for line in std::mem::take(&mut pending.batch).lines {
                     self.shared.metrics.log_dropped(line.verdict, 1);
                 }
@@ -259,8 +259,8 @@ impl Writer {
         changed.wait_timeout(pending, time).unwrap_or_else(PoisonError::into_inner).0
     }
 
-    /// Writes the lines: how many it did, and why not all. Where there was an error the rest is kept for another
-    /// try.
+    /// Writes the lines. Returns how many were written, and why not all. After an error the rest is kept for
+    /// another try.
     fn write(&mut self, mut batch: Batch) -> (usize, io::Result<()>) {
         let shared = &self.shared;
         let written = self.target.write(&mut batch, || lock(&shared.pending).closed);
@@ -275,7 +275,7 @@ impl Writer {
         (written.lines, Err(error))
     }
 
-    /// What a try says of the sink; `took`: it took a line, or was opened anew.
+    /// Updates the sink's state after a try; `took`: it wrote a line, or was reopened.
     fn judge(&mut self, took: bool, result: io::Result<()>) {
         if took && !self.unopened {
             self.failing = None;
@@ -284,7 +284,7 @@ impl Writer {
             }
         }
         let Err(error) = result else {
-            // One that is busy takes nothing and returns no error. That ends no failure, and is none.
+            // A busy sink accepts nothing and returns no error. That neither ends a failure nor is one.
             if !self.declared {
                 self.failing = None;
             }
@@ -331,7 +331,7 @@ impl Target {
         Ok(Target::Journal { socket, path })
     }
 
-    /// As an operator calls it.
+    /// Returns its place as an operator calls it.
     fn place(&self) -> String {
         match self {
             Target::Stream { path: Some(path), .. } => path.display().to_string(),
@@ -348,7 +348,7 @@ impl Target {
         Ok(())
     }
 
-    /// Writes the lines. Those that stay in the batch were not written, and there is an error.
+    /// Writes the lines. Lines that stay in the batch were not written, and then there is an error.
     fn write(&mut self, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
         match self {
             Target::Stream { file, torn, .. } => write_stream(file, torn, batch, closed),
@@ -357,8 +357,8 @@ impl Target {
     }
 }
 
-/// Not blocking, so that a FIFO without a reader is an error here and a full one is noticed below;
-/// on a regular file the flag does nothing.
+/// Opens the file non-blocking, so that a FIFO without a reader is an error here and a full one is noticed
+/// below. On a regular file the flag has no effect.
 fn open_file(path: &Path) -> io::Result<File> {
     let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or(0);
     OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
@@ -367,7 +367,7 @@ fn open_file(path: &Path) -> io::Result<File> {
 fn write_stream(file: &mut File, torn: &mut bool, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
     let mut written = Written::default();
     if *torn && !batch.lines.is_empty() {
-        // The rest of a line is missing in the file: don't append to it.
+        // The last line in the file is incomplete: don't append to it.
         match retry(&closed, || file.write(b"\n")) {
             Ok(_) => *torn = false,
             Err(error) => return Written { error: Some(error), ..written },
@@ -397,7 +397,7 @@ fn write_stream(file: &mut File, torn: &mut bool, batch: &mut Batch, closed: imp
     written
 }
 
-/// Repeats while the stream takes nothing, until the sink is no longer wanted.
+/// Repeats while the stream accepts nothing, until the sink is closed.
 fn retry(closed: &impl Fn() -> bool, mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
     loop {
         match write() {
@@ -413,8 +413,8 @@ fn retry(closed: &impl Fn() -> bool, mut write: impl FnMut() -> io::Result<usize
     }
 }
 
-/// One datagram a line in the journal's native protocol. A journal that is busy costs the line, and so does one that
-/// takes no line so long; where there is no journal the rest is kept.
+/// Sends one datagram per line in the journal's native protocol. If the journal is busy, or the line is too
+/// long for it, the line is lost; if there is no journal, the rest is kept.
 fn write_journal(socket: &UnixDatagram, path: &Path, batch: &mut Batch) -> Written {
     let bytes = std::mem::take(&mut batch.bytes);
     let mut left = bytes.as_slice();
@@ -467,7 +467,7 @@ mod tests {
         (metrics, health)
     }
 
-    /// A sink at this path, in use under `refuse`.
+    /// Returns a sink at this path, in use under `refuse`.
     fn refusing(path: &Path) -> (Sink, Arc<Metrics>, Arc<Health>) {
         let (metrics, health) = books();
         let sink = Sink::open(&AccessLog::File(path.to_owned()), &metrics, &health).unwrap();
@@ -545,7 +545,7 @@ mod tests {
             sink.send(batch(&flood));
             thread::sleep(Duration::from_millis(50));
         }
-        // While it is tried all is in the thread's hands.
+        // During a try, the thread holds all lines.
         let waiting = || lock(&sink.shared.pending).batch.bytes.len();
         eventually("it is full", || metrics.dropped() > 5000);
         assert!(waiting() <= CAPACITY);

@@ -55,7 +55,7 @@ fn lines(path: &Path) -> Vec<Value> {
     text.split_terminator('\n').map(|line| serde_json::from_str(line).unwrap()).collect()
 }
 
-/// Series and their values.
+/// Returns the series and their values.
 fn scrape(account: &Account) -> std::collections::BTreeMap<String, f64> {
     let text = account.scrape();
     let series = text.lines().filter(|line| !line.starts_with('#'));
@@ -157,7 +157,7 @@ fn the_line_of_an_allowed_flow_says_all_that_is_known() {
     meter.up(517);
     meter.clone().down(4000);
     record.still_open();
-    // A flow passes through several hands, and each looks at the clock.
+    // Several parts of the code carry a flow, and each may report it.
     record.still_open();
     meter.down(96);
     drop(record);
@@ -270,7 +270,7 @@ fn while_nobody_reads_the_log_nothing_waits_and_refusals_are_dropped_first() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("fifo");
     assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
-    // Open at both ends, so that it can be opened and written until it is full.
+    // Open at both ends, so that opening and writing work until it is full.
     let mut fifo = std::fs::OpenOptions::new()
         .read(true)
         .write(true)
@@ -295,7 +295,7 @@ fn while_nobody_reads_the_log_nothing_waits_and_refusals_are_dropped_first() {
     assert_eq!(value(&account, "outgate_log_dropped_total{verdict=\"allowed\"}"), 0.0);
     assert!(value(&account, "outgate_log_dropped_total{verdict=\"denied\"}") > 1000.0);
     assert_eq!(account.totals().connections["denied"], 40_000);
-    // The reader is back: what was kept comes out, whole lines all of them.
+    // The reader is back: the kept lines are written, all of them whole.
     let mut text = Vec::new();
     let deadline = Instant::now() + Duration::from_secs(20);
     let mut buffer = [0; 65536];

@@ -1,5 +1,5 @@
-//! How full the kernel's connection tracking table is, read at each scrape. The series are not there
-//! where the kernel tracks nothing, or where a sandbox hides its figures.
+//! How full the kernel's connection tracking table is, read at each scrape. The series are absent if the kernel
+//! tracks nothing or a sandbox hides the numbers.
 
 use prometheus::{IntGaugeVec, Opts, Registry};
 use std::fs;
@@ -35,14 +35,14 @@ impl Tracking {
     }
 }
 
-/// Entries of the kernel's connection tracking table, and how many it takes.
+/// Returns the entries in the kernel's connection tracking table, and its capacity.
 pub fn tracked() -> Option<(i64, i64)> {
     entries().zip(setting("nf_conntrack_max"))
 }
 
 fn entries() -> Option<i64> {
     setting("nf_conntrack_count").or_else(|| {
-        // `ProcSubset=pid` leaves this one.
+        // `ProcSubset=pid` does not hide this file.
         parse_stat(&fs::read_to_string("/proc/self/net/stat/nf_conntrack").ok()?)
     })
 }
@@ -51,7 +51,8 @@ fn setting(name: &str) -> Option<i64> {
     fs::read_to_string(format!("/proc/sys/net/netfilter/{name}")).ok()?.trim().parse().ok()
 }
 
-/// The first figure of each line, one a CPU, is that of the whole namespace, in hexadecimal.
+/// Reads the first number of a line, in hexadecimal. There is one line per CPU, and this number is the
+/// namespace's total.
 fn parse_stat(text: &str) -> Option<i64> {
     i64::from_str_radix(text.lines().nth(1)?.split_ascii_whitespace().next()?, 16).ok()
 }

@@ -1,5 +1,4 @@
-//! One HTTP/1 connection with bounds on time and size, as the admin listener and the control socket
-//! serve it.
+//! One HTTP/1 connection with bounds on time and size, for the admin listener and the control socket.
 
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
@@ -13,18 +12,18 @@ use std::future::Future;
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// For one head, and for the wait between two requests. Shorter in tests, which wait for it.
+/// Timeout for one request head, and for the wait between two requests. Shorter in tests, which wait for it.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 10 });
-/// For a connection as a whole; a client that reads nothing ends here.
+/// Timeout for a whole connection; it ends a client that reads nothing.
 const LIFETIME: Duration = Duration::from_secs(300);
 const MAX_HEAD: usize = 16 * 1024;
 const MAX_HEADERS: usize = 64;
-/// Pause after a failed accept: where descriptors have run out, trying at once helps nobody.
+/// Pause after a failed accept: if descriptors have run out, an immediate retry does not help.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 pub(crate) type Answer = Response<Full<Bytes>>;
 
-/// Serves requests until the peer leaves or a bound is reached. Request bodies are the handler's to read.
+/// Serves requests until the peer leaves or a bound is reached. The handler must read request bodies.
 pub(crate) async fn connection<I, F, Fut>(io: I, handler: F)
 where
     I: AsyncRead + AsyncWrite + Unpin,
@@ -36,13 +35,13 @@ where
         async { Ok::<_, Infallible>(answer.await) }
     });
     let serving = http1::Builder::new()
-        // Without the timer the timeout would silently not hold.
+        // Without the timer the timeout would silently not apply.
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .max_buf_size(MAX_HEAD)
         .max_headers(MAX_HEADERS)
         .serve_connection(TokioIo::new(io), service);
-    // How a reader of status left is of no interest.
+    // How the connection ended does not matter.
     let _ = tokio::time::timeout(LIFETIME, serving).await;
 }
 
@@ -56,8 +55,7 @@ pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl 
     answer
 }
 
-/// Makes an answer that takes milliseconds where many flows are live, off the threads that serve
-/// them.
+/// Builds an answer outside the threads that serve flows, since it takes milliseconds when many flows are live.
 pub(crate) async fn blocking(make: impl FnOnce() -> Answer + Send + 'static) -> Answer {
     tokio::task::spawn_blocking(make)
         .await

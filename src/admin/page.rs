@@ -1,5 +1,4 @@
-//! The status page: one self-contained HTML document without scripts. Everything in it is escaped,
-//! whoever wrote it.
+//! The status page: one self-contained HTML document without scripts. Everything in it is escaped, whoever wrote it.
 
 use crate::account::{RefusalView, Totals};
 use std::fmt::Write as _;
@@ -72,8 +71,7 @@ fn write_body(html: &mut String, totals: &Totals, refusals: &[RefusalView], not_
     Ok(())
 }
 
-/// For text and quoted attributes. Control characters and what turns the direction of the text
-/// around are shown as their number.
+/// Escapes text for HTML and quoted attributes. Control characters and direction overrides are shown as their code.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for c in text.chars() {

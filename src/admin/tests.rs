@@ -136,7 +136,7 @@ async fn a_head_beyond_the_bounds_is_refused() {
     let world = world().await;
     let long = format!("GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nA: {}\r\n\r\n", "x".repeat(64 * 1024));
     let mut stream = TcpStream::connect(world.address).await.unwrap();
-    // The answer may come before all was sent.
+    // The answer may arrive before everything was sent.
     let _ = stream.write_all(long.as_bytes()).await;
     let mut answer = Vec::new();
     let _ = stream.read_to_end(&mut answer).await;

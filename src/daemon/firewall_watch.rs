@@ -1,10 +1,10 @@
-//! Whether the firewall is in place, as far as a process without privileges can tell.
+//! Checks whether the firewall is in place, as far as an unprivileged process can determine it.
 
 use crate::firewall::{self, Presence};
 use crate::flow::Services;
 use std::sync::Arc;
 
-/// Knows what firewall there should be: the one of the configuration in force.
+/// Compares the firewall with the one that the configuration in force asks for.
 #[derive(Clone)]
 pub(super) struct FirewallWatch(Arc<Services>);
 
@@ -13,13 +13,13 @@ impl FirewallWatch {
         FirewallWatch(Arc::clone(services))
     }
 
-    /// What of the firewall that the configuration asks for is seen; `None` where it asks for none.
+    /// Returns how much of the configured firewall is seen; `None` if none is configured.
     fn seen(&self) -> Option<Presence> {
         let seal = self.0.live.load().seal;
         seal.map(firewall::presence)
     }
 
-    /// Why guests may not be held by the firewall that the configuration asks for, if so.
+    /// Returns why the configured firewall may not confine guests, if so.
     pub(super) fn trouble(&self) -> Option<String> {
         if !self.is_configured() {
             return firewall::is_any_there().then(|| UNASKED.to_owned());
@@ -27,18 +27,18 @@ impl FirewallWatch {
         self.seen().and_then(complaint).map(str::to_owned)
     }
 
-    /// What the rules that are in place have of limits that are no longer in force. Guests are held all the same.
+    /// Returns which limits in the current ruleset are outdated, if any. The ruleset confines guests all the same.
     pub(super) fn outdated(&self) -> Option<String> {
         let shares = self.0.live.load().shares;
         shares.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
     }
 
-    /// Does the configuration in force ask for a firewall?
+    /// Whether the configuration in force asks for a firewall.
     pub(super) fn is_configured(&self) -> bool {
         self.0.live.load().seal.is_some()
     }
 
-    /// Keeps its metrics true.
+    /// Updates its metrics.
     pub(super) fn count(&self) {
         let metrics = self.0.account.metrics();
         metrics.set_firewall_in_place(self.seen() == Some(Presence::InPlace));
@@ -46,11 +46,11 @@ impl FirewallWatch {
     }
 }
 
-/// What is said of a ruleset that the configuration has nothing to do with.
+/// The complaint about a ruleset that is in place although the configuration asks for none.
 const UNASKED: &str = "a firewall is in place and the configuration asks for none: set [firewall].guest_interfaces again, or run \
     `outgate firewall remove`, which opens the guests";
 
-/// What is wrong, and what to do.
+/// Returns what is wrong, and what to do.
 fn complaint(seen: Presence) -> Option<&'static str> {
     match seen {
         Presence::InPlace => None,

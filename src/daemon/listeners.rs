@@ -1,5 +1,4 @@
-//! Everything the daemon listens on, before its first connection: all of it or nothing. Sockets of guests
-//! are dealt to the worker threads.
+//! Opens all listeners of the daemon before its first connection. The guests' sockets are dealt to the worker threads.
 
 use crate::accept::{ListenError, Shares, SocketUse, Sockets, Unclaimed};
 use crate::config::ListenSettings;
@@ -7,23 +6,23 @@ use crate::flow::ListenerKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 
-/// How long the socket of a stranger is accepted from no more after an error.
+/// Pause after an error before a socket without a configured listener accepts again.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// The open listeners.
 pub(super) struct Listeners {
-    /// A share for each worker thread.
+    /// One share per worker thread.
     pub(super) shares: Vec<Share>,
     pub(super) admin: Vec<TcpListener>,
     pub(super) admin_tls: Vec<TcpListener>,
-    /// Where guests and operators come in. Port 0 in the configuration asks for any.
+    /// The addresses of all listeners for guests and operators. Port 0 in the configuration asks for any.
     pub(super) bound: Vec<SocketAddr>,
     pub(super) unclaimed: Unclaimed,
-    /// The sockets stay open when this process ends.
+    /// Whether the sockets stay open when this process ends.
     pub(super) inherited: bool,
 }
 
-/// What one worker thread serves.
+/// The sockets that one worker thread serves.
 #[derive(Default)]
 pub(super) struct Share {
     pub(super) flows: Vec<(ListenerKind, TcpListener)>,
@@ -32,11 +31,11 @@ pub(super) struct Share {
 }
 
 impl Listeners {
-    /// Opens all of them, or takes them over from the service manager. Where not all can be had, the rest is opened
-    /// all the same, and the first thing that went wrong stands beside.
+    /// Opens all listeners, or takes them over from the service manager. If some cannot be opened, the rest is
+    /// opened all the same, and the first error is returned with them.
     ///
     /// # Errors
-    /// [`ListenError`] where what was handed over is of no use.
+    /// [`ListenError`] if an inherited socket is not usable.
     pub(super) fn open(
         listen: &ListenSettings,
         workers: usize,
@@ -44,8 +43,8 @@ impl Listeners {
         Ok(Listeners::of(Sockets::new(workers)?, listen, workers))
     }
 
-    /// As [`open`](Self::open) where no configuration says what there should be: what the service manager handed over,
-    /// each socket by the name of its unit, or else what is built in.
+    /// Works as [`open`](Self::open) without a usable configuration. It uses the inherited sockets, each by the
+    /// name of its unit, or else the built-in listeners.
     ///
     /// # Errors
     /// As for [`open`](Self::open).
@@ -102,7 +101,7 @@ impl Listeners {
         (Listeners { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
     }
 
-    /// Takes away those that speak TLS, which needs a certificate: who connects is reset.
+    /// Removes the TLS listeners, which require a certificate; the caller resets their connections.
     pub(super) fn without_tls(&mut self) -> Vec<TcpListener> {
         let mut taken: Vec<TcpListener> = std::mem::take(&mut self.admin_tls);
         for share in &mut self.shares {
@@ -114,7 +113,7 @@ impl Listeners {
     }
 }
 
-/// The listeners that these sockets are.
+/// Returns the listen settings that match these sockets.
 fn by_unit(built_in: &ListenSettings, units: Vec<(SocketUse, SocketAddr)>) -> ListenSettings {
     let mut listen = built_in.without_listeners();
     for (kind, address) in units {
@@ -135,7 +134,7 @@ fn by_unit(built_in: &ListenSettings, units: Vec<(SocketUse, SocketAddr)>) -> Li
     listen
 }
 
-/// What could be had; the first fault is noted.
+/// Returns what could be opened; the first error is stored.
 fn had<T: Default>(opened: Result<T, ListenError>, fault: &mut Option<ListenError>) -> T {
     opened.unwrap_or_else(|error| {
         fault.get_or_insert(error);
@@ -153,8 +152,8 @@ fn hand_out<T>(opened: Shares<T>, shares: &mut [Share], mut to: impl FnMut(&mut 
     }
 }
 
-/// Resets whoever connects to a socket that no listener of the configuration is for: it would wait for
-/// ever otherwise, for the socket is the service manager's and stays open. Must be called within a runtime.
+/// Resets every connection to a socket that no configured listener uses. Otherwise it would wait forever, since
+/// the socket belongs to the service manager and stays open. Must be called within a runtime.
 pub(super) fn turn_away(unclaimed: Unclaimed) {
     for socket in unclaimed.udp {
         warn_of(socket.local_addr().ok());
@@ -165,7 +164,7 @@ pub(super) fn turn_away(unclaimed: Unclaimed) {
     reset(unclaimed.tcp);
 }
 
-/// Resets whoever connects. Must be called within a runtime.
+/// Resets every connection to these listeners. Must be called within a runtime.
 pub(super) fn reset(listeners: Vec<TcpListener>) {
     for listener in listeners {
         let Ok(listener) = tokio::net::TcpListener::from_std(listener) else { continue };

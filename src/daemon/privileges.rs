@@ -1,5 +1,5 @@
-//! From a process that may do anything to one that may do what its work takes: which privileges go
-//! when, and what has to be possible without them. How each is given up is `system`'s.
+//! Reduces the process's privileges to those that its work requires: which privileges are dropped when, and
+//! what must still be possible without them. The `system` module implements each drop.
 
 use super::DaemonError;
 use crate::account::{AccessLog, Account};
@@ -11,33 +11,33 @@ use crate::tls::TlsSettings;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-/// The metrics' word for what holds the daemon.
+/// What confines the daemon, for the metrics.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Sandbox {
     sandbox: bool,
     landlock: u8,
 }
 
-/// What is left.
+/// The result of giving up privileges.
 pub(super) struct GivenUp {
     pub(super) sandbox: Sandbox,
-    /// The control socket, if one is configured and could be had.
+    /// The control socket, if one is configured and could be opened.
     pub(super) control: Option<UnixListener>,
-    /// Where root's watcher is listened to, beside it.
+    /// The socket for reports of root's watcher, in the same folder.
     pub(super) host: Option<UnixListener>,
-    /// The first thing that cannot be used any more.
+    /// The first thing that is not usable any more.
     pub(super) unusable: Option<DaemonError>,
 }
 
-/// Gives up user and capabilities, asks whether the files can be used without them, and confines writing
-/// to the daemon's own folders. To be called when every listener is open and before any thread is
-/// started: threads inherit all of it.
+/// Gives up user and capabilities, checks whether the files are usable without them, and confines writing to
+/// the daemon's own folders. Call it when every listener is open and before any thread starts: threads inherit
+/// all of it.
 ///
-/// `control` opens the control socket in between: as the user who will have it, and before writing in
-/// its folder ends.
+/// `control` opens the control socket in between: as the user who will own it, and before writing in its folder
+/// is barred.
 ///
 /// # Errors
-/// [`DaemonError::Privileges`]; what cannot be used without them stands beside the rest.
+/// [`DaemonError::Privileges`]; what is not usable without privileges is part of the result.
 pub(super) fn give_up(
     settings: &Settings,
     confine: &Confine,
@@ -72,14 +72,14 @@ pub(super) fn give_up(
     Ok(GivenUp { sandbox, control, host, unusable })
 }
 
-/// Bars every system call that only the start needed, once all threads are up.
+/// Bars every system call that only the start needed. Call it once all threads run.
 pub(super) fn bar_calls(sandbox: Sandbox, account: &Account) {
     let seccomp = sandbox.sandbox && system::fence_calls();
     account.metrics().set_sandbox(sandbox.landlock, seccomp);
     tracing::debug!(landlock = sandbox.landlock, seccomp, "the sandbox");
 }
 
-/// What a reload, a rotated log or the end of the daemon will want, but for the lists.
+/// Returns what a reload, a rotated log or the end of the daemon will need, except for the lists.
 pub fn needs(settings: &Settings) -> Vec<Need> {
     let config = settings.path.iter().map(|path| Need { path: path.clone(), what: Use::Read });
     let state = Need { path: settings.state_dir.clone(), what: Use::Keep };
@@ -92,8 +92,8 @@ pub fn needs(settings: &Settings) -> Vec<Need> {
     config.chain([state]).chain(control).chain(guests).chain(log).chain(tls).collect()
 }
 
-/// Says which lists can't be read any more. Whether to go on, with the last good ones, is decided where
-/// they are read.
+/// Logs which lists can't be read any more. The code that reads them decides whether to continue with the last
+/// good ones.
 fn report_lists(settings: &Settings, user: Option<&User>) {
     let Some(dir) = &settings.whitelist_dir else { return };
     let files = std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
@@ -104,7 +104,7 @@ fn report_lists(settings: &Settings, user: Option<&User>) {
     }
 }
 
-/// The folders in which files are made or replaced while the daemon runs.
+/// Returns the folders in which the running daemon creates or replaces files.
 fn writable(settings: &Settings) -> Vec<PathBuf> {
     let log = log_file(settings).map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()));
     let guests = settings.listen.control.as_deref().map(guests::folder);
@@ -123,7 +123,7 @@ fn folder_of(path: &Path) -> Option<PathBuf> {
     Some(if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder.to_owned() })
 }
 
-/// By its name; what is no part of a list may be as unreadable as it likes.
+/// Whether the file is part of a list, by its name; other files may be unreadable.
 fn is_list(path: &Path) -> bool {
     let hidden = path.file_name().is_none_or(|name| name.as_encoded_bytes().starts_with(b"."));
     !hidden

@@ -1,6 +1,6 @@
-//! Watches how full the daemon is and does what is to be done about it: tells the gate, closes what has
-//! been idle longest, and says so. On a thread of its own, for it reads files and walks all flows; how
-//! full is too full is `accept::overload`'s to say.
+//! Watches how full the daemon is and reacts: it informs the gate, closes the longest idle flows, and reports
+//! it. It has its own thread, because it reads files and walks all flows. `accept::overload` defines how full
+//! is too full.
 
 mod gauges;
 
@@ -13,24 +13,24 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// Between two measurements.
+/// Time between two measurements.
 const TICK: Duration = Duration::from_millis(250);
-/// Between two looks at which flows carry something, while there is room.
+/// Time between two checks of which flows move bytes, while there is room.
 const LOOK: Duration = Duration::from_secs(10);
-/// A flow is idle when it has carried nothing for so long.
+/// A flow that has carried nothing for this long is idle.
 const IDLE: Duration = Duration::from_secs(1);
-/// With more than this in use, flows that are not idle go as well: the alternative is that the kernel ends
-/// the daemon and all of them with it.
+/// From this share on, flows that are not idle are closed as well. Otherwise the kernel would end the daemon and
+/// with it all flows.
 const DIRE: f64 = 0.97;
-/// One of so many connections is closed in one go, and [`CLOSE_AT_LEAST`].
+/// One in this many connections is closed at a time, but at least [`CLOSE_AT_LEAST`].
 const CLOSE_ONE_OF: u32 = 50;
 const CLOSE_AT_LEAST: u32 = 16;
 
-/// How full the daemon is, for those who ask.
+/// How full the daemon is, for status reports.
 #[derive(Clone, Default)]
 pub(super) struct Relief(Arc<Mutex<Option<Said>>>);
 
-/// What is to be said of a stage.
+/// The report on a stage.
 #[derive(Clone, Debug)]
 struct Said {
     stage: Stage,
@@ -38,14 +38,14 @@ struct Said {
 }
 
 impl Relief {
-    /// Measures once and then until `end`, on a thread of its own.
+    /// Measures once, and then until `end` on a thread of its own.
     ///
     /// # Errors
-    /// When the thread cannot be had.
+    /// When the thread cannot be started.
     pub(super) fn start(services: &Arc<Services>, workers: usize, end: CancellationToken) -> io::Result<Relief> {
         let relief = Relief::default();
         let mut overseer = Overseer::new(Arc::clone(services), workers, relief.clone());
-        // Before the first connection, which is to find the limits in force.
+        // Before the first connection, so that the limits already apply to it.
         overseer.tick();
         std::thread::Builder::new().name("outgate-relief".into()).spawn(move || {
             while !end.is_cancelled() {
@@ -56,13 +56,13 @@ impl Relief {
         Ok(relief)
     }
 
-    /// A sentence on the overload, if there is any.
+    /// Returns a sentence on the overload, if there is one.
     pub(super) fn overload(&self) -> Option<String> {
         self.said(Stage::Heavy)
     }
 
-    /// A sentence on the overload, if it keeps everybody from new connections. Where it is the heaviest
-    /// guests alone, the daemon still does for the others what it is there for, and is ready.
+    /// Returns a sentence on the overload if nobody gets new connections. If only the heaviest guests get none,
+    /// the daemon still does its job for the others, and is ready.
     pub(super) fn not_ready(&self) -> Option<String> {
         self.said(Stage::Full)
     }
@@ -86,7 +86,7 @@ struct Overseer {
     stage: Stage,
     last: Instant,
     looked: Instant,
-    /// The operator has been told that there are too few descriptors.
+    /// Whether the operator was warned that there are too few descriptors.
     warned: bool,
 }
 
@@ -130,7 +130,7 @@ impl Overseer {
         self.tell(&judged, fair, closed);
     }
 
-    /// Measures, and passes on what follows from the bounds alone.
+    /// Measures, and applies what follows from the bounds alone.
     fn measure(&mut self) -> Levels {
         let Services { gate, account, .. } = &*self.services;
         let settings = gate.settings();
@@ -157,7 +157,7 @@ impl Overseer {
         Levels { memory, files, connections }
     }
 
-    /// The number of connections from which on a guest has more than its share.
+    /// Returns the number of connections from which on a guest is over its share.
     fn fair(&self, judged: &Judgement, levels: &Levels) -> u32 {
         if judged.stage == Stage::Normal {
             return u32::MAX;
@@ -166,7 +166,7 @@ impl Overseer {
         fair_share(live, judged.share, self.services.gate.guests())
     }
 
-    /// Closes a few of the flows that have been idle longest; how many.
+    /// Closes some of the longest idle flows; returns how many.
     fn close(&self, share: f64) -> usize {
         let Services { gate, account, .. } = &*self.services;
         let count = (gate.total() / CLOSE_ONE_OF).max(CLOSE_AT_LEAST) as usize;
@@ -177,7 +177,7 @@ impl Overseer {
         }
     }
 
-    /// Says what has changed.
+    /// Logs and publishes what has changed.
     fn tell(&mut self, judged: &Judgement, fair: u32, closed: usize) {
         let sentence = sentence(judged, fair);
         if closed > 0 {
@@ -195,7 +195,7 @@ impl Overseer {
     }
 }
 
-/// Where nobody measures any more, old figures must not keep anybody out.
+/// Without measurements, old values must not keep anybody out.
 impl Drop for Overseer {
     fn drop(&mut self) {
         self.services.gate.relieve(Stage::Normal, u32::MAX);
@@ -210,7 +210,7 @@ fn sentence(judged: &Judgement, fair: u32) -> String {
         Stage::Closing => "no guest gets a new connection, and the longest idle flows are closed".to_owned(),
     };
     let Judgement { stage, resource, share, .. } = judged;
-    // The share is 0 to a little over 1.
+    // The share is between 0 and slightly above 1.
     let percent = (share * 100.0).round();
     let verb = if *resource == Resource::Memory { "is" } else { "are" };
     format!("overload, stage {}: {} {verb} at {percent} % of the bound; {what}", stage.as_str(), resource.as_str())

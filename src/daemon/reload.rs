@@ -1,9 +1,9 @@
 //! Reloads: from files on disk to the policy in force, on a thread of its own.
 //!
-//! All or nothing. A list that is broken changes nothing and is reported loudly; the last good one
-//! stays, over a restart too. What comes into force is swapped in one step, then each live flow is
-//! judged again and those the new list refuses are ended. Old lists are freed here, because freeing a
-//! million names takes a while that no flow should wait for.
+//! All or nothing. A broken list changes nothing and is reported loudly; the last good one stays, also over a
+//! restart. A new list comes into force in one step. Then each live flow is judged again, and those that the
+//! new list refuses are ended. Old lists are freed on this thread, because freeing a million names takes a
+//! while that no flow should wait for.
 
 mod inbox;
 mod registration;
@@ -32,24 +32,24 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use used::Counting;
 
-/// The thread looks at the clock at least so often, to notice a new day.
+/// The thread checks the clock at least this often, to notice a new day.
 const TICK: Duration = Duration::from_secs(30);
-/// How long the end of the daemon waits for what is to be kept.
+/// How long the end of the daemon waits for data to be saved.
 const LAST_WRITE: Duration = Duration::from_secs(1);
 
-/// A compiled list and where it came from.
+/// A compiled list and its origin.
 pub(super) struct Lists {
     rules: Arc<Rules>,
     loaded: Loaded,
     day: Date,
-    /// Why today's files are not in force, if they are not.
+    /// Why today's files are not in force, if so.
     fallback: Option<String>,
 }
 
-/// What a reload that was asked for came to.
+/// The result of a requested reload.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(super) struct Summary {
-    /// The list in force; goes up with each that comes into force.
+    /// The number of the list in force; it grows with each new list.
     pub generation: u64,
     /// Files read.
     pub files: usize,
@@ -57,41 +57,41 @@ pub(super) struct Summary {
     pub rules: u64,
     /// Flows that the new list refuses, ended.
     pub revoked: usize,
-    /// Something came into force that was not before.
+    /// Whether anything new came into force.
     pub changed: bool,
-    /// Settings that differ but take a restart.
+    /// Settings that changed but require a restart.
     pub restart_needed: Vec<&'static str>,
-    /// What deserves a look.
+    /// Warnings for the operator.
     pub warnings: Vec<String>,
 }
 
 type Outcome = Result<Summary, Vec<String>>;
 
-/// How the configuration that the daemon starts with stands to the one in the file.
+/// How the configuration at the start compares with the one in the file.
 pub(super) enum StartBasis {
-    /// It is that one.
+    /// It is the same.
     Current,
-    /// It is one that worked before; why not that one.
+    /// It is an earlier one that worked; why the file's is not used.
     Stale(String),
     /// There is none; why.
     Unconfigured(String),
 }
 
-/// What the thread is asked to do.
+/// A request to the thread.
 enum Ask {
     /// Something may have changed on disk.
     Look,
-    /// Read configuration and lists again, changed or not, for all who wait for that.
+    /// Read configuration and lists again, changed or not, for all requesters in the list.
     Reread(Vec<oneshot::Sender<Outcome>>),
-    /// Keep what was used for the next start.
+    /// Save which rules were used, for the next start.
     KeepUsed(oneshot::Sender<()>),
-    /// Take a guest in.
+    /// Register a guest.
     Register(Box<Application>, oneshot::Sender<Result<Value, Vec<String>>>),
     /// End a registration.
     Remove(String, oneshot::Sender<Result<Value, Vec<String>>>),
 }
 
-/// Asks for reloads.
+/// Sends requests to the reload thread.
 #[derive(Clone)]
 pub(super) struct Reloader {
     ask: Asker,
@@ -100,22 +100,22 @@ pub(super) struct Reloader {
     since: jiff::Timestamp,
 }
 
-/// What the operator may want to know of the list.
+/// What the operator may want to know about the list.
 #[derive(Clone, Debug, Default)]
 struct State {
-    /// Why the daemon does not run on today's lists, if it does not.
+    /// Why the daemon does not use today's lists, if so.
     trouble: Option<String>,
-    /// Why it does not run on the configuration as it stands.
+    /// Why it does not use the configuration in the file, if so.
     stale: Option<String>,
-    /// The list in force, and which files it was made of.
+    /// The list in force, and the fingerprint of its files.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
-    /// Who is a guest, as the control socket shows it.
+    /// All guests, as the control socket shows them.
     guests: Arc<Value>,
 }
 
 impl Lists {
-    /// The list to start with: today's files; where they are broken the last good ones; where there is
-    /// neither configuration nor whitelist dir the shipped ones.
+    /// Returns the list to start with: today's files; if they are broken, the last good ones; without
+    /// configuration and whitelist dir, the shipped ones.
     pub(super) fn at_start(settings: &Settings) -> Result<Lists, DaemonError> {
         let today = whitelist::today();
         let files = Files::of(settings.whitelist_dir.as_deref(), settings.data_dir());
@@ -146,30 +146,30 @@ impl Lists {
         }
     }
 
-    /// No list at all.
+    /// Returns no list at all.
     pub(super) fn none() -> Lists {
         let (rules, today) = (Arc::default(), whitelist::today());
         Lists { rules, loaded: Loaded::none(), day: today, fallback: None }
     }
 
-    /// The policy that these lists and `settings` make.
+    /// Builds the policy from these lists and `settings`.
     pub(super) fn policy(&self, settings: &Settings) -> Result<Arc<Policy>, PolicyError> {
         Policy::new(Arc::clone(&self.rules), settings.policy_with(self.outbound())).map(Arc::new)
     }
 
-    /// A provider's rules, if there are any.
+    /// Returns a provider's rules, if there are any.
     pub(super) fn outbound(&self) -> Option<&provider::Outbound> {
         self.loaded.outbound.as_ref()
     }
 
-    /// How many rules there are.
+    /// Returns the number of rules.
     pub(super) fn len(&self) -> u64 {
         self.loaded.kinds.total()
     }
 }
 
 impl Reloader {
-    /// Starts the thread, and the watch on the files.
+    /// Starts the thread and the watch on the files.
     pub(super) fn start(
         services: Arc<Services>,
         settings: Settings,
@@ -217,25 +217,25 @@ impl Reloader {
         Ok(Reloader { ask, state, since })
     }
 
-    /// Asks for everything to be read again (SIGHUP).
+    /// Requests that everything is read again (SIGHUP).
     pub(super) fn request(&self) {
         let _ = self.ask.ask(Ask::Reread(Vec::new()));
     }
 
-    /// As [`request`](Self::request), and waits for what came of it.
+    /// Works as [`request`](Self::request), and waits for the result.
     pub(super) async fn reload(&self) -> Outcome {
         let (reply, answer) = oneshot::channel();
         self.ask.ask(Ask::Reread(vec![reply])).map_err(|refused| vec![refused.to_string()])?;
         answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
     }
 
-    /// Which rules of the list in force were used. Takes time in the number of its lines.
+    /// Returns which rules of the list in force were used. Takes time in proportion to its lines.
     pub(super) fn used(&self) -> Option<UsedLines> {
         let in_force = self.state.lock().unwrap_or_else(PoisonError::into_inner).in_force.clone();
         in_force.map(|(rules, fingerprint)| UsedLines::of(&rules, fingerprint, self.since))
     }
 
-    /// Keeps what was used for the next start, unless that takes too long.
+    /// Saves which rules were used for the next start, unless that takes too long.
     pub(super) async fn keep_used(&self) {
         let (reply, done) = oneshot::channel();
         if self.ask.ask(Ask::KeepUsed(reply)).is_ok() {
@@ -243,7 +243,7 @@ impl Reloader {
         }
     }
 
-    /// Why the daemon does not run on configuration and lists as they stand, if it does not.
+    /// Returns why the daemon does not use configuration and lists as they are in the files, if so.
     pub(super) fn troubles(&self) -> Vec<Trouble> {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let of = |cause, text: &Option<String>| text.as_ref().map(|text| Trouble::new(cause, text.clone()));
@@ -254,7 +254,7 @@ impl Reloader {
     }
 }
 
-/// Tells whoever waits that there is nothing to go by.
+/// Answers the request with the reason why there is no usable configuration.
 fn refuse(ask: Option<Ask>, why: &str) {
     let why = || vec![why.to_owned()];
     match ask {
@@ -265,7 +265,7 @@ fn refuse(ask: Option<Ask>, why: &str) {
     }
 }
 
-/// Why a new log is not taken, and what to do: since its start the daemon writes in its own folders alone.
+/// Returns why a new log is not used, and what to do: since its start the daemon can only write in its own folders.
 fn log_complaint(error: &AccountError) -> String {
     match error {
         AccountError::Open { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
@@ -277,27 +277,27 @@ fn log_complaint(error: &AccountError) -> String {
     }
 }
 
-/// Until the next day begins (UTC).
+/// Returns the time until the next day begins (UTC).
 fn until_midnight() -> Duration {
     const DAY: u64 = 86_400;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    // A little later, so that it is the next day for sure.
+    // Slightly longer, so that it is the next day for sure.
     Duration::from_secs(DAY - now.as_secs() % DAY) + Duration::from_millis(10)
 }
 
-/// The thread's own.
+/// The state of the reload thread.
 struct ReloadWorker {
     services: Arc<Services>,
-    /// Those of the configuration, without the guests that were registered.
+    /// The settings of the configuration, without the registered guests.
     settings: Settings,
     lists: Lists,
     registry: Registry,
     generation: u64,
     state: Arc<Mutex<State>>,
-    /// Where outgate really listens; port 0 in the configuration asks for any.
+    /// The real addresses of outgate's listeners; port 0 in the configuration asks for any.
     bound: Vec<SocketAddr>,
     counting: Counting,
-    /// Why there is nothing to go by: then nothing is read, and nothing that was kept is touched.
+    /// Why there is no usable configuration: then nothing is read, and saved data is not touched.
     unconfigured: Option<String>,
 }
 
@@ -334,7 +334,7 @@ impl ReloadWorker {
                 self.counting.keep(&self.settings.state_dir, &self.lists.rules);
                 let _ = done.send(());
             }
-            // Whoever asked and does not wait for the answer finds it in the list.
+            // A requester that does not wait for the answer finds the result in the list of guests.
             Some(Ask::Register(application, reply)) => drop(reply.send(self.register(&application))),
             Some(Ask::Remove(name, reply)) => drop(reply.send(self.end_registration(&name))),
             None => self.new_day(),
@@ -342,7 +342,7 @@ impl ReloadWorker {
         self.counting.keep_sometimes(&self.settings.state_dir, &self.lists.rules);
     }
 
-    /// A rule that passed its last day counts as removed.
+    /// Treats rules past their last day as removed.
     fn new_day(&mut self) {
         let today = whitelist::today();
         if today == self.lists.day || self.lists.rules.next_expiry().is_none_or(|until| until >= today) {
@@ -350,25 +350,25 @@ impl ReloadWorker {
         }
         tracing::info!(%today, "rules have expired");
         if self.look().is_err() {
-            // Today's files are broken; the expiry holds for what is in force all the same.
+            // Today's files are broken; the rules in force expire all the same.
             self.expire(today);
         }
     }
 
-    /// Ends the rules of the list in force whose last day was before `today`, without any file.
+    /// Ends the rules of the list in force whose last day was before `today`, without reading files.
     fn expire(&mut self, today: Date) {
         self.lists.rules.expire(today);
         self.lists.day = today;
         self.revoke();
     }
 
-    /// The files alone, with the settings in force.
+    /// Reloads only the files, with the settings in force.
     fn look(&mut self) -> Outcome {
         let settings = self.settings.clone();
         self.reload(settings, Vec::new())
     }
 
-    /// Configuration and files.
+    /// Reloads configuration and files.
     fn reread(&mut self) -> Outcome {
         let (settings, warnings) = match Settings::load(self.settings.path.as_deref()) {
             Ok(read) => read,
@@ -388,7 +388,7 @@ impl ReloadWorker {
         if !restart_needed.is_empty() {
             tracing::warn!(keys = ?restart_needed, "these settings changed but take a restart");
         }
-        // What takes a restart stays as it is, the dir of the lists among it.
+        // Settings that require a restart stay as they are, among them the lists' dir.
         let settings = Settings {
             listen: self.settings.listen.clone(),
             whitelist_dir: self.settings.whitelist_dir.clone(),
@@ -430,7 +430,7 @@ impl ReloadWorker {
                 }
             }
         };
-        // Without rules yagna grants the list, which may be more than those granted that are gone.
+        // Without the provider's rules, yagna grants the list, which may be more than the missing rules granted.
         let had_rules = self.settings.golem.is_some() && self.lists.outbound().is_some();
         if had_rules && lists.as_ref().is_some_and(|lists| lists.outbound().is_none()) {
             let lines =
@@ -481,8 +481,8 @@ impl ReloadWorker {
         Ok(self.summary(revoked, true, restart_needed))
     }
 
-    /// The settings outside the policy: all of them or none. `all` has the registered guests as well, which
-    /// the metrics do not: there would be more of them every day.
+    /// Applies the settings outside the policy: all of them or none. `all` includes the registered guests. The
+    /// metrics do not include them, because their number would grow every day.
     fn put_settings(&self, settings: &Settings, all: &Settings) -> Result<(), Vec<String>> {
         if *settings == self.settings {
             return Ok(());
@@ -507,10 +507,9 @@ impl ReloadWorker {
         floor
     }
 
-    /// Ends the flows that the policy now in force refuses, by what they ask for or by the address they
-    /// are connected to.
+    /// Ends the flows that the policy in force refuses, by what they ask for or by the address they are connected to.
     fn revoke(&self) -> usize {
-        // First: to go through the bindings takes a while, in which flows connect.
+        // First, because walking the bindings takes a while in which flows connect.
         self.services.account.announce_search();
         self.services.drop_bindings();
         let live = self.services.live.load_full();
@@ -523,8 +522,8 @@ impl ReloadWorker {
             }
         };
         let revoked = self.services.account.revoke_where(judge);
-        // After the live flows: one of those that ends meanwhile puts its connection down, and then sees that it was
-        // revoked.
+        // After the live flows: one that ends meanwhile returns its connection to the idle ones, and then sees
+        // that it was revoked.
         self.services.idle_upstreams.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
         revoked
     }
@@ -544,7 +543,7 @@ impl ReloadWorker {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble = trouble;
     }
 
-    /// Counts the list that has come into force.
+    /// Records that a list came into force.
     fn announce(&mut self) {
         self.generation += 1;
         let in_force = Some((Arc::clone(&self.lists.rules), self.lists.loaded.fingerprint));
@@ -573,7 +572,7 @@ impl ReloadWorker {
     }
 }
 
-/// Waits until no flow is deciding on the old policy any more and frees it on this thread.
+/// Waits until no flow uses the old policy any more, and frees it on this thread.
 fn free(old: Arc<Live>, lists: Option<Lists>) {
     for _ in 0..1000 {
         if Arc::strong_count(&old) == 1 && Arc::strong_count(&old.policy) == 1 {
@@ -589,7 +588,7 @@ fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
     Ok(Lists { rules: Arc::new(rules), loaded, day: today, fallback: None })
 }
 
-/// Keeps the files for a start on a day when theirs are broken.
+/// Saves the files for a start at which the files on disk are broken.
 fn remember(settings: &Settings, files: &Files) {
     if let Err(error) = keep::save(&settings.state_dir, files) {
         tracing::warn!(%error, dir = %settings.state_dir.display(), "the list cannot be kept for the next start");

@@ -1,5 +1,5 @@
-//! Everything that is wrong, from all who know of it: for `/readyz`, the status page, `outgate status`, the service
-//! manager, the log and the metrics. What root alone can see comes from `outgate-host.service`.
+//! Collects everything that is wrong, from all its sources: for `/readyz`, the status page, `outgate status`,
+//! the service manager, the log and the metrics. What only root can see comes from `outgate-host.service`.
 
 use super::firewall_watch::FirewallWatch;
 use super::reload::Reloader;
@@ -13,22 +13,23 @@ use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Between two looks.
+/// Time between two checks.
 const LOOK: Duration = Duration::from_secs(2);
-/// For how long no DNS server may answer guests' names before it is a trouble although it answers others: longer than a
-/// server is passed over after a single failure, which a name that nobody answers for is enough for.
+/// How long no DNS server may answer guests' names before it is a trouble, although a server answers other
+/// queries. This is longer than a server is passed over after a single failure, and one name that nobody
+/// answers for causes such a failure.
 const RESOLVERS: Duration = Duration::from_secs(20);
-/// For how long lost lines of the log are told.
+/// How long lost log lines are reported.
 const LOST: Duration = Duration::from_secs(60);
-/// Connection tracking is nearly full above this share, in percent.
+/// Above this share, in percent, connection tracking counts as nearly full.
 const TRACKED: i64 = 90;
 
 /// What is known of the certificate in use.
 #[derive(Debug)]
 pub(super) struct Certificate {
-    /// The last second for which it is valid, since 1970.
+    /// The last second in which it is valid, since 1970.
     expires: AtomicI64,
-    /// The files have changed and cannot be used.
+    /// Whether the files have changed and are not usable.
     unusable: AtomicBool,
 }
 
@@ -37,7 +38,7 @@ impl Certificate {
         Arc::new(Certificate { expires: AtomicI64::new(expires), unusable: AtomicBool::new(false) })
     }
 
-    /// The files were read again: until when it is valid, `None` where they cannot be used.
+    /// Records that the files were read again: until when the certificate is valid, `None` if they are not usable.
     pub(super) fn read_again(&self, expires: Option<i64>) {
         self.unusable.store(expires.is_none(), Ordering::Relaxed);
         if let Some(expires) = expires {
@@ -57,20 +58,20 @@ impl Certificate {
     }
 }
 
-/// Knows what is wrong.
+/// Knows everything that is wrong.
 #[derive(Clone)]
 pub(super) struct Troubles {
     services: Arc<Services>,
     reloader: Reloader,
     guard: FirewallWatch,
     heard: Arc<Heard>,
-    /// Can the watcher be heard at all?
+    /// Whether the watcher's reports can be received at all.
     hears: bool,
     certificate: Option<Arc<Certificate>>,
     started: Instant,
-    /// Since when no DNS server answers.
+    /// Since when no DNS server has answered.
     unanswered: Arc<Mutex<Option<Instant>>>,
-    /// How many lines of the log were lost, and when that was seen to be more than before.
+    /// How many log lines were lost, and when that number was last seen to grow.
     lost: Arc<Mutex<(u64, Option<Instant>)>>,
 }
 
@@ -95,7 +96,7 @@ impl Troubles {
         }
     }
 
-    /// Everything that is wrong now. Does not block.
+    /// Returns everything that is wrong now. Does not block.
     pub(super) fn now(&self) -> Vec<Trouble> {
         let mut troubles = self.reloader.troubles();
         let mut add = |cause, text: Option<String>| troubles.extend(text.map(|text| Trouble::new(cause, text)));
@@ -112,12 +113,12 @@ impl Troubles {
         troubles
     }
 
-    /// What the guard's own limits have of settings that are no longer in force. Guests are held all the same.
+    /// Returns which limits in the firewall's rules are outdated, if any. The firewall confines guests all the same.
     pub(super) fn outdated(&self) -> Option<String> {
         self.guard.outdated()
     }
 
-    /// What `outgate status` shows.
+    /// Returns what `outgate status` shows.
     pub(super) fn shown(&self) -> Value {
         let report = self.guard.is_configured().then(|| self.report()).flatten();
         let (guarding, unguarded) =
@@ -130,7 +131,7 @@ impl Troubles {
         })
     }
 
-    /// The last report of the watcher, unless it is too old to say anything.
+    /// Returns the watcher's last report, unless it is too old.
     fn report(&self) -> Option<HostReport> {
         self.heard.last().filter(|(_, ago)| *ago <= SILENCE).map(|(report, _)| report)
     }
@@ -143,7 +144,7 @@ impl Troubles {
                  outgate-host.service`",
                 ago.as_secs()
             )),
-            // By hand nobody need start it.
+            // When started by hand, the daemon does not require it.
             None if !self.hears || !system::has_manager() || self.started.elapsed() <= SILENCE => None,
             None => Some(
                 "outgate-host.service does not run, so that nobody guards interfaces that come later or sees who is \
@@ -185,7 +186,7 @@ impl Troubles {
         (since.elapsed() >= RESOLVERS).then(|| told(&servers))
     }
 
-    /// Keeps the metrics true and says what changes. Never returns.
+    /// Updates the metrics and logs what changes. Never returns.
     pub(super) async fn watch(self) {
         let mut before: Vec<Trouble> = Vec::new();
         let mut outdated_before = None;
@@ -218,13 +219,13 @@ impl Troubles {
     }
 }
 
-/// Was it there before? How long the watcher is silent, how full a table is and how much was lost is no news.
+/// Whether it was there before. How long the watcher is silent, how full a table is and how much was lost is not news.
 fn known(before: &[Trouble], trouble: &Trouble) -> bool {
     let counts = matches!(trouble.cause, TroubleCause::Watcher | TroubleCause::Conntrack | TroubleCause::LogDropped);
     before.iter().any(|old| old == trouble || (old.cause == trouble.cause && counts))
 }
 
-/// Those who find these out write them into the log at once, with more words.
+/// Whether the code that finds this trouble logs it itself, at once and in more detail.
 const fn tells_itself(cause: TroubleCause) -> bool {
     matches!(cause, TroubleCause::Log | TroubleCause::List | TroubleCause::Configuration | TroubleCause::Certificate)
 }

@@ -1,7 +1,7 @@
-//! A daemon that has nothing to go by: configuration or lists cannot be used, and no copy of them can. Ended by
-//! that it would be started again and again, and guests would hang in its sockets meanwhile; so under a service
-//! manager it stays, refuses everybody at once with `not_configured`, says why wherever it is asked, and ends when
-//! what it was made of has changed: the service manager starts it anew.
+//! A daemon without usable configuration or lists, and without a usable copy of them. If it ended, the service
+//! manager would restart it again and again, and meanwhile guests would hang in its sockets. So under a service
+//! manager it stays. It refuses all guests at once with `not_configured` and reports why wherever it is asked.
+//! It ends when something that it was built from has changed, so that the service manager restarts it.
 
 use super::DaemonError;
 use crate::account::LogSettings;
@@ -15,21 +15,21 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Between two looks at the files.
+/// Time between two checks of the files.
 const LOOK: Duration = Duration::from_secs(1);
-/// Until the next try in any case: what is in the way may not be a file, or was put right while it was read.
+/// Time until the next start in any case: the cause may not be a file, or was fixed while it was read.
 const RETRY: Duration = Duration::from_secs(60);
 
-/// Why the daemon has nothing to go by, and what may change that.
+/// Why the daemon has no usable configuration, and which files may change that.
 pub(super) struct Unconfigured {
-    /// One line, for whoever asks how the daemon is.
+    /// One line for status reports.
     pub(super) trouble: String,
     watched: Vec<PathBuf>,
     seen: Vec<(PathBuf, Stamp)>,
 }
 
 impl Unconfigured {
-    /// `settings` are those that could not be used.
+    /// Creates it; `settings` are those that could not be used.
     pub(super) fn new(fault: &DaemonError, settings: &Settings) -> Unconfigured {
         let whole = fault.to_string();
         let line = whole.lines().next().unwrap_or_default();
@@ -46,7 +46,7 @@ impl Unconfigured {
         Unconfigured { trouble, watched, seen }
     }
 
-    /// Returns when another start may come to something else.
+    /// Waits until another start may have a different result.
     pub(super) async fn until_changed(&self) {
         let mut waited = Duration::ZERO;
         loop {
@@ -59,7 +59,7 @@ impl Unconfigured {
     }
 }
 
-/// A folder's files stand for it.
+/// Returns the stamps of the paths. A folder is represented by itself and the files in it.
 fn look(paths: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
     let mut seen = Vec::new();
     for path in paths {
@@ -77,7 +77,7 @@ fn one(path: PathBuf) -> (PathBuf, Stamp) {
     (path, stamp)
 }
 
-/// What is left of settings when nothing of them is to be relied on but who listens where and what limits hold.
+/// Reduces the settings to those that can still be relied on: the listeners and the limits.
 pub(super) fn remains(settings: Settings) -> Settings {
     Settings {
         whitelist_dir: None,
@@ -85,7 +85,7 @@ pub(super) fn remains(settings: Settings) -> Settings {
         tls: None,
         golem: None,
         log: LogSettings::default(),
-        // Nobody is ever asked.
+        // No server is ever asked.
         resolver: ResolverSettings {
             servers: vec![NameServer::plain(SocketAddr::from((Ipv4Addr::LOCALHOST, 53)))],
             hosts_file: None,
@@ -120,7 +120,7 @@ mod tests {
         assert_eq!(settles(&fault, &|| std::fs::write(lists.join("a.rules"), "ipfs.io").unwrap()).await, (true, true));
         assert_eq!(settles(&fault, &|| std::fs::remove_file(lists.join("a.rules")).unwrap()).await, (true, true));
         assert_eq!(settles(&fault, &|| std::fs::remove_file(&config).unwrap()).await, (true, true));
-        // And now and then in any case.
+        // It also ends after a while in any case.
         assert!(tokio::time::timeout(RETRY * 2, Unconfigured::new(&fault, &settings).until_changed()).await.is_ok());
     }
 }

@@ -1,7 +1,7 @@
-//! What the service manager hears while the daemon runs: that it is alive (its watchdog), and how it is.
+//! Reports to the service manager while the daemon runs: that it is alive (watchdog), and its status.
 //!
-//! Alive means that every worker thread gets round to its tasks. Each has a task that does nothing but say
-//! so now and then; when one falls silent no more is reported, and the service manager restarts the daemon.
+//! Alive means that every worker thread gets round to its tasks. Each has a task that only counts up now and
+//! then. When one count stops, the watchdog gets no more reports, and the service manager restarts the daemon.
 
 use crate::system;
 use std::sync::Arc;
@@ -9,42 +9,42 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 use tokio::time::{Instant, MissedTickBehavior};
 
-/// How often the state is reported where no watchdog asks for more.
+/// How often the status is reported if no watchdog requires a shorter interval.
 const REPORT: Duration = Duration::from_secs(5);
-/// Characters of the state that are reported at most.
+/// Longest reported status, in characters.
 const STATUS: usize = 900;
-/// How long a worker thread goes without a beat at most.
+/// Longest time between two beats of a worker thread.
 const BEAT: Duration = Duration::from_secs(1);
 
-/// One worker thread's signs of life.
+/// The beat count of one worker thread.
 #[derive(Debug, Default)]
 struct Beat(AtomicU64);
 
-/// The signs of life of all worker threads.
+/// The beat counts of all worker threads.
 #[derive(Clone, Debug)]
 pub(super) struct Watchdog {
     beats: Arc<[Beat]>,
-    /// Between two reports, and at most between two beats.
+    /// Time between two reports, and the longest time between two beats.
     every: Duration,
     watched: bool,
 }
 
 impl Watchdog {
-    /// For so many worker threads, at the pace that the service manager wants (sd_watchdog_enabled(3)).
+    /// Creates it for this number of worker threads, at the service manager's interval (sd_watchdog_enabled(3)).
     pub(super) fn new(workers: usize) -> Watchdog {
         Watchdog::at(workers, system::watchdog())
     }
 
     fn at(workers: usize, limit: Option<Duration>) -> Watchdog {
-        // Three times as often as asked, so that one late report does no harm.
+        // Three times as often as required, so that one late report does no harm.
         let every = limit.map_or(REPORT, |limit| (limit / 3).clamp(Duration::from_millis(1), REPORT));
         Watchdog { beats: (0..workers).map(|_| Beat::default()).collect(), every, watched: limit.is_some() }
     }
 
-    /// Beats for the worker thread `index`, on its own runtime, for as long as it is polled.
+    /// Counts beats for the worker thread `index`, on its own runtime, for as long as it is polled.
     ///
-    /// Also where no watchdog listens: a runtime wakes itself by a system call for each timer that is due
-    /// before all others, and with a beat due soon no deadline of a flow is.
+    /// It also runs without a watchdog. A runtime makes a system call to wake itself for each new timer that is
+    /// due before all others. With a beat due soon, no deadline of a flow is due first.
     pub(super) async fn beat(self, index: usize) {
         let mut ticks = tokio::time::interval(self.every.min(BEAT));
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -56,7 +56,7 @@ impl Watchdog {
         }
     }
 
-    /// Reports for as long as it is polled. `state` is one line on how the daemon is.
+    /// Reports for as long as it is polled. `state` returns one line on the daemon's status.
     pub(super) async fn report(self, state: impl Fn() -> String) {
         let mut watch = StallDetector::default();
         let mut said = String::new();
@@ -70,7 +70,7 @@ impl Watchdog {
                 None => system::notify(&[sd_notify::NotifyState::Watchdog]),
                 Some(worker) => tracing::error!(worker, "a worker thread is stuck; the watchdog is not told otherwise"),
             }
-            // systemd drops a message of over 4 KiB.
+            // systemd drops a message of more than 4 KiB.
             let now: String = state().chars().take(STATUS).collect();
             if now != said {
                 system::notify(&[sd_notify::NotifyState::Status(&now)]);
@@ -89,7 +89,7 @@ impl Watchdog {
 struct StallDetector(Vec<(u64, Instant)>);
 
 impl StallDetector {
-    /// The first thread whose count has stood still for longer than `limit`.
+    /// Returns the first thread whose count has not changed for longer than `limit`.
     fn silent(&mut self, counts: &[u64], now: Instant, limit: Duration) -> Option<usize> {
         if self.0.len() != counts.len() {
             self.0 = counts.iter().map(|count| (*count, now)).collect();

@@ -1,9 +1,10 @@
-//! From which port to connect.
+//! Selects the port to connect from.
 //!
-//! The kernel picks one, but none whose pair with the other end waits out its minute in TIME_WAIT, and those are
-//! in the guests' hands: whoever ends a tunnel first has us end the connection to the upstream first. So when the kernel
-//! has none left, ports are picked here. A port that was bound by its number may be paired with the same end again
-//! while the former connection waits, where both sides use timestamps (RFC 6191, RFC 7323 §5.8).
+//! The kernel selects one, but never one whose pair with the remote address is still in TIME_WAIT for its
+//! minute. Guests can cause such pairs: when a guest ends a tunnel first, we end the connection to the upstream
+//! first. So when the kernel has no port left, this module selects one. A port that was bound by its number may
+//! be paired with the same remote address again while the former connection waits, if both sides use timestamps
+//! (RFC 6191, RFC 7323 §5.8).
 
 use arc_swap::ArcSwapOption;
 use std::hash::{BuildHasher, RandomState};
@@ -15,15 +16,15 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
-/// How many ports are tried. Most that are taken are waiting, so the first few will do.
+/// How many ports are tried. Most ports in use are in TIME_WAIT, so the first few will do.
 const TRIES: u16 = 64;
-/// After the kernel had none left it is not asked first for this long: it looks at all of them before it says so,
-/// which takes milliseconds.
+/// How long the kernel is not asked first after it had no port left: it checks all ports before it fails, which
+/// takes milliseconds.
 const SHORT: Duration = Duration::from_secs(5);
-/// Has no divisor in common with most numbers of ports, so that the tries spread.
+/// Shares no divisor with most numbers of ports, so that the tries spread.
 const STEP: u16 = 7919;
 
-/// The ports that may be picked; there while the kernel is short of them.
+/// The ports to select from; set while the kernel is short of ports.
 static SHORTAGE: ArcSwapOption<Shortage> = ArcSwapOption::const_empty();
 
 struct Shortage {
@@ -51,7 +52,7 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable && known.is_none() => {
             let ports = Ports::read();
             let picked = pick(&ports, address).await;
-            // Where that does not help either, there is no address to connect from.
+            // If that does not help either, there is no address to connect from.
             if picked.is_some() {
                 SHORTAGE.store(Some(Arc::new(Shortage { until: Instant::now() + SHORT, ports })));
             }
@@ -61,7 +62,7 @@ pub(super) async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
     }
 }
 
-/// Connects from a port of ours; `None` where each that was tried is taken.
+/// Connects from a port selected here; `None` if every port tried is in use.
 async fn pick(ports: &Ports, address: SocketAddr) -> Option<io::Result<TcpStream>> {
     let any = match address {
         SocketAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
@@ -81,7 +82,7 @@ async fn pick(ports: &Ports, address: SocketAddr) -> Option<io::Result<TcpStream
 }
 
 impl Ports {
-    /// As the kernel has them now. Files of /proc are there at once.
+    /// Reads the kernel's current settings. Reading /proc does not block.
     fn read() -> Ports {
         let text = |name| std::fs::read_to_string(format!("/proc/sys/net/ipv4/{name}")).unwrap_or_default();
         Ports::parse(&text("ip_local_port_range"), &text("ip_local_reserved_ports"))
@@ -101,7 +102,7 @@ impl Ports {
         Ports { all, reserved: reserved.split(',').filter_map(range).collect() }
     }
 
-    /// Ports to try, in an order that `seed` gives.
+    /// Returns ports to try, in an order that depends on `seed`.
     fn tries(&self, seed: u64) -> impl Iterator<Item = u16> {
         let (first, last) = (*self.all.start(), *self.all.end());
         let count = u64::from(last.saturating_sub(first)) + 1;

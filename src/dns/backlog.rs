@@ -1,33 +1,34 @@
-//! Queries that were received and not attended to yet: each guest has its turn, whoever sends more.
+//! Queries that were received and not answered yet. Guests take turns, whoever sends more.
 //!
-//! A socket hands over what comes in the order it came. Where guests together send more than a thread can answer,
-//! its buffer would be theirs who send most, and the rest of what comes would be lost to the kernel. So what comes
-//! is taken in at once and waits here, a bounded number for each guest, and guests are served in turn.
+//! A socket delivers queries in the order of their arrival. If guests together send more than a thread can
+//! answer, the heaviest senders would fill the socket's buffer, and the kernel would drop the queries of
+//! others. So queries are received at once and wait here, a bounded number per guest, and guests are served in
+//! turn.
 
 use crate::accept::limits::holder;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 
-/// Queries that wait in all, about, and three times as many at most. Of several guests each may have an equal part.
+/// The approximate number of waiting queries in all; three times as many is the maximum. Guests share it equally.
 const MOST: usize = 4096;
-/// Queries of one guest that wait. More would be answered after its resolver has given up.
+/// Queries of one guest that wait. Later ones would be answered after its resolver has given up.
 const MOST_OF_ONE: usize = 256;
 
-/// A message, and where it came from.
+/// A message and its source.
 #[derive(Debug)]
 pub(super) struct Received {
     pub(super) message: Vec<u8>,
     pub(super) source: SocketAddr,
 }
 
-/// What waits for one thread and socket.
+/// The waiting queries of one thread and socket.
 #[derive(Debug, Default)]
 pub(super) struct Backlog {
     guests: HashMap<IpAddr, VecDeque<Received>>,
-    /// Those with something that waits, the next one first.
+    /// Guests with waiting queries, the next one first.
     turns: VecDeque<IpAddr>,
     held: usize,
-    /// Buffers to use again.
+    /// Buffers for reuse.
     spare: Vec<Vec<u8>>,
 }
 
@@ -36,13 +37,13 @@ impl Backlog {
         self.held == 0
     }
 
-    /// Takes in a message; false where its guest has its part of the places already.
+    /// Adds a message; returns false if its guest already has its share of the places.
     pub(super) fn push(&mut self, message: &[u8], source: SocketAddr) -> bool {
         let guest = holder(source.ip());
         let part = (MOST / (self.turns.len() + 1)).clamp(1, MOST_OF_ONE);
         let waits = self.guests.get(&guest).map_or(0, VecDeque::len);
         let is_full = match waits {
-            // A first one has a place, unless so many guests wait already.
+            // A guest's first query gets a place, unless too many guests wait already.
             0 => self.turns.len() >= MOST,
             _ => self.held >= 2 * MOST,
         };
@@ -61,7 +62,7 @@ impl Backlog {
         true
     }
 
-    /// The first message of the guest whose turn it is.
+    /// Takes the first message of the guest whose turn it is.
     pub(super) fn pop(&mut self) -> Option<Received> {
         let guest = self.turns.pop_front()?;
         let queue = self.guests.get_mut(&guest)?;
@@ -75,7 +76,7 @@ impl Backlog {
         Some(first)
     }
 
-    /// Takes back a message's memory.
+    /// Keeps a message's buffer for reuse.
     pub(super) fn reuse(&mut self, received: Received) {
         if self.spare.len() < MOST_OF_ONE {
             self.spare.push(received.message);

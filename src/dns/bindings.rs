@@ -1,6 +1,6 @@
-//! Which name stood behind the address that a guest was given: for protocols that show no name, the
-//! only evidence of what the guest asked for. Bounded for each guest and in all; `keep` carries it
-//! over a restart.
+//! Records which name a guest asked for when it was given an address. For protocols that show no name, this is
+//! the only evidence of what the guest asked for. Bounded per guest and in all; `bindings_file` saves it over a
+//! restart.
 
 use crate::accept::limits::holder;
 use crate::name::HostName;
@@ -12,19 +12,19 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Bindings of one guest at most, an address and a name each.
+/// Most bindings of one guest; a binding is an address and a name.
 const MAX_OF_GUEST: usize = 4096;
-/// Bindings of all guests at most; each takes about 150 bytes.
+/// Most bindings of all guests; each takes about 150 bytes.
 const MAX_IN_ALL: usize = 131_072;
-/// Names of one address at most, for one guest.
+/// Most names of one address, for one guest.
 const MAX_OF_ADDRESS: usize = 32;
 const SHARDS: usize = 16;
 
-/// Bounds on the TTL by which a binding lives.
+/// Bounds on the TTL of a binding.
 const TTL: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(3600));
-/// How much longer it lives: programs keep addresses past their TTL.
+/// How much longer a binding lives: programs keep addresses past their TTL.
 const GRACE: Duration = Duration::from_secs(600);
-/// A binding that would live longer by less than this is left as it is.
+/// A binding whose life would be extended by less than this is not changed.
 const RENEWAL: Duration = Duration::from_secs(5);
 
 /// The names that outgate's own DNS has answered to guests, by guest and address. Shared by all threads.
@@ -46,30 +46,30 @@ enum Who {
     Address(IpAddr),
 }
 
-/// A [`Who`] to look for. It must hash alike.
+/// A borrowed [`Who`] for lookups. It must have the same hash.
 #[derive(Clone, Copy, Hash)]
 enum WhoRef<'a> {
     Declared(&'a str),
     Address(IpAddr),
 }
 
-/// What one guest was told.
+/// The bindings of one guest.
 #[derive(Debug)]
 struct Held {
-    /// An address of the guest, to judge its bindings by.
+    /// An address of the guest, used to judge its bindings.
     source: IpAddr,
     addresses: HashMap<IpAddr, Vec<Bound>, RandomState>,
     count: usize,
 }
 
-/// A name for an address, latest first among the names of one.
+/// A name for an address; the names of one address are sorted latest first.
 #[derive(Clone, Debug)]
 struct Bound {
     name: HostName,
     until: Instant,
 }
 
-/// What a guest is told.
+/// One answer to a guest, to be recorded.
 struct Note<'a> {
     source: IpAddr,
     guest: Option<&'a str>,
@@ -78,7 +78,7 @@ struct Note<'a> {
     until: Instant,
 }
 
-/// One binding, to be written down or read back.
+/// One binding, to be saved or restored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Binding {
     pub(super) source: IpAddr,
@@ -103,34 +103,34 @@ impl Default for Bindings {
 }
 
 impl Bindings {
-    /// The names, latest first, for which the guest at `source` (its declared name in `guest`, if it has
-    /// one) was given `address` and may still rely on it.
+    /// Returns the names, latest first, for which the guest at `source` was given `address` and may still rely
+    /// on it. `guest` is its declared name, if it has one.
     pub fn names(&self, source: IpAddr, guest: Option<&str>, address: IpAddr) -> Vec<HostName> {
         self.names_at(source, guest, address, Instant::now())
     }
 
-    /// The guest was told that `name` has these addresses, for `ttl`. The bindings live as long, held
-    /// between 30 s and an hour, and ten minutes more.
+    /// Records that the guest was told that `name` has these addresses, for `ttl`. The bindings live for the
+    /// TTL, clamped to between 30 s and an hour, and ten minutes more.
     pub fn note(&self, source: IpAddr, guest: Option<&str>, name: &HostName, addresses: &[IpAddr], ttl: Duration) {
         let (least, most) = TTL;
         let until = Instant::now() + ttl.clamp(least, most) + GRACE;
         self.put(&Note { source, guest, name, addresses, until });
     }
 
-    /// How often what bindings are judged by has changed. Read before a name is judged, and once more when
-    /// it was noted, it says whether the note may have come too late to be dropped.
+    /// Returns how often the basis for judging bindings has changed. Read it before a name is judged, and again
+    /// after the binding was noted. If it differs, the binding may have been noted too late to be dropped.
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::SeqCst)
     }
 
-    /// Counts a change of what bindings are judged by. To be called when that is in force, and before
+    /// Counts a change of the basis for judging bindings. Call it when the change is in force, and before
     /// [`Bindings::retain`].
     pub fn revise(&self) {
         self.revision.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// Keeps what `holds` says still holds, of a guest at an address with a name it was given. To be
-    /// called after a reload: bindings go with their rule and their guest.
+    /// Keeps the bindings for which `holds` returns true, given the guest's address, its declared name and the
+    /// binding's name. Call it after a reload: bindings end with their rule and their guest.
     pub fn retain(&self, holds: impl Fn(IpAddr, Option<&str>, &HostName) -> bool) {
         for shard in &self.shards {
             let mut shard = lock(shard);
@@ -142,17 +142,17 @@ impl Bindings {
         }
     }
 
-    /// How many there are.
+    /// Returns the number of bindings.
     pub fn len(&self) -> usize {
         self.total.load(Ordering::Relaxed)
     }
 
-    /// Is there none?
+    /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Has anything come in since this was asked last?
+    /// Whether anything has changed since the last call.
     pub(super) fn take_changed(&self) -> bool {
         self.changed.swap(false, Ordering::Relaxed)
     }
@@ -161,7 +161,7 @@ impl Bindings {
     pub(super) fn each(&self, mut each: impl FnMut(Binding)) {
         let now = Instant::now();
         for shard in &self.shards {
-            // Copied, so that no query waits for what is done with them.
+            // Copied, so that no query waits for the work of `each`.
             let mut copied = Vec::new();
             for (who, held) in &*lock(shard) {
                 let guest = match who {
@@ -182,7 +182,7 @@ impl Bindings {
         }
     }
 
-    /// Takes back a binding that was written down.
+    /// Restores a saved binding.
     pub(super) fn restore(&self, binding: &Binding) {
         let Binding { source, guest, address, name, left } = binding;
         let until = Instant::now() + (*left).min(TTL.1 + GRACE);
@@ -223,7 +223,8 @@ impl Bindings {
         }
     }
 
-    /// The guest with most bindings of the shard gives up some. `false`: there was none to give.
+    /// Frees room: the guest with the most bindings of the shard loses some. Returns `false` if there is still
+    /// no room.
     fn relieve(&self, shard: &mut Shard, now: Instant) -> bool {
         let Some(largest) = shard.values_mut().max_by_key(|held| held.count) else { return false };
         self.make_room(largest, now);
@@ -231,7 +232,7 @@ impl Bindings {
         self.len() < MAX_IN_ALL
     }
 
-    /// Takes out what has expired, and where that is little, the quarter that would expire soonest.
+    /// Removes expired bindings; if these are few, also those that would expire soonest, up to a quarter in all.
     fn make_room(&self, held: &mut Held, now: Instant) {
         let wanted = (held.count / 4).max(1);
         let before = held.count;
@@ -288,7 +289,7 @@ impl Held {
         Held { source, addresses: HashMap::default(), count: 0 }
     }
 
-    /// Binds or renews; false where nothing changed to speak of.
+    /// Adds or renews a binding; returns false if the change is negligible.
     fn bind(&mut self, address: IpAddr, name: &HostName, until: Instant) -> bool {
         let names = self.addresses.entry(address).or_default();
         let at = names.iter().position(|bound| bound.name == *name);
@@ -349,7 +350,7 @@ impl Equivalent<Who> for WhoRef<'_> {
 }
 
 fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // Counts aside, what is behind the lock is sound after every statement.
+    // Except for the counts, the data behind the lock is valid after every statement.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -1,6 +1,6 @@
-//! Bindings over a restart: a file in the state dir, one binding a line, replaced as a whole now and
-//! then by a thread of its own and once more at the end. A file that cannot be read in full is not
-//! used at all, with a warning: guests then ask again.
+//! Saves bindings over a restart: a file in the state dir, one binding per line. A thread of its own replaces
+//! the whole file now and then and once more at the end. A file that cannot be read in full is not used at all,
+//! with a warning: guests then ask again.
 
 use super::bindings::{Binding, Bindings};
 use crate::name::HostName;
@@ -18,16 +18,16 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 /// Name of the file in the state dir.
 pub const FILE_NAME: &str = "dns.bindings";
 
-/// First line of the file; the digit is the version of the form.
+/// First line of the file; the digit is the format version.
 const MAGIC: &str = "outgate dns bindings 1";
 /// Stands for an undeclared guest; no guest can have that name.
 const NOBODY: &str = "@";
-/// Between two looks whether there is something to write.
+/// Time between two checks for changes to write.
 const INTERVAL: Duration = Duration::from_secs(30);
-/// The largest file that is read, in bytes: twice what all bindings can take.
+/// The largest file that is read, in bytes: twice the size of all bindings.
 const MAX_FILE: u64 = 96 << 20;
 
-/// The thread that writes. Dropping it writes a last time and waits for that.
+/// The thread that writes the file. Dropping it writes one last time and waits for that.
 #[derive(Debug)]
 pub struct BindingsFile {
     stop: Option<Sender<()>>,
@@ -35,7 +35,7 @@ pub struct BindingsFile {
 }
 
 impl BindingsFile {
-    /// Reads back what was kept in the dir `state`, then keeps what changes.
+    /// Restores the saved bindings from the dir `state`, then saves changes.
     ///
     /// # Errors
     /// When the thread cannot be started.
@@ -63,7 +63,7 @@ impl Drop for BindingsFile {
     fn drop(&mut self) {
         self.stop.take();
         if let Some(thread) = self.thread.take() {
-            // A panic over there has been reported already.
+            // A panic of that thread has been reported already.
             let _ = thread.join();
         }
     }
@@ -106,12 +106,12 @@ fn load(bindings: &Bindings, path: &Path) -> io::Result<()> {
     File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let read = parse(&text, now).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file is damaged"))?;
-    // The last one restored is the latest.
+    // The last one restored counts as the latest.
     read.iter().rev().for_each(|binding| bindings.restore(binding));
     Ok(())
 }
 
-/// All bindings of a whole file that have time left, of those for one address the latest first.
+/// Returns all bindings of a complete file that have time left; of those for one address, the latest first.
 fn parse(text: &str, now: Duration) -> Option<Vec<Binding>> {
     let lines = text.strip_prefix(MAGIC)?.strip_prefix('\n')?.strip_suffix("end\n")?;
     let mut bindings = Vec::new();

@@ -1,22 +1,22 @@
-//! One query from its bytes to the bytes of its reply: the guest's rate, the strict reading, the policy
-//! and only then the resolver. Where nothing has to be asked upstream the reply is there at once.
+//! Processes one query from its bytes to the bytes of its reply: the guest's rate, strict parsing, the policy,
+//! and only then the resolver. If no server has to be asked, the reply is ready at once.
 //!
 //! | the query | the reply |
 //! |---|---|
-//! | over the guest's rate | the answer, a little later; SERVFAIL where it would be much later; silence in a flood |
-//! | over the guest's budget of new names | the answer, a little later; SERVFAIL where it would be much later |
-//! | not a query, or a response | silence |
+//! | over the guest's rate | the answer, a little later; SERVFAIL if it would be much later; no answer in a flood |
+//! | over the guest's budget of new names | the answer, a little later; SERVFAIL if it would be much later |
+//! | not a query, or a response | no answer |
 //! | opcode, format, EDNS version, class | NOTIMP, FORMERR, BADVERS, REFUSED |
 //! | a name that no rule could allow | NXDOMAIN, extended error 15 and the reason |
 //! | a name above one that some rule allows | no data, the same extended error |
 //! | an allowed name, not A or AAAA; AAAA without IPv6 listeners, where the name exists | no data |
 //! | an allowed name with an address in the floor | no data, extended error 15 and the reason |
 //! | an allowed name that does not exist | NXDOMAIN |
-//! | nobody could say | SERVFAIL, extended error 14, 22 or 23 |
-//! | an allowed name while the access log fails and nothing is let through without it | SERVFAIL, extended error 14 |
+//! | no server could answer | SERVFAIL, extended error 14, 22 or 23 |
+//! | an allowed name while the access log fails and nothing may pass unlogged | SERVFAIL, extended error 14 |
 //!
-//! No reply has an SOA record, so none of those without addresses is cached (RFC 2308 §5): a name that was
-//! just allowed works at once.
+//! No reply has an SOA record, so replies without addresses are not cached (RFC 2308 §5): a newly allowed name
+//! works at once.
 
 use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::accept::{Place, QueryPace};
@@ -36,9 +36,9 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
 
-/// No guest is told a longer TTL, so that a name that was taken off the list stops soon.
+/// The longest TTL in a reply, so that a name removed from the list soon stops working.
 const MAX_TTL: Duration = Duration::from_secs(60);
-/// The TTL of an answer that is out of date (RFC 8767 §5).
+/// The TTL of a stale answer (RFC 8767 §5).
 const STALE_TTL: Duration = Duration::from_secs(30);
 
 /// Extended errors, RFC 8914 §4.
@@ -51,28 +51,28 @@ mod extended {
     pub(super) const NETWORK_ERROR: u16 = 23;
 }
 
-/// Answers queries; one for the daemon.
+/// Answers queries; one per worker thread.
 pub(super) struct Responder {
     pub(super) services: Arc<Services>,
-    /// Are there IPv6 listeners that guests' connections come in by?
+    /// Whether guests' connections can arrive through IPv6 listeners.
     pub(super) v6: bool,
 }
 
-/// What became of a message.
+/// The result of processing a message.
 pub(super) enum Step {
-    /// Nothing is to be sent.
+    /// No reply must be sent.
     Silence,
-    /// The reply is there.
+    /// The reply is ready.
     Reply,
-    /// It has to wait.
+    /// The query has to wait.
     Wait(Box<Waiting>),
 }
 
-/// A query that waits.
+/// A waiting query.
 pub(super) enum Waiting {
-    /// For its turn: its guest is over its rate.
+    /// It waits for its turn: its guest is over its rate.
     Turn(Early),
-    /// For the resolver, who asks servers.
+    /// It waits for the resolver, which asks servers.
     Servers(Asking),
 }
 
@@ -85,40 +85,40 @@ pub(super) struct Early {
     place: Place,
 }
 
-/// A query for a name that servers are asked for.
+/// A query for a name that the resolver looks up.
 pub(super) struct Asking {
     granted: Granted<Box<[u8]>>,
     kind: AddressKind,
 }
 
 impl Waiting {
-    /// Does it wait because its guest is too quick?
+    /// Whether it waits because its guest is over its rate.
     pub(super) fn is_early(&self) -> bool {
         matches!(self, Waiting::Turn(_))
     }
 }
 
-/// A query for a name that is permitted.
+/// A query for a permitted name.
 struct Granted<Q> {
     query: Query<Q>,
     permit: NamePermit,
     source: SocketAddr,
-    /// What the reply may take, in bytes.
+    /// The largest reply, in bytes.
     limit: u16,
-    /// The bindings' revision before that was decided.
+    /// The bindings' revision before the decision.
     under: u64,
-    /// AAAA without IPv6 listeners: all that is told is whether there is such a name (RFC 8020).
+    /// AAAA without IPv6 listeners: the reply only shows whether the name exists (RFC 8020).
     existence: bool,
 }
 
-/// How a query came in.
+/// The transport of a query.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Over {
     Udp,
     Tcp,
 }
 
-/// What a query is refused for.
+/// Why a query is refused.
 struct Refused {
     code: ResponseCode,
     extended: u16,
@@ -126,7 +126,7 @@ struct Refused {
 }
 
 impl Responder {
-    /// Attends to one message; a reply replaces what is in `into`.
+    /// Processes one message; a reply replaces the contents of `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();
         match self.services.gate.query(source.ip(), now) {
@@ -148,12 +148,12 @@ impl Responder {
         }
     }
 
-    /// Notes a query that nobody attends to.
+    /// Counts a query that gets no answer.
     pub(super) fn unanswered(&self) {
         self.services.account.metrics().query_unanswered();
     }
 
-    /// What is said to one message now; one that is not `in_time` is refused.
+    /// Answers one message now; it is refused if it is not `in_time`.
     fn answer(&self, message: &[u8], source: SocketAddr, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
         let (query, asked) = match wire::read(message) {
             Message::Noise => return Step::Silence,
@@ -167,7 +167,7 @@ impl Responder {
         let under = self.services.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
-            // Asking servers would carry something out that nothing records.
+            // Queries to servers would carry data out that nothing records.
             true => self.judge(&query, &asked, source).and_then(|permit| match self.services.account.refuses() {
                 false => Ok(permit),
                 true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
@@ -177,7 +177,7 @@ impl Responder {
         let permit = match judged {
             Ok(permit) => permit,
             Err(refused) => {
-                // A guest over its rate is one line, whatever it asks for.
+                // A guest over its rate gets one folded line, whatever it asks for.
                 let named = Some(&asked).filter(|_| in_time);
                 self.log(source, named, &refused.refusal);
                 return send(&query, &refused.reply(), limit, into);
@@ -202,7 +202,7 @@ impl Responder {
         }
     }
 
-    /// Waits for its turn, the resolver or both; false where there is nothing to send.
+    /// Waits for its turn, the resolver or both; returns false if there is nothing to send.
     pub(super) async fn attend_later(&self, waiting: Box<Waiting>, into: &mut Vec<u8>) -> bool {
         let early = match *waiting {
             Waiting::Servers(asking) => return self.ask(asking, into).await,
@@ -210,27 +210,27 @@ impl Responder {
         };
         let Early { message, source, over, turn, place } = early;
         tokio::time::sleep_until(turn).await;
-        // What servers are asked for from here on waits like any other.
+        // From here on, it waits for servers like any other query.
         drop(place);
         match self.answer(&message, source, over, true, into) {
             Step::Silence => false,
             Step::Reply => true,
             Step::Wait(waiting) => match *waiting {
                 Waiting::Servers(asking) => self.ask(asking, into).await,
-                // Nothing waits for a turn twice.
+                // A query waits for its turn only once.
                 Waiting::Turn(_) => false,
             },
         }
     }
 
-    /// Asks the resolver; false where there is nothing to send.
+    /// Asks the resolver; returns false if there is nothing to send.
     async fn ask(&self, asking: Asking, into: &mut Vec<u8>) -> bool {
         let Asking { mut granted, kind } = asking;
         let may_look_up = may_look_up(&self.services, granted.source.ip());
         let told = self.services.resolver.dns_answer(&granted.permit, kind, may_look_up).await;
         granted.under = self.services.bindings.revision();
         let Granted { query, permit, source, limit, .. } = &granted;
-        // The list may have changed meanwhile, and what is told now must hold now.
+        // The list may have changed meanwhile, and the reply must match the current one.
         let again = self.live().policy.permit_name(source.ip(), permit.name());
         let step = match again {
             Ok(_) => self.tell(&granted, told, into),
@@ -243,7 +243,7 @@ impl Responder {
         matches!(step, Step::Reply)
     }
 
-    /// Everything that can be said before the resolver is asked.
+    /// Makes all decisions that do not require the resolver.
     fn judge(&self, query: &Query<&[u8]>, asked: &QuestionName, source: SocketAddr) -> Result<NamePermit, Refused> {
         if query.edns.is_some_and(|edns| edns.version > 0) {
             return Err(Refused::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
@@ -263,7 +263,7 @@ impl Responder {
         }
     }
 
-    /// The reply to a query whose name is permitted.
+    /// Builds the reply to a query whose name is permitted.
     fn tell<Q: AsRef<[u8]>>(
         &self,
         granted: &Granted<Q>,
@@ -287,7 +287,7 @@ impl Responder {
             let (live, from) = (self.live(), Source::from(source.ip()));
             let guest = live.policy.guest(&from).name;
             self.services.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
-            // A reload may have dropped what its list refuses before this was noted.
+            // A reload may have dropped the bindings that its list refuses before this one was noted.
             if self.services.bindings.revision() != *under {
                 self.services.drop_late_bindings();
             }
@@ -347,7 +347,7 @@ impl Responder {
         self.services.live.load()
     }
 
-    /// Counts a refusal or failure and gives it its line.
+    /// Counts a refusal or failure and logs it.
     fn log(&self, source: SocketAddr, asked: Option<&QuestionName>, refusal: &Refusal) {
         let live = self.live();
         let from = Source::from(source.ip());
@@ -375,7 +375,7 @@ impl Refused {
 
     fn by_policy(refusal: Refusal, is_parent: bool) -> Refused {
         let (code, extended) = match refusal.reason {
-            // Nothing is known of any name: who asks should ask again.
+            // Without a configuration nothing is known of any name: the client should ask again.
             Reason::NotConfigured => (ResponseCode::ServFail, extended::NOT_READY),
             _ if is_parent => (ResponseCode::NoError, extended::BLOCKED),
             _ => (ResponseCode::NXDomain, extended::BLOCKED),
@@ -388,8 +388,7 @@ impl Refused {
     }
 }
 
-/// The claim of a log line. A query names no port; 443 is what most names are asked for, and what a near
-/// miss is told by.
+/// Returns the claim of a log line. A query has no port; 443 is the usual one, and near misses are searched with it.
 fn claim(source: SocketAddr, name: &HostName) -> Claim {
     Claim {
         source: source.ip().into(),
@@ -402,6 +401,6 @@ fn claim(source: SocketAddr, name: &HostName) -> Claim {
 }
 
 fn send<Q: AsRef<[u8]>>(query: &Query<Q>, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Step {
-    // What does not fit was left out before, so an error is a defect; silence lets the guest ask again.
+    // Records that do not fit were left out before, so an error is a defect; without an answer the guest asks again.
     query.reply(reply, limit, into).map_or(Step::Silence, |()| Step::Reply)
 }

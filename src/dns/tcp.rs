@@ -1,5 +1,6 @@
-//! Queries over TCP (RFC 7766): several a connection, answered as the answers come. A connection has a
-//! place among its guest's like any other, and is closed when it brings nothing whole for a while.
+//! Queries over TCP (RFC 7766): several per connection, answered in the order in which answers arrive. A
+//! connection counts among its guest's connections like any other, and is closed when it sends no whole query
+//! for a while.
 
 use super::responder::{Over, Responder, Step};
 use crate::accept::Accepted;
@@ -16,12 +17,12 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 /// The largest query, in bytes.
 const MAX_QUERY: usize = 4096;
-/// Queries of one connection that wait for the resolver at once; more are not read meanwhile.
+/// Queries of one connection that wait for the resolver at once; no more are read meanwhile.
 const MAX_WAITING: usize = 32;
-/// What one query costs beside the bytes of a stream, by which turns are measured.
+/// What one query costs beyond the bytes of a stream, in the unit that measures turns.
 const COST: usize = 16 << 10;
-/// How long a connection may take to bring the next whole query, or to take a reply (RFC 7766 §6.2.3
-/// asks for seconds).
+/// How long a connection may take to send the next whole query, or to accept a reply (RFC 7766 §6.2.3 asks for
+/// seconds).
 const IDLE: Duration = Duration::from_secs(10);
 
 /// Serves one connection.
@@ -30,7 +31,7 @@ pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
-            // Closed, and the guest tries again.
+            // It is closed, and the guest tries again.
             note_refused(&responder.services, reason);
             return;
         }
@@ -54,7 +55,7 @@ pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
             turn.next(COST).await;
             patience = Instant::now() + IDLE;
             match responder.attend(&message, source, Over::Tcp, &mut reply) {
-                // No query, or one of a flood.
+                // Not a query, or one of a flood.
                 Step::Silence => return,
                 Step::Reply => {
                     if send(&mut writer, &reply).await.is_err() {
@@ -84,7 +85,7 @@ pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
                 }
             }
             read = turn.rest(reader.read_buf(&mut input)), if has_room => match read {
-                // The guest is done asking and may still listen.
+                // The guest has sent all its queries and may still read answers.
                 Ok(0) => ended = true,
                 Ok(_) => {}
                 Err(_) => return,
@@ -96,13 +97,13 @@ pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
     drop(slot);
 }
 
-/// What stands at the front of the input.
+/// What is at the front of the input.
 enum Next {
-    /// A whole query; taken off.
+    /// A whole query, removed from the input.
     Query(Vec<u8>),
-    /// Less than one.
+    /// Less than a whole query.
     More,
-    /// More than any query takes.
+    /// Longer than any query may be.
     TooLong,
 }
 
@@ -118,7 +119,7 @@ fn next(input: &mut Vec<u8>) -> Next {
     Next::Query(message)
 }
 
-/// Length and reply in one write (RFC 7766 §8).
+/// Sends length and reply in one write (RFC 7766 §8).
 async fn send(writer: &mut WriteHalf<'_>, reply: &[u8]) -> io::Result<()> {
     let length = u16::try_from(reply.len()).map_err(|_| io::ErrorKind::InvalidData)?;
     let frame = [&length.to_be_bytes(), reply].concat();

@@ -1,5 +1,5 @@
-//! Queries over UDP: one socket a worker thread, its buffers used again for every query. A query gets a
-//! task of its own only where servers have to be asked, or where its guest is too quick.
+//! Queries over UDP: one socket per worker thread, whose buffers are reused for every query. A query gets its
+//! own task only if servers have to be asked, or if its guest is over its rate.
 
 use super::backlog::Backlog;
 use super::responder::{Over, Responder, Step};
@@ -12,16 +12,16 @@ use tokio::net::UdpSocket;
 const MAX_QUERY: usize = 4096;
 /// Queries answered before the thread's flows get their turn.
 const BATCH: usize = 32;
-/// Queries taken in at once where more come than are answered; it costs a tenth of answering them.
+/// Queries received at once when more arrive than are answered; receiving one costs a tenth of answering it.
 const INTAKE: usize = 1024;
-/// Queries of one socket that wait for the resolver at once; the rest meet silence and come again.
+/// Queries of one socket that wait for the resolver at once; the rest get no answer and are retried by the guest.
 const MAX_WAITING: usize = 8192;
-/// Queries of one socket that wait because their guest is too quick. They take nobody else's place.
+/// Queries of one socket that wait because their guest is over its rate. They use no other query's place.
 const MAX_EARLY: usize = 4096;
-/// Ports below this are no client's (RFC 6335 §6), but may be those of a service that answers whatever
-/// comes: two such would talk to one another for ever.
+/// Clients do not use ports below this (RFC 6335 §6), but a service that answers everything may: two such
+/// services would answer each other for ever.
 const LEAST_PORT: u16 = 1024;
-/// Except for resolvers that are told to ask from it.
+/// The exception: resolvers may be configured to query from this port.
 const DNS_PORT: u16 = 53;
 
 /// Serves the socket for as long as it is polled.
@@ -41,7 +41,7 @@ pub(super) async fn serve(responder: &Arc<Responder>, socket: &Arc<UdpSocket>) {
                 // The runtime ends.
                 return;
             }
-            // What is answered as quickly as it comes needs no queue.
+            // If answers keep up with the queries, no queue is needed.
             let mut attended = 0;
             while attended < BATCH
                 && let Some((message, source)) = receive(socket, &mut buffer)
@@ -64,14 +64,14 @@ pub(super) async fn serve(responder: &Arc<Responder>, socket: &Arc<UdpSocket>) {
     }
 }
 
-/// The next query of the socket; `None` where there is no more.
+/// Returns the next query of the socket; `None` if there is no more.
 fn receive<'b>(socket: &UdpSocket, buffer: &'b mut [u8]) -> Option<(&'b [u8], SocketAddr)> {
     // An error is "nothing more", or an ICMP message about an earlier reply.
     let (length, source) = socket.try_recv_from(buffer).ok()?;
     Some((buffer.get(..length)?, source))
 }
 
-/// Takes in what has come. What finds no place meets silence, and comes again.
+/// Receives the waiting queries. One without a place gets no answer, and the guest retries.
 fn take_in(responder: &Responder, socket: &UdpSocket, buffer: &mut [u8], backlog: &mut Backlog) {
     for _ in 0..INTAKE {
         let Some((message, source)) = receive(socket, buffer) else { break };
@@ -81,7 +81,7 @@ fn take_in(responder: &Responder, socket: &UdpSocket, buffer: &mut [u8], backlog
     }
 }
 
-/// One socket, and what its queries need.
+/// One socket, and the buffers and counters for its queries.
 struct Service<'s> {
     responder: &'s Arc<Responder>,
     socket: &'s Arc<UdpSocket>,
@@ -97,7 +97,7 @@ impl Service<'_> {
         }
         match self.responder.attend(message, source, Over::Udp, &mut self.reply) {
             Step::Silence => {}
-            // A full send buffer loses a reply, as any network does.
+            // A full send buffer loses a reply, as any network may.
             Step::Reply => send(self.socket, &self.reply, source),
             Step::Wait(later) => {
                 let seat = match later.is_early() {
@@ -123,7 +123,7 @@ fn send(socket: &UdpSocket, reply: &[u8], source: SocketAddr) {
     let _ = socket.try_send_to(reply, source);
 }
 
-/// A place among the queries that wait.
+/// A place among the waiting queries.
 struct Seat(Arc<AtomicUsize>);
 
 impl Seat {

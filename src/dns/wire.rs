@@ -1,6 +1,6 @@
-//! DNS messages, RFC 1035: a query in, strictly, and a reply out. Fields and codes are hickory's; the
-//! name is not, for a name may hold any byte there, and [`HostName::parse`] is the only door for names.
-//! Pure functions over byte slices.
+//! DNS messages, RFC 1035: reads queries strictly and writes replies. Fields and codes are hickory's types. The
+//! name is not, because a DNS name may hold any byte, and [`HostName::parse`] is the only way to create a name
+//! here. Pure functions on byte slices.
 
 use crate::name::HostName;
 use hickory_resolver::proto::ProtoError;
@@ -9,29 +9,28 @@ use hickory_resolver::proto::rr::{DNSClass, RecordType};
 use hickory_resolver::proto::serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder};
 use std::net::IpAddr;
 
-/// UDP payload where the query says nothing of it (RFC 1035 §2.3.4), and the least it may say (RFC 6891
-/// §6.2.3).
+/// UDP payload if the query does not state one (RFC 1035 §2.3.4), and the smallest it may state (RFC 6891 §6.2.3).
 const PLAIN_UDP: u16 = 512;
-/// UDP payload that is never exceeded, so that no reply is fragmented (the DNS flag day of 2020).
+/// UDP payload that a reply never exceeds, so that it is not fragmented (the DNS flag day of 2020).
 const MAX_UDP: u16 = 1232;
-/// The longest name on the wire, in bytes, its root included (RFC 1035 §2.3.4).
+/// The longest name on the wire, in bytes, including its root (RFC 1035 §2.3.4).
 const MAX_WIRE_NAME: usize = 255;
-/// The name of a record that is the question's: a pointer to right behind the header (RFC 1035 §4.1.4).
+/// The name of a record for the question's name: a pointer to the byte after the header (RFC 1035 §4.1.4).
 const QUESTION_NAME: u16 = 0xc00c;
 const HEADER: usize = 12;
 
-/// A query that can be answered with a question.
+/// A query whose reply can include its question.
 #[derive(Clone, Debug)]
 pub(super) struct Query<Q> {
     pub(super) metadata: Metadata,
-    /// The question as it stands in the message, its letters' case included.
+    /// The question as in the message, including its letters' case.
     pub(super) question: Q,
     pub(super) edns: Option<Edns>,
     pub(super) kind: RecordType,
     pub(super) class: DNSClass,
 }
 
-/// What a query says by its OPT record (RFC 6891).
+/// The contents of a query's OPT record (RFC 6891).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Edns {
     payload: u16,
@@ -39,26 +38,25 @@ pub(super) struct Edns {
     dnssec_ok: bool,
 }
 
-/// The name that a question is about.
+/// The name in a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum QuestionName {
     /// A host name.
     Host(HostName),
     /// The root.
     Root,
-    /// What no host can be named.
+    /// A name that no host can have.
     Unfit,
 }
 
-/// What a message is.
+/// The kind of a message.
 #[derive(Debug)]
 pub(super) enum Message<'a> {
     /// A query with one question, and its name.
     Query(Query<&'a [u8]>, QuestionName),
-    /// A query that cannot be taken, to be answered with this code and no question.
+    /// An invalid query; the reply has this code and no question.
     Wrong(Metadata, ResponseCode),
-    /// No query at all; to be ignored, as an answer to it could start a loop (RFC 5625 §6.1 is of the
-    /// same mind).
+    /// Not a query. It is ignored, because an answer to it could start a loop (RFC 5625 §6.1 recommends the same).
     Noise,
 }
 
@@ -69,24 +67,24 @@ pub(super) struct ExtendedError {
     pub(super) text: &'static str,
 }
 
-/// What a query is answered.
+/// The reply to a query.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Reply<'a> {
     pub(super) code: ResponseCode,
     pub(super) addresses: &'a [IpAddr],
-    /// Of the addresses, in seconds.
+    /// The TTL of the addresses, in seconds.
     pub(super) ttl: u32,
     pub(super) error: Option<ExtendedError>,
 }
 
 impl Reply<'_> {
-    /// No records.
+    /// Creates a reply without records.
     pub(super) fn empty(code: ResponseCode, error: Option<ExtendedError>) -> Reply<'static> {
         Reply { code, addresses: &[], ttl: 0, error }
     }
 }
 
-/// Reads one message, all of it.
+/// Reads one whole message.
 pub(super) fn read(message: &[u8]) -> Message<'_> {
     let mut decoder = BinDecoder::new(message);
     let Ok(header) = Header::read(&mut decoder) else { return Message::Noise };
@@ -103,7 +101,7 @@ pub(super) fn read(message: &[u8]) -> Message<'_> {
     }
 }
 
-/// `None` where the format is wrong. Records other than one OPT have no place in a query.
+/// Reads the rest of a query; `None` if its format is wrong. A query may have no records except one OPT.
 fn read_body<'a>(
     message: &'a [u8],
     mut decoder: BinDecoder<'a>,
@@ -121,7 +119,7 @@ fn read_body<'a>(
     decoder.is_empty().then_some((Query { metadata, question, edns, kind, class }, asked))
 }
 
-/// The name of the question; nothing in it may be compressed, as nothing stands before it.
+/// Reads the question's name. It cannot be compressed, because nothing precedes it.
 fn read_name(decoder: &mut BinDecoder<'_>) -> Option<QuestionName> {
     let mut text = [0u8; MAX_WIRE_NAME];
     let mut length = 0usize;
@@ -132,10 +130,10 @@ fn read_name(decoder: &mut BinDecoder<'_>) -> Option<QuestionName> {
         if label.is_empty() {
             break;
         }
-        // A dot within a label would read as two labels.
+        // A dot within a label would look like two labels.
         fit &= !label.contains(&b'.');
         let end = length.checked_add(label.len())?;
-        // The dot takes the place of the next length, so what is left is the root's.
+        // The dot replaces the next length byte, so one byte is left for the root.
         text.get_mut(length..end)?.copy_from_slice(label);
         *text.get_mut(end)? = b'.';
         length = end + 1;
@@ -174,7 +172,7 @@ fn read_u8_below(decoder: &mut BinDecoder<'_>, bound: u8) -> Option<u8> {
 }
 
 fn read_u16(decoder: &mut BinDecoder<'_>) -> Option<u16> {
-    // Any value is one; what it means is for the caller.
+    // Every value is valid here; the caller interprets it.
     Some(decoder.read_u16().ok()?.unverified())
 }
 
@@ -183,20 +181,20 @@ fn read_slice<'a>(decoder: &mut BinDecoder<'a>, length: usize) -> Option<&'a [u8
 }
 
 impl<Q: AsRef<[u8]>> Query<Q> {
-    /// What a reply over UDP may take, in bytes.
+    /// Returns how large a reply over UDP may be, in bytes.
     pub(super) fn udp_limit(&self) -> u16 {
         self.edns.map_or(PLAIN_UDP, |edns| edns.payload.clamp(PLAIN_UDP, MAX_UDP))
     }
 
-    /// The same with a question of its own, for a reply that has to wait.
+    /// Returns the same query with an owned question, for a reply that has to wait.
     pub(super) fn to_owned(&self) -> Query<Box<[u8]>> {
         let Query { metadata, edns, kind, class, .. } = *self;
         Query { metadata, question: self.question.as_ref().into(), edns, kind, class }
     }
 
-    /// Replaces `into` by the reply. Where it would take more than `limit` bytes it has as many records as
-    /// fit, and says that it is truncated: some clients, as old musl, have no TCP to ask again by and use what
-    /// there is (RFC 2181 §9 lets others ignore it).
+    /// Replaces `into` with the reply. If it would exceed `limit` bytes, it has as many records as fit and is
+    /// marked as truncated. Some clients, such as old musl, have no TCP to ask again and use the records that
+    /// there are (RFC 2181 §9 lets others ignore them).
     pub(super) fn reply(&self, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Result<(), ProtoError> {
         let question = self.question.as_ref();
         let record = 12 + if self.kind == RecordType::AAAA { 16 } else { 4 };
@@ -258,7 +256,7 @@ fn emit_opt(encoder: &mut BinEncoder<'_>, edns: Edns, reply: &Reply<'_>) -> Resu
     encoder.emit_vec(error.text.as_bytes())
 }
 
-/// Replaces `into` by a reply to a query that cannot be taken.
+/// Replaces `into` with a reply to an invalid query.
 pub(super) fn reject(metadata: &Metadata, code: ResponseCode, into: &mut Vec<u8>) -> Result<(), ProtoError> {
     into.clear();
     let mut metadata = answering(metadata);
@@ -293,7 +291,7 @@ mod tests {
         bytes
     }
 
-    /// An OPT record of payload 4096, DO set, with these options.
+    /// Returns an OPT record of payload 4096, DO set, with these options.
     fn opt(options: &[u8]) -> Vec<u8> {
         let length = u16::try_from(options.len()).unwrap().to_be_bytes();
         [&[0, 0, 41, 0x10, 0, 0, 0, 0x80, 0], &length[..], options].concat()
@@ -395,7 +393,7 @@ mod tests {
             mut bytes in proptest::collection::vec(any::<u8>(), 0..80), shape in 0..3u8,
         ) {
             if shape > 0 && bytes.len() > 12 {
-                // Something like a query, so that more than the header is read.
+                // Make it resemble a query, so that more than the header is read.
                 bytes[2] = 1;
                 bytes[4..12].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, shape - 1]);
             }

@@ -1,5 +1,5 @@
-//! Judging addresses: the floor, what lifts it, and what nothing lifts. An answer is judged as a
-//! whole, because one that mixes public and private addresses is an attack more often than a mistake.
+//! Judges addresses by the floor, by what lifts it, and by what nothing lifts. An answer is judged as a whole,
+//! because one that mixes public and private addresses is more often an attack than a mistake.
 
 use super::answer::{Answer, LookupError};
 use super::locality::{FRESH, Localities, Locality};
@@ -10,11 +10,10 @@ use ipnet::IpNet;
 use std::net::IpAddr;
 use std::time::Instant;
 
-/// Why a permit led to no address. The text is for the operator: it names addresses, which a guest
-/// must not be shown.
+/// Why a permit led to no address. The text is for the operator: it contains addresses, which a guest must not see.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum VetError {
-    /// The name has no addresses, or nobody could say.
+    /// The name has no addresses, or no server could answer.
     #[error(transparent)]
     Lookup(#[from] LookupError),
     /// An address lies in a special-purpose range.
@@ -24,7 +23,7 @@ pub enum VetError {
         address: IpAddr,
         /// The range's name in the registry.
         range: &'static str,
-        /// The document that sets it aside.
+        /// The document that reserves it.
         document: &'static str,
     },
     /// An address of a declared guest.
@@ -39,16 +38,16 @@ pub enum VetError {
     /// An address outside of the rule's `to=`.
     #[error("{0} is not in the rule's to=")]
     OutsideTo(IpAddr),
-    /// A `deny` rule of addresses holds it.
+    /// A `deny` rule for addresses contains it.
     #[error("{0} is denied by a rule")]
     Denied(IpAddr),
-    /// The kernel could not be asked whose the address is.
+    /// The kernel could not tell whose address it is.
     #[error("cannot tell whether {0} is this machine's: {1}")]
     Undecided(IpAddr, std::io::ErrorKind),
 }
 
 impl VetError {
-    /// What the guest and the metrics are told.
+    /// Returns the reason for the guest and the metrics.
     pub fn reason(&self) -> Reason {
         match self {
             VetError::Lookup(LookupError::Timeout) => Reason::Timeout,
@@ -64,7 +63,7 @@ impl VetError {
     }
 }
 
-/// Everything that an address is judged by at one moment.
+/// Everything that is needed to judge an address at one moment.
 pub(super) struct AddressScreen<'a> {
     pub(super) floor: &'a FloorSettings,
     pub(super) generation: u64,
@@ -75,7 +74,7 @@ pub(super) struct AddressScreen<'a> {
 }
 
 impl AddressScreen<'_> {
-    /// Judges a whole answer and puts its addresses in the order to try them.
+    /// Judges a whole answer and returns its addresses in the order in which to try them.
     pub(super) fn vet(&self, answer: &Answer, port: u16, terms: &AddressTerms) -> Result<Vetted, VetError> {
         let fresh = u64::try_from(FRESH.as_millis()).unwrap_or(0);
         let cleared = match answer.clearance().get(self.generation, self.clock, fresh) {
@@ -83,7 +82,7 @@ impl AddressScreen<'_> {
             None => self.clear(answer),
         };
         match cleared {
-            // Clear of the floor and of the listeners whatever the permit says; that leaves the permit.
+            // Clear of the floor and of the listeners, whatever the permit says; only the permit is left to check.
             Some(_) if terms.to.is_none() => {
                 answer.addresses().try_for_each(|address| not_denied(address, terms))?;
             }
@@ -94,8 +93,8 @@ impl AddressScreen<'_> {
         if vetted.addresses().is_empty() { Err(LookupError::NoAddresses.into()) } else { Ok(vetted) }
     }
 
-    /// May a guest be told these addresses of the answer? All of them together must satisfy one of the
-    /// permit's terms.
+    /// Checks whether a guest may see the answer's addresses of this family. All of them together must satisfy
+    /// one of the permit's terms.
     pub(super) fn screen_family(
         &self,
         answer: &Answer,
@@ -110,7 +109,7 @@ impl AddressScreen<'_> {
         for terms in permit.terms() {
             refused = addresses.iter().try_for_each(|address| match cleared && terms.to.is_none() {
                 true => not_denied(*address, &terms),
-                // A name has no port; what outgate's own listeners are at is this machine's in any case.
+                // A name has no port. Addresses of outgate's own listeners are refused anyway as this machine's.
                 false => self.judge(*address, 0, &terms),
             });
             if refused.is_ok() {
@@ -122,7 +121,7 @@ impl AddressScreen<'_> {
 
     /// Judges one address.
     pub(super) fn judge(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
-        // Connecting to the unspecified address leads to this machine's loopback, whatever a rule says.
+        // Connecting to the unspecified address reaches this machine's loopback, whatever a rule says.
         if address.to_canonical().is_unspecified() {
             return Err(VetError::Own(address));
         }
@@ -148,8 +147,8 @@ impl AddressScreen<'_> {
         }
     }
 
-    /// Is every address of the answer public, foreign and none of ours, so that no permit is needed
-    /// for it? Then that is noted, and said whether IPv6 goes first.
+    /// Checks whether every address of the answer is public, foreign and not ours, so that no permit is needed.
+    /// If so, it records that and returns whether IPv6 goes first.
     fn clear(&self, answer: &Answer) -> Option<bool> {
         let clear = answer.addresses().all(|address| {
             floor::special_purpose(address).is_none()
@@ -165,7 +164,7 @@ impl AddressScreen<'_> {
         Some(v6_first)
     }
 
-    /// Is there an IPv6 address in the answer, and a route to it?
+    /// Whether the answer has an IPv6 address with a route to it.
     fn is_routed(&self, answer: &Answer) -> bool {
         answer
             .v6()
@@ -203,8 +202,8 @@ fn holds(nets: &[IpNet], address: IpAddr) -> bool {
     nets.iter().any(|net| net.contains(&address))
 }
 
-/// Interleaves the families (RFC 8305 §4). Without a route IPv6 comes last, in case the kernel's view
-/// is wrong or changes.
+/// Interleaves the families (RFC 8305 §4). Without a route IPv6 comes last, in case the kernel's view is wrong
+/// or changes.
 fn in_order(answer: &Answer, port: u16, v6_first: bool) -> Vetted {
     let (v4, v6) = (answer.v4().addresses(), answer.v6().addresses());
     if v6.is_empty() {

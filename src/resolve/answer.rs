@@ -5,11 +5,11 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Addresses kept of one family. The rest of a longer answer is neither judged nor ever dialled.
+/// Most addresses kept of one family. The rest of a longer answer is neither judged nor dialled.
 pub const MAX_PER_FAMILY: usize = 64;
 
-/// For how long after its TTL an answer may still be served where no server answers (RFC 8767 §5
-/// suggests one to three days at most).
+/// How long after its TTL an answer may still be used while no server answers (RFC 8767 §5 suggests one to
+/// three days at most).
 const STALE_FOR: Duration = Duration::from_secs(86_400);
 
 /// The TTL shown for names of the hosts file, which have none.
@@ -27,10 +27,10 @@ pub enum LookupError {
     /// A name that is never asked upstream: `localhost`, `.local`, a metadata service.
     #[error("the name is reserved and never asked upstream")]
     Reserved,
-    /// A server answered with this response code (RFC 6895 §2.3), or with what could not be read.
+    /// A server answered with this response code (RFC 6895 §2.3), or with an unreadable message.
     #[error("the server answered with {0}")]
     Refused(&'static str),
-    /// No server could be sent to.
+    /// No query could be sent to any server.
     #[error("no server could be reached")]
     Unreachable,
     /// No server answered in time.
@@ -39,19 +39,19 @@ pub enum LookupError {
     /// Neither the configuration nor resolv.conf names a server.
     #[error("no server is configured")]
     NoServers,
-    /// Too many names are being asked for, or too many flows wait.
+    /// Too many names are being looked up, or too many flows wait.
     #[error("too many lookups at once")]
     Busy,
-    /// Whoever asks wants too many new names, or has too many lookups under way already.
+    /// The guest asks for too many new names, or has too many lookups in flight.
     #[error("too many new names of one guest")]
     Crowded,
-    /// The runtime that resolves has ended.
+    /// The resolver's runtime has ended.
     #[error("the resolver has stopped")]
     Stopped,
 }
 
 impl LookupError {
-    /// DNS has said that there is none, as opposed to not having said anything.
+    /// Whether DNS has answered that there is none, rather than not answered at all.
     pub fn is_knowledge(self) -> bool {
         matches!(self, LookupError::NoSuchName | LookupError::NoAddresses)
     }
@@ -69,11 +69,11 @@ pub struct Answer {
 #[derive(Clone, Debug)]
 pub struct Family {
     addresses: Box<[IpAddr]>,
-    /// Why there are none, where there are none.
+    /// Why there are none, if so.
     absence: Option<LookupError>,
-    /// `None`: for ever (the hosts file).
+    /// Expiry; `None`: never (the hosts file).
     until: Option<Instant>,
-    /// Serves although it is out of date.
+    /// Whether it is used although it is outdated.
     stale: bool,
 }
 
@@ -82,7 +82,7 @@ impl Answer {
         Answer { v4, v6, clearance: Clearance::default() }
     }
 
-    /// An answer that does not age, from the hosts file.
+    /// Creates an answer from the hosts file, which does not expire.
     pub(super) fn fixed(addresses: &[IpAddr]) -> Answer {
         let family = |wanted: fn(&IpAddr) -> bool| {
             let addresses: Box<[IpAddr]> = addresses.iter().copied().filter(wanted).take(MAX_PER_FAMILY).collect();
@@ -92,22 +92,22 @@ impl Answer {
         Answer::new(family(IpAddr::is_ipv4), family(IpAddr::is_ipv6))
     }
 
-    /// The IPv4 addresses.
+    /// Returns the IPv4 addresses.
     pub fn v4(&self) -> &Family {
         &self.v4
     }
 
-    /// The IPv6 addresses.
+    /// Returns the IPv6 addresses.
     pub fn v6(&self) -> &Family {
         &self.v6
     }
 
-    /// Every address, IPv4 first.
+    /// Returns every address, IPv4 first.
     pub fn addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.v4.addresses.iter().chain(&*self.v6.addresses).copied()
     }
 
-    /// The addresses of one family.
+    /// Returns the addresses of one family.
     pub(super) fn family(&self, kind: AddressKind) -> &Family {
         match kind {
             AddressKind::V4 => &self.v4,
@@ -115,7 +115,7 @@ impl Answer {
         }
     }
 
-    /// Neither family has outlived its TTL.
+    /// Whether neither family has exceeded its TTL.
     pub(super) fn is_fresh(&self, now: Instant) -> bool {
         self.v4.is_fresh(now) && self.v6.is_fresh(now)
     }
@@ -134,18 +134,17 @@ impl Family {
         Family { addresses: Box::default(), absence: Some(why), until: Some(until), stale: false }
     }
 
-    /// The addresses, at most [`MAX_PER_FAMILY`].
+    /// Returns the addresses, at most [`MAX_PER_FAMILY`].
     pub fn addresses(&self) -> &[IpAddr] {
         &self.addresses
     }
 
-    /// Why there are no addresses; `None` where there are some.
+    /// Returns why there are no addresses; `None` if there are some.
     pub fn absence(&self) -> Option<LookupError> {
         self.absence
     }
 
-    /// How long this may still be relied on: what is left of the smallest TTL in the answer, CNAMEs
-    /// included.
+    /// Returns how long it may still be used: the rest of the smallest TTL in the answer, including CNAMEs.
     pub fn ttl(&self, now: Instant) -> Duration {
         self.until.map_or(HOSTS_TTL, |until| until.saturating_duration_since(now))
     }
@@ -154,7 +153,7 @@ impl Family {
         self.until.is_none_or(|until| until > now)
     }
 
-    /// This family out of date, if it is not too old to serve where no server answers (RFC 8767).
+    /// Returns this family as stale, unless it is too old to be used while no server answers (RFC 8767).
     pub(super) fn as_stale(&self, now: Instant) -> Option<Family> {
         let is_known = self.absence.is_none_or(LookupError::is_knowledge);
         let is_late = self.until.is_some_and(|until| until <= now);
@@ -162,14 +161,14 @@ impl Family {
         serves.then(|| Family { stale: is_late, ..self.clone() })
     }
 
-    /// Does it serve although it is out of date?
+    /// Whether it is used although it is outdated.
     pub(super) fn is_stale(&self) -> bool {
         self.stale
     }
 }
 
-/// Remembers that a whole answer was found clear of the floor, under which settings and when, so that
-/// the next flow need not ask again. Nothing is remembered of an answer that is not clear.
+/// Records that a whole answer was found clear of the floor, under which settings and when, so that the next
+/// flow need not check again. Nothing is recorded for an answer that is not clear.
 #[derive(Debug, Default)]
 pub(super) struct Clearance(AtomicU64);
 
@@ -179,8 +178,8 @@ const V6_FIRST: u64 = 1 << CLOCK_BITS;
 const GENERATION_SHIFT: u32 = CLOCK_BITS + 1;
 
 impl Clearance {
-    /// Was the answer cleared under `generation` less than `fresh` milliseconds before `clock`?
-    /// Then: does IPv6 go first?
+    /// Returns whether IPv6 goes first, if the answer was cleared under `generation` less than `fresh`
+    /// milliseconds before `clock`.
     pub(super) fn get(&self, generation: u64, clock: u64, fresh: u64) -> Option<bool> {
         let packed = self.0.load(Ordering::Relaxed);
         let cleared_at = packed & (V6_FIRST - 1);
@@ -188,7 +187,7 @@ impl Clearance {
         (same && clock.saturating_sub(cleared_at) < fresh).then_some(packed & V6_FIRST != 0)
     }
 
-    /// Notes that the answer is clear.
+    /// Records that the answer is clear.
     pub(super) fn set(&self, generation: u64, clock: u64, v6_first: bool) {
         let packed = generation << GENERATION_SHIFT | if v6_first { V6_FIRST } else { 0 } | clock & (V6_FIRST - 1);
         self.0.store(packed, Ordering::Relaxed);

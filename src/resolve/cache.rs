@@ -1,5 +1,5 @@
-//! The names that are known, and those being asked for: a bounded map in shards, shared by all
-//! threads. It makes sure that a name is asked for once however many flows want it.
+//! The names that are known and those being looked up: a bounded map in shards, shared by all threads. It
+//! ensures that a name is looked up only once, however many flows want it.
 
 use super::answer::{Answer, LookupError};
 use super::{Start, Ticket};
@@ -13,16 +13,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
-/// What a lookup came to.
+/// The result of a lookup.
 pub(super) type Outcome = Result<Arc<Answer>, LookupError>;
 
-/// What a flow waits on for a name that is being asked for; `None` until there is an outcome.
+/// What a flow waits on for a name that is being looked up; `None` until there is an outcome.
 pub(super) type Arrival = watch::Receiver<Option<Outcome>>;
 
 const SHARDS: usize = 64;
-/// Names kept; at most about 400 bytes each (a long name with four addresses).
+/// Most names kept, at most about 400 bytes each (a long name with four addresses).
 const CAPACITY: usize = 65_536;
-/// Names asked for at once. Each takes a task and up to two sockets a server.
+/// Most lookups at once. Each uses a task and up to two sockets per server.
 const MAX_FLIGHTS: usize = 4096;
 
 /// The shared map.
@@ -34,7 +34,7 @@ pub(super) struct Cache {
     in_flight: AtomicUsize,
 }
 
-/// A table rather than a map, so that the hash which picks the shard serves within it as well.
+/// A table rather than a map, so that the hash that selects the shard is also used within it.
 type Shard = HashTable<(HostName, Slot)>;
 
 #[derive(Debug)]
@@ -44,56 +44,56 @@ enum Slot {
         arrival: Arrival,
     },
     Known(Arc<Answer>),
-    /// No server would tell anything newer; they are asked again after the moment noted (RFC 8767 §5).
+    /// No server gave a newer answer; they are asked again after this time (RFC 8767 §5).
     Stale(Arc<Answer>, Instant),
     Failed(LookupError, Instant),
 }
 
-/// How [`Cache::enter`] receives a name.
+/// The result of [`Cache::enter`].
 pub(super) enum Entry {
     /// Known already.
     Ready(Outcome),
-    /// Somebody else asks; wait with them.
+    /// Another flow looks it up; wait with it.
     Wait(Arrival),
-    /// Nobody asks yet and the caller may not; to be tried again after this long.
+    /// Nobody looks it up yet and the caller may not; try again after this long.
     Later(Duration),
-    /// Nobody asks yet: the caller is to, and to finish the lookup. Families of `previous` that are
+    /// Nobody looks it up yet: the caller must do it and finish the lookup. Families of `previous` that are
     /// still fresh need not be asked for.
     Leader {
-        /// The right and duty to report.
+        /// The right and duty to report the outcome.
         in_flight: InFlight,
-        /// What the others wait on.
+        /// What the other flows wait on.
         arrival: Arrival,
-        /// What was known of the name, one family of it outdated.
+        /// What was known of the name, with at least one family outdated.
         previous: Option<Arc<Answer>>,
     },
 }
 
-/// A lookup under way. Dropped without landing, it leaves those who wait with
-/// [`LookupError::Stopped`] and the name unknown.
+/// A lookup in flight. If it is dropped before it finishes, the waiting flows get [`LookupError::Stopped`], and
+/// the name stays unknown.
 pub(super) struct InFlight {
     cache: Arc<Cache>,
     name: HostName,
     id: u64,
     sender: watch::Sender<Option<Outcome>>,
-    /// Given back when the lookup has landed.
+    /// Returned when the lookup finishes.
     _ticket: Ticket,
 }
 
 impl Cache {
-    /// An empty cache.
+    /// Creates an empty cache.
     pub(super) fn new() -> Cache {
         let shards = (0..SHARDS).map(|_| Mutex::default()).collect();
         Cache { shards, hasher: RandomState::default(), next_flight: AtomicU64::new(0), in_flight: AtomicUsize::new(0) }
     }
 
-    /// What is known of `name` at this moment, without asking.
+    /// Returns what is known of `name` now, without a query.
     pub(super) fn get(&self, name: &HostName, now: Instant) -> Option<Outcome> {
         let hash = self.hasher.hash_one(name);
         self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
-    /// Joins or leads the lookup of `name`; to lead takes a ticket, which `start` gives or not.
+    /// Joins or leads the lookup of `name`. Leading requires a ticket, which `start` may give.
     pub(super) fn enter(
         self: &Arc<Cache>,
         name: &HostName,
@@ -130,7 +130,7 @@ impl Cache {
         Entry::Leader { in_flight, arrival, previous }
     }
 
-    /// Forgets everything. Lookups under way still reach those who wait, but are not kept.
+    /// Forgets everything. Lookups in flight still reach waiting flows, but are not kept.
     pub(super) fn clear(&self) {
         for shard in &self.shards {
             // Freed outside of the lock.
@@ -140,7 +140,7 @@ impl Cache {
     }
 
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
-        // The table within uses the low bits for its buckets and the top seven for its tags.
+        // The table itself uses the low bits for its buckets and the top seven for its tags.
         let index = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);
         lock(&self.shards[index])
     }
@@ -151,20 +151,20 @@ fn is(name: &HostName) -> impl Fn(&(HostName, Slot)) -> bool {
 }
 
 impl InFlight {
-    /// Shows an outcome that may still get better to those who wait, and to those who come.
+    /// Publishes a preliminary outcome to current and later waiting flows.
     pub(super) fn show(&self, outcome: Outcome) {
         self.sender.send_replace(Some(outcome));
     }
 
-    /// Ends the lookup with an answer that is out of date in part; it serves until `again`.
+    /// Finishes the lookup with a partly stale answer, which is used until `again`.
     pub(super) fn finish_stale(self, answer: Arc<Answer>, again: Instant) {
         self.replace(Some(Slot::Stale(answer.clone(), again)));
         self.sender.send_replace(Some(Ok(answer)));
     }
 
-    /// Ends the lookup: the outcome reaches those who wait and is kept, an answer for as long as one
-    /// of its families is fresh, a failure for `failure_lifetime`. An answer that was never fresh (a TTL of 0) is kept
-    /// as one that is out of date: its name has been asked for.
+    /// Finishes the lookup. The waiting flows get the outcome. An answer is kept as long as one of its families
+    /// is fresh, a failure for `failure_lifetime`. An answer that was never fresh (a TTL of 0) is kept as an
+    /// outdated one, which records that its name has been asked for.
     pub(super) fn finish(self, outcome: Outcome, failure_lifetime: Duration, now: Instant) {
         let slot = match &outcome {
             Ok(answer) => Slot::Known(answer.clone()),
@@ -174,7 +174,7 @@ impl InFlight {
         self.sender.send_replace(Some(outcome));
     }
 
-    /// Puts `slot` where this lookup stands; if the cache was cleared meanwhile, it stands nowhere.
+    /// Replaces this lookup's slot with `slot`; if the cache was cleared meanwhile, it has no slot.
     fn replace(&self, slot: Option<Slot>) {
         let hash = self.cache.hasher.hash_one(&self.name);
         let mut shard = self.cache.shard(hash);
@@ -214,7 +214,7 @@ impl Slot {
         }
     }
 
-    /// When the slot loses its worth; `None` for a lookup under way, which must stay.
+    /// Returns when the slot becomes useless; `None` for a lookup in flight, which must stay.
     fn expiry(&self, now: Instant) -> Option<Instant> {
         match self {
             Slot::InFlight { .. } => None,
@@ -224,8 +224,8 @@ impl Slot {
     }
 }
 
-/// Makes room for one more name: what has expired goes first; where all is current, the eighth that
-/// would expire soonest. `false`: nothing could go.
+/// Makes room for one more name: removes expired names first; if none has expired, the eighth that would expire
+/// soonest. Returns `false` if there is still no room.
 fn make_room(shard: &mut Shard, now: Instant) -> bool {
     const PER_SHARD: usize = CAPACITY / SHARDS;
     if shard.len() < PER_SHARD {

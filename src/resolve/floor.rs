@@ -1,26 +1,25 @@
-//! The address floor: the special-purpose ranges that no guest reaches, whatever name led there,
-//! unless the operator lifts it. Tables and one pure lookup; guests' and own addresses, and what
-//! lifts the floor, are the business of the parent module.
+//! The address floor: the special-purpose ranges that no guest reaches, whatever name led there, unless the
+//! operator lifts it. Tables and one pure lookup; the parent module handles guests' and own addresses, and what
+//! lifts the floor.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A range of the floor: a prefix and the document that takes it out of the public Internet.
+/// A range of the floor: a prefix and the document that excludes it from the public Internet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Block<A> {
     net: A,
     prefix: u8,
     /// The registry's name for the range.
     pub name: &'static str,
-    /// The document that sets it aside.
+    /// The document that reserves it.
     pub document: &'static str,
 }
 
-/// Name and document of the range that `address` falls in; `None` for a public address.
+/// Returns name and document of the range that contains `address`; `None` for a public address.
 ///
-/// IPv6 is judged by a positive test first: outside 2000::/3 nothing has been given out (RFC 4291
-/// §2.4, IANA's IPv6 address space registry), so what the tables do not know is refused as well.
-/// That covers every form which embeds an IPv4 address but 6to4, Teredo and ISATAP; those have
-/// entries of their own.
+/// IPv6 has a positive test first: outside 2000::/3 nothing has been allocated (RFC 4291 §2.4, IANA's IPv6
+/// address space registry), so addresses that are not in the tables are refused as well. That covers every form
+/// that embeds an IPv4 address except 6to4, Teredo and ISATAP; these have their own entries.
 pub fn special_purpose(address: IpAddr) -> Option<(&'static str, &'static str)> {
     match address {
         IpAddr::V4(address) => V4.iter().find(|block| block.holds_v4(address)).map(Block::label),
@@ -39,8 +38,8 @@ fn special_purpose_v6(address: Ipv6Addr) -> Option<(&'static str, &'static str)>
     Some(known.map_or(("outside global unicast", "RFC 4291"), Block::label))
 }
 
-/// An ISATAP interface identifier carries an IPv4 address under any prefix (RFC 5214 §6.1; the
-/// universal/local bit may have either value).
+/// Whether it has an ISATAP interface identifier, which carries an IPv4 address under any prefix (RFC 5214
+/// §6.1; the universal/local bit may have either value).
 fn is_isatap(address: Ipv6Addr) -> bool {
     let [_, _, _, _, high, low, _, _] = address.segments();
     high & 0xfdff == 0 && low == 0x5efe
@@ -101,8 +100,8 @@ const V4: [Block<Ipv4Addr>; 19] = [
 
 const GLOBAL_UNICAST: Block<Ipv6Addr> = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3, "global unicast", "RFC 4291");
 
-/// IANA IPv6 Special-Purpose Address Registry, as far as it lies within 2000::/3, and the former
-/// 6bone. The first that matches gives its name, so what lies within 2001::/23 comes before it.
+/// IANA IPv6 Special-Purpose Address Registry, as far as it is within 2000::/3, and the former 6bone. The first
+/// match provides the name, so ranges within 2001::/23 come before it.
 const V6_WITHIN_GLOBAL: [Block<Ipv6Addr>; 16] = [
     v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 32, "Teredo", "RFC 4380"),
     v6([0x2001, 1, 0, 0, 0, 0, 0, 1], 128, "port control protocol anycast", "RFC 7723"),
@@ -122,7 +121,7 @@ const V6_WITHIN_GLOBAL: [Block<Ipv6Addr>; 16] = [
     v6([0x3fff, 0, 0, 0, 0, 0, 0, 0], 20, "documentation", "RFC 9637"),
 ];
 
-/// Names for what the positive test refuses; the list need not be complete.
+/// Names for addresses that the positive test refuses; the list need not be complete.
 const V6_OUTSIDE_GLOBAL: [Block<Ipv6Addr>; 13] = [
     v6([0, 0, 0, 0, 0, 0, 0, 0], 128, "unspecified", "RFC 4291"),
     v6([0, 0, 0, 0, 0, 0, 0, 1], 128, "loopback", "RFC 4291"),
@@ -159,7 +158,7 @@ mod tests {
 
     #[test]
     fn ipv4_ranges_are_refused_from_first_to_last_and_their_neighbours_pass() {
-        // First, last, the neighbour below and the one above ("" where that is in the floor too).
+        // First, last, the neighbour below and the one above ("" if that is in the floor too).
         for [first, last, below, above] in [
             ["0.0.0.0", "0.255.255.255", "", "1.0.0.0"],
             ["10.0.0.0", "10.255.255.255", "9.255.255.255", "11.0.0.0"],

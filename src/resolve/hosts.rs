@@ -1,6 +1,6 @@
-//! The hosts file, hosts(5): an address, then the names for it. A parser of our own, because the
-//! libraries' send names and addresses through other doors than [`HostName`]. The file is the
-//! operator's; a line that cannot be read is skipped and reported.
+//! The hosts file, hosts(5): an address, then the names for it. This is our own parser, because the libraries
+//! do not parse names and addresses with [`HostName`]. The file is the operator's; a line that cannot be read
+//! is skipped and reported.
 
 use super::answer::Answer;
 use crate::name::HostName;
@@ -20,7 +20,7 @@ pub(super) struct Hosts {
 }
 
 impl Hosts {
-    /// Reads `path`. Lines that say nothing usable are skipped with a warning.
+    /// Reads `path`. Unusable lines are skipped with a warning.
     pub(super) fn read(path: &Path) -> io::Result<Hosts> {
         let mut text = Vec::new();
         std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
@@ -32,7 +32,7 @@ impl Hosts {
         }))
     }
 
-    /// The addresses of `name`.
+    /// Returns the addresses of `name`.
     pub(super) fn get(&self, name: &HostName) -> Option<&Arc<Answer>> {
         if self.names.is_empty() { None } else { self.names.get(name) }
     }

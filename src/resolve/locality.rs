@@ -1,16 +1,16 @@
-//! Is an address one of this machine's own, and is there a route to it? Asked of the kernel at the
-//! moment it matters, without privilege and without a packet.
+//! Determines whether an address is one of this machine's own, and whether there is a route to it. It asks the
+//! kernel at the moment it matters, without privilege and without a packet.
 //!
-//! Netlink would answer directly, but the sandbox bars AF_NETLINK, and a list of interface addresses
-//! read beforehand is stale when it counts. `bind` to the address is no test: the sysctl
-//! `ip_nonlocal_bind` lets every bind succeed. What an ordinary UDP socket gives away instead:
+//! Netlink would answer directly, but the sandbox bars AF_NETLINK, and a list of interface addresses read
+//! beforehand may be stale when it is used. `bind` to the address is not a test: the sysctl `ip_nonlocal_bind`
+//! lets every bind succeed. An ordinary UDP socket reveals it instead:
 //!
 //! * IPv4: IP_MULTICAST_IF with an address (ip(7)) looks the address up among the interfaces and in
-//!   the local routing table, and fails with EADDRNOTAVAIL where it is in neither. Comparing the source
+//!   the local routing table, and fails with EADDRNOTAVAIL if it is in neither. Comparing the source
 //!   that `connect` picks would miss secondary addresses: the kernel answers those from the primary
 //!   address of the subnet.
 //! * IPv6: `connect` to an own address makes the kernel pick that very address as source (RFC 6724,
-//!   rule 1), which getsockname(2) shows; it also tells whether there is a route. Not seen are whole
+//!   rule 1), which getsockname(2) shows; it also shows whether there is a route. It does not detect whole
 //!   prefixes that somebody routed to `lo` (`ip -6 route add local`).
 
 use rustix::io::Errno;
@@ -21,13 +21,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long an answer of the kernel is taken for current.
+/// How long an answer of the kernel counts as current.
 pub(super) const FRESH: Duration = Duration::from_secs(2);
 
 /// Bound on remembered addresses; an entry takes about 40 bytes.
 const REMEMBERED: usize = 8192;
 
-/// Where an address is, seen from here.
+/// Where an address is, seen from this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Locality {
     /// An address of this machine.
@@ -42,14 +42,14 @@ pub(super) enum Locality {
 #[derive(Debug)]
 pub(super) struct Localities {
     recent: Mutex<Recent>,
-    /// These never send. Opened once, so that they are there when file descriptors run out.
+    /// These never send. Opened once, so that they exist when file descriptors run out.
     v4: Socket,
-    /// Connected and disconnected by one thread at a time; `None` where the kernel has no IPv6.
+    /// Only one thread at a time connects and disconnects it; `None` if the kernel has no IPv6.
     v6: Option<Mutex<Socket>>,
 }
 
 impl Localities {
-    /// Opens the sockets that the questions are put to.
+    /// Opens the sockets that query the kernel.
     pub(super) fn open() -> io::Result<Localities> {
         let v4 = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
         let v6 = match Socket::new(Domain::IPV6, Type::DGRAM, None) {
@@ -60,9 +60,9 @@ impl Localities {
         Ok(Localities { recent: Mutex::default(), v4, v6 })
     }
 
-    /// Where is `address`? An error means that the kernel would not say.
+    /// Returns where `address` is. An error means that the kernel did not answer.
     pub(super) fn of(&self, address: IpAddr, now: Instant) -> io::Result<Locality> {
-        // A v4-mapped address is, to the kernel, the IPv4 address within.
+        // To the kernel, a v4-mapped address is the IPv4 address in it.
         let address = address.to_canonical();
         if let Some((asked, locality)) = self.recent().get(&address)
             && now.saturating_duration_since(*asked) < FRESH
@@ -94,12 +94,12 @@ impl Localities {
 
 type Recent = HashMap<IpAddr, (Instant, Locality), foldhash::fast::RandomState>;
 
-/// The discard port (RFC 863); `connect` on UDP sends nothing, so any would do.
+/// The discard port (RFC 863); `connect` on UDP sends nothing, so any port would do.
 const PORT: u16 = 9;
 
 fn probe_v4(socket: &Socket, address: Ipv4Addr) -> io::Result<Locality> {
     if address.is_unspecified() {
-        // To connect(2), 0.0.0.0 is this machine; to the option below it is no address.
+        // To connect(2), 0.0.0.0 is this machine; the option below does not accept it as an address.
         return Ok(Locality::Ours);
     }
     match socket.set_multicast_if_v4(&address) {
@@ -125,7 +125,7 @@ fn probe_v6(socket: &Socket, address: Ipv6Addr) -> io::Result<Locality> {
     }
 }
 
-/// What `connect` says when no route leads to a foreign address, or one that prohibits it.
+/// Whether `connect` reports that no route leads to a foreign address, or one that prohibits it.
 fn is_unroutable(error: &io::Error) -> bool {
     [Errno::NETUNREACH, Errno::HOSTUNREACH, Errno::ADDRNOTAVAIL, Errno::ACCESS, Errno::INVAL, Errno::NETDOWN]
         .iter()
@@ -151,7 +151,7 @@ mod tests {
         }
     }
 
-    /// The kernel's own list; empty where /proc does not show it.
+    /// Returns the kernel's own list; empty if /proc does not show it.
     fn listed_by_the_kernel() -> Vec<IpAddr> {
         let trie = std::fs::read_to_string("/proc/self/net/fib_trie").unwrap_or_default();
         let lines: Vec<&str> = trie.lines().map(str::trim).collect();
@@ -160,7 +160,7 @@ mod tests {
         let v4 = v4.map(|text| text.parse().unwrap());
         let inet6 = std::fs::read_to_string("/proc/self/net/if_inet6").unwrap_or_default();
         let v6 = inet6.lines().filter_map(|line| u128::from_str_radix(line.get(..32)?, 16).ok());
-        // Link-local addresses cannot be asked for without a zone; the floor has them.
+        // Link-local addresses cannot be probed without a zone; the floor contains them.
         let v6 = v6.map(Ipv6Addr::from_bits).filter(|address| !address.is_unicast_link_local()).map(IpAddr::V6);
         v4.chain(v6).collect()
     }

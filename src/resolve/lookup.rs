@@ -1,5 +1,5 @@
-//! One lookup from start to landing, and where its answers come from: servers and hosts file, with
-//! the files behind them watched for changes.
+//! One lookup from start to finish, and the sources of its answers: servers and hosts file. The files behind
+//! them are watched for changes.
 
 use super::answer::{Answer, Family, LookupError};
 use super::cache::{InFlight, Outcome};
@@ -14,16 +14,16 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::time::sleep_until;
 
-/// Once one family has an answer, how much longer the other is waited for.
+/// How much longer to wait for the other family once one has an answer.
 const OTHER_FAMILY: Duration = Duration::from_millis(250);
-/// A family without an answer beside one with: how long that is taken for a fact.
+/// How long a family's missing answer is accepted as a fact if the other family has an answer.
 const LAME_FAMILY: Duration = Duration::from_secs(30);
-/// Where an outdated answer had to serve, when the servers are asked for the name again (RFC 8767 §5).
+/// After a stale answer was used, the time until the servers are asked for the name again (RFC 8767 §5).
 const STALE_RETRY: Duration = Duration::from_secs(30);
 
-/// Runs one lookup: both families at once, the outcome shown as soon as it is of use, and landed when
-/// it is whole. Where the servers are silent or fail, `previous` stands in if it is not too old (RFC
-/// 8767): shown as soon as waiting longer would cost the guest more than an outdated answer.
+/// Runs one lookup for both families at once. It publishes the outcome as soon as it is useful, and finishes
+/// when it is complete. If the servers are silent or fail, `previous` is used, unless it is too old (RFC 8767).
+/// It is published once a longer wait would cost the guest more than a stale answer.
 pub(super) async fn look_up(
     upstreams: Arc<Upstreams>,
     name: HostName,
@@ -67,7 +67,7 @@ pub(super) async fn look_up(
     }
 }
 
-/// The outcome with `spare` for families that are missing or failed; and whether any of it was needed.
+/// Returns the outcome, with `spare` for families that are missing or failed, and whether any spare was needed.
 /// A name that does not exist any more gets none.
 fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(AddressKind) -> Option<Family>) -> (Outcome, bool) {
     let is_gone = [&v4, &v6].into_iter().flatten().any(|family| family.absence() == Some(LookupError::NoSuchName));
@@ -87,24 +87,24 @@ fn replaced(v4: Option<Family>, v6: Option<Family>, spare: &impl Fn(AddressKind)
     (outcome(v4, v6), needed)
 }
 
-/// One family of an earlier answer, if it will do where no server answers.
+/// Returns one family of an earlier answer, if it may be used while no server answers.
 fn stand_in(previous: &Option<Arc<Answer>>, kind: AddressKind) -> Option<Family> {
     previous.as_deref()?.family(kind).as_stale(Instant::now())
 }
 
-/// What is still fresh of an earlier answer need not be asked for.
+/// Returns a family of an earlier answer that is still fresh and need not be asked for.
 fn carried(previous: &Option<Arc<Answer>>, kind: AddressKind) -> Option<Family> {
     let family = previous.as_deref()?.family(kind);
     family.is_fresh(Instant::now()).then(|| family.clone())
 }
 
-/// Worth showing before the other family is there: addresses, or that there is no such name at all.
+/// Whether to publish it before the other family has arrived: it has addresses, or the name does not exist.
 fn is_of_use(family: &Family) -> bool {
     matches!(family.absence(), None | Some(LookupError::NoSuchName))
 }
 
-/// Where the other family has addresses, that this one failed is remembered longer than a failure of
-/// both: the name works, and asking again would keep its flows waiting.
+/// Extends how long a family's failure is remembered if the other family has addresses: the name works, and
+/// asking again would make its flows wait.
 fn settled(family: Option<Family>, other: &Option<Family>, now: Instant) -> Option<Family> {
     let works = other.as_ref().is_some_and(|other| other.absence().is_none());
     family.map(|family| match family.absence() {
@@ -122,8 +122,8 @@ fn outcome(v4: Option<Family>, v6: Option<Family>) -> Outcome {
     }
 }
 
-/// Which of two reasons tells more: that the name does not exist, then a failure, then NODATA, which
-/// is the whole truth only where both families say it.
+/// Returns the more informative of two reasons: that the name does not exist, then a failure, then NODATA,
+/// which is the whole truth only if both families report it.
 fn worse(one: LookupError, other: LookupError) -> LookupError {
     use LookupError::{NoAddresses, NoSuchName};
     match (one, other) {
@@ -137,7 +137,7 @@ fn failure_lifetime(v4: &Option<Family>, v6: &Option<Family>, now: Instant) -> D
     [v4, v6].into_iter().flatten().map(|family| family.ttl(now)).min().unwrap_or(FAILURE_TTL)
 }
 
-/// Where names are looked up, and what the files behind that looked like when they were read.
+/// Where names are looked up, and the state of the files when they were read.
 #[derive(Debug, Clone)]
 pub(super) struct Sources {
     settings: ResolverSettings,
@@ -153,12 +153,12 @@ impl Sources {
         Sources::read(settings, None)
     }
 
-    /// The same with other settings; servers that stay the same keep their connections and health.
+    /// Returns sources with other settings; unchanged servers keep their connections and health.
     pub(super) fn reopen(&self, settings: &ResolverSettings) -> Result<Sources, ResolveSetupError> {
         Sources::read(settings, Some(self))
     }
 
-    /// Reads again the files that changed; `None`: none did.
+    /// Reads the changed files again; `None` if none changed.
     pub(super) fn refresh(&self) -> Result<Option<Sources>, ResolveSetupError> {
         let hosts_file = self.settings.hosts_file.as_deref().and_then(Stamp::of);
         let resolv_conf = self.settings.servers.is_empty().then(|| Stamp::of(Path::new(RESOLV_CONF))).flatten();
@@ -177,7 +177,7 @@ impl Sources {
     }
 
     fn read(settings: &ResolverSettings, current: Option<&Sources>) -> Result<Sources, ResolveSetupError> {
-        // Stamped before they are read: a change in between is then seen at the next look.
+        // Stamped before reading: the next check then notices a change in between.
         let hosts_file = settings.hosts_file.as_deref().and_then(Stamp::of);
         let hosts = match &settings.hosts_file {
             Some(path) => {
@@ -202,8 +202,8 @@ impl Sources {
 
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 
-/// The servers of resolv.conf(5), on port 53. None, loudly, where the file cannot be used: it comes
-/// and goes with the network, and outgate starts before that.
+/// Returns the servers of resolv.conf(5), on port 53. Returns none, with an error in the log, if the file is
+/// not usable: it comes and goes with the network, and outgate starts before that.
 fn system_servers(path: &Path) -> Vec<NameServer> {
     let parsed = std::fs::read(path)
         .map_err(|error| error.to_string())
@@ -219,7 +219,7 @@ fn system_servers(path: &Path) -> Vec<NameServer> {
     }
 }
 
-/// What tells a file from the one that stood there before.
+/// Distinguishes a file from an earlier one at the same path.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Stamp {
     modified: Option<SystemTime>,

@@ -1,22 +1,22 @@
-//! One of `[resolver].servers`: where it is and how it is spoken to.
+//! One of `[resolver].servers`: its address and its protocol.
 
 use crate::name::HostName;
 use std::fmt;
 use std::net::SocketAddr;
 
-/// A DNS server. It is always connected to by its address, so that no name has to be looked up first.
+/// A DNS server. It is always addressed by IP address, so that no name has to be looked up first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NameServer {
-    /// Where it listens.
+    /// The address it listens on.
     pub address: SocketAddr,
-    /// How it is spoken to.
+    /// The protocol.
     pub channel: Channel,
 }
 
-/// How a server is spoken to.
+/// The protocol of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Channel {
-    /// In clear: UDP, and TCP where an answer does not fit (RFC 1035, RFC 7766).
+    /// Unencrypted: UDP, and TCP if an answer does not fit (RFC 1035, RFC 7766).
     Plain,
     /// DNS over TLS (RFC 7858).
     Tls {
@@ -27,25 +27,25 @@ pub enum Channel {
     Https {
         /// The name that its certificate must have.
         name: HostName,
-        /// The path of the URL, with the slash in front.
+        /// The path of the URL, with the leading slash.
         path: Box<str>,
     },
 }
 
 impl NameServer {
-    /// One that is spoken to in clear.
+    /// Creates an unencrypted server.
     pub const fn plain(address: SocketAddr) -> NameServer {
         NameServer { address, channel: Channel::Plain }
     }
 
-    /// Does it have to show a certificate?
+    /// Whether it must present a certificate.
     pub(super) fn is_encrypted(&self) -> bool {
         self.channel != Channel::Plain
     }
 }
 
 impl fmt::Display for NameServer {
-    /// As it stands in the configuration, the port written out.
+    /// Formats it as in the configuration, always with the port.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let address = self.address;
         match &self.channel {

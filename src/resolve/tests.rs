@@ -1,4 +1,4 @@
-//! The resolver against DNS servers on loopback, judged by what the servers were asked.
+//! Tests the resolver with DNS servers on loopback, judged by the queries that the servers received.
 
 mod server;
 mod stale;
@@ -29,7 +29,7 @@ impl Control {
     }
 }
 
-/// May start any lookup.
+/// Allows any lookup to start.
 fn freely() -> impl FnMut(bool) -> Start + Send {
     |_| Start::Now(Box::new(()))
 }
@@ -240,7 +240,7 @@ async fn a_truncated_answer_is_asked_for_over_tcp() {
 
 #[tokio::test]
 async fn a_server_that_changes_the_case_of_the_name_is_believed_over_tcp_alone() {
-    // Lower case by chance is out of the question for a name of this length.
+    // For a name of this length, lower case by chance is practically impossible.
     let name = "a-name-with-so-many-letters-that-case-counts.good.test";
     let server = serve(|query| match (query.tcp, query.family) {
         (false, _) => Reply::records(60, &[a("11.66.66.66")]).lowered(),
@@ -264,7 +264,7 @@ async fn a_server_that_is_slow_for_one_name_does_not_make_the_second_one_suspect
 #[tokio::test]
 async fn aliases_are_followed_and_judged_by_where_they_end() {
     let server = serve(|query| match (query.name.as_str(), query.family) {
-        // In one answer, with a record that belongs to nobody asked for.
+        // In one answer, with a record of a name that was not asked for.
         ("one.test", 4) => {
             Reply::records(60, &[cname("cdn.test"), a("11.0.0.20").of("cdn.test"), a("127.0.0.1").of("stray.test")])
         }
@@ -374,7 +374,7 @@ async fn names_of_the_hosts_file_are_not_asked_for_and_the_file_is_read_again() 
     world.resolver.check_files();
     assert_eq!(addresses(&world.vet("good.test:443").await), ["11.0.0.99:443"]);
     assert_eq!(addresses(&world.vet("lan.test:443").await), ["11.0.0.10:443"]);
-    // Taken away, the file read before stays in force.
+    // After its removal, the file read before stays in force.
     let path = file.into_temp_path();
     path.close().unwrap();
     world.resolver.check_files();

@@ -1,5 +1,5 @@
-//! Whom a DNS server that shows a certificate is vouched for by: the authorities that this machine trusts. What
-//! is wrong with a certificate is said here, for whoever uses the connection learns only that there is none.
+//! The certificate authorities that vouch for DNS servers with a certificate: those that this machine trusts.
+//! Certificate errors are logged here, because the user of the connection only learns that there is none.
 
 use crate::throttle::Throttle;
 use crate::tls::check_length;
@@ -12,12 +12,12 @@ use rustls::{ClientConfig, DigitallySignedStruct, Error, RootCertStore, Signatur
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Certificates behind the server's own; to look for a way through hundreds would take seconds.
+/// Most certificates behind the server's own; a path search through hundreds would take seconds.
 const MOST_BEHIND: usize = 8;
-/// Each lookup may try to connect; one line in so long says enough.
+/// Each lookup may try to connect; one log line per this time is enough.
 const BETWEEN_LINES: Duration = Duration::from_secs(15);
 
-/// A client that goes by the authorities of `SSL_CERT_FILE` and `SSL_CERT_DIR`, or of the system's folders.
+/// Returns a client that trusts the authorities of `SSL_CERT_FILE` and `SSL_CERT_DIR`, or of the system's folders.
 pub(super) fn client() -> Result<ClientConfig, NetError> {
     let mut roots = RootCertStore::empty();
     let (taken, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -35,7 +35,7 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
 }
 
-/// The library's own verifier, which decides, and a line in the log where it says no.
+/// Wraps the library's own verifier, which decides, and logs its refusals.
 #[derive(Debug)]
 struct Telling {
     verifier: Arc<WebPkiServerVerifier>,

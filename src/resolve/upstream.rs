@@ -1,6 +1,6 @@
-//! The DNS servers: one query in, the records of one family out. hickory speaks the protocol; which
-//! server is asked, and when the next one is, is decided here, because hickory's own pool gives up on
-//! the first SERVFAIL and asks a dead server anew for every name.
+//! The DNS servers: sends one query and returns the records of one family. hickory implements the protocol.
+//! This module decides which server is asked, and when the next one is, because hickory's own pool gives up on
+//! the first SERVFAIL and asks a dead server again for every name.
 
 use super::answer::{Family, LookupError, MAX_PER_FAMILY};
 use super::server::{Channel, NameServer};
@@ -20,34 +20,34 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
 
-/// More servers than this are not used.
+/// Servers beyond this number are not used.
 const MAX_SERVERS: usize = 8;
-/// How long a server that left us without an answer is asked after the others.
+/// How long a server that did not answer is asked after the others.
 const SICK: Duration = Duration::from_secs(15);
-/// No answer is relied on for longer.
+/// No answer is used for longer than this.
 const MAX_TTL: Duration = Duration::from_secs(86_400);
-/// Bounds on how long "there is none" is relied on, whatever the SOA says (RFC 2308 §5).
+/// Bounds on how long "there is none" is used, whatever the SOA says (RFC 2308 §5).
 const NEGATIVE_TTL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
-/// How long a failure to learn anything is remembered.
+/// How long a failure to get any answer is remembered.
 pub(super) const FAILURE_TTL: Duration = Duration::from_secs(2);
-/// How long a flow or a query that could be served an outdated answer waits for a new one.
+/// How long a flow or a query with a usable stale answer waits for a new one.
 const STALE_PATIENCE: Duration = Duration::from_millis(1800);
-/// What is said of a server that was silent.
+/// The log's text for a silent server.
 const NO_ANSWER: &str = "no answer in time";
 /// How long a server may take to answer [`Upstreams::try_out`].
 const TRIAL: Duration = Duration::from_secs(2);
-/// Trials in a row that no server answered, until that is told: one datagram may be lost.
+/// Trials in a row without any answer before it is reported: one datagram may be lost.
 const TRIALS: u32 = 2;
 /// Names followed within one answer; hickory itself follows eight across answers.
 const MAX_CHAIN: usize = 16;
 
-/// The servers in the operator's order, with what is known of their health.
+/// The servers in the operator's order, with their known health.
 #[derive(Debug)]
 pub(super) struct Upstreams {
     servers: Vec<Server>,
     timeout: Duration,
     started: Instant,
-    /// Milliseconds after `started` at which a server answered last.
+    /// Milliseconds after `started` at which a server last answered.
     answered: AtomicU64,
     /// Trials since then that no server answered.
     silent: AtomicU32,
@@ -57,7 +57,7 @@ pub(super) struct Upstreams {
 struct Server {
     what: NameServer,
     resolver: TokioResolver,
-    /// Milliseconds after `Upstreams::started` until which the server is asked last; 0: it is well.
+    /// Milliseconds after `Upstreams::started` until which the server is asked last; 0 means healthy.
     sick_until: AtomicU64,
 }
 
@@ -71,10 +71,10 @@ pub enum AddressKind {
 }
 
 impl Upstreams {
-    /// Prepares to ask `servers`; nothing is sent yet. A server is taken for dead after `timeout`.
+    /// Prepares queries to `servers`; nothing is sent yet. A server counts as dead after `timeout`.
     pub(super) fn new(servers: &[NameServer], timeout: Duration) -> Result<Upstreams, NetError> {
         let servers = servers.get(..MAX_SERVERS).unwrap_or(servers);
-        // Read once for all of them; without one that shows a certificate they are not needed.
+        // Loaded once for all servers, and only if one of them uses a certificate.
         let tls = servers.iter().any(NameServer::is_encrypted).then(tls_roots::client).transpose()?;
         let servers = servers
             .iter()
@@ -106,8 +106,8 @@ impl Upstreams {
         }
     }
 
-    /// Asks the servers one after the other: the next one when one fails, or has been silent for a
-    /// moment. The first that knows wins; what the slower ones say is dropped.
+    /// Asks the servers one after the other: the next one when one fails, or has been silent for a moment. The
+    /// first conclusive answer wins; later answers of slower servers are dropped.
     async fn ask_in_turn(self: &Arc<Upstreams>, name: &Name, kind: AddressKind, deadline: Instant) -> Found {
         let mut order = self.order().into_iter();
         let mut running = JoinSet::new();
@@ -130,7 +130,7 @@ impl Upstreams {
                                 next = order.next();
                             }
                             knowledge => {
-                                // Those asked before the one that knew, and silent to this moment.
+                                // Servers asked before the one that answered, and silent until now.
                                 silent
                                     .iter()
                                     .take_while(|other| **other != index)
@@ -183,13 +183,14 @@ impl Upstreams {
         self.silent.store(0, Ordering::Relaxed);
     }
 
-    /// Has any server answered within this time?
+    /// Whether any server has answered within this time.
     pub(super) fn answered_within(&self, time: Duration) -> bool {
         self.clock().saturating_sub(self.answered.load(Ordering::Relaxed)) < millis(time)
     }
 
-    /// Asks all servers for the root's servers, which each has at hand (RFC 8109). Whatever is answered shows that it
-    /// is there; who is asked first stays as it is, for one that has this at hand may have nothing else.
+    /// Asks all servers for the root's name servers, which each server has at hand (RFC 8109). Any answer shows
+    /// that a server is reachable. The order of the servers does not change, because one that answers this may
+    /// have no other answers.
     pub(super) async fn try_out(self: &Arc<Upstreams>) {
         let mut running = JoinSet::new();
         for index in 0..self.servers.len() {
@@ -214,12 +215,12 @@ impl Upstreams {
         }
     }
 
-    /// All servers, where none of them answers whatever is asked.
+    /// Returns all servers if none of them answers any query.
     pub(super) fn all_silent(&self) -> Option<String> {
         (self.silent.load(Ordering::Relaxed) >= TRIALS).then(|| self.names())
     }
 
-    /// Was the last trial in vain?
+    /// Whether the last trial got no answer.
     pub(super) fn is_in_doubt(&self) -> bool {
         self.silent.load(Ordering::Relaxed) > 0
     }
@@ -229,15 +230,15 @@ impl Upstreams {
         names.join(", ")
     }
 
-    /// How long a server may be silent before the next one is asked as well: long enough for most
-    /// names that the server has to look up itself, short enough for a flow that waits.
+    /// Returns how long a server may be silent before the next one is asked as well: long enough for most names
+    /// that the server has to look up itself, short enough for a waiting flow.
     fn patience(&self) -> Duration {
         (self.timeout / 4).min(Duration::from_millis(400))
     }
 
-    /// The servers' indices in the order to ask them: those that are well in the operator's order,
-    /// then the sick ones. One whose time is up is tried by a single query; meanwhile the others
-    /// still go past it.
+    /// Returns the servers' indices in the order in which to ask them: the healthy ones in the operator's
+    /// order, then the sick ones. When a sick server's time is up, a single query tries it; meanwhile the
+    /// others still pass it over.
     fn order(&self) -> Vec<usize> {
         let clock = self.clock();
         let is_well = |server: &Server| {
@@ -262,22 +263,22 @@ impl Upstreams {
         }
     }
 
-    /// How long to wait for the servers where an outdated answer is at hand (RFC 8767 §5 suggests 1.8 s);
-    /// not at all while none of them is well.
+    /// Returns how long to wait for the servers if a stale answer exists (RFC 8767 §5 suggests 1.8 s); zero
+    /// while none of them is healthy.
     pub(super) fn stale_patience(&self) -> Duration {
         let clock = self.clock();
         let none_is_well = self.servers.iter().all(|server| server.sick_until.load(Ordering::Relaxed) > clock);
         if none_is_well { Duration::ZERO } else { self.timeout.min(STALE_PATIENCE) }
     }
 
-    /// All servers, where none of them has answered since it last failed; for a quarter of a minute after that.
+    /// Returns all servers if none of them has answered since it last failed, for 15 s after that failure.
     pub(super) fn all_failing(&self) -> Option<String> {
         let clock = self.clock();
         let none_is_well = self.servers.iter().all(|server| server.sick_until.load(Ordering::Relaxed) > clock);
         (none_is_well && !self.servers.is_empty()).then(|| self.names())
     }
 
-    /// The servers that are asked last at present.
+    /// Returns the servers that are asked last at present.
     #[cfg(test)]
     pub(super) fn sick(&self) -> Vec<std::net::SocketAddr> {
         let sick = self.servers.iter().filter(|server| server.sick_until.load(Ordering::Relaxed) > self.clock());
@@ -323,12 +324,12 @@ impl Absence {
         }
     }
 
-    /// Nobody was reached who could have known?
+    /// Whether no server was reached that could have known.
     fn is_out_of_reach(&self) -> bool {
         matches!(self.why, LookupError::Timeout | LookupError::Unreachable)
     }
 
-    /// The more telling of two failures: what a server said before that none answered.
+    /// Returns the more informative of two failures: a server's response rather than that none answered.
     fn or(self, earlier: Absence) -> Absence {
         if matches!(earlier.why, LookupError::Refused(_)) { earlier } else { self }
     }
@@ -356,10 +357,10 @@ fn hickory(server: &NameServer, tls: Option<&ClientConfig>, timeout: Duration) -
     options.num_concurrent_reqs = 1;
     // Over TCP the queries of all flows share one connection.
     options.max_active_requests = 4096;
-    // CNAMEs are needed for the TTL and to tell whose addresses an answer holds.
+    // CNAMEs are needed for the TTL and to check whose addresses an answer contains.
     options.preserve_intermediates = true;
-    // 0x20: one more thing that a spoofed answer has to guess; a server that does not keep the case
-    // is asked over TCP. Inside TLS there is nobody to guess.
+    // 0x20: one more thing that a spoofed answer has to guess; a server that does not preserve the case is
+    // asked over TCP. Within TLS nobody can spoof answers.
     options.case_randomization = !server.is_encrypted();
     let config = ResolverConfig::from_name_servers(vec![name_server]);
     let builder = Hickory::builder_with_config(config, TokioRuntimeProvider::default()).with_options(options);
@@ -369,15 +370,15 @@ fn hickory(server: &NameServer, tls: Option<&ClientConfig>, timeout: Duration) -
     }
 }
 
-/// The name as hickory wants it: absolute, so that no search domain is tried.
+/// Converts the name for hickory: absolute, so that no search domain is tried.
 fn query_name(name: &HostName) -> Option<Name> {
     let mut name = Name::from_labels(name.labels().map(str::as_bytes)).ok()?;
     name.set_fqdn(true);
     Some(name)
 }
 
-/// The addresses in the answer that belong to `name` or to a name it is an alias for. Records that
-/// hang on no CNAME of the chain are left out (RFC 5452 §6).
+/// Returns the answer's addresses that belong to `name` or to a name it is an alias for. Records that are not
+/// linked by the chain of CNAMEs are left out (RFC 5452 §6).
 fn addresses(lookup: &Lookup, name: &Name, kind: AddressKind) -> Found {
     let records = lookup.answers();
     let mut chain = vec![name];

@@ -1,5 +1,5 @@
-//! Which guest a client certificate is: the first dNSName of its subjectAltName, else the CN of its subject
-//! (RFC 5280 §4.1.2.6, §4.2.1.6).
+//! Determines the guest of a client certificate: the first dNSName of its subjectAltName, else the CN of its
+//! subject (RFC 5280 §4.1.2.6, §4.2.1.6).
 
 use crate::config::is_guest_name;
 use rustls::client::danger::HandshakeSignatureValid;
@@ -10,14 +10,14 @@ use std::sync::Arc;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
-/// The guest's name in the certificate that the client showed, and that was verified.
+/// Returns the guest's name in the client's verified certificate.
 pub fn certified_name(stream: &super::Stream) -> Option<Arc<str>> {
     let (_, connection) = stream.get_ref();
     guest_name(connection.peer_certificates()?.first()?)
 }
 
-/// The guest's name in a certificate; `None` where there is none, or none that a guest may have. A dNSName that no
-/// guest may have does not give way to the CN, and of several CNs none is better than the others.
+/// Returns the guest's name in a certificate; `None` if there is none, or if a guest may not have that name. An
+/// invalid dNSName does not fall back to the CN, and several CNs count as none.
 fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
     let names = certificate.subject_alternative_name().ok()?.map(|extension| &extension.value.general_names);
@@ -39,18 +39,18 @@ fn guest_name(certificate: &CertificateDer<'_>) -> Option<Arc<str>> {
     is_guest_name(name).then(|| name.into())
 }
 
-/// Certificates behind the client's own. The library looks for a way from it to an authority before it verifies any
-/// signature, and of hundreds that fit in one message there are so many ways that it would take seconds, in which the
-/// thread does nothing else.
+/// Most certificates behind the client's own. The library searches a path from it to an authority before it
+/// verifies any signature. The hundreds that fit in one message have so many paths that this would take
+/// seconds, in which the thread does nothing else.
 const MOST_BEHIND: usize = 4;
 
-/// Takes what `verifier` takes, if no more than a few certificates stand behind it and, where it `must_name` a guest,
-/// there is a guest's name in it.
+/// Returns a verifier that accepts what `verifier` accepts, if at most `MOST_BEHIND` other certificates are
+/// sent along and, if it `must_name` a guest, the certificate contains a guest's name.
 pub(super) fn careful(verifier: Arc<dyn ClientCertVerifier>, must_name: bool) -> Arc<dyn ClientCertVerifier> {
     Arc::new(Careful { verifier, must_name })
 }
 
-/// Too many certificates to look for a way through.
+/// Checks that there are not too many certificates for a path search.
 ///
 /// # Errors
 /// With more than `most` behind the first one.
@@ -124,7 +124,7 @@ mod tests {
     use super::*;
     use rcgen::{CertificateParams, DnType, KeyPair, SanType};
 
-    /// The guest in a certificate with these dNSNames, e-mail addresses (which are none) and CNs.
+    /// Returns the guest in a certificate with these dNSNames, e-mail addresses (which do not count) and CNs.
     fn guest(names: &[&str], emails: &[&str], commons: &[&str]) -> Option<String> {
         let mut params = CertificateParams::default();
         let email = emails.iter().map(|text| SanType::Rfc822Name((*text).try_into().unwrap()));

@@ -1,4 +1,4 @@
-//! The handshake, and what is said of one that came to nothing.
+//! The handshake, and the log lines for failed ones.
 
 use super::{Socket, Stream};
 use crate::throttle::Throttle;
@@ -10,31 +10,31 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpStream;
 
-/// Between two lines on handshakes that failed at one listener.
+/// Shortest time between two log lines for the same fault at one listener.
 const BETWEEN_LINES: Duration = Duration::from_secs(1);
 
-/// What became of a handshake that came to nothing.
+/// Why a handshake failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The connection began with what no TLS begins with, or went on so.
+    /// The connection did not begin with TLS, or did not continue as TLS.
     NotTls,
-    /// It did not come to its end in time.
+    /// It did not finish in time.
     Timeout,
-    /// The client went away.
+    /// The client closed the connection.
     BrokenOff,
-    /// The client has no use for our certificate, or for something else of ours.
+    /// The client rejects our certificate or another part of our offer.
     ClientRefuses,
-    /// There is no version, cipher or protocol that both sides speak, or the client broke the rules.
+    /// The two sides share no version, cipher or protocol, or the client violated the protocol.
     Protocol,
-    /// A certificate is asked for, and the client has none.
+    /// A certificate is required, and the client has none.
     NoClientCertificate,
-    /// It is over, or not yet begun.
+    /// The client's certificate has expired or is not valid yet.
     ClientCertificateExpired,
-    /// It is of no authority that is known here.
+    /// It is not from a known authority.
     ClientCertificateUntrusted,
-    /// There is no guest's name in it.
+    /// It contains no guest's name.
     ClientCertificateUnnamed,
-    /// It is no good for another reason.
+    /// It is invalid for another reason.
     ClientCertificate,
 }
 
@@ -71,7 +71,7 @@ impl Fault {
 
     fn of(error: &io::Error) -> Fault {
         let Some(error) = error.get_ref().and_then(|inner| inner.downcast_ref::<Error>()) else {
-            // The library's own bound on messages is an error without a name.
+            // The library's own bound on messages is an untyped error.
             let is_message = matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::Other);
             return if is_message { Fault::Protocol } else { Fault::BrokenOff };
         };
@@ -82,7 +82,7 @@ impl Fault {
                 | CertificateError::ExpiredContext { .. }
                 | CertificateError::NotValidYet
                 | CertificateError::NotValidYetContext { .. } => Fault::ClientCertificateExpired,
-                // An authority of the same name has another key.
+                // An authority with the same name has another key.
                 CertificateError::UnknownIssuer | CertificateError::BadSignature => Fault::ClientCertificateUntrusted,
                 CertificateError::ApplicationVerificationFailure => Fault::ClientCertificateUnnamed,
                 _ => Fault::ClientCertificate,
@@ -94,18 +94,19 @@ impl Fault {
     }
 }
 
-/// A handshake that came to nothing.
+/// A failed handshake.
 #[derive(Debug)]
 pub struct Refused {
-    /// What became of it.
+    /// The kind of failure.
     pub fault: Fault,
-    /// In words.
+    /// The failure in words.
     pub why: String,
-    /// The connection, where the alert is on its way: closed with bytes unread it would be reset, and the alert lost.
+    /// The connection, if an alert is being sent: closing it with unread bytes would reset it, and the alert
+    /// would be lost.
     pub stream: Option<TcpStream>,
 }
 
-/// Takes a connection through its handshake.
+/// Performs the handshake of a connection.
 ///
 /// # Errors
 /// [`Refused`], also when `deadline` is done first. The client was sent the alert.
@@ -115,8 +116,8 @@ pub async fn handshake(
     deadline: impl Future<Output = ()>,
 ) -> Result<Stream, Refused> {
     let handshake = async {
-        // An alert is tried to be written only once, and the runtime takes a connection that is so new for one that
-        // cannot be written to.
+        // The library tries only once to write an alert, and the runtime assumes that a connection this new is
+        // not writable yet.
         if let Err(error) = socket.tcp().writable().await {
             return Err(Refused::of(&error));
         }
@@ -131,12 +132,12 @@ pub async fn handshake(
 }
 
 impl Refused {
-    /// The connection began with what no TLS begins with.
+    /// Returns the error for a connection that does not begin with TLS.
     pub fn not_tls() -> Refused {
         Refused { fault: Fault::NotTls, why: "it does not begin like TLS".to_owned(), stream: None }
     }
 
-    /// It did not come to its end in time.
+    /// Returns the error for a handshake that did not finish in time.
     pub fn timeout() -> Refused {
         Refused { fault: Fault::Timeout, why: "the handshake took too long".to_owned(), stream: None }
     }
@@ -151,7 +152,7 @@ impl Refused {
     }
 }
 
-/// What the log says of a listener's handshakes that failed: a line each, but in a flood one a second and fault.
+/// Logs the failed handshakes of a listener: one line each, but in a flood only one per second and fault.
 #[derive(Debug)]
 pub struct Complaints {
     listener: &'static str,
@@ -159,17 +160,17 @@ pub struct Complaints {
 }
 
 impl Complaints {
-    /// Of the listener of this name.
+    /// Creates it for the listener of this name.
     pub fn new(listener: &'static str) -> Complaints {
         Complaints { listener, lines: Fault::ALL.map(|_| Throttle::new(BETWEEN_LINES)) }
     }
 
-    /// The listener.
+    /// Returns the listener's name.
     pub fn listener(&self) -> &'static str {
         self.listener
     }
 
-    /// Says in the log that a handshake with `peer` failed.
+    /// Logs that a handshake with `peer` failed.
     pub fn tell(&self, peer: Option<SocketAddr>, refused: &Refused) {
         let Refused { fault, why, .. } = refused;
         let Some(untold) = self.lines.get(*fault as usize).and_then(Throttle::turn) else { return };

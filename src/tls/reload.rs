@@ -1,5 +1,6 @@
-//! Follows the files of TLS while the daemon runs: certbot's links, Kubernetes' `..data`, a file that is written
-//! over. stat(2) of what the paths lead to is asked every two seconds, which no way of replacing escapes.
+//! Watches the TLS files while the daemon runs: certbot's links, Kubernetes' `..data`, a file that is
+//! overwritten. It calls stat(2) on the targets of the paths every two seconds, so no way of replacing a file
+//! is missed.
 
 use super::{Loaded, TlsError, TlsSettings, load};
 use crate::system;
@@ -7,15 +8,15 @@ use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Between two looks.
+/// Time between two checks.
 const INTERVAL: Duration = Duration::from_secs(2);
-/// A certificate that ends within this is worth a word.
+/// A certificate that expires within this many seconds causes a warning.
 const SOON: i64 = 14 * 86_400;
 
-/// What the next handshake is made with.
+/// What the next handshake uses.
 pub type Live = Arc<ArcSwap<Loaded>>;
 
-/// The files and what came of them.
+/// The files and the result of loading them.
 pub struct CertificateReloader {
     settings: TlsSettings,
     stamp: Stamp,
@@ -26,7 +27,7 @@ impl CertificateReloader {
     /// Reads the files for the first time.
     ///
     /// # Errors
-    /// [`TlsError`]: there is nothing to begin with.
+    /// [`TlsError`]: there is no earlier certificate to use.
     pub fn open(settings: &TlsSettings) -> Result<CertificateReloader, TlsError> {
         let stamp = stamp(settings);
         let live = Arc::new(ArcSwap::from_pointee(load(settings)?));
@@ -35,24 +36,24 @@ impl CertificateReloader {
         Ok(keeper)
     }
 
-    /// What handshakes are made with.
+    /// Returns what handshakes use.
     pub fn live(&self) -> Live {
         Arc::clone(&self.live)
     }
 
-    /// The last second of the certificate in use, since 1970.
+    /// Returns the last second of the current certificate's validity, since 1970.
     pub fn expires(&self) -> i64 {
         self.live.load().expires
     }
 
-    /// Looks whether the files changed and takes them over, connections that are open staying as they are.
-    /// `tell` learns how it went. What cannot be used changes nothing. Never returns.
+    /// Checks whether the files changed and loads them; open connections stay as they are. `tell` gets the
+    /// result. Unusable files change nothing. Never returns.
     pub async fn follow(mut self, tell: impl Fn(Result<i64, &TlsError>)) {
         let mut last_error = String::new();
         loop {
             tokio::time::sleep(INTERVAL).await;
             let (settings, before) = (self.settings.clone(), self.stamp.clone());
-            // The disk may hang, and this runtime has more to do.
+            // The disk may hang, and this runtime has other work.
             let looked = tokio::task::spawn_blocking(move || look(&settings, &before)).await;
             let Ok(Some((stamp, loaded))) = looked else { continue };
             self.stamp = stamp;
@@ -66,7 +67,7 @@ impl CertificateReloader {
                     tell(Ok(expires));
                 }
                 Err(error) => {
-                    // What could not be read may be there the next time, with the same stamp.
+                    // A file that could not be read may be readable the next time, with the same stamp.
                     if matches!(error, TlsError::Io { .. }) {
                         self.stamp.clear();
                     }
@@ -92,14 +93,14 @@ impl CertificateReloader {
     }
 }
 
-/// Reads the files, if their stamp is another. It is taken before that, so that a change in between is seen at the
-/// next look.
+/// Reads the files if their stamp has changed. The stamp is taken first, so that the next check notices a
+/// change in between.
 fn look(settings: &TlsSettings, before: &Stamp) -> Option<(Stamp, Result<Loaded, TlsError>)> {
     let now = stamp(settings);
     if now == *before { None } else { Some((now, load(settings))) }
 }
 
-/// Of each file.
+/// The stamp of each file.
 type Stamp = Vec<system::Stamp>;
 
 fn stamp(settings: &TlsSettings) -> Stamp {

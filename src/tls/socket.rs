@@ -1,4 +1,4 @@
-//! The connection below TLS: what was read of it before, what is read ahead, and how much of it is given out at once.
+//! The connection below TLS: bytes that were read before, bytes read ahead, and a bound on what is passed on at once.
 
 use std::cell::RefCell;
 use std::io;
@@ -7,21 +7,22 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
-/// rustls reads 4 KiB at a time, which is four system calls a record. What is there is read at once, 64 KiB at most,
-/// which costs a third less CPU time for the same bytes.
+/// rustls reads 4 KiB at a time, which is four system calls per record. Reading everything available at once,
+/// up to 64 KiB, costs a third less CPU time for the same bytes.
 const MOST: usize = 64 << 10;
 
-/// Records that are opened in one go.
+/// Records that are decrypted in one turn.
 const AT_ONCE: usize = 16;
 
-/// What a record counts at least, 4 KiB: to open one takes as long as to copy that, and one that changes keys longer.
+/// The minimum cost of a record, 4 KiB: decrypting one takes as long as copying that much, and a key update
+/// takes longer.
 const PRICE: usize = 4 << 10;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A TCP connection, and what was read of it before it was known to be TLS.
+/// A TCP connection, and the bytes that were read from it before it was known to be TLS.
 #[derive(Debug)]
 pub struct Socket {
     stream: TcpStream,
@@ -32,33 +33,33 @@ pub struct Socket {
     budget: RecordBudget,
 }
 
-/// What is given out, by records.
+/// A bound on what is passed on, by records.
 #[derive(Debug)]
 struct RecordBudget {
     record: RecordProgress,
-    /// Records that may still be begun; without bound during the handshake.
+    /// Records that may still be started; unbounded during the handshake.
     allowed: usize,
     extra_cost: usize,
 }
 
-/// Where in a TLS record the bytes are that are taken out next (RFC 8446 §5.1: type, version, length).
+/// The position of the next bytes within a TLS record (RFC 8446 §5.1: type, version, length).
 #[derive(Clone, Copy, Debug, Default)]
 struct RecordProgress {
     header: [u8; 5],
-    /// Bytes of the header that were taken.
+    /// Header bytes that were taken.
     begun: usize,
-    /// Bytes of the body that are still to come.
+    /// Bytes of the body that are still missing.
     left: usize,
 }
 
 impl RecordProgress {
-    /// Does what comes next begin a record?
+    /// Whether the next byte starts a record.
     fn is_over(&self) -> bool {
         self.left == 0 && self.begun == 0
     }
 
-    /// How many of `bytes` belong to this record or to its header. What is taken of them is noted; the length of
-    /// the record, header included, is given when its header ends.
+    /// Returns how many of `bytes` belong to this record or its header, and counts them as taken. When the
+    /// header is complete, it also returns the length of the record, including the header.
     fn take(&mut self, bytes: &[u8]) -> (usize, Option<usize>) {
         if self.left > 0 {
             let part = self.left.min(bytes.len());
@@ -88,7 +89,7 @@ impl RecordBudget {
         self.allowed == 0 && self.record.is_over()
     }
 
-    /// How many of `bytes` are given out: as far as records may be begun.
+    /// Returns how many of `bytes` may be passed on, as far as records may be started.
     fn count(&mut self, bytes: &[u8]) -> usize {
         let mut len = 0;
         while let Some(rest) = bytes.get(len..).filter(|rest| !rest.is_empty()) {
@@ -106,7 +107,7 @@ impl RecordBudget {
 }
 
 impl Socket {
-    /// `ahead` was read of `stream`.
+    /// Creates it; `ahead` was already read from `stream`.
     pub fn new(stream: TcpStream, ahead: Vec<u8>) -> Socket {
         Socket {
             stream,
@@ -117,43 +118,43 @@ impl Socket {
         }
     }
 
-    /// The connection alone.
+    /// Returns only the connection.
     pub fn into_tcp(self) -> TcpStream {
         self.stream
     }
 
-    /// Reads no more than so many bytes at once from now on; 64 KiB is the most in any case.
+    /// Limits later reads to this many bytes at once; 64 KiB is the maximum in any case.
     pub fn read_at_most(&mut self, bytes: usize) {
         self.most = bytes.min(MOST);
     }
 
-    /// Bounds what is given out until this is called again: 16 records, 256 KiB at most. Who reads on gets nothing and
-    /// is not woken.
+    /// Sets how much is passed on until the next call: 16 records, 256 KiB at most. After that, a reader gets
+    /// nothing and is not woken.
     pub fn refill(&mut self) {
         self.budget.allowed = AT_ONCE;
     }
 
-    /// Has all been given out that [`refill`](Self::refill) allows?
+    /// Whether everything that [`refill`](Self::refill) allows has been passed on.
     pub fn is_spent(&self) -> bool {
         self.budget.is_spent()
     }
 
-    /// What small records have cost beyond their bytes since this was last asked.
+    /// Returns the cost of small records beyond their bytes since the last call.
     pub fn take_surcharge(&mut self) -> usize {
         std::mem::take(&mut self.budget.extra_cost)
     }
 
-    /// How many bytes were read and not yet used.
+    /// Returns the size of the buffer of bytes that were read ahead.
     pub fn held(&self) -> usize {
         self.ahead.len()
     }
 
-    /// The connection.
+    /// Returns the connection.
     pub fn tcp(&self) -> &TcpStream {
         &self.stream
     }
 
-    /// Reads what there is.
+    /// Reads the available bytes.
     fn poll_ahead(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         SCRATCH.with_borrow_mut(|scratch| {
             if scratch.is_empty() {

@@ -34,7 +34,7 @@ fn no_guest_gets_more_than_a_quarter_of_the_whole() {
     assert_eq!(gate.admit(IpAddr::from([10, 0, 0, 9]), Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
 }
 
-/// When the turn of a new connection of `source` comes, counted from `now`.
+/// Returns when the turn of a new connection of `source` comes, counted from `now`.
 fn turn(gate: &Arc<Gate>, source: IpAddr, now: Instant) -> Result<Duration, Reason> {
     gate.admit(source, Purpose::Flow, now).map(|slot| slot.turn().map_or(Duration::ZERO, |turn| turn - now))
 }
@@ -127,7 +127,7 @@ fn new_names_come_in_a_burst_then_wait_and_what_was_asked_before_counts_little()
     for _ in 0..200 {
         assert!(matches!(ask(true, now), NamePace::Now(_)));
     }
-    // A page or a job begins so; from then on they wait for what comes in each second.
+    // A page or a job begins like this; from then on names wait for what each second allows.
     let mut waits = gate.names(A, now);
     let NamePace::After(wait) = waits.ask(true, now) else { panic!("it is to wait") };
     assert_eq!(wait, Duration::from_millis(100));

@@ -1,6 +1,6 @@
-//! What is in use and what there is, of memory and file descriptors: /proc/self, getrlimit(2), and the
-//! control group of the process (version 2). Files that are read often are kept open, so that they can be
-//! read when no descriptor is left. What cannot be read counts as unbounded.
+//! How much memory and how many file descriptors are in use, and how many there are: /proc/self, getrlimit(2),
+//! and the process's control group (version 2). Files that are read often stay open, so that they can be read
+//! when no descriptor is left. A value that cannot be read counts as unbounded.
 
 use crate::accept::overload::Level;
 use crate::account::{files_listed, files_open};
@@ -9,11 +9,11 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// Where control groups are.
+/// Mount point of the control groups.
 const GROUPS: &str = "/sys/fs/cgroup";
-/// How often the bounds are read anew: `systemctl set-property` changes them while the daemon runs.
+/// How often the bounds are read again: `systemctl set-property` changes them while the daemon runs.
 const REFRESH: Duration = Duration::from_secs(10);
-/// How often descriptors are counted where the kernel does not tell their number.
+/// How often descriptors are counted where the kernel does not report their number.
 const RECOUNT: Duration = Duration::from_secs(2);
 
 pub(super) struct Gauges {
@@ -24,14 +24,14 @@ pub(super) struct Gauges {
     counted: Option<Counted>,
 }
 
-/// A control group, or one around it, that bounds memory.
+/// A memory-bounded control group: the process's own, with the smallest bound of it and its ancestors.
 struct Group {
     bound: u64,
     current: File,
     stat: File,
 }
 
-/// A count of descriptors, and the connections that there were then.
+/// A count of descriptors, and the number of connections at that time.
 struct Counted {
     at: Instant,
     files: u64,
@@ -49,13 +49,13 @@ impl Gauges {
         }
     }
 
-    /// Memory, held against the bound that is nearest: `configured`, which is for what the process has
-    /// resident, or that of its control group, which counts what the kernel keeps for it (socket buffers)
-    /// as well. Files in the page cache count in neither: they go when the memory is wanted.
+    /// Returns the memory level for the nearer of two bounds. `configured` applies to the process's resident
+    /// memory. The control group's bound also counts what the kernel keeps for the process (socket buffers).
+    /// Neither counts files in the page cache: the kernel frees them when memory is needed.
     pub(super) fn memory(&mut self, configured: Option<u64>) -> Level {
         if self.read.elapsed() >= REFRESH {
             self.read = Instant::now();
-            // Out of descriptors, what is open stays.
+            // Without free descriptors, the files already open are kept.
             if let Some(group) = Group::of_this_process() {
                 self.group = Some(group);
             }
@@ -67,7 +67,7 @@ impl Gauges {
         [own, group.unwrap_or_default()].into_iter().fold(own, nearer)
     }
 
-    /// File descriptors, of those that the soft limit allows.
+    /// Returns the file descriptors in use, and the soft limit.
     pub(super) fn files(&mut self, live: u32, telling: u32) -> Level {
         let bound = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(0);
         let used = files_open().unwrap_or_else(|| self.estimate(live, telling, bound));
@@ -79,8 +79,8 @@ impl Gauges {
         resident_pages(&text).unwrap_or(0).saturating_mul(self.page)
     }
 
-    /// Two a connection on top of what was counted last; counted again, and not too often, where that is
-    /// more than half of what there is.
+    /// Estimates the descriptors: the last count, plus two per new connection. If that exceeds half of the
+    /// limit, they are counted again, but not too often.
     fn estimate(&mut self, live: u32, telling: u32, bound: u64) -> u64 {
         let guess = |counted: &Counted| {
             let more = u64::from(live.saturating_sub(counted.live)) * 2;
@@ -98,20 +98,20 @@ impl Gauges {
     }
 }
 
-/// The one of which more is in use; a bound before none.
+/// Returns the level with the larger share in use; one with a bound before one without.
 fn nearer(one: Level, other: Level) -> Level {
     if other.bound > 0 && (one.bound == 0 || other.share() > one.share()) { other } else { one }
 }
 
 impl Group {
-    /// The group of this process, with the smallest bound of it and those around it.
+    /// Returns the group of this process, with the smallest bound of it and its ancestors.
     fn of_this_process() -> Option<Group> {
         let own = fs::read_to_string("/proc/self/cgroup").ok()?;
         Group::at(Path::new(GROUPS), path_of(&own)?)
     }
 
-    /// In a container the path may be the host's, while only the container's own group is mounted: then it
-    /// is at the root of the mount.
+    /// Opens the group at `path`. In a container, `path` may be the host's path while only the container's own
+    /// group is mounted. Then the group is at the root of the mount.
     fn at(mount: &Path, path: &Path) -> Option<Group> {
         let own = mount.join(path);
         let own = if own.join("memory.current").exists() { own } else { mount.to_owned() };
@@ -122,7 +122,7 @@ impl Group {
         Some(Group { bound, current: open("memory.current")?, stat: open("memory.stat")? })
     }
 
-    /// What the group uses and would not give back by itself.
+    /// Returns the memory that the group uses and that the kernel cannot reclaim easily.
     fn used(&self) -> Option<u64> {
         let current: u64 = read_again(&self.current)?.trim().parse().ok()?;
         let stat = read_again(&self.stat)?;
@@ -130,27 +130,27 @@ impl Group {
     }
 }
 
-/// Page cache and what the kernel can free at once, in bytes (memory.stat).
+/// Returns the page cache and the slab memory that the kernel can free at once, in bytes (memory.stat).
 fn reclaimable(stat: &str) -> u64 {
     let lines = stat.lines().filter_map(|line| line.split_once(' '));
     let wanted = lines.filter(|(key, _)| matches!(*key, "inactive_file" | "active_file" | "slab_reclaimable"));
     wanted.filter_map(|(_, value)| value.parse::<u64>().ok()).fold(0, u64::saturating_add)
 }
 
-/// The path of the version 2 group (cgroups(7)), without the slash in front.
+/// Returns the path of the version 2 group (cgroups(7)), without the leading slash.
 fn path_of(text: &str) -> Option<&Path> {
     let path = text.lines().find_map(|line| line.strip_prefix("0::/"))?;
-    // A group outside of this process's view begins with "..", and is not to be had.
+    // A group outside of this process's view begins with ".." and is not accessible.
     let path = if path.split('/').any(|part| part == "..") { "" } else { path };
     Some(Path::new(path))
 }
 
-/// The second field, see proc(5).
+/// Parses the second field, see proc(5).
 fn resident_pages(statm: &str) -> Option<u64> {
     statm.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-/// A file of the kernel's from its beginning: it is made anew for each reader that begins there.
+/// Reads a kernel file from its beginning: the kernel generates it again for a reader that starts there.
 fn read_again(file: &File) -> Option<String> {
     let mut text = vec![0; 8192];
     let mut length = 0;
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use std::path::PathBuf;
 
-    /// A tree that looks like that of a service with a bound in a slice with a tighter one.
+    /// Creates a tree like that of a service with a bound, in a slice.
     fn tree() -> (tempfile::TempDir, PathBuf) {
         let mount = tempfile::tempdir().unwrap();
         let path = PathBuf::from("system.slice/outgate.service");

@@ -1,5 +1,5 @@
-//! What the thread of the reloads is asked to do, in order and bounded. Who asks for the same while it
-//! waits has one answer with the others: a thousand signals or requests take one reload, or two if one runs.
+//! The inbox of the reload thread: its requests, in order and bounded. Waiting requests of the same kind share
+//! one answer: a thousand signals or requests cause one reload, or two if one is running.
 
 use super::{Ask, Outcome};
 use std::collections::VecDeque;
@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// Who waits for one reload at most, and removals. Only root and the daemon's user may ask for them.
+/// Most requests that wait for one reload, and most removals that wait. Only root and the daemon's user may send them.
 const MAX_WAITING: usize = 4_096;
-/// Registrations that wait, at most: they have manifests of up to 8 MiB. Those whose asker has left give way.
+/// Most registrations that wait: each has a manifest of up to 8 MiB. Those whose requester has left are dropped first.
 const MAX_REGISTRATIONS: usize = 64;
 
-/// Puts something into the inbox.
+/// The sender's end of the inbox.
 #[derive(Clone)]
 pub(super) struct Asker {
     queue: Arc<Mutex<Queue>>,
@@ -26,13 +26,13 @@ pub(super) struct Inbox {
     rung: Receiver<()>,
 }
 
-/// Why something is not taken in.
+/// Why a request is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum Refused {
     /// The thread has ended.
     #[error("the daemon is stopping")]
     Gone,
-    /// Too many wait.
+    /// Too many requests wait.
     #[error("too many requests wait for the daemon already; ask again when they are done")]
     Full,
 }
@@ -40,30 +40,31 @@ pub(super) enum Refused {
 #[derive(Default)]
 struct Queue {
     asks: VecDeque<Ask>,
-    /// Nobody attends any more. Under the lock of the queue, so that an ask is either told so or found.
+    /// The thread does not read any more. It is set under the queue's lock, so each request is either refused
+    /// or found.
     closed: bool,
 }
 
-/// An inbox and who may put something into it.
+/// Creates an inbox and its sender.
 pub(super) fn inbox() -> (Asker, Inbox) {
-    // One ring is enough, for whoever hears it looks at all that is there.
+    // One ring is enough, because the receiver then takes everything in the queue.
     let (bell, rung) = mpsc::sync_channel(1);
     let queue = Arc::<Mutex<Queue>>::default();
     (Asker { queue: Arc::clone(&queue), bell }, Inbox { queue, rung })
 }
 
 impl Asker {
-    /// Takes it in, in the place of one of its kind where that does the same for both.
+    /// Adds a request, or merges it with a waiting one if one action serves both.
     pub(super) fn ask(&self, ask: Ask) -> Result<(), Refused> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner).put(ask)?;
-        // Where nobody hears it any more the queue was closed since, and whoever waits is told so by that.
+        // If the receiver is gone, the queue was closed since, and that has dropped the waiting requests.
         let _ = self.bell.try_send(());
         Ok(())
     }
 }
 
 impl Inbox {
-    /// What comes next; `Timeout` if nothing does for so long, `Disconnected` when nobody can ask any more.
+    /// Waits for the next request; `Timeout` if none arrives in time, `Disconnected` when nobody can send any more.
     pub(super) fn next(&self, timeout: Duration) -> Result<Ask, RecvTimeoutError> {
         loop {
             if let Some(ask) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).asks.pop_front() {
@@ -81,7 +82,7 @@ impl Drop for Inbox {
 }
 
 impl Queue {
-    /// Takes nothing more, and tells those who wait by dropping their asks.
+    /// Accepts nothing more, and informs waiting requesters by dropping their requests.
     fn close(&mut self) {
         self.closed = true;
         self.asks.clear();
@@ -119,7 +120,7 @@ impl Queue {
                 }
                 self.asks.push_back(ask);
             }
-            // One whose asker has left is a removal all the same.
+            // A removal is carried out even if its requester has left.
             Ask::Remove(..) if self.asks.len() >= MAX_WAITING => return Err(Refused::Full),
             Ask::Look | Ask::Remove(..) => self.asks.push_back(ask),
         }
@@ -165,7 +166,7 @@ mod tests {
         }
         let Ok(Ask::Reread(waiting)) = inbox.next(NOW) else { panic!("not a reload") };
         assert_eq!(waiting.len(), 1_000);
-        // One that comes while it runs is for files that it may have read already: one more.
+        // One that arrives during a reload is for files that may have been read already: one more reload.
         asker.ask(Ask::Reread(Vec::new())).unwrap();
         for reply in waiting {
             reply.send(Err(vec!["a.rules:3:1: no".to_owned()])).unwrap();
@@ -185,17 +186,17 @@ mod tests {
         for index in 0..MAX_REGISTRATIONS {
             let (ask, answer) = registration(&format!("vm-{index}"));
             asker.ask(ask).unwrap();
-            // Nobody waits for this one, and it is done.
+            // Nobody waits for this one, and it is carried out.
             asker.ask(removal(&format!("vm-{index}")).0).unwrap();
             answers.push(answer);
         }
         assert_eq!(asker.ask(registration("late").0), Err(Refused::Full));
-        // What needs no answer is never lost, and never more than one.
+        // A request without a reply is never lost, and there is never more than one.
         for _ in 0..10 {
             assert_eq!(asker.ask(Ask::Reread(Vec::new())), Ok(()));
             assert_eq!(asker.ask(Ask::Look), Ok(()));
         }
-        // Who has left makes room.
+        // A requester that has left makes room.
         drop(answers.remove(0));
         let (ask, _answer) = registration("late");
         asker.ask(ask).unwrap();
@@ -241,7 +242,7 @@ mod tests {
 
     #[test]
     fn nobody_waits_who_asks_while_the_thread_ends() {
-        // In between: the queue is given up, and the bell is still heard.
+        // In between: the queue is closed, and the bell still works.
         let (asker, inbox) = inbox();
         let Inbox { queue, .. } = &inbox;
         queue.lock().unwrap().close();
@@ -249,7 +250,7 @@ mod tests {
         assert_eq!(asker.ask(Ask::Reread(vec![reply])), Err(Refused::Gone));
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
 
-        // Whenever it ends: what is taken in is answered or dropped, and nothing is left.
+        // Whenever the thread ends, an accepted request is answered or dropped, and none is left over.
         for _ in 0..200 {
             let (asker, inbox) = self::inbox();
             let asking = std::thread::spawn(move || {
@@ -264,7 +265,7 @@ mod tests {
                 (asker, waiting)
             });
             drop(inbox);
-            // The asker is still there, and what waits is told all the same.
+            // The sender still exists, and waiting requests are dropped all the same.
             let (_asker, waiting) = asking.join().unwrap();
             for mut answer in waiting {
                 assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));

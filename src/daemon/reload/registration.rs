@@ -1,5 +1,5 @@
-//! Guests that come and go while the daemon runs, on the thread of the reloads: each makes the policy
-//! anew, which takes time in the number of guests and not of rules, and each is kept before it holds.
+//! Guests that are added and removed while the daemon runs, on the reload thread. Each change builds a new
+//! policy, whose cost grows with the number of guests, not of rules. Each is saved before it takes effect.
 
 use super::inbox::Refused;
 use super::{Ask, ReloadWorker, Reloader, free};
@@ -14,20 +14,20 @@ use serde_json::{Value, json};
 use std::sync::{Arc, PoisonError};
 use tokio::sync::oneshot;
 
-/// URLs of a manifest that are shown.
+/// URLs of a manifest that are shown at most.
 const SHOWN_URLS: usize = 20;
 
-/// What a change of guests came to, or all that is in its way.
+/// The result of a change of guests, or all reasons against it.
 type Change = Result<Value, Vec<String>>;
 
 impl Reloader {
-    /// Takes a guest in.
+    /// Registers a guest.
     pub(in crate::daemon) async fn register(&self, application: Box<Application>) -> Change {
         let (reply, answer) = oneshot::channel();
         self.change(Ask::Register(application, reply), answer).await
     }
 
-    /// Ends the registration of the guest of this name, and its flows.
+    /// Ends the registration of the guest with this name, and its flows.
     pub(in crate::daemon) async fn remove(&self, name: String) -> Change {
         let (reply, answer) = oneshot::channel();
         self.change(Ask::Remove(name, reply), answer).await
@@ -38,7 +38,7 @@ impl Reloader {
         answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
     }
 
-    /// Who is a guest: those of the configuration and those that were registered.
+    /// Returns all guests: the configured and the registered ones.
     pub(in crate::daemon) fn guests(&self) -> Arc<Value> {
         Arc::clone(&self.state.lock().unwrap_or_else(PoisonError::into_inner).guests)
     }
@@ -55,7 +55,7 @@ impl ReloadWorker {
         let name = guest.name.clone();
         self.registry.add(guest, &self.settings).map_err(|why| vec![why])?;
         if let Err(why) = self.put_guests(None) {
-            // What was in force stays, so it must stay what is kept.
+            // The old policy stays in force, so the saved registrations must match it.
             self.registry.remove(&name).map_err(|undo| vec![why.clone(), undo])?;
             return Err(vec![why]);
         }
@@ -70,7 +70,7 @@ impl ReloadWorker {
         let revoked = match self.put_guests(Some(name)) {
             Ok(revoked) => revoked,
             Err(why) => {
-                // It is a guest as before, so that another try finds it.
+                // It stays a guest, so that another try finds it.
                 let back = self.registry.add(gone, &self.settings);
                 return Err([Some(why), back.err()].into_iter().flatten().collect());
             }
@@ -79,8 +79,8 @@ impl ReloadWorker {
         Ok(json!({ "name": name, "revoked": revoked, "pinned": pinned }))
     }
 
-    /// Puts the policy of the guests that there are now in force, and ends the flows that it refuses, and
-    /// all of the guest that is gone. Their number.
+    /// Puts the policy of the current guests in force, and ends the flows that it refuses and all flows of the
+    /// guest that is gone. Returns their number.
     fn put_guests(&mut self, gone: Option<&str>) -> Result<usize, String> {
         let all = self.registry.over(&self.settings, self.lists.outbound())?;
         let policy = self.lists.policy(&all).map_err(|error| error.to_string())?;
@@ -97,7 +97,7 @@ impl ReloadWorker {
         Ok(ended + revoked)
     }
 
-    /// Lets the control socket show who is a guest now.
+    /// Updates the list of guests that the control socket shows.
     pub(super) fn show_guests(&self) {
         let pins = &self.settings.firewall.pins;
         let configured = self.settings.policy.guests.iter().map(|guest| configured(guest, pins));
@@ -123,7 +123,8 @@ impl ReloadWorker {
     }
 }
 
-/// What a manifest asks for; of many URLs the first, for everybody who may read is told of every guest.
+/// Returns what a manifest asks for. Of many URLs only the first are shown, because every reader of the list
+/// gets all guests.
 fn shown_access(access: &Access) -> Value {
     match access {
         Access::None => json!("none"),

@@ -1,5 +1,5 @@
-//! Since when uses of rules are counted, and when they are written to the state dir. What is written
-//! and how is for `whitelist::used`.
+//! Since when uses of rules are counted, and when they are written to the state dir. `whitelist::used` defines
+//! the content and the format.
 
 use crate::policy::Rules;
 use crate::whitelist::keep::KeepError;
@@ -9,21 +9,20 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// What was used is written at most so often; a crash loses no more.
+/// Shortest time between two regular writes; a crash loses no more than this.
 const EVERY: Duration = Duration::from_secs(300);
 
-/// The counting of uses over the lists of one run.
+/// The counting of uses over all lists of one run.
 pub(super) struct Counting {
     since: Timestamp,
-    /// When it was written last, or the run began.
+    /// When it was last written, or the run began.
     written: Instant,
-    /// Of what is in the file: number and sum of the marks.
+    /// Number and sum of the marks in the file.
     last: Option<(usize, u64)>,
 }
 
 impl Counting {
-    /// Goes on with what was kept, and notes it in `rules`. Where nothing can be had of it the counting
-    /// begins now.
+    /// Continues with the saved counts and marks them in `rules`. If nothing can be restored, the counting begins now.
     pub(super) fn start(state: &Path, rules: &Rules) -> Counting {
         let kept = used::restore(state).unwrap_or_else(|error| {
             if !matches!(error, KeepError::Nothing) {
@@ -36,19 +35,19 @@ impl Counting {
         Counting { since: kept.since, written: Instant::now(), last: None }
     }
 
-    /// Since when uses are counted.
+    /// Returns since when uses are counted.
     pub(super) fn since(&self) -> Timestamp {
         self.since
     }
 
-    /// Writes what was used, if that was not done for a while.
+    /// Writes which rules were used, if the last write is long enough ago.
     pub(super) fn keep_sometimes(&mut self, state: &Path, rules: &Rules) {
         if self.written.elapsed() >= EVERY {
             self.keep(state, rules);
         }
     }
 
-    /// Writes what was used, unless that is what the file says already.
+    /// Writes which rules were used, unless the file already has that content.
     pub(super) fn keep(&mut self, state: &Path, rules: &Rules) {
         self.written = Instant::now();
         let used = rules.used_marks();
@@ -65,7 +64,7 @@ impl Counting {
     }
 }
 
-/// As it is written, so that it reads the same after a restart.
+/// Rounds to the precision of the file, so that it reads the same after a restart.
 fn whole_seconds(time: Timestamp) -> Timestamp {
     Timestamp::from_second(time.as_second()).unwrap_or(time)
 }

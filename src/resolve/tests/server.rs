@@ -1,5 +1,5 @@
-//! A DNS server for tests: UDP and TCP on one loopback port, on a thread of its own, answering by a
-//! closure and noting what it was asked.
+//! A DNS server for tests: UDP and TCP on one loopback port, on its own thread. A closure answers, and the
+//! server records the queries.
 
 use hickory_resolver::proto::op::{Message, OpCode, ResponseCode};
 use hickory_resolver::proto::rr::rdata::{A, AAAA, CNAME, SOA};
@@ -74,7 +74,7 @@ impl Reply {
         delay: Duration::ZERO,
     };
 
-    /// Those of the records that fit the question, and all CNAMEs.
+    /// Returns the records that match the question, and all CNAMEs.
     pub(super) fn records(ttl: u32, records: &[Made]) -> Reply {
         Reply { records: records.to_vec(), ttl, soa_minimum: Some(30), ..Reply::BLANK }
     }
@@ -93,7 +93,7 @@ impl Reply {
     pub(super) fn silence() -> Reply {
         Reply { silent: true, ..Reply::BLANK }
     }
-    /// The question comes back in lower case, as it does from some middleboxes and from spoofers.
+    /// The question is returned in lower case, as some middleboxes and spoofers do.
     pub(super) fn lowered(mut self) -> Reply {
         self.lowered = true;
         self
@@ -105,10 +105,10 @@ impl Reply {
 }
 
 impl Server {
-    /// The questions so far, sorted in pairs as they come: "A good.test", over TCP with " tcp".
+    /// Returns the questions so far, sorted in pairs as they arrive: "A good.test", over TCP with " tcp".
     pub(super) fn asked(&self) -> Vec<String> {
         let mut log = self.log.lock().unwrap().clone();
-        // The two families are asked at once, so that their order means nothing.
+        // The two families are asked at once, so their order means nothing.
         for pair in log.chunks_mut(2) {
             pair.sort();
         }

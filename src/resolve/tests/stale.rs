@@ -1,4 +1,4 @@
-//! Answers that are out of date, where no server tells anything newer (RFC 8767).
+//! Tests of stale answers while no server gives a newer one (RFC 8767).
 
 use super::*;
 use crate::policy::{Builder, Mode, NamePermit, Policy, PolicySettings, Unknown};
@@ -23,7 +23,7 @@ fn moody() -> (Server, Arc<AtomicU8>) {
     (server, mood)
 }
 
-/// Leave to ask for any name.
+/// Permission to look up any name.
 fn permit(name: &str) -> NamePermit {
     let rules = Builder::new(jiff::civil::date(2026, 11, 23)).build().unwrap();
     let settings = PolicySettings {
@@ -53,7 +53,7 @@ async fn a_silent_server_is_waited_for_once_and_then_what_was_known_serves_at_on
     let stale = world.resolver.dns_answer(&permit("good.test"), AddressKind::V4, freely()).await.unwrap();
     assert!(start.elapsed() < TIMEOUT * 2, "{:?}", start.elapsed());
     assert!(stale.is_stale() && stale.addresses() == ["11.0.0.10".parse::<IpAddr>().unwrap()]);
-    // What DNS said of the other family holds as well.
+    // What DNS answered for the other family still applies.
     assert!(
         world
             .resolver
