@@ -1,6 +1,5 @@
-//! The command line: what was typed, to an exit code. One file a command; each gets its arguments
-//! and somewhere to write, and says how it went. What the commands need of the rest of the program
-//! they get through `bridge`.
+//! The command line: from the arguments to an exit code. Each command has its own file; it receives its arguments
+//! and an output, and returns an exit status. Commands use the rest of the program through `bridge`.
 
 mod ask;
 mod bridge;
@@ -23,8 +22,8 @@ use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-/// Reads the process's arguments, does what they ask for and says how it went: 0 good, 1 the answer
-/// is no or it failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
+/// Parses the process's arguments, runs the command and returns the exit code: 0 success, 1 the answer is no or it
+/// failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
 pub fn main() -> ExitCode {
     if let Some(exit) = exec::inside::take_over().or_else(golem::probe::take_over) {
         return exit;
@@ -33,7 +32,7 @@ pub fn main() -> ExitCode {
         Ok(parsed) => parsed,
         Err(error) => {
             let exit = if error.use_stderr() { Exit::Usage } else { Exit::Good };
-            // Nobody is left to tell if this fails.
+            // If this fails, there is nowhere left to report it.
             let _ = error.print();
             return exit.into();
         }
@@ -46,7 +45,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            // What was found out before goes first.
+            // Earlier results are printed first.
             let _ = out.flush();
             failure.report();
             failure.exit().into()
@@ -54,20 +53,20 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// How a command ended.
+/// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
     /// Done, or the answer is yes.
     Good,
     /// The answer is no, or it failed.
     No,
-    /// The arguments make no sense.
+    /// The arguments are not valid.
     Usage,
     /// The daemon cannot be reached.
     Unreachable,
     /// The firewall was applied, and something else cuts guests off.
     CutOff,
-    /// A command was run, and this is its own code.
+    /// A command was run, and this is its own exit code.
     Command(u8),
 }
 
@@ -84,19 +83,19 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why a command has no answer.
+/// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
-    /// It did not work; one line that says what to do.
+    /// It failed; one line that names the remedy.
     #[error("outgate: {0}")]
     Failed(String),
-    /// Files of the operator's are wrong; a line a problem.
+    /// Files of the operator's have errors; a line a problem.
     #[error("{}", .0.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Diagnostic>),
-    /// The daemon says no; a line a problem.
+    /// The daemon refuses; a line a problem.
     #[error("outgate: the daemon refuses{}", .0.iter().map(|line| format!("\n{}", table::printable(line))).collect::<String>())]
     Refused(Vec<String>),
-    /// The arguments make no sense together.
+    /// The arguments do not fit together.
     #[error("outgate: {0}")]
     Usage(String),
     /// The daemon cannot be reached.
@@ -123,7 +122,7 @@ impl Failure {
     }
 
     fn report(&self) {
-        // A reader such as head(1) that has had enough is no failure worth a word.
+        // A reader such as head(1) that closes the pipe early is not an error worth reporting.
         if !matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
             let _ = writeln!(io::stderr(), "{self}");
         }

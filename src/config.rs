@@ -1,7 +1,7 @@
-//! The configuration: from the file the operator wrote to [`Settings`], checked, one struct a stage.
+//! The configuration: from the file that the operator wrote to checked [`Settings`], one struct a stage.
 //!
-//! Everything that can be known from the file alone is settled here, and all of its problems are
-//! reported at once. Whether an address can be bound or a folder read is for those who use them.
+//! Everything that the file alone can decide is checked here, and all of its problems are reported at once.
+//! Whether an address can be bound or a folder read is checked where it is used.
 
 mod checked;
 mod copies;
@@ -48,24 +48,24 @@ const MAX_FILE: u64 = 4 << 20;
 /// [`Settings::default`] is the configuration of an empty file at [`CONFIG_FILE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// The file it was read from; `None` where there was none.
+    /// The file it was read from; `None` if there was none.
     pub path: Option<PathBuf>,
     /// `[listen]`.
     pub listen: ListenSettings,
-    /// `[whitelist].dir`; `None`: the list that is compiled in, because there is neither a
-    /// configuration file nor a whitelist dir.
+    /// `[whitelist].dir`; `None` for the compiled-in list, if there is neither a configuration file nor a
+    /// whitelist dir.
     pub whitelist_dir: Option<PathBuf>,
     /// `mode`, `ech`, `[guests]`, `[[guest]]` and `[dial].blocked_ports`.
     pub policy: PolicySettings,
-    /// `[dial].permit_addresses`: taken out of the address floor.
+    /// `[dial].permit_addresses`: exempt from the address floor.
     pub floor_permitted: Vec<IpNet>,
     /// `[resolver]`.
     pub resolver: ResolverSettings,
     /// `[dial]`.
     pub dial: DialSettings,
-    /// `[firewall]`, and the guests that are held to an interface.
+    /// `[firewall]`, and the guests that are bound to an interface.
     pub firewall: FirewallSettings,
-    /// `[firewall].not_guests`: interfaces and patterns that carry no guests although they look like it.
+    /// `[firewall].not_guests`: interfaces and patterns that look like guests' interfaces but carry no guests.
     pub not_guests: Vec<String>,
     /// `[limits]`.
     pub limits: LimitSettings,
@@ -73,9 +73,9 @@ pub struct Settings {
     pub log: LogSettings,
     /// `[state].dir`.
     pub state_dir: PathBuf,
-    /// `[tls]`, where it names a certificate.
+    /// `[tls]`, if it names a certificate.
     pub tls: Option<TlsSettings>,
-    /// `[golem]`, where it names a data dir.
+    /// `[golem]`, if it names a data dir.
     pub golem: Option<GolemSettings>,
 }
 
@@ -88,7 +88,7 @@ pub struct GolemSettings {
     pub max_mode: Grant,
 }
 
-/// `[listen]` of the configuration. Listeners on IPv6 addresses take no IPv4.
+/// `[listen]` of the configuration. Listeners on IPv6 addresses accept no IPv4.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ListenSettings {
     /// HTTP forward, CONNECT and SOCKS5.
@@ -112,7 +112,7 @@ pub struct ListenSettings {
 }
 
 impl ListenSettings {
-    /// Without any listener that guests use.
+    /// Returns the settings without any listener that guests use.
     pub fn without_guests(&self) -> ListenSettings {
         let none = Vec::new;
         let (proxy, proxy_tls, transparent) = (none(), none(), none());
@@ -120,7 +120,7 @@ impl ListenSettings {
         ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, ..self.clone() }
     }
 
-    /// Without any listener but the control socket.
+    /// Returns the settings without any listener but the control socket.
     pub fn without_listeners(&self) -> ListenSettings {
         ListenSettings { admin: None, admin_tls: None, ..self.without_guests() }
     }
@@ -140,7 +140,7 @@ pub enum ConfigError {
     /// The file has errors; all problems are listed, warnings included, in the order of the file.
     #[error("{}", lines(.0))]
     Invalid(Vec<Diagnostic>),
-    /// A folder that outgate keeps files in cannot be made or is not safe to use.
+    /// A folder that outgate keeps files in cannot be created or is not safe to use.
     #[error("{}: {why}; {remedy}", path.display())]
     Folder {
         /// The folder.
@@ -153,7 +153,7 @@ pub enum ConfigError {
 }
 
 impl ConfigError {
-    /// The problems, one a line of output, whatever the kind of error.
+    /// Returns the problems, one a line of output, for every kind of error.
     pub fn into_diagnostics(self) -> Vec<Diagnostic> {
         match self {
             ConfigError::Invalid(diagnostics) => diagnostics,
@@ -166,12 +166,12 @@ impl ConfigError {
 }
 
 impl Settings {
-    /// Reads `path`, or [`CONFIG_FILE`] if there is one, or else takes the defaults. Warnings come
-    /// beside the settings.
+    /// Reads `path`, or [`CONFIG_FILE`] if it exists, or else uses the defaults. Returns warnings beside the
+    /// settings.
     ///
     /// # Errors
-    /// [`ConfigError::Unreadable`] where a file is named but cannot be read, and
-    /// [`ConfigError::Invalid`] with all problems where it says something wrong.
+    /// [`ConfigError::Unreadable`] if a file is named but cannot be read, and [`ConfigError::Invalid`] with all
+    /// problems if the file contains an error.
     pub fn load(path: Option<&Path>) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let (settings, diagnostics) = Settings::load_leniently(path)?;
         if diagnostics.iter().any(Diagnostic::is_error) {
@@ -180,11 +180,11 @@ impl Settings {
         Ok((settings, diagnostics))
     }
 
-    /// As [`load`](Self::load), but errors stand beside the settings, in which what is wrong has its
-    /// default. For those who only look: `check`, and commands that ask a running daemon.
+    /// Like [`load`](Self::load), but returns errors beside the settings, with the default for each wrong value.
+    /// For callers that only look: `check`, and commands that query a running daemon.
     ///
     /// # Errors
-    /// [`ConfigError::Unreadable`], and [`ConfigError::Invalid`] where the file is not even TOML.
+    /// [`ConfigError::Unreadable`], and [`ConfigError::Invalid`] if the file is not even TOML.
     pub fn load_leniently(path: Option<&Path>) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let surroundings = Surroundings::of_this_process();
         let system = Path::new(CONFIG_FILE);
@@ -195,8 +195,8 @@ impl Settings {
         Settings::parse(&text, path, writable, &surroundings)
     }
 
-    /// What differs in `new` but takes a restart to come into force, as `section.key`. Everything
-    /// else of `new` may be put in force while the daemon runs.
+    /// Returns the differences in `new` that require a restart, as `section.key`. Everything else of `new` may be
+    /// applied while the daemon runs.
     pub fn restart_needed(&self, new: &Settings) -> Vec<&'static str> {
         let (old_listen, new_listen) = (&self.listen, &new.listen);
         [
@@ -224,15 +224,15 @@ impl Settings {
         self.golem.as_ref().map(|golem| golem.data_dir.as_path())
     }
 
-    /// The policy's part, where these are a provider's rules; what yagna does without rules, where there are
-    /// none. Without `[golem]` they say nothing.
+    /// Returns the settings for the policy under these provider's rules; without rules, what yagna does without
+    /// any. Without `[golem]`, the rules have no effect.
     pub fn policy_with(&self, rules: Option<&Outbound>) -> PolicySettings {
         let granted = |rules: &Outbound| self.mode_of(rules.without_manifest());
         PolicySettings { mode: rules.map_or_else(|| granted(&Outbound::default()), granted), ..self.policy.clone() }
     }
 
-    /// What a rule of the provider's that grants so much comes to, below `max_mode`. Without `[golem]` there
-    /// are none, and the mode is that of the configuration.
+    /// Returns the mode for a provider's rule that grants this much, limited by `max_mode`. Without `[golem]`
+    /// there are no such rules, and the mode is that of the configuration.
     pub fn mode_of(&self, granted: Grant) -> Mode {
         match self.golem.as_ref().map(|golem| granted.min(golem.max_mode)) {
             None => self.policy.mode,
@@ -242,17 +242,18 @@ impl Settings {
         }
     }
 
-    /// What tells the firewall of these settings from that of others; `None` where they ask for none.
+    /// Returns what identifies the firewall of these settings; `None` if the settings require no firewall.
     pub fn seal(&self) -> Option<Seal> {
         self.firewall.is_wanted().then(|| Seal::of(&self.firewall, &self.listen))
     }
 
-    /// What the kernel's rules have of `[limits]` and `[resolver]`; `None` where there should be none.
+    /// Returns the part of `[limits]` and `[resolver]` that the kernel's rules use; `None` if there should be no
+    /// rules.
     pub fn shares(&self) -> Option<Shares> {
         self.firewall.is_wanted().then(|| Shares::of(self))
     }
 
-    /// What the address floor needs: what is permitted, who is a guest, where outgate listens.
+    /// Returns what the address floor needs: permitted ranges, guests' addresses, and outgate's listeners.
     pub fn floor(&self) -> FloorSettings {
         let listen = &self.listen;
         let lists = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.dns, &listen.udp];
@@ -264,8 +265,8 @@ impl Settings {
         }
     }
 
-    /// Line and column, from 1, of the first `"word"` in the configuration file, for problems that
-    /// show only when other files have been read; (1, 1) where the file does not have it any more.
+    /// Returns line and column, from 1, of the first `"word"` in the configuration file, for problems that show
+    /// only after other files have been read; (1, 1) if the file no longer contains it.
     pub(crate) fn place_of_word(&self, word: &str) -> (u32, u32) {
         let text = self.path.as_deref().and_then(|path| read_file(path).ok());
         let (text, _) = text.unwrap_or_default();
@@ -273,7 +274,7 @@ impl Settings {
         Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
     }
 
-    /// As [`place_of_word`](Self::place_of_word), of a key at the start of a line.
+    /// Like [`place_of_word`](Self::place_of_word), for a key at the start of a line.
     pub(crate) fn place_of_key(&self, key: &str) -> (u32, u32) {
         let text = self.path.as_deref().and_then(|path| read_file(path).ok());
         let (text, _) = text.unwrap_or_default();
@@ -281,23 +282,22 @@ impl Settings {
         (line.and_then(|line| u32::try_from(line + 1).ok()).unwrap_or(1), 1)
     }
 
-    /// Makes the state dir and the folders of the control socket where they are missing, for `owner`, a
-    /// user and a group, or else for this process.
+    /// Creates the state dir and the folders of the control socket if they are missing, for `owner`, a user and a
+    /// group, or else for this process.
     ///
     /// # Errors
-    /// [`ConfigError::Folder`] where one cannot be made, or where somebody else could change what is
-    /// in it.
+    /// [`ConfigError::Folder`] if one cannot be created, or if somebody else could change what is in it.
     pub fn make_folders(&self, owner: Option<(u32, u32)>) -> Result<(), ConfigError> {
         let folder = |path: &Path, mode, remedy| {
             let made = paths::make_safe(path, mode, owner);
             made.map_err(|why| ConfigError::Folder { path: path.to_owned(), why, remedy })
         };
         if let Some(parent) = self.listen.control.as_deref().and_then(Path::parent) {
-            // Root's socket is for a group as well, and guarded by its own mode.
+            // Root's socket is also for a group, and its own mode protects it.
             let mode = if rustix::process::geteuid().is_root() { 0o755 } else { 0o700 };
             let parent = if parent == Path::new("") { Path::new(".") } else { parent };
             if paths::is_open(parent) {
-                // Whoever swaps the socket can lie to the operator's commands, not change what passes.
+                // Someone who swaps the socket can lie to the operator's commands, but cannot change what passes.
                 tracing::warn!(
                     folder = %parent.display(),
                     "everybody may swap the control socket; run `chmod o-w` on its folder, or choose another [listen].control"
@@ -396,7 +396,7 @@ fn lines(diagnostics: &[Diagnostic]) -> String {
     diagnostics.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// The text of a regular file, and whether everybody may write to it.
+/// Returns the text of a regular file, and whether everybody may write to it.
 fn read_file(path: &Path) -> Result<(String, bool), ConfigError> {
     let unreadable = |why: String| ConfigError::Unreadable { path: path.to_owned(), why };
     let remedy = |error: &io::Error| match error.kind() {
@@ -405,7 +405,7 @@ fn read_file(path: &Path) -> Result<(String, bool), ConfigError> {
         _ => "",
     };
     let failed = |error: io::Error| unreadable(format!("{error}{}", remedy(&error)));
-    // A FIFO would block open(2), so look first.
+    // A FIFO would block open(2), so check first.
     if !std::fs::metadata(path).map_err(failed)?.is_file() {
         return Err(unreadable("not a regular file; name the configuration file itself".to_owned()));
     }

@@ -1,8 +1,8 @@
-//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows`, `guest`
-//! and `whitelist lint` and `reload`; both ends.
+//! The control socket: JSON over HTTP on a unix socket, for `outgate status`, `denied`, `flows`, `guest` and
+//! `whitelist lint` and `reload`; server and client.
 //!
-//! Who may read is a matter of the socket's mode (0660 and its group); who may change something is
-//! asked of the kernel (SO_PEERCRED, unix(7)): root and the daemon's own user.
+//! The socket's mode (0660 and its group) decides who may read. For changes, the kernel reports the peer
+//! (SO_PEERCRED, unix(7)): root and the daemon's own user are accepted.
 
 pub mod host;
 
@@ -28,43 +28,43 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 const MAX_CONNECTIONS: usize = 64;
-/// Beside those, for who may change something: readers must not keep anybody from that. Most of the time
-/// they wait for the same reload.
+/// Additional connections for those who may change something: readers must not block them. Most of the time they
+/// wait for the same reload.
 const MAX_CHANGING: usize = 256;
-/// Registrations at once, with their bodies; the others wait.
+/// Simultaneous registrations, with their bodies; the others wait.
 const MAX_REGISTERING: usize = 16;
-/// Rows in an answer where the query does not say `limit=`.
+/// Rows in an answer if the query does not contain `limit=`.
 const DEFAULT_LIMIT: usize = 1_000;
 const MAX_LIMIT: usize = 100_000;
 const JSON: &str = "application/json";
 /// The largest body of a request, in bytes: a manifest, a certificate and a node descriptor as JSON.
 const MAX_BODY: usize = 8 << 20;
-/// How long it may take to come.
+/// How long the body may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Figures of the daemon's own that are put beside those of the account: an object.
+/// Figures of the daemon's own that are shown beside those of the account: an object.
 pub type Status = Box<dyn Fn() -> Value + Send + Sync>;
 /// Which rules of the list in force were used.
 pub type Used = Box<dyn Fn() -> Value + Send + Sync>;
-/// Who is a guest: an object.
+/// The guests: an object.
 pub type Guests = Box<dyn Fn() -> Arc<Value> + Send + Sync>;
-/// Makes a change: what came of it, or all that is in its way.
+/// Makes a change; returns its result, or all obstacles.
 pub type Make = Box<dyn Fn(Change) -> Pin<Box<dyn Future<Output = Result<Value, Vec<String>>> + Send>> + Send + Sync>;
 
 /// What can be changed.
 #[derive(Debug)]
 pub enum Change {
-    /// Configuration and lists are read again.
+    /// Read configuration and lists again.
     Reload,
-    /// A guest is taken in.
+    /// Register a guest.
     Register(Box<Application>),
-    /// The registration of the guest of this name ends.
+    /// End the registration of the guest of this name.
     Remove(String),
 }
 
 /// What the control socket shows and does.
 pub struct Control {
-    /// The daemon's books.
+    /// The daemon's account.
     pub account: Arc<Account>,
     /// Must not block.
     pub status: Status,
@@ -82,10 +82,10 @@ pub enum ControlError {
     /// Another daemon answers there.
     #[error("{}: another outgate listens on this control socket", .0.display())]
     InUse(PathBuf),
-    /// Something else is in the way, and is not removed.
+    /// Something other than a socket is at the path; it is not removed.
     #[error("{}: is in the way of the control socket and is no socket; remove it or set [listen].control", .0.display())]
     NotASocket(PathBuf),
-    /// The system refuses.
+    /// The system refuses to open the socket.
     #[error("{}: the control socket can't be opened: {source}", path.display())]
     Open {
         /// The socket.
@@ -98,7 +98,7 @@ pub enum ControlError {
 /// Why the daemon could not be asked.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
-    /// Nobody listens, or this user may not connect.
+    /// Nothing listens there, or this user may not connect.
     #[error("{}: the daemon can't be reached: {source}", path.display())]
     Unreachable {
         /// The socket.
@@ -106,7 +106,7 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
-    /// It was reached and then failed or took too long.
+    /// The connection was made, and then failed or took too long.
     #[error("{}: the daemon did not answer: {source}", path.display())]
     Broken {
         /// The socket.
@@ -114,13 +114,12 @@ pub enum ClientError {
         /// Why.
         source: io::Error,
     },
-    /// What came back is not what a daemon of this version says.
+    /// The answer is not one of a daemon of this version.
     #[error("{}: the answer can't be read; is another program listening there?", .0.display())]
     Unreadable(PathBuf),
 }
 
-/// Opens the socket with mode 0660, in the place of what a dead daemon left. The group is the
-/// caller's to set.
+/// Opens the socket with mode 0660, and replaces the socket of a dead daemon. The caller sets the group.
 pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ControlError> {
     let failed = |source| ControlError::Open { path: path.to_owned(), source };
     match fs::symlink_metadata(path) {
@@ -132,7 +131,7 @@ pub fn bind(path: &Path) -> Result<std::os::unix::net::UnixListener, ControlErro
             _ => return Err(ControlError::InUse(path.to_owned())),
         },
     }
-    // Made under another name and moved there, so that it never stands in its place with another mode.
+    // Created under another name and renamed, so that it never has another mode under its final name.
     let mut fresh = path.as_os_str().to_owned();
     fresh.push(".new");
     let fresh = PathBuf::from(fresh);
@@ -162,10 +161,11 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
         match listener.accept().await {
             Ok((stream, _)) => {
                 let control = Arc::clone(&control);
-                // Credentials that can't be read change nothing.
+                // If the credentials can't be read, no change is permitted.
                 let may_change = stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own);
                 let places = if may_change { &changing } else { &readers };
-                // Over the bound it is closed, and not left waiting: the next in line may be another's.
+                // Over the bound, the connection is closed and does not wait: a wait here would also hold up the
+                // next one.
                 let Ok(permit) = Arc::clone(places).try_acquire_owned() else { continue };
                 let registering = Arc::clone(&registering);
                 connections.spawn(async move {
@@ -185,7 +185,7 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
     }
 }
 
-/// `registering` is there for who may change something.
+/// `registering` is set if the peer may change something.
 async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, request: Request<Incoming>) -> Answer {
     let path = request.uri().path().to_owned();
     let guest = path.strip_prefix("/guests/");
@@ -212,7 +212,7 @@ async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, r
     let Some(registering) = registering else {
         return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");
     };
-    // Until the answer: what was read is held for as long.
+    // Held until the answer, because the request's content stays in memory that long.
     let mut place = None;
     let change = match guest {
         Some(name) => Change::Remove(name.to_owned()),
@@ -281,28 +281,28 @@ fn error(status: StatusCode, message: &str) -> Answer {
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_ANSWER: u64 = 256 * 1024 * 1024;
 
-/// The other end, for the command line. Blocks.
+/// The client side, for the command line. Blocks.
 pub struct Client {
     path: PathBuf,
 }
 
-/// A client of the daemon that listens at `path`; connects at each request.
+/// Returns a client of the daemon that listens at `path`; connects for each request.
 pub fn client(path: impl Into<PathBuf>) -> Client {
     Client { path: path.into() }
 }
 
 impl Client {
-    /// Status and body of the answer to GET `target`, e.g. `/flows?limit=50`. At most 10 s.
+    /// Returns status and body of the answer to GET `target`, e.g. `/flows?limit=50`. At most 10 s.
     pub fn get(&self, target: &str) -> Result<(u16, Value), ClientError> {
         self.ask("GET", target, "")
     }
 
-    /// Status and body of the answer to POST `target` with this body. At most 10 s.
+    /// Returns status and body of the answer to POST `target` with this body. At most 10 s.
     pub fn post(&self, target: &str, body: &str) -> Result<(u16, Value), ClientError> {
         self.ask("POST", target, body)
     }
 
-    /// Status and body of the answer to DELETE `target`. At most 10 s.
+    /// Returns status and body of the answer to DELETE `target`. At most 10 s.
     pub fn delete(&self, target: &str) -> Result<(u16, Value), ClientError> {
         self.ask("DELETE", target, "")
     }
@@ -329,7 +329,7 @@ fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> 
     stream.set_write_timeout(Some(CLIENT_TIMEOUT))?;
     let request = format!("{method} {target} HTTP/1.0\r\nContent-Length: {}\r\n\r\n{body}", body.len());
     match stream.write_all(request.as_bytes()) {
-        // It said no without reading all of it, and what it said is there to be read.
+        // The server refused without reading the whole request; its answer can still be read.
         Err(error) if error.kind() == ErrorKind::BrokenPipe => {}
         written => written?,
     }
@@ -343,7 +343,7 @@ fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> 
         stream.set_read_timeout(Some(left))?;
         match stream.read(&mut buffer) {
             Ok(0) => return Ok(answer),
-            // It closed with something of the request unread (unix(7)); what it said came before.
+            // The server closed with part of the request unread (unix(7)); its answer arrived before.
             Err(error) if error.kind() == ErrorKind::ConnectionReset => return Ok(answer),
             Ok(read) => answer.extend_from_slice(buffer.get(..read).unwrap_or_default()),
             Err(error) if error.kind() == ErrorKind::Interrupted => {}
@@ -356,7 +356,7 @@ fn exchange(stream: &mut UnixStream, method: &str, target: &str, body: &str) -> 
     }
 }
 
-/// The server answers HTTP/1.0 without transfer codings and then closes.
+/// Parses an answer. The server answers HTTP/1.0 without transfer codings and then closes.
 fn parse(answer: &[u8]) -> Option<(u16, Value)> {
     let end = answer.windows(4).position(|four| four == b"\r\n\r\n")?;
     let (head, body) = answer.split_at_checked(end + 4)?;

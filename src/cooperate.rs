@@ -1,34 +1,34 @@
-//! Long work that shares its CPU with flows. Where a machine has no CPU to spare, the scheduler lets a
-//! thread go on for milliseconds while a flow that has become ready waits, up to the next tick of its
-//! clock, and a system call over megabytes is not interrupted at all. So whoever takes long says so
-//! ([`shared`]), and says in his loops where others may come in between.
+//! Long computations that share their CPU with flows. If a machine has no idle CPU, the scheduler lets a thread
+//! run for milliseconds while a flow that has become ready waits, until the next tick of its clock; and a system
+//! call over megabytes is not interrupted at all. So a thread with long work declares it ([`shared`]), and marks
+//! in its loops where other threads may run.
 //!
-//! Nothing here changes what is computed; on a thread that never said that it shares, nothing happens.
+//! Nothing here changes what is computed; on a thread that never declared that it shares, nothing happens.
 
 use std::cell::Cell;
 use std::time::{Duration, Instant};
 
-/// How long a thread works before it lets others in. Less often than a flow could be served, since the
-/// scheduler takes a thread that yields at its word and lets it wait for as long as the others like.
+/// How long a thread works before it yields. It does not yield as often as a flow could be served, because the
+/// scheduler makes a yielding thread wait for as long as the others want to run.
 const TURN: Duration = Duration::from_micros(500);
-/// Steps between two looks at the clock.
+/// Steps between two checks of the clock.
 const STEPS: u32 = 64;
 
-/// Bytes that are read, written or summed up in one go: what takes less than a tenth of a millisecond.
+/// Bytes to read, write or hash in one go: less than a tenth of a millisecond of work.
 pub const PIECE: usize = 128 << 10;
 
 thread_local! {
     static STEPS_LEFT: Cell<u32> = const { Cell::new(STEPS) };
-    /// When this thread came in last; none for one that does not share its CPU.
+    /// When this thread's current turn began; `None` for a thread that does not share its CPU.
     static SINCE: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// From now on this thread lets others in.
+/// Declares that this thread yields to others from now on.
 pub fn shared() {
     SINCE.set(Some(Instant::now()));
 }
 
-/// A step of at most a few microseconds is done. Costs a nanosecond or two.
+/// Marks the end of a step of at most a few microseconds. Costs a nanosecond or two.
 #[inline]
 pub fn step() {
     STEPS_LEFT.with(|left| match left.get().checked_sub(1) {
@@ -40,7 +40,7 @@ pub fn step() {
     });
 }
 
-/// A step that is worth a look at the clock is done.
+/// Marks the end of a step that is long enough for a check of the clock.
 pub fn piece() {
     if SINCE.get().is_some_and(|since| since.elapsed() >= TURN) {
         std::thread::yield_now();
@@ -48,7 +48,7 @@ pub fn piece() {
     }
 }
 
-/// The bytes in pieces, with a chance for others after each.
+/// Returns the bytes in pieces, and may yield after each.
 pub fn pieces(bytes: &[u8]) -> impl Iterator<Item = &[u8]> {
     bytes.chunks(PIECE).inspect(|_| piece())
 }

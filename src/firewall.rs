@@ -1,13 +1,12 @@
-//! The firewall of a machine whose guests may go out through outgate alone: an nftables ruleset and
-//! routing rules that bring guests' traffic to the listeners and refuse the rest, whether the daemon
-//! runs or not. This module plans them from the configuration, writes them down, applies, removes and
-//! inspects them with nft(8) and ip(8); the kernel's state is the only record. What the listeners do
-//! with what is brought to them is for the stages.
+//! The firewall of a machine whose guests may reach the network only through outgate: an nftables ruleset and
+//! routing rules that direct guests' traffic to the listeners and refuse the rest, whether the daemon runs or not.
+//! This module plans them from the configuration, formats, applies, removes and inspects them with nft(8) and
+//! ip(8); the kernel's state is the only record. The stages decide what the listeners do with the traffic.
 //!
-//! Three layers, each closed by itself: table `inet outgate` (guests' packets to the listeners, all
-//! else rejected), table `bridge outgate` (guests on one bridge kept apart, addresses pinned to
-//! ports; `arp outgate` where there is no bridge), and routing rules that prohibit forwarding for guests even
-//! when somebody flushes nftables.
+//! There are three layers, each of which fails closed: table `inet outgate` (directs guests' packets to the
+//! listeners, rejects all others), table `bridge outgate` (isolates guests on one bridge from each other, binds
+//! addresses to ports; `arp outgate` if there is no bridge), and routing rules that prohibit forwarding for guests
+//! even if somebody flushes nftables.
 
 mod apply;
 mod br_netfilter;
@@ -47,38 +46,38 @@ use tracking::Rations;
 /// `[firewall]` of the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct FirewallSettings {
-    /// Interfaces by which guests' packets enter; `*` at the end stands for any ending.
+    /// Interfaces that guests' packets enter by; a final `*` matches any suffix.
     pub guest_interfaces: Vec<String>,
-    /// Users, by name or number, whose own sockets are brought to `redirect`.
+    /// Users, by name or number, whose own sockets are directed to `redirect`.
     pub host_users: Vec<String>,
-    /// May guests reach DHCP and router solicitation on this machine?
+    /// Whether guests may reach DHCP and router solicitation on this machine.
     pub allow_dhcp: bool,
-    /// May guests answer connections that came from outside?
+    /// Whether guests may answer connections that came from outside.
     pub allow_inbound_replies: bool,
-    /// The guests that are held to an interface.
+    /// The guests that are bound to an interface.
     pub pins: Vec<Pin>,
 }
 
 impl FirewallSettings {
-    /// Does the configuration ask for a firewall at all?
+    /// Returns whether the configuration requires a firewall at all.
     pub fn is_wanted(&self) -> bool {
         !self.guest_interfaces.is_empty() || !self.host_users.is_empty()
     }
 }
 
-/// A `[[guest]]` with an interface: these addresses are used on it, and nowhere else.
+/// A `[[guest]]` with an interface: these addresses may be used on that interface, and nowhere else.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pin {
     /// The guest's name.
     pub guest: String,
     /// A bridge port or an interface of its own.
     pub interface: String,
-    /// What the guest may use there.
+    /// The addresses that the guest may use there.
     pub addresses: Vec<IpNet>,
 }
 
-/// Tables of this machine's kernel that are too small for the guests of the configuration, one sentence each
-/// with the line to write.
+/// Returns the tables of this machine's kernel that are too small for the guests of the configuration, one
+/// sentence each with the line to write.
 pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
     if !settings.firewall.is_wanted() {
         return Vec::new();
@@ -91,36 +90,36 @@ pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
 
 /// The name of the tables of rules.
 const TABLE: &str = "outgate";
-/// The name of the table that says how long entries of connection tracking live.
+/// The name of the table that sets the lifetimes of connection tracking entries.
 const TIMEOUTS: &str = "outgate_timeouts";
 /// All tables: family and name.
 const TABLES: [(&str, &str); 4] = [("inet", TABLE), ("inet", TIMEOUTS), ("bridge", TABLE), ("arp", TABLE)];
-/// The bits of the packet mark (skb->mark) that are outgate's; all others are left as they are.
+/// The bits of the packet mark (skb->mark) that outgate uses; all others stay unchanged.
 const MARK_MASK: u32 = 0x0700_0000;
-/// Mark: on its way to the transparent listener.
+/// Mark: directed to the transparent listener.
 const MARK_LISTENER: u32 = 0x0100_0000;
 /// Mark: the answer to a connection that came from outside.
 const MARK_REPLY: u32 = 0x0200_0000;
-/// Mark: the port by which it came has sent more queries than it may.
+/// Mark: its ingress port has exceeded its query rate.
 const MARK_CROWDED: u32 = 0x0300_0000;
-/// Mark: its source was checked on the bridge port by which it came.
+/// Mark: its source was checked on its ingress bridge port.
 const MARK_PINNED: u32 = 0x0400_0000;
 /// The routing table that delivers everything to this machine.
 const ROUTES: u32 = 3129;
 
-/// Sending a datagram here fails with EPERM while the ruleset is in place: a process without any
-/// privilege can tell. 127.0.0.0/8 is this machine's own, so that nothing leaves it either way.
+/// Sending a datagram to this address fails with EPERM while the ruleset is in place, so an unprivileged process
+/// can test it. 127.0.0.0/8 belongs to this machine, so nothing leaves it in either case.
 const CANARY: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 79, 71, 49), 9);
-/// As `CANARY`, but nothing of outgate's is in the way.
+/// Like `CANARY`, but outgate does not block this address.
 const CONTROL: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(127, 79, 71, 50), 9);
 
-/// What a ruleset was made from, as an address that it refuses: the ruleset of another configuration
-/// refuses another.
+/// Identifies the configuration a ruleset was made from, as an address that the ruleset refuses: the ruleset of
+/// another configuration refuses a different address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seal(SocketAddrV4);
 
 impl Seal {
-    /// The seal of this configuration's ruleset.
+    /// Returns the seal of this configuration's ruleset.
     pub fn of(firewall: &FirewallSettings, listen: &ListenSettings) -> Seal {
         let ListenSettings { proxy, proxy_tls, transparent, redirect, dns, udp, .. } = listen;
         let text = format!("{firewall:?} {proxy:?} {proxy_tls:?} {transparent:?} {redirect:?} {dns:?} {udp:?}");
@@ -128,7 +127,8 @@ impl Seal {
     }
 }
 
-/// An address of 127.`network`.0.0/16 that is this text's own. `high`: bits that its third number has in any case.
+/// Derives an address of 127.`network`.0.0/16 from this text. `high`: bits that are always set in its third
+/// number.
 fn drawn(text: &str, network: u8, high: u8) -> SocketAddrV4 {
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     let mut bytes = digest.as_ref().iter().copied();
@@ -137,13 +137,13 @@ fn drawn(text: &str, network: u8, high: u8) -> SocketAddrV4 {
     SocketAddrV4::new(address, u16::from_be_bytes([next(), next()]).max(1))
 }
 
-/// What of `[limits]` and `[resolver]` a ruleset was made from: an address that it refuses for each key. The daemon
-/// takes a change over at a reload, the kernel's rules at `apply` alone.
+/// The values of `[limits]` and `[resolver]` that a ruleset was made from, as an address for each key that the
+/// ruleset refuses. The daemon applies a change at a reload, the kernel's rules only at `apply`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares([(&'static str, SocketAddrV4); 4]);
 
 impl Shares {
-    /// What these settings come to in a ruleset.
+    /// Returns the values for these settings.
     pub fn of(settings: &Settings) -> Shares {
         Rations::new(settings).into()
     }
@@ -152,8 +152,8 @@ impl Shares {
         self.0.map(|(_, address)| address)
     }
 
-    /// What the ruleset that is there was made from other values of, with the remedy. Nothing where that cannot be
-    /// told, or where no ruleset is there. As [`presence`] without blocking.
+    /// Returns the keys whose values differ from those that the present ruleset was made from, with the remedy.
+    /// Returns `None` if that cannot be determined, or if there is no ruleset. Does not block, like [`presence`].
     pub fn complaint(&self) -> Option<String> {
         let socket = prober()?;
         if (refused(&socket, CONTROL)?, refused(&socket, CANARY)?) != (false, true) {
@@ -170,45 +170,45 @@ impl Shares {
 
 impl From<Rations> for Shares {
     fn from(rations: Rations) -> Shares {
-        // Never where `CANARY` and `CONTROL` are.
+        // Never equal to `CANARY` or `CONTROL`.
         Shares(rations.in_rules().map(|(key, value)| (key, drawn(&format!("{key} {value}"), 79, 0x80))))
     }
 }
 
-/// What can be told of the ruleset without privileges.
+/// What an unprivileged process can determine about the ruleset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It is there, as the configuration asks for it.
+    /// It is in place, as the configuration requires.
     InPlace,
-    /// One is there, made from another configuration.
+    /// There is one, made from another configuration.
     Outdated,
     /// There is none.
     Missing,
-    /// It cannot be told, for example because something else refuses this process all datagrams to
+    /// It cannot be determined, for example because something else refuses all of this process's datagrams to
     /// loopback.
     Unknown,
 }
 
 impl Presence {
-    /// Is some ruleset there?
+    /// Returns whether there is any ruleset.
     pub const fn is_there(self) -> bool {
         matches!(self, Presence::InPlace | Presence::Outdated)
     }
 }
 
-/// Is the ruleset in place that bears `seal`? Three datagrams to loopback addresses tell, without
-/// blocking. They show that table `inet outgate` is there; its single chains, table `bridge outgate` and
-/// the routing rules are shown to root alone, by [`status`].
+/// Tests whether the ruleset with this `seal` is in place, with three datagrams to loopback addresses, without
+/// blocking. This shows that table `inet outgate` exists; only root can see its individual chains, table `bridge
+/// outgate` and the routing rules, with [`status`].
 pub fn presence(seal: Seal) -> Presence {
     sensed(Some(seal))
 }
 
-/// Is some ruleset of outgate's there, whatever it was made from? As [`presence`].
+/// Tests whether there is any ruleset of outgate's, from whatever configuration. Like [`presence`].
 pub fn is_any_there() -> bool {
     sensed(None).is_there()
 }
 
-/// As [`presence`]; without a seal to look for a ruleset that is there is an outdated one.
+/// Like [`presence`]; without a seal to look for, a present ruleset counts as outdated.
 fn sensed(seal: Option<Seal>) -> Presence {
     let told = || {
         let socket = prober()?;
@@ -230,7 +230,7 @@ fn prober() -> Option<UdpSocket> {
     Some(socket)
 }
 
-/// Is a datagram to this address refused? `None` where it fails otherwise.
+/// Returns whether a datagram to this address is refused; `None` if it fails otherwise.
 fn refused(socket: &UdpSocket, address: SocketAddrV4) -> Option<bool> {
     match socket.send_to(&[], address) {
         Ok(_) => Some(false),

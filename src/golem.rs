@@ -1,5 +1,5 @@
-//! What a provider on Golem Network decides by, read as yagna reads it: the manifest of a job, the rules and
-//! the list of hosts, and the certificates that lend a job more than everybody has.
+//! The inputs of a provider's decisions on Golem Network, read as yagna reads them: the manifest of a job, the
+//! rules and the list of hosts, and the certificates that give a job additional rights.
 //!
 //! | module | reads |
 //! |---|---|
@@ -8,10 +8,10 @@
 //! | [`rules`] | `rules.json` and `domain_whitelist.json` of the provider's data dir |
 //! | [`x509`] | `cert-dir`, and the signature over a manifest |
 //! | [`descriptor`] | a requestor's node descriptor, signed with Golem's own certificates |
-//! | [`negotiation`] | all of them, to yagna's answer in yagna's words |
+//! | [`negotiation`] | all of them, and derives yagna's answer in yagna's words |
 //! | [`sync`] | the list that is published for providers, for the whitelist dir |
 //!
-//! Nothing here is asked while flows pass: list and rules go into the policy when it is made.
+//! Nothing here runs for individual flows: list and rules become part of the policy when it is built.
 
 pub mod descriptor;
 pub mod destination;
@@ -28,13 +28,13 @@ use std::fmt::Write;
 /// The largest manifest, certificate, signature, descriptor or rules file, in bytes.
 pub const MAX_INPUT: u64 = 1 << 20;
 
-/// Base64 (RFC 4648 §4, with padding), white space ignored.
+/// Decodes base64 (RFC 4648 §4, with padding); white space is ignored.
 fn base64(text: &[u8]) -> Option<Vec<u8>> {
     let text: Vec<u8> = text.iter().copied().filter(|byte| !byte.is_ascii_whitespace()).collect();
     STANDARD.decode(text).ok()
 }
 
-/// Two hexadecimal digits a byte, in lower case.
+/// Encodes each byte as two hexadecimal digits, in lower case.
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
@@ -42,7 +42,7 @@ fn hex(bytes: &[u8]) -> String {
     })
 }
 
-/// The bytes of such a text, in either case.
+/// Decodes such a text, in either case.
 fn unhex(text: &str) -> Option<Vec<u8>> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();

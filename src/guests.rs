@@ -1,6 +1,6 @@
-//! Guests that are registered while the daemon runs: who they are, and what their manifests hold them to.
-//! They are kept in a folder beside the control socket, so for as long as the machine is up. What the
-//! policy makes of them, and when, is for `policy` and the daemon.
+//! Guests that are registered while the daemon runs: their identities, and what their manifests permit. They are
+//! kept in a folder beside the control socket, and therefore only until the machine restarts. `policy` and the
+//! daemon decide what follows from them, and when.
 
 mod apply;
 mod keep;
@@ -23,9 +23,9 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Guests at a time at most.
+/// Maximum number of guests at a time.
 pub const MAX_GUESTS: usize = 4096;
-/// URLs that the manifests of all of them name at most.
+/// Maximum number of URLs that all of their manifests name together.
 pub const MAX_URLS: usize = 65_536;
 
 /// A guest that was registered.
@@ -33,27 +33,27 @@ pub const MAX_URLS: usize = 65_536;
 pub struct Registered {
     /// Its name, unique among all guests.
     pub name: String,
-    /// The addresses that are this guest.
+    /// Its addresses.
     pub addresses: Vec<IpNet>,
-    /// The interface by which its packets come, and no others'.
+    /// The interface that its packets, and no other guest's, come from.
     pub interface: Option<String>,
-    /// Since when.
+    /// When it was registered.
     pub since: Timestamp,
-    /// What its manifest holds it to; `None` where it has none.
+    /// What its manifest permits; `None` if it has none.
     pub manifest: Option<Agreed>,
 }
 
-/// What a provider and a job agreed on.
+/// The agreement between a provider and a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Agreed {
-    /// What the job asked for: of URLs scheme, host and port, each once.
+    /// What the job asked for: scheme, host and port of each URL, each once.
     pub access: Access,
-    /// The provider's rule that took it; `None` where the daemon went by no provider's rules.
+    /// The provider's rule that accepted it; `None` if the daemon applied no provider's rules.
     pub rule: Option<Rule>,
 }
 
 impl Agreed {
-    /// What a manifest asks for, without what counts for nothing.
+    /// Returns the agreement for what a manifest asks for, without the parts of a URL that have no effect.
     pub fn on(access: Access, rule: Option<Rule>) -> Agreed {
         let Access::Urls(mut urls) = access else { return Agreed { access, rule } };
         let mut seen = HashSet::new();
@@ -62,7 +62,7 @@ impl Agreed {
             url.set_query(None);
             if !url.cannot_be_a_base() {
                 url.set_path("");
-                // Refused for schemes without a host alone.
+                // Fails only for schemes without a host.
                 let _ = url.set_username("").and_then(|()| url.set_password(None));
             }
         }
@@ -70,13 +70,13 @@ impl Agreed {
         Agreed { access: Access::Urls(urls), rule }
     }
 
-    /// What the accepting rule grants under these settings and the provider's rules as they are now.
+    /// Returns the mode that the accepting rule grants under these settings and the provider's current rules.
     pub fn mode(&self, settings: &Settings, rules: Option<&Outbound>) -> Mode {
         let default = Outbound::default();
         let rules = rules.unwrap_or(&default);
         match (&self.access, &self.rule) {
             (Access::None, _) => Mode::None,
-            // The provider's rules are not asked any more, so nobody says what this one grants.
+            // The provider's rules no longer apply, so nothing defines what this rule grants.
             (_, Some(_)) if settings.golem.is_none() => Mode::None,
             (_, Some(rule)) => settings.mode_of(rule.mode(rules)),
             (_, None) => settings.mode_of(rules.without_manifest()),
@@ -99,7 +99,7 @@ impl Agreed {
 }
 
 impl Registered {
-    /// Why it cannot be a guest beside one with this name and these addresses, if so.
+    /// Returns why it cannot be a guest beside one with this name and these addresses, if so.
     fn clash(&self, other: &str, others: &[IpNet]) -> Option<String> {
         let Registered { name, addresses, .. } = self;
         if other == *name {
@@ -115,7 +115,7 @@ impl Registered {
     }
 }
 
-/// One of those that are registered, with what its manifest comes to for the policy.
+/// A registered guest, with its manifest in the form that the policy uses.
 #[derive(Debug)]
 struct Held {
     guest: Registered,
@@ -128,7 +128,7 @@ impl Held {
         Held { guest, agreement }
     }
 
-    /// What the policy needs of it.
+    /// Returns what the policy needs of it.
     fn settings(&self, settings: &Settings, rules: Option<&Outbound>) -> GuestSettings {
         GuestSettings {
             name: self.guest.name.clone(),
@@ -140,20 +140,20 @@ impl Held {
     }
 }
 
-/// The guests that are registered now. No two share a name or an address.
+/// The registered guests. No two share a name or an address.
 #[derive(Debug, Default)]
 pub struct Registry {
-    /// Where they are kept.
+    /// The folder that keeps them.
     folder: Option<PathBuf>,
     guests: Vec<Held>,
 }
 
 impl Registry {
-    /// Those that were kept by the last daemon with this control socket since the machine came up. They are
-    /// checked as if they were new: the file is the daemon's, and root goes by it as well.
+    /// Reads the guests that the last daemon with this control socket kept since the machine started. They are
+    /// checked as if they were new: the daemon owns the file, and root also relies on it.
     ///
     /// # Errors
-    /// Where they cannot be read; whether there were any is not known then.
+    /// If they cannot be read; it is then unknown whether there were any.
     pub fn restore(control: Option<&Path>) -> Result<Registry, KeepError> {
         let mut registry = Registry::empty(control);
         let Some(folder) = registry.folder.clone() else { return Ok(registry) };
@@ -166,22 +166,22 @@ impl Registry {
         Ok(registry)
     }
 
-    /// None, to be kept beside this control socket.
+    /// Returns an empty registry, to be kept beside this control socket.
     pub fn empty(control: Option<&Path>) -> Registry {
         Registry { folder: control.map(folder), guests: Vec::new() }
     }
 
-    /// In the order in which they came.
+    /// Returns the guests in order of registration.
     pub fn iter(&self) -> impl Iterator<Item = &Registered> {
         self.guests.iter().map(|held| &held.guest)
     }
 
-    /// The guest of this name.
+    /// Returns the guest of this name.
     pub fn get(&self, name: &str) -> Option<&Registered> {
         self.iter().find(|guest| guest.name == name)
     }
 
-    /// The settings with these guests among those of the configuration.
+    /// Returns the settings with these guests added to those of the configuration.
     ///
     /// # Errors
     /// The first clash with a guest of the configuration, and what to do.
@@ -201,7 +201,7 @@ impl Registry {
         Ok(all)
     }
 
-    /// Lets those go that do not go with the configuration: what stands in a file comes first. The clashes.
+    /// Removes the guests that clash with the configuration, which has precedence. Returns the clashes.
     pub fn yield_to(&mut self, settings: &Settings) -> Vec<String> {
         let mut clashes = Vec::new();
         self.guests.retain(|held| {
@@ -213,10 +213,10 @@ impl Registry {
         clashes
     }
 
-    /// Registers one more. Nothing is changed on an error.
+    /// Registers one more guest. Changes nothing on an error.
     ///
     /// # Errors
-    /// Where it does not go with those that there are, or cannot be kept.
+    /// If it clashes with the existing guests, or cannot be kept.
     pub fn add(&mut self, guest: Registered, settings: &Settings) -> Result<(), String> {
         if let Some(clash) = clash_with(settings, &guest) {
             return Err(clash);
@@ -240,10 +240,10 @@ impl Registry {
         Ok(())
     }
 
-    /// Ends the registration. Nothing is changed on an error.
+    /// Ends the registration. Changes nothing on an error.
     ///
     /// # Errors
-    /// Where there is none of this name, or what is left cannot be kept.
+    /// If there is no guest of this name, or the remaining ones cannot be kept.
     pub fn remove(&mut self, name: &str) -> Result<Registered, String> {
         let Some(at) = self.iter().position(|guest| guest.name == name) else {
             return Err(format!("no guest {name:?} was registered at run time"));
@@ -258,10 +258,10 @@ impl Registry {
         }
     }
 
-    /// Keeps those that there are, and no others.
+    /// Writes the current guests to disk, in place of all earlier ones.
     ///
     /// # Errors
-    /// Where they cannot be written, or could not be read again.
+    /// If they cannot be written, or could not be read again.
     pub fn keep(&self) -> Result<(), String> {
         let folder = self.folder.as_deref().ok_or("without a control socket nothing can be kept")?;
         let guests: Vec<&Registered> = self.iter().collect();
@@ -269,7 +269,7 @@ impl Registry {
     }
 }
 
-/// Why a guest does not go with those of the configuration, if so.
+/// Returns why a guest clashes with those of the configuration, if so.
 fn clash_with(settings: &Settings, guest: &Registered) -> Option<String> {
     settings.policy.guests.iter().find_map(|other| guest.clash(&other.name, &other.addresses))
 }

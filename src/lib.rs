@@ -1,16 +1,15 @@
-//! Outgate guards the way out of a compute provider's machine: a forward proxy that lets guests
-//! reach what the operator's whitelist names, refuses the rest at once with its reason, and counts
-//! both.
+//! Outgate guards the outgoing traffic of a compute provider's machine: a forward proxy that lets guests reach
+//! what the operator's whitelist names, refuses the rest at once with its reason, and counts both.
 //!
-//! The modules stand in the order in which a connection's data flows:
+//! The modules are in the order in which a connection's data flows:
 //!
 //! ```text
 //! accept -> identify -> policy -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! [`flow`] is the only module that calls the stages; a stage names only the output type of the
-//! stage before it. What stands beside the path (configuration, whitelist files, admin) feeds the
-//! stages with settings and snapshots. `ARCHITECTURE.md` has the map and the invariants.
+//! [`flow`] is the only module that calls the stages; a stage names only the output type of the stage before it.
+//! The modules beside the path (configuration, whitelist files, admin) supply the stages with settings and
+//! snapshots. `ARCHITECTURE.md` has the map and the invariants.
 
 pub mod cli;
 pub mod config;
@@ -38,7 +37,7 @@ pub mod system;
 pub mod tls;
 pub mod whitelist;
 
-// Words that everything shares; they import nothing of ours.
+// Vocabulary that everything shares; these modules import none of our others.
 pub mod cooperate;
 pub mod name;
 pub mod reason;

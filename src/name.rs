@@ -1,10 +1,9 @@
-//! `HostName`: the only maker of a host name.
+//! `HostName`: the only type that constructs a host name.
 //!
-//! Guests, whitelist files, DNS answers and logs all come through [`HostName::parse`], because
-//! the parsers people usually reach for disagree with one another: what one reads as a name,
-//! another reads as the address 127.0.0.1. A text that any of them could take for an address is
-//! therefore no name here. Unicode is for whitelist lines alone ([`HostName::parse_unicode`]);
-//! on the wire only ASCII is taken.
+//! Guests, whitelist files, DNS answers and logs all use [`HostName::parse`], because common parsers disagree with
+//! one another: what one reads as a name, another reads as the address 127.0.0.1. A text that any of them could
+//! read as an address is therefore not a name here. Only whitelist lines may contain Unicode
+//! ([`HostName::parse_unicode`]); on the wire only ASCII is accepted.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -24,10 +23,10 @@ pub const MAX_LABEL: usize = 63;
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct HostName(Arc<str>);
 
-/// Why a text is no host name.
+/// Why a text is not a host name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum NameError {
-    /// Nothing but, perhaps, a dot.
+    /// Empty, or only a dot.
     #[error("the name is empty")]
     Empty,
     /// Over [`MAX_NAME`] bytes.
@@ -54,8 +53,8 @@ pub enum NameError {
 }
 
 impl HostName {
-    /// Reads a name as it stands on the wire or in an ASCII line: any case, at most one trailing
-    /// dot, both normalised away.
+    /// Parses a name from the wire or from an ASCII line: any case, at most one trailing dot, both normalised
+    /// away.
     pub fn parse(text: impl AsRef<[u8]>) -> Result<HostName, NameError> {
         let text = text.as_ref();
         let text = text.strip_suffix(b".").unwrap_or(text);
@@ -69,8 +68,8 @@ impl HostName {
         Ok(HostName(Arc::from(lower)))
     }
 
-    /// Reads a name from an operator's file: as [`parse`](Self::parse), and where it is not ASCII it
-    /// is first brought to A-labels by UTS-46 (non-transitional, STD3 rules).
+    /// Parses a name from an operator's file: like [`parse`](Self::parse), but converts non-ASCII text to A-labels
+    /// by UTS-46 first (non-transitional, STD3 rules).
     pub fn parse_unicode(text: &str) -> Result<HostName, NameError> {
         if text.is_ascii() {
             return HostName::parse(text);
@@ -80,23 +79,23 @@ impl HostName {
         HostName::parse(ascii)
     }
 
-    /// The canonical text.
+    /// Returns the canonical text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The labels from left to right.
+    /// Returns the labels from left to right.
     pub fn labels(&self) -> impl DoubleEndedIterator<Item = &str> {
         self.0.split('.')
     }
 
-    /// The name without its first label; `None` for a single label.
+    /// Returns the name without its first label; `None` for a single label.
     pub fn parent(&self) -> Option<&str> {
         self.0.split_once('.').map(|(_, parent)| parent)
     }
 }
 
-/// One pass over the bytes; `text` has no trailing dot any more.
+/// Checks a name in one pass over the bytes; `text` no longer has a trailing dot.
 fn validate(text: &[u8]) -> Result<(), NameError> {
     if text.is_empty() {
         return Err(NameError::Empty);

@@ -1,5 +1,5 @@
-//! Why a flow was let through or refused: one vocabulary for metrics, the access log, the answers
-//! to guests and the documentation.
+//! Why a flow was allowed or refused: one vocabulary for metrics, the access log, the answers to guests and the
+//! documentation.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -15,65 +15,65 @@ pub enum Reason {
     NotWhitelisted,
     /// A `deny` rule refuses it.
     DeniedByRule,
-    /// The rule that would allow it is past its `until`.
+    /// The rule that would allow it has expired (`until`).
     RuleExpired,
     /// A rule allows the host, but not on this port.
     PortNotAllowed,
-    /// A rule allows host and port, but not for what is spoken there.
+    /// A rule allows host and port, but not for this protocol.
     ProtocolNotAllowed,
-    /// The address is in the floor: private, special-purpose, ours or another guest's.
+    /// The address is in the floor: private, special-purpose, outgate's own or another guest's.
     AddressFloor,
     /// The connection shows no name where one is required.
     NoName,
     /// The names that the connection shows differ.
     NameMismatch,
-    /// The guest's bytes cannot be read in one way only.
+    /// The guest's bytes have no single valid interpretation.
     Malformed,
     /// The ClientHello carries encrypted_client_hello.
     Ech,
     /// The guest's mode is `none`.
     ModeNone,
-    /// The source is no declared guest.
+    /// The source is not a declared guest.
     UnknownGuest,
     /// The name could not be resolved.
     ResolveFailed,
-    /// No vetted address could be connected to, or the upstream broke off.
+    /// No vetted address could be connected to, or the upstream closed prematurely.
     DialFailed,
     /// A deadline passed.
     Timeout,
-    /// A later list or policy refuses what was allowed.
+    /// A later list or policy refuses what was allowed before.
     Revoked,
     /// The guest has too many connections.
     LimitConnections,
-    /// The guest is too quick.
+    /// The guest exceeds its rate.
     LimitRate,
     /// The daemon has too many connections.
     LimitTotal,
     /// The daemon is stopping.
     ShuttingDown,
-    /// The guest wants too many names looked up that nobody has asked for before.
+    /// The guest wants to look up too many names that nobody has asked for before.
     LimitNames,
-    /// HTTP/2 in clear is spoken where names must be judged.
+    /// HTTP/2 in clear is used where names must be judged.
     H2c,
-    /// The upstream's response is malformed, or was cut.
+    /// The upstream's response is malformed or truncated.
     ProtocolError,
-    /// The access log can't be written, and nothing is let through without.
+    /// The access log can't be written, and without it nothing is allowed.
     LogFailed,
-    /// There is no configuration or list to go by.
+    /// There is no configuration or list to apply.
     NotConfigured,
 }
 
-/// What became of a flow.
+/// The outcome of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub enum Verdict {
-    /// Let through by the policy, and reached.
+    /// Allowed by the policy, and the destination was reached.
     Allowed,
     /// Refused.
     Denied,
-    /// Let through by the policy, but it could not be done.
+    /// Allowed by the policy, but it failed.
     Failed,
-    /// Let through because the mode is `observe`; no rule allows it.
+    /// Allowed because the mode is `observe`; no rule allows it.
     Observed,
 }
 
@@ -81,7 +81,7 @@ impl Verdict {
     /// All verdicts, in the order of their discriminants.
     pub const ALL: [Verdict; 4] = [Verdict::Allowed, Verdict::Denied, Verdict::Failed, Verdict::Observed];
 
-    /// Metric label and log value.
+    /// Returns the metric label and log value.
     pub const fn as_str(self) -> &'static str {
         match self {
             Verdict::Allowed => "allowed",
@@ -123,7 +123,7 @@ impl Reason {
         Reason::NotConfigured,
     ];
 
-    /// Metric label, log value and the `details` of an answer.
+    /// Returns the metric label, log value and the `details` of an answer.
     pub const fn as_str(self) -> &'static str {
         match self {
             Reason::None => "none",
@@ -155,7 +155,7 @@ impl Reason {
         }
     }
 
-    /// The verdict that goes with the reason when a flow ends by it.
+    /// Returns the verdict on a flow that ends for this reason.
     pub const fn verdict(self) -> Verdict {
         match self {
             Reason::None => Verdict::Allowed,
@@ -168,7 +168,7 @@ impl Reason {
         }
     }
 
-    /// The HTTP status of a refusal (RFC 9110 §15); 200 for [`Reason::None`].
+    /// Returns the HTTP status of a refusal (RFC 9110 §15); 200 for [`Reason::None`].
     pub const fn http_status(self) -> u16 {
         match self {
             Reason::None => 200,
@@ -182,7 +182,7 @@ impl Reason {
         }
     }
 
-    /// The Proxy-Status error type of a refusal (RFC 9209 §2.3).
+    /// Returns the Proxy-Status error type of a refusal (RFC 9209 §2.3).
     pub const fn proxy_error(self) -> &'static str {
         match self {
             Reason::Malformed | Reason::NameMismatch | Reason::H2c => "http_request_error",
@@ -201,7 +201,7 @@ impl Reason {
         }
     }
 
-    /// The SOCKS5 reply code of a refusal (RFC 1928 §6); 0 for [`Reason::None`].
+    /// Returns the SOCKS5 reply code of a refusal (RFC 1928 §6); 0 for [`Reason::None`].
     pub const fn socks_reply(self) -> u8 {
         match self {
             Reason::None => 0,
@@ -212,7 +212,8 @@ impl Reason {
         }
     }
 
-    /// One sentence for the guest. Says what to do, and nothing of addresses, rules or errors inside.
+    /// Returns one sentence for the guest. It names the remedy if there is one, but no internal addresses, rules or
+    /// errors.
     pub const fn message(self) -> &'static str {
         match self {
             Reason::None => "Allowed.",
@@ -251,7 +252,7 @@ impl Reason {
     }
 }
 
-/// What is behind a reason that can have several causes: a fixed phrase, never anything that somebody sent.
+/// The cause of a reason that can have several: a fixed phrase, never anything that somebody sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cause {
     phrase: &'static str,
@@ -259,23 +260,23 @@ pub struct Cause {
 }
 
 impl Cause {
-    /// A cause in these words, half a sentence.
+    /// Returns a cause with this phrase, half a sentence.
     pub const fn of(phrase: &'static str) -> Cause {
         Cause { phrase, proxy_error: None }
     }
 
-    /// The same, with a Proxy-Status error type of its own (RFC 9209 §2.3).
+    /// Like [`Cause::of`], with a Proxy-Status error type of its own (RFC 9209 §2.3).
     pub const fn typed(phrase: &'static str, proxy_error: &'static str) -> Cause {
         Cause { phrase, proxy_error: Some(proxy_error) }
     }
 
-    /// The words.
+    /// Returns the phrase.
     pub const fn phrase(self) -> &'static str {
         self.phrase
     }
 }
 
-/// A reason and its cause, where one is known.
+/// A reason and its cause, if known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Why {
     /// The reason.
@@ -285,22 +286,22 @@ pub struct Why {
 }
 
 impl Why {
-    /// What was malformed.
+    /// Returns [`Reason::Malformed`] with this phrase as its cause.
     pub const fn malformed(phrase: &'static str) -> Why {
         Why::because(Reason::Malformed, Cause::of(phrase))
     }
 
-    /// A reason with its cause.
+    /// Returns a reason with its cause.
     pub const fn because(reason: Reason, cause: Cause) -> Why {
         Why { reason, cause: Some(cause) }
     }
 
-    /// The Proxy-Status error type: the cause's, else the reason's.
+    /// Returns the Proxy-Status error type: the cause's, else the reason's.
     pub fn proxy_error(self) -> &'static str {
         self.cause.and_then(|cause| cause.proxy_error).unwrap_or(self.reason.proxy_error())
     }
 
-    /// One sentence for the guest.
+    /// Returns one sentence for the guest.
     pub fn message(self) -> Cow<'static, str> {
         let message = self.reason.message();
         match self.cause {

@@ -1,8 +1,8 @@
-//! Words of commands that are printed to be run: as a shell takes them, whatever is in them.
+//! Quotes the words of printed commands, so that a shell reads each word literally.
 
 use std::borrow::Cow;
 
-/// The word, in quotes if a shell would take it for anything but itself.
+/// Returns the word, quoted if a shell would otherwise change it.
 pub fn quoted(word: &str) -> Cow<'_, str> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "_./:@%+=,-".contains(c);
     if !word.is_empty() && word.chars().all(plain) {
@@ -11,7 +11,7 @@ pub fn quoted(word: &str) -> Cow<'_, str> {
     Cow::Owned(in_quotes(word))
 }
 
-/// The word in quotes in any case.
+/// Returns the word in quotes in any case.
 pub fn in_quotes(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }

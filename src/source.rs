@@ -1,15 +1,16 @@
-//! Who asks, as far as its connection shows.
+//! Identifies the source of a connection, as far as the connection shows it.
 
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Where a connection comes from and, if it came with a certificate for clients, the name in that. The name comes
-/// first: who shows one is the guest of that name, or none that is declared, whatever its address.
+/// The address of a connection and, if it presented a client certificate, the name in it. The name has precedence:
+/// a connection with a certificate belongs to the guest of that name, or to no declared guest, whatever its
+/// address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Source {
     /// The address.
     pub address: IpAddr,
-    /// The name in the certificate, which was verified.
+    /// The name in the verified certificate.
     pub certified: Option<Arc<str>>,
 }
 

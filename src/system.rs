@@ -1,4 +1,4 @@
-//! What the operating system wants of a daemon: signals, limits on open files, the service manager.
+//! The daemon's interface to the operating system: signals, limits on open files, the service manager.
 
 mod confine;
 
@@ -40,7 +40,7 @@ impl Signals {
         })
     }
 
-    /// The next signal.
+    /// Returns the next signal.
     pub async fn next(&mut self) -> SignalRequest {
         tokio::select! {
             _ = self.hangup.recv() => SignalRequest::Reload,
@@ -50,7 +50,7 @@ impl Signals {
     }
 }
 
-/// Raises the soft limit on open files to the hard one and returns it. Two a tunnel are needed.
+/// Raises the soft limit on open files to the hard limit and returns it. Each tunnel needs two.
 pub fn raise_open_files() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
@@ -61,47 +61,48 @@ pub fn raise_open_files() -> u64 {
     }
 }
 
-/// Opens a file for reading, without waiting for whoever may write into a FIFO of that name (open(2)). `more`
-/// are further flags. What kind of file it is, the caller asks.
+/// Opens a file for reading, without waiting for a writer if it is a FIFO (open(2)). `more` are further flags. The
+/// caller checks what kind of file it is.
 pub fn open_at_once(path: &Path, more: OFlags) -> io::Result<File> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
     OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
 }
 
-/// What stat(2) says of a file, after links, that tells whether it is another than before; `None` where it says nothing.
+/// The stat(2) values of a file, with links followed, that show whether it was replaced or changed; `None` if
+/// stat(2) fails.
 pub type Stamp = Option<[i64; 6]>;
 
-/// The stamp of the file at `path` now.
+/// Returns the current stamp of the file at `path`.
 pub fn stamp(path: &Path) -> Stamp {
     let meta = std::fs::metadata(path).ok()?;
     let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());
     Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
 }
 
-/// Tells the service manager (sd_notify(3)), if there is one.
+/// Notifies the service manager (sd_notify(3)), if there is one.
 pub fn notify(states: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
         tracing::debug!(%error, "the service manager could not be told");
     }
 }
 
-/// How often at least the service manager wants to hear from this process, if at all
+/// Returns how often the service manager requires a sign of life from this process, if at all
 /// (sd_watchdog_enabled(3)).
 pub fn watchdog() -> Option<std::time::Duration> {
     sd_notify::watchdog_enabled()
 }
 
-/// Is there a service manager that waits for this process to be ready (sd_notify(3))?
+/// Returns whether a service manager waits for this process to be ready (sd_notify(3)).
 pub fn has_manager() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some_and(|socket| !socket.is_empty())
 }
 
-/// Is this process root?
+/// Returns whether this process is root.
 pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// How many CPUs this process may run on; at least 1.
+/// Returns how many CPUs this process may run on; at least 1.
 pub fn cpus() -> usize {
     std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }

@@ -1,11 +1,11 @@
-//! Where a flow wants to go: [`Host`], and [`Target`] = host and port, with the strict reading of
-//! both; and the words for what is spoken there, [`Transport`] and [`Protocol`].
+//! The destination of a flow: [`Host`], and [`Target`] = host and port, with strict parsers for both; and the
+//! names of what is spoken there, [`Transport`] and [`Protocol`].
 
 use crate::name::{HostName, NameError};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// A host as asked for: a name, or an address literal in its one canonical notation.
+/// A requested host: a name, or an address literal in its one canonical notation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Host {
     /// A name.
@@ -23,7 +23,7 @@ pub struct Target {
     pub port: u16,
 }
 
-/// Why a text is no host or no target.
+/// Why a text is not a host or not a target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TargetError {
     /// Neither address nor name.
@@ -51,16 +51,16 @@ pub enum Transport {
     Quic,
 }
 
-/// What the guest's first bytes speak on a TCP flow.
+/// The protocol of a TCP flow, determined by the guest's first bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Protocol {
     /// HTTP/1.x in clear.
     Http,
-    /// HTTP/2 in clear, whose names we do not read.
+    /// HTTP/2 in clear, whose names outgate does not read.
     H2c,
     /// TLS.
     Tls,
-    /// Anything else, servers that speak first included.
+    /// Anything else, including protocols in which the server sends first.
     Raw,
 }
 
@@ -74,7 +74,7 @@ impl Protocols {
     /// Every protocol.
     pub const ALL: Protocols = Protocols(15);
 
-    /// The set of one.
+    /// Returns the set of one protocol.
     pub const fn only(protocol: Protocol) -> Protocols {
         Protocols(match protocol {
             Protocol::Http => 1,
@@ -84,37 +84,37 @@ impl Protocols {
         })
     }
 
-    /// Is `protocol` in the set?
+    /// Returns whether `protocol` is in the set.
     pub const fn contains(self, protocol: Protocol) -> bool {
         self.0 & Protocols::only(protocol).0 != 0
     }
 
-    /// Both sets together.
+    /// Returns the union of both sets.
     pub const fn union(self, other: Protocols) -> Protocols {
         Protocols(self.0 | other.0)
     }
 
-    /// What is in both sets.
+    /// Returns the intersection of both sets.
     pub const fn both(self, other: Protocols) -> Protocols {
         Protocols(self.0 & other.0)
     }
 
-    /// This set without what is in `other`.
+    /// Returns this set without the members of `other`.
     pub const fn without(self, other: Protocols) -> Protocols {
         Protocols(self.0 & !other.0)
     }
 
-    /// Nothing in it?
+    /// Returns whether the set is empty.
     pub const fn is_empty(self) -> bool {
         self.0 == 0
     }
 }
 
 impl Host {
-    /// Reads a host as it stands in an authority: `name`, `192.0.2.1` or `[2001:db8::1]`.
+    /// Parses a host as it is written in an authority: `name`, `192.0.2.1` or `[2001:db8::1]`.
     ///
-    /// An IPv4 address is taken in dotted-quad form without leading zeros alone; every other
-    /// notation of an address (RFC 3986 §7.4 lists them) is an error, never a name.
+    /// An IPv4 address is accepted only in dotted-quad form without leading zeros; every other notation of an
+    /// address (RFC 3986 §7.4 lists them) is an error, never a name.
     pub fn parse(text: &[u8]) -> Result<Host, TargetError> {
         if let Some(rest) = text.strip_prefix(b"[") {
             let inner = rest.strip_suffix(b"]").ok_or(TargetError::Brackets)?;
@@ -130,7 +130,7 @@ impl Host {
         Ok(Host::Name(HostName::parse(text)?))
     }
 
-    /// The name, if it is one.
+    /// Returns the name, if it is one.
     pub fn name(&self) -> Option<&HostName> {
         match self {
             Host::Name(name) => Some(name),
@@ -190,7 +190,7 @@ impl fmt::Display for Target {
 }
 
 impl Protocol {
-    /// The word for it in rules, `explain` and the log.
+    /// Returns the word for it in rules, `explain` and the log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Protocol::Http => "http",
@@ -202,7 +202,7 @@ impl Protocol {
 }
 
 impl Transport {
-    /// The word for it in rules, `explain` and the log.
+    /// Returns the word for it in rules, `explain` and the log.
     pub const fn as_str(self) -> &'static str {
         match self {
             Transport::Tcp => "tcp",

@@ -1,9 +1,9 @@
-//! What would be said too often is said once in so long, with how often it was left out meanwhile.
+//! Rate-limits a message and counts how often it was suppressed.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Something that is said at most once in a time.
+/// Permits a message at most once in an interval.
 #[derive(Debug)]
 pub struct Throttle {
     between: Duration,
@@ -13,17 +13,17 @@ pub struct Throttle {
 #[derive(Debug, Default)]
 struct Last {
     at: Option<Instant>,
-    /// Times since then that nothing was said.
+    /// How many messages were suppressed since then.
     untold: u64,
 }
 
 impl Throttle {
-    /// With at least this much time between two words.
+    /// Creates a throttle with at least this much time between two messages.
     pub fn new(between: Duration) -> Throttle {
         Throttle { between, last: Mutex::default() }
     }
 
-    /// Is it time to say it again? Then how often it was not since the last time.
+    /// If it is time for the message again, returns how many were suppressed since the last one; else `None`.
     pub fn turn(&self) -> Option<u64> {
         self.turn_at(Instant::now())
     }

@@ -1,4 +1,4 @@
-//! What can be wrong with the guard of a machine: one vocabulary for `/readyz`, `outgate status`, the log, the status
+//! What can be wrong with a machine's guard: one vocabulary for `/readyz`, `outgate status`, the log, the status
 //! page, the metric `outgate_trouble` and the alerts.
 
 use serde::{Deserialize, Serialize};
@@ -12,27 +12,27 @@ pub enum TroubleCause {
     Ruleset,
     /// Routing rules or routes of the firewall are missing.
     Routing,
-    /// Another firewall drops what is brought to the listeners.
+    /// Another firewall drops traffic that is directed to the listeners.
     OtherFirewall,
-    /// An interface that the configuration names is not there.
+    /// An interface that the configuration names does not exist.
     InterfaceMissing,
-    /// A guests' bridge port is not isolated or guarded, or a setting of its interface is another.
+    /// A guests' bridge port is not isolated or guarded, or a setting of its interface differs.
     PortUnguarded,
-    /// There are guests on this machine that no guarded interface carries.
+    /// This machine has guests behind interfaces that are not guarded.
     UnguardedGuests,
-    /// `outgate-host.service` is silent, so that nobody knows of the others.
+    /// `outgate-host.service` sends no reports, so the state of the other causes is unknown.
     Watcher,
     /// No DNS server answers.
     Resolver,
-    /// The lists cannot be used as they stand.
+    /// The lists cannot be used in their current form.
     List,
-    /// The configuration cannot be used as it stands.
+    /// The configuration cannot be used in its current form.
     Configuration,
     /// The certificate has expired, or its files cannot be used.
     Certificate,
     /// The access log can't be written.
     Log,
-    /// Lines of the access log were lost, because they come faster than they are written.
+    /// Lines of the access log were lost, because they arrive faster than they can be written.
     LogDropped,
     /// The kernel's connection tracking table is nearly full.
     Conntrack,
@@ -57,13 +57,13 @@ impl TroubleCause {
         TroubleCause::Conntrack,
     ];
 
-    /// Is a daemon with such a trouble not ready? Lost lines of the log cut nobody off and let nobody out, and a guest
-    /// can cause them at will.
+    /// Returns whether a daemon with this trouble is not ready. Lost log lines cut nobody off and give nobody
+    /// access, and a guest can cause them at will.
     pub const fn makes_unready(self) -> bool {
         !matches!(self, TroubleCause::LogDropped)
     }
 
-    /// The word for it.
+    /// Returns the word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             TroubleCause::Ruleset => "ruleset",
@@ -95,23 +95,23 @@ impl fmt::Display for TroubleCause {
 pub struct Trouble {
     /// Its kind.
     pub cause: TroubleCause,
-    /// What is wrong and what mends it, one sentence.
+    /// What is wrong and how to repair it, one sentence.
     pub text: String,
 }
 
 impl Trouble {
-    /// A trouble of this kind.
+    /// Creates a trouble of this kind.
     pub fn new(cause: TroubleCause, text: impl Into<String>) -> Trouble {
         Trouble { cause, text: text.into() }
     }
 }
 
-/// What `outgate firewall watch` tells the daemon: all that root alone can see.
+/// What `outgate firewall watch` reports to the daemon: everything that only root can see.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostReport {
-    /// Guests' interfaces that are there and guarded, with how many guests are behind each.
+    /// Guests' interfaces that exist and are guarded, with the number of guests behind each.
     pub guarding: Vec<Guarded>,
-    /// Interfaces that look like guests' and that nothing guards.
+    /// Interfaces that look like guests' and are not guarded.
     pub unguarded: Vec<String>,
     /// What is wrong.
     pub troubles: Vec<Trouble>,
@@ -122,7 +122,7 @@ pub struct HostReport {
 pub struct Guarded {
     /// Its name.
     pub interface: String,
-    /// The ports of a bridge, or one.
+    /// The number of a bridge's ports, or 1.
     pub guests: usize,
 }
 

@@ -1,10 +1,10 @@
-//! Whitelist files from disk to rules: read, parse, guard, compile; watch, keep, edit, lint, and what
-//! is known of their use.
+//! Whitelist files, from disk to rules: reads, parses, guards and compiles them; watches, keeps, edits and lints
+//! them; and records which rules were used.
 //!
-//! [`read::Files`] is one consistent set of files; [`compile`] turns it into whatever a [`Sink`]
-//! builds, or into a [`Report`] of everything that is wrong with it. A sink that was half filled
-//! is dropped, so nothing is ever half applied. What a rule means to a flow is left to `policy`;
-//! when to reload, and what to do when it fails, to the daemon.
+//! [`read::Files`] is one consistent set of files. [`compile`] turns it into whatever a [`Sink`] builds, or into a
+//! [`Report`] of everything that is wrong with it. On an error the half-filled sink is dropped, so a list is never
+//! half applied. `policy` decides what a rule means for a flow; the daemon decides when to reload and what to do
+//! when a reload fails.
 
 pub mod diagnostic;
 pub mod edit;
@@ -39,20 +39,20 @@ pub use diagnostic::{Report, Severity};
 pub use read::{Files, Fingerprint};
 pub use used::UsedLines;
 
-/// What takes the rules in and makes a policy of them.
+/// Accepts rules and makes a policy of them.
 pub trait Sink {
     /// How the sink refers to a file.
     type File: Copy;
-    /// Why the sink cannot take a rule; shown to the operator at the rule's line.
+    /// Why the sink cannot accept a rule; shown to the operator at the rule's line.
     type Error: Display;
 
-    /// About so many rules will come. A hint, which need not be taken.
+    /// Announces the approximate number of rules. A hint; the sink may ignore it.
     fn make_room(&mut self, _rules: usize) {}
 
     /// Announces a file of the whitelist; its rules follow.
     fn file(&mut self, name: &str) -> Self::File;
 
-    /// Takes one rule that stands in `line` (from 1) of `file`.
+    /// Accepts one rule from `line` (from 1) of `file`.
     fn rule(&mut self, file: Self::File, line: u32, subject: &Subject<'_>, terms: &Terms) -> Result<(), Self::Error>;
 }
 
@@ -118,12 +118,12 @@ impl Kinds {
     }
 }
 
-/// What came out of a sound set of files, beside the rules themselves.
+/// What a valid set of files yields beside the rules themselves.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    /// What deserves a look but does not invalidate the list.
+    /// Findings that deserve a look but do not invalidate the list.
     pub warnings: Vec<Diagnostic>,
-    /// Of names and contents; equal for an unchanged set.
+    /// Over names and contents; equal for an unchanged set.
     pub fingerprint: Fingerprint,
     /// Files read.
     pub files: usize,
@@ -134,7 +134,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// What comes of no files at all.
+    /// The result for an empty set of files.
     pub fn none() -> Loaded {
         let files = Files::none();
         let (warnings, fingerprint) = (Vec::new(), files.fingerprint());
@@ -144,7 +144,7 @@ impl Loaded {
 
 /// Turns a set of files into rules. `today` (UTC) only decides which rules are reported as expired.
 ///
-/// Returns the filled sink, or every problem of every file; then the sink is gone.
+/// Returns the filled sink, or every problem of every file; in that case the sink is dropped.
 pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, Loaded), Report> {
     let mut problems = files.problems().clone();
     let mut kinds = Kinds::default();
@@ -163,26 +163,26 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
     Ok((sink, Loaded { warnings, fingerprint, files: files.len(), kinds, outbound }))
 }
 
-/// Turns a set of files into the rules that the daemon goes by.
+/// Turns a set of files into the rules that the daemon applies.
 pub fn build(files: &Files, today: Date) -> Result<(Rules, Loaded), Report> {
     let (builder, loaded) = compile(files, today, Builder::new(today))?;
     let rules = builder.build().map_err(|error| Report::whole(files.dir(), error.to_string()))?;
     Ok((rules, loaded))
 }
 
-/// How a regex of Golem's is wider than the names of one owner, with an example; `None` where it is not, or no
-/// regex.
+/// Describes how a Golem regex is wider than the names of one owner, with an example. Returns `None` if it is not
+/// wider, or is not a valid regex.
 pub fn breadth(regex: &str) -> Option<String> {
     let pattern = pattern::analyse(&regex.to_lowercase(), pattern::Matching::Search).ok()?;
     pattern.wide.map(|wide| wide.to_string())
 }
 
-/// Is a `.lst` file of this name, with or without a path in front, a list of regexes?
+/// Returns whether a `.lst` file of this name, with or without a path in front, is a list of regexes.
 pub fn is_of_regexes(name: &str) -> bool {
     read::Format::of(name.rsplit('/').next().unwrap_or(name)) == Some(read::Format::Regex)
 }
 
-/// Today in UTC, the day by which `until=` goes.
+/// Returns today's date in UTC, which `until=` is compared with.
 pub fn today() -> Date {
     jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now()).date()
 }
@@ -192,18 +192,18 @@ pub fn load<S: Sink>(dir: &Path, today: Date, sink: S) -> Result<(S, Loaded), Re
     compile(&Files::read(dir), today, sink)
 }
 
-/// One rule as it stands in a file, for `whitelist list`.
+/// One rule as a file holds it, for `whitelist list`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
     /// File name within the whitelist dir.
     pub file: std::sync::Arc<str>,
     /// Line, from 1.
     pub line: u32,
-    /// The rule as written, without a comment behind it.
+    /// The rule as written, without a trailing comment.
     pub source: Box<str>,
-    /// The rule in canonical form (lower case, A-labels), without note and owner, where it differs.
+    /// The rule in canonical form (lower case, A-labels), without note and owner, if that differs.
     pub canonical: Option<Box<str>>,
-    /// What it says beside its subject.
+    /// Everything the rule specifies beside its subject.
     pub terms: Terms,
     /// `owner=`.
     pub owner: Option<Box<str>>,
@@ -211,7 +211,7 @@ pub struct Listed {
     pub note: Option<Box<str>>,
 }
 
-/// Every rule of a set, in file and line order; or the report, where the set is not sound.
+/// Returns every rule of a set, in file and line order, or the report if the set is not valid.
 pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, Report> {
     let mut problems: Problems = files.problems().clone();
     let mut listed = Vec::new();

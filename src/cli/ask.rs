@@ -1,6 +1,5 @@
-//! Commands that ask the running daemon over its control socket: `status`, `denied`, `flows` and
-//! `whitelist reload`. What the daemon answers is JSON; `--json` hands it on, without it people get
-//! a table.
+//! Commands that query the running daemon over its control socket: `status`, `denied`, `flows` and `whitelist
+//! reload`. The daemon answers in JSON; `--json` prints it unchanged, otherwise it is printed as a table.
 
 use super::table::{self, bytes, counted, duration, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
@@ -96,7 +95,7 @@ pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcom
     }
     write_guard(&answer, out)?;
     if let Some(facts) = answer.as_object_mut() {
-        // Said above.
+        // Already printed above.
         for key in ["firewall_configured", "guarding", "unguarded", "troubles"] {
             facts.remove(key);
         }
@@ -105,7 +104,7 @@ pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcom
     Ok(Exit::Good)
 }
 
-/// The first lines: who is guarded, who is not, and what is wrong.
+/// Writes the first lines: which interfaces are guarded, which are not, and what is wrong.
 fn write_guard(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     let list = |key: &str| answer.get(key).and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let text = |value: &Value, key: &str| printable(value.get(key).and_then(Value::as_str).unwrap_or_default());
@@ -145,7 +144,7 @@ pub(super) fn denied(arguments: &DeniedArguments, out: &mut dyn Write) -> Outcom
     write_rows(&answer, arguments.answer.json, (list, &columns), none, out)
 }
 
-/// Where there is no advice, the cause stands in its column.
+/// Shows the cause in the advice column if there is no advice.
 fn explain(answer: &mut Value, list: &str) {
     let rows = answer.get_mut(list).and_then(Value::as_array_mut);
     for row in rows.into_iter().flatten().filter_map(Value::as_object_mut) {
@@ -180,12 +179,12 @@ pub(super) fn reload(arguments: &ReloadArguments, out: &mut dyn Write) -> Outcom
 }
 
 impl Daemon {
-    /// Asks it.
+    /// Sends the daemon a question.
     pub(super) fn ask(&self, question: Question<'_>) -> Result<Value, Failure> {
         bridge::ask(&self.socket()?, question)
     }
 
-    /// Where the daemon listens. A configuration with errors will do: the daemon may run all the same.
+    /// Returns the daemon's socket. A configuration with errors is accepted: the daemon may run in any case.
     pub(super) fn socket(&self) -> Result<PathBuf, Failure> {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
@@ -195,7 +194,7 @@ impl Daemon {
             let why = "the configuration has no control socket; set [listen].control, or name one with --socket";
             return Err(Failure::Unreachable(why.to_owned()));
         };
-        // Without a configuration a user's own daemon goes first, and then the system's.
+        // Without a configuration, a user's own daemon has precedence over the system's.
         let system = Path::new(SYSTEM_CONTROL);
         let own = settings.path.is_some() || socket.exists() || !system.exists();
         Ok(if own { socket } else { system.to_owned() })
@@ -207,7 +206,7 @@ pub(super) fn write_json(answer: &Value, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// An object as lines of key and value; objects within it with their keys joined by dots.
+/// Writes an object as lines of key and value; keys of nested objects are joined by dots.
 fn write_facts(prefix: &str, answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     let Value::Object(facts) = answer else {
         return writeln!(out, "{}", shown(answer));
@@ -231,7 +230,7 @@ fn write_facts(prefix: &str, answer: &Value, out: &mut dyn Write) -> io::Result<
 
 pub(super) type Show = fn(&Value) -> String;
 
-/// The list of objects that the answer has under a name, as a table of those columns.
+/// Writes the list of objects under a name in the answer, as a table of these columns.
 pub(super) fn write_rows(
     answer: &Value,
     json: bool,
@@ -278,7 +277,7 @@ fn shown_bytes(value: &Value) -> String {
 }
 
 fn shown_duration(value: &Value) -> String {
-    // Whole seconds: floats saturate where they do not fit.
+    // Whole seconds: floats saturate if they do not fit.
     value.as_f64().map_or_else(|| shown(value), |seconds| duration(seconds as u64))
 }
 

@@ -1,5 +1,5 @@
-//! What the commands need of the rest of the program, in one place: lists compiled into a policy,
-//! the address floor without a resolver, edits, the daemon and its control socket.
+//! The commands' interface to the rest of the program, in one place: lists compiled into a policy, the address
+//! floor without a resolver, edits, the daemon and its control socket.
 
 use super::Failure;
 use super::table::printable;
@@ -31,54 +31,54 @@ use std::sync::Arc;
 pub(super) struct Lists {
     /// The files themselves.
     pub(super) files: Files,
-    /// How many rules they hold.
+    /// How many rules they contain.
     pub(super) rules: u64,
     /// What is wrong with them, or with the configuration that refers to them.
     pub(super) diagnostics: Vec<Diagnostic>,
     /// Findings beyond those.
     pub(super) more: usize,
-    /// The policy; `None` where there is an error.
+    /// The policy; `None` if there is an error.
     pub(super) policy: Option<Policy>,
 }
 
-/// The files that `settings` speak of, or the compiled-in ones.
+/// Returns the files that `settings` refer to, or the compiled-in ones.
 pub(super) fn files(settings: &Settings) -> Files {
     Files::of(settings.whitelist_dir.as_deref(), settings.data_dir())
 }
 
-/// The settings with names, addresses and interfaces of the guests that were registered at run time: that is all
-/// a firewall is made of, which must not wait for a provider's files.
+/// Returns the settings with names, addresses and interfaces of the guests that were registered at run time: a
+/// firewall needs nothing else, and must not wait for a provider's files.
 pub(super) fn with_pins(settings: &Settings) -> Result<Settings, Failure> {
     let registry = registered(settings).map_err(|error| Failure::Failed(error.to_string()))?;
     registry.over(settings, None).map_err(Failure::Failed)
 }
 
-/// As [`with_pins`], with what holds for them, for who only looks. Where this user may not know the guests, a
-/// warning says so.
+/// Like [`with_pins`], with the modes and agreements of these guests, for read-only commands. If this user has no
+/// permission to read the guests, prints a warning.
 pub(super) fn with_known(settings: Settings) -> Result<Settings, Failure> {
     let registry = match registered(&settings) {
         Ok(registry) => registry,
         Err(error) if error.is_permission() => {
             let error = printable(&error.to_string());
-            // Nobody is left to tell if this fails.
+            // If this fails, there is nowhere left to report it.
             let _ = writeln!(io::stderr(), "outgate: warning: {error}; this is said without them");
             return Ok(settings);
         }
         Err(error) => return Err(Failure::Failed(error.to_string())),
     };
-    // With broken rules the lists cannot be compiled either, which says so.
+    // With broken rules the lists cannot be compiled either, and that error is reported.
     let rules = settings.data_dir().and_then(|dir| Outbound::of(dir).ok());
     registry.over(&settings, rules.as_ref()).map_err(Failure::Failed)
 }
 
-/// The guests that were registered and go with the configuration, as the daemon has them at its start.
+/// Returns the registered guests that fit the configuration, as the daemon restores them at its start.
 fn registered(settings: &Settings) -> Result<Registry, KeepError> {
     let mut registry = Registry::restore(settings.listen.control.as_deref())?;
     registry.yield_to(settings);
     Ok(registry)
 }
 
-/// Reads and compiles the lists and lays the configuration over them.
+/// Reads and compiles the lists and applies the configuration to them.
 pub(super) fn compile(settings: &Settings) -> Lists {
     let files = files(settings);
     let mut lists = Lists { files, rules: 0, diagnostics: Vec::new(), more: 0, policy: None };
@@ -107,7 +107,7 @@ pub(super) fn compile(settings: &Settings) -> Lists {
     lists
 }
 
-/// What is wrong with certificate and key.
+/// Returns what is wrong with certificate and key.
 pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
     let tls = settings.tls.as_ref()?;
     let error = tls::load(tls).err()?;
@@ -116,7 +116,7 @@ pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
     Some(Diagnostic { severity: Severity::Error, file, line, column, message: format!("[tls]: {error}") })
 }
 
-/// Tables of the kernel's that are too small for the guests.
+/// Returns the kernel tables that are too small for the guests.
 pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
     let file = settings.path.clone().unwrap_or_default();
     let (line, column) = settings.place_of_key("guest_interfaces");
@@ -124,7 +124,7 @@ pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
     crate::firewall::small_tables(settings).into_iter().map(warning).collect()
 }
 
-/// What the kernel's rules have of limits that are others by now.
+/// Returns which limits in the kernel's rules are outdated.
 pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
     let message = settings.shares()?.complaint()?;
     let file = settings.path.clone().unwrap_or_default();
@@ -132,7 +132,7 @@ pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
     Some(Diagnostic { severity: Severity::Warning, file, line, column, message })
 }
 
-/// Every file that a guest names and the list does not have, at the place where the name stands.
+/// Returns every file that a guest names and the list does not have, at the place of the name.
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();
     let path = settings.path.clone().unwrap_or_default();
@@ -149,8 +149,8 @@ fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
         .collect()
 }
 
-/// Why `address` is out of reach for a flow with these terms, as far as can be known without asking
-/// the kernel which addresses are this machine's.
+/// Returns why `address` is out of reach for a flow with these terms, as far as can be determined without asking
+/// the kernel for this machine's addresses.
 pub(super) fn in_floor(settings: &FloorSettings, address: SocketAddr, terms: &AddressTerms) -> Option<String> {
     let ip = address.ip();
     if settings.listeners.contains(&address) {
@@ -171,16 +171,16 @@ pub(super) fn in_floor(settings: &FloorSettings, address: SocketAddr, terms: &Ad
     guest.then(|| format!("{ip} is another guest's; {remedy}"))
 }
 
-/// Every rule of the files, in order.
+/// Returns every rule of the files, in order.
 pub(super) fn list(files: &Files) -> Result<impl Iterator<Item = Listed>, Vec<Diagnostic>> {
     whitelist::list(files, today()).map_err(of_report)
 }
 
-/// What became of a rule to add.
+/// The result of adding a rule.
 pub(super) enum Edited {
-    /// It stands there now; the warnings are the whole list's.
+    /// It was written; the warnings are the whole list's.
     Written(Location, Vec<Diagnostic>),
-    /// It stood there already.
+    /// It was already there.
     Already(Location),
 }
 
@@ -193,29 +193,29 @@ pub(super) fn add(dir: &Path, rule: &str) -> Result<Edited, Failure> {
     }
 }
 
-/// Removes a rule from the files of `dir`; says where it stood.
+/// Removes a rule from the files of `dir`; returns its places.
 pub(super) fn remove(dir: &Path, rule: &str) -> Result<Vec<Location>, Failure> {
     edit::remove(dir, rule, today()).map_err(failed_edit)
 }
 
-/// Puts a file of ours into `dir`, or looks whether it could be, if the whole list is sound with it; returns what
-/// it is warned of.
+/// Writes a file of ours into `dir`, or only checks whether it could be, if the whole list is valid with it;
+/// returns the warnings.
 pub(super) fn put(dir: &Path, file: edit::Whole<'_>, write: bool) -> Result<Vec<Diagnostic>, Failure> {
     let warnings = edit::put(dir, file, write, today(), Builder::new(today())).map_err(failed_edit)?;
     Ok(of_list(warnings, Some(dir)))
 }
 
-/// The entries of published lists, if they are sound.
+/// Returns the entries of published lists, if they are valid.
 pub(super) fn published(gathered: &sync::Gathered) -> Result<Vec<sync::merge::Entry>, SyncError> {
     sync::merge::entries(gathered, today())
 }
 
-/// What went wrong with a published list, in the words of the command line.
+/// Converts a failure with a published list to one of the command line.
 pub(super) fn failed_sync(error: SyncError) -> Failure {
     match error {
         SyncError::Invalid(report) => {
             let mut problems = of_report(report);
-            // Names in an archive are its maker's.
+            // The maker of an archive chooses the names in it.
             problems.iter_mut().for_each(|problem| problem.file = printable(&problem.file.to_string_lossy()).into());
             Failure::Invalid(problems)
         }
@@ -230,7 +230,7 @@ fn failed_edit(error: EditError) -> Failure {
     }
 }
 
-/// What the daemon behind a socket knows of the use of the rules in `files`; if nothing, why.
+/// Returns what the daemon's answer reports on the use of the rules in `files`; otherwise, why it reports nothing.
 pub(super) fn used(answer: Value, files: &Files) -> Result<UsedLines, String> {
     let used: UsedLines =
         serde_json::from_value(answer).map_err(|_| "the daemon's answer cannot be read; is it of another version?")?;
@@ -240,7 +240,7 @@ pub(super) fn used(answer: Value, files: &Files) -> Result<UsedLines, String> {
     Ok(used)
 }
 
-/// What deserves a look in the lists; rules that were never used only where their use is known.
+/// Returns the lint warnings; those about unused rules only if their use is known.
 pub(super) fn lint(
     settings: &Settings,
     files: &Files,
@@ -252,30 +252,30 @@ pub(super) fn lint(
     found.map(|found| of_list(found, settings.whitelist_dir.as_deref())).map_err(of_report)
 }
 
-/// What to ask the daemon.
+/// A question to the daemon.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Question<'a> {
     /// The totals.
     Status,
     /// At most so many of the destinations refused most.
     Denied(usize),
-    /// What was allowed and failed, so many rows.
+    /// At most so many rows of what was allowed and failed.
     Failed(usize),
     /// At most so many of the open flows.
     Flows(usize),
     /// Which rules were used.
     Used,
-    /// To read configuration and lists again.
+    /// Read configuration and lists again.
     Reload,
-    /// Who is a guest.
+    /// The guests.
     Guests,
-    /// To take a guest in.
+    /// Register a guest.
     Register(&'a Application),
-    /// To end the registration of the guest of this name.
+    /// End the registration of the guest of this name.
     Remove(&'a str),
 }
 
-/// Asks the daemon behind `socket`.
+/// Sends a question to the daemon behind `socket`.
 pub(super) fn ask(socket: &Path, question: Question<'_>) -> Result<Value, Failure> {
     let client = control::client(socket);
     let answer = match question {
@@ -311,7 +311,7 @@ fn unanswered(error: ClientError) -> Failure {
     Failure::Unreachable(format!("{error}; {remedy}"))
 }
 
-/// The lines of a refusal: `{"error": line}`, `{"problems": [lines]}` or the like.
+/// Returns the lines of a refusal: `{"error": line}`, `{"problems": [lines]}` or the like.
 fn problems_of(refusal: &Value) -> Vec<String> {
     match refusal {
         Value::String(line) => vec![line.clone()],
@@ -321,12 +321,12 @@ fn problems_of(refusal: &Value) -> Vec<String> {
     }
 }
 
-/// Runs the daemon until it is told to stop.
+/// Runs the daemon until it receives a signal to stop.
 pub(super) fn run_daemon(basis: Basis, confine: &Confine) -> Result<(), String> {
     daemon::run(basis, confine).map_err(|error| error.to_string())
 }
 
-/// A report's findings in the words of the command line.
+/// Converts a report's findings to those of the command line.
 fn of_report(report: Report) -> Vec<Diagnostic> {
     of_list(report.diagnostics, report.dir.as_deref())
 }

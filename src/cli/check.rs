@@ -1,4 +1,4 @@
-//! `outgate check`: is what the operator wrote sound?
+//! `outgate check`: checks what the operator wrote.
 
 mod here;
 
@@ -120,7 +120,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// Does a daemon run that goes by another configuration, or by none?
+/// Returns whether a running daemon uses another configuration, or none.
 fn is_unused(control: &Path) -> bool {
     let Ok(answer) = bridge::ask(control, bridge::Question::Status) else { return false };
     let troubles = answer.get("troubles").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();

@@ -1,5 +1,5 @@
-//! What comes with a manifest on the command line, the same for every command that takes one: a signature
-//! with its certificate, and a node descriptor with its requestor.
+//! What accompanies a manifest on the command line, the same for every command that accepts one: a signature with
+//! its certificate, and a node descriptor with its requestor.
 
 use super::Failure;
 use super::bridge::Application;
@@ -62,13 +62,13 @@ impl Credentials {
     }
 }
 
-/// A manifest as it goes to the daemon.
+/// Reads a manifest in the form that is sent to the daemon.
 pub(super) fn read_manifest(path: &Path) -> Result<String, Failure> {
     let text = String::from_utf8(read(path)?);
     text.map_err(|_| Failure::Failed(format!("{}: a manifest is JSON or base64 of it", path.display())))
 }
 
-/// A file of at most 1 MiB.
+/// Reads a file of at most 1 MiB.
 pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     match rules::read(path) {
         Ok(Some(bytes)) => Ok(bytes),
@@ -77,7 +77,7 @@ pub(super) fn read(path: &Path) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// As it is, or as base64 where it is no text.
+/// Returns it unchanged, or as base64 if it is not text.
 fn as_text(bytes: Vec<u8>) -> String {
     String::from_utf8(bytes).unwrap_or_else(|error| STANDARD.encode(error.as_bytes()))
 }

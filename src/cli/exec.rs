@@ -1,7 +1,7 @@
-//! `outgate exec`: a command in namespaces of its own, as a guest. What has to be there for that is `ground`'s;
-//! `enclosure` makes and ends guest and network namespace. The command has two halves of this program above it, which
-//! `talk` to each other: `inside` is the first process of its namespaces, and outside of them `start` starts that one,
-//! `watch` waits for the end and passes signals on, and `terminal` carries on the caller's terminal.
+//! `outgate exec`: runs a command in namespaces of its own, as a guest. `ground` checks the requirements;
+//! `enclosure` creates and removes guest and network namespace. Two halves of this program supervise the command
+//! and communicate through `talk`: `inside` is the first process of its namespaces. Outside, `start` starts that
+//! process, `watch` waits for the end and forwards signals, and `terminal` relays the caller's terminal.
 
 mod enclosure;
 mod ground;
@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
     let Arguments { daemon, name, address, user, manifest, credentials, show, command } = arguments;
     let ground = Ground::find(daemon.config.config.as_deref(), name)?;
     let user = user_of(user.as_deref())?;
-    // From here on a signal undoes what was made.
+    // From here on, a signal undoes what was created.
     let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name, address: *address, manifest: manifest.as_deref(), credentials };
     let enclosure = Enclosure::make(&order)?;
@@ -107,13 +107,13 @@ fn run_in(
     Ok(code_of(watch.wait(running, None)?))
 }
 
-/// What is not worth failing for, on standard error.
+/// Prints a warning, for problems that do not justify a failure, on standard error.
 pub(super) fn warn(text: &str) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is nowhere left to report it.
     let _ = writeln!(io::stderr(), "outgate: warning: {}", printable(text));
 }
 
-/// As whom the command runs; `None` is root.
+/// Returns the user as whom the command runs; `None` is root.
 fn user_of(named: Option<&str>) -> Result<Option<User>, Failure> {
     let caller = || std::env::var("SUDO_USER").ok().filter(|_| std::env::var_os("SUDO_UID").is_some());
     match named.map(str::to_owned).or_else(caller) {

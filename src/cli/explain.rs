@@ -1,5 +1,5 @@
-//! `outgate explain`: would this pass? Asks the same policy that the daemon would, over the files as
-//! they are now, without daemon and without DNS.
+//! `outgate explain`: would this pass? Evaluates the daemon's policy over the current files, without the daemon
+//! and without DNS.
 
 mod url;
 
@@ -22,9 +22,9 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use url::{UrlError, UrlRequest};
 
-/// Lines of an entry of a JSON document that are shown behind its first.
+/// How many lines of a JSON entry are shown after its first.
 const ENTRY_LINES: usize = 4;
-/// The longest line that `--stdin` takes, in bytes.
+/// The longest line that `--stdin` accepts, in bytes.
 const MAX_LINE: u64 = 16 << 10;
 
 /// Would this pass? Says why, by which rule, and what to add if not
@@ -57,7 +57,7 @@ pub(super) struct Arguments {
     urls: Vec<String>,
 }
 
-/// What becomes of one URL.
+/// The decision on one URL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Answer {
     /// As given.
@@ -68,7 +68,7 @@ struct Answer {
     rule: Option<String>,
     /// That line.
     rule_text: Option<String>,
-    /// `file:line` of the rule that comes nearest.
+    /// `file:line` of the nearest rule.
     near: Option<String>,
     /// Why it does not match, or what else to do.
     advice: Option<String>,
@@ -96,8 +96,9 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
     Ok(exit(answers.iter().all(|answer| answer.passes)))
 }
 
-/// Which of these URLs are refused whatever the list allows, and why: blocked ports, `deny` rules, addresses
-/// that no guest reaches, what cannot be told from any other host, and UDP, for which nothing listens.
+/// Returns which of these URLs are refused whatever the list allows, and why: blocked ports, `deny` rules,
+/// addresses that no guest reaches, hosts that cannot be distinguished from others, and UDP, which has no
+/// listener.
 pub(super) fn refused_in_any_case<'u>(
     settings: &Settings,
     urls: impl Iterator<Item = &'u str>,
@@ -125,18 +126,18 @@ pub(super) fn refused_in_any_case<'u>(
     Ok(urls.filter_map(refused).collect())
 }
 
-/// What the policy says of a URL, for who asks beside something else.
+/// The policy's decision on a URL, for callers with other output.
 #[derive(Clone, Debug)]
 pub(super) struct Explained {
-    /// Does it pass?
+    /// Whether it passes.
     pub(super) passes: bool,
     /// The reason, if not.
     pub(super) reason: String,
-    /// By which rule, and what to do.
+    /// The rule, and what to do.
     pub(super) advice: Option<String>,
 }
 
-/// What becomes of each of these URLs for the guest of this name, one of those registered at run time among them.
+/// Decides each of these URLs for the guest of this name, which may be one registered at run time.
 pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Result<Vec<Explained>, Failure> {
     let settings = bridge::with_known(settings)?;
     let source = source(Some(guest), &settings)?;
@@ -151,7 +152,7 @@ pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Resu
     Ok(urls.iter().map(explained).collect())
 }
 
-/// Where a URL leads over TCP, and what would be spoken there.
+/// Returns where a URL leads over TCP, and the protocol used there.
 pub(super) fn destination(url: &str) -> Result<(Target, Option<Protocol>), String> {
     let UrlRequest { target, transport, spoken } = UrlRequest::parse(url).map_err(|error| error.to_string())?;
     match transport {
@@ -164,7 +165,7 @@ fn exit(all_pass: bool) -> Exit {
     if all_pass { Exit::Good } else { Exit::No }
 }
 
-/// Answers line by line, so that whoever asks may wait for each answer.
+/// Answers line by line, so that the caller may wait for each answer.
 fn stream(judge: &mut Judge, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
     let mut all_pass = true;
     let mut line = Vec::new();
@@ -204,13 +205,13 @@ fn skip_line(input: &mut dyn BufRead) -> io::Result<()> {
     }
 }
 
-/// Who `--guest` is. Without it, an address that no operator declares.
+/// Returns the source for `--guest`. Without it, an address that no operator declares.
 fn source(guest: Option<&str>, settings: &Settings) -> Result<Source, Failure> {
     let nowhere = Source::from(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let Some(wanted) = guest else { return Ok(nowhere) };
     let guests = &settings.policy.guests;
     if guests.iter().any(|guest| guest.name == wanted) {
-        // By name, for a guest that is known by its certificate may have no address.
+        // By name, because a guest that is identified by its certificate may have no address.
         return Ok(Source { certified: Some(wanted.into()), ..nowhere });
     }
     if let Ok(address) = wanted.parse::<IpAddr>() {
@@ -224,7 +225,7 @@ fn source(guest: Option<&str>, settings: &Settings) -> Result<Source, Failure> {
     Err(Failure::Usage(format!("no guest is called {wanted:?}: {hint}")))
 }
 
-/// The declared guests, for a message.
+/// Returns the declared guests, for a message.
 fn names(settings: &Settings) -> String {
     let guests = &settings.policy.guests;
     let mut names: Vec<&str> = guests.iter().take(10).map(|guest| guest.name.as_str()).collect();
@@ -248,19 +249,19 @@ fn malformed(url: &str, error: &UrlError) -> Answer {
     }
 }
 
-/// Everything that answers are made from.
+/// Everything that the answers depend on.
 struct Judge {
     policy: Policy,
     settings: Settings,
     floor: FloorSettings,
     source: Source,
     files: Files,
-    /// Where the lines of a file start, once it was asked for.
+    /// Offsets of a file's lines, once they were needed.
     starts: HashMap<String, Vec<usize>>,
 }
 
 impl Judge {
-    /// Over the lists as they are now; their errors where they are not sound.
+    /// Uses the lists as they are now; returns their errors if they are not valid.
     fn new(settings: Settings, source: Source) -> Result<Judge, Failure> {
         let lists = bridge::compile(&settings);
         let Some(policy) = lists.policy else {
@@ -296,7 +297,7 @@ impl Judge {
         }
     }
 
-    /// Verdict, reason, deciding rule, and why the address is out of reach if that is the reason.
+    /// Returns verdict, reason, deciding rule, and why the address is out of reach if that is the reason.
     fn decide(&self, asked: &UrlRequest, claim: &Claim) -> (Verdict, Reason, Option<Location>, Option<String>) {
         let address = match asked.target.host {
             Host::Addr(address) => Some(SocketAddr::new(address, asked.target.port)),
@@ -306,7 +307,7 @@ impl Judge {
         let permit = match self.policy.decide(claim) {
             Ok(permit) => permit,
             Err(Refusal { reason, rule }) => {
-                // A rule alone would not help: the address would stay out of reach, and that is what to know.
+                // A rule alone would not help: the address would stay out of reach, and the user must know that.
                 let floor = if allowable(Verdict::Denied, reason) { floor(&AddressTerms::default()) } else { None };
                 return (reason.verdict(), reason, rule, floor);
             }
@@ -322,7 +323,7 @@ impl Judge {
         }
     }
 
-    /// What to do about reasons that no rule mends.
+    /// Returns what to do about reasons that no rule can remedy.
     fn advice(&self, reason: Reason) -> Option<String> {
         match reason {
             Reason::UnknownGuest if self.settings.policy.guests.is_empty() => {
@@ -342,7 +343,7 @@ impl Judge {
         }
     }
 
-    /// Line `number` (from 1) of a file of the list.
+    /// Returns line `number` (from 1) of a file of the list.
     fn line(&mut self, file: &str, number: u32) -> Option<String> {
         let bytes = self.files.iter().find(|candidate| candidate.name() == file)?.bytes();
         if !self.starts.contains_key(file) {
@@ -352,7 +353,7 @@ impl Judge {
         let start = *self.starts.get(file)?.get(usize::try_from(number).ok()?.checked_sub(1)?)?;
         let mut lines = bytes.get(start..)?.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii);
         let mut text = String::from_utf8_lossy(lines.next()?).trim_start_matches('\u{feff}').trim().to_owned();
-        // An entry of a JSON document mostly goes over some lines.
+        // A JSON entry usually spans several lines.
         if text == "{" {
             for line in lines.take(ENTRY_LINES) {
                 text.extend([" ", &*String::from_utf8_lossy(line)]);
@@ -365,14 +366,14 @@ impl Judge {
         Some(text)
     }
 
-    /// The file that a rule for this source goes into.
+    /// Returns the file to which a rule for this source belongs.
     fn file_to_edit(&self) -> &str {
         let Guest { index, .. } = self.policy.guest(&self.source);
         let guest = index.and_then(|index| self.settings.policy.guests.get(index));
         guest.and_then(|guest| guest.files.as_deref()?.first()).map_or("local.rules", String::as_str)
     }
 
-    /// `config` is what the command line names.
+    /// `config` is the file that the command line names.
     fn write(&self, answer: &Answer, config: Option<&Path>, out: &mut dyn Write) -> io::Result<()> {
         let url = printable(&answer.url);
         match (&answer.rule, answer.passes) {
@@ -406,7 +407,7 @@ impl Judge {
     }
 }
 
-/// Does a further rule let it through?
+/// Returns whether an additional rule would allow it.
 fn allowable(verdict: Verdict, reason: Reason) -> bool {
     use Reason::{H2c, NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
     let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed | H2c);

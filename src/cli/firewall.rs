@@ -1,5 +1,5 @@
-//! `outgate firewall`: the ruleset and the routing that bring guests' traffic to outgate and refuse
-//! the rest, shown, applied, removed, inspected, and kept in force for interfaces that come later.
+//! `outgate firewall`: prints, applies, removes and inspects the ruleset and the routing that direct guests'
+//! traffic to outgate and refuse the rest, and keeps them in force for interfaces that appear later.
 
 mod watch;
 
@@ -146,16 +146,17 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
 }
 
-/// How often `status` looks again where interfaces come and go while it looks.
+/// How often `status` looks again if interfaces appear or disappear in the meantime.
 const RETRIES: usize = 3;
-/// Where those who change the firewall stand in line.
+/// The lock of processes that change the firewall.
 const LINE: &str = "/run/outgate-firewall/lock";
 
-/// From reading who is a guest to the ruleset that says so: of two that overlap the slower one would put back
-/// the guests of before. Where no lock is to be had, as on a read-only system, the firewall matters more.
+/// Serialises everything from reading the guests to applying their ruleset: of two overlapping runs, the slower
+/// one would restore the earlier guests. If no lock is available, as on a read-only system, the firewall is more
+/// important.
 fn in_line() -> Option<Lock> {
     let line = Path::new(LINE);
-    // systemd-tmpfiles has made it, for a unit that could not; where it cannot be made, the lock fails.
+    // systemd-tmpfiles creates it for a unit that cannot; if it cannot be created, the lock fails.
     let _ = line.parent().map(|folder| DirBuilder::new().mode(0o700).create(folder));
     Lock::wait(line).ok()
 }
@@ -192,7 +193,7 @@ fn print(common: &Common, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// Keeps a copy of what was applied; what is in the way of that.
+/// Keeps a copy of what was applied; returns what prevented that.
 fn keep(copies: Option<&Copies>, settings: &Settings) -> Option<String> {
     let copies = copies?;
     let noted = copies.note_interfaces(&settings.firewall.guest_interfaces);
@@ -200,12 +201,12 @@ fn keep(copies: Option<&Copies>, settings: &Settings) -> Option<String> {
     kept.err().map(|error| format!("no copy of this configuration is kept for a start on a broken one: {error}"))
 }
 
-/// Applies it for another command, which has something else to say.
+/// Applies it for another command, which has its own output.
 pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
     let _in_line = in_line();
     let (settings, plan, host) = plan(config)?;
     let applied = firewall::apply(&plan, &host)?;
-    // What is in the way of a copy is told by who applies by itself.
+    // Obstacles to a copy are reported by `apply` itself.
     let _ = keep(Copies::of(config, None).as_ref(), &settings);
     match applied.faults.is_empty() {
         true => Ok(()),
@@ -219,7 +220,7 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
     let wanted = |made: (Settings, Plan, Host)| match made.1.is_wanted() || copies.as_ref().is_none_or(Copies::is_empty)
     {
         true => Ok(made),
-        // An empty file is a sound one, and asks for nothing.
+        // An empty file is valid, and requires no firewall.
         false => Err(Failure::Failed(format!(
             "{}; to open the guests of what was applied before, run `outgate firewall remove`",
             FirewallError::NotWanted
@@ -251,14 +252,14 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
     })
 }
 
-/// The configuration is broken. A ruleset that is in place stays as it is. Where there is none the configuration that
-/// was applied last comes into force again, or else guests' interfaces are closed altogether, those that can be read
-/// and those that any earlier one named: guests must not go out because of a typing error.
+/// Handles a broken configuration. A ruleset that is in place stays as it is. If there is none, the configuration
+/// that was applied last is applied again. Otherwise guests' interfaces are closed altogether, those that can be
+/// read and those that any earlier configuration named: guests must not gain access because of a typing error.
 fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failure, out: &mut dyn Write) -> Failure {
     if firewall::is_any_there() {
         return failure;
     }
-    // Whatever can be said beside the failure itself is said; a closed pipe changes nothing.
+    // Prints what it can beside the failure itself; a closed pipe changes nothing.
     let readable = Settings::load_leniently(config).map(|(settings, _)| settings).unwrap_or_default();
     match again(copies, &readable.firewall.guest_interfaces) {
         Ok(Some(said)) => {
@@ -287,8 +288,8 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
     failure
 }
 
-/// Applies what was applied last, for interfaces `also` named since as well; what to say of it, or why it cannot be
-/// applied.
+/// Applies what was applied last, also for the interfaces in `also` that were named since; returns the message
+/// about it, or why it cannot be applied.
 fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, String> {
     let Some(copies) = copies else { return Ok(None) };
     let Some(mut kept) = copies.load(Copy::Applied).map_err(|error| error.to_string())? else { return Ok(None) };
@@ -309,7 +310,7 @@ fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, Str
 
 fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
-    // What is there goes, be the configuration sound or not.
+    // The present state is removed, whether the configuration is valid or not.
     let settings = match Settings::load_leniently(common.config.config.as_deref()) {
         Ok((settings, _)) => settings,
         Err(ConfigError::Invalid(_)) => Settings::default(),
@@ -357,7 +358,7 @@ fn status(common: &Common, out: &mut dyn Write) -> Outcome {
         if status.in_place || now == host {
             break;
         }
-        // An interface came or went meanwhile, and the watcher has taken it in hand: no difference.
+        // An interface appeared or disappeared in the meantime, and the watcher has handled it: no difference.
         (plan, host) = (Plan::new(&settings, &now), now);
         status = firewall::status(&plan, &host)?;
     }

@@ -1,4 +1,4 @@
-//! `outgate golem`: what concerns providers on Golem Network.
+//! `outgate golem`: commands for providers on Golem Network.
 
 pub(super) mod probe;
 mod sync;
@@ -66,9 +66,9 @@ struct AcceptsArguments {
 #[derive(Serialize)]
 struct Answer {
     accepted: bool,
-    /// The rule that takes it.
+    /// The rule that accepts it.
     rule: Option<&'static str>,
-    /// Yagna's words, if none does.
+    /// Yagna's text, if none does.
     text: Option<String>,
     /// Why a certificate is not trusted.
     notes: Vec<String>,
@@ -143,7 +143,7 @@ fn write(
     warnings.iter().try_for_each(|warning| writeln!(out, "warning: {}", printable(warning)))
 }
 
-/// What was agreed and would be refused all the same, with a rule for all that the manifest names.
+/// Returns what was agreed and would still be refused, even with a rule for everything that the manifest names.
 fn refused_later(settings: &Settings, manifest: &Manifest) -> Result<Vec<String>, Failure> {
     let Access::Urls(urls) = &manifest.access else { return Ok(Vec::new()) };
     let refused = explain::refused_in_any_case(settings, urls.iter().map(|url| url.as_str()))?;

@@ -1,5 +1,5 @@
-//! `outgate guest`: who is a guest, asked of the running daemon and changed there, for as long as the
-//! machine is up. Guests that are to stay stand in the configuration.
+//! `outgate guest`: lists the guests of the running daemon and changes them, for as long as the machine is up.
+//! Permanent guests belong in the configuration.
 
 use super::ask::{self, Daemon, Show};
 use super::bridge::{self, Application, Question};
@@ -135,17 +135,19 @@ fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// A guest that the daemon took in.
+/// A guest that the daemon registered.
 pub(super) struct Added {
     /// The daemon's answer.
     pub(super) answer: Value,
-    /// The daemon's, and what of the manifest is refused all the same.
+    /// The daemon's warnings, and what of the manifest is refused in any case.
     pub(super) warnings: Vec<String>,
 }
 
-/// Registers a guest, and applies the firewall where that is about it. Nothing is left of it on an error.
+/// Registers a guest, and applies the firewall if one is configured and the guest has an interface. On an error,
+/// nothing of the guest remains.
 pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Added, Failure> {
-    // What may fail goes first: a guest that is registered and not held by the firewall would be the worst.
+    // What may fail comes first: a guest that is registered but not restricted by the firewall would be the worst
+    // case.
     let config = daemon.config.config.as_deref();
     let (settings, _) = Settings::load_leniently(config)?;
     let pinned = application.interface.is_some() && settings.firewall.is_wanted();
@@ -169,7 +171,7 @@ pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Add
     Ok(Added { answer, warnings })
 }
 
-/// What of a manifest no rule could let through.
+/// Returns what of a manifest no rule could allow.
 fn refused_all_the_same(settings: &Settings, application: &Application) -> Vec<String> {
     let manifest = application.manifest.as_ref().and_then(|text| Manifest::read(text.as_bytes()).ok());
     let Some(Manifest { access: Access::Urls(urls), .. }) = manifest else { return Vec::new() };
@@ -177,26 +179,26 @@ fn refused_all_the_same(settings: &Settings, application: &Application) -> Vec<S
         Ok(refused) => {
             refused.into_iter().map(|(url, why)| format!("{url} was agreed on, but is refused: {why}")).collect()
         }
-        // The daemon may go by its last good list.
+        // The daemon may use its last good list.
         Err(failure) => vec![format!("what is refused all the same is not known: {failure}")],
     }
 }
 
-/// A guest that is not held to its interface is none. What had failed, and whether anything is left.
+/// Removes a guest that is not bound to its interface. Returns the original failure, and whether anything remains.
 fn taken_back(daemon: &Daemon, name: &str, failure: Failure) -> Failure {
     match end(daemon, name) {
-        // Where it failed before it may fail again; that was said.
+        // The firewall may fail again here; the first failure was already reported.
         Ok(_) => failure,
         Err(more) => Failure::Failed(format!("{failure}; and {name} is still registered: {more}")),
     }
 }
 
-/// Two warnings about one URL, which stands first?
+/// Returns whether two warnings are about the same URL, which is their first word.
 fn same_url(one: &str, other: &str) -> bool {
     one.split(' ').next() == other.split(' ').next()
 }
 
-/// What a guest is held to, in words.
+/// Describes a guest's restrictions in words.
 fn held(guest: &Value) -> String {
     let word = |key| guest.get(key).and_then(Value::as_str);
     let by = word("rule").map_or_else(String::new, |rule| format!(", by the {rule} rule"));
@@ -256,7 +258,7 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
     fault.map_or(Ok(Exit::Good), Err)
 }
 
-/// Ends a registration; beside the daemon's answer, why the firewall could not follow.
+/// Ends a registration; returns the daemon's answer, and why the firewall could not be updated.
 pub(super) fn end(daemon: &Daemon, name: &str) -> Result<(Value, Option<Failure>), Failure> {
     if !bridge::is_guest_name(name) {
         return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));

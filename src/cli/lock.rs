@@ -1,5 +1,5 @@
-//! Locks between runs of this program. Each is a file that root alone can open, under flock(2), so that a lock
-//! goes with the process that holds it, however that ends.
+//! Locks between runs of this program. Each is a file that only root can open, under flock(2), so that a lock is
+//! released when the process that holds it ends, for whatever reason.
 
 use rustix::fs::{FlockOperation, OFlags, flock};
 use rustix::io::Errno;
@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 /// The longest wait for a lock.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Between two tries.
+/// Interval between two attempts.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// A lock that is held, until this is dropped.
+/// A held lock; released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Lock {
     path: PathBuf,
@@ -22,7 +22,7 @@ pub(super) struct Lock {
 }
 
 impl Lock {
-    /// Takes it; `None` where another process has it.
+    /// Takes the lock; `None` if another process holds it.
     pub(super) fn take(path: &Path) -> io::Result<Option<Lock>> {
         loop {
             let mut options = OpenOptions::new();
@@ -34,14 +34,14 @@ impl Lock {
                 Err(Errno::WOULDBLOCK) => return Ok(None),
                 Err(error) => return Err(error.into()),
             }
-            // Its last holder may have removed it in between, and then the next one makes another.
+            // The last holder may have removed the file in between, and the next one then creates another.
             if file.metadata()?.nlink() > 0 {
                 return Ok(Some(Lock { path: path.to_owned(), _file: file }));
             }
         }
     }
 
-    /// Waits for it, 30 s at most.
+    /// Waits for the lock, 30 s at most.
     pub(super) fn wait(path: &Path) -> io::Result<Lock> {
         let give_up = Instant::now() + PATIENCE;
         loop {
@@ -56,7 +56,7 @@ impl Lock {
         }
     }
 
-    /// Lets it go, and its file.
+    /// Releases the lock and removes its file.
     pub(super) fn remove(self) -> io::Result<()> {
         fs::remove_file(&self.path)
     }

@@ -1,5 +1,4 @@
-//! `outgate man` and `outgate completions`: both written from the same description of the command
-//! line that parses it.
+//! `outgate man` and `outgate completions`: both generated from the description that parses the command line.
 
 use super::{Exit, Outcome};
 use clap::{Args, Command, ValueEnum};
@@ -67,7 +66,7 @@ pub(super) fn completions(arguments: &CompletionsArguments, mut command: Command
         Shell::Zsh => clap_complete::Shell::Zsh,
         Shell::Fish => clap_complete::Shell::Fish,
     };
-    // The generator panics where it cannot write, so it writes where it always can.
+    // The generator panics on a write error, so it writes to memory, which never fails.
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "outgate", &mut script);
     out.write_all(&script)?;
@@ -93,7 +92,7 @@ pub(super) fn man(mut command: Command, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// One command as a subsection, its own commands after it.
+/// Renders one command as a subsection, followed by its subcommands.
 fn render_command(command: &Command, parent: &str, out: &mut dyn Write) -> io::Result<()> {
     let name = format!("{parent} {}", command.get_name());
     if command.has_subcommands() {
@@ -105,7 +104,7 @@ fn render_command(command: &Command, parent: &str, out: &mut dyn Write) -> io::R
     page.render_synopsis_section(&mut text)?;
     page.render_description_section(&mut text)?;
     page.render_options_section(&mut text)?;
-    // Each section comes with a heading of the page's own level, which would tear the page apart.
+    // Each section has a heading of the page's own level, which would break the structure of the page.
     for line in String::from_utf8_lossy(&text).lines() {
         if !line.starts_with(".SH ") {
             writeln!(out, "{line}")?;
@@ -120,7 +119,7 @@ fn after_help(command: &Command) -> String {
     command.get_after_help().map(ToString::to_string).unwrap_or_default()
 }
 
-/// Text as it stands, lines neither filled nor hyphenated, with what roff would read escaped.
+/// Formats text verbatim: lines neither filled nor hyphenated, and roff's special characters escaped.
 fn verbatim(text: &str) -> String {
     let lines = text.lines().map(|line| {
         let escaped = line.replace('\\', "\\e").replace('-', "\\-");

@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     no_sandbox: bool,
 }
 
-/// The DNS library reports names that guests asked for; the access log has them, escaped.
+/// The DNS library logs names that guests asked for; the access log contains them, escaped.
 const DEFAULT_LEVEL: &str = "info,hickory_resolver=error,hickory_net=error,hickory_proto=error";
 
 pub(super) fn run(arguments: Arguments) -> Outcome {
@@ -65,7 +65,7 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// What to go by where the configuration cannot be used.
+/// Returns the basis if the configuration cannot be used.
 fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
     let config = arguments.config.config.as_deref();
     let problems = error.into_diagnostics();
@@ -85,7 +85,7 @@ fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
         Some(Err(error)) => tracing::error!("the copy of the configuration that worked last cannot be used: {error}"),
         Some(Ok(None)) | None => {}
     }
-    // Where listeners are what can be read of it has them.
+    // The listeners are taken from what can be read of it.
     let rest = Settings::load_leniently(config).map(|(settings, _)| settings);
     let settings = rest.unwrap_or_else(|_| Settings {
         path: config.map(PathBuf::from).or_else(|| Settings::default().path),
@@ -114,7 +114,7 @@ fn log_to_stderr(level: Option<String>) -> Result<(), Failure> {
         .with_writer(io::stderr)
         .with_target(false)
         .with_ansi(io::stderr().is_terminal());
-    // The journal has its own clock.
+    // The journal adds its own timestamps.
     let installed = if std::env::var_os("JOURNAL_STREAM").is_some() {
         builder.without_time().try_init()
     } else {

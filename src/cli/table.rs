@@ -1,11 +1,11 @@
-//! Text for people: columns, numbers with separators, and the guarantee that nothing that came from
-//! a guest or a file steers the terminal.
+//! Text output: columns, numbers with separators, and the guarantee that no text from a guest or a file can
+//! control the terminal.
 
 use std::fmt::Write as _;
 use std::io::{self, Write};
 
-/// `text` without anything that could move the cursor, change colours or reorder what is read:
-/// control characters and the invisible ones of Unicode are shown as escapes.
+/// Returns `text` without anything that could move the cursor, change colours or reorder what is read: control
+/// characters and invisible ones of Unicode are shown as escapes.
 pub(super) fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     for character in text.chars() {
@@ -22,7 +22,7 @@ pub(super) fn printable(text: &str) -> String {
     shown
 }
 
-/// `number` with a comma every three digits.
+/// Returns `number` with a comma every three digits.
 pub(super) fn grouped(number: u64) -> String {
     let digits = number.to_string();
     let mut grouped = String::with_capacity(digits.len() + digits.len() / 3);
@@ -35,12 +35,12 @@ pub(super) fn grouped(number: u64) -> String {
     grouped
 }
 
-/// "1 rule", "2 rules".
+/// Returns "1 rule", "2 rules".
 pub(super) fn counted(number: u64, word: &str) -> String {
     format!("{} {word}{}", grouped(number), if number == 1 { "" } else { "s" })
 }
 
-/// Bytes in the unit that leaves one to four digits.
+/// Formats bytes in the unit that leaves one to four digits.
 pub(super) fn bytes(number: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut unit = 0;
@@ -52,7 +52,7 @@ pub(super) fn bytes(number: u64) -> String {
     format!("{scaled} {}", units.get(unit).copied().unwrap_or_default())
 }
 
-/// A length of time in its two largest units.
+/// Formats a duration in its two largest units.
 pub(super) fn duration(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {

@@ -1,4 +1,4 @@
-//! `outgate whitelist`: look at the lists and change them, by the same rules as `check`.
+//! `outgate whitelist`: shows and edits the lists, by the same rules as `check`.
 
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
@@ -119,7 +119,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 struct Row {
     file: String,
     line: u32,
-    /// As written, without a comment behind it.
+    /// As written, without a trailing comment.
     rule: String,
     /// In canonical form, without owner and note.
     canonical: String,
@@ -146,7 +146,7 @@ fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
         }
         return Ok(Exit::Good);
     }
-    // A million rules are written as they come, not gathered.
+    // A million rules are written one by one, not collected.
     let mut before = "[\n";
     for rule in rules {
         let canonical = rule.canonical.unwrap_or_else(|| rule.source.clone());
@@ -200,7 +200,7 @@ fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
     let used = used.and_then(|answer| bridge::used(answer, &files));
     let findings = bridge::lint(&settings, &files, used.as_ref().ok()).map_err(Failure::Invalid)?;
     if let Some(caveat) = caveat(&used) {
-        // Nobody is left to tell if this fails.
+        // If this fails, there is nowhere left to report it.
         let _ = writeln!(io::stderr(), "{}", printable(&caveat));
     }
     if arguments.json {
@@ -215,7 +215,7 @@ fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// What limits the word of the daemon on rules that were never used.
+/// Returns what limits the daemon's information on rules that were never used.
 fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
     match used {
         Ok(used) => {
@@ -233,7 +233,7 @@ fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
 }
 
 fn warn(warning: &Diagnostic) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is nowhere left to report it.
     let _ = writeln!(io::stderr(), "{}", table::printable(&warning.to_string()));
 }
 

@@ -1,5 +1,5 @@
-//! From the file as written to [`Settings`]: every value is read strictly, what is missing gets its
-//! default, and what cannot be right is reported with what to write instead.
+//! From the file as written to [`Settings`]: parses every value strictly, fills in defaults for missing keys, and
+//! reports every wrong value with what to write instead.
 
 use super::diagnostic::Problems;
 use super::raw::{Given, List, Raw};
@@ -23,7 +23,7 @@ const MODES: [(&str, Mode); 4] =
 
 const DAY_S: u32 = 86_400;
 
-/// Checks everything; `folder` is the configuration file's, from which relative paths start.
+/// Checks everything; relative paths start from `folder`, the configuration file's.
 pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: &mut Problems<'_>) -> Settings {
     let policy = &mut settings.policy;
     policy.mode = raw.mode.as_ref().and_then(|given| mode(given, problems, "every guest")).unwrap_or(policy.mode);
@@ -59,7 +59,7 @@ pub(super) fn check(raw: &Raw, mut settings: Settings, folder: &Path, problems: 
     settings
 }
 
-/// Reads a mode and warns where it lets through more than rules say; `whom` completes the warning.
+/// Reads a mode and warns if it allows more than the rules do; `whom` completes the warning.
 pub(super) fn mode(given: &Spanned<String>, problems: &mut Problems<'_>, whom: &str) -> Option<Mode> {
     let mode = match values::choice("mode", given.get_ref(), &MODES) {
         Ok(mode) => mode,
@@ -88,7 +88,7 @@ fn choice<T: Copy>(given: &Given<String>, key: &str, words: &[(&str, T)], proble
     values::choice(key, given.get_ref(), words).map_err(|wrong| problems.error(given.span(), wrong)).ok()
 }
 
-/// A path, relative ones starting from the configuration file's folder.
+/// Reads a path; relative ones start from the configuration file's folder.
 fn path(given: &Spanned<String>, key: &str, folder: &Path, problems: &mut Problems<'_>) -> PathBuf {
     if given.get_ref().is_empty() {
         problems.error(given.span(), format!("`{key}` is empty; write a path, or leave the key out for the default"));
@@ -153,7 +153,7 @@ fn check_resolver(
     settings
 }
 
-/// May a guest come by a certificate alone?
+/// Returns whether a certificate alone may identify a guest.
 fn names_guests(raw: &Raw) -> bool {
     let has_door = raw.listen.proxy_tls.as_ref().is_some_and(|list| !list.get_ref().is_empty());
     has_door && raw.tls.client_ca.as_ref().is_some_and(|path| !path.get_ref().is_empty())
@@ -233,7 +233,7 @@ fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_
     limits
 }
 
-/// `Some(None)` is 0, no limit; `None` where the key is absent or wrong.
+/// Returns `Some(None)` for 0, which means no limit; `None` if the key is absent or wrong.
 fn limit_number(
     given: &Given<i64>,
     key: &str,

@@ -1,6 +1,6 @@
-//! Copies of configurations that root keeps where the daemon cannot write: the one that `firewall apply` applied last,
-//! the one with which the daemon came up last, and which interfaces any of the former named. By them a typo in the file
-//! opens nobody and stops nobody, a reboot included.
+//! Copies of configurations that root keeps where the daemon cannot write: the one that `firewall apply` applied
+//! last, the one with which the daemon last started successfully, and the interfaces that any of the former named.
+//! Because of them, a typo in the file neither leaves a guest unguarded nor cuts a guest off, even after a reboot.
 
 use super::{CONFIG_FILE, ConfigError, Settings, Surroundings, read_file};
 use crate::whitelist::replace::{Attributes, replace};
@@ -12,15 +12,15 @@ use std::path::{Path, PathBuf};
 
 /// Where the copies of [`CONFIG_FILE`] are.
 pub const COPIES: &str = "/var/lib/outgate-host";
-/// The names of guests' interfaces, one a line.
+/// File with the names of guests' interfaces, one a line.
 const INTERFACES: &str = "interfaces";
 
-/// Which copy.
+/// Selects a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Copy {
-    /// What `firewall apply` applied last.
+    /// The configuration that `firewall apply` applied last.
     Applied,
-    /// With what the daemon came up last.
+    /// The configuration with which the daemon last started successfully.
     Worked,
 }
 
@@ -43,30 +43,30 @@ pub struct Copies {
 /// A copy that was read.
 #[derive(Debug)]
 pub struct KeptConfiguration {
-    /// What it says.
+    /// Its settings.
     pub settings: Settings,
-    /// Where it is.
+    /// Its path.
     pub path: PathBuf,
-    /// The day and second on which it was made, in UTC; empty where the system does not say.
+    /// When it was made, to the second, in UTC; empty if the system does not report it.
     pub made: String,
 }
 
 impl Copies {
-    /// Those of the file `config`, by default [`CONFIG_FILE`], in `folder`. Without a folder there are copies of
-    /// [`CONFIG_FILE`] alone.
+    /// Returns the copies of the file `config`, by default [`CONFIG_FILE`], in `folder`. Without a folder, only
+    /// [`CONFIG_FILE`] has copies.
     pub fn of(config: Option<&Path>, folder: Option<&Path>) -> Option<Copies> {
         let original = config.unwrap_or(Path::new(CONFIG_FILE));
         let folder = folder.or_else(|| (original == Path::new(CONFIG_FILE)).then_some(Path::new(COPIES)))?;
         Some(Copies { folder: folder.to_owned(), original: original.to_owned() })
     }
 
-    /// Keeps the file from which `settings` were read.
+    /// Copies the file from which `settings` were read.
     ///
     /// # Errors
-    /// What the system says, and where the file says something else by now; the last copy stays then.
+    /// Those of the system, and if the content of the file has changed since; the last copy is then kept.
     pub fn keep(&self, copy: Copy, settings: &Settings) -> io::Result<()> {
         if !self.original.exists() {
-            // What is built in needs no copy, and the file may have been lost.
+            // The built-in configuration needs no copy, and the file may have been lost.
             return Ok(());
         }
         let (text, writable) = read_file(&self.original).map_err(io::Error::other)?;
@@ -75,11 +75,11 @@ impl Copies {
             return Err(io::Error::other(format!("{} changed meanwhile", self.original.display())));
         }
         let meta = self.original.metadata()?;
-        // Whoever may read the one may read what the daemon reads of the other.
+        // Whoever may read the original may also read the copy that the daemon reads.
         let attributes = match copy {
             Copy::Applied => Attributes::PRIVATE,
             Copy::Worked => {
-                // A file of the daemon's own user is for its group too.
+                // A file of the daemon's own user is also for its group.
                 let group = if meta.uid() == 0 { 0 } else { 0o040 };
                 Attributes { owner: Some((0, meta.gid())), mode: 0o600 | (meta.mode() & 0o044) | group }
             }
@@ -89,10 +89,10 @@ impl Copies {
         replace(&path, text.as_bytes(), attributes)
     }
 
-    /// The copy, if there is one that can be relied on.
+    /// Returns the copy, if there is a reliable one.
     ///
     /// # Errors
-    /// [`ConfigError`] where it cannot be read, somebody else may have written it, or this version cannot use it.
+    /// [`ConfigError`] if it cannot be read, somebody else may have written it, or this version cannot use it.
     pub fn load(&self, copy: Copy) -> Result<Option<KeptConfiguration>, ConfigError> {
         let path = self.folder.join(copy.file());
         let unreadable = |why: String| ConfigError::Unreadable { path: path.clone(), why };
@@ -106,7 +106,7 @@ impl Copies {
         }
         let (text, _) = read_file(&path)?;
         let surroundings = Surroundings::of_this_process();
-        // What it says of other files is meant from where the original is.
+        // Relative paths in it start from the original's folder.
         let (settings, problems) = Settings::parse(&text, &self.original, false, &surroundings)?;
         if problems.iter().any(super::Diagnostic::is_error) {
             return Err(ConfigError::Invalid(problems));
@@ -116,10 +116,10 @@ impl Copies {
         Ok(Some(KeptConfiguration { settings, path, made }))
     }
 
-    /// Notes names and patterns of guests' interfaces beside those that are noted.
+    /// Adds names and patterns of guests' interfaces to the recorded ones.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the system.
     pub fn note_interfaces(&self, interfaces: &[String]) -> io::Result<()> {
         let mut all = self.interfaces();
         let before = all.len();
@@ -132,14 +132,14 @@ impl Copies {
         replace(&self.folder.join(INTERFACES), lines.as_bytes(), Attributes::PRIVATE)
     }
 
-    /// The guests' interfaces that any configuration applied named.
+    /// Returns the guests' interfaces that any applied configuration named.
     pub fn interfaces(&self) -> BTreeSet<String> {
         let text = std::fs::read_to_string(self.folder.join(INTERFACES)).unwrap_or_default();
         let names = text.lines().filter(|line| super::values::is_interface(line, true));
         names.map(str::to_owned).collect()
     }
 
-    /// Was nothing applied?
+    /// Returns whether nothing was applied.
     pub fn is_empty(&self) -> bool {
         !self.folder.join(Copy::Applied.file()).exists() && self.interfaces().is_empty()
     }
@@ -147,7 +147,7 @@ impl Copies {
     /// Removes what `firewall apply` kept.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the system.
     pub fn forget_applied(&self) -> io::Result<()> {
         self.forget(Copy::Applied)?;
         gone(std::fs::remove_file(self.folder.join(INTERFACES)))
@@ -160,7 +160,7 @@ impl Copies {
     fn make_folder(&self) -> io::Result<()> {
         if !self.folder.exists() {
             DirBuilder::new().recursive(true).mode(0o755).create(&self.folder)?;
-            // Whatever the umask is: the daemon reads there.
+            // Independent of the umask, because the daemon reads there.
             std::fs::set_permissions(&self.folder, Permissions::from_mode(0o755))?;
         }
         match is_roots(&self.folder.metadata()?) {
@@ -173,7 +173,7 @@ impl Copies {
     }
 }
 
-/// Root's folder, in which nobody else writes.
+/// Returns whether this is root's folder, in which nobody else can write.
 fn is_roots(meta: &Metadata) -> bool {
     meta.is_dir() && meta.uid() == 0 && meta.mode() & 0o022 == 0
 }

@@ -1,42 +1,41 @@
-//! A problem in a file the operator wrote, and the collector that gathers all of a file's problems
-//! before anything is said. What counts as a problem is for the readers to say.
+//! A problem in a file that the operator wrote, and the collector that gathers all of a file's problems before any
+//! is reported. The readers decide what counts as a problem.
 
 use std::fmt;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-/// How grave a [`Diagnostic`] is.
+/// How severe a [`Diagnostic`] is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Severity {
     /// The file cannot be used.
     Error,
-    /// The file can be used, but probably does not say what was meant.
+    /// The file can be used, but probably does not express what was meant.
     Warning,
 }
 
-/// One problem, and where it is. Displays as `file:line:col: message`; a warning's message is led by
-/// `warning: `.
+/// One problem and its place. Displays as `file:line:col: message`; a warning's message starts with `warning: `.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Error or warning.
     pub severity: Severity,
     /// The file, as the operator named it.
     pub file: PathBuf,
-    /// Line, from 1; 0 where the problem is the file itself.
+    /// Line, from 1; 0 if the problem is the file itself.
     pub line: u32,
-    /// Column in characters, from 1; 0 where the problem is a whole line or the file itself.
+    /// Column in characters, from 1; 0 if the problem is a whole line or the file itself.
     pub column: u32,
     /// What is wrong and what to write instead. One line, no control characters.
     pub message: String,
 }
 
 impl Diagnostic {
-    /// A problem with the file as a whole.
+    /// Returns a problem with the file as a whole.
     pub fn whole_file(severity: Severity, file: &Path, message: impl Into<String>) -> Diagnostic {
         Diagnostic { severity, file: file.to_owned(), line: 0, column: 0, message: message.into() }
     }
 
-    /// Does it make the file unusable?
+    /// Returns whether it makes the file unusable.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -61,7 +60,7 @@ pub(super) struct Problems<'a> {
     file: &'a Path,
     text: &'a str,
     found: Vec<(usize, Diagnostic)>,
-    /// Where the text stops being TOML, if it does.
+    /// Where the text stops being valid TOML, if it does.
     broken_at: Option<usize>,
 }
 
@@ -78,8 +77,8 @@ impl<'a> Problems<'a> {
         self.note(Severity::Warning, span.start, message.into());
     }
 
-    /// Takes what a parser says that recovers from errors. Most of what it finds on the heels of an
-    /// error is not there, and neither is what readers find behind it.
+    /// Records the errors of a parser that recovers from errors. Most of what it reports directly after an error
+    /// is not a real error, and neither is what readers report behind it.
     pub(super) fn syntax<'m>(&mut self, errors: impl Iterator<Item = (Range<usize>, &'m str)>) {
         let mut last_line = None;
         let mut errors: Vec<_> = errors.collect();
@@ -94,22 +93,22 @@ impl<'a> Problems<'a> {
         }
     }
 
-    /// Is the text no TOML, so that what was read of it is not what was meant?
+    /// Returns whether the text is not TOML, so that what was read from it is not what was meant.
     pub(super) fn is_broken(&self) -> bool {
         self.broken_at.is_some()
     }
 
-    /// A warning about the file as a whole.
+    /// Records a warning about the file as a whole.
     pub(super) fn warn_whole(&mut self, message: impl Into<String>) {
         self.found.push((0, Diagnostic::whole_file(Severity::Warning, self.file, message)));
     }
 
-    /// The line, from 1, of a byte offset.
+    /// Returns the line, from 1, of a byte offset.
     pub(super) fn line_of(&self, offset: usize) -> u32 {
         self.position(offset).0
     }
 
-    /// The problems in the order of the file.
+    /// Returns the problems in the order of the file.
     pub(super) fn into_sorted(mut self) -> Vec<Diagnostic> {
         self.found.sort_by_key(|(offset, _)| *offset);
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
@@ -128,7 +127,7 @@ impl<'a> Problems<'a> {
         self.found.push((offset, Diagnostic { severity, file: self.file.to_owned(), line, column, message }));
     }
 
-    /// Line and column, both from 1, of a byte offset.
+    /// Returns line and column, both from 1, of a byte offset.
     pub(super) fn position(&self, offset: usize) -> (u32, u32) {
         let mut at = offset.min(self.text.len());
         while !self.text.is_char_boundary(at) {
@@ -141,7 +140,7 @@ impl<'a> Problems<'a> {
     }
 }
 
-/// The candidate that `word` is most likely a slip of, if any is near enough to be one.
+/// Returns the candidate that `word` is most likely a misspelling of, if any is close enough.
 pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let word = word.to_lowercase();
     candidates

@@ -1,5 +1,5 @@
-//! The `[firewall]` section, and how it goes with the listeners: what enters by a guest interface
-//! needs a listener that takes it, or all of it is refused.
+//! The `[firewall]` section, and how it fits the listeners: traffic from a guest interface needs a listener that
+//! accepts it, or all of it is refused.
 
 use super::diagnostic::Problems;
 use super::raw::Raw;
@@ -68,7 +68,7 @@ pub(super) fn check(
 pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> {
     let mut names = Vec::new();
     for item in raw.firewall.not_guests.iter().flat_map(|list| list.get_ref()) {
-        // `macvlan@eth0` names what stands on an interface.
+        // `macvlan@eth0` names the stacked links on an interface.
         let standing = item.get_ref().split_once('@').filter(|(kind, _)| STACKED_KINDS.contains(kind));
         let interface = standing.map_or(item.get_ref().as_str(), |(_, interface)| interface);
         if interface == HOST_NETWORK || values::is_interface(interface, true) {

@@ -1,5 +1,5 @@
-//! The `[[guest]]` sections: who is who. Names and addresses must each belong to one guest, because
-//! a flow is judged as the guest whose address it comes from.
+//! The `[[guest]]` sections: the names and addresses of guests. A name or address must belong to only one guest,
+//! because a flow is judged as the guest whose address it comes from.
 
 use super::diagnostic::Problems;
 use super::raw::RawGuest;
@@ -10,11 +10,11 @@ use ipnet::IpNet;
 use std::collections::HashMap;
 use std::ops::Range;
 
-/// The metric label of all guests that are not declared.
+/// The metric label of all undeclared guests.
 const OTHER: &str = "other";
 
-/// Checks every guest; one that cannot be read is left out. Beside the guests stand those that are
-/// held to an interface. `by_certificate`: a guest may come without an address of its own.
+/// Checks every guest; leaves out those that cannot be read. Also returns the guests that are bound to an
+/// interface. `by_certificate`: a guest may have no address of its own.
 pub(super) fn check(
     guests: &[RawGuest],
     by_certificate: bool,
@@ -109,8 +109,8 @@ fn is_nobodys(net: IpNet) -> bool {
     net.addr().is_multicast() || (net.addr().is_unspecified() && net.prefix_len() == net.max_prefix_len())
 }
 
-/// The addresses of a guest that stands in no file, or all that is wrong with its name, addresses and
-/// interface.
+/// Returns the addresses of a guest that is not in the configuration file, or everything that is wrong with its
+/// name, addresses and interface.
 pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>) -> Result<Vec<IpNet>, Vec<String>> {
     let mut wrong = Vec::new();
     if !values::is_guest_name(name) || name == OTHER {
@@ -165,7 +165,8 @@ struct Taken {
 
 impl Taken {
     fn claim(&mut self, net: IpNet, label: &str, span: Range<usize>, problems: &mut Problems<'_>) {
-        // Ranges nest or are apart, so a clash is the last range that starts before the end of this one.
+        // Two ranges are nested or disjoint, so a clash is with the last range that starts before the end of this
+        // one.
         let before = self.ranges.range(..=net.broadcast()).next_back();
         if let Some((_, (other, owner, line))) = before
             && (other.contains(&net) || net.contains(other))

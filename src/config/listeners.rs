@@ -1,5 +1,5 @@
-//! The `[listen]` section: where outgate listens. Two listeners must not be on one address and port,
-//! and one that strangers can reach is worth a word.
+//! The `[listen]` section: where outgate listens. Two listeners must not share an address and port, and a listener
+//! that strangers can reach causes a warning.
 
 use super::diagnostic::Problems;
 use super::raw::{Given, List, RawListen};
@@ -13,7 +13,7 @@ use toml::Spanned;
 /// The longest path of a unix socket, without the closing NUL (unix(7)).
 const MAX_SOCKET_PATH: usize = 107;
 
-/// Checks the section; `defaults` holds where it is silent, `folder` is what relative paths start from.
+/// Checks the section; `defaults` applies to missing keys, and relative paths start from `folder`.
 pub(super) fn check(
     raw: &RawListen,
     defaults: ListenSettings,
@@ -51,10 +51,10 @@ pub(super) fn check(
     }
 }
 
-/// Warns of listeners that more people can reach than the operator may have had in mind.
+/// Warns about listeners that more people can reach than the operator may have intended.
 pub(super) fn warn_of_exposure(raw: &RawListen, settings: &Settings, problems: &mut Problems<'_>) {
     let open_to_all = settings.policy.guests.is_empty() && settings.policy.unknown == Unknown::Shared;
-    // With an authority for clients, who reaches it is not yet in.
+    // With an authority for clients, reaching the listener is not enough for access.
     let by_certificate = settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some());
     let inside = raw.proxy_tls.iter().filter(|_| !by_certificate);
     for item in raw.proxy.iter().chain(inside).flat_map(|list| list.get_ref()) {
@@ -84,7 +84,7 @@ pub(super) fn warn_of_exposure(raw: &RawListen, settings: &Settings, problems: &
     }
 }
 
-/// A listener and where it is written; nowhere if it is a default.
+/// A listener and its place in the file; no place if it is a default.
 type Place = (SocketAddr, Option<Range<usize>>);
 
 fn silent<'a>(defaults: impl IntoIterator<Item = &'a SocketAddr>) -> Vec<Place> {
@@ -100,7 +100,7 @@ fn addresses(given: &List<String>, port: u16, problems: &mut Problems<'_>) -> Op
     Some(items.iter().filter_map(|item| address(item, port, problems)).collect())
 }
 
-/// At most one address; "" is none.
+/// Reads at most one address; "" means none.
 fn single(given: &Given<String>, port: u16, problems: &mut Problems<'_>) -> Option<Vec<Place>> {
     let item = given.as_ref()?;
     let none = item.get_ref().is_empty();
@@ -143,7 +143,7 @@ fn check_control(
     Some(path)
 }
 
-/// Can more than this machine and its private networks reach the address?
+/// Returns whether more than this machine and its private networks can reach the address.
 fn is_exposed(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => {
@@ -190,8 +190,8 @@ impl Bound {
     }
 }
 
-/// Would the kernel refuse the second of two listeners? Each family has its own unspecified address
-/// (outgate's IPv6 listeners take no IPv4), and port 0 never clashes.
+/// Returns whether the kernel would refuse the second of two listeners. Each family has its own unspecified
+/// address (outgate's IPv6 listeners accept no IPv4), and port 0 never clashes.
 fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     one.port() == other.port()
         && one.port() != 0

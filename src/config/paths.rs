@@ -1,6 +1,5 @@
-//! Where things are when the operator does not say: the control socket, the state, the configuration
-//! file. Root and system services have the places of the file-system hierarchy; everybody else has
-//! those of the XDG base directories.
+//! Default places of the control socket, the state and the configuration file. Root and system services use those
+//! of the file-system hierarchy; everybody else uses those of the XDG base directories.
 
 use rustix::fs::OFlags;
 use std::env;
@@ -20,7 +19,7 @@ pub const SYSTEM_CONTROL: &str = "/run/outgate/control.sock";
 /// The state dir of a daemon that runs as a system service.
 pub const SYSTEM_STATE: &str = "/var/lib/outgate";
 
-/// What of the process decides over places.
+/// Properties of the process that determine the places.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Surroundings {
     pub(super) uid: u32,
@@ -31,7 +30,7 @@ pub(super) struct Surroundings {
     pub(super) home: Option<PathBuf>,
 }
 
-/// The places that hold where the configuration is silent.
+/// The places that apply if the configuration names none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Places {
     pub(super) control: PathBuf,
@@ -39,8 +38,8 @@ pub(super) struct Places {
 }
 
 impl Surroundings {
-    /// Those of this process. Relative paths in the XDG variables are ignored, as the XDG base
-    /// directory specification asks.
+    /// Returns those of this process. Relative paths in the XDG variables are ignored, as the XDG base directory
+    /// specification requires.
     pub(super) fn of_this_process() -> Surroundings {
         Surroundings {
             uid: started_as(),
@@ -52,8 +51,8 @@ impl Surroundings {
         }
     }
 
-    /// The places; `system` when the system's own configuration file is the one in use, so that
-    /// anybody who asks for the daemon finds it at the same socket.
+    /// Returns the places; `system` if the system's own configuration file is in use, so that every user who looks
+    /// for the daemon finds it at the same socket.
     pub(super) fn places(&self, system: bool) -> Places {
         if self.uid == 0 || system {
             return Places { control: self.control_or(SYSTEM_CONTROL), state: self.state_or(SYSTEM_STATE) };
@@ -70,7 +69,7 @@ impl Surroundings {
         Places { control: self.control_or(runtime.join("control.sock")), state: self.state_or(state) }
     }
 
-    /// systemd's RuntimeDirectory= goes before every other default.
+    /// Returns the socket in systemd's RuntimeDirectory=, which has precedence over every other default.
     fn control_or(&self, otherwise: impl Into<PathBuf>) -> PathBuf {
         self.runtime_directory.as_ref().map_or_else(|| otherwise.into(), |dir| dir.join("control.sock"))
     }
@@ -80,23 +79,23 @@ impl Surroundings {
     }
 }
 
-/// As whom this process asked first. A daemon that becomes another user later (`run --user`) still has
-/// its places where it had them, at a reload too.
+/// Returns the user as whom this process first asked. A daemon that becomes another user later (`run --user`)
+/// keeps its places, also at a reload.
 fn started_as() -> u32 {
     static UID: OnceLock<u32> = OnceLock::new();
     *UID.get_or_init(|| rustix::process::geteuid().as_raw())
 }
 
-/// Makes a directory with `mode`, its parents included, or checks that the one there is safe. One that
-/// is made here goes to `owner`, a user and a group.
+/// Creates a directory with `mode`, its parents included, or checks that an existing one is safe. A directory
+/// created here is given to `owner`, a user and a group.
 ///
 /// # Errors
-/// Those of mkdir(2), and [`io::ErrorKind::PermissionDenied`] where somebody else could swap what is
-/// in it: no directory, another owner than this user, `owner` or root, or writable by everybody without
-/// the sticky bit.
+/// Those of mkdir(2), and [`io::ErrorKind::PermissionDenied`] if somebody else could swap its contents: it is not
+/// a directory, has an owner other than this user, `owner` or root, or is writable by everybody without the sticky
+/// bit.
 pub(super) fn make_safe(dir: &Path, mode: u32, owner: Option<(u32, u32)>) -> io::Result<()> {
     if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        // The owner has to get through those above, which stay root's.
+        // The owner has to traverse the parents, which remain root's.
         let above = if owner.is_some() { 0o755 } else { mode };
         DirBuilder::new().recursive(true).mode(above).create(parent)?;
     }
@@ -113,20 +112,21 @@ pub(super) fn make_safe(dir: &Path, mode: u32, owner: Option<(u32, u32)>) -> io:
     }
 }
 
-/// Gives a directory away. By an open one and never through a link: what stands there under its name may
-/// have been swapped.
+/// Changes the owner of a directory, through an open descriptor and never through a link: the directory under this
+/// name may have been swapped.
 fn give(dir: &Path, (uid, gid): (u32, u32)) -> io::Result<()> {
     let flags = i32::try_from((OFlags::DIRECTORY | OFlags::NOFOLLOW).bits()).unwrap_or(0);
     let dir = OpenOptions::new().read(true).custom_flags(flags).open(dir)?;
     fchown(dir, Some(uid), Some(gid))
 }
 
-/// May everybody swap what is in this directory? A directory of somebody else's is not asked about here.
+/// Returns whether everybody may swap the contents of this directory. Does not check whether it belongs to
+/// somebody else.
 pub(super) fn is_open(dir: &Path) -> bool {
     std::fs::metadata(dir).is_ok_and(|found| found.is_dir() && found.mode() & 0o1002 == 0o002)
 }
 
-/// What lets somebody else swap what is in a directory; `link` is the directory entry itself.
+/// Returns what lets somebody else swap the contents of a directory; `link` is the directory entry itself.
 fn flaw(link: &Metadata, found: &Metadata, uid: u32) -> Option<&'static str> {
     let theirs = |entry: &Metadata| entry.uid() != uid && entry.uid() != 0;
     if !found.is_dir() {
@@ -138,7 +138,7 @@ fn flaw(link: &Metadata, found: &Metadata, uid: u32) -> Option<&'static str> {
     (found.mode() & 0o1002 == 0o002).then_some("it is writable by everybody")
 }
 
-/// The first absolute path of a variable; systemd writes several with colons.
+/// Returns the first path of a variable, if absolute; systemd separates several with colons.
 fn first_path(value: Option<OsString>) -> Option<PathBuf> {
     let value = value?;
     env::split_paths(&value).next().filter(|path| path.is_absolute())

@@ -1,17 +1,17 @@
-//! The configuration file as written: which keys there are, of which type, and where in the file
-//! each stands. What the values mean is for `checked`.
+//! The configuration file as written: which keys exist, with which type, and where each is in the file. `checked`
+//! decides what the values mean.
 //!
-//! The tables are walked by hand rather than derived, because a derived reader stops at the first
-//! mistake and an operator wants to hear of all of them at once.
+//! The tables are walked by hand rather than derived, because a derived reader stops at the first mistake and an
+//! operator wants to see all of them at once.
 
 use super::diagnostic::{Problems, nearest};
 use std::ops::Range;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-/// A key's value and its place, if the key is there.
+/// A key's value and its place, if the key is present.
 pub(super) type Given<T> = Option<Spanned<T>>;
-/// A list whose elements know their places.
+/// A list with the place of each element.
 pub(super) type List<T> = Given<Vec<Spanned<T>>>;
 
 /// Every section and its keys; the first is the top of the file.
@@ -123,7 +123,7 @@ pub(super) struct RawLimits {
 }
 
 pub(super) struct RawGuest {
-    /// Where the `[[guest]]` stands.
+    /// Place of the `[[guest]]`.
     pub(super) span: Range<usize>,
     pub(super) name: Given<String>,
     pub(super) interface: Given<String>,
@@ -138,7 +138,7 @@ pub(super) struct RawGolem {
     pub(super) max_mode: Given<String>,
 }
 
-/// Reads a file. What cannot be read is reported and left out.
+/// Reads a file. Reports and leaves out what cannot be read.
 pub(super) fn read(text: &str, problems: &mut Problems<'_>) -> Raw {
     let (document, errors) = DeTable::parse_recoverable(text);
     problems.syntax(errors.iter().map(|error| (error.span().unwrap_or_default(), error.message())));
@@ -261,7 +261,7 @@ fn read_guests(raw: &mut Raw, value: Value<'_, '_>, problems: &mut Problems<'_>)
 type Key<'a, 'i> = &'a Spanned<std::borrow::Cow<'i, str>>;
 type Value<'a, 'i> = &'a Spanned<DeValue<'i>>;
 
-/// One table, and which of its keys have not been asked for yet.
+/// One table, and which of its keys have not been read yet.
 struct Section<'a, 'i> {
     name: &'static str,
     rest: Vec<(Key<'a, 'i>, Value<'a, 'i>)>,
@@ -310,7 +310,7 @@ fn report_unknown(section: &str, key: Key<'_, '_>, problems: &mut Problems<'_>) 
     problems.error(key.span(), format!("unknown key `{word}`{place}{hint}"));
 }
 
-/// The nearest key of any section, for a word that its own section knows nothing like.
+/// Returns the nearest key of any section, for a word that resembles no key of its own section.
 fn nearest_anywhere(word: &str) -> String {
     let all = KEYS.iter().flat_map(|(name, keys)| keys.iter().map(move |key| (*name, *key)));
     let near = nearest(word, all.clone().map(|(_, key)| key));
@@ -328,7 +328,7 @@ fn bracketed(section: &str) -> String {
     }
 }
 
-/// A type that a key may ask for.
+/// A type that a key's value may have.
 trait ReadValue: Sized {
     fn read(key: &str, value: Value<'_, '_>, problems: &mut Problems<'_>) -> Option<Self>;
 }

@@ -1,4 +1,4 @@
-//! What an operator sees of the configuration: defaults, errors, warnings.
+//! The configuration as an operator sees it: defaults, errors, warnings.
 
 use super::raw::KEYS;
 use super::*;
@@ -7,7 +7,7 @@ use crate::resolve::NameServer;
 
 const SHIPPED: &str = include_str!("../../packaging/outgate.toml");
 
-/// The shipped file with every default written out.
+/// Returns the shipped file with every default written out.
 fn written_out() -> String {
     let line = |line: &str| match line.strip_prefix('#') {
         Some(key) if key.starts_with(|c: char| c.is_ascii_lowercase()) => key.to_owned(),

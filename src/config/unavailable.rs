@@ -1,14 +1,14 @@
-//! Keys of the configuration whose function this version does not have. They are read and checked
-//! like all others, so that a file written for a later version is understood, and then refused: a
-//! guard that silently leaves out what it was told is worse than one that does not start.
+//! Configuration keys whose function this version does not have. They are read and checked like all others, so
+//! that a file written for a later version is understood, and then refused: a guard that silently ignores an
+//! instruction is worse than one that does not start.
 //!
-//! When a function arrives, its line goes from here and nothing else changes.
+//! When a function is implemented, its line is removed here and nothing else changes.
 
 use super::diagnostic::Problems;
 use super::raw::{List, Raw};
 use std::ops::Range;
 
-/// Reports every such key that is set to something.
+/// Reports every such key that is set.
 pub(super) fn refuse(raw: &Raw, problems: &mut Problems<'_>) {
     let listen = &raw.listen;
     let keys: [(&str, Option<Range<usize>>); 1] = [("[listen].udp (TPROXY for UDP)", list(&listen.udp))];

@@ -1,5 +1,5 @@
-//! How single values of the configuration are read: strictly, and with the remedy in the error. Pure;
-//! whoever calls knows the place in the file.
+//! Parses single values of the configuration: strictly, and with the remedy in the error. Pure functions; the
+//! caller knows the place in the file.
 
 use super::diagnostic::nearest;
 use crate::name::HostName;
@@ -8,7 +8,7 @@ use ipnet::IpNet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 
-/// Reads the address of a listener, `ip:port`; `port` is the one to show in a remedy.
+/// Reads the address of a listener, `ip:port`; `port` is the one that a remedy shows.
 pub(super) fn listener(text: &str, port: u16) -> Result<SocketAddr, String> {
     let address: SocketAddr = text.parse().map_err(|_| listener_remedy(text, port))?;
     let broadcast = matches!(address.ip(), IpAddr::V4(v4) if v4.is_broadcast());
@@ -100,7 +100,7 @@ fn address_or(text: &str, port: u16) -> Option<SocketAddr> {
     (address.port() != 0 && !ip.is_unspecified() && !ip.is_multicast()).then_some(address)
 }
 
-/// A path as it goes into a request: no templates (RFC 8484 §4.1.1 is for those who ask by GET).
+/// Returns whether the text is a path for a request: no templates (RFC 8484 §4.1.1 requires them only for GET).
 fn is_path(text: &str) -> bool {
     text.len() > 1
         && text.len() <= 256
@@ -143,26 +143,27 @@ pub(super) fn choice<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Res
     })
 }
 
-/// Is the text a label that a guest may have?
+/// Returns whether the text is a label that a guest may have.
 pub(crate) fn is_guest_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Is the text a name of a network interface (netdevice(7)), or with `pattern` one that ends in `*`?
+/// Returns whether the text is a name of a network interface (netdevice(7)), or with `pattern` one that ends in
+/// `*`.
 pub(super) fn is_interface(text: &str, pattern: bool) -> bool {
     let name = if pattern { text.strip_suffix('*').unwrap_or(text) } else { text };
     let fits = !name.is_empty() && name.len() <= 15 && name != "." && name != "..";
     fits && name.bytes().all(|b| b.is_ascii_graphic() && !matches!(b, b'/' | b':' | b'*' | b'"'))
 }
 
-/// Is the text a user's name or number, as useradd(8) takes it?
+/// Returns whether the text is a user's name or number, as useradd(8) accepts it.
 pub(super) fn is_user(text: &str) -> bool {
     (1..=32).contains(&text.len())
         && !text.starts_with('-')
         && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 
-/// Is the text a file name of the whitelist dir, of a kind that is read?
+/// Returns whether the text is a file name of the whitelist dir, of a kind that is read.
 pub(super) fn is_list_file(text: &str) -> bool {
     let kind = [".rules", ".lst", ".json"].iter().find_map(|ending| text.strip_suffix(ending));
     kind.is_some_and(|stem| !stem.is_empty()) && !text.contains(['/', '\0'])

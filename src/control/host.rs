@@ -1,6 +1,6 @@
-//! The socket by which root's watcher tells the daemon what root alone can see; both ends. A report is a line of JSON,
-//! and nothing comes back. Anybody may connect, but only root is listened to (SO_PEERCRED, unix(7)), so that the watcher
-//! needs no right to write in the daemon's folder.
+//! The socket through which root's watcher reports to the daemon what only root can see; both sides. A report is a
+//! line of JSON, and there is no answer. Anybody may connect, but only root's reports are read (SO_PEERCRED,
+//! unix(7)), so that the watcher needs no right to write in the daemon's folder.
 
 use crate::trouble::HostReport;
 use std::fs::{self, Permissions};
@@ -15,28 +15,28 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-/// Beside the control socket.
+/// File name, beside the control socket.
 const NAME: &str = "host.sock";
 /// The longest report, in bytes.
 const MAX_REPORT: usize = 1 << 20;
-/// Watchers that are listened to at once; one comes before the one that it replaces is gone.
+/// Simultaneous watchers; a new one may connect before the one that it replaces is gone.
 const MAX_WATCHERS: usize = 4;
-/// How long the daemon may take to read.
+/// How long the watcher waits for the daemon to read.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// A watcher that was silent for so long is one that is not there.
+/// After this time without a report, the watcher counts as absent.
 pub const SILENCE: Duration = Duration::from_secs(10);
-/// Between two reports.
+/// Interval between two reports.
 pub const EVERY: Duration = Duration::from_secs(3);
 
-/// Where it is, beside this control socket.
+/// Returns the path of the socket, beside this control socket.
 pub fn path(control: &Path) -> PathBuf {
     control.with_file_name(NAME)
 }
 
-/// Opens the daemon's end, in the place of what a dead daemon left.
+/// Opens the daemon's side, and replaces the socket of a dead daemon.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system.
 pub fn open(path: &Path) -> io::Result<Listener> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -48,12 +48,12 @@ pub fn open(path: &Path) -> io::Result<Listener> {
     Ok(socket)
 }
 
-/// What was heard last, and when.
+/// The last report received, and when.
 #[derive(Debug, Default)]
 pub struct Heard(Mutex<Option<(HostReport, Instant)>>);
 
 impl Heard {
-    /// The last report, and how long ago it came.
+    /// Returns the last report, and how long ago it arrived.
     pub fn last(&self) -> Option<(HostReport, Duration)> {
         let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         heard.as_ref().map(|(report, at)| (report.clone(), at.elapsed()))
@@ -64,16 +64,16 @@ impl Heard {
     }
 }
 
-/// Listens to whoever is root. Never returns but on an error at the start.
+/// Reads the reports of every root peer. Returns only on an error at the start.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system.
 pub async fn hear(socket: Listener, heard: Arc<Heard>) -> io::Result<()> {
     let socket = UnixListener::from_std(socket)?;
     let mut watchers = JoinSet::new();
     loop {
         let Ok((watcher, _)) = socket.accept().await else {
-            // Where descriptors have run out, trying at once helps nobody.
+            // If descriptors have run out, an immediate retry does not help.
             tokio::time::sleep(crate::admin::http::ACCEPT_PAUSE).await;
             continue;
         };
@@ -103,15 +103,15 @@ async fn listen_to(watcher: UnixStream, heard: Arc<Heard>) {
     }
 }
 
-/// The watcher's end. It has a thread of its own, for a daemon that was taken over could make it wait.
+/// The watcher's side. It has its own thread, because a compromised daemon could make it wait.
 #[derive(Debug)]
 pub struct Teller(SyncSender<(PathBuf, HostReport)>);
 
 impl Teller {
-    /// Starts it.
+    /// Starts the thread.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the system.
     pub fn start() -> io::Result<Teller> {
         let (ask, asked) = sync_channel::<(PathBuf, HostReport)>(1);
         let mut line = Line::default();
@@ -120,7 +120,8 @@ impl Teller {
         Ok(Teller(ask))
     }
 
-    /// Tells the daemon that listens at `path`, if there is one. Never waits: while it does not read, nothing is told.
+    /// Sends a report to the daemon that listens at `path`, if there is one. Never waits: while the daemon does
+    /// not read, reports are dropped.
     pub fn tell(&self, path: &Path, report: &HostReport) {
         let _ = self.0.try_send((path.to_owned(), report.clone()));
     }
@@ -136,14 +137,14 @@ impl Line {
     fn tell(&mut self, path: &Path, report: &HostReport) {
         let Ok(mut message) = serde_json::to_vec(report) else { return };
         message.push(b'\n');
-        // The second time after a daemon was replaced.
+        // The second attempt is for a daemon that was replaced.
         for _ in 0..2 {
             if self.socket.as_ref().is_none_or(|(at, _)| at != path) {
                 self.socket = connected(path).ok().map(|socket| (path.to_owned(), socket));
             }
             match self.socket.as_mut().map(|(_, socket)| socket.write_all(&message)) {
                 Some(Ok(())) | None => return,
-                // What was written in part makes no sense any more.
+                // A partly written report makes the rest of the connection useless.
                 Some(Err(_)) => self.socket = None,
             }
         }
@@ -174,10 +175,10 @@ mod tests {
             let heard = Arc::new(Heard::default());
             let hearing = tokio::spawn(hear(open(&at).unwrap(), Arc::clone(&heard)));
             for junk in [&b"{}}\n"[..], b"no JSON", &vec![b' '; MAX_REPORT + 1]] {
-                // What cannot be read is no report.
+                // Unreadable input is not a report.
                 let _ = connected(&at).unwrap().write_all(junk);
             }
-            // Nobody else than root is ever heard, so for them one moment shows as much as a long time.
+            // Only root's reports are ever read, so for other users one moment shows as much as a long time.
             let is_root = rustix::process::geteuid().is_root();
             let give_up = Instant::now() + Duration::from_secs(if is_root { 10 } else { 1 });
             while heard.last().is_none() && Instant::now() < give_up {

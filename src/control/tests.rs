@@ -100,8 +100,7 @@ fn a_reload_answers_with_what_came_of_it() {
     assert_eq!(client(bad.path()).post("/reload", "").unwrap(), (422, json!({ "problems": ["a.rules:3:1: no"] })));
 }
 
-/// Not a test by itself: what `only_root_and_the_daemons_user_may_change_anything` runs as another
-/// user.
+/// Not a test by itself: `only_root_and_the_daemons_user_may_change_anything` runs it as another user.
 #[test]
 #[ignore = "run by another test"]
 fn ask_as_another_user() {
@@ -119,7 +118,7 @@ fn only_root_and_the_daemons_user_may_change_anything() {
     if !rustix::process::geteuid().is_root() {
         return;
     }
-    // As the group would have it.
+    // Gives the access that the group would have.
     fs::set_permissions(world.dir.path(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(world.path(), Permissions::from_mode(0o666)).unwrap();
     // A copy, since the build directory may be closed to others.
@@ -181,7 +180,7 @@ fn an_answer_that_comes_before_the_request_was_read_is_read() {
             stream.write_all(b"HTTP/1.0 403 Forbidden\r\n\r\n{\"error\":\"no\"}").unwrap();
         }
     });
-    // One that fits into the socket's buffer and is left there, and one that does not fit.
+    // One body that fits into the socket's buffer and stays there unread, and one that does not fit.
     for length in [10, 8 << 20].repeat(10) {
         let answer = client(&path).post("/guests", &"x".repeat(length)).unwrap();
         assert_eq!(answer, (403, json!({ "error": "no" })), "{length}");

@@ -1,6 +1,6 @@
-//! Applying and removing. Applying closes first and opens then: routing rules, the ruleset in one
-//! transaction, ports and kernel settings. Each step can be repeated; what fails is named, with what
-//! holds meanwhile.
+//! Applies and removes the firewall. Applying first closes, then opens: routing rules, the ruleset in one
+//! transaction, ports and kernel settings. Each step can be repeated; an error names the step, and what is in
+//! force in the meantime.
 
 use super::host::{self, Host};
 use super::plan::Plan;
@@ -9,53 +9,53 @@ use super::tool::{self, FirewallError};
 use super::{bridge, others, ports, script, snapshot, tracking};
 use std::io::Write;
 
-/// What applying came to.
+/// The result of applying.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Applied {
-    /// Steps that failed, or that the configuration asks for and this machine cannot give.
+    /// Steps that failed, or that the configuration requires and this machine does not support.
     pub faults: Vec<String>,
-    /// What deserves a look: other firewalls in the way, things that will not work.
+    /// Warnings: other firewalls in the way, and things that will not work.
     pub warnings: Vec<String>,
-    /// Of those what cuts guests off all the same.
+    /// Those of the warnings that report guests being cut off.
     pub cut_off: Vec<String>,
-    /// Interfaces that are there and are closed now but for outgate.
+    /// Existing interfaces that are now closed except through outgate.
     pub interfaces: Vec<String>,
 }
 
-/// What removing came to.
+/// The result of removing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Removed {
-    /// Interfaces whose guests are held by nothing of outgate's any more.
+    /// Interfaces whose guests outgate no longer restricts.
     pub open: Vec<String>,
-    /// Patterns of interfaces that may come later.
+    /// Patterns of interfaces that may appear later.
     pub patterns: Vec<String>,
-    /// Is forwarding on, so that their packets go anywhere?
+    /// Whether forwarding is on, so that their packets can go anywhere.
     pub forwarding: bool,
     /// Steps that failed.
     pub faults: Vec<String>,
 }
 
-/// Puts the plan in force.
+/// Applies the plan.
 ///
 /// # Errors
-/// [`FirewallError`] where nothing was changed, or where the ruleset could not be put in place: the
-/// old one holds then, if there was one.
+/// [`FirewallError`] if nothing was changed, or if the ruleset could not be put in place: the old one, if there
+/// was one, then remains in force.
 pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     check_root()?;
     if !plan.is_wanted() {
         return Err(FirewallError::NotWanted);
     }
-    // A ruleset that nft refuses must not leave routing behind that was made for it.
+    // If nft refuses the ruleset, the routing made for it must not remain.
     let ruleset = tracking::without_chains() + &plan.ruleset();
     tool::run("nft", &["-c", "-f", "-"], &ruleset, "the ruleset (nothing was changed)")?;
     for sentence in plan.lockouts(host) {
-        // Now or never: what is told afterwards may not reach the session that it is about.
+        // A later message may not reach the session that it is about.
         let _ = writeln!(std::io::stderr(), "WARNING: {sentence}");
     }
     for difference in plan.routing.compare()? {
         routing::settle(&difference)?;
     }
-    // After what takes time, so that little is learnt in between.
+    // After the slow steps, so that ports learn little in between.
     let ruleset = ruleset + &bridge::carried_over(plan, host);
     tool::run("nft", &["-f", "-"], &ruleset, "the ruleset (the routing rules are in place: guests are not forwarded)")?;
     let mut applied = Applied { faults: plan.faults().to_vec(), ..Applied::default() };
@@ -72,16 +72,16 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     Ok(applied)
 }
 
-/// Removes everything that outgate put into the kernel, whatever the configuration says now. What
-/// `apply` set of the kernel's settings for guests' interfaces stays: it is no hindrance.
+/// Removes everything that outgate put into the kernel, whatever the current configuration is. The kernel settings
+/// that `apply` set for guests' interfaces stay: they do no harm.
 ///
 /// # Errors
-/// [`FirewallError`] where nothing was changed.
+/// [`FirewallError`] if nothing was changed.
 pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     check_root()?;
     let mut removed = Removed { patterns: plan.wildcards(), ..Removed::default() };
     removed.open = Routing::closed_interfaces()?;
-    // Guests behind a port enter by its bridge, which is named.
+    // Guests behind a port enter by its bridge, which is listed.
     removed.open.retain(|name| host.link(name).is_some_and(|link| link.master.is_none()));
     removed.open.extend(plan.guest_links(host).map(|link| link.name.clone()));
     removed.open.sort();
@@ -99,7 +99,7 @@ pub fn remove(plan: &Plan, host: &Host) -> Result<Removed, FirewallError> {
     Ok(removed)
 }
 
-/// Kernel settings of guests' interfaces.
+/// Sets the kernel settings of guests' interfaces.
 pub(super) fn set_sysctls(plan: &Plan, host: &Host, faults: &mut Vec<String>) {
     for (path, value) in plan.sysctls(host) {
         // A setting that the kernel does not have needs no value.

@@ -1,12 +1,13 @@
-//! br_netfilter: with `net.bridge.bridge-nf-call-iptables` on, which Docker and Kubernetes set, what comes by a
-//! bridge meets the prerouting chains from within the bridge and not again. The socket that `tproxy` gave the packet
-//! is taken from it after that, in ip_rcv(); only the mark stays. So one chain more gives it the socket back, in the
-//! moment between: at the place of br_netfilter's own hook, which ends the prerouting chains, and in front of it.
+//! br_netfilter: with `net.bridge.bridge-nf-call-iptables` on, which Docker and Kubernetes set, a packet from a
+//! bridge passes the prerouting chains from within the bridge and not again. The socket that `tproxy` assigned to
+//! the packet is removed after that, in ip_rcv(); only the mark stays. So one more chain assigns the socket again,
+//! at the moment in between: at the place of br_netfilter's own hook, which ends the prerouting chains, and before
+//! it.
 //!
-//! Of two hooks at one place the kernel calls the younger one first (nf_hook_entries_grow()), and br_netfilter hooks
-//! itself in once, with the first bridge of a network namespace. Hence the chain has to be younger than that: each
-//! `apply` makes it anew, and the watcher does where br_netfilter came later. Without br_netfilter it has nothing to
-//! do: no packet that arrives has the mark yet.
+//! Of two hooks at one place, the kernel calls the younger one first (nf_hook_entries_grow()), and br_netfilter
+//! registers its hook once, with the first bridge of a network namespace. Hence the chain has to be younger than
+//! that hook: each `apply` creates it anew, and the watcher does so if br_netfilter was loaded later. Without
+//! br_netfilter the chain has no effect: no arriving packet has the mark yet.
 
 use super::host::{self, Host};
 use super::plan::Plan;
@@ -19,7 +20,7 @@ use serde_json::Value;
 const PLACE: i32 = i32::MIN;
 /// The chain in table inet.
 const CHAIN: &str = "again_from_bridges";
-/// What its first rule says, by which one sees whether it is younger than br_netfilter.
+/// The comment of its first rule, which shows whether it is younger than br_netfilter.
 pub(super) const YOUNGER: &str = "br_netfilter was there before this chain";
 pub(super) const OLDER: &str = "br_netfilter was not there before this chain";
 
@@ -45,29 +46,29 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Is br_netfilter there and the chain that is in the kernel older? Not where there is no such chain. `came`: it was not
-/// there a moment ago.
+/// Returns whether br_netfilter is loaded and the chain in the kernel is older than it; false if there is no such
+/// chain. `came`: br_netfilter was not loaded a moment ago.
 ///
 /// # Errors
-/// [`FirewallError`] where what nft(8) prints cannot be read.
+/// [`FirewallError`] if the output of nft(8) cannot be read.
 pub(super) fn is_older(host: &Host, came: bool) -> Result<bool, FirewallError> {
     if !host.filters_bridges {
         return Ok(false);
     }
     let items = match tool::listed(&["chain", "inet", TABLE, CHAIN], "to list the chain for br_netfilter") {
-        // There is none in a ruleset without a transparent listener.
+        // A ruleset without a transparent listener has no such chain.
         Err(FirewallError::Refused { .. }) => return Ok(false),
         listed => listed?,
     };
     let says = |item: &Value| item.pointer("/rule/comment").and_then(Value::as_str) == Some(OLDER);
-    // Unloaded and loaded again it is younger, whatever the chain says.
+    // After an unload and reload, br_netfilter is younger, whatever the chain's comment is.
     Ok(came || items.iter().any(says))
 }
 
-/// Makes the chain anew, as the kernel has it and whatever configuration it came from.
+/// Creates the chain anew, with its rules as they are in the kernel, from whatever configuration.
 ///
 /// # Errors
-/// [`FirewallError`] where nft(8) refuses; the chain is as before then.
+/// [`FirewallError`] if nft(8) refuses; the chain then stays unchanged.
 pub(super) fn renew() -> Result<(), FirewallError> {
     let printed = tool::run("nft", &["list", "chain", "inet", TABLE, CHAIN], "", "to list the chain for br_netfilter")?;
     let renewed = format!("delete chain inet {TABLE} {CHAIN}\n{}", printed.replace(OLDER, YOUNGER));
@@ -76,13 +77,13 @@ pub(super) fn renew() -> Result<(), FirewallError> {
 }
 
 impl Host {
-    /// Was br_netfilter not there at this look, and is it at the `later` one?
+    /// Returns whether br_netfilter was absent at this look and is present at the `later` one.
     pub fn sees_br_netfilter_come(&self, later: &Host) -> bool {
         !self.filters_bridges && later.filters_bridges
     }
 }
 
-/// Has br_netfilter come since this machine was looked at?
+/// Returns whether br_netfilter was loaded since this machine was inspected.
 pub fn has_come(host: &Host) -> bool {
     !host.filters_bridges && host.links.iter().any(|link| link.is_bridge) && host::has_br_netfilter()
 }

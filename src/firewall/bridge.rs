@@ -1,11 +1,11 @@
-//! Table `bridge outgate`: guests on one bridge are kept apart, and where a `[[guest]]` names a port
-//! of a bridge, that port is held to the guest's addresses and to one MAC.
+//! Table `bridge outgate`: isolates guests on one bridge from each other. If a `[[guest]]` names a port of a
+//! bridge, that port may use only the guest's addresses and one MAC.
 //!
-//! The configuration knows no MAC, so a port's is the one from which it first uses an address of its
-//! own: it belongs to that port and to no other until the port has been silent for five minutes or is
-//! gone (for another VM). Applying anew carries that over. A MAC that was stolen meanwhile would win
-//! nothing: frames to a port go out by it only if they are for its guest's addresses, and by the port
-//! of an undeclared guest only if they are for nobody's that is declared.
+//! The configuration contains no MAC, so a port's MAC is the one from which it first uses one of its addresses: it
+//! belongs to that port alone until the port has been silent for five minutes or is gone (for another VM).
+//! Applying again preserves this. A MAC that was stolen in the meantime would gain nothing: frames leave by a port
+//! only if they are for its guest's addresses, and by the port of an undeclared guest only if they are for no
+//! declared guest's address.
 
 use super::host::Host;
 use super::plan::{Pinned, Plan, Scope};
@@ -15,16 +15,16 @@ use super::{MARK_PINNED, TABLE, neighbours, tracking};
 use ipnet::Ipv6Net;
 use serde_json::Value;
 
-/// In front of br_netfilter, which calls the IP hooks from within the bridge's at 0.
+/// Before br_netfilter, which calls the IP hooks from within the bridge's at 0.
 pub(super) const PRIORITY: i32 = -250;
-/// The set of guests' ports, where they are not told by their bridge.
+/// The set of guests' ports, used if the bridge cannot be matched.
 pub(super) const PORTS: &str = "guest_ports";
-/// A bridge looks for queries in frames for groups alone.
+/// A bridge looks for queries only in frames for groups.
 const MULTICAST: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
-/// MACs that a port without one of its own may show at once. Each counts anew after five minutes, so that one that is
-/// kept warm does not stay beside ever more.
+/// How many MACs a port without a MAC of its own may show at once. Each counts anew after five minutes, so that a
+/// MAC that is kept in use does not add to ever more others.
 const NEW_MACS: u32 = 64;
-/// And how many more a minute.
+/// How many more a minute.
 const NEW_MACS_PER_MINUTE: u32 = 12;
 
 pub(super) fn write(plan: &Plan, script: &mut Script) {
@@ -76,7 +76,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_table();
 }
 
-/// The matches for frames of guest bridges.
+/// Returns the matches for frames of guest bridges.
 fn scopes(plan: &Plan, hook: &str) -> Vec<String> {
     match &plan.scope {
         Scope::Bridges => vec![format!("meta ibrname {}", names(&plan.guests))],
@@ -87,9 +87,9 @@ fn scopes(plan: &Plan, hook: &str) -> Vec<String> {
     }
 }
 
-/// What a bridge learns is bounded before it learns it: so many MACs at once, and so many more a minute. With
-/// the five minutes after which a bridge forgets (ageing_time) that is 124 a port. A VM with containers on its
-/// own bridge has a few dozen.
+/// Limits what a bridge learns before it learns it: so many MACs at once, and so many more a minute. A bridge
+/// forgets after five minutes (ageing_time), which makes 124 a port. A VM with containers on its own bridge has a
+/// few dozen.
 fn stations(script: &mut Script) {
     script.chain("stations");
     script.rule("iifname . ether saddr @stations return", "a MAC that was behind this port lately");
@@ -105,10 +105,10 @@ fn stations(script: &mut Script) {
     script.end_chain();
 }
 
-/// Who joins a group may say so, or bridges that look (multicast snooping) would send it nothing, neighbour
-/// solicitations included. Nobody may ask: as soon as a bridge hears a query it believes that all answer, and
-/// who is kept apart from the asker does not. IGMP is taken by its protocol, since a bridge reads it in
-/// fragments as well.
+/// Permits reports of group membership, or bridges with multicast snooping would send the member nothing,
+/// neighbour solicitations included. Refuses queries: a bridge that has received one expects reports from all
+/// members, and those that are isolated from the querier do not report. IGMP is matched by its protocol, since a
+/// bridge also reads it in fragments.
 fn membership(script: &mut Script) {
     let why = "a guest that poses as multicast router";
     script.chain("membership");
@@ -137,8 +137,8 @@ fn mac(script: &mut Script) {
     script.end_chain();
 }
 
-/// The MACs that ports have now, as lines to go with the ruleset: who repeats frames with a neighbour's MAC must
-/// not get it by the next `apply`, and a port with many keeps them.
+/// Returns the MACs that ports have now, as lines for the ruleset: a guest that repeats frames with a neighbour's
+/// MAC must not get that MAC at the next `apply`, and a port with many MACs keeps them.
 pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
     let mut lines = String::new();
     if plan.guests.is_empty() {
@@ -161,8 +161,8 @@ pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
     lines
 }
 
-/// Port, MAC and seconds left of each element of one of the sets above. No table yet, or none that says so:
-/// nothing.
+/// Returns port, MAC and remaining seconds of each element of one of the sets above. Returns nothing if there is
+/// no table yet, or no such set.
 fn learnt(set: &str) -> Vec<(String, String, u64)> {
     let items = tool::listed(&["set", "bridge", TABLE, set], "to list a set").unwrap_or_default();
     let elements = items.iter().filter_map(|item| item.get("set")?.get("elem")?.as_array()).flatten();
@@ -175,7 +175,7 @@ fn learnt(set: &str) -> Vec<(String, String, u64)> {
     elements.filter_map(|element| entry(element.get("elem")?)).collect()
 }
 
-/// The chains of one pinned port.
+/// Writes the chains of one pinned port.
 fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Script) {
     let whose = pinned.label(interface);
     let (v4, v6) = (pinned.v4_text(), pinned.v6_text());
@@ -246,7 +246,7 @@ fn port(n: usize, interface: &str, pinned: &Pinned, plan: &Plan, script: &mut Sc
     script.end_chain();
 }
 
-/// Frames from guests' ports.
+/// Writes the rules for frames from guests' ports.
 fn arriving(plan: &Plan, script: &mut Script) {
     script.hook("arriving", "filter", "prerouting", PRIORITY);
     let mut interfaces = plan.guests.clone();
@@ -294,8 +294,8 @@ fn arriving(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// The match for the target of a neighbour advertisement (RFC 4861 section 4.4: 64 bits into the
-/// message). nft has a word for it only since 1.0.8.
+/// Returns the match for the target of a neighbour advertisement (RFC 4861 section 4.4: 64 bits into the message).
+/// nft has a keyword for it only since 1.0.8.
 fn target_in(net: Ipv6Net) -> String {
     let length = net.prefix_len().max(1);
     let target = net.network().to_bits() >> (128 - u32::from(length));

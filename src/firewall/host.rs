@@ -1,5 +1,5 @@
-//! What of this machine the plan depends on: interfaces and which bridge they are ports of, what the
-//! kernel's nftables can do, users. Everything is asked of the kernel at that moment.
+//! The properties of this machine that the plan depends on: interfaces and the bridges whose ports they are, the
+//! abilities of the kernel's nftables, users. Everything is queried at that moment.
 
 use super::tool::{self, FirewallError};
 use serde::Deserialize;
@@ -11,19 +11,19 @@ use std::path::Path;
 pub struct Host {
     /// Every network interface.
     pub(super) links: Vec<Link>,
-    /// Can rules match the bridge that a frame's port belongs to?
+    /// Whether rules can match the bridge that a frame's port belongs to.
     pub(super) matches_bridges: bool,
-    /// Can rules say how long an entry of connection tracking lives?
+    /// Whether rules can set the lifetime of a connection tracking entry.
     pub(super) has_ct_timeouts: bool,
-    /// Can rules see ARP on interfaces that are no bridge's ports?
+    /// Whether rules can see ARP on interfaces that are not bridge ports.
     pub(super) has_arp_tables: bool,
-    /// How many entries the connection tracking table takes; `None`: there is none yet.
+    /// How many entries the connection tracking table can hold; `None` if there is no table yet.
     pub(super) most_tracked: Option<u64>,
-    /// How many neighbours it keeps, by setting.
+    /// How many neighbours the kernel keeps, by setting.
     pub(super) neighbours: Vec<(&'static str, u64)>,
-    /// Does br_netfilter send the frames of bridges through the rules for IP, or may it at any moment?
+    /// Whether br_netfilter passes the frames of bridges through the IP rules, or may do so at any moment.
     pub(super) filters_bridges: bool,
-    /// Does the kernel speak IPv6?
+    /// Whether the kernel supports IPv6.
     pub(super) ipv6: bool,
     /// The interfaces of default routes.
     pub(super) default_routes: Vec<String>,
@@ -34,29 +34,29 @@ pub struct Host {
 pub(super) struct Link {
     pub(super) name: String,
     pub(super) index: u32,
-    /// The interface that it stands on, if that is one of this machine's.
+    /// The interface that it is stacked on, if that is one of this machine's.
     pub(super) parent: Option<String>,
     pub(super) is_bridge: bool,
-    /// What drivers call it (IFLA_INFO_KIND): `tun`, `veth`, `macvlan`; empty for hardware.
+    /// The driver's name for its kind (IFLA_INFO_KIND): `tun`, `veth`, `macvlan`; empty for hardware.
     pub(super) kind: String,
     /// The bridge that it is a port of.
     pub(super) master: Option<String>,
-    /// Is it kept apart from other isolated ports of its bridge?
+    /// Whether it is isolated from other isolated ports of its bridge.
     pub(super) isolated: bool,
-    /// Is it a port that takes no part in spanning tree and multicast routing ([`GUARD`])?
+    /// Whether it is a port that takes no part in spanning tree and multicast routing ([`GUARD`]).
     pub(super) guarded: bool,
-    /// Is it a port by which its bridge heard of another root of the spanning tree?
+    /// Whether it is a port on which its bridge received another root of the spanning tree.
     pub(super) heard_root: bool,
-    /// Does this bridge learn MACs from frames that no rule sees, those for link-local MACs?
+    /// Whether this bridge learns MACs from frames that no rule sees, those for link-local MACs.
     pub(super) learns_unseen: bool,
 }
 
-/// What guests' ports are set to beside `isolated`, as ip(8) takes it. The mask sends frames for link-local
-/// MACs, which are BPDUs above all, through table bridge instead of up to the protocol's own handler; it cannot
-/// have the bit of pause frames, which a bridge drops itself. Should the mask be lost, `guard` takes the port
-/// off at its first BPDU. A router's port would be told of all multicast.
+/// Settings of guests' ports beside `isolated`, as arguments of ip(8). The mask sends frames for link-local MACs,
+/// which are mostly BPDUs, through table bridge instead of to the protocol's own handler; it cannot include the
+/// bit of pause frames, which a bridge drops itself. If the mask is lost, `guard` disables the port at its first
+/// BPDU. A port marked as a router's would receive all multicast.
 pub(super) const GUARD: [&str; 6] = ["guard", "on", "mcast_router", "0", "group_fwd_mask", GUARD_MASK];
-/// What they are without it.
+/// Their settings without it.
 pub(super) const NO_GUARD: [&str; 6] = ["guard", "off", "mcast_router", "1", "group_fwd_mask", "0"];
 const GUARD_MASK: &str = "0xfffd";
 
@@ -81,18 +81,18 @@ struct LinkInfo {
     info_slave_data: PortData,
 }
 
-/// Of a bridge; other kinds of interfaces have none of it.
+/// Fields of a bridge; other kinds of interfaces lack them.
 #[derive(Default, Deserialize)]
 struct BridgeData {
     bridge_id: Option<String>,
     stp_state: Option<u32>,
     no_linklocal_learn: Option<u32>,
-    /// Of a `tun` device: which of the two it is.
+    /// Which of the two kinds a `tun` device is.
     #[serde(rename = "type")]
     device: Option<serde_json::Value>,
 }
 
-/// Of a bridge's port. What an old kernel does not print it does not have.
+/// Fields of a bridge's port. An old kernel lacks the fields that it does not print.
 #[derive(Default, Deserialize)]
 struct PortData {
     #[serde(default)]
@@ -101,7 +101,7 @@ struct PortData {
     guard: bool,
     multicast_router: Option<u32>,
     group_fwd_mask: Option<String>,
-    /// The bridge that it takes for the one nearest to the root on its segment.
+    /// The bridge that the port considers nearest to the root on its segment.
     bridge_id: Option<String>,
 }
 
@@ -113,10 +113,10 @@ impl PortData {
 }
 
 impl Host {
-    /// Looks at this machine. What only root may find out is taken for what current kernels can do.
+    /// Inspects this machine. If only root could determine an ability, that of current kernels is assumed.
     ///
     /// # Errors
-    /// [`FirewallError`] where ip(8) is missing or fails.
+    /// [`FirewallError`] if ip(8) is missing or fails.
     pub fn look() -> Result<Host, FirewallError> {
         let links = links()?;
         let can =
@@ -144,10 +144,10 @@ impl Host {
         })
     }
 
-    /// The same machine with the interfaces that there are now.
+    /// Returns the same machine with its current interfaces.
     ///
     /// # Errors
-    /// [`FirewallError`] where ip(8) fails.
+    /// [`FirewallError`] if ip(8) fails.
     pub fn again(&self) -> Result<Host, FirewallError> {
         let links = links()?;
         Ok(Host { filters_bridges: filters_bridges(&links), links, ..self.clone() })
@@ -157,13 +157,13 @@ impl Host {
         self.links.iter().find(|link| link.name == name)
     }
 
-    /// The ports of bridges whose name `is` picks.
+    /// Returns the ports of the bridges whose names satisfy `is`.
     pub(super) fn ports_of(&self, is: impl Fn(&str) -> bool) -> impl Iterator<Item = &Link> {
         self.links.iter().filter(move |link| link.master.as_deref().is_some_and(&is))
     }
 }
 
-/// Every interface, by name.
+/// Returns every interface.
 fn links() -> Result<Vec<Link>, FirewallError> {
     let found = tool::json("ip", &["-j", "-d", "link", "show"], "to list the interfaces")?;
     let found: Vec<IpLink> =
@@ -184,29 +184,29 @@ fn links() -> Result<Vec<Link>, FirewallError> {
     Ok(links)
 }
 
-/// br_netfilter hooks itself into a network namespace with the first bridge there, and stays.
+/// br_netfilter registers its hook in a network namespace with the first bridge there, and keeps it.
 fn filters_bridges(links: &[Link]) -> bool {
     has_br_netfilter() && links.iter().any(|link| link.is_bridge)
 }
 
-/// Is br_netfilter loaded?
+/// Returns whether br_netfilter is loaded.
 pub(super) fn has_br_netfilter() -> bool {
     Path::new("/proc/sys/net/bridge/bridge-nf-call-iptables").exists()
 }
 
-/// A veth is printed with its peer by some versions.
+/// Returns the name without the peer that some versions append for a veth.
 fn plain(name: &str) -> String {
     name.split('@').next().unwrap_or_default().to_owned()
 }
 
-/// The interfaces by which this machine goes out; only warnings depend on it.
+/// Returns the interfaces of this machine's default routes; only warnings depend on it.
 fn default_routes() -> Vec<String> {
     let mut names = Vec::new();
     for family in ["-4", "-6"] {
         let found = tool::json("ip", &[family, "-j", "route", "show", "default"], "to list routes");
         let Ok(serde_json::Value::Array(routes)) = found else { continue };
         for route in &routes {
-            // With several next hops each has an interface of its own.
+            // A route with several next hops has an interface for each.
             let hops = route.get("nexthops").and_then(serde_json::Value::as_array).into_iter().flatten();
             let interfaces = std::iter::once(route).chain(hops).filter_map(|hop| hop.get("dev")?.as_str());
             names.extend(interfaces.map(str::to_owned));
@@ -238,7 +238,7 @@ impl From<IpLink> for Link {
     }
 }
 
-/// Does `name` fit `pattern`, a name or one that ends in `*`?
+/// Returns whether `name` matches `pattern`, a name or one that ends in `*`.
 pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(stem) => name.starts_with(stem),
@@ -246,17 +246,17 @@ pub(crate) fn fits(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// The number of a user that is given by name or number; `None`: there is none of that name.
+/// Returns the number of a user given by name or number; `None` if there is no such user.
 pub(super) fn user_number(user: &str) -> Option<u32> {
     if let Ok(number) = user.parse() {
         return Some(number);
     }
-    // getent(1) asks what the system asks (nsswitch.conf), LDAP and the like included.
+    // getent(1) queries what the system queries (nsswitch.conf), including LDAP and the like.
     let entry = tool::run("getent", &["passwd", "--", user], "", "to look up a user").ok()?;
     entry.split(':').nth(2)?.parse().ok()
 }
 
-/// A kernel setting's value, without the line end; `None` where the kernel has no such setting.
+/// Returns a kernel setting's value, without the line end; `None` if the kernel has no such setting.
 pub(super) fn sysctl(path: &str) -> Option<String> {
     std::fs::read_to_string(path).ok().map(|value| value.trim().to_owned())
 }

@@ -1,6 +1,6 @@
-//! What is in force, held against the plan. The ruleset is compared as the kernel prints it: the
-//! plan's own is loaded into an empty network namespace and printed there, so that no second
-//! description of it can go stale.
+//! Compares what is in force with the plan. The ruleset is compared in the form that the kernel prints: the plan's
+//! own is loaded into an empty network namespace and printed there, so that no second description of it can become
+//! outdated.
 
 use super::host::Host;
 use super::plan::Plan;
@@ -14,15 +14,15 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What is in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Status {
-    /// Everything of the plan is there, and nothing else of outgate's.
+    /// Everything of the plan is in place, and nothing else of outgate's.
     pub in_place: bool,
-    /// Interfaces that are there and by which guests enter.
+    /// Existing interfaces that guests enter by.
     pub interfaces: Vec<String>,
     /// What is missing or differs, one sentence each.
     pub differences: Vec<String>,
-    /// What deserves a look although it is as planned: other firewalls, things that will not work.
+    /// Warnings although everything is as planned: other firewalls, things that will not work.
     pub warnings: Vec<String>,
-    /// What the ruleset has counted.
+    /// The ruleset's counters.
     pub counters: Vec<Counter>,
 }
 
@@ -39,10 +39,10 @@ pub struct Counter {
     pub packets: u64,
 }
 
-/// Looks at what is in force.
+/// Inspects what is in force.
 ///
 /// # Errors
-/// [`FirewallError`] where it cannot be looked at.
+/// [`FirewallError`] if it cannot be inspected.
 pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     apply::check_root()?;
     let mut differences = plan.faults().to_vec();
@@ -88,7 +88,7 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     Ok(Status { in_place: plan.is_wanted() && differences.is_empty(), interfaces, differences, warnings, counters })
 }
 
-/// A table as the kernel prints it; `None` where there is none.
+/// Returns a table as the kernel prints it; `None` if there is none.
 fn table(family: &'static str, name: &'static str) -> Option<Vec<Value>> {
     tool::listed(&["table", family, name], "to list its table").ok()
 }
@@ -96,7 +96,7 @@ fn table(family: &'static str, name: &'static str) -> Option<Vec<Value>> {
 /// Tables by family and name.
 type Tables = BTreeMap<(String, String), Vec<Value>>;
 
-/// The plan's tables, printed by a kernel that has nothing else.
+/// Returns the plan's tables, printed by a kernel namespace that contains nothing else.
 fn planned_tables(plan: &Plan) -> Result<Tables, FirewallError> {
     if !plan.is_wanted() {
         return Ok(BTreeMap::new());
@@ -116,7 +116,7 @@ fn planned_tables(plan: &Plan) -> Result<Tables, FirewallError> {
     Ok(tables)
 }
 
-/// What an item is, and its fields.
+/// Returns the kind of an item, and its fields.
 fn body(item: &Value) -> Option<(&str, &Value)> {
     let (kind, body) = item.as_object()?.iter().next()?;
     Some((kind, body))
@@ -126,7 +126,7 @@ fn text_of<'v>(value: &'v Value, key: &str) -> Option<&'v str> {
     value.get(key).and_then(Value::as_str)
 }
 
-/// The names of chains and sets that differ, joined.
+/// Returns the names of chains and sets that differ, joined.
 fn differing(wanted: &[Value], found: &[Value]) -> String {
     let (wanted, mut found) = (by_place(wanted), by_place(found));
     // Those of earlier configurations stay, for the entries that point to them.
@@ -134,14 +134,14 @@ fn differing(wanted: &[Value], found: &[Value]) -> String {
     unequal(&wanted, &found)
 }
 
-/// The names of what is not the same in both, joined.
+/// Returns the names of everything that is not the same in both, joined.
 pub(super) fn unequal<T: PartialEq>(one: &BTreeMap<String, T>, other: &BTreeMap<String, T>) -> String {
     let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     let unequal = names.into_iter().filter(|name| one.get(*name) != other.get(*name));
     unequal.map(String::as_str).collect::<Vec<_>>().join(", ")
 }
 
-/// What a table has, by chain or set, without what changes by itself.
+/// Returns the contents of a table, by chain or set, without values that change by themselves.
 pub(super) fn by_place(items: &[Value]) -> BTreeMap<String, Vec<Value>> {
     let mut places: BTreeMap<String, Vec<Value>> = BTreeMap::new();
     for item in items {
@@ -155,7 +155,7 @@ pub(super) fn by_place(items: &[Value]) -> BTreeMap<String, Vec<Value>> {
     places
 }
 
-/// `value` without handles, counts and what sets have learnt.
+/// Returns `value` without handles, counts and what sets have learnt.
 fn still(value: &Value, is_set: bool) -> Value {
     match value {
         Value::Object(fields) => {
@@ -168,7 +168,7 @@ fn still(value: &Value, is_set: bool) -> Value {
     }
 }
 
-/// What the sets that `apply` and the watcher fill lack, and what is in them that should not be.
+/// Returns which elements are missing in the sets that `apply` and the watcher fill, and which are surplus.
 fn elements((family, table): (&str, &str), wanted: &[Value], found: &[Value], host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
     let found = filled(found);
@@ -193,7 +193,7 @@ fn elements((family, table): (&str, &str), wanted: &[Value], found: &[Value], ho
     differences
 }
 
-/// The elements of each set, without the sets that learn theirs from packets.
+/// Returns the elements of each set, except for sets that learn theirs from packets.
 fn filled(items: &[Value]) -> BTreeMap<String, BTreeSet<String>> {
     let learns = |set: &Value| {
         let flags = set.get("flags").map(Value::to_string).unwrap_or_default();

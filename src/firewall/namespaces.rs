@@ -1,6 +1,7 @@
-//! Interfaces in other network namespaces that stand on one of this machine's (macvlan, ipvlan): what they send leaves
-//! by it without passing any rule here. The kernel numbers the namespaces that are connected with this one, and lists
-//! the links of such a number to whoever has CAP_NET_ADMIN there (rtnetlink(7), linux/net_namespace.h).
+//! Interfaces in other network namespaces that are stacked on one of this machine's (macvlan, ipvlan): their
+//! packets leave by it without passing any rule here. The kernel assigns numbers to the namespaces that are
+//! connected with this one, and lists the links of such a number to processes with CAP_NET_ADMIN there
+//! (rtnetlink(7), linux/net_namespace.h).
 
 use rustix::io::Errno;
 use rustix::net::netlink::SocketAddrNetlink;
@@ -9,17 +10,17 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use std::io;
 use std::time::Duration;
 
-/// Kinds of interfaces that stand on another.
+/// Kinds of interfaces that are stacked on another.
 pub(crate) const KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
-/// Namespaces that are looked at.
+/// Maximum number of namespaces inspected.
 const MOST: usize = 4096;
 /// How long the kernel may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Messages of one dump.
+/// Maximum number of messages of one dump.
 const MOST_MESSAGES: usize = 65_536;
 
 const HEAD: usize = 16;
-/// `struct ifinfomsg`; `struct rtgenmsg` takes 4 with what fills it up.
+/// `struct ifinfomsg`; `struct rtgenmsg` occupies 4 with its padding.
 const LINK: usize = 16;
 const GENERIC: usize = 4;
 const GET_LINK: u16 = 18;
@@ -44,14 +45,15 @@ const TARGET_NAMESPACE: u16 = 46;
 pub(super) struct StackedLink {
     /// One of [`KINDS`].
     pub(super) kind: &'static str,
-    /// The index of the interface here that it stands on.
+    /// The index of the local interface that it is stacked on.
     pub(super) on: u32,
 }
 
-/// The interfaces of other namespaces that stand on one of this namespace's, sorted, each kind and place once.
+/// Returns the interfaces of other namespaces that are stacked on one of this namespace's, sorted, each kind and
+/// place once.
 ///
 /// # Errors
-/// What the system says. A namespace that goes meanwhile is none.
+/// Those of the system. A namespace that disappears in the meantime is skipped.
 pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, SocketFlags::CLOEXEC, None)?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
@@ -74,12 +76,12 @@ pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
             push(&mut body, INFO, &info);
             let links = match ask(&request(GET_LINK, REQUEST | DUMP, &body)) {
                 Ok(links) => links,
-                // It is gone, it is of a user namespace that is none of ours, or no module of this kind is loaded.
+                // The namespace is gone, belongs to a foreign user namespace, or no module of this kind is loaded.
                 Err(error) if error.raw_os_error().is_some() => continue,
                 Err(error) => return Err(error),
             };
             for link in links {
-                // Where the kernel cannot pick by kind it lists all.
+                // A kernel that cannot filter by kind lists all.
                 let is_kind = attribute(&link, HEAD + LINK, INFO)
                     .and_then(|info| attribute(info, 0, INFO_KIND))
                     .is_some_and(|word| word.strip_suffix(b"\0").unwrap_or(word) == kind.as_bytes());
@@ -94,7 +96,7 @@ pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
     if found.is_empty() {
         return Ok(Vec::new());
     }
-    // The kernel has numbered this namespace as well by now, if one of those stands on it.
+    // By now the kernel has also assigned a number to this namespace, if one of those is stacked on it.
     let mut body = vec![0; GENERIC];
     push(&mut body, PROCESS, &std::process::id().to_ne_bytes());
     let own = ask(&request(GET_NAMESPACE, REQUEST, &body))?;
@@ -127,7 +129,7 @@ fn push(message: &mut Vec<u8>, kind: u16, value: &[u8]) {
     message.resize(message.len().next_multiple_of(4), 0);
 }
 
-/// The messages of one answer; one, or those of a whole dump.
+/// Reads the messages of one answer; one, or those of a whole dump.
 fn answers(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>, dump: bool) -> io::Result<Vec<Vec<u8>>> {
     let mut messages = Vec::new();
     let mut buffer = vec![0; 64 << 10];
@@ -156,21 +158,21 @@ fn answers(mut read: impl FnMut(&mut [u8]) -> Result<usize, Errno>, dump: bool) 
     Ok(messages)
 }
 
-/// The first message, and what follows it.
+/// Returns the first message, and what follows it.
 fn first(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let length = usize::try_from(u32::from_ne_bytes(*bytes.first_chunk()?)).ok()?;
     let message = bytes.get(..length).filter(|message| message.len() >= HEAD)?;
     Some((message, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
 }
 
-/// The value of the first attribute of this kind behind the first `start` bytes.
+/// Returns the value of the first attribute of this kind after the first `start` bytes.
 fn attribute(message: &[u8], start: usize, kind: u16) -> Option<&[u8]> {
     let mut left = message.get(start..)?;
     loop {
         let length = usize::from(u16::from_ne_bytes(*left.first_chunk()?));
         let this = u16::from_ne_bytes(*left.get(2..)?.first_chunk()?);
         let value = left.get(4..length)?;
-        // The two highest bits say how it is laid out.
+        // The two highest bits are flags about its layout.
         if this & 0x3fff == kind {
             return Some(value);
         }
@@ -197,7 +199,7 @@ mod tests {
         for length in 0..message.len() {
             assert_eq!(attribute(&message[..length], 20, 37), None, "{length}");
         }
-        // No length leads nowhere.
+        // A length of zero does not lead to an endless loop.
         assert_eq!(attribute(&[0; 12], 0, 1), None);
     }
 

@@ -1,7 +1,8 @@
-//! The kernel's neighbour tables (ARP, and neighbour discovery of IPv6): 1,024 places for the whole
-//! machine as it comes, and a guest that speaks from another address with each packet takes one with
-//! each. So a guest has some addresses in use at a time, and what comes from more is dropped in silence,
-//! for an answer would itself look up the neighbour. Counted is by bridge port or interface.
+//! The kernel's neighbour tables (ARP, and neighbour discovery of IPv6): by default 1,024 places for the whole
+//! machine. A guest that sends each packet from another address occupies one place with each. So the number of
+//! addresses that a guest may have in use at a time is limited. Packets from further addresses are dropped
+//! silently, because an answer would itself look up the neighbour. Addresses are counted by bridge port or
+//! interface.
 
 use super::host::sysctl;
 use super::plan::{Pinned, Plan, Scope};
@@ -9,26 +10,27 @@ use super::script::{Script, from_guests, names, set};
 use super::tracking::BRIDGES;
 use super::{TABLE, bridge};
 
-/// Addresses of one family that a guest may use at once. Privacy extensions of IPv6 take some ten.
+/// Addresses of one family that a guest may use at once. Privacy extensions of IPv6 use about ten.
 const AT_ONCE: u32 = 32;
-/// And how many more a minute. Each counts anew after five minutes, also one that is in use all the time: else a guest
-/// that keeps its addresses warm would get more with time. So 40 can be in use for long.
+/// How many more a minute. Each counts anew after five minutes, also one in constant use: otherwise a guest that
+/// keeps its addresses in use would get more with time. So 40 can be in use permanently.
 const MORE_PER_MINUTE: u32 = 8;
-/// Addresses of one family that a guest has in use at most: ten guests fit into the table as it comes.
+/// Maximum addresses of one family that a guest has in use: ten guests fit into the default table.
 const ADDRESSES: u32 = AT_ONCE + 5 * MORE_PER_MINUTE;
-/// The same of IPv4 by an interface of its own, where ARP is counted apart from IP: no set is of two tables.
+/// The same for IPv4 on an interface of its own, where ARP is counted separately from IP: a set cannot belong to
+/// two tables.
 const WITH_ARP: u32 = 2 * ADDRESSES;
-/// Places for what is no guest of ours.
+/// Places for neighbours that are not outgate's guests.
 const OTHERS: u64 = 128;
 /// In table inet after `sources`, before tracking; in table bridge after the shares of port 53.
 const BEFORE: i32 = -295;
 const BRIDGED: i32 = bridge::PRIORITY + 2;
 
-/// The kernel's settings, by the family that they are of.
+/// The kernel's settings, one for each family.
 const SETTINGS: [&str; 2] = ["net.ipv4.neigh.default.gc_thresh3", "net.ipv6.neigh.default.gc_thresh3"];
 
-/// What the operator should know of the machine's tables, one sentence each. `alone`: how many of the guests have an
-/// interface that is no bridge's port, and no addresses that they are held to.
+/// Returns warnings about the machine's tables, one sentence each. `alone`: how many of the guests have an
+/// interface that is not a bridge port, and no addresses that they are bound to.
 pub(super) fn too_small(guests: usize, alone: usize, places: &[(&'static str, u64)]) -> Vec<String> {
     let of = |guests: usize, each: u32| u64::try_from(guests).unwrap_or(u64::MAX).saturating_mul(each.into());
     let needed = |setting: &str| {
@@ -48,7 +50,7 @@ pub(super) fn too_small(guests: usize, alone: usize, places: &[(&'static str, u6
         .collect()
 }
 
-/// How many neighbours the kernel keeps, by setting; none where a namespace hides it.
+/// Returns how many neighbours the kernel keeps, by setting; none if a namespace hides it.
 pub(super) fn places() -> Vec<(&'static str, u64)> {
     let read = |setting: &'static str| {
         let value = sysctl(&format!("/proc/sys/{}", setting.replace('.', "/")))?;
@@ -57,7 +59,7 @@ pub(super) fn places() -> Vec<(&'static str, u64)> {
     SETTINGS.into_iter().filter_map(read).collect()
 }
 
-/// The sets and chains of table inet.
+/// Writes the sets and chains of table inet.
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     near(plan, false, script);
     script.hook("neighbours", "filter", "prerouting", BEFORE);
@@ -65,7 +67,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// The same of table bridge.
+/// Writes the same for table bridge.
 pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
     near(plan, true, script);
     script.hook("neighbours", "filter", "prerouting", BRIDGED);
@@ -77,8 +79,9 @@ pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// A table of its own for ARP by interfaces that are no bridges: a request enters its sender into the neighbour table
-/// (RFC 826), and none of the other tables sees it. Of answers the kernel takes those that it asked for.
+/// Writes a separate table for ARP on interfaces that are not bridges: a request enters its sender into the
+/// neighbour table (RFC 826), and none of the other tables sees it. The kernel accepts only answers that it asked
+/// for.
 pub(super) fn write_arp(plan: &Plan, script: &mut Script) {
     if !plan.here.has_arp_tables {
         return;
@@ -116,7 +119,7 @@ pub(super) fn write_arp(plan: &Plan, script: &mut Script) {
     script.end_table();
 }
 
-/// The rules that accept an address that is in use, and one more within the rate.
+/// Writes the rules that accept an address that is in use, and one more within the rate.
 fn counted(is: &str, field: &str, family: u8, script: &mut Script) {
     let nobody = if family == 4 { "0.0.0.0" } else { "::" };
     script.rule(format!("{field} {nobody} accept"), "nobody yet");
@@ -129,7 +132,7 @@ fn counted(is: &str, field: &str, family: u8, script: &mut Script) {
     script.rule(format!("{is} add @near{family} {{ {key} }} accept"), "one more");
 }
 
-/// By sets with the interface in each element, so that one that comes later has its share as well.
+/// Uses sets with the interface in each element, so that a later interface also has its share.
 fn near(plan: &Plan, bridged: bool, script: &mut Script) {
     for (family, kind) in [(4, "ipv4_addr"), (6, "ipv6_addr")] {
         let comment = format!("the IPv{family} addresses in use by each interface");
@@ -143,8 +146,8 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
     if bridged {
         fields.push(("ether type arp", "arp saddr ip", 4));
     }
-    // One of a few that are pinned is remembered as well, for the next one is found at once then. In a set that is full
-    // it has no place, and needs none.
+    // An address of a few that are pinned is also remembered, because the next packet from it is then found at
+    // once. In a full set it gets no place, and needs none.
     for (is, field, family) in &fields {
         script.chain(&format!("known_{}", field.replace(' ', "_")));
         script.rule(format!("{is} add @near{family} {{ iifname . {field} }} accept"), "one of its few addresses");
@@ -178,12 +181,12 @@ fn near(plan: &Plan, bridged: bool, script: &mut Script) {
     script.end_chain();
 }
 
-/// Is it held to so few IPv4 addresses, or none?
+/// Returns whether the guest is bound to so few IPv4 addresses, or none.
 pub(super) fn is_few(pinned: &Pinned) -> bool {
     few(pinned).0.len() == pinned.v4.len()
 }
 
-/// The nets of a family that hold no more addresses than a guest may use: these need no counting.
+/// Returns the nets of a family if they contain no more addresses than a guest may use: these need no counting.
 fn few(pinned: &Pinned) -> (Vec<String>, Vec<String>) {
     let v4: u64 = pinned.v4.iter().map(|net| 1u64 << (32 - net.prefix_len())).sum();
     let v6 = pinned.v6.iter().map(|net| 1u128.checked_shl((128 - net.prefix_len()).into()).unwrap_or(u128::MAX));

@@ -1,7 +1,7 @@
-//! Other firewalls on the machine: an accept of outgate's is no accept of theirs, and a packet that one of their chains
-//! drops never comes to a listener. Tried is what packets of a guest's path would meet there, chain by chain: those of
-//! nftables (ufw, firewalld, iptables-nft) and, where they are in use, of iptables-legacy. Told is the line that lets
-//! guests through. Nothing of others is changed.
+//! Other firewalls on the machine: an accept of outgate's does not override their drop, and a packet that one of
+//! their chains drops never reaches a listener. This module evaluates, chain by chain, what packets of a guest's
+//! path would meet there: in those of nftables (ufw, firewalld, iptables-nft) and, if in use, of iptables-legacy.
+//! It reports the line that admits guests. It changes nothing of other firewalls.
 
 mod chains;
 mod iptables;
@@ -20,10 +20,10 @@ use chains::{Base, Hook, Table};
 use packets::{Addresses, Sample};
 use std::collections::BTreeSet;
 
-/// Interfaces that are tried; guests of others meet the same chains.
+/// Interfaces that are evaluated; guests on the others meet the same chains.
 const MOST_INTERFACES: usize = 64;
 
-/// What is in the way, one sentence with its remedy each.
+/// Returns what is in the way, one sentence with its remedy each.
 pub(super) fn in_the_way(plan: &Plan, host: &Host) -> Vec<String> {
     let interfaces: Vec<&str> = plan.guest_links(host).take(MOST_INTERFACES).map(|link| link.name.as_str()).collect();
     if interfaces.is_empty() {
@@ -43,7 +43,7 @@ pub(super) fn in_the_way(plan: &Plan, host: &Host) -> Vec<String> {
     found
 }
 
-/// The tables of others.
+/// Returns the tables of others.
 fn tables() -> Vec<Table> {
     let mut tables = Vec::new();
     let ruleset = tool::listed(&["ruleset"], "to list other rulesets").unwrap_or_default();
@@ -83,7 +83,7 @@ fn tables() -> Vec<Table> {
     tables
 }
 
-/// The devices whose packets an `ingress` chain sees. Some versions of nft(8) only say so in words:
+/// Returns the devices whose packets an `ingress` chain sees. Some versions of nft(8) print this only as text:
 /// `device "eth0"`, or `devices = { "eth0", "eth1" }`.
 fn devices(base: &Base) -> Vec<String> {
     let listed = ["list", "chain", &base.family, &base.table, &base.name];
@@ -94,29 +94,30 @@ fn devices(base: &Base) -> Vec<String> {
     words.skip_while(|word| !word.starts_with("device")).skip(1).map(str::to_owned).collect()
 }
 
-/// The chains of the table that certainly drop some of these packets. `by_bridge`: can rules match the bridge of a port?
+/// Returns the chains of the table that certainly drop some of these packets. `by_bridge`: whether rules can match
+/// the bridge of a port.
 fn blocking(table: &Table, interface: &str, by_bridge: bool, samples: &[Sample]) -> Vec<String> {
     let dropped_by = |base| samples.iter().filter(|sample| table.drops(base, &sample.packet)).collect::<Vec<_>>();
     let with_dropped = table.bases.iter().map(|base| (base, dropped_by(base)));
-    // ufw makes its chains in the tables of iptables, and has none while it is inactive.
+    // ufw creates its chains in the tables of iptables, and has none while it is inactive.
     let is_ufw = table.rules.keys().any(|chain| chain.starts_with("ufw"));
     let sentence = |(base, dropped): (&Base, Vec<&Sample>)| sentence(base, interface, is_ufw, by_bridge, &dropped);
     with_dropped.filter_map(sentence).collect()
 }
 
-/// Nothing where nothing is dropped.
+/// Returns the sentence about a chain; nothing if it drops nothing.
 fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped: &[&Sample]) -> Option<String> {
     let first = dropped.first()?;
     let Base { family, table, name, hook, .. } = base;
     let what = match hook {
         Hook::Ingress | Hook::Prerouting | Hook::Input => "what is brought to the listeners from",
-        // It has no entry in connection tracking that "established" could mean.
+        // It has no connection tracking entry that "established" could match.
         Hook::Output => "what the listeners answer to guests behind",
         Hook::Forward => "answers of guests behind",
     };
     let (direction, short) = if *hook == Hook::Output { ("oifname", "-o") } else { ("iifname", "-i") };
     let (plain, interface) = (interface, quoted(interface));
-    // Chains of bridges and of devices know the ports.
+    // Chains of bridges and of devices see the ports.
     let names = dropped.iter().map(|sample| match hook {
         Hook::Output => sample.packet.output.as_str(),
         _ => sample.packet.input.as_str(),
@@ -130,7 +131,7 @@ fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped
         ("firewalld", ..) => {
             format!("firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload")
         }
-        // ufw drops what is for no address of this machine before it looks at its users' rules.
+        // ufw drops what is for no address of this machine before it evaluates its users' rules.
         (_, _, Hook::Input) if is_ufw => format!(
             "sed -i {} /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload",
             quoted(&format!("/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {plain} -j ACCEPT"))
@@ -145,7 +146,7 @@ fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped
         Some(program) if program.ends_with("-legacy") => format!("table {table} of {program}"),
         _ => format!("table {family} {table}"),
     };
-    // What their own files say comes back when those are loaded again.
+    // The rules in their own files return when those are loaded again.
     let lasts = is_ufw || table == "firewalld";
     let keep = if lasts { "" } else { ", and write it where that firewall's rules are loaded from" };
     Some(format!(
@@ -154,7 +155,7 @@ fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped
     ))
 }
 
-/// What nft(8) takes from a shell for one of these names.
+/// Formats these names for nft(8) in a shell command.
 fn one_of<'n>(names: impl Iterator<Item = &'n str>) -> String {
     let names: BTreeSet<&str> = names.collect();
     match names.iter().copied().collect::<Vec<_>>().as_slice() {
@@ -166,7 +167,7 @@ fn one_of<'n>(names: impl Iterator<Item = &'n str>) -> String {
     }
 }
 
-/// The name of an interface as nft(8) takes it from a shell: one that is no plain word of its own in its quotes.
+/// Formats the name of an interface for nft(8) in a shell command: in quotes if it is not a plain word.
 fn for_nft(interface: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
     if interface.starts_with(|c: char| c.is_ascii_alphabetic()) && interface.chars().all(plain) {

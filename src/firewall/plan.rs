@@ -1,5 +1,5 @@
-//! From the configuration and the machine to the plan: which interfaces, which doors are open to
-//! guests, who is held to which port, and what the operator should know before it is applied.
+//! From the configuration and the machine to the plan: which interfaces, which listeners are open to guests, which
+//! addresses are bound to which port, and what the operator should know before it is applied.
 
 use super::host::{self, Host, Link, fits};
 use super::neighbours;
@@ -10,62 +10,62 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
-/// What the firewall will be.
+/// The planned firewall.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Patterns of interfaces by which guests' packets enter.
+    /// Patterns of interfaces that guests' packets enter by.
     pub(super) guests: Vec<String>,
     pub(super) seal: Seal,
     pub(super) v4: Doors,
     pub(super) v6: Doors,
     /// By interface.
     pub(super) pinned: BTreeMap<String, Pinned>,
-    /// How frames of guest bridges are told from others.
+    /// How frames of guest bridges are distinguished from others.
     pub(super) scope: Scope,
-    /// The ports of guest bridges that there are, and those that will be some guest's.
+    /// The existing ports of guest bridges, and those that will be a guest's.
     pub(super) ports: Vec<String>,
-    /// Numbers of the users whose sockets go to `redirect`.
+    /// Numbers of the users whose sockets are directed to `redirect`.
     pub(super) users: Vec<u32>,
     pub(super) allow_dhcp: bool,
     pub(super) allow_inbound_replies: bool,
     pub(super) routing: routing::Routing,
-    /// What guests may take of the connection tracking table.
+    /// How much of the connection tracking table guests may use.
     pub(super) rations: Rations,
     pub(super) here: Here,
     /// What will not work as the configuration may suggest, one sentence each.
     notes: Vec<String>,
-    /// What keeps the plan from being whole.
+    /// What prevents the plan from being complete.
     faults: Vec<String>,
 }
 
 /// The listeners of one address family, as guests see them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Doors {
-    /// Where TCP goes.
+    /// Destination of TCP.
     pub(super) transparent: Option<SocketAddr>,
-    /// Where DNS queries go.
+    /// Destination of DNS queries.
     pub(super) dns: Option<SocketAddr>,
-    /// What guests may connect to by themselves.
+    /// What guests may connect to directly.
     pub(super) open: Vec<Door>,
-    /// Where TCP of host users goes.
+    /// Destination of host users' TCP.
     pub(super) redirect: Option<SocketAddr>,
-    /// Where their DNS queries go.
+    /// Destination of their DNS queries.
     pub(super) user_dns: Option<SocketAddr>,
-    /// What host users may connect to by themselves, loopback included.
+    /// What host users may connect to directly, loopback included.
     pub(super) user_open: Vec<Door>,
 }
 
-/// A listener that may be connected to.
+/// A listener that accepts direct connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Door {
     pub(super) address: SocketAddr,
     /// Its key in the configuration.
     pub(super) key: &'static str,
-    /// UDP beside TCP?
+    /// Whether it accepts UDP beside TCP.
     pub(super) udp: bool,
 }
 
-/// What is held to one interface.
+/// The guests and addresses that are bound to one interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Pinned {
     pub(super) guests: Vec<String>,
@@ -73,35 +73,36 @@ pub(super) struct Pinned {
     pub(super) v6: Vec<Ipv6Net>,
 }
 
-/// How frames of guest bridges are told from those of others.
+/// How frames of guest bridges are distinguished from those of others.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Scope {
-    /// By the name of the bridge: holds for ports that come later.
+    /// By the name of the bridge: also applies to later ports.
     Bridges,
-    /// By a set of ports, where the kernel cannot match bridges.
+    /// By a set of ports, if the kernel cannot match bridges.
     Ports,
 }
 
-/// What of this machine the ruleset is made for, beside its interfaces.
+/// The properties of this machine that the ruleset is made for, beside its interfaces.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Here {
-    /// Guests' bridges that there are.
+    /// Guests' bridges that exist.
     pub(super) bridges: Vec<String>,
-    /// The number of the user that the daemon runs as, where it has one of its own.
+    /// The number of the user that the daemon runs as, if it has its own.
     pub(super) daemon: Option<u32>,
-    /// Can rules say how long an entry of connection tracking lives?
+    /// Whether rules can set the lifetime of a connection tracking entry.
     pub(super) has_ct_timeouts: bool,
-    /// Can rules see ARP on interfaces that are no bridge's ports?
+    /// Whether rules can see ARP on interfaces that are not bridge ports.
     pub(super) has_arp_tables: bool,
-    /// Is br_netfilter there before the ruleset?
+    /// Whether br_netfilter is present before the ruleset.
     pub(super) filters_bridges: bool,
 }
 
-/// Bytes of packets, with what the kernel needs for each, that wait for one neighbour to be found: some five replies.
+/// Bytes of packets, with the kernel's overhead for each, that wait for one neighbour to be resolved: about five
+/// replies.
 const UNRESOLVED: &str = "4096";
 
 impl Plan {
-    /// Plans for this machine.
+    /// Creates the plan for this machine.
     pub fn new(settings: &Settings, host: &Host) -> Plan {
         let wanted = &settings.firewall;
         let pinned = pinned(&wanted.pins);
@@ -161,44 +162,44 @@ impl Plan {
         plan
     }
 
-    /// Family and name of each table that this machine can have.
+    /// Returns family and name of each table that this machine can have.
     pub(super) fn tables(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let has_arp = self.here.has_arp_tables;
         TABLES.into_iter().filter(move |(family, _)| *family != "arp" || has_arp)
     }
 
-    /// The ruleset, as nft(8) reads it: all tables, replaced in one transaction.
+    /// Returns the ruleset, as nft(8) reads it: all tables, replaced in one transaction.
     pub fn ruleset(&self) -> String {
         script::write(self)
     }
 
-    /// The routing, one line of ip(8) each, with comments.
+    /// Returns the routing, one line of ip(8) each, with comments.
     pub fn routing_lines(&self) -> Vec<String> {
         self.routing.lines()
     }
 
-    /// The kernel settings of guests' interfaces, as lines of sysctl.conf(5).
+    /// Returns the kernel settings of guests' interfaces, as lines of sysctl.conf(5).
     pub fn sysctl_lines(&self, host: &Host) -> Vec<String> {
         let settings = self.sysctls(host);
         settings.into_iter().map(|(path, value)| format!("{} = {value}", sysctl_name(&path))).collect()
     }
 
-    /// What will not work as the configuration may suggest, one sentence each.
+    /// Returns what will not work as the configuration may suggest, one sentence each.
     pub fn notes(&self) -> &[String] {
         &self.notes
     }
 
-    /// What the configuration asks for and this machine cannot give, one sentence each.
+    /// Returns what the configuration requires and this machine does not support, one sentence each.
     pub fn faults(&self) -> &[String] {
         &self.faults
     }
 
-    /// Does somebody of this machine open connections because a guest or a host user asked for it?
+    /// Returns whether a process of this machine opens connections on behalf of a guest or a host user.
     pub(super) fn host_opens(&self) -> bool {
         !self.users.is_empty() || self.here.daemon.is_some()
     }
 
-    /// How many guests the machine's interfaces show.
+    /// Returns how many guests the machine's interfaces show.
     fn known_guests(&self, host: &Host) -> usize {
         self.ports.len() + self.guest_links(host).filter(|link| !link.is_bridge).count() + self.users.len()
     }
@@ -207,19 +208,19 @@ impl Plan {
         self.guests.iter().any(|pattern| fits(pattern, interface))
     }
 
-    /// The interfaces there are by which guests' packets enter.
+    /// Returns the existing interfaces that guests' packets enter by.
     pub(super) fn guest_links<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
         host.links.iter().filter(|link| self.is_guest(&link.name))
     }
 
-    /// How many bridge ports of guests there are.
+    /// Returns how many bridge ports of guests exist.
     pub fn guest_port_count(&self, host: &Host) -> usize {
         self.guest_ports(host).count()
     }
 
     fn ports_of_guests(&self, host: &Host) -> Vec<String> {
         let now = host.ports_of(|bridge| self.is_guest(bridge)).map(|link| link.name.clone());
-        // What is a guest's interface by its name is not taken for a port before it is one.
+        // A guest's interface by its name is not considered a port before it is one.
         let later = self.pinned.keys().filter(|name| host.link(name).is_none() && !self.is_guest(name)).cloned();
         let mut ports: Vec<String> = now.chain(later).collect();
         ports.sort();
@@ -227,12 +228,12 @@ impl Plan {
         ports
     }
 
-    /// Does the configuration ask for a firewall?
+    /// Returns whether the configuration requires a firewall.
     pub fn is_wanted(&self) -> bool {
         !self.guests.is_empty() || !self.users.is_empty() || !self.faults.is_empty()
     }
 
-    /// Interfaces that the configuration names and that are not there, one sentence each.
+    /// Returns the missing interfaces that the configuration names, one sentence each.
     pub(super) fn missing(&self, host: &Host) -> Vec<String> {
         let named = self.guests.iter().filter(|name| !name.ends_with('*') && host.link(name).is_none());
         named
@@ -245,12 +246,12 @@ impl Plan {
             .collect()
     }
 
-    /// What of the configuration does not go with the interfaces and users of this machine, one sentence each.
+    /// Returns what in the configuration does not fit the interfaces and users of this machine, one sentence each.
     pub fn in_the_way(&self, host: &Host) -> Vec<String> {
         self.faults.iter().cloned().chain(self.missing(host)).chain(self.lockouts(host)).collect()
     }
 
-    /// Guests' interfaces by which this machine itself goes out, one sentence each.
+    /// Returns the guests' interfaces that carry this machine's own default route, one sentence each.
     pub(super) fn lockouts(&self, host: &Host) -> Vec<String> {
         let own = host.default_routes.iter().filter(|name| self.is_guest(name));
         own.map(|name| {
@@ -262,13 +263,13 @@ impl Plan {
         .collect()
     }
 
-    /// Patterns of interfaces that may come later.
+    /// Returns patterns of interfaces that may appear later.
     pub(super) fn wildcards(&self) -> Vec<String> {
         self.guests.iter().filter(|pattern| pattern.ends_with('*')).cloned().collect()
     }
 
-    /// The ports there are that are a guest's: of its bridge or by its own name. Never another port of a bridge
-    /// that is not a guest's.
+    /// Returns the existing ports that are a guest's: of its bridge or by its own name. Never another port of a
+    /// bridge that is not a guest's.
     pub(super) fn guest_ports<'h>(&self, host: &'h Host) -> impl Iterator<Item = &'h Link> {
         let own = |name: &str| self.is_guest(name) || self.pinned.contains_key(name);
         let is =
@@ -276,26 +277,26 @@ impl Plan {
         host.links.iter().filter(is)
     }
 
-    /// Kernel settings that guests' interfaces should have, by path.
+    /// Returns the kernel settings that guests' interfaces should have, by path.
     pub(super) fn sysctls(&self, host: &Host) -> Vec<(String, &'static str)> {
         let mut settings = Vec::new();
         for link in self.guest_links(host) {
             let name = &link.name;
             for (key, value) in [
-                // Behind the spoof check of the ruleset, should somebody flush it.
+                // A second layer behind the ruleset's spoof check, in case somebody flushes it.
                 ("rp_filter", "1"),
                 // 127.0.0.0/8 stays this machine's own.
                 ("route_localnet", "0"),
                 ("accept_redirects", "0"),
                 ("send_redirects", "0"),
                 ("accept_source_route", "0"),
-                // Nobody becomes a neighbour without being asked for; requests are counted.
+                // No unsolicited sender becomes a neighbour; requests are counted.
                 ("arp_accept", "0"),
             ] {
                 settings.push((format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value));
             }
-            // What waits for a guest that answers no ARP is still in the send buffer of its socket, and that of DNS is
-            // everybody's. The kernel keeps the newest packet in any case.
+            // Packets that wait for a guest without an ARP reply still count in the send buffer of their socket,
+            // and all guests share that of DNS. The kernel keeps the newest packet in any case.
             settings.push((format!("/proc/sys/net/ipv4/neigh/{name}/unres_qlen_bytes"), UNRESOLVED));
             if host.ipv6 {
                 for key in ["accept_ra", "accept_redirects", "accept_source_route", "accept_untracked_na"] {
@@ -307,7 +308,7 @@ impl Plan {
         settings
     }
 
-    /// Those of the kernel settings that are others now, one sentence each.
+    /// Returns those of the kernel settings that currently differ, one sentence each.
     pub(super) fn other_sysctls(&self, host: &Host) -> Vec<String> {
         let other = |(path, value): (String, &'static str)| {
             let now = host::sysctl(&path).filter(|now| now != value)?;
@@ -392,7 +393,7 @@ impl Plan {
 }
 
 fn sysctl_name(path: &str) -> String {
-    // sysctl(8) takes slashes, which names with dots in them need.
+    // sysctl(8) accepts slashes, which names that contain dots require.
     path.trim_start_matches("/proc/sys/").to_owned()
 }
 
@@ -418,7 +419,7 @@ fn pinned(pins: &[Pin]) -> BTreeMap<String, Pinned> {
 
 fn doors(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> Doors {
     let of = |list: &[SocketAddr]| list.iter().copied().filter(&family).collect::<Vec<_>>();
-    // A packet from outside for a loopback address is a martian, so such a listener is no guest's.
+    // A packet from outside for a loopback address is a martian, so guests cannot reach such a listener.
     let remote = |list: &[SocketAddr]| of(list).into_iter().filter(|address| !address.ip().is_loopback());
     let door = |key, udp| move |address| Door { address, key, udp };
     let proxies = [("proxy", &listen.proxy), ("proxy_tls", &listen.proxy_tls)];
@@ -439,7 +440,7 @@ fn doors(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> Doors
 }
 
 impl Plan {
-    /// Every address that is held to some interface.
+    /// Returns every address that is bound to some interface.
     pub(super) fn pinned_addresses(&self) -> (Vec<String>, Vec<String>) {
         let v4: Vec<Ipv4Net> = self.pinned.values().flat_map(|pinned| pinned.v4.iter().copied()).collect();
         let v6: Vec<Ipv6Net> = self.pinned.values().flat_map(|pinned| pinned.v6.iter().copied()).collect();
@@ -448,11 +449,11 @@ impl Plan {
 }
 
 impl Pinned {
-    /// For comments: the interface and the guests there, in 80 bytes at most.
+    /// Returns the interface and its guests, for comments, in 80 bytes at most.
     pub(super) fn label(&self, interface: &str) -> String {
         let guests = self.guests.join(" ");
         let mut label = format!("{interface}: {guests}");
-        // Names of guests and interfaces are ASCII, so a cut is never inside a character.
+        // Names of guests and interfaces are ASCII, so a cut never splits a character.
         label.truncate(80);
         label
     }

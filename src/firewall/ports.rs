@@ -1,12 +1,12 @@
-//! Guests' bridge ports: kept apart from each other, out of the spanning tree and of multicast routing, and
-//! how that is undone and told. These are settings of the port itself, so they hold when nftables is flushed,
-//! and a port that comes later has none of them until somebody sets them. What frames may pass is for `bridge`.
+//! Guests' bridge ports: isolates them from each other and excludes them from spanning tree and multicast routing,
+//! undoes that, and reports it. These are settings of the port itself, so they remain when nftables is flushed,
+//! and a new port has none of them until somebody sets them. `bridge` decides which frames may pass.
 
 use super::host::{GUARD, Host, Link, NO_GUARD};
 use super::plan::Plan;
 use super::tool;
 
-/// Sets what is not set yet; gives the names of the ports that it took in hand.
+/// Sets what is not set yet; returns the names of the ports that it changed.
 pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<String> {
     let mut done = Vec::new();
     for bridge in unseen(plan, host) {
@@ -18,7 +18,8 @@ pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<S
             set(&port.name, "on", &GUARD, faults);
         }
         if port.heard_root {
-            // What it heard before would hold for as long as the sender said, four minutes at most.
+            // What the bridge received before would remain valid for as long as the sender stated, four minutes at
+            // most.
             for state in ["down", "up"] {
                 change(&["link", "set", "dev", &port.name, state], &port.name, &format!("be set {state}"), faults);
             }
@@ -30,7 +31,7 @@ pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<S
     done
 }
 
-/// Undoes it for the ports of bridges that are `open` now, and for the plan's.
+/// Undoes it for the ports of bridges that are now `open`, and for the plan's.
 pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Vec<String>) {
     let is_open = |bridge: &str| open.iter().any(|name| name == bridge);
     let mut ports: Vec<&Link> = host.ports_of(is_open).chain(plan.guest_ports(host)).collect();
@@ -44,7 +45,7 @@ pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Ve
     }
 }
 
-/// What is not as it should be, one sentence each.
+/// Returns what is not as it should be, one sentence each.
 pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
     for port in plan.guest_ports(host) {
@@ -65,7 +66,7 @@ pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
     differences
 }
 
-/// Bridges of guests' ports that learn from frames which no rule sees.
+/// Returns the bridges of guests' ports that learn from frames that no rule sees.
 fn unseen<'h>(plan: &Plan, host: &'h Host) -> impl Iterator<Item = &'h Link> {
     let masters: Vec<&str> = plan.guest_ports(host).filter_map(|port| port.master.as_deref()).collect();
     let is =
@@ -84,7 +85,7 @@ fn no_linklocal_learn(bridge: &str, value: &str, faults: &mut Vec<String>) {
     change(&arguments, bridge, &format!("be set to no_linklocal_learn {value}"), faults);
 }
 
-/// An interface that went meanwhile needs nothing.
+/// An interface that disappeared in the meantime needs no change.
 fn change(arguments: &[&str], interface: &str, what: &str, faults: &mut Vec<String>) {
     if let Err(error) = tool::run("ip", arguments, "", "to change a bridge port")
         && tool::run("ip", &["link", "show", "dev", interface], "", "to look for an interface").is_ok()

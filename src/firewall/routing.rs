@@ -1,6 +1,6 @@
-//! Routing: what is marked for the listener is delivered to this machine, and what comes by a guest
-//! interface is otherwise not forwarded. The second half needs no nftables, which is its purpose.
-//! Every rule stands in front of all others but the local table, so that no VPN's rule goes first.
+//! Routing: delivers packets that are marked for the listener to this machine, and prevents forwarding of
+//! everything else from a guest interface. The second half does not need nftables, which is its purpose. All of
+//! these rules precede all others except the local table, so that no VPN's rule comes first.
 
 use super::host::{Host, fits};
 use super::plan::Plan;
@@ -8,18 +8,18 @@ use super::tool::{self, FirewallError};
 use super::{MARK_LISTENER, MARK_MASK, MARK_REPLY, ROUTES};
 use serde::Deserialize;
 
-/// Priorities of ip-rule(8). 0 is the local table; what comes after 44 is other people's.
+/// Priorities of ip-rule(8). 0 is the local table; others may use those after 44.
 const REPLIES: u32 = 41;
 const VALIDATION: u32 = 42;
 const LISTENER: u32 = 43;
 const PROHIBIT: u32 = 44;
 
-/// The rules that should be there; the same for IPv4 and IPv6.
+/// The required rules; the same for IPv4 and IPv6.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Routing {
     rules: Vec<Rule>,
     ipv6: bool,
-    /// The interfaces there are: rules for others do nothing.
+    /// The existing interfaces: rules for others have no effect.
     there: Vec<String>,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct Routing {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
     priority: u32,
-    /// As ip(8) takes and prints it.
+    /// As ip(8) accepts and prints it.
     mark: Option<u32>,
     interface: Option<String>,
     action: Action,
@@ -41,13 +41,13 @@ enum Action {
     Other,
 }
 
-/// A difference between what is there and what should be.
+/// A difference between the present and the required state.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Difference {
     pub(super) family: &'static str,
     pub(super) missing: Vec<String>,
     pub(super) surplus: Vec<String>,
-    /// Surplus as well, but about interfaces that are gone, as they are when a guest ends.
+    /// Also surplus, but about interfaces that disappeared, as happens when a guest ends.
     pub(super) gone: Vec<String>,
 }
 
@@ -97,7 +97,7 @@ impl Routing {
         Routing { rules, ..Routing::none(host) }
     }
 
-    /// For people: comments and lines of `ip -batch`, which hold for both families.
+    /// Returns comments and lines of `ip -batch` for display; they apply to both families.
     pub(super) fn lines(&self) -> Vec<String> {
         let mut lines = Vec::new();
         for rule in &self.rules {
@@ -117,7 +117,7 @@ impl Routing {
         lines
     }
 
-    /// What differs, by family.
+    /// Returns the differences, by family.
     pub(super) fn compare(&self) -> Result<Vec<Difference>, FirewallError> {
         let families: &[&str] = if self.ipv6 { &["-4", "-6"] } else { &["-4"] };
         families.iter().map(|family| self.compare_family(family)).collect()
@@ -140,7 +140,7 @@ impl Routing {
         }
         let has_route = has_route(family)?;
         if !has_route && !self.rules.is_empty() {
-            // The route first: a rule without it would let marked packets through to the next rule.
+            // The route comes first: a rule without it would let marked packets pass to the next rule.
             difference.missing.insert(0, format!("route replace {}", route()));
         }
         if has_route && self.rules.is_empty() {
@@ -149,20 +149,21 @@ impl Routing {
         Ok(difference)
     }
 
-    /// The interfaces that are closed by a rule, whatever the plan is.
+    /// Returns the interfaces that are closed by a rule, whatever the plan is.
     pub(super) fn closed_interfaces() -> Result<Vec<String>, FirewallError> {
         let found = rules("-4")?.into_iter().filter(|rule| rule.is_ours() && rule.action == Action::Prohibit);
         Ok(found.filter_map(|rule| rule.interface).collect())
     }
 
-    /// Nothing: what remains when all is removed.
+    /// Returns no rules: the state after everything is removed.
     pub(super) fn none(host: &Host) -> Routing {
         let there = host.links.iter().map(|link| link.name.clone()).collect();
         Routing { rules: Vec::new(), ipv6: host.ipv6, there }
     }
 }
 
-/// Brings what is there to what should be: first what closes, then what opens, then what is stale.
+/// Changes the present state to the required one: first adds what closes, then what opens, then removes what is
+/// stale.
 pub(super) fn settle(difference: &Difference) -> Result<(), FirewallError> {
     let closing = |line: &&String| line.ends_with("prohibit");
     let (first, second): (Vec<&String>, Vec<&String>) = difference.missing.iter().partition(closing);
@@ -190,7 +191,8 @@ impl Rule {
         line
     }
 
-    /// Only outgate writes such a rule: its priority and its mark, or its priority and its action.
+    /// Returns whether outgate wrote this rule: only outgate's rules have its priority and its mark, or its
+    /// priority and its action.
     fn is_ours(&self) -> bool {
         match self.priority {
             REPLIES | VALIDATION | LISTENER => self.mark.is_some() && self.action != Action::Other,
@@ -231,7 +233,7 @@ fn rules(family: &'static str) -> Result<Vec<Rule>, FirewallError> {
 }
 
 fn has_route(family: &'static str) -> Result<bool, FirewallError> {
-    // A table that was never used is an error to some versions and empty to others.
+    // For a table that was never used, some versions report an error and others print nothing.
     let table = ROUTES.to_string();
     let found = tool::json("ip", &[family, "-j", "route", "show", "table", &table], "to list routes");
     let Ok(serde_json::Value::Array(routes)) = found else { return Ok(false) };

@@ -1,11 +1,12 @@
 //! The ruleset as text for nft(8): table `inet outgate`, table `inet outgate_timeouts` from `tracking`, table
-//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in the one
-//! transaction that `nft -f` makes of its input; but the second keeps its objects, which entries of connection
-//! tracking point to. Every rule carries its comment, which `nft list` shows as well.
+//! `bridge outgate` from `bridge` and table `arp outgate` from `neighbours`. All are replaced in one transaction,
+//! which `nft -f` makes of its input; but the second keeps its objects, which connection tracking entries point
+//! to. Every rule has its comment, which `nft list` also shows.
 //!
-//! A guest's packet meets, in this order: `sources` (before connection tracking: is the source its
-//! own?), `neighbours` (has it one address too many?), `untracked` (may it take an entry there?), `arrivals` (where
-//! may it go? TCP is handed to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`, which let through what was admitted and nothing else.
+//! A guest's packet passes, in this order: `sources` (before connection tracking: does the source belong to it?),
+//! `neighbours` (is its address one too many?), `untracked` (may it have an entry there?), `arrivals` (where may
+//! it go? TCP is assigned to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`,
+//! which accept what was admitted and nothing else.
 
 use super::plan::{Door, Doors, Plan};
 use super::{
@@ -15,22 +16,22 @@ use super::{
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
-/// Chains with their rules, in the making.
+/// Chains with their rules, under construction.
 #[derive(Default)]
 pub(super) struct Script {
     text: String,
 }
 
 impl Script {
-    /// Opens a table in the place of the one that may be there.
+    /// Opens a table that replaces an existing one.
     pub(super) fn table(&mut self, family: &str) {
         self.no_table(family, TABLE);
         self.text.push_str(&format!("table {family} {TABLE} {{\n"));
     }
 
-    /// Deletes a table that may be there.
+    /// Deletes a table if it exists.
     pub(super) fn no_table(&mut self, family: &str, name: &str) {
-        // Adding a table that is there changes nothing, so deleting it never fails.
+        // Adding an existing table changes nothing, so the delete never fails.
         self.text.push_str(&format!("table {family} {name}\ndelete table {family} {name}\n"));
     }
 
@@ -46,7 +47,7 @@ impl Script {
         ));
     }
 
-    /// A set of names that `apply` and the watcher change.
+    /// Writes a set of names that `apply` and the watcher change.
     pub(super) fn interfaces(&mut self, name: &str, members: &[String], comment: &str) {
         self.text.push_str(&format!("\t# {comment}\n\tset {name} {{\n\t\ttype ifname\n"));
         if !members.is_empty() {
@@ -55,12 +56,12 @@ impl Script {
         self.text.push_str("\t}\n\n");
     }
 
-    /// How many seconds entries of connection tracking live, by state; the name to refer to it. It has the values in
-    /// it, for an object that is there cannot be changed.
+    /// Writes the lifetimes of connection tracking entries in seconds, by state; returns the name to refer to it.
+    /// The name contains the values, because an existing object cannot be changed.
     pub(super) fn timeouts(&mut self, name: &str, protocol: &str, states: &[(&str, u64)]) -> String {
         let name = states.iter().fold(format!("{name}_{protocol}"), |name, (_, seconds)| format!("{name}_{seconds}"));
         let states: Vec<String> = states.iter().map(|(state, seconds)| format!("{state} : {seconds}")).collect();
-        // It holds for both families; nft wants one to be named.
+        // It applies to both families; nft requires one to be named.
         self.text.push_str(&format!(
             "\tct timeout {name} {{\n\t\tprotocol {protocol};\n\t\tl3proto ip;\n\t\tpolicy = {{ {} }};\n\t}}\n\n",
             states.join(", ")
@@ -68,7 +69,7 @@ impl Script {
         name
     }
 
-    /// Opens a chain that is called by others.
+    /// Opens a chain that other chains call.
     pub(super) fn chain(&mut self, name: &str) {
         self.text.push_str(&format!("\tchain {name} {{\n"));
     }
@@ -79,7 +80,7 @@ impl Script {
         self.text.push_str(&format!("\t\ttype {kind} hook {hook} priority {priority}; policy accept;\n"));
     }
 
-    /// A rule; the comment has 128 bytes at most and no quotes.
+    /// Writes a rule; the comment has 128 bytes at most and no quotes.
     pub(super) fn rule(&mut self, rule: impl Display, comment: impl Display) {
         self.text.push_str(&format!("\t\t{rule} comment \"{comment}\"\n"));
     }
@@ -96,7 +97,7 @@ impl Script {
     }
 }
 
-/// The whole ruleset.
+/// Returns the whole ruleset.
 pub(super) fn write(plan: &Plan) -> String {
     let mut script = Script::default();
     tracking::write_lifetimes(plan, &mut script);
@@ -119,26 +120,26 @@ pub(super) fn write(plan: &Plan) -> String {
     script.text
 }
 
-/// What takes all tables away.
+/// Returns the script that removes all tables.
 pub(super) fn nothing(plan: &Plan) -> String {
     let mut script = Script::default();
     plan.tables().for_each(|(family, name)| script.no_table(family, name));
     script.text
 }
 
-/// `{ a, b }`, each quoted.
+/// Returns `{ a, b }`, each quoted.
 pub(super) fn names<'n>(names: impl IntoIterator<Item = &'n String>) -> String {
     let quoted: Vec<String> = names.into_iter().map(|name| format!("\"{name}\"")).collect();
     format!("{{ {} }}", quoted.join(", "))
 }
 
-/// `{ a, b }`.
+/// Returns `{ a, b }`.
 pub(super) fn set<T: Display>(items: impl IntoIterator<Item = T>) -> String {
     let items: Vec<String> = items.into_iter().map(|item| item.to_string()).collect();
     format!("{{ {} }}", items.join(", "))
 }
 
-/// The statement that puts `mark` into outgate's bits.
+/// Returns the statement that writes `mark` into outgate's bits.
 pub(super) fn marked(mark: u32) -> String {
     format!("meta mark set meta mark & {:#010x} | {mark:#010x}", !MARK_MASK)
 }
@@ -151,8 +152,8 @@ pub(super) fn from_guests(plan: &Plan) -> String {
     format!("iifname {}", names(&plan.guests))
 }
 
-/// Spoofed sources and destinations that are not the frame's are dropped without a word: whoever owns the
-/// address did not send it, or nobody was addressed.
+/// Silently drops packets with a spoofed source, or a destination that does not match the frame: the owner of the
+/// address did not send the packet, or nobody was addressed.
 fn sources(plan: &Plan, script: &mut Script) {
     script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
     script.hook("sources", "filter", "prerouting", -300);
@@ -161,7 +162,7 @@ fn sources(plan: &Plan, script: &mut Script) {
     pinned_sources(plan, "", script);
     script.end_chain();
     script.chain("sources_of_guests");
-    // Of guests only: clusters that share an address do this on purpose.
+    // Only for guests: clusters that share an address do this on purpose.
     for addressed in ["ip daddr != 224.0.0.0/4 fib daddr type != broadcast", "ip6 daddr != ff00::/8"] {
         script.rule(
             format!("meta pkttype {{ broadcast, multicast }} {addressed} counter drop"),
@@ -207,7 +208,8 @@ fn sources(plan: &Plan, script: &mut Script) {
     }
 }
 
-/// Who has an interface of its own uses its addresses, and nobody else does but who is `checked`.
+/// Restricts the addresses of a guest with its own interface to that interface, except for packets that are
+/// already `checked`.
 fn pinned_sources(plan: &Plan, checked: &str, script: &mut Script) {
     if plan.pinned.is_empty() {
         return;
@@ -226,10 +228,11 @@ fn pinned_sources(plan: &Plan, checked: &str, script: &mut Script) {
     }
 }
 
-/// A bridge hands frames for link-local MACs (IEEE 802.1Q section 8.6.3) to this machine as the port's
-/// own, not as the bridge's, so that no rule about guests would see them.
+/// Drops frames for link-local MACs (IEEE 802.1Q section 8.6.3). A bridge passes them to this machine as the
+/// port's own, not as the bridge's, so that no rule about guests would see them.
 fn frames(script: &mut Script) {
-    // By the MAC and on every interface, for a port that is younger than the ruleset has no name in it.
+    // Matched by the MAC and on every interface, because a port that is younger than the ruleset has no name in
+    // it.
     script.rule(
         "ether daddr 01:80:c2:00:00:00-01:80:c2:00:00:0f counter drop",
         "a frame for the next bridge; IP is never in one",
@@ -237,7 +240,7 @@ fn frames(script: &mut Script) {
     script.rule(format!("iifname @{PORTS} counter drop"), "guests' packets arrive on the bridge, never on its port");
 }
 
-/// What guests may reach of this machine by its own addresses.
+/// Writes what guests may reach of this machine by its own addresses.
 fn listeners(plan: &Plan, script: &mut Script) {
     script.chain("listeners");
     script.rule(
@@ -263,7 +266,7 @@ fn open(door: &Door, verdict: &str, script: &mut Script) {
     }
 }
 
-/// The match for a listener's address; an unspecified one is every local address of its family.
+/// Returns the match for a listener's address; an unspecified one matches every local address of its family.
 pub(super) fn to_address(address: SocketAddr) -> String {
     match (address.ip().is_unspecified(), address) {
         (false, SocketAddr::V4(v4)) => format!("ip daddr {}", v4.ip()),
@@ -273,7 +276,7 @@ pub(super) fn to_address(address: SocketAddr) -> String {
     }
 }
 
-/// Where guests' packets may go, decided before routing.
+/// Writes where guests' packets may go, decided before routing.
 fn arrivals(plan: &Plan, script: &mut Script) {
     script.chain("admitted");
     script.rule("jump listeners", "this machine's own addresses: these listeners");
@@ -316,13 +319,13 @@ fn arrivals(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Brings queries to any server to the DNS listener.
+/// Redirects queries to any server to the DNS listener.
 fn queries(plan: &Plan, script: &mut Script) {
     script.hook("queries", "nat", "prerouting", -100);
     let guests = from_guests(plan);
     for (nfproto, doors) in families(plan) {
         let Some(dns) = doors.dns else { continue };
-        // A guest that asks one of several listeners gets that one.
+        // A guest that asks one of several listeners directly gets that one.
         for door in doors.open.iter().filter(|door| door.udp && door.address.port() == 53) {
             let rule = format!("{guests} {} meta l4proto {{ tcp, udp }} th dport 53 accept", to_address(door.address));
             script.rule(rule, "asked directly");
@@ -335,7 +338,7 @@ fn queries(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// What is left after routing: to this machine only what was admitted, onwards nothing.
+/// Writes the rules after routing: to this machine only what was admitted, and no forwarding.
 fn leftovers(plan: &Plan, script: &mut Script) {
     let guests = from_guests(plan);
     script.chain("input_of_guests");
@@ -367,7 +370,8 @@ fn leftovers(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Refusals are told at once (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) and counted by protocol.
+/// Writes the refusals: they are sent at once (RFC 1812 section 5.2.7.1, RFC 4443 section 3.1) and counted by
+/// protocol.
 fn refused(script: &mut Script) {
     script.chain("refused");
     script.rule(
@@ -383,8 +387,8 @@ fn refused(script: &mut Script) {
     script.end_chain();
 }
 
-/// Sockets of this machine's users; and the canary, which tells an unprivileged daemon that all this
-/// is here.
+/// Writes the rules for sockets of this machine's users; and the canary, which lets an unprivileged daemon detect
+/// the ruleset.
 fn users(plan: &Plan, script: &mut Script) {
     script.hook("sockets", "filter", "output", 0);
     let canary = |at: SocketAddrV4| format!("{} . {}", at.ip(), at.port());
@@ -447,12 +451,12 @@ pub(super) fn families(plan: &Plan) -> [(&'static str, &Doors); 2] {
     [("ipv4", &plan.v4), ("ipv6", &plan.v6)]
 }
 
-/// The listener as `tproxy` takes it; without an address it is the interface's own.
+/// Returns the listener in the syntax of `tproxy`; an unspecified address means the interface's own.
 pub(super) fn target(address: SocketAddr) -> String {
     if address.ip().is_unspecified() { format!(":{}", address.port()) } else { address.to_string() }
 }
 
-/// The NAT statement that leads to a listener.
+/// Returns the NAT statement that redirects to a listener.
 fn brought(listener: SocketAddr) -> String {
     match listener {
         _ if listener.ip().is_unspecified() => format!("counter redirect to :{}", listener.port()),
@@ -461,9 +465,9 @@ fn brought(listener: SocketAddr) -> String {
     }
 }
 
-/// The chain of table inet that says whose packets are not forwarded.
+/// The chain of table inet that prevents forwarding for guests.
 pub(super) const FORWARDED: &str = "forwarded";
-/// What the rule says that sends guests' packets to a chain of their own: all others pass by one comparison.
+/// The comment of the rule that sends guests' packets to their own chain: all others pass with one comparison.
 pub(super) const GUESTS: &str = "what guests send";
 
 /// The set of bridge ports in table inet.

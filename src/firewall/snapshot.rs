@@ -1,6 +1,7 @@
-//! What the tables looked like right after they were applied, so that the watcher sees whether somebody has changed
-//! them since. It cannot load the ruleset into an empty namespace as [`inspect::status`](super::inspect::status) does:
-//! its unit may make none. One file for each network namespace, in the folder where those who apply stand in line.
+//! Records the tables as they were right after they were applied, so that the watcher detects later changes by
+//! others. It cannot load the ruleset into an empty namespace as [`inspect::status`](super::inspect::status) does:
+//! its unit may create no namespace. There is one file for each network namespace, in the folder with the lock of
+//! `apply`.
 
 use super::{TABLES, br_netfilter, inspect, tool};
 use crate::whitelist::replace::{Attributes, replace};
@@ -10,17 +11,17 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-/// Where those who apply stand in line as well.
+/// The folder that also contains the lock of `apply`.
 const FOLDER: &str = "/run/outgate-firewall";
 
 /// Digests by table and by chain or set.
 type Tables = BTreeMap<String, BTreeMap<String, String>>;
 
-/// What `apply` notes.
+/// What `apply` records.
 #[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Snapshot {
     tables: Tables,
-    /// What it could not put in force.
+    /// What `apply` could not put in force.
     faults: Vec<String>,
 }
 
@@ -29,7 +30,7 @@ impl Snapshot {
         let tables = TABLES.into_iter().filter_map(|(family, name)| {
             let items = tool::listed(&["table", family, name], "to list its table").ok()?;
             let places = inspect::by_place(&items).into_iter();
-            // Tables of lifetimes keep objects of earlier configurations, and nothing is judged by them.
+            // Tables of lifetimes keep objects of earlier configurations, and these decide nothing.
             let places = places.filter(|(place, _)| !place.starts_with("ct timeout "));
             let digests = places.map(|(place, items)| (place, digest(&items)));
             Some((format!("{family} {name}"), digests.collect()))
@@ -39,7 +40,7 @@ impl Snapshot {
 }
 
 fn digest(items: &[serde_json::Value]) -> String {
-    // The watcher itself makes that chain anew.
+    // The watcher itself creates that chain anew.
     let text = serde_json::Value::from(items.to_vec()).to_string().replace(br_netfilter::OLDER, br_netfilter::YOUNGER);
     let digest = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
     digest.as_ref().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
@@ -50,10 +51,10 @@ fn path() -> io::Result<PathBuf> {
     Ok(Path::new(FOLDER).join(format!("tables-{namespace}.json")))
 }
 
-/// Notes what is there now as what should be there, and what could not be put in force.
+/// Records the present tables as the required ones, and what could not be put in force.
 ///
 /// # Errors
-/// What the system says; then nothing is noted.
+/// Those of the system; then nothing is recorded.
 pub(super) fn note(faults: &[String]) -> io::Result<()> {
     let snapshot = Snapshot { tables: Snapshot::take(), faults: faults.to_vec() };
     let noted = replace(&path()?, &serde_json::to_vec(&snapshot)?, Attributes::PRIVATE);
@@ -63,13 +64,13 @@ pub(super) fn note(faults: &[String]) -> io::Result<()> {
     noted
 }
 
-/// Forgets it.
+/// Deletes the record.
 pub(super) fn forget() {
-    // Without one nothing is said to differ.
+    // Without a record, `differences` reports only that the record is missing.
     let _ = path().and_then(std::fs::remove_file);
 }
 
-/// What differs from what was noted, one sentence a table, and what `apply` could not do.
+/// Returns the differences from the record, one sentence a table, and what `apply` could not do.
 pub(super) fn differences() -> Vec<String> {
     let noted = path().and_then(std::fs::read).ok();
     let now = Snapshot::take();

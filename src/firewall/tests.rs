@@ -56,13 +56,13 @@ fn ports_are_told_by_their_bridge_where_the_kernel_can_and_one_by_one_where_it_c
     let by_bridge = Plan::new(&settings(&["br0"]), &host(true));
     let script = by_bridge.ruleset();
     assert!(script.contains("meta ibrname { \"br0\" } counter drop"), "{script}");
-    // Table inet needs the ports' names all the same, for what arrives on a port past its bridge.
+    // Table inet needs the ports' names in any case, for packets that arrive on a port past its bridge.
     let (_, bridge) = script.split_once("table bridge outgate {").expect("there is a bridge table");
     assert!(!bridge.contains("\"tap1\""), "{script}");
     let by_port = Plan::new(&settings(&["br0"]), &host(false));
     let script = by_port.ruleset();
     assert!(!script.contains("ibrname"), "{script}");
-    // tap7 is not there yet and will be a guest's; tap2 is a port of somebody else's bridge.
+    // tap7 does not exist yet and will be a guest's; tap2 is a port of somebody else's bridge.
     assert!(script.contains("oifname @guest_ports counter drop"), "{script}");
     let (_, bridge) = script.split_once("table bridge outgate {").expect("there is a bridge table");
     assert!(bridge.contains("elements = { \"tap1\", \"tap7\" }"), "{script}");
@@ -132,7 +132,7 @@ fn tables_that_are_too_small_for_the_guests_are_told_with_the_line_to_write() {
         let plan = Plan::new(&settings, &tables);
         plan.notes().iter().filter(|note| note.contains("places")).cloned().collect::<Vec<_>>()
     };
-    // Ten guests at their default limits fit into what a machine of 4 GiB or more comes with.
+    // Ten guests at their default limits fit into the default tables of a machine with 4 GiB or more.
     assert_eq!(notes(1 << 18, 1024, 10), Vec::<String>::new());
     let small = notes(1 << 14, 1024, 10);
     assert!(small.iter().any(|note| note.contains("net.netfilter.nf_conntrack_max = 262144")), "{small:?}");
@@ -151,7 +151,8 @@ fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() 
         let (_, chain) = script.split_once("chain untracked_of_guests {").expect("there is one");
         let rules: Vec<&str> = chain.lines().skip(1).map(str::trim).take_while(|line| *line != "}").collect();
         assert!(rules.last().is_some_and(|rule| rule.starts_with("notrack ")), "{rules:?}");
-        // What is over a limit in a set is refused by what follows, and so is what finds no place in it.
+        // A packet over a limit in a set is refused by the following rule, and so is one that finds no place in
+        // it.
         let unlimited = script.lines().find(|line| line.contains("update @names_") && line.contains("rate over"));
         assert_eq!(unlimited, None);
     }

@@ -1,4 +1,4 @@
-//! Running nft(8), ip(8) and their like, with what they are fed and what they said.
+//! Runs nft(8), ip(8) and similar programs, with their input and output.
 
 use serde_json::Value;
 use std::ffi::OsString;
@@ -9,10 +9,10 @@ use std::process::{Command, Stdio};
 /// Why the firewall could not be read or changed.
 #[derive(Debug, thiserror::Error)]
 pub enum FirewallError {
-    /// Changing and reading the ruleset is root's.
+    /// Only root can change and read the ruleset.
     #[error("only root may read or change the firewall; run it with sudo")]
     NotRoot,
-    /// The configuration asks for no firewall.
+    /// The configuration requires no firewall.
     #[error("the configuration asks for no firewall; set [firewall].guest_interfaces (or host_users)")]
     NotWanted,
     /// A program is missing or cannot be run.
@@ -20,9 +20,9 @@ pub enum FirewallError {
     Missing {
         /// The program.
         program: &'static str,
-        /// The Debian package that has it.
+        /// The Debian package that contains it.
         package: &'static str,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A program refused.
@@ -30,22 +30,22 @@ pub enum FirewallError {
     Refused {
         /// The program.
         program: &'static str,
-        /// What it was to do.
+        /// The purpose of the call.
         what: &'static str,
-        /// What it said.
+        /// Its error message.
         said: String,
     },
-    /// What a program printed is not what was expected.
+    /// The output of a program is not as expected.
     #[error("{program} printed what cannot be read: {source}")]
     Unreadable {
         /// The program.
         program: &'static str,
-        /// Where the reading failed.
+        /// The parse error.
         source: serde_json::Error,
     },
 }
 
-/// Runs `program`; gives what it printed.
+/// Runs `program`; returns its output.
 pub(crate) fn run(
     program: &'static str,
     arguments: &[&str],
@@ -63,7 +63,7 @@ pub(crate) fn run(
         .spawn()
         .map_err(missing)?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A program that ends early says why on its standard error.
+        // A program that exits early reports the reason on its standard error.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(missing)?;
@@ -76,7 +76,7 @@ pub(crate) fn run(
     Err(FirewallError::Refused { program, what, said })
 }
 
-/// Runs `program` and reads what it printed as JSON; nothing is an empty list.
+/// Runs `program` and parses its output as JSON; no output is an empty list.
 pub(crate) fn json(program: &'static str, arguments: &[&str], what: &'static str) -> Result<Value, FirewallError> {
     let text = run(program, arguments, "", what)?;
     if text.trim().is_empty() {
@@ -85,20 +85,20 @@ pub(crate) fn json(program: &'static str, arguments: &[&str], what: &'static str
     serde_json::from_str(&text).map_err(|source| FirewallError::Unreadable { program, source })
 }
 
-/// What nft(8) lists with these arguments: each item is an object of one field, its kind.
+/// Returns what nft(8) lists with these arguments: each item is an object of one field, its kind.
 pub(super) fn listed(arguments: &[&str], what: &'static str) -> Result<Vec<Value>, FirewallError> {
     let arguments: Vec<&str> = ["-j", "list"].iter().chain(arguments).copied().collect();
     Ok(items(json("nft", &arguments, what)?))
 }
 
-/// The items of what nft(8) printed as JSON.
+/// Returns the items of nft(8)'s JSON output.
 pub(super) fn items(mut printed: Value) -> Vec<Value> {
     let Some(Value::Array(mut items)) = printed.get_mut("nftables").map(Value::take) else { return Vec::new() };
     items.retain(|item| item.get("metainfo").is_none());
     items
 }
 
-/// Where `program` is, for who starts it in a surrounding of its own.
+/// Returns the path of `program`, for callers that start it in an environment of their own.
 pub(crate) fn find(program: &'static str) -> Result<PathBuf, FirewallError> {
     let candidates: Vec<PathBuf> = std::env::split_paths(&path()).map(|folder| folder.join(program)).collect();
     let missing = || {
@@ -108,7 +108,7 @@ pub(crate) fn find(program: &'static str) -> Result<PathBuf, FirewallError> {
     candidates.into_iter().find(|candidate| candidate.is_file()).ok_or_else(missing)
 }
 
-/// The folders of administrators' programs are not on everybody's path.
+/// Returns the search path with the folders of administrators' programs, which not every user has.
 fn path() -> OsString {
     let mut path = std::env::var_os("PATH").unwrap_or_default();
     for folder in ["/usr/sbin", "/sbin", "/usr/bin", "/bin"] {

@@ -1,11 +1,11 @@
-//! Connection tracking: one table for the whole machine, and who fills it takes everybody off the
-//! network. So nothing of guests' is entered but what has to be: port 53, whose queries NAT brings to
-//! [listen].dns. All else of theirs is not tracked; it meets a socket of this machine's or is refused.
+//! Connection tracking: there is one table for the whole machine, and a guest that fills it takes everybody off
+//! the network. So only the necessary entries exist for guests: port 53, whose queries NAT redirects to
+//! [listen].dns. All other traffic of theirs is not tracked; it meets a socket of this machine or is refused.
 //!
-//! Counting entries (`ct count`) would not bound them: those of ended connections are not counted, an
-//! entry can come to life again by packets that are nobody's first, and each new one walks a list of
-//! all. What bounds port 53 is packets a second before tracking, times the seconds that an entry lives
-//! after the last of them, whatever state it is in; a packet that keeps an entry alive is counted too.
+//! Counting entries (`ct count`) would not limit them: it omits those of ended connections, an entry can be
+//! revived by packets that are not a connection's first, and each new one traverses a list of all. The limit for
+//! port 53 is packets a second before tracking, times the seconds that an entry lives after the last packet, in
+//! whatever state; a packet that keeps an entry alive is counted too.
 
 use super::plan::{Door, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
@@ -19,22 +19,22 @@ const AFTER: i32 = -190;
 /// In table bridge, after `arriving`.
 const BRIDGED: i32 = bridge::PRIORITY + 1;
 
-/// Packets of TCP to port 53 that a guest may send a second: some 40 connections with a query each. What
-/// is over it is dropped, and TCP sends it again.
+/// Packets of TCP to port 53 that a guest may send a second: about 40 connections with a query each. Excess
+/// packets are dropped, and TCP sends them again.
 const TCP_RATE: u32 = 400;
-/// Datagrams to port 53 that a guest may send a second at least, however low its limit is: the daemon
-/// itself says that it is over it.
+/// Minimum number of datagrams to port 53 that a guest may send a second, however low its limit is: the daemon
+/// itself answers that the limit is exceeded.
 const LEAST_QUERIES: u32 = 1000;
-/// The same where the configuration sets no limit.
+/// The same if the configuration sets no limit.
 const UNLIMITED_QUERIES: u32 = 5000;
-/// What the guests of one bridge may send altogether is as much as this many may; each of its ports has a share of
-/// its own.
+/// The guests of one bridge together may send as much as this many single guests; each of its ports has its own
+/// share.
 const OF_A_BRIDGE: u32 = 64;
 /// The set of guests' bridges.
 pub(super) const BRIDGES: &str = "guest_bridges";
 
-/// Seconds that an entry of TCP to port 53 lives in each state. A connection that is idle for longer is
-/// entered anew by the guest's next packet.
+/// Lifetimes, in seconds, of an entry of TCP to port 53 in each state. A connection that is idle for longer gets a
+/// new entry at the guest's next packet.
 const NAMES_TCP: [(&str, u32); 8] = [
     ("syn_sent", 3),
     ("syn_recv", 2),
@@ -45,34 +45,36 @@ const NAMES_TCP: [(&str, u32); 8] = [
     ("time_wait", 1),
     ("close", 1),
 ];
-/// Seconds that the entry of a connection that has ended stays, where the daemon or a host's user opened
-/// it. The kernel's own two minutes would be 24,000 entries at 200 connections a second.
+/// Lifetime, in seconds, of the entry of an ended connection that the daemon or a host user opened. The kernel's
+/// own two minutes would be 24,000 entries at 200 connections a second.
 const ENDED: u32 = 3;
-/// And of one that nobody has answered: a server that is dead would have 60,000 at 500 connections a second.
+/// The same for an unanswered connection: a dead server would cause 60,000 at 500 connections a second.
 const UNANSWERED: u32 = 10;
-/// And of a host user's that one side has ended: it can leave its own open for as long as it likes.
+/// The same for a host user's connection that one side has ended: the other side can stay open for as long as it
+/// likes.
 const HALF_ENDED: u32 = 30;
-/// Connections that a host user may begin a second at least, and where the configuration sets no limit.
+/// Minimum number of connections that a host user may begin a second, and the number if the configuration sets no
+/// limit.
 const LEAST_OPENED: u32 = 1000;
 const UNLIMITED_OPENED: u32 = 10_000;
-/// Seconds beyond `idle_timeout_s`, so that the daemon ends a connection before its entry goes.
+/// Seconds beyond `idle_timeout_s`, so that the daemon ends a connection before its entry expires.
 const LONGER_THAN_IDLE: u64 = 300;
-/// As long as the kernel's own (five days), where nothing ends idle connections.
+/// As long as the kernel's own (five days), if nothing ends idle connections.
 const FOR_EVER: u64 = 432_000;
 
-/// How much of the table a guest can take, from the configuration.
+/// How much of the table a guest can use, from the configuration.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Rations {
     /// Datagrams to port 53 a second.
     pub(super) queries: u32,
-    /// Seconds that the entry of a query stays after its last packet: an answer that comes later than
-    /// this has no way back to a guest that asked another server.
+    /// Lifetime, in seconds, of the entry of a query after its last packet: a later answer cannot reach a guest
+    /// that asked another server.
     pub(super) patience: u32,
-    /// Connections that the daemon has open for a guest.
+    /// Maximum connections that the daemon has open for a guest.
     connections: u32,
     /// Connections that it may open for a guest in a second.
     opened: u32,
-    /// Connections that a host user may begin in a second; 0: there is none.
+    /// Connections that a host user may begin in a second; 0 if there is none.
     begun: u32,
     /// Seconds for which a connection may be idle.
     idle: u64,
@@ -87,7 +89,7 @@ impl Rations {
         let begun = limits.new_connections_per_second.map_or(UNLIMITED_OPENED, |rate| rate.saturating_mul(2));
         Rations {
             queries,
-            // A server that is dead, and the answer of the next one.
+            // The time for a dead server, and for the answer of the next one.
             patience: u32::try_from(resolver.as_secs()).unwrap_or(u32::MAX).saturating_add(1).clamp(3, 120),
             connections: limits.connections.unwrap_or(most).min(most),
             opened: opened.unwrap_or(1000),
@@ -96,7 +98,7 @@ impl Rations {
         }
     }
 
-    /// What of it the rules are made from, by the key that says so.
+    /// Returns the values that the rules are made from, by their configuration key.
     pub(super) fn in_rules(&self) -> [(&'static str, u64); 4] {
         [
             ("[limits].dns_queries_per_second", self.queries.into()),
@@ -110,13 +112,14 @@ impl Rations {
         self.queries / 4
     }
 
-    /// Entries that one host user can have at once; what the daemon has open for it is a guest's.
+    /// Returns how many entries one host user can have at once; what the daemon has open for it counts as a
+    /// guest's.
     fn a_user(&self) -> u64 {
         let queries = 2 * (u64::from(self.queries) * u64::from(self.patience) + u64::from(self.burst()));
         queries + u64::from(self.begun) * u64::from(HALF_ENDED) + u64::from(self.connections)
     }
 
-    /// Entries that one guest can have at once, with what the daemon has open for it.
+    /// Returns how many entries one guest can have at once, including what the daemon has open for it.
     pub(super) fn a_guest(&self) -> u64 {
         let seconds = |state: &str| NAMES_TCP.iter().find(|(name, _)| *name == state).map_or(0, |(_, s)| *s);
         let queries = u64::from(self.queries) * u64::from(self.patience) + u64::from(self.burst());
@@ -126,8 +129,8 @@ impl Rations {
     }
 }
 
-/// What the operator should know of the machine's table, one sentence each. `guests`: how many there are;
-/// `largest`: how many entries the table takes, where it can be told.
+/// Returns a warning about the machine's table, one sentence. `guests`: their number; `largest`: how many entries
+/// the table can hold, if known.
 pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
     let rations = Rations::new(settings);
     let users = settings.firewall.host_users.len();
@@ -142,12 +145,12 @@ pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>
     ))
 }
 
-/// How many entries the table takes; `None` where there is none yet.
+/// Returns how many entries the table can hold; `None` if there is no table yet.
 pub(super) fn largest() -> Option<u64> {
     super::host::sysctl("/proc/sys/net/netfilter/nf_conntrack_max")?.parse().ok()
 }
 
-/// The sets and chains of table inet.
+/// Writes the sets and chains of table inet.
 pub(super) fn write(plan: &Plan, script: &mut Script) {
     if !plan.users.is_empty() {
         beginning(plan, script);
@@ -164,7 +167,8 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     answers(plan, script);
 }
 
-/// The matches for what goes to the DNS listener, or by NAT to it: it alone of guests' is tracked.
+/// Returns the matches for traffic to the DNS listener, direct or by NAT: the only guests' traffic that is
+/// tracked.
 fn queries(plan: &Plan) -> Vec<String> {
     let mut matches = Vec::new();
     for (nfproto, doors) in [("ipv4", &plan.v4), ("ipv6", &plan.v6)] {
@@ -179,7 +183,7 @@ fn queries(plan: &Plan) -> Vec<String> {
     matches
 }
 
-/// The match for answers of the DNS listener, which NAT gives the address of the server that was asked.
+/// Returns the match for answers of the DNS listener, which NAT gives the address of the server that was asked.
 fn replies(plan: &Plan) -> Option<String> {
     let ports = ports_of(plan.v4.open.iter().chain(&plan.v6.open), &[]);
     (!ports.is_empty()).then(|| format!("meta l4proto {{ tcp, udp }} th sport {} fib saddr type local", set(ports)))
@@ -192,7 +196,7 @@ fn arriving(plan: &Plan, script: &mut Script) {
     }
     let why = "no entry in connection tracking: it meets a socket of this machine's, or is refused";
     if plan.allow_inbound_replies {
-        // Answers to connections from outside are told from the rest by their entry.
+        // Answers to connections from outside are distinguished by their entry.
         script.rule("tcp flags & (fin | syn | rst | ack) == syn notrack", why);
         script.rule("meta l4proto tcp socket transparent 1 notrack", why);
         for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
@@ -211,12 +215,12 @@ fn arriving(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// Where TCP that is tracked and answers nothing is judged.
+/// Where tracked TCP that answers nothing is judged.
 pub(super) const STRAYS: &str = "meta l4proto tcp ct state != untracked jump strays";
 
-/// With `allow_inbound_replies` a packet without a socket may be an answer to the outside, so it is
-/// tracked. What turns out to be none is the end of a handshake by SYN cookie, or nothing: it goes on
-/// within a small share, under an entry that is gone after a second.
+/// With `allow_inbound_replies`, a packet without a socket may be an answer to a connection from outside, so it is
+/// tracked. If it is not, it is the end of a handshake by SYN cookie, or invalid: it passes within a small share,
+/// under an entry that is gone after a second.
 fn strays(plan: &Plan, script: &mut Script) {
     let kinds = [("tcp", TCP_RATE, TCP_RATE)];
     shares(plan, &Shares { group: "strays", kinds: &kinds, verdict: "return" }, script);
@@ -224,17 +228,17 @@ fn strays(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// What each guest may send of something, whatever address it comes from.
+/// How much of something each guest may send, from whatever address.
 struct Shares<'s> {
     /// The chain that judges it.
     group: &'s str,
-    /// Protocol, packets a second, and how many may come at once.
+    /// Protocol, packets a second, and burst.
     kinds: &'s [(&'s str, u32, u32)],
-    /// What becomes of what is within the share.
+    /// The verdict on packets within the share.
     verdict: &'s str,
 }
 
-/// Writes the sets and chains; the last one is left open for what is over.
+/// Writes the sets and chains; the last chain stays open for packets over the share.
 fn shares(plan: &Plan, shares: &Shares<'_>, script: &mut Script) {
     let Shares { group, kinds, verdict } = *shares;
     for (kind, ..) in kinds {
@@ -261,7 +265,7 @@ fn shares(plan: &Plan, shares: &Shares<'_>, script: &mut Script) {
         }
     }
     script.rule(format!("{} goto {group}_over", has_mark(MARK_CROWDED)), "its port is over its share");
-    // Behind a bridge there may be many; each of its ports has a share of its own, in table bridge.
+    // There may be many guests behind a bridge; each of its ports has its own share, in table bridge.
     let by = format!("iifname @{BRIDGES} ");
     of_interface(shares, &by, OF_A_BRIDGE, script);
     script.rule(format!("{by}goto {group}_over"), "over it, or there is no place to count it");
@@ -297,7 +301,7 @@ fn to_guests(plan: &Plan) -> String {
     format!("oifname {}", names(&plan.guests))
 }
 
-/// What this machine sends to guests.
+/// Writes the rules for what this machine sends to guests.
 fn answers(plan: &Plan, script: &mut Script) {
     script.chain("answers_to_guests");
     if let Some(replies) = replies(plan) {
@@ -324,9 +328,9 @@ fn answers(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// How long entries live: a table of its own, whose rules are replaced and whose objects stay. With an object the
-/// kernel takes its times from the entries that point to it, and these get the kernel's own, of days, at their next
-/// packet. It holds without any guest interface where there are host users.
+/// Writes the lifetimes of entries: a separate table, whose rules are replaced and whose objects stay. If an
+/// object is deleted, the kernel removes its times from the entries that point to it, and these get the kernel's
+/// own, of days, at their next packet. The table also exists without any guest interface if there are host users.
 pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     if !plan.here.has_ct_timeouts || (plan.guests.is_empty() && !plan.host_opens()) {
         return script.no_table("inet", TIMEOUTS);
@@ -392,8 +396,8 @@ pub(super) fn write_lifetimes(plan: &Plan, script: &mut Script) {
     script.end_table();
 }
 
-/// Lines that take the chains of that table away, to go before the ruleset: they may be another version's, at other
-/// priorities, which cannot be changed.
+/// Returns lines that remove the chains of that table, to precede the ruleset: they may be from another version,
+/// with other priorities, which cannot be changed.
 pub(super) fn without_chains() -> String {
     let Ok(items) = tool::listed(&["table", "inet", TIMEOUTS], "to list its table") else { return String::new() };
     let chains = items.iter().filter_map(|item| item.get("chain")?.get("name")?.as_str());
@@ -401,11 +405,12 @@ pub(super) fn without_chains() -> String {
     format!("flush table inet {TIMEOUTS}\n{chains}")
 }
 
-/// What host users may begin: NAT brings them to the listeners, so all of theirs is tracked. Counted is by user. The
-/// daemon's limits are a half of what is let through, so that it is the daemon who says that one is over them.
+/// Writes how much host users may begin: NAT redirects them to the listeners, so all of theirs is tracked. It is
+/// counted by user. The daemon's limits are half of what passes here, so that the daemon is the one that reports
+/// an exceeded limit.
 fn beginning(plan: &Plan, script: &mut Script) {
     let rations = plan.rations;
-    // Those that they ask directly are not brought anywhere, and have entries all the same.
+    // Direct queries are not redirected, and have entries in any case.
     let asked = set(ports_of(plan.v4.user_open.iter().chain(&plan.v6.user_open), &[53]));
     let queries = format!("meta l4proto udp th dport {asked}");
     let kinds = [
@@ -430,12 +435,12 @@ fn beginning(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-/// The ports of DNS listeners, and the one that all of it is brought from.
+/// Returns the ports of DNS listeners, and the port that all DNS is redirected from.
 fn query_ports(plan: &Plan) -> Vec<u16> {
     ports_of(plan.v4.open.iter().chain(&plan.v6.open), &[53])
 }
 
-/// The ports of those of these listeners that are DNS's, and some more, in order and each once.
+/// Returns the ports of the DNS listeners among these, and some more, in order and each once.
 fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>, more: &[u16]) -> Vec<u16> {
     let dns = doors.filter(|door| door.udp).map(|door| door.address.port());
     let mut ports: Vec<u16> = dns.chain(more.iter().copied()).collect();
@@ -444,8 +449,8 @@ fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>, more: &[u16]) -> Vec<u16>
     ports
 }
 
-/// The chains of table bridge: what each port of an undeclared guest may send to port 53. The address
-/// says nothing here, for such a guest may use any that is nobody else's.
+/// Writes the chains of table bridge: what each port of an undeclared guest may send to port 53. The address is
+/// not a criterion here, because such a guest may use any that is nobody else's.
 pub(super) fn write_bridged(plan: &Plan, script: &mut Script) {
     let scope = match &plan.scope {
         Scope::Bridges => format!("meta ibrname {}", names(&plan.guests)),

@@ -1,5 +1,6 @@
-//! Who on this machine may be a guest, and no guarded interface carries: taps, bridges with taps or with containers'
-//! ends, interfaces that leave by a card of this machine's without passing its rules, and containers in its own network.
+//! Finds possible guests on this machine that no guarded interface carries: taps, bridges with taps or with
+//! containers' ends, interfaces that use a card of this machine's without passing its rules, and containers in its
+//! own network.
 
 use super::fits;
 use super::host::{Host, Link};
@@ -9,22 +10,22 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-/// What containers in this machine's own network are called.
+/// The name for containers in this machine's own network.
 pub(crate) const HOST_NETWORK: &str = "host-network";
-/// Containers that are named in one sentence.
+/// Maximum number of containers named in one sentence.
 const MOST_NAMED: usize = 3;
 const NAME_IT: &str = "in [firewall].not_guests and run `outgate whitelist reload`";
 
-/// Who is not guarded.
+/// The guests that are not guarded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Unguarded {
-    /// As `not_guests` takes them.
+    /// In the form that `not_guests` accepts.
     pub(super) names: Vec<String>,
     /// What is wrong, a sentence each.
     pub(super) texts: Vec<String>,
 }
 
-/// Looks for them. `not_guests`: what the configuration says is none.
+/// Finds them. `not_guests`: what the configuration declares not to be guests.
 pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded {
     let is_known = |name: &str| not_guests.iter().any(|pattern| fits(pattern, name));
     let mut found = Unguarded::default();
@@ -61,7 +62,7 @@ pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded
     found
 }
 
-/// Taps, and bridges with taps or containers' ends of veth pairs.
+/// Returns taps, and bridges with taps or containers' ends of veth pairs.
 fn interfaces(host: &Host) -> impl Iterator<Item = &str> {
     let carries = |link: &Link| matches!(link.kind.as_str(), "tap" | "veth");
     let is_guests = move |link: &&Link| match (link.is_bridge, &link.master) {
@@ -72,13 +73,13 @@ fn interfaces(host: &Host) -> impl Iterator<Item = &str> {
     host.links.iter().filter(is_guests).map(|link| link.name.as_str())
 }
 
-/// Interfaces that stand on another, as `macvlan@eth0`: those in other namespaces, and those here that a virtual machine
-/// reads as a device.
+/// Returns interfaces that are stacked on another, as `macvlan@eth0`: those in other namespaces, and local ones
+/// that a virtual machine reads as a device.
 fn passing(host: &Host) -> BTreeSet<String> {
     let here = host.links.iter().filter(|link| matches!(link.kind.as_str(), "macvtap" | "ipvtap"));
     let mut names: BTreeSet<String> =
         here.map(|link| format!("{}@{}", link.kind, link.parent.as_deref().unwrap_or_default())).collect();
-    // Where it cannot be asked for, the rest is told all the same.
+    // If this query fails, the rest is reported in any case.
     for stacked_links in namespaces::stacked_links().unwrap_or_default() {
         if let Some(parent) = host.links.iter().find(|link| link.index == stacked_links.on) {
             names.insert(format!("{}@{}", stacked_links.kind, parent.name));
@@ -87,16 +88,16 @@ fn passing(host: &Host) -> BTreeSet<String> {
     names
 }
 
-/// Containers with a process in this network namespace, by the beginning of their ids.
+/// Returns containers with a process in this network namespace, by the beginning of their ids.
 fn containers_here() -> BTreeSet<String> {
-    // Each namespace has a file of its own there, which says whose a process is to anybody.
+    // Each namespace has its own file there, and its inode identifies a process's namespace without privileges.
     let namespace_of = |process: &str| Some(fs::metadata(format!("/proc/{process}/net/dev")).ok()?.ino());
     let container_of = |process: &str| {
         let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
         groups.lines().find_map(container)
     };
     let Some(own) = namespace_of("self") else { return BTreeSet::new() };
-    // This may run in one itself, whose network is then what is guarded.
+    // This process may itself run in a container, whose network is then the guarded one.
     let around = container_of("self");
     let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
     let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
@@ -108,7 +109,8 @@ fn containers_here() -> BTreeSet<String> {
     containers.collect()
 }
 
-/// The container that a line of /proc/PID/cgroup (cgroups(7)) is of. Its supervisor is none.
+/// Returns the container that a line of /proc/PID/cgroup (cgroups(7)) belongs to. A container's supervisor does
+/// not count.
 fn container(line: &str) -> Option<String> {
     let path = line.splitn(3, ':').nth(2)?;
     let parts: Vec<&str> = path.split('/').collect();

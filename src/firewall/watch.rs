@@ -1,7 +1,6 @@
-//! Keeping what was applied in force for interfaces that come later: [`Events`] tells that there is another,
-//! [`mend`] does for it what `apply` would have done, without touching the rules. It only ever closes: what a
-//! changed configuration would open waits for `apply`. When to look, and at which configuration, is for the
-//! command.
+//! Keeps what was applied in force for interfaces that appear later: [`Events`] reports a new one, and [`mend`]
+//! does for it what `apply` would have done, without changing the rules. It only ever closes: what a changed
+//! configuration would open waits for `apply`. The command decides when to look, and at which configuration.
 
 mod events;
 mod report;
@@ -18,23 +17,24 @@ use super::tool::{self, FirewallError};
 use super::{FirewallSettings, Presence, Seal, TABLE, apply, br_netfilter, bridge, ports, script, sensed, tracking};
 use serde_json::Value;
 
-/// How a configuration stands to what is in the kernel.
+/// How a configuration relates to the state of the kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AppliedState {
     /// It was applied.
     InForce,
-    /// Another was.
+    /// Another one was applied.
     Other,
-    /// Something was, and its tables are gone.
+    /// Something was applied, and its tables are gone.
     Flushed,
     /// Nothing of outgate's is there.
     Nothing,
 }
 
-/// How does the configuration with this seal stand to what is in the kernel? Without a seal: none can be read.
+/// Compares the configuration with this seal with the state of the kernel. Without a seal: no configuration can be
+/// read.
 ///
 /// # Errors
-/// [`FirewallError`] where it cannot be found out.
+/// [`FirewallError`] if it cannot be determined.
 pub fn applied_state(seal: Option<Seal>) -> Result<AppliedState, FirewallError> {
     Ok(match sensed(seal) {
         Presence::InPlace => AppliedState::InForce,
@@ -47,28 +47,28 @@ pub fn applied_state(seal: Option<Seal>) -> Result<AppliedState, FirewallError> 
     })
 }
 
-/// What the kernel's own rules of outgate's hold, whatever configuration they were made from: the interfaces of the
-/// ruleset; where that is gone, those with a routing rule.
+/// Returns what outgate's own rules in the kernel restrict, from whatever configuration they were made: the
+/// interfaces of the ruleset; if that is gone, those with a routing rule.
 ///
 /// # Errors
-/// [`FirewallError`] where it cannot be found out.
+/// [`FirewallError`] if it cannot be determined.
 pub fn held(host: &Host) -> Result<FirewallSettings, FirewallError> {
     let mut guest_interfaces = guests_of_ruleset();
     if guest_interfaces.is_empty() {
         let closed = Routing::closed_interfaces()?;
         let is_closed = |name: &String| closed.contains(name);
-        // Guests behind a port enter by its bridge, which is named as well.
+        // Guests behind a port enter by its bridge, which is also listed.
         let is_port = |name: &str| host.link(name).and_then(|link| link.master.as_ref()).is_some_and(is_closed);
         guest_interfaces = closed.iter().filter(|name| !is_port(name)).cloned().collect();
     }
     Ok(FirewallSettings { guest_interfaces, ..FirewallSettings::default() })
 }
 
-/// The interfaces whose packets the ruleset that is there does not forward.
+/// Returns the interfaces whose packets the present ruleset does not forward.
 fn guests_of_ruleset() -> Vec<String> {
     let items = tool::listed(&["chain", "inet", TABLE, script::FORWARDED], "to list whom it holds").unwrap_or_default();
     let rules = items.iter().filter_map(|item| item.get("rule")?.get("expr")?.as_array());
-    // What is let through comes by the same interfaces, under more conditions.
+    // Accepted packets enter by the same interfaces, under more conditions.
     let refusing = rules.filter(|rule| rule.iter().any(|statement| statement.get("goto").is_some()));
     let matches = refusing.flatten().filter_map(|statement| statement.get("match"));
     let by_name = matches.filter(|test| test.pointer("/left/meta/key").and_then(Value::as_str) == Some("iifname"));
@@ -81,21 +81,21 @@ fn guests_of_ruleset() -> Vec<String> {
     by_name.filter_map(names).flatten().collect()
 }
 
-/// What mending came to.
+/// The result of mending.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Mended {
     /// What was changed, a sentence each.
     pub done: Vec<String>,
-    /// What could not be, a sentence each.
+    /// What could not be changed, a sentence each.
     pub faults: Vec<String>,
 }
 
-/// Brings ports, sets of ports, routing rules and kernel settings to what `plan` has for the interfaces there
-/// are. What is stale goes only if the plan is the one that was applied (`in_force`). `br_netfilter_came`: since the last
-/// look.
+/// Changes ports, sets of ports, routing rules and kernel settings to what `plan` requires for the existing
+/// interfaces. Stale ones are removed only if the plan is the one that was applied (`in_force`).
+/// `br_netfilter_came`: whether br_netfilter was loaded since the last look.
 pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -> Mended {
     let mut mended = Mended::default();
-    // First what a neighbour depends on.
+    // First what protects a neighbour.
     for port in ports::guard(plan, host, &mut mended.faults) {
         mended.done.push(format!("bridge port {port} is isolated and guarded"));
     }
@@ -127,7 +127,7 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -
     mended
 }
 
-/// The lines of nft(8) that bring a set of interfaces to the plan's.
+/// Returns the lines of nft(8) that change a set of interfaces to the plan's.
 fn elements(
     (family, set, wanted): (&'static str, &'static str, &Vec<String>),
     in_force: bool,
@@ -136,7 +136,7 @@ fn elements(
     let items = match tool::listed(&["set", family, TABLE, set], "to list the ports it covers") {
         Ok(items) => items,
         Err(error) => {
-            // That a table is missing is a trouble of its own.
+            // A missing table is reported as a separate trouble.
             if tool::listed(&["table", family, TABLE], "to look for its table").is_ok() {
                 faults.push(format!("{error}; `outgate firewall apply` puts the ruleset in place"));
             }
@@ -148,7 +148,7 @@ fn elements(
     let missing = wanted.iter().filter(|name| !covered.contains(&name.as_str()));
     let line = |verb: &str, name: &str| format!("{verb} element {family} {TABLE} {set} {{ \"{name}\" }}");
     let mut lines: Vec<String> = missing.map(|name| line("add", name)).collect();
-    // A name that stays would hold whatever has it next.
+    // A name that stays would restrict the next interface with that name.
     let stale = covered.iter().filter(|name| in_force && !wanted.iter().any(|port| port == *name));
     lines.extend(stale.map(|name| line("delete", name)));
     lines

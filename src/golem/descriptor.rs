@@ -1,9 +1,9 @@
 //! Node descriptors: a requestor's node id and what it may ask for, signed through a chain of Golem's own
 //! certificates (JSON, <https://schemas.golem.network/v1/>).
 //!
-//! A signature is Ed25519 over the canonical JSON (RFC 8785) of what it signs, and a certificate's
-//! fingerprint is SHA-512 over the same. Each link may give away only what it has: permissions, uses of its
-//! key, days. Which chains are trusted, `rules.json` says by fingerprint.
+//! A signature is Ed25519 over the canonical JSON (RFC 8785) of what it signs, and a certificate's fingerprint is
+//! SHA-512 over the same. Each link may grant only what it has itself: permissions, uses of its key, days.
+//! `rules.json` lists the trusted chains by fingerprint.
 
 use super::{MAX_INPUT, hex, unhex};
 use jiff::Timestamp;
@@ -16,10 +16,10 @@ use url::Url;
 
 const DESCRIPTOR_SCHEMA: &str = "https://schemas.golem.network/v1/node-descriptor.schema.json";
 const CERTIFICATE_SCHEMA: &str = "https://schemas.golem.network/v1/certificate.schema.json";
-/// Certificates in a chain at most.
+/// Maximum number of certificates in a chain.
 const MAX_CHAIN: usize = 16;
 
-/// What a descriptor says, after all of it was checked.
+/// The content of a descriptor that passed all checks.
 #[derive(Clone, Debug)]
 pub struct Descriptor {
     /// The requestor's node id, in lower case.
@@ -30,13 +30,13 @@ pub struct Descriptor {
     pub fingerprints: Vec<String>,
 }
 
-/// What may be asked for.
+/// What a requestor may ask for.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged)]
 pub enum Permissions {
     /// `"all"`.
     All(All),
-    /// These alone.
+    /// Only these.
     Details(Details),
 }
 
@@ -51,47 +51,47 @@ pub enum All {
 /// Permissions one by one.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct Details {
-    /// For the way out; none without.
+    /// For outgoing traffic; `None` permits none.
     pub outbound: Option<Outbound>,
 }
 
-/// Where to.
+/// Permitted destinations.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Outbound {
     /// Anywhere.
     Unrestricted,
-    /// To these URLs.
+    /// These URLs.
     Urls(HashSet<Url>),
 }
 
-/// What is wrong with a descriptor; the words are those of yagna's library.
+/// What is wrong with a descriptor; the texts are those of yagna's library.
 #[derive(Debug, thiserror::Error)]
 pub enum DescriptorError {
-    /// Over [`MAX_INPUT`] bytes, or more than a few certificates in the chain.
+    /// Over [`MAX_INPUT`] bytes, or too many certificates in the chain.
     #[error("The node descriptor is too large")]
     TooLarge,
-    /// Not JSON, or cut.
+    /// Not JSON, or truncated.
     #[error("Invalid json: {0}")]
     Json(serde_json::Error),
     /// JSON of another form.
     #[error("Json does not conform to schema: {0}")]
     Form(serde_json::Error),
-    /// Of another version, or another thing.
+    /// Of another version or another type.
     #[error("Unsupported schema for structure {structure}: {schema}")]
     Schema {
-        /// What was to be read.
+        /// The expected structure.
         structure: &'static str,
-        /// What it says it is.
+        /// The schema that it declares.
         schema: String,
     },
-    /// A key or signature that is no hexadecimal text of the right length.
+    /// A key or signature that is not hexadecimal text of the right length.
     #[error("Invalid {0}")]
     Value(&'static str),
-    /// What was signed is not this.
+    /// The signature does not match the content.
     #[error("Invalid signature")]
     Signature,
-    /// More than the certificate above has.
+    /// It claims more than the certificate above has.
     #[error("{0} extended")]
     Extended(&'static str),
     /// The certificate above may not sign certificates.
@@ -100,10 +100,10 @@ pub enum DescriptorError {
     /// The certificate may not sign descriptors.
     #[error("Certificate cannot sign Node Descriptor")]
     MayNotSignNode,
-    /// Too late.
+    /// It has expired.
     #[error("Expired: was valid to {0}")]
     Expired(Timestamp),
-    /// Too early.
+    /// It is not valid yet.
     #[error("Not valid yet: will be valid from {0}")]
     NotYet(Timestamp),
 }
@@ -142,7 +142,7 @@ struct Algorithm {
 enum Encryption {
     #[serde(rename = "EdDSA")]
     EdDsa,
-    /// As OpenPGP cards sign: the hash instead of the text.
+    /// The method of OpenPGP cards: they sign the hash instead of the text.
     #[serde(rename = "EdDSAOpenPGP")]
     OpenPgp,
 }
@@ -215,7 +215,7 @@ impl Descriptor {
         if bytes.len() as u64 > MAX_INPUT {
             return Err(DescriptorError::TooLarge);
         }
-        // Where a name stands twice the last one counts, for what is signed as for what is read.
+        // If a name appears twice, the last one counts, for the signed content as for the parsed one.
         let value: Value = serde_json::from_slice(bytes).map_err(DescriptorError::Json)?;
         let signed: SignedDescriptor = form(value)?;
         schema(&signed.schema, DESCRIPTOR_SCHEMA, "node descriptor")?;
@@ -227,7 +227,7 @@ impl Descriptor {
             return Err(DescriptorError::MayNotSignNode);
         }
         certificate.validity_period.holds(descriptor.validity_period)?;
-        // Those above it hold for longer.
+        // Those above it are valid for longer.
         let Period { not_before, not_after } = descriptor.validity_period;
         if now < not_before {
             return Err(DescriptorError::NotYet(not_before));
@@ -243,7 +243,7 @@ impl Descriptor {
     }
 }
 
-/// Checks a certificate and all above it; with the fingerprints, its own first.
+/// Checks a certificate and all above it; returns it with the fingerprints, its own first.
 fn chain(leaf: &SignedCertificate) -> Result<(Certificate, Vec<String>), DescriptorError> {
     let mut links = vec![leaf];
     while let Some(SignedCertificate { signature, .. }) = links.last()
@@ -258,7 +258,7 @@ fn chain(leaf: &SignedCertificate) -> Result<(Certificate, Vec<String>), Descrip
     for link in links.iter().rev() {
         schema(&link.schema, CERTIFICATE_SCHEMA, "certificate")?;
         let certificate: Certificate = form(link.certificate.clone())?;
-        // The last one is signed by itself.
+        // The last one is self-signed.
         let signer = above.as_ref().unwrap_or(&certificate);
         verify(&link.certificate, &link.signature, &signer.public_key)?;
         within(&signer.permissions, &certificate.permissions)?;
@@ -296,7 +296,7 @@ fn verify<S>(signed: &Value, signature: &Signature<S>, key: &Key) -> Result<(), 
     .map_err(|_| DescriptorError::Signature)
 }
 
-/// May whoever has `above` give away `below`?
+/// Checks that `above` covers `below`, so that its holder may grant it.
 fn within(above: &Permissions, below: &Permissions) -> Result<(), DescriptorError> {
     let fits = match (above, below) {
         (Permissions::All(_), _) => true,
@@ -318,7 +318,7 @@ impl KeyUsage {
         }
     }
 
-    /// May a key of this use sign a certificate for a key of that?
+    /// Checks that a key of this use may sign a certificate for a key of use `below`.
     fn gives(&self, below: &KeyUsage) -> Result<(), DescriptorError> {
         match (self, below) {
             (KeyUsage::All(_), _) => Ok(()),

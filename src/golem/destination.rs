@@ -1,35 +1,35 @@
-//! From a URL of a manifest to what outgate can hold a guest to: scheme, host and port. Its path counts
-//! for nothing, with yagna as here.
+//! Converts a URL of a manifest to what outgate can enforce: scheme, host and port. The path is ignored, by yagna
+//! as well as here.
 
 use crate::policy::rule::{Ports, Reach};
 use crate::target::Host;
 use url::Url;
 
-/// Why a URL opens nothing.
+/// Why a URL gives access to nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unreachable {
-    /// Nothing to connect to.
+    /// There is no host to connect to.
     #[error("it has no host")]
     NoHost,
-    /// A host that cannot be asked for.
+    /// The host is not valid.
     #[error("its host is neither a name nor an address")]
     BadHost,
-    /// A scheme that has no port of its own, and none is written.
+    /// The scheme has no default port, and the URL contains none.
     #[error("it has no port")]
     NoPort,
-    /// Nothing listens for it.
+    /// No listener accepts it.
     #[error("nothing listens for UDP but DNS")]
     Udp,
 }
 
-/// Where a guest may go by this URL, and what it may speak there: of `http` and `ws` HTTP in clear, of
-/// `https` and `wss` TLS, of every other scheme any bytes.
+/// Returns where a guest may go by this URL, and which protocol it may use there: HTTP in clear for `http` and
+/// `ws`, TLS for `https` and `wss`, any bytes for every other scheme.
 ///
 /// # Errors
-/// [`Unreachable`]: the guest cannot be let through to it.
+/// [`Unreachable`]: the guest cannot be given access to it.
 pub fn destination(url: &Url) -> Result<(Host, Reach), Unreachable> {
     let host = url.host_str().filter(|host| !host.is_empty()).ok_or(Unreachable::NoHost)?;
-    // Of a scheme that it does not know the crate leaves the host as it is written.
+    // For an unknown scheme, the crate leaves the host as it is written.
     let host = Host::parse(host.to_ascii_lowercase().as_bytes()).map_err(|_| Unreachable::BadHost)?;
     let port = url.port_or_known_default().filter(|port| *port != 0).ok_or(Unreachable::NoPort)?;
     let ports = Ports { first: port, last: port };

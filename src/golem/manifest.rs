@@ -1,5 +1,5 @@
-//! A computation manifest: what a job asks for. Only what concerns the way out is read, and the days on
-//! which the manifest holds.
+//! A computation manifest: what a job asks for. Only the fields about outgoing traffic are read, and the days on
+//! which the manifest is valid.
 
 use super::{MAX_INPUT, base64};
 use base64::Engine;
@@ -8,31 +8,31 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
-/// URLs of one manifest at most.
+/// Maximum number of URLs of one manifest.
 const MAX_URLS: usize = 4096;
 
-/// What a job wants of the outside.
+/// What a job asks to access.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Access {
     /// Nothing.
     None,
-    /// These URLs; of each, scheme, host and port count.
+    /// These URLs; scheme, host and port of each count.
     Urls(Vec<Url>),
-    /// Whatever there is.
+    /// Any destination.
     Unrestricted,
 }
 
-/// A manifest that was understood.
+/// A parsed manifest.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// What it asks for.
     pub access: Access,
     /// The base64 text that a signature is made over.
     pub encoded: String,
-    /// From when on it holds.
+    /// Start of its validity.
     pub created: Timestamp,
-    /// Until when it holds.
+    /// End of its validity.
     pub expires: Timestamp,
 }
 
@@ -42,13 +42,13 @@ pub enum ManifestError {
     /// Over [`MAX_INPUT`] bytes.
     #[error("the manifest is larger than {} KiB", MAX_INPUT >> 10)]
     TooLarge,
-    /// More URLs than anybody needs.
+    /// More URLs than a manifest may have.
     #[error("the manifest asks for more than {MAX_URLS} URLs")]
     TooMany,
     /// Neither JSON nor base64 of it.
     #[error("the manifest is neither JSON nor base64 of JSON")]
     Encoding,
-    /// JSON that is no manifest, or was cut.
+    /// JSON that is not a manifest, or is truncated.
     #[error("no manifest: {0}")]
     Form(serde_json::Error),
 }
@@ -88,10 +88,10 @@ struct Unrestricted {
 }
 
 impl Manifest {
-    /// Reads a manifest as JSON, or as base64 of it, which is how a demand carries it.
+    /// Reads a manifest as JSON, or as base64 of it, which is how a demand contains it.
     ///
     /// # Errors
-    /// [`ManifestError`]. That it has expired is none; see [`Manifest::dates`].
+    /// [`ManifestError`]. An expired manifest is not an error; see [`Manifest::dates`].
     pub fn read(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         if bytes.len() as u64 > MAX_INPUT {
             return Err(ManifestError::TooLarge);
@@ -114,7 +114,7 @@ impl Manifest {
         Ok(Manifest { access, encoded, created: document.created_at, expires: document.expires_at })
     }
 
-    /// What is wrong with its dates at `now`, if anything. yagna does not look at them.
+    /// Returns what is wrong with its dates at `now`, if anything. yagna does not check them.
     pub fn dates(&self, now: Timestamp) -> Option<String> {
         if now < self.created {
             return Some(format!("the manifest is not valid yet: it was created at {}", self.created));

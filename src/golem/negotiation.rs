@@ -1,5 +1,5 @@
-//! Would this provider take this job? Yagna's three rules, in its order and its words: one that accepts is
-//! enough.
+//! Decides whether this provider would accept this job, by yagna's three rules, in its order and its words. One
+//! accepting rule is enough.
 
 use super::descriptor::{Descriptor, DescriptorError, Outbound as Leave, Permissions};
 use super::manifest::{Access, Manifest};
@@ -18,10 +18,10 @@ pub struct Provider {
     store: Store,
 }
 
-/// What came with a demand beside the manifest.
+/// What a demand contains beside the manifest.
 #[derive(Clone, Debug, Default)]
 pub struct Credentials {
-    /// A signature over the manifest, with the certificate it is to be checked by.
+    /// A signature over the manifest, with the certificate to check it by.
     pub signed: Option<Signed>,
     /// A node descriptor, and the node that sent it.
     pub partner: Option<Partner>,
@@ -47,11 +47,11 @@ pub struct Partner {
     pub requestor: String,
 }
 
-/// The rule that took a job.
+/// The rule that accepted a job.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rule {
-    /// It asks for nothing, so none is needed.
+    /// It asks for nothing, so no rule is needed.
     NotRequested,
     /// `everyone`.
     Everyone,
@@ -66,12 +66,12 @@ pub enum Rule {
 pub struct Rejection {
     /// Yagna's text.
     pub text: String,
-    /// What yagna does not say: why a certificate is not trusted.
+    /// What yagna does not report: why a certificate is not trusted.
     pub notes: Vec<String>,
 }
 
 impl Rule {
-    /// What it is called.
+    /// Returns its name.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Rule::NotRequested => "outbound is not requested",
@@ -81,7 +81,7 @@ impl Rule {
         }
     }
 
-    /// What it lets through by the rules as they are now: nothing, once it is gone from them.
+    /// Returns the mode that it grants by the current rules: none, if the rule no longer exists.
     pub fn mode(&self, rules: &Outbound) -> Mode {
         let of = |certificate: Option<&CertRule>| certificate.map_or(Mode::None, |rule| rule.mode);
         match self {
@@ -103,7 +103,7 @@ impl Provider {
         Ok(Provider { rules: Outbound::of(data_dir)?, hosts: Hosts::of(data_dir)?, store: Store::of(data_dir)? })
     }
 
-    /// Yagna's decision.
+    /// Returns yagna's decision.
     ///
     /// # Errors
     /// [`Rejection`].
@@ -146,7 +146,7 @@ impl Provider {
         let signed = signed.ok_or("Audited-Payload rule requires manifest signature")?;
         let Signed { signature, algorithm, certificate } = signed;
         let verify = |text: &str| self.store.verify(certificate, signature, algorithm, text, now);
-        // A demand has the text in one line; files often have it wrapped.
+        // A demand contains the text in one line; in files it is often wrapped.
         let in_one_line: String = manifest.encoded.split_whitespace().collect();
         let chain = verify(&manifest.encoded).or_else(|error| match error {
             ChainError::Signature if in_one_line != manifest.encoded => verify(&in_one_line),
@@ -158,7 +158,7 @@ impl Provider {
             }
             format!("Audited-Payload rule: {error}")
         })?;
-        // The rule of the certificate nearest the signer's speaks.
+        // The rule of the certificate nearest to the signer's applies.
         let Some((id, rule)) = chain.iter().find_map(|id| self.rules.audited_payload.get_key_value(id)) else {
             return Err(format!("Audited-Payload rule whole chain of cert_ids is not trusted: {chain:?}"));
         };
@@ -199,7 +199,7 @@ impl Provider {
     }
 }
 
-/// Do the permissions of a node descriptor cover what is asked for?
+/// Checks that the permissions of a node descriptor cover what is asked for.
 fn permitted(permissions: &Permissions, access: &Access) -> Result<(), String> {
     let outbound = match permissions {
         Permissions::All(_) => return Ok(()),

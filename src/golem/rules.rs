@@ -1,5 +1,5 @@
-//! `rules.json` and `domain_whitelist.json` of a provider's data dir, as yagna's negotiation goes by them.
-//! What the daemon makes of the list is for [`crate::whitelist`]; here it is matched to the letter.
+//! `rules.json` and `domain_whitelist.json` of a provider's data dir, as yagna's negotiation applies them.
+//! [`crate::whitelist`] decides how the daemon uses the list; here it is matched to the letter.
 
 use super::MAX_INPUT;
 use crate::system;
@@ -17,20 +17,20 @@ pub const WHITELIST: &str = "domain_whitelist.json";
 /// The folder with certificates in the data dir.
 pub const CERT_DIR: &str = "cert-dir";
 
-/// What a rule lets through, the less the smaller.
+/// What a rule permits, in ascending order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Mode {
     /// Nothing.
     None,
-    /// What the list has.
+    /// What the list contains.
     Whitelist,
     /// Everything.
     All,
 }
 
 impl Mode {
-    /// The word for it.
+    /// Returns the word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Mode::None => "none",
@@ -43,15 +43,15 @@ impl Mode {
 /// The rule of one certificate.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub struct CertRule {
-    /// What it lets through.
+    /// What it permits.
     pub mode: Mode,
 }
 
-/// The part of `rules.json` about the way out.
+/// The part of `rules.json` about outgoing traffic.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct Outbound {
-    /// `false` refuses every manifest that asks for anything.
+    /// `false` refuses every manifest that asks for any access.
     pub enabled: bool,
     /// For manifests without any certificate.
     pub everyone: Mode,
@@ -87,7 +87,7 @@ struct Pattern {
     matching: Matching,
 }
 
-/// How an entry of the list is meant.
+/// How an entry of the list is matched.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Matching {
@@ -99,7 +99,7 @@ pub enum Matching {
 }
 
 impl Matching {
-    /// The word for it.
+    /// Returns the word for it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Matching::Strict => "strict",
@@ -125,7 +125,7 @@ pub enum RulesError {
         /// Which.
         path: PathBuf,
     },
-    /// It is not what yagna writes.
+    /// It does not have yagna's format.
     #[error("{}:{}:{}: {source}", path.display(), source.line(), source.column())]
     Form {
         /// Which.
@@ -143,12 +143,12 @@ pub enum RulesError {
     },
 }
 
-/// The files of a data dir that hold for guests without a manifest.
+/// Returns the files of a data dir that apply to guests without a manifest.
 pub fn files(data_dir: &Path) -> [PathBuf; 2] {
     [WHITELIST, RULES].map(|name| data_dir.join(name))
 }
 
-/// Reads a file of at most [`MAX_INPUT`] bytes; `None` where there is none.
+/// Reads a file of at most [`MAX_INPUT`] bytes; `None` if there is none.
 ///
 /// # Errors
 /// [`RulesError::Io`] and [`RulesError::TooLarge`].
@@ -171,14 +171,14 @@ pub fn read(path: &Path) -> Result<Option<Vec<u8>>, RulesError> {
 }
 
 impl Default for Outbound {
-    /// What yagna writes where there is no file.
+    /// Returns what yagna writes if there is no file.
     fn default() -> Outbound {
         Outbound { enabled: true, everyone: Mode::Whitelist, audited_payload: HashMap::new(), partner: HashMap::new() }
     }
 }
 
 impl Outbound {
-    /// Reads `rules.json` of a data dir; yagna's defaults where there is none.
+    /// Reads `rules.json` of a data dir; yagna's defaults if there is none.
     ///
     /// # Errors
     /// [`RulesError`].
@@ -188,27 +188,27 @@ impl Outbound {
         Outbound::parse(&bytes).map_err(|source| RulesError::Form { path, source })
     }
 
-    /// Reads the text of a `rules.json`.
+    /// Parses the text of a `rules.json`.
     ///
     /// # Errors
-    /// Where it is not what yagna writes.
+    /// If it does not have yagna's format.
     pub fn parse(text: &[u8]) -> Result<Outbound, serde_json::Error> {
         serde_json::from_slice(text).map(|RulesFile { outbound }| outbound)
     }
 
-    /// Rules that let nothing through.
+    /// Returns rules that permit nothing.
     pub fn closed() -> Outbound {
         Outbound { enabled: false, everyone: Mode::None, ..Outbound::default() }
     }
 
-    /// What a guest without a manifest is granted.
+    /// Returns the mode granted to a guest without a manifest.
     pub fn without_manifest(&self) -> Mode {
         if self.enabled { self.everyone } else { Mode::None }
     }
 }
 
 impl Hosts {
-    /// Reads `domain_whitelist.json` of a data dir; no host where there is none.
+    /// Reads `domain_whitelist.json` of a data dir; no hosts if there is none.
     ///
     /// # Errors
     /// [`RulesError`].
@@ -219,7 +219,7 @@ impl Hosts {
             Ok(patterns) => patterns,
             Err(source) => return Err(RulesError::Form { path, source }),
         };
-        // Lower-cased before they are compiled, `\S` and `\D` included: that is how yagna does it.
+        // Lower-cased before they are compiled, `\S` and `\D` included: yagna does the same.
         let of = |matching| {
             let all = patterns.iter().filter(move |pattern| pattern.matching == matching);
             all.map(|pattern| pattern.domain.to_lowercase())
@@ -229,7 +229,7 @@ impl Hosts {
         Ok(Hosts { strict: of(Matching::Strict).collect(), regexes })
     }
 
-    /// Does the list have this host?
+    /// Returns whether the list contains this host.
     pub fn contains(&self, host: &str) -> bool {
         self.strict.contains(&host.to_lowercase()) || self.regexes.is_match(host)
     }

@@ -1,5 +1,6 @@
-//! The list that Golem Factory publishes for providers, or another in its form: from where it stands to a file
-//! of its own in the whitelist dir. This says what a source is and goes through the steps; they are elsewhere.
+//! Fetches the list that Golem Factory publishes for providers, or another in its format, from its source to a
+//! separate file in the whitelist dir. This module defines sources and runs the steps; these submodules contain
+//! them.
 //!
 //! | module | does |
 //! |---|---|
@@ -7,7 +8,7 @@
 //! | [`unpack`] | bytes to the two lists in them |
 //! | [`merge`] | lists to entries, against the file of the last time |
 //!
-//! Putting the file in place is left to [`crate::whitelist::edit`], like every change of a list.
+//! [`crate::whitelist::edit`] writes the file, like every change of a list.
 
 pub mod fetch;
 pub mod merge;
@@ -20,11 +21,11 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 
-/// Where providers' installer takes the lists from.
+/// Where the providers' installer gets the lists.
 pub const PUBLISHED: &str =
     "https://github.com/golemfactory/ya-installer-resources/releases/latest/download/resources.tar.gz";
 
-/// What stands at [`PUBLISHED`], or wherever else somebody keeps such a list.
+/// A place of such a list: [`PUBLISHED`], or any other.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     /// An `https://` URL.
@@ -34,10 +35,10 @@ pub enum Source {
 }
 
 impl Source {
-    /// Reads what an operator wrote.
+    /// Parses a source that an operator wrote.
     ///
     /// # Errors
-    /// Why it is neither a path nor a URL that is fetched.
+    /// Why it is neither a path nor a URL that can be fetched.
     pub fn parse(text: &str) -> Result<Source, String> {
         let scheme = text.split_once("://").map(|(scheme, _)| scheme.to_ascii_lowercase());
         match scheme.as_deref() {
@@ -53,7 +54,7 @@ impl Source {
 }
 
 impl Source {
-    /// As it is written down: without what only who fetches it may know, a password or a token.
+    /// Returns the source without its secrets, such as a password or a token, to be recorded.
     fn shown(&self) -> String {
         let Source::Web(url) = self else { return self.to_string() };
         let plain = fetch::without_query(url);
@@ -77,7 +78,7 @@ impl fmt::Display for Source {
     }
 }
 
-/// What a list came from, as it is noted in the file.
+/// The origin of a list, as it is recorded in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Origin {
     /// The source.
@@ -86,16 +87,16 @@ pub struct Origin {
     pub sha256: String,
 }
 
-/// One list as it came.
+/// One list as it was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct List {
-    /// What is shown in front of a line number. How it ends tells hosts from regexes.
+    /// Shown in front of a line number. Its ending distinguishes hosts from regexes.
     pub name: String,
     /// One entry a line.
     pub text: Vec<u8>,
 }
 
-/// All that came.
+/// Everything that was received.
 #[derive(Clone, Debug, Default)]
 pub struct Gathered {
     /// In the order of the sources.
@@ -107,31 +108,31 @@ pub struct Gathered {
 /// Why nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
-    /// Nobody is there, or has no time; another day it may work.
+    /// The server cannot be reached or is too busy; it may work later.
     #[error("{from}: {why}; what is in force stays")]
     Unreachable {
-        /// What was asked for.
+        /// The source.
         from: String,
         /// What happened.
         why: String,
     },
-    /// It cannot be had, and will not by waiting.
+    /// It cannot be fetched, and waiting does not help.
     #[error("{from}: {why}")]
     Failed {
-        /// What was asked for.
+        /// The source.
         from: String,
         /// What is wrong, and what to do.
         why: String,
     },
-    /// More than anybody needs for such a list.
+    /// Larger than such a list needs to be.
     #[error("{from}: is larger than {} KiB, which no list of hosts is", limit >> 10)]
     TooLarge {
-        /// What was asked for.
+        /// The source.
         from: String,
         /// In bytes.
         limit: u64,
     },
-    /// The signature is missing or is not that of the key.
+    /// The signature is missing or was not made with the key.
     #[error("{from}: {why}; nothing was written")]
     Signature {
         /// The signature.
@@ -139,24 +140,24 @@ pub enum SyncError {
         /// What is wrong.
         why: String,
     },
-    /// Lines that are no entries.
+    /// Lines that are not entries.
     #[error("{0}")]
     Invalid(Report),
     /// Lists without entries.
     #[error("what came has no entries at all, which would take the whole list away; nothing was written")]
     Empty,
-    /// Lists that have lost much.
+    /// Lists that have lost many entries.
     #[error("{0}; if that is right, run it again with --allow-shrink. Nothing was written")]
     Shrunk(String),
-    /// New entries take in names of strangers.
+    /// New entries that match names of unrelated owners.
     #[error("{}; if that is meant, run it again with --allow-wide. Nothing was written", .0.join("; "))]
     Wide(Vec<String>),
-    /// A file of that name is somebody else's.
+    /// A file of that name was not written by outgate.
     #[error("{}: {why}", path.display())]
     NotOurs {
         /// The file.
         path: PathBuf,
-        /// Why it is not written over, and what to do.
+        /// Why it is not overwritten, and what to do.
         why: &'static str,
     },
     /// The file cannot be read.
@@ -169,11 +170,11 @@ pub enum SyncError {
     },
 }
 
-/// Brings the lists of all sources, each with a good signature where `fetcher` has a key. `say` is told what is
-/// being waited for.
+/// Fetches the lists of all sources, each with a valid signature if `fetcher` has a key. `say` receives messages
+/// about what is being waited for.
 ///
 /// # Errors
-/// [`SyncError`], of the first source that cannot be had.
+/// [`SyncError`] of the first source that fails.
 pub fn gather(sources: &[Source], fetcher: &Fetcher, say: &mut dyn FnMut(&str)) -> Result<Gathered, SyncError> {
     let mut gathered = Gathered::default();
     for source in sources.iter().flat_map(fetch::spread) {

@@ -1,12 +1,11 @@
 //! X.509: the certificates that a provider trusts, and the signature over a manifest.
 //!
-//! A chain is good if each certificate in it holds now, was signed by the next one, which is an authority,
-//! and the last one is a self-signed one of the provider's (RFC 5280 §6, without policies and revocation,
-//! for which yagna does not ask). A critical extension that is not understood makes it bad, constraints on
-//! names among them.
+//! A chain is valid if each certificate in it is valid now and was signed by the next one, which is an authority,
+//! and the last one is a self-signed one of the provider's (RFC 5280 §6, without policies and revocation, which
+//! yagna does not check). An unknown critical extension makes it invalid, name constraints included.
 //!
-//! Only certificates of that chain count. To yagna all do that came with a signature, whether or not they
-//! have to do with it, so that anybody could append one that the provider's rules know.
+//! Only certificates of that chain count. To yagna, all certificates that came with a signature count, whether
+//! related to it or not, so that anybody could append one that the provider's rules contain.
 
 use super::{base64, hex};
 use jiff::Timestamp;
@@ -23,12 +22,12 @@ use x509_parser::x509::SubjectPublicKeyInfo;
 
 use super::rules::{self, CERT_DIR, RulesError};
 
-/// Certificates in a chain at most.
+/// Maximum number of certificates in a chain.
 const MAX_CHAIN: usize = 16;
-/// Files of the folder at most.
+/// Maximum number of files of the folder.
 const MAX_FILES: usize = 4096;
 
-/// What can be wrong; the words are yagna's.
+/// What can be wrong; the texts are yagna's.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
     /// Neither DER nor PEM, or base64 of one of them.
@@ -37,16 +36,16 @@ pub enum ChainError {
     /// No chain leads to a certificate of the provider's.
     #[error("Invalid certificate")]
     Untrusted {
-        /// Why, beyond yagna's words.
+        /// Why, in addition to yagna's text.
         why: String,
     },
-    /// No base64.
+    /// Not base64.
     #[error("the signature is not base64")]
     SignatureEncoding,
-    /// A hash that nobody signs with.
+    /// An unsupported hash.
     #[error("Unknown signature algorithm: {0}")]
     Algorithm(String),
-    /// The signature is of another text, or of another key.
+    /// The signature belongs to another text, or to another key.
     #[error("Invalid signature.")]
     Signature,
 }
@@ -61,7 +60,7 @@ pub struct Store {
     trusted: Vec<Der>,
 }
 
-/// What a signature was made with.
+/// The hash of a signature.
 #[derive(Clone, Copy)]
 enum Hash {
     Sha256,
@@ -74,13 +73,13 @@ impl Der {
         X509Certificate::from_der(&self.0).ok().map(|(_, certificate)| certificate)
     }
 
-    /// What rules call it by: SHA-512, in hexadecimal.
+    /// Returns its name in rules: SHA-512, in hexadecimal.
     fn id(&self) -> String {
         hex(digest(&digest::SHA512, &self.0).as_ref())
     }
 }
 
-/// All certificates of a file: PEM, one after the other, or one in DER.
+/// Returns all certificates of a file: PEM, one after the other, or one in DER.
 fn read(bytes: &[u8]) -> Option<Vec<Der>> {
     if X509Certificate::from_der(bytes).is_ok() {
         return Some(vec![Der(bytes.to_vec())]);
@@ -92,10 +91,10 @@ fn read(bytes: &[u8]) -> Option<Vec<Der>> {
 }
 
 impl Store {
-    /// Reads the folder; files that are no X.509 certificates are passed over, as yagna does it.
+    /// Reads the folder; skips files that are not X.509 certificates, as yagna does.
     ///
     /// # Errors
-    /// Where a file cannot be read.
+    /// If a file cannot be read.
     pub fn of(data_dir: &Path) -> Result<Store, RulesError> {
         let dir = data_dir.join(CERT_DIR);
         let entries = match std::fs::read_dir(&dir) {
@@ -112,8 +111,8 @@ impl Store {
         Ok(Store { trusted })
     }
 
-    /// Checks the chain of `certificate` (the signer's last, as yagna has it) and the `signature` (base64)
-    /// that it made over `text`. Returns the ids of the chain, the signer's first.
+    /// Checks the chain of `certificate` (the signer's last, as in yagna) and the `signature` (base64) that it
+    /// made over `text`. Returns the ids of the chain, the signer's first.
     ///
     /// # Errors
     /// [`ChainError`].
@@ -136,7 +135,7 @@ impl Store {
         Ok(chain.into_iter().map(Der::id).collect())
     }
 
-    /// Follows the chain of the last certificate given to a self-signed one of the store; else says where
+    /// Follows the chain of the last given certificate to a self-signed one of the store; otherwise returns where
     /// it ends.
     fn lead_to_trust<'c>(&'c self, given: &'c [Der], now: Timestamp) -> Result<Vec<&'c Der>, String> {
         let mut current = given.last().ok_or("there is none")?;
@@ -169,7 +168,7 @@ impl Store {
         Err("the chain is too long".to_owned())
     }
 
-    /// The certificate among these that signed `certificate`, other than itself.
+    /// Returns the certificate among these that signed `certificate`, other than itself.
     fn issuer<'c>(&self, certificate: &Der, among: &'c [Der]) -> Option<&'c Der> {
         let parsed = certificate.parse()?;
         among.iter().find(|candidate| {
@@ -181,7 +180,7 @@ impl Store {
     }
 }
 
-/// Is the extension looked at, or does it say nothing about who may sign what?
+/// Returns whether the extension is evaluated, or does not restrict who may sign what.
 fn is_understood(extension: &oid::Oid<'_>) -> bool {
     let known = [
         oid::OID_X509_EXT_BASIC_CONSTRAINTS,
@@ -192,7 +191,7 @@ fn is_understood(extension: &oid::Oid<'_>) -> bool {
     known.contains(extension)
 }
 
-/// May it sign certificates, with so many authorities below it (RFC 5280 §4.2.1.3, §4.2.1.9)?
+/// Checks that it may sign certificates, with so many authorities below it (RFC 5280 §4.2.1.3, §4.2.1.9).
 fn is_authority(certificate: &X509Certificate<'_>, below: usize) -> Result<(), String> {
     let constraints = certificate.basic_constraints().ok().flatten().map(|extension| extension.value);
     let Some(constraints) = constraints.filter(|constraints| constraints.ca) else {
@@ -208,7 +207,7 @@ fn is_authority(certificate: &X509Certificate<'_>, below: usize) -> Result<(), S
     }
 }
 
-/// Was the certificate signed with this key?
+/// Returns whether the certificate was signed with this key.
 fn issued(certificate: &X509Certificate<'_>, key: &SubjectPublicKeyInfo<'_>) -> bool {
     let algorithm = &certificate.signature_algorithm.algorithm;
     let hashes = [
@@ -224,7 +223,8 @@ fn issued(certificate: &X509Certificate<'_>, key: &SubjectPublicKeyInfo<'_>) -> 
     hash.is_some_and(|hash| signed(key, hash, text, &certificate.signature_value.data))
 }
 
-/// Was the text signed with this key? RSA of 2048 to 8192 bits (PKCS #1 v1.5), or ECDSA on P-256 or P-384.
+/// Returns whether the text was signed with this key: RSA of 2048 to 8192 bits (PKCS #1 v1.5), or ECDSA on P-256
+/// or P-384.
 fn signed(key: &SubjectPublicKeyInfo<'_>, hash: Hash, text: &[u8], value: &[u8]) -> bool {
     let raw = key.subject_public_key.data.as_ref();
     match key.parsed() {

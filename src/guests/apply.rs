@@ -1,4 +1,4 @@
-//! What is asked for when a guest is registered, as the control socket takes it, and whether it may be.
+//! A request to register a guest, as the control socket receives it, and the decision whether to accept it.
 
 use super::{Agreed, Registered};
 use crate::config::{Settings, identity};
@@ -16,7 +16,7 @@ pub struct Application {
     pub name: String,
     /// Its addresses, `address` or `address/length`.
     pub addresses: Vec<String>,
-    /// The interface by which its packets come.
+    /// The interface that its packets come from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
     /// Its manifest: JSON, or base64 of it.
@@ -25,7 +25,7 @@ pub struct Application {
     /// A signature over the base64 of the manifest, in base64.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature: Option<String>,
-    /// The hash that was signed, `sha256` where it is not said.
+    /// The hash that was signed; `sha256` if missing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signature_algorithm: Option<String>,
     /// The certificate of the signature: PEM, or base64 of PEM or DER.
@@ -39,7 +39,7 @@ pub struct Application {
     pub requestor: Option<String>,
 }
 
-/// An application that was taken.
+/// An accepted application.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Taken {
     /// The guest as it is to be registered.
@@ -49,10 +49,10 @@ pub struct Taken {
 }
 
 impl Application {
-    /// Whether the provider's rules take it, as they are on disk now. Takes milliseconds.
+    /// Decides whether the provider's rules, as they are on disk now, accept it. Takes milliseconds.
     ///
     /// # Errors
-    /// All that is wrong with it, or yagna's words where no rule takes the manifest.
+    /// Everything that is wrong with it, or yagna's message if no rule accepts the manifest.
     pub fn decide_on(&self, settings: &Settings, now: Timestamp) -> Result<Taken, Vec<String>> {
         let addresses = identity(&self.name, &self.addresses, self.interface.as_deref())?;
         let mut warnings = Vec::new();

@@ -1,5 +1,5 @@
-//! Registered guests on disk: one file in a folder of the daemon's own beside its control socket. Where
-//! that is below /run it is gone with the machine, and so are the guests.
+//! Registered guests on disk: one file in a folder of the daemon's own beside its control socket. If that is below
+//! /run, the file is lost when the machine stops, and so are the guests.
 
 use super::Registered;
 use crate::system;
@@ -15,10 +15,10 @@ const FILE_NAME: &str = "guests.json";
 /// The largest file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
-/// Why registered guests cannot be had.
+/// Why registered guests are not available.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// It cannot be read.
+    /// The file cannot be read.
     #[error("{}: the guests that were registered cannot be read: {source}", path.display())]
     Io {
         /// Which file.
@@ -26,10 +26,10 @@ pub enum KeepError {
         /// Why.
         source: io::Error,
     },
-    /// Somebody else may have written it.
+    /// Somebody else may have written the file.
     #[error("{}: is not the daemon's own file; remove it and register its guests again", .0.display())]
     Foreign(PathBuf),
-    /// It holds what was never registered.
+    /// The file contains something that was never registered.
     #[error("{}: {why}; remove it and register its guests again", path.display())]
     Unsound {
         /// Which file.
@@ -37,7 +37,7 @@ pub enum KeepError {
         /// What is wrong.
         why: String,
     },
-    /// It is damaged, or not of this version.
+    /// The file is damaged, or has another version.
     #[error("{}: the guests that were registered cannot be read: {source}; remove it and register them again", path.display())]
     Form {
         /// Which file.
@@ -48,25 +48,25 @@ pub enum KeepError {
 }
 
 impl KeepError {
-    /// May this user not look?
+    /// Returns whether this user may not read it.
     pub fn is_permission(&self) -> bool {
         matches!(self, KeepError::Io { source, .. } if source.kind() == io::ErrorKind::PermissionDenied)
     }
 }
 
-/// The folder that goes with a control socket.
+/// Returns the folder that belongs to a control socket.
 pub fn folder(control: &Path) -> PathBuf {
     let mut name = control.as_os_str().to_owned();
     name.push(".guests");
     PathBuf::from(name)
 }
 
-/// What is kept in the folder is no set of guests.
+/// Returns the error for a file that is not a valid set of guests.
 pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
     KeepError::Unsound { path: folder.join(FILE_NAME), why }
 }
 
-/// The guests that were kept; none where there is no file.
+/// Reads the guests that were kept; none if there is no file.
 pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     let path = folder.join(FILE_NAME);
     let failed = |source| KeepError::Io { path: path.clone(), source };
@@ -84,7 +84,8 @@ pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     serde_json::from_slice(&bytes).map_err(|source| KeepError::Form { path, source })
 }
 
-/// Can nobody have written it but this user, or the one whose folder the socket is in? For him root reads it.
+/// Returns whether only this user, or the owner of the folder that holds the socket, can have written it. Root
+/// reads it for that owner.
 fn is_ours(file: &Metadata, folder: &Path) -> io::Result<bool> {
     let folder_meta = folder.symlink_metadata()?;
     let above = match folder.parent() {
@@ -98,10 +99,10 @@ fn is_ours(file: &Metadata, folder: &Path) -> io::Result<bool> {
     Ok(owned && closed && kept)
 }
 
-/// Keeps these and no others.
+/// Saves these guests and no others.
 pub(super) fn save(folder: &Path, guests: &[&Registered]) -> io::Result<()> {
     let bytes = serde_json::to_vec(guests).map_err(io::Error::from)?;
-    // What could not be read again would keep the next daemon from starting.
+    // A file that cannot be read again would prevent the next daemon from starting.
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::ErrorKind::FileTooLarge.into());
     }

@@ -17,7 +17,7 @@ fn golem(max_mode: Grant) -> Settings {
     Settings { golem: Some(golem), ..Settings::default() }
 }
 
-/// A control socket in a folder of this user's, with the folder for guests beside it.
+/// Returns a control socket in a folder of this user's, with the folder for guests beside it.
 fn place() -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let control = dir.path().join("control.sock");

@@ -1,10 +1,9 @@
-//! What the daemon gives up once it has what it needs: another user's name instead of root's
-//! ([`User`]), every capability ([`give_up`]), writing anywhere but in its own folders and running
-//! anything ([`fence_files`], Landlock), and all system calls that it has no use for
-//! ([`fence_calls`], seccomp). Capabilities, user and Landlock are a matter of each thread, so the first
-//! three come before any second thread exists and are inherited; the last takes in all threads at once.
-//! What the folders are, and when, is for the daemon to say. A command of `outgate exec` has a filter of its own
-//! ([`fence_command`]).
+//! The privileges that the daemon gives up once it has what it needs: root's user ID for another's ([`User`]),
+//! every capability ([`give_up`]), writing outside its own folders and executing programs ([`fence_files`],
+//! Landlock), and all system calls that it does not need ([`fence_calls`], seccomp). Capabilities, user and
+//! Landlock apply to each thread, so the first three are done before a second thread exists, and are inherited;
+//! the last applies to all threads at once. The daemon decides which folders, and when. A command of `outgate
+//! exec` has its own filter ([`fence_command`]).
 
 mod access;
 mod calls;
@@ -20,12 +19,12 @@ pub use files::fence_files;
 pub use privileges::{PrivilegeError, give_up, is_privileged};
 pub use users::{User, UserError};
 
-/// What the command line says about confinement.
+/// The command line's options for confinement.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confine {
-    /// Whom to become once all listeners are open.
+    /// The user to become once all listeners are open.
     pub user: Option<User>,
-    /// Landlock and seccomp; capabilities go in any case.
+    /// Landlock and seccomp; capabilities are given up in any case.
     pub sandbox: bool,
 }
 

@@ -1,29 +1,29 @@
-//! What is wrong with a whitelist, said so that an operator can mend it: [`Diagnostic`] is one
-//! finding at its place, [`Report`] all of them. What a file holds is quoted escaped and cut, since
-//! a link may have led to a file that is no whitelist and nobody's to read.
+//! What is wrong with a whitelist, in a form that lets an operator repair it: [`Diagnostic`] is one finding at its
+//! place, [`Report`] all of them. Quoted file content is escaped and cut, because a link may have led to a file that
+//! is not a whitelist and that nobody should see.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Errors, and warnings, kept a load; the rest is counted.
+/// How many errors, and how many warnings, a load keeps; the rest is only counted.
 pub const MAX_KEPT: usize = 1000;
 /// Characters of a file's content that a message quotes.
 const MAX_QUOTED: usize = 80;
 
-/// How bad it is.
+/// How severe a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Severity {
     /// The whole list is invalid.
     Error,
-    /// The list holds.
+    /// The list remains valid.
     Warning,
 }
 
 /// One finding.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
-    /// File name within the whitelist dir; the dir itself where it is at fault.
+    /// File name within the whitelist dir, or the dir itself if the dir is at fault.
     pub file: Arc<str>,
     /// Line, from 1.
     pub line: u32,
@@ -31,9 +31,9 @@ pub struct Diagnostic {
     pub column: u32,
     /// Error or warning.
     pub severity: Severity,
-    /// What is the matter.
+    /// What is wrong.
     pub message: String,
-    /// What to do; empty where the message says it all.
+    /// What to do; empty if the message makes it clear.
     pub remedy: String,
 }
 
@@ -51,10 +51,10 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Why a set of files is no valid list: all of its problems, errors first.
+/// Why a set of files is not a valid list: all of its problems, errors first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Report {
-    /// The dir the files stand in, where they stand in one; shown in front of their names.
+    /// The dir that contains the files, if one does; shown in front of their names.
     pub dir: Option<PathBuf>,
     /// At most [`MAX_KEPT`] errors and as many warnings.
     pub diagnostics: Vec<Diagnostic>,
@@ -103,7 +103,7 @@ impl fmt::Display for Report {
 
 impl std::error::Error for Report {}
 
-/// A finding within one line, before it is known where the line stands.
+/// A finding within one line, before the place of that line is known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Fault {
     /// Byte offset within the line.
@@ -117,7 +117,7 @@ impl Fault {
         Fault { at, message: message.into(), remedy: remedy.into() }
     }
 
-    /// The same fault in a text that stands `by` bytes further right.
+    /// The same fault in a text that starts `by` bytes further right.
     pub(super) fn shifted(mut self, by: usize) -> Fault {
         self.at = self.at.saturating_add(by);
         self
@@ -133,7 +133,7 @@ pub(super) struct Problems {
 }
 
 impl Problems {
-    /// Notes a finding.
+    /// Records a finding.
     pub(super) fn push(&mut self, finding: Diagnostic) {
         let kept = match finding.severity {
             Severity::Error => &mut self.errors,
@@ -146,7 +146,7 @@ impl Problems {
         }
     }
 
-    /// Notes a fault of `line` (number and text) of `file`.
+    /// Records a fault of `line` (number and text) of `file`.
     pub(super) fn fault(&mut self, file: &Arc<str>, severity: Severity, line: (u32, &str), fault: Fault) {
         let before = line.1.get(..fault.at).unwrap_or(line.1);
         let column = u32::try_from(before.chars().count()).unwrap_or(u32::MAX).saturating_add(1);
@@ -160,17 +160,17 @@ impl Problems {
         });
     }
 
-    /// Notes what is wrong with a file as a whole.
+    /// Records a problem of a file as a whole.
     pub(super) fn whole(&mut self, file: &Arc<str>, severity: Severity, message: String, remedy: &str) {
         self.fault(file, severity, (1, ""), Fault::new(0, message, remedy));
     }
 
-    /// Any error yet?
+    /// Returns whether no error was recorded yet.
     pub(super) fn sound(&self) -> bool {
         self.errors.is_empty()
     }
 
-    /// The warnings, if there is no error.
+    /// Returns the warnings, if there is no error.
     pub(super) fn into_warnings(mut self) -> Result<Vec<Diagnostic>, Problems> {
         if !self.sound() {
             return Err(self);
@@ -183,7 +183,7 @@ impl Problems {
         Ok(self.warnings)
     }
 
-    /// Everything, for showing.
+    /// Returns everything, for display.
     pub(super) fn report(self, dir: Option<&Path>) -> Report {
         let mut diagnostics = self.errors;
         diagnostics.extend(self.warnings);
@@ -191,7 +191,7 @@ impl Problems {
     }
 }
 
-/// `text` between backquotes, escaped, and cut where it is long.
+/// Returns `text` between backquotes, escaped, and cut if it is long.
 pub(super) fn quote(text: &str) -> String {
     let mut quoted = String::from("`");
     for (count, character) in text.chars().enumerate() {
@@ -209,8 +209,8 @@ pub(super) fn quote(text: &str) -> String {
     quoted
 }
 
-/// Line and paragraph separators and the characters that reorder text: what is shown differs from
-/// what is read.
+/// Returns whether this is a line or paragraph separator, or a character that reorders text: with these, the
+/// displayed text differs from the text that is read.
 pub(super) fn is_invisible(character: char) -> bool {
     matches!(character, '\u{2028}' | '\u{2029}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }

@@ -1,6 +1,5 @@
-//! Changing whitelist files: `add` and `remove` a rule, with comments and order kept, under a lock,
-//! and never to a list that `check` would refuse. Written so that a reader finds the old file or
-//! the new one whole.
+//! Edits whitelist files: adds and removes a rule, keeps comments and order, holds a lock, and never writes a list
+//! that `check` would refuse. A reader always finds either the whole old file or the whole new one.
 
 use super::diagnostic::{Diagnostic, Report, quote};
 use super::native::parse_line;
@@ -20,52 +19,52 @@ use std::time::{Duration, Instant};
 pub const LOCAL: &str = "local.rules";
 
 const HEADER: &str = "# Rules added on this machine with `outgate whitelist add`; edit freely.\n";
-/// Waiting for another edit to finish ends after this.
+/// How long an edit waits for another edit to finish.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// What [`add`] did.
 #[derive(Clone, Debug)]
 pub enum Added {
-    /// The rule is in the file now.
+    /// The rule was written to the file.
     Written {
         /// Where.
         at: Location,
-        /// What the whole list is warned of.
+        /// Warnings about the whole list.
         warnings: Vec<Diagnostic>,
     },
-    /// Nothing was changed; the same rule stands here.
+    /// Nothing was changed; the same rule is already here.
     Already(Location),
 }
 
 /// Why an edit was not made.
 #[derive(Debug, thiserror::Error)]
 pub enum EditError {
-    /// The rule, or the list with it, is not sound.
+    /// The rule, or the list with it, is not valid.
     #[error("{0}")]
     Invalid(Report),
     /// No such rule.
     #[error("no file holds the rule {}{}", quote(.rule), also(.near))]
     NotFound {
-        /// What was looked for.
+        /// The rule that was searched for.
         rule: String,
-        /// The same host with other terms: the rules and where they stand.
+        /// Rules for the same host with other terms, and their places.
         near: Vec<(Location, String)>,
     },
-    /// The rule stands only in a file that is not edited here.
+    /// The rule is only in a file that this module does not edit.
     #[error("the rule stands in {0}, which is in Golem's form; edit that file, or add a `deny` rule")]
     NotEditable(Location),
-    /// Somebody wrote the file while its new content was being made.
+    /// The file was changed by someone else while its new content was being prepared.
     #[error("{} was changed meanwhile; run this again", .0.display())]
     Changed(PathBuf),
-    /// Another edit has been going on for too long.
+    /// Another edit still holds the lock after `LOCK_PATIENCE`.
     #[error("another edit of {} is going on", .0.display())]
     Busy(PathBuf),
-    /// The system refused.
+    /// The system refused the operation.
     #[error("{}: {source}", .path.display())]
     Io {
-        /// On what.
+        /// The path concerned.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
 }
@@ -76,8 +75,8 @@ fn also(near: &[(Location, String)]) -> String {
     near.concat()
 }
 
-/// Adds the rule `text` to `local.rules` in `dir`. The whole list is compiled with it first, into
-/// `sink`, and nothing is written if that fails.
+/// Adds the rule `text` to `local.rules` in `dir`. First compiles the whole list with it into `sink`, and writes
+/// nothing if that fails.
 pub fn add<S: Sink>(dir: &Path, text: &str, today: Date, sink: S) -> Result<Added, EditError> {
     let text = text.trim();
     let wanted = canonical_of(text, today)?;
@@ -90,7 +89,7 @@ pub fn add<S: Sink>(dir: &Path, text: &str, today: Date, sink: S) -> Result<Adde
     }
     let old = files.iter().find(|file| file.name() == LOCAL).map(|file| file.bytes().to_vec());
     if old.as_ref().is_some_and(|old| !old.is_empty() && !old.ends_with(b"\n")) {
-        // Half written: the new rule would become the rest of its last line.
+        // The last line is half written: the new rule would become its end.
         compile(&files, today, Nowhere).map_err(EditError::Invalid)?;
     }
     let mut bytes = old.unwrap_or_else(|| HEADER.as_bytes().to_vec());
@@ -104,8 +103,8 @@ pub fn add<S: Sink>(dir: &Path, text: &str, today: Date, sink: S) -> Result<Adde
     Ok(Added::Written { at: Location { file: LOCAL.into(), line }, warnings })
 }
 
-/// Removes every line of `dir`'s `*.rules` that holds the rule `text`: the same host, effect, ports
-/// and terms, however written. Note and owner do not count. Returns where the lines stood.
+/// Removes every line of `dir`'s `*.rules` that holds the rule `text`: the same host, effect, ports and terms, in
+/// any notation. Note and owner are not compared. Returns the places of the removed lines.
 pub fn remove(dir: &Path, text: &str, today: Date) -> Result<Vec<Location>, EditError> {
     let text = text.trim();
     let wanted = canonical_of(text, today)?;
@@ -129,19 +128,19 @@ pub fn remove(dir: &Path, text: &str, today: Date) -> Result<Vec<Location>, Edit
     Ok(removed)
 }
 
-/// A file that is written as a whole.
+/// A file to be written as a whole.
 #[derive(Clone, Copy, Debug)]
 pub struct Whole<'a> {
     /// Its name in the dir.
     pub name: &'a str,
-    /// What is in it as far as the caller knows; `None` where there is no such file.
+    /// Its content as far as the caller knows; `None` if there is no such file.
     pub old: Option<&'a [u8]>,
-    /// What shall be in it.
+    /// Its new content.
     pub new: &'a [u8],
 }
 
-/// Puts a file in place, if the whole list is sound with it; only looks whether it is, unless `write`. A new file
-/// is its dir's owner's. Returns what the file is warned of.
+/// Writes a file if the whole list is valid with it; without `write`, only checks whether it is. A new file gets
+/// the owner of its dir. Returns the warnings about the file.
 pub fn put<S: Sink>(
     dir: &Path,
     file: Whole<'_>,
@@ -163,8 +162,8 @@ pub fn put<S: Sink>(
     Ok(warnings.into_iter().filter(|warning| *warning.file == *file.name).collect())
 }
 
-/// The file as it was, or a new one of the dir's owner, who else could not replace what root put there. All of it
-/// is done before the file has its name: who owns the dir could put a link there at any moment.
+/// Replaces a file and keeps its attributes, or creates one for the dir's owner, who could not replace root's file.
+/// The attributes are set before the file has its name: the dir's owner could put a link there at any moment.
 fn place(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     let attributes = match std::fs::symlink_metadata(path) {
         Ok(meta) if meta.is_file() => Attributes::of(&meta),
@@ -177,7 +176,7 @@ fn place(dir: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
     replace::replace(path, bytes, attributes)
 }
 
-/// The canonical form of one rule given on a command line.
+/// Returns the canonical form of one rule from a command line.
 fn canonical_of(text: &str, today: Date) -> Result<String, EditError> {
     let single = Files::from_memory([("rule.rules", format!("{text}\n"))]);
     let mut found = Vec::new();
@@ -195,7 +194,7 @@ fn canonical_of(text: &str, today: Date) -> Result<String, EditError> {
     }
 }
 
-/// The rules of a native file with their lines; lines that are not sound are passed over.
+/// Returns the rules of a native file with their lines; skips invalid lines.
 fn rules_of(file: &SourceFile) -> impl Iterator<Item = (u32, String)> {
     let text = std::str::from_utf8(file.bytes()).unwrap_or_default();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -230,7 +229,7 @@ fn not_found(files: &Files, text: &str, wanted: &str, today: Date) -> EditError 
     }
 }
 
-/// The bytes without the lines of these numbers (ascending).
+/// Returns the bytes without the lines of these numbers (ascending).
 fn without(bytes: &[u8], gone: &[u32]) -> Vec<u8> {
     let mut left = Vec::with_capacity(bytes.len());
     let bom = if bytes.starts_with(b"\xef\xbb\xbf") { 3 } else { 0 };
@@ -259,7 +258,7 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), EditError> {
     replace::replace(&real, bytes, attributes).map_err(fail)
 }
 
-/// Holds the dir against other edits until dropped.
+/// Locks the dir against other edits until the returned file is dropped.
 fn lock(dir: &Path) -> Result<File, EditError> {
     use rustix::fs::{FlockOperation, flock};
     let fail = |source| EditError::Io { path: dir.to_path_buf(), source };
@@ -277,7 +276,7 @@ fn lock(dir: &Path) -> Result<File, EditError> {
     }
 }
 
-/// A sink that keeps nothing, to see whether files are sound.
+/// A sink that keeps nothing, to check whether files are valid.
 pub(super) struct Nowhere;
 
 impl Sink for Nowhere {

@@ -1,5 +1,5 @@
-//! Globs inside labels: checks a pattern, brings it to the form the policy takes (lower case,
-//! A-labels), and takes it apart for the public-suffix guard. Matching is left to the policy.
+//! Globs inside labels: checks a pattern, converts it to the form that the policy expects (lower case, A-labels),
+//! and splits it for the public-suffix guard. The policy does the matching.
 
 use super::diagnostic::{Fault, quote};
 use super::subject::literal;
@@ -9,12 +9,12 @@ use crate::policy::rule::Scope;
 /// The most names that the braces of a pattern may stand for.
 pub(super) const MAX_EXPANSIONS: usize = 256;
 
-/// Is there anything of a glob in it?
+/// Returns whether the text contains any glob syntax.
 pub(super) fn is_glob(text: &str) -> bool {
     text.contains(['*', '?', '[', ']', '{', '}', ',', '!'])
 }
 
-/// Checks a pattern and brings it to canonical form.
+/// Checks a pattern and converts it to canonical form.
 pub(super) fn parse(text: &str, warnings: &mut Vec<Fault>) -> Result<String, Fault> {
     let text = text.strip_suffix('.').unwrap_or(text);
     check(text)?;
@@ -51,7 +51,7 @@ pub(super) fn parse(text: &str, warnings: &mut Vec<Fault>) -> Result<String, Fau
     Ok(pattern)
 }
 
-/// Checks classes, braces and stars, and that every other character may stand in a name.
+/// Checks classes, braces and stars, and that every other character is allowed in a name.
 fn check(text: &str) -> Result<(), Fault> {
     let mut rest = text;
     let mut in_braces = false;
@@ -141,7 +141,7 @@ fn check_class(text: &str) -> Result<usize, Fault> {
     Ok(close + 1)
 }
 
-/// Checks the labels by the shortest names that the pattern stands for.
+/// Checks the lengths of the labels, using the shortest names that the pattern matches.
 fn check_lengths(pattern: &str) -> Result<(), Fault> {
     let mut choices = 1;
     for label in pattern.split('.') {
@@ -154,7 +154,7 @@ fn check_lengths(pattern: &str) -> Result<(), Fault> {
     Ok(())
 }
 
-/// A name that the label matches; `choice` says which alternative of its braces to take.
+/// Returns a name that the label matches; `choice` selects the alternative of its braces.
 fn sample(label: &str, choice: usize) -> String {
     let picked = pick(label, choice);
     let mut name = String::new();
@@ -174,7 +174,7 @@ fn sample(label: &str, choice: usize) -> String {
     name
 }
 
-/// The label with each of its braces replaced by one alternative.
+/// Returns the label with each of its braces replaced by one alternative.
 fn pick(label: &str, choice: usize) -> String {
     let mut picked = String::new();
     let mut rest = label;
@@ -189,7 +189,7 @@ fn pick(label: &str, choice: usize) -> String {
     picked
 }
 
-/// The largest number of alternatives in one pair of braces of the label.
+/// Returns the largest number of alternatives in one pair of braces of the label.
 fn alternatives(label: &str) -> usize {
     label
         .split('{')
@@ -199,18 +199,18 @@ fn alternatives(label: &str) -> usize {
         .unwrap_or(1)
 }
 
-/// How many texts the braces of a pattern stand for.
+/// Returns how many texts the braces of a pattern stand for.
 fn expansions(pattern: &str) -> usize {
     let braces = pattern.split('{').skip(1).map(|rest| rest.split('}').next().unwrap_or_default());
     braces.fold(1, |product: usize, inner| product.saturating_mul(inner.split(',').count()))
 }
 
-/// Does the label stand for more than the names its braces list?
+/// Returns whether the label matches more than the names that its braces list.
 pub(super) fn is_open(label: &str) -> bool {
     label.contains(['*', '?', '['])
 }
 
-/// Every text that the braces of a pattern stand for, at most [`MAX_EXPANSIONS`].
+/// Returns every text that the braces of a pattern stand for, at most [`MAX_EXPANSIONS`].
 pub(super) fn expand(pattern: &str) -> Vec<String> {
     let mut texts = vec![String::new()];
     let mut rest = pattern;
@@ -225,7 +225,7 @@ pub(super) fn expand(pattern: &str) -> Vec<String> {
     }
 }
 
-/// A regex for whole names that matches what the pattern does.
+/// Returns a regex for whole names that matches the same names as the pattern.
 pub(super) fn regex(pattern: &str, scope: Scope) -> String {
     let label = "[a-z0-9_-]";
     let mut regex = match scope {

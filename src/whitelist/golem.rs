@@ -1,7 +1,7 @@
-//! Golem's own files, read as yagna reads them, but for what would let in everything by accident:
-//! `*.lst` with one host or one regex a line, and `domain_whitelist.json`. They name no ports
-//! ([`Reach::Golem`]), and the public-suffix guard only warns, since they come from elsewhere and
-//! their regexes are searched for, not anchored.
+//! Golem's own files, read as yagna reads them, except for what would allow everything by accident: `*.lst` with
+//! one host or one regex a line, and `domain_whitelist.json`. They name no ports ([`Reach::Golem`]). The
+//! public-suffix guard only warns about them, since they come from elsewhere and their regexes are searched for,
+//! not anchored.
 
 use super::diagnostic::{Fault, quote};
 use super::native::{MAX_LINE, plain_terms};
@@ -19,7 +19,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 const TERMS: Terms = plain_terms(Effect::Allow, Reach::Golem);
 
-/// `strict.lst`: one exact host or address a line.
+/// Parses `strict.lst`: one exact host or address a line.
 pub(super) fn strict(text: &str, context: &mut Context<'_>) {
     for (number, line) in lines(text) {
         if line.trim().is_empty() {
@@ -30,7 +30,7 @@ pub(super) fn strict(text: &str, context: &mut Context<'_>) {
     }
 }
 
-/// `regex.lst`: one regex a line.
+/// Parses `regex.lst`: one regex a line.
 pub(super) fn regex(text: &str, context: &mut Context<'_>) {
     for (number, line) in lines(text) {
         regex_entry(context, (number, line), line);
@@ -51,7 +51,7 @@ struct Entry<'a> {
     matching: provider::Matching,
 }
 
-/// `domain_whitelist.json`.
+/// Parses `domain_whitelist.json`.
 pub(super) fn json(text: &str, context: &mut Context<'_>) {
     let document: Document<'_> = match serde_json::from_str(text) {
         Ok(document) => document,
@@ -60,8 +60,8 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
     let mut cursor = Cursor { text, at: 0, line: 1, line_at: 0 };
     for raw in document.patterns {
         let (number, column) = cursor.find(raw.get());
-        // The entry stands for its line, since a document may be one line of any length; `indent`
-        // brings the column back.
+        // The entry takes the place of its line, since a document may be one line of any length; `indent` restores
+        // the column.
         let indent = " ".repeat(column.min(MAX_LINE));
         match serde_json::from_str::<Entry<'_>>(raw.get()) {
             Ok(Entry { domain, matching: provider::Matching::Strict }) => {
@@ -79,7 +79,8 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
     }
 }
 
-/// `rules.json` of a provider: no hosts, but the mode of guests, which is read when the whole set is sound.
+/// Checks a provider's `rules.json`. It contains no hosts, only the guests' mode, which is read once the whole set
+/// is valid.
 pub(super) fn rules(text: &str, context: &mut Context<'_>) {
     match Outbound::parse(text.as_bytes()).map(|rules| rules.without_manifest()) {
         Err(error) => at_place_of(text, &error, "not valid rules of ya-provider", "let ya-provider write it", context),
@@ -97,7 +98,7 @@ fn bad_json(text: &str, error: &serde_json::Error, context: &mut Context<'_>) {
     at_place_of(text, error, "not valid JSON of a whitelist", remedy, context);
 }
 
-/// Reports an error in a document of many lines at its own.
+/// Reports an error in a multi-line document at the error's own line.
 fn at_place_of(text: &str, error: &serde_json::Error, what: &str, remedy: &str, context: &mut Context<'_>) {
     let number = u32::try_from(error.line()).unwrap_or(u32::MAX).max(1);
     let line = text.lines().nth(error.line().saturating_sub(1)).unwrap_or_default();
@@ -107,14 +108,14 @@ fn at_place_of(text: &str, error: &serde_json::Error, what: &str, remedy: &str, 
     context.error((number, line), Fault::new(at, message, remedy));
 }
 
-/// serde_json's message without its own " at line 1 column 2", and cut: it may quote the file.
+/// Returns serde_json's message without its own " at line 1 column 2", and cut: it may quote the file.
 fn without_place(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let text = text.rsplit_once(" at line ").map_or(text.as_str(), |(text, _)| text);
     quote(text).trim_matches('`').to_owned()
 }
 
-/// Follows entries through the text that they are parts of, in one pass.
+/// Locates entries in the text that they are slices of, in one pass.
 struct Cursor<'a> {
     text: &'a str,
     at: usize,
@@ -123,7 +124,7 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
-    /// Line of `part`, which is a slice of the text behind the last one found, and the characters in
+    /// Returns the line of `part`, a slice of the text behind the last one found, and the number of characters in
     /// front of it.
     fn find(&mut self, part: &str) -> (u32, usize) {
         let to = part.as_ptr().addr().saturating_sub(self.text.as_ptr().addr()).min(self.text.len());
@@ -139,7 +140,7 @@ impl Cursor<'_> {
     }
 }
 
-/// One exact host; `place` is its line, as far as it stands in front of the entry.
+/// Handles one exact host; `place` is the part of its line in front of the entry.
 fn strict_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
     let before = column_of(place.1, entry);
     if let Some(address) = address(entry) {
@@ -170,7 +171,7 @@ fn address(entry: &str) -> Option<IpAddr> {
     }
 }
 
-/// One regex of yagna's.
+/// Handles one regex of yagna's.
 fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
     let before = column_of(place.1, entry);
     if entry.len() > MAX_LINE {
@@ -181,7 +182,7 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
         let message = "a blank or comment line is an empty regex to yagna, and matches every name";
         return context.error(place, Fault::new(before, message, "remove it"));
     }
-    // So does yagna, which makes `\s` of `\S`.
+    // yagna does the same, which turns `\S` into `\s`.
     let folded = entry.to_lowercase();
     if let Some(class) = changed_class(entry) {
         let message = format!("to yagna `\\{class}` is `\\{}`: it lower-cases the regex", class.to_ascii_lowercase());
@@ -190,7 +191,8 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
     let pattern = match pattern::analyse(&folded, Matching::Search) {
         Ok(pattern) => pattern,
         Err(mut fault) => {
-            // In a JSON document an escape shifts what follows it, so the entry is the best place.
+            // In a JSON document an escape shifts what follows it, so the start of the entry is the best place to
+            // report.
             fault.at = if before == 0 { fault.at } else { before };
             return context.error(place, fault);
         }
@@ -207,7 +209,7 @@ fn regex_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
     emit(context, place, Subject::SearchRegex(&folded), entry);
 }
 
-/// The first escape of a regex that means something else in lower case.
+/// Returns the first escape of a regex that means something else in lower case.
 fn changed_class(regex: &str) -> Option<char> {
     let mut escaped = false;
     regex.chars().find(|character| {
@@ -217,7 +219,7 @@ fn changed_class(regex: &str) -> Option<char> {
     })
 }
 
-/// Where an entry stands: at the start of a line that is the entry, else behind the indent.
+/// Returns where an entry starts: at the start of a line that is the entry, else behind the indent.
 fn column_of(line: &str, entry: &str) -> usize {
     if line == entry { 0 } else { line.len() }
 }

@@ -1,6 +1,6 @@
-//! The last good list: after each successful load the exact files go into the state dir, as one file
-//! with a checksum, so that a restart with a broken list can go on with what held before. Whether to
-//! fall back to it is the daemon's decision.
+//! The last good list: after each successful load, the exact files are saved in the state dir, as one file with a
+//! checksum. A restart with a broken list can then continue with the previous one. The daemon decides whether to
+//! fall back to it.
 
 use super::read::{Files, MAX_FILES, MAX_TOTAL, SourceFile};
 use super::replace::{Attributes, replace_by};
@@ -12,18 +12,18 @@ use std::path::Path;
 /// Name of the file in the state dir.
 pub const FILE_NAME: &str = "whitelist.last-good";
 
-/// First line of the file; the digit is the version of the form.
+/// First line of the file; the digit is the format version.
 const MAGIC: &[u8] = b"outgate last good whitelist 1\n";
 /// Bytes of the checksum (SHA-256) behind it.
 const CHECKSUM: usize = 32;
 
-/// Why no last good list could be had.
+/// Why no last good list is available.
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
-    /// None was ever kept.
+    /// None was ever saved.
     #[error("no list was kept yet")]
     Nothing,
-    /// The file is damaged, or not of this version.
+    /// The file is damaged, or has another version.
     #[error("the kept list is damaged")]
     Damaged,
     /// Reading it failed.
@@ -31,8 +31,8 @@ pub enum KeepError {
     Io(io::Error),
 }
 
-/// Keeps `files` in `state`; call it with what was just compiled without an error. Writes nothing if
-/// the very same is kept already.
+/// Saves `files` in `state`; call it with files that were just compiled without an error. Writes nothing if the
+/// identical set is saved already.
 pub fn save(state: &Path, files: &Files) -> io::Result<()> {
     let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
     payload(files, &mut |piece| {
@@ -50,7 +50,8 @@ pub fn save(state: &Path, files: &Files) -> io::Result<()> {
     })
 }
 
-/// What is kept of the files, piece by piece: each name and each content with its length before it.
+/// Passes the saved form of the files to `take`, piece by piece: each name and each content, preceded by its
+/// length.
 fn payload(files: &Files, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::Result<()> {
     for file in files.iter() {
         for part in [file.name().as_bytes(), file.bytes()] {
@@ -61,7 +62,7 @@ fn payload(files: &Files, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
     Ok(())
 }
 
-/// Reads back what [`save`] kept.
+/// Reads back what [`save`] wrote.
 pub fn restore(state: &Path) -> Result<Files, KeepError> {
     let file = match File::open(state.join(FILE_NAME)) {
         Ok(file) => file,
@@ -69,7 +70,7 @@ pub fn restore(state: &Path) -> Result<Files, KeepError> {
         Err(error) => return Err(KeepError::Io(error)),
     };
     let mut bytes = Vec::new();
-    // Names and lengths come on top of the contents; 1 KiB a file is more than they take.
+    // Names and lengths are added to the contents; 1 KiB a file is more than they need.
     let most = MAX_TOTAL + u64::try_from(MAX_FILES).unwrap_or(u64::MAX).saturating_mul(1024);
     file.take(most).read_to_end(&mut bytes).map_err(KeepError::Io)?;
     decode(&bytes).ok_or(KeepError::Damaged)

@@ -1,5 +1,5 @@
-//! Beyond right and wrong: rules that are broader than they look, that change nothing, that ended or
-//! will soon, that nobody used. All are warnings, for an operator who has time to tidy up.
+//! Warns about valid rules that are broader than they look, that change nothing, that have ended or will end soon,
+//! or that were never used. All findings are warnings, for an operator who has time to tidy up.
 
 use super::diagnostic::{Diagnostic, Fault, Problems, Report, Severity, quote};
 use super::parse::{self, Rule, canonical};
@@ -11,11 +11,11 @@ use jiff::civil::Date;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// Days ahead in which an end is worth a warning.
+/// How many days ahead an end is worth a warning.
 const SOON: i64 = 14;
 
-/// Resolvers that answer DNS over HTTPS: whoever reaches one has a way around outgate's own DNS,
-/// though not around its connections.
+/// Resolvers that answer DNS over HTTPS: a guest that reaches one can avoid outgate's own DNS, though not its
+/// control of connections.
 const DOH: [&str; 12] = [
     "dns.google",
     "dns64.dns.google",
@@ -30,21 +30,20 @@ const DOH: [&str; 12] = [
     "doh.cleanbrowsing.org",
     "doh.pub",
 ];
-/// Outer names of Encrypted ClientHello: behind them stands whatever name the client hides.
+/// Outer names of Encrypted ClientHello: the client's real, hidden name can be any name behind them.
 const ECH: [&str; 1] = ["cloudflare-ech.com"];
 
 /// What is known beside the files.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usage<'u> {
-    /// The rules that were used, as the daemon that runs on these very files knows them; without it
-    /// nothing is said of use.
+    /// The rules that were used, as recorded by the daemon that runs on these very files; without it, nothing is
+    /// reported about use.
     pub used: Option<&'u UsedLines>,
-    /// Files that a guest names for itself: they hold for that guest alone, and are compared with
-    /// no other file.
+    /// Files that a guest names for itself: they apply to that guest alone, and are compared with no other file.
     pub apart: &'u [String],
 }
 
-/// Warnings for a sound set, in file and line order; the report of a set that is not.
+/// Returns the warnings for a valid set, in file and line order, or the report of an invalid set.
 pub fn lint(files: &Files, today: Date, usage: Usage<'_>) -> Result<Vec<Diagnostic>, Report> {
     let mut problems = files.problems().clone();
     let mut seen = Seen::default();
@@ -79,7 +78,7 @@ pub fn lint(files: &Files, today: Date, usage: Usage<'_>) -> Result<Vec<Diagnost
         };
         parse::file(file, today, &mut Problems::default(), &mut take);
     }
-    // Whoever removes what is covered must not be told to remove what covers it as well.
+    // The rule that covers another must not be reported for removal along with the rule it covers.
     let since = usage.used.map_or(today, |used| jiff::tz::Offset::UTC.to_datetime(used.since()).date());
     for rule in unused.iter().filter(|rule| !needed.contains(&rule.place)) {
         let (file, line) = &rule.place;
@@ -91,10 +90,10 @@ pub fn lint(files: &Files, today: Date, usage: Usage<'_>) -> Result<Vec<Diagnost
     Ok(warnings)
 }
 
-/// What a finding says: message and remedy.
+/// The text of a finding: message and remedy.
 type Finding = Option<(String, String)>;
 
-/// Files of one group hold for the same guests.
+/// Returns the group of a file; files of one group apply to the same guests.
 fn group(file: &Arc<str>, usage: Usage<'_>) -> Arc<str> {
     if usage.apart.iter().any(|apart| **apart == **file) { Arc::clone(file) } else { Arc::from("") }
 }
@@ -140,16 +139,16 @@ fn ending(rule: &Rule<'_>, today: Date) -> Finding {
         .then(|| (format!("ends in {days} days, on {until}"), "give it a later date if it is still needed".to_owned()))
 }
 
-/// Is nothing known of a use of this rule, where something should be?
+/// Returns whether no use of this rule is known although one would be recorded.
 fn never_used(file: &str, rule: &Rule<'_>, today: Date, usage: Usage<'_>) -> bool {
-    // One that is over is reported as such. A `deny` of addresses also holds for what names resolve to,
-    // where it is not noted that it refused.
+    // An expired rule is reported as expired. A `deny` of addresses also applies to what names resolve to, and
+    // refusals there are not recorded.
     let over = rule.terms.until.is_some_and(|until| until < today);
     let guards = rule.terms.effect == Effect::Deny && matches!(rule.subject, Subject::Net(_));
     !over && !guards && usage.used.is_some_and(|used| !used.contains(file, rule.line))
 }
 
-/// A rule that was never used, until it is known whether another needs it to be there.
+/// A rule that was never used, kept until it is known whether another rule needs it.
 struct Unused {
     place: Place,
     effect: Effect,
@@ -168,7 +167,7 @@ impl Unused {
     }
 }
 
-/// Where a rule stands.
+/// File and line of a rule.
 type Place = (Arc<str>, u32);
 
 struct Suffix {
@@ -182,7 +181,7 @@ struct Suffix {
 struct Seen {
     /// First place of each rule, by its canonical form.
     first: HashMap<(Arc<str>, Box<str>), Place>,
-    /// Wildcards by the name they stand in front of.
+    /// Wildcards, by the name behind the wildcard.
     suffixes: HashMap<(Arc<str>, Box<str>), Vec<Suffix>>,
 }
 
@@ -199,7 +198,7 @@ impl Seen {
         }
     }
 
-    /// What is to be said of a rule that changes nothing, and the rule that makes it so.
+    /// Returns the finding for a rule that changes nothing, and the place of the rule that makes it redundant.
     fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Option<((String, String), Place)> {
         let own = (Arc::clone(file), rule.line);
         let text = canonical(&rule.subject, rule.terms).into_boxed_str();
@@ -230,7 +229,7 @@ impl Seen {
     }
 }
 
-/// Does a wildcard of scope `outer` take in all that one of scope `inner` does, `depth` labels below?
+/// Returns whether a wildcard of scope `outer` covers all that one of scope `inner` does, `depth` labels below.
 fn reaches(outer: Scope, inner: Scope, depth: usize) -> bool {
     match (outer, depth) {
         (Scope::Exact, _) => false,
@@ -243,13 +242,13 @@ fn reaches(outer: Scope, inner: Scope, depth: usize) -> bool {
     }
 }
 
-/// Does whatever passes by `inner` pass by `outer` as well, in the same way and as long?
+/// Returns whether everything that `inner` allows is also allowed by `outer`, in the same way and for as long.
 fn covers(outer: &Terms, inner: &Terms) -> bool {
     let lasts = outer.until.is_none_or(|end| inner.until.is_some_and(|inner| inner <= end));
     lasts && outer.ech_allowed >= inner.ech_allowed && outer.to == inner.to && reach_covers(outer.reach, inner.reach)
 }
 
-/// Does a `deny` leave nothing of an `allow`?
+/// Returns whether a `deny` leaves nothing of an `allow`.
 fn refuses(deny: &Terms, allow: &Terms) -> bool {
     let lasts = deny.until.is_none_or(|end| allow.until.is_some_and(|allowed| allowed <= end));
     lasts && reach_covers(deny.reach, allow.reach)
@@ -372,12 +371,12 @@ mod tests {
         // www.a.test is covered and .a.test covers it; the flow was only ever let through by both.
         let found = unused("www.a.test\n.a.test\nwww.b.test\n", &["www.a.test", "www.b.test"]);
         assert!(found.len() == 1 && found[0].contains("is covered by a.rules:2"), "{found:?}");
-        // The covering rule is new, and nothing was noted of it yet.
+        // The covering rule is new, and no use of it was recorded yet.
         let found = unused("www.a.test\n.a.test\n", &[]);
         assert!(found.len() == 1 && found[0].contains("is covered by a.rules:2"), "{found:?}");
     }
 
-    /// The warnings once flows to these hosts have been decided.
+    /// Returns the warnings after flows to these hosts were decided.
     fn unused(text: &str, hosts: &[&str]) -> Vec<String> {
         use crate::identify::{Claim, Evidence};
         use crate::policy::{Mode, Policy, PolicySettings, Unknown};

@@ -1,6 +1,5 @@
-//! The native form, `*.rules`: one rule a line. Takes a line apart into `deny`, subject and
-//! options, and decides what they mean together; [`subject`](super::subject) and
-//! [`options`](super::options) read the parts.
+//! The native form, `*.rules`: one rule a line. Splits a line into `deny`, subject and options, and decides what
+//! they mean together; [`subject`](super::subject) and [`options`](super::options) parse the parts.
 
 use super::diagnostic::{Fault, quote};
 use super::options::{self, Options};
@@ -21,11 +20,11 @@ pub(super) struct Line<'a> {
     /// The rule as written.
     pub(super) source: &'a str,
     pub(super) options: Options<'a>,
-    /// What to tell the operator although the rule holds.
+    /// Messages for the operator although the rule is valid.
     pub(super) warnings: Vec<Fault>,
 }
 
-/// Terms of a host without anything beside it.
+/// Returns the terms of a host with nothing beside it.
 pub(super) const fn plain_terms(effect: Effect, reach: Reach) -> Terms {
     Terms { effect, reach, ech_allowed: false, to: None, until: None }
 }
@@ -63,8 +62,8 @@ fn pass_on(context: &mut Context<'_>, number: u32, line: &str, mut parsed: Line<
     context.rule(line, &Rule { line: number, subject, terms: &parsed.terms, source: parsed.source, owner, note });
 }
 
-/// The shape of nearly all lines of a long list: a name of several labels, perhaps with ports, and nothing
-/// else. Says the same of them as [`parse_line`], in a third of the time.
+/// Parses the shape of nearly all lines of a long list: a name of several labels, perhaps with ports, and nothing
+/// else. The result is that of [`parse_line`], in a third of the time.
 fn plain_rule(line: &str) -> Option<(HostName, Reach)> {
     let (name, reach) = match line.bytes().position(|byte| byte == b':') {
         Some(at) => {
@@ -111,7 +110,7 @@ pub(super) fn parse_line(line: &str) -> Result<Option<Line<'_>>, Fault> {
     finish(parsed, (effect, at), options, source).map(Some)
 }
 
-/// Joins the parts of a rule and holds them against one another.
+/// Joins the parts of a rule and checks them against one another.
 fn finish<'a>(
     parsed: subject::Parsed,
     (effect, at): (Effect, usize),
@@ -144,12 +143,12 @@ fn finish<'a>(
     Ok(Line { subject: parsed.subject, terms, source, options, warnings })
 }
 
-/// Nothing more in the line but, perhaps, a comment?
+/// Returns whether the rest of the line is empty or a comment.
 pub(super) fn ends(line: &str, at: usize) -> bool {
     line.get(at..).is_none_or(|rest| rest.is_empty() || rest.starts_with('#'))
 }
 
-/// Where the next thing in the line starts.
+/// Returns where the next thing in the line starts.
 pub(super) fn skip_blanks(line: &str, from: usize) -> Result<usize, Fault> {
     let rest = line.get(from..).unwrap_or_default();
     let at = from + rest.len() - rest.trim_start_matches([' ', '\t']).len();
@@ -159,13 +158,13 @@ pub(super) fn skip_blanks(line: &str, from: usize) -> Result<usize, Fault> {
     }
 }
 
-/// What is said of white space that is neither space nor tab.
+/// Returns the fault for white space that is neither space nor tab.
 pub(super) fn odd_blank(at: usize, blank: char) -> Fault {
     let message = format!("white space U+{:04X} that is not a plain space", u32::from(blank));
     Fault::new(at, message, "use plain spaces")
 }
 
-/// The text from `at` to the next blank or comment.
+/// Returns the text from `at` to the next blank or comment.
 pub(super) fn word(line: &str, at: usize) -> &str {
     let rest = line.get(at..).unwrap_or_default();
     rest.get(..rest.find([' ', '\t', '#']).unwrap_or(rest.len())).unwrap_or_default()

@@ -1,5 +1,5 @@
-//! What may follow a rule in its line: `until=`, `owner=`, `note=`, `ech=`, `to=`, `wide=`, in any
-//! order, each once. What they mean together with the rule is left to [`native`](super::native).
+//! The options that may follow a rule in its line: `until=`, `owner=`, `note=`, `ech=`, `to=`, `wide=`, in any
+//! order, each once. [`native`](super::native) decides what they mean together with the rule.
 
 use super::diagnostic::{Fault, quote};
 use super::native::{ends, odd_blank, skip_blanks};
@@ -19,16 +19,16 @@ pub(super) struct Options<'a> {
     pub(super) until: Option<Date>,
     pub(super) owner: Option<&'a str>,
     pub(super) note: Option<&'a str>,
-    /// Where `ech=allow` stands.
+    /// Position of `ech=allow`.
     pub(super) ech_at: Option<usize>,
     pub(super) to: Option<Arc<[IpNet]>>,
-    /// Where `to=` stands.
+    /// Position of `to=`.
     pub(super) to_at: Option<usize>,
     /// `wide=yes`.
     pub(super) wide: bool,
 }
 
-/// Reads the options of `line` from byte `from` on, and where the last thing before a comment ends.
+/// Parses the options of `line` from byte `from` on. Also returns where the last item before a comment ends.
 pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fault> {
     let mut options = Options::default();
     let mut seen: [bool; KNOWN.len()] = Default::default();
@@ -58,13 +58,13 @@ pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fau
 struct Written<'a> {
     key: &'a str,
     value: &'a str,
-    /// Where the value stands.
+    /// Where the value starts.
     value_at: usize,
     /// Where the option ends.
     end: usize,
 }
 
-/// Takes `key=value` or `key="value"` apart.
+/// Splits `key=value` or `key="value"`.
 fn split(line: &str, at: usize) -> Result<Written<'_>, Fault> {
     let rest = line.get(at..).unwrap_or_default();
     let stop = rest.find(|c: char| c == '=' || c == '#' || c.is_whitespace()).unwrap_or(rest.len());
@@ -151,7 +151,7 @@ fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result
     Ok(())
 }
 
-/// A day as `YYYY-MM-DD` and in no other way.
+/// Parses a date as `YYYY-MM-DD`, in no other notation.
 fn date(text: &str) -> Option<Date> {
     let mut parts = text.split('-');
     let mut number = |length: usize| {
@@ -166,7 +166,7 @@ fn date(text: &str) -> Option<Date> {
     Date::new(year, i8::try_from(month).ok()?, i8::try_from(day).ok()?).ok()
 }
 
-/// Ranges, separated by commas; IPv6 with or without brackets.
+/// Parses ranges, separated by commas; IPv6 with or without brackets.
 fn nets(text: &str) -> Result<Arc<[IpNet]>, Fault> {
     let mut nets = Vec::new();
     let mut at = 0;

@@ -1,6 +1,5 @@
-//! From the bytes of one file to rules, whatever its format: checks the text (UTF-8, control
-//! characters, a whole last line), hands it to the parser of its format, and writes rules back in
-//! canonical form.
+//! From the bytes of one file to rules, for every format: checks the text (UTF-8, control characters, a complete
+//! last line), passes it to the parser of its format, and formats rules in canonical form.
 
 use super::diagnostic::{Fault, Problems, Severity, is_invisible};
 use super::read::{Format, SourceFile};
@@ -17,34 +16,34 @@ pub(super) struct Rule<'a> {
     pub(super) line: u32,
     pub(super) subject: Subject<'a>,
     pub(super) terms: &'a Terms,
-    /// As written, without a comment behind it.
+    /// As written, without a trailing comment.
     pub(super) source: &'a str,
     pub(super) owner: Option<&'a str>,
     pub(super) note: Option<&'a str>,
 }
 
-/// Takes rules; what it refuses becomes an error at the rule's line.
+/// Accepts rules; a refusal becomes an error at the rule's line.
 pub(super) type Take<'t> = &'t mut dyn FnMut(&Rule<'_>) -> Result<(), String>;
 
 /// What the parser of a format works with.
 pub(super) struct Context<'c> {
     /// Name of the file.
     pub(super) file: Arc<str>,
-    /// For what is expired.
+    /// Decides which rules are expired.
     pub(super) today: Date,
-    /// Takes the findings.
+    /// Collects the findings.
     pub(super) problems: &'c mut Problems,
-    /// Takes the rules.
+    /// Accepts the rules.
     pub(super) take: Take<'c>,
 }
 
 impl Context<'_> {
-    /// Notes an error in `line` (number and text).
+    /// Records an error in `line` (number and text).
     pub(super) fn error(&mut self, line: (u32, &str), fault: Fault) {
         self.problems.fault(&self.file, Severity::Error, line, fault);
     }
 
-    /// Notes a warning in `line` (number and text).
+    /// Records a warning in `line` (number and text).
     pub(super) fn warn(&mut self, line: (u32, &str), fault: Fault) {
         self.problems.fault(&self.file, Severity::Warning, line, fault);
     }
@@ -70,7 +69,8 @@ pub(super) fn file(file: &SourceFile, today: Date, problems: &mut Problems, take
     }
 }
 
-/// How many lines begin like a rule: with neither a blank nor a comment. Of a JSON file that says little.
+/// Counts the lines that begin like a rule: with neither a blank nor a comment. The count means little for a JSON
+/// file.
 pub(super) fn count(text: &[u8]) -> usize {
     let begins = |pair: (&u8, &u8)| usize::from(*pair.0 == b'\n' && *pair.1 > b'#');
     let first = text.first().is_some_and(|byte| *byte > b'#');
@@ -79,7 +79,7 @@ pub(super) fn count(text: &[u8]) -> usize {
     pieces.map(|(text, next)| text.iter().zip(next).map(begins).sum::<usize>()).sum::<usize>() + usize::from(first)
 }
 
-/// The lines of a text with their numbers, without their ends (LF or CRLF).
+/// Returns the lines of a text with their numbers, without their line ends (LF or CRLF).
 pub(super) fn lines(text: &str) -> impl Iterator<Item = (u32, &str)> {
     text.split_inclusive('\n').zip(1u32..).map(|(line, number)| {
         let line = line.strip_suffix('\n').unwrap_or(line);
@@ -87,7 +87,7 @@ pub(super) fn lines(text: &str) -> impl Iterator<Item = (u32, &str)> {
     })
 }
 
-/// The text of a file, if it is sound; else the problem is noted.
+/// Returns the text of a file if it is sound; otherwise records the problem.
 fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str> {
     let bytes = file.bytes();
     let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
@@ -100,11 +100,11 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
             return None;
         }
     };
-    // Without a branch for each byte, this is done several bytes at a time.
+    // Without a branch for each byte, the compiler can check several bytes at a time.
     let odd = |odd, byte: &u8| odd | (*byte < b' ' && *byte != b'\n' && *byte != b'\t') | (*byte >= 0x7f);
     let plain = !cooperate::pieces(bytes).any(|piece| piece.iter().fold(false, odd));
     let mut sound = plain || printable(text, context);
-    // A structured file that was cut does not parse; a list of lines would, and its last line might
+    // A truncated structured file does not parse. A truncated list of lines would parse, and its last line might
     // be the beginning of a longer one.
     if !matches!(file.format(), Format::Json | Format::ProviderRules) && !text.is_empty() && !text.ends_with('\n') {
         let (number, line) = last_line(text);
@@ -115,7 +115,7 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
     sound.then_some(text)
 }
 
-/// Notes every line that holds a character which does not show; one a line.
+/// Records every line that contains an invisible character; one finding a line.
 fn printable(text: &str, context: &mut Context<'_>) -> bool {
     let mut sound = true;
     for (number, line) in lines(text) {
@@ -129,15 +129,15 @@ fn printable(text: &str, context: &mut Context<'_>) -> bool {
     sound
 }
 
-/// Number and text of the last line of `text`.
+/// Returns number and text of the last line of `text`.
 fn last_line(text: &str) -> (u32, &str) {
     let line = text.rsplit_once('\n').map_or(text, |(_, line)| line);
     let number = text.bytes().filter(|byte| *byte == b'\n').count();
     (u32::try_from(number).unwrap_or(u32::MAX).saturating_add(1), line)
 }
 
-/// A rule in canonical form: equal texts are equal rules. Golem's are written in the native form
-/// that comes closest.
+/// Formats a rule in canonical form: equal texts are equal rules. Golem's rules are written in the closest native
+/// form.
 pub(super) fn canonical(subject: &Subject<'_>, terms: &Terms) -> String {
     let mut text = String::new();
     if terms.effect == Effect::Deny {

@@ -1,9 +1,9 @@
-//! What a regex lets in: read as syntax (never run on anything a guest sent), to find errors with
-//! their place, to tell whether it stays within one owner's names, and to construct a name of
-//! somebody else's that passes. Matching is left to the policy.
+//! What a regex matches. It is parsed as syntax and never run on anything that a guest sent. The analysis finds
+//! errors with their place, decides whether the regex stays within one owner's names, and constructs a matching
+//! name of somebody else. The policy does the matching.
 //!
-//! The method: take the regex down to the characters of names, look at the literals that every
-//! match must end in, and ask the public-suffix guard about the part behind the first dot.
+//! The method: restrict the regex to the characters of names, look at the literals that every match must end in,
+//! and ask the public-suffix guard about the part behind the first dot.
 
 use super::diagnostic::Fault;
 use super::public_suffix::{self, Depth, Wide};
@@ -12,36 +12,36 @@ use regex_syntax::ast::{self, Ast};
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal};
 use regex_syntax::hir::{Class, ClassUnicode, ClassUnicodeRange, Hir, HirKind, Look};
 
-/// The deepest nesting taken.
+/// The deepest nesting accepted.
 const NEST_LIMIT: u32 = 50;
-/// Literal endings looked at.
+/// How many literal endings are examined.
 const LITERALS: usize = 512;
-/// Length of a constructed name beyond which none is looked for.
+/// The longest name that is constructed.
 const SAMPLE: usize = 253;
-/// Bytes of a compiled regex, when an example is tried.
+/// Size limit, in bytes, of the compiled regex when an example is tried.
 const COMPILED: usize = 1 << 20;
 
-/// How a regex is held against a name.
+/// How a regex is matched against a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Matching {
-    /// It must match the whole of it (the native form).
+    /// It must match the whole name (the native form).
     Whole,
-    /// It is searched for in it, case and white space ignored (Golem's).
+    /// It is searched for in the name, case and white space ignored (Golem's).
     Search,
 }
 
 /// What is known of a regex.
 #[derive(Clone, Debug)]
 pub(super) struct Pattern {
-    /// It lets in names of unrelated owners.
+    /// Set if it matches names of unrelated owners.
     pub(super) wide: Option<Wide>,
-    /// It has capitals in it, and was read as if case did not matter; the policy should do the same.
+    /// It contains capitals, and was read as case-insensitive; the policy should do the same.
     pub(super) upper_case: bool,
-    /// No name can match.
+    /// It matches no name.
     pub(super) matches_nothing: bool,
 }
 
-/// Reads a regex; faults are at byte offsets within `text`.
+/// Analyses a regex; faults are at byte offsets within `text`.
 pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> {
     let search = matching == Matching::Search;
     if !search && let Some((at, _)) = text.char_indices().find(|(_, c)| !c.is_ascii()) {
@@ -73,8 +73,8 @@ pub(super) fn analyse(text: &str, matching: Matching) -> Result<Pattern, Fault> 
     Ok(Pattern { wide, upper_case: letters.upper_case, matches_nothing: nothing })
 }
 
-/// A name that passes by a regex already known to be too wide, and belongs to somebody else than
-/// most of what it lets in; empty if none is found. `first` is tried before others.
+/// Returns a name that a regex, already known to be too wide, matches, and that belongs to a different owner than
+/// most of what it matches; empty if none is found. `first` is tried before others.
 pub(super) fn example(text: &str, first: &str) -> String {
     let hir = parser(false).parse(text).ok().and_then(|ast| translator(false).translate(text, &ast).ok());
     hir.and_then(|hir| stranger(text, &restrict(&hir), Matching::Whole, first)).unwrap_or_default()
@@ -88,10 +88,10 @@ fn translator(folding: bool) -> regex_syntax::hir::translate::Translator {
     regex_syntax::hir::translate::TranslatorBuilder::new().case_insensitive(folding).build()
 }
 
-/// What the written form shows and the translated one does not.
+/// Properties that the syntax tree shows and the translated form does not.
 #[derive(Default)]
 struct Letters {
-    /// A capital, outside classes or in them.
+    /// A capital, inside or outside a class.
     upper_case: bool,
     /// A class of characters or a dot; alternatives of single letters become classes only later.
     classes: bool,
@@ -137,7 +137,7 @@ fn alphabet() -> ClassUnicode {
     ClassUnicode::new(ranges.map(|(first, last)| ClassUnicodeRange::new(first, last)))
 }
 
-/// The regex with everything taken out that no name can hold; matches the same names.
+/// Returns the regex without everything that no name can contain; it matches the same names.
 fn restrict(hir: &Hir) -> Hir {
     match hir.kind() {
         HirKind::Empty => Hir::empty(),
@@ -176,7 +176,7 @@ fn restrict(hir: &Hir) -> Hir {
     }
 }
 
-/// Does the regex leave open a label under which anybody may have names?
+/// Returns whether the regex leaves a label open under which anybody may register names.
 fn breadth(names: &Hir, matching: Matching, classes: bool) -> Option<Wide> {
     let properties = names.properties();
     let open_start = matching == Matching::Search && !properties.look_set_prefix().contains(Look::Start);
@@ -184,7 +184,7 @@ fn breadth(names: &Hir, matching: Matching, classes: bool) -> Option<Wide> {
     if open_end {
         return public_suffix::below("", Depth::Any);
     }
-    // Alternatives that are spelled out are a list of names; what a class stands for is not.
+    // Spelled-out alternatives are a list of names; the members of a class are not.
     let mut extractor = Extractor::new();
     extractor.kind(ExtractKind::Suffix).limit_class(if classes { 1 } else { 64 }).limit_repeat(1);
     extractor.limit_literal_len(SAMPLE + 1).limit_total(LITERALS);
@@ -202,13 +202,13 @@ fn ending_breadth(ending: &Literal, open_start: bool) -> Option<Wide> {
     let text = std::str::from_utf8(ending.as_bytes()).unwrap_or_default();
     match text.split_once('.') {
         None => public_suffix::below("", Depth::Any),
-        // No name ends so.
+        // No valid name ends like this.
         Some((_, base)) if HostName::parse(base).is_err() || base.ends_with('.') => None,
         Some((_, base)) => public_suffix::below(base, Depth::Any),
     }
 }
 
-/// A name that passes and belongs to somebody else; really tried.
+/// Returns a matching name that belongs to somebody else; each candidate is tried against the real regex.
 fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<String> {
     let regex = match matching {
         Matching::Whole => regex::RegexBuilder::new(&format!(r"\A(?:{text})\z")).size_limit(COMPILED).build().ok()?,
@@ -234,7 +234,7 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
         HostName::parse(name).is_ok_and(|parsed| parsed.as_str() == name)
             && match public_suffix::registrable(name) {
                 Some(other) => Some(other) != owner,
-                // A public suffix that is a host itself, shared by all who have names below it.
+                // A public suffix that is itself a host, shared by everyone with names below it.
                 None => name.contains('.'),
             }
             && regex.is_match(name)
@@ -242,28 +242,28 @@ fn stranger(text: &str, names: &Hir, matching: Matching, first: &str) -> Option<
     dressed.into_iter().find(hostile)
 }
 
-/// What to take where a class holds a dot and other characters.
+/// What to choose where a class contains a dot and other characters.
 #[derive(Clone, Copy)]
 enum Dots {
     /// Always the dot.
     All,
     /// Never.
     None,
-    /// The dot in the n-th such class alone.
+    /// The dot in the n-th such class only.
     Only(usize),
 }
 
-/// Which of the texts that a regex matches to make.
+/// Which of the texts that a regex matches to construct.
 #[derive(Clone, Copy)]
 struct Choice {
     dots: Dots,
-    /// Rounds of each repetition, at least.
+    /// Minimum rounds of each repetition.
     least: u32,
     /// Which alternative, and which character of a class.
     turn: usize,
 }
 
-/// A text that the regex matches (looks aside).
+/// Returns a text that the regex matches (look-arounds ignored).
 fn sample(hir: &Hir, choice: Choice) -> String {
     let mut text = String::new();
     let mut seen = 0;
@@ -284,7 +284,7 @@ fn push_sample(hir: &Hir, choice: Choice, seen: &mut usize, text: &mut String) {
             for _ in 0..times {
                 let before = text.len();
                 push_sample(&repetition.sub, choice, seen, text);
-                // A part that adds nothing adds nothing a thousand times over.
+                // A part that adds nothing still adds nothing when it is repeated.
                 if text.len() == before || text.len() > SAMPLE {
                     return;
                 }

@@ -1,8 +1,7 @@
-//! The public-suffix guard: does a pattern let in names of owners who have nothing to do with one
-//! another? It does where a label stands open straight under a public suffix (of the ICANN or the
-//! private section of the Public Suffix List), or where everything below a name is taken in that has
-//! such suffixes below it. The `psl` crate tells suffixes; it cannot list them, so the names above
-//! them stand in a table of our own.
+//! The public-suffix guard: does a pattern match names of unrelated owners? It does if an open label is directly
+//! under a public suffix (of the ICANN or the private section of the Public Suffix List), or if the pattern
+//! matches everything below a name that has such suffixes below it. The `psl` crate recognises suffixes but cannot
+//! list them, so a table of our own holds the names above them.
 
 use super::subject::Owned;
 use super::{glob, pattern};
@@ -11,16 +10,16 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::OnceLock;
 
-/// Names that are no public suffix but have some below them, one a line: the name and the nearest
-/// such suffix relative to it. Made from the Public Suffix List by the test below.
+/// Names that are not a public suffix but have some below them, one a line: the name and the nearest such suffix
+/// relative to it. Made from the Public Suffix List by the test below.
 const ANCESTORS: &str = include_str!("guard/ancestors.txt");
 
-/// What a pattern lets in beyond one owner's names.
+/// What a pattern matches beyond one owner's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Wide {
-    /// The name under which anybody may have names; empty for the root.
+    /// The name under which anybody may register names; empty for the root.
     pub(super) base: String,
-    /// A name of some stranger that passes; empty where none was found.
+    /// A matching name of an unrelated owner; empty if none was found.
     pub(super) example: String,
 }
 
@@ -35,7 +34,7 @@ impl fmt::Display for Wide {
 }
 
 impl Wide {
-    /// How to narrow the pattern.
+    /// Returns how to narrow the pattern.
     pub(super) fn remedy(&self) -> String {
         let own = if self.base.is_empty() { "example.com" } else { &self.base };
         if self.base.is_empty() {
@@ -46,7 +45,7 @@ impl Wide {
     }
 }
 
-/// How deep below a base names are let in.
+/// How deep below a base names are matched.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Depth {
     /// One label.
@@ -55,7 +54,7 @@ pub(super) enum Depth {
     Any,
 }
 
-/// Is the subject of an allowing rule too wide?
+/// Returns whether the subject of an allowing rule is too wide, and how.
 pub(super) fn breadth(subject: &Owned) -> Option<Wide> {
     match subject {
         Owned::Net(_) => None,
@@ -84,7 +83,7 @@ fn glob_breadth(pattern: &str, scope: Scope) -> Option<Wide> {
     Some(Wide { example, ..wide })
 }
 
-/// Are names below `base` those of unrelated owners?
+/// Returns whether names below `base` belong to unrelated owners, and an example.
 pub(super) fn below(base: &str, depth: Depth) -> Option<Wide> {
     if base.is_empty() {
         return Some(Wide { base: String::new(), example: "anyone.example".to_owned() });
@@ -102,12 +101,12 @@ pub(super) fn below(base: &str, depth: Depth) -> Option<Wide> {
     }
 }
 
-/// Is `name` itself a public suffix, or an unknown top-level domain?
+/// Returns whether `name` itself is a public suffix, or an unknown top-level domain.
 pub(super) fn is_public_suffix(name: &str) -> bool {
     psl::suffix_str(name) == Some(name)
 }
 
-/// The domain that somebody registered and under which `name` stands.
+/// Returns the registered domain that `name` belongs to.
 pub(super) fn registrable(name: &str) -> Option<&str> {
     psl::domain_str(name)
 }
@@ -135,7 +134,7 @@ mod tests {
 #   OUTGATE_REGENERATE=1 cargo test --lib whitelist::guard
 ";
 
-    /// The list that the psl crate was made from; it lies beside its sources.
+    /// The list that the psl crate was made from; it is in the same package as the crate's sources.
     fn rules() -> String {
         let cargo = std::process::Command::new(env!("CARGO"))
             .args(["metadata", "--format-version=1", "--offline", "--filter-platform"])

@@ -1,6 +1,6 @@
-//! Files from disk: which files of a dir belong to the list, whether they may be trusted, and their
-//! bytes, all as of one moment. What stands in them is left to the parsers; problems met here are
-//! kept with the set, so that they are reported together with theirs.
+//! Reads files from disk: which files of a dir belong to the list, whether they may be trusted, and their bytes,
+//! all as of one moment. The parsers interpret the content. Problems found here are kept with the set, so that
+//! they are reported together with those of the parsers.
 
 use super::diagnostic::{Problems, Severity};
 use super::replace;
@@ -22,7 +22,7 @@ pub const MAX_FILE: u64 = 64 << 20;
 pub const MAX_TOTAL: u64 = 256 << 20;
 /// The most files in a set.
 pub const MAX_FILES: usize = 4096;
-/// Times a dir is read again because it changed meanwhile.
+/// How often a dir is read again because it changed in the meantime.
 const ATTEMPTS: usize = 3;
 
 /// SHA-256 over the names and contents of a set of files.
@@ -41,7 +41,7 @@ impl fmt::Debug for Fingerprint {
     }
 }
 
-/// How a file is written, told by its name.
+/// The format of a file, determined by its name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// `*.rules`.
@@ -52,12 +52,12 @@ pub(super) enum Format {
     Regex,
     /// `*.json`.
     Json,
-    /// A Golem provider's `rules.json`, which has no hosts in it.
+    /// A Golem provider's `rules.json`, which contains no hosts.
     ProviderRules,
 }
 
 impl Format {
-    /// The format of a file called `name`; `None` for one that is no part of a list.
+    /// Returns the format of a file called `name`, or `None` if it is not part of a list.
     pub(super) fn of(name: &str) -> Option<Format> {
         if name.starts_with('.') || name.starts_with('#') {
             return None;
@@ -81,8 +81,8 @@ pub struct SourceFile {
 }
 
 impl SourceFile {
-    /// `None` if a file of that name is no part of a list. What is called by its whole path comes from a
-    /// provider's data dir.
+    /// Returns `None` if a file of that name is not part of a list. A name that is a whole path belongs to a file
+    /// of a provider's data dir.
     pub(super) fn new(name: &str, bytes: Vec<u8>) -> Option<SourceFile> {
         let format = match name.rsplit_once('/') {
             Some((_, provider::RULES)) => Format::ProviderRules,
@@ -111,7 +111,7 @@ impl SourceFile {
     }
 }
 
-/// A set of whitelist files in name order, and what was wrong with reading them.
+/// A set of whitelist files in name order, and the problems found while reading them.
 #[derive(Clone, Debug, Default)]
 pub struct Files {
     dir: Option<PathBuf>,
@@ -120,7 +120,8 @@ pub struct Files {
 }
 
 impl Files {
-    /// The files of `dir`, or the shipped ones where there is none, and those of a Golem provider's data dir.
+    /// Reads the files of `dir`, or takes the shipped ones if there is no dir, and adds those of a Golem
+    /// provider's data dir.
     pub fn of(dir: Option<&Path>, data_dir: Option<&Path>) -> Files {
         let mut files = dir.map_or_else(Files::shipped, Files::read);
         if let Some(data_dir) = data_dir {
@@ -129,14 +130,14 @@ impl Files {
         files
     }
 
-    /// None at all.
+    /// Returns an empty set.
     pub fn none() -> Files {
         Files { dir: None, files: Vec::new(), problems: Problems::default() }
     }
 
-    /// Adds list and rules of a data dir. Where one is missing, yagna goes on without.
+    /// Adds list and rules of a data dir. If one of them is missing, yagna continues without it.
     fn read_provider(&mut self, data_dir: &Path) {
-        // Its files are called by their whole path, which must not be taken for one within the whitelist dir.
+        // Its files are named by their whole path, which must not be mistaken for one within the whitelist dir.
         let absolute = std::path::absolute(data_dir);
         let data_dir = absolute.as_deref().unwrap_or(data_dir);
         let checked = match data_dir.metadata() {
@@ -155,18 +156,18 @@ impl Files {
         }
     }
 
-    /// The provider's rules, if there are any.
+    /// Returns the provider's rules, if there are any.
     pub fn outbound(&self) -> Option<provider::Outbound> {
         let rules = self.files.iter().find(|file| file.format == Format::ProviderRules)?;
-        // A set with broken ones is not compiled.
+        // A set with broken rules is not compiled.
         Some(provider::Outbound::parse(&rules.bytes).unwrap_or_else(|_| provider::Outbound::closed()))
     }
 
-    /// Reads the files of `dir`. Never fails: what could not be read is an error of the set, and
-    /// comes out when it is compiled.
+    /// Reads the files of `dir`. Never fails: anything that could not be read is an error of the set, and is
+    /// reported when the set is compiled.
     ///
-    /// A dir that changes while it is read is read again, so that links swapped all at once are
-    /// seen all before or all after.
+    /// A dir that changes while it is read is read again, so that links swapped all at once are seen either all
+    /// before or all after the swap.
     pub fn read(dir: &Path) -> Files {
         let mut stamp = Stamp::of(dir);
         let mut files = read_once(dir);
@@ -181,20 +182,19 @@ impl Files {
         files
     }
 
-    /// A set from memory; files whose names are no whitelist's are left out.
+    /// Builds a set from memory; files without a whitelist file name are left out.
     pub fn from_memory<N: AsRef<str>, B: Into<Vec<u8>>>(files: impl IntoIterator<Item = (N, B)>) -> Files {
         let files = files.into_iter().filter_map(|(name, bytes)| SourceFile::new(name.as_ref(), bytes.into()));
         Files::from_sources(files.collect())
     }
 
-    /// A set of these files.
+    /// Builds a set of these files.
     pub(super) fn from_sources(mut files: Vec<SourceFile>) -> Files {
         files.sort_by(|a, b| a.name.cmp(&b.name));
         Files { files, ..Files::default() }
     }
 
-    /// Adds a file from elsewhere (Golem's data dir) under the same checks; it is called by its
-    /// whole path.
+    /// Adds a file from elsewhere (Golem's data dir) with the same checks; it is named by its whole path.
     pub fn read_also(&mut self, path: &Path) {
         let name = path.to_string_lossy();
         match read_file(path, MAX_FILE).map(|bytes| SourceFile::new(&name, bytes)) {
@@ -207,7 +207,7 @@ impl Files {
         }
     }
 
-    /// The dir they come from.
+    /// Returns the dir that the files come from.
     pub fn dir(&self) -> Option<&Path> {
         self.dir.as_deref()
     }
@@ -217,17 +217,17 @@ impl Files {
         self.files.iter()
     }
 
-    /// How many.
+    /// Returns the number of files.
     pub fn len(&self) -> usize {
         self.files.len()
     }
 
-    /// None at all?
+    /// Returns whether the set has no files.
     pub fn is_empty(&self) -> bool {
         self.files.is_empty()
     }
 
-    /// Equal for sets that are equal, unreadable files included.
+    /// Returns a hash that is equal for equal sets, unreadable files included.
     pub fn fingerprint(&self) -> Fingerprint {
         let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
         let mut part = |bytes: &[u8]| {
@@ -250,7 +250,7 @@ impl Files {
         &self.problems
     }
 
-    /// Puts `bytes` in place of the file `name`, or beside the others.
+    /// Replaces the content of the file `name`, or adds the file.
     pub(super) fn replace(&mut self, name: &str, bytes: Vec<u8>) {
         match self.files.iter_mut().find(|file| &*file.name == name) {
             Some(file) => file.bytes = bytes,
@@ -260,7 +260,7 @@ impl Files {
     }
 }
 
-/// What stat(2) says of a dir and all that is in it, after links: changes whenever files are
+/// What stat(2) reports for a dir and everything in it, with links followed. It changes whenever files are
 /// written, replaced, added, removed or linked elsewhere. Cheap enough to take every second or two.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stamp(Vec<(PathBuf, Option<[i64; 8]>)>);
@@ -319,12 +319,12 @@ fn read_once(dir: &Path) -> Files {
     set
 }
 
-/// Reads one entry of the dir into the set, or says why it is left out.
+/// Reads one entry of the dir into the set, or records why it is left out.
 fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
     let shown: Arc<str> = Arc::from(name.to_string_lossy());
     let path = dir.join(name);
     let Some(format) = name.to_str().and_then(Format::of) else {
-        // A Kubernetes volume keeps its generations in dot directories; they are no oversight.
+        // A Kubernetes volume keeps its generations in dot directories; they are there on purpose.
         let is_dir = path.is_dir();
         let expected = (is_dir && shown.starts_with('.')) || shown.ends_with(replace::SUFFIX);
         if !expected {
@@ -360,7 +360,7 @@ impl From<io::Error> for Refused {
     }
 }
 
-/// The names in `dir`, sorted; one more than the bound where there are more.
+/// Returns the names in `dir`, sorted; if there are too many, one more than the bound.
 fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
     let meta = std::fs::metadata(dir)?;
     if !meta.is_dir() {
@@ -375,8 +375,8 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
     Ok(names)
 }
 
-/// Reads a regular file that others cannot write, at most `limit` bytes. Opened without blocking, so
-/// that a FIFO in its place cannot hold up the reload.
+/// Reads a regular file that others cannot write, at most `limit` bytes. The file is opened without blocking, so
+/// that a FIFO in its place cannot block the reload.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
     let mut file = system::open_at_once(path, OFlags::empty())?;
     let meta = file.metadata()?;
@@ -397,7 +397,7 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
     Ok(bytes)
 }
 
-/// Nobody else may put files there.
+/// Checks that nobody else may put files there.
 fn check_dir(meta: &Metadata) -> Result<(), Refused> {
     if meta.mode() & 0o002 == 0 {
         return Ok(());

@@ -1,5 +1,5 @@
-//! Replacing a file so that a reader, and a machine that loses power, finds the old content or the
-//! new one whole: a temporary file beside it, fsync, rename, fsync of the dir.
+//! Replaces a file so that a reader, or a machine that loses power, finds either the whole old content or the
+//! whole new one: a temporary file beside it, fsync, rename, fsync of the dir.
 
 use std::fs::{self, File, Metadata, OpenOptions, Permissions};
 use std::io::{self, Write};
@@ -7,34 +7,34 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How the temporary names end; a dir listing that meets one is looking at a change under way.
+/// Suffix of the temporary names; in a dir listing it marks a change in progress.
 pub(super) const SUFFIX: &str = ".outgate-new";
 
-/// Whose a file is, and who may use it.
+/// Owner and permissions of a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Attributes {
-    /// User and group; `None`: the process's own.
+    /// User and group; `None` for the process's own.
     pub(crate) owner: Option<(u32, u32)>,
-    /// As chmod(2) takes it.
+    /// As chmod(2) expects it.
     pub(crate) mode: u32,
 }
 
 impl Attributes {
-    /// The process's own, and nobody else's.
+    /// The process's own, with no access for others.
     pub(crate) const PRIVATE: Attributes = Attributes { owner: None, mode: 0o600 };
 
-    /// Those of a file.
+    /// Returns those of a file.
     pub(super) fn of(meta: &Metadata) -> Attributes {
         Attributes { owner: Some((meta.uid(), meta.gid())), mode: meta.mode() & 0o7777 }
     }
 }
 
-/// Writes `bytes` to `path`. A link there is what gets replaced.
+/// Writes `bytes` to `path`. If `path` is a link, the link itself is replaced.
 pub(crate) fn replace(path: &Path, bytes: &[u8], attributes: Attributes) -> io::Result<()> {
     replace_by(path, attributes, |file| file.write_all(bytes))
 }
 
-/// As [`replace`], with whatever `fill` writes.
+/// Like [`replace`], with the content that `fill` writes.
 pub(super) fn replace_by(
     path: &Path,
     attributes: Attributes,
@@ -47,7 +47,7 @@ pub(super) fn replace_by(
     let temporary = dir.join(format!(".{}.{}-{count}{SUFFIX}", name.to_string_lossy(), std::process::id()));
     let result = write(&temporary, attributes, fill).and_then(|()| fs::rename(&temporary, path));
     if result.is_err() {
-        // What went wrong first is what to report.
+        // Report the first error, not that of the removal.
         let _ = fs::remove_file(&temporary);
     }
     result?;
@@ -61,7 +61,7 @@ fn write(path: &Path, attributes: Attributes, fill: impl FnOnce(&mut File) -> io
     if let Some((user, group)) = attributes.owner.filter(|owner| *owner != (own.uid(), own.gid())) {
         fchown(&file, Some(user), Some(group))?;
     }
-    // The running daemon has no chmod(2), and makes private files alone.
+    // The running daemon may not call chmod(2); it only creates private files.
     if own.mode() & 0o7777 != attributes.mode {
         file.set_permissions(Permissions::from_mode(attributes.mode))?;
     }

@@ -1,6 +1,5 @@
-//! The subject of a rule in the native form: scheme, host (name, wildcard, glob, regex or
-//! address), ports. Every way of getting it wrong that is worth a sentence has one, with what to
-//! write instead.
+//! The subject of a rule in the native form: scheme, host (name, wildcard, glob, regex or address), ports. Every
+//! mistake worth a sentence has its own message, with the correct notation.
 
 use super::diagnostic::{Fault, quote};
 use super::glob;
@@ -13,7 +12,7 @@ use crate::target::{Host, parse_port};
 use ipnet::IpNet;
 use std::net::IpAddr;
 
-/// A subject that owns what it is made of.
+/// A subject that owns its parts.
 #[derive(Clone, Debug)]
 pub(super) enum Owned {
     /// A literal name.
@@ -29,7 +28,7 @@ pub(super) enum Owned {
 }
 
 impl Owned {
-    /// The subject as the policy takes it.
+    /// Returns the subject in the form that the policy expects.
     pub(super) fn borrow(&self) -> Subject<'_> {
         match self {
             Owned::Name { base, scope } => Subject::Name { base: base.as_str(), scope: *scope },
@@ -41,7 +40,7 @@ impl Owned {
     }
 }
 
-/// What was read; `reach` is that of an allowing rule.
+/// The result of parsing; `reach` is that of an allowing rule.
 #[derive(Debug)]
 pub(super) struct Parsed {
     pub(super) subject: Owned,
@@ -69,8 +68,8 @@ const SCHEMES: [(&str, Scheme); 7] = [
     ("quic", Scheme::Quic),
 ];
 
-/// How many bytes of `text` the subject takes up: up to a blank or a comment, and for a regex at
-/// least through its closing slash.
+/// Returns how many bytes of `text` the subject occupies: up to a blank or a comment, and for a regex at least
+/// through its closing slash.
 pub(super) fn length(text: &str) -> Result<usize, Fault> {
     let host_at = text.find("://").filter(|at| text.bytes().take(*at).all(|b| b.is_ascii_alphanumeric()));
     let host_at = host_at.map_or(0, |at| at + 3);
@@ -85,12 +84,12 @@ pub(super) fn length(text: &str) -> Result<usize, Fault> {
     }
 }
 
-/// The end of a line, a blank or a comment.
+/// Returns whether a subject ends here: at the end of a line, a blank or a comment.
 fn stops(next: Option<char>) -> bool {
     matches!(next, None | Some(' ' | '\t' | '#'))
 }
 
-/// Bytes from the opening slash through the closing one.
+/// Returns the bytes from the opening slash through the closing one.
 fn regex_length(text: &str) -> Result<usize, Fault> {
     let mut escaped = false;
     for (at, character) in text.char_indices().skip(1) {
@@ -111,7 +110,7 @@ fn regex_length(text: &str) -> Result<usize, Fault> {
     Err(Fault::new(0, "the regex is not closed", "end it with `/`; a path has no place in a rule"))
 }
 
-/// Reads a subject; `token` is of the [`length`] told.
+/// Parses a subject; `token` has the [`length`] computed above.
 pub(super) fn parse(token: &str) -> Result<Parsed, Fault> {
     let (scheme, host_at) = scheme(token)?;
     let rest = token.get(host_at..).unwrap_or_default();
@@ -140,7 +139,7 @@ pub(super) fn parse(token: &str) -> Result<Parsed, Fault> {
     Ok(Parsed { subject, reach, warnings })
 }
 
-/// The scheme and where the host starts.
+/// Returns the scheme and where the host starts.
 fn scheme(token: &str) -> Result<(Scheme, usize), Fault> {
     let folded = token.to_ascii_lowercase();
     if let Some((word, _)) = folded.split_once("://")
@@ -170,7 +169,7 @@ fn scheme(token: &str) -> Result<(Scheme, usize), Fault> {
     Ok((Scheme::None, 0))
 }
 
-/// The host and what follows it (prefix length, port, slash).
+/// Returns the host and what follows it (prefix length, port, slash).
 fn split_host(text: &str) -> Result<(&str, &str), Fault> {
     if text.starts_with('/') {
         if text == "/" {
@@ -181,7 +180,7 @@ fn split_host(text: &str) -> Result<(&str, &str), Fault> {
     if let Some(at) = text.find('@') {
         return Err(Fault::new(at, "a user name has no place in a rule", "write the host alone"));
     }
-    // A bracket at the start is an IPv6 address if there is a colon in it, else a glob's class.
+    // A bracket at the start begins an IPv6 address if it contains a colon, else the class of a glob.
     if text.starts_with('[')
         && let Some(close) = text.find(']')
         && text.get(..close).is_some_and(|inner| inner.contains(':'))
@@ -196,7 +195,7 @@ fn split_host(text: &str) -> Result<(&str, &str), Fault> {
     Ok(text.split_at(text.find([':', '/']).unwrap_or(text.len())))
 }
 
-/// The address that `host` is, if it is one; an error if it is one in a notation that is not taken.
+/// Returns the address if `host` is one; an error if it is an address in an unsupported notation.
 fn address(host: &str) -> Result<Option<IpAddr>, Fault> {
     let address = match Host::parse(host.as_bytes()) {
         Ok(Host::Addr(address)) => address,
@@ -217,7 +216,7 @@ fn address(host: &str) -> Result<Option<IpAddr>, Fault> {
     Ok(Some(address))
 }
 
-/// The range that an address and, perhaps, a prefix length make, and the bytes of that length.
+/// Returns the range of an address and an optional prefix length, and the bytes of that length.
 fn net(address: IpAddr, tail: &str) -> Result<(IpNet, usize), Fault> {
     let digits = tail.strip_prefix('/').unwrap_or_default();
     let digits = digits.split([':', '/']).next().unwrap_or_default();
@@ -242,7 +241,7 @@ fn net(address: IpAddr, tail: &str) -> Result<(IpNet, usize), Fault> {
     Ok((net, digits.len() + 1))
 }
 
-/// One range as `to=` takes it: an address or CIDR, IPv6 with or without brackets.
+/// Parses one range of a `to=`: an address or CIDR, IPv6 with or without brackets.
 pub(super) fn parse_net(text: &str) -> Result<IpNet, Fault> {
     let (host, tail) = text.split_at(text.rfind('/').unwrap_or(text.len()));
     let bracketed = host.starts_with('[');
@@ -258,7 +257,7 @@ pub(super) fn parse_net(text: &str) -> Result<IpNet, Fault> {
     Ok(net)
 }
 
-/// A name, wildcard, glob or regex.
+/// Parses a name, wildcard, glob or regex.
 fn name(host: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
     if let Some(text) = host.strip_prefix('/').and_then(|rest| rest.strip_suffix('/')) {
         return regex(text, warnings).map_err(|fault| fault.shifted(1));
@@ -277,7 +276,7 @@ fn name(host: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
     };
     let base_at = host.len() - base.len();
     if glob::is_glob(base) {
-        // A single `*` in front is a label of the pattern like any other.
+        // A single `*` in front is an ordinary label of the pattern.
         let (scope, base, at) = if scope == Scope::OneLabel { (Scope::Exact, host, 0) } else { (scope, base, base_at) };
         let pattern = glob::parse(base, warnings).map_err(|fault| fault.shifted(at))?;
         return Ok(Owned::Glob { pattern, scope });
@@ -290,7 +289,7 @@ fn name(host: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
     Ok(Owned::Name { base, scope })
 }
 
-/// A literal name, with a warning where IDNA made plain ASCII of what is not.
+/// Parses a literal name; warns if IDNA turned non-ASCII text into plain ASCII.
 pub(super) fn literal(text: &str, warnings: &mut Vec<Fault>) -> Result<HostName, Fault> {
     let name = HostName::parse_unicode(text).map_err(|error| Fault::new(0, error.to_string(), ""))?;
     if !text.is_ascii() && !name.labels().any(|label| label.starts_with("xn--")) {
@@ -310,7 +309,7 @@ fn regex(text: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
     Ok(Owned::Regex { text, wide: pattern.wide })
 }
 
-/// Adds the remedy to what the parsers of names say.
+/// Adds the remedy to the message of the name parsers.
 fn explain_host(host: &str, mut fault: Fault) -> Fault {
     if !fault.remedy.is_empty() || host.starts_with('/') {
         return fault;
@@ -330,7 +329,7 @@ fn explain_host(host: &str, mut fault: Fault) -> Fault {
     fault
 }
 
-/// The ports, from byte `at` of the token on; behind them at most a lone slash.
+/// Parses the ports from byte `at` of the token on; only a single slash may follow them.
 fn ports(token: &str, at: usize) -> Result<Option<Ports>, Fault> {
     let tail = token.get(at..).unwrap_or_default();
     let (ports, after) = match tail.strip_prefix(':') {
@@ -352,7 +351,7 @@ fn ports(token: &str, at: usize) -> Result<Option<Ports>, Fault> {
     Err(Fault::new(end, "a rule has no path", remedy))
 }
 
-/// `8443`, `8000-8100` or `*`.
+/// Parses `8443`, `8000-8100` or `*`.
 pub(super) fn port_range(text: &str) -> Result<Ports, Fault> {
     if text == "*" {
         return Ok(Ports::ALL);

@@ -1,4 +1,4 @@
-//! The whole way from files to rules, sentence by sentence of the rule language.
+//! From files to rules, one sentence of the rule language at a time.
 
 mod files;
 mod golem;
@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 const TODAY: Date = Date::constant(2026, 11, 23);
 
-/// Keeps what it is given, as text: `file:line subject terms`.
+/// Records every file and rule it receives, as text: `file:line subject terms`.
 #[derive(Debug, Default)]
 struct Recorder {
     files: Vec<String>,
@@ -48,7 +48,7 @@ fn compiled(name: &str, text: impl AsRef<[u8]>) -> Result<(Recorder, Loaded), Re
     Ok((recorder, loaded))
 }
 
-/// The one rule of a line, without a warning.
+/// Returns the only rule of a line that causes no warning.
 #[track_caller]
 fn rule(line: &str) -> (String, Terms) {
     let (recorder, loaded) = compiled("a.rules", format!("{line}\n")).unwrap_or_else(|report| panic!("{report}"));
@@ -68,7 +68,7 @@ fn reach(line: &str) -> Reach {
     rule(line).1.reach
 }
 
-/// The report on one file has exactly one error, at this column, with these words.
+/// Asserts that the report on one file has exactly one error, at this column, with these words.
 #[track_caller]
 fn refused(line: &str, column: u32, words: &str) {
     let report = compiled("a.rules", format!("{line}\n")).err().unwrap_or_else(|| panic!("{line} was taken"));
@@ -80,7 +80,7 @@ fn refused(line: &str, column: u32, words: &str) {
     assert!(!errors[0].remedy.is_empty(), "{shown}");
 }
 
-/// The line is taken, with one warning of these words.
+/// Asserts that the line is accepted, with one warning that contains these words.
 #[track_caller]
 fn warned(name: &str, text: &str, words: &str) {
     let (_, loaded) = compiled(name, text).unwrap_or_else(|report| panic!("{report}"));
@@ -443,7 +443,7 @@ proptest! {
 
     #[test]
     fn what_is_not_wide_stays_with_one_owner(regex in r"(\^)?(a|b\*|\[ab\]|\.|\.\*|\\\.|x\?|\(a\|c\\\.\)){0,5}(\\\.|\.)?(golem|ab)(\\\.|\.)(io|com)(\$)?") {
-        // Whatever such a regex matches, it must not match a name of the attacker's making.
+        // Whatever such a regex matches, it must not match a name that an attacker could register.
         let Ok(pattern) = pattern::analyse(&regex, pattern::Matching::Search) else { return Ok(()) };
         if pattern.wide.is_none() && !pattern.matches_nothing {
             let yagna = regex::RegexBuilder::new(&regex).case_insensitive(true).ignore_whitespace(true).build().unwrap();

@@ -1,5 +1,5 @@
-//! Which rules were used, outside of the list that notes it: kept in the state dir over a restart,
-//! and told by the daemon to the command line. What counts as used is for `policy`.
+//! The record of used rules outside of the list itself: kept in the state dir over a restart, and sent by the
+//! daemon to the command line. `policy` defines what counts as used.
 
 use super::keep::{KeepError, checksum};
 use super::replace::{Attributes, replace};
@@ -16,26 +16,26 @@ use std::path::Path;
 /// Name of the file in the state dir.
 pub const FILE_NAME: &str = "whitelist.used";
 
-/// First line of the file; the digit is the version of the form.
+/// First line of the file; the digit is the format version.
 const MAGIC: &[u8] = b"outgate used rules 1\n";
 /// Bytes of the checksum (SHA-256) behind it.
 const CHECKSUM: usize = 32;
-/// Rules that are kept, eight bytes each.
+/// How many rules are kept, eight bytes each.
 const MAX_KEPT: usize = 8 << 20;
 
 /// What is kept over a restart.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UsageFile {
-    /// Since when uses are counted.
+    /// When counting of uses began.
     pub since: Timestamp,
     /// The rules used since then.
     pub used: HashSet<Mark>,
 }
 
-/// Keeps what was used in `state`, atomically.
+/// Saves the used rules in `state`, atomically.
 ///
 /// # Errors
-/// When the file cannot be written, or eight million rules were used: part of them would be a lie.
+/// When the file cannot be written, or more than eight million rules were used: a partial record would be false.
 pub fn save(state: &Path, kept: &UsageFile) -> io::Result<()> {
     if kept.used.len() > MAX_KEPT {
         return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more rules were used than can be kept"));
@@ -46,10 +46,10 @@ pub fn save(state: &Path, kept: &UsageFile) -> io::Result<()> {
     replace(&state.join(FILE_NAME), &bytes, Attributes::PRIVATE)
 }
 
-/// Reads back what [`save`] kept.
+/// Reads back what [`save`] wrote.
 ///
 /// # Errors
-/// [`KeepError`]; counting then begins anew.
+/// [`KeepError`]; counting then starts anew.
 pub fn restore(state: &Path) -> Result<UsageFile, KeepError> {
     let file = match File::open(state.join(FILE_NAME)) {
         Ok(file) => file,
@@ -74,13 +74,13 @@ fn decode(bytes: &[u8]) -> Option<UsageFile> {
     rest.is_empty().then_some(UsageFile { since, used })
 }
 
-/// The lines with a rule that was used, as the daemon tells them.
+/// The lines whose rule was used, as the daemon reports them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsedLines {
-    /// Since when uses are counted.
+    /// When counting of uses began.
     #[serde(serialize_with = "write_time", deserialize_with = "read_time")]
     since: Timestamp,
-    /// Of the files that the lines are of.
+    /// Fingerprint of the files that contain the lines.
     fingerprint: String,
     /// By file, e.g. `3-17,20`.
     used: BTreeMap<String, Ranges>,
@@ -92,7 +92,7 @@ pub struct UsedLines {
 struct Ranges(Vec<(u32, u32)>);
 
 impl UsedLines {
-    /// Those of `rules`, compiled from the files with this fingerprint.
+    /// Returns those of `rules`, compiled from the files with this fingerprint.
     pub fn of(rules: &Rules, fingerprint: Fingerprint, since: Timestamp) -> UsedLines {
         let mut used: BTreeMap<String, Ranges> = BTreeMap::new();
         for (file, line) in rules.used_lines() {
@@ -104,24 +104,24 @@ impl UsedLines {
         UsedLines { since, fingerprint: fingerprint.to_string(), used }
     }
 
-    /// Since when uses are counted.
+    /// Returns when counting of uses began.
     pub fn since(&self) -> Timestamp {
         self.since
     }
 
-    /// Do the lines speak of the files with this fingerprint?
+    /// Returns whether the lines belong to the files with this fingerprint.
     pub fn are_of(&self, fingerprint: Fingerprint) -> bool {
         self.fingerprint == fingerprint.to_string()
     }
 
-    /// Was a rule in this line used?
+    /// Returns whether a rule in this line was used.
     pub fn contains(&self, file: &str, line: u32) -> bool {
         self.used.get(file).is_some_and(|ranges| ranges.contains(line))
     }
 }
 
 impl Ranges {
-    /// Adds a line behind those before.
+    /// Adds a line behind the earlier ones.
     fn push(&mut self, line: u32) {
         match self.0.last_mut() {
             Some((_, last)) if last.checked_add(1) == Some(line) => *last = line,

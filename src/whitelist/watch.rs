@@ -1,10 +1,10 @@
-//! Notices that whitelist files changed. A thread of its own turns file system events into "look
-//! again" ticks; the daemon reads and compiles.
+//! Notices that whitelist files changed. A thread of its own turns file system events into "look again" ticks; the
+//! daemon reads and compiles.
 //!
-//! Events are a hint, never the truth: a watch on a file dies with the first rename, a network file
-//! system sends none, a full queue loses some. So folders are watched (those of the list, those that
-//! links lead to, and their parents, in which a folder may be replaced), what an event says is hardly
-//! looked at, and stat(2) is asked every two seconds whether anything differs.
+//! Events are only a hint: a watch on a file ends with the first rename, a network file system sends no events,
+//! and a full queue loses some. Therefore folders are watched: those of the list, those that links lead to, and
+//! their parents, in which a folder may be replaced. The content of an event is hardly used, and stat(2) is called
+//! every two seconds to see whether anything differs.
 
 use super::read::Stamp;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
@@ -20,13 +20,13 @@ use tokio::sync::watch;
 
 /// A change is reported when nothing more happened for this long…
 const QUIET: Duration = Duration::from_millis(100);
-/// …or after this, when the writing does not end.
+/// …or after this time, if the writing does not end.
 const PATIENCE: Duration = Duration::from_millis(400);
-/// Between two looks at what stat(2) says.
+/// Interval between two comparisons of what stat(2) reports.
 const POLL: Duration = Duration::from_secs(2);
-/// Between two ticks without any sign of change.
+/// Interval between two ticks without any sign of change.
 const REREAD: Duration = Duration::from_secs(60);
-/// Events waiting to be looked at.
+/// How many events may wait in the queue.
 const BACKLOG: usize = 256;
 /// The most folders watched.
 const MAX_FOLDERS: usize = 256;
@@ -47,7 +47,7 @@ impl Watched {
         }
     }
 
-    /// Is something that happened to `path` surely about this?
+    /// Returns whether a change of `path` certainly affects this.
     fn holds(&self, path: &Path) -> bool {
         match self {
             Watched::Folder(folder) => path.parent() == Some(folder),
@@ -56,7 +56,7 @@ impl Watched {
     }
 }
 
-/// A running watch; dropping it ends it.
+/// A running watch; it ends when this is dropped.
 #[derive(Debug)]
 pub struct FileWatcher {
     over: Arc<AtomicBool>,
@@ -65,16 +65,16 @@ pub struct FileWatcher {
 }
 
 enum Message {
-    /// An event (or a lost one) touched these paths; none: anything may have changed.
+    /// An event (or a lost one) touched these paths; if empty, anything may have changed.
     Touched(Vec<PathBuf>),
     Stop,
 }
 
-/// Watches `what`. The receiver's number goes up whenever it is time to look again: within half a
-/// second of a change that the kernel reports, within two seconds and that of any other, and once a
-/// minute. It does not say that something changed; compare fingerprints.
+/// Watches `what`. The receiver's number increases whenever it is time to look again: within half a second of a
+/// change that the kernel reports, within two seconds and that of any other, and once a minute. A tick does not
+/// mean that something changed; compare fingerprints.
 ///
-/// What does not exist yet is waited for. An error is only that no thread could be started.
+/// A path that does not exist yet is waited for. The only error is that the thread could not be started.
 pub fn start(what: Vec<Watched>) -> std::io::Result<(FileWatcher, watch::Receiver<u64>)> {
     let (ticks, receiver) = watch::channel(0);
     let (messages, inbox) = sync_channel(BACKLOG);
@@ -93,7 +93,8 @@ pub fn start(what: Vec<Watched>) -> std::io::Result<(FileWatcher, watch::Receive
 impl Drop for FileWatcher {
     fn drop(&mut self) {
         self.over.store(true, Ordering::Release);
-        // Wakes the thread. In a storm of events there may never be room, but then it does not sleep either.
+        // Wakes the thread. In a storm of events the queue may stay full, but then the thread does not sleep
+        // either.
         let _ = self.messages.try_send(Message::Stop);
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
@@ -101,11 +102,11 @@ impl Drop for FileWatcher {
     }
 }
 
-/// A change that was noticed and not reported yet.
+/// A change that was noticed but not reported yet.
 struct Pending {
     first: Instant,
     last: Instant,
-    /// It touched what is watched; else stat(2) has to tell.
+    /// It touched a watched path; otherwise stat(2) has to decide.
     sure: bool,
 }
 
@@ -122,7 +123,7 @@ fn run(
     ticks: &watch::Sender<u64>,
 ) {
     let mut stamps = stamps(what);
-    // What changed between the caller's reading and this moment raised no event.
+    // A change between the caller's reading and this moment raised no event.
     ticks.send_modify(|count| *count = count.wrapping_add(1));
     let mut pending: Option<Pending> = None;
     let (mut polled, mut ticked) = (Instant::now(), Instant::now());
@@ -146,7 +147,7 @@ fn run(
             Ok(Message::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             Err(RecvTimeoutError::Timeout) => {}
         }
-        // Watches first: what is written after this raises an event, what was before shows in the stamps.
+        // Watches first: a later write raises an event, an earlier one shows in the stamps.
         folders.follow(what);
         let now = Instant::now();
         let told = pending.take_if(|pending| pending.due() <= now).is_some_and(|pending| pending.sure);
@@ -169,9 +170,9 @@ fn stamps(what: &[Watched]) -> Vec<Stamp> {
     what.iter().map(stamp).collect()
 }
 
-/// The folders that inotify watches, with the inode that each path stood for.
+/// The folders that inotify watches, with the inode that each path referred to.
 struct Folders {
-    /// `None` where the system has no more watches to give; then polling has to do.
+    /// `None` if the system has no more watches available; then polling has to suffice.
     watcher: Option<RecommendedWatcher>,
     watched: BTreeMap<PathBuf, (u64, u64)>,
 }
@@ -181,13 +182,13 @@ impl Folders {
         let messages = messages.clone();
         let handler = move |event: notify::Result<notify::Event>| {
             let paths = match event {
-                // Reading a file is an event too: without this a reload would bring about the next.
+                // Reading a file is also an event: without this, a reload would cause the next one.
                 Ok(event) if matches!(event.kind, EventKind::Access(_)) => return,
                 Ok(event) if event.need_rescan() => Vec::new(),
                 Ok(event) => event.paths,
                 Err(_) => Vec::new(),
             };
-            // A full queue means that a look is due anyway.
+            // A full queue means that a check is due anyway.
             let _ = messages.try_send(Message::Touched(paths));
         };
         let watcher = notify::recommended_watcher(handler);
@@ -197,15 +198,15 @@ impl Folders {
         Folders { watcher: watcher.ok(), watched: BTreeMap::new() }
     }
 
-    /// Watches every folder that matters now, and no other. A path that stands for another folder
-    /// than before is watched anew, since the kernel follows the inode.
+    /// Watches every relevant folder, and no other. A path that now refers to a different folder is watched anew,
+    /// since the kernel follows the inode.
     fn follow(&mut self, what: &[Watched]) {
         let Some(watcher) = &mut self.watcher else { return };
         let wanted = wanted(what);
         self.watched.retain(|path, inode| {
             let kept = wanted.get(path) == Some(inode);
             if !kept {
-                // It may be gone with its folder already.
+                // The watch may already have ended with its folder.
                 let _ = watcher.unwatch(path);
             }
             kept
@@ -218,7 +219,7 @@ impl Folders {
     }
 }
 
-/// The folders in which something could happen that changes what is read.
+/// Returns the folders in which a change could affect what is read.
 fn wanted(what: &[Watched]) -> BTreeMap<PathBuf, (u64, u64)> {
     let mut folders = BTreeMap::new();
     let mut add = |path: &Path| {
@@ -268,7 +269,7 @@ mod tests {
             // The thread arms its watches at once; give it the time on a busy machine.
             std::thread::sleep(Duration::from_millis(150));
             let mut ticks = ticks;
-            // The first tick is for what changed before the watches were armed.
+            // The first tick is for changes before the watches were armed.
             ticks.mark_unchanged();
             World { root, ticks, _watch: watch }
         }
@@ -284,7 +285,7 @@ mod tests {
             self.root.path().join(name)
         }
 
-        /// Does a tick come within `limit`? Then waits until no more come.
+        /// Returns whether a tick arrives within `limit`; if so, waits until no more arrive.
         fn ticks_within(&mut self, limit: Duration) -> bool {
             let until = Instant::now() + limit;
             while Instant::now() < until {

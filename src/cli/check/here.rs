@@ -1,5 +1,5 @@
-//! `outgate check --here`: what files alone do not say, and what `run` would not start with on this machine: socket
-//! units, addresses, owners and modes of what the daemon uses, guests' interfaces.
+//! `outgate check --here`: what the files alone do not show, and what would prevent `run` from starting on this
+//! machine: socket units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
 use crate::accept::{self, SocketUse};
 use crate::config::{Diagnostic, ListenSettings, Settings, Severity};
@@ -12,12 +12,12 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-/// As whom the unit runs the daemon.
+/// The user as whom the unit runs the daemon.
 const USER: &str = "outgate";
-/// It is there while systemd is this machine's init (sd_booted(3)).
+/// Exists while systemd is this machine's init (sd_booted(3)).
 const BOOTED: &str = "/run/systemd/system";
 
-/// Everything that is in the way here.
+/// Returns everything that is in the way on this machine.
 pub(super) fn problems(settings: &Settings) -> Vec<Diagnostic> {
     let file = settings.path.clone().unwrap_or_default();
     let problem = |severity| move |text: String| (severity, text);
@@ -28,7 +28,7 @@ pub(super) fn problems(settings: &Settings) -> Vec<Diagnostic> {
     found.into_iter().map(|(severity, text)| Diagnostic::whole_file(severity, &file, text)).collect()
 }
 
-/// What of the daemon's files the user that this process is cannot use; the first of it.
+/// Returns the first of the daemon's files that this process's user cannot use.
 pub(super) fn unusable_as(settings: &Settings, user: Option<&User>) -> Option<String> {
     system::check(&daemon::needs(settings), user).err().map(|error| error.to_string())
 }
@@ -36,20 +36,20 @@ pub(super) fn unusable_as(settings: &Settings, user: Option<&User>) -> Option<St
 fn listeners(settings: &Settings) -> Vec<String> {
     let configured = configured(&settings.listen);
     if Path::new(BOOTED).exists() {
-        // One unit may have several kinds, and a drop-in replaces all that it has.
+        // One unit may have several kinds of sockets, and a drop-in replaces all of them.
         let held = |kind: SocketUse| {
             let show = |what| {
                 let shown = Command::new("systemctl").args(["show", "-P", what, kind.unit()]).output();
                 shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
             };
-            // One that neither listens nor will at the next boot holds nothing.
+            // A unit that neither listens nor will at the next boot holds nothing.
             let is_used = show("ActiveState") == "active" || show("UnitFileState") == "enabled";
             if is_used { show("Listen") } else { String::new() }
         };
         let missing = accept::not_held(&configured, system::cpus(), held);
         return missing.map(|error| error.to_string()).into_iter().collect();
     }
-    // A daemon that runs holds them.
+    // A running daemon holds them.
     if settings.listen.control.as_deref().is_some_and(|socket| control::client(socket).get("/status").is_ok()) {
         return Vec::new();
     }
@@ -73,7 +73,7 @@ fn configured(listen: &ListenSettings) -> Vec<(SocketUse, SocketAddr)> {
     lists.chain(single.into_iter().filter_map(|(kind, address)| Some((kind, address?)))).collect()
 }
 
-/// Asked as the daemon's user, where root asks and there is one: root may read everything.
+/// Checks as the daemon's user, if root runs this and that user exists: root may read everything.
 fn unusable(settings: &Settings) -> Option<String> {
     let user = User::find(USER).ok().filter(|_| system::is_root());
     let Some(user) = user else { return unusable_as(settings, None) };

@@ -1,6 +1,6 @@
 //! A guest on this machine: a network namespace, a pair of interfaces whose inner end is its only one, and its
-//! registration with the daemon. Made closed: the outer end is down until the address is pinned to it and the
-//! firewall says so. What goes wrong on the way takes away what was made before.
+//! registration with the daemon. It is created closed: the outer end stays down until the address is bound to it
+//! and the firewall enforces that. An error on the way undoes the earlier steps.
 
 use super::names::{self, Names};
 use super::pool::{self, GATEWAY};
@@ -21,22 +21,22 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long what is left in a namespace is killed before it is given up.
+/// How long remaining processes in a namespace are killed before giving up.
 const KILLING: Duration = Duration::from_secs(5);
-/// Between two looks at what is left.
+/// Interval between two checks for remaining processes.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// What is asked for.
+/// What is to be created.
 pub(in crate::cli) struct Order<'a> {
-    /// Where it is registered.
+    /// The daemon that registers it.
     pub(in crate::cli) daemon: &'a Daemon,
     /// Its name.
     pub(in crate::cli) name: &'a str,
-    /// Its address; `None`: one of the pool.
+    /// Its address; `None` for one of the pool.
     pub(in crate::cli) address: Option<Ipv4Addr>,
     /// The manifest of its job.
     pub(in crate::cli) manifest: Option<&'a Path>,
-    /// What comes with that.
+    /// What accompanies the manifest.
     pub(in crate::cli) credentials: &'a Credentials,
 }
 
@@ -44,13 +44,13 @@ pub(in crate::cli) struct Order<'a> {
 pub(in crate::cli) struct Enclosure {
     names: Names,
     daemon: Daemon,
-    /// Is the guest registered?
+    /// Whether the guest is registered.
     registered: bool,
     lock: Lock,
 }
 
 impl Enclosure {
-    /// Makes it.
+    /// Creates it.
     pub(in crate::cli) fn make(order: &Order<'_>) -> Result<Enclosure, Failure> {
         let names = Names::of(order.name);
         let mut application = Application {
@@ -60,14 +60,14 @@ impl Enclosure {
         };
         application.manifest = order.manifest.map(credentials::read_manifest).transpose()?;
         order.credentials.fill(&mut application)?;
-        // Whether there is a daemon is known before anything is made.
+        // Whether there is a daemon is checked before anything is created.
         order.daemon.ask(Question::Guests)?;
         let lock = lock(&names)?;
         let _in_line = Lock::wait(&names::line()).map_err(|error| Failure::Failed(error.to_string()))?;
         let guests = order.daemon.ask(Question::Guests)?;
         let mut enclosure = Enclosure { names, daemon: order.daemon.clone(), registered: false, lock };
         if let Err(failure) = enclosure.sweep(&guests) {
-            // Whose name it is shows without it.
+            // The name's owner is known without it.
             let _ = enclosure.lock.remove();
             return Err(failure);
         }
@@ -80,13 +80,12 @@ impl Enclosure {
         }
     }
 
-    /// As ip-netns(8) knows it.
+    /// Returns its name in ip-netns(8).
     pub(in crate::cli) fn namespace(&self) -> &str {
         &self.names.namespace
     }
 
-    /// Takes away what a run of this name that was killed left behind; a guest that is not of such a run is an
-    /// error.
+    /// Removes what a killed run of this name left behind; a guest that is not from such a run is an error.
     fn sweep(&mut self, guests: &Value) -> Result<(), Failure> {
         let Names { guest: name, interface, .. } = &self.names;
         let text = |guest: &Value, key: &str| guest.get(key).and_then(Value::as_str).map(str::to_owned);
@@ -112,7 +111,7 @@ impl Enclosure {
 
     fn build(&mut self, address: Option<Ipv4Addr>, mut application: Application) -> Result<(), Failure> {
         let Names { interface, namespace, .. } = self.names.clone();
-        // Once more: what was swept away has no address any more.
+        // Asks again: what was swept no longer has an address.
         let address = pool::choose(address, &self.daemon.ask(Question::Guests)?)?;
         application.addresses = vec![address.to_string()];
         tool::run("ip", &["netns", "add", &namespace], "", "to make the network namespace")?;
@@ -138,8 +137,8 @@ impl Enclosure {
         Ok(())
     }
 
-    /// Ends it: first what runs in it, then its way out, then guest and namespace. What could not be done; a later
-    /// run of the same name tries that again.
+    /// Ends it: first what runs in it, then its network access, then guest and namespace. Returns what failed; a
+    /// later run of the same name tries that again.
     pub(in crate::cli) fn end(mut self) -> Vec<String> {
         let mut faults = self.clear();
         if faults.is_empty()
@@ -178,7 +177,7 @@ impl Enclosure {
     }
 }
 
-/// The lock of this name, in a folder of root's.
+/// Takes the lock of this name, in a folder of root's.
 fn lock(names: &Names) -> Result<Lock, Failure> {
     let folder = names::folder();
     let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", folder.display()));
@@ -195,16 +194,16 @@ fn lock(names: &Names) -> Result<Lock, Failure> {
     Lock::take(&names.lock()).map_err(failed)?.ok_or_else(taken)
 }
 
-/// There is no way out by IPv6, so there is none at all: whoever tries is told so at once.
+/// Disables IPv6 altogether, because there is no route out by IPv6: a program that tries it fails at once.
 fn without_ipv6(names: &Names) -> Result<(), Failure> {
     let within = || -> io::Result<()> {
         let namespace = File::open(names.handle())?;
         move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
-        // Of which namespace these files are is for the thread that opens them.
+        // The namespace of these files is that of the thread that opens them.
         write_if_there("/proc/sys/net/ipv6/conf/all/disable_ipv6")?;
         write_if_there("/proc/sys/net/ipv6/conf/default/disable_ipv6")
     };
-    // A thread of its own, for the rest of this process stays where it is.
+    // A separate thread, because the rest of this process stays in its namespace.
     let ended = std::thread::scope(|scope| scope.spawn(within).join());
     let done = ended.unwrap_or_else(|_| Err(io::Error::other("the thread that enters it ended early")));
     done.map_err(|error| Failure::Failed(format!("IPv6 cannot be turned off in the namespace: {error}")))
@@ -217,7 +216,7 @@ fn write_if_there(path: &str) -> io::Result<()> {
     }
 }
 
-/// Kills what runs in a namespace, and what that starts meanwhile.
+/// Kills what runs in a namespace, and what that starts in the meantime.
 fn kill_all(namespace: &str) -> Result<(), Failure> {
     let give_up = Instant::now() + KILLING;
     loop {
@@ -234,7 +233,7 @@ fn kill_all(namespace: &str) -> Result<(), Failure> {
             )));
         }
         for pid in pids {
-            // One that ended in between is what is wanted.
+            // A process that ended in between is the desired result.
             let _ = kill_process(pid, Signal::KILL);
         }
         std::thread::sleep(PAUSE);

@@ -1,5 +1,5 @@
-//! What has to be there before anything is made: root, a configuration that takes the command's interface for a
-//! guest's, and a listener that takes what comes by it. Each error says what to do.
+//! Checks what is required before anything is created: root, a configuration that declares the command's interface
+//! a guest's, and a listener that accepts its traffic. Each error names the remedy.
 
 use super::names::{Names, PREFIX};
 use super::pool::GATEWAY;
@@ -9,17 +9,17 @@ use crate::config::{CONFIG_FILE, Settings};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
-/// What was found.
+/// What the check found.
 #[derive(Clone, Debug)]
 pub(in crate::cli) struct Ground {
-    /// The server in the command's resolv.conf; `None` where no listener takes its queries.
+    /// The server in the command's resolv.conf; `None` if no listener accepts its queries.
     pub(in crate::cli) nameserver: Option<Ipv4Addr>,
     /// The configuration.
     pub(in crate::cli) settings: Settings,
 }
 
 impl Ground {
-    /// Looks whether a guest of this name can be made.
+    /// Checks whether a guest of this name can be created.
     pub(in crate::cli) fn find(config: Option<&Path>, name: &str) -> Result<Ground, Failure> {
         if !is_guest_name(name) {
             return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
@@ -44,7 +44,7 @@ impl Ground {
     }
 }
 
-/// The IPv4 addresses of these that are not loopback.
+/// Returns the IPv4 addresses of these that are not loopback.
 fn reachable(listeners: &[SocketAddr]) -> impl Iterator<Item = Ipv4Addr> {
     listeners.iter().filter_map(|listener| match listener.ip() {
         IpAddr::V4(address) if !address.is_loopback() => Some(address),
@@ -52,7 +52,7 @@ fn reachable(listeners: &[SocketAddr]) -> impl Iterator<Item = Ipv4Addr> {
     })
 }
 
-/// Why packets by this interface would be nobody's business.
+/// Returns why no rule would cover packets from this interface.
 fn uncovered(settings: &Settings, interface: &str) -> Option<String> {
     let patterns = &settings.firewall.guest_interfaces;
     if patterns.iter().any(|pattern| fits(pattern, interface)) {

@@ -1,9 +1,9 @@
-//! The half of `outgate exec` that is inside: the first process of the command's namespaces of processes, this program
-//! once more. It makes what the command sees (`mounts`) and its terminal, starts it by way of `command`, reaps what
-//! there is to reap, passes signals on, and ends with the command's exit code. With it the kernel ends whatever else is
-//! left in the namespace. It ends too where the half outside does, and nobody inside can end or trace it. Not on the
-//! command line, for it takes the surroundings that only its caller makes (`start`); of those it takes the namespaces,
-//! power over them, and nothing that root has on the machine.
+//! The half of `outgate exec` that is inside: the first process of the command's PID namespace, this program
+//! again. It sets up what the command sees (`mounts`) and its terminal, starts it through `command`, reaps
+//! processes, forwards signals, and exits with the command's exit code. When it exits, the kernel ends everything
+//! else in the namespace. It also exits when the outer half does, and nobody inside can end or trace it. It is not
+//! on the command line, because it requires the environment that only its caller creates (`start`): the namespaces
+//! and power over them, but nothing that root has on the machine.
 
 mod command;
 mod mounts;
@@ -34,25 +34,26 @@ use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
 
-/// What the first argument is, when this program is to be that.
+/// The first argument that selects this role.
 pub(super) const WORD: &str = "exec-inside";
-/// What is not yet the command is ended by these as it would be.
+/// Before the command has started, these signals end it as they would end the command.
 const ENDING: [Signal; 4] = [Signal::TERM, Signal::INT, Signal::HUP, Signal::QUIT];
-/// Variables by which a service manager tells what it hands over (sd_listen_fds(3)); here they tell what to close.
+/// Variables of a service manager that declare inherited descriptors (sd_listen_fds(3)); here they declare which
+/// to close.
 pub(super) const INHERITED: [&str; 3] = ["LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
-/// What the second argument says.
+/// The content of the second argument.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Order {
-    /// Whose mounts stay as they are.
+    /// The process whose mounts stay as they are.
     pub(super) caller: u32,
-    /// The server in its resolv.conf; `None`: it has none.
+    /// The server in its resolv.conf; `None` if it has none.
     pub(super) nameserver: Option<Ipv4Addr>,
     /// What it sees of /run.
     pub(super) show: Vec<PathBuf>,
-    /// What it finds as [`PROGRAM`].
+    /// The program that is mounted as [`PROGRAM`].
     pub(super) program: Option<PathBuf>,
-    /// As whom the command runs; `None`: as who this is.
+    /// The user as whom the command runs; `None` for that of this process.
     pub(super) identity: Option<Identity>,
     /// Which of the descriptors 0 to 2 are terminals.
     pub(super) terminals: [bool; 3],
@@ -66,7 +67,7 @@ impl Order {
     }
 }
 
-/// Is this half, where this process was started for that; else `None`.
+/// Runs as this half if this process was started for that; otherwise returns `None`.
 pub(in crate::cli) fn take_over() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     let word = arguments.next()?;
@@ -89,7 +90,7 @@ pub(in crate::cli) fn take_over() -> Option<ExitCode> {
     Some(failure.exit().into())
 }
 
-/// Runs the command; its exit code.
+/// Runs the command; returns its exit code.
 fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
     let namespace = |process: &str, kind: &str| fs::read_link(format!("/proc/{process}/ns/{kind}"));
     let caller = order.caller.to_string();
@@ -112,7 +113,7 @@ fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
         Some((Say::Signal(signal, _), _)) if ENDING.contains(&signal) => return Ok(code_of_signal(signal.as_raw())),
         _ => return Ok(0),
     };
-    // Without a terminal too: the caller's is not this session's.
+    // Also without a terminal: the caller's must not belong to this session.
     setsid()?;
     if let Some(terminal) = &terminal {
         ioctl_tiocsctty(terminal).map_err(|error| within("its terminal")(error.into()))?;
@@ -128,21 +129,21 @@ fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
     reap(&talk, pid, terminal.as_ref())
 }
 
-/// Ends with the half outside, and cannot be looked into by anybody of the same user. Signals from inside do not
-/// reach the first process of a namespace, unless it asks for them.
+/// Binds its life to that of the outer half, and prevents tracing by processes of the same user. Signals from
+/// inside do not reach the first process of a namespace unless it installs a handler.
 fn unreachable() -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(set_dumpable_behavior(DumpableBehavior::NotDumpable)?)
 }
 
-/// The command gets its input and outputs and no other descriptor: one that the caller has open by chance may be a
-/// connection, or its terminal. How many there may be, [`INHERITED`] says.
+/// Closes all descriptors except the command's input and outputs: one that the caller has open by chance may be a
+/// connection, or its terminal. [`INHERITED`] contains how many there may be.
 fn close_the_rest() -> io::Result<()> {
     let numbers = fs::read_dir("/proc/self/fd")?.flatten();
     let highest = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).max().unwrap_or(2);
     let told = std::env::var("LISTEN_FDS").ok().and_then(|told| told.parse::<i32>().ok()).unwrap_or(0);
     let last = told.saturating_add(2);
-    // All numbers up to there are taken, for what closes them ends at the first that is not.
+    // All numbers up to there must be in use, because the closing call ends at the first one that is not.
     let mut fillers: Vec<OwnedFd> = Vec::new();
     while fillers.last().is_none_or(|filler| filler.as_raw_fd() <= last) {
         fillers.push(fcntl_dupfd_cloexec(io::stdin(), 3)?);
@@ -159,7 +160,7 @@ fn own_ipc() -> io::Result<()> {
     rustix::thread::unshare(UnshareFlags::NEWIPC).map_err(|error| within("IPC of its own")(error.into()))
 }
 
-/// Both sides of a terminal of its own, where it has one.
+/// Opens both sides of a terminal of the command's own, if it has one.
 fn own_terminal(order: &Order) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     if !order.has_terminal() {
         return Ok(None);
@@ -178,7 +179,7 @@ fn own_terminal(order: &Order) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
     make().map(Some).map_err(|error| within("its terminal")(error.into()))
 }
 
-/// Starts the command in a process group of its own, so that a terminal can stop it. Its number.
+/// Starts the command in a process group of its own, so that a terminal can stop it. Returns its process id.
 fn start(order: &Order, program: &[OsString], handed: Vec<OwnedFd>, terminal: Option<&OwnedFd>) -> io::Result<Pid> {
     let mut handed = handed.into_iter();
     let mut next = |is_terminal| match terminal {
@@ -197,24 +198,24 @@ fn start(order: &Order, program: &[OsString], handed: Vec<OwnedFd>, terminal: Op
     i32::try_from(child.id()).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::other("a process without a number"))
 }
 
-/// Nothing more is needed than to signal the command, whoever it is. With this it is also out of reach for a command
-/// of the same user, which has none.
+/// Gives up everything except signalling the command, whatever its user. With this capability it is also out of
+/// reach for a command of the same user, which has none.
 fn give_up() -> io::Result<()> {
     let (none, kill) = (CapabilitySet::empty(), CapabilitySet::KILL);
     Ok(set_capabilities(None, CapabilitySets { effective: kill, permitted: kill, inheritable: none })?)
 }
 
-/// While this process group has the terminal, which it has until then, it may give it away.
+/// Gives the terminal to the command, while this process group has it; until then, it does.
 fn take_foreground(terminal: &OwnedFd, pid: Pid) {
     if tcgetpgrp(terminal).is_ok_and(|foreground| foreground == rustix::process::getpgrp()) {
-        // A command that has ended by now needs none.
+        // A command that has already ended does not need it.
         let _ = tcsetpgrp(terminal, pid);
     }
 }
 
-/// Does what the half outside says, and ends the command with it.
+/// Executes the messages of the outer half, and ends the command when that half ends.
 fn listen(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) {
-    // Of one that has ended nobody need be told: its number is its own until this process ends.
+    // Errors for an ended command can be ignored: its number is not reused until this process ends.
     while let Ok(Some((said, _))) = receive(talk) {
         let _ = match said {
             Say::Signal(signal, true) => kill_process_group(pid, signal),
@@ -230,7 +231,7 @@ fn listen(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) {
     let _ = kill_process(pid, Signal::KILL);
 }
 
-/// Waits for the command's end, and for that of every process whose parent is gone; the command's exit code.
+/// Waits for the end of the command, and of every orphaned process; returns the command's exit code.
 fn reap(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) -> io::Result<u8> {
     loop {
         match wait(WaitOptions::UNTRACED) {
@@ -242,12 +243,12 @@ fn reap(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) -> io::Result<u8> 
                 let wants = by.is_some_and(|by| [Signal::TTIN, Signal::TTOU].map(Signal::as_raw).contains(&by));
                 let has = terminal.is_some_and(|terminal| tcgetpgrp(terminal).is_ok_and(|group| group == pid));
                 if wants && has {
-                    // It asked before it had it.
+                    // It asked before it had the terminal.
                     let _ = kill_process_group(pid, Signal::CONT);
                 } else {
                     let stopped = Tell::Stopped(by == Some(Signal::STOP.as_raw()));
                     let told = if wants && terminal.is_some() { Tell::WantsTerminal } else { stopped };
-                    // Without the half outside this one ends.
+                    // Without the outer half, this one ends.
                     let _ = send(talk, told, &[]);
                 }
             }
@@ -257,7 +258,7 @@ fn reap(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) -> io::Result<u8> 
     }
 }
 
-/// The exit code, as shells have it, where this tells of an end.
+/// Returns the exit code, as in shells, if the status is that of an end.
 fn ended(status: WaitStatus) -> Option<u8> {
     let code = status.exit_status().map(|code| u8::try_from(code).unwrap_or(1));
     code.or_else(|| status.terminating_signal().map(code_of_signal))

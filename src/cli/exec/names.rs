@@ -1,49 +1,50 @@
-//! What is called how. All of it follows from the guest's name, so that a run finds what an earlier one of that
+//! The names of a run. All of them derive from the guest's name, so that a run finds what an earlier one of that
 //! name left behind.
 
 use std::path::{Path, PathBuf};
 
-/// The folder of root's in which runs leave their locks. Not in the daemon's, whose user could move it away.
+/// The folder of root's that contains the locks of runs. It is not in the daemon's, whose user could move it away.
 const FOLDER: &str = "/run/outgate-exec";
-/// What the host's end of each pair starts with.
+/// Prefix of the host's end of each pair.
 pub(super) const PREFIX: &str = "og-";
 
 /// The names of one run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Names {
-    /// The guest.
+    /// The guest's name.
     pub(super) guest: String,
-    /// The host's end of the pair, 11 of the 15 bytes that a name of an interface may have.
+    /// The host's end of the pair, 11 of the 15 bytes that an interface name may have.
     pub(super) interface: String,
     /// The network namespace, as ip-netns(8) knows it.
     pub(super) namespace: String,
 }
 
 impl Names {
-    /// For the guest of this name, which is one.
+    /// Returns the names for the guest of this name, which must be a valid guest name.
     pub(super) fn of(guest: &str) -> Names {
         let digest = ring::digest::digest(&ring::digest::SHA256, guest.as_bytes());
         let digits: String = digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect();
         Names { guest: guest.to_owned(), interface: format!("{PREFIX}{digits}"), namespace: format!("outgate-{guest}") }
     }
 
-    /// Held for as long as the run lasts.
+    /// Returns the lock that is held for as long as the run lasts.
     pub(super) fn lock(&self) -> PathBuf {
         folder().join(format!("{}.lock", self.guest))
     }
 
-    /// Where ip-netns(8) keeps the namespace.
+    /// Returns the file under which ip-netns(8) keeps the namespace.
     pub(super) fn handle(&self) -> PathBuf {
         Path::new("/run/netns").join(&self.namespace)
     }
 }
 
-/// The folder of the locks.
+/// Returns the folder of the locks.
 pub(super) fn folder() -> &'static Path {
     Path::new(FOLDER)
 }
 
-/// Held while a run makes its guest, so that two do not choose one address. No name ends so.
+/// Returns the lock that is held while a run creates its guest, so that two runs do not choose the same address.
+/// No guest's lock has this name.
 pub(super) fn line() -> PathBuf {
     folder().join("line")
 }

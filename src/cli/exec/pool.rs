@@ -1,5 +1,5 @@
-//! Which address a command gets: the one that was asked for, or the first of 10.79.0.0/16 that no guest has and
-//! this machine needs for nothing else.
+//! Chooses a command's address: the requested one, or the first of 10.79.0.0/16 that no guest has and that this
+//! machine uses for nothing else.
 
 use crate::cli::Failure;
 use crate::cli::bridge::tool;
@@ -7,12 +7,12 @@ use ipnet::{IpNet, Ipv4Net};
 use serde_json::Value;
 use std::net::Ipv4Addr;
 
-/// The host's end of every pair. A link-local address (RFC 3927), so that it is in no network's way.
+/// The host's end of every pair. A link-local address (RFC 3927), so that it conflicts with no network.
 pub(super) const GATEWAY: Ipv4Addr = Ipv4Addr::new(169, 254, 79, 1);
-/// Where addresses are taken from.
+/// The range that addresses are chosen from.
 const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 79, 0, 0), 16);
 
-/// An address for one more guest, beside those of the daemon's answer.
+/// Returns an address for one more guest, beside those of the daemon's answer.
 pub(super) fn choose(wanted: Option<Ipv4Addr>, guests: &Value) -> Result<Ipv4Addr, Failure> {
     if let Some(wanted) = wanted {
         let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "local"], "to list its addresses")?;
@@ -25,7 +25,7 @@ pub(super) fn choose(wanted: Option<Ipv4Addr>, guests: &Value) -> Result<Ipv4Add
     first_free(POOL, &taken).ok_or(Failure::Failed(why))
 }
 
-/// Can this address be a guest's, on a machine with these addresses?
+/// Checks whether this address can be a guest's, on a machine with these addresses.
 fn fit(wanted: Ipv4Addr, own: &[Ipv4Net]) -> Result<Ipv4Addr, Failure> {
     let nobodys = wanted.is_loopback()
         || wanted.is_multicast()
@@ -46,8 +46,8 @@ fn first_free(pool: Ipv4Net, taken: &[Ipv4Net]) -> Option<Ipv4Addr> {
     pool.hosts().find(|host| !overlapping.iter().any(|net| net.contains(host)))
 }
 
-/// The networks that routes lead to. What stands for half of all addresses, as some VPNs write the default route,
-/// is none.
+/// Returns the networks that routes lead to. A network of half of all addresses, as some VPNs write the default
+/// route, is ignored.
 fn nets(routes: &Value) -> Vec<Ipv4Net> {
     let destinations = routes.as_array().into_iter().flatten().filter_map(|route| route.get("dst")?.as_str());
     let nets = destinations.filter_map(|text| {

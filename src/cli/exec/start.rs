@@ -1,5 +1,5 @@
-//! The half of `outgate exec` that is outside, up to the start of the command: namespaces, the half inside (`inside`)
-//! as the first process of them, and what that one is told. ip(8) gives it the network and mounts of its own.
+//! The half of `outgate exec` that is outside, up to the start of the command: namespaces, the inner half
+//! (`inside`) as their first process, and its orders. ip(8) gives it its network and mount namespace.
 
 use super::inside::{self, Identity, Order};
 use super::talk::{self, Say};
@@ -24,26 +24,26 @@ use std::process::{Child, Command, Stdio};
 
 /// Variables that name a proxy, in lower case; outgate needs none.
 const PROXIES: [&str; 3] = ["http_proxy", "https_proxy", "all_proxy"];
-/// Descriptors that the half inside has of its own while it closes the caller's.
+/// Extra descriptors that the inner half itself has open while it closes the caller's.
 const OWN: i32 = 16;
-/// Folders of folders below /dev that are searched for a terminal, and what is looked at there.
+/// Maximum depth of folders below /dev that are searched for a terminal, and maximum number of entries examined.
 const MAX_DEPTH: u32 = 4;
 const MAX_DEVICES: usize = 65_536;
 /// Folders below /dev that are the command's own in any case.
 const OTHERS: [&str; 3] = ["/dev/pts", "/dev/shm", "/dev/mqueue"];
-/// The longest complaint of the half inside, in bytes.
+/// The longest error output of the inner half, in bytes.
 const MAX_COMPLAINT: u64 = 64 << 10;
 
 /// How a command starts.
 #[derive(Clone, Debug, Default)]
 pub(in crate::cli) struct Start {
-    /// The server in its resolv.conf; `None`: it has none.
+    /// The server in its resolv.conf; `None` if it has none.
     pub(in crate::cli) nameserver: Option<Ipv4Addr>,
     /// What it sees of /run.
     pub(in crate::cli) show: Vec<PathBuf>,
-    /// As whom; `None`: root.
+    /// Its user; `None` for root.
     pub(in crate::cli) user: Option<User>,
-    /// A program that it finds as [`Start::PROGRAM`], whoever may not search the folders above it.
+    /// A program that is mounted as [`Start::PROGRAM`], even if the user may not search the folders above it.
     pub(in crate::cli) program: Option<PathBuf>,
 }
 
@@ -51,13 +51,13 @@ pub(in crate::cli) struct Start {
 pub(in crate::cli) struct Streams(pub(in crate::cli) [OwnedFd; 3]);
 
 impl Streams {
-    /// Those of this process.
+    /// Returns those of this process.
     pub(in crate::cli) fn own() -> io::Result<Streams> {
         let own = |descriptor: BorrowedFd<'_>| descriptor.try_clone_to_owned();
         Ok(Streams([own(io::stdin().as_fd())?, own(io::stdout().as_fd())?, own(io::stderr().as_fd())?]))
     }
 
-    /// Which of them are terminals.
+    /// Returns which of them are terminals.
     pub(super) fn terminals(&self) -> [bool; 3] {
         self.0.each_ref().map(isatty)
     }
@@ -65,20 +65,20 @@ impl Streams {
 
 /// A command that was started, or is about to be.
 pub(in crate::cli) struct Running {
-    /// The half inside.
+    /// The inner half.
     pub(super) child: Child,
-    /// The way to tell it something.
+    /// The socket for messages to it.
     pub(super) talk: OwnedFd,
-    /// Handed over, but for terminals.
+    /// Passed on to it, except for terminals.
     pub(super) streams: Streams,
 }
 
 impl Start {
-    /// Where [`Start::program`] lies.
+    /// Where [`Start::program`] is mounted.
     pub(in crate::cli) const PROGRAM: &str = inside::PROGRAM;
 
-    /// Starts the half inside. It waits for [`Say::Start`] before it runs `program`. The calling thread must outlive
-    /// it: with that the kernel ends it.
+    /// Starts the inner half, which waits for [`Say::Start`] before it runs `program`. The calling thread must
+    /// outlive it, because the kernel ends it with that thread.
     pub(in crate::cli) fn run(
         &self,
         namespace: &str,
@@ -97,7 +97,7 @@ impl Start {
             hide: terminals_of(&streams),
         };
         let order = serde_json::to_string(&order).map_err(io::Error::from)?;
-        // By this path it is found even if an update has just replaced it.
+        // This path is valid even if an update has just replaced the program.
         let this = format!("/proc/{}/exe", std::process::id());
         let mut command = Command::new(tool::find("ip")?);
         command.args(["netns", "exec", namespace, &this, inside::WORD, &order]).args(program);
@@ -112,7 +112,7 @@ impl Start {
         }
         // It is the first process of its namespace.
         command.env("LISTEN_PID", "1").env("LISTEN_FDS", (highest()?.saturating_add(OWN)).to_string());
-        // This end waits for nobody.
+        // This end never blocks.
         ioctl_fionbio(&talk, true).map_err(io::Error::from)?;
         let child = first_of_its_processes(&mut command)?;
         let handed: Vec<BorrowedFd<'_>> = streams
@@ -122,24 +122,24 @@ impl Start {
             .filter(|(_, terminal)| !terminal)
             .map(|(stream, _)| stream.as_fd())
             .collect();
-        // Where it has ended already it says why.
+        // If it has already ended, it reports the reason.
         let _ = talk::send(&talk, Say::Descriptors, &handed);
         Ok(Running { child, talk, streams })
     }
 }
 
 impl Running {
-    /// Passes a signal on to the command, or to its whole process group.
+    /// Forwards a signal to the command, or to its whole process group.
     pub(super) fn signal(&self, signal: Signal, whole: bool) {
         self.say(Say::Signal(signal, whole));
     }
 
-    /// Says something to the half inside; if it has ended there is nobody to tell.
+    /// Sends a message to the inner half; if that has ended, the message is dropped.
     pub(super) fn say(&self, what: Say) {
         let _ = talk::send(&self.talk, what, &[]);
     }
 
-    /// Hands on what the half inside, which has ended, complained of.
+    /// Forwards the error output of the inner half, which has ended.
     pub(super) fn complain(&mut self) {
         let mut text = Vec::new();
         if let Some(stderr) = self.child.stderr.take() {
@@ -150,7 +150,7 @@ impl Running {
     }
 }
 
-/// Starts a process as the first of a namespace of processes; this one stays where it is.
+/// Starts a process as the first of a PID namespace; this process stays where it is.
 fn first_of_its_processes(command: &mut Command) -> Result<Child, Failure> {
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let own = File::open("/proc/self/ns/pid")?;
@@ -166,19 +166,19 @@ fn unshare_processes() -> io::Result<()> {
     Ok(rustix::thread::unshare(UnshareFlags::NEWPID)?)
 }
 
-/// The highest number of a descriptor of this process.
+/// Returns the highest descriptor number of this process.
 fn highest() -> io::Result<i32> {
     let numbers = fs::read_dir("/proc/self/fd")?.flatten();
     Ok(numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok()).max().unwrap_or(2))
 }
 
-/// The devices of the caller's terminals, by all their names: those it has as descriptors, and the one that its session
-/// is on, which the command could open by its name all the same.
+/// Returns the devices of the caller's terminals, by all their names: those that are descriptors, and the one of
+/// its session, which the command could otherwise open by its name.
 fn terminals_of(streams: &Streams) -> Vec<PathBuf> {
     let terminals: Vec<&OwnedFd> = streams.0.iter().filter(|stream| isatty(stream)).collect();
     let mut numbers: Vec<Dev> = terminals.iter().filter_map(|stream| Some(fstat(stream).ok()?.st_rdev)).collect();
     numbers.extend(terminal::controlling());
-    // Whoever opens this one gets the terminal of its own session.
+    // A process that opens this one gets the terminal of its own session.
     numbers.retain(|number| *number != makedev(5, 0));
     let mut found = Vec::new();
     let mut left = MAX_DEVICES;
@@ -187,7 +187,7 @@ fn terminals_of(streams: &Streams) -> Vec<PathBuf> {
             found.push(path);
         }
     });
-    // It may lie elsewhere.
+    // It may be elsewhere.
     let named = terminals.iter().filter_map(|stream| ttyname(stream, Vec::new()).ok());
     found.extend(named.map(|name| PathBuf::from(OsStr::from_bytes(name.as_bytes()))));
     // Those of programs are hidden in any case.
@@ -195,7 +195,7 @@ fn terminals_of(streams: &Streams) -> Vec<PathBuf> {
     found
 }
 
-/// Tells of every device of characters below a folder.
+/// Passes every character device below a folder to `tell`.
 fn devices(folder: &Path, depth: u32, left: &mut usize, tell: &mut dyn FnMut(PathBuf, Dev)) {
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         *left = left.saturating_sub(1);

@@ -1,5 +1,5 @@
-//! What the halves of `outgate exec` say to each other, outside and inside of the namespaces: a socket of whole
-//! messages, by which descriptors are handed over too. Whichever half ends, the other one notices.
+//! Messages between the halves of `outgate exec`, outside and inside of the namespaces: a socket of whole
+//! messages, which also passes descriptors. If either half ends, the other one notices.
 
 use rustix::io::Errno;
 use rustix::net::{
@@ -13,41 +13,41 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// The longest message, in bytes.
 const LONGEST: usize = 8;
-/// Descriptors that one message hands over at most: input, output, error output.
+/// Maximum number of descriptors that one message passes: input, output, error output.
 pub(super) const MOST: usize = 3;
 
-/// What the half outside says.
+/// Messages of the outer half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Say {
-    /// These are those of 0 to 2 that are no terminals, in their order.
+    /// Passes those of descriptors 0 to 2 that are not terminals, in their order.
     Descriptors,
-    /// Start the command; in the foreground of its terminal?
+    /// Start the command; whether in the foreground of its terminal.
     Start(bool),
     /// A signal for the command, or for its whole process group.
     Signal(Signal, bool),
-    /// It has the terminal now, and goes on.
+    /// The command has the terminal now, and continues.
     Foreground,
-    /// It goes on.
+    /// The command continues.
     Continue,
 }
 
-/// What the half inside says.
+/// Messages of the inner half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Tell {
-    /// All is prepared; with this, where there is a terminal, comes the other side of the command's.
+    /// Everything is prepared; passes the other side of the command's terminal, if there is one.
     Ready,
-    /// The command was stopped; by a signal that stops whatever anybody does?
+    /// The command was stopped; whether by a signal that cannot be caught.
     Stopped(bool),
-    /// It was, for it wants the terminal.
+    /// The command was stopped, because it wants the terminal.
     WantsTerminal,
 }
 
-/// Two ends.
+/// Returns the two ends of a new socket.
 pub(super) fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok(socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?)
 }
 
-/// What both kinds of messages are to the socket.
+/// The encoding of both kinds of messages.
 pub(super) trait Message: Sized {
     fn bytes(self) -> [u8; 3];
     fn of(bytes: [u8; 3]) -> Option<Self>;
@@ -58,7 +58,7 @@ impl Message for Say {
         match self {
             Say::Descriptors => [b'd', 0, 0],
             Say::Start(foreground) => [b's', foreground.into(), 0],
-            // Numbers of signals end at 64.
+            // Signal numbers end at 64.
             Say::Signal(signal, whole) => [b'k', u8::try_from(signal.as_raw()).unwrap_or(0), whole.into()],
             Say::Foreground => [b'f', 0, 0],
             Say::Continue => [b'c', 0, 0],
@@ -96,8 +96,8 @@ impl Message for Tell {
     }
 }
 
-/// Sends one. Nobody waits for a half that does not listen: what does not fit is lost, and is then the least that the
-/// other one misses.
+/// Sends one message, without blocking for a half that does not read: if the message does not fit, it is lost, and
+/// then the other half misses more than that.
 pub(super) fn send(socket: impl AsFd, message: impl Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut more = SendAncillaryBuffer::new(&mut space);
@@ -112,7 +112,7 @@ pub(super) fn send(socket: impl AsFd, message: impl Message, descriptors: &[Borr
     }
 }
 
-/// The next one, and what it hands over; `None` where the other half has ended.
+/// Returns the next message, and the descriptors that it passes; `None` if the other half has ended.
 pub(super) fn receive<M: Message>(socket: impl AsFd) -> io::Result<Option<(M, Vec<OwnedFd>)>> {
     let mut bytes = [0; LONGEST];
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
@@ -121,7 +121,7 @@ pub(super) fn receive<M: Message>(socket: impl AsFd) -> io::Result<Option<(M, Ve
     let got = loop {
         match recvmsg(socket.as_fd(), &mut parts, &mut more, RecvFlags::CMSG_CLOEXEC) {
             Err(Errno::INTR) => {}
-            // It ended with a message unread.
+            // The other half ended with a message unread.
             Err(Errno::CONNRESET) => return Ok(None),
             got => break got?,
         }

@@ -1,7 +1,7 @@
-//! The caller's terminal, while the command has one of its own: bytes both ways, size, and modes. The terminal is raw
-//! while the command has it, so that keys mean what the command's terminal makes of them, and as it was before at each
-//! stop and at the end, without what was typed but not read, or what the terminal answered to the command's output:
-//! the caller's shell would run that.
+//! Relays the caller's terminal, while the command has one of its own: bytes both ways, size, and modes. The
+//! terminal is raw while the command has it, so that the command's terminal interprets the keys. It is restored at
+//! each stop and at the end. Input that was typed but not read, and the terminal's answers to the command's
+//! output, are then discarded: the caller's shell would run them.
 
 use super::start::Streams;
 use rustix::fs::{Dev, Mode, OFlags, makedev, open};
@@ -18,37 +18,37 @@ use std::time::Duration;
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-/// The most that is on its way in one direction, in bytes.
+/// The most bytes in transit in one direction.
 const CHUNK: usize = 16 << 10;
-/// How long a terminal may take nothing of what a command that has ended wrote last.
+/// How long a terminal may accept nothing of the last output of an ended command.
 const DRAIN: Duration = Duration::from_secs(2);
-/// How long a command that was stopped is waited for to have written what it wrote.
+/// How long to wait for the remaining output of a stopped command.
 const SOON: Duration = Duration::from_millis(20);
-/// Chunks that are carried on then at most: others of the command may go on writing.
+/// Maximum number of chunks relayed then: the command's other processes may continue to write.
 const LAST_CHUNKS: usize = 64;
-/// Ancestors that are looked at most.
+/// Maximum number of ancestors examined.
 const ANCESTORS: usize = 64;
 
 /// The caller's terminal and the other side of the command's.
 pub(super) struct Terminal {
-    /// The caller's; opened once more, for whoever else has it open must not see that it does not wait.
+    /// The caller's; opened again, because other users of it must not see that it is non-blocking.
     tty: AsyncFd<OwnedFd>,
     /// The command's, until nobody has it open any more.
     master: Option<AsyncFd<OwnedFd>>,
-    /// Is the caller's also the command's input?
+    /// Whether the caller's is also the command's input.
     is_input: bool,
-    /// May others write to it meanwhile, as in a pipeline? Then their output is made ready for it, by itself.
+    /// Whether others may write to it in the meantime, as in a pipeline. It then processes their output itself.
     shared: bool,
-    /// How it was when it became raw.
+    /// Its modes before it became raw.
     before: Option<Termios>,
-    /// Has the command asked for it, or was it given to it?
+    /// Whether the command has asked for it, or was given it.
     wanted: bool,
     out: Chunk,
     typed: Chunk,
 }
 
 impl Terminal {
-    /// The one of these streams, if any is. To be called within a runtime.
+    /// Returns the terminal among these streams, if there is one. Must be called within a runtime.
     pub(super) fn of(streams: &Streams, master: OwnedFd) -> io::Result<Option<Terminal>> {
         let [input, output, errors] = &streams.0;
         let Some(stream) = [output, errors, input].into_iter().find(|stream| isatty(stream)) else { return Ok(None) };
@@ -71,39 +71,39 @@ impl Terminal {
         Ok(Some(terminal))
     }
 
-    /// The command's terminal starts as the caller's is. What it writes is not made ready for the caller's twice.
+    /// Initialises the command's terminal from the caller's. Its output is not processed twice for the caller's.
     fn set_up(&self) {
         self.resize();
         if let (Ok(mut modes), Some(master)) = (tcgetattr(&self.tty), &self.master) {
             modes.output_modes.remove(OutputModes::OPOST);
-            // One that takes no modes works without.
+            // A terminal that accepts no modes works without them.
             let _ = tcsetattr(master, OptionalActions::Now, &modes);
         }
     }
 
-    /// Takes over the size.
+    /// Copies the size.
     pub(super) fn resize(&self) {
         if let (Ok(size), Some(master)) = (tcgetwinsize(&self.tty), &self.master) {
             let _ = tcsetwinsize(master, size);
         }
     }
 
-    /// May this process read from it and set it up?
+    /// Returns whether this process may read from it and configure it.
     pub(super) fn is_ours(&self) -> bool {
         match tcgetpgrp(&self.tty) {
             Ok(foreground) => foreground == getpgrp(),
-            // Not this session's, so nobody is stopped for reading from it.
+            // Not this session's terminal, so no process is stopped for reading from it.
             Err(Errno::NOTTY) => self.is_input,
             Err(_) => false,
         }
     }
 
-    /// May others write to it, or is it not both input and output?
+    /// Returns whether others may write to it, or it is not both input and output.
     pub(super) fn is_shared(&self) -> bool {
         self.shared
     }
 
-    /// Gives it to the command, as soon as it is ours.
+    /// Gives it to the command, as soon as it is this process's.
     pub(super) fn give(&mut self) {
         if !self.wanted {
             self.wanted = true;
@@ -119,7 +119,7 @@ impl Terminal {
         self.refresh();
     }
 
-    /// Makes it raw if it is ours and not yet so.
+    /// Makes it raw if it is this process's and not raw yet.
     pub(super) fn refresh(&mut self) {
         if !self.wanted || self.before.is_some() || !self.is_ours() {
             return;
@@ -137,11 +137,11 @@ impl Terminal {
         }
     }
 
-    /// Makes it as it was before.
+    /// Restores its previous modes.
     pub(super) fn restore(&mut self) {
         if let Some(before) = self.before.take() {
             self.typed = Chunk::new();
-            // A terminal that is gone, or that is another job's by now, stays as it is.
+            // A terminal that is gone, or that now belongs to another job, stays as it is.
             if self.is_ours() {
                 let _ = tcsetattr(&self.tty, OptionalActions::Flush, &before);
                 let _ = tcflush(&self.tty, QueueSelector::IFlush);
@@ -149,7 +149,7 @@ impl Terminal {
         }
     }
 
-    /// Carries on some bytes; waits for ever where there will be none.
+    /// Relays some bytes; waits forever if there will be none.
     pub(super) async fn turn(&mut self) {
         let reads = self.before.is_some() && self.is_ours();
         let Terminal { tty, master, out, typed, .. } = self;
@@ -159,12 +159,13 @@ impl Terminal {
             carried = carry(tty, other, typed), if reads || !typed.is_empty() => carried,
         };
         if carried.is_err() {
-            // Either nobody has the command's open any more, or the caller's is gone: then the command hears of it.
+            // Either nobody has the command's open any more, or the caller's is gone: then the command gets a
+            // hangup.
             *master = None;
         }
     }
 
-    /// Carries on what the command wrote before it was stopped.
+    /// Relays what the command wrote before it was stopped.
     pub(super) async fn catch_up(&mut self) {
         let Terminal { tty, master: Some(master), out, .. } = self else { return };
         for _ in 0..LAST_CHUNKS {
@@ -174,7 +175,7 @@ impl Terminal {
         }
     }
 
-    /// Carries on what the command wrote last. To be called when it has ended.
+    /// Relays the last output of the command. Must be called after it has ended.
     pub(super) async fn drain(&mut self) {
         let Terminal { tty, master, out, .. } = self;
         if let Some(master) = master.take() {
@@ -189,7 +190,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Bytes on their way.
+/// Bytes in transit.
 struct Chunk {
     bytes: Box<[u8]>,
     from: usize,
@@ -206,7 +207,7 @@ impl Chunk {
     }
 }
 
-/// Reads, or writes what was read before. An error is the end of either side.
+/// Reads, or writes what was read before. An error means the end of either side.
 async fn carry(from: &AsyncFd<OwnedFd>, to: &AsyncFd<OwnedFd>, chunk: &mut Chunk) -> io::Result<()> {
     if chunk.is_empty() {
         let read = |fd: &OwnedFd| Ok(rustix::io::read(fd, &mut *chunk.bytes)?);
@@ -229,7 +230,8 @@ pub(super) fn watched(descriptor: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(descriptor)
 }
 
-/// Would somebody wake this process if it stopped: is there a shell with job control that started its process group?
+/// Returns whether somebody would resume this process if it stopped: a shell with job control that started its
+/// process group.
 pub(super) fn can_stop() -> bool {
     let (Ok(session), group) = (getsid(None), getpgrp()) else { return false };
     let mut process = "self".to_owned();
@@ -244,19 +246,21 @@ pub(super) fn can_stop() -> bool {
     false
 }
 
-/// The device number of this process's controlling terminal, whatever its descriptors are; `None`: it has none.
+/// Returns the device number of this process's controlling terminal, whatever its descriptors are; `None` if it
+/// has none.
 pub(super) fn controlling() -> Option<Dev> {
     let [_, _, _, number] = of_stat(&fs::read_to_string("/proc/self/stat").ok()?)?;
     (number != 0).then(|| device(number.cast_unsigned()))
 }
 
-/// As the kernel prints a device in one number (`new_encode_dev`): 12 bits of the major amid the 20 of the minor.
+/// Decodes the kernel's single number for a device (`new_encode_dev`): 12 bits of the major amid the 20 of the
+/// minor.
 fn device(number: u32) -> Dev {
     makedev((number >> 8) & 0xfff, (number & 0xff) | ((number >> 12) & 0xf_ff00))
 }
 
-/// Parent, process group, session and terminal in /proc/PID/stat (proc_pid_stat(5)), which follow a name that may
-/// hold anything.
+/// Returns parent, process group, session and terminal from /proc/PID/stat (proc_pid_stat(5)), which follow a name
+/// that may contain anything.
 fn of_stat(stat: &str) -> Option<[i32; 4]> {
     let (_, rest) = stat.rsplit_once(") ")?;
     let mut fields = rest.split(' ').skip(1).map(|field| field.parse().ok());
@@ -275,7 +279,7 @@ mod tests {
 
     #[test]
     fn a_terminals_number_is_that_of_its_device() {
-        // ttyS0, /dev/pts/3, /dev/pts/300, and the highest there is.
+        // ttyS0, /dev/pts/3, /dev/pts/300, and the highest number.
         for (number, major, minor) in
             [(0x0440, 4, 64), (0x8803, 136, 3), (0x0010_882c, 136, 300), (0xffff_ffff, 0xfff, 0xf_ffff)]
         {

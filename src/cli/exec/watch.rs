@@ -1,5 +1,5 @@
-//! Waiting for a command's end, while signals that come for it are passed on, its terminal is carried on, and it stops
-//! and goes on with this process.
+//! Waits for a command's end; meanwhile forwards signals to it, relays its terminal, and stops and continues
+//! together with it.
 
 use super::start::Running;
 use super::talk::{Say, Tell, receive};
@@ -16,11 +16,11 @@ use tokio::io::Interest;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{Signal as Stream, SignalKind, signal};
 
-/// A child that ended may be told of in the same signal as another, so this looks by itself too. Nor is anybody told
-/// when a job comes to the foreground.
+/// A signal for an ended child may merge with that for another, so this also checks by itself. There is also no
+/// notification when a job comes to the foreground.
 const LOOK: Duration = Duration::from_secs(1);
 
-/// The signals; caught for as long as the process lives, so that what was made is taken away again.
+/// The signals; caught for as long as the process lives, so that what was created is removed again.
 pub(in crate::cli) struct CommandSignals {
     runtime: Runtime,
     child: Stream,
@@ -29,17 +29,17 @@ pub(in crate::cli) struct CommandSignals {
     asked: [(Stream, Signal); 5],
 }
 
-/// What there is to do.
+/// An event to handle.
 enum Event {
-    /// Look at the child.
+    /// Check the child.
     Look,
-    /// Hand on a signal.
+    /// Forward a signal.
     Asked(Signal),
     /// The terminal has another size.
     Size,
-    /// This process goes on, or its terminal was carried on.
+    /// This process continues, or its terminal was relayed.
     Refresh,
-    /// The half inside says something, or nothing any more.
+    /// A message of the inner half, or its end.
     Told(Option<(Tell, Vec<OwnedFd>)>),
 }
 
@@ -62,7 +62,7 @@ impl CommandSignals {
         Ok(CommandSignals { runtime, child, size, goes_on, asked })
     }
 
-    /// Has the command started and waits for its end; kills it at the deadline, if there is one.
+    /// Starts the command and waits for its end; kills it at the deadline, if there is one.
     pub(in crate::cli) fn wait(&mut self, mut running: Running, deadline: Option<Instant>) -> io::Result<ExitStatus> {
         let CommandSignals { runtime, child, size, goes_on, asked } = self;
         let [(term, t), (int, i), (hup, h), (quit, q), (tstp, z)] = asked;
@@ -116,7 +116,7 @@ impl CommandSignals {
     }
 }
 
-/// What the half inside says, if it says something now.
+/// Returns a message of the inner half, if there is one now.
 fn hear(socket: &OwnedFd) -> io::Result<Option<(Tell, Vec<OwnedFd>)>> {
     receive(socket)
 }
@@ -128,14 +128,14 @@ async fn turn(terminal: &mut Option<Terminal>) {
     }
 }
 
-/// Shows what a command that was stopped had written, before this process stops as well.
+/// Relays what a stopped command had written, before this process also stops.
 async fn catch_up(terminal: &mut Option<Terminal>) {
     if let Some(terminal) = terminal {
         terminal.catch_up().await;
     }
 }
 
-/// Has the command started. Where something else than a person is at one end, as in a pipeline, it gets the terminal
+/// Starts the command. If one end is not an interactive terminal, as in a pipeline, the command gets the terminal
 /// when it asks.
 fn begin(running: &Running, handed: Vec<OwnedFd>) -> io::Result<Option<Terminal>> {
     let mut terminal = match handed.into_iter().next() {
@@ -151,21 +151,23 @@ fn begin(running: &Running, handed: Vec<OwnedFd>) -> io::Result<Option<Terminal>
     Ok(terminal)
 }
 
-/// The command was stopped; so this process stops, with its process group, until it is woken. Where nobody would wake
-/// it the command goes on at once, as kernels have it, unless by SIGSTOP, which whoever sent it will undo.
+/// Handles a stopped command: this process also stops, with its process group, until it is resumed. If nobody
+/// would resume it, the command continues at once, as with the kernel's own rule, unless SIGSTOP stopped it, whose
+/// sender will undo it.
 fn stop(running: &Running, terminal: &mut Option<Terminal>, hard: bool) {
     if pause(terminal) || !hard {
         running.say(Say::Continue);
     }
 }
 
-/// The command was stopped, for it is in the background of its terminal and wants to read from that or set it up.
+/// Handles a command that was stopped because it is in the background of its terminal and wants to read from or
+/// configure it.
 fn give(running: &Running, terminal: &mut Option<Terminal>) {
     if terminal.as_ref().is_some_and(|terminal| !terminal.is_ours()) {
         pause(terminal);
     }
     match terminal {
-        // Again in the background: it asks once more, and this stops once more.
+        // In the background again: the command asks once more, and this process stops once more.
         Some(terminal) if !terminal.is_ours() && can_stop() => running.say(Say::Continue),
         Some(terminal) => {
             terminal.give();
@@ -175,27 +177,28 @@ fn give(running: &Running, terminal: &mut Option<Terminal>) {
     }
 }
 
-/// Stops this process group, where somebody would wake it, and says whether it did. The others in it did not see the
-/// key.
+/// Stops this process group, if somebody would resume it, and returns whether it did. Its other members did not
+/// receive the key.
 fn pause(terminal: &mut Option<Terminal>) -> bool {
     let stops = can_stop();
     if stops {
         terminal.iter_mut().for_each(Terminal::restore);
-        // It cannot fail: this process is in it.
+        // This cannot fail: this process is in the group.
         let _ = kill_current_process_group(Signal::STOP);
         terminal.iter_mut().for_each(Terminal::refresh);
     }
     stops
 }
 
-/// What keys stand for is for the whole process group. The command is not in this one, which the terminal signals.
+/// Returns whether the signal came from a key, which is for the whole foreground process group. The command is not
+/// in this group, which the terminal signals.
 fn came_from_the_terminal(signal: Signal) -> bool {
     let of_keys = [Signal::INT, Signal::QUIT, Signal::TSTP].contains(&signal);
     let foreground = || tcgetpgrp(File::open("/dev/tty").ok()?).ok();
     of_keys && foreground() == Some(getpgrp())
 }
 
-/// The exit code that tells of this end, as shells have it.
+/// Returns the exit code for this end, as in shells.
 pub(in crate::cli) fn code_of(status: ExitStatus) -> u8 {
     let code = status.code().or_else(|| status.signal().map(|signal| 128_i32.saturating_add(signal)));
     code.and_then(|code| u8::try_from(code).ok()).unwrap_or(1)

@@ -1,4 +1,4 @@
-//! What `explain` answers, over lists and configurations on disk.
+//! The answers of `explain`, with lists and configurations on disk.
 
 use super::*;
 use clap::Parser;
@@ -40,14 +40,14 @@ impl Case {
         (outcome.map_err(|failure| failure.to_string()), String::from_utf8(out).unwrap())
     }
 
-    /// The answers for `arguments`, and whether all pass.
+    /// Returns the answers for `arguments`, and whether all pass.
     fn answers(&self, arguments: &[&str]) -> (bool, Vec<serde_json::Value>) {
         let with_json: Vec<&str> = ["--json"].iter().chain(arguments).copied().collect();
         let (outcome, text) = self.run(&with_json, "");
         (outcome.unwrap() == Exit::Good, serde_json::from_str(&text).unwrap())
     }
 
-    /// Verdict, reason and rule of one URL.
+    /// Returns verdict, reason and rule of one URL.
     #[track_caller]
     fn verdict(&self, arguments: &[&str]) -> String {
         let (_, answers) = self.answers(arguments);

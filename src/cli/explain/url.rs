@@ -1,5 +1,5 @@
-//! What an operator pastes, to what a guest would ask for. A URL is taken apart by hand, because
-//! whoever reads it must read the host as outgate does.
+//! Converts what an operator pastes to a guest's request. A URL is parsed by hand, because its host must be read
+//! exactly as outgate reads it.
 
 use crate::identify::{Claim, Evidence};
 use crate::name::{HostName, NameError};
@@ -7,18 +7,18 @@ use crate::source::Source;
 use crate::target::{Host, Protocol, Target, TargetError, Transport};
 use std::net::Ipv6Addr;
 
-/// What a URL asks for.
+/// The request of a URL.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct UrlRequest {
     /// Host and port.
     pub(super) target: Target,
-    /// By which transport.
+    /// The transport.
     pub(super) transport: Transport,
-    /// What would be spoken; `None` where the URL does not say.
+    /// The protocol; `None` if the URL does not specify it.
     pub(super) spoken: Option<Protocol>,
 }
 
-/// Why a text is no URL that could be asked for; says what to write.
+/// Why a text is not a URL that could be requested; names what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UrlError {
     #[error("there is nothing; write a URL, a host, or host:port")]
@@ -60,8 +60,8 @@ const SCHEMES: [Scheme; 8] = [
 ];
 
 impl UrlRequest {
-    /// Reads a URL (its path, query and fragment are ignored), a bare host (as https) or `host:port`
-    /// (any protocol). Unicode names are brought to A-labels, as a browser would.
+    /// Parses a URL (its path, query and fragment are ignored), a bare host (as https) or `host:port` (any
+    /// protocol). Unicode names are converted to A-labels, as a browser would.
     pub(super) fn parse(text: &str) -> Result<UrlRequest, UrlError> {
         let text = text.trim();
         if text.is_empty() {
@@ -87,7 +87,7 @@ impl UrlRequest {
         Ok(UrlRequest { target, transport: scheme.transport, spoken: scheme.spoken })
     }
 
-    /// The claim of a guest at `source` that asks for this through the proxy.
+    /// Returns the claim of a guest at `source` that requests this through the proxy.
     pub(super) fn claim(&self, source: &Source) -> Claim {
         let evidence = match (&self.target.host, self.transport, self.spoken) {
             (_, Transport::Tcp, Some(Protocol::Http)) => Evidence::Host,
@@ -100,7 +100,7 @@ impl UrlRequest {
         Claim { source: source.clone(), target, transport, spoken, ech: false, evidence }
     }
 
-    /// The narrowest plain rule that allows it.
+    /// Returns the narrowest plain rule that allows it.
     pub(super) fn rule(&self) -> String {
         let Target { host, port } = &self.target;
         match (self.transport, self.spoken, port) {
@@ -130,7 +130,7 @@ fn bare(authority: &str) -> Result<UrlRequest, UrlError> {
     Ok(UrlRequest { target, transport: Transport::Tcp, spoken })
 }
 
-/// The authority with its host in A-labels.
+/// Returns the authority with its host in A-labels.
 fn in_ascii(authority: &str) -> Result<String, UrlError> {
     if authority.is_ascii() {
         return Ok(authority.to_owned());

@@ -1,5 +1,5 @@
-//! `outgate firewall watch`: while it runs, what was applied holds for interfaces that come later as well. It has
-//! no input but the kernel's word that there is another interface, and the files that `apply` reads.
+//! `outgate firewall watch`: while it runs, what was applied also holds for interfaces that appear later. Its only
+//! input is the kernel's events about interfaces, and the files that `apply` reads.
 
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
@@ -14,18 +14,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Between two looks at everything.
+/// Interval between two full inspections.
 const FULL: Duration = Duration::from_secs(60);
-/// Between two looks at what changes without any event, so that it is told within 10 s.
+/// Interval between two checks of what changes without any event, so that a change is reported within 10 s.
 const QUIET: Duration = Duration::from_secs(7);
-/// Between two reports on what others have changed, at least.
+/// Minimum interval between two reports on what others have changed.
 const REPORT: Duration = Duration::from_secs(2);
-/// Reports and quiet looks rest for so many times as long as they take, where interfaces or rules are so many that they
-/// would take a CPU, but no longer than until the next look at everything.
+/// Reports and quiet checks rest for this many times as long as they take, in case there are so many interfaces or
+/// rules that they would occupy a CPU, but no longer than until the next full inspection.
 const SHARE: u32 = 10;
-/// Between two looks at what nobody is told of: is there br_netfilter now, and has the configuration changed?
+/// Interval between two checks of what causes no event: whether br_netfilter is loaded, and whether the
+/// configuration has changed.
 const SECOND: Duration = Duration::from_secs(1);
-/// After each look, so that interfaces which come and go without end do not take a CPU.
+/// Pause after each inspection, so that interfaces that constantly appear and disappear do not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
 /// Keep what was applied in force for interfaces that come later
@@ -90,47 +91,47 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
 #[derive(Default)]
 struct Watch {
     config: Option<PathBuf>,
-    /// What was seen last; its interfaces are looked at anew each time, the rest once a minute.
+    /// The last state seen; its interfaces are inspected anew each time, the rest once a minute.
     host: Option<Host>,
-    /// What interfaces were held by at the last look.
+    /// The plan that applied to interfaces at the last look.
     plan: Option<Plan>,
     /// The configuration that was in force last.
     applied: Option<Settings>,
-    /// What was wrong the last time: it is said once.
+    /// The last faults, so that each is logged once.
     said: Vec<String>,
-    /// What the daemon is told.
+    /// The report for the daemon.
     report: HostReport,
-    /// When that was found out.
+    /// When the report was made.
     reported: Option<Instant>,
-    /// How long that took.
+    /// How long making it took.
     report_took: Duration,
-    /// Something has changed since.
+    /// Whether something has changed since.
     report_due: bool,
-    /// The configuration file as it was seen last.
+    /// The stamp of the configuration file at the last look.
     file: Stamp,
-    /// What carries no guests, by the last file that could be read.
+    /// The interfaces that carry no guests, by the last readable file.
     not_guests: Vec<String>,
-    /// Where the daemon listens.
+    /// The daemon's socket.
     socket: PathBuf,
     teller: Option<Teller>,
     told: Option<Instant>,
 }
 
 impl Watch {
-    /// Has something changed that no interface told of?
+    /// Returns whether something has changed that no interface event reported.
     fn wants_a_look(&self) -> bool {
         (self.report_due && self.may_report())
             || self.file != self.file_now()
             || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
     }
 
-    /// Is what no event tells of as it was at the last look? Where no firewall was applied there is none of it.
+    /// Returns whether everything that causes no event is as at the last look. True if no firewall was applied.
     fn is_as_before(&self) -> bool {
         let (Some(plan), Some(host)) = (&self.plan, &self.host) else { return true };
         host.again().is_ok_and(|now| firewall::is_as_reported(plan, &now, &self.not_guests, &self.report))
     }
 
-    /// Is it not too soon?
+    /// Returns whether enough time has passed since the last report.
     fn may_report(&self) -> bool {
         let pause = (self.report_took * SHARE).clamp(REPORT, FULL);
         self.reported.is_none_or(|reported| reported.elapsed() >= pause)
@@ -140,7 +141,7 @@ impl Watch {
         system::stamp(self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE)))
     }
 
-    /// Tells the daemon, at once if something is new, else now and then.
+    /// Reports to the daemon, at once if something is new, otherwise at intervals.
     fn tell(&mut self) {
         let is_new = self.told.is_none_or(|told| self.reported.is_some_and(|reported| reported > told));
         if is_new || self.told.is_none_or(|told| told.elapsed() >= host::EVERY) {
@@ -151,7 +152,7 @@ impl Watch {
         }
     }
 
-    /// Looks and mends; a line on how things are.
+    /// Inspects and mends; returns a status line.
     fn look(&mut self) -> String {
         let (mended, ports) = match self.mend() {
             Ok(Some((mended, interfaces))) => (mended, Some(interfaces)),
@@ -182,12 +183,12 @@ impl Watch {
         state
     }
 
-    /// What was done, and how many ports there are; nothing where no firewall was applied.
+    /// Mends, and returns what was done and how many ports there are; nothing if no firewall was applied.
     fn mend(&mut self) -> Result<Option<(Mended, usize)>, Failure> {
         let _in_line = in_line();
         let mut faults = Vec::new();
         let Some(basis) = self.basis(&mut faults)? else {
-            // The daemon sees itself that there is none.
+            // The daemon itself sees that there is none.
             (self.report, self.report_due, self.plan) = (HostReport::default(), false, None);
             return Ok(None);
         };
@@ -210,14 +211,14 @@ impl Watch {
         Ok(Some((mended, ports)))
     }
 
-    /// Finds out what the daemon is told, if that was not done just now: it takes a while where rules are many.
+    /// Makes the report for the daemon, unless it was made just now: with many rules this takes a while.
     fn report_on(&mut self, plan: &Plan, host: &Host, mended: &Mended) -> Result<(), Failure> {
         if !self.may_report() {
             self.report_due = true;
             return Ok(());
         }
         let begun = Instant::now();
-        // As it is after mending.
+        // The state after mending.
         let host = host.again()?;
         self.report = firewall::report(plan, &host, &self.not_guests);
         let unmended = mended.faults.iter().map(|fault| Trouble::new(TroubleCause::PortUnguarded, fault.clone()));
@@ -226,7 +227,7 @@ impl Watch {
         Ok(())
     }
 
-    /// What to go by; nothing where no firewall was applied.
+    /// Returns the basis to apply; nothing if no firewall was applied.
     fn basis(&mut self, faults: &mut Vec<String>) -> Result<Option<Basis>, Failure> {
         self.file = self.file_now();
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
@@ -251,7 +252,7 @@ impl Watch {
             }
             (_, Err(failure)) => faults.push(plain(&failure)),
         }
-        // Another may have been applied since, which was not seen.
+        // Another one may have been applied since, unnoticed.
         let remembered = match &self.applied {
             Some(applied) if applied_state == AppliedState::Flushed => Some(applied),
             Some(applied) => Some(applied).filter(|_| firewall::presence(seal(applied)) == Presence::InPlace),
@@ -261,14 +262,14 @@ impl Watch {
     }
 }
 
-/// What interfaces are held by. An edit that nobody has applied is never among it: it may name the interface by which
-/// its author comes in.
+/// The basis on which interfaces are guarded. It never includes an edit that nobody has applied: the edit may name
+/// the interface of its author's own session.
 enum Basis {
     /// The configuration, which is in force.
     InForce(Settings),
     /// The one that was in force last.
     Remembered(Settings),
-    /// What the kernel's rules say themselves.
+    /// Only the kernel's own rules.
     Kernel,
 }
 
@@ -276,7 +277,7 @@ fn seal(settings: &Settings) -> Seal {
     Seal::of(&settings.firewall, &settings.listen)
 }
 
-/// Where nobody reads it, it does its work all the same.
+/// If nobody reads it, the watcher continues in any case.
 fn say(line: &str) {
     let _ = writeln!(io::stderr(), "outgate: {}", printable(line));
 }

@@ -1,5 +1,5 @@
-//! `outgate golem probe`: what becomes of URLs that a job would ask for, tried from a guest made for that alone.
-//! `attempt` is what runs in its namespace; here its findings are put beside what the policy says.
+//! `outgate golem probe`: tries the URLs that a job would ask for, from a guest made only for that. `attempt` runs
+//! in its namespace; this module combines its findings with the policy's decisions.
 
 mod attempt;
 
@@ -21,17 +21,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// URLs at most.
+/// Maximum number of URLs.
 const MAX_URLS: usize = 64;
 /// The longest URL, in bytes.
 const MAX_URL: usize = 1024;
 /// The longest report from inside, in bytes.
 const MAX_REPORT: u64 = 1 << 20;
-/// What starting and reporting may take beside the URLs.
+/// Time allowed for starting and reporting, in addition to the URLs.
 const AROUND: Duration = Duration::from_secs(15);
-/// What the first argument is, when this program is to be what runs inside.
+/// The first argument that selects the role of the process inside.
 const WORD: &str = "probe-inside";
-/// As whom it runs there.
+/// The user as whom it runs there.
 const USER: &str = "nobody";
 
 /// Try URLs as a job would, from a guest made for that
@@ -62,22 +62,22 @@ pub(super) struct Arguments {
     urls: Vec<String>,
 }
 
-/// What became of one URL.
+/// The result for one URL.
 #[derive(Debug, Serialize)]
 struct Answer {
     url: String,
     /// `passes`, `refused` or `failed`.
     outcome: &'static str,
-    /// How far it came: `dns`, `connect`, `tls` or `http`.
+    /// The last stage reached: `dns`, `connect`, `tls` or `http`.
     stage: &'static str,
     milliseconds: u64,
     /// The status of the server's answer.
     status: Option<u16>,
     /// Outgate's reason.
     reason: Option<String>,
-    /// What was seen of it.
+    /// What was observed.
     detail: Option<String>,
-    /// What the policy says beside the reason.
+    /// The policy's advice beside the reason.
     advice: Option<String>,
 }
 
@@ -96,7 +96,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let program = Some(std::env::current_exe()?);
     let start = Start { nameserver: ground.nameserver, show: Vec::new(), user: Some(user), program };
     let found = try_all(&enclosure, &start, &wanted, &mut watch);
-    // While it is a guest; where the policy cannot be asked, the findings stand alone.
+    // While it is a guest; if the policy cannot be evaluated, the findings stand alone.
     let explained = explain::as_guest(ground.settings, &name, urls).unwrap_or_default();
     enclosure.end().iter().for_each(|fault| warn(fault));
     let mut explained = explained.into_iter();
@@ -110,7 +110,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     Ok(exit)
 }
 
-/// What to try for a URL.
+/// Returns what to try for a URL.
 fn wanted(url: &str) -> Result<Wanted, Failure> {
     if url.len() > MAX_URL {
         let start: String = url.chars().take(80).collect();
@@ -124,7 +124,7 @@ fn wanted(url: &str) -> Result<Wanted, Failure> {
     Ok(Wanted::new(url, &target, speaks, path.unwrap_or_else(|| "/".to_owned())))
 }
 
-/// Tries them from inside.
+/// Tries the URLs from inside.
 fn try_all(
     enclosure: &Enclosure,
     start: &Start,
@@ -150,7 +150,7 @@ fn try_all(
     found.ok_or_else(|| Failure::Failed(format!("what tries the URLs ended with code {code} and no report")))
 }
 
-/// What was found, and what the policy says of it.
+/// Combines a finding with the policy's decision.
 fn answer(found: Found, explained: Option<Explained>) -> Answer {
     let Found { url, ending, stage, milliseconds, status, reason, detail } = found;
     let refusing = explained.filter(|explained| !explained.passes);
@@ -182,7 +182,7 @@ fn write(answer: &Answer, out: &mut dyn Write) -> io::Result<()> {
     Ok(())
 }
 
-/// Tries URLs, where this process was started for that; else `None`.
+/// Tries URLs if this process was started for that; otherwise returns `None`.
 pub(in crate::cli) fn take_over() -> Option<ExitCode> {
     let mut arguments = std::env::args_os().skip(1);
     if arguments.next().is_none_or(|word| word != Path::new(WORD).as_os_str()) {

@@ -1,4 +1,4 @@
-//! `outgate golem sync`: the published list into the whitelist dir, shown before it is written.
+//! `outgate golem sync`: brings the published list into the whitelist dir, and shows it before it is written.
 
 use crate::cli::bridge::{self, failed_sync};
 use crate::cli::table::printable;
@@ -63,9 +63,9 @@ pub(super) struct Arguments {
 /// The answer for scripts.
 #[derive(Serialize)]
 struct Answer<'a> {
-    /// Would the file be another?
+    /// Whether the file would change.
     changed: bool,
-    /// Is it?
+    /// Whether it was written.
     written: bool,
     file: &'a Path,
     source: Vec<String>,
@@ -74,7 +74,7 @@ struct Answer<'a> {
     entries: usize,
 }
 
-/// What was found out before anything is shown or written.
+/// What was determined before anything is shown or written.
 struct Update {
     current: Option<Current>,
     gathered: Gathered,
@@ -120,7 +120,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
-/// Brings the lists and holds them against the file of the last time.
+/// Fetches the lists and compares them with the file of the last time.
 fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, arguments: &Arguments) -> Result<Update, SyncError> {
     let current = merge::current(dir)?;
     let mut say = |what: &str| {
@@ -137,7 +137,7 @@ fn prepare(dir: &Path, sources: &[Source], fetcher: &Fetcher, arguments: &Argume
     Ok(Update { current, gathered, entries, change })
 }
 
-/// Writes the file, if it is another and `write`. Says whether it did.
+/// Writes the file, if it differs and `write` is set. Returns whether it did.
 fn put(dir: &Path, update: &Update, write: bool) -> Result<bool, Failure> {
     if update.change.is_empty() {
         return Ok(false);
@@ -170,7 +170,7 @@ fn show(out: &mut dyn Write, path: &Path, update: &Update, written: bool) -> io:
     writeln!(out, "{what}: {file}: {entries}, {} added, {} removed", added.len(), removed.len())
 }
 
-/// A provider whose own list does not have these hosts gets no job that asks for them.
+/// Warns that a provider whose own list lacks these hosts gets no job that asks for them.
 fn warn_of_negotiation(data_dir: &Path, entries: &[Entry]) {
     let list = data_dir.join(rules::WHITELIST);
     let lacks = match merge::unknown_to_provider(&list, entries) {
@@ -194,6 +194,6 @@ fn no_dir() -> Failure {
 }
 
 fn tell(line: &str) {
-    // Nobody is left to tell if this fails.
+    // If this fails, there is nowhere left to report it.
     let _ = writeln!(io::stderr(), "{}", printable(line));
 }

@@ -1,13 +1,13 @@
-//! What a packet meets in chains of rules, whoever wrote them and in whatever language: conditions that may hold, not
-//! hold, or be beyond what is understood here. Those beyond it get the benefit of the doubt, so that what is said to
-//! be dropped is dropped.
+//! Evaluates a packet in chains of rules, whoever wrote them and in whatever language: a condition may hold, not
+//! hold, or be unknown here. An unknown condition counts in the packet's favour, so a packet that is reported as
+//! dropped is really dropped.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// Rules looked at for one packet at most; Kubernetes has tens of thousands.
+/// Maximum number of rules evaluated for one packet; Kubernetes has tens of thousands.
 const MOST_RULES: usize = 200_000;
-/// Chains within chains; the kernel has 16.
+/// Maximum depth of nested chains; the kernel allows 16.
 const DEEPEST: usize = 32;
 
 /// Where the kernel calls chains (`enum nf_inet_hooks`, and `ingress` of devices).
@@ -21,7 +21,7 @@ pub(super) enum Hook {
 }
 
 impl Hook {
-    /// As nft(8) calls it.
+    /// Returns the hook for a name of nft(8).
     pub(super) fn of(name: &str) -> Option<Hook> {
         Some(match name {
             "ingress" => Hook::Ingress,
@@ -56,25 +56,25 @@ impl Tracked {
 #[derive(Clone, Debug)]
 pub(super) struct Packet {
     pub(super) hook: Hook,
-    /// The bridge, where it is seen as the frame that a port of one has.
+    /// The bridge, if the packet is seen as the frame on one of its ports.
     pub(super) frame_of: Option<String>,
-    /// By which it came; nothing for what this machine sends.
+    /// The input interface; empty for what this machine sends.
     pub(super) input: String,
-    /// By which it leaves; nothing before that is known.
+    /// The output interface; empty before it is known.
     pub(super) output: String,
     pub(super) is_v6: bool,
     pub(super) is_udp: bool,
-    /// `None`: any of the family.
+    /// `None` for any address of the family.
     pub(super) source: Option<IpAddr>,
     pub(super) destination: Option<IpAddr>,
     pub(super) source_port: u16,
     pub(super) destination_port: u16,
     pub(super) tracked: Tracked,
-    /// Is its destination an address of this machine?
+    /// Whether its destination is an address of this machine.
     pub(super) is_local: bool,
 }
 
-/// What a condition looks at, and what it wants to see there.
+/// What a condition examines, and the value that it requires.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Test {
     /// Names, or stems that end in `*`.
@@ -83,17 +83,18 @@ pub(super) enum Test {
     /// The bridge of either port.
     Bridge(Vec<String>),
     IsV6(bool),
-    /// As /etc/protocols calls them, or numbers.
+    /// Names as in /etc/protocols, or numbers.
     Protocol(Vec<String>),
     Source(Vec<(IpAddr, IpAddr)>),
     Destination(Vec<(IpAddr, IpAddr)>),
     SourcePort(Vec<(u16, u16)>),
     DestinationPort(Vec<(u16, u16)>),
-    /// Small letters.
+    /// In lower case.
     State(Vec<String>),
-    /// Something else of its entry in connection tracking: what has none fulfils no such condition, nor its contrary.
+    /// Another property of its connection tracking entry: a packet without an entry fulfils neither such a
+    /// condition nor its negation.
     Entry,
-    /// What kind of address its destination is, small letters.
+    /// The address type of its destination, in lower case.
     DestinationType(Vec<String>),
     /// Something else.
     Unknown,
@@ -120,9 +121,9 @@ pub(super) enum Action {
     Jump(String),
     Goto(String),
     Return,
-    /// It decides nothing.
+    /// The rule decides nothing.
     Continue,
-    /// Somebody else decides, a program behind a queue for one.
+    /// Something else decides, for example a program behind a queue.
     Elsewhere,
 }
 
@@ -135,26 +136,26 @@ pub(super) struct Rule {
 /// A chain that the kernel calls.
 #[derive(Clone, Debug)]
 pub(super) struct Base {
-    /// As nft(8) has it: `inet`, `ip`, `ip6`, `bridge`, `netdev`.
+    /// As in nft(8): `inet`, `ip`, `ip6`, `bridge`, `netdev`.
     pub(super) family: String,
     pub(super) table: String,
     pub(super) name: String,
     pub(super) hook: Hook,
-    /// Devices that an `ingress` chain is of.
+    /// The devices of an `ingress` chain.
     pub(super) devices: Vec<String>,
     pub(super) drops_the_rest: bool,
-    /// The program by which it is changed, where that is not nft(8): `iptables`, `ip6tables-legacy` and the like.
+    /// The program that changes it, if that is not nft(8): `iptables`, `ip6tables-legacy` and the like.
     pub(super) program: Option<String>,
 }
 
-/// One table's chains: those that the kernel calls, and the rules of all by name.
+/// One table's chains: those that the kernel calls, and the rules of all chains by name.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Table {
     pub(super) bases: Vec<Base>,
     pub(super) rules: HashMap<String, Vec<Rule>>,
 }
 
-/// Does a condition hold?
+/// Whether a condition holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Truth {
     No,
@@ -196,7 +197,7 @@ impl Test {
                 Some(address) => Truth::from(ranges.iter().any(|(first, last)| {
                     first.is_ipv4() == address.is_ipv4() && *first <= address && address <= *last
                 })),
-                // All addresses of the family are this one as well.
+                // A range of all addresses of the family contains this one as well.
                 None if ranges.iter().any(|(first, last)| first.is_unspecified() && is_last(*last)) => Truth::Yes,
                 None => Truth::Maybe,
             };
@@ -231,7 +232,7 @@ fn is_last(address: IpAddr) -> bool {
 }
 
 impl Base {
-    /// Does the kernel call it for this packet?
+    /// Returns whether the kernel calls it for this packet.
     fn is_for(&self, packet: &Packet) -> bool {
         let of_device = self.devices.contains(&packet.input);
         let is_frame = packet.frame_of.is_some();
@@ -247,7 +248,7 @@ impl Base {
 }
 
 impl Table {
-    /// Does this chain certainly drop the packet?
+    /// Returns whether this chain certainly drops the packet.
     pub(super) fn drops(&self, base: &Base, packet: &Packet) -> bool {
         if !base.is_for(packet) {
             return false;
@@ -259,7 +260,7 @@ impl Table {
         }
     }
 
-    /// How it leaves the chain, from this rule of it on.
+    /// Returns how the packet leaves the chain, from this rule of it on.
     fn through(&self, (chain, first): (&str, usize), packet: &Packet, depth: usize, looked_at: &mut usize) -> End {
         if depth > DEEPEST {
             return End::Accepted;
@@ -279,7 +280,7 @@ impl Table {
                 Action::Drop if truth == Truth::Yes => return End::Dropped,
                 Action::Drop | Action::Continue => {}
                 Action::Return if truth == Truth::Yes => return End::Returned,
-                // What follows may drop it; coming back may not.
+                // What follows may drop it; returning may not.
                 Action::Return => {
                     return match self.through((chain, n + 1), packet, depth, looked_at) {
                         End::Accepted => End::Accepted,

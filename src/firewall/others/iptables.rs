@@ -1,12 +1,12 @@
-//! Tables of iptables, as `iptables-save` and its kin print them (iptables-extensions(8)). nft(8) shows of those that
-//! iptables-nft made only the half.
+//! Tables of iptables, as `iptables-save` and its variants print them (iptables-extensions(8)). nft(8) shows only
+//! part of those that iptables-nft made.
 
 use super::chains::{Action, Base, Condition, Hook, Rule, Table, Test};
 use ipnet::IpNet;
 use std::iter::Peekable;
 use std::net::IpAddr;
 
-/// The tables, by name. `program` is how rules are changed, `iptables` or the like.
+/// Returns the tables, by name. `program` changes their rules, `iptables` or the like.
 pub(super) fn tables(saved: &str, program: &str, is_v6: bool) -> Vec<(String, Table)> {
     let family = if is_v6 { "ip6" } else { "ip" };
     let mut tables: Vec<(String, Table)> = Vec::new();
@@ -19,7 +19,7 @@ pub(super) fn tables(saved: &str, program: &str, is_v6: bool) -> Vec<(String, Ta
         if let Some(chain) = line.strip_prefix(':') {
             let mut words = chain.split(' ');
             let (name, policy) = (words.next().unwrap_or_default(), words.next().unwrap_or_default());
-            // Chains of users have no policy.
+            // User-defined chains have no policy.
             if let Some(hook) = Hook::of(&name.to_ascii_lowercase()).filter(|_| policy != "-") {
                 table.bases.push(Base {
                     family: family.to_owned(),
@@ -42,7 +42,7 @@ pub(super) fn tables(saved: &str, program: &str, is_v6: bool) -> Vec<(String, Ta
     tables
 }
 
-/// Words of a line, of which some stand between quotes.
+/// Splits a line into words, some of which are quoted.
 fn words(line: &str) -> Vec<String> {
     let (mut found, mut word, mut quoted, mut escaped, mut begun) = (Vec::new(), String::new(), false, false, false);
     for c in line.chars() {
@@ -81,7 +81,7 @@ fn read(words: impl Iterator<Item = String>) -> Rule {
                 let target = words.next().unwrap_or_default();
                 return Rule { conditions, action: action(&target, word == "-g") };
             }
-            // What a module is asked is said by its options.
+            // The options of a module state its condition.
             "-m" | "--comment" => {
                 words.next();
                 continue;
@@ -118,7 +118,7 @@ fn read(words: impl Iterator<Item = String>) -> Rule {
     Rule { conditions, action: Action::Continue }
 }
 
-/// Targets that do something and let the packet go on; chains may have capital names as well.
+/// Targets that do something and let the packet continue; chains may also have names in capitals.
 const GO_ON: [&str; 22] = [
     "AUDIT",
     "CHECKSUM",
@@ -161,7 +161,7 @@ fn pattern(words: &mut Peekable<impl Iterator<Item = String>>) -> String {
     name.strip_suffix('+').map_or_else(|| name.clone(), |stem| format!("{stem}*"))
 }
 
-/// Values with commas between them, in small letters.
+/// Returns comma-separated values, in lower case.
 fn list(words: &mut Peekable<impl Iterator<Item = String>>) -> Vec<String> {
     words.next().unwrap_or_default().split(',').map(str::to_ascii_lowercase).collect()
 }

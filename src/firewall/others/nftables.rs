@@ -6,13 +6,13 @@ use serde_json::Value;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
-/// The tables but those that `is_own` picks by name, each with its family and name.
+/// Returns the tables by family and name, except for those whose names satisfy `is_own`.
 pub(super) fn tables(items: &[Value], is_own: impl Fn(&str) -> bool) -> HashMap<(String, String), Table> {
     let mut tables: HashMap<(String, String), Table> = HashMap::new();
     let sets = Sets::of(items);
     let table_of = |item: &Value| (text(item, "family"), text(item, "table"));
     for chain in items.iter().filter_map(|item| item.get("chain")) {
-        // NAT decides where to, and drops nothing.
+        // NAT decides the destination, and drops nothing.
         if is_own(&text(chain, "table")) || text(chain, "type") == "nat" {
             continue;
         }
@@ -43,7 +43,7 @@ fn text(value: &Value, key: &str) -> String {
     value.get(key).and_then(Value::as_str).unwrap_or_default().to_owned()
 }
 
-/// A word, or several.
+/// Returns one word, or several.
 fn words(value: &Value) -> Vec<String> {
     match value {
         Value::String(word) => vec![word.clone()],
@@ -53,7 +53,7 @@ fn words(value: &Value) -> Vec<String> {
     }
 }
 
-/// What named sets and maps hold, by family, table and name.
+/// The contents of named sets and maps, by family, table and name.
 struct Sets<'v>(HashMap<(String, String, String), &'v [Value]>);
 
 impl<'v> Sets<'v> {
@@ -65,7 +65,7 @@ impl<'v> Sets<'v> {
     }
 }
 
-/// What rules of one table refer to.
+/// What the rules of one table refer to.
 struct Known<'v> {
     sets: &'v Sets<'v>,
     family: String,
@@ -73,12 +73,12 @@ struct Known<'v> {
 }
 
 impl Known<'_> {
-    /// The rules that one rule amounts to: a verdict map is one for each of its elements.
+    /// Returns the rules that one rule is equivalent to: a verdict map is one rule for each of its elements.
     fn rules(&self, statements: &[Value]) -> Vec<Rule> {
         let mut conditions = Vec::new();
         for statement in statements {
             let Some((kind, body)) = statement.as_object().and_then(|fields| fields.iter().next()) else {
-                // Some versions print what they cannot say as null.
+                // Some versions print null for what they cannot express.
                 conditions.push(Test::Unknown.into());
                 continue;
             };
@@ -97,7 +97,7 @@ impl Known<'_> {
                 "vmap" => return self.each(body, &conditions),
                 "counter" | "log" | "mangle" | "notrack" | "set" | "map" | "comment" | "dup" | "flow" | "ct helper"
                 | "ct timeout" | "ct expectation" | "secmark" | "last" | "continue" => continue,
-                // Rates, quotas and what modules of iptables do.
+                // Rates, quotas and what iptables modules do.
                 _ => {
                     conditions.push(Test::Unknown.into());
                     continue;
@@ -144,7 +144,7 @@ impl Known<'_> {
         }
     }
 
-    /// Adds what has to hold where `left` is, or is not, one of `right`.
+    /// Adds the conditions for `left` being, or not being, one of `right`.
     fn compare(&self, left: &Value, right: &Value, negated: bool, conditions: &mut Vec<Condition>) {
         let Some(right) = self.values(right) else { return conditions.push(Test::Unknown.into()) };
         let words = || right.iter().flat_map(|value| words(value)).collect::<Vec<String>>();
@@ -160,7 +160,7 @@ impl Known<'_> {
             (_, Some(_), _) => Test::Entry,
             (_, _, Some(payload)) => {
                 let (protocol, field) = (text(payload, "protocol"), text(payload, "field"));
-                // What a field is in has to be there first, whatever is asked of the field.
+                // The protocol of a field has to be present, whatever is required of the field.
                 match protocol.as_str() {
                     "ip" | "ip6" => conditions.push(Test::IsV6(protocol == "ip6").into()),
                     "tcp" | "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
@@ -189,7 +189,7 @@ impl Known<'_> {
         conditions.push(Condition { test, negated });
     }
 
-    /// The single values that `right` stands for; `None`: it cannot be told.
+    /// Returns the single values that `right` stands for; `None` if they cannot be determined.
     fn values<'v>(&'v self, right: &'v Value) -> Option<Vec<&'v Value>> {
         let plain = |element: &'v Value| match element.get("elem") {
             Some(inner) => inner.get("val").unwrap_or(inner),
@@ -205,12 +205,12 @@ impl Known<'_> {
     }
 }
 
-/// One of the two families.
+/// Returns the test for one of the two families.
 fn family(words: &[String]) -> Test {
     match words {
         [family] if matches!(family.as_str(), "ipv4" | "ip" | "2") => Test::IsV6(false),
         [family] if matches!(family.as_str(), "ipv6" | "ip6" | "10") => Test::IsV6(true),
-        // ARP and the like are none of the two.
+        // ARP and the like belong to neither.
         [other] if matches!(other.as_str(), "arp" | "vlan" | "8021q" | "8021ad") => Test::Protocol(Vec::new()),
         _ => Test::Unknown,
     }
@@ -222,7 +222,7 @@ fn is_type_of_destination(left: &Value) -> bool {
     })
 }
 
-/// The first and last of an address, a network or a range.
+/// Returns the first and last address of an address, a network or a range.
 fn addresses(value: &Value) -> Option<(IpAddr, IpAddr)> {
     if let Some(prefix) = value.get("prefix") {
         let length = u8::try_from(prefix.get("len")?.as_u64()?).ok()?;
@@ -236,7 +236,7 @@ fn addresses(value: &Value) -> Option<(IpAddr, IpAddr)> {
     Some((address, address))
 }
 
-/// The first and last of a port or a range.
+/// Returns the first and last port of a port or a range.
 fn ports(value: &Value) -> Option<(u16, u16)> {
     let port = |value: &Value| u16::try_from(value.as_u64()?).ok();
     if let Some([first, last]) = value.get("range").and_then(Value::as_array).map(Vec::as_slice) {

@@ -1,5 +1,5 @@
-//! Packets that an honest guest's path has, one for each way and hook: what is brought to the listeners, and what they
-//! answer. Their marks and much else is left open.
+//! Sample packets on an honest guest's path, one for each direction and hook: those directed to the listeners, and
+//! the listeners' answers. Their marks and many other properties are left open.
 
 use super::super::host::Host;
 use super::super::plan::{Doors, Plan};
@@ -9,15 +9,15 @@ use ipnet::IpNet;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// Somewhere on the Internet, where no rule is likely to name it.
+/// Addresses on the Internet that no rule is likely to name.
 const FAR: (IpAddr, IpAddr) =
     (IpAddr::V4(Ipv4Addr::new(45, 83, 220, 7)), IpAddr::V6(Ipv6Addr::new(0x2a0e, 0xb107, 0x27f0, 0, 0, 0, 0, 7)));
 /// The port of a client.
 const CLIENT: u16 = 40_000;
-/// Bridge ports that are tried.
+/// Maximum number of bridge ports evaluated.
 const MOST_PORTS: usize = 64;
 
-/// What is dropped if a packet is.
+/// A packet, and what is dropped if it is.
 #[derive(Clone, Debug)]
 pub(super) struct Sample {
     /// `TCP to port 443` and the like.
@@ -25,7 +25,7 @@ pub(super) struct Sample {
     pub(super) packet: Packet,
 }
 
-/// The packets of guests behind this interface, by all families and doors that the plan has.
+/// Returns the packets of guests behind this interface, for all families and listeners of the plan.
 pub(super) fn of(plan: &Plan, host: &Host, interface: &str, addresses: &Addresses) -> Vec<Sample> {
     let mut samples = Vec::new();
     for (doors, is_v6) in [(&plan.v4, false), (&plan.v6, true)] {
@@ -43,7 +43,7 @@ pub(super) fn of(plan: &Plan, host: &Host, interface: &str, addresses: &Addresse
     }
     let ports: Vec<&str> =
         host.ports_of(|bridge| bridge == interface).take(MOST_PORTS).map(|port| port.name.as_str()).collect();
-    // Chains of bridges and of devices know the ports.
+    // Chains of bridges and of devices see the ports.
     let by_port = |sample: &Sample, port: &str| {
         let rename = |name: &String| if name.is_empty() { String::new() } else { port.to_owned() };
         let packet = &sample.packet;
@@ -59,10 +59,10 @@ pub(super) fn of(plan: &Plan, host: &Host, interface: &str, addresses: &Addresse
     samples
 }
 
-/// The way between guests behind an interface and this machine, in one family.
+/// The path between guests behind an interface and this machine, in one family.
 struct Path<'p> {
     interface: &'p str,
-    /// `None`: any.
+    /// `None` for any address.
     guest: Option<IpAddr>,
     own: Option<IpAddr>,
     is_v6: bool,
@@ -76,7 +76,7 @@ impl Path<'_> {
                 self.exchange(format!("TCP to port {port}"), far, port, None, false, samples);
             }
         } else {
-            // Where nothing is brought anywhere, guests come by themselves.
+            // If no traffic is redirected, guests connect to the listeners directly.
             for door in doors.open.iter().filter(|door| !door.udp) {
                 let to = self.address_of(door.address);
                 let (what, port) = (format!("TCP to [listen].{}", door.key), door.address.port());
@@ -91,8 +91,8 @@ impl Path<'_> {
         }
     }
 
-    /// The first packet to this address and port at each hook, and the first answer. `brought`: where NAT takes it,
-    /// which tracks it.
+    /// Adds the first packet to this address and port at each hook, and the first answer. `brought`: the listener
+    /// that NAT redirects it to, which makes it tracked.
     fn exchange(
         &self,
         what: String,
@@ -145,7 +145,7 @@ impl Path<'_> {
         samples.extend(packets.into_iter().map(|packet| Sample { what: what.clone(), packet }));
     }
 
-    /// An answer to who came from outside.
+    /// Returns an answer to a connection from outside.
     fn replies(&self, uplink: &str) -> Sample {
         let far = if self.is_v6 { FAR.1 } else { FAR.0 };
         let packet = Packet {
@@ -178,7 +178,7 @@ impl Path<'_> {
 pub(super) struct Addresses(Vec<(String, IpNet)>);
 
 impl Addresses {
-    /// Asks for them; none where that fails, since much can be told without.
+    /// Queries them; empty if that fails, since much can be determined without them.
     pub(super) fn look() -> Addresses {
         let found = tool::json("ip", &["-j", "addr", "show"], "to list addresses").unwrap_or_default();
         let mut all = Vec::new();
@@ -206,7 +206,7 @@ impl Addresses {
         self.net(interface, is_v6).map(|net| net.addr())
     }
 
-    /// An address beside its own in the same network.
+    /// Returns another address in the network of the interface's own.
     fn neighbour(&self, interface: &str, is_v6: bool) -> Option<IpAddr> {
         let net = self.net(interface, is_v6)?;
         net.hosts().take(4).find(|address| *address != net.addr())

@@ -17,7 +17,7 @@ fn a_shell_hands_nft_the_name_of_an_interface_as_it_is_or_in_its_quotes() {
     }
 }
 
-/// TCP from a guest behind br0 to somewhere, as `input` sees it.
+/// Returns a TCP packet from a guest behind br0 to the Internet, as `input` sees it.
 fn packet() -> Packet {
     Packet {
         hook: Hook::Input,
@@ -35,7 +35,7 @@ fn packet() -> Packet {
     }
 }
 
-/// What becomes of it in these chains of iptables' filter table.
+/// Returns whether the packet is dropped in these chains of iptables' filter table.
 fn is_dropped(lines: &str, packet: &Packet) -> bool {
     let saved = format!("*nat\n:INPUT DROP [0:0]\n*filter\n{lines}\nCOMMIT\n");
     let tables = iptables::tables(&saved, "iptables", packet.is_v6);
@@ -46,25 +46,25 @@ fn is_dropped(lines: &str, packet: &Packet) -> bool {
 #[test]
 fn what_is_not_understood_is_taken_to_let_the_packet_through() {
     for (rules, dropped) in [
-        // A condition that is not understood drops nothing, and what it accepts may be accepted.
+        // An unknown condition drops nothing, and what it accepts may be accepted.
         ("-A INPUT -m statistic --mode random --probability 0.5 -j DROP", false),
         ("-A INPUT -m limit --limit 3/min -j ACCEPT\n-A INPUT -j DROP", false),
         ("-A INPUT -m limit --limit 3/min -j LOG\n-A INPUT -j DROP", true),
         ("-A INPUT -m set ! --match-set good src -j DROP", false),
-        // So with chains it leads to.
+        // The same for chains that it leads to.
         ("-A INPUT -m set --match-set good src -j own\n-A INPUT -j DROP\n-A own -j ACCEPT", false),
         ("-A INPUT -m set --match-set good src -j own\n-A INPUT -j DROP\n-A own -j REJECT", true),
         ("-A INPUT -m set --match-set good src -g own\n-A INPUT -j DROP\n-A own -j RETURN", true),
         ("-A INPUT -j own\n-A own -m set --match-set good src -j RETURN\n-A own -j DROP", false),
         ("-A INPUT -j own\n-A INPUT -j DROP\n-A own -m set --match-set good src -j RETURN\n-A own -j DROP", true),
         ("-A INPUT -j own\n-A INPUT -j DROP\n-A own -m set --match-set good src -j RETURN\n-A own -j ACCEPT", false),
-        // A chain without end, and none at all.
+        // An endless chain, and a missing one.
         ("-A INPUT -j own\n-A INPUT -j DROP\n-A own -j own", false),
         ("-A INPUT -j absent\n-A INPUT -j DROP", true),
         ("-A INPUT -j NFQUEUE --queue-num 1\n-A INPUT -j DROP", false),
-        // Words in quotes are no rules.
+        // Words in quotes are not rules.
         ("-A INPUT -m comment --comment \"a \\\" -j DROP\" -j ACCEPT\n-A INPUT -j DROP", false),
-        // Values, and their contrary.
+        // Values, and their negation.
         ("-A INPUT -p all -j DROP", true),
         ("-A INPUT ! -p udp -j DROP", true),
         ("-A INPUT -s 10.42.0.0/16,10.99.0.0/16 ! -d 10.0.0.0/8 -i b+ -p tcp -m tcp --dport :1023 -j DROP", true),
@@ -78,7 +78,7 @@ fn what_is_not_understood_is_taken_to_let_the_packet_through() {
         let chains = ":INPUT ACCEPT [0:0]\n:FORWARD DROP [0:0]\n:own - [0:0]";
         assert_eq!(is_dropped(&format!("{chains}\n{rules}"), &packet()), dropped, "{rules}");
     }
-    // An address that is not known may be any.
+    // An unknown address may be any.
     let anybody = Packet { source: None, ..packet() };
     for (rule, dropped) in [("-s 10.42.42.0/24 -j DROP", false), ("-s 0.0.0.0/0 -j DROP", true)] {
         assert_eq!(is_dropped(&format!(":INPUT ACCEPT [0:0]\n-A INPUT {rule}"), &anybody), dropped, "{rule}");
@@ -89,7 +89,7 @@ fn what_is_not_understood_is_taken_to_let_the_packet_through() {
 
 #[test]
 fn ufw_drops_what_is_for_no_address_of_the_machine_until_its_file_lets_guests_through() {
-    // The chains as ufw 0.36 makes them from before.rules with its defaults.
+    // The chains as ufw 0.36 creates them from before.rules with its defaults.
     let ufw = |more: &str| {
         format!(
             ":INPUT DROP [0:0]\n:ufw-before-input - [0:0]\n:ufw-not-local - [0:0]\n:ufw-user-input - [0:0]\n\

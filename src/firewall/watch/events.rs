@@ -1,6 +1,6 @@
-//! The kernel's word that an interface came, went, or became the port of another bridge, and that routing rules
-//! (rtnetlink(7)) or rules of nftables changed. It is taken for a hint to look, and for nothing else. What a guest can bring about at will, its carrier going up and
-//! down a thousand times a second, is no such change.
+//! Kernel events: an interface appeared, disappeared, or became the port of another bridge; routing rules
+//! (rtnetlink(7)) or rules of nftables changed. An event is only a hint to look. What a guest can cause at will,
+//! its carrier going up and down a thousand times a second, does not count as a change.
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
@@ -14,13 +14,13 @@ use std::time::Instant;
 
 /// RTNLGRP_LINK, RTNLGRP_IPV4_RULE and RTNLGRP_IPV6_RULE (linux/rtnetlink.h), a bit each.
 const ROUTING: u32 = 1 | (1 << 7) | (1 << 18);
-/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). What sets learn from packets is not told.
+/// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). It does not report what sets learn from packets.
 const RULES: u32 = 1 << 6;
-/// What one read takes; the kernel cuts no message in two, and one for a card with many virtual functions is long.
+/// Size of one read; the kernel splits no message, and one for a card with many virtual functions is long.
 const READ: usize = 64 << 10;
-/// What may wait meanwhile. What does not fit is told as an error, after which all is looked at.
+/// Size of the queue. An overflow is reported as an error, after which everything is inspected.
 const QUEUE: usize = 1 << 20;
-/// More interfaces than these are forgotten, which costs a look.
+/// If there are more interfaces, all are forgotten, which costs one more look.
 const MOST: usize = 65_536;
 
 /// What changed.
@@ -51,10 +51,10 @@ pub struct Events {
 }
 
 impl Events {
-    /// Listens from now on.
+    /// Subscribes to events from now on.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the system.
     pub fn subscribe() -> io::Result<Events> {
         let listen = |protocol, groups| {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
@@ -63,15 +63,15 @@ impl Events {
             bind(&socket, &SocketAddrNetlink::new(0, groups))?;
             Ok::<_, io::Error>(socket)
         };
-        // NETLINK_ROUTE is number 0, which is what no protocol means.
+        // NETLINK_ROUTE is number 0, which `None` selects.
         let (routing, nftables) = (listen(None, ROUTING)?, listen(Some(netlink::NETFILTER), RULES)?);
         Ok(Events { routing, nftables, buffer: vec![0; READ], seen: Seen::default() })
     }
 
-    /// Waits for a change, until `until` at most; what changed.
+    /// Waits for a change, at most until `until`; returns what changed.
     ///
     /// # Errors
-    /// What the system says.
+    /// Those of the system.
     pub fn wait(&mut self, until: Instant) -> io::Result<Change> {
         loop {
             let left = until.saturating_duration_since(Instant::now());
@@ -89,7 +89,7 @@ impl Events {
         }
     }
 
-    /// Reads all that is there.
+    /// Reads all pending messages.
     fn drain(&mut self) -> io::Result<Change> {
         let mut change = Change::default();
         loop {
@@ -119,7 +119,7 @@ impl Events {
     }
 }
 
-/// Name and master of each interface, as told last.
+/// Name and master of each interface, as last reported.
 #[derive(Debug, Default)]
 struct Seen(HashMap<u32, (Vec<u8>, Option<u32>)>);
 
@@ -134,7 +134,7 @@ const NAME: u16 = 3;
 const MASTER: u16 = 10;
 
 impl Seen {
-    /// Takes in what one read gave; what is another than before? What cannot be read is.
+    /// Records the content of one read; returns what differs from before. Unreadable content counts as a change.
     fn take_in(&mut self, mut bytes: &[u8]) -> Change {
         let mut changed = if bytes.is_empty() { Change::ALL } else { Change::default() };
         while !bytes.is_empty() {
@@ -153,7 +153,7 @@ impl Seen {
 
     fn link(&mut self, deleted: bool, body: &[u8]) -> Option<bool> {
         let (family, index, mut attributes) = (body.first()?, u32_at(body, 4)?, body.get(LINK..)?);
-        // The same once more in a bridge's words.
+        // The same event again, in the format of bridges.
         if *family != 0 {
             return Some(false);
         }
@@ -180,7 +180,7 @@ impl Seen {
     }
 }
 
-/// The kind of the first message, its body, and what follows it.
+/// Returns the kind of the first message, its body, and what follows it.
 fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
     let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
     let body = bytes.get(HEAD..length)?;

@@ -1,15 +1,16 @@
-//! What root sees of the guard, for the daemon, which sees none of it: whom it guards, whom not, and what is wrong.
+//! What only root can see of the guard, for the daemon: the guarded interfaces, the unguarded ones, and what is
+//! wrong.
 
 use super::super::host::{Host, Link};
 use super::super::plan::Plan;
 use super::super::{others, ports, snapshot, unguarded};
 use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 
-/// Troubles that are told.
+/// Maximum number of troubles reported.
 const MOST: usize = 100;
 
-/// Is what changes without any event as it was when `report` was made? That is flags of ports, kernel settings, the
-/// listeners' route, and who runs past the rules.
+/// Returns whether everything that changes without an event is as it was when `report` was made: flags of ports,
+/// kernel settings, the listeners' route, and guests that bypass the rules.
 pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &HostReport) -> bool {
     let of = |cause| report.troubles.iter().filter(move |trouble| trouble.cause == cause);
     let told = |cause| of(cause).next().is_some();
@@ -20,8 +21,8 @@ pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &
             || (ports::differences(plan, host).is_empty() && plan.other_sysctls(host).is_empty()))
 }
 
-/// Looks at everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns that
-/// carry no guests.
+/// Inspects everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns
+/// that carry no guests.
 pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
     let mut troubles = Vec::new();
     let mut add = |cause, texts: Vec<String>| troubles.extend(texts.into_iter().map(|text| Trouble::new(cause, text)));
@@ -48,7 +49,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
     HostReport { guarding: guarding.collect(), unguarded: unguarded.names, troubles }
 }
 
-/// The ports of a bridge; else one.
+/// Returns the number of a bridge's ports; else 1.
 fn guests(link: &Link, host: &Host) -> usize {
     if link.is_bridge { host.ports_of(|bridge| bridge == link.name).count() } else { 1 }
 }

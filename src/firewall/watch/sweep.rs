@@ -1,7 +1,7 @@
-//! Entries of connection tracking whose time is over. They count until the kernel's collector comes by, and that is once
-//! a minute where most of the others live long: a guest that may have 15,000 entries has 100,000 then. So once
-//! the table is filled to an eighth, this has the kernel look at all of them, each second. That takes some 50 ms with
-//! 100,000 entries.
+//! Sweeps expired connection tracking entries. They count until the kernel's collector finds them, and that is
+//! once a minute if most of the others live long: a guest that may have 15,000 entries then has 100,000. So once
+//! an eighth of the table is filled, this makes the kernel check all of them, each second. That takes about 50 ms
+//! with 100,000 entries.
 
 use crate::firewall::host::sysctl;
 use rustix::io::Errno;
@@ -11,16 +11,17 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use std::io;
 use std::time::{Duration, Instant};
 
-/// Between two looks at how many there are.
+/// Interval between two checks of the number of entries.
 const LOOK: Duration = Duration::from_secs(1);
-/// The share of the table from which on it sweeps: one of so many.
+/// The fill level from which on it sweeps: one of so many parts of the table.
 const SHARE: u64 = 8;
-/// It rests for so many times as long as it worked, as long at most: a busy machine makes it seem to work for long.
+/// It rests for this many times as long as it worked, up to the maximum: on a busy machine it seems to work for
+/// long.
 const REST: u32 = 10;
 const LONGEST_REST: Duration = Duration::from_secs(4);
 /// How long the kernel may take.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// Between two lines on how much was swept.
+/// Interval between two log lines about how much was swept.
 const SAY: Duration = Duration::from_secs(600);
 
 /// `IPCTNL_MSG_CT_GET` of `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink_conntrack.h).
@@ -30,20 +31,20 @@ const DUMP: u16 = 0x001 | 0x300;
 /// `NLMSG_ERROR` and `NLMSG_DONE`.
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
-/// A family that no entry is of, so that the kernel looks at all and tells of none.
+/// A family that no entry belongs to, so that the kernel checks all entries and reports none.
 const NONE: u8 = 5;
 
-/// Starts a thread that does so for as long as the process lives.
+/// Starts a thread that sweeps for as long as the process lives.
 ///
 /// # Errors
-/// What the system says.
+/// Those of the system.
 pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name("sweep".to_owned()).spawn(move || {
         let (mut said, mut failed) = (None::<Instant>, String::new());
         loop {
             std::thread::sleep(LOOK);
             let Some((before, limit)) = filled() else { continue };
-            // Without a limit there is nothing to fill.
+            // Without a limit there is nothing to sweep for.
             if limit == 0 || before < limit / SHARE {
                 continue;
             }
@@ -70,18 +71,18 @@ pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
     Ok(())
 }
 
-/// How many entries there are, and how many there may be.
+/// Returns how many entries there are, and how many there may be.
 fn filled() -> Option<(u64, u64)> {
     let read = |name: &str| sysctl(&format!("/proc/sys/net/netfilter/nf_conntrack_{name}"))?.parse().ok();
     Some((read("count")?, read("max")?))
 }
 
-/// Has the kernel look at each entry, which frees those whose time is over.
+/// Makes the kernel check each entry, which frees the expired ones.
 fn sweep() -> io::Result<()> {
     let flags = SocketFlags::CLOEXEC;
     let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
     set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-    // struct nlmsghdr, and struct nfgenmsg behind it.
+    // struct nlmsghdr, followed by struct nfgenmsg.
     let mut request = Vec::with_capacity(20);
     request.extend(20u32.to_ne_bytes());
     request.extend(GET.to_ne_bytes());
@@ -106,7 +107,8 @@ fn sweep() -> io::Result<()> {
     Err(io::ErrorKind::TimedOut.into())
 }
 
-/// The kind of a message, and the number that follows its head, which is an error's.
+/// Returns the kind of a message, and the number that follows its header, which is the error code in an error
+/// message.
 fn kind(message: &[u8]) -> Option<(u16, i32)> {
     let kind = message.get(4..6)?.try_into().ok()?;
     let number = message.get(16..20)?.try_into().ok()?;

@@ -5,7 +5,7 @@ use serde_json::json;
 
 const NODE: &str = "0x00000000000000000000000000000000000000Ab";
 
-/// A key with which certificates and descriptors are signed.
+/// A key that signs certificates and descriptors.
 struct Signing(Ed25519KeyPair);
 
 impl Signing {
@@ -26,7 +26,7 @@ impl Signing {
     }
 }
 
-/// A chain of two certificates and a descriptor, each of which a test may change before it is signed.
+/// A chain of two certificates and a descriptor; a test may change each of them before it is signed.
 struct Chain {
     root: Value,
     leaf: Value,
@@ -175,7 +175,7 @@ fn other_forms_cut_and_large_input_are_refused_in_words() {
     more["more"] = json!(1);
     refused(&more, "does not conform to schema");
     assert!(matches!(Descriptor::read(&vec![b' '; (MAX_INPUT + 1) as usize], now), Err(DescriptorError::TooLarge)));
-    // A chain of more links than anybody makes.
+    // A chain with more links than any real one.
     let chain = Chain::new();
     let mut signer = json!("self");
     for _ in 0..=MAX_CHAIN {

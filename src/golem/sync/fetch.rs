@@ -1,6 +1,6 @@
-//! A source to its bytes: from a file, or over https with the system's roots, within bounds of size, time and
-//! redirects; and the minisign signature beside it, where a key was given. Names are the operator's own here,
-//! so the system's resolver looks them up. What the bytes hold is left to `unpack`.
+//! Reads a source to bytes: from a file, or over https with the system's roots, within limits of size, time and
+//! redirects; and the minisign signature beside it, if a key was given. The names here are the operator's own, so
+//! the system's resolver looks them up. `unpack` interprets the bytes.
 
 use super::{Source, SyncError};
 use crate::golem::MAX_INPUT;
@@ -16,33 +16,33 @@ use ureq::Agent;
 use ureq::http::header::TRANSFER_ENCODING;
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 
-/// The largest source, in bytes, as it is sent.
+/// The largest source, in bytes, before decompression.
 pub const MAX_SOURCE: u64 = 4 << 20;
-/// The longest that all requests together take, unless told otherwise.
+/// The longest time for all requests together, by default.
 pub const DEADLINE: Duration = Duration::from_secs(60);
-/// The longest that looking up a name takes, and so making one connection.
+/// The longest time to look up a name, and to make one connection.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Redirects of one request; GitHub's releases take two.
+/// Redirects of one request; GitHub's releases need two.
 const REDIRECTS: u32 = 5;
-/// How a signature is called.
+/// Suffix of a signature's name.
 const SIGNATURE: &str = ".minisig";
 /// The lists of a folder.
 const NAMES: [&str; 2] = ["strict.lst", "regex.lst"];
 
-/// The files of a source that is a folder; any other is itself.
+/// Returns the files of a source that is a folder; any other source as it is.
 pub(super) fn spread(source: &Source) -> Vec<Source> {
     match source {
         Source::Path(folder) if folder.is_dir() => {
             let present = NAMES.iter().map(|name| folder.join(name)).filter(|path| path.symlink_metadata().is_ok());
             let present: Vec<Source> = present.map(Source::Path).collect();
-            // Without any, the error names the one that everybody has.
+            // If there is neither, the error names the one that everybody has.
             if present.is_empty() { vec![Source::Path(folder.join("strict.lst"))] } else { present }
         }
         other => vec![other.clone()],
     }
 }
 
-/// A minisign public key: its line in base64, or the path of the file that minisign made.
+/// Reads a minisign public key: its line in base64, or the path of the file that minisign made.
 ///
 /// # Errors
 /// Why it is neither.
@@ -52,7 +52,7 @@ pub fn public_key(text: &str) -> Result<PublicKey, String> {
     }
     let bytes = rules::read(Path::new(text)).map_err(|error| error.to_string())?;
     let bytes = bytes.ok_or_else(|| format!("{text} is neither a minisign public key nor a file with one"))?;
-    // Above the key stands a comment.
+    // A comment precedes the key.
     let line = String::from_utf8_lossy(&bytes).lines().rev().find(|line| !line.trim().is_empty()).map(str::to_owned);
     let key = line.and_then(|line| PublicKey::from_base64(line.trim()).ok());
     key.ok_or_else(|| format!("{text}: no minisign public key in it"))
@@ -65,12 +65,12 @@ pub struct Fetcher {
 }
 
 impl Fetcher {
-    /// One that has this long from now, for all that it fetches.
+    /// Creates a fetcher that has this much time from now, for everything that it fetches.
     pub fn new(key: Option<PublicKey>, patience: Duration) -> Fetcher {
         Fetcher { key, until: Instant::now() + patience }
     }
 
-    /// The bytes of a source, with the name to call it by. Its signature is good, where there is a key.
+    /// Returns the name and the bytes of a source. If there is a key, the signature is verified.
     pub(super) fn get(&self, source: &Source, say: &mut dyn FnMut(&str)) -> Result<(String, Vec<u8>), SyncError> {
         let bytes = self.bytes(source, MAX_SOURCE, say)?;
         if let Some(key) = &self.key {
@@ -114,9 +114,10 @@ impl Fetcher {
         let wrong = |why: String| SyncError::Signature { from: beside.to_string(), why };
         let text = std::str::from_utf8(&text).map_err(|_| wrong("no minisign signature".to_owned()))?;
         let signature = Signature::decode(text).map_err(|error| wrong(format!("no minisign signature: {error}")))?;
-        // Signatures of the bytes rather than of their hash are as good, and other programs than minisign make them.
+        // Signatures of the bytes instead of their hash are equally valid, and programs other than minisign make
+        // them.
         key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature does not hold: {error}")))?;
-        // Hosts and regexes are told apart by the name of a list, which whoever serves it could change.
+        // A list's name distinguishes hosts from regexes, and whoever serves it could change the name.
         match file_name(source) {
             Some(name) if name.ends_with(".lst") && !is_for(signature.trusted_comment(), name) => {
                 let why = format!("its trusted comment does not say `file:{name}`, as minisign's own comments do");
@@ -130,7 +131,7 @@ impl Fetcher {
         let left = self.until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         let answer = agent(url)?.get(url).config().timeout_global(Some(left)).build().call();
         let mut answer = answer.map_err(|error| explained(url, error, limit))?;
-        // The end of a connection could be made by anybody on the way, and a list that was cut reads like a shorter one.
+        // Anybody on the path could end the connection, and a truncated list looks like a shorter one.
         let chunked = answer.headers().get(TRANSFER_ENCODING).is_some();
         if answer.body().content_length().is_none() && !chunked {
             let why = "the server does not say how long its answer is, so a part of it could pass for the whole";
@@ -141,12 +142,12 @@ impl Fetcher {
     }
 }
 
-/// Does the comment, which is signed too, name the file?
+/// Returns whether the comment, which is also signed, names the file.
 fn is_for(comment: &str, name: &str) -> bool {
     comment.split_whitespace().filter_map(|word| word.strip_prefix("file:")).any(|file| file == name)
 }
 
-/// What a source is called, without what stands in front.
+/// Returns the file name of a source, without its path.
 fn file_name(source: &Source) -> Option<&str> {
     match source {
         Source::Web(url) => without_query(url).rsplit('/').next(),
@@ -154,7 +155,7 @@ fn file_name(source: &Source) -> Option<&str> {
     }
 }
 
-/// A client that trusts what this machine trusts.
+/// Returns a client that trusts the certificate authorities of this machine.
 fn agent(url: &str) -> Result<Agent, SyncError> {
     let found = rustls_native_certs::load_native_certs();
     if found.certs.is_empty() {
@@ -181,7 +182,7 @@ fn agent(url: &str) -> Result<Agent, SyncError> {
     Ok(config.build().new_agent())
 }
 
-/// Tells what waiting may mend from what it does not, in words.
+/// Converts an error, with a message, and distinguishes failures that waiting may resolve from others.
 fn explained(url: &str, error: ureq::Error, limit: u64) -> SyncError {
     use ureq::Error;
     let source = url.to_owned();
@@ -215,7 +216,7 @@ fn distrusted(error: &rustls::Error) -> String {
     }
 }
 
-/// At most `limit` bytes of a file.
+/// Reads a file of at most `limit` bytes.
 fn read(path: &Path, limit: u64) -> Result<Vec<u8>, SyncError> {
     let failed = |source: io::Error| SyncError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
@@ -226,7 +227,7 @@ fn read(path: &Path, limit: u64) -> Result<Vec<u8>, SyncError> {
     Ok(bytes)
 }
 
-/// Where the signature of a source stands.
+/// Returns the place of a source's signature.
 fn signature_of(source: &Source) -> Source {
     match source {
         Source::Web(url) => {

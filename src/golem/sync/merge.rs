@@ -1,6 +1,6 @@
-//! Lists to the entries of one file, in the form of ya-provider's own, and what they change against the file of
-//! the last time. A file that was not written here, or was edited since, is somebody else's. Nothing is written
-//! here.
+//! Merges lists to the entries of one file, in ya-provider's own format, and compares them with the file of the
+//! last time. A file that was not written by this command, or was edited since, is treated as foreign. Nothing is
+//! written here.
 
 use super::{Gathered, List, Origin, SyncError};
 use crate::golem::rules::Matching;
@@ -21,16 +21,16 @@ pub const FILE: &str = "golem-published.json";
 pub struct Entry {
     /// As published.
     pub domain: String,
-    /// What it is.
+    /// Its kind.
     #[serde(default, rename = "match")]
     pub matching: Matching,
 }
 
-/// By what a file written here is known. Those who read the list pass over it.
+/// Identifies a file that was written by this command. Readers of the list ignore it.
 #[derive(Serialize, Deserialize)]
 struct Mark {
     sources: Vec<Origin>,
-    /// Over the entries, so that an edit shows.
+    /// Hash of the entries, so that an edit is detected.
     entries_sha256: String,
 }
 
@@ -43,29 +43,29 @@ struct Document {
 /// The file of the last time.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Current {
-    /// As it is.
+    /// Its bytes.
     pub bytes: Vec<u8>,
-    /// What it holds.
+    /// Its entries.
     pub entries: Vec<Entry>,
 }
 
-/// What an update does.
+/// The effect of an update.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// In the order in which they are published.
     pub added: Vec<Entry>,
-    /// In the order in which they were.
+    /// In their previous order.
     pub removed: Vec<Entry>,
 }
 
 impl Change {
-    /// Does it do nothing?
+    /// Returns whether nothing changes.
     pub fn is_empty(&self) -> bool {
         self.added.is_empty() && self.removed.is_empty()
     }
 }
 
-/// The entries of all lists: hosts, then regexes, as published, each once.
+/// Returns the entries of all lists: hosts, then regexes, as published, each once.
 ///
 /// # Errors
 /// [`SyncError::Invalid`] with every problem of every list, and [`SyncError::Empty`].
@@ -89,10 +89,10 @@ pub fn entries(gathered: &Gathered, today: Date) -> Result<Vec<Entry>, SyncError
     if entries.is_empty() { Err(SyncError::Empty) } else { Ok(entries) }
 }
 
-/// The file of the last time, if there is one.
+/// Reads the file of the last time, if there is one.
 ///
 /// # Errors
-/// [`SyncError::NotOurs`] for one that was not written here, or was edited, and [`SyncError::Io`].
+/// [`SyncError::NotOurs`] for a file that was not written by this command, or was edited, and [`SyncError::Io`].
 pub fn current(dir: &Path) -> Result<Option<Current>, SyncError> {
     let path = dir.join(FILE);
     let failed = |source| SyncError::Io { path: path.clone(), source };
@@ -121,7 +121,8 @@ pub fn current(dir: &Path) -> Result<Option<Current>, SyncError> {
     Ok(Some(Current { bytes, entries: patterns }))
 }
 
-/// What `entries` change, unless they take away much of what holds and `shrink` does not allow that.
+/// Returns what `entries` change, unless they remove many of the entries in force and `shrink` does not allow
+/// that.
 ///
 /// # Errors
 /// [`SyncError::Shrunk`].
@@ -149,10 +150,10 @@ pub fn change(current: Option<&Current>, entries: &[Entry], shrink: bool) -> Res
     Ok(Change { added, removed })
 }
 
-/// Which of the new entries take in names of strangers, each with an example.
+/// Checks the new entries for regexes that match names of unrelated owners, each with an example.
 ///
 /// # Errors
-/// [`SyncError::Wide`], if any.
+/// [`SyncError::Wide`], if there are any.
 pub fn narrow(change: &Change) -> Result<(), SyncError> {
     let regexes = change.added.iter().filter(|entry| entry.matching == Matching::Regex);
     let wide: Vec<String> = regexes
@@ -161,10 +162,10 @@ pub fn narrow(change: &Change) -> Result<(), SyncError> {
     if wide.is_empty() { Ok(()) } else { Err(SyncError::Wide(wide)) }
 }
 
-/// The file with these entries, one a line.
+/// Returns the content of a file with these entries, one a line.
 ///
 /// # Errors
-/// None that is known; the text is made by a library.
+/// None known; a library makes the text.
 pub fn render(origins: &[Origin], entries: &[Entry]) -> io::Result<Vec<u8>> {
     let mark = Mark { sources: origins.to_vec(), entries_sha256: digest(entries) };
     let mut text = format!("{{\"published_by_sync\":{},\n\"patterns\":[\n", serde_json::to_string(&mark)?);
@@ -176,7 +177,7 @@ pub fn render(origins: &[Origin], entries: &[Entry]) -> io::Result<Vec<u8>> {
     Ok(text.into_bytes())
 }
 
-/// How many of the entries a provider's own list lacks; `None` where it cannot be read.
+/// Returns how many of the entries a provider's own list lacks; `None` if the list cannot be read.
 pub fn unknown_to_provider(list: &Path, entries: &[Entry]) -> Option<usize> {
     #[derive(Default, Deserialize)]
     struct Patterns {
@@ -193,7 +194,7 @@ pub fn unknown_to_provider(list: &Path, entries: &[Entry]) -> Option<usize> {
 fn digest(entries: &[Entry]) -> String {
     let mut hash = ring::digest::Context::new(&ring::digest::SHA256);
     for entry in entries {
-        // No entry has a line break in it.
+        // No entry contains a line break.
         for part in [entry.matching.as_str(), " ", &entry.domain, "\n"] {
             hash.update(part.as_bytes());
         }

@@ -1,6 +1,6 @@
-//! The lists in what a source holds: an archive, told by its first bytes, or one list, told by its name. All in
-//! memory and within bounds; a name in an archive is only shown, so it leads nowhere. Whether a line is an entry
-//! is left to the whitelist's parsers.
+//! Finds the lists in the content of a source: an archive, recognised by its first bytes, or one list, recognised
+//! by its name. All in memory and within limits; a name in an archive is only displayed, never used as a path. The
+//! whitelist's parsers decide whether a line is an entry.
 
 use super::{List, SyncError};
 use crate::golem::MAX_INPUT;
@@ -10,12 +10,12 @@ use tar::{Archive, Entry};
 
 /// The largest archive, in bytes, once it is decompressed.
 const MAX_UNPACKED: u64 = 16 << 20;
-/// The lists that providers' installer reads, in the order in which their entries are kept.
+/// The lists that the providers' installer reads, in the order in which their entries are kept.
 const NAMES: [&str; 2] = ["strict.lst", "regex.lst"];
 /// Two empty blocks end an archive.
 const TAIL: usize = 1024;
 
-/// The lists in `bytes`, which are called `name`.
+/// Returns the lists in `bytes`, whose source is called `name`.
 pub(super) fn lists(name: &str, bytes: Vec<u8>) -> Result<Vec<List>, SyncError> {
     let packed = bytes.starts_with(&[0x1f, 0x8b]);
     let bytes = if packed { inflate(name, &bytes)? } else { bytes };
@@ -32,7 +32,7 @@ pub(super) fn lists(name: &str, bytes: Vec<u8>) -> Result<Vec<List>, SyncError> 
     Ok(vec![List { name: name.to_owned(), text: bytes }])
 }
 
-/// As the standard has it: the word stands behind the fields of the first header.
+/// Detects tar by the standard: the magic word follows the fields of the first header.
 fn is_tar(bytes: &[u8]) -> bool {
     bytes.get(257..262) == Some(b"ustar")
 }
@@ -49,7 +49,7 @@ fn inflate(name: &str, bytes: &[u8]) -> Result<Vec<u8>, SyncError> {
 
 fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<List>, SyncError> {
     let damaged = |error: io::Error| failed(name, &format!("the archive is damaged or incomplete: {error}"));
-    // One that was cut between two files reads like a shorter one.
+    // An archive that was truncated between two files looks like a shorter one.
     if bytes.len() < TAIL || bytes.iter().rev().take(TAIL).any(|byte| *byte != 0) {
         return Err(failed(name, "the archive is incomplete: its end is missing"));
     }
@@ -86,7 +86,7 @@ fn list(name: String, entry: Entry<'_, &[u8]>) -> Result<List, SyncError> {
     if text.len() as u64 != size {
         return Err(failed(&name, "the archive is incomplete: this file was cut"));
     }
-    // It is whole, so a last line without an end is no half of one.
+    // The file is complete, so a last line without a line end is not half a line.
     if text.last().is_some_and(|last| *last != b'\n') {
         text.push(b'\n');
     }
@@ -107,7 +107,7 @@ mod tests {
 
     fn header(path: &str, size: usize) -> Header {
         let mut header = Header::new_ustar();
-        // As it stands, where the library would refuse or repair it.
+        // Written unchanged, where the library would refuse or repair it.
         for (to, from) in header.as_old_mut().name.iter_mut().zip(path.bytes()) {
             *to = from;
         }
@@ -184,7 +184,7 @@ mod tests {
         for length in [0, 1, 2, 10, packed.len() / 2, packed.len() - 4, packed.len() - 1] {
             assert!(texts("x.tar.gz", packed[..length].to_vec()).is_err(), "{length} bytes");
         }
-        // At 1024 the first file is whole, and the second has not begun.
+        // At 1024 the first file is complete, and the second has not begun.
         for length in [100, 512, 600, 1024, 1536, whole.len() - 512] {
             let error = texts("x.tar", whole[..length].to_vec()).unwrap_err();
             assert!(error.contains("incomplete"), "{length} bytes: {error}");

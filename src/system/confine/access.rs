@@ -1,5 +1,5 @@
-//! What the daemon needs of the file system while it runs, asked for in advance: a reload must not be
-//! the first to find out that without privileges a file can't be read.
+//! Checks in advance the file access that the daemon needs while it runs: a reload must not be the first to
+//! discover that a file can't be read without privileges.
 
 use super::User;
 use crate::shell::quoted;
@@ -10,13 +10,13 @@ use std::path::{Path, PathBuf};
 /// What a path is needed for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Use {
-    /// To be read: a file, or a folder that is listed.
+    /// Read: a file, or a folder that is listed.
     Read,
-    /// A folder in which files are made, replaced and read again.
+    /// A folder in which files are created, replaced and read again.
     Keep,
-    /// A folder in which a socket is made.
+    /// A folder in which a socket is created.
     Make,
-    /// A file that is written to, and made where it is missing.
+    /// A file that is appended to, and created if it is missing.
     Append,
 }
 
@@ -25,30 +25,30 @@ pub enum Use {
 pub struct Need {
     /// The path.
     pub path: PathBuf,
-    /// What for.
+    /// Its use.
     pub what: Use,
 }
 
-/// What the daemon could not do without privileges, and what to do.
+/// What the daemon could not do without privileges, and the remedy.
 #[derive(Debug, thiserror::Error)]
 #[error("{}: {who} may not {verb} it: {source}; {remedy}", path.display())]
 pub struct AccessError {
     /// The file or folder.
     pub path: PathBuf,
-    /// As whom.
+    /// The user.
     pub who: String,
     /// Read or write.
     pub verb: &'static str,
-    /// What the kernel said.
+    /// The kernel's error.
     pub source: io::Error,
     /// A command.
     pub remedy: String,
 }
 
-/// Asks for each of `needs`, as this process is now: `user`, or whoever started it.
+/// Checks each of `needs` with the current rights of this process, which runs as `user` or as whoever started it.
 ///
 /// # Errors
-/// The first that is not met. A path that is missing is for those to report who use it.
+/// The first need that is not met. A missing path is reported by its user.
 pub fn check(needs: &[Need], user: Option<&User>) -> Result<(), AccessError> {
     needs.iter().try_for_each(|need| {
         let may = |path: &Path, wanted| ask(path, wanted, need, user);
@@ -57,7 +57,7 @@ pub fn check(needs: &[Need], user: Option<&User>) -> Result<(), AccessError> {
             Use::Read => may(&need.path, Access::READ_OK),
             Use::Keep => {
                 may(&need.path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK)?;
-                // What an earlier start has left there as another user.
+                // Files that an earlier start left there as another user.
                 let entries = std::fs::read_dir(&need.path).into_iter().flatten().flatten();
                 entries.map(|entry| entry.path()).try_for_each(|path| may(&path, Access::READ_OK))
             }

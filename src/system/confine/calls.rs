@@ -1,10 +1,10 @@
-//! seccomp: the system calls that a daemon which is up still needs, and no others (seccomp(2)). What is
-//! not on the list fails with EPERM, in all threads and whatever they start. To find what a change needs,
-//! let the list end in `SeccompAction::KillProcess` and run the tests: the kernel's log then names each
-//! call that is missing (`dmesg | grep type=1326`).
+//! seccomp: permits only the system calls that a running daemon still needs (seccomp(2)). A call that is not on
+//! the list fails with EPERM, in all threads and in everything they start. To find what a change needs, let the
+//! list end in `SeccompAction::KillProcess` and run the tests: the kernel's log then names each missing call
+//! (`dmesg | grep type=1326`).
 //!
-//! The kernel remembers which calls pass whatever their arguments, so that the filter costs these
-//! nothing (since Linux 5.11); only those in [`conditional`] are looked at each time.
+//! The kernel caches which calls pass regardless of their arguments, so the filter costs them nothing (since Linux
+//! 5.11); only those in [`conditional`] are evaluated each time.
 
 use libc::c_long;
 use seccompiler::{
@@ -13,8 +13,7 @@ use seccompiler::{
 };
 use std::collections::BTreeMap;
 
-/// Puts the filter over all threads of this process. Returns whether it is in force; says in the log
-/// why not.
+/// Applies the filter to all threads of this process. Returns whether it is in force; otherwise logs why not.
 pub fn fence_calls() -> bool {
     let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
         tracing::warn!(arch = std::env::consts::ARCH, "there is no system call filter for this kind of machine");
@@ -31,13 +30,13 @@ pub fn fence_calls() -> bool {
 
 fn install(arch: TargetArch) -> Result<(), Error> {
     let (first, second) = (no_clone3(arch)?, allow_list(arch)?);
-    // This order, because the second forbids seccomp(2).
+    // In this order, because the second forbids seccomp(2).
     apply_filter_all_threads(&first)?;
     apply_filter_all_threads(&second)
 }
 
-/// The flags of clone3 are behind a pointer, where no filter sees them. The C library takes "no such call"
-/// for an old kernel and uses clone; it would not do so for EPERM.
+/// clone3 has its flags behind a pointer, where no filter can read them. The C library treats "no such call" as an
+/// old kernel and uses clone; it would not do so for EPERM.
 fn no_clone3(arch: TargetArch) -> Result<BpfProgram, BackendError> {
     let rules = BTreeMap::from([(libc::SYS_clone3, Vec::new())]);
     SeccompFilter::new(rules, SeccompAction::Allow, errno(libc::ENOSYS), arch)?.try_into()
@@ -45,7 +44,7 @@ fn no_clone3(arch: TargetArch) -> Result<BpfProgram, BackendError> {
 
 fn allow_list(arch: TargetArch) -> Result<BpfProgram, BackendError> {
     let mut rules: BTreeMap<c_long, Vec<SeccompRule>> = ALWAYS.iter().map(|call| (*call, Vec::new())).collect();
-    // Decided by the filter before.
+    // Decided by the previous filter.
     rules.insert(libc::SYS_clone3, Vec::new());
     for (call, all_of) in conditional()? {
         rules.entry(call).or_default().push(SeccompRule::new(all_of)?);
@@ -57,7 +56,7 @@ fn errno(errno: i32) -> SeccompAction {
     SeccompAction::Errno(errno.unsigned_abs())
 }
 
-/// Calls that pass whatever their arguments.
+/// Calls that pass regardless of their arguments.
 #[rustfmt::skip]
 const ALWAYS: &[c_long] = &[
     // Flows.
@@ -75,14 +74,14 @@ const ALWAYS: &[c_long] = &[
     libc::SYS_pwrite64, libc::SYS_getdents64, libc::SYS_readlinkat, libc::SYS_faccessat, libc::SYS_faccessat2,
     libc::SYS_getcwd, libc::SYS_renameat, libc::SYS_renameat2, libc::SYS_unlinkat, libc::SYS_fsync,
     libc::SYS_fdatasync, libc::SYS_inotify_init1, libc::SYS_inotify_add_watch, libc::SYS_inotify_rm_watch,
-    // Memory, but for what is in `conditional`.
+    // Memory, except for the calls in `conditional`.
     libc::SYS_brk, libc::SYS_munmap, libc::SYS_madvise, libc::SYS_mremap,
     // Threads.
     libc::SYS_futex, libc::SYS_set_robust_list, libc::SYS_rseq, libc::SYS_set_tid_address, libc::SYS_gettid,
     libc::SYS_sched_getaffinity, libc::SYS_sched_yield, libc::SYS_getcpu, libc::SYS_exit, libc::SYS_exit_group,
     // Signals to oneself.
     libc::SYS_rt_sigaction, libc::SYS_rt_sigprocmask, libc::SYS_rt_sigreturn, libc::SYS_sigaltstack,
-    // Questions.
+    // Queries.
     libc::SYS_getpid, libc::SYS_getuid, libc::SYS_geteuid, libc::SYS_getgid, libc::SYS_getegid, libc::SYS_getrandom,
     libc::SYS_uname, libc::SYS_sysinfo,
     // What newer architectures no longer have.
@@ -98,17 +97,18 @@ const ALWAYS: &[c_long] = &[
     #[cfg(target_arch = "x86_64")] libc::SYS_time,
 ];
 
-/// A call and what must hold of its arguments, all of it; several of one call are alternatives.
+/// A call and the conditions on its arguments, all of which must hold; several entries for one call are
+/// alternatives.
 type Condition = (c_long, Vec<SeccompCondition>);
 
 /// Linux 6.4; prctl(2).
 const PR_GET_AUXV: u64 = 0x4155_5856;
 
-/// Calls of which the arguments decide.
+/// Returns the calls whose arguments decide.
 fn conditional() -> Result<Vec<Condition>, BackendError> {
     let mut all = Vec::new();
     sockets(&mut all)?;
-    // Threads are made, no processes and no namespaces.
+    // New threads are permitted, new processes and namespaces are not.
     let thread = (libc::CLONE_VM | libc::CLONE_SIGHAND | libc::CLONE_THREAD) as u64;
     let forbidden = (libc::CLONE_NEWNS
         | libc::CLONE_NEWCGROUP
@@ -119,17 +119,17 @@ fn conditional() -> Result<Vec<Condition>, BackendError> {
         | libc::CLONE_NEWNET
         | libc::CLONE_PTRACE) as u64;
     all.push((libc::SYS_clone, vec![word(0, Op::MaskedEq(thread | forbidden), thread)?]));
-    // Memory is never made executable.
+    // Memory never becomes executable.
     let executable = libc::PROT_EXEC as u64;
     all.push((libc::SYS_mmap, vec![word(2, Op::MaskedEq(executable), 0)?]));
     all.push((libc::SYS_mprotect, vec![word(2, Op::MaskedEq(executable), 0)?]));
-    // abort(3), and nobody else's process.
+    // abort(3), and only this process.
     all.push((libc::SYS_tgkill, vec![word(0, Op::Eq, u64::from(std::process::id()))?]));
-    // A thread's name; and what the kernel told this program at its start, the size of pages among it.
+    // A thread's name; and the auxiliary vector, with the page size among other values.
     for option in [libc::PR_SET_NAME as u64, PR_GET_AUXV] {
         all.push((libc::SYS_prctl, vec![word(0, Op::Eq, option)?]));
     }
-    // Limits are asked for, not set.
+    // Limits may be read, not set.
     all.push((libc::SYS_prlimit64, vec![SeccompCondition::new(2, Len::Qword, Op::Eq, 0)?]));
     for command in [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC] {
         all.push((libc::SYS_fcntl, vec![word(1, Op::Eq, command as u64)?]));
@@ -140,8 +140,8 @@ fn conditional() -> Result<Vec<Condition>, BackendError> {
     Ok(all)
 }
 
-/// TCP and UDP for flows and lookups, datagrams to the journal and the service manager. No raw, packet
-/// or netlink sockets, and no protocol that a kernel might load a module for.
+/// Permits TCP and UDP for flows and lookups, and datagrams to the journal and the service manager. No raw, packet
+/// or netlink sockets, and no protocol for which a kernel might load a module.
 fn sockets(all: &mut Vec<Condition>) -> Result<(), BackendError> {
     /// Low bits of the type; above them are SOCK_NONBLOCK and SOCK_CLOEXEC.
     const KIND: u64 = 0xf;
@@ -162,7 +162,7 @@ fn sockets(all: &mut Vec<Condition>) -> Result<(), BackendError> {
     Ok(())
 }
 
-/// A condition on the low 32 bits of an argument, which is all that the kernel reads of an `int`.
+/// Returns a condition on the low 32 bits of an argument, which are all that the kernel reads of an `int`.
 fn word(argument: u8, op: Op, value: u64) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, Len::Dword, op, value)
 }

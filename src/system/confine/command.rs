@@ -1,8 +1,8 @@
-//! seccomp for a command that is a guest (`outgate exec`): what a network namespace does not hold. Sockets that know
-//! no namespaces (AF_VSOCK leads to the hypervisor) or that load modules into the kernel; io_uring, whose requests no
-//! filter sees; the kernel's keys, whose upcalls run outside; typing into a terminal by ioctl; and the other ways to
-//! call this kernel, i386 and x32, whose calls have other numbers. All else passes, and costs nothing: only calls whose
-//! arguments decide are looked at each time.
+//! seccomp for a command that is a guest (`outgate exec`): refuses what a network namespace does not restrict.
+//! These are sockets that ignore namespaces (AF_VSOCK leads to the hypervisor) or that load modules into the
+//! kernel; io_uring, whose requests no filter can see; the kernel's keys, whose upcalls run outside; terminal
+//! input by ioctl; and the other ways to call this kernel, i386 and x32, whose calls have other numbers.
+//! Everything else passes at no cost: only calls whose arguments decide are evaluated each time.
 
 use libc::c_long;
 use seccompiler::{
@@ -12,26 +12,26 @@ use seccompiler::{
 use std::collections::BTreeMap;
 use std::io;
 
-/// Families of sockets that are let through: those of this machine's processes, IP, and questions to the kernel about
-/// this namespace's own interfaces, addresses and routes.
+/// Permitted socket families: those of this machine's processes, IP, and queries to the kernel about this
+/// namespace's own interfaces, addresses and routes.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6, libc::AF_NETLINK];
-/// With this type, AF_INET means AF_PACKET to the kernel.
+/// With this type, the kernel treats AF_INET as AF_PACKET.
 const SOCK_PACKET: i32 = 10;
-/// The bits of a socket's type that are the type.
+/// The bits of a socket's type that hold the type itself.
 const KIND: u64 = 0xf;
-/// TCP whose bytes may go by other hardware than the interface.
+/// TCP whose bytes may use hardware other than the interface.
 const IPPROTO_SMC: i32 = 256;
 /// Linux 4.1; in no header for programs.
 const TIOCLINUX: u32 = 0x541C;
-/// What the numbers of x32's calls start at.
+/// The first number of x32's calls.
 const X32: u32 = 0x4000_0000;
-/// No call at all: who traces another skips one so.
+/// Not a call: a tracer uses it to make a tracee skip one.
 const NONE: u32 = u32::MAX;
 
-/// Puts the filter over the calling thread and what it becomes or starts, for good.
+/// Applies the filter to the calling thread and everything it becomes or starts, permanently.
 ///
 /// # Errors
-/// There is no filter for this kind of machine, or the kernel refuses it. The command must not run then.
+/// If there is no filter for this kind of machine, or the kernel refuses it. The command must then not run.
 pub fn fence_command() -> io::Result<()> {
     let arch = TargetArch::try_from(std::env::consts::ARCH).map_err(io::Error::other)?;
     programs(arch)
@@ -41,10 +41,10 @@ pub fn fence_command() -> io::Result<()> {
         .map_err(|error: Error| io::Error::other(format!("the system call filter cannot be used: {error}")))
 }
 
-/// A filter has one answer for what it refuses, so there is one an answer. Each also kills who calls as another
-/// architecture.
+/// Returns the filters. A filter has only one error for what it refuses, so there is one filter for each error.
+/// Each also kills callers that use another architecture.
 fn programs(arch: TargetArch) -> Result<Vec<BpfProgram>, BackendError> {
-    // As a kernel without them would answer: programs then do without.
+    // The answers of a kernel without these calls: programs then work without them.
     let mut all = vec![
         refuse(libc::ENOSYS, without_arguments(), arch)?,
         refuse(libc::EAFNOSUPPORT, sockets()?, arch)?,
@@ -74,7 +74,7 @@ fn without_arguments() -> Rules {
     calls.into_iter().map(|call| (call, Vec::new())).collect()
 }
 
-/// Refused is what fits one of these.
+/// Returns the rules for sockets; a call that matches one of them is refused.
 fn sockets() -> Result<Rules, BackendError> {
     let is_not = |argument, value: i32| word(argument, Op::Ne, value.unsigned_abs().into());
     let is = |argument, value: i32| word(argument, Op::Eq, value.unsigned_abs().into());
@@ -88,7 +88,8 @@ fn sockets() -> Result<Rules, BackendError> {
     Ok(BTreeMap::from([(libc::SYS_socket, rules.clone()), (libc::SYS_socketpair, rules)]))
 }
 
-/// The second line: none of the command's descriptors is a terminal of the caller's.
+/// Returns the rules for ioctls. A second line of defence: none of the command's descriptors is a terminal of the
+/// caller's.
 fn ioctls() -> Result<Rules, BackendError> {
     #[allow(clippy::unnecessary_cast, clippy::cast_possible_truncation, reason = "another type with other C libraries")]
     let requests = [libc::TIOCSTI as u32, TIOCLINUX];
@@ -96,12 +97,12 @@ fn ioctls() -> Result<Rules, BackendError> {
     Ok(BTreeMap::from([(libc::SYS_ioctl, rules.collect::<Result<_, _>>()?)]))
 }
 
-/// A condition on the low 32 bits of an argument, which is all that the kernel reads of these.
+/// Returns a condition on the low 32 bits of an argument, which are all that the kernel reads of these.
 fn word(argument: u8, op: Op, value: u64) -> Result<SeccompCondition, BackendError> {
     SeccompCondition::new(argument, Len::Dword, op, value)
 }
 
-/// x32 calls as x86-64 does, by numbers of its own.
+/// Returns the filter against x32, which makes calls as x86-64 does, with numbers of its own.
 fn without_x32() -> BpfProgram {
     let (load, equal, at_least, answer) = (0x20, 0x15, 0x35, 0x06);
     let jump = |code, k, jt, jf| sock_filter { code, jt, jf, k };
@@ -128,7 +129,7 @@ mod tests {
         }
     }
 
-    /// The kernel's interpreter, as far as this filter goes.
+    /// Interprets the filter as the kernel does, as far as this filter requires.
     #[test]
     fn calls_by_numbers_of_x32_are_killed_and_no_others() {
         let program = without_x32();

@@ -1,13 +1,13 @@
-//! Landlock: the whole tree may be read, as far as modes allow; nothing may be written outside the
-//! folders named, nothing run, no process outside signalled. Best effort: older kernels enforce less, and
+//! Landlock: the whole tree may be read, as far as file modes allow. Nothing may be written outside the named
+//! folders, no program executed, and no process outside signalled. Best effort: older kernels enforce less, and
 //! some nothing.
 //!
-//! TCP ports may be bound, since dialling picks some by number (`dial/ports.rs`); the filter of system calls
-//! lets nobody listen on them.
+//! TCP ports may be bound, since dialling selects some by number (`dial/ports.rs`); the system call filter
+//! prevents listening on them.
 //!
-//! Reading is not narrowed: lists may be links to anywhere, and a reload may name another `hosts_file`
-//! or hold a link that leads elsewhere. What guests could win by an open file descriptor is kept from
-//! them by file modes, which hold for the daemon since it has no capability.
+//! Reading is not restricted: lists may be links to anywhere, and a reload may name another `hosts_file` or
+//! contain a link that leads elsewhere. File modes protect what guests could otherwise gain through an open file
+//! descriptor; they apply to the daemon, since it has no capability.
 
 use landlock::{
     ABI, Access, AccessFs, BitFlags, CompatLevel, Compatible, LandlockStatus, PathBeneath, PathFd, Ruleset,
@@ -15,13 +15,13 @@ use landlock::{
 };
 use std::path::PathBuf;
 
-/// Rights up to this version of Landlock's interface are asked for. Later ones restrict sockets by
-/// path, which the journal and the service manager need.
+/// Requests rights up to this version of Landlock's interface. Later versions restrict sockets by path, which the
+/// journal and the service manager need.
 const KNOWN: ABI = ABI::V6;
 
-/// Confines the calling thread, and all that it starts from now on, to write beneath `writable` alone.
-/// Folders that are missing are passed over. Returns the version of Landlock's interface that is in
-/// force, 0 where the kernel has none; says in the log why.
+/// Restricts the calling thread, and everything it starts from now on, to write only beneath `writable`. Skips
+/// missing folders. Returns the version of Landlock's interface in force, or 0 if the kernel has none, and then
+/// logs why.
 pub fn fence_files(writable: &[PathBuf]) -> u8 {
     match restrict(writable) {
         Ok(0) => {
@@ -61,7 +61,7 @@ fn restrict(writable: &[PathBuf]) -> Result<u8, RulesetError> {
     }
 }
 
-/// A service manager may listen on an abstract socket (sd_notify(3)).
+/// Returns the scopes to restrict. A service manager may listen on an abstract socket (sd_notify(3)).
 fn scopes() -> BitFlags<Scope> {
     let notify = std::env::var_os("NOTIFY_SOCKET").unwrap_or_default();
     match notify.as_encoded_bytes().starts_with(b"@") {

@@ -1,5 +1,5 @@
-//! Giving up capabilities and, if asked, the user, for good (capabilities(7), credentials(7)). All of
-//! it is a matter of the calling thread, so it is done while there is no other.
+//! Gives up capabilities and, if requested, the user, permanently (capabilities(7), credentials(7)). All of this
+//! applies to the calling thread, so it is done while there is no other.
 
 use super::User;
 use rustix::io::Errno;
@@ -13,10 +13,10 @@ use std::io;
 /// Why privileges can't be given up.
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
-    /// Only root can become somebody else.
+    /// Only root can become another user.
     #[error("--user takes root; start outgate as root, or as {0} and without --user")]
     NotRoot(String),
-    /// Threads that exist already would keep what this one gives up.
+    /// Existing threads would keep what this one gives up.
     #[error(
         "privileges must be given up before threads are started, and there are {0}; this is a defect, please report it"
     )]
@@ -24,23 +24,23 @@ pub enum PrivilegeError {
     /// The kernel refuses a step.
     #[error("cannot give up privileges: {step}: {source}")]
     Kernel {
-        /// What was tried.
+        /// The step that failed.
         step: &'static str,
-        /// What the kernel said.
+        /// The kernel's error.
         source: io::Error,
     },
 }
 
-/// Is there something to give up: user id 0 or any capability?
+/// Returns whether there is something to give up: user id 0 or any capability.
 pub fn is_privileged() -> bool {
     rustix::process::geteuid().is_root() || capabilities(None).is_ok_and(|sets| !sets.permitted.is_empty())
 }
 
-/// Gives up all capabilities, of all sets, and the way to get any by running a program; becomes `user`,
-/// if one is given. To be called while the process has one thread.
+/// Gives up all capabilities of all sets, and the possibility to gain any by running a program; becomes `user`, if
+/// one is given. Call it while the process has one thread.
 ///
 /// # Errors
-/// [`PrivilegeError`]. Some may be gone then, and the process must not go on.
+/// [`PrivilegeError`]. Some privileges may already be gone then, and the process must not continue.
 pub fn give_up(user: Option<&User>) -> Result<(), PrivilegeError> {
     if let Some(user) = user
         && !rustix::process::geteuid().is_root()
@@ -63,8 +63,8 @@ pub fn give_up(user: Option<&User>) -> Result<(), PrivilegeError> {
     step("no_new_privs", set_no_new_privs(true))
 }
 
-/// What keeps a program run later from getting capabilities again. Where the process may not set these
-/// (a container without CAP_SETPCAP), no_new_privs does it alone.
+/// Prevents a program that is run later from gaining capabilities again. If the process may not set these bits (a
+/// container without CAP_SETPCAP), no_new_privs alone does it.
 fn close_ways_back() {
     use CapabilitiesSecureBits as Bits;
     let bits = Bits::NO_ROOT
@@ -75,7 +75,7 @@ fn close_ways_back() {
     if let Err(error) = set_capabilities_secure_bits(bits) {
         tracing::debug!(%error, "securebits stay as they are");
     }
-    // The kernel says where its capabilities end, which may be beyond those this program knows.
+    // The kernel reports where its capabilities end, which may be beyond those this program knows.
     for capability in (0..u64::BITS).map(|number| CapabilitySet::from_bits_retain(1 << number)) {
         match capability_is_in_bounding_set(capability) {
             Err(_) => break,
@@ -101,7 +101,7 @@ fn become_user(user: &User) -> Result<(), PrivilegeError> {
 fn step(step: &'static str, result: Result<(), Errno>) -> Result<(), PrivilegeError> {
     match result {
         Ok(()) => Ok(()),
-        // A kernel without ambient capabilities has none to clear.
+        // A kernel without ambient capabilities has nothing to clear.
         Err(Errno::INVAL) if step == "ambient capabilities" => Ok(()),
         Err(errno) => Err(PrivilegeError::Kernel { step, source: errno.into() }),
     }

@@ -1,5 +1,5 @@
-//! Looking up whom to become, in `/etc/passwd` and `/etc/group` alone (passwd(5), group(5)): the name
-//! services of the C library would load code and ask servers, as root.
+//! Looks up the user to become, in `/etc/passwd` and `/etc/group` only (passwd(5), group(5)): the name services of
+//! the C library would load code and query servers, as root.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,13 +23,13 @@ pub struct User {
     pub groups: Vec<u32>,
 }
 
-/// Why nobody can become that user.
+/// Why the process cannot become that user.
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
     /// No line names it.
     #[error("{PASSWD} has no user {0:?}; make one with `adduser --system --group {0}`, or name another with --user")]
     Unknown(String),
-    /// It would give up nothing.
+    /// It is root, so nothing would be given up.
     #[error("{0:?} is root or in root's group; name a user without privileges with --user")]
     Root(String),
     /// A file can't be read.
@@ -40,7 +40,7 @@ pub enum UserError {
         /// Why.
         source: io::Error,
     },
-    /// A line about this user is not as it must be.
+    /// A line about this user is malformed.
     #[error("{path}:{line}: user id and group id must be numbers below 4294967295")]
     Malformed {
         /// The file.
@@ -54,13 +54,13 @@ impl User {
     /// Finds `name`.
     ///
     /// # Errors
-    /// [`UserError`]; each says what to do.
+    /// [`UserError`]; each message names the remedy.
     pub fn find(name: &str) -> Result<User, UserError> {
         User::from_files(name, &read(PASSWD)?, &read(GROUP)?)
     }
 
     fn from_files(name: &str, passwd: &str, group: &str) -> Result<User, UserError> {
-        // An empty name, or one with a colon, would match lines that are none.
+        // An empty name, or one with a colon, would match lines that are not entries.
         let is_name = !name.is_empty() && !name.contains([':', '\n', ',']) && !name.starts_with(['+', '-', '#']);
         let unknown = || UserError::Unknown(name.to_owned());
         let mut lines = (1..).zip(passwd.lines()).filter(|_| is_name);
@@ -90,7 +90,7 @@ impl User {
     }
 }
 
-/// A number as these files have it; the largest means "none" to the kernel.
+/// Parses a number as these files contain it; the largest means "none" to the kernel.
 fn id(text: Option<&str>) -> Option<u32> {
     let text = text.filter(|text| !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()))?;
     text.parse().ok().filter(|id| *id != u32::MAX)
@@ -100,7 +100,7 @@ fn read(path: &'static str) -> Result<String, UserError> {
     let unreadable = |source| UserError::Unreadable { path, source };
     let mut bytes = Vec::new();
     File::open(Path::new(path)).map_err(unreadable)?.take(MAX_FILE).read_to_end(&mut bytes).map_err(unreadable)?;
-    // Real names in other encodings are nobody's ids.
+    // Real names in other encodings do not affect ids.
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 

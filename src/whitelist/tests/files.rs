@@ -1,4 +1,4 @@
-//! Files as a whole: their text, their set, what is reported of them.
+//! Files as a whole: their text, their set, and what is reported about them.
 
 use super::*;
 use std::fs;

@@ -126,6 +126,6 @@ fn a_providers_rules_are_files_of_the_set_without_rules_of_ours() {
     assert!(rules(true, "all").1.warnings[0].to_string().contains("[golem].max_mode"));
     let report = compiled("data/rules.json", "{\"outbound\":\n{\"enabled\":tru").err().unwrap().to_string();
     assert!(report.contains("data/rules.json:2:") && report.contains("not valid rules of ya-provider"), "{report}");
-    // In the whitelist dir a file of that name is a list.
+    // In the whitelist dir, a file of that name is a list.
     assert!(compiled("rules.json", "{\"outbound\":{\"enabled\":true,\"everyone\":\"all\"}}").is_err());
 }

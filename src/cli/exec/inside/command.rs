@@ -1,5 +1,5 @@
-//! The last step before the command, in a process that then becomes it: the user, no capability, the filter of
-//! system calls. Nothing here needs root but to become another user.
+//! The last step before the command, in a process that then becomes it: user, no capability, system call filter.
+//! Only the change of user requires root.
 
 use super::WORD;
 use crate::cli::Failure;
@@ -10,13 +10,13 @@ use std::io;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 
-/// What the first argument is, when this program is to become the command.
+/// The first argument that selects this role.
 pub(super) const BECOME: &str = "exec-become";
-/// The exit codes of shells for a command that is not there, and for one that cannot be run.
+/// The exit codes of shells for a command that does not exist, and for one that cannot be run.
 const MISSING: u8 = 127;
 const UNFIT: u8 = 126;
 
-/// As whom the command runs, in what this program tells itself.
+/// The user as whom the command runs, in messages between processes of this program.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(in crate::cli::exec) struct Identity {
     name: String,
@@ -32,7 +32,7 @@ impl From<&User> for Identity {
 }
 
 impl Identity {
-    /// The user's number.
+    /// Returns the user id.
     pub(super) fn uid(&self) -> u32 {
         self.uid
     }
@@ -43,12 +43,12 @@ impl Identity {
     }
 }
 
-/// What the second argument says to become this user, or stay who this is.
+/// Returns the second argument for becoming this user, or staying the current one.
 pub(super) fn argument(identity: Option<&Identity>) -> io::Result<String> {
     Ok(serde_json::to_string(&identity)?)
 }
 
-/// Becomes the command. Comes back only with a failure.
+/// Becomes the command. Returns only on a failure.
 pub(super) fn become_it(mut arguments: impl Iterator<Item = OsString>) -> ExitCode {
     let identity = arguments.next().and_then(|text| serde_json::from_slice(text.as_encoded_bytes()).ok());
     let (Some(identity), Some(program)) = (identity, arguments.next()) else {

@@ -1,7 +1,7 @@
-//! What the command sees of the machine's files: all that its user may see, but not what leads around the namespaces.
-//! /run is empty, for the sockets there are ways around the network; /proc and the terminals are its own, and so are
-//! queues and shared memory. In mounts that somebody has made for this alone; whoever has the power over them, root or
-//! not.
+//! What the command sees of the machine's files: everything that its user may see, except for what bypasses the
+//! namespaces. /run is empty, because the sockets there bypass the network; /proc and the terminals are its own,
+//! and so are queues and shared memory. This requires a mount namespace made for this purpose, and power over it,
+//! as root or not.
 
 use super::Order;
 use rustix::fs::{Mode, OFlags, open};
@@ -15,28 +15,29 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-/// Where a program lies that the command is to find, whoever may not search the folders above it.
+/// The path of a program that the command must find, even without permission to search the folders above it.
 pub(in crate::cli) const PROGRAM: &str = "/run/outgate";
-/// What is hidden: the folder of the sockets by which system services can be asked for what the network refuses,
-/// names (systemd-resolved, nscd) and whole processes (a user's systemd, Docker) among it.
+/// The hidden folder: its sockets give access to system services that can do what the network refuses, for example
+/// look up names (systemd-resolved, nscd) or start whole processes (a user's systemd, Docker).
 const RUN: &str = "/run";
-/// What may lie in the folder in its place.
+/// Options of the file system that replaces it.
 const RUN_OPTIONS: &CStr = c"mode=755,size=1m";
 /// Where every program looks for its name server.
 const RESOLV: &str = "/etc/resolv.conf";
-/// What lies over it.
+/// The file that is mounted over it.
 const OWN_RESOLV: &str = "/run/.outgate-resolv.conf";
-/// Terminals of programs; in the folder lie the caller's too.
+/// Terminals of programs; the folder also contains the caller's.
 const PTS: &str = "/dev/pts";
-/// As everywhere: who is in group tty may write to those who want that. Without that group in a user's namespace.
+/// The usual options: members of group tty may write to terminals that allow it. The second is without that group,
+/// for a user namespace.
 const PTS_OPTIONS: [&CStr; 2] = [c"newinstance,ptmxmode=0666,mode=0620,gid=5", c"newinstance,ptmxmode=0666,mode=0620"];
-/// What makes terminals there.
+/// Creates terminals there.
 const OWN_PTMX: &str = "/dev/pts/ptmx";
 const PTMX: &str = "/dev/ptmx";
-/// Links that are followed at most, as many as the kernel follows.
+/// Maximum number of links that are followed, the same as the kernel's.
 const MAX_LINKS: usize = 40;
 
-/// Lays it all over what there is. To be called by the first process of the namespaces.
+/// Mounts everything. Must be called by the first process of the namespaces.
 pub(super) fn prepare(order: &Order) -> io::Result<()> {
     let home = std::env::current_dir().map_err(within("the working directory"))?;
     let shown: Vec<(&Path, OwnedFd, Metadata)> =
@@ -64,8 +65,8 @@ fn lay(source: &str, at: &str, kind: &str, flags: MountFlags, options: &CStr) ->
     Ok(mount(source, at, kind, flags, options)?)
 }
 
-/// Only the command's own terminals are there: whoever owns the caller's could open it, read what is typed and set it
-/// up. Virtual consoles are another's in any case.
+/// Provides only the command's own terminals: the owner of the caller's terminal could open it, read the input and
+/// configure it. Virtual consoles belong to others in any case.
 fn terminals(order: &Order) -> io::Result<()> {
     let flags = MountFlags::NOSUID | MountFlags::NOEXEC;
     match PTS_OPTIONS.iter().map(|options| lay("devpts", PTS, "devpts", flags, options)).find(Result::is_ok) {
@@ -73,7 +74,7 @@ fn terminals(order: &Order) -> io::Result<()> {
         None if !Path::new(PTS).exists() && !order.has_terminal() => {}
         None => return Err(io::Error::other("no terminals of its own can be had at /dev/pts")),
     }
-    // A device of this kind makes terminals in the folder beside it; a mount of a container's would not.
+    // A device of this kind creates terminals in the folder beside it; a container's mount would not.
     if fs::symlink_metadata(PTMX).is_ok_and(|meta| meta.file_type().is_char_device()) && Path::new(OWN_PTMX).exists() {
         mount_bind(OWN_PTMX, PTMX)?;
     }
@@ -87,13 +88,13 @@ fn terminals(order: &Order) -> io::Result<()> {
     Ok(())
 }
 
-/// Is this what the kernel shows on a screen: /dev/console, /dev/tty1, /dev/vcsa1?
+/// Returns whether this is a device for the kernel's screen: /dev/console, /dev/tty1, /dev/vcsa1.
 fn is_console(name: &str) -> bool {
     let number = |rest: &str| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit());
     name == "console" || name.starts_with("vcs") || name.strip_prefix("tty").is_some_and(number)
 }
 
-/// Shared memory and queues have names, and whoever is of the same user finds them.
+/// Mounts separate shared memory and queues: they have names, and processes of the same user can find them.
 fn memory() -> io::Result<()> {
     let is_folder = |path: &str| fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir());
     let flags = MountFlags::NOSUID | MountFlags::NODEV;
@@ -115,7 +116,7 @@ fn write_resolv(nameserver: Ipv4Addr) -> io::Result<()> {
     readable(Path::new(OWN_RESOLV), &text)
 }
 
-/// What lies at `path`, to be shown at `at`.
+/// Opens the file at `path`, to be shown at `at`.
 fn seen<'p>(path: &Path, at: &'p Path) -> io::Result<(&'p Path, OwnedFd, Metadata)> {
     let handle = open(path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty());
     let handle = handle.map_err(|error| within(&path.display().to_string())(error.into()))?;
@@ -127,13 +128,14 @@ fn show(path: &Path, handle: &OwnedFd, meta: &Metadata) -> io::Result<()> {
     if meta.is_dir() {
         make_folder(path)?;
     } else if !path.exists() {
-        // Within a folder that is shown it is there, and the host's.
+        // If a parent folder is already shown, the file exists and is the host's.
         make_file(path)?;
     }
     Ok(mount_bind(format!("/proc/self/fd/{}", handle.as_raw_fd()), path)?)
 }
 
-/// Lays the file with the name server over the one there is. That one may be the host's, so nothing writes to it.
+/// Mounts the file with the name server over the existing one. The existing one may be the host's, so it is not
+/// written to.
 fn resolve_by_own() -> io::Result<()> {
     let target = followed(Path::new(RESOLV))?;
     if !target.exists() {
@@ -145,7 +147,7 @@ fn resolve_by_own() -> io::Result<()> {
     Ok(mount_bind(OWN_RESOLV, &target)?)
 }
 
-/// The path at the end of links, whether anything lies there or not.
+/// Returns the path at the end of links, whether anything exists there or not.
 fn followed(path: &Path) -> io::Result<PathBuf> {
     let mut path = path.to_owned();
     for _ in 0..MAX_LINKS {
@@ -160,7 +162,7 @@ fn followed(path: &Path) -> io::Result<PathBuf> {
     Err(io::Error::from(io::ErrorKind::InvalidInput))
 }
 
-/// Without `..` and `.`, which lead through no link in the paths that systems put here.
+/// Returns the path without `..` and `.`, which cross no link in the paths that systems put here.
 fn plain(path: &Path) -> PathBuf {
     let mut plain = PathBuf::new();
     for part in path.components() {
@@ -170,11 +172,11 @@ fn plain(path: &Path) -> PathBuf {
             part => plain.push(part),
         }
     }
-    // Mostly a link, behind which nothing lies any more.
+    // Usually a link, whose target no longer exists.
     plain.strip_prefix("/var/run").map(|rest| Path::new(RUN).join(rest)).unwrap_or(plain)
 }
 
-/// Whatever the umask, which is the command's.
+/// Sets the mode independently of the umask, which is the command's.
 fn make_folder(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());

@@ -1,6 +1,6 @@
-//! Trying URLs from where this process is: the system's resolver, TCP, TLS with the system's certificates, HTTP. Each
-//! within its deadline, some at a time. Whether a failure is the policy's or the server's is told where the answer
-//! says so, and left to the caller elsewhere.
+//! Tries URLs from where this process is: the system's resolver, TCP, TLS with the system's certificates, HTTP.
+//! Each has a deadline, and several run at a time. Whether a failure is the policy's or the server's is decided
+//! here if the answer shows it, and otherwise by the caller.
 
 use crate::reason::{Reason, Verdict};
 use crate::target::{Host, Protocol, Target};
@@ -14,16 +14,16 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
-/// What one URL may take.
+/// The time limit of one URL.
 pub(super) const PER_URL: Duration = Duration::from_secs(10);
 /// URLs at a time.
 pub(super) const AT_ONCE: usize = 8;
-/// How long a connection on which nothing is said stays open to count as one: outgate waits 300 ms for the guest's
-/// first word, and then dials.
+/// How long a silent connection must stay open to count as one: outgate waits 300 ms for the guest's first bytes,
+/// and then dials.
 const SILENCE: Duration = Duration::from_secs(2);
-/// The longest head of an answer that is read, in bytes.
+/// The longest response head that is read, in bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// Addresses of a name that are tried.
+/// Maximum number of a name's addresses that are tried.
 const MAX_ADDRESSES: usize = 4;
 
 /// What is to be tried.
@@ -39,18 +39,18 @@ pub(super) struct Wanted {
     pub(super) path: String,
 }
 
-/// What is said on the connection.
+/// The protocol on the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Speaks {
     /// HTTP inside TLS.
     Https,
     /// HTTP.
     Http,
-    /// The server goes first.
+    /// The server sends first.
     Nothing,
 }
 
-/// How far it came.
+/// The last stage that an attempt reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Stage {
     Dns,
@@ -59,16 +59,16 @@ pub(super) enum Stage {
     Http,
 }
 
-/// How it ended.
+/// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Ending {
     /// The server was reached.
     Passes,
-    /// Outgate said no.
+    /// Outgate refused.
     Refused,
-    /// The server, or the way there.
+    /// The server, or the path to it, failed.
     Failed,
-    /// One of both.
+    /// Either of the two.
     Unclear,
 }
 
@@ -81,9 +81,9 @@ pub(super) struct Found {
     pub(super) milliseconds: u64,
     /// Of the server's answer.
     pub(super) status: Option<u16>,
-    /// Outgate's word, where its answer has one.
+    /// Outgate's reason, if its answer contains one.
     pub(super) reason: Option<String>,
-    /// What was seen.
+    /// What was observed.
     pub(super) detail: Option<String>,
 }
 
@@ -99,7 +99,7 @@ impl Stage {
 }
 
 impl Wanted {
-    /// The URL that leads to `target`, where `speaks` is spoken.
+    /// Creates an attempt for the URL that leads to `target`, with the protocol `speaks`.
     pub(super) fn new(url: &str, target: &Target, speaks: Option<Protocol>, path: String) -> Wanted {
         let (host, address) = match &target.host {
             Host::Name(name) => (name.to_string(), None),
@@ -121,7 +121,7 @@ impl Found {
     }
 }
 
-/// Tries all of them; the findings in the same order.
+/// Tries all of them; returns the findings in the same order.
 pub(super) fn all(wanted: &[Wanted]) -> Vec<Found> {
     let tls = tls();
     let (next, found) = (AtomicUsize::new(0), Mutex::new(Vec::with_capacity(wanted.len())));
@@ -142,7 +142,7 @@ pub(super) fn all(wanted: &[Wanted]) -> Vec<Found> {
     found.into_iter().map(|(_, found)| found).collect()
 }
 
-/// A client that trusts what this machine trusts, or why there is none.
+/// Returns a client that trusts the certificate authorities of this machine, or why there is none.
 fn tls() -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
@@ -163,7 +163,7 @@ fn one(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>) -> Found {
     found
 }
 
-/// Either way a finding; what ends it early is the error.
+/// Returns a finding in either case; `Err` is one that ended the attempt early.
 fn go(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>, deadline: Instant) -> Result<Found, Found> {
     let ended = |stage| move |error: io::Error| of_error(&wanted.url, stage, &error);
     let addresses = match wanted.address {
@@ -197,7 +197,7 @@ fn go(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>, deadline: Instan
     }
 }
 
-/// What this says of a URL. A reset is outgate's where the policy refuses, and else the server's.
+/// Returns the finding for an error. A reset is outgate's if the policy refuses, and otherwise the server's.
 fn of_error(url: &str, stage: Stage, error: &io::Error) -> Found {
     let alert = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
     if matches!(alert, Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied))) {
@@ -205,7 +205,7 @@ fn of_error(url: &str, stage: Stage, error: &io::Error) -> Found {
     }
     let ending = match error.kind() {
         _ if alert.is_some() || is_timeout(error) => Ending::Failed,
-        // What the kernel says of packets that the firewall refuses.
+        // The kernel's errors for packets that the firewall refuses.
         ErrorKind::PermissionDenied | ErrorKind::HostUnreachable => Ending::Unclear,
         ErrorKind::ConnectionRefused | ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof => Ending::Unclear,
         _ if stage == Stage::Dns => Ending::Unclear,
@@ -219,11 +219,11 @@ fn is_timeout(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
-/// Asks as every program does that knows of no proxy, which is what is tried here.
+/// Looks up a name like a program that uses no proxy, which is what this tests.
 fn resolve(host: &str, port: u16, deadline: Instant) -> io::Result<Vec<SocketAddr>> {
     let (tell, told) = mpsc::channel();
     let host = host.to_owned();
-    // The C library knows no deadline. One that hangs ends with the process.
+    // The C library has no deadline. A thread that hangs ends with the process.
     std::thread::spawn(move || {
         #[expect(
             clippy::disallowed_methods,
@@ -276,7 +276,7 @@ impl Write for Wire {
     }
 }
 
-/// A GET, and what the head of the answer says.
+/// Sends a GET, and evaluates the head of the answer.
 fn ask(wanted: &Wanted, stream: &mut (impl Read + Write)) -> Result<Found, Found> {
     let ended = |error: io::Error| of_error(&wanted.url, Stage::Http, &error);
     let usual = if wanted.speaks == Speaks::Https { 443 } else { 80 };
@@ -302,7 +302,7 @@ fn ask(wanted: &Wanted, stream: &mut (impl Read + Write)) -> Result<Found, Found
     Ok(of_head(&wanted.url, &String::from_utf8_lossy(&head)))
 }
 
-/// An answer is the server's, unless outgate says that it is its own (RFC 9209).
+/// Attributes an answer to the server, unless outgate marks it as its own (RFC 9209).
 fn of_head(url: &str, head: &str) -> Found {
     let head = head.split("\r\n\r\n").next().unwrap_or_default();
     let mut lines = head.split("\r\n");
