@@ -127,14 +127,19 @@ fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped
         _ if family == "bridge" && by_bridge => format!("meta ibrname {}", for_nft(plain)),
         _ => format!("{direction} {}", one_of(names)),
     };
+    // While it reloads it has a second table, `firewalld_policy_drop`.
+    let is_firewalld = table.starts_with("firewalld");
     let remedy = match (table.as_str(), &base.program, hook) {
-        ("firewalld", ..) => {
+        _ if is_firewalld => {
             format!("firewall-cmd --permanent --zone=trusted --add-interface={interface} && firewall-cmd --reload")
         }
         // ufw drops what is for no address of this machine before it evaluates its users' rules.
         (_, _, Hook::Input) if is_ufw => format!(
             "sed -i {} /etc/ufw/before.rules && ufw allow in on {interface} && ufw reload",
-            quoted(&format!("/-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {plain} -j ACCEPT"))
+            // The line that may be there already goes first, so that running it twice does no harm.
+            quoted(&format!(
+                "/^-A ufw-before-input -i {plain} -j ACCEPT$/d; /-A ufw-before-input -j ufw-not-local/i -A ufw-before-input -i {plain} -j ACCEPT"
+            ))
         ),
         (_, _, Hook::Output) if is_ufw => format!("ufw allow out on {interface}"),
         (_, _, Hook::Forward) if is_ufw => format!("ufw route allow in on {interface}"),
@@ -147,7 +152,7 @@ fn sentence(base: &Base, interface: &str, is_ufw: bool, by_bridge: bool, dropped
         _ => format!("table {family} {table}"),
     };
     // The rules in their own files return when those are loaded again.
-    let lasts = is_ufw || table == "firewalld";
+    let lasts = is_ufw || is_firewalld;
     let keep = if lasts { "" } else { ", and write it where that firewall's rules are loaded from" };
     Some(format!(
         "chain {name} of {whose} drops {what} {plain} ({}): run `{remedy}`{keep} (outgate's ruleset still refuses the rest)",
