@@ -20,7 +20,7 @@ use crate::accept::{self, AcceptFailure, Entrance, Gate, Incoming, ListenError, 
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
-use crate::control::host::Heard;
+use crate::control::host::HostReports;
 use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, BindingsFile};
 use crate::flow::{self, GuestTls, Live, Services};
@@ -360,12 +360,12 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     };
     let reloader = Reloader::start(Arc::clone(services), settings, lists, registry, doors.bound, standing)?;
     let mut served = JoinSet::new();
-    let (heard, hears) = (Arc::new(Heard::default()), host.is_some());
+    let (reports, hears) = (Arc::new(HostReports::default()), host.is_some());
     if let Some(host) = host {
-        served.spawn(hear(host, Arc::clone(&heard)));
+        served.spawn(receive_reports(host, Arc::clone(&reports)));
     }
     let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
-    let troubles = Troubles::new(services, &reloader, &heard, hears, certificate.clone());
+    let troubles = Troubles::new(services, &reloader, &reports, hears, certificate.clone());
     served.spawn(troubles.clone().watch());
     listeners::turn_away(doors.unclaimed);
     let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
@@ -447,8 +447,8 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
 }
 
 /// Receives the watcher's reports for as long as possible.
-async fn hear(socket: UnixListener, heard: Arc<Heard>) {
-    if let Err(error) = control::host::hear(socket, heard).await {
+async fn receive_reports(socket: UnixListener, reports: Arc<HostReports>) {
+    if let Err(error) = control::host::receive(socket, reports).await {
         tracing::error!(%error, "outgate-host.service is not heard any more");
     }
 }

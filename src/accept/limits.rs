@@ -33,7 +33,7 @@ const SWEEP_PAUSE: u64 = SECOND;
 
 /// Open TLS handshakes of one address before the certificate is known. They are short, and count apart from the
 /// guest's connections.
-const MOST_AT_THE_DOOR: u32 = 256;
+const MAX_HANDSHAKES: u32 = 256;
 
 /// Connections over a limit that may receive a refusal at once; further ones are reset.
 const MAX_TOLD: u32 = 512;
@@ -97,7 +97,7 @@ const MAX_WAITING_QUERIES: u32 = 512;
 enum Key {
     Named(u64),
     Address(IpAddr),
-    Doorstep(IpAddr),
+    Handshake(IpAddr),
 }
 
 /// What one guest has in use.
@@ -339,7 +339,7 @@ impl Gate {
         let settings = self.settings.load();
         let source = source.into();
         let usage = match purpose {
-            Purpose::Handshake => self.usage_of(Key::Doorstep(holder(source.address)), now),
+            Purpose::Handshake => self.usage_of(Key::Handshake(holder(source.address)), now),
             Purpose::Flow | Purpose::Names => self.usage(&source, now),
         };
         let mut turn = None;
@@ -349,7 +349,7 @@ impl Gate {
             turn = (!wait.is_zero()).then(|| now + wait);
         }
         let (part, bound) = match purpose {
-            Purpose::Handshake => (16, Some(MOST_AT_THE_DOOR)),
+            Purpose::Handshake => (16, Some(MAX_HANDSHAKES)),
             Purpose::Flow | Purpose::Names => (4, None),
         };
         let share = settings.total_connections.map(|total| (total / part).max(1));

@@ -50,13 +50,13 @@ pub fn open(path: &Path) -> io::Result<Listener> {
 
 /// The last report received, and when.
 #[derive(Debug, Default)]
-pub struct Heard(Mutex<Option<(HostReport, Instant)>>);
+pub struct HostReports(Mutex<Option<(HostReport, Instant)>>);
 
-impl Heard {
+impl HostReports {
     /// Returns the last report, and how long ago it arrived.
     pub fn last(&self) -> Option<(HostReport, Duration)> {
-        let heard = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.as_ref().map(|(report, at)| (report.clone(), at.elapsed()))
+        let reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        reports.as_ref().map(|(report, at)| (report.clone(), at.elapsed()))
     }
 
     fn note(&self, report: HostReport) {
@@ -68,7 +68,7 @@ impl Heard {
 ///
 /// # Errors
 /// Those of the system.
-pub async fn hear(socket: Listener, heard: Arc<Heard>) -> io::Result<()> {
+pub async fn receive(socket: Listener, reports: Arc<HostReports>) -> io::Result<()> {
     let socket = UnixListener::from_std(socket)?;
     let mut watchers = JoinSet::new();
     loop {
@@ -79,12 +79,12 @@ pub async fn hear(socket: Listener, heard: Arc<Heard>) -> io::Result<()> {
         };
         while watchers.try_join_next().is_some() {}
         if watchers.len() < MAX_WATCHERS && watcher.peer_cred().is_ok_and(|peer| peer.uid() == 0) {
-            watchers.spawn(listen_to(watcher, Arc::clone(&heard)));
+            watchers.spawn(read_reports(watcher, Arc::clone(&reports)));
         }
     }
 }
 
-async fn listen_to(watcher: UnixStream, heard: Arc<Heard>) {
+async fn read_reports(watcher: UnixStream, reports: Arc<HostReports>) {
     let mut watcher = BufReader::new(watcher);
     let mut line = Vec::new();
     loop {
@@ -95,7 +95,7 @@ async fn listen_to(watcher: UnixStream, heard: Arc<Heard>) {
             _ => return,
         }
         match serde_json::from_slice(&line) {
-            Ok(report) => heard.note(report),
+            Ok(report) => reports.note(report),
             Err(error) => {
                 return tracing::warn!(%error, "what outgate-host.service tells cannot be read; is it of another version?");
             }
@@ -105,24 +105,24 @@ async fn listen_to(watcher: UnixStream, heard: Arc<Heard>) {
 
 /// The watcher's side. It has its own thread, because a compromised daemon could make it wait.
 #[derive(Debug)]
-pub struct Teller(SyncSender<(PathBuf, HostReport)>);
+pub struct ReportSender(SyncSender<(PathBuf, HostReport)>);
 
-impl Teller {
+impl ReportSender {
     /// Starts the thread.
     ///
     /// # Errors
     /// Those of the system.
-    pub fn start() -> io::Result<Teller> {
+    pub fn start() -> io::Result<ReportSender> {
         let (ask, asked) = sync_channel::<(PathBuf, HostReport)>(1);
         let mut line = Line::default();
-        let work = move || asked.iter().for_each(|(path, report)| line.tell(&path, &report));
+        let work = move || asked.iter().for_each(|(path, report)| line.send(&path, &report));
         std::thread::Builder::new().name("tell".to_owned()).spawn(work)?;
-        Ok(Teller(ask))
+        Ok(ReportSender(ask))
     }
 
     /// Sends a report to the daemon that listens at `path`, if there is one. Never waits: while the daemon does
     /// not read, reports are dropped.
-    pub fn tell(&self, path: &Path, report: &HostReport) {
+    pub fn send(&self, path: &Path, report: &HostReport) {
         let _ = self.0.try_send((path.to_owned(), report.clone()));
     }
 }
@@ -134,7 +134,7 @@ struct Line {
 }
 
 impl Line {
-    fn tell(&mut self, path: &Path, report: &HostReport) {
+    fn send(&mut self, path: &Path, report: &HostReport) {
         let Ok(mut message) = serde_json::to_vec(report) else { return };
         message.push(b'\n');
         // The second attempt is for a daemon that was replaced.
@@ -169,11 +169,11 @@ mod tests {
         let guarding = vec![Guarded { interface: "br0".to_owned(), guests: 3 }];
         let long = Trouble::new(TroubleCause::Routing, "gone: ".repeat(10_000));
         let report = HostReport { guarding, unguarded: vec!["docker0".to_owned()], troubles: vec![long] };
-        let mut teller = Line::default();
-        teller.tell(&at, &report);
+        let mut sender = Line::default();
+        sender.send(&at, &report);
         for _ in 0..2 {
-            let heard = Arc::new(Heard::default());
-            let hearing = tokio::spawn(hear(open(&at).unwrap(), Arc::clone(&heard)));
+            let reports = Arc::new(HostReports::default());
+            let hearing = tokio::spawn(receive(open(&at).unwrap(), Arc::clone(&reports)));
             for junk in [&b"{}}\n"[..], b"no JSON", &vec![b' '; MAX_REPORT + 1]] {
                 // Unreadable input is not a report.
                 let _ = connected(&at).unwrap().write_all(junk);
@@ -181,11 +181,11 @@ mod tests {
             // Only root's reports are ever read, so for other users one moment shows as much as a long time.
             let is_root = rustix::process::geteuid().is_root();
             let give_up = Instant::now() + Duration::from_secs(if is_root { 10 } else { 1 });
-            while heard.last().is_none() && Instant::now() < give_up {
-                teller.tell(&at, &report);
+            while reports.last().is_none() && Instant::now() < give_up {
+                sender.send(&at, &report);
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
-            assert_eq!(heard.last().map(|(report, _)| report), is_root.then(|| report.clone()));
+            assert_eq!(reports.last().map(|(report, _)| report), is_root.then(|| report.clone()));
             hearing.abort();
             let _ = hearing.await;
         }

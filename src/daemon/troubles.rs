@@ -4,7 +4,7 @@
 use super::firewall_watch::FirewallWatch;
 use super::reload::Reloader;
 use crate::account;
-use crate::control::host::{Heard, SILENCE};
+use crate::control::host::{HostReports, SILENCE};
 use crate::flow::Services;
 use crate::system;
 use crate::trouble::{HostReport, Trouble, TroubleCause};
@@ -64,7 +64,7 @@ pub(super) struct Troubles {
     services: Arc<Services>,
     reloader: Reloader,
     guard: FirewallWatch,
-    heard: Arc<Heard>,
+    reports: Arc<HostReports>,
     /// Whether the watcher's reports can be received at all.
     hears: bool,
     certificate: Option<Arc<Certificate>>,
@@ -79,7 +79,7 @@ impl Troubles {
     pub(super) fn new(
         services: &Arc<Services>,
         reloader: &Reloader,
-        heard: &Arc<Heard>,
+        reports: &Arc<HostReports>,
         hears: bool,
         certificate: Option<Arc<Certificate>>,
     ) -> Troubles {
@@ -87,7 +87,7 @@ impl Troubles {
             services: Arc::clone(services),
             reloader: reloader.clone(),
             guard: FirewallWatch::new(services),
-            heard: Arc::clone(heard),
+            reports: Arc::clone(reports),
             hears,
             certificate,
             started: Instant::now(),
@@ -133,11 +133,11 @@ impl Troubles {
 
     /// Returns the watcher's last report, unless it is too old.
     fn report(&self) -> Option<HostReport> {
-        self.heard.last().filter(|(_, ago)| *ago <= SILENCE).map(|(report, _)| report)
+        self.reports.last().filter(|(_, ago)| *ago <= SILENCE).map(|(report, _)| report)
     }
 
     fn silence(&self) -> Option<String> {
-        match self.heard.last() {
+        match self.reports.last() {
             Some((_, ago)) if ago <= SILENCE => None,
             Some((_, ago)) => Some(format!(
                 "outgate-host.service has been silent for {} s, so that nobody sees who is guarded: run `systemctl restart \

@@ -31,8 +31,8 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.hook(CHAIN, "filter", "prerouting", PLACE);
     let others = format!("meta mark & {MARK_MASK:#010x} != {MARK_LISTENER:#010x} return");
     script.rule(others, if plan.here.filters_bridges { YOUNGER } else { OLDER });
-    for (nfproto, doors) in families(plan) {
-        let Some(transparent) = doors.transparent else { continue };
+    for (nfproto, listeners) in families(plan) {
+        let Some(transparent) = listeners.transparent else { continue };
         let family = if transparent.is_ipv4() { "ip" } else { "ip6" };
         script.rule(
             format!(

@@ -16,8 +16,8 @@ pub struct Plan {
     /// Patterns of interfaces that guests' packets enter by.
     pub(super) guests: Vec<String>,
     pub(super) seal: Seal,
-    pub(super) v4: Doors,
-    pub(super) v6: Doors,
+    pub(super) v4: FamilyListeners,
+    pub(super) v6: FamilyListeners,
     /// By interface.
     pub(super) pinned: BTreeMap<String, Pinned>,
     /// How frames of guest bridges are distinguished from others.
@@ -40,24 +40,24 @@ pub struct Plan {
 
 /// The listeners of one address family, as guests see them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Doors {
+pub(super) struct FamilyListeners {
     /// Destination of TCP.
     pub(super) transparent: Option<SocketAddr>,
     /// Destination of DNS queries.
     pub(super) dns: Option<SocketAddr>,
     /// What guests may connect to directly.
-    pub(super) open: Vec<Door>,
+    pub(super) open: Vec<Listener>,
     /// Destination of host users' TCP.
     pub(super) redirect: Option<SocketAddr>,
     /// Destination of their DNS queries.
     pub(super) user_dns: Option<SocketAddr>,
     /// What host users may connect to directly, loopback included.
-    pub(super) user_open: Vec<Door>,
+    pub(super) user_open: Vec<Listener>,
 }
 
 /// A listener that accepts direct connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Door {
+pub(super) struct Listener {
     pub(super) address: SocketAddr,
     /// Its key in the configuration.
     pub(super) key: &'static str,
@@ -124,8 +124,8 @@ impl Plan {
         let mut plan = Plan {
             guests: wanted.guest_interfaces.clone(),
             seal: Seal::of(wanted, &settings.listen),
-            v4: doors(&settings.listen, SocketAddr::is_ipv4),
-            v6: doors(&settings.listen, SocketAddr::is_ipv6),
+            v4: listeners(&settings.listen, SocketAddr::is_ipv4),
+            v6: listeners(&settings.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,
             ports: Vec::new(),
             users,
@@ -320,13 +320,13 @@ impl Plan {
     fn remarks(&self, host: &Host) -> Vec<String> {
         let mut notes = self.lockouts(host);
         let guests = !self.guests.is_empty();
-        for (family, doors) in [("IPv4", &self.v4), ("IPv6", &self.v6)] {
-            if guests && doors.transparent.is_none() {
+        for (family, listeners) in [("IPv4", &self.v4), ("IPv6", &self.v6)] {
+            if guests && listeners.transparent.is_none() {
                 notes.push(format!(
                     "{family}: [listen].transparent has no {family} address, so guests' {family} connections are refused"
                 ));
             }
-            if !self.users.is_empty() && doors.redirect.is_none() {
+            if !self.users.is_empty() && listeners.redirect.is_none() {
                 notes.push(format!(
                     "{family}: [listen].redirect has no {family} address, so host users' {family} connections are refused"
                 ));
@@ -417,26 +417,26 @@ fn pinned(pins: &[Pin]) -> BTreeMap<String, Pinned> {
     by_interface
 }
 
-fn doors(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> Doors {
+fn listeners(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> FamilyListeners {
     let of = |list: &[SocketAddr]| list.iter().copied().filter(&family).collect::<Vec<_>>();
     // A packet from outside for a loopback address is a martian, so guests cannot reach such a listener.
     let remote = |list: &[SocketAddr]| of(list).into_iter().filter(|address| !address.ip().is_loopback());
-    let door = |key, udp| move |address| Door { address, key, udp };
+    let listener = |key, udp| move |address| Listener { address, key, udp };
     let proxies = [("proxy", &listen.proxy), ("proxy_tls", &listen.proxy_tls)];
-    let mut doors = Doors {
+    let mut listeners = FamilyListeners {
         transparent: remote(&listen.transparent).next(),
         dns: remote(&listen.dns).next(),
         redirect: of(&listen.redirect).first().copied(),
         user_dns: of(&listen.dns).first().copied(),
-        ..Doors::default()
+        ..FamilyListeners::default()
     };
     for (key, list) in proxies {
-        doors.open.extend(remote(list).map(door(key, false)));
-        doors.user_open.extend(of(list).into_iter().map(door(key, false)));
+        listeners.open.extend(remote(list).map(listener(key, false)));
+        listeners.user_open.extend(of(list).into_iter().map(listener(key, false)));
     }
-    doors.open.extend(remote(&listen.dns).map(door("dns", true)));
-    doors.user_open.extend(of(&listen.dns).into_iter().map(door("dns", true)));
-    doors
+    listeners.open.extend(remote(&listen.dns).map(listener("dns", true)));
+    listeners.user_open.extend(of(&listen.dns).into_iter().map(listener("dns", true)));
+    listeners
 }
 
 impl Plan {

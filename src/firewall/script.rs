@@ -8,7 +8,7 @@
 //! it go? TCP is assigned to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`,
 //! which accept what was admitted and nothing else.
 
-use super::plan::{Door, Doors, Plan};
+use super::plan::{FamilyListeners, Listener, Plan};
 use super::{
     CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, br_netfilter, bridge, neighbours,
     tracking,
@@ -252,17 +252,17 @@ fn listeners(plan: &Plan, script: &mut Script) {
         script.rule("udp sport 68 udp dport 67 counter accept", "DHCP");
         script.rule(format!("{DHCPV6} counter accept"), "DHCPv6");
     }
-    for door in plan.v4.open.iter().chain(&plan.v6.open) {
-        open(door, "counter accept", script);
+    for listener in plan.v4.open.iter().chain(&plan.v6.open) {
+        open(listener, "counter accept", script);
     }
     script.end_chain();
 }
 
-fn open(door: &Door, verdict: &str, script: &mut Script) {
-    let protocols: &[&str] = if door.udp { &["tcp", "udp"] } else { &["tcp"] };
+fn open(listener: &Listener, verdict: &str, script: &mut Script) {
+    let protocols: &[&str] = if listener.udp { &["tcp", "udp"] } else { &["tcp"] };
     for protocol in protocols {
-        let rule = format!("{} {protocol} dport {} {verdict}", to_address(door.address), door.address.port());
-        script.rule(rule, format!("[listen].{}", door.key));
+        let rule = format!("{} {protocol} dport {} {verdict}", to_address(listener.address), listener.address.port());
+        script.rule(rule, format!("[listen].{}", listener.key));
     }
 }
 
@@ -284,8 +284,8 @@ fn arrivals(plan: &Plan, script: &mut Script) {
     if plan.allow_inbound_replies {
         script.rule(tracking::STRAYS, "TCP that no socket here knows, and that answers nothing");
     }
-    for (nfproto, doors) in families(plan) {
-        let Some(transparent) = doors.transparent else { continue };
+    for (nfproto, listeners) in families(plan) {
+        let Some(transparent) = listeners.transparent else { continue };
         let family = if transparent.is_ipv4() { "ip" } else { "ip6" };
         script.rule(
             format!(
@@ -306,8 +306,8 @@ fn arrivals(plan: &Plan, script: &mut Script) {
             "answers to connections that came from outside",
         );
     }
-    for (nfproto, doors) in families(plan) {
-        if doors.dns.is_some() {
+    for (nfproto, listeners) in families(plan) {
+        if listeners.dns.is_some() {
             let rule = format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 counter accept");
             script.rule(rule, "DNS, to whatever server: brought to [listen].dns below");
         }
@@ -323,11 +323,12 @@ fn arrivals(plan: &Plan, script: &mut Script) {
 fn queries(plan: &Plan, script: &mut Script) {
     script.hook("queries", "nat", "prerouting", -100);
     let guests = from_guests(plan);
-    for (nfproto, doors) in families(plan) {
-        let Some(dns) = doors.dns else { continue };
+    for (nfproto, listeners) in families(plan) {
+        let Some(dns) = listeners.dns else { continue };
         // A guest that asks one of several listeners directly gets that one.
-        for door in doors.open.iter().filter(|door| door.udp && door.address.port() == 53) {
-            let rule = format!("{guests} {} meta l4proto {{ tcp, udp }} th dport 53 accept", to_address(door.address));
+        for listener in listeners.open.iter().filter(|listener| listener.udp && listener.address.port() == 53) {
+            let rule =
+                format!("{guests} {} meta l4proto {{ tcp, udp }} th dport 53 accept", to_address(listener.address));
             script.rule(rule, "asked directly");
         }
         script.rule(
@@ -409,11 +410,12 @@ fn users(plan: &Plan, script: &mut Script) {
         let rule = "ct direction reply ct state established counter accept";
         script.rule(rule, "answers to connections that came from outside");
     }
-    for (_, doors) in families(plan) {
-        for door in &doors.user_open {
-            open(door, "counter accept", script);
+    for (_, listeners) in families(plan) {
+        for listener in &listeners.user_open {
+            open(listener, "counter accept", script);
         }
-        for (listener, protocols, key) in [(doors.redirect, "tcp", "redirect"), (doors.user_dns, "{ tcp, udp }", "dns")]
+        for (listener, protocols, key) in
+            [(listeners.redirect, "tcp", "redirect"), (listeners.user_dns, "{ tcp, udp }", "dns")]
         {
             let Some(address) = listener else { continue };
             let rule = format!(
@@ -431,15 +433,15 @@ fn users(plan: &Plan, script: &mut Script) {
     script.rule(format!("{theirs} goto user_connections"), "[firewall].host_users");
     script.end_chain();
     script.chain("user_connections");
-    for (nfproto, doors) in families(plan) {
-        for door in &doors.user_open {
-            open(door, "accept", script);
+    for (nfproto, listeners) in families(plan) {
+        for listener in &listeners.user_open {
+            open(listener, "accept", script);
         }
-        if let Some(dns) = doors.user_dns {
+        if let Some(dns) = listeners.user_dns {
             let rule = format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53 {}", brought(dns));
             script.rule(rule, "any server they ask is [listen].dns");
         }
-        if let Some(redirect) = doors.redirect {
+        if let Some(redirect) = listeners.redirect {
             let rule = format!("meta nfproto {nfproto} meta l4proto tcp {}", brought(redirect));
             script.rule(rule, "[listen].redirect");
         }
@@ -447,7 +449,7 @@ fn users(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-pub(super) fn families(plan: &Plan) -> [(&'static str, &Doors); 2] {
+pub(super) fn families(plan: &Plan) -> [(&'static str, &FamilyListeners); 2] {
     [("ipv4", &plan.v4), ("ipv6", &plan.v6)]
 }
 

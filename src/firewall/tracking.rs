@@ -7,7 +7,7 @@
 //! port 53 is packets a second before tracking, times the seconds that an entry lives after the last packet, in
 //! whatever state; a packet that keeps an entry alive is counted too.
 
-use super::plan::{Door, Plan, Scope};
+use super::plan::{Listener, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
 use crate::config::Settings;
@@ -171,13 +171,13 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
 /// tracked.
 fn queries(plan: &Plan) -> Vec<String> {
     let mut matches = Vec::new();
-    for (nfproto, doors) in [("ipv4", &plan.v4), ("ipv6", &plan.v6)] {
-        if doors.dns.is_some() {
+    for (nfproto, listeners) in [("ipv4", &plan.v4), ("ipv6", &plan.v6)] {
+        if listeners.dns.is_some() {
             matches.push(format!("meta nfproto {nfproto} meta l4proto {{ tcp, udp }} th dport 53"));
         }
-        for door in doors.open.iter().filter(|door| door.udp && door.address.port() != 53) {
-            let port = door.address.port();
-            matches.push(format!("{} meta l4proto {{ tcp, udp }} th dport {port}", to_address(door.address)));
+        for listener in listeners.open.iter().filter(|listener| listener.udp && listener.address.port() != 53) {
+            let port = listener.address.port();
+            matches.push(format!("{} meta l4proto {{ tcp, udp }} th dport {port}", to_address(listener.address)));
         }
     }
     matches
@@ -199,9 +199,9 @@ fn arriving(plan: &Plan, script: &mut Script) {
         // Answers to connections from outside are distinguished by their entry.
         script.rule("tcp flags & (fin | syn | rst | ack) == syn notrack", why);
         script.rule("meta l4proto tcp socket transparent 1 notrack", why);
-        for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
-            let to = to_address(door.address);
-            script.rule(format!("{to} tcp dport {} notrack", door.address.port()), why);
+        for listener in plan.v4.open.iter().chain(&plan.v6.open).filter(|listener| !listener.udp) {
+            let to = to_address(listener.address);
+            script.rule(format!("{to} tcp dport {} notrack", listener.address.port()), why);
         }
         if plan.allow_dhcp {
             script.rule("udp dport { 67, 547 } notrack", "DHCP takes no entry");
@@ -312,9 +312,9 @@ fn answers(plan: &Plan, script: &mut Script) {
     let why = "no entry in connection tracking: what it answers has none";
     if plan.allow_inbound_replies {
         script.rule("meta l4proto tcp fib saddr type != local notrack", why);
-        for door in plan.v4.open.iter().chain(&plan.v6.open).filter(|door| !door.udp) {
-            let from = to_address(door.address).replace("daddr", "saddr");
-            script.rule(format!("{from} tcp sport {} notrack", door.address.port()), why);
+        for listener in plan.v4.open.iter().chain(&plan.v6.open).filter(|listener| !listener.udp) {
+            let from = to_address(listener.address).replace("daddr", "saddr");
+            script.rule(format!("{from} tcp sport {} notrack", listener.address.port()), why);
         }
         if plan.allow_dhcp {
             script.rule("udp sport { 67, 547 } notrack", why);
@@ -441,8 +441,8 @@ fn query_ports(plan: &Plan) -> Vec<u16> {
 }
 
 /// Returns the ports of the DNS listeners among these, and some more, in order and each once.
-fn ports_of<'d>(doors: impl Iterator<Item = &'d Door>, more: &[u16]) -> Vec<u16> {
-    let dns = doors.filter(|door| door.udp).map(|door| door.address.port());
+fn ports_of<'d>(listeners: impl Iterator<Item = &'d Listener>, more: &[u16]) -> Vec<u16> {
+    let dns = listeners.filter(|listener| listener.udp).map(|listener| listener.address.port());
     let mut ports: Vec<u16> = dns.chain(more.iter().copied()).collect();
     ports.sort_unstable();
     ports.dedup();

@@ -23,7 +23,7 @@ const SHARDS: usize = 64;
 /// Most names kept, at most about 400 bytes each (a long name with four addresses).
 const CAPACITY: usize = 65_536;
 /// Most lookups at once. Each uses a task and up to two sockets per server.
-const MAX_FLIGHTS: usize = 4096;
+const MAX_IN_FLIGHT: usize = 4096;
 
 /// The shared map.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ impl Cache {
             Start::After(wait) => return Entry::Later(wait),
             Start::Refused => return Entry::Ready(Err(LookupError::Crowded)),
         };
-        if self.in_flight.load(Ordering::Relaxed) >= MAX_FLIGHTS || !make_room(&mut shard, now) {
+        if self.in_flight.load(Ordering::Relaxed) >= MAX_IN_FLIGHT || !make_room(&mut shard, now) {
             return Entry::Ready(Err(LookupError::Busy));
         }
         self.in_flight.fetch_add(1, Ordering::Relaxed);
@@ -358,12 +358,12 @@ mod tests {
     #[test]
     fn names_under_way_are_bounded() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
-        let flights: Vec<_> = (0..MAX_FLIGHTS).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
+        let lookups: Vec<_> = (0..MAX_IN_FLIGHT).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
         assert!(matches!(
             cache.enter(&name("one-more.test"), &mut |_| Start::Now(Box::new(())), now),
             Entry::Ready(Err(LookupError::Busy))
         ));
-        drop(flights);
+        drop(lookups);
         lead(&cache, "one-more.test", now);
     }
 }

@@ -12,7 +12,7 @@ use std::sync::OnceLock;
 
 /// Names that are not a public suffix but have some below them, one a line: the name and the nearest such suffix
 /// relative to it. Made from the Public Suffix List by the test below.
-const ANCESTORS: &str = include_str!("guard/ancestors.txt");
+const ANCESTORS: &str = include_str!("public_suffix/ancestors.txt");
 
 /// What a pattern matches beyond one owner's names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -172,8 +172,11 @@ mod tests {
     fn the_table_of_ancestors_fits_the_list_of_the_psl_crate() {
         let fresh = table(&rules());
         if std::env::var_os("OUTGATE_REGENERATE").is_some() {
-            std::fs::write(Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/guard/ancestors.txt"), fresh)
-                .unwrap();
+            std::fs::write(
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("src/whitelist/public_suffix/ancestors.txt"),
+                fresh,
+            )
+            .unwrap();
         } else {
             assert!(fresh == ANCESTORS, "run OUTGATE_REGENERATE=1 cargo test --lib whitelist::guard");
         }

@@ -4,7 +4,7 @@
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
 use crate::config::{CONFIG_FILE, SYSTEM_CONTROL, Settings};
-use crate::control::host::{self, Teller};
+use crate::control::host::{self, ReportSender};
 use crate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
 use crate::system::{self, Stamp};
 use crate::trouble::{HostReport, Trouble, TroubleCause};
@@ -54,9 +54,9 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
     firewall::keep_swept(say)
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
-    let teller =
-        Teller::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
-    let mut watch = Watch { config: arguments.config.config.clone(), teller: Some(teller), ..Watch::default() };
+    let sender =
+        ReportSender::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
+    let mut watch = Watch { config: arguments.config.config.clone(), sender: Some(sender), ..Watch::default() };
     let mut full = Instant::now();
     loop {
         if Instant::now() >= full {
@@ -64,7 +64,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
             full = Instant::now() + FULL;
         }
         let state = watch.look();
-        watch.tell();
+        watch.send_report();
         system::notify(&[NotifyState::Ready, NotifyState::Status(&state), NotifyState::Watchdog]);
         std::thread::sleep(PAUSE);
         let mut quiet = Instant::now() + QUIET;
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
                 }
                 quiet = Instant::now() + (begun.elapsed() * SHARE).clamp(QUIET, FULL);
             }
-            watch.tell();
+            watch.send_report();
         }
     }
 }
@@ -113,7 +113,7 @@ struct Watch {
     not_guests: Vec<String>,
     /// The daemon's socket.
     socket: PathBuf,
-    teller: Option<Teller>,
+    sender: Option<ReportSender>,
     told: Option<Instant>,
 }
 
@@ -142,11 +142,11 @@ impl Watch {
     }
 
     /// Reports to the daemon, at once if something is new, otherwise at intervals.
-    fn tell(&mut self) {
+    fn send_report(&mut self) {
         let is_new = self.told.is_none_or(|told| self.reported.is_some_and(|reported| reported > told));
         if is_new || self.told.is_none_or(|told| told.elapsed() >= host::EVERY) {
-            if let Some(teller) = &self.teller {
-                teller.tell(&self.socket, &self.report);
+            if let Some(sender) = &self.sender {
+                sender.send(&self.socket, &self.report);
             }
             self.told = Some(Instant::now());
         }

@@ -2,7 +2,7 @@
 //! the listeners' answers. Their marks and many other properties are left open.
 
 use super::super::host::Host;
-use super::super::plan::{Doors, Plan};
+use super::super::plan::{FamilyListeners, Plan};
 use super::super::tool;
 use super::chains::{Hook, Packet, Tracked};
 use ipnet::IpNet;
@@ -28,14 +28,14 @@ pub(super) struct Sample {
 /// Returns the packets of guests behind this interface, for all families and listeners of the plan.
 pub(super) fn of(plan: &Plan, host: &Host, interface: &str, addresses: &Addresses) -> Vec<Sample> {
     let mut samples = Vec::new();
-    for (doors, is_v6) in [(&plan.v4, false), (&plan.v6, true)] {
+    for (listeners, is_v6) in [(&plan.v4, false), (&plan.v6, true)] {
         let path = Path {
             interface,
             guest: addresses.neighbour(interface, is_v6),
             own: addresses.own(interface, is_v6),
             is_v6,
         };
-        path.add(doors, &mut samples);
+        path.add(listeners, &mut samples);
         if plan.allow_inbound_replies {
             let uplinks = host.default_routes.iter();
             samples.extend(uplinks.map(|uplink| path.replies(uplink)));
@@ -69,21 +69,21 @@ struct Path<'p> {
 }
 
 impl Path<'_> {
-    fn add(&self, doors: &Doors, samples: &mut Vec<Sample>) {
+    fn add(&self, listeners: &FamilyListeners, samples: &mut Vec<Sample>) {
         let far = if self.is_v6 { FAR.1 } else { FAR.0 };
-        if doors.transparent.is_some() {
+        if listeners.transparent.is_some() {
             for port in [443, 80] {
                 self.exchange(format!("TCP to port {port}"), far, port, None, false, samples);
             }
         } else {
             // If no traffic is redirected, guests connect to the listeners directly.
-            for door in doors.open.iter().filter(|door| !door.udp) {
-                let to = self.address_of(door.address);
-                let (what, port) = (format!("TCP to [listen].{}", door.key), door.address.port());
+            for listener in listeners.open.iter().filter(|listener| !listener.udp) {
+                let to = self.address_of(listener.address);
+                let (what, port) = (format!("TCP to [listen].{}", listener.key), listener.address.port());
                 self.exchange(what, to, port, None, false, samples);
             }
         }
-        if let Some(dns) = doors.dns {
+        if let Some(dns) = listeners.dns {
             for is_udp in [true, false] {
                 let what = if is_udp { "DNS over UDP" } else { "DNS over TCP" };
                 self.exchange(what.to_owned(), far, 53, Some(dns), is_udp, samples);
