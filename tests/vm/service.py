@@ -10,6 +10,8 @@ clock, which runs in real time while an emulated processor is ten times slower t
 """
 
 import argparse
+import concurrent.futures
+import contextlib
 import json
 import os
 import platform
@@ -933,7 +935,7 @@ def main():
     parser.add_argument("outgate", nargs="?", default=os.path.join(ROOT, "target", "debug", "outgate"), help="the package under test, or the program, which is installed as the package does")
     parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
     parser.add_argument("--container", action="store_true", help="in a container and not in an emulated machine; without the checks that boot it again")
-    parser.add_argument("--faster", action="store_true", help="in a container first, where one can be made, and in the machine what takes one")
+    parser.add_argument("--faster", action="store_true", help="in a container, where one can be made, and beside it in the machine what requires one")
     arguments = parser.parse_args()
     for lacking, reason in ((os.geteuid() != 0, "needs root (to make a disk image)"), (platform.machine() != "x86_64", "needs an x86_64 userland")):
         if lacking:
@@ -947,21 +949,31 @@ def main():
     with tempfile.TemporaryDirectory(prefix="outgate-service-") as directory:
         brought = bring(directory, arguments.outgate)
         make = lambda container: Provider(directory, cache, brought, container)
-        rest = None
-        if arguments.faster:
-            try:
-                provider = make(True)
-            except (MachineError, OSError) as error:
-                print(f"no container can be made here, so all of it runs in the machine: {error}", flush=True)
-            else:
-                tally.perform(provider, arguments.only, BOOTS)
-                rest = FAST
-        provider = make(arguments.container)
-        skipped = rest or (BOOTS if arguments.container else [])
-        tally.perform(provider, arguments.only, skipped)
+        skipped = BOOTS if arguments.container else []
+        with contextlib.ExitStack() as stack:
+            if arguments.faster and (contained := beside(make, tally, arguments.only, stack)):
+                skipped = FAST
+            provider = make(arguments.container)
+            tally.perform(provider, arguments.only, skipped)
+            if arguments.faster and contained:
+                contained.result()
     left_out = 0 if provider.packaged else len(PACKAGE_CHECKS)
     print(f"service: {tally.passed} passed, {tally.failed} failed, {left_out} skipped, in {time.monotonic() - begin:.0f} s")
     return 1 if tally.failed else 0
+
+
+def beside(make, tally, only, stack):
+    """Starts the checks in a container, which mostly wait, beside what follows; what comes of them, or nothing where none can be made."""
+    try:
+        provider = make(True)
+    except (MachineError, OSError) as error:
+        print(f"no container can be made here, so all of it runs in the machine: {error}", flush=True)
+        return None
+    pool = stack.enter_context(concurrent.futures.ThreadPoolExecutor(1))
+    contained = pool.submit(tally.perform, provider, only, BOOTS, "in a container: ")
+    # Whatever ends this, the container ends first, and what runs in it with it.
+    stack.callback(lambda: contained.done() or provider.machine.stop())
+    return contained
 
 
 class Tally:
@@ -970,12 +982,12 @@ class Tally:
     def __init__(self):
         self.passed = self.failed = 0
 
-    def perform(self, provider, only, skipped):
-        """Runs them in order, and ends the machine."""
+    def perform(self, provider, only, skipped, where=""):
+        """Runs them in order, and ends the machine. `where` precedes each line."""
         begin = time.monotonic()
         try:
             provider.do("sh /brought/world.sh", 90)
-            print(f"booted in {time.monotonic() - begin:.1f} s", flush=True)
+            print(f"{where}booted in {time.monotonic() - begin:.1f} s", flush=True)
             for name, check in CHECKS + PACKAGE_CHECKS if provider.packaged else CHECKS:
                 if (only and not any(text in name for text in only)) or check in skipped:
                     continue
@@ -986,7 +998,7 @@ class Tally:
                 except (AssertionError, MachineError, OSError, LookupError, ValueError) as error:
                     verdict, note = "FAIL", str(error)
                     self.failed += 1
-                print(f"{verdict:5} {name:45} {time.monotonic() - start:6.1f} s  {note}", flush=True)
+                print(f"{where}{verdict:5} {name:45} {time.monotonic() - start:6.1f} s  {note}", flush=True)
         finally:
             provider.machine.stop()
 
