@@ -15,6 +15,7 @@ mod host;
 mod inspect;
 mod namespaces;
 mod neighbours;
+mod netlink;
 mod others;
 mod plan;
 mod ports;

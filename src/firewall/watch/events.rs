@@ -2,6 +2,7 @@
 //! (rtnetlink(7)) or rules of nftables changed. An event is only a hint to look. What a guest can cause at will,
 //! its carrier going up and down a thousand times a second, does not count as a change.
 
+use crate::firewall::netlink::{READ, message, u16_at, u32_at};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -16,8 +17,6 @@ use std::time::Instant;
 const ROUTING: u32 = 1 | (1 << 7) | (1 << 18);
 /// NFNLGRP_NFTABLES (linux/netfilter/nfnetlink.h). It does not report what sets learn from packets.
 const RULES: u32 = 1 << 6;
-/// Size of one read; the kernel splits no message, and one for a card with many virtual functions is long.
-const READ: usize = 64 << 10;
 /// Size of the queue. An overflow is reported as an error, after which everything is inspected.
 const QUEUE: usize = 1 << 20;
 /// If there are more interfaces, all are forgotten, which costs one more look.
@@ -123,8 +122,7 @@ impl Events {
 #[derive(Debug, Default)]
 struct Seen(HashMap<u32, (Vec<u8>, Option<u32>)>);
 
-/// `struct nlmsghdr` and `struct ifinfomsg` (netlink(7), rtnetlink(7)).
-const HEAD: usize = 16;
+/// `struct ifinfomsg` (rtnetlink(7)).
 const LINK: usize = 16;
 const NEW_LINK: u16 = 16;
 const DELETED_LINK: u16 = 17;
@@ -180,42 +178,22 @@ impl Seen {
     }
 }
 
-/// Returns the kind of the first message, its body, and what follows it.
-fn message(bytes: &[u8]) -> Option<(u16, &[u8], &[u8])> {
-    let length = usize::try_from(u32_at(bytes, 0)?).ok()?;
-    let body = bytes.get(HEAD..length)?;
-    Some((u16_at(bytes, 4)?, body, bytes.get(length.next_multiple_of(4)..).unwrap_or_default()))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
-    Some(u16::from_ne_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    Some(u32::from_ne_bytes(bytes.get(at..)?.first_chunk().copied()?))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::firewall::netlink::{HEAD, push};
     use std::time::Duration;
-
-    fn attribute(kind: u16, value: &[u8]) -> Vec<u8> {
-        let length = u16::try_from(4 + value.len()).unwrap();
-        let mut bytes = [length.to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    }
 
     fn link(kind: u16, family: u8, index: u32, name: &str, master: Option<u32>, carrier: u8) -> Vec<u8> {
         let mut body = vec![family, 0, 0, 0];
         body.extend(index.to_ne_bytes());
         body.extend([carrier; 8]);
-        body.extend(attribute(NAME, name.as_bytes()));
+        push(&mut body, NAME, name.as_bytes());
         // IFLA_CARRIER.
-        body.extend(attribute(33, &[carrier]));
-        body.extend(master.map(|master| attribute(MASTER, &master.to_ne_bytes())).unwrap_or_default());
+        push(&mut body, 33, &[carrier]);
+        if let Some(master) = master {
+            push(&mut body, MASTER, &master.to_ne_bytes());
+        }
         let mut bytes = u32::try_from(HEAD + body.len()).unwrap().to_ne_bytes().to_vec();
         bytes.extend(kind.to_ne_bytes());
         bytes.extend([0; 10]);

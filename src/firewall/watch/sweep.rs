@@ -4,10 +4,8 @@
 //! with 100,000 entries.
 
 use crate::firewall::host::sysctl;
-use rustix::io::Errno;
-use rustix::net::netlink::{self, SocketAddrNetlink};
-use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, recv, sendto, socket_with};
+use crate::firewall::netlink::{self, DUMP};
+use rustix::net::netlink::NETFILTER;
 use std::io;
 use std::time::{Duration, Instant};
 
@@ -26,11 +24,6 @@ const SAY: Duration = Duration::from_secs(600);
 
 /// `IPCTNL_MSG_CT_GET` of `NFNL_SUBSYS_CTNETLINK` (linux/netfilter/nfnetlink_conntrack.h).
 const GET: u16 = (1 << 8) | 1;
-/// `NLM_F_REQUEST` and `NLM_F_DUMP` (netlink(7)).
-const DUMP: u16 = 0x001 | 0x300;
-/// `NLMSG_ERROR` and `NLMSG_DONE`.
-const ERROR: u16 = 2;
-const DONE: u16 = 3;
 /// A family that no entry belongs to, so that the kernel checks all entries and reports none.
 const NONE: u8 = 5;
 
@@ -79,38 +72,6 @@ fn filled() -> Option<(u64, u64)> {
 
 /// Makes the kernel check each entry, which frees the expired ones.
 fn sweep() -> io::Result<()> {
-    let flags = SocketFlags::CLOEXEC;
-    let socket = socket_with(AddressFamily::NETLINK, SocketType::RAW, flags, Some(netlink::NETFILTER))?;
-    set_socket_timeout(&socket, Timeout::Recv, Some(PATIENCE))?;
-    // struct nlmsghdr, followed by struct nfgenmsg.
-    let mut request = Vec::with_capacity(20);
-    request.extend(20u32.to_ne_bytes());
-    request.extend(GET.to_ne_bytes());
-    request.extend(DUMP.to_ne_bytes());
-    request.extend([0; 8]);
-    request.extend([NONE, 0, 0, 0]);
-    sendto(&socket, &request, SendFlags::empty(), &SocketAddrNetlink::new(0, 0))?;
-    let mut answer = [0; 16 << 10];
-    let until = Instant::now() + PATIENCE;
-    while Instant::now() < until {
-        let length = match recv(&socket, answer.as_mut_slice(), RecvFlags::empty()) {
-            Ok((_, length)) => length,
-            Err(Errno::INTR) => continue,
-            Err(error) => return Err(error.into()),
-        };
-        match kind(answer.get(..length).unwrap_or_default()) {
-            Some((DONE, _)) => return Ok(()),
-            Some((ERROR, number)) => return Err(io::Error::from_raw_os_error(number.saturating_neg())),
-            _ => {}
-        }
-    }
-    Err(io::ErrorKind::TimedOut.into())
-}
-
-/// Returns the kind of a message, and the number that follows its header, which is the error code in an error
-/// message.
-fn kind(message: &[u8]) -> Option<(u16, i32)> {
-    let kind = message.get(4..6)?.try_into().ok()?;
-    let number = message.get(16..20)?.try_into().ok()?;
-    Some((u16::from_ne_bytes(kind), i32::from_ne_bytes(number)))
+    // The body is struct nfgenmsg.
+    netlink::ask(Some(NETFILTER), (GET, DUMP, &[NONE, 0, 0, 0]), PATIENCE, |_| true)
 }
