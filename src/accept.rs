@@ -6,19 +6,17 @@
 
 mod incoming;
 mod inherit;
-pub mod limits;
 mod listen;
-pub mod overload;
 mod reserve;
 mod sockets;
 
 pub use incoming::Incoming;
 pub use inherit::{Missing, not_held};
-pub use limits::{Gate, LimitSettings, NamePace, Names, Pace, Place, Purpose, QueryPace, Slot, Telling};
 pub use listen::{ListenError, SocketUse};
 pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
+use crate::limits::{Gate, Purpose, Slot};
 use crate::reason::Reason;
 use crate::throttle::Throttle;
 use std::future::Future;

@@ -22,11 +22,11 @@ pub(crate) use diagnostic::nearest;
 pub(crate) use guests::identity;
 pub(crate) use values::is_guest_name;
 
-use crate::accept::LimitSettings;
 use crate::account::LogSettings;
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
+use crate::limits::LimitSettings;
 use crate::policy::{Mode, PolicySettings, Unknown};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use crate::tls::TlsSettings;

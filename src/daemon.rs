@@ -16,7 +16,7 @@ mod watchdog;
 
 pub use privileges::needs;
 
-use crate::accept::{self, AcceptFailure, Entrance, Gate, Incoming, ListenError, Reserve};
+use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::config::{ConfigError, ListenSettings, Settings};
@@ -25,6 +25,7 @@ use crate::control::{self, Change, Control, ControlError};
 use crate::dns::{self, Bindings, BindingsFile};
 use crate::flow::{self, GuestTls, Live, Services};
 use crate::guests::{KeepError, Registry};
+use crate::limits::Gate;
 use crate::policy::{Policy, PolicyError};
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};

@@ -20,8 +20,9 @@ mod wire;
 pub use bindings::Bindings;
 pub use bindings_file::BindingsFile;
 
-use crate::accept::{self, Entrance, Incoming, Purpose};
+use crate::accept::{self, Entrance, Incoming};
 use crate::flow::Services;
+use crate::limits::Purpose;
 use responder::Responder;
 use std::io;
 use std::net::{TcpListener, UdpSocket};

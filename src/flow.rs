@@ -22,13 +22,14 @@ mod turn_away;
 pub use guest_tls::GuestTls;
 pub use idle_upstreams::IdleUpstreams;
 
-use crate::accept::{Accepted, Gate, NamePace, Purpose, Reserve, Slot};
+use crate::accept::{Accepted, Reserve};
 use crate::account::{Account, Active, Limit, Listener, Meter, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
 use crate::firewall::{Seal, Shares};
 use crate::identify::{Claim, Evidence};
+use crate::limits::{Gate, NamePace, Purpose, Slot};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::{Reason, Why};
 use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};

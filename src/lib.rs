@@ -33,6 +33,7 @@ pub mod dns;
 pub mod firewall;
 pub mod golem;
 pub mod guests;
+pub mod limits;
 pub mod system;
 pub mod tls;
 pub mod whitelist;

@@ -1,11 +1,11 @@
 //! Watches how full the daemon is and reacts: it informs the gate, closes the longest idle flows, and reports
-//! it. It has its own thread, because it reads files and walks all flows. `accept::overload` defines how full
+//! it. It has its own thread, because it reads files and walks all flows. `limits::overload` defines how full
 //! is too full.
 
 mod gauges;
 
-use crate::accept::overload::{Judgement, Level, Levels, Resource, Room, Stage, StageTracker, fair_share};
 use crate::flow::Services;
+use crate::limits::overload::{Judgement, Level, Levels, Resource, Room, Stage, StageTracker, fair_share};
 use crate::relay::scratch;
 use gauges::Gauges;
 use std::io;

@@ -2,7 +2,7 @@
 //! the only evidence of what the guest asked for. Bounded per guest and in all; `bindings_file` saves it over a
 //! restart.
 
-use crate::accept::limits::holder;
+use crate::limits::holder;
 use crate::name::HostName;
 use foldhash::fast::RandomState;
 use hashbrown::{Equivalent, HashMap};

@@ -19,10 +19,10 @@
 //! works at once.
 
 use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
-use crate::accept::{Place, QueryPace};
 use crate::account::{Limit, Listener};
 use crate::flow::{Live, Services, may_look_up};
 use crate::identify::{Claim, Evidence};
+use crate::limits::{Place, QueryPace};
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};

@@ -2,7 +2,7 @@
 
 use super::turn_away::turn_away;
 use super::{Deadline, Ended, Filled, ListenerKind, Services, fill, refuse, wait_for_turn};
-use crate::accept::{Purpose, Slot};
+use crate::limits::{Purpose, Slot};
 use crate::relay::{GuestStream, close};
 use crate::source::Source;
 use crate::tls::{self, Complaints, Live, Refused, Socket};

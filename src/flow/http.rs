@@ -6,10 +6,10 @@ use super::{
     Connection, Deadline, Ended, Filled, Relaying, Services, Step, confirm, decide, decide_unnamed, open_record, reach,
     refuse, transparent, tunnel,
 };
-use crate::accept::Pace;
 use crate::account::{Limit, Listener, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
+use crate::limits::Pace;
 use crate::policy::Permit;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::relay::http::{ConnectionAddresses, Done, Failed, Fault, Outgoing, UpstreamConnection, exchange};

@@ -2,8 +2,8 @@
 //! and the process's control group (version 2). Files that are read often stay open, so that they can be read
 //! when no descriptor is left. A value that cannot be read counts as unbounded.
 
-use crate::accept::overload::Level;
 use crate::account::{files_listed, files_open};
+use crate::limits::overload::Level;
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;

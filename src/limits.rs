@@ -8,11 +8,13 @@
 //! most, and is refused only if it would have to wait longer. That time and the rate bound how much waits;
 //! where waiting uses memory of its own, a number bounds it as well.
 
-use super::overload::{Relief, Room, Stage};
+pub mod overload;
+
 use crate::reason::Reason;
 use crate::source::Source;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
+use overload::{Relief, Room, Stage};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::{IpAddr, Ipv6Addr};
