@@ -5,13 +5,15 @@
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http_body_util::{BodyExt, Empty};
 use hyper_util::rt::TokioIo;
+use outgate::account::{AccessLog, Account, LogSettings, Record};
 use outgate::identify::Parsed;
 use outgate::identify::http::RequestHead;
+use outgate::listener::Listener;
 use outgate::relay::http::{ConnectionAddresses, Done, Outgoing, UpstreamConnection, exchange};
-use outgate::relay::{GuestStream, Meter, Tunnel, Watch};
+use outgate::relay::{GuestStream, Supervision, Tunnel};
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
-use std::task::{Context, Poll};
+use std::sync::LazyLock;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -19,21 +21,15 @@ const BULK: usize = 64 << 20;
 const REQUEST: &[u8] =
     b"GET http://origin.test/1k HTTP/1.1\r\nHost: origin.test\r\nUser-Agent: bench/1\r\nAccept: */*\r\n\r\n";
 
-struct Nobody;
+/// The flow that all relays here count for.
+static FLOW: LazyLock<Record> = LazyLock::new(|| {
+    let log = LogSettings { access: AccessLog::Off, ..LogSettings::default() };
+    let account = Account::start(&log, &[]).unwrap();
+    account.open(Listener::Proxy, SocketAddr::from(([192, 0, 2, 1], 40_000)), &account.counters(None))
+});
 
-impl Meter for Nobody {
-    fn up(&self, _: usize) {}
-    fn down(&self, _: usize) {}
-}
-
-fn never(_: &mut Context<'_>) -> Poll<()> {
-    Poll::Pending
-}
-
-type Never = fn(&mut Context<'_>) -> Poll<()>;
-
-fn watch() -> Watch<'static, Nobody, Never, fn()> {
-    Watch { meter: &Nobody, idle: None, age: std::time::Duration::ZERO, stopped: never, long: || () }
+fn supervision() -> Supervision<'static> {
+    Supervision { flow: FLOW.flow(), around: None, idle: None, long_lived: &|| () }
 }
 
 /// An origin that answers each request head with 1 KiB.
@@ -92,7 +88,7 @@ fn bulk(c: &mut Criterion) {
                     }
                 });
                 let mut tunnel = Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true);
-                runtime.block_on(tunnel.run(watch()));
+                runtime.block_on(tunnel.run(supervision()));
                 send.join().unwrap();
                 sink.join().unwrap();
             },
@@ -146,7 +142,7 @@ async fn ours(guest: &mut TcpStream, near: &mut GuestStream, peer: &mut Upstream
         repeatable: true,
         patience: None,
     };
-    let done = exchange(near, &mut Vec::new(), peer, request, watch()).await;
+    let done = exchange(near, &mut Vec::new(), peer, request, supervision()).await;
     assert_eq!(done.unwrap(), Done::Answered { guest_reusable: true, upstream_reusable: true });
     assert!(guest.read(answer).await.unwrap() > 1024);
 }

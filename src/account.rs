@@ -1,4 +1,4 @@
-//! Accounting: metrics, the access log, the table of live flows, the top refusals.
+//! Accounting: metrics, the access log, the top refusals.
 //!
 //! A flow opens a [`Record`] when it is accepted, reports to it what it learns, and drops it at the end. The
 //! drop counts the metrics and queues the log line, so a flow that ends by an error or a panic is recorded like
@@ -8,8 +8,6 @@
 
 mod digest;
 mod event;
-mod evict;
-mod flows;
 mod fold;
 mod health;
 mod line;
@@ -21,62 +19,27 @@ mod refusals;
 mod sink;
 mod tracking;
 
-pub use flows::{Flow, FlowView};
 pub use health::OnFailure;
 pub use metrics::{Limit, Metrics};
 pub(crate) use process::{files_listed, files_open};
-pub use record::{Active, Meter, Record};
+pub use record::{Active, Record};
 pub use refusals::RefusalView;
 pub use tracking::tracked;
 
+use crate::guest::GuestCounters;
 use crate::identify::Claim;
-use crate::policy::{Location, NearMiss};
-use crate::reason::{Reason, Verdict};
+use crate::listener::Listener;
+use crate::live::{Flow, FlowView, LiveFlows};
+use crate::lock::lock;
+use crate::policy::NearMiss;
+use crate::reason::Verdict;
 use arc_swap::ArcSwap;
-use event::Guest;
-use flows::Table;
 use hashbrown::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
-
-/// The kind of listener through which a flow arrived; a metric label.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Listener {
-    /// HTTP forward and CONNECT.
-    Proxy,
-    /// SOCKS5.
-    Socks,
-    /// TPROXY.
-    Transparent,
-    /// nft REDIRECT.
-    Redirect,
-    /// UDP.
-    Udp,
-    /// The guests' DNS.
-    Dns,
-}
-
-impl Listener {
-    /// The listeners that carry flows, in the order of their discriminants: all but [`Dns`](Self::Dns).
-    pub const FLOWS: [Listener; 5] =
-        [Listener::Proxy, Listener::Socks, Listener::Transparent, Listener::Redirect, Listener::Udp];
-
-    /// Metric label and log value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Listener::Proxy => "proxy",
-            Listener::Socks => "socks",
-            Listener::Transparent => "transparent",
-            Listener::Redirect => "redirect",
-            Listener::Udp => "udp",
-            Listener::Dns => "dns",
-        }
-    }
-}
 
 /// Where the access log goes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -129,7 +92,7 @@ pub type Advice = Box<dyn Fn(&Claim) -> Option<NearMiss> + Send + Sync>;
 pub struct Account {
     metrics: Arc<Metrics>,
     guests: ArcSwap<Guests>,
-    flows: Table,
+    live: LiveFlows,
     log: digest::Log,
     next_id: AtomicU64,
     started: Instant,
@@ -167,8 +130,8 @@ pub struct Totals {
 }
 
 struct Guests {
-    by_name: HashMap<Box<str>, Arc<Guest>, foldhash::fast::RandomState>,
-    other: Arc<Guest>,
+    by_name: HashMap<Box<str>, Arc<GuestCounters>, foldhash::fast::RandomState>,
+    other: Arc<GuestCounters>,
 }
 
 impl Account {
@@ -181,7 +144,7 @@ impl Account {
         Ok(Arc::new(Account {
             guests: ArcSwap::from_pointee(Guests::new(guests, None, &metrics)),
             metrics,
-            flows: Table::default(),
+            live: LiveFlows::default(),
             log,
             next_id: AtomicU64::new(1),
             started: Instant::now(),
@@ -227,20 +190,23 @@ impl Account {
         self.log.flush(Duration::from_secs(1));
     }
 
-    /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query. `guest` is the name of the
-    /// declared guest, if it is one.
-    pub fn open(self: &Arc<Self>, listener: Listener, source: SocketAddr, guest: Option<&str>) -> Record {
+    /// Returns the counters of the guest of this name; without a name, those of all undeclared guests.
+    pub fn counters(&self, guest: Option<&str>) -> Arc<GuestCounters> {
         let guests = self.guests.load();
-        let guest = match guest {
+        match guest {
             None => Arc::clone(&guests.other),
             Some(name) => match guests.by_name.get(name) {
                 Some(guest) => Arc::clone(guest),
-                // The guest was removed while the flow was being accepted.
+                // It has its name from a certificate, or it was removed a moment ago.
                 None => Arc::new(guests.other.renamed(name)),
             },
-        };
+        }
+    }
+
+    /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query of `guest`.
+    pub fn open(self: &Arc<Self>, listener: Listener, source: SocketAddr, guest: &Arc<GuestCounters>) -> Record {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        Record::new(Arc::clone(self), Flow::new(id, listener, source, guest))
+        Record::new(Arc::clone(self), Flow::new(id, listener, source, Arc::clone(guest)))
     }
 
     /// Counts a connection in `active_connections` for as long as the returned value lives. One per connection;
@@ -256,63 +222,18 @@ impl Account {
 
     /// Returns all metrics as Prometheus text, version 0.0.4.
     pub fn scrape(&self) -> String {
-        self.flows.each(|flow| self.metrics.settle(flow));
+        self.live.each(|flow| self.metrics.settle(flow));
         self.metrics.render()
     }
 
-    /// Announces a new policy; call it as soon as that is in force. From now on, a flow that an earlier policy
-    /// decided judges itself again once it is connected. [`revoke_where`](Self::revoke_where) calls it too.
-    pub fn announce_search(&self) {
-        self.flows.announce_search();
-    }
-
-    /// Calls `judge` with the claim of each live flow and the address it is connected to, and revokes the flows
-    /// that it refuses. Returns their number. Takes a microsecond or two per flow: not for a thread that serves
-    /// flows.
-    ///
-    /// No flow escapes if the caller first puts the new policy in force and each flow calls [`Record::claim`]
-    /// before it asks the policy.
-    pub fn revoke_where(
-        &self,
-        judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
-    ) -> usize {
-        self.announce_search();
-        let mut revoked = 0;
-        self.flows.each(|flow| {
-            if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim, flow.upstream()))
-                && flow.revoke_by(reason, rule)
-            {
-                revoked += 1;
-                if reason == Reason::Revoked {
-                    self.metrics.flow_revoked();
-                }
-            }
-        });
-        revoked
-    }
-
-    /// Checks which flows have moved bytes. [`close_idlest`](Self::close_idlest) knows idle times only from
-    /// these checks. About 100 ns per flow.
-    pub fn look(&self) {
-        self.flows.each(|flow| {
-            flow.look();
-        });
-    }
-
-    /// Ends up to `count` flows on which no byte moved for `idle`, with the reason `limit_total`. It always
-    /// takes the guest with the most remaining flows, and of these the one that has been idle longest. Returns
-    /// how many it ended. Not for a thread that serves flows.
-    pub fn close_idlest(&self, count: usize, idle: Duration) -> usize {
-        let mut live = Vec::new();
-        self.flows.each(|flow| live.push(Arc::clone(flow)));
-        let closed = evict::idlest(&live, count, idle).filter(|flow| flow.revoke(Reason::LimitTotal)).count();
-        self.metrics.closed_for_others(closed);
-        closed
+    /// Returns the live flows.
+    pub fn live(&self) -> &LiveFlows {
+        &self.live
     }
 
     /// Returns the live flows that have a claim, oldest first, `limit` at most, and the number of all.
-    pub fn snapshot(&self, limit: usize) -> (Vec<FlowView>, usize) {
-        let (flows, total) = self.flows.oldest(limit);
+    pub fn flows(&self, limit: usize) -> (Vec<FlowView>, usize) {
+        let (flows, total) = self.live.oldest(limit);
         (flows.iter().filter_map(|flow| flow.view(self.epoch)).collect(), total)
     }
 
@@ -329,7 +250,7 @@ impl Account {
 
     /// Returns the totals for the operator.
     pub fn totals(&self) -> Totals {
-        self.flows.each(|flow| self.metrics.settle(flow));
+        self.live.each(|flow| self.metrics.settle(flow));
         let (bytes_up, bytes_down) = self.metrics.bytes();
         let connections = Verdict::ALL.iter().map(|v| (v.as_str(), self.metrics.connections(*v))).collect();
         Totals {
@@ -351,7 +272,7 @@ impl Account {
 
 impl Guests {
     fn new(names: &[String], old: Option<&Guests>, metrics: &Metrics) -> Guests {
-        let mut by_name: HashMap<Box<str>, Arc<Guest>, _> = HashMap::default();
+        let mut by_name: HashMap<Box<str>, Arc<GuestCounters>, _> = HashMap::default();
         for name in names {
             let guest = match old.and_then(|old| old.by_name.get(name.as_str())) {
                 Some(guest) => Arc::clone(guest),
@@ -370,12 +291,6 @@ impl Guests {
         };
         Guests { by_name, other }
     }
-}
-
-/// Locks the mutex, even if a thread panicked while it held it: the data behind these locks is valid after
-/// every statement.
-fn lock<T>(mutex: &std::sync::Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 #[cfg(test)]

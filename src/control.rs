@@ -249,7 +249,7 @@ impl Control {
             "/denied" => json!({ "refusals": self.account.refusals(limit) }),
             "/failed" => json!({ "failures": self.account.failures(limit) }),
             "/flows" => {
-                let (flows, total) = self.account.snapshot(limit);
+                let (flows, total) = self.account.flows(limit);
                 json!({ "total": total, "flows": flows })
             }
             "/used" => (self.used)(),

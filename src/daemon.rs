@@ -543,7 +543,7 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
             asked = signals.next() => if asked == SignalRequest::Stop { break },
         }
     }
-    let ended = services.account.revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
+    let ended = services.account.live().revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
     if ended > 0 {
         tracing::info!(ended, "ended connections that were still open");
     }

@@ -23,16 +23,17 @@ pub use guest_tls::GuestTls;
 pub use idle_upstreams::IdleUpstreams;
 
 use crate::accept::{Accepted, Reserve};
-use crate::account::{Account, Active, Limit, Listener, Meter, Record};
+use crate::account::{Account, Active, Limit, Record};
 use crate::config::Settings;
 use crate::dial::{self, DialSettings, Upstream};
 use crate::dns::Bindings;
 use crate::firewall::{Seal, Shares};
 use crate::identify::{Claim, Evidence};
 use crate::limits::{Gate, NamePace, Purpose, Slot};
+use crate::listener::{Listener, ListenerKind};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::{Reason, Why};
-use crate::relay::{self, End, GuestStream, Side, Tunnel, Watch, close, scratch};
+use crate::relay::{End, GuestStream, Side, Supervision, Tunnel, close, scratch};
 use crate::resolve::{Resolver, Start};
 use crate::source::Source;
 use arc_swap::ArcSwap;
@@ -40,7 +41,6 @@ use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -149,36 +149,12 @@ struct Relaying {
 /// the guest and filled in the record.
 struct Ended;
 
-/// The kind of listener that accepted a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ListenerKind {
-    /// `proxy`: the guest names its destination.
-    Proxy,
-    /// `proxy_tls`: the same inside TLS.
-    ProxyTls,
-    /// `transparent`: TPROXY left the original destination as the socket's own address.
-    Transparent,
-    /// `redirect`: connection tracking knows the original destination.
-    Redirect,
-}
-
-impl ListenerKind {
-    /// How the connection is counted until more is known.
-    const fn listener(self) -> Listener {
-        match self {
-            ListenerKind::Proxy | ListenerKind::ProxyTls => Listener::Proxy,
-            ListenerKind::Transparent => Listener::Transparent,
-            ListenerKind::Redirect => Listener::Redirect,
-        }
-    }
-
-    /// The original destination; `None` on a proxy listener, where the guest names it itself.
-    fn original(self, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
-        match self {
-            ListenerKind::Proxy | ListenerKind::ProxyTls => Ok(None),
-            ListenerKind::Transparent => stream.local_addr().map(canonical).map(Some),
-            ListenerKind::Redirect => original_destination(stream).map(canonical).map(Some),
-        }
+/// The original destination of a connection; `None` on a proxy listener, where the guest names it itself.
+fn original_of(kind: ListenerKind, stream: &TcpStream) -> io::Result<Option<SocketAddr>> {
+    match kind {
+        ListenerKind::Proxy | ListenerKind::ProxyTls => Ok(None),
+        ListenerKind::Transparent => stream.local_addr().map(canonical).map(Some),
+        ListenerKind::Redirect => original_destination(stream).map(canonical).map(Some),
     }
 }
 
@@ -268,7 +244,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
 /// Counts a connection that was reset because no file descriptor was left for it.
 pub fn reset_unseen(services: &Services, door: ListenerKind, source: SocketAddr) {
     let why = note_refused(services, Reason::LimitTotal);
-    open_record(services, door.listener(), source, &source.ip().into(), None).refuse(why, None);
+    open_record(services, door.into(), source, &source.ip().into(), None).refuse(why, None);
 }
 
 /// Runs everything up to the relay.
@@ -279,7 +255,7 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
         // The kernel has no space for it in the runtime's event queue (epoll_ctl(2), ENOSPC and ENOMEM).
         let record = asked.map(|asked| asked.record);
         record
-            .unwrap_or_else(|| open_record(&services, door.listener(), source, &who, None))
+            .unwrap_or_else(|| open_record(&services, door.into(), source, &who, None))
             .refuse(Reason::LimitTotal, None);
         return Err(Ended);
     };
@@ -292,13 +268,13 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
     };
     wait_for_turn(&services, &slot).await;
     let limits = services.gate.settings();
-    let active = services.account.active(door.listener());
+    let active = services.account.active(door.into());
     let mut deadline = Deadline::at(limits.handshake_timeout.map(|timeout| at + timeout));
-    let original = match door.original(&stream) {
+    let original = match original_of(door, &stream) {
         Ok(original) => original,
         Err(_) => {
             // A client connected to the listener directly, but it accepts only redirected connections.
-            open_record(&services, door.listener(), source, &who, None).refuse(Reason::AddressFloor, None);
+            open_record(&services, door.into(), source, &who, None).refuse(Reason::AddressFloor, None);
             close::reset(&stream);
             return Err(Ended);
         }
@@ -313,7 +289,7 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
     };
     let mut connection = Box::new(Connection { services, guest, source, who, original, slot, active, input, deadline });
     if let Some(original) = original {
-        return transparent::serve(connection, door.listener(), original).await;
+        return transparent::serve(connection, door.into(), original).await;
     }
     if let Some(asked) = asked {
         return http::connect(connection, *asked).await;
@@ -359,22 +335,20 @@ pub(crate) fn note_refused(services: &Services, reason: Reason) -> Why {
 /// The last stage: relays bytes both ways until the end.
 async fn relay(mut relaying: Box<Relaying>) {
     let Relaying { tunnel, record, idle, outer, .. } = &mut *relaying;
-    let meter = record.meter();
-    let flow = Arc::clone(record.flow());
-    let around = outer.as_ref().map(|outer| Arc::clone(outer.flow()));
-    let stopped = |cx: &mut Context<'_>| match &around {
-        Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
-        _ => flow.poll_revoked(cx).map(drop),
+    let supervision = Supervision {
+        flow: record.flow(),
+        around: outer.as_ref().map(|outer| &**outer.flow()),
+        idle: *idle,
+        long_lived: &|| record.still_open(),
     };
-    match tunnel.run(Watch { meter: &meter, idle: *idle, age: flow.age(), stopped, long: || record.still_open() }).await
-    {
+    match tunnel.run(supervision).await {
         End::Closed | End::Broken => {}
         End::Idle => record.refuse(Reason::Timeout, None),
         End::OtherName => {
             record.shown(tunnel.shown().unwrap_or_default());
             record.refuse(Reason::NameMismatch, None);
         }
-        End::Stopped => record.refuse(flow.revocation().unwrap_or(Reason::Revoked), None),
+        End::Stopped => record.refuse(record.flow().revocation().unwrap_or(Reason::Revoked), None),
     }
     // The sockets close first, so that the peers do not wait for the accounting. The place becomes free after it.
     let Relaying { tunnel, record, outer, slot, active, .. } = *relaying;
@@ -400,7 +374,8 @@ fn open_record(
     original: Option<SocketAddr>,
 ) -> Record {
     let live = services.live.load();
-    let mut record = services.account.open(listener, source, live.policy.guest(who).name);
+    let counters = services.account.counters(live.policy.guest(who).name);
+    let mut record = services.account.open(listener, source, &counters);
     if let Some(original) = original {
         record.original(original);
     }
@@ -617,16 +592,6 @@ async fn say(
         written = written => written.map_err(|_| None),
         reason = record.flow().revoked() => Err(Some(reason)),
         () = deadline.passed() => Err(Some(Reason::Timeout)),
-    }
-}
-
-impl relay::Meter for Meter {
-    fn up(&self, bytes: usize) {
-        Meter::up(self, bytes);
-    }
-
-    fn down(&self, bytes: usize) {
-        Meter::down(self, bytes);
     }
 }
 

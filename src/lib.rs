@@ -32,14 +32,19 @@ pub mod control;
 pub mod dns;
 pub mod firewall;
 pub mod golem;
+pub mod guest;
 pub mod guests;
 pub mod limits;
+pub mod live;
 pub mod system;
 pub mod tls;
 pub mod whitelist;
 
 // Vocabulary that everything shares; these modules import none of our others.
 pub mod cooperate;
+pub mod endpoint;
+pub mod listener;
+pub mod lock;
 pub mod name;
 pub mod reason;
 pub mod shell;

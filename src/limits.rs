@@ -10,16 +10,17 @@
 
 pub mod overload;
 
+use crate::lock::lock;
 use crate::reason::Reason;
-use crate::source::Source;
+use crate::source::{Source, holder};
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
 use overload::{Relief, Room, Stage};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -102,9 +103,9 @@ enum Key {
     Handshake(IpAddr),
 }
 
-/// What one guest has in use.
+/// What one guest has in use of its limits.
 #[derive(Debug, Default)]
-struct Usage {
+pub struct Usage {
     live: AtomicU32,
     /// Connections that are receiving the refusal for being over a limit.
     told: AtomicU32,
@@ -427,7 +428,7 @@ impl Gate {
     fn usage_of(&self, key: Key, now: Instant) -> Arc<Usage> {
         let shard = usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0);
         let Some(shard) = self.shards.get(shard) else { return Arc::default() };
-        let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = lock(shard);
         if let Some(usage) = shard.guests.get(&key) {
             return Arc::clone(usage);
         }
@@ -454,7 +455,7 @@ impl Gate {
 
     fn each_guest(&self, mut visit: impl FnMut(&Usage)) {
         for shard in &self.shards {
-            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let shard = lock(shard);
             shard.guests.values().chain([&shard.crowd]).for_each(|usage| visit(usage));
         }
     }
@@ -540,14 +541,6 @@ impl std::fmt::Debug for Place {
 impl std::fmt::Debug for Slot {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Slot").field("usage", &self.usage).finish_non_exhaustive()
-    }
-}
-
-/// Returns the address that identifies an undeclared guest: its own, in IPv6 its /64.
-pub fn holder(source: IpAddr) -> IpAddr {
-    match source.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
-        v4 => v4,
     }
 }
 

@@ -14,6 +14,7 @@ mod side;
 pub use side::{GuestStream, Sealed, Side};
 
 use crate::identify::HostSearch;
+use crate::live::Flow;
 pub(crate) use fairness::Turn;
 use scratch::{MAX_CHUNK, MIN_CHUNK, ThreadBuffer};
 use std::future::poll_fn;
@@ -27,12 +28,27 @@ use tokio::time::{Instant, Sleep};
 /// A flow that lives longer than this is reported while it is open.
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Counts the bytes of a flow.
-pub trait Meter {
-    /// `bytes` went from the guest to the upstream.
-    fn up(&self, bytes: usize);
-    /// `bytes` went from the upstream to the guest.
-    fn down(&self, bytes: usize);
+/// What a relay obeys, and what it reports to.
+#[derive(Clone, Copy)]
+pub struct Supervision<'a> {
+    /// Its flow: counts the bytes, and may be revoked.
+    pub flow: &'a Flow,
+    /// The flow of the tunnel around it, which may be revoked too.
+    pub around: Option<&'a Flow>,
+    /// How long the flow may be idle.
+    pub idle: Option<Duration>,
+    /// Called once if the flow lives longer than a minute, or already has.
+    pub long_lived: &'a (dyn Fn() + Sync),
+}
+
+impl Supervision<'_> {
+    /// Ready when the flow is to end. Only for the one task that carries it.
+    fn poll_revoked(&self, cx: &mut Context<'_>) -> Poll<()> {
+        match self.around {
+            Some(around) if around.poll_revoked(cx).is_ready() => Poll::Ready(()),
+            _ => self.flow.poll_revoked(cx).map(drop),
+        }
+    }
 }
 
 /// How a relay ended.
@@ -44,7 +60,7 @@ pub enum End {
     Broken,
     /// Nothing moved for the idle time.
     Idle,
-    /// `stopped` of the [`Watch`] became ready.
+    /// The flow was revoked.
     Stopped,
     /// The guest showed another name than it was permitted for.
     OtherName,
@@ -124,22 +140,16 @@ impl Tunnel {
     ///
     /// The end of one side is passed on (half-close) and the other goes on. Unless both reached their end
     /// ([`End::Closed`]), both connections are reset, so that nobody takes a cut stream for a complete one.
-    pub async fn run<M, S, L>(&mut self, watch: Watch<'_, M, S, L>) -> End
-    where
-        M: Meter,
-        S: FnMut(&mut Context<'_>) -> Poll<()>,
-        L: FnOnce(),
-    {
-        let Watch { meter, idle, age, mut stopped, long } = watch;
-        let mut clock = Clock::new(idle, age, long);
+    pub async fn run(&mut self, supervision: Supervision<'_>) -> End {
+        let mut clock = Clock::new(&supervision);
         // Timer entries must not move once polled; the relay itself never moves out of its task.
         let sleep = tokio::time::sleep_until(clock.next());
         tokio::pin!(sleep);
         let end = poll_fn(|cx| {
-            if stopped(cx).is_ready() {
+            if supervision.poll_revoked(cx).is_ready() {
                 return Poll::Ready(End::Stopped);
             }
-            if let Poll::Ready(end) = self.turn(cx, meter) {
+            if let Poll::Ready(end) = self.turn(cx, supervision.flow) {
                 return Poll::Ready(end);
             }
             let moved = self.took();
@@ -154,12 +164,12 @@ impl Tunnel {
     }
 
     /// Moves what can be moved. Ready when both directions are finished or one broke.
-    fn turn(&mut self, cx: &mut Context<'_>, meter: &impl Meter) -> Poll<End> {
+    fn turn(&mut self, cx: &mut Context<'_>, flow: &Flow) -> Poll<End> {
         let Tunnel { guest, upstream, up, down, broken } = self;
         let last = down.state == LaneState::Finished;
-        let up_done = up.poll(cx, guest, upstream, last, |n| meter.up(n));
+        let up_done = up.poll(cx, guest, upstream, last, |n| flow.count_up(n));
         let last = up.state == LaneState::Finished;
-        let down_done = down.poll(cx, upstream, guest, last, |n| meter.down(n));
+        let down_done = down.poll(cx, upstream, guest, last, |n| flow.count_down(n));
         for (lane, done) in [(up, &up_done), (down, &down_done)] {
             match done {
                 Poll::Ready(Err(Broken::Read)) => return Poll::Ready(End::Broken),
@@ -252,21 +262,6 @@ impl Lane {
     }
 }
 
-/// What a relay needs to know about its flow.
-#[derive(Debug)]
-pub struct Watch<'a, M, S, L> {
-    /// Counts the bytes.
-    pub meter: &'a M,
-    /// How long the flow may be idle.
-    pub idle: Option<Duration>,
-    /// The age of the flow when the relay begins.
-    pub age: Duration,
-    /// Ready when the flow is to end.
-    pub stopped: S,
-    /// Called once if the flow lives longer than a minute, or already has.
-    pub long: L,
-}
-
 /// What ended [`listen`].
 #[derive(Debug, PartialEq, Eq)]
 pub enum Heard {
@@ -280,7 +275,7 @@ pub enum Heard {
     Silent,
     /// One side broke off.
     Closed,
-    /// `stopped` became ready.
+    /// The flow was revoked.
     Stopped,
 }
 
@@ -289,27 +284,22 @@ const SAID: usize = 8 << 10;
 
 /// Relays what the upstream sends until the guest sends something, or has been silent until `patience`. What the
 /// guest has not accepted by then is left in `to_guest`, whose bytes also go first.
-pub async fn listen<M, S, L>(
+pub async fn listen(
     guest: &mut GuestStream,
     upstream: &mut TcpStream,
     input: &mut Vec<u8>,
     to_guest: &mut Vec<u8>,
     patience: Option<Instant>,
-    watch: Watch<'_, M, S, L>,
-) -> Heard
-where
-    M: Meter,
-    S: FnMut(&mut Context<'_>) -> Poll<()>,
-    L: FnOnce(),
-{
-    let Watch { meter, idle, age, mut stopped, long } = watch;
+    supervision: Supervision<'_>,
+) -> Heard {
+    let flow = supervision.flow;
     let mut down = Lane::new(std::mem::take(to_guest));
-    let mut clock = Clock::new(idle, age, long);
+    let mut clock = Clock::new(&supervision);
     let sleep = tokio::time::sleep_until(clock.next());
     let silence = tokio::time::sleep_until(patience.unwrap_or_else(Instant::now));
     tokio::pin!(sleep, silence);
     let heard = poll_fn(|cx| {
-        if stopped(cx).is_ready() {
+        if supervision.poll_revoked(cx).is_ready() {
             return Poll::Ready(Heard::Stopped);
         }
         if let Poll::Ready(heard) = poll_hear(cx, guest, input) {
@@ -318,7 +308,7 @@ where
         if patience.is_some() && silence.as_mut().poll(cx).is_ready() {
             return Poll::Ready(Heard::Silent);
         }
-        match down.poll(cx, upstream, guest, false, |n| meter.down(n)) {
+        match down.poll(cx, upstream, guest, false, |n| flow.count_down(n)) {
             Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
             // The server's end was passed on; the guest may still send something.
             Poll::Ready(Ok(())) | Poll::Pending => {}
@@ -382,24 +372,25 @@ fn poll_move(
 }
 
 /// The idle deadline and the one-minute mark, on one timer that is re-armed only when it fires.
-#[derive(Debug)]
-pub(crate) struct Clock<L> {
+pub(crate) struct Clock<'a> {
     idle: Option<Duration>,
     last: Instant,
     minute: Instant,
-    long: Option<L>,
+    /// To be called at the minute, unless it was.
+    long_lived: Option<&'a (dyn Fn() + Sync)>,
 }
 
-impl<L: FnOnce()> Clock<L> {
-    pub(crate) fn new(idle: Option<Duration>, age: Duration, long: L) -> Clock<L> {
+impl<'a> Clock<'a> {
+    pub(crate) fn new(supervision: &Supervision<'a>) -> Clock<'a> {
         let now = Instant::now();
-        Clock { idle, last: now, minute: now + MINUTE.saturating_sub(age), long: Some(long) }
+        let minute = now + MINUTE.saturating_sub(supervision.flow.age());
+        Clock { idle: supervision.idle, last: now, minute, long_lived: Some(supervision.long_lived) }
     }
 
     pub(crate) fn next(&self) -> Instant {
         // Without either deadline the timer only fires once a day.
         let idle = self.idle.map_or_else(|| Instant::now() + Duration::from_secs(86_400), |idle| self.last + idle);
-        if self.long.is_some() { idle.min(self.minute) } else { idle }
+        if self.long_lived.is_some() { idle.min(self.minute) } else { idle }
     }
 
     /// Sets the idle timeout, counted from now.
@@ -423,9 +414,9 @@ impl<L: FnOnce()> Clock<L> {
                 return Poll::Ready(End::Idle);
             }
             if now >= self.minute
-                && let Some(long) = self.long.take()
+                && let Some(long_lived) = self.long_lived.take()
             {
-                long();
+                long_lived();
             }
             sleep.as_mut().reset(self.next().max(now + Duration::from_millis(1)));
         }

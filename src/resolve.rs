@@ -29,6 +29,7 @@ pub use dns_answer::DnsAnswer;
 pub use server::{Channel, NameServer};
 pub use upstream::AddressKind;
 
+use crate::lock::lock;
 use crate::name::HostName;
 use crate::policy::{AddressTerms, NamePermit, Permit};
 use crate::target::{Host, Target};
@@ -41,7 +42,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
@@ -201,7 +202,7 @@ impl Resolver {
     /// Applies new settings, all or none: on an error nothing changes. The cached names are cleared if the
     /// servers change.
     pub fn reconfigure(&self, settings: &ResolverSettings, floor: FloorSettings) -> Result<(), ResolveSetupError> {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changing);
         let current = self.state.load_full();
         let sources = current.sources.reopen(settings)?;
         self.replace(&current, sources, floor);
@@ -220,7 +221,7 @@ impl Resolver {
 
     /// Applies another floor; servers and cached names stay.
     pub fn set_floor(&self, floor: FloorSettings) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changing);
         let current = self.state.load_full();
         self.replace(&current, current.sources.clone(), floor);
     }
@@ -375,7 +376,7 @@ impl Resolver {
 
     /// Checks whether resolv.conf or the hosts file changed, and applies them; reads files.
     fn check_files(&self) {
-        let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+        let _changing = lock(&self.changing);
         let current = self.state.load_full();
         match current.sources.refresh() {
             Ok(None) => {}

@@ -1,6 +1,6 @@
 //! Identifies the source of a connection, as far as the connection shows it.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::Arc;
 
 /// The address of a connection and, if it presented a client certificate, the name in it. The name has precedence:
@@ -23,5 +23,14 @@ impl From<IpAddr> for Source {
 impl From<&Source> for Source {
     fn from(source: &Source) -> Source {
         source.clone()
+    }
+}
+
+/// Returns the address that identifies an undeclared guest: its own, in IPv6 its /64, since a guest usually owns all
+/// of it.
+pub fn holder(source: IpAddr) -> IpAddr {
+    match source.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() & !u128::from(u64::MAX))),
+        v4 => v4,
     }
 }

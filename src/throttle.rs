@@ -1,6 +1,7 @@
 //! Rate-limits a message and counts how often it was suppressed.
 
-use std::sync::{Mutex, PoisonError};
+use crate::lock::lock;
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// Permits a message at most once in an interval.
@@ -29,7 +30,7 @@ impl Throttle {
     }
 
     fn turn_at(&self, now: Instant) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = lock(&self.last);
         if last.at.is_some_and(|at| now.saturating_duration_since(at) < self.between) {
             last.untold += 1;
             return None;

@@ -1,11 +1,12 @@
 //! One file descriptor kept in reserve, so that a connection that cannot be served is reset at once and does not wait.
 
 use crate::accept::{Incoming, RESETS, canonical};
+use crate::lock::lock;
 use socket2::SockRef;
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
 /// The process's reserve descriptor. When no descriptor is left for a connection, the reserve is closed just
@@ -63,7 +64,7 @@ impl Reserve {
     }
 
     fn kept(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.kept)
     }
 
     /// Fills the reserve if it is missing; returns whether there is one now.

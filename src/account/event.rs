@@ -1,13 +1,15 @@
 //! The data of one log line, not yet rendered: what flows send to the log's thread.
 
 use super::Listener;
+use crate::endpoint::Endpoint;
+use crate::guest::GuestCounters;
 use crate::identify::Claim;
 use crate::policy::Location;
 use crate::reason::{Reason, Verdict};
+use crate::source::holder;
 use crate::target::{Host, Target};
-use prometheus::IntCounter;
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -15,31 +17,13 @@ use std::time::{Duration, SystemTime};
 /// gets a line of its own.
 const CARRIED_LITTLE: u64 = 64 << 10;
 
-/// Address and port, without the flow label and scope that make a `SocketAddr` a third larger.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Endpoint {
-    pub(super) ip: IpAddr,
-    pub(super) port: u16,
-}
-
-/// A declared guest, or all undeclared ones together, with its counters.
-#[derive(Debug)]
-pub(super) struct Guest {
-    /// `None`: not declared.
-    pub(super) name: Option<Arc<str>>,
-    /// Indexed by [`Verdict`].
-    pub(super) connections: [IntCounter; 4],
-    /// Up, down.
-    pub(super) bytes: [IntCounter; 2],
-}
-
 /// The data of one line.
 #[derive(Clone, Debug)]
 pub(super) struct Event {
     pub(super) at: SystemTime,
     pub(super) id: u64,
     pub(super) listener: Listener,
-    pub(super) guest: Arc<Guest>,
+    pub(super) guest: Arc<GuestCounters>,
     pub(super) source: Endpoint,
     pub(super) original: Option<Endpoint>,
     pub(super) claim: Option<Claim>,
@@ -123,19 +107,11 @@ impl Event {
 }
 
 impl Who {
-    pub(super) fn of(guest: &Guest, source: Endpoint) -> Who {
-        match (&guest.name, source.ip) {
-            (Some(name), _) => Who::Guest(Arc::clone(name)),
-            (None, IpAddr::V6(ip)) => Who::Address(IpAddr::V6((ip.to_bits() & !u128::from(u64::MAX)).into())),
-            (None, v4) => Who::Address(v4),
+    pub(super) fn of(guest: &GuestCounters, source: Endpoint) -> Who {
+        match &guest.name {
+            Some(name) => Who::Guest(Arc::clone(name)),
+            None => Who::Address(holder(source.ip)),
         }
-    }
-}
-
-impl Guest {
-    /// Returns the same counters under another name.
-    pub(super) fn renamed(&self, name: &str) -> Guest {
-        Guest { name: Some(name.into()), connections: self.connections.clone(), bytes: self.bytes.clone() }
     }
 }
 
@@ -150,19 +126,6 @@ impl What {
             What::Nothing => None,
             What::Others => Some("(others)".to_owned()),
         }
-    }
-}
-
-impl From<SocketAddr> for Endpoint {
-    /// Converts IPv4-mapped IPv6 to IPv4, so that one host has one spelling in the log.
-    fn from(address: SocketAddr) -> Endpoint {
-        Endpoint { ip: address.ip().to_canonical(), port: address.port() }
-    }
-}
-
-impl fmt::Display for Endpoint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        SocketAddr::new(self.ip, self.port).fmt(f)
     }
 }
 
@@ -189,17 +152,12 @@ pub(super) mod tests {
     }
 
     pub(in crate::account) fn event_of(guest: Option<&str>, source: &str, name: &str) -> Event {
-        let counter = || IntCounter::new("test", "test").unwrap();
         let ip: IpAddr = source.parse().unwrap();
         Event {
             at: SystemTime::now(),
             id: 1,
             listener: Listener::Proxy,
-            guest: Arc::new(Guest {
-                name: guest.map(Into::into),
-                connections: std::array::from_fn(|_| counter()),
-                bytes: std::array::from_fn(|_| counter()),
-            }),
+            guest: Arc::new(GuestCounters::for_tests(guest)),
             source: Endpoint { ip, port: 40000 },
             original: None,
             claim: Some(Claim {

@@ -3,7 +3,8 @@
 //! Everything outside printable ASCII is escaped as `\uXXXX`. This covers line and paragraph separators,
 //! bidirectional controls and terminal escapes at once, whoever wrote them.
 
-use super::event::{Endpoint, Event, What};
+use super::event::{Event, What};
+use crate::endpoint::Endpoint;
 use jiff::Timestamp;
 use std::cell::RefCell;
 use std::fmt::{self, Write};
@@ -71,11 +72,6 @@ pub(super) fn render(line: &Line, epoch: u64, into: &mut Vec<u8>) {
 /// Formats a time in RFC 3339, UTC, with milliseconds.
 pub(super) fn rfc3339(time: SystemTime) -> String {
     format!("{:.3}", Timestamp::try_from(time).unwrap_or(Timestamp::UNIX_EPOCH))
-}
-
-/// Returns the id of a flow: no two runs of the daemon use the same.
-pub(super) fn flow_id(epoch: u64, id: u64) -> String {
-    format!("{epoch:x}-{id:x}")
 }
 
 /// Converts a guest's text for the log: bytes that are not UTF-8 become `\xNN`, and the text is cut so that it

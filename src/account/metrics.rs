@@ -4,11 +4,12 @@
 //! atomic addition. Labels come only from enums and from the names of declared guests: the program and the
 //! configuration fix the number of series.
 
-use super::event::Guest;
-use super::flows::Flow;
+use super::Listener;
 use super::process::Process;
 use super::tracking::Tracking;
-use super::{Listener, lock};
+use crate::guest::GuestCounters;
+use crate::live::Flow;
+use crate::lock::lock;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::trouble::TroubleCause;
 use prometheus::core::Collector;
@@ -367,7 +368,7 @@ impl Metrics {
     }
 
     /// Counts one flow or query that ended.
-    pub(super) fn ended(&self, listener: Listener, verdict: Verdict, reason: Reason, guest: &Guest) {
+    pub(super) fn ended(&self, listener: Listener, verdict: Verdict, reason: Reason, guest: &GuestCounters) {
         let outcome = match verdict {
             Verdict::Observed => Reason::ALL.len(),
             _ => reason as usize,
@@ -403,8 +404,9 @@ impl Metrics {
         self.active.get(listener as usize)
     }
 
-    pub(super) fn flow_revoked(&self) {
-        self.revoked.inc();
+    /// Counts flows that a new list ended.
+    pub fn flows_revoked(&self, count: usize) {
+        self.revoked.inc_by(count as u64);
     }
 
     pub(super) fn log_dropped(&self, verdict: Verdict, lines: u64) {
@@ -422,9 +424,9 @@ impl Metrics {
     }
 
     /// Returns the counters of a declared guest, or with `None` those of all undeclared ones.
-    pub(super) fn guest(&self, name: Option<&str>) -> Guest {
+    pub(super) fn guest(&self, name: Option<&str>) -> GuestCounters {
         let label = name.unwrap_or(OTHER);
-        Guest {
+        GuestCounters {
             name: name.map(Into::into),
             connections: Verdict::ALL.map(|v| self.guest_connections.with_label_values(&[label, v.as_str()])),
             bytes: DIRECTIONS.map(|direction| self.guest_bytes.with_label_values(&[label, direction])),

@@ -1,9 +1,10 @@
 //! The record of one flow: the flow reports to it, and its drop closes it.
 
-use super::event::{Endpoint, Event};
-use super::flows::Flow;
+use super::event::Event;
 use super::{Account, Listener, Metrics};
+use crate::endpoint::Endpoint;
 use crate::identify::Claim;
+use crate::live::Flow;
 use crate::policy::{Location, Permit};
 use crate::reason::{Reason, Verdict, Why};
 use std::net::SocketAddr;
@@ -39,13 +40,8 @@ pub struct Record {
     egress: Option<Endpoint>,
 }
 
-/// Counts the bytes of a flow. Cheap to clone and to call. Bytes counted after the drop of the record are lost.
-#[derive(Clone)]
-pub struct Meter(Arc<Flow>);
-
 /// Counts a connection as open while it lives.
 pub struct Active {
-    listener: Listener,
     gauge: Option<prometheus::IntGauge>,
 }
 
@@ -69,11 +65,6 @@ impl Record {
         }
     }
 
-    /// Corrects the kind of listener (a proxy port received SOCKS).
-    pub fn set_listener(&mut self, listener: Listener) {
-        self.flow.set_listener(listener);
-    }
-
     /// Sets the original destination of the guest's packets, before they were redirected here.
     pub fn original(&mut self, original: SocketAddr) {
         self.original = Some(original.into());
@@ -82,18 +73,18 @@ impl Record {
     /// Sets what the flow asks for, as far as it is known now, and adds the flow to the table of live flows.
     /// Call it before each decision, so that a list that changes meanwhile finds the flow.
     pub fn claim(&mut self, claim: &Claim) {
-        self.searches = self.account.flows.searches();
+        self.searches = self.account.live.searches();
         self.flow.set_claim(claim.clone());
         if self.slot.is_none() && self.flow.listener() != Listener::Dns {
-            self.slot = Some(self.account.flows.insert(&self.flow));
+            self.slot = Some(self.account.live.insert(&self.flow));
         }
     }
 
-    /// Whether [`Account::revoke_where`] announced a search after the claim. That search may have missed this
+    /// Whether [`LiveFlows::revoke_where`](crate::live::LiveFlows::revoke_where) announced a search after the claim. That search may have missed this
     /// flow, if the flow was not connected yet. A search announced after the call of
     /// [`upstream`](Self::upstream) finds the address, since both lock the flow.
     pub fn was_searched(&self) -> bool {
-        self.account.flows.searches() != self.searches
+        self.account.live.searches() != self.searches
     }
 
     /// Stores what the guest wrote as its destination if it is not a valid claim. Any bytes: the log escapes
@@ -146,11 +137,6 @@ impl Record {
         self.upstream = Some(peer.into());
         self.flow.connected(peer.into());
         self.egress = Some(local.into());
-    }
-
-    /// Returns the counter of its bytes.
-    pub fn meter(&self) -> Meter {
-        Meter(Arc::clone(&self.flow))
     }
 
     /// Returns the flow as it stands in the table of live flows, to wait for its revocation.
@@ -229,7 +215,7 @@ impl Record {
 impl Drop for Record {
     fn drop(&mut self) {
         if let Some(slot) = self.slot {
-            self.account.flows.remove(&self.flow, slot);
+            self.account.live.remove(&self.flow, slot);
         }
         let metrics = &self.account.metrics;
         metrics.settle(&self.flow);
@@ -253,34 +239,13 @@ impl Drop for Record {
     }
 }
 
-impl Meter {
-    /// Counts bytes from the guest that were relayed.
-    #[inline]
-    pub fn up(&self, bytes: usize) {
-        self.0.up(bytes);
-    }
-
-    /// Counts bytes to the guest that were relayed.
-    #[inline]
-    pub fn down(&self, bytes: usize) {
-        self.0.down(bytes);
-    }
-}
-
 impl Active {
     pub(super) fn new(metrics: &Metrics, listener: Listener) -> Active {
         let gauge = metrics.active_gauge(listener).cloned();
         if let Some(gauge) = &gauge {
             gauge.inc();
         }
-        Active { listener, gauge }
-    }
-
-    /// Corrects the kind of listener.
-    pub fn set_listener(&mut self, account: &Account, listener: Listener) {
-        if listener != self.listener {
-            *self = Active::new(&account.metrics, listener);
-        }
+        Active { gauge }
     }
 }
 

@@ -2,6 +2,7 @@
 //! line of JSON, and there is no answer. Anybody may connect, but only root's reports are read (SO_PEERCRED,
 //! unix(7)), so that the watcher needs no right to write in the daemon's folder.
 
+use crate::lock::lock;
 use crate::trouble::HostReport;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
@@ -9,7 +10,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener as Listener, UnixStream as Stream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
@@ -55,12 +56,12 @@ pub struct HostReports(Mutex<Option<(HostReport, Instant)>>);
 impl HostReports {
     /// Returns the last report, and how long ago it arrived.
     pub fn last(&self) -> Option<(HostReport, Duration)> {
-        let reports = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let reports = lock(&self.0);
         reports.as_ref().map(|(report, at)| (report.clone(), at.elapsed()))
     }
 
     fn note(&self, report: HostReport) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((report, Instant::now()));
+        *lock(&self.0) = Some((report, Instant::now()));
     }
 }
 

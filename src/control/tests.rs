@@ -1,6 +1,7 @@
 use super::*;
-use crate::account::{AccessLog, Listener, LogSettings, OnFailure};
+use crate::account::{AccessLog, LogSettings, OnFailure};
 use crate::identify::{Claim, Evidence};
+use crate::listener::Listener;
 use crate::reason::Reason;
 use crate::target::{Target, Transport};
 use std::os::unix::process::CommandExt;
@@ -59,15 +60,17 @@ fn claim(name: &str) -> Claim {
 #[test]
 fn status_denied_and_flows_are_read_over_the_socket() {
     let world = world(Ok(Value::Null));
-    let mut refused = world.account.open(Listener::Socks, "10.0.0.1:1000".parse().unwrap(), None);
+    let mut refused =
+        world.account.open(Listener::Socks, "10.0.0.1:1000".parse().unwrap(), &world.account.counters(None));
     refused.claim(&claim("evil.test:443"));
     refused.refuse(Reason::NotWhitelisted, None);
     drop(refused);
     world.account.flush();
-    let mut live: Vec<_> =
-        (0..3).map(|_| world.account.open(Listener::Proxy, "10.0.0.1:1001".parse().unwrap(), None)).collect();
+    let mut live: Vec<_> = (0..3)
+        .map(|_| world.account.open(Listener::Proxy, "10.0.0.1:1001".parse().unwrap(), &world.account.counters(None)))
+        .collect();
     live.iter_mut().for_each(|record| record.claim(&claim("good.test:443")));
-    live[0].meter().up(42);
+    live[0].flow().count_up(42);
 
     let client = client(world.path());
     let (status, body) = client.get("/status").unwrap();

@@ -2,7 +2,7 @@
 
 use crate::accept::{ListenError, Shares, SocketUse, Sockets, Unclaimed};
 use crate::config::ListenSettings;
-use crate::flow::ListenerKind;
+use crate::listener::ListenerKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::time::Duration;
 

@@ -6,10 +6,11 @@ mod gauges;
 
 use crate::flow::Services;
 use crate::limits::overload::{Judgement, Level, Levels, Resource, Room, Stage, StageTracker, fair_share};
+use crate::lock::lock;
 use crate::relay::scratch;
 use gauges::Gauges;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
@@ -68,12 +69,12 @@ impl Relief {
     }
 
     fn said(&self, least: Stage) -> Option<String> {
-        let said = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let said = lock(&self.0);
         said.as_ref().filter(|said| said.stage >= least).map(|said| said.sentence.clone())
     }
 
     fn say(&self, said: Option<Said>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = said;
+        *lock(&self.0) = said;
     }
 }
 
@@ -123,7 +124,7 @@ impl Overseer {
         self.services.account.metrics().set_overload(judged.stage as u8, now - self.last);
         self.last = now;
         if judged.stage >= Stage::Heavy || now - self.looked >= LOOK {
-            self.services.account.look();
+            self.services.account.live().look();
             self.looked = now;
         }
         let closed = if judged.stage == Stage::Closing { self.close(judged.share) } else { 0 };
@@ -171,10 +172,12 @@ impl Overseer {
         let Services { gate, account, .. } = &*self.services;
         let count = (gate.total() / CLOSE_ONE_OF).max(CLOSE_AT_LEAST) as usize;
         gate.evict_idle();
-        match account.close_idlest(count, IDLE) {
-            0 if share >= DIRE => account.close_idlest(count, Duration::ZERO),
+        let closed = match account.live().close_idlest(count, IDLE) {
+            0 if share >= DIRE => account.live().close_idlest(count, Duration::ZERO),
             closed => closed,
-        }
+        };
+        account.metrics().closed_for_others(closed);
+        closed
     }
 
     /// Logs and publishes what has changed.

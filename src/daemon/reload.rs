@@ -17,6 +17,7 @@ use crate::flow::{Live, Services};
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
 use crate::identify::Claim;
+use crate::lock::lock;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
@@ -27,7 +28,7 @@ use jiff::civil::Date;
 use serde_json::Value;
 use std::net::SocketAddr;
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::sync::oneshot;
 use used::Counting;
@@ -231,7 +232,7 @@ impl Reloader {
 
     /// Returns which rules of the list in force were used. Takes time in proportion to its lines.
     pub(super) fn used(&self) -> Option<UsedLines> {
-        let in_force = self.state.lock().unwrap_or_else(PoisonError::into_inner).in_force.clone();
+        let in_force = lock(&self.state).in_force.clone();
         in_force.map(|(rules, fingerprint)| UsedLines::of(&rules, fingerprint, self.since))
     }
 
@@ -245,7 +246,7 @@ impl Reloader {
 
     /// Returns why the daemon does not use configuration and lists as they are in the files, if so.
     pub(super) fn troubles(&self) -> Vec<Trouble> {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = lock(&self.state);
         let of = |cause, text: &Option<String>| text.as_ref().map(|text| Trouble::new(cause, text.clone()));
         of(TroubleCause::Configuration, &state.stale)
             .into_iter()
@@ -510,7 +511,7 @@ impl ReloadWorker {
     /// Ends the flows that the policy in force refuses, by what they ask for or by the address they are connected to.
     fn revoke(&self) -> usize {
         // First, because walking the bindings takes a while in which flows connect.
-        self.services.account.announce_search();
+        self.services.account.live().announce_search();
         self.services.drop_bindings();
         let live = self.services.live.load_full();
         let judge = |claim: &Claim, upstream: Option<SocketAddr>| match live.policy.decide(claim) {
@@ -521,7 +522,8 @@ impl ReloadWorker {
                 screened.err().map(|_| (Reason::Revoked, None))
             }
         };
-        let revoked = self.services.account.revoke_where(judge);
+        let revoked = self.services.account.live().revoke_where(judge);
+        self.services.account.metrics().flows_revoked(revoked);
         // After the live flows: one that ends meanwhile returns its connection to the idle ones, and then sees
         // that it was revoked.
         self.services.idle_upstreams.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
@@ -536,18 +538,18 @@ impl ReloadWorker {
     }
 
     fn set_stale(&self, stale: Option<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).stale = stale;
+        lock(&self.state).stale = stale;
     }
 
     fn set_trouble(&self, trouble: Option<String>) {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).trouble = trouble;
+        lock(&self.state).trouble = trouble;
     }
 
     /// Records that a list came into force.
     fn announce(&mut self) {
         self.generation += 1;
         let in_force = Some((Arc::clone(&self.lists.rules), self.lists.loaded.fingerprint));
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).in_force = in_force;
+        lock(&self.state).in_force = in_force;
         let kinds = self
             .lists
             .rules

@@ -6,11 +6,12 @@ use super::reload::Reloader;
 use crate::account;
 use crate::control::host::{HostReports, SILENCE};
 use crate::flow::Services;
+use crate::lock::lock;
 use crate::system;
 use crate::trouble::{HostReport, Trouble, TroubleCause};
 use serde_json::{Value, json};
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Time between two checks.
@@ -156,7 +157,7 @@ impl Troubles {
 
     fn lost_lines(&self) -> Option<String> {
         let dropped = self.services.account.totals().log_dropped;
-        let mut lost = self.lost.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut lost = lock(&self.lost);
         if dropped > lost.0 {
             *lost = (dropped, Some(Instant::now()));
         }
@@ -177,7 +178,7 @@ impl Troubles {
         if let Some(servers) = self.services.resolver.all_silent() {
             return Some(told(&servers));
         }
-        let mut since = self.unanswered.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut since = lock(&self.unanswered);
         let Some(servers) = self.services.resolver.all_failing() else {
             *since = None;
             return None;

@@ -5,7 +5,7 @@
 //! others. So queries are received at once and wait here, a bounded number per guest, and guests are served in
 //! turn.
 
-use crate::limits::holder;
+use crate::source::holder;
 use std::collections::{HashMap, VecDeque};
 use std::net::{IpAddr, SocketAddr};
 

@@ -2,14 +2,15 @@
 //! the only evidence of what the guest asked for. Bounded per guest and in all; `bindings_file` saves it over a
 //! restart.
 
-use crate::limits::holder;
+use crate::lock::lock;
 use crate::name::HostName;
+use crate::source::holder;
 use foldhash::fast::RandomState;
 use hashbrown::{Equivalent, HashMap};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// Most bindings of one guest; a binding is an address and a name.
@@ -347,11 +348,6 @@ impl Equivalent<Who> for WhoRef<'_> {
             _ => false,
         }
     }
-}
-
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // Except for the counts, the data behind the lock is valid after every statement.
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -19,10 +19,11 @@
 //! works at once.
 
 use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
-use crate::account::{Limit, Listener};
+use crate::account::Limit;
 use crate::flow::{Live, Services, may_look_up};
 use crate::identify::{Claim, Evidence};
 use crate::limits::{Place, QueryPace};
+use crate::listener::Listener;
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};
@@ -351,7 +352,8 @@ impl Responder {
     fn log(&self, source: SocketAddr, asked: Option<&QuestionName>, refusal: &Refusal) {
         let live = self.live();
         let from = Source::from(source.ip());
-        let mut record = self.services.account.open(Listener::Dns, source, live.policy.guest(&from).name);
+        let counters = self.services.account.counters(live.policy.guest(&from).name);
+        let mut record = self.services.account.open(Listener::Dns, source, &counters);
         match asked {
             Some(QuestionName::Host(name)) => record.claim(&claim(source, name)),
             Some(QuestionName::Root) => record.shown(b"."),

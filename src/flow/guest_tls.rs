@@ -1,8 +1,9 @@
 //! The handshake of a `proxy_tls` connection, before the first request, and the guest's identity by its certificate.
 
 use super::turn_away::turn_away;
-use super::{Deadline, Ended, Filled, ListenerKind, Services, fill, refuse, wait_for_turn};
+use super::{Deadline, Ended, Filled, Services, fill, refuse, wait_for_turn};
 use crate::limits::{Purpose, Slot};
+use crate::listener::ListenerKind;
 use crate::relay::{GuestStream, close};
 use crate::source::Source;
 use crate::tls::{self, Complaints, Live, Refused, Socket};

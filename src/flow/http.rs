@@ -6,21 +6,22 @@ use super::{
     Connection, Deadline, Ended, Filled, Relaying, Services, Step, confirm, decide, decide_unnamed, open_record, reach,
     refuse, transparent, tunnel,
 };
-use crate::account::{Limit, Listener, Record};
+use crate::account::{Limit, Record};
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::limits::Pace;
+use crate::listener::Listener;
 use crate::policy::Permit;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::relay::http::{ConnectionAddresses, Done, Failed, Fault, Outgoing, UpstreamConnection, exchange};
-use crate::relay::{Tunnel, Turn, Watch, close};
+use crate::relay::{Supervision, Tunnel, Turn, close};
 use crate::source::Source;
 use crate::target::{Host, Protocol, Target, Transport};
 use std::future::poll_fn;
 use std::io::ErrorKind::WouldBlock;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::Poll;
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
@@ -573,17 +574,14 @@ impl Session {
             repeatable: is_repeatable(head),
             patience: limits.response_timeout,
         };
-        let meter = record.meter();
-        let flow = Arc::clone(record.flow());
-        let outer = self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.record.flow()));
-        let idle = limits.idle_timeout;
-        let stopped = |cx: &mut Context<'_>| match &outer {
-            Some(outer) if outer.poll_revoked(cx).is_ready() => Poll::Ready(()),
-            _ => flow.poll_revoked(cx).map(drop),
+        let supervision = Supervision {
+            flow: record.flow(),
+            around: self.tunnel_around.as_ref().map(|tunnel_around| &**tunnel_around.record.flow()),
+            idle: limits.idle_timeout,
+            long_lived: &|| record.still_open(),
         };
         let Connection { guest, input, .. } = &mut *self.connection;
-        let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
-        exchange(guest, input, peer, outgoing, watch).await
+        exchange(guest, input, peer, outgoing, supervision).await
     }
 
     /// Turns the connection into a WebSocket: its bytes are relayed unread.

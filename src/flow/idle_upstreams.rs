@@ -2,10 +2,11 @@
 //! since no live flow exists meanwhile that could be revoked.
 
 use crate::identify::Claim;
+use crate::lock::lock;
 use crate::relay::http::UpstreamConnection;
 use crate::target::Target;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 /// A kept connection to an upstream, and its target. Always boxed, since it is moved with each request.
@@ -126,10 +127,4 @@ impl Drop for UpstreamSlot {
             kept.close();
         }
     }
-}
-
-/// Locks, even if a thread panicked while it held the lock: the data behind these locks is consistent after
-/// every statement.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,9 +1,10 @@
 //! SOCKS5 on a proxy port, up to the tunnel.
 
 use super::{Connection, Ended, Filled, Step, reach, transparent, tunnel};
-use crate::account::{Listener, Record};
+use crate::account::Record;
 use crate::identify::socks::{self, SocksError};
 use crate::identify::{Claim, Evidence, Parsed};
+use crate::listener::Listener;
 use crate::reason::{Reason, Why};
 use crate::relay::close;
 use crate::target::{Host, Target, Transport};

@@ -9,9 +9,10 @@
 use super::http;
 use super::tunnel::{self, OpenTunnel};
 use super::{Connection, Ended, Filled, Services, Step, decide, decide_as, decide_unnamed, reach, refuse};
-use crate::account::{Listener, Record};
+use crate::account::Record;
 use crate::identify::hello::Hello;
 use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
+use crate::listener::Listener;
 use crate::reason::{Reason, Why};
 use crate::relay::close;
 use crate::source::Source;

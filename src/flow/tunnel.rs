@@ -4,18 +4,17 @@
 //! HelloRetryRequest, and in each request of plain HTTP. The protocol must be one that the rule allows.
 
 use super::{Connection, Ended, Filled, Relaying, Step, decide, http, refuse, say};
-use crate::account::{Listener, Record};
+use crate::account::Record;
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
+use crate::listener::Listener;
 use crate::policy::Permit;
 use crate::reason::{Reason, Why};
 use crate::relay::http::{ConnectionAddresses, UpstreamConnection};
-use crate::relay::{self, Heard, Tunnel, Watch, close};
+use crate::relay::{self, Heard, Supervision, Tunnel, close};
 use crate::target::{Host, Protocol};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::task::Context;
 use std::time::Duration;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -179,12 +178,9 @@ fn asked(connection: &Connection, opened: &OpenTunnel, spoken: &EarlyBytes) -> O
 async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Heard {
     let OpenTunnel { record, upstream, .. } = opened;
     let idle = connection.services.gate.settings().idle_timeout;
-    let meter = record.meter();
-    let flow = Arc::clone(record.flow());
-    let stopped = |cx: &mut Context<'_>| flow.poll_revoked(cx).map(drop);
-    let watch = Watch { meter: &meter, idle, age: flow.age(), stopped, long: || record.still_open() };
+    let supervision = Supervision { flow: record.flow(), around: None, idle, long_lived: &|| record.still_open() };
     let Connection { guest, input, .. } = connection;
-    relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, watch).await
+    relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, supervision).await
 }
 
 /// Sends to the upstream what the guest has sent so far, as raw bytes.
@@ -206,7 +202,7 @@ async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: 
 async fn forward(connection: &Connection, opened: &mut OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = connection.services.gate.settings().idle_timeout;
     say(&mut opened.upstream.stream, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
-    relay::Meter::up(&opened.record.meter(), bytes.len());
+    opened.record.flow().count_up(bytes.len());
     Ok(())
 }
 
@@ -500,7 +496,7 @@ async fn watch(
 async fn pass_down(connection: &mut Connection, opened: &OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = connection.services.gate.settings().idle_timeout;
     say(&mut connection.guest, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
-    relay::Meter::down(&opened.record.meter(), bytes.len());
+    opened.record.flow().count_down(bytes.len());
     Ok(())
 }
 

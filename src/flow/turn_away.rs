@@ -1,8 +1,8 @@
 //! Connections over a limit: they get a refusal in their own protocol, without a place.
 
-use super::{ListenerKind, Services, note_refused, open_record, refuse};
-use crate::account::Listener;
+use super::{Services, note_refused, open_record, original_of, refuse};
 use crate::identify::{Sniff, sniff};
+use crate::listener::{Listener, ListenerKind};
 use crate::reason::Reason;
 use crate::relay::{GuestStream, Side, close};
 use crate::source::Source;
@@ -29,8 +29,8 @@ pub(super) async fn turn_away(
         Some(_) => tokio::time::timeout(TURN_AWAY, refusal(&mut stream, door, reason)).await,
         None => Ok(None),
     };
-    let (listener, answer) = answer.ok().flatten().unwrap_or((door.listener(), Vec::new()));
-    let original = door.original(stream.socket()).ok().flatten();
+    let (listener, answer) = answer.ok().flatten().unwrap_or((door.into(), Vec::new()));
+    let original = original_of(door, stream.socket()).ok().flatten();
     open_record(services, listener, source, who, original).refuse(why, None);
     if answer.is_empty() {
         close::reset(&stream);
@@ -48,12 +48,12 @@ async fn refusal(stream: &mut GuestStream, door: ListenerKind, reason: Reason) -
         // Over a limit there is no handshake: a failed one tells the client as much, and costs nothing.
         let said = first.get(..read)?;
         return match sniff(said) {
-            Sniff::Tls => Some((door.listener(), refuse::TLS_ALERT.to_vec())),
+            Sniff::Tls => Some((door.into(), refuse::TLS_ALERT.to_vec())),
             Sniff::Http if door != ListenerKind::ProxyTls => {
-                Some((door.listener(), refuse::http(reason, None, said, true)))
+                Some((door.into(), refuse::http(reason, None, said, true)))
             }
-            Sniff::Http => Some((door.listener(), refuse::http_in_clear(said))),
-            Sniff::H2c if door != ListenerKind::ProxyTls => Some((door.listener(), refuse::http2(reason))),
+            Sniff::Http => Some((door.into(), refuse::http_in_clear(said))),
+            Sniff::H2c if door != ListenerKind::ProxyTls => Some((door.into(), refuse::http2(reason))),
             Sniff::H2c | Sniff::Raw | Sniff::NeedMore => None,
         };
     }

@@ -8,11 +8,12 @@
 //! A task of its own, the scheduler, calls the next flow after each look. It goes on whatever happens to the flows
 //! that it called, so a flow that does not use its turn does not hold up the others.
 
+use crate::lock::lock;
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, Waker};
 
 /// What a flow may move in one turn: 256 KiB, plus what its last read brought beyond.
@@ -234,10 +235,6 @@ impl Drop for SchedulerTask {
             waiter.call();
         }
     }
-}
-
-fn lock<T>(of: &Mutex<T>) -> MutexGuard<'_, T> {
-    of.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Flows of this thread that wait for their turn.

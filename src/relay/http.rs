@@ -8,9 +8,10 @@
 mod body;
 
 use super::scratch::{self, MIN_CHUNK, ThreadBuffer};
-use super::{Clock, GuestStream, Meter, Side, Watch, close};
+use super::{Clock, GuestStream, Side, Supervision, close};
 use crate::identify::Parsed;
 use crate::identify::http::{Body as RequestBody, Downstream, HeadError, ResponseBody, ResponseHead, Upgrade, Version};
+use crate::live::Flow;
 use crate::reason::Cause;
 use body::{Body, BodyFault};
 use std::future::poll_fn;
@@ -121,19 +122,14 @@ pub enum Fault {
 
 /// Runs one exchange. `input` holds the guest's bytes after the head, and afterwards those after the
 /// request (a pipelined one).
-pub async fn exchange<M, S, L>(
+pub async fn exchange(
     guest: &mut GuestStream,
     input: &mut Vec<u8>,
     upstream: &mut UpstreamConnection,
     request: Outgoing,
-    watch: Watch<'_, M, S, L>,
-) -> Result<Done, Failed>
-where
-    M: Meter,
-    S: FnMut(&mut Context<'_>) -> Poll<()>,
-    L: FnOnce(),
-{
-    let Watch { meter, idle, age, mut stopped, long } = watch;
+    supervision: Supervision<'_>,
+) -> Result<Done, Failed> {
+    let idle = supervision.idle;
     let fresh = upstream.served == 0;
     let patience = request.patience;
     let mut exchange = match Exchange::new(input, request) {
@@ -143,14 +139,14 @@ where
     let mut ends = Ends { guest, input, upstream };
     // The timeout depends on which side has to act.
     let mut awaited = exchange.is_awaited();
-    let mut clock = Clock::new(if awaited { patience } else { idle }, age, long);
+    let mut clock = Clock::new(&Supervision { idle: if awaited { patience } else { idle }, ..supervision });
     let sleep = tokio::time::sleep_until(clock.next());
     tokio::pin!(sleep);
     let outcome = poll_fn(|cx| {
-        if stopped(cx).is_ready() {
+        if supervision.poll_revoked(cx).is_ready() {
             return Poll::Ready(Err(Fault::Stopped));
         }
-        if let Poll::Ready(outcome) = exchange.poll(cx, &mut ends, meter) {
+        if let Poll::Ready(outcome) = exchange.poll(cx, &mut ends, supervision.flow) {
             return Poll::Ready(outcome);
         }
         let moved = std::mem::take(&mut exchange.moved);
@@ -242,12 +238,12 @@ impl Exchange {
         self.answer.is_none() && sent
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, meter: &impl Meter) -> Poll<Result<Done, Fault>> {
-        let uploading = self.poll_upload(cx, ends, meter)?;
+    fn poll(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, flow: &Flow) -> Poll<Result<Done, Fault>> {
+        let uploading = self.poll_upload(cx, ends, flow)?;
         if uploading.is_ready() && self.answer.is_none() {
             self.notice_reset(cx, ends.guest)?;
         }
-        let answering = self.poll_answer(cx, ends, meter);
+        let answering = self.poll_answer(cx, ends, flow);
         self.moved |= std::mem::take(&mut self.request.kept.moved) | std::mem::take(&mut self.words.moved);
         if let Some(answer) = &mut self.answer {
             self.moved |= std::mem::take(&mut answer.kept.moved);
@@ -281,17 +277,12 @@ impl Exchange {
         }
     }
 
-    fn poll_upload(
-        &mut self,
-        cx: &mut Context<'_>,
-        ends: &mut Ends<'_>,
-        meter: &impl Meter,
-    ) -> Result<Poll<()>, Fault> {
+    fn poll_upload(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, flow: &Flow) -> Result<Poll<()>, Fault> {
         if self.uploaded || self.upload_broken {
             return Ok(Poll::Ready(()));
         }
         let Ends { guest, input, upstream } = ends;
-        match self.request.poll(cx, *guest, &mut upstream.stream, input, &|n| meter.up(n)) {
+        match self.request.poll(cx, *guest, &mut upstream.stream, input, &|n| flow.count_up(n)) {
             Poll::Pending => Ok(Poll::Pending),
             Poll::Ready(Ok(())) => {
                 self.uploaded = true;
@@ -306,16 +297,11 @@ impl Exchange {
         }
     }
 
-    fn poll_answer(
-        &mut self,
-        cx: &mut Context<'_>,
-        ends: &mut Ends<'_>,
-        meter: &impl Meter,
-    ) -> Poll<Result<(), Fault>> {
+    fn poll_answer(&mut self, cx: &mut Context<'_>, ends: &mut Ends<'_>, flow: &Flow) -> Poll<Result<(), Fault>> {
         let Ends { guest, upstream, .. } = ends;
         while self.answer.is_none() {
             // Interim answers are sent before more is read, so that they cannot pile up.
-            meter.down(ready!(self.words.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
+            flow.count_down(ready!(self.words.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
             if self.upgraded {
                 return Poll::Ready(Ok(()));
             }
@@ -330,7 +316,7 @@ impl Exchange {
         let Some(answer) = &mut self.answer else { return Poll::Pending };
         self.answered = true;
         let UpstreamConnection { stream, input, .. } = upstream;
-        ready!(answer.poll(cx, stream, *guest, input, &|n| meter.down(n))).map_err(|fault| match fault {
+        ready!(answer.poll(cx, stream, *guest, input, &|n| flow.count_down(n))).map_err(|fault| match fault {
             BodyFault::Write => Fault::GuestGone,
             fault => fault.of_upstream(),
         })?;

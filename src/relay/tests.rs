@@ -1,23 +1,19 @@
 use super::*;
-use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use crate::guest::GuestCounters;
+use crate::listener::Listener;
+use crate::reason::Reason;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
-#[derive(Default)]
-struct Count {
-    up: Cell<usize>,
-    down: Cell<usize>,
+fn flow() -> Flow {
+    Flow::new(1, Listener::Transparent, "192.0.2.1:40000".parse().unwrap(), Arc::new(GuestCounters::for_tests(None)))
 }
 
-impl Meter for Count {
-    fn up(&self, bytes: usize) {
-        self.up.set(self.up.get() + bytes);
-    }
-    fn down(&self, bytes: usize) {
-        self.down.set(self.down.get() + bytes);
-    }
+/// Nobody ends it, it may be idle for ever, and a long life is not reported.
+fn supervision(flow: &Flow) -> Supervision<'_> {
+    Supervision { flow, around: None, idle: None, long_lived: &|| () }
 }
 
 async fn pair() -> (TcpStream, TcpStream) {
@@ -26,19 +22,14 @@ async fn pair() -> (TcpStream, TcpStream) {
     (near, listener.accept().await.unwrap().0)
 }
 
-fn never(_: &mut Context<'_>) -> Poll<()> {
-    Poll::Pending
-}
-
 #[tokio::test]
 async fn bytes_read_before_go_first_and_each_half_close_is_passed_on() {
     let (mut guest, near) = pair().await;
     let (far, mut origin) = pair().await;
     let mut tunnel = Tunnel::new(near, far, b"hello ".to_vec(), b"banner ".to_vec());
-    let count = Count::default();
+    let flow = flow();
     let relay = async {
-        let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
-        let end = tunnel.run(watch).await;
+        let end = tunnel.run(supervision(&flow)).await;
         drop(tunnel);
         end
     };
@@ -56,7 +47,7 @@ async fn bytes_read_before_go_first_and_each_half_close_is_passed_on() {
     };
     let (end, ()) = tokio::join!(relay, ends);
     assert!(matches!(end, End::Closed));
-    assert_eq!((count.up.get(), count.down.get()), (11, 13));
+    assert_eq!(flow.carried(), (11, 13));
 }
 
 #[tokio::test]
@@ -69,11 +60,9 @@ async fn a_slow_reader_gets_every_byte_in_order() {
         origin.write_all(&copy).await.unwrap();
         drop(origin);
     };
-    let count = Count::default();
-    let relay = async {
-        let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
-        Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(watch).await
-    };
+    let flow = flow();
+    let relay =
+        async { Tunnel::new(near, far, Vec::new(), Vec::new()).guest_ended(true).run(supervision(&flow)).await };
     let reader = async {
         let mut got = Vec::new();
         let mut part = vec![0; 300_000];
@@ -95,15 +84,13 @@ async fn a_silent_tunnel_ends_after_the_idle_time_and_is_reported_at_a_minute() 
     let (_guest, near) = pair().await;
     let (far, _origin) = pair().await;
     let start = Instant::now();
-    let long = Cell::new(None);
-    let count = Count::default();
+    let long = OnceLock::new();
+    let flow = flow();
     let end = Tunnel::new(near, far, Vec::new(), Vec::new())
-        .run(Watch {
-            meter: &count,
+        .run(Supervision {
             idle: Some(Duration::from_secs(300)),
-            age: Duration::ZERO,
-            stopped: never,
-            long: || long.set(Some(start.elapsed())),
+            long_lived: &|| long.set(start.elapsed()).expect("it is reported once"),
+            ..supervision(&flow)
         })
         .await;
     assert!(matches!(end, End::Idle));
@@ -112,45 +99,33 @@ async fn a_silent_tunnel_ends_after_the_idle_time_and_is_reported_at_a_minute() 
 }
 
 #[tokio::test]
-async fn a_stopped_tunnel_is_reset_on_both_sides() {
-    let (mut guest, near) = pair().await;
-    let (far, mut origin) = pair().await;
-    let count = Count::default();
-    let end = Tunnel::new(near, far, Vec::new(), Vec::new())
-        .run(Watch {
-            meter: &count,
-            idle: None,
-            age: Duration::ZERO,
-            stopped: |_: &mut Context<'_>| Poll::Ready(()),
-            long: || (),
-        })
-        .await;
-    assert!(matches!(end, End::Stopped));
-    assert!(guest.read(&mut [0; 1]).await.is_err());
-    assert!(origin.read(&mut [0; 1]).await.is_err());
+async fn a_tunnel_is_reset_on_both_sides_when_its_flow_or_the_one_around_it_is_revoked() {
+    for which in 0..2 {
+        let (mut guest, near) = pair().await;
+        let (far, mut origin) = pair().await;
+        let flows = [flow(), flow()];
+        flows[which].revoke(Reason::Revoked);
+        let end = Tunnel::new(near, far, Vec::new(), Vec::new())
+            .run(Supervision { around: Some(&flows[1]), ..supervision(&flows[0]) })
+            .await;
+        assert!(matches!(end, End::Stopped));
+        assert!(guest.read(&mut [0; 1]).await.is_err());
+        assert!(origin.read(&mut [0; 1]).await.is_err());
+    }
 }
 
 /// Streams as fast as a thread can carry them, for as long as this lives.
 struct Streams {
-    moved: Arc<AtomicUsize>,
+    /// They count the bytes.
+    flows: Vec<Arc<Flow>>,
     stop: Arc<AtomicBool>,
     ends: Vec<std::thread::JoinHandle<()>>,
-}
-
-/// Counts the bytes to the guest for all streams together.
-struct Shared(Arc<AtomicUsize>);
-
-impl Meter for Shared {
-    fn up(&self, _: usize) {}
-    fn down(&self, bytes: usize) {
-        self.0.fetch_add(bytes, Ordering::Relaxed);
-    }
 }
 
 impl Streams {
     /// Starts them on the runtime of this thread; sources and sinks have their own threads.
     async fn start(count: usize) -> Streams {
-        let mut streams = Streams { moved: Arc::default(), stop: Arc::default(), ends: Vec::new() };
+        let mut streams = Streams { flows: Vec::new(), stop: Arc::default(), ends: Vec::new() };
         for _ in 0..count {
             let (guest, near) = pair().await;
             let (far, origin) = pair().await;
@@ -168,17 +143,16 @@ impl Streams {
                 let mut block = vec![0; 1 << 20];
                 while matches!(std::io::Read::read(&mut sink, &mut block), Ok(1..)) {}
             }));
-            let meter = Shared(Arc::clone(&streams.moved));
-            tokio::spawn(async move {
-                let watch = Watch { meter: &meter, idle: None, age: Duration::ZERO, stopped: never, long: || () };
-                Tunnel::new(near, far, Vec::new(), Vec::new()).run(watch).await
-            });
+            let flow = Arc::new(flow());
+            streams.flows.push(Arc::clone(&flow));
+            tokio::spawn(async move { Tunnel::new(near, far, Vec::new(), Vec::new()).run(supervision(&flow)).await });
         }
         streams
     }
 
-    fn moved(&self) -> usize {
-        self.moved.load(Ordering::Relaxed)
+    /// The bytes that went to the guests.
+    fn moved(&self) -> u64 {
+        self.flows.iter().map(|flow| flow.carried().1).sum()
     }
 }
 
@@ -189,9 +163,8 @@ async fn a_byte_goes_on_while_fast_streams_of_its_thread_move_little_however_man
         let (mut guest, near) = pair().await;
         let (far, mut origin) = pair().await;
         tokio::spawn(async move {
-            let count = Shared(Arc::default());
-            let watch = Watch { meter: &count, idle: None, age: Duration::ZERO, stopped: never, long: || () };
-            Tunnel::new(near, far, Vec::new(), Vec::new()).run(watch).await
+            let flow = flow();
+            Tunnel::new(near, far, Vec::new(), Vec::new()).run(supervision(&flow)).await
         });
         // Until all of them move what they can.
         while streams.moved() < 256 << 20 {

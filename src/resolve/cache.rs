@@ -3,13 +3,14 @@
 
 use super::answer::{Answer, LookupError};
 use super::{Start, Ticket};
+use crate::lock::lock;
 use crate::name::HostName;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use hashbrown::hash_table::Entry as Place;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
@@ -249,11 +250,6 @@ fn make_room(shard: &mut Shard, now: Instant) -> bool {
         });
     }
     shard.len() < PER_SHARD
-}
-
-fn lock(shard: &Mutex<Shard>) -> MutexGuard<'_, Shard> {
-    // A panic elsewhere cannot leave a map half written: every change is one call.
-    shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -13,12 +13,13 @@
 //!   rule 1), which getsockname(2) shows; it also shows whether there is a route. It does not detect whole
 //!   prefixes that somebody routed to `lo` (`ip -6 route add local`).
 
+use crate::lock::lock;
 use rustix::io::Errno;
 use socket2::{Domain, Socket, Type};
 use std::collections::HashMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 /// How long an answer of the kernel counts as current.
@@ -72,7 +73,7 @@ impl Localities {
         let locality = match address {
             IpAddr::V4(address) => probe_v4(&self.v4, address)?,
             IpAddr::V6(address) => match &self.v6 {
-                Some(socket) => probe_v6(&socket.lock().unwrap_or_else(PoisonError::into_inner), address)?,
+                Some(socket) => probe_v6(&lock(socket), address)?,
                 None => Locality::Unroutable,
             },
         };
@@ -88,7 +89,7 @@ impl Localities {
     }
 
     fn recent(&self) -> MutexGuard<'_, Recent> {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.recent)
     }
 }
 

@@ -2,9 +2,10 @@
 //! one answer: a thousand signals or requests cause one reload, or two if one is running.
 
 use super::{Ask, Outcome};
+use crate::lock::lock;
 use std::collections::VecDeque;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
@@ -56,7 +57,7 @@ pub(super) fn inbox() -> (Asker, Inbox) {
 impl Asker {
     /// Adds a request, or merges it with a waiting one if one action serves both.
     pub(super) fn ask(&self, ask: Ask) -> Result<(), Refused> {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).put(ask)?;
+        lock(&self.queue).put(ask)?;
         // If the receiver is gone, the queue was closed since, and that has dropped the waiting requests.
         let _ = self.bell.try_send(());
         Ok(())
@@ -67,7 +68,7 @@ impl Inbox {
     /// Waits for the next request; `Timeout` if none arrives in time, `Disconnected` when nobody can send any more.
     pub(super) fn next(&self, timeout: Duration) -> Result<Ask, RecvTimeoutError> {
         loop {
-            if let Some(ask) = self.queue.lock().unwrap_or_else(PoisonError::into_inner).asks.pop_front() {
+            if let Some(ask) = lock(&self.queue).asks.pop_front() {
                 return Ok(ask);
             }
             self.rung.recv_timeout(timeout)?;
@@ -77,7 +78,7 @@ impl Inbox {
 
 impl Drop for Inbox {
     fn drop(&mut self) {
-        self.queue.lock().unwrap_or_else(PoisonError::into_inner).close();
+        lock(&self.queue).close();
     }
 }
 

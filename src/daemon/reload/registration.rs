@@ -7,11 +7,12 @@ use crate::firewall::Pin;
 use crate::flow::Live;
 use crate::golem::manifest::Access;
 use crate::guests::{Application, Registered, Taken};
+use crate::lock::lock;
 use crate::policy::GuestSettings;
 use crate::reason::Reason;
 use jiff::Timestamp;
 use serde_json::{Value, json};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use tokio::sync::oneshot;
 
 /// URLs of a manifest that are shown at most.
@@ -40,7 +41,7 @@ impl Reloader {
 
     /// Returns all guests: the configured and the registered ones.
     pub(in crate::daemon) fn guests(&self) -> Arc<Value> {
-        Arc::clone(&self.state.lock().unwrap_or_else(PoisonError::into_inner).guests)
+        Arc::clone(&lock(&self.state).guests)
     }
 }
 
@@ -87,9 +88,11 @@ impl ReloadWorker {
         self.services.resolver.set_floor(self.floor(&all));
         let old = self.services.live.swap(Arc::new(Live::new(policy, &all)));
         let ended = gone.map_or(0, |gone| {
-            self.services.account.revoke_where(|claim, _| {
+            let ended = self.services.account.live().revoke_where(|claim, _| {
                 (old.policy.guest(&claim.source).name == Some(gone)).then_some((Reason::Revoked, None))
-            })
+            });
+            self.services.account.metrics().flows_revoked(ended);
+            ended
         });
         let revoked = self.revoke();
         self.show_guests();
@@ -102,7 +105,7 @@ impl ReloadWorker {
         let pins = &self.settings.firewall.pins;
         let configured = self.settings.policy.guests.iter().map(|guest| configured(guest, pins));
         let guests: Vec<Value> = configured.chain(self.registry.iter().map(|guest| self.shown(guest))).collect();
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).guests = Arc::new(json!({ "guests": guests }));
+        lock(&self.state).guests = Arc::new(json!({ "guests": guests }));
     }
 
     fn shown(&self, guest: &Registered) -> Value {

@@ -2,6 +2,7 @@
 //! Each has a deadline, and several run at a time. Whether a failure is the policy's or the server's is decided
 //! here if the answer shows it, and otherwise by the caller.
 
+use crate::lock::lock;
 use crate::reason::{Reason, Verdict};
 use crate::target::{Host, Protocol, Target};
 use rustls::pki_types::ServerName;
@@ -132,7 +133,7 @@ pub(super) fn all(wanted: &[Wanted]) -> Vec<Found> {
                     let at = next.fetch_add(1, Ordering::Relaxed);
                     let Some(wanted) = wanted.get(at) else { return };
                     let one = one(wanted, &tls);
-                    found.lock().unwrap_or_else(PoisonError::into_inner).push((at, one));
+                    lock(&found).push((at, one));
                 }
             });
         }

@@ -1,8 +1,7 @@
 //! Which flows to close first when there is no room: flows of the guest that has most, and of these the one
 //! that has been idle longest. Other modules decide what counts as full.
 
-use super::event::Who;
-use super::flows::Flow;
+use super::Flow;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
 use std::hash::Hash;
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 /// Returns up to `count` of these flows, in the order in which to close them; none that moved bytes within `idle`.
 pub(super) fn idlest(live: &[Arc<Flow>], count: usize, idle: Duration) -> impl Iterator<Item = &Arc<Flow>> {
-    let owned = live.iter().map(|flow| (Who::of(flow.guest(), flow.source()), flow.look(), flow));
+    let owned = live.iter().map(|flow| (flow.owner(), flow.look(), flow));
     choose(owned, count, idle).into_iter()
 }
 
