@@ -34,7 +34,7 @@ use crate::listener::{Listener, ListenerKind};
 use crate::policy::{Permit, Policy, Refusal};
 use crate::reason::{Reason, Why};
 use crate::relay::{End, GuestStream, Side, Supervision, Tunnel, close, scratch};
-use crate::resolve::{Resolver, Start};
+use crate::resolve::Resolver;
 use crate::source::Source;
 use arc_swap::ArcSwap;
 use std::io::{self, Read};
@@ -538,18 +538,15 @@ async fn reach(services: &Services, claim: &Claim, permit: &Permit, record: &mut
 }
 
 /// Returns the check that keeps the lookups of one flow or query within its guest's budget.
-pub(crate) fn may_look_up(services: &Services, source: impl Into<Source>) -> impl FnMut(bool) -> Start + Send {
+pub(crate) fn may_look_up(services: &Services, source: impl Into<Source>) -> impl FnMut(bool) -> NamePace + Send {
     let mut names = services.gate.names(source, Instant::now());
     let mut waited = false;
-    move |is_new| match names.ask(is_new, Instant::now()) {
-        NamePace::Now(place) => Start::Now(Box::new(place)),
-        NamePace::After(wait) => {
-            if !std::mem::replace(&mut waited, true) {
-                services.account.metrics().paced(Limit::NewNames);
-            }
-            Start::After(wait)
+    move |is_new| {
+        let pace = names.ask(is_new, Instant::now());
+        if matches!(pace, NamePace::After(_)) && !std::mem::replace(&mut waited, true) {
+            services.account.metrics().paced(Limit::NewNames);
         }
-        NamePace::Over => Start::Refused,
+        pace
     }
 }
 

@@ -265,6 +265,11 @@ impl Place {
         let before = kind(usage).fetch_add(1, Ordering::Relaxed);
         (before < most).then_some(place)
     }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Place {
+        Place::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
+    }
 }
 
 /// Applies its guest's budget to the names that one flow or query looks up.

@@ -29,6 +29,7 @@ pub use dns_answer::DnsAnswer;
 pub use server::{Channel, NameServer};
 pub use upstream::AddressKind;
 
+use crate::limits::NamePace;
 use crate::lock::lock;
 use crate::name::HostName;
 use crate::policy::{AddressTerms, NamePermit, Permit};
@@ -51,20 +52,6 @@ pub const MAX_VETTED: usize = 6;
 
 /// Flows that may wait for lookups at once, over all names.
 const MAX_WAITING: usize = 65_536;
-
-/// The right to start one lookup. It is held until the lookup finishes and then dropped, so its issuer can
-/// limit how many lookups a guest has in flight.
-pub type Ticket = Box<dyn std::any::Any + Send>;
-
-/// Whether a lookup may be started. The callback that returns it is called only if nobody else is looking the name up.
-pub enum Start {
-    /// Yes.
-    Now(Ticket),
-    /// Not yet: ask again after this long, unless the name is known by then.
-    After(Duration),
-    /// No.
-    Refused,
-}
 
 /// Time between two checks of resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
@@ -233,9 +220,9 @@ impl Resolver {
     }
 
     /// Vets the permit's target and asks DNS if necessary. Takes at most twice the configured timeout, plus the
-    /// wait that `start` orders. Dropping the future does not stop a query, since others may wait for it. The
-    /// argument of `start` is whether nobody has asked for the name before.
-    pub async fn vet(&self, permit: &Permit, start: impl FnMut(bool) -> Start + Send) -> Result<Vetted, VetError> {
+    /// wait that `start` orders. Dropping the future does not stop a query, since others may wait for it. `start` says
+    /// whether the guest may have the name looked up; its argument is whether nobody has asked for it before.
+    pub async fn vet(&self, permit: &Permit, start: impl FnMut(bool) -> NamePace + Send) -> Result<Vetted, VetError> {
         self.vet_target(permit.target(), permit.addresses(), start).await
     }
 
@@ -258,7 +245,7 @@ impl Resolver {
         &self,
         permit: &NamePermit,
         kind: AddressKind,
-        start: impl FnMut(bool) -> Start + Send,
+        start: impl FnMut(bool) -> NamePace + Send,
     ) -> Result<DnsAnswer, VetError> {
         let answer = self.lookup(permit.name(), start).await?;
         self.answer_of_family(&self.state.load(), answer, permit, kind, Instant::now())
@@ -289,7 +276,7 @@ impl Resolver {
     pub async fn lookup(
         &self,
         name: &HostName,
-        mut start: impl FnMut(bool) -> Start + Send,
+        mut start: impl FnMut(bool) -> NamePace + Send,
     ) -> Result<Arc<Answer>, LookupError> {
         let mut arrival = loop {
             if let Some(outcome) = self.known(&self.state.load(), name, Instant::now()) {
@@ -334,7 +321,7 @@ impl Resolver {
         &self,
         target: &Target,
         terms: &AddressTerms,
-        start: impl FnMut(bool) -> Start + Send,
+        start: impl FnMut(bool) -> NamePace + Send,
     ) -> Result<Vetted, VetError> {
         if let Some(vetted) = self.try_vet_target(target, terms) {
             return vetted;

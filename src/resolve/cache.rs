@@ -2,7 +2,7 @@
 //! ensures that a name is looked up only once, however many flows want it.
 
 use super::answer::{Answer, LookupError};
-use super::{Start, Ticket};
+use crate::limits::{NamePace, Place as LookupPlace};
 use crate::lock::lock;
 use crate::name::HostName;
 use foldhash::fast::RandomState;
@@ -77,8 +77,8 @@ pub(super) struct InFlight {
     name: HostName,
     id: u64,
     sender: watch::Sender<Option<Outcome>>,
-    /// Returned when the lookup finishes.
-    _ticket: Ticket,
+    /// Given back when the lookup finishes.
+    _place: LookupPlace,
 }
 
 impl Cache {
@@ -94,11 +94,11 @@ impl Cache {
         self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
-    /// Joins or leads the lookup of `name`. Leading requires a ticket, which `start` may give.
+    /// Joins or leads the lookup of `name`. Leading requires a place among the guest's lookups, which `start` may give.
     pub(super) fn enter(
         self: &Arc<Cache>,
         name: &HostName,
-        start: &mut impl FnMut(bool) -> Start,
+        start: &mut impl FnMut(bool) -> NamePace,
         now: Instant,
     ) -> Entry {
         let hash = self.hasher.hash_one(name);
@@ -111,10 +111,10 @@ impl Cache {
             },
             None => (None, true),
         };
-        let ticket = match start(is_new) {
-            Start::Now(ticket) => ticket,
-            Start::After(wait) => return Entry::Later(wait),
-            Start::Refused => return Entry::Ready(Err(LookupError::Crowded)),
+        let place = match start(is_new) {
+            NamePace::Now(place) => place,
+            NamePace::After(wait) => return Entry::Later(wait),
+            NamePace::Over => return Entry::Ready(Err(LookupError::Crowded)),
         };
         if self.in_flight.load(Ordering::Relaxed) >= MAX_IN_FLIGHT || !make_room(&mut shard, now) {
             return Entry::Ready(Err(LookupError::Busy));
@@ -127,7 +127,7 @@ impl Cache {
             Place::Occupied(mut place) => place.get_mut().1 = slot,
             Place::Vacant(place) => drop(place.insert((name.clone(), slot))),
         }
-        let in_flight = InFlight { cache: self.clone(), name: name.clone(), id, sender, _ticket: ticket };
+        let in_flight = InFlight { cache: self.clone(), name: name.clone(), id, sender, _place: place };
         Entry::Leader { in_flight, arrival, previous }
     }
 
@@ -267,7 +267,7 @@ mod tests {
     }
 
     fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (InFlight, Arrival) {
-        match cache.enter(&name(text), &mut |_| Start::Now(Box::new(())), now) {
+        match cache.enter(&name(text), &mut |_| NamePace::Now(LookupPlace::for_tests(&Arc::default())), now) {
             Entry::Leader { in_flight, arrival, .. } => (in_flight, arrival),
             Entry::Ready(_) | Entry::Wait(_) | Entry::Later(_) => panic!("{text} is taken"),
         }
@@ -277,7 +277,7 @@ mod tests {
     fn the_first_leads_and_the_others_wait() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let (in_flight, _) = lead(&cache, "a.test", now);
-        let Entry::Wait(arrival) = cache.enter(&name("a.test"), &mut |_| Start::Refused, now) else { panic!() };
+        let Entry::Wait(arrival) = cache.enter(&name("a.test"), &mut |_| NamePace::Over, now) else { panic!() };
         assert!(cache.get(&name("a.test"), now).is_none());
         in_flight.finish(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
         assert!(matches!(&*arrival.borrow(), Some(Ok(_))));
@@ -287,20 +287,20 @@ mod tests {
     }
 
     #[test]
-    fn to_lead_takes_a_ticket_which_is_given_back_on_landing() {
+    fn leading_requires_a_place_which_is_given_back_at_the_end() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
-        let crowded = cache.enter(&name("a.test"), &mut |_| Start::Refused, now);
+        let crowded = cache.enter(&name("a.test"), &mut |_| NamePace::Over, now);
         assert!(matches!(crowded, Entry::Ready(Err(LookupError::Crowded))));
-        let ticket = Arc::new(());
+        let usage = Arc::default();
         let Entry::Leader { in_flight, .. } =
-            cache.enter(&name("a.test"), &mut |_| Start::Now(Box::new(ticket.clone())), now)
+            cache.enter(&name("a.test"), &mut |_| NamePace::Now(LookupPlace::for_tests(&usage)), now)
         else {
             panic!("nobody leads yet");
         };
-        assert_eq!(Arc::strong_count(&ticket), 2);
+        assert_eq!(Arc::strong_count(&usage), 2);
         in_flight.finish(answer(now + Duration::from_secs(5)), Duration::ZERO, now);
-        assert_eq!(Arc::strong_count(&ticket), 1);
-        assert!(matches!(cache.enter(&name("a.test"), &mut |_| Start::Refused, now), Entry::Ready(Ok(_))));
+        assert_eq!(Arc::strong_count(&usage), 1);
+        assert!(matches!(cache.enter(&name("a.test"), &mut |_| NamePace::Over, now), Entry::Ready(Ok(_))));
     }
 
     #[test]
@@ -356,7 +356,7 @@ mod tests {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let lookups: Vec<_> = (0..MAX_IN_FLIGHT).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
         assert!(matches!(
-            cache.enter(&name("one-more.test"), &mut |_| Start::Now(Box::new(())), now),
+            cache.enter(&name("one-more.test"), &mut |_| NamePace::Now(LookupPlace::for_tests(&Arc::default())), now),
             Entry::Ready(Err(LookupError::Busy))
         ));
         drop(lookups);

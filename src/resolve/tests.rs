@@ -4,6 +4,7 @@ mod server;
 mod stale;
 
 use super::*;
+use crate::limits::Place;
 use crate::policy::rule::AddressSet;
 use crate::reason::Reason;
 use server::{Reply, Server, a, aaaa, cname, serve};
@@ -30,8 +31,8 @@ impl Control {
 }
 
 /// Allows any lookup to start.
-fn freely() -> impl FnMut(bool) -> Start + Send {
-    |_| Start::Now(Box::new(()))
+fn freely() -> impl FnMut(bool) -> NamePace + Send {
+    |_| NamePace::Now(Place::for_tests(&Arc::default()))
 }
 
 struct World {
