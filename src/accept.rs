@@ -1,8 +1,7 @@
 //! Listeners and per-guest limits: turns each incoming connection into an [`Accepted`].
 //!
 //! Each listener has one accept loop per worker thread. When file descriptors run out, the loop pauses instead
-//! of spinning and meanwhile resets the waiting connections. Later stages find out which guest it is and what
-//! it wants. How full the daemon is gets measured elsewhere; this module only obeys the result.
+//! of spinning and meanwhile resets the waiting connections. Later stages find out what it wants. How full the daemon is gets measured elsewhere; this module only obeys the result.
 
 mod incoming;
 mod inherit;
@@ -16,11 +15,12 @@ pub use listen::{ListenError, SocketUse};
 pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
+use crate::guest::Guest;
 use crate::limits::{Gate, Purpose, Slot};
 use crate::reason::Reason;
 use crate::throttle::Throttle;
 use std::future::Future;
-use std::net::{SocketAddr, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -41,6 +41,8 @@ pub struct Accepted {
     pub source: SocketAddr,
     /// When it was accepted; deadlines count from here.
     pub at: Instant,
+    /// The guest at that address.
+    pub guest: Guest,
     /// Its place among the guest's connections, or why it has none (it then gets a refusal and is closed).
     pub slot: Result<Slot, Reason>,
 }
@@ -49,6 +51,8 @@ pub struct Accepted {
 pub struct Entrance<'a> {
     /// Where they arrive.
     pub listener: Incoming,
+    /// Finds out which guest is at an address.
+    pub identify: &'a (dyn Fn(IpAddr) -> Guest + Sync),
     /// Enforces the limits.
     pub gate: &'a Arc<Gate>,
     /// Resets them when no file descriptor is left.
@@ -73,7 +77,7 @@ pub async fn run(
     mut serve: impl FnMut(Accepted),
     mut trouble: impl FnMut(AcceptFailure),
 ) {
-    let Entrance { listener, gate, reserve, purpose } = entrance;
+    let Entrance { listener, identify, gate, reserve, purpose } = entrance;
     let said = Throttle::new(SAY_AGAIN);
     tokio::pin!(stop);
     loop {
@@ -90,9 +94,13 @@ pub async fn run(
                     trouble(AcceptFailure::Reset(source));
                     continue;
                 };
-                let slot = gate.admit(source.ip(), purpose, at);
+                let guest = identify(source.ip());
+                let slot = match purpose {
+                    Purpose::Handshake => gate.admit(&gate.handshakes(source.ip(), at), purpose, at),
+                    Purpose::Flow | Purpose::Names => gate.admit(&guest.usage, purpose, at),
+                };
                 let is_refused = slot.is_err();
-                serve(Accepted { stream, source, at, slot });
+                serve(Accepted { stream, source, at, guest, slot });
                 if is_refused {
                     // Let it close before the next accept: a flood of refused connections must not use up descriptors.
                     tokio::task::yield_now().await;

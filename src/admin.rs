@@ -73,7 +73,7 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 /// Serves `/metrics`, `/healthz` and `/readyz` over TLS. `tls` is read for each connection, so that a new
 /// certificate is used at once. Never returns.
-pub async fn serve_tls(listener: TcpListener, tls: tls::Live, admin: Arc<Admin>) {
+pub async fn serve_tls(listener: TcpListener, tls: tls::CurrentTls, admin: Arc<Admin>) {
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
         let (admin, config) = (Arc::clone(&admin), Arc::clone(&tls.load().admin));
         async move {

@@ -19,26 +19,26 @@ pub use privileges::needs;
 use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
+use crate::bindings::{Bindings, BindingsFile};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::host::HostReports;
 use crate::control::{self, Change, Control, ControlError};
-use crate::dns::{self, Bindings, BindingsFile};
-use crate::flow::{self, GuestTls, Live, Services};
+use crate::dns;
+use crate::flow;
 use crate::guests::{KeepError, Registry};
 use crate::limits::Gate;
 use crate::policy::{Policy, PolicyError};
 use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
-use crate::source::Source;
+use crate::services::{Services, Snapshot};
 use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, Signals};
-use crate::tls::{CertificateReloader, Fault, TlsError};
+use crate::tls::{CertificateReloader, Fault, GuestTls, TlsError};
 use crate::trouble;
 use arc_swap::ArcSwap;
 use listeners::{Listeners, Share};
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
 use reload::{Lists, Reloader, StartBasis};
-use std::hash::BuildHasher;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
@@ -186,14 +186,14 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         }
     };
     let Made { lists, registry, all, tls, policy, resolver, account, bindings, bindings_file } = made;
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &all)));
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::new(policy, &all)));
     count_panics(&account);
-    advise(&account, &live);
+    advise(&account, &snapshot);
     let services = Arc::new(Services {
-        gate: gate(&settings, &live),
+        gate: Gate::new(settings.limits),
         reserve: Reserve::take(),
-        guest_tls: tls.as_ref().map(|tls| GuestTls::new(tls.live())),
-        live,
+        guest_tls: tls.as_ref().map(|tls| GuestTls::new(tls.current())),
+        snapshot,
         resolver,
         bindings,
         idle_upstreams: Arc::default(),
@@ -374,8 +374,8 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
         texts(&unready(trouble.now())).chain(fullness.not_ready()).chain(stopping).collect()
     };
-    let live = Arc::clone(&services.live);
-    let is_guest = move |name: &str| live.load().policy.names_guest(name);
+    let snapshot = Arc::clone(&services.snapshot);
+    let is_guest = move |name: &str| snapshot.load().policy.names_guest(name);
     let admin = Admin::new(Arc::clone(&services.account), Box::new(not_ready), Box::new(is_guest));
     for listener in doors.admin {
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, Arc::clone(&admin)));
@@ -383,7 +383,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     if let Some(tls) = tls {
         for listener in doors.admin_tls {
             let listener = tokio::net::TcpListener::from_std(listener)?;
-            served.spawn(admin::serve_tls(listener, tls.live(), Arc::clone(&admin)));
+            served.spawn(admin::serve_tls(listener, tls.current(), Arc::clone(&admin)));
         }
         services.account.metrics().certificate_expires(tls.expires());
         for (door, is_there) in
@@ -600,19 +600,13 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
                 AcceptFailure::Reset(source) => flow::reset_unseen(&services, door, source),
             };
             let purpose = flow::purpose(&services, door);
-            let entrance = Entrance { listener, gate: &services.gate, reserve: &services.reserve, purpose };
+            let identify = &|address| services.identify(address, None);
+            let (gate, reserve) = (&services.gate, &services.reserve);
+            let entrance = Entrance { listener, identify, gate, reserve, purpose };
             accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
         });
     }
     end.cancelled().await;
-}
-
-fn gate(settings: &Settings, live: &Arc<ArcSwap<Live>>) -> Arc<Gate> {
-    let live = Arc::clone(live);
-    let hasher = foldhash::quality::RandomState::default();
-    // By name, because a reload may change the order of the guests.
-    let named = move |source: &Source| live.load().policy.guest(source).name.map(|name| hasher.hash_one(name));
-    Gate::new(settings.limits, Arc::new(named))
 }
 
 /// Sets the panic hook: a panic ends one flow; the hook counts it and logs its location.
@@ -628,7 +622,7 @@ fn count_panics(account: &Arc<Account>) {
 }
 
 /// Sets the lookup of near misses. It runs on the log's thread, not on the flows' path.
-fn advise(account: &Account, live: &Arc<ArcSwap<Live>>) {
-    let live = Arc::clone(live);
-    account.set_advice(Box::new(move |claim| live.load_full().policy.near_miss(claim)));
+fn advise(account: &Account, snapshot: &Arc<ArcSwap<Snapshot>>) {
+    let snapshot = Arc::clone(snapshot);
+    account.set_advice(Box::new(move |claim| snapshot.load_full().policy.near_miss(claim)));
 }

@@ -10,19 +10,14 @@
 //! them instead.
 
 mod backlog;
-pub mod bindings;
-pub mod bindings_file;
 mod responder;
 mod tcp;
 mod udp;
 mod wire;
 
-pub use bindings::Bindings;
-pub use bindings_file::BindingsFile;
-
 use crate::accept::{self, Entrance, Incoming};
-use crate::flow::Services;
 use crate::limits::Purpose;
+use crate::services::Services;
 use responder::Responder;
 use std::io;
 use std::net::{TcpListener, UdpSocket};
@@ -58,7 +53,8 @@ pub fn serve(
             let trouble = |_| responder.services.account.metrics().accept_failed();
             let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&responder), accepted)));
             let Services { gate, reserve, .. } = &*responder.services;
-            let entrance = Entrance { listener, gate, reserve, purpose: Purpose::Names };
+            let identify = &|address| responder.services.identify(address, None);
+            let entrance = Entrance { listener, identify, gate, reserve, purpose: Purpose::Names };
             accept::run(entrance, responder.services.stop.cancelled(), serve, trouble).await;
         });
     }

@@ -42,14 +42,18 @@ impl GuestCounters {
 }
 
 #[cfg(test)]
-impl GuestCounters {
-    /// Counters that no metrics show.
-    pub(crate) fn for_tests(name: Option<&str>) -> GuestCounters {
-        let counter = || IntCounter::new("test", "test").unwrap();
-        GuestCounters {
-            name: name.map(Into::into),
-            connections: std::array::from_fn(|_| counter()),
-            bytes: std::array::from_fn(|_| counter()),
+mod tests {
+    use super::*;
+
+    impl GuestCounters {
+        /// Counters that no metrics show.
+        pub(crate) fn for_tests(name: Option<&str>) -> GuestCounters {
+            let counter = || IntCounter::new("test", "test").unwrap();
+            GuestCounters {
+                name: name.map(Into::into),
+                connections: std::array::from_fn(|_| counter()),
+                bytes: std::array::from_fn(|_| counter()),
+            }
         }
     }
 }

@@ -28,6 +28,7 @@ pub mod resolve;
 
 // Beside the path.
 pub mod admin;
+pub mod bindings;
 pub mod control;
 pub mod dns;
 pub mod firewall;
@@ -36,6 +37,7 @@ pub mod guest;
 pub mod guests;
 pub mod limits;
 pub mod live;
+pub mod services;
 pub mod system;
 pub mod tls;
 pub mod whitelist;

@@ -12,7 +12,7 @@ pub mod overload;
 
 use crate::lock::lock;
 use crate::reason::Reason;
-use crate::source::{Source, holder};
+use crate::source::holder;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
 use overload::{Relief, Room, Stage};
@@ -211,9 +211,6 @@ fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
-/// Returns the number of the guest that a source is by name, if it has one. The number is stable over reloads.
-type Named = Arc<dyn Fn(&Source) -> Option<u64> + Send + Sync>;
-
 /// One part of the guests.
 #[derive(Default)]
 struct Shard {
@@ -229,7 +226,6 @@ struct Shard {
 /// The limits and what each guest has in use.
 pub struct Gate {
     settings: ArcSwap<LimitSettings>,
-    named: Named,
     total: AtomicU32,
     told: AtomicU32,
     relief: Relief,
@@ -265,11 +261,6 @@ impl Place {
         let before = kind(usage).fetch_add(1, Ordering::Relaxed);
         (before < most).then_some(place)
     }
-
-    #[cfg(test)]
-    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Place {
-        Place::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
-    }
 }
 
 /// Applies its guest's budget to the names that one flow or query looks up.
@@ -281,11 +272,10 @@ pub struct Names {
 }
 
 impl Gate {
-    /// Creates the gate. `named` returns the number of the guest that a source is by name, if it has one.
-    pub fn new(settings: LimitSettings, named: Named) -> Arc<Gate> {
+    /// Creates the gate.
+    pub fn new(settings: LimitSettings) -> Arc<Gate> {
         Arc::new(Gate {
             settings: ArcSwap::from_pointee(settings),
-            named,
             total: AtomicU32::new(0),
             told: AtomicU32::new(0),
             relief: Relief::new(MAX_TOLD),
@@ -342,14 +332,25 @@ impl Gate {
         });
     }
 
-    /// Takes a place for a new connection of `source`, or returns why there is none.
-    pub fn admit(self: &Arc<Self>, source: impl Into<Source>, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
-        let settings = self.settings.load();
-        let source = source.into();
-        let usage = match purpose {
-            Purpose::Handshake => self.usage_of(Key::Handshake(holder(source.address)), now),
-            Purpose::Flow | Purpose::Names => self.usage(&source, now),
+    /// Returns what the guest of this name has in use; without a name, the guest at this address. The name is its
+    /// declared one, or that of its certificate.
+    pub fn usage(&self, name: Option<&str>, address: IpAddr, now: Instant) -> Arc<Usage> {
+        let key = match name {
+            Some(name) => Key::Named(self.hasher.hash_one(name)),
+            None => Key::Address(holder(address)),
         };
+        self.usage_of(key, now)
+    }
+
+    /// Returns what the address has in use by handshakes whose certificate is not known yet.
+    pub fn handshakes(&self, address: IpAddr, now: Instant) -> Arc<Usage> {
+        self.usage_of(Key::Handshake(holder(address)), now)
+    }
+
+    /// Takes a place for a new connection of the guest with this usage, or returns why there is none. For
+    /// [`Purpose::Handshake`] it is the usage of [`handshakes`](Self::handshakes).
+    pub fn admit(self: &Arc<Self>, usage: &Arc<Usage>, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
+        let settings = self.settings.load();
         let mut turn = None;
         if let Some(rate) = settings.new_connections_per_second {
             let wait = usage.connections.take(self.nanos(now), Terms::per_second(rate, PATIENCE));
@@ -368,7 +369,7 @@ impl Gate {
         }
         let all = self.total.fetch_add(1, Ordering::Relaxed);
         // From here on, the drop takes the count back.
-        let slot = Slot { usage, gate: Arc::clone(self), turn };
+        let slot = Slot { usage: Arc::clone(usage), gate: Arc::clone(self), turn };
         let before = slot.usage.live.load(Ordering::Relaxed).saturating_sub(1);
         let most = settings.total_connections.unwrap_or(u32::MAX).min(self.relief.connections());
         match all < most && self.relief.admits(before, purpose == Purpose::Names) {
@@ -377,15 +378,15 @@ impl Gate {
         }
     }
 
-    /// Counts one DNS query of `source`. Queries too far over the rate get refusals, at most as many per second
+    /// Counts one DNS query of the guest with this usage. Queries too far over the rate get refusals, at most as many per second
     /// as the rate allows answers.
-    pub fn query(&self, source: impl Into<Source>, now: Instant) -> QueryPace {
+    pub fn query(&self, usage: &Arc<Usage>, now: Instant) -> QueryPace {
         let Some(rate) = self.settings.load().dns_queries_per_second else { return QueryPace::Now };
-        let (usage, now) = (self.usage(&source.into(), now), self.nanos(now));
+        let now = self.nanos(now);
         let place = match usage.queries.take(now, Terms::per_second(rate, PATIENCE)) {
             Ok(Duration::ZERO) => return QueryPace::Now,
             Ok(wait) => {
-                Place::take(&usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES).map(|place| (wait, place))
+                Place::take(usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES).map(|place| (wait, place))
             }
             Err(_) => None,
         };
@@ -396,10 +397,10 @@ impl Gate {
         }
     }
 
-    /// Returns what applies the guest's budget of new names to the lookups of one flow or query of `source`.
-    /// The resolver bounds all lookups together, and no guest may use that up alone.
-    pub fn names(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Names {
-        Names { usage: self.usage(&source.into(), now), gate: Arc::clone(self), waiting: None }
+    /// Returns what applies the guest's budget of new names to the lookups of one flow or query of the guest with this
+    /// usage. The resolver bounds all lookups together, and no guest may use that up alone.
+    pub fn names(self: &Arc<Self>, usage: &Arc<Usage>) -> Names {
+        Names { usage: Arc::clone(usage), gate: Arc::clone(self), waiting: None }
     }
 
     /// Returns how many connections in the whole daemon are receiving the refusal for being over a limit.
@@ -407,27 +408,18 @@ impl Gate {
         self.told.load(Ordering::Relaxed)
     }
 
-    /// Returns permission to keep a connection of `source` that was not admitted until it has received the
-    /// reason. A guest holds at most an eighth of the free places. So the more guests flood, the fewer each
+    /// Returns permission to keep a connection of the guest with this usage, which was not admitted, until it has
+    /// received the reason. A guest holds at most an eighth of the free places. So the more guests flood, the fewer each
     /// holds, and a guest that does not flood still finds a place.
-    pub fn tell(self: &Arc<Self>, source: impl Into<Source>, now: Instant) -> Option<Telling> {
-        let usage = self.usage(&source.into(), now);
+    pub fn tell(self: &Arc<Self>, usage: &Arc<Usage>) -> Option<Telling> {
         // From here on, the drop takes the count back.
-        let telling = Telling { usage, gate: Arc::clone(self) };
+        let telling = Telling { usage: Arc::clone(usage), gate: Arc::clone(self) };
         let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
         let all = self.told.fetch_add(1, Ordering::Relaxed);
         // Not counting what this guest holds itself, so that its share does not shrink with each place it takes.
         let most = self.relief.told();
         let free = most.saturating_sub(all.saturating_sub(mine));
         (all < most && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
-    }
-
-    fn usage(&self, source: &Source, now: Instant) -> Arc<Usage> {
-        let key = match (self.named)(source) {
-            Some(number) => Key::Named(number),
-            None => Key::Address(holder(source.address)),
-        };
-        self.usage_of(key, now)
     }
 
     fn usage_of(&self, key: Key, now: Instant) -> Arc<Usage> {

@@ -29,10 +29,8 @@ pub struct Flow {
     started: Instant,
     carried: [AtomicU64; 2],
     settled: [AtomicU64; 2],
-    /// The bytes carried at the last look, and the flow's age in ms when that number last changed. Only the
-    /// code that looks writes them; the byte path only counts.
+    /// The bytes carried at the last look. Only the code that looks writes it; the byte path only counts.
     seen: AtomicU64,
-    moved: AtomicU64,
     guest: Arc<GuestCounters>,
     source: Endpoint,
     listener: Listener,
@@ -74,6 +72,8 @@ struct Shared {
     upstream: Option<Endpoint>,
     rule: Option<Location>,
     waker: Option<Waker>,
+    /// The flow's age, in tenths of a second, at the first look that found the bytes as they are.
+    moved: u32,
 }
 
 impl Flow {
@@ -85,7 +85,6 @@ impl Flow {
             carried: [AtomicU64::new(0), AtomicU64::new(0)],
             settled: [AtomicU64::new(0), AtomicU64::new(0)],
             seen: AtomicU64::new(0),
-            moved: AtomicU64::new(0),
             guest,
             source: source.into(),
             listener,
@@ -159,13 +158,14 @@ impl Flow {
     /// Checks whether bytes have moved since the last look. Returns for how long none have moved, as far as the
     /// looks show.
     pub(crate) fn look(&self) -> Duration {
-        let age = u64::try_from(self.age().as_millis()).unwrap_or(u64::MAX);
+        let age = u32::try_from(self.age().as_millis() / 100).unwrap_or(u32::MAX);
         let (up, down) = self.carried();
         let carried = up.wrapping_add(down);
+        let mut shared = lock(&self.shared);
         if self.seen.swap(carried, Ordering::Relaxed) != carried {
-            self.moved.store(age, Ordering::Relaxed);
+            shared.moved = age;
         }
-        Duration::from_millis(age.saturating_sub(self.moved.load(Ordering::Relaxed)))
+        Duration::from_millis(100) * age.saturating_sub(shared.moved)
     }
 
     /// Returns the address it is connected to, if it is.

@@ -22,7 +22,7 @@ mod store;
 mod usage;
 
 pub use agreement::Agreement;
-pub use guests::{Guest, PolicyError};
+pub use guests::{Identity, PolicyError};
 pub use rules::{BuildError, Builder, FileId, RuleKind, Rules};
 pub use usage::Mark;
 
@@ -141,26 +141,26 @@ impl Policy {
         evaluation::decide(self, claim)
     }
 
-    /// May a guest at `source` look up `name` in DNS: could some rule allow it on some port? A flow to the name is
+    /// May the guest look up `name` in DNS: could some rule allow it on some port? A flow to the name is
     /// decided separately.
-    pub fn permit_name(&self, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
+    pub fn permit_name(&self, source: &Source, name: &HostName) -> Result<NamePermit, NameRefusal> {
         evaluation::permit_name(self, source, name)
     }
 
-    /// Could anything that the guest at `source` may show open TCP `port` for it? If not, every stream would be
+    /// Could anything that the guest may show open TCP `port` for it? If not, every stream would be
     /// refused, whatever it shows.
-    pub fn could_allow_port(&self, source: IpAddr, port: u16) -> bool {
+    pub fn could_allow_port(&self, source: &Source, port: u16) -> bool {
         self.could_allow(source, port, false)
     }
 
     /// As [`could_allow_port`](Self::could_allow_port), for any bytes: could a protocol pass there whose server
     /// speaks first?
-    pub fn could_allow_raw(&self, source: IpAddr, port: u16) -> bool {
+    pub fn could_allow_raw(&self, source: &Source, port: u16) -> bool {
         self.could_allow(source, port, true)
     }
 
-    fn could_allow(&self, source: IpAddr, port: u16, raw: bool) -> bool {
-        let Some(guest_policy) = self.guests.guest_policy(&source.into()) else { return false };
+    fn could_allow(&self, source: &Source, port: u16, raw: bool) -> bool {
+        let Some(guest_policy) = self.guests.guest_policy(source) else { return false };
         if guest_policy.agreed.as_ref().is_some_and(|agreed| !agreed.opens(port, raw)) {
             return false;
         }
@@ -180,8 +180,19 @@ impl Policy {
         near_miss::near_miss(self, claim)
     }
 
+    /// Finds out which guest is at `address`; `certified` is the name in its verified certificate, if it showed one.
+    /// This policy need not search for the source again.
+    pub fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
+        self.guests.identify(address, certified)
+    }
+
+    /// Did this policy identify the source?
+    pub fn has_identified(&self, source: &Source) -> bool {
+        self.guests.has_identified(source)
+    }
+
     /// Which guest is `source`?
-    pub fn guest<'a>(&'a self, source: &'a Source) -> Guest<'a> {
+    pub fn guest<'a>(&'a self, source: &'a Source) -> Identity<'a> {
         self.guests.of(source)
     }
 

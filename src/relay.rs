@@ -8,9 +8,12 @@
 pub mod close;
 mod fairness;
 pub mod http;
+mod idle_upstreams;
 pub mod scratch;
 mod side;
 
+pub use idle_upstreams::IdleUpstreams;
+pub(crate) use idle_upstreams::{IdleUpstream, UpstreamSlot};
 pub use side::{GuestStream, Sealed, Side};
 
 use crate::identify::HostSearch;
@@ -264,7 +267,7 @@ impl Lane {
 
 /// What ended [`listen`].
 #[derive(Debug, PartialEq, Eq)]
-pub enum Heard {
+pub enum Listened {
     /// The guest sent bytes; they were added to the input.
     Guest,
     /// The guest's stream ended.
@@ -291,7 +294,7 @@ pub async fn listen(
     to_guest: &mut Vec<u8>,
     patience: Option<Instant>,
     supervision: Supervision<'_>,
-) -> Heard {
+) -> Listened {
     let flow = supervision.flow;
     let mut down = Lane::new(std::mem::take(to_guest));
     let mut clock = Clock::new(&supervision);
@@ -300,21 +303,21 @@ pub async fn listen(
     tokio::pin!(sleep, silence);
     let heard = poll_fn(|cx| {
         if supervision.poll_revoked(cx).is_ready() {
-            return Poll::Ready(Heard::Stopped);
+            return Poll::Ready(Listened::Stopped);
         }
         if let Poll::Ready(heard) = poll_hear(cx, guest, input) {
             return Poll::Ready(heard);
         }
         if patience.is_some() && silence.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(Heard::Silent);
+            return Poll::Ready(Listened::Silent);
         }
         match down.poll(cx, upstream, guest, false, |n| flow.count_down(n)) {
-            Poll::Ready(Err(_)) => return Poll::Ready(Heard::Closed),
+            Poll::Ready(Err(_)) => return Poll::Ready(Listened::Closed),
             // The server's end was passed on; the guest may still send something.
             Poll::Ready(Ok(())) | Poll::Pending => {}
         }
         let moved = std::mem::take(&mut down.kept.moved);
-        clock.poll(cx, sleep.as_mut(), moved).map(|_| Heard::Idle)
+        clock.poll(cx, sleep.as_mut(), moved).map(|_| Listened::Idle)
     })
     .await;
     *to_guest = down.kept.take_rest();
@@ -322,16 +325,16 @@ pub async fn listen(
 }
 
 /// Adds what the guest sends to `input`.
-fn poll_hear(cx: &mut Context<'_>, guest: &mut GuestStream, input: &mut Vec<u8>) -> Poll<Heard> {
+fn poll_hear(cx: &mut Context<'_>, guest: &mut GuestStream, input: &mut Vec<u8>) -> Poll<Listened> {
     scratch::with(SAID, |buffer| {
         let mut buffer = ReadBuf::new(buffer);
         match ready!(Pin::new(guest).poll_read(cx, &mut buffer)) {
             Ok(()) if !buffer.filled().is_empty() => {
                 input.extend_from_slice(buffer.filled());
-                Poll::Ready(Heard::Guest)
+                Poll::Ready(Listened::Guest)
             }
-            Ok(()) => Poll::Ready(Heard::GuestEnded),
-            Err(_) => Poll::Ready(Heard::Closed),
+            Ok(()) => Poll::Ready(Listened::GuestEnded),
+            Err(_) => Poll::Ready(Listened::Closed),
         }
     })
 }

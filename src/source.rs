@@ -6,25 +6,44 @@ use std::sync::Arc;
 /// The address of a connection and, if it presented a client certificate, the name in it. The name has precedence:
 /// a connection with a certificate belongs to the guest of that name, or to no declared guest, whatever its
 /// address.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Source {
     /// The address.
     pub address: IpAddr,
     /// The name in the verified certificate.
     pub certified: Option<Arc<str>>,
+    /// Which guest that is, as the policy found last.
+    pub(crate) standing: Standing,
+}
+
+/// Which guest a source is in one policy.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Standing {
+    /// The generation of that policy; 0 if none has been asked.
+    pub(crate) generation: u32,
+    /// The guest's position among the declared guests; [`Standing::UNDECLARED`] if it is none of them.
+    pub(crate) index: u32,
+}
+
+impl Standing {
+    pub(crate) const UNDECLARED: u32 = u32::MAX;
 }
 
 impl From<IpAddr> for Source {
+    /// A source without a certificate that no policy has identified yet.
     fn from(address: IpAddr) -> Source {
-        Source { address, certified: None }
+        Source { address, certified: None, standing: Standing::default() }
     }
 }
 
-impl From<&Source> for Source {
-    fn from(source: &Source) -> Source {
-        source.clone()
+/// The same source, whatever policies found about it.
+impl PartialEq for Source {
+    fn eq(&self, other: &Source) -> bool {
+        (self.address, &self.certified) == (other.address, &other.certified)
     }
 }
+
+impl Eq for Source {}
 
 /// Returns the address that identifies an undeclared guest: its own, in IPv6 its /64, since a guest usually owns all
 /// of it.

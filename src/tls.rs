@@ -3,13 +3,15 @@
 //! listener decides who may connect, and for what.
 
 mod client;
+mod guest_tls;
 mod handshake;
 mod reload;
 mod socket;
 
 pub use client::{certified_name, check_length};
+pub use guest_tls::GuestTls;
 pub use handshake::{Complaints, Fault, Refused, handshake};
-pub use reload::{CertificateReloader, Live};
+pub use reload::{CertificateReloader, CurrentTls};
 pub use socket::Socket;
 
 /// A connection inside TLS.

@@ -7,7 +7,7 @@ use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use crate::config::{Settings, nearest};
 use crate::identify::Claim;
-use crate::policy::{AddressTerms, Guest, Location, Mode, Policy, Refusal, Unknown};
+use crate::policy::{AddressTerms, Identity, Location, Mode, Policy, Refusal, Unknown};
 use crate::reason::{Reason, Verdict};
 use crate::resolve::FloorSettings;
 use crate::shell::{in_quotes, quoted};
@@ -368,7 +368,7 @@ impl Judge {
 
     /// Returns the file to which a rule for this source belongs.
     fn file_to_edit(&self) -> &str {
-        let Guest { index, .. } = self.policy.guest(&self.source);
+        let Identity { index, .. } = self.policy.guest(&self.source);
         let guest = index.and_then(|index| self.settings.policy.guests.get(index));
         guest.and_then(|guest| guest.files.as_deref()?.first()).map_or("local.rules", String::as_str)
     }

@@ -1,7 +1,7 @@
 //! Checks whether the firewall is in place, as far as an unprivileged process can determine it.
 
 use crate::firewall::{self, Presence};
-use crate::flow::Services;
+use crate::services::Services;
 use std::sync::Arc;
 
 /// Compares the firewall with the one that the configuration in force asks for.
@@ -15,7 +15,7 @@ impl FirewallWatch {
 
     /// Returns how much of the configured firewall is seen; `None` if none is configured.
     fn seen(&self) -> Option<Presence> {
-        let seal = self.0.live.load().seal;
+        let seal = self.0.snapshot.load().seal;
         seal.map(firewall::presence)
     }
 
@@ -29,13 +29,13 @@ impl FirewallWatch {
 
     /// Returns which limits in the current ruleset are outdated, if any. The ruleset confines guests all the same.
     pub(super) fn outdated(&self) -> Option<String> {
-        let shares = self.0.live.load().shares;
+        let shares = self.0.snapshot.load().shares;
         shares.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
     }
 
     /// Whether the configuration in force asks for a firewall.
     pub(super) fn is_configured(&self) -> bool {
-        self.0.live.load().seal.is_some()
+        self.0.snapshot.load().seal.is_some()
     }
 
     /// Updates its metrics.

@@ -4,10 +4,10 @@
 
 mod gauges;
 
-use crate::flow::Services;
 use crate::limits::overload::{Judgement, Level, Levels, Resource, Room, Stage, StageTracker, fair_share};
 use crate::lock::lock;
 use crate::relay::scratch;
+use crate::services::Services;
 use gauges::Gauges;
 use std::io;
 use std::sync::{Arc, Mutex};

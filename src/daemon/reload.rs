@@ -13,7 +13,6 @@ use super::DaemonError;
 use crate::account::AccountError;
 use crate::config::{GolemSettings, Settings};
 use crate::cooperate;
-use crate::flow::{Live, Services};
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
 use crate::identify::Claim;
@@ -21,6 +20,7 @@ use crate::lock::lock;
 use crate::policy::{Policy, PolicyError, Rules};
 use crate::reason::Reason;
 use crate::resolve::FloorSettings;
+use crate::services::{Services, Snapshot};
 use crate::trouble::{Trouble, TroubleCause};
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
 use inbox::{Asker, Inbox, Refused};
@@ -453,7 +453,7 @@ impl ReloadWorker {
         if let Err(lines) = self.put_settings(&settings, &all) {
             return self.failed("the new settings cannot be put in force; nothing changed", lines);
         }
-        let old = self.services.live.swap(Arc::new(Live::new(policy, &all)));
+        let old = self.services.snapshot.swap(Arc::new(Snapshot::new(policy, &all)));
         self.settings = settings;
         let old_lists = lists.map(|lists| std::mem::replace(&mut self.lists, lists));
         let revoked = self.revoke();
@@ -513,8 +513,8 @@ impl ReloadWorker {
         // First, because walking the bindings takes a while in which flows connect.
         self.services.account.live().announce_search();
         self.services.drop_bindings();
-        let live = self.services.live.load_full();
-        let judge = |claim: &Claim, upstream: Option<SocketAddr>| match live.policy.decide(claim) {
+        let snapshot = self.services.snapshot.load_full();
+        let judge = |claim: &Claim, upstream: Option<SocketAddr>| match snapshot.policy.decide(claim) {
             Err(refusal) => Some((Reason::Revoked, refusal.rule)),
             Ok(permit) => {
                 let screened =
@@ -575,7 +575,7 @@ impl ReloadWorker {
 }
 
 /// Waits until no flow uses the old policy any more, and frees it on this thread.
-fn free(old: Arc<Live>, lists: Option<Lists>) {
+fn free(old: Arc<Snapshot>, lists: Option<Lists>) {
     for _ in 0..1000 {
         if Arc::strong_count(&old) == 1 && Arc::strong_count(&old.policy) == 1 {
             break;

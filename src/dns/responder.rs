@@ -20,7 +20,7 @@
 
 use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::account::Limit;
-use crate::flow::{Live, Services, may_look_up};
+use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
 use crate::limits::{Place, QueryPace};
 use crate::listener::Listener;
@@ -28,7 +28,7 @@ use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};
 use crate::resolve::{AddressKind, DnsAnswer, LookupError, VetError};
-use crate::source::Source;
+use crate::services::{Services, Snapshot};
 use crate::target::{Host, Target, Transport};
 use hickory_resolver::proto::op::ResponseCode;
 use hickory_resolver::proto::rr::{DNSClass, RecordType};
@@ -80,7 +80,7 @@ pub(super) enum Waiting {
 /// A query that came too early.
 pub(super) struct Early {
     message: Box<[u8]>,
-    source: SocketAddr,
+    client: Client,
     over: Over,
     turn: Instant,
     place: Place,
@@ -103,13 +103,19 @@ impl Waiting {
 struct Granted<Q> {
     query: Query<Q>,
     permit: NamePermit,
-    source: SocketAddr,
+    client: Client,
     /// The largest reply, in bytes.
     limit: u16,
     /// The bindings' revision before the decision.
     under: u64,
     /// AAAA without IPv6 listeners: the reply only shows whether the name exists (RFC 8020).
     existence: bool,
+}
+
+/// Where a query came from.
+struct Client {
+    source: SocketAddr,
+    guest: Guest,
 }
 
 /// The transport of a query.
@@ -130,16 +136,17 @@ impl Responder {
     /// Processes one message; a reply replaces the contents of `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();
-        match self.services.gate.query(source.ip(), now) {
-            QueryPace::Now => self.answer(message, source, over, true, into),
+        let client = Client { source, guest: self.services.identify(source.ip(), None) };
+        match self.services.gate.query(&client.guest.usage, now) {
+            QueryPace::Now => self.answer(message, client, over, true, into),
             QueryPace::After(wait, place) => {
                 self.services.account.metrics().paced(Limit::Queries);
-                let early = Early { message: message.into(), source, over, turn: now + wait, place };
+                let early = Early { message: message.into(), client, over, turn: now + wait, place };
                 Step::Wait(Box::new(Waiting::Turn(early)))
             }
             QueryPace::Over => {
                 self.services.account.metrics().over(Limit::Queries);
-                self.answer(message, source, over, false, into)
+                self.answer(message, client, over, false, into)
             }
             QueryPace::Flood => {
                 self.services.account.metrics().over(Limit::Queries);
@@ -155,12 +162,12 @@ impl Responder {
     }
 
     /// Answers one message now; it is refused if it is not `in_time`.
-    fn answer(&self, message: &[u8], source: SocketAddr, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
+    fn answer(&self, message: &[u8], client: Client, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
         let (query, asked) = match wire::read(message) {
             Message::Noise => return Step::Silence,
             Message::Wrong(metadata, code) => {
                 let reason = if code == ResponseCode::NotImp { Reason::ProtocolNotAllowed } else { Reason::Malformed };
-                self.log(source, None, &Refusal { reason, rule: None });
+                self.log(&client, None, &Refusal { reason, rule: None });
                 return wire::reject(&metadata, code, into).map_or(Step::Silence, |()| Step::Reply);
             }
             Message::Query(query, asked) => (query, asked),
@@ -169,10 +176,12 @@ impl Responder {
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
             // Queries to servers would carry data out that nothing records.
-            true => self.judge(&query, &asked, source).and_then(|permit| match self.services.account.refuses() {
-                false => Ok(permit),
-                true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
-            }),
+            true => {
+                self.judge(&query, &asked, &client.guest).and_then(|permit| match self.services.account.refuses() {
+                    false => Ok(permit),
+                    true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
+                })
+            }
             false => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
         };
         let permit = match judged {
@@ -180,7 +189,7 @@ impl Responder {
             Err(refused) => {
                 // A guest over its rate gets one folded line, whatever it asks for.
                 let named = Some(&asked).filter(|_| in_time);
-                self.log(source, named, &refused.refusal);
+                self.log(&client, named, &refused.refusal);
                 return send(&query, &refused.reply(), limit, into);
             }
         };
@@ -195,9 +204,9 @@ impl Responder {
             }
         };
         match self.services.resolver.try_dns_answer(&permit, kind) {
-            Some(told) => self.tell(&Granted { query, permit, source, limit, under, existence }, told, into),
+            Some(told) => self.tell(&Granted { query, permit, client, limit, under, existence }, told, into),
             None => {
-                let granted = Granted { query: query.to_owned(), permit, source, limit, under, existence };
+                let granted = Granted { query: query.to_owned(), permit, client, limit, under, existence };
                 Step::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
             }
         }
@@ -209,11 +218,12 @@ impl Responder {
             Waiting::Servers(asking) => return self.ask(asking, into).await,
             Waiting::Turn(early) => early,
         };
-        let Early { message, source, over, turn, place } = early;
+        let Early { message, mut client, over, turn, place } = early;
         tokio::time::sleep_until(turn).await;
+        self.services.refresh(&mut client.guest);
         // From here on, it waits for servers like any other query.
         drop(place);
-        match self.answer(&message, source, over, true, into) {
+        match self.answer(&message, client, over, true, into) {
             Step::Silence => false,
             Step::Reply => true,
             Step::Wait(waiting) => match *waiting {
@@ -227,17 +237,18 @@ impl Responder {
     /// Asks the resolver; returns false if there is nothing to send.
     async fn ask(&self, asking: Asking, into: &mut Vec<u8>) -> bool {
         let Asking { mut granted, kind } = asking;
-        let may_look_up = may_look_up(&self.services, granted.source.ip());
+        let may_look_up = self.services.may_look_up(&granted.client.guest);
         let told = self.services.resolver.dns_answer(&granted.permit, kind, may_look_up).await;
         granted.under = self.services.bindings.revision();
-        let Granted { query, permit, source, limit, .. } = &granted;
+        self.services.refresh(&mut granted.client.guest);
+        let Granted { query, permit, client, limit, .. } = &granted;
         // The list may have changed meanwhile, and the reply must match the current one.
-        let again = self.live().policy.permit_name(source.ip(), permit.name());
+        let again = self.snapshot().policy.permit_name(&client.guest.source, permit.name());
         let step = match again {
             Ok(_) => self.tell(&granted, told, into),
             Err(refused) => {
                 let refused = Refused::by_policy(refused.refusal, refused.is_parent);
-                self.log(*source, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
+                self.log(client, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
                 send(query, &refused.reply(), *limit, into)
             }
         };
@@ -245,7 +256,7 @@ impl Responder {
     }
 
     /// Makes all decisions that do not require the resolver.
-    fn judge(&self, query: &Query<&[u8]>, asked: &QuestionName, source: SocketAddr) -> Result<NamePermit, Refused> {
+    fn judge(&self, query: &Query<&[u8]>, asked: &QuestionName, guest: &Guest) -> Result<NamePermit, Refused> {
         if query.edns.is_some_and(|edns| edns.version > 0) {
             return Err(Refused::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
         }
@@ -254,9 +265,9 @@ impl Responder {
         }
         match asked {
             QuestionName::Host(name) => self
-                .live()
+                .snapshot()
                 .policy
-                .permit_name(source.ip(), name)
+                .permit_name(&guest.source, name)
                 .map_err(|refused| Refused::by_policy(refused.refusal, refused.is_parent)),
             // The root exists, and all names lie below it.
             QuestionName::Root => Err(Refused::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted)),
@@ -271,7 +282,7 @@ impl Responder {
         told: Result<DnsAnswer, VetError>,
         into: &mut Vec<u8>,
     ) -> Step {
-        let Granted { query, permit, source, limit, under, existence } = granted;
+        let Granted { query, permit, client, limit, under, existence } = granted;
         let told = match told {
             Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved | LookupError::Crowded)) => {
                 return self.tell_failure(granted, &error, into);
@@ -285,9 +296,8 @@ impl Responder {
         };
         self.services.account.metrics().query_answered(permit.observed());
         if !told.addresses().is_empty() {
-            let (live, from) = (self.live(), Source::from(source.ip()));
-            let guest = live.policy.guest(&from).name;
-            self.services.bindings.note(from.address, guest, permit.name(), told.addresses(), told.ttl());
+            let Client { source, guest } = client;
+            self.services.bindings.note(source.ip(), guest.name(), permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped the bindings that its list refuses before this one was noted.
             if self.services.bindings.revision() != *under {
                 self.services.drop_late_bindings();
@@ -305,7 +315,7 @@ impl Responder {
     }
 
     fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Step {
-        let Granted { query, permit, source, limit, .. } = granted;
+        let Granted { query, permit, client, limit, .. } = granted;
         use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
         let answered = |code| {
             self.services.account.metrics().query_answered(permit.observed());
@@ -340,22 +350,20 @@ impl Responder {
         };
         tracing::debug!(name = %permit.name(), %error, "a guest's DNS query");
         let refused = Refused::new(code, extended, reason);
-        self.log(*source, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
+        self.log(client, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
     }
 
-    fn live(&self) -> arc_swap::Guard<Arc<Live>> {
-        self.services.live.load()
+    fn snapshot(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.services.snapshot.load()
     }
 
     /// Counts a refusal or failure and logs it.
-    fn log(&self, source: SocketAddr, asked: Option<&QuestionName>, refusal: &Refusal) {
-        let live = self.live();
-        let from = Source::from(source.ip());
-        let counters = self.services.account.counters(live.policy.guest(&from).name);
-        let mut record = self.services.account.open(Listener::Dns, source, &counters);
+    fn log(&self, client: &Client, asked: Option<&QuestionName>, refusal: &Refusal) {
+        let Client { source, guest } = client;
+        let mut record = self.services.account.open(Listener::Dns, *source, &guest.counters);
         match asked {
-            Some(QuestionName::Host(name)) => record.claim(&claim(source, name)),
+            Some(QuestionName::Host(name)) => record.claim(&claim(guest, name)),
             Some(QuestionName::Root) => record.shown(b"."),
             Some(QuestionName::Unfit) | None => {}
         }
@@ -391,9 +399,9 @@ impl Refused {
 }
 
 /// Returns the claim of a log line. A query has no port; 443 is the usual one, and near misses are searched with it.
-fn claim(source: SocketAddr, name: &HostName) -> Claim {
+fn claim(guest: &Guest, name: &HostName) -> Claim {
     Claim {
-        source: source.ip().into(),
+        source: guest.source.clone(),
         target: Target { host: Host::Name(name.clone()), port: 443 },
         transport: Transport::Tcp,
         spoken: None,

@@ -4,7 +4,6 @@
 
 use super::responder::{Over, Responder, Step};
 use crate::accept::Accepted;
-use crate::flow::{note_refused, wait_for_turn};
 use crate::relay::Turn;
 use std::io;
 use std::sync::Arc;
@@ -27,17 +26,17 @@ const IDLE: Duration = Duration::from_secs(10);
 
 /// Serves one connection.
 pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
-    let Accepted { stream, source, at, slot } = accepted;
+    let Accepted { stream, source, at, slot, .. } = accepted;
     let slot = match slot {
         Ok(slot) => slot,
         Err(reason) => {
             // It is closed, and the guest tries again.
-            note_refused(&responder.services, reason);
+            responder.services.note_over_limit(reason);
             return;
         }
     };
     let Ok(mut stream) = TcpStream::from_std(stream) else { return };
-    wait_for_turn(&responder.services, &slot).await;
+    responder.services.wait_for_turn(&slot).await;
     let (mut reader, mut writer) = stream.split();
     let mut input = Vec::with_capacity(512);
     let mut reply = Vec::with_capacity(512);

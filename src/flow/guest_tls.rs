@@ -1,12 +1,15 @@
 //! The handshake of a `proxy_tls` connection, before the first request, and the guest's identity by its certificate.
 
-use super::turn_away::turn_away;
-use super::{Deadline, Ended, Filled, Services, fill, refuse, wait_for_turn};
+use super::connection::{Deadline, Filled, fill};
+use super::over_limit;
+use super::refuse::{Dialect, Ended};
+use crate::guest::Guest;
 use crate::limits::{Purpose, Slot};
 use crate::listener::ListenerKind;
+use crate::reason::Reason;
 use crate::relay::{GuestStream, close};
-use crate::source::Source;
-use crate::tls::{self, Complaints, Live, Refused, Socket};
+use crate::services::Services;
+use crate::tls::{self, GuestTls, Refused, Socket};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -15,38 +18,14 @@ use tokio::time::Instant;
 /// The first byte of a handshake record (RFC 8446 §5.1).
 const HANDSHAKE: u8 = 22;
 
-/// The settings for handshakes, and the log of those that fail.
-pub struct GuestTls {
-    live: Live,
-    complaints: Complaints,
-}
-
-/// A guest after its handshake.
-pub(super) struct IdentifiedGuest {
-    pub(super) guest: GuestStream,
-    /// Which guest it is, by its certificate if it presented one.
-    pub(super) who: Source,
+/// A connection after its handshake.
+pub(super) struct Shaken {
+    pub(super) stream: GuestStream,
+    /// Whose it is, by its certificate if it presented one.
+    pub(super) guest: Guest,
     /// Its place. A guest known by a certificate holds one among the places of that guest, no longer among
     /// those of its address.
     pub(super) slot: Slot,
-}
-
-impl GuestTls {
-    /// Uses the settings that are in `live` at each handshake.
-    pub fn new(live: Live) -> GuestTls {
-        GuestTls { live, complaints: Complaints::new("proxy_tls") }
-    }
-
-    /// Can a certificate identify a guest?
-    pub fn names_guests(&self) -> bool {
-        self.live.load().names_guests
-    }
-
-    fn refuse(&self, services: &Services, source: SocketAddr, refused: &Refused) -> Ended {
-        services.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
-        self.complaints.tell(Some(source), refused);
-        Ended
-    }
 }
 
 /// Runs the TLS handshake of a connection from which `first` was already read. Failures are counted. A client
@@ -55,40 +34,38 @@ pub(super) async fn handshake(
     services: &Arc<Services>,
     mut stream: TcpStream,
     source: SocketAddr,
+    guest: Guest,
     slot: Slot,
     mut first: Vec<u8>,
     deadline: &mut Deadline,
-) -> Result<IdentifiedGuest, Ended> {
+) -> Result<Shaken, Ended> {
     let Some(guest_tls) = &services.guest_tls else {
         // Without it there is no such listener.
         close::reset(&stream);
-        return Err(Ended);
+        return Err(Ended::gone());
     };
     if first.is_empty() {
         match fill(&mut stream, &mut first, deadline).await {
             Filled::Bytes => {}
             // Port scanners and health checks.
-            Filled::End | Filled::Revoked(_) => return Err(Ended),
-            Filled::Timeout => return Err(guest_tls.refuse(services, source, &Refused::timeout())),
+            Filled::End => return Err(Ended::gone()),
+            Filled::Timeout => return Err(note(guest_tls, services, source, &Refused::timeout())),
         }
     }
     if first.first() != Some(&HANDSHAKE) {
-        let ended = guest_tls.refuse(services, source, &Refused::not_tls());
-        if first.first().is_some_and(u8::is_ascii_alphabetic) {
-            close::after(&mut stream, &refuse::http_in_clear(&first)).await;
-        } else {
-            close::reset(&stream);
-        }
+        let ended = note(guest_tls, services, source, &Refused::not_tls());
+        let is_http = first.first().is_some_and(u8::is_ascii_alphabetic);
+        let dialect = if is_http { Dialect::ClearToTls { head: &first } } else { Dialect::Silent };
+        dialect.refuse(&mut stream.into(), Reason::Malformed.into(), None).await;
         return Err(ended);
     }
-    let config = Arc::clone(&guest_tls.live.load().guests);
-    match tls::handshake(Socket::new(stream, first), config, deadline.passed()).await {
-        Ok(stream) => {
-            let who = Source { address: source.ip(), certified: tls::certified_name(&stream) };
-            admit(services, stream.into(), source, who, slot).await
-        }
+    match tls::handshake(Socket::new(stream, first), guest_tls.config(), deadline.passed()).await {
+        Ok(stream) => match tls::certified_name(&stream) {
+            Some(name) => admit(services, stream.into(), source, name, slot).await,
+            None => Ok(Shaken { stream: stream.into(), guest, slot }),
+        },
         Err(mut refused) => {
-            let ended = guest_tls.refuse(services, source, &refused);
+            let ended = note(guest_tls, services, source, &refused);
             if let Some(stream) = &mut refused.stream {
                 close::after(stream, b"").await;
             }
@@ -97,26 +74,30 @@ pub(super) async fn handshake(
     }
 }
 
-/// Gives a guest with a certificate a place of its own.
+/// Counts and logs a handshake that failed.
+fn note(guest_tls: &GuestTls, services: &Services, source: SocketAddr, refused: &Refused) -> Ended {
+    let complaints = guest_tls.complaints();
+    services.account.metrics().handshake_refused(complaints.listener(), refused.fault.as_str());
+    complaints.tell(Some(source), refused);
+    Ended::gone()
+}
+
+/// Gives a guest with a certificate a place of its own, in exchange for that of its handshake.
 async fn admit(
     services: &Arc<Services>,
-    guest: GuestStream,
+    stream: GuestStream,
     source: SocketAddr,
-    who: Source,
-    slot: Slot,
-) -> Result<IdentifiedGuest, Ended> {
-    if who.certified.is_none() {
-        return Ok(IdentifiedGuest { guest, who, slot });
-    }
-    drop(slot);
-    match services.gate.admit(&who, Purpose::Flow, Instant::now()) {
+    name: Arc<str>,
+    handshake: Slot,
+) -> Result<Shaken, Ended> {
+    let guest = services.identify(source.ip(), Some(name));
+    drop(handshake);
+    match services.gate.admit(&guest.usage, Purpose::Flow, Instant::now()) {
         Ok(slot) => {
-            wait_for_turn(services, &slot).await;
-            Ok(IdentifiedGuest { guest, who, slot })
+            services.wait_for_turn(&slot).await;
+            Ok(Shaken { stream, guest, slot })
         }
-        Err(reason) => {
-            turn_away(services, ListenerKind::Proxy, guest, (source, &who), reason).await;
-            Err(Ended)
-        }
+        // Inside TLS it is served as on a proxy port.
+        Err(reason) => Err(over_limit::refuse(services, ListenerKind::Proxy, stream, source, &guest, reason).await),
     }
 }

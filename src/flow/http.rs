@@ -1,33 +1,27 @@
 //! HTTP from the first to the last request of a connection: on a proxy port, on a redirected connection, and in
 //! clear inside a tunnel. Each request is parsed strictly, and is judged, counted and logged by itself.
 
-use super::idle_upstreams::{IdleUpstream, UpstreamSlot};
-use super::{
-    Connection, Deadline, Ended, Filled, Relaying, Services, Step, confirm, decide, decide_unnamed, open_record, reach,
-    refuse, transparent, tunnel,
-};
+use super::connection::{Connection, Heard, open_record};
+use super::establish::{PermittedFlow, decide};
+use super::refuse::{Dialect, Ended, Refused};
+use super::{Relaying, Step, http_answer, proxied};
 use crate::account::{Limit, Record};
+use crate::guest::Guest;
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::limits::Pace;
 use crate::listener::Listener;
-use crate::policy::Permit;
-use crate::reason::{Cause, Reason, Verdict, Why};
+use crate::reason::{Cause, Reason, Why};
 use crate::relay::http::{ConnectionAddresses, Done, Failed, Fault, Outgoing, UpstreamConnection, exchange};
-use crate::relay::{Supervision, Tunnel, Turn, close};
-use crate::source::Source;
-use crate::target::{Host, Protocol, Target, Transport};
+use crate::relay::{IdleUpstream, Supervision, Tunnel, Turn, UpstreamSlot, close};
+use crate::services::Services;
+use crate::target::{Host, Protocol, Target};
 use std::future::poll_fn;
-use std::io::ErrorKind::WouldBlock;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
-
-/// The answer to a successful CONNECT (RFC 9110 §9.3.6).
-const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
 /// A request that must not be sent twice uses a kept connection only if that was known to be good this recently.
 /// Otherwise an upstream that is just closing the connection could swallow the request.
@@ -49,10 +43,8 @@ const SILENT: Cause = Cause::typed("the server sent no response", "http_response
 
 /// The tunnel that carries the HTTP: all requests in it must be for the tunnel's target.
 pub(super) struct EnclosingTunnel {
-    /// The claim that the tunnel was opened for.
-    pub(super) claim: Claim,
-    /// The tunnel's own record; it stays open and may be revoked.
-    pub(super) record: Record,
+    /// What the tunnel was opened for. Its record stays open, and it may be revoked.
+    pub(super) flow: PermittedFlow,
     /// How much of the first request was sent to the upstream before it was known to be one.
     pub(super) sent: usize,
 }
@@ -77,75 +69,44 @@ enum Next {
     WebSocket(Box<(UpstreamConnection, Record)>),
 }
 
-/// A CONNECT that the policy permitted.
-pub(super) struct PermittedConnect {
-    pub(super) record: Record,
-    claim: Claim,
-    permit: Permit,
-}
-
 /// What [`early_connect`] found in the first bytes of a connection.
 pub(super) enum EarlyConnect {
     /// A refused CONNECT, with the answer that ends the connection.
     Refused(Vec<u8>),
     /// A permitted CONNECT.
-    Permitted(Box<PermittedConnect>),
+    Permitted(Box<PermittedFlow>),
     /// Anything else; nothing was done about it.
     NotConnect,
 }
 
 /// Judges a CONNECT that arrived together with the connection, if its head is complete and nothing follows it.
-pub(super) fn early_connect(services: &Services, source: SocketAddr, first: &[u8]) -> EarlyConnect {
+pub(super) fn early_connect(services: &Services, source: SocketAddr, guest: &Guest, first: &[u8]) -> EarlyConnect {
     let Ok(Parsed::Complete { head, len }) = RequestHead::parse(first, 0) else { return EarlyConnect::NotConnect };
     let RequestTarget::Authority(target) = &head.target else { return EarlyConnect::NotConnect };
-    let who = Source::from(source.ip());
     // An address that stands for a name needs more than this.
-    let bound = transparent::bound(services, &who, source, target).is_some();
-    if bound || len != first.len() {
+    if len != first.len() || proxied::named_by_dns(services, source, guest, target).is_some() {
         return EarlyConnect::NotConnect;
     }
-    let record = open_record(services, Listener::Proxy, source, &who, None);
-    match permit_connect(services, who, record, target.clone()) {
-        Ok(asked) => EarlyConnect::Permitted(Box::new(asked)),
-        Err((reason, claim)) => EarlyConnect::Refused(refuse::http(reason, Some(&claim.target), first, true)),
+    let record = open_record(services, Listener::Proxy, source, guest, None);
+    let claim = proxied::claim(guest, target.clone(), Evidence::Connect);
+    match decide(services, claim, record, Reason::NotWhitelisted) {
+        Ok(flow) => EarlyConnect::Permitted(Box::new(flow)),
+        Err(refused) => {
+            let (why, target) = refused.close();
+            EarlyConnect::Refused(http_answer::refusal(why, target.as_ref(), first, true))
+        }
     }
 }
 
-/// Judges a CONNECT by its authority. The protocol inside it is judged later.
-fn permit_connect(
-    services: &Services,
-    source: Source,
-    mut record: Record,
-    target: Target,
-) -> Result<PermittedConnect, (Reason, Claim)> {
-    let claim = claim(source, target, None, Evidence::Connect);
-    match decide(services, &claim, &mut record) {
-        Ok(permit) => Ok(PermittedConnect { record, claim, permit }),
-        Err(refusal) => Err((refusal.reason, claim)),
-    }
+/// Opens the tunnel for a permitted CONNECT that is all of the connection's input.
+pub(super) async fn connect(mut connection: Box<Connection>, flow: PermittedFlow) -> Result<Step, Ended> {
+    let head = std::mem::take(&mut connection.input);
+    let dialect = Dialect::Connect { head: &head, alone: true };
+    proxied::open_permitted(connection, Listener::Proxy, flow, dialect).await
 }
 
-/// Opens the tunnel for a CONNECT that is all of the connection's input.
-pub(super) async fn connect(mut connection: Box<Connection>, asked: PermittedConnect) -> Result<Step, Ended> {
-    let raw = std::mem::take(&mut connection.input);
-    Session { connection, listener: Listener::Proxy, tunnel_around: None, upstream: None, turn: Turn::default() }
-        .open(asked, &raw)
-        .await
-}
-
-fn claim(source: Source, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-    Claim { source, target, transport: Transport::Tcp, spoken, ech: false, evidence }
-}
-
-/// Serves a connection on a proxy port.
-pub(super) async fn serve(connection: Box<Connection>) -> Result<Step, Ended> {
-    Session { connection, listener: Listener::Proxy, tunnel_around: None, upstream: None, turn: Turn::default() }
-        .run()
-        .await
-}
-
-/// Serves HTTP on a redirected connection: each request's Host names the destination.
-pub(super) async fn serve_transparent(connection: Box<Connection>, listener: Listener) -> Result<Step, Ended> {
+/// Serves HTTP on a proxy port, or on a redirected connection, where each request's Host names the destination.
+pub(super) async fn serve(connection: Box<Connection>, listener: Listener) -> Result<Step, Ended> {
     Session { connection, listener, tunnel_around: None, upstream: None, turn: Turn::default() }.run().await
 }
 
@@ -157,8 +118,8 @@ pub(super) async fn serve_inside(
     upstream: UpstreamConnection,
 ) -> Result<Step, Ended> {
     let kept = Box::new(IdleUpstream {
-        claim: tunnel_around.claim.clone(),
-        target: tunnel_around.claim.target.clone(),
+        claim: tunnel_around.flow.claim.clone(),
+        target: tunnel_around.flow.claim.target.clone(),
         peer: upstream,
         since: Instant::now(),
         half_said: tunnel_around.sent > 0,
@@ -190,7 +151,7 @@ impl Session {
                     self.turn.next(COST).await;
                     self.serve(&head, &raw).await?
                 }
-                Err(error) => return self.malformed(&raw, error).await,
+                Err(error) => return Err(self.malformed(&raw, error).await),
             };
             match next {
                 Next::Request => {
@@ -198,7 +159,10 @@ impl Session {
                     self.reuse(raw);
                     self.rearm();
                 }
-                Next::Connect(target) => return self.connect(target, &raw).await,
+                Next::Connect(target) => {
+                    let dialect = Dialect::Connect { head: &raw, alone: self.connection.input.is_empty() };
+                    return proxied::open(self.connection, self.listener, target, Evidence::Connect, dialect).await;
+                }
                 Next::WebSocket(with) => return Ok(Step::Relay(Box::new(self.websocket(*with)))),
             }
         }
@@ -218,10 +182,10 @@ impl Session {
         let is_connect = matches!(head.target, RequestTarget::Authority(_));
         if !is_connect && !self.wait_for_turn().await {
             let mut record = self.connection.record(self.listener);
+            // The guest learns the reason, and the operator also which limit it was.
             record.refuse(Limit::Requests.why(Reason::LimitRate), None);
-            drop(record);
             // The last answer. Otherwise a client that keeps asking would be refused as quickly as it asks.
-            return self.last_answer(Reason::LimitRate, None, raw).await;
+            return Err(self.refuse(Refused::noted(record, Reason::LimitRate, None), raw).await);
         }
         let asked = match (&self.tunnel_around, self.connection.original) {
             (Some(tunnel_around), _) => target_inside_tunnel(tunnel_around, head),
@@ -233,17 +197,20 @@ impl Session {
             },
         };
         match asked {
-            Ok((target, evidence)) => self.forward(self.claim(target, Some(Protocol::Http), evidence), head, raw).await,
+            Ok((target, evidence)) => self.forward(self.claim(target, evidence), head, raw).await,
             Err(why) => {
                 let mut record = self.connection.record(self.listener);
                 if let Some(shown) = &head.host {
                     record.shown(shown.host.to_string().as_bytes());
                 }
-                record.refuse(why, None);
-                drop(record);
-                self.last_answer(why, None, raw).await
+                Err(self.refuse(Refused::new(record, why, None), raw).await)
             }
         }
+    }
+
+    /// Tells the guest that its request is refused, and ends the connection.
+    async fn refuse(&mut self, refused: Box<Refused>, head: &[u8]) -> Ended {
+        refused.tell(&mut self.connection.stream, Dialect::Http { head }).await
     }
 
     /// Delays a request over its guest's rate until its turn. Returns false if that would take too long.
@@ -265,53 +232,51 @@ impl Session {
     /// Waits for more of the guest's bytes. Between requests, an idle connection just ends.
     async fn more(&mut self, within_head: bool) -> Result<(), Ended> {
         let stop = self.connection.services.stop.clone();
-        let tunnel_around = self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.record.flow()));
+        let tunnel_around =
+            self.tunnel_around.as_ref().map(|tunnel_around| Arc::clone(tunnel_around.flow.record.flow()));
         let evicted = self.connection.slot.evicted();
         let may_go = !within_head && tunnel_around.is_none();
         let revoked = poll_fn(move |cx| tunnel_around.as_ref().map_or(Poll::Pending, |flow| flow.poll_revoked(cx)));
         let (connection, turn) = (&mut self.connection, &mut self.turn);
         let filled = tokio::select! {
             biased;
-            filled = turn.rest(connection.fill()) => filled,
-            reason = revoked => Filled::Revoked(reason),
-            () = stop.cancelled(), if !within_head => Filled::End,
+            filled = turn.rest(connection.fill()) => Heard::from(filled),
+            reason = revoked => Heard::Revoked(reason),
+            () = stop.cancelled(), if !within_head => Heard::End,
             // The cheapest connection to close: it has no request in progress.
             () = evicted, if may_go => {
                 connection.services.account.metrics().closed_for_others(1);
-                Filled::End
+                Heard::End
             }
         };
         let why = match filled {
-            Filled::Bytes => {
+            Heard::Bytes => {
                 if !within_head {
                     self.connection.deadline.restart(self.connection.services.gate.settings().handshake_timeout);
                 }
                 return Ok(());
             }
-            Filled::Timeout if within_head => Reason::Timeout.into(),
-            Filled::End if within_head => Why::malformed("the connection ended within the head of a request"),
-            Filled::End | Filled::Timeout | Filled::Revoked(_) => {
-                if !self.close_enclosing() {
-                    self.connection.take_leave().await;
-                }
-                return Err(Ended);
+            Heard::Timeout if within_head => Reason::Timeout.into(),
+            Heard::End if within_head => Why::malformed("the connection ended within the head of a request"),
+            Heard::End | Heard::Timeout | Heard::Revoked(_) => {
+                return Err(match self.end_revoked_tunnel() {
+                    Some(ended) => ended,
+                    None => self.connection.leave().await,
+                });
             }
         };
         let raw = std::mem::take(&mut self.connection.input);
-        self.note_unread(&raw, why);
-        self.last_answer(why, None, &raw).await
+        let refused = self.unread(&raw, why);
+        Err(self.refuse(refused, &raw).await)
     }
 
-    /// Resets the guest's connection if the tunnel around this session was revoked. Returns whether it was.
-    fn close_enclosing(&mut self) -> bool {
-        if let Some(tunnel_around) = &mut self.tunnel_around
-            && let Some(reason) = tunnel_around.record.flow().revocation()
-        {
-            tunnel_around.record.refuse(reason, None);
-            close::reset(&self.connection.guest);
-            return true;
-        }
-        false
+    /// Resets the guest's connection if the tunnel around this session was revoked.
+    fn end_revoked_tunnel(&mut self) -> Option<Ended> {
+        let record = &mut self.tunnel_around.as_mut()?.flow.record;
+        let reason = record.flow().revocation()?;
+        record.refuse(reason, None);
+        close::reset(&self.connection.stream);
+        Some(Ended::gone())
     }
 
     /// Restarts the deadline for the next request: the idle timeout until its first byte, then the handshake timeout.
@@ -321,149 +286,49 @@ impl Session {
         self.connection.deadline.restart(if begun { limits.handshake_timeout } else { limits.idle_timeout });
     }
 
-    /// Opens and closes a record for a head that could not be read, with its first line.
-    fn note_unread(&self, raw: &[u8], why: Why) {
+    /// Refuses a head that could not be read; the record shows its first line.
+    fn unread(&mut self, raw: &[u8], why: Why) -> Box<Refused> {
         let mut record = self.connection.record(self.listener);
         record.shown(raw.split(|byte| matches!(byte, b'\r' | b'\n')).next().unwrap_or_default());
-        record.refuse(why, None);
+        Refused::new(record, why, None)
     }
 
-    async fn malformed<T>(&mut self, raw: &[u8], error: HeadError) -> Result<T, Ended> {
-        self.note_unread(raw, error.why());
-        let answer = refuse::http_status(error.why(), error.status(), None, raw, true);
-        close::after(&mut self.connection.guest, &answer).await;
-        Err(Ended)
+    async fn malformed(&mut self, raw: &[u8], error: HeadError) -> Ended {
+        let refused = self.unread(raw, error.why());
+        let dialect = Dialect::UnreadableHttp { head: raw, status: error.status() };
+        refused.tell(&mut self.connection.stream, dialect).await
     }
 
     /// Answers a refused request. Keeps the connection if no request body is in the way.
-    async fn answer(
-        &mut self,
-        reason: Reason,
-        target: Option<&Target>,
-        head: &RequestHead<'_>,
-        raw: &[u8],
-    ) -> Result<Next, Ended> {
+    async fn answer(&mut self, refused: Box<Refused>, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
         let busy = head.body != Body::None || self.connection.services.stop.is_cancelled();
         // A guest whose request is refused inside a tunnel has no other request to make there.
         if !head.keep_alive || busy || self.tunnel_around.is_some() {
-            return self.last_answer(reason, target, raw).await;
+            return Err(self.refuse(refused, raw).await);
         }
-        let answer = refuse::http(reason, target, raw, false);
-        // The answer to HEAD omits the body that its length describes (RFC 9110 §9.3.2).
-        let len = if head.method == b"HEAD" { refuse::head_len(&answer) } else { answer.len() };
-        let mut deadline = Deadline::after(self.connection.services.gate.settings().idle_timeout);
-        let guest = &mut self.connection.guest;
-        let written = async {
-            guest.write_all(answer.get(..len).unwrap_or(&answer)).await?;
-            guest.flush().await
-        };
-        tokio::select! {
-            biased;
-            written = written => written.map(|()| Next::Request).map_err(|_| Ended),
-            () = deadline.passed() => Err(Ended),
-        }
+        let (why, target) = refused.close();
+        let answer = http_answer::refusal(why, target.as_ref(), raw, false);
+        self.connection.say_unrecorded(http_answer::for_method(&answer, raw)).await.map(|()| Next::Request)
     }
 
-    /// Answers and closes.
-    async fn last_answer<T>(&mut self, why: impl Into<Why>, target: Option<&Target>, raw: &[u8]) -> Result<T, Ended> {
-        let answer = refuse::http(why, target, raw, true);
-        let head_only = raw.starts_with(b"HEAD ");
-        let len = if head_only { refuse::head_len(&answer) } else { answer.len() };
-        close::after(&mut self.connection.guest, answer.get(..len).unwrap_or(&answer)).await;
-        Err(Ended)
-    }
-
-    fn claim(&self, target: Target, spoken: Option<Protocol>, evidence: Evidence) -> Claim {
-        claim(self.connection.who.clone(), target, spoken, evidence)
-    }
-
-    async fn connect(mut self, target: Target, raw: &[u8]) -> Result<Step, Ended> {
-        let Connection { services, who, source, .. } = &*self.connection;
-        match (transparent::bound(services, who, *source, &target), &target.host) {
-            (Some(Ok(())), Host::Addr(address)) => {
-                let original = SocketAddr::new(*address, target.port);
-                self.connection.tell(ESTABLISHED).await?;
-                return transparent::serve_bound(self.connection, self.listener, original).await;
-            }
-            (Some(Err(claim)), _) => {
-                let mut record = self.connection.record(self.listener);
-                let reason = match self.connection.decide(&claim, &mut record) {
-                    Err(refusal) => refusal.reason,
-                    // Another policy came into force since.
-                    Ok(_) => Reason::Revoked,
-                };
-                record.refuse(reason, None);
-                drop(record);
-                return self.refuse_connect(reason, &claim, raw).await;
-            }
-            _ => {}
-        }
-        match permit_connect(
-            &self.connection.services,
-            self.connection.who.clone(),
-            self.connection.record(self.listener),
-            target,
-        ) {
-            Ok(asked) => self.open(asked, raw).await,
-            Err((reason, claim)) => self.refuse_connect(reason, &claim, raw).await,
-        }
-    }
-
-    async fn open(mut self, asked: PermittedConnect, raw: &[u8]) -> Result<Step, Ended> {
-        let PermittedConnect { mut record, claim, permit } = asked;
-        match reach(&self.connection.services, &claim, &permit, &mut record).await {
-            Ok(upstream) => {
-                self.connection.say(ESTABLISHED, &mut record).await?;
-                let opened = tunnel::OpenTunnel { listener: self.listener, record, claim, permit, upstream };
-                Ok(Step::Tunnel(self.connection, Box::new(opened)))
-            }
-            Err(reason) => {
-                drop(record);
-                self.refuse_connect(reason, &claim, raw).await
-            }
-        }
-    }
-
-    async fn refuse_connect(mut self, reason: Reason, claim: &Claim, raw: &[u8]) -> Result<Step, Ended> {
-        if let Some(guest) = self.connection.guest.in_clear()
-            && self.connection.input.is_empty()
-            && reason.verdict() == Verdict::Denied
-            && matches!(guest.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock)
-        {
-            // No unread bytes prevent the delivery of the answer, so an ordinary close delivers it.
-            let answer = refuse::http(reason, Some(&claim.target), raw, true);
-            match guest.try_write(&answer) {
-                // The connection is so new that the runtime does not know yet that it is writable.
-                Err(error) if error.kind() == WouldBlock => {}
-                _ => return Err(Ended),
-            }
-        }
-        self.last_answer(reason, Some(&claim.target), raw).await
+    fn claim(&self, target: Target, evidence: Evidence) -> Claim {
+        Claim { spoken: Some(Protocol::Http), ..proxied::claim(&self.connection.guest, target, evidence) }
     }
 
     /// Serves one plain-HTTP request: decide, reach, exchange.
     async fn forward(&mut self, claim: Claim, head: &RequestHead<'_>, raw: &[u8]) -> Result<Next, Ended> {
-        let mut record = self.connection.record(self.listener);
-        let decision = match self.connection.original {
-            Some(_) => decide_unnamed(&self.connection.services, &claim, &mut record),
-            None => self.connection.decide(&claim, &mut record),
-        };
-        let permit = match decision {
-            Ok(permit) => permit,
-            Err(refusal) => {
-                drop(record);
-                return self.answer(refusal.reason, Some(&claim.target), head, raw).await;
-            }
+        let record = self.connection.record(self.listener);
+        let unnamed = if self.connection.original.is_some() { Reason::NoName } else { Reason::NotWhitelisted };
+        let mut flow = match decide(&self.connection.services, claim, record, unnamed) {
+            Ok(flow) => flow,
+            Err(refused) => return self.answer(refused, head, raw).await,
         };
         let mut repeated = false;
         loop {
             let sent = self.tunnel_around.as_mut().map_or(0, |tunnel_around| std::mem::take(&mut tunnel_around.sent));
-            let mut upstream = match self.upstream(&claim, &permit, is_repeatable(head), &mut record).await {
+            let mut upstream = match self.upstream(&mut flow, is_repeatable(head)).await {
                 Ok(upstream) => upstream,
-                Err(reason) => {
-                    drop(record);
-                    return self.answer(reason, Some(&claim.target), head, raw).await;
-                }
+                Err(reason) => return self.answer(flow.refused(reason), head, raw).await,
             };
             let mut written = Vec::with_capacity(512);
             head.write_request(&mut written);
@@ -475,22 +340,21 @@ impl Session {
                     Some(rest) => written = rest.to_vec(),
                     None => {
                         upstream.peer.abort();
-                        record.refuse(HALF_SAID, None);
-                        drop(record);
-                        return self.last_answer(HALF_SAID, Some(&claim.target), raw).await;
+                        let refused = Refused::new(flow.record, HALF_SAID, Some(flow.claim.target));
+                        return Err(self.refuse(refused, raw).await);
                     }
                 }
             }
-            match self.exchange(head, written, &mut upstream.peer, &mut record).await {
+            match self.exchange(head, written, &mut upstream.peer, &mut flow.record).await {
                 Ok(Done::Answered { guest_reusable, upstream_reusable }) => {
                     upstream.since = Instant::now();
                     upstream.spent = matches!(head.body, Body::None | Body::Length(0));
-                    upstream.claim = claim;
+                    upstream.claim = flow.claim;
                     match upstream_reusable {
                         true => self.keep(upstream),
                         false => upstream.close(),
                     }
-                    if record.flow().revocation().is_some()
+                    if flow.record.flow().revocation().is_some()
                         && let Some(kept) = self.upstream.as_ref().and_then(UpstreamSlot::take)
                     {
                         // The reload that revoked it may have searched the kept connections before this was one.
@@ -499,37 +363,33 @@ impl Session {
                     if guest_reusable && !self.connection.services.stop.is_cancelled() {
                         return Ok(Next::Request);
                     }
-                    drop(record);
-                    close::after(&mut self.connection.guest, b"").await;
-                    return Err(Ended);
+                    drop(flow.record);
+                    close::after(&mut self.connection.stream, b"").await;
+                    return Err(Ended::gone());
                 }
-                Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, record)))),
+                Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, flow.record)))),
                 Err(Failed { fault: Fault::Stale, .. }) if !repeated => repeated = true,
                 Err(failed) => {
                     upstream.peer.abort();
-                    return self.failed(failed, &claim.target, raw, record).await;
+                    return Err(self.failed(failed, flow, raw).await);
                 }
             }
         }
     }
 
-    /// Returns the kept connection if it leads to the same target and is still good, or else a new one.
-    async fn upstream(
-        &mut self,
-        claim: &Claim,
-        permit: &Permit,
-        repeatable: bool,
-        record: &mut Record,
-    ) -> Result<Box<IdleUpstream>, Reason> {
+    /// Returns the kept connection if it leads to the same target and is still good, or else a new one. If there is
+    /// none, the reason is in the record.
+    async fn upstream(&mut self, flow: &mut PermittedFlow, repeatable: bool) -> Result<Box<IdleUpstream>, Reason> {
+        let services = &self.connection.services;
         if let Some(kept) = self.upstream.as_ref().and_then(UpstreamSlot::take) {
-            if kept.target == *permit.target()
+            let ConnectionAddresses { peer, local } = kept.peer.addresses;
+            if kept.target == *flow.permit.target()
                 && kept.peer.is_idle()
                 && (repeatable || kept.since.elapsed() < FRESH)
-                && self.connection.services.resolver.screen(permit, &[kept.peer.addresses.peer.ip()]).is_ok()
+                && services.resolver.screen(&flow.permit, &[peer.ip()]).is_ok()
             {
-                record.upstream(kept.peer.addresses.peer, kept.peer.addresses.local);
                 // A reload could not find it any more in its slot, and this flow had no address until now.
-                if let Err(reason) = confirm(&self.connection.services, claim, kept.peer.addresses.peer, record) {
+                if let Err(reason) = flow.confirm(services, peer, local) {
                     kept.peer.abort();
                     return Err(reason);
                 }
@@ -538,11 +398,11 @@ impl Session {
             kept.close();
         }
         self.turn.moved(DIAL_COST);
-        let upstream = reach(&self.connection.services, claim, permit, record).await?;
+        let upstream = flow.reach(services, &self.connection.guest).await?;
         let addresses = ConnectionAddresses { peer: upstream.peer, local: upstream.local };
         Ok(Box::new(IdleUpstream {
-            claim: claim.clone(),
-            target: permit.target().clone(),
+            claim: flow.claim.clone(),
+            target: flow.permit.target().clone(),
             peer: UpstreamConnection::new(upstream.stream, addresses),
             since: Instant::now(),
             half_said: false,
@@ -576,58 +436,57 @@ impl Session {
         };
         let supervision = Supervision {
             flow: record.flow(),
-            around: self.tunnel_around.as_ref().map(|tunnel_around| &**tunnel_around.record.flow()),
+            around: self.tunnel_around.as_ref().map(|tunnel_around| &**tunnel_around.flow.record.flow()),
             idle: limits.idle_timeout,
             long_lived: &|| record.still_open(),
         };
-        let Connection { guest, input, .. } = &mut *self.connection;
-        exchange(guest, input, peer, outgoing, supervision).await
+        let Connection { stream, input, .. } = &mut *self.connection;
+        exchange(stream, input, peer, outgoing, supervision).await
     }
 
     /// Turns the connection into a WebSocket: its bytes are relayed unread.
     fn websocket(self, (peer, record): (UpstreamConnection, Record)) -> Relaying {
-        let Connection { services, guest, slot, active, input, .. } = *self.connection;
-        let tunnel = Tunnel::new(guest, peer.stream, input, peer.input);
+        let Connection { services, stream, slot, active, input, .. } = *self.connection;
+        let tunnel = Tunnel::new(stream, peer.stream, input, peer.input);
         Relaying {
             tunnel,
             record,
             idle: services.gate.settings().idle_timeout,
             slot,
             active,
-            outer: self.tunnel_around.map(|tunnel_around| tunnel_around.record),
+            outer: self.tunnel_around.map(|tunnel_around| tunnel_around.flow.record),
         }
     }
 
     /// Ends the connection after a failed exchange, with an answer if none has begun.
-    async fn failed(&mut self, failed: Failed, target: &Target, raw: &[u8], mut record: Record) -> Result<Next, Ended> {
+    async fn failed(&mut self, failed: Failed, flow: PermittedFlow, raw: &[u8]) -> Ended {
+        let PermittedFlow { record, claim, .. } = flow;
         let why = match failed.fault {
-            Fault::Stale | Fault::Closed => Some(Why::because(Reason::DialFailed, CLOSED)),
-            Fault::Response(cause) => Some(Why::because(Reason::ProtocolError, cause)),
-            Fault::GuestMalformed(phrase) => Some(Why::malformed(phrase)),
-            Fault::Silent => Some(Why::because(Reason::Timeout, SILENT)),
-            Fault::Idle => Some(Reason::Timeout.into()),
-            Fault::Stopped => Some(record.flow().revocation().unwrap_or(Reason::Revoked).into()),
-            Fault::GuestGone => None,
-        };
-        if let Some(why) = why {
-            record.refuse(why, None);
-        }
-        drop(record);
-        self.close_enclosing();
-        match why {
-            Some(why) if !failed.answered => self.last_answer(why, Some(target), raw).await,
-            _ => {
-                // A partial answer must not look like a complete one.
-                close::reset(&self.connection.guest);
-                Err(Ended)
+            Fault::Stale | Fault::Closed => Why::because(Reason::DialFailed, CLOSED),
+            Fault::Response(cause) => Why::because(Reason::ProtocolError, cause),
+            Fault::GuestMalformed(phrase) => Why::malformed(phrase),
+            Fault::Silent => Why::because(Reason::Timeout, SILENT),
+            Fault::Idle => Reason::Timeout.into(),
+            Fault::Stopped => record.flow().revocation().unwrap_or(Reason::Revoked).into(),
+            Fault::GuestGone => {
+                drop(record);
+                return self.end_revoked_tunnel().unwrap_or_else(|| {
+                    close::reset(&self.connection.stream);
+                    Ended::gone()
+                });
             }
-        }
+        };
+        let refused = Refused::new(record, why, Some(claim.target));
+        // A partial answer must not look like a complete one.
+        let dialect = if failed.answered { Dialect::Silent } else { Dialect::Http { head: raw } };
+        self.end_revoked_tunnel();
+        refused.tell(&mut self.connection.stream, dialect).await
     }
 }
 
 /// The destination of a request inside a tunnel: the tunnel's target, or none.
 fn target_inside_tunnel(tunnel_around: &EnclosingTunnel, head: &RequestHead<'_>) -> Result<(Target, Evidence), Why> {
-    let claim = &tunnel_around.claim;
+    let claim = &tunnel_around.flow.claim;
     let target = match &head.target {
         RequestTarget::Origin(_) | RequestTarget::Asterisk => claim.with_host(head.host.as_ref())?.target,
         RequestTarget::Absolute { target, .. } if *target == claim.target => target.clone(),

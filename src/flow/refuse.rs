@@ -1,161 +1,170 @@
-//! Refusals as the guest sees them: HTTP, TLS alert, SOCKS5. None of them contains resolved addresses, rules or
-//! internal errors.
+//! How a guest's connection ends other than by its own will: first its record is closed, then the upstream is reset,
+//! and then the guest is told in its own protocol.
 
-use crate::reason::{Reason, Verdict, Why};
+use super::http_answer;
+use crate::account::Record;
+use crate::identify::socks;
+use crate::reason::{Verdict, Why};
 use crate::relay::{GuestStream, close};
 use crate::target::Target;
-use std::io::Write;
+use std::io::ErrorKind::WouldBlock;
+use tokio::net::TcpStream;
 
 /// A fatal `access_denied` alert (RFC 8446 §6, RFC 5246 §7.2) in a record of version 3.3.
-pub(super) const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 
-/// Ends a TLS connection. A refusal is an alert, so that the client reports "access denied" and not "connection
-/// reset". A failure of something allowed is a reset: clients treat a reset as a network fault and try again,
-/// but treat any alert as the server's final answer.
-pub(super) async fn tls(guest: &mut GuestStream, reason: Reason) {
-    if reason.verdict() == Verdict::Failed {
-        close::reset(&*guest);
-    } else {
-        close::after(guest, &TLS_ALERT).await;
+/// The answer to a successful CONNECT (RFC 9110 §9.3.6).
+const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
+
+/// A connection that has ended: the guest was told and its record is closed. Only this module makes one.
+pub(super) struct Ended(());
+
+impl Ended {
+    /// There is nobody left to tell.
+    pub(super) fn gone() -> Ended {
+        Ended(())
     }
 }
 
-/// Answers HTTP/2 in clear with HTTP/1.1, which its clients treat as the end at once. A GOAWAY could carry the
-/// reason, but gRPC then retries for as long as its caller waits, and its C core (1.85) aborts the process on a
-/// GOAWAY with HTTP_1_1_REQUIRED.
-pub(super) fn http2(reason: Reason) -> Vec<u8> {
-    http(reason, None, &[], true)
+/// A flow or request that was refused or failed, before its guest is told. Always boxed: it is passed up from step to
+/// step.
+pub(super) struct Refused {
+    /// It holds the reason.
+    record: Record,
+    why: Why,
+    /// What was asked for.
+    target: Option<Target>,
+    /// To be reset before the guest is told.
+    upstream: Option<TcpStream>,
 }
 
-/// A whole HTTP/1.1 answer: status, Proxy-Status (RFC 9209) and a body in JSON, or in HTML where the request's
-/// Accept prefers it. `head` is the request's head as received. It is only searched for Accept, so it may be
-/// cut or malformed.
-pub(super) fn http(why: impl Into<Why>, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    let why = why.into();
-    http_status(why, why.reason.http_status(), target, head, close)
-}
+impl Refused {
+    /// Enters the reason in the record.
+    pub(super) fn new(mut record: Record, why: impl Into<Why>, target: Option<Target>) -> Box<Refused> {
+        let why = why.into();
+        record.refuse(why, None);
+        Refused::noted(record, why, target)
+    }
 
-/// As [`http`], with an explicit status (405, 431, 505 for malformed heads).
-pub(super) fn http_status(why: Why, status: u16, target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    answer(why, (status, &why.message()), target, head, close)
-}
+    /// As [`new`](Self::new), for a record that holds its reason already.
+    pub(super) fn noted(record: Record, why: impl Into<Why>, target: Option<Target>) -> Box<Refused> {
+        Box::new(Refused { record, why: why.into(), target, upstream: None })
+    }
 
-/// The answer to a client that sends HTTP in clear to a TLS port.
-pub(super) fn http_in_clear(head: &[u8]) -> Vec<u8> {
-    let message = "TLS is spoken on this port; write the proxy as https://host:port.";
-    answer(Reason::Malformed.into(), (Reason::Malformed.http_status(), message), None, head, true)
-}
+    /// Also ends this connection, by a reset.
+    pub(super) fn with_upstream(mut self: Box<Self>, upstream: TcpStream) -> Box<Refused> {
+        self.upstream = Some(upstream);
+        self
+    }
 
-fn answer(why: Why, (status, message): (u16, &str), target: Option<&Target>, head: &[u8], close: bool) -> Vec<u8> {
-    let reason = why.reason;
-    let destination = target.map(Target::to_string).unwrap_or_default();
-    let (kind, body) = if prefers_html(head) {
-        ("text/html; charset=utf-8", html(reason, message, &destination))
-    } else {
-        ("application/json", json(reason, message, &destination))
-    };
-    let mut answer = Vec::with_capacity(512);
-    let connection = if close { "close" } else { "keep-alive" };
-    // Writing to a Vec cannot fail.
-    let _ = write!(
-        answer,
-        "HTTP/1.1 {status} {}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nCache-Control: no-store\r\n\
-         Proxy-Status: outgate; error={}; details=\"{reason}\"\r\nConnection: {connection}\r\n\r\n{body}",
-        phrase(status),
-        body.len(),
-        why.proxy_error(),
-    );
-    answer
-}
+    /// Closes the record and tells the guest. Returns what ends its connection.
+    pub(super) async fn tell(self: Box<Self>, guest: &mut GuestStream, dialect: Dialect<'_>) -> Ended {
+        let (why, target) = self.close();
+        dialect.refuse(guest, why, target.as_ref()).await;
+        Ended(())
+    }
 
-/// The length of the head of an answer made here, blank line included.
-pub(super) fn head_len(answer: &[u8]) -> usize {
-    answer.windows(4).position(|four| four == b"\r\n\r\n").map_or(answer.len(), |at| at + 4)
-}
+    /// Closes the record without an answer: an ordinary close follows.
+    pub(super) fn end(self: Box<Self>) -> Ended {
+        self.close();
+        Ended(())
+    }
 
-fn json(reason: Reason, message: &str, destination: &str) -> String {
-    // A destination is a canonical host and port or empty: nothing in it needs escaping.
-    format!("{{\"reason\":\"{reason}\",\"destination\":\"{destination}\",\"message\":\"{message}\"}}\n")
-}
-
-fn html(reason: Reason, message: &str, destination: &str) -> String {
-    let to =
-        if destination.is_empty() { String::new() } else { format!("<p>Destination: <code>{destination}</code></p>") };
-    format!(
-        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>Refused by outgate</title>\
-         <h1>Refused by outgate</h1><p>{message}</p>{to}<p>Reason: <code>{reason}</code></p></html>\n"
-    )
-}
-
-/// Does the Accept header name text/html, and name it before any application/json?
-fn prefers_html(head: &[u8]) -> bool {
-    let Some(accept) = head.split(|b| *b == b'\n').find_map(accept_value) else { return false };
-    let accept = accept.to_ascii_lowercase();
-    let find = |what: &[u8]| accept.windows(what.len()).position(|window| window == what);
-    match (find(b"text/html"), find(b"application/json")) {
-        (Some(html), Some(json)) => html < json,
-        (Some(_), None) => true,
-        _ => false,
+    /// Closes the record and resets the upstream, so that only the answer is left to be sent.
+    pub(super) fn close(self: Box<Self>) -> (Why, Option<Target>) {
+        let Refused { record, why, target, upstream } = *self;
+        drop(record);
+        if let Some(upstream) = upstream {
+            close::reset(&upstream);
+        }
+        (why, target)
     }
 }
 
-fn accept_value(line: &[u8]) -> Option<&[u8]> {
-    let (name, value) = line.split_at_checked(7)?;
-    name.eq_ignore_ascii_case(b"accept:").then_some(value)
+/// Resets both connections of a tunnel that one side broke off, so that the other side does not take what it
+/// received for complete.
+pub(super) fn cut(guest: &GuestStream, upstream: &TcpStream) -> Ended {
+    close::reset(guest);
+    close::reset(upstream);
+    Ended(())
 }
 
-/// The reason phrases of the statuses used here (RFC 9110 §15, RFC 6585).
-const fn phrase(status: u16) -> &'static str {
-    match status {
-        400 => "Bad Request",
-        403 => "Forbidden",
-        405 => "Method Not Allowed",
-        417 => "Expectation Failed",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        _ => "Error",
-    }
+/// The protocol in which a guest learns what became of its request. No answer contains resolved addresses, rules or
+/// internal errors.
+#[derive(Clone, Copy)]
+pub(super) enum Dialect<'a> {
+    /// A CONNECT; `head` is all of the request, as received. `alone`: nothing follows it.
+    Connect { head: &'a [u8], alone: bool },
+    /// Any other HTTP/1 request, whole or in part, as received.
+    Http { head: &'a [u8] },
+    /// HTTP/1 that cannot be read, and the status that says so.
+    UnreadableHttp { head: &'a [u8], status: u16 },
+    /// HTTP in clear where TLS is spoken.
+    ClearToTls { head: &'a [u8] },
+    /// HTTP/2 in clear.
+    Http2,
+    /// SOCKS5, after its greeting.
+    Socks,
+    /// TLS, before the server has answered.
+    Tls,
+    /// These bytes say all.
+    Bytes(&'a [u8]),
+    /// Nothing can be said: the connection is reset.
+    Silent,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn text(bytes: &[u8]) -> &str {
-        std::str::from_utf8(bytes).unwrap()
-    }
-
-    #[test]
-    fn an_answer_says_why_in_status_header_and_body() {
-        let target = Target::parse(b"evil.test:443", None).unwrap();
-        let answer = http(Reason::NotWhitelisted, Some(&target), b"CONNECT evil.test:443 HTTP/1.1\r\n", true);
-        let (head, body) = text(&answer).split_once("\r\n\r\n").unwrap();
-        assert!(head.starts_with("HTTP/1.1 403 Forbidden\r\n"));
-        assert!(head.contains("Proxy-Status: outgate; error=http_request_denied; details=\"not_whitelisted\""));
-        assert!(head.contains(&format!("Content-Length: {}", body.len())));
-        let body: serde_json::Value = serde_json::from_str(body).unwrap();
-        assert_eq!(body["reason"], "not_whitelisted");
-        assert_eq!(body["destination"], "evil.test:443");
-    }
-
-    #[test]
-    fn browsers_get_a_page() {
-        let browser = b"GET / HTTP/1.1\r\nAccept: text/html,application/xhtml+xml,*/*;q=0.8\r\n\r\n";
-        assert!(text(&http(Reason::Ech, None, browser, true)).contains("text/html; charset=utf-8"));
-        for other in [&b"GET / HTTP/1.1\r\nAccept: */*\r\n\r\n"[..], b"GET / HTTP/1.1\r\n\r\n", b"", b"\xff\n\n"] {
-            assert!(text(&http(Reason::Ech, None, other, true)).contains("application/json"));
+impl Dialect<'_> {
+    /// The answer when the tunnel is open.
+    pub(super) fn granted(self) -> &'static [u8] {
+        match self {
+            Dialect::Connect { .. } => ESTABLISHED,
+            Dialect::Socks => &socks::GRANTED,
+            Dialect::Http { .. }
+            | Dialect::UnreadableHttp { .. }
+            | Dialect::ClearToTls { .. }
+            | Dialect::Http2
+            | Dialect::Tls
+            | Dialect::Bytes(_)
+            | Dialect::Silent => b"",
         }
     }
 
-    #[test]
-    fn every_reason_has_a_status_with_a_phrase() {
-        for reason in Reason::ALL.into_iter().filter(|reason| *reason != Reason::None) {
-            assert_ne!(phrase(reason.http_status()), "Error", "{reason}");
+    /// Tells the guest, and closes its connection.
+    pub(super) async fn refuse(self, guest: &mut GuestStream, why: Why, target: Option<&Target>) {
+        match self {
+            Dialect::Connect { head, alone } => {
+                let answer = http_answer::refusal(why, target, head, true);
+                if !(alone && why.reason.verdict() == Verdict::Denied && sent_at_once(guest, &answer)) {
+                    close::after(guest, &answer).await;
+                }
+            }
+            Dialect::Http { head } => {
+                let answer = http_answer::refusal(why, target, head, true);
+                close::after(guest, http_answer::for_method(&answer, head)).await;
+            }
+            Dialect::UnreadableHttp { head, status } => {
+                close::after(guest, &http_answer::with_status(why, status, target, head, true)).await;
+            }
+            Dialect::ClearToTls { head } => close::after(guest, &http_answer::to_clear_text(head)).await,
+            Dialect::Http2 => close::after(guest, &http_answer::to_http2(why)).await,
+            Dialect::Socks => close::after(guest, &socks::reply(why.reason.socks_reply())).await,
+            // A refusal is an alert, so that the client reports "access denied" and not "connection reset". A failure
+            // of something allowed is a reset: clients treat a reset as a network fault and try again, but treat any
+            // alert as the server's final answer.
+            Dialect::Tls if why.reason.verdict() != Verdict::Failed => close::after(guest, &TLS_ALERT).await,
+            Dialect::Bytes(answer) => close::after(guest, answer).await,
+            Dialect::Tls | Dialect::Silent => close::reset(&*guest),
         }
     }
+}
+
+/// Sends the answer without waiting, if an ordinary close then delivers it. Returns whether the connection is done.
+fn sent_at_once(guest: &GuestStream, answer: &[u8]) -> bool {
+    let Some(socket) = guest.in_clear() else { return false };
+    // Unread bytes would turn the close into a reset.
+    if !matches!(socket.try_read(&mut [0]), Err(error) if error.kind() == WouldBlock) {
+        return false;
+    }
+    // The connection may be so new that the runtime does not know yet that it is writable.
+    !matches!(socket.try_write(answer), Err(error) if error.kind() == WouldBlock)
 }

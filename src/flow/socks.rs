@@ -1,24 +1,25 @@
 //! SOCKS5 on a proxy port, up to the tunnel.
 
-use super::{Connection, Ended, Filled, Step, reach, transparent, tunnel};
+use super::connection::{Connection, Filled};
+use super::refuse::{Dialect, Ended, Refused};
+use super::{Step, proxied};
 use crate::account::Record;
 use crate::identify::socks::{self, SocksError};
-use crate::identify::{Claim, Evidence, Parsed};
+use crate::identify::{Evidence, Parsed};
 use crate::listener::Listener;
 use crate::reason::{Reason, Why};
-use crate::relay::close;
-use crate::target::{Host, Target, Transport};
-use std::net::SocketAddr;
+use crate::target::Host;
 use tokio::io::AsyncWriteExt;
 
 /// Serves a connection whose first byte is a SOCKS version.
 pub(super) async fn serve(mut connection: Box<Connection>) -> Result<Step, Ended> {
     connection.active = connection.services.account.active(Listener::Socks);
     let _greeting = read(&mut connection, socks::parse_greeting, false).await?;
-    connection.guest.write_all(&socks::ACCEPT).await.map_err(|_| Ended)?;
-    connection.guest.flush().await.map_err(|_| Ended)?;
+    connection.stream.write_all(&socks::ACCEPT).await.map_err(|_| Ended::gone())?;
+    connection.stream.flush().await.map_err(|_| Ended::gone())?;
     let socks::Request { target } = read(&mut connection, socks::parse_request, true).await?;
-    connect(connection, target).await
+    let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
+    proxied::open(connection, Listener::Socks, target, evidence, Dialect::Socks).await
 }
 
 /// Reads one message of the handshake and removes it from the input. After the greeting, every failure is
@@ -36,30 +37,27 @@ async fn read<T>(
             }
             Ok(Parsed::Partial) => {}
             Err(error) => {
-                let mut record = unread(connection, error.reason());
-                record.refuse(error.why(), None);
-                drop(record);
+                let refused = Refused::new(unread(connection, error.reason()), error.why(), None);
                 let mut answer = Vec::new();
                 error.write_answer(&mut answer);
-                close::after(&mut connection.guest, &answer).await;
-                return Err(Ended);
+                return Err(refused.tell(&mut connection.stream, Dialect::Bytes(&answer)).await);
             }
         }
         let why = match connection.fill().await {
             Filled::Bytes => continue,
-            Filled::End | Filled::Revoked(_) => Why::malformed("the connection ended within the SOCKS handshake"),
+            Filled::End => Why::malformed("the connection ended within the SOCKS handshake"),
             Filled::Timeout => Reason::Timeout.into(),
         };
-        unread(connection, why.reason).refuse(why, None);
-        if greeted {
-            close::after(&mut connection.guest, &socks::reply(why.reason.socks_reply())).await;
-        }
-        return Err(Ended);
+        let refused = Refused::new(unread(connection, why.reason), why, None);
+        return Err(match greeted {
+            true => refused.tell(&mut connection.stream, Dialect::Socks).await,
+            false => refused.end(),
+        });
     }
 }
 
 /// Opens the record of a handshake that failed.
-fn unread(connection: &Connection, reason: Reason) -> Record {
+fn unread(connection: &mut Connection, reason: Reason) -> Record {
     let mut record = connection.record(Listener::Socks);
     // The operator wants to see a domain that could not be read as a name.
     if reason != Reason::Timeout
@@ -68,44 +66,4 @@ fn unread(connection: &Connection, reason: Reason) -> Record {
         record.shown(domain.get(..domain.len().saturating_sub(2)).unwrap_or_default());
     }
     record
-}
-
-/// CONNECT: judged by its target now, and by the protocol inside it later.
-async fn connect(mut connection: Box<Connection>, target: Target) -> Result<Step, Ended> {
-    let mut record = connection.record(Listener::Socks);
-    match (transparent::bound(&connection.services, &connection.who, connection.source, &target), &target.host) {
-        (Some(Ok(())), Host::Addr(address)) => {
-            let original = SocketAddr::new(*address, target.port);
-            record.cancel();
-            connection.tell(&socks::reply(0)).await?;
-            return transparent::serve_bound(connection, Listener::Socks, original).await;
-        }
-        (Some(Err(claim)), _) => {
-            // Another policy may have come into force since.
-            let reason =
-                connection.decide(&claim, &mut record).map_or_else(|refusal| refusal.reason, |_| Reason::Revoked);
-            record.refuse(reason, None);
-            drop(record);
-            close::after(&mut connection.guest, &socks::reply(reason.socks_reply())).await;
-            return Err(Ended);
-        }
-        _ => {}
-    }
-    let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
-    let claim =
-        Claim { source: connection.who.clone(), target, transport: Transport::Tcp, spoken: None, ech: false, evidence };
-    let reason = match connection.decide(&claim, &mut record) {
-        Ok(permit) => match reach(&connection.services, &claim, &permit, &mut record).await {
-            Ok(upstream) => {
-                connection.say(&socks::reply(0), &mut record).await?;
-                let opened = tunnel::OpenTunnel { listener: Listener::Socks, record, claim, permit, upstream };
-                return Ok(Step::Tunnel(connection, Box::new(opened)));
-            }
-            Err(reason) => reason,
-        },
-        Err(refusal) => refusal.reason,
-    };
-    drop(record);
-    close::after(&mut connection.guest, &socks::reply(reason.socks_reply())).await;
-    Err(Ended)
 }

@@ -3,16 +3,17 @@
 //! Every name shown in clear must be the tunnel's: in each ClientHello, including a second one after a
 //! HelloRetryRequest, and in each request of plain HTTP. The protocol must be one that the rule allows.
 
-use super::{Connection, Ended, Filled, Relaying, Step, decide, http, refuse, say};
-use crate::account::Record;
+use super::connection::{Connection, Heard, say};
+use super::establish::PermittedFlow;
+use super::refuse::{Dialect, Ended, Refused, cut};
+use super::{Relaying, Step, http};
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
 use crate::listener::Listener;
-use crate::policy::Permit;
 use crate::reason::{Reason, Why};
 use crate::relay::http::{ConnectionAddresses, UpstreamConnection};
-use crate::relay::{self, Heard, Supervision, Tunnel, close};
+use crate::relay::{self, Listened, Supervision, Tunnel, close};
 use crate::target::{Host, Protocol};
 use std::pin::Pin;
 use std::time::Duration;
@@ -23,16 +24,12 @@ use tokio::time::Instant;
 /// byte is treated as raw.
 const UNCLEAR: Duration = Duration::from_millis(300);
 
-/// A tunnel that was permitted, dialled and confirmed to the guest.
+/// A tunnel that is permitted and connected.
 pub(super) struct OpenTunnel {
-    /// The kind of listener that accepted it.
+    /// How its guest arrived.
     pub(super) listener: Listener,
-    /// Its record.
-    pub(super) record: Record,
-    /// What was asked for.
-    pub(super) claim: Claim,
-    /// What was permitted while the protocol was not yet known.
-    pub(super) permit: Permit,
+    /// Its record, what was asked for, and what was permitted while the protocol was not yet known.
+    pub(super) flow: PermittedFlow,
     /// The connection to the upstream.
     pub(super) upstream: Upstream,
 }
@@ -40,8 +37,25 @@ pub(super) struct OpenTunnel {
 impl OpenTunnel {
     /// Enters a refusal in the record, and returns its reason.
     fn refuse(&mut self, why: Why) -> Reason {
-        self.record.refuse(why, None);
+        self.flow.record.refuse(why, None);
         why.reason
+    }
+
+    /// Decides again for what the guest speaks.
+    fn decide_again(&mut self, connection: &Connection, claim: &Claim) -> Result<(), Reason> {
+        self.flow.decide_again(&connection.services, claim, self.upstream.peer)
+    }
+
+    /// The claim, now that it is known what the guest speaks.
+    fn spoken(&self, protocol: Protocol) -> Claim {
+        Claim { spoken: Some(protocol), ..self.flow.claim.clone() }
+    }
+
+    /// Ends it: closes its record, resets the upstream, and tells the guest.
+    async fn end(self: Box<Self>, mut connection: Box<Connection>, why: impl Into<Why>, dialect: Dialect<'_>) -> Ended {
+        let OpenTunnel { flow, upstream, .. } = *self;
+        let refused = Refused::new(flow.record, why, Some(flow.claim.target)).with_upstream(upstream.stream);
+        refused.tell(&mut connection.stream, dialect).await
     }
 }
 
@@ -55,14 +69,14 @@ pub(super) fn serve(
     connection: Box<Connection>,
     opened: Box<OpenTunnel>,
 ) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
-    match opened.permit.protocols().contains(Protocol::Raw) {
+    match opened.flow.permit.protocols().contains(Protocol::Raw) {
         true => Box::pin(serve_any(connection, opened)),
         false => Box::pin(serve_known(connection, opened)),
     }
 }
 
 /// As [`serve`], where raw bytes are not allowed: nothing is sent on before the protocol is known.
-async fn serve_known(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
+async fn serve_known(mut connection: Box<Connection>, opened: Box<OpenTunnel>) -> Result<Step, Ended> {
     let mut scanned = 0;
     loop {
         match sniff_on(&connection.input, scanned) {
@@ -70,31 +84,17 @@ async fn serve_known(mut connection: Box<Connection>, mut opened: Box<OpenTunnel
             Sniff::Tls => return tls(connection, opened, EarlyBytes::default()).await,
             Sniff::Http => return plain_http(connection, opened, EarlyBytes::default()).await,
             Sniff::H2c => return Box::pin(http2(connection, opened, EarlyBytes::default())).await,
-            Sniff::Raw => return raw(connection, opened, EarlyBytes::default(), false),
+            Sniff::Raw => return raw(connection, opened, EarlyBytes::default(), false).await,
         }
-        let why = match connection.hear(&opened.record).await {
-            Filled::Bytes => continue,
-            Filled::End if connection.input.is_empty() => return Err(Ended),
-            Filled::End => Why::malformed("the connection ended before it could be told what is spoken"),
-            Filled::Timeout => Reason::Timeout.into(),
-            Filled::Revoked(reason) => reason.into(),
+        let why = match connection.hear(&opened.flow.record).await {
+            Heard::Bytes => continue,
+            Heard::End if connection.input.is_empty() => return Err(Ended::gone()),
+            Heard::End => Why::malformed("the connection ended before it could be told what is spoken"),
+            Heard::Timeout => Reason::Timeout.into(),
+            Heard::Revoked(reason) => reason.into(),
         };
-        return Err(broken_off(&connection, &mut opened, why));
+        return Err(opened.end(connection, why, Dialect::Silent).await);
     }
-}
-
-/// Ends a tunnel whose guest cannot be answered: records why, and resets both connections.
-fn broken_off(connection: &Connection, opened: &mut OpenTunnel, why: impl Into<Why>) -> Ended {
-    opened.record.refuse(why, None);
-    cut(connection, opened)
-}
-
-/// Resets both connections of a tunnel that one side broke off, so that the other side does not take what it
-/// received for complete.
-fn cut(connection: &Connection, opened: &OpenTunnel) -> Ended {
-    close::reset(&connection.guest);
-    close::reset(&opened.upstream.stream);
-    Ended
 }
 
 /// What passed in a tunnel before its protocol was known.
@@ -123,15 +123,17 @@ const MOST_ASKED: u8 = 2;
 /// A tunnel may stay here for its whole life, so the rare futures are boxed.
 async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
     let mut spoken = EarlyBytes::default();
-    loop {
+    let why = loop {
         match sniff_on(&connection.input, spoken.scanned) {
             Sniff::H2c => return Box::pin(http2(connection, opened, spoken)).await,
             Sniff::Raw => match asked(&connection, &opened, &spoken) {
-                None => return raw(connection, opened, spoken, false),
+                None => return Box::pin(raw(connection, opened, spoken, false)).await,
                 Some(Parsed::Partial) => spoken.scanned = connection.input.len(),
                 Some(Parsed::Complete { len, .. }) => {
                     let rest = connection.input.split_off(len.min(connection.input.len()));
-                    send_unclear(&connection, &mut opened, &mut spoken).await?;
+                    if let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await {
+                        break why;
+                    }
                     connection.input = rest;
                     let asked = spoken.asked.saturating_add(1);
                     spoken = EarlyBytes { to_guest: spoken.to_guest, asked, ..EarlyBytes::default() };
@@ -139,16 +141,19 @@ async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>)
                 }
             },
             Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(connection, opened, spoken)).await,
-            Sniff::Tls => return Err(broken_off(&connection, &mut opened, TOO_LATE)),
+            Sniff::Tls => break TOO_LATE,
             Sniff::Http => return Box::pin(plain_http(connection, opened, spoken)).await,
             Sniff::NeedMore => spoken.scanned = connection.input.len(),
         }
         let may_be_tls = matches!(connection.input.as_slice(), [0x14..=0x18]);
-        if connection.input.len() > spoken.sent && !may_be_tls {
-            send_unclear(&connection, &mut opened, &mut spoken).await?;
+        if connection.input.len() > spoken.sent
+            && !may_be_tls
+            && let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await
+        {
+            break why;
         }
         match listen(&mut connection, &mut opened, &mut spoken).await {
-            Heard::Guest => {
+            Listened::Guest => {
                 // From its first byte on, the guest has the handshake timeout.
                 if spoken.scanned == 0 {
                     connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
@@ -156,44 +161,41 @@ async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>)
                 }
             }
             // Passes on the end of a guest that sent nothing, or nothing that could be identified.
-            Heard::GuestEnded => return raw(connection, opened, spoken, true),
-            Heard::Silent => send_unclear(&connection, &mut opened, &mut spoken).await?,
-            Heard::Idle => return Err(broken_off(&connection, &mut opened, Reason::Timeout)),
-            Heard::Closed => return Err(cut(&connection, &opened)),
-            Heard::Stopped => {
-                let reason = opened.record.flow().revocation().unwrap_or(Reason::Revoked);
-                return Err(broken_off(&connection, &mut opened, reason));
+            Listened::GuestEnded => return Box::pin(raw(connection, opened, spoken, true)).await,
+            Listened::Silent => {
+                if let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await {
+                    break why;
+                }
             }
+            Listened::Idle => break Reason::Timeout.into(),
+            Listened::Closed => return Err(cut(&connection.stream, &opened.upstream.stream)),
+            Listened::Stopped => break opened.flow.record.flow().revocation().unwrap_or(Reason::Revoked).into(),
         }
-    }
+    };
+    Err(Box::pin(opened.end(connection, why, Dialect::Silent)).await)
 }
 
 /// Does the guest ask to switch to TLS? Checked only where its hello is then judged by a name.
 fn asked(connection: &Connection, opened: &OpenTunnel, spoken: &EarlyBytes) -> Option<Parsed<()>> {
-    let judged = !opened.permit.any_bytes() && matches!(opened.claim.target.host, Host::Name(_));
+    let judged = !opened.flow.permit.any_bytes() && matches!(opened.flow.claim.target.host, Host::Name(_));
     if judged && spoken.asked < MOST_ASKED { asks_for_tls(&connection.input) } else { None }
 }
 
 /// Waits for the guest's next bytes and lets the server send meanwhile: in some protocols the server begins.
-async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Heard {
-    let OpenTunnel { record, upstream, .. } = opened;
+async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Listened {
+    let OpenTunnel { flow: PermittedFlow { record, .. }, upstream, .. } = opened;
     let idle = connection.services.gate.settings().idle_timeout;
     let supervision = Supervision { flow: record.flow(), around: None, idle, long_lived: &|| record.still_open() };
-    let Connection { guest, input, .. } = connection;
-    relay::listen(guest, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, supervision).await
+    let Connection { stream, input, .. } = connection;
+    relay::listen(stream, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, supervision).await
 }
 
 /// Sends to the upstream what the guest has sent so far, as raw bytes.
-async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Result<(), Ended> {
+async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Result<(), Why> {
     spoken.patience = None;
-    let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if let Err(reason) = judge(connection, opened, &claim) {
-        return Err(broken_off(connection, opened, reason));
-    }
+    opened.decide_again(connection, &opened.spoken(Protocol::Raw))?;
     let rest = connection.input.get(spoken.sent..).unwrap_or_default();
-    if let Err(why) = forward(connection, opened, rest).await {
-        return Err(broken_off(connection, opened, why.unwrap_or(Reason::DialFailed.into())));
-    }
+    forward(connection, opened, rest).await.map_err(|why| why.unwrap_or(Reason::DialFailed.into()))?;
     spoken.sent = connection.input.len();
     Ok(())
 }
@@ -201,30 +203,31 @@ async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: 
 /// Sends bytes to the upstream and counts them.
 async fn forward(connection: &Connection, opened: &mut OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = connection.services.gate.settings().idle_timeout;
-    say(&mut opened.upstream.stream, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
-    opened.record.flow().count_up(bytes.len());
+    say(&mut opened.upstream.stream, bytes, &opened.flow.record, limit)
+        .await
+        .map_err(|reason| reason.map(Why::from))?;
+    opened.flow.record.flow().count_up(bytes.len());
     Ok(())
 }
 
 /// Relays what is neither TLS nor HTTP as far as we can tell. Some servers may read it otherwise, so it is searched
 /// for names other than its own, unless `tcp://` permits any bytes.
-fn raw(
+async fn raw(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
     spoken: EarlyBytes,
     guest_ended: bool,
 ) -> Result<Step, Ended> {
-    let claim = Claim { spoken: Some(Protocol::Raw), ..opened.claim.clone() };
-    if let Err(reason) = judge(&connection, &mut opened, &claim) {
-        return Err(broken_off(&connection, &mut opened, reason));
+    if let Err(reason) = opened.decide_again(&connection, &opened.spoken(Protocol::Raw)) {
+        return Err(opened.end(connection, reason, Dialect::Silent).await);
     }
-    let search = match opened.permit.any_bytes() {
+    let search = match opened.flow.permit.any_bytes() {
         true => None,
-        false => match search(&opened.claim, &connection.input, guest_ended) {
+        false => match search(&opened.flow.claim, &connection.input, guest_ended) {
             Ok(search) => search,
             Err(shown) => {
-                opened.record.shown(&shown);
-                return Err(broken_off(&connection, &mut opened, Reason::NameMismatch));
+                opened.flow.record.shown(&shown);
+                return Err(opened.end(connection, Reason::NameMismatch, Dialect::Silent).await);
             }
         },
     };
@@ -255,12 +258,8 @@ async fn http2(
     mut opened: Box<OpenTunnel>,
     spoken: EarlyBytes,
 ) -> Result<Step, Ended> {
-    let claim = Claim { spoken: Some(Protocol::H2c), ..opened.claim.clone() };
-    if let Err(reason) = judge(&connection, &mut opened, &claim) {
-        close::reset(&opened.upstream.stream);
-        drop(opened);
-        close::after(&mut connection.guest, &refuse::http2(reason)).await;
-        return Err(Ended);
+    if let Err(reason) = opened.decide_again(&connection, &opened.spoken(Protocol::H2c)) {
+        return Err(opened.end(connection, reason, Dialect::Http2).await);
     }
     let rest = connection.input.split_off(spoken.sent.min(connection.input.len()));
     Ok(relaying(connection, opened, rest, spoken.to_guest, false, None))
@@ -272,22 +271,11 @@ async fn plain_http(
     opened: Box<OpenTunnel>,
     spoken: EarlyBytes,
 ) -> Result<Step, Ended> {
-    let OpenTunnel { listener, mut record, claim, upstream, .. } = *opened;
-    connection.say(&spoken.to_guest, &mut record).await?;
+    let OpenTunnel { listener, mut flow, upstream } = *opened;
+    connection.say(&spoken.to_guest, &mut flow.record).await?;
     let peer =
         UpstreamConnection::new(upstream.stream, ConnectionAddresses { peer: upstream.peer, local: upstream.local });
-    http::serve_inside(connection, listener, http::EnclosingTunnel { claim, record, sent: spoken.sent }, peer).await
-}
-
-/// Decides again, now that more is known, and checks the connected address against the new permit.
-fn judge(connection: &Connection, opened: &mut OpenTunnel, claim: &Claim) -> Result<(), Reason> {
-    let permit = decide(&connection.services, claim, &mut opened.record).map_err(|refusal| refusal.reason)?;
-    if let Err(error) = connection.services.resolver.screen(&permit, &[opened.upstream.peer.ip()]) {
-        opened.record.refuse(error.reason(), None);
-        return Err(error.reason());
-    }
-    opened.permit = permit;
-    Ok(())
+    http::serve_inside(connection, listener, http::EnclosingTunnel { flow, sent: spoken.sent }, peer).await
 }
 
 /// TLS: the ClientHello decides.
@@ -295,9 +283,9 @@ async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoke
     let nameless = spoken.asked > 0;
     let len = match hello(&mut connection, &mut opened, nameless).await {
         Ok(len) => len,
-        Err(reason) => return alert(connection, opened, reason).await,
+        Err(reason) => return Err(opened.end(connection, reason, Dialect::Tls).await),
     };
-    connection.say(&spoken.to_guest, &mut opened.record).await?;
+    connection.say(&spoken.to_guest, &mut opened.flow.record).await?;
     pass_hello(connection, opened, len, nameless).await
 }
 
@@ -314,8 +302,8 @@ pub(super) async fn pass_hello(
 ) -> Result<Step, Ended> {
     let rest = connection.input.split_off(len.min(connection.input.len()));
     let hello = std::mem::replace(&mut connection.input, rest);
-    let may_be_raw = opened.permit.protocols().contains(Protocol::Raw) && !opened.permit.any_bytes();
-    let mut search = may_be_raw.then(|| Box::new(HostSearch::new(&opened.claim.target)));
+    let may_be_raw = opened.flow.permit.protocols().contains(Protocol::Raw) && !opened.flow.permit.any_bytes();
+    let mut search = may_be_raw.then(|| Box::new(HostSearch::new(&opened.flow.claim.target)));
     let watched = watch(&mut connection, &mut opened, hello, nameless, &mut search).await;
     let input = std::mem::take(&mut connection.input);
     let searched = watched.and_then(|watched| look_through(&mut opened, &mut search, &input).map(|()| watched));
@@ -323,8 +311,8 @@ pub(super) async fn pass_hello(
         Ok(BeforeServerHello { to_guest, guest_ended }) => {
             Ok(relaying(connection, opened, input, to_guest, guest_ended, search))
         }
-        Err(Some(why)) => alert(connection, opened, why).await,
-        Err(None) => Err(Ended),
+        Err(Some(why)) => Err(opened.end(connection, why, Dialect::Tls).await),
+        Err(None) => Err(Ended::gone()),
     }
 }
 
@@ -342,7 +330,7 @@ fn look_through(
             Ok(())
         }
         Err(OtherName) => {
-            opened.record.shown(searching.shown());
+            opened.flow.record.shown(searching.shown());
             Err(Some(Reason::NameMismatch.into()))
         }
     }
@@ -357,43 +345,27 @@ async fn hello(connection: &mut Connection, opened: &mut OpenTunnel, nameless: b
             Ok(Parsed::Partial) => {}
             Err(error) => return Err(opened.refuse(error.why())),
         }
-        match connection.hear(&opened.record).await {
-            Filled::Bytes => {}
-            Filled::End => return Err(opened.refuse(CUT_HELLO)),
-            Filled::Timeout => return Err(Reason::Timeout),
-            Filled::Revoked(reason) => return Err(reason),
+        match connection.hear(&opened.flow.record).await {
+            Heard::Bytes => {}
+            Heard::End => return Err(opened.refuse(CUT_HELLO)),
+            Heard::Timeout => return Err(Reason::Timeout),
+            Heard::Revoked(reason) => return Err(reason),
         }
     };
     let ClientHello { sni, len, .. } = &shown;
-    let claim = match opened.claim.with_hello(&shown) {
+    let claim = match opened.flow.claim.with_hello(&shown) {
         Err(Reason::NoName) if nameless => {
-            Claim { spoken: Some(Protocol::Tls), ech: opened.claim.ech || shown.ech, ..opened.claim.clone() }
+            Claim { spoken: Some(Protocol::Tls), ech: opened.flow.claim.ech || shown.ech, ..opened.flow.claim.clone() }
         }
         claim => claim.inspect_err(|_| {
             if let Some(sni) = sni {
-                opened.record.shown(sni.as_str().as_bytes());
+                opened.flow.record.shown(sni.as_str().as_bytes());
             }
         })?,
     };
-    judge(connection, opened, &claim)?;
-    opened.claim = claim;
+    opened.decide_again(connection, &claim)?;
+    opened.flow.claim = claim;
     Ok(*len)
-}
-
-/// Refuses as [`refuse::tls`] does.
-async fn alert(
-    mut connection: Box<Connection>,
-    mut opened: Box<OpenTunnel>,
-    why: impl Into<Why>,
-) -> Result<Step, Ended> {
-    let why = why.into();
-    opened.record.refuse(why, None);
-    let OpenTunnel { record, upstream, .. } = *opened;
-    drop(record);
-    close::reset(&upstream.stream);
-    drop(upstream);
-    refuse::tls(&mut connection.guest, why.reason).await;
-    Err(Ended)
 }
 
 /// What was read but not sent on by [`watch`].
@@ -455,12 +427,12 @@ async fn watch(
                     Ok(1..) => {}
                     Ok(0) => return Err(None),
                     Err(_) => {
-                        cut(connection, opened);
+                        cut(&connection.stream, &opened.upstream.stream);
                         return Err(None);
                     }
                 }
             }
-            read = connection.guest.read_buf(&mut from_guest), if !guest_ended => {
+            read = connection.stream.read_buf(&mut from_guest), if !guest_ended => {
                 match read {
                     Ok(1..) => {}
                     Ok(0) => {
@@ -469,13 +441,13 @@ async fn watch(
                         let _ = close::finish(&opened.upstream.stream);
                     }
                     Err(_) => {
-                        cut(connection, opened);
+                        cut(&connection.stream, &opened.upstream.stream);
                         return Err(None);
                     }
                 }
             }
             () = connection.deadline.passed() => return Err(Some(Reason::Timeout.into())),
-            reason = opened.record.flow().revoked() => return Err(Some(reason.into())),
+            reason = opened.flow.record.flow().revoked() => return Err(Some(reason.into())),
         }
         connection.deadline.restart(idle);
         connection.input.append(&mut from_guest);
@@ -495,8 +467,8 @@ async fn watch(
 
 async fn pass_down(connection: &mut Connection, opened: &OpenTunnel, bytes: &[u8]) -> Result<(), Option<Why>> {
     let limit = connection.services.gate.settings().idle_timeout;
-    say(&mut connection.guest, bytes, &opened.record, limit).await.map_err(|reason| reason.map(Why::from))?;
-    opened.record.flow().count_down(bytes.len());
+    say(&mut connection.stream, bytes, &opened.flow.record, limit).await.map_err(|reason| reason.map(Why::from))?;
+    opened.flow.record.flow().count_down(bytes.len());
     Ok(())
 }
 
@@ -511,11 +483,11 @@ async fn second(
     connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
     let mut outgoing = behind.take(&mut connection.input)?;
     while !behind.held {
-        match connection.hear(&opened.record).await {
-            Filled::Bytes => outgoing.extend(behind.take(&mut connection.input)?),
-            Filled::End => return Err(None),
-            Filled::Timeout => return Err(Some(Reason::Timeout.into())),
-            Filled::Revoked(reason) => return Err(Some(reason.into())),
+        match connection.hear(&opened.flow.record).await {
+            Heard::Bytes => outgoing.extend(behind.take(&mut connection.input)?),
+            Heard::End => return Err(None),
+            Heard::Timeout => return Err(Some(Reason::Timeout.into())),
+            Heard::Revoked(reason) => return Err(Some(reason.into())),
         }
         if outgoing.len() > HELD {
             return Err(Some(TOO_EARLY));
@@ -536,9 +508,9 @@ fn relaying(
     guest_ended: bool,
     search: Option<Box<HostSearch>>,
 ) -> Step {
-    let Connection { services, guest, slot, active, .. } = *connection;
-    let OpenTunnel { record, upstream, .. } = *opened;
-    let tunnel = Tunnel::new(guest, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended).searched(search);
+    let Connection { services, stream, slot, active, .. } = *connection;
+    let OpenTunnel { flow: PermittedFlow { record, .. }, upstream, .. } = *opened;
+    let tunnel = Tunnel::new(stream, upstream.stream, to_upstream, to_guest).guest_ended(guest_ended).searched(search);
     let idle = services.gate.settings().idle_timeout;
     Step::Relay(Box::new(Relaying { tunnel, record, idle, slot, active, outer: None }))
 }

@@ -14,6 +14,8 @@ pub const VERSION: u8 = 5;
 pub const VERSION_4: u8 = 4;
 /// The answer to a greeting that offers "no authentication".
 pub const ACCEPT: [u8; 2] = [VERSION, 0];
+/// The reply when the connection is open.
+pub const GRANTED: [u8; 10] = reply(0);
 /// The longest greeting, in bytes.
 pub const MAX_GREETING: usize = 2 + 255;
 /// The longest request, in bytes.

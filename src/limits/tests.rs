@@ -1,7 +1,41 @@
 use super::*;
 
 fn gate(settings: LimitSettings) -> Arc<Gate> {
-    Gate::new(settings, Arc::new(|_| None))
+    Gate::new(settings)
+}
+
+/// The gate's calls for undeclared guests, by their addresses.
+impl Gate {
+    fn admit_at(self: &Arc<Self>, at: IpAddr, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
+        let usage = match purpose {
+            Purpose::Handshake => self.handshakes(at, now),
+            Purpose::Flow | Purpose::Names => self.usage(None, at, now),
+        };
+        self.admit(&usage, purpose, now)
+    }
+
+    fn admit_named(self: &Arc<Self>, name: &str, at: IpAddr, now: Instant) -> Result<Slot, Reason> {
+        self.admit(&self.usage(Some(name), at, now), Purpose::Flow, now)
+    }
+
+    fn query_at(&self, at: IpAddr, now: Instant) -> QueryPace {
+        self.query(&self.usage(None, at, now), now)
+    }
+
+    fn names_at(self: &Arc<Self>, at: IpAddr, now: Instant) -> Names {
+        self.names(&self.usage(None, at, now))
+    }
+
+    fn tell_at(self: &Arc<Self>, at: IpAddr, now: Instant) -> Option<Telling> {
+        self.tell(&self.usage(None, at, now))
+    }
+}
+
+impl Place {
+    /// A place for a lookup, without a limit.
+    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Place {
+        Place::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
+    }
 }
 
 const A: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1));
@@ -11,12 +45,12 @@ const B: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 2));
 fn a_guest_has_its_number_of_places_and_gets_them_back() {
     let gate = gate(LimitSettings { connections: Some(2), ..LimitSettings::default() });
     let now = Instant::now();
-    let first = gate.admit(A, Purpose::Flow, now).unwrap();
-    let _second = gate.admit(A, Purpose::Flow, now).unwrap();
-    assert_eq!(gate.admit(A, Purpose::Flow, now).unwrap_err(), Reason::LimitConnections);
-    let _other = gate.admit(B, Purpose::Flow, now).unwrap();
+    let first = gate.admit_at(A, Purpose::Flow, now).unwrap();
+    let _second = gate.admit_at(A, Purpose::Flow, now).unwrap();
+    assert_eq!(gate.admit_at(A, Purpose::Flow, now).unwrap_err(), Reason::LimitConnections);
+    let _other = gate.admit_at(B, Purpose::Flow, now).unwrap();
     drop(first);
-    assert!(gate.admit(A, Purpose::Flow, now).is_ok());
+    assert!(gate.admit_at(A, Purpose::Flow, now).is_ok());
     assert_eq!(gate.total(), 2);
 }
 
@@ -27,16 +61,16 @@ fn no_guest_gets_more_than_a_quarter_of_the_whole() {
     let mut held = Vec::new();
     for last in 1..=4u8 {
         let source = IpAddr::from([10, 0, 0, last]);
-        held.push(gate.admit(source, Purpose::Flow, now).unwrap());
-        held.push(gate.admit(source, Purpose::Flow, now).unwrap());
-        assert_eq!(gate.admit(source, Purpose::Flow, now).unwrap_err(), Reason::LimitConnections);
+        held.push(gate.admit_at(source, Purpose::Flow, now).unwrap());
+        held.push(gate.admit_at(source, Purpose::Flow, now).unwrap());
+        assert_eq!(gate.admit_at(source, Purpose::Flow, now).unwrap_err(), Reason::LimitConnections);
     }
-    assert_eq!(gate.admit(IpAddr::from([10, 0, 0, 9]), Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
+    assert_eq!(gate.admit_at(IpAddr::from([10, 0, 0, 9]), Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
 }
 
 /// Returns when the turn of a new connection of `source` comes, counted from `now`.
 fn turn(gate: &Arc<Gate>, source: IpAddr, now: Instant) -> Result<Duration, Reason> {
-    gate.admit(source, Purpose::Flow, now).map(|slot| slot.turn().map_or(Duration::ZERO, |turn| turn - now))
+    gate.admit_at(source, Purpose::Flow, now).map(|slot| slot.turn().map_or(Duration::ZERO, |turn| turn - now))
 }
 
 #[test]
@@ -73,8 +107,8 @@ fn the_highest_rates_hold_too() {
 fn requests_over_the_rate_wait_for_their_turn_and_more_than_that_are_refused() {
     let gate = gate(LimitSettings { requests_per_second: Some(4), ..LimitSettings::default() });
     let now = Instant::now();
-    let slot = gate.admit(A, Purpose::Flow, now).unwrap();
-    let other = gate.admit(A, Purpose::Flow, now).unwrap();
+    let slot = gate.admit_at(A, Purpose::Flow, now).unwrap();
+    let other = gate.admit_at(A, Purpose::Flow, now).unwrap();
     for _ in 0..4 {
         assert_eq!(slot.request(now), Pace::Now);
     }
@@ -92,13 +126,13 @@ fn requests_over_the_rate_wait_for_their_turn_and_more_than_that_are_refused() {
 fn queries_over_the_rate_wait_then_are_told_so_as_often_again_and_then_meet_silence() {
     let gate = gate(LimitSettings { dns_queries_per_second: Some(5), ..LimitSettings::default() });
     let now = Instant::now();
-    let paces = |count: usize, at| (0..count).map(|_| gate.query(A, at)).collect::<Vec<_>>();
+    let paces = |count: usize, at| (0..count).map(|_| gate.query_at(A, at)).collect::<Vec<_>>();
     assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::Now)));
     assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::After(..))));
     assert!(paces(5, now).iter().all(|pace| matches!(pace, QueryPace::Over)));
     assert!(paces(100, now).iter().all(|pace| matches!(pace, QueryPace::Flood)));
-    assert!(matches!(gate.query(B, now), QueryPace::Now));
-    assert!(matches!(gate.query(A, now + Duration::from_millis(2100)), QueryPace::Now));
+    assert!(matches!(gate.query_at(B, now), QueryPace::Now));
+    assert!(matches!(gate.query_at(A, now + Duration::from_millis(2100)), QueryPace::Now));
 }
 
 #[test]
@@ -108,7 +142,7 @@ fn of_one_guest_only_so_many_queries_wait_and_their_places_come_back() {
     let mut held = Vec::new();
     let mut early = 0;
     for _ in 0..7000 {
-        match gate.query(A, now) {
+        match gate.query_at(A, now) {
             QueryPace::After(_, place) => held.push(place),
             QueryPace::Over => early += 1,
             QueryPace::Now | QueryPace::Flood => {}
@@ -116,23 +150,23 @@ fn of_one_guest_only_so_many_queries_wait_and_their_places_come_back() {
     }
     assert_eq!((held.len(), early), (512, 1488), "5,000 at once, 512 wait, the rest is told so");
     held.pop();
-    assert!(matches!(gate.query(A, now), QueryPace::After(..)));
+    assert!(matches!(gate.query_at(A, now), QueryPace::After(..)));
 }
 
 #[test]
 fn new_names_come_in_a_burst_then_wait_and_what_was_asked_before_counts_little() {
     let gate = gate(LimitSettings { new_names_per_second: Some(10), ..LimitSettings::default() });
     let now = Instant::now();
-    let ask = |is_new, at| gate.names(A, at).ask(is_new, at);
+    let ask = |is_new, at| gate.names_at(A, at).ask(is_new, at);
     for _ in 0..200 {
         assert!(matches!(ask(true, now), NamePace::Now(_)));
     }
     // A page or a job begins like this; from then on names wait for what each second allows.
-    let mut waits = gate.names(A, now);
+    let mut waits = gate.names_at(A, now);
     let NamePace::After(wait) = waits.ask(true, now) else { panic!("it is to wait") };
     assert_eq!(wait, Duration::from_millis(100));
     assert!(matches!(waits.ask(true, now + wait), NamePace::Now(_)));
-    let mut patient = gate.names(A, now + wait);
+    let mut patient = gate.names_at(A, now + wait);
     assert!(matches!(patient.ask(true, now + wait), NamePace::After(_)));
     assert!(matches!(patient.ask(true, now + wait + Duration::from_millis(950)), NamePace::Now(_)));
     // A name that was asked for before counts a sixteenth.
@@ -141,7 +175,7 @@ fn new_names_come_in_a_burst_then_wait_and_what_was_asked_before_counts_little()
         assert!(matches!(ask(false, at), NamePace::Now(_)));
     }
     assert!(matches!(ask(false, at), NamePace::After(_)));
-    assert!(matches!(gate.names(B, at).ask(true, at), NamePace::Now(_)));
+    assert!(matches!(gate.names_at(B, at).ask(true, at), NamePace::Now(_)));
 }
 
 #[test]
@@ -149,17 +183,17 @@ fn of_one_guest_only_so_many_names_wait_and_none_for_longer_than_a_second() {
     let gate = gate(LimitSettings { new_names_per_second: Some(1), ..LimitSettings::default() });
     let now = Instant::now();
     for _ in 0..20 {
-        assert!(matches!(gate.names(A, now).ask(true, now), NamePace::Now(_)));
+        assert!(matches!(gate.names_at(A, now).ask(true, now), NamePace::Now(_)));
     }
-    let mut waiting: Vec<Names> = (0..64).map(|_| gate.names(A, now)).collect();
+    let mut waiting: Vec<Names> = (0..64).map(|_| gate.names_at(A, now)).collect();
     assert!(waiting.iter_mut().all(|names| matches!(names.ask(true, now), NamePace::After(_))));
-    assert!(matches!(gate.names(A, now).ask(true, now), NamePace::Over));
+    assert!(matches!(gate.names_at(A, now).ask(true, now), NamePace::Over));
     let soon = now + Duration::from_secs(1);
     let asked: Vec<NamePace> = waiting.iter_mut().map(|names| names.ask(true, soon)).collect();
     assert_eq!(asked.iter().filter(|pace| matches!(pace, NamePace::Now(_))).count(), 1);
     assert!(asked.iter().skip(1).all(|pace| matches!(pace, NamePace::Over)), "their second is over");
     drop(waiting);
-    assert!(matches!(gate.names(A, soon).ask(true, soon), NamePace::After(_)));
+    assert!(matches!(gate.names_at(A, soon).ask(true, soon), NamePace::After(_)));
 }
 
 #[test]
@@ -168,23 +202,23 @@ fn one_ipv6_64_is_one_guest_and_a_declared_guest_is_one_over_all_its_addresses()
     let settings = LimitSettings { connections: Some(1), ..LimitSettings::default() };
     let now = Instant::now();
     let undeclared = gate(settings);
-    let _held = undeclared.admit(at("2001:db8::1"), Purpose::Flow, now).unwrap();
-    assert!(undeclared.admit(at("2001:db8::ffff"), Purpose::Flow, now).is_err());
-    assert!(undeclared.admit(at("2001:db8:0:1::1"), Purpose::Flow, now).is_ok());
-    let declared = Gate::new(settings, Arc::new(|_| Some(3)));
-    let _held = declared.admit(A, Purpose::Flow, now).unwrap();
-    assert!(declared.admit(B, Purpose::Flow, now).is_err());
+    let _held = undeclared.admit_at(at("2001:db8::1"), Purpose::Flow, now).unwrap();
+    assert!(undeclared.admit_at(at("2001:db8::ffff"), Purpose::Flow, now).is_err());
+    assert!(undeclared.admit_at(at("2001:db8:0:1::1"), Purpose::Flow, now).is_ok());
+    let declared = Gate::new(settings);
+    let _held = declared.admit_named("vm-7", A, now).unwrap();
+    assert!(declared.admit_named("vm-7", B, now).is_err());
 }
 
 #[test]
 fn a_guest_over_its_limits_takes_its_share_of_the_places_to_be_told_and_gives_them_back() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell(A, now)).collect();
+    let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell_at(A, now)).collect();
     assert_eq!((told.len(), gate.telling()), (64, 64));
-    assert!(gate.tell(B, now).is_some());
+    assert!(gate.tell_at(B, now).is_some());
     told.pop();
-    assert!(gate.tell(A, now).is_some(), "a place was given back");
+    assert!(gate.tell_at(A, now).is_some(), "a place was given back");
     drop(told);
     assert_eq!(gate.telling(), 0);
 }
@@ -197,7 +231,7 @@ fn while_many_guests_flood_the_next_one_is_still_told() {
     for last in 0..40u8 {
         let source = IpAddr::from([10, 0, 1, last]);
         let before = told.len();
-        told.extend(std::iter::from_fn(|| gate.tell(source, now)));
+        told.extend(std::iter::from_fn(|| gate.tell_at(source, now)));
         assert!(told.len() > before, "guest {last} found no place");
     }
     assert!(gate.telling() <= MAX_TOLD);
@@ -207,7 +241,7 @@ fn while_many_guests_flood_the_next_one_is_still_told() {
 fn a_guest_has_its_share_of_lookups_and_gets_them_back() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let ask = |source: IpAddr| gate.names(source, now).ask(true, now);
+    let ask = |source: IpAddr| gate.names_at(source, now).ask(true, now);
     let mut held: Vec<NamePace> = (0..MAX_LOOKUPS).map(|_| ask(A)).collect();
     assert!(held.iter().all(|pace| matches!(pace, NamePace::Now(_))));
     assert!(matches!(ask(A), NamePace::Over));
@@ -222,7 +256,7 @@ fn guests_that_went_quiet_are_forgotten() {
     let mut now = Instant::now();
     for index in 0..100_000u32 {
         now += Duration::from_millis(10);
-        drop(gate.admit(IpAddr::V4(index.into()), Purpose::Flow, now));
+        drop(gate.admit_at(IpAddr::V4(index.into()), Purpose::Flow, now));
     }
     let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().guests.len()).sum();
     assert!(kept <= SHARDS * (SWEEP_AT + 1), "{kept}");
@@ -233,27 +267,27 @@ fn sources_without_end_share_one_set_of_limits_once_there_are_too_many() {
     let gate = gate(LimitSettings { dns_queries_per_second: Some(1), ..LimitSettings::default() });
     let now = Instant::now();
     let mut sources = (0..200_000u32).map(|index| IpAddr::V4(index.into()));
-    let paces: Vec<QueryPace> = sources.by_ref().map(|source| gate.query(source, now)).collect();
+    let paces: Vec<QueryPace> = sources.by_ref().map(|source| gate.query_at(source, now)).collect();
     let kept: usize = gate.shards.iter().map(|shard| shard.lock().unwrap().guests.len()).sum();
     assert_eq!(kept, SHARDS * MAX_IN_SHARD);
     assert!(paces[..1000].iter().all(|pace| matches!(pace, QueryPace::Now)));
     assert!(paces[190_000..].iter().all(|pace| matches!(pace, QueryPace::Flood)));
     drop(paces);
     let later = now + Duration::from_secs(3);
-    assert!(matches!(gate.query(IpAddr::V4(u32::MAX.into()), later), QueryPace::Now), "quiet ones made room");
+    assert!(matches!(gate.query_at(IpAddr::V4(u32::MAX.into()), later), QueryPace::Now), "quiet ones made room");
 }
 
 #[test]
 fn in_overload_the_heaviest_are_refused_first_and_then_everybody_is() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let _heavy: Vec<Slot> = (0..30).map(|_| gate.admit(A, Purpose::Flow, now).unwrap()).collect();
-    let admits = |source, purpose| gate.admit(source, purpose, now).is_ok();
+    let _heavy: Vec<Slot> = (0..30).map(|_| gate.admit_at(A, Purpose::Flow, now).unwrap()).collect();
+    let admits = |source, purpose| gate.admit_at(source, purpose, now).is_ok();
     gate.relieve(Stage::Heavy, 20);
-    assert_eq!(gate.admit(A, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
+    assert_eq!(gate.admit_at(A, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
     assert!(admits(B, Purpose::Flow));
     gate.relieve(Stage::Full, 20);
-    assert_eq!(gate.admit(B, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
+    assert_eq!(gate.admit_at(B, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
     assert!(admits(B, Purpose::Names) && !admits(A, Purpose::Names));
     gate.relieve(Stage::Normal, u32::MAX);
     assert!(admits(A, Purpose::Flow));
@@ -265,19 +299,19 @@ fn no_more_are_let_in_than_there_are_descriptors_for() {
     let gate = gate(LimitSettings { total_connections: Some(100), ..LimitSettings::default() });
     gate.set_room(Room { connections: 3, told: 1 });
     let now = Instant::now();
-    let _held: Vec<Slot> = (0..3).map(|_| gate.admit(A, Purpose::Flow, now).unwrap()).collect();
+    let _held: Vec<Slot> = (0..3).map(|_| gate.admit_at(A, Purpose::Flow, now).unwrap()).collect();
     assert_eq!(gate.most(), 3);
-    assert_eq!(gate.admit(B, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
-    let told = gate.tell(A, now);
-    assert!(told.is_some() && gate.tell(B, now).is_none());
+    assert_eq!(gate.admit_at(B, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
+    let told = gate.tell_at(A, now);
+    assert!(told.is_some() && gate.tell_at(B, now).is_none());
 }
 
 #[tokio::test]
 async fn only_guests_with_more_than_their_share_are_asked_to_end_what_is_idle() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let heavy: Vec<Slot> = (0..20).map(|_| gate.admit(A, Purpose::Flow, now).unwrap()).collect();
-    let light = gate.admit(B, Purpose::Flow, now).unwrap();
+    let heavy: Vec<Slot> = (0..20).map(|_| gate.admit_at(A, Purpose::Flow, now).unwrap()).collect();
+    let light = gate.admit_at(B, Purpose::Flow, now).unwrap();
     gate.relieve(Stage::Closing, 20);
     let ask = async {
         tokio::task::yield_now().await;
@@ -295,15 +329,14 @@ async fn only_guests_with_more_than_their_share_are_asked_to_end_what_is_idle() 
 fn handshakes_count_apart_from_the_flows_of_their_address_and_are_fewer() {
     let settings = LimitSettings { connections: Some(3), total_connections: Some(32), ..LimitSettings::default() };
     let (gate, now) = (gate(settings), Instant::now());
-    let _flows: Vec<Slot> = (0..3).map(|_| gate.admit(A, Purpose::Flow, now).unwrap()).collect();
-    let shaking: Vec<Slot> = (0..2).map(|_| gate.admit(A, Purpose::Handshake, now).unwrap()).collect();
-    assert_eq!(gate.admit(A, Purpose::Handshake, now).unwrap_err(), Reason::LimitConnections, "a sixteenth of all");
-    assert!(gate.admit(B, Purpose::Handshake, now).is_ok());
+    let _flows: Vec<Slot> = (0..3).map(|_| gate.admit_at(A, Purpose::Flow, now).unwrap()).collect();
+    let shaking: Vec<Slot> = (0..2).map(|_| gate.admit_at(A, Purpose::Handshake, now).unwrap()).collect();
+    assert_eq!(gate.admit_at(A, Purpose::Handshake, now).unwrap_err(), Reason::LimitConnections, "a sixteenth of all");
+    assert!(gate.admit_at(B, Purpose::Handshake, now).is_ok());
     drop(shaking);
-    assert!(gate.admit(A, Purpose::Handshake, now).is_ok());
-    let certified = |name: &str| Source { address: A, certified: Some(name.into()) };
-    let by_name = Gate::new(settings, Arc::new(|source| source.certified.as_ref().map(|name| name.len() as u64)));
-    let _held: Vec<Slot> = (0..3).map(|_| by_name.admit(certified("vm-7"), Purpose::Flow, now).unwrap()).collect();
-    assert!(by_name.admit(certified("vm-8"), Purpose::Flow, now).is_err(), "one number is one guest");
-    assert!(by_name.admit(certified("vm-77"), Purpose::Flow, now).is_ok());
+    assert!(gate.admit_at(A, Purpose::Handshake, now).is_ok());
+    let by_name = Gate::new(settings);
+    let _held: Vec<Slot> = (0..3).map(|_| by_name.admit_named("vm-7", A, now).unwrap()).collect();
+    assert!(by_name.admit_named("vm-7", B, now).is_err(), "one name is one guest");
+    assert!(by_name.admit_named("vm-8", A, now).is_ok());
 }

@@ -8,9 +8,9 @@ use super::{AddressTerms, Mode, NamePermit, NameRefusal, Permit, Policy, Refusal
 use crate::identify::Claim;
 use crate::name::HostName;
 use crate::reason::Reason;
+use crate::source::Source;
 use crate::target::{Host, Protocol, Protocols};
 use ipnet::IpNet;
-use std::net::IpAddr;
 use std::sync::Arc;
 
 /// What one rule, whose subject matches the host, decides about a claim.
@@ -153,13 +153,13 @@ fn note_use(rules: &Rules, evaluation: &Evaluation<'_>, effect: Effect) {
     });
 }
 
-pub(super) fn permit_name(policy: &Policy, source: IpAddr, name: &HostName) -> Result<NamePermit, NameRefusal> {
+pub(super) fn permit_name(policy: &Policy, source: &Source, name: &HostName) -> Result<NamePermit, NameRefusal> {
     let rules = &policy.rules;
     let refuse = |reason, place| NameRefusal { refusal: refusal(rules, reason, place), is_parent: false };
     if policy.unconfigured {
         return Err(refuse(Reason::NotConfigured, None));
     }
-    let Some(guest_policy) = policy.guests.guest_policy(&source.into()) else {
+    let Some(guest_policy) = policy.guests.guest_policy(source) else {
         return Err(refuse(Reason::UnknownGuest, None));
     };
     if guest_policy.mode == Mode::None {

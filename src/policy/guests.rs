@@ -6,10 +6,12 @@ use super::nets::{NONE, NetTable};
 use super::rules::Rules;
 use super::store::Record;
 use super::{Mode, PolicySettings, Unknown};
-use crate::source::Source;
+use crate::source::{Source, Standing};
 use ipnet::IpNet;
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 /// Why a configuration does not fit a list.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -42,7 +44,7 @@ pub enum PolicyError {
 
 /// Which guest a source is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Guest<'a> {
+pub struct Identity<'a> {
     /// Its declared name, or else the name in its certificate; `None` if there is neither.
     pub name: Option<&'a str>,
     /// Its position among the declared guests, from 0.
@@ -62,11 +64,16 @@ pub(super) struct GuestPolicy {
 
 #[derive(Debug)]
 pub(super) struct Guests {
+    /// Unique in this process, so that a [`Source`] shows whether it was identified here.
+    generation: u32,
     declared: Vec<(Box<str>, GuestPolicy)>,
     undeclared: Option<GuestPolicy>,
     sources: NetTable,
-    by_name: HashMap<Box<str>, usize>,
+    by_name: HashMap<Box<str>, u32>,
 }
+
+/// The last generation that was used.
+static GENERATION: AtomicU32 = AtomicU32::new(0);
 
 /// One bit per file.
 #[derive(Debug, Default)]
@@ -101,13 +108,14 @@ impl Guests {
                 files: files.unwrap_or_else(|| Arc::clone(&shared)),
             };
         let mut guests = Guests {
+            generation: GENERATION.fetch_add(1, Ordering::Relaxed).wrapping_add(1),
             declared: Vec::with_capacity(own.len()),
             undeclared: (settings.unknown == Unknown::Shared).then(|| guest_policy(None, None, None)),
             sources: NetTable::default(),
             by_name: HashMap::with_capacity(settings.guests.len()),
         };
         for (guest, files) in settings.guests.iter().zip(own) {
-            let index = guests.declared.len();
+            let index = u32::try_from(guests.declared.len()).unwrap_or(Standing::UNDECLARED);
             if guests.by_name.insert(Box::from(guest.name.as_str()), index).is_some() {
                 return Err(PolicyError::DuplicateName { name: guest.name.clone() });
             }
@@ -137,10 +145,21 @@ impl Guests {
         self.by_name.contains_key(name)
     }
 
-    pub(super) fn of<'a>(&'a self, source: &'a Source) -> Guest<'a> {
+    /// Finds out which guest this is.
+    pub(super) fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
+        let index = self.search(address, certified.as_deref()).unwrap_or(Standing::UNDECLARED);
+        Source { address, certified, standing: Standing { generation: self.generation, index } }
+    }
+
+    /// Was the source identified by these guests?
+    pub(super) fn has_identified(&self, source: &Source) -> bool {
+        source.standing.generation == self.generation
+    }
+
+    pub(super) fn of<'a>(&'a self, source: &'a Source) -> Identity<'a> {
         match self.index(source).and_then(|index| Some((index, self.declared.get(index)?))) {
-            Some((index, (name, _))) => Guest { name: Some(name), index: Some(index), known: true },
-            None => Guest { name: source.certified.as_deref(), index: None, known: self.undeclared.is_some() },
+            Some((index, (name, _))) => Identity { name: Some(name), index: Some(index), known: true },
+            None => Identity { name: source.certified.as_deref(), index: None, known: self.undeclared.is_some() },
         }
     }
 
@@ -152,11 +171,19 @@ impl Guests {
         }
     }
 
-    /// A certificate with an undeclared name is treated as an unknown source, even from a declared guest's address.
     fn index(&self, source: &Source) -> Option<usize> {
-        match &source.certified {
-            Some(name) => self.by_name.get(&**name).copied(),
-            None => self.sources.holding(source.address).next().map(|index| index as usize),
+        let index = match self.has_identified(source) {
+            true => Some(source.standing.index).filter(|index| *index != Standing::UNDECLARED),
+            false => self.search(source.address, source.certified.as_deref()),
+        };
+        index.map(|index| index as usize)
+    }
+
+    /// A certificate with an undeclared name is treated as an unknown source, even from a declared guest's address.
+    fn search(&self, address: IpAddr, certified: Option<&str>) -> Option<u32> {
+        match certified {
+            Some(name) => self.by_name.get(name).copied(),
+            None => self.sources.holding(address).next(),
         }
     }
 }

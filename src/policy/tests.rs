@@ -464,7 +464,7 @@ fn dns_may_ask_for_names_that_some_rule_allows_on_some_port() {
     let policy = with_guests(Unknown::None);
     let asks = |source: &str, name: &str| {
         policy
-            .permit_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
+            .permit_name(&source.parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap())
             .map(drop)
             .map_err(|refused| refused.refusal.reason)
     };
@@ -502,7 +502,7 @@ fn names_above_allowed_ones_are_known_as_such_to_the_guests_that_may_ask_below()
     let policy = Policy::new(rules, PolicySettings { guests, ..settings() }).unwrap();
     let asks = |source: &str, name: &str| {
         policy
-            .permit_name(source.parse().unwrap(), &HostName::parse(name).unwrap())
+            .permit_name(&source.parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap())
             .map(drop)
             .map_err(|refused| (refused.refusal.reason, refused.is_parent))
     };
@@ -528,12 +528,15 @@ fn names_above_allowed_ones_are_known_as_such_to_the_guests_that_may_ask_below()
 fn what_addresses_a_name_may_have_for_dns_is_what_some_flow_would_be_granted() {
     let policy = policy(&["a.io", "b.io to=10.0.0.1/32", "c.io", "c.io:8443 to=10.0.0.1/32", "deny 192.0.2.0/24"]);
     let terms = |name: &str| -> Vec<Option<usize>> {
-        let permit = policy.permit_name("10.42.42.7".parse().unwrap(), &HostName::parse(name).unwrap()).unwrap();
+        let permit = policy
+            .permit_name(&"10.42.42.7".parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap())
+            .unwrap();
         permit.terms().map(|terms| terms.to.map(|to| to.len())).collect()
     };
     assert_eq!(terms("a.io"), [None]);
     assert_eq!(terms("b.io"), [Some(1)]);
     assert_eq!(terms("c.io"), [Some(1), None]);
-    let permit = policy.permit_name("10.42.42.7".parse().unwrap(), &HostName::parse("a.io").unwrap()).unwrap();
+    let permit =
+        policy.permit_name(&"10.42.42.7".parse::<IpAddr>().unwrap().into(), &HostName::parse("a.io").unwrap()).unwrap();
     assert!(permit.terms().all(|terms| terms.denied.contains("192.0.2.1".parse().unwrap())));
 }

@@ -14,13 +14,13 @@ const INTERVAL: Duration = Duration::from_secs(2);
 const SOON: i64 = 14 * 86_400;
 
 /// What the next handshake uses.
-pub type Live = Arc<ArcSwap<Loaded>>;
+pub type CurrentTls = Arc<ArcSwap<Loaded>>;
 
 /// The files and the result of loading them.
 pub struct CertificateReloader {
     settings: TlsSettings,
     stamp: Stamp,
-    live: Live,
+    current: CurrentTls,
 }
 
 impl CertificateReloader {
@@ -30,20 +30,20 @@ impl CertificateReloader {
     /// [`TlsError`]: there is no earlier certificate to use.
     pub fn open(settings: &TlsSettings) -> Result<CertificateReloader, TlsError> {
         let stamp = stamp(settings);
-        let live = Arc::new(ArcSwap::from_pointee(load(settings)?));
-        let keeper = CertificateReloader { settings: settings.clone(), stamp, live };
+        let current = Arc::new(ArcSwap::from_pointee(load(settings)?));
+        let keeper = CertificateReloader { settings: settings.clone(), stamp, current };
         keeper.warn_of_end();
         Ok(keeper)
     }
 
     /// Returns what handshakes use.
-    pub fn live(&self) -> Live {
-        Arc::clone(&self.live)
+    pub fn current(&self) -> CurrentTls {
+        Arc::clone(&self.current)
     }
 
     /// Returns the last second of the current certificate's validity, since 1970.
     pub fn expires(&self) -> i64 {
-        self.live.load().expires
+        self.current.load().expires
     }
 
     /// Checks whether the files changed and loads them; open connections stay as they are. `tell` gets the
@@ -61,7 +61,7 @@ impl CertificateReloader {
                 Ok(loaded) => {
                     last_error.clear();
                     let expires = loaded.expires;
-                    self.live.store(Arc::new(loaded));
+                    self.current.store(Arc::new(loaded));
                     tracing::info!(certificate = %self.settings.certificate.display(), "a new certificate is in use");
                     self.warn_of_end();
                     tell(Ok(expires));

@@ -4,12 +4,12 @@
 use super::inbox::Refused;
 use super::{Ask, ReloadWorker, Reloader, free};
 use crate::firewall::Pin;
-use crate::flow::Live;
 use crate::golem::manifest::Access;
 use crate::guests::{Application, Registered, Taken};
 use crate::lock::lock;
 use crate::policy::GuestSettings;
 use crate::reason::Reason;
+use crate::services::Snapshot;
 use jiff::Timestamp;
 use serde_json::{Value, json};
 use std::sync::Arc;
@@ -86,7 +86,7 @@ impl ReloadWorker {
         let all = self.registry.over(&self.settings, self.lists.outbound())?;
         let policy = self.lists.policy(&all).map_err(|error| error.to_string())?;
         self.services.resolver.set_floor(self.floor(&all));
-        let old = self.services.live.swap(Arc::new(Live::new(policy, &all)));
+        let old = self.services.snapshot.swap(Arc::new(Snapshot::new(policy, &all)));
         let ended = gone.map_or(0, |gone| {
             let ended = self.services.account.live().revoke_where(|claim, _| {
                 (old.policy.guest(&claim.source).name == Some(gone)).then_some((Reason::Revoked, None))

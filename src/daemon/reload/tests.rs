@@ -1,8 +1,8 @@
 use super::*;
 use crate::accept::Reserve;
 use crate::account::Account;
-use crate::daemon::gate;
 use crate::identify::{Claim, Evidence};
+use crate::limits::Gate;
 use crate::resolve::Resolver;
 use crate::target::{Target, Transport};
 use arc_swap::ArcSwap;
@@ -23,12 +23,12 @@ fn settings(dir: &Path) -> Settings {
 
 fn worker(settings: Settings, lists: Lists, runtime: tokio::runtime::Handle) -> ReloadWorker {
     let policy = lists.policy(&settings).unwrap();
-    let live = Arc::new(ArcSwap::from_pointee(Live::new(policy, &settings)));
+    let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::new(policy, &settings)));
     let services = Arc::new(Services {
-        gate: gate(&settings, &live),
+        gate: Gate::new(settings.limits),
         guest_tls: None,
         reserve: Reserve::default(),
-        live,
+        snapshot,
         resolver: Resolver::start(&settings.resolver, settings.floor(), runtime).unwrap(),
         bindings: Arc::default(),
         idle_upstreams: Arc::default(),
@@ -59,7 +59,7 @@ fn allows(worker: &ReloadWorker, target: &str) -> bool {
         ech: false,
         evidence: Evidence::Connect,
     };
-    worker.services.live.load().policy.decide(&claim).is_ok()
+    worker.services.snapshot.load().policy.decide(&claim).is_ok()
 }
 
 #[test]

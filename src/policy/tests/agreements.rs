@@ -52,7 +52,7 @@ fn schemes_of_one_host_add_up_and_tcp_is_any_bytes() {
     assert_eq!(said(&policy, "a.io:8080", None), Ok(both));
     assert_eq!(said(&policy, "a.io:22", Some(Protocol::Raw)), Ok(Protocols::ALL));
     assert_eq!(said(&policy, "a.io:8080", Some(Protocol::Raw)), Err(Reason::ProtocolNotAllowed));
-    let source = "10.0.0.7".parse().unwrap();
+    let source = &"10.0.0.7".parse::<IpAddr>().unwrap().into();
     assert!(policy.could_allow_port(source, 22) && policy.could_allow_raw(source, 22));
     assert!(policy.could_allow_port(source, 8080) && !policy.could_allow_raw(source, 8080));
     assert!(!policy.could_allow_port(source, 443), "so that such a connection is reset at once");
@@ -70,7 +70,8 @@ fn addresses_are_agreed_on_as_addresses() {
 #[test]
 fn dns_answers_for_the_names_of_an_agreement_alone() {
     let policy = agreed(Mode::All, &[("x.y.deep.io", Reach::Https(at(443)))]);
-    let ask = |name: &str| policy.permit_name("10.0.0.7".parse().unwrap(), &HostName::parse(name).unwrap());
+    let ask =
+        |name: &str| policy.permit_name(&"10.0.0.7".parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap());
     assert!(ask("x.y.deep.io").is_ok());
     for (name, parent) in
         [("deep.io", true), ("io", true), ("y.deep.io", true), ("listed.io", false), ("z.x.y.deep.io", false)]
@@ -79,8 +80,9 @@ fn dns_answers_for_the_names_of_an_agreement_alone() {
         assert_eq!((refusal.refusal.reason, refusal.is_parent), (Reason::NotWhitelisted, parent), "{name}");
     }
     let policy = agreed(Mode::Whitelist, &[("other.io", Reach::Https(at(443)))]);
-    let refused =
-        |name: &str| policy.permit_name("10.0.0.7".parse().unwrap(), &HostName::parse(name).unwrap()).is_err();
+    let refused = |name: &str| {
+        policy.permit_name(&"10.0.0.7".parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap()).is_err()
+    };
     assert!(refused("other.io") && refused("listed.io"));
 }
 

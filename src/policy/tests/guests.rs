@@ -65,18 +65,18 @@ fn a_guests_mode_beats_the_daemons() {
 fn who_is_unknown_is_refused_or_shares() {
     let closed = with_guests(Unknown::None);
     assert_eq!(refused_by(&closed, &from("192.0.2.1", "eight.io")), (Reason::UnknownGuest, None));
-    assert_eq!(closed.guest(&at("192.0.2.1")), Guest { name: None, index: None, known: false });
+    assert_eq!(closed.guest(&at("192.0.2.1")), Identity { name: None, index: None, known: false });
     let guests = vec![guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"]))];
     let open = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
     assert_eq!(reason(&open, &from("192.0.2.1", "shared.io")), Reason::None);
     assert_eq!(reason(&open, &from("192.0.2.1", "seven.io")), Reason::NotWhitelisted);
-    assert_eq!(open.guest(&at("192.0.2.1")), Guest { name: None, index: None, known: true });
+    assert_eq!(open.guest(&at("192.0.2.1")), Identity { name: None, index: None, known: true });
 }
 
 #[test]
 fn a_guest_is_the_same_over_ipv4_and_mapped_ipv6() {
     let policy = with_guests(Unknown::None);
-    let seven = Guest { name: Some("vm-7"), index: Some(0), known: true };
+    let seven = Identity { name: Some("vm-7"), index: Some(0), known: true };
     assert_eq!(policy.guest(&at("10.0.0.7")), seven);
     assert_eq!(policy.guest(&at("::ffff:10.0.0.7")), seven);
     assert_eq!(reason(&policy, &from("::ffff:10.0.0.7", "seven.io")), Reason::None);
@@ -114,15 +114,34 @@ fn the_name_in_a_certificate_beats_the_address() {
     let certified = |address: &str, name: &str| Source { certified: Some(name.into()), ..at(address) };
     let asks = |source: Source, target: &str| Claim { source, ..claim(target) };
     let seven = certified("10.0.0.8", "vm-7");
-    assert_eq!(policy.guest(&seven), Guest { name: Some("vm-7"), index: Some(0), known: true });
+    assert_eq!(policy.guest(&seven), Identity { name: Some("vm-7"), index: Some(0), known: true });
     assert_eq!(allowed_by(&policy, &asks(seven.clone(), "seven.io")), Some("vm-7.rules:1".into()));
     assert_eq!(reason(&policy, &asks(seven, "eight.io")), Reason::NotWhitelisted);
     let stranger = certified("10.0.0.7", "vm-77");
-    assert_eq!(policy.guest(&stranger), Guest { name: Some("vm-77"), index: None, known: false });
+    assert_eq!(policy.guest(&stranger), Identity { name: Some("vm-77"), index: None, known: false });
     assert_eq!(reason(&policy, &asks(stranger, "seven.io")), Reason::UnknownGuest, "and not vm-7");
     let guests = vec![guest("vm-7", "10.0.0.7/32", None, Some(&["vm-7.rules"]))];
     let open = Policy::new(tenants(), PolicySettings { guests, ..settings() }).unwrap();
     let stranger = certified("10.0.0.7", "vm-77");
     assert_eq!(reason(&open, &asks(stranger.clone(), "shared.io")), Reason::None, "as anybody undeclared");
     assert_eq!(reason(&open, &asks(stranger, "seven.io")), Reason::NotWhitelisted);
+}
+
+#[test]
+fn a_source_that_another_policy_identified_is_searched_for_again() {
+    let named = |name: &str| {
+        let guests = vec![guest("first", "10.0.0.1/32", None, None), guest(name, "10.0.0.7/32", None, None)];
+        Policy::new(tenants(), PolicySettings { guests, unknown: Unknown::None, ..settings() }).unwrap()
+    };
+    let (old, new, gone) = (named("old"), named("new"), with_guests(Unknown::None));
+    let source = old.identify("10.0.0.7".parse().unwrap(), None);
+    assert!(old.has_identified(&source) && !new.has_identified(&source));
+    assert!(!new.has_identified(&at("10.0.0.7")), "nobody has");
+    assert_eq!(old.guest(&source).name, Some("old"));
+    assert_eq!(new.guest(&source).name, Some("new"), "it has the address now");
+    let nobody = old.identify("192.0.2.1".parse().unwrap(), None);
+    assert_eq!(old.guest(&nobody), Identity { name: None, index: None, known: false });
+    let certified = gone.identify("10.0.0.8".parse().unwrap(), Some("vm-7".into()));
+    assert_eq!(gone.guest(&certified).name, Some("vm-7"));
+    assert_eq!(old.guest(&certified), Identity { name: Some("vm-7"), index: None, known: false });
 }

@@ -401,7 +401,7 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             if let Host::Name(name) = &claim.target.host
-                && policy.permit_name(claim.source.address, name).is_err()
+                && policy.permit_name(&claim.source, name).is_err()
             {
                 prop_assert!(policy.decide(&claim).is_err());
             }
@@ -418,12 +418,12 @@ proptest! {
         let policy = Policy::new(compiled(&list), settings).unwrap();
         for claim in claims {
             let Host::Name(name) = &claim.target.host else { continue };
-            if policy.permit_name(claim.source.address, name).is_err() {
+            if policy.permit_name(&claim.source, name).is_err() {
                 continue;
             }
             let above = std::iter::successors(name.parent(), |name| name.split_once('.').map(|(_, above)| above));
             for above in above.filter_map(|above| HostName::parse(above).ok()) {
-                let asked = policy.permit_name(claim.source.address, &above);
+                let asked = policy.permit_name(&claim.source, &above);
                 prop_assert!(
                     asked.as_ref().map_or_else(
                         |refused| refused.is_parent || refused.refusal.reason == Reason::DeniedByRule,

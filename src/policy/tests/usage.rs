@@ -55,7 +55,7 @@ fn a_deny_is_used_when_it_refuses_and_what_it_overrules_is_not() {
 #[test]
 fn a_deny_that_keeps_a_name_from_dns_is_used() {
     let policy = policy(&["deny a.test", "b.test"]);
-    let source = "10.42.42.7".parse().unwrap();
+    let source = &"10.42.42.7".parse::<IpAddr>().unwrap().into();
     let ask = |name: &str| policy.permit_name(source, &HostName::parse(name.as_bytes()).unwrap());
     assert!(ask("a.test").is_err() && ask("b.test").is_ok());
     // A name that was only looked up is not used yet.

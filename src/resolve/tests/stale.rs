@@ -34,7 +34,7 @@ fn permit(name: &str) -> NamePermit {
         blocked_ports: Vec::new(),
     };
     let policy = Policy::new(Arc::new(rules), settings).unwrap();
-    policy.permit_name("10.0.0.1".parse().unwrap(), &HostName::parse(name).unwrap()).unwrap()
+    policy.permit_name(&"10.0.0.1".parse::<IpAddr>().unwrap().into(), &HostName::parse(name).unwrap()).unwrap()
 }
 
 async fn outdated() {

@@ -1,33 +1,33 @@
 //! Connections to upstreams that wait for a guest's next request. They are stored where a reload can find them,
 //! since no live flow exists meanwhile that could be revoked.
 
+use super::http::UpstreamConnection;
 use crate::identify::Claim;
 use crate::lock::lock;
-use crate::relay::http::UpstreamConnection;
 use crate::target::Target;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 /// A kept connection to an upstream, and its target. Always boxed, since it is moved with each request.
-pub(super) struct IdleUpstream {
+pub(crate) struct IdleUpstream {
     /// The claim that used it last.
-    pub(super) claim: Claim,
-    pub(super) target: Target,
-    pub(super) peer: UpstreamConnection,
+    pub(crate) claim: Claim,
+    pub(crate) target: Target,
+    pub(crate) peer: UpstreamConnection,
     /// When it was last known to be good.
-    pub(super) since: Instant,
+    pub(crate) since: Instant,
     /// The upstream already received the beginning of the first request.
-    pub(super) half_said: bool,
+    pub(crate) half_said: bool,
     /// All requests on it were answered and nothing can be in transit: a reset loses nothing.
-    pub(super) spent: bool,
+    pub(crate) spent: bool,
 }
 
 impl IdleUpstream {
     /// Closes it, with a reset if nothing is in transit. After an ordinary close, the side that closes first
     /// keeps the pair of ports occupied for another minute (TIME_WAIT, RFC 9293 §3.6.1), and one guest could
     /// occupy all ports at once.
-    pub(super) fn close(self: Box<IdleUpstream>) {
+    pub(crate) fn close(self: Box<IdleUpstream>) {
         if self.spent {
             self.peer.abort();
         }
@@ -52,7 +52,7 @@ struct Slab {
 
 /// The slot of one guest's connection, which keeps at most one connection to an upstream. Closes the one in it
 /// when dropped.
-pub(super) struct UpstreamSlot {
+pub(crate) struct UpstreamSlot {
     idle_upstreams: Arc<IdleUpstreams>,
     waiting: Arc<Mutex<Waiting>>,
     shard: usize,
@@ -77,7 +77,7 @@ impl IdleUpstreams {
     }
 
     /// Returns an empty slot.
-    pub(super) fn slot(self: &Arc<IdleUpstreams>) -> UpstreamSlot {
+    pub(crate) fn slot(self: &Arc<IdleUpstreams>) -> UpstreamSlot {
         let waiting = Arc::new(Mutex::new(None));
         // Any spread will do.
         let shard = (Arc::as_ptr(&waiting).addr() >> 6) % SHARDS;
@@ -96,7 +96,7 @@ impl IdleUpstreams {
 
 impl UpstreamSlot {
     /// Stores a connection until the next request.
-    pub(super) fn put(&self, kept: Box<IdleUpstream>) {
+    pub(crate) fn put(&self, kept: Box<IdleUpstream>) {
         let before = lock(&self.waiting).replace(kept);
         if let Some(before) = before {
             before.close();
@@ -104,7 +104,7 @@ impl UpstreamSlot {
     }
 
     /// Takes the connection out again, if it is still there.
-    pub(super) fn take(&self) -> Option<Box<IdleUpstream>> {
+    pub(crate) fn take(&self) -> Option<Box<IdleUpstream>> {
         lock(&self.waiting).take()
     }
 }

@@ -2,7 +2,7 @@
 //! the whole file now and then and once more at the end. A file that cannot be read in full is not used at all,
 //! with a warning: guests then ask again.
 
-use super::bindings::{Binding, Bindings};
+use super::{Binding, Bindings};
 use crate::name::HostName;
 use crate::whitelist::replace::{Attributes, replace};
 use std::fmt::Write as _;
@@ -16,7 +16,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Name of the file in the state dir.
-pub const FILE_NAME: &str = "dns.bindings";
+const FILE_NAME: &str = "dns.bindings";
 
 /// First line of the file; the digit is the format version.
 const MAGIC: &str = "outgate dns bindings 1";

@@ -1,6 +1,10 @@
 //! Records which name a guest asked for when it was given an address. For protocols that show no name, this is
-//! the only evidence of what the guest asked for. Bounded per guest and in all; `bindings_file` saves it over a
+//! the only evidence of what the guest asked for. Bounded per guest and in all; `state_file` saves it over a
 //! restart.
+
+mod state_file;
+
+pub use state_file::BindingsFile;
 
 use crate::lock::lock;
 use crate::name::HostName;
