@@ -9,6 +9,7 @@
 //! guest asks the address nearest to it. With several addresses on one interface, the configuration should name
 //! them instead.
 
+mod answers;
 mod backlog;
 pub mod bindings;
 pub mod bindings_file;
@@ -17,6 +18,7 @@ mod tcp;
 mod udp;
 mod wire;
 
+pub use answers::refusals;
 pub use bindings::Bindings;
 pub use bindings_file::BindingsFile;
 

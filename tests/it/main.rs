@@ -33,6 +33,7 @@ mod ports;
 mod proof;
 mod proxy_tls;
 mod races;
+mod reference;
 mod registered;
 mod reload;
 mod responses;
