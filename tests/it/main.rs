@@ -7,6 +7,7 @@
 mod activation;
 mod addresses;
 mod admin_tls;
+mod book;
 mod bound;
 mod br_netfilter;
 mod bridge;
