@@ -43,6 +43,7 @@ mod service;
 mod socks;
 mod tidy;
 mod tls;
+mod tour;
 mod transparent;
 mod troubles;
 mod tunnel;
