@@ -1,39 +1,58 @@
-//! The tour of the book, word for word: every command of docs/tour.md is run in its order by one shell, and prints what
-//! the page says. Times, ports of clients, byte counts and the wording of curl's errors are left out of the comparison.
+//! Pages of the book, word for word: every command of docs/tour.md, and of the first section of docs/networks.md, is run
+//! in its order, and prints what the page says. Times, ports of clients, counts of bytes and packets, and the wording of
+//! curl's errors are left out of the comparison.
 
-use crate::world::{DNS, PATIENCE, World, eventually};
+use crate::world::namespace::{self, Namespace};
+use crate::world::{DNS, GOOD, PATIENCE, World, eventually, pki};
 use regex::Regex;
 use std::fs::{self, File};
 use std::io::Write;
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
+
+/// Stands for lines that the page leaves out.
+const ELLIPSIS: &str = "…";
+/// What a download in the background repeats each second.
+const PULSE: &str = "still here";
+/// What only some machines or users see, or only sometimes: a guest solicits routers when it likes.
+const MACHINE: [&str; 4] =
+    [" INFO all privileges are given up ", " file descriptors are enough for ", " Killed ", "  spoofed: "];
+/// Commands that may be repeated until what they tell of has happened: a new list needs half a second, a line of the log some
+/// milliseconds.
+const READERS: [&str; 7] =
+    ["head ", "tail ", "curl --noproxy ", "curl -s --noproxy ", "outgate denied", "outgate flows", "curl https://"];
 
 /// A command of a page, with the lines that it prints.
 struct Step {
     line: usize,
+    in_guest: bool,
     command: String,
     prints: Vec<String>,
 }
 
-/// The commands in the `console` blocks of a page. A command begins with `$ ` and goes on to the end of its here-document.
+/// The commands in the `console` blocks of a page. A command begins with a prompt and goes on to the end of its
+/// here-document. Prompts are `guest$ ` and what the block begins with: `$ `, or `# ` for root.
 fn steps(page: &str) -> Vec<Step> {
     let mut steps: Vec<Step> = Vec::new();
-    let (mut in_block, mut in_document) = (false, false);
+    let (mut in_block, mut prompt, mut in_document) = (false, None, false);
     for (number, line) in page.lines().enumerate() {
-        if line.starts_with("```") && !in_document {
-            in_block = line == "```console";
-        } else if !in_block {
-        } else if in_document {
-            let step = steps.last_mut().unwrap();
-            step.command += &format!("\n{line}");
+        if in_document {
+            steps.last_mut().unwrap().command += &format!("\n{line}");
             in_document = line != "EOF";
-        } else if let Some(command) = line.strip_prefix("$ ") {
-            in_document = command.ends_with("<<'EOF'");
-            steps.push(Step { line: number + 1, command: command.to_owned(), prints: Vec::new() });
-        } else {
-            steps.last_mut().expect("a block begins with a command").prints.push(line.to_owned());
+        } else if line.starts_with("```") {
+            (in_block, prompt) = (line == "```console", None);
+        } else if in_block {
+            let prompt = *prompt.get_or_insert_with(|| if line.starts_with("# ") { "# " } else { "$ " });
+            let in_guest = line.strip_prefix("guest$ ");
+            if let Some(command) = in_guest.or_else(|| line.strip_prefix(prompt)) {
+                in_document = command.ends_with("<<'EOF'");
+                let (in_guest, command) = (in_guest.is_some(), command.to_owned());
+                steps.push(Step { line: number + 1, in_guest, command, prints: Vec::new() });
+            } else {
+                steps.last_mut().expect("a block begins with a command").prints.push(line.to_owned());
+            }
         }
     }
     steps
@@ -53,15 +72,19 @@ impl Normal {
             (r"(outgate_bytes_total\{.*\}) \d+", "$1 N"),
             (r"\b\d+ B\b", "N B"),
             (r"\b\d+s\b", "Ns"),
+            (r"^\d+ +([a-z_0-9]+  .*)", "N $1"),
+            (r"\bid: \d+", "id: N"),
+            (r"\d+ msec", "N msec"),
+            // A reset may come before or after curl looks whether it is connected.
+            (r"curl: \((?:7|56)\) .*", "curl: (7 or 56)"),
             (r"curl: \((\d+)\) .*", "curl: ($1)"),
-            (r" {2,}", " "),
+            (r"[ \t]{2,}", " "),
         ];
         Normal(patterns.map(|(pattern, with)| (Regex::new(pattern).unwrap(), with)).into())
     }
 
-    /// What a command printed. `pulse` is the line that a download in the background repeats each second: it counts
-    /// once where it is expected, and not at all elsewhere. What the shell's background processes print has no order of
-    /// its own, so lines are sorted where the daemon's are among them.
+    /// What a command printed. With `pulse` [`PULSE`] counts once, and not at all otherwise. What runs in the background
+    /// prints when it likes, so lines are sorted where the daemon's are among them.
     fn of(&self, lines: &[String], pulse: bool) -> Vec<String> {
         let mut normal: Vec<String> = lines
             .iter()
@@ -78,54 +101,81 @@ impl Normal {
     }
 }
 
-/// What only some machines or users see at the start.
-const MACHINE: [&str; 2] = [" INFO all privileges are given up ", " file descriptors are enough for "];
-const PULSE: &str = "still here";
+/// Are these the lines that the page has? Each [`ELLIPSIS`] of it stands for any number of them.
+fn fits(wanted: &[String], found: &[String]) -> bool {
+    match wanted {
+        [] => found.is_empty(),
+        [first, rest @ ..] if first == ELLIPSIS => (0..=found.len()).any(|skipped| fits(rest, &found[skipped..])),
+        [first, rest @ ..] => found.first() == Some(first) && fits(rest, &found[1..]),
+    }
+}
 
-/// A shell that is fed one command after the other. Everything it starts writes into one file.
+/// A shell that is fed one command after the other. Everything that it starts writes into one file.
 struct Shell {
     child: Child,
-    output: std::path::PathBuf,
+    output: PathBuf,
     read: usize,
     sent: usize,
 }
 
 impl Shell {
-    fn start(world: &World, folder: &Path) -> Shell {
+    /// Starts a shell in this namespace, with what `mounts` puts in its place; `folder` is its home.
+    fn start(namespace: &Namespace, folder: &Path, mounts: &str) -> Shell {
         let output = folder.join("printed");
         let file = File::options().create(true).append(true).open(&output).unwrap();
-        // A terminal would get no progress meter either.
+        // On a terminal curl shows no progress meter.
         fs::write(folder.join(".curlrc"), "no-progress-meter\n").unwrap();
-        // The daemon looks for a server that answers, in whatever network the page is read.
-        let resolver = folder.join("resolv.conf");
-        fs::write(&resolver, format!("nameserver {DNS}\n")).unwrap();
+        let program = Path::new(env!("CARGO_BIN_EXE_outgate")).parent().unwrap().display();
+        let path = format!("{program}:{}", std::env::var("PATH").unwrap());
         let mut command = Command::new("unshare");
-        let mount = format!("mount --bind {} /etc/resolv.conf && exec bash", resolver.display());
-        command.args(["--mount", "sh", "-c", &mount]);
-        command.current_dir(folder).env("HOME", folder).env_remove("RUST_LOG").stdin(Stdio::piped());
-        command.stdout(file.try_clone().unwrap()).stderr(file);
-        let child = world.gateway.run(|| command.spawn().expect("unshare is installed"));
+        command.args(["--mount", "sh", "-c", &format!("{mounts} exec bash")]).current_dir(folder);
+        command
+            .env("HOME", folder)
+            .env("PATH", path)
+            .env("CURL_CA_BUNDLE", folder.join("ca.pem"))
+            .env_remove("RUST_LOG");
+        command.stdin(Stdio::piped()).stdout(file.try_clone().unwrap()).stderr(file);
+        let child = namespace.run(|| command.spawn().expect("unshare is installed"));
         Shell { child, output, read: 0, sent: 0 }
     }
 
-    /// The lines since the last call of `next`, and whether the command has ended.
+    /// The lines since the last command was sent, and whether it has ended.
     fn printed(&self) -> (Vec<String>, bool) {
         let text = fs::read_to_string(&self.output).unwrap();
-        let mark = self.mark();
         let lines = text[self.read..].lines().filter(|line| !line.starts_with('\u{1}')).map(str::to_owned).collect();
-        (lines, text.contains(&mark))
+        (lines, text.contains(&format!("\u{1}{}\n", self.sent)))
     }
 
-    fn mark(&self) -> String {
-        format!("\u{1}{}\n", self.sent)
-    }
-
-    /// Sends a command; what it prints is all from here on.
     fn send(&mut self, command: &str) {
         self.read = usize::try_from(fs::metadata(&self.output).unwrap().len()).unwrap();
         self.sent += 1;
         let line = format!("{command}\nprintf '\\001%s\\n' {}\n", self.sent);
         self.child.stdin.as_mut().unwrap().write_all(line.as_bytes()).unwrap();
+    }
+
+    /// Runs a step, and waits until it has printed what the page says.
+    #[track_caller]
+    fn follow(&mut self, page: &str, step: &Step, normal: &Normal) {
+        let Step { line, command, prints, .. } = step;
+        let pulse = prints.iter().any(|line| line == PULSE);
+        let wanted = normal.of(prints, pulse);
+        let give_up = Instant::now() + PATIENCE;
+        self.send(command);
+        loop {
+            let (lines, ended) = self.printed();
+            let found = normal.of(&lines, pulse);
+            if ended && fits(&wanted, &found) {
+                return;
+            }
+            assert!(
+                Instant::now() < give_up,
+                "{page}:{line}: {command}\nthe page says {wanted:#?}\nprinted was {found:#?}\nas it was: {lines:#?}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+            if ended && READERS.iter().any(|reader| command.starts_with(reader)) {
+                self.send(command);
+            }
+        }
     }
 }
 
@@ -141,43 +191,105 @@ impl Drop for Shell {
     }
 }
 
+fn page(name: &str) -> String {
+    fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
+}
+
+fn folder() -> tempfile::TempDir {
+    tempfile::Builder::new().prefix("outgate-tour-").tempdir().unwrap()
+}
+
 #[test]
 fn the_tour_goes_as_the_page_says() {
     let Some(world) = World::new() else { return };
-    let folder = tempfile::Builder::new().prefix("outgate-tour-").tempdir().unwrap();
-    let page = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tour.md")).unwrap();
+    let folder = folder();
     // The page's date will pass one day.
-    let page = page.replace("2027-01-31", "2999-01-31").replace("/tmp/tour", folder.path().join("tour").to_str().unwrap());
-    let steps = steps(&page);
+    let text = page("docs/tour.md").replace("2027-01-31", "2999-01-31");
+    let text = text.replace("/tmp/tour", folder.path().join("tour").to_str().unwrap());
+    let mut steps = steps(&text);
     assert!(steps.len() > 25, "only {} commands were found", steps.len());
+    assert!(steps.remove(0).command.starts_with("cargo build "), "the program is built already");
 
+    // The daemon reports a network without a DNS server, and the page is read where there is one.
+    let resolver = folder.path().join("resolv.conf");
+    fs::write(&resolver, format!("nameserver {DNS}\n")).unwrap();
+    let mounts = format!("mount --bind {} /etc/resolv.conf &&", resolver.display());
+    let mut shell = Shell::start(&world.gateway, folder.path(), &mounts);
     let normal = Normal::new();
-    let mut shell = Shell::start(&world, folder.path());
-    for Step { line, command, prints } in &steps {
-        // The program is built already.
-        let program = Path::new(env!("CARGO_BIN_EXE_outgate")).parent().unwrap().display();
-        let built = format!("export PATH=\"{program}:$PATH\"");
-        let command = if command.starts_with("cargo build") { &built } else { command };
-        let pulse = prints.iter().any(|line| line == PULSE);
-        let wanted = normal.of(prints, pulse);
-        shell.send(command);
-        if command.starts_with("python3 ") {
+    for step in &steps {
+        shell.follow("docs/tour.md", step, &normal);
+        if step.command.starts_with("python3 ") {
             // A reader is slower than Python.
             let origin = || TcpStream::connect("127.0.0.1:8080").is_ok();
             eventually("the origin listens", || world.gateway.run(origin));
         }
-        let give_up = Instant::now() + PATIENCE;
-        loop {
-            let (lines, ended) = shell.printed();
-            let found = normal.of(&lines, pulse);
-            if ended && found == wanted {
-                break;
-            }
-            assert!(
-                Instant::now() < give_up,
-                "docs/tour.md:{line}: {command}\nthe page says {wanted:#?}\nprinted was {found:#?}"
-            );
-            std::thread::sleep(Duration::from_millis(20));
-        }
+    }
+}
+
+#[test]
+fn the_smallest_vm_network_goes_as_the_page_says() {
+    let Some(world) = World::new() else { return };
+    let (host, guest) = (folder(), folder());
+    let text = page("docs/networks.md");
+    // The section, with the lines before it as empty ones.
+    let begin = text.find("\n## A guest that knows nothing of outgate\n").unwrap();
+    let end = begin + 1 + text[begin + 1..].find("\n## What each recipe needs\n").unwrap();
+    let text = "\n".repeat(text[..begin].matches('\n').count()) + &text[begin..end];
+
+    // The VM, on the tap, where the world's guests were.
+    let name = world.gateway.name().replace("-gw", "-vm");
+    let [vm] = Namespace::create([name]);
+    let names = (world.gateway.name(), vm.name());
+    namespace::batch(
+        None,
+        &format!("link add name tap7 netns {} type veth peer name eth0 netns {}\n", names.0, names.1),
+    );
+    namespace::batch(
+        Some(&world.gateway),
+        "link del g1\nlink del g2\nlink set tap7 up\naddr add 10.42.42.1/24 dev tap7\n",
+    );
+    namespace::batch(
+        Some(&vm),
+        "link set lo up\nlink set eth0 up\naddr add 10.42.42.7/24 dev eth0\nroute add default via 10.42.42.1\n",
+    );
+    for name in ["files.test", "packages.test"] {
+        world.dns.set(name, [GOOD]);
+    }
+    for folder in [&host, &guest] {
+        pki::install(folder.path(), "nobody.test");
+    }
+    // The page's files are in the place of this machine's.
+    let config = text.split("```toml\n").nth(1).unwrap().split("```").next().unwrap();
+    assert!(config.starts_with("# /etc/outgate/outgate.toml\n"));
+    let (etc, lib) = (host.path().join("etc"), host.path().join("lib"));
+    assert!(Command::new("cp").arg("-a").arg("/etc").arg(&etc).status().unwrap().success());
+    let _ = fs::remove_dir_all(etc.join("outgate"));
+    let _ = fs::remove_file(etc.join("resolv.conf"));
+    fs::create_dir_all(etc.join("outgate/whitelist")).unwrap();
+    fs::create_dir_all(lib.join("outgate")).unwrap();
+    fs::write(etc.join("outgate/outgate.toml"), config).unwrap();
+    fs::write(etc.join("resolv.conf"), format!("nameserver {DNS}\n")).unwrap();
+    // As the package has it.
+    let users = File::options().append(true).open(etc.join("passwd"));
+    users.unwrap().write_all(b"outgate:x:3128:3128::/var/lib/outgate:/usr/sbin/nologin\n").unwrap();
+    let mounts = format!(
+        "mount --bind {} /etc && mount --bind {} /var/lib && mount -t tmpfs none /run &&",
+        etc.display(),
+        lib.display()
+    );
+    let mut host = Shell::start(&world.gateway, host.path(), &mounts);
+    let resolver = guest.path().join("resolv.conf");
+    fs::write(&resolver, "nameserver 1.1.1.1\n").unwrap();
+    let mounts = format!("mount --bind {} /etc/resolv.conf &&", resolver.display());
+    let mut guest = Shell::start(&vm, guest.path(), &mounts);
+
+    let mut steps = steps(&text);
+    assert!(steps.len() > 15, "only {} commands were found", steps.len());
+    let normal = Normal::new();
+    for step in &mut steps {
+        // Other tests have daemons too.
+        step.command = step.command.replace("\"$(pidof outgate)\"", "$!");
+        let shell = if step.in_guest { &mut guest } else { &mut host };
+        shell.follow("docs/networks.md", step, &normal);
     }
 }
