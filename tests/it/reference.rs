@@ -4,6 +4,7 @@
 //! reference` rewrites these parts; the tests compare them otherwise. No root, no network.
 
 use outgate::reason::Reason;
+use outgate::trouble::TroubleCause;
 use outgate::{account, cli, dns};
 use std::fmt::Write;
 use std::fs;
@@ -72,6 +73,15 @@ fn the_page_of_reasons_has_every_reason_as_the_code_answers_it() {
     let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(page)).unwrap();
     for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::None) {
         assert!(text.contains(&format!("\n### {reason}\n\n")), "{page} has no section that explains {reason}");
+    }
+}
+
+#[test]
+fn every_cause_of_trouble_has_its_remedy_in_the_operations_page() {
+    let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/operations.md")).unwrap();
+    for cause in TroubleCause::ALL {
+        let row = format!("\n| <a id=\"{cause}\"></a>`{cause}` | ");
+        assert!(text.contains(&row), "docs/operations.md has no row that explains {cause}");
     }
 }
 
