@@ -20,7 +20,8 @@ mod sink;
 mod tracking;
 
 pub use health::OnFailure;
-pub use metrics::{Limit, Metrics};
+pub use line::{FIELDS, LogField};
+pub use metrics::{Limit, MetricDescription, Metrics};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Record};
 pub use refusals::RefusalView;
@@ -83,6 +84,14 @@ pub enum AccountError {
     /// The metrics can't be registered.
     #[error("the metrics can't be registered: {0}")]
     Metrics(#[from] prometheus::Error),
+}
+
+/// Returns what the documentation says of each metric, in the order of their names.
+///
+/// # Errors
+/// [`AccountError::Metrics`] if two metrics have one name, which a test would have found.
+pub fn describe_metrics() -> Result<Vec<MetricDescription>, AccountError> {
+    Ok(Metrics::described()?.1)
 }
 
 /// Finds the rule that comes nearest to a refused claim. It is called on the log's thread.

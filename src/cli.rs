@@ -53,6 +53,21 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Returns every command, the program itself first, with what `--help` prints for it, lines of at most 100 characters.
+pub fn help_pages() -> Vec<(String, String)> {
+    fn visit(command: &mut clap::Command, path: String, pages: &mut Vec<(String, String)>) {
+        pages.push((path.clone(), command.render_long_help().to_string()));
+        for inner in command.get_subcommands_mut() {
+            visit(inner, format!("{path} {}", inner.get_name()), pages);
+        }
+    }
+    let mut program = Program::command().term_width(HELP_WIDTH);
+    program.build();
+    let mut pages = Vec::new();
+    visit(&mut program, "outgate".to_owned(), &mut pages);
+    pages
+}
+
 /// The exit status of a command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Exit {
@@ -137,11 +152,14 @@ type Outcome = Result<Exit, Failure>;
 /// what the operator's whitelist names, refuses the rest at once with the reason, and counts both.
 /// `outgate firewall` leaves guests no other way out.
 #[derive(Parser)]
-#[command(name = "outgate", version, disable_help_subcommand = true, max_term_width = 100, after_help = AFTER_HELP)]
+#[command(name = "outgate", version, disable_help_subcommand = true, max_term_width = HELP_WIDTH, after_help = AFTER_HELP)]
 struct Program {
     #[command(subcommand)]
     command: Command,
 }
+
+/// The longest line of a help text, in characters.
+const HELP_WIDTH: usize = 100;
 
 const AFTER_HELP: &str = "\
 Examples:

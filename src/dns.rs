@@ -9,11 +9,14 @@
 //! guest asks the address nearest to it. With several addresses on one interface, the configuration should name
 //! them instead.
 
+mod answers;
 mod backlog;
 mod responder;
 mod tcp;
 mod udp;
 mod wire;
+
+pub use answers::refusals;
 
 use crate::accept::{self, Entrance, Incoming};
 use crate::limits::Purpose;

@@ -25,7 +25,71 @@ pub(super) struct Line {
     pub(super) others: bool,
 }
 
-/// Appends the line with its newline, the fields in the order of the documentation.
+/// A field of the access log, for the documentation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogField {
+    /// The key.
+    pub name: &'static str,
+    /// The JSON type, and when the field is null or absent.
+    pub shape: &'static str,
+    /// What the value is; Markdown.
+    pub meaning: &'static str,
+}
+
+const fn field(name: &'static str, shape: &'static str, meaning: &'static str) -> LogField {
+    LogField { name, shape, meaning }
+}
+
+/// All fields of a line, in the order in which they are written; a test compares the two.
+pub const FIELDS: [LogField; 21] = [
+    field("ts", "string", "the time, RFC 3339, UTC, with milliseconds"),
+    field("flow", "string", "id; as in `outgate flows`"),
+    field("listener", "string", "`proxy`, `socks`, `transparent`, `redirect` or `dns`"),
+    field("guest", "string or null", "the declared name; null for a source that nobody declared"),
+    field("source", "string", "the guest's address and port"),
+    field(
+        "original",
+        "string or null",
+        "the address and port that the guest connected to, where the firewall brought it here; else null",
+    ),
+    field(
+        "destination",
+        "string or null",
+        "host and port asked for; of a DNS query the name alone. If it is not valid, what the guest wrote, escaped and cut at 253 bytes; `(others)` where one line stands for several",
+    ),
+    field("name", "string or null", "the host name of a valid destination"),
+    field("port", "number or null", "the port of a valid destination; null for a DNS query"),
+    field("verdict", "string", "`allowed`, `denied`, `failed` or `observed`"),
+    field("reason", "string", "see [reasons](reasons.md)"),
+    field(
+        "cause",
+        "string, or absent",
+        "what was malformed, or how a server failed, in a fixed phrase; only where it is known",
+    ),
+    field("rule", "string or null", "`file:line` of the rule that decided"),
+    field(
+        "evidence",
+        "string or null",
+        "what named the destination: `connect` (CONNECT or SOCKS name), `host` (a request), `sni` (a ClientHello that was brought here), `dns` (a DNS query, or the name for which this guest was told the address), `address` (the address itself)",
+    ),
+    field("upstream", "string or null", "the server's address and port"),
+    field("egress", "string or null", "our address and port towards the server"),
+    field("bytes_up", "number", "bytes to the upstream"),
+    field("bytes_down", "number", "bytes to the guest"),
+    field(
+        "duration_ms",
+        "number or null",
+        "milliseconds since the connection was accepted or the request came; null in the line at one minute, while it is still open",
+    ),
+    field(
+        "count",
+        "number, or absent",
+        "refusals of one guest for one destination and reason are folded: the first is logged at once, the rest as one line each 10 s with their number",
+    ),
+    field("advice", "string, or absent", "the nearest rule, and why it does not match"),
+];
+
+/// Appends the line with its newline, the fields in the order of [`FIELDS`].
 pub(super) fn render(line: &Line, epoch: u64, into: &mut Vec<u8>) {
     let Line { event, count, advice, others } = line;
     let claim = event.claim.as_ref().filter(|_| !others);
@@ -294,6 +358,20 @@ mod tests {
             Value(&mut out).moment(time);
             assert_eq!(out, format!("\"{}\"", rfc3339(time)).into_bytes());
         }
+    }
+
+    #[test]
+    fn a_line_has_the_documented_fields_in_their_order() {
+        let mut event = crate::account::event::tests::event("good.test");
+        event.cause = Some("a cause");
+        let mut out = Vec::new();
+        render(&Line { event, count: Some(2), advice: Some("advice".into()), others: false }, 1, &mut out);
+        let text = String::from_utf8(out).unwrap();
+        let object: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&text).unwrap();
+        assert_eq!(object.len(), FIELDS.len());
+        let places: Vec<usize> =
+            FIELDS.iter().map(|field| text.find(&format!("\"{}\":", field.name)).unwrap()).collect();
+        assert!(places.is_sorted(), "{text}");
     }
 
     #[test]

@@ -12,11 +12,12 @@ use crate::live::Flow;
 use crate::lock::lock;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::trouble::TroubleCause;
-use prometheus::core::Collector;
+use prometheus::core::{Collector, Desc};
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -145,7 +146,12 @@ struct Whitelist {
 
 impl Metrics {
     pub(super) fn new() -> Result<Metrics, prometheus::Error> {
-        let make = Maker(Registry::new());
+        Metrics::described().map(|(metrics, _)| metrics)
+    }
+
+    /// Makes the metrics, and what the documentation says of each, in the order of the names.
+    pub(super) fn described() -> Result<(Metrics, Vec<MetricDescription>), prometheus::Error> {
+        let make = Maker::new();
         let connections = make.counters(
             "outgate_connections_total",
             "Connections, plain-HTTP requests and UDP flows that ended.",
@@ -174,7 +180,7 @@ impl Metrics {
         for cause in TroubleCause::ALL {
             troubles.with_label_values(&[cause.as_str()]);
         }
-        Ok(Metrics {
+        let metrics = Metrics {
             connections: std::array::from_fn(|l| {
                 std::array::from_fn(|o| {
                     let (verdict, reason) = outcome(o);
@@ -224,10 +230,13 @@ impl Metrics {
             log_failing: make.gauge("outgate_log_failing", "1 while the access log can't be written: nothing but errors for 5 s. Then [log].on_failure says what becomes of traffic.")?,
             limits: Limit::ALL.map(|limit| PACED_OR_REFUSED.map(|outcome| limits.with_label_values(&[limit.key(), outcome]))),
             overload: Overload::new(&make)?,
-            process: Process::new(&make.0)?,
-            tracking: Tracking::new(&make.0)?,
-            registry: make.0,
-        })
+            process: Process::new(&make)?,
+            tracking: Tracking::new(&make)?,
+            registry: make.registry,
+        };
+        let mut described = make.described.into_inner();
+        described.sort_by(|one, other| one.name.cmp(&other.name));
+        Ok((metrics, described))
     }
 
     /// Records that a list came into force: its number and its rules by kind. Kinds are fixed words of the program.
@@ -489,7 +498,7 @@ impl Metrics {
 impl Overload {
     fn new(make: &Maker) -> Result<Overload, prometheus::Error> {
         let opts = Opts::new("outgate_overload_seconds_total", "Time spent in each stage of overload.");
-        let seconds = make.register(CounterVec::new(opts, &["stage"])?)?;
+        let seconds = make.register("counter", CounterVec::new(opts, &["stage"])?)?;
         Ok(Overload {
             stage: make.gauge(
                 "outgate_overload_stage",
@@ -562,8 +571,24 @@ fn outcome(n: usize) -> (&'static str, &'static str) {
     }
 }
 
+/// What the documentation says of a metric; see [`describe_metrics`](super::describe_metrics).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MetricDescription {
+    /// The name, without the suffixes of a histogram's series.
+    pub name: String,
+    /// `counter`, `gauge` or `histogram`.
+    pub kind: &'static str,
+    /// The names of its labels, in the order of the alphabet.
+    pub labels: Vec<String>,
+    /// The text of its HELP line.
+    pub help: String,
+}
+
 /// Makes metrics and registers them at once.
-struct Maker(Registry);
+pub(super) struct Maker {
+    registry: Registry,
+    described: RefCell<Vec<MetricDescription>>,
+}
 
 impl Certificate {
     fn new(make: &Maker) -> Result<Certificate, prometheus::Error> {
@@ -588,28 +613,43 @@ impl Certificate {
 }
 
 impl Maker {
-    fn register<T: Collector + Clone + 'static>(&self, metric: T) -> Result<T, prometheus::Error> {
-        self.0.register(Box::new(metric.clone()))?;
+    fn new() -> Maker {
+        Maker { registry: Registry::new(), described: RefCell::default() }
+    }
+
+    /// Registers a metric of this kind, a word of the text format.
+    pub(super) fn register<T: Collector + Clone + 'static>(
+        &self,
+        kind: &'static str,
+        metric: T,
+    ) -> Result<T, prometheus::Error> {
+        self.registry.register(Box::new(metric.clone()))?;
+        let describe = |desc: &Desc| {
+            let mut labels = desc.variable_labels.clone();
+            labels.sort();
+            MetricDescription { name: desc.fq_name.clone(), kind, labels, help: desc.help.clone() }
+        };
+        self.described.borrow_mut().extend(metric.desc().into_iter().map(describe));
         Ok(metric)
     }
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        self.register(IntCounterVec::new(Opts::new(name, help), labels)?)
+        self.register("counter", IntCounterVec::new(Opts::new(name, help), labels)?)
     }
 
-    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-        self.register(IntGaugeVec::new(Opts::new(name, help), labels)?)
+    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
+        self.register("gauge", IntGaugeVec::new(Opts::new(name, help), labels)?)
     }
 
     fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        self.register(IntCounter::new(name, help)?)
+        self.register("counter", IntCounter::new(name, help)?)
     }
 
-    fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        self.register(IntGauge::new(name, help)?)
+    pub(super) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
+        self.register("gauge", IntGauge::new(name, help)?)
     }
 
     fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
-        self.register(Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
+        self.register("histogram", Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
     }
 }

@@ -4,7 +4,8 @@
 //! `ProcSubset=pid` (see proc(5) for the fields).
 
 use super::lock;
-use prometheus::{Counter, Gauge, IntGauge, Registry};
+use super::metrics::Maker;
+use prometheus::{Counter, Gauge, IntGauge};
 use std::fs;
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -20,27 +21,20 @@ pub(super) struct Process {
 }
 
 impl Process {
-    pub(super) fn new(registry: &Registry) -> Result<Process, prometheus::Error> {
-        let gauge = |name: &str, help: &str| -> Result<IntGauge, prometheus::Error> {
-            let gauge = IntGauge::new(name, help)?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+    pub(super) fn new(make: &Maker) -> Result<Process, prometheus::Error> {
         let cpu = Counter::new("process_cpu_seconds_total", "User and system CPU time spent in seconds.")?;
-        registry.register(Box::new(cpu.clone()))?;
         let max_fds = Gauge::new("process_max_fds", "Limit on open file descriptors.")?;
-        registry.register(Box::new(max_fds.clone()))?;
         let start = Gauge::new("process_start_time_seconds", "Start of the process in seconds since 1970.")?;
-        registry.register(Box::new(start.clone()))?;
+        make.register("gauge", start.clone())?;
         // Accounting starts with the process; the sandbox hides the boot time that /proc would need.
         start.set(SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64());
         Ok(Process {
-            cpu: Mutex::new(cpu),
-            open_fds: gauge("process_open_fds", "Open file descriptors.")?,
-            max_fds,
-            virtual_bytes: gauge("process_virtual_memory_bytes", "Virtual memory in bytes.")?,
-            resident_bytes: gauge("process_resident_memory_bytes", "Resident memory in bytes.")?,
-            threads: gauge("process_threads", "Threads.")?,
+            cpu: Mutex::new(make.register("counter", cpu)?),
+            open_fds: make.gauge("process_open_fds", "Open file descriptors.")?,
+            max_fds: make.register("gauge", max_fds)?,
+            virtual_bytes: make.gauge("process_virtual_memory_bytes", "Virtual memory in bytes.")?,
+            resident_bytes: make.gauge("process_resident_memory_bytes", "Resident memory in bytes.")?,
+            threads: make.gauge("process_threads", "Threads.")?,
         })
     }
 

@@ -1,7 +1,8 @@
 //! How full the kernel's connection tracking table is, read at each scrape. The series are absent if the kernel
 //! tracks nothing or a sandbox hides the numbers.
 
-use prometheus::{IntGaugeVec, Opts, Registry};
+use super::metrics::Maker;
+use prometheus::IntGaugeVec;
 use std::fs;
 
 pub(super) struct Tracking {
@@ -10,17 +11,17 @@ pub(super) struct Tracking {
 }
 
 impl Tracking {
-    pub(super) fn new(registry: &Registry) -> Result<Tracking, prometheus::Error> {
-        let gauge = |name: &str, help: &str| -> Result<IntGaugeVec, prometheus::Error> {
-            let gauge = IntGaugeVec::new(Opts::new(name, help), &[])?;
-            registry.register(Box::new(gauge.clone()))?;
-            Ok(gauge)
-        };
+    pub(super) fn new(make: &Maker) -> Result<Tracking, prometheus::Error> {
         Ok(Tracking {
-            entries: gauge("outgate_conntrack_entries", "Entries in the kernel's connection tracking table.")?,
-            limit: gauge(
+            entries: make.gauges(
+                "outgate_conntrack_entries",
+                "Entries in the kernel's connection tracking table.",
+                &[],
+            )?,
+            limit: make.gauges(
                 "outgate_conntrack_limit",
                 "Entries that the kernel's connection tracking table takes; over it the machine opens no connection.",
+                &[],
             )?,
         })
     }

@@ -18,6 +18,7 @@
 //! No reply has an SOA record, so replies without addresses are not cached (RFC 2308 §5): a newly allowed name
 //! works at once.
 
+use super::answers;
 use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::account::Limit;
 use crate::guest::Guest;
@@ -43,13 +44,13 @@ const MAX_TTL: Duration = Duration::from_secs(60);
 const STALE_TTL: Duration = Duration::from_secs(30);
 
 /// Extended errors, RFC 8914 §4.
-mod extended {
-    pub(super) const OTHER: u16 = 0;
-    pub(super) const STALE_ANSWER: u16 = 3;
-    pub(super) const NOT_READY: u16 = 14;
-    pub(super) const BLOCKED: u16 = 15;
-    pub(super) const NO_REACHABLE_AUTHORITY: u16 = 22;
-    pub(super) const NETWORK_ERROR: u16 = 23;
+pub(super) mod extended {
+    pub(in crate::dns) const OTHER: u16 = 0;
+    pub(in crate::dns) const STALE_ANSWER: u16 = 3;
+    pub(in crate::dns) const NOT_READY: u16 = 14;
+    pub(in crate::dns) const BLOCKED: u16 = 15;
+    pub(in crate::dns) const NO_REACHABLE_AUTHORITY: u16 = 22;
+    pub(in crate::dns) const NETWORK_ERROR: u16 = 23;
 }
 
 /// Answers queries; one per worker thread.
@@ -167,6 +168,7 @@ impl Responder {
             Message::Noise => return Step::Silence,
             Message::Wrong(metadata, code) => {
                 let reason = if code == ResponseCode::NotImp { Reason::ProtocolNotAllowed } else { Reason::Malformed };
+                documented(reason, (code, None));
                 self.log(&client, None, &Refusal { reason, rule: None });
                 return wire::reject(&metadata, code, into).map_or(Step::Silence, |()| Step::Reply);
             }
@@ -380,7 +382,7 @@ impl Responder {
 
 impl Refused {
     fn new(code: ResponseCode, extended: u16, reason: Reason) -> Refused {
-        Refused { code, extended, refusal: Refusal { reason, rule: None } }
+        Refused::with(code, extended, Refusal { reason, rule: None })
     }
 
     fn by_policy(refusal: Refusal, is_parent: bool) -> Refused {
@@ -390,12 +392,22 @@ impl Refused {
             _ if is_parent => (ResponseCode::NoError, extended::BLOCKED),
             _ => (ResponseCode::NXDomain, extended::BLOCKED),
         };
+        Refused::with(code, extended, refusal)
+    }
+
+    fn with(code: ResponseCode, extended: u16, refusal: Refusal) -> Refused {
+        documented(refusal.reason, (code, Some(extended)));
         Refused { code, extended, refusal }
     }
 
     fn reply(&self) -> Reply<'static> {
         Reply::empty(self.code, Some(ExtendedError { code: self.extended, text: self.refusal.reason.as_str() }))
     }
+}
+
+/// Checks that the documentation has this answer; does nothing in release builds.
+fn documented(reason: Reason, answer: answers::Answer) {
+    debug_assert!(answers::possible(reason).contains(&answer), "dns/answers.rs lacks {answer:?} for {reason}");
 }
 
 /// Returns the claim of a log line. A query has no port; 443 is the usual one, and near misses are searched with it.

@@ -1,6 +1,6 @@
 // GETs by an agent from npm: agent.js FOLDER EXPRESSION URL... Prints a line of JSON for each.
 //
-// EXPRESSION is what README.md has for the agent; in FOLDER are ca.pem, guest.pem and guest.key. Of a wss:// URL the
+// EXPRESSION is what docs/tls.md has for the agent; in FOLDER are ca.pem, guest.pem and guest.key. Of a wss:// URL the
 // first message that comes back is the answer.
 'use strict';
 const fs = require('node:fs');

@@ -4,7 +4,7 @@
 inside.py [PATH OF outgate]. As run.py, but the proxy is inside TLS. One outgate wants certificates; the guest's names
 another guest than its address does, and that other one may reach what this one may not and nothing else, so it shows
 which of them counts. A second one wants none, for clients that have none to show. Each client is told of the proxy as
-README.md says, by the words that stand there. After each of them the origin, the DNS server and the access log are read.
+docs/tls.md says, by the words that stand there. After each of them the origin, the DNS server and the access log are read.
 Needs root. Fetches the packages in node/ once, by npm, into target/clients-node.
 """
 
@@ -25,6 +25,8 @@ import run
 from run import ALLOWED, BULK, HERE, ROOT, expect
 
 NAME = "gateway.test"
+# Tells how clients are pointed at a proxy inside TLS.
+PAGE = "docs/tls.md"
 GUEST = "10.42.42.2"
 
 # A way in: its port, the guest that comes by it, and that outgate's files and admin port.
@@ -50,7 +52,7 @@ class Inside(run.World):
         if os.path.isdir("/etc/chromium"):
             policies = os.path.join(etc, "chromium", "policies", "managed")
             os.makedirs(policies)
-            choice = json.loads(re.search(r'`(\{"AutoSelectCertificateForUrls".*?\})`', readme())[1])
+            choice = json.loads(re.search(r'`(\{"AutoSelectCertificateForUrls".*?\})`', page())[1])
             with open(os.path.join(policies, "outgate.json"), "w") as file:
                 file.write(self.local(json.dumps(choice), CERTIFIED))
 
@@ -129,14 +131,14 @@ class Inside(run.World):
         self.launch(BARE.name, BARE.admin)
 
     def local(self, words, door):
-        """The README's words with this world's names in them."""
+        """The page's words with this world's names in them."""
         words = words.replace("gateway.example.com:3443", f"{NAME}:{door.port}").replace("gateway.example.com", NAME)
         return words.replace("/etc/proxy/", self.path("proxy", ""))
 
     def told(self, client, door):
-        """What the README's table has for a client."""
-        found = re.findall(rf"^\| {re.escape(client)} \| `([^`]+)` \| (?:yes|no) \|$", readme(), re.M)
-        assert len(found) == 1, f"{len(found)} lines for {client} in README.md"
+        """What the page's table has for a client."""
+        found = re.findall(rf"^\| {re.escape(client)} \| `([^`]+)` \| (?:yes|no) \|$", page(), re.M)
+        assert len(found) == 1, f"{len(found)} lines for {client} in {PAGE}"
         return self.local(found[0], door)
 
     def command(self, client, door=CERTIFIED):
@@ -157,8 +159,8 @@ class Inside(run.World):
         return float(found[1]) if found else 0
 
 
-def readme():
-    with open(os.path.join(ROOT, "README.md")) as file:
+def page():
+    with open(os.path.join(ROOT, PAGE)) as file:
         return file.read()
 
 
@@ -385,8 +387,8 @@ def each_library(world, program, evil, **more):
 
 
 def requests(world, door, evil):
-    blocks = re.findall(r"```python\n(class Inside\(.*?)```", readme(), re.S)
-    assert len(blocks) == 1, f"{len(blocks)} adapters in README.md"
+    blocks = re.findall(r"```python\n(class Inside\(.*?)```", page(), re.S)
+    assert len(blocks) == 1, f"{len(blocks)} adapters in {PAGE}"
     return each_library(world, world.local(blocks[0], door) + REQUESTS, evil)
 
 
@@ -400,7 +402,7 @@ session.verify = "{world.path("proxy", "bundle.pem")}"
 
 
 def urllib3(world, door, evil):
-    context = re.search(r"`(context = ssl\.create_default_context\([^`]*)` and\s+`(context\.load_cert_chain[^`]*)`", readme())
+    context = re.search(r"`(context = ssl\.create_default_context\([^`]*)` and\s+`(context\.load_cert_chain[^`]*)`", page())
     program = "\n".join([world.local(line, door) for line in context.groups()] + [f"manager = {world.told('urllib3', door)}"]) + """
 for turn in range(5):
     for scheme in ("https", "http"):
@@ -455,7 +457,7 @@ def node_modules():
 
 
 def agent(client, *urls):
-    """Fetches all of `urls` by the README's agent; those with EVIL in them must be refused."""
+    """Fetches all of `urls` by the page's agent; those with EVIL in them must be refused."""
     def fetch(world, door, evil):
         modules, missing = node_modules()
         if missing:
@@ -483,7 +485,7 @@ PAGES = ("https://api.test/hello", "http://api.test/hello", "https://EVIL/", "ht
 
 
 def trust(world):
-    """What Chromium trusts and shows: NSS's database, by the README's commands. False where they are not there."""
+    """What Chromium trusts and shows: NSS's database, by the page's commands. False where they are not there."""
     if shutil.which("certutil") is None or shutil.which("pk12util") is None:
         return False
     folder = world.path("home", ".pki", "nssdb", "x")[:-2]
@@ -494,7 +496,7 @@ def trust(world):
     run.run("openssl", "pkcs12", "-export", "-in", world.path("guest.crt"), "-inkey", world.path("guest.key"), "-name", "guest",
             "-passout", "pass:", "-out", world.path("guest.p12"))
     for command in (r"certutil -d sql:\$HOME[^`]*", r"pk12util -d sql:\$HOME[^`]*"):
-        words = world.local(re.search(f"`({command})`", readme())[1], CERTIFIED).replace("guest.p12", world.path("guest.p12"))
+        words = world.local(re.search(f"`({command})`", page())[1], CERTIFIED).replace("guest.p12", world.path("guest.p12"))
         # An empty password.
         expect(world.guest("sh", "-c", words + (" -W ''" if "pk12util" in words else "")))
     return True

@@ -3,7 +3,7 @@
 
 prometheus.py [PATH OF outgate]. Needs no root. Takes the prometheus and promtool that are installed, else
 those in Debian's package, which is fetched once, into target/prometheus, and unpacked there. Everything is
-on loopback. The job that must work is the README's example with other paths; those beside it each have
+on loopback. The job that must work is the example of docs/tls.md with other paths; those beside it each have
 one thing wrong. The rules of packaging/ are loaded twice: as they are, and with every `for:` cut to a
 second, so that what waits a quarter of an hour is seen to fire. Their own times are tested by
 tests/data/prometheus-rules-test.yml.
@@ -156,10 +156,10 @@ class Scraped(run.World):
             file.write(self.scraping())
 
     def scraping(self):
-        """prometheus.yml: the README's job, and those that have something wrong."""
-        with open(os.path.join(ROOT, "README.md")) as file:
+        """prometheus.yml: the job of docs/tls.md, and those that have something wrong."""
+        with open(os.path.join(ROOT, "docs", "tls.md")) as file:
             examples = re.findall(r"```yaml\n(scrape_configs:\n.*?)```", file.read(), re.S)
-        assert len(examples) == 1, f"{len(examples)} examples of scrape_configs in README.md"
+        assert len(examples) == 1, f"{len(examples)} examples of scrape_configs in docs/tls.md"
         example = examples[0]
         for theirs, ours in (
             ("/etc/prometheus/outgate-ca.pem", self.path("ca.crt")),
@@ -168,7 +168,7 @@ class Scraped(run.World):
             ("gateway.example.com", NAME),
             ("10.0.0.1:3191", self.admin),
         ):
-            assert example.count(theirs) == 1, f"{theirs} is in README.md's example {example.count(theirs)} times"
+            assert example.count(theirs) == 1, f"{theirs} is in docs/tls.md's example {example.count(theirs)} times"
             example = example.replace(theirs, ours)
         authority, mine = {"ca_file": self.path("ca.crt")}, self.pair("client")
         jobs = [

@@ -33,6 +33,9 @@ SHIPPED = [
     "usr/lib/systemd/system/outgate-golem-sync.service", "usr/lib/systemd/system/outgate-golem-sync.timer",
     "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
     "usr/share/doc/outgate/copyright", "usr/share/doc/outgate/changelog.Debian.gz",
+    "usr/share/doc/outgate/README.md", "usr/share/doc/outgate/docs/SUMMARY.md",
+    "usr/share/doc/outgate/docs/reference/reasons.md", "usr/share/doc/outgate/docs/internals/firewall.md",
+    "usr/share/doc/outgate/systemd/README.md",
 ]
 # Nothing that has to do with guests' interfaces.
 ENABLED = [

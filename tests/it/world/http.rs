@@ -115,6 +115,8 @@ fn respond<S: Read + Write>(stream: &mut BufReader<&mut S>, request: &Request) -
     let out = stream.get_mut();
     let head = request.method == "HEAD";
     match path.split('/').nth(1).unwrap_or_default() {
+        // What the book's pages show.
+        "hello" => write!(out, "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{{\"hello\": \"world\"}}\n")?,
         "bytes" => {
             write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {number}\r\n\r\n")?;
             if !head {
