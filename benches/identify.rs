@@ -23,8 +23,8 @@ const GET: &[u8] = b"GET http://registry.good.test/v2/library/alpine/manifests/l
     Cache-Control: max-age=0\r\n\
     Priority: u=0, i\r\n\r\n";
 
-const HELLO: &[u8] = include_bytes!("../tests/data/hello-curl.bin");
-const HELLO_POST_QUANTUM: &[u8] = include_bytes!("../tests/data/hello-postquantum.bin");
+const HELLO: &[u8] = include_bytes!("../crates/proto/tests/data/hello-curl.bin");
+const HELLO_POST_QUANTUM: &[u8] = include_bytes!("../crates/proto/tests/data/hello-postquantum.bin");
 const SOCKS: &[u8] = b"\x05\x01\x00\x03\x12registry.good.test\x01\xbb";
 
 fn heads(c: &mut Criterion) {

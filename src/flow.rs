@@ -5,8 +5,8 @@
 //! ```
 //!
 //! `serve` takes a connection from a listener and serves it to its end. There is one way to an upstream,
-//! [`establish`], and one to a refusal, [`refuse`]. What a protocol adds is a reader of its first bytes and the
-//! [`Dialect`](refuse::Dialect) in which its guests are answered.
+//! `establish`, and one to a refusal, `refuse`. What a protocol adds is a reader of its first bytes and the
+//! `refuse::Dialect` in which its guests are answered.
 //!
 //! Each `Step` is a boxed future of its own that is freed before the next begins, so an idle tunnel costs little more
 //! than its two sockets. The values that pass from step to step are boxed too: an async function stores its arguments

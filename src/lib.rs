@@ -11,6 +11,10 @@
 //! The modules beside the path (configuration, whitelist files, admin) supply the stages with settings and
 //! snapshots. `ARCHITECTURE.md` has the map and the invariants.
 
+pub use outgate_policy as policy;
+pub use outgate_policy::cooperate;
+pub use outgate_proto::{identify, name, reason, source, target};
+
 pub mod cli;
 pub mod config;
 pub mod daemon;
@@ -21,8 +25,6 @@ pub mod flow;
 pub mod accept;
 pub mod account;
 pub mod dial;
-pub mod identify;
-pub mod policy;
 pub mod relay;
 pub mod resolve;
 
@@ -43,14 +45,9 @@ pub mod tls;
 pub mod whitelist;
 
 // Vocabulary that everything shares; these modules import none of our others.
-pub mod cooperate;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;
-pub mod name;
-pub mod reason;
 pub mod shell;
-pub mod source;
-pub mod target;
 pub mod throttle;
 pub mod trouble;

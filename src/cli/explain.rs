@@ -212,7 +212,7 @@ fn source(guest: Option<&str>, settings: &Settings) -> Result<Source, Failure> {
     let guests = &settings.policy.guests;
     if guests.iter().any(|guest| guest.name == wanted) {
         // By name, because a guest that is identified by its certificate may have no address.
-        return Ok(Source { certified: Some(wanted.into()), ..nowhere });
+        return Ok(Source::certified(nowhere.address, wanted));
     }
     if let Ok(address) = wanted.parse::<IpAddr>() {
         return Ok(address.to_canonical().into());

@@ -10,7 +10,7 @@ use super::rule::Effect;
 use super::rules::Rules;
 use super::store::{Record, Shape};
 use crate::cooperate;
-use crate::name::MAX_NAME;
+use outgate_proto::name::MAX_NAME;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Reads the forms of rule that the tests write, without any of the checks of the real reader.
 
-use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
+use crate::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
 use ipnet::IpNet;
 use std::sync::Arc;
 

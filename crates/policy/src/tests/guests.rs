@@ -111,7 +111,7 @@ fn guests_that_cannot_be_told_apart_are_an_error() {
 #[test]
 fn the_name_in_a_certificate_beats_the_address() {
     let policy = with_guests(Unknown::None);
-    let certified = |address: &str, name: &str| Source { certified: Some(name.into()), ..at(address) };
+    let certified = |address: &str, name: &str| Source::certified(address.parse().unwrap(), name);
     let asks = |source: Source, target: &str| Claim { source, ..claim(target) };
     let seven = certified("10.0.0.8", "vm-7");
     assert_eq!(policy.guest(&seven), Identity { name: Some("vm-7"), index: Some(0), known: true });

@@ -11,10 +11,10 @@ mod written;
 
 use super::rule::Subject;
 use super::*;
-use crate::identify::Evidence;
-use crate::target::{Host, Protocol, Transport};
 use guests::{guest, with_guests};
 use jiff::civil::{Date, date};
+use outgate_proto::identify::Evidence;
+use outgate_proto::target::{Host, Protocol, Transport};
 use written::line;
 
 pub(super) const TODAY: Date = date(2026, 11, 23);

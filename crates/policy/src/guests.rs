@@ -6,8 +6,8 @@ use super::nets::{NONE, NetTable};
 use super::rules::Rules;
 use super::store::Record;
 use super::{Mode, PolicySettings, Unknown};
-use crate::source::{Source, Standing};
 use ipnet::IpNet;
+use outgate_proto::source::{Source, Standing};
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -50,7 +50,7 @@ pub struct Identity<'a> {
     /// Its position among the declared guests, from 0.
     pub index: Option<usize>,
     /// Is the source served at all? If not, all its requests are refused as
-    /// [`UnknownGuest`](crate::reason::Reason::UnknownGuest).
+    /// [`UnknownGuest`](outgate_proto::reason::Reason::UnknownGuest).
     pub known: bool,
 }
 
@@ -148,12 +148,12 @@ impl Guests {
     /// Finds out which guest this is.
     pub(super) fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
         let index = self.search(address, certified.as_deref()).unwrap_or(Standing::UNDECLARED);
-        Source { address, certified, standing: Standing { generation: self.generation, index } }
+        Source::identified(address, certified, Standing { generation: self.generation, index })
     }
 
     /// Was the source identified by these guests?
     pub(super) fn has_identified(&self, source: &Source) -> bool {
-        source.standing.generation == self.generation
+        source.standing().generation == self.generation
     }
 
     pub(super) fn of<'a>(&'a self, source: &'a Source) -> Identity<'a> {
@@ -173,7 +173,7 @@ impl Guests {
 
     fn index(&self, source: &Source) -> Option<usize> {
         let index = match self.has_identified(source) {
-            true => Some(source.standing.index).filter(|index| *index != Standing::UNDECLARED),
+            true => Some(source.standing().index).filter(|index| *index != Standing::UNDECLARED),
             false => self.search(source.address, source.certified.as_deref()),
         };
         index.map(|index| index as usize)

@@ -4,7 +4,7 @@
 use super::nets::NONE;
 use super::rules::BuildError;
 use crate::cooperate;
-use crate::name::MAX_NAME;
+use outgate_proto::name::MAX_NAME;
 
 /// How many rules of one subject are compared with a new one to drop duplicates.
 const DEDUPLICATED: usize = 8;

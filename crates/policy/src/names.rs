@@ -243,7 +243,7 @@ pub(super) fn bit(index: usize) -> u128 {
 mod tests {
     use super::super::store::Place;
     use super::*;
-    use crate::name::MAX_NAME;
+    use outgate_proto::name::MAX_NAME;
 
     #[test]
     fn tails_are_cut_at_dots() {

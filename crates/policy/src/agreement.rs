@@ -4,10 +4,10 @@
 use super::evaluation::protocol_reason;
 use super::ports::OpenPorts;
 use super::rule::Reach;
-use crate::identify::Claim;
-use crate::name::HostName;
-use crate::reason::Reason;
-use crate::target::{Host, Protocols};
+use outgate_proto::identify::Claim;
+use outgate_proto::name::HostName;
+use outgate_proto::reason::Reason;
+use outgate_proto::target::{Host, Protocols};
 use std::collections::{HashMap, HashSet};
 
 /// The destinations that were agreed on.

@@ -3,10 +3,10 @@
 //! is always IPv4.
 
 use super::rule::Reach;
-use crate::target::{Protocol, Transport};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 use ipnet::IpNet;
+use outgate_proto::target::{Protocol, Transport};
 use std::hash::BuildHasher;
 use std::net::IpAddr;
 use std::sync::Arc;

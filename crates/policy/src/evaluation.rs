@@ -5,12 +5,12 @@ use super::rule::{AddressSet, Effect, Reach, Served};
 use super::rules::{Compiled, Rules};
 use super::store::{Place, Record};
 use super::{AddressTerms, Mode, NamePermit, NameRefusal, Permit, Policy, Refusal};
-use crate::identify::Claim;
-use crate::name::HostName;
-use crate::reason::Reason;
-use crate::source::Source;
-use crate::target::{Host, Protocol, Protocols};
 use ipnet::IpNet;
+use outgate_proto::identify::Claim;
+use outgate_proto::name::HostName;
+use outgate_proto::reason::Reason;
+use outgate_proto::source::Source;
+use outgate_proto::target::{Host, Protocol, Protocols};
 use std::sync::Arc;
 
 /// What one rule, whose subject matches the host, decides about a claim.

@@ -2,7 +2,7 @@
 
 use super::written::Line;
 use super::*;
-use crate::policy::rule::{Effect, Ports, Reach};
+use crate::rule::{Effect, Ports, Reach};
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;

@@ -2,7 +2,7 @@
 
 use super::guests::guest;
 use super::*;
-use crate::policy::rule::{Ports, Reach};
+use crate::rule::{Ports, Reach};
 
 fn agreed(mode: Mode, destinations: &[(&str, Reach)]) -> Policy {
     let host = |text: &str| Host::parse(text.as_bytes()).unwrap();

@@ -12,21 +12,38 @@ pub struct Source {
     pub address: IpAddr,
     /// The name in the verified certificate.
     pub certified: Option<Arc<str>>,
-    /// Which guest that is, as the policy found last.
-    pub(crate) standing: Standing,
+    standing: Standing,
 }
 
 /// Which guest a source is in one policy.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Standing {
+pub struct Standing {
     /// The generation of that policy; 0 if none has been asked.
-    pub(crate) generation: u32,
+    pub generation: u32,
     /// The guest's position among the declared guests; [`Standing::UNDECLARED`] if it is none of them.
-    pub(crate) index: u32,
+    pub index: u32,
 }
 
 impl Standing {
-    pub(crate) const UNDECLARED: u32 = u32::MAX;
+    /// None of the declared guests.
+    pub const UNDECLARED: u32 = u32::MAX;
+}
+
+impl Source {
+    /// A source that a policy has identified.
+    pub fn identified(address: IpAddr, certified: Option<Arc<str>>, standing: Standing) -> Source {
+        Source { address, certified, standing }
+    }
+
+    /// A source with a certificate that no policy has identified yet.
+    pub fn certified(address: IpAddr, name: &str) -> Source {
+        Source { address, certified: Some(name.into()), standing: Standing::default() }
+    }
+
+    /// Which guest that is, as the policy found that identified it.
+    pub fn standing(&self) -> Standing {
+        self.standing
+    }
 }
 
 impl From<IpAddr> for Source {

@@ -7,6 +7,7 @@
 //! `Policy` adds the configuration to it (modes, guests and the files that apply to each) and is cheap to make again.
 
 mod agreement;
+pub mod cooperate;
 mod evaluation;
 mod globs;
 mod guests;
@@ -26,12 +27,12 @@ pub use guests::{Identity, PolicyError};
 pub use rules::{BuildError, Builder, FileId, RuleKind, Rules};
 pub use usage::Mark;
 
-use crate::identify::Claim;
-use crate::name::HostName;
-use crate::reason::Reason;
-use crate::source::Source;
-use crate::target::{Protocols, Target};
 use ipnet::IpNet;
+use outgate_proto::identify::Claim;
+use outgate_proto::name::HostName;
+use outgate_proto::reason::Reason;
+use outgate_proto::source::Source;
+use outgate_proto::target::{Protocols, Target};
 use std::net::IpAddr;
 use std::sync::Arc;
 

@@ -9,8 +9,8 @@ use super::rule::{Effect, Ports, Reach};
 use super::rules::{Compiled, Rules};
 use super::store::{Record, Shape};
 use super::{NearMiss, Policy};
-use crate::identify::Claim;
-use crate::target::{Host, Protocol, Protocols, Transport};
+use outgate_proto::identify::Claim;
+use outgate_proto::target::{Host, Protocol, Protocols, Transport};
 
 /// How many spellings are looked up at most; this takes well under a millisecond.
 const MAX_SPELLINGS: u32 = 4_000;

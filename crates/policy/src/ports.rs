@@ -131,8 +131,8 @@ mod tests {
         ] {
             let open = open(&[reach]);
             for port in [1, 79, 80, 81, 90, 91, 400, 442, 443, 444, 500, 8080, u16::MAX] {
-                let served = reach.serves(crate::target::Transport::Tcp, port);
-                let raw = served.is_some_and(|served| served.protocols.contains(crate::target::Protocol::Raw));
+                let served = reach.serves(outgate_proto::target::Transport::Tcp, port);
+                let raw = served.is_some_and(|served| served.protocols.contains(outgate_proto::target::Protocol::Raw));
                 assert_eq!(open.contains_raw(port, false), raw, "{reach:?} port {port}");
             }
         }

@@ -1,7 +1,7 @@
 //! The rule language as data: what a line of a whitelist file means, whatever its source.
 
-use crate::target::{Protocols, Transport};
 use ipnet::IpNet;
+use outgate_proto::target::{Protocols, Transport};
 use std::sync::Arc;
 
 pub use super::nets::AddressSet;
@@ -31,7 +31,7 @@ pub enum Scope {
 /// What a rule is about.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Subject<'a> {
-    /// A literal name, canonical (as [`HostName`](crate::name::HostName)), and how far it reaches.
+    /// A literal name, canonical (as [`HostName`](outgate_proto::name::HostName)), and how far it reaches.
     Name {
         /// The canonical name after the wildcard prefix.
         base: &'a str,
@@ -124,7 +124,7 @@ impl Reach {
     /// Does the reach include `port` on `transport`, and for which protocols? A UDP reach includes QUIC on its
     /// ports, because that is UDP with a name to judge.
     pub fn serves(self, transport: Transport, port: u16) -> Option<Served> {
-        use crate::target::Protocol::{H2c, Http, Tls};
+        use outgate_proto::target::Protocol::{H2c, Http, Tls};
         let by_port = match port {
             80 => Protocols::only(Http),
             443 => Protocols::only(Tls),
@@ -154,7 +154,7 @@ impl Reach {
         let served = self.serves(transport, port)?;
         Some(match self {
             Reach::Ports(_) => Protocols::ALL,
-            Reach::Http(_) => served.protocols.union(Protocols::only(crate::target::Protocol::H2c)),
+            Reach::Http(_) => served.protocols.union(Protocols::only(outgate_proto::target::Protocol::H2c)),
             _ => served.protocols,
         })
     }

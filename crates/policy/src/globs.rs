@@ -9,9 +9,9 @@ use super::names::{Labels, bit, label_count};
 use super::nets::NONE;
 use super::rule::Scope;
 use super::rules::BuildError;
-use crate::name::MAX_NAME;
 use foldhash::fast::RandomState;
 use globset::{Candidate, GlobBuilder, GlobMatcher};
+use outgate_proto::name::MAX_NAME;
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 
