@@ -6,13 +6,18 @@
 mod checked;
 mod copies;
 mod diagnostic;
+mod document;
 mod firewall;
+#[allow(dead_code, reason = "the reference is generated from them in the next change")]
+mod forms;
 mod guests;
+mod keys;
 mod listeners;
 mod paths;
-mod raw;
-mod unavailable;
+#[allow(dead_code, reason = "the reference is generated from them in the next change")]
+mod table;
 mod values;
+mod written;
 
 pub use copies::{COPIES, Copies, Copy, KeptConfiguration};
 pub use diagnostic::{Diagnostic, Severity};
@@ -27,18 +32,18 @@ use crate::account::LogSettings;
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
-use crate::policy::{Mode, PolicySettings, Unknown};
+use crate::policy::{Mode, PolicySettings};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use crate::tls::TlsSettings;
 use diagnostic::Problems;
+use forms::Reader;
 use ipnet::IpNet;
 use paths::{Places, Surroundings};
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 /// The largest configuration file that is read, in bytes.
 const MAX_FILE: u64 = 4 << 20;
@@ -198,25 +203,14 @@ impl Settings {
     /// Returns the differences in `new` that require a restart, as `section.key`. Everything else of `new` may be
     /// applied while the daemon runs.
     pub fn restart_needed(&self, new: &Settings) -> Vec<&'static str> {
-        let (old_listen, new_listen) = (&self.listen, &new.listen);
-        [
-            ("listen.proxy", old_listen.proxy != new_listen.proxy),
-            ("listen.proxy_tls", old_listen.proxy_tls != new_listen.proxy_tls),
-            ("listen.transparent", old_listen.transparent != new_listen.transparent),
-            ("listen.redirect", old_listen.redirect != new_listen.redirect),
-            ("listen.dns", old_listen.dns != new_listen.dns),
-            ("listen.udp", old_listen.udp != new_listen.udp),
-            ("listen.admin", old_listen.admin != new_listen.admin),
-            ("listen.admin_tls", old_listen.admin_tls != new_listen.admin_tls),
-            ("listen.control", old_listen.control != new_listen.control),
-            ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
-            ("state.dir", self.state_dir != new.state_dir),
-            ("tls", self.tls != new.tls),
-            ("golem.data_dir", self.data_dir() != new.data_dir()),
-        ]
-        .into_iter()
-        .filter_map(|(key, differs)| differs.then_some(key))
-        .collect()
+        table::restart_needed(self, new)
+    }
+
+    /// Returns `new` with everything that requires a restart as it is here.
+    pub(crate) fn reloaded(&self, new: Settings) -> Settings {
+        let mut reloaded = new;
+        table::keep_fixed(self, &mut reloaded);
+        reloaded
     }
 
     /// `[golem].data_dir`.
@@ -320,14 +314,15 @@ impl Settings {
     ) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let mut problems = Problems::new(path, text);
         if writable {
-            problems.warn_whole("everybody on this machine may write to this file; run `chmod o-w` on it");
+            let message = "everybody on this machine may write to this file; run `chmod o-w` on it";
+            problems.whole(Severity::Warning, 0, message);
         }
-        let raw = raw::read(text, &mut problems);
-        let defaults = Settings::at(surroundings.places(path == Path::new(CONFIG_FILE)));
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut settings = checked::check(&raw, defaults, folder, &mut problems);
+        let document = document::parse(text, 0, &mut problems);
+        let written = written::read(&document, &mut Reader { folder, problems: &mut problems });
+        let places = surroundings.places(path == Path::new(CONFIG_FILE));
+        let mut settings = checked::check(&written, places, &mut problems);
         settings.path = Some(path.to_owned());
-        unavailable::refuse(&raw, &mut problems);
         if problems.is_broken() {
             return Err(ConfigError::Invalid(problems.into_sorted()));
         }
@@ -339,50 +334,12 @@ impl Settings {
         Settings { path: None, whitelist_dir, ..Settings::at(surroundings.places(false)) }
     }
 
+    /// Returns the settings of an empty file at [`CONFIG_FILE`].
     fn at(places: Places) -> Settings {
-        Settings {
-            path: Some(CONFIG_FILE.into()),
-            listen: ListenSettings {
-                proxy: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 3128))],
-                proxy_tls: Vec::new(),
-                transparent: Vec::new(),
-                redirect: Vec::new(),
-                dns: Vec::new(),
-                udp: Vec::new(),
-                admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3190))),
-                admin_tls: None,
-                control: Some(places.control),
-            },
-            whitelist_dir: Some(WHITELIST_DIR.into()),
-            policy: PolicySettings {
-                mode: Mode::Whitelist,
-                ech_allowed: false,
-                guests: Vec::new(),
-                unknown: Unknown::Shared,
-                blocked_ports: vec![25, 465, 587],
-            },
-            floor_permitted: Vec::new(),
-            resolver: ResolverSettings { servers: Vec::new(), hosts_file: None, timeout: Duration::from_secs(2) },
-            dial: DialSettings { connect_timeout: Duration::from_secs(5) },
-            firewall: FirewallSettings::default(),
-            not_guests: Vec::new(),
-            limits: LimitSettings {
-                connections: Some(4096),
-                new_connections_per_second: Some(500),
-                requests_per_second: Some(1000),
-                dns_queries_per_second: Some(5000),
-                new_names_per_second: Some(20),
-                handshake_timeout: Some(Duration::from_secs(10)),
-                idle_timeout: Some(Duration::from_secs(3600)),
-                response_timeout: Some(Duration::from_secs(300)),
-                total_connections: Some(100_000),
-                memory: None,
-            },
-            log: LogSettings::default(),
-            state_dir: places.state,
-            tls: None,
-            golem: None,
-        }
+        let path = Path::new(CONFIG_FILE);
+        let mut problems = Problems::new(path, "");
+        let written = written::read(&[], &mut Reader { folder: Path::new(""), problems: &mut problems });
+        Settings { path: Some(path.to_owned()), ..checked::check(&written, places, &mut problems) }
     }
 }
 

@@ -55,18 +55,37 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Gathers the problems of one file and turns byte offsets into lines and columns.
-pub(super) struct Problems<'a> {
-    file: &'a Path,
-    text: &'a str,
+/// Gathers the problems of all files and turns byte offsets into places. Offsets count through the files as if each
+/// began where the one before it ends.
+pub(super) struct Problems {
+    sources: Vec<Source>,
     found: Vec<(usize, Diagnostic)>,
-    /// Where the text stops being valid TOML, if it does.
+}
+
+/// One file.
+struct Source {
+    file: PathBuf,
+    text: String,
+    /// The offset of its first byte.
+    base: usize,
+    /// The offset at which the text stops being valid TOML, if it does.
     broken_at: Option<usize>,
 }
 
-impl<'a> Problems<'a> {
-    pub(super) fn new(file: &'a Path, text: &'a str) -> Problems<'a> {
-        Problems { file, text, found: Vec::new(), broken_at: None }
+impl Problems {
+    /// For one file.
+    pub(super) fn new(file: &Path, text: &str) -> Problems {
+        let mut problems = Problems { sources: Vec::new(), found: Vec::new() };
+        problems.add(file, text);
+        problems
+    }
+
+    /// Adds a file; returns the offset of its first byte.
+    pub(super) fn add(&mut self, file: &Path, text: &str) -> usize {
+        // One more than its bytes, so that its end is not the beginning of the next.
+        let base = self.sources.last().map_or(0, |last| last.base + last.text.len() + 1);
+        self.sources.push(Source { file: file.to_owned(), text: text.to_owned(), base, broken_at: None });
+        base
     }
 
     pub(super) fn error(&mut self, span: Range<usize>, message: impl Into<String>) {
@@ -84,38 +103,53 @@ impl<'a> Problems<'a> {
         let mut errors: Vec<_> = errors.collect();
         errors.sort_by_key(|(span, _)| span.start);
         for (span, message) in errors {
-            let line = self.line_of(span.start);
+            let line = self.position(span.start).0;
             if last_line.is_none_or(|last| line > last + 1) {
                 self.push(Severity::Error, span.start, format!("not TOML: {message}"));
             }
             last_line = Some(line);
-            self.broken_at.get_or_insert(span.start);
+            if let Some(source) = self.sources.iter_mut().rfind(|source| source.base <= span.start) {
+                source.broken_at.get_or_insert(span.start);
+            }
         }
     }
 
-    /// Returns whether the text is not TOML, so that what was read from it is not what was meant.
+    /// Returns whether a text is not TOML, so that what was read from it is not what was meant.
     pub(super) fn is_broken(&self) -> bool {
-        self.broken_at.is_some()
+        self.sources.iter().any(|source| source.broken_at.is_some())
     }
 
-    /// Records a warning about the file as a whole.
-    pub(super) fn warn_whole(&mut self, message: impl Into<String>) {
-        self.found.push((0, Diagnostic::whole_file(Severity::Warning, self.file, message)));
+    /// Records a problem with the file that starts at `base` as a whole.
+    pub(super) fn whole(&mut self, severity: Severity, base: usize, message: impl Into<String>) {
+        let Some(source) = self.source(base) else { return };
+        let diagnostic = Diagnostic::whole_file(severity, &source.file, message);
+        self.found.push((base, diagnostic));
     }
 
-    /// Returns the line, from 1, of a byte offset.
-    pub(super) fn line_of(&self, offset: usize) -> u32 {
-        self.position(offset).0
+    /// Returns how many errors there are so far. Those behind the end of valid TOML do not count.
+    pub(super) fn errors(&self) -> usize {
+        self.found.iter().filter(|(_, diagnostic)| diagnostic.is_error()).count()
     }
 
-    /// Returns the problems in the order of the file.
+    /// Returns where an offset is, for a message about what is at the offset `reader`: "line 7", and in another file
+    /// "line 7 of FILE".
+    pub(super) fn place(&self, offset: usize, reader: usize) -> String {
+        let line = self.position(offset).0;
+        match (self.source(offset), self.source(reader)) {
+            (Some(one), Some(other)) if one.base != other.base => format!("line {line} of {}", one.file.display()),
+            _ => format!("line {line}"),
+        }
+    }
+
+    /// Returns the problems in the order of the files.
     pub(super) fn into_sorted(mut self) -> Vec<Diagnostic> {
         self.found.sort_by_key(|(offset, _)| *offset);
         self.found.into_iter().map(|(_, diagnostic)| diagnostic).collect()
     }
 
     fn note(&mut self, severity: Severity, offset: usize, message: String) {
-        let broken = self.broken_at.is_some_and(|at| self.line_of(offset) >= self.line_of(at));
+        let broken_at = self.source(offset).and_then(|source| source.broken_at);
+        let broken = broken_at.is_some_and(|at| self.position(offset).0 >= self.position(at).0);
         if !broken {
             self.push(severity, offset, message);
         }
@@ -123,17 +157,23 @@ impl<'a> Problems<'a> {
 
     fn push(&mut self, severity: Severity, offset: usize, message: String) {
         let (line, column) = self.position(offset);
+        let file = self.source(offset).map(|source| source.file.clone()).unwrap_or_default();
         let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        self.found.push((offset, Diagnostic { severity, file: self.file.to_owned(), line, column, message }));
+        self.found.push((offset, Diagnostic { severity, file, line, column, message }));
     }
 
-    /// Returns line and column, both from 1, of a byte offset.
+    fn source(&self, offset: usize) -> Option<&Source> {
+        self.sources.iter().rfind(|source| source.base <= offset)
+    }
+
+    /// Returns line and column, both from 1, of a byte offset within its file.
     pub(super) fn position(&self, offset: usize) -> (u32, u32) {
-        let mut at = offset.min(self.text.len());
-        while !self.text.is_char_boundary(at) {
+        let Some(source) = self.source(offset) else { return (1, 1) };
+        let mut at = (offset - source.base).min(source.text.len());
+        while !source.text.is_char_boundary(at) {
             at -= 1;
         }
-        let before = self.text.get(..at).unwrap_or_default();
+        let before = source.text.get(..at).unwrap_or_default();
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().unwrap_or_default().trim_start_matches('\u{feff}').chars().count() + 1;
         (u32::try_from(line).unwrap_or(u32::MAX), u32::try_from(column).unwrap_or(u32::MAX))

@@ -11,7 +11,7 @@ mod used;
 
 use super::DaemonError;
 use crate::account::AccountError;
-use crate::config::{GolemSettings, Settings};
+use crate::config::Settings;
 use crate::cooperate;
 use crate::flow::{Live, Services};
 use crate::golem::rules as provider;
@@ -388,18 +388,7 @@ impl ReloadWorker {
         if !restart_needed.is_empty() {
             tracing::warn!(keys = ?restart_needed, "these settings changed but take a restart");
         }
-        // Settings that require a restart stay as they are, among them the lists' dir.
-        let settings = Settings {
-            listen: self.settings.listen.clone(),
-            whitelist_dir: self.settings.whitelist_dir.clone(),
-            state_dir: self.settings.state_dir.clone(),
-            tls: self.settings.tls.clone(),
-            golem: match (&self.settings.golem, &settings.golem) {
-                (Some(old), Some(new)) => Some(GolemSettings { data_dir: old.data_dir.clone(), ..new.clone() }),
-                (old, _) => old.clone(),
-            },
-            ..settings
-        };
+        let settings = self.settings.reloaded(settings);
         let mut outcome = self.reload(settings, restart_needed)?;
         self.set_stale(None);
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
