@@ -191,7 +191,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Golem(arguments) => golem::run(&arguments, out),
         Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
-        Command::Man(_) => man::man(Program::command(), out),
+        Command::Man(arguments) => man::man(&arguments, Program::command(), out),
     }
 }
 

@@ -8,13 +8,12 @@ mod copies;
 mod diagnostic;
 mod document;
 mod firewall;
-#[allow(dead_code, reason = "the reference is generated from them in the next change")]
 mod forms;
 mod guests;
 mod keys;
 mod listeners;
 mod paths;
-#[allow(dead_code, reason = "the reference is generated from them in the next change")]
+mod reference;
 mod table;
 mod values;
 mod written;
@@ -25,6 +24,7 @@ pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
 pub(crate) use diagnostic::nearest;
 pub(crate) use guests::identity;
+pub(crate) use reference::manual;
 pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;

@@ -23,8 +23,13 @@ pub(super) trait Form: Describe {
 
 /// How the reference describes values.
 pub(super) trait Describe: Sync {
-    /// Returns type and range, for example "number, 1 to 9".
+    /// Returns the type, for example "number"; what is between backquotes stands in the file as it is.
     fn kind(&self) -> String;
+
+    /// Returns the allowed range, if the type does not say it, for example "1 to 9".
+    fn range(&self) -> Option<String> {
+        None
+    }
 
     /// Returns the words that a value may be, each with its meaning, if only certain ones are allowed.
     fn words(&self) -> Vec<(&'static str, &'static str)> {
@@ -61,7 +66,7 @@ impl<T: Copy + Sync> Form for Words<T> {
 
 impl<T: Sync> Describe for Words<T> {
     fn kind(&self) -> String {
-        let words: Vec<String> = self.0.iter().map(|(word, _, _)| format!("{word:?}")).collect();
+        let words: Vec<String> = self.0.iter().map(|(word, _, _)| format!("`{word:?}`")).collect();
         words.join(", ")
     }
 
@@ -86,7 +91,7 @@ impl Form for Flag {
 
 impl Describe for Flag {
     fn kind(&self) -> String {
-        "true or false".to_owned()
+        "`true` or `false`".to_owned()
     }
 }
 
@@ -108,7 +113,11 @@ impl<T> Form for Number<T> {
 
 impl<T> Describe for Number<T> {
     fn kind(&self) -> String {
-        format!("{}, {} to {}", self.unit, self.range.start(), self.range.end())
+        self.unit.to_owned()
+    }
+
+    fn range(&self) -> Option<String> {
+        Some(format!("{} to {}", self.range.start(), self.range.end()))
     }
 }
 
@@ -130,7 +139,11 @@ impl<T> Form for Limit<T> {
 
 impl<T> Describe for Limit<T> {
     fn kind(&self) -> String {
-        format!("{}, {} to {}, or 0 for none", self.unit, self.range.start(), self.range.end())
+        self.unit.to_owned()
+    }
+
+    fn range(&self) -> Option<String> {
+        Some(format!("{} to {}, or 0 for none", self.range.start(), self.range.end()))
     }
 }
 
@@ -151,7 +164,11 @@ impl Form for Port {
 
 impl Describe for Port {
     fn kind(&self) -> String {
-        "port, 1 to 65535".to_owned()
+        "port".to_owned()
+    }
+
+    fn range(&self) -> Option<String> {
+        Some("1 to 65535".to_owned())
     }
 }
 
@@ -226,7 +243,11 @@ impl Form for SocketPath {
 
 impl Describe for SocketPath {
     fn kind(&self) -> String {
-        format!("path, at most {MAX_SOCKET_PATH} bytes")
+        "path".to_owned()
+    }
+
+    fn range(&self) -> Option<String> {
+        Some(format!("at most {MAX_SOCKET_PATH} bytes"))
     }
 }
 
@@ -252,7 +273,7 @@ impl Form for AccessLogSink {
 
 impl Describe for AccessLogSink {
     fn kind(&self) -> String {
-        "\"stdout\", \"journal\", \"off\", or a path with a slash in it".to_owned()
+        "`\"stdout\"`, `\"journal\"`, `\"off\"`, or a path with a slash in it".to_owned()
     }
 }
 
@@ -279,7 +300,11 @@ impl<F: Form> Form for ListOf<F> {
 
 impl<F: Describe> Describe for ListOf<F> {
     fn kind(&self) -> String {
-        format!("list; each: {}", self.0.kind())
+        format!("list of: {}", self.0.kind())
+    }
+
+    fn range(&self) -> Option<String> {
+        self.0.range()
     }
 }
 
@@ -299,7 +324,11 @@ impl<F: Form> Form for OrNone<F> {
 
 impl<F: Describe> Describe for OrNone<F> {
     fn kind(&self) -> String {
-        format!("{}; \"\" for none", self.0.kind())
+        format!("{}, or `\"\"` for none", self.0.kind())
+    }
+
+    fn range(&self) -> Option<String> {
+        self.0.range()
     }
 }
 
@@ -321,6 +350,10 @@ impl<F: Form> Form for Optional<F> {
 impl<F: Describe> Describe for Optional<F> {
     fn kind(&self) -> String {
         self.0.kind()
+    }
+
+    fn range(&self) -> Option<String> {
+        self.0.range()
     }
 
     fn words(&self) -> Vec<(&'static str, &'static str)> {

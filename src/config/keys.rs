@@ -22,7 +22,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 tables! {
-    /// What holds for all guests.
+    /// What holds for all guests. These keys stand above all tables.
     "" as Top {
         /// What passes.
         /// Deny rules, the address floor, blocked ports, `ech` and limits hold in every mode.
@@ -91,7 +91,7 @@ tables! {
 
         /// The unix socket behind `outgate status`, `denied`, `flows`, `guest` and `whitelist reload`.
         /// Its mode is 0660; only root and the daemon's own user may change anything. Guests that were registered
-        /// are kept beside it. `RUNTIME_DIRECTORY` goes before the default. A daemon that somebody else than root
+        /// are kept beside it. `RUNTIME_DIRECTORY` goes before the default. A daemon that a user other than root
         /// starts by hand uses `$XDG_RUNTIME_DIR/outgate/control.sock`.
         control: Option<PathBuf> = {
             form: OrNone(SocketPath), default: "\"/run/outgate/control.sock\"", effect: restart!(listen.control),
@@ -316,7 +316,7 @@ tables! {
     "state" as State {
         /// The folder for the last good list, which rules were used, and the names behind the addresses that guests
         /// were told.
-        /// `STATE_DIRECTORY` goes before the default. A daemon that somebody else than root starts by hand uses
+        /// `STATE_DIRECTORY` goes before the default. A daemon that a user other than root starts by hand uses
         /// `$XDG_STATE_HOME/outgate`, or else `~/.local/state/outgate`.
         dir: PathBuf = { form: FilePath, default: "\"/var/lib/outgate\"", effect: restart!(state_dir) };
     }
@@ -365,9 +365,9 @@ const SERVER: Text<NameServer> = Text { what: "DNS server", read: values::server
 const NET: Text<IpNet> = Text { what: "address or range", read: values::net };
 
 const GUEST_INTERFACE: Text<String> =
-    Text { what: "network interface, or pattern that ends in *", read: firewall::guest_interface };
+    Text { what: "network interface, or pattern that ends in `*`", read: firewall::guest_interface };
 const NOT_GUEST: Text<String> = Text {
-    what: "network interface, pattern that ends in *, macvlan@interface, ipvlan@interface or host-network",
+    what: "network interface, pattern that ends in `*`, `macvlan@interface` and the like, or `host-network`",
     read: firewall::not_guest,
 };
 const HOST_USER: Text<String> = Text { what: "user's name or number", read: firewall::host_user };

@@ -178,6 +178,7 @@ impl<'a> Section<'a> {
         let value = read.unwrap_or_else(|| default(self.table, key, form));
         let row = self.table.rows.iter().find(|row| row.key == key);
         if let (Some(Effect::Later(function)), Some(span)) = (row.map(|row| &row.effect), &span)
+            && is_read
             && entry.is_some_and(|entry| !is_empty(&entry.node))
         {
             let key = format!("{}.{key}", bracketed(self.table));
