@@ -213,6 +213,11 @@ impl Settings {
         reloaded
     }
 
+    /// Returns the files that it was read from, in order.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.path.as_deref().into_iter()
+    }
+
     /// `[golem].data_dir`.
     pub fn data_dir(&self) -> Option<&Path> {
         self.golem.as_ref().map(|golem| golem.data_dir.as_path())

@@ -62,6 +62,11 @@ The control socket, of a service and of a daemon started by hand.
 What is kept over a restart.
 .SH ENVIRONMENT
 .TP
+OUTGATE_CONFIG
+The configuration file, unless
+.B \-\-config
+names one.
+.TP
 RUST_LOG
 What
 .B outgate run

@@ -9,8 +9,8 @@ use super::table::{Effect, NO_DEFAULT, bracketed};
 use std::fmt::Write;
 
 const ABOUT: &str = "\
-outgate reads its configuration from a TOML file: the one that --config names, or else /etc/outgate/outgate.toml if it \
-exists, or else none. Every key is optional. An unknown key, a wrong type and a value out of range are errors with \
+outgate reads its configuration from a TOML file: the one that `--config` names, or else the one that the environment \
+variable `OUTGATE_CONFIG` names, or else /etc/outgate/outgate.toml if it exists, or else none. Every key is optional. An unknown key, a wrong type and a value out of range are errors with \
 line and column, and `outgate check` reports all of them at once. Relative paths start from the folder of the file.";
 
 const EFFECTS: &str = "\
@@ -22,6 +22,12 @@ const MANUAL_TAIL: &str = r#".SH FILES
 .TP
 \fI/etc/outgate/outgate.toml\fR
 The configuration. The one that the package installs has every key with its default.
+.SH ENVIRONMENT
+.TP
+OUTGATE_CONFIG
+The configuration file, unless
+.B \-\-config
+names one.
 .SH EXAMPLES
 The guard of a bridge of guests:
 .PP

@@ -26,6 +26,7 @@ use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -107,6 +108,8 @@ struct State {
     trouble: Option<String>,
     /// Why it does not use the configuration in the file, if so.
     stale: Option<String>,
+    /// The files of the configuration in force.
+    configuration: Vec<PathBuf>,
     /// The list in force, and the fingerprint of its files.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
     /// All guests, as the control socket shows them.
@@ -185,7 +188,8 @@ impl Reloader {
             StartBasis::Stale(why) => (Some(why), None),
             StartBasis::Unconfigured(why) => (Some(why.clone()), Some(why)),
         };
-        let state = Arc::new(Mutex::new(State { trouble, stale, ..State::default() }));
+        let configuration = settings.files().map(Path::to_owned).collect();
+        let state = Arc::new(Mutex::new(State { trouble, stale, configuration, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
@@ -215,6 +219,11 @@ impl Reloader {
         }
         std::thread::Builder::new().name("outgate-lists".into()).spawn(move || worker.run(&asked))?;
         Ok(Reloader { ask, state, since })
+    }
+
+    /// Returns the files of the configuration in force, in the order in which they are read.
+    pub(super) fn configuration(&self) -> Vec<PathBuf> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).configuration.clone()
     }
 
     /// Requests that everything is read again (SIGHUP).
@@ -391,6 +400,8 @@ impl ReloadWorker {
         let settings = self.settings.reloaded(settings);
         let mut outcome = self.reload(settings, restart_needed)?;
         self.set_stale(None);
+        let configuration = self.settings.files().map(Path::to_owned).collect();
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).configuration = configuration;
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
         outcome.warnings.extend(self.settings.shares().and_then(|shares| shares.complaint()));
         Ok(outcome)

@@ -56,7 +56,8 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
     let sender =
         ReportSender::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
-    let mut watch = Watch { config: arguments.config.config.clone(), sender: Some(sender), ..Watch::default() };
+    let mut watch =
+        Watch { config: arguments.config.file().map(Path::to_owned), sender: Some(sender), ..Watch::default() };
     let mut full = Instant::now();
     loop {
         if Instant::now() >= full {
