@@ -14,6 +14,7 @@ mod keys;
 mod listeners;
 mod paths;
 mod reference;
+mod sources;
 mod table;
 mod values;
 mod written;
@@ -25,6 +26,7 @@ pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 pub(crate) use diagnostic::nearest;
 pub(crate) use guests::identity;
 pub(crate) use reference::manual;
+pub(crate) use sources::stamps;
 pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;
@@ -39,14 +41,10 @@ use diagnostic::Problems;
 use forms::Reader;
 use ipnet::IpNet;
 use paths::{Places, Surroundings};
-use std::fs::File;
-use std::io::{self, Read};
+use sources::Sources;
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-
-/// The largest configuration file that is read, in bytes.
-const MAX_FILE: u64 = 4 << 20;
 
 /// The whole configuration, checked.
 ///
@@ -55,6 +53,8 @@ const MAX_FILE: u64 = 4 << 20;
 pub struct Settings {
     /// The file it was read from; `None` if there was none.
     pub path: Option<PathBuf>,
+    /// The files that were read after it, of the folder `conf.d` beside it.
+    pub more: Vec<PathBuf>,
     /// `[listen]`.
     pub listen: ListenSettings,
     /// `[whitelist].dir`; `None` for the compiled-in list, if there is neither a configuration file nor a
@@ -194,10 +194,12 @@ impl Settings {
         let surroundings = Surroundings::of_this_process();
         let system = Path::new(CONFIG_FILE);
         let Some(path) = path.or_else(|| system.exists().then_some(system)) else {
+            if let Some(error) = sources::orphans(system) {
+                return Err(error);
+            }
             return Ok((Settings::without_file(&surroundings, Path::new(WHITELIST_DIR)), Vec::new()));
         };
-        let (text, writable) = read_file(path)?;
-        Settings::parse(&text, path, writable, &surroundings)
+        Settings::parse(&Sources::read(path)?, &surroundings)
     }
 
     /// Returns the differences in `new` that require a restart, as `section.key`. Everything else of `new` may be
@@ -215,7 +217,12 @@ impl Settings {
 
     /// Returns the files that it was read from, in order.
     pub fn files(&self) -> impl Iterator<Item = &Path> {
-        self.path.as_deref().into_iter()
+        self.path.as_deref().into_iter().chain(self.more.iter().map(PathBuf::as_path))
+    }
+
+    /// Returns the folder for further files, whether it exists or not.
+    pub fn conf_d(&self) -> PathBuf {
+        sources::folder_of(self.path.as_deref().unwrap_or(Path::new(CONFIG_FILE)))
     }
 
     /// `[golem].data_dir`.
@@ -264,21 +271,29 @@ impl Settings {
         }
     }
 
-    /// Returns line and column, from 1, of the first `"word"` in the configuration file, for problems that show
-    /// only after other files have been read; (1, 1) if the file no longer contains it.
-    pub(crate) fn place_of_word(&self, word: &str) -> (u32, u32) {
-        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
-        let (text, _) = text.unwrap_or_default();
-        let found = [format!("\"{word}\""), format!("'{word}'")].iter().find_map(|quoted| text.find(quoted));
-        Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
+    /// Returns a problem at the first `"word"` of the configuration, for problems that show only after other files
+    /// have been read; at its beginning if the word is no longer there.
+    pub(crate) fn problem_at_word(&self, word: &str, severity: Severity, message: String) -> Diagnostic {
+        let quoted = [format!("\"{word}\""), format!("'{word}'")];
+        self.problem_at(|text| quoted.iter().find_map(|quoted| text.find(quoted)), severity, message)
     }
 
-    /// Like [`place_of_word`](Self::place_of_word), for a key at the start of a line.
-    pub(crate) fn place_of_key(&self, key: &str) -> (u32, u32) {
-        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
-        let (text, _) = text.unwrap_or_default();
-        let line = text.lines().position(|line| line.trim_start().starts_with(key));
-        (line.and_then(|line| u32::try_from(line + 1).ok()).unwrap_or(1), 1)
+    /// Like [`problem_at_word`](Self::problem_at_word), for a key at the start of a line.
+    pub(crate) fn problem_at_key(&self, key: &str, severity: Severity, message: String) -> Diagnostic {
+        let search = |text: &str| {
+            let mut lines = text
+                .split_inclusive('\n')
+                .scan(0, |next, line| Some((std::mem::replace(next, *next + line.len()), line)));
+            lines.find(|(_, line)| line.trim_start().starts_with(key)).map(|(start, _)| start)
+        };
+        self.problem_at(search, severity, message)
+    }
+
+    fn problem_at(&self, search: impl Fn(&str) -> Option<usize>, severity: Severity, message: String) -> Diagnostic {
+        let file = self.path.clone().unwrap_or_default();
+        let sources = self.path.as_deref().and_then(|path| Sources::read(path).ok());
+        let (file, line, column) = sources.and_then(|sources| sources.find(search)).unwrap_or((file, 1, 1));
+        Diagnostic { severity, file, line, column, message }
     }
 
     /// Creates the state dir and the folders of the control socket if they are missing, for `owner`, a user and a
@@ -311,23 +326,15 @@ impl Settings {
         folder(&self.state_dir, 0o700, "choose another [state].dir")
     }
 
-    fn parse(
-        text: &str,
-        path: &Path,
-        writable: bool,
-        surroundings: &Surroundings,
-    ) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
-        let mut problems = Problems::new(path, text);
-        if writable {
-            let message = "everybody on this machine may write to this file; run `chmod o-w` on it";
-            problems.whole(Severity::Warning, 0, message);
-        }
+    fn parse(sources: &Sources, surroundings: &Surroundings) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
+        let (document, mut problems) = sources.merged();
+        let path = sources.path();
         let folder = path.parent().unwrap_or(Path::new(""));
-        let document = document::parse(text, 0, &mut problems);
         let written = written::read(&document, &mut Reader { folder, problems: &mut problems });
         let places = surroundings.places(path == Path::new(CONFIG_FILE));
         let mut settings = checked::check(&written, places, &mut problems);
         settings.path = Some(path.to_owned());
+        settings.more = sources.more().map(Path::to_owned).collect();
         if problems.is_broken() {
             return Err(ConfigError::Invalid(problems.into_sorted()));
         }
@@ -356,36 +363,6 @@ impl Default for Settings {
 
 fn lines(diagnostics: &[Diagnostic]) -> String {
     diagnostics.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// Returns the text of a regular file, and whether everybody may write to it.
-fn read_file(path: &Path) -> Result<(String, bool), ConfigError> {
-    let unreadable = |why: String| ConfigError::Unreadable { path: path.to_owned(), why };
-    let remedy = |error: &io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "; name another file with --config",
-        io::ErrorKind::PermissionDenied => "; let this user read it",
-        _ => "",
-    };
-    let failed = |error: io::Error| unreadable(format!("{error}{}", remedy(&error)));
-    // A FIFO would block open(2), so check first.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(unreadable("not a regular file; name the configuration file itself".to_owned()));
-    }
-    let file = File::open(path).map_err(failed)?;
-    let writable = file.metadata().map_err(failed)?.mode() & 0o002 != 0;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(unreadable(format!("larger than {} MiB; this cannot be a configuration file", MAX_FILE >> 20)));
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok((text, writable)),
-        Err(error) => {
-            let good = error.utf8_error().valid_up_to();
-            let line = error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
-            Err(unreadable(format!("line {line} is not UTF-8; save the file as UTF-8")))
-        }
-    }
 }
 
 #[cfg(test)]

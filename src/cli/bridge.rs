@@ -111,40 +111,32 @@ pub(super) fn compile(settings: &Settings) -> Lists {
 pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
     let tls = settings.tls.as_ref()?;
     let error = tls::load(tls).err()?;
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("certificate");
-    Some(Diagnostic { severity: Severity::Error, file, line, column, message: format!("[tls]: {error}") })
+    Some(settings.problem_at_key("certificate", Severity::Error, format!("[tls]: {error}")))
 }
 
 /// Returns the kernel tables that are too small for the guests.
 pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("guest_interfaces");
-    let warning = |message| Diagnostic { severity: Severity::Warning, file: file.clone(), line, column, message };
+    let warning = |message| settings.problem_at_key("guest_interfaces", Severity::Warning, message);
     crate::firewall::small_tables(settings).into_iter().map(warning).collect()
 }
 
 /// Returns which limits in the kernel's rules are outdated.
 pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
     let message = settings.shares()?.complaint()?;
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("guest_interfaces");
-    Some(Diagnostic { severity: Severity::Warning, file, line, column, message })
+    Some(settings.problem_at_key("guest_interfaces", Severity::Warning, message))
 }
 
 /// Returns every file that a guest names and the list does not have, at the place of the name.
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();
-    let path = settings.path.clone().unwrap_or_default();
     let named =
         settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().map(move |file| (guest, file)));
     let missing = named.filter(|(_, file)| !present.contains(file.as_str()));
     missing
         .map(|(guest, file)| {
-            let (line, column) = settings.place_of_word(file);
             let message =
                 format!("guest {}: the whitelist dir has no file {file}; make it, or leave it out here", guest.name);
-            Diagnostic { severity: Severity::Error, file: path.clone(), line, column, message }
+            settings.problem_at_word(file, Severity::Error, message)
         })
         .collect()
 }

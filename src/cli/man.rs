@@ -52,6 +52,9 @@ const TAIL: &str = r#".SH FILES
 \fI/etc/outgate/outgate.toml\fR
 The configuration, outgate.toml(5). Every key is optional.
 .TP
+\fI/etc/outgate/conf.d/*.toml\fR
+Further files of the configuration, read after it.
+.TP
 \fI/etc/outgate/whitelist\fR
 The whitelist: *.rules, *.lst and *.json files.
 .TP

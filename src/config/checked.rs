@@ -35,6 +35,7 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
     let listen = listeners::check(&written.listen, places.control, problems);
     let settings = Settings {
         path: None,
+        more: Vec::new(),
         policy,
         floor_permitted: permitted(&written.dial.permit_addresses.value, problems),
         firewall: firewall::check(&written.firewall, pins, &listen, problems),

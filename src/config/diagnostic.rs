@@ -57,6 +57,7 @@ impl fmt::Display for Diagnostic {
 
 /// Gathers the problems of all files and turns byte offsets into places. Offsets count through the files as if each
 /// began where the one before it ends.
+#[derive(Default)]
 pub(super) struct Problems {
     sources: Vec<Source>,
     found: Vec<(usize, Diagnostic)>,
@@ -75,7 +76,7 @@ struct Source {
 impl Problems {
     /// For one file.
     pub(super) fn new(file: &Path, text: &str) -> Problems {
-        let mut problems = Problems { sources: Vec::new(), found: Vec::new() };
+        let mut problems = Problems::default();
         problems.add(file, text);
         problems
     }

@@ -94,3 +94,24 @@ fn node(value: &Spanned<DeValue<'_>>, base: usize) -> Node {
 fn moved(span: Range<usize>, by: usize) -> Range<usize> {
     span.start.saturating_add(by)..span.end.saturating_add(by)
 }
+
+/// Returns the tables as TOML.
+pub(super) fn to_toml(table: Table) -> String {
+    of_table(table).to_string()
+}
+
+fn of_table(table: Table) -> toml::Table {
+    table.into_iter().filter_map(|entry| Some((entry.key, of_value(entry.node.value)?))).collect()
+}
+
+/// Returns the value; nothing for what no key takes.
+fn of_value(value: Value) -> Option<toml::Value> {
+    Some(match value {
+        Value::Text(text) => text.into(),
+        Value::Integer { number, .. } => number?.into(),
+        Value::Boolean(flag) => flag.into(),
+        Value::List(items) => items.into_iter().filter_map(|item| of_value(item.value)).collect::<Vec<_>>().into(),
+        Value::Table(table) => of_table(table).into(),
+        Value::Other(_) => return None,
+    })
+}

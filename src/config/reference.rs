@@ -13,6 +13,12 @@ outgate reads its configuration from a TOML file: the one that `--config` names,
 variable `OUTGATE_CONFIG` names, or else /etc/outgate/outgate.toml if it exists, or else none. Every key is optional. An unknown key, a wrong type and a value out of range are errors with \
 line and column, and `outgate check` reports all of them at once. Relative paths start from the folder of the file.";
 
+const MORE: &str = "\
+After it, the files `*.toml` of the folder `conf.d` beside it are read, in the order of their names; hidden files and \
+those with another ending are skipped. Tables of several files are joined, and each `[[guest]]` is one more. Any other \
+key may be set by one file only. Folder and files must be root's (or of the user who reads them), and nobody else may \
+write to them. Relative paths start from the folder of the configuration file there too.";
+
 const EFFECTS: &str = "\
 Each key says when a change takes effect. A reload is SIGHUP to the daemon, `systemctl reload outgate` or `outgate \
 whitelist reload`; it reports the keys that changed and require a restart. `outgate firewall apply` puts the firewall \
@@ -22,6 +28,9 @@ const MANUAL_TAIL: &str = r#".SH FILES
 .TP
 \fI/etc/outgate/outgate.toml\fR
 The configuration. The one that the package installs has every key with its default.
+.TP
+\fI/etc/outgate/conf.d/*.toml\fR
+Further files, read after it.
 .SH ENVIRONMENT
 .TP
 OUTGATE_CONFIG
@@ -55,7 +64,7 @@ pub(crate) fn manual() -> String {
         ".TH outgate.toml 5 \"\" \"outgate {}\"\n.SH NAME\noutgate.toml \\- configuration of outgate\n.SH DESCRIPTION\n",
         env!("CARGO_PKG_VERSION")
     );
-    let _ = writeln!(page, "{}\n.PP\n{}", roff(ABOUT), roff(EFFECTS));
+    let _ = writeln!(page, "{}\n.PP\n{}\n.PP\n{}", roff(ABOUT), roff(MORE), roff(EFFECTS));
     for table in TABLES {
         let title = if table.name.is_empty() { "TOP OF THE FILE".to_owned() } else { bracketed(table) };
         let _ = writeln!(page, ".SH \"{}\"\n{}", roff(&title), roff(&sentences(table.help)));

@@ -20,7 +20,7 @@ fn written_out() -> String {
 
 fn parse(text: &str) -> (Settings, Vec<String>) {
     let surroundings = Surroundings { uid: 1000, ..Surroundings::default() };
-    let parsed = Settings::parse(text, Path::new(CONFIG_FILE), false, &surroundings);
+    let parsed = Settings::parse(&Sources::of(Path::new(CONFIG_FILE), text.to_owned()), &surroundings);
     let (settings, problems) = parsed.unwrap_or_else(|error| (Settings::default(), error.into_diagnostics()));
     let problems = problems.iter().map(|p| p.to_string().replace("/etc/outgate/outgate.toml", "f")).collect();
     (settings, problems)
@@ -259,7 +259,7 @@ fn a_file_that_is_no_toml_says_where_and_not_what_follows_from_it() {
         }
     }
     let surroundings = Surroundings::default();
-    assert!(Settings::parse("mode = ", Path::new("f"), false, &surroundings).is_err());
+    assert!(Settings::parse(&Sources::of(Path::new("f"), "mode = ".to_owned()), &surroundings).is_err());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 
 use super::super::keys::TABLES;
 use super::super::table::{Effect, NO_DEFAULT, Row, Table, bracketed};
-use super::{ABOUT, EFFECTS, sentences, when};
+use super::{ABOUT, EFFECTS, MORE, sentences, when};
 use std::fmt::Write;
 use std::path::Path;
 
@@ -17,7 +17,7 @@ const HEAD: &str = "\
 #
 # Every key is optional. What stands here behind a single # is the default; remove the # to change
 # it. `outgate check` reads the file and says, with line and column, what is wrong with it.
-# Relative paths start from the folder of this file.
+# Relative paths start from the folder of this file. After it, conf.d/*.toml beside it are read.
 #
 # A change takes effect at the next reload (SIGHUP, `systemctl reload outgate`, `outgate whitelist
 # reload`) unless the key says otherwise.
@@ -121,7 +121,7 @@ fn wrap(first: &str, next: &str, text: &str, file: &mut String) {
 fn page() -> String {
     let mut page = format!(
         "<!-- Generated from src/config/keys.rs. Change it there, then run \
-         `UPDATE_DOCS=1 cargo test --lib reference`. -->\n\n# The configuration file\n\n{ABOUT}\n\n{EFFECTS}\n\n\
+         `UPDATE_DOCS=1 cargo test --lib reference`. -->\n\n# The configuration file\n\n{ABOUT}\n\n{MORE}\n\n{EFFECTS}\n\n\
          [packaging/outgate.toml](../../packaging/outgate.toml) has the same keys, as a file to edit. The manual page \
          is outgate.toml(5).\n"
     );
