@@ -16,7 +16,8 @@ mod run;
 mod table;
 mod whitelist;
 
-use crate::config::{ConfigError, Diagnostic};
+use crate::config::ConfigError;
+use crate::diagnostic::Diagnostic;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};

@@ -5,7 +5,7 @@
 
 mod checked;
 mod copies;
-mod diagnostic;
+
 mod document;
 mod firewall;
 mod forms;
@@ -13,6 +13,7 @@ mod guests;
 mod keys;
 mod listeners;
 mod paths;
+mod problems;
 mod reference;
 mod sources;
 mod table;
@@ -20,27 +21,28 @@ mod values;
 mod written;
 
 pub use copies::{COPIES, Copies, Copy, KeptConfiguration};
-pub use diagnostic::{Diagnostic, Severity};
+
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
-pub(crate) use diagnostic::nearest;
 pub(crate) use guests::identity;
+pub(crate) use problems::nearest;
 pub(crate) use reference::manual;
 pub(crate) use sources::stamps;
 pub(crate) use values::is_guest_name;
 
 use crate::accept::LimitSettings;
 use crate::account::LogSettings;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::policy::{Mode, PolicySettings};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use crate::tls::TlsSettings;
-use diagnostic::Problems;
 use forms::Reader;
 use ipnet::IpNet;
 use paths::{Places, Surroundings};
+use problems::Problems;
 use sources::Sources;
 use std::io;
 use std::net::SocketAddr;
@@ -293,7 +295,7 @@ impl Settings {
         let file = self.path.clone().unwrap_or_default();
         let sources = self.path.as_deref().and_then(|path| Sources::read(path).ok());
         let (file, line, column) = sources.and_then(|sources| sources.find(search)).unwrap_or((file, 1, 1));
-        Diagnostic { severity, file, line, column, message }
+        Diagnostic { severity, file, line, column, message, remedy: String::new() }
     }
 
     /// Creates the state dir and the folders of the control socket if they are missing, for `owner`, a user and a

@@ -39,6 +39,7 @@ pub mod whitelist;
 
 // Vocabulary that everything shares; these modules import none of our others.
 pub mod cooperate;
+pub mod diagnostic;
 pub mod name;
 pub mod reason;
 pub mod shell;

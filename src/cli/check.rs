@@ -5,7 +5,8 @@ mod here;
 use super::bridge;
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome};
-use crate::config::{Copies, Copy, Diagnostic, Settings, Severity};
+use crate::config::{Copies, Copy, Settings};
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::system::User;
 use crate::trouble::TroubleCause;
 use clap::Args;
@@ -155,7 +156,7 @@ impl From<&Diagnostic> for Problem {
             file: diagnostic.file.display().to_string(),
             line: diagnostic.line,
             column: diagnostic.column,
-            message: diagnostic.message.clone(),
+            message: diagnostic.text(),
         }
     }
 }

@@ -2,7 +2,8 @@
 
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
-use crate::config::{Diagnostic, Settings};
+use crate::config::Settings;
+use crate::diagnostic::Diagnostic;
 use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
 use serde::Serialize;

@@ -1,10 +1,10 @@
 //! From the file as written to [`Settings`]: what each value is used for, and what the values have to be together.
 //! Reports everything that does not fit, with what to write instead.
 
-use super::diagnostic::Problems;
 use super::forms::Item;
 use super::keys::{Golem, Limits, Log, Resolver};
 use super::paths::Places;
+use super::problems::Problems;
 use super::table::Setting;
 use super::written::Written;
 use super::{GolemSettings, ListenSettings, Settings, firewall, guests, listeners};

@@ -3,7 +3,8 @@
 //! Because of them, a typo in the file neither leaves a guest unguarded nor cuts a guest off, even after a reboot.
 
 use super::sources::Sources;
-use super::{CONFIG_FILE, ConfigError, Diagnostic, Settings, Surroundings};
+use super::{CONFIG_FILE, ConfigError, Settings, Surroundings};
+use crate::diagnostic::Diagnostic;
 use crate::whitelist::replace::{Attributes, replace};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, Metadata, Permissions};

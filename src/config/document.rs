@@ -1,7 +1,7 @@
 //! A configuration file as a tree of values, each with its place. The tables are walked by hand rather than derived,
 //! because a derived reader stops at the first mistake and an operator wants to see all of them at once.
 
-use super::diagnostic::Problems;
+use super::problems::Problems;
 use std::borrow::Cow;
 use std::ops::Range;
 use toml::Spanned;

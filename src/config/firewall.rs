@@ -1,9 +1,9 @@
 //! The `[firewall]` section, and how it fits the listeners: traffic from a guest interface needs a listener that
 //! accepts it, or all of it is refused.
 
-use super::diagnostic::Problems;
 use super::forms::Item;
 use super::keys::Firewall;
+use super::problems::Problems;
 use super::{ListenSettings, values};
 use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STACKED_KINDS, fits};
 use std::net::SocketAddr;

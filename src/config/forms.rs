@@ -1,7 +1,7 @@
 //! The forms that values have: how the value of a key is read, and how the reference describes it.
 
-use super::diagnostic::Problems;
 use super::document::{Node, Value};
+use super::problems::Problems;
 use super::values::{self, Zero};
 use crate::account::AccessLog;
 use std::ops::{Range, RangeInclusive};

@@ -2,8 +2,8 @@
 //! because a flow is judged as the guest whose address it comes from.
 
 use super::checked;
-use super::diagnostic::Problems;
 use super::keys::Guest;
+use super::problems::Problems;
 use super::values;
 use crate::firewall::Pin;
 use crate::policy::{GuestSettings, Mode};

@@ -1,9 +1,9 @@
 //! The `[listen]` section: where outgate listens. Two listeners must not share an address and port, and a listener
 //! that strangers can reach causes a warning.
 
-use super::diagnostic::Problems;
 use super::forms::Item;
 use super::keys::Listen;
+use super::problems::Problems;
 use super::table::Setting;
 use super::{ListenSettings, Settings};
 use crate::policy::Unknown;

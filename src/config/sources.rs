@@ -2,12 +2,13 @@
 //! the order of their names. What they say is merged: tables are joined, `[[…]]` are appended, and any other key may
 //! be set by one file only.
 
-use super::diagnostic::{Problems, Severity};
 use super::document::{self, Table, Value};
 use super::keys::TABLES;
 use super::paths::started_as;
+use super::problems::Problems;
 use super::table::{self, bracketed};
 use super::{CONFIG_FILE, ConfigError};
+use crate::diagnostic::Severity;
 use crate::shell::quoted;
 use crate::system::{self, Stamp};
 use std::ffi::OsStr;

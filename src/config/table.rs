@@ -1,10 +1,10 @@
 //! What a row of the table of keys (`keys`) is, and the reader that goes by the rows.
 
 use super::Settings;
-use super::diagnostic::{Problems, nearest};
 use super::document::{self, Entry, Node, Value};
 use super::forms::{Describe, Form, Reader};
 use super::keys::TABLES;
+use super::problems::{Problems, nearest};
 use std::ops::Range;
 use std::path::Path;
 

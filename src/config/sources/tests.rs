@@ -1,7 +1,8 @@
 //! A configuration of several files, as an operator sees it.
 
-use super::super::{Copies, Copy, Diagnostic, Settings};
+use super::super::{Copies, Copy, Settings};
 use super::*;
+use crate::diagnostic::Diagnostic;
 use crate::policy::{Mode, Unknown};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::process::Command;

@@ -1,59 +1,8 @@
-//! A problem in a file that the operator wrote, and the collector that gathers all of a file's problems before any
-//! is reported. The readers decide what counts as a problem.
+//! The collector that gathers the problems of all files of the configuration before any is reported.
 
-use std::fmt;
+use crate::diagnostic::{Diagnostic, Severity};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// How severe a [`Diagnostic`] is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Severity {
-    /// The file cannot be used.
-    Error,
-    /// The file can be used, but probably does not express what was meant.
-    Warning,
-}
-
-/// One problem and its place. Displays as `file:line:col: message`; a warning's message starts with `warning: `.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diagnostic {
-    /// Error or warning.
-    pub severity: Severity,
-    /// The file, as the operator named it.
-    pub file: PathBuf,
-    /// Line, from 1; 0 if the problem is the file itself.
-    pub line: u32,
-    /// Column in characters, from 1; 0 if the problem is a whole line or the file itself.
-    pub column: u32,
-    /// What is wrong and what to write instead. One line, no control characters.
-    pub message: String,
-}
-
-impl Diagnostic {
-    /// Returns a problem with the file as a whole.
-    pub fn whole_file(severity: Severity, file: &Path, message: impl Into<String>) -> Diagnostic {
-        Diagnostic { severity, file: file.to_owned(), line: 0, column: 0, message: message.into() }
-    }
-
-    /// Returns whether it makes the file unusable.
-    pub fn is_error(&self) -> bool {
-        self.severity == Severity::Error
-    }
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:", self.file.display())?;
-        if self.line > 0 {
-            write!(f, "{}:", self.line)?;
-        }
-        if self.column > 0 {
-            write!(f, "{}:", self.column)?;
-        }
-        let kind = if self.is_error() { "" } else { "warning: " };
-        write!(f, " {kind}{}", self.message)
-    }
-}
 
 /// Gathers the problems of all files and turns byte offsets into places. Offsets count through the files as if each
 /// began where the one before it ends.
@@ -160,7 +109,7 @@ impl Problems {
         let (line, column) = self.position(offset);
         let file = self.source(offset).map(|source| source.file.clone()).unwrap_or_default();
         let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        self.found.push((offset, Diagnostic { severity, file, line, column, message }));
+        self.found.push((offset, Diagnostic { severity, file, line, column, message, remedy: String::new() }));
     }
 
     fn source(&self, offset: usize) -> Option<&Source> {
@@ -205,12 +154,6 @@ mod tests {
         problems.error(0..1, "first");
         let lines: Vec<String> = problems.into_sorted().iter().map(Diagnostic::to_string).collect();
         assert_eq!(lines, ["f.toml:1:1: first", "f.toml:2:9: warning: second line", "f.toml:3:1: third"]);
-    }
-
-    #[test]
-    fn a_problem_of_the_whole_file_has_no_line() {
-        let problem = Diagnostic::whole_file(Severity::Error, Path::new("x"), "is a directory");
-        assert_eq!(problem.to_string(), "x: is a directory");
     }
 
     #[test]
