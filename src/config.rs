@@ -291,6 +291,14 @@ impl Settings {
         self.problem_at(search, severity, message)
     }
 
+    /// Returns the file in which a key stands at the start of a line, or else the named file.
+    pub(crate) fn file_of_key(&self, key: &str) -> PathBuf {
+        match self.problem_at_key(key, Severity::Error, String::new()).file {
+            file if file.as_os_str().is_empty() => CONFIG_FILE.into(),
+            file => file,
+        }
+    }
+
     fn problem_at(&self, search: impl Fn(&str) -> Option<usize>, severity: Severity, message: String) -> Diagnostic {
         let file = self.path.clone().unwrap_or_default();
         let sources = self.path.as_deref().and_then(|path| Sources::read(path).ok());

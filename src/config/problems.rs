@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 pub(super) struct Problems {
     sources: Vec<Source>,
     found: Vec<(usize, Diagnostic)>,
+    errors: usize,
 }
 
 /// One file.
@@ -73,12 +74,12 @@ impl Problems {
     pub(super) fn whole(&mut self, severity: Severity, base: usize, message: impl Into<String>) {
         let Some(source) = self.source(base) else { return };
         let diagnostic = Diagnostic::whole_file(severity, &source.file, message);
-        self.found.push((base, diagnostic));
+        self.keep(base, diagnostic);
     }
 
     /// Returns how many errors there are so far. Those behind the end of valid TOML do not count.
     pub(super) fn errors(&self) -> usize {
-        self.found.iter().filter(|(_, diagnostic)| diagnostic.is_error()).count()
+        self.errors
     }
 
     /// Returns where an offset is, for a message about what is at the offset `reader`: "line 7", and in another file
@@ -109,7 +110,13 @@ impl Problems {
         let (line, column) = self.position(offset);
         let file = self.source(offset).map(|source| source.file.clone()).unwrap_or_default();
         let message = message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-        self.found.push((offset, Diagnostic { severity, file, line, column, message, remedy: String::new() }));
+        let remedy = String::new();
+        self.keep(offset, Diagnostic { severity, file, line, column, message, remedy });
+    }
+
+    fn keep(&mut self, offset: usize, diagnostic: Diagnostic) {
+        self.errors += usize::from(diagnostic.is_error());
+        self.found.push((offset, diagnostic));
     }
 
     fn source(&self, offset: usize) -> Option<&Source> {

@@ -124,6 +124,8 @@ fn a_problem_has_the_line_of_its_own_file() {
     place.write("conf.d/b.toml", "");
     let found = place.load().unwrap().problem_at_key("guest_interfaces", Severity::Warning, "x".to_owned());
     assert_eq!(place.lines(&[found]), ["conf.d/a.toml:3:1: warning: x"]);
+    assert_eq!(place.load().unwrap().file_of_key("guest_interfaces"), place.path("conf.d/a.toml"));
+    assert_eq!(place.load().unwrap().file_of_key("transparent"), place.path("main.toml"));
     let found = place.load().unwrap().problem_at_word("nowhere", Severity::Warning, "x".to_owned());
     assert_eq!(place.lines(&[found]), ["main.toml:1:1: warning: x"]);
 }
