@@ -327,7 +327,7 @@ const MODE: Words<Mode> = Words(&[
     (
         "observe",
         Mode::Observe,
-        "everything; what no rule allows is logged as \"observed\", to find out what a list needs",
+        "everything, and what no rule allows is logged as \"observed\", to find out what a list needs",
     ),
     ("all", Mode::All, "everything, no list needed"),
     ("none", Mode::None, "nothing"),
