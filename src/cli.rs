@@ -16,11 +16,13 @@ mod run;
 mod table;
 mod whitelist;
 
-use crate::config::{ConfigError, Diagnostic};
+use crate::config::ConfigError;
+use crate::diagnostic::Diagnostic;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use std::io::{self, BufWriter, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 /// Parses the process's arguments, runs the command and returns the exit code: 0 success, 1 the answer is no or it
 /// failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
@@ -209,16 +211,38 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Exec(arguments) => exec::run(&arguments),
         Command::Golem(arguments) => golem::run(&arguments, out),
         Command::Completions(arguments) => man::completions(&arguments, Program::command(), out),
-        Command::Man(_) => man::man(Program::command(), out),
+        Command::Man(arguments) => man::man(&arguments, Program::command(), out),
     }
 }
 
 /// Which configuration file.
 #[derive(Args, Clone, Debug, Default)]
 struct Config {
-    /// Configuration file [default: /etc/outgate/outgate.toml if it exists]
+    /// Configuration file [default: $OUTGATE_CONFIG, or else /etc/outgate/outgate.toml if it exists]
     #[arg(short, long, value_name = "FILE")]
     config: Option<PathBuf>,
+}
+
+impl Config {
+    /// Returns the file that the command line names, or else the environment.
+    fn file(&self) -> Option<&Path> {
+        match &self.config {
+            Some(file) => Some(file),
+            None => file_of_environment(),
+        }
+    }
+
+    /// Returns whether the environment names the file.
+    fn is_of_environment(&self) -> bool {
+        self.config.is_none() && file_of_environment().is_some()
+    }
+}
+
+/// Returns the file that `OUTGATE_CONFIG` names; an empty variable names none.
+fn file_of_environment() -> Option<&'static Path> {
+    static FILE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let read = || std::env::var_os("OUTGATE_CONFIG").filter(|file| !file.is_empty()).map(PathBuf::from);
+    FILE.get_or_init(read).as_deref()
 }
 
 #[cfg(test)]

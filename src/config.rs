@@ -5,43 +5,48 @@
 
 mod checked;
 mod copies;
-mod diagnostic;
+
+mod document;
 mod firewall;
+mod forms;
 mod guests;
+mod keys;
 mod listeners;
 mod paths;
-mod raw;
-mod unavailable;
+mod problems;
+mod reference;
+mod sources;
+mod table;
 mod values;
+mod written;
 
 pub use copies::{COPIES, Copies, Copy, KeptConfiguration};
-pub use diagnostic::{Diagnostic, Severity};
+
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
-pub(crate) use diagnostic::nearest;
 pub(crate) use guests::identity;
+pub(crate) use problems::nearest;
+pub(crate) use reference::manual;
+pub(crate) use sources::stamps;
 pub(crate) use values::is_guest_name;
 
 use crate::account::LogSettings;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
 use crate::firewall::{FirewallSettings, Seal, Shares};
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::limits::LimitSettings;
-use crate::policy::{Mode, PolicySettings, Unknown};
+use crate::policy::{Mode, PolicySettings};
 use crate::resolve::{FloorSettings, ResolverSettings};
 use crate::tls::TlsSettings;
-use diagnostic::Problems;
+use forms::Reader;
 use ipnet::IpNet;
 use paths::{Places, Surroundings};
-use std::fs::File;
-use std::io::{self, Read};
-use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::MetadataExt;
+use problems::Problems;
+use sources::Sources;
+use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
-
-/// The largest configuration file that is read, in bytes.
-const MAX_FILE: u64 = 4 << 20;
 
 /// The whole configuration, checked.
 ///
@@ -50,6 +55,8 @@ const MAX_FILE: u64 = 4 << 20;
 pub struct Settings {
     /// The file it was read from; `None` if there was none.
     pub path: Option<PathBuf>,
+    /// The files that were read after it, of the folder `conf.d` beside it.
+    pub more: Vec<PathBuf>,
     /// `[listen]`.
     pub listen: ListenSettings,
     /// `[whitelist].dir`; `None` for the compiled-in list, if there is neither a configuration file nor a
@@ -189,34 +196,35 @@ impl Settings {
         let surroundings = Surroundings::of_this_process();
         let system = Path::new(CONFIG_FILE);
         let Some(path) = path.or_else(|| system.exists().then_some(system)) else {
+            if let Some(error) = sources::orphans(system) {
+                return Err(error);
+            }
             return Ok((Settings::without_file(&surroundings, Path::new(WHITELIST_DIR)), Vec::new()));
         };
-        let (text, writable) = read_file(path)?;
-        Settings::parse(&text, path, writable, &surroundings)
+        Settings::parse(&Sources::read(path)?, &surroundings)
     }
 
     /// Returns the differences in `new` that require a restart, as `section.key`. Everything else of `new` may be
     /// applied while the daemon runs.
     pub fn restart_needed(&self, new: &Settings) -> Vec<&'static str> {
-        let (old_listen, new_listen) = (&self.listen, &new.listen);
-        [
-            ("listen.proxy", old_listen.proxy != new_listen.proxy),
-            ("listen.proxy_tls", old_listen.proxy_tls != new_listen.proxy_tls),
-            ("listen.transparent", old_listen.transparent != new_listen.transparent),
-            ("listen.redirect", old_listen.redirect != new_listen.redirect),
-            ("listen.dns", old_listen.dns != new_listen.dns),
-            ("listen.udp", old_listen.udp != new_listen.udp),
-            ("listen.admin", old_listen.admin != new_listen.admin),
-            ("listen.admin_tls", old_listen.admin_tls != new_listen.admin_tls),
-            ("listen.control", old_listen.control != new_listen.control),
-            ("whitelist.dir", self.whitelist_dir != new.whitelist_dir),
-            ("state.dir", self.state_dir != new.state_dir),
-            ("tls", self.tls != new.tls),
-            ("golem.data_dir", self.data_dir() != new.data_dir()),
-        ]
-        .into_iter()
-        .filter_map(|(key, differs)| differs.then_some(key))
-        .collect()
+        table::restart_needed(self, new)
+    }
+
+    /// Returns `new` with everything that requires a restart as it is here.
+    pub(crate) fn reloaded(&self, new: Settings) -> Settings {
+        let mut reloaded = new;
+        table::keep_fixed(self, &mut reloaded);
+        reloaded
+    }
+
+    /// Returns the files that it was read from, in order.
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.path.as_deref().into_iter().chain(self.more.iter().map(PathBuf::as_path))
+    }
+
+    /// Returns the folder for further files, whether it exists or not.
+    pub fn conf_d(&self) -> PathBuf {
+        sources::folder_of(self.path.as_deref().unwrap_or(Path::new(CONFIG_FILE)))
     }
 
     /// `[golem].data_dir`.
@@ -265,21 +273,37 @@ impl Settings {
         }
     }
 
-    /// Returns line and column, from 1, of the first `"word"` in the configuration file, for problems that show
-    /// only after other files have been read; (1, 1) if the file no longer contains it.
-    pub(crate) fn place_of_word(&self, word: &str) -> (u32, u32) {
-        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
-        let (text, _) = text.unwrap_or_default();
-        let found = [format!("\"{word}\""), format!("'{word}'")].iter().find_map(|quoted| text.find(quoted));
-        Problems::new(Path::new(""), &text).position(found.unwrap_or(0))
+    /// Returns a problem at the first `"word"` of the configuration, for problems that show only after other files
+    /// have been read; at its beginning if the word is no longer there.
+    pub(crate) fn problem_at_word(&self, word: &str, severity: Severity, message: String) -> Diagnostic {
+        let quoted = [format!("\"{word}\""), format!("'{word}'")];
+        self.problem_at(|text| quoted.iter().find_map(|quoted| text.find(quoted)), severity, message)
     }
 
-    /// Like [`place_of_word`](Self::place_of_word), for a key at the start of a line.
-    pub(crate) fn place_of_key(&self, key: &str) -> (u32, u32) {
-        let text = self.path.as_deref().and_then(|path| read_file(path).ok());
-        let (text, _) = text.unwrap_or_default();
-        let line = text.lines().position(|line| line.trim_start().starts_with(key));
-        (line.and_then(|line| u32::try_from(line + 1).ok()).unwrap_or(1), 1)
+    /// Like [`problem_at_word`](Self::problem_at_word), for a key at the start of a line.
+    pub(crate) fn problem_at_key(&self, key: &str, severity: Severity, message: String) -> Diagnostic {
+        let search = |text: &str| {
+            let mut lines = text
+                .split_inclusive('\n')
+                .scan(0, |next, line| Some((std::mem::replace(next, *next + line.len()), line)));
+            lines.find(|(_, line)| line.trim_start().starts_with(key)).map(|(start, _)| start)
+        };
+        self.problem_at(search, severity, message)
+    }
+
+    /// Returns the file in which a key stands at the start of a line, or else the named file.
+    pub(crate) fn file_of_key(&self, key: &str) -> PathBuf {
+        match self.problem_at_key(key, Severity::Error, String::new()).file {
+            file if file.as_os_str().is_empty() => CONFIG_FILE.into(),
+            file => file,
+        }
+    }
+
+    fn problem_at(&self, search: impl Fn(&str) -> Option<usize>, severity: Severity, message: String) -> Diagnostic {
+        let file = self.path.clone().unwrap_or_default();
+        let sources = self.path.as_deref().and_then(|path| Sources::read(path).ok());
+        let (file, line, column) = sources.and_then(|sources| sources.find(search)).unwrap_or((file, 1, 1));
+        Diagnostic { severity, file, line, column, message, remedy: String::new() }
     }
 
     /// Creates the state dir and the folders of the control socket if they are missing, for `owner`, a user and a
@@ -312,22 +336,15 @@ impl Settings {
         folder(&self.state_dir, 0o700, "choose another [state].dir")
     }
 
-    fn parse(
-        text: &str,
-        path: &Path,
-        writable: bool,
-        surroundings: &Surroundings,
-    ) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
-        let mut problems = Problems::new(path, text);
-        if writable {
-            problems.warn_whole("everybody on this machine may write to this file; run `chmod o-w` on it");
-        }
-        let raw = raw::read(text, &mut problems);
-        let defaults = Settings::at(surroundings.places(path == Path::new(CONFIG_FILE)));
+    fn parse(sources: &Sources, surroundings: &Surroundings) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
+        let (document, mut problems) = sources.merged();
+        let path = sources.path();
         let folder = path.parent().unwrap_or(Path::new(""));
-        let mut settings = checked::check(&raw, defaults, folder, &mut problems);
+        let written = written::read(&document, &mut Reader { folder, problems: &mut problems });
+        let places = surroundings.places(path == Path::new(CONFIG_FILE));
+        let mut settings = checked::check(&written, places, &mut problems);
         settings.path = Some(path.to_owned());
-        unavailable::refuse(&raw, &mut problems);
+        settings.more = sources.more().map(Path::to_owned).collect();
         if problems.is_broken() {
             return Err(ConfigError::Invalid(problems.into_sorted()));
         }
@@ -339,50 +356,12 @@ impl Settings {
         Settings { path: None, whitelist_dir, ..Settings::at(surroundings.places(false)) }
     }
 
+    /// Returns the settings of an empty file at [`CONFIG_FILE`].
     fn at(places: Places) -> Settings {
-        Settings {
-            path: Some(CONFIG_FILE.into()),
-            listen: ListenSettings {
-                proxy: vec![SocketAddr::from((Ipv4Addr::LOCALHOST, 3128))],
-                proxy_tls: Vec::new(),
-                transparent: Vec::new(),
-                redirect: Vec::new(),
-                dns: Vec::new(),
-                udp: Vec::new(),
-                admin: Some(SocketAddr::from((Ipv4Addr::LOCALHOST, 3190))),
-                admin_tls: None,
-                control: Some(places.control),
-            },
-            whitelist_dir: Some(WHITELIST_DIR.into()),
-            policy: PolicySettings {
-                mode: Mode::Whitelist,
-                ech_allowed: false,
-                guests: Vec::new(),
-                unknown: Unknown::Shared,
-                blocked_ports: vec![25, 465, 587],
-            },
-            floor_permitted: Vec::new(),
-            resolver: ResolverSettings { servers: Vec::new(), hosts_file: None, timeout: Duration::from_secs(2) },
-            dial: DialSettings { connect_timeout: Duration::from_secs(5) },
-            firewall: FirewallSettings::default(),
-            not_guests: Vec::new(),
-            limits: LimitSettings {
-                connections: Some(4096),
-                new_connections_per_second: Some(500),
-                requests_per_second: Some(1000),
-                dns_queries_per_second: Some(5000),
-                new_names_per_second: Some(20),
-                handshake_timeout: Some(Duration::from_secs(10)),
-                idle_timeout: Some(Duration::from_secs(3600)),
-                response_timeout: Some(Duration::from_secs(300)),
-                total_connections: Some(100_000),
-                memory: None,
-            },
-            log: LogSettings::default(),
-            state_dir: places.state,
-            tls: None,
-            golem: None,
-        }
+        let path = Path::new(CONFIG_FILE);
+        let mut problems = Problems::new(path, "");
+        let written = written::read(&[], &mut Reader { folder: Path::new(""), problems: &mut problems });
+        Settings { path: Some(path.to_owned()), ..checked::check(&written, places, &mut problems) }
     }
 }
 
@@ -394,36 +373,6 @@ impl Default for Settings {
 
 fn lines(diagnostics: &[Diagnostic]) -> String {
     diagnostics.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// Returns the text of a regular file, and whether everybody may write to it.
-fn read_file(path: &Path) -> Result<(String, bool), ConfigError> {
-    let unreadable = |why: String| ConfigError::Unreadable { path: path.to_owned(), why };
-    let remedy = |error: &io::Error| match error.kind() {
-        io::ErrorKind::NotFound => "; name another file with --config",
-        io::ErrorKind::PermissionDenied => "; let this user read it",
-        _ => "",
-    };
-    let failed = |error: io::Error| unreadable(format!("{error}{}", remedy(&error)));
-    // A FIFO would block open(2), so check first.
-    if !std::fs::metadata(path).map_err(failed)?.is_file() {
-        return Err(unreadable("not a regular file; name the configuration file itself".to_owned()));
-    }
-    let file = File::open(path).map_err(failed)?;
-    let writable = file.metadata().map_err(failed)?.mode() & 0o002 != 0;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() as u64 > MAX_FILE {
-        return Err(unreadable(format!("larger than {} MiB; this cannot be a configuration file", MAX_FILE >> 20)));
-    }
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok((text, writable)),
-        Err(error) => {
-            let good = error.utf8_error().valid_up_to();
-            let line = error.as_bytes().iter().take(good).filter(|byte| **byte == b'\n').count() + 1;
-            Err(unreadable(format!("line {line} is not UTF-8; save the file as UTF-8")))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -404,7 +404,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         }));
     }
     if let Some(listener) = control {
-        let status = status(services, &troubles, &relief);
+        let status = status(services, &reloader, &troubles, &relief);
         let (account, used, make) = (Arc::clone(&services.account), used(&reloader), make(&reloader));
         let guests = reloader.clone();
         let guests = Box::new(move || guests.guests());
@@ -485,13 +485,15 @@ fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl
 }
 
 /// Returns what `outgate status` shows besides the account's totals.
-fn status(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> control::Status {
+fn status(services: &Arc<Services>, reloader: &Reloader, troubles: &Troubles, relief: &Relief) -> control::Status {
     let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
+    let reloader = reloader.clone();
     Box::new(move || {
         let mut shown = troubles.shown();
         let all: Vec<String> = texts(&troubles.now()).chain(relief.overload()).chain(troubles.outdated()).collect();
         let trouble = (!all.is_empty()).then(|| all.join("; "));
         if let Some(shown) = shown.as_object_mut() {
+            shown.insert("configuration".to_owned(), serde_json::json!(reloader.configuration()));
             shown.insert("open_connections".to_owned(), services.gate.total().into());
             shown.insert("trouble".to_owned(), trouble.into());
         }

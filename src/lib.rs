@@ -45,6 +45,7 @@ pub mod tls;
 pub mod whitelist;
 
 // Vocabulary that everything shares; these modules import none of our others.
+pub mod diagnostic;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;

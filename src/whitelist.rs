@@ -6,11 +6,11 @@
 //! half applied. `policy` decides what a rule means for a flow; the daemon decides when to reload and what to do
 //! when a reload fails.
 
-pub mod diagnostic;
 pub mod edit;
 pub mod keep;
 pub mod lint;
 pub mod read;
+pub mod report;
 pub mod shipped;
 pub mod used;
 pub mod watch;
@@ -26,17 +26,18 @@ pub(crate) mod replace;
 mod subject;
 
 use crate::cooperate;
+use crate::diagnostic::Diagnostic;
 use crate::golem::rules::Outbound;
 use crate::policy::rule::{Subject, Terms};
 use crate::policy::{BuildError, Builder, FileId, Rules};
-use diagnostic::{Diagnostic, Problems};
 use jiff::civil::Date;
 use parse::Rule;
+use report::Problems;
 use std::fmt::Display;
 use std::path::Path;
 
-pub use diagnostic::{Report, Severity};
 pub use read::{Files, Fingerprint};
+pub use report::Report;
 pub use used::UsedLines;
 
 /// Accepts rules and makes a policy of them.

@@ -189,7 +189,7 @@ impl Daemon {
         if let Some(socket) = &self.socket {
             return Ok(socket.clone());
         }
-        let (settings, _) = Settings::load_leniently(self.config.config.as_deref())?;
+        let (settings, _) = Settings::load_leniently(self.config.file())?;
         let Some(socket) = settings.listen.control else {
             let why = "the configuration has no control socket; set [listen].control, or name one with --socket";
             return Err(Failure::Unreachable(why.to_owned()));

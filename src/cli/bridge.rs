@@ -3,10 +3,11 @@
 
 use super::Failure;
 use super::table::printable;
+use crate::config::Settings;
 pub(super) use crate::config::is_guest_name;
-use crate::config::{Diagnostic, Settings, Severity};
 use crate::control::{self, ClientError};
 use crate::daemon::{self, Basis};
+use crate::diagnostic::{Diagnostic, Severity};
 pub(super) use crate::firewall::{fits, tool};
 use crate::golem::rules::Outbound;
 use crate::golem::sync::{self, SyncError};
@@ -19,12 +20,12 @@ use crate::tls;
 pub(super) use crate::whitelist::UsedLines;
 use crate::whitelist::edit::{self, Added, EditError};
 use crate::whitelist::lint::{self, Usage};
-use crate::whitelist::{self, Files, Listed, Loaded, Report, diagnostic as lists, today};
+use crate::whitelist::{self, Files, Listed, Loaded, Report, today};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 /// The lists as the daemon would use them.
@@ -111,40 +112,32 @@ pub(super) fn compile(settings: &Settings) -> Lists {
 pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
     let tls = settings.tls.as_ref()?;
     let error = tls::load(tls).err()?;
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("certificate");
-    Some(Diagnostic { severity: Severity::Error, file, line, column, message: format!("[tls]: {error}") })
+    Some(settings.problem_at_key("certificate", Severity::Error, format!("[tls]: {error}")))
 }
 
 /// Returns the kernel tables that are too small for the guests.
 pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("guest_interfaces");
-    let warning = |message| Diagnostic { severity: Severity::Warning, file: file.clone(), line, column, message };
+    let warning = |message| settings.problem_at_key("guest_interfaces", Severity::Warning, message);
     crate::firewall::small_tables(settings).into_iter().map(warning).collect()
 }
 
 /// Returns which limits in the kernel's rules are outdated.
 pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
     let message = settings.shares()?.complaint()?;
-    let file = settings.path.clone().unwrap_or_default();
-    let (line, column) = settings.place_of_key("guest_interfaces");
-    Some(Diagnostic { severity: Severity::Warning, file, line, column, message })
+    Some(settings.problem_at_key("guest_interfaces", Severity::Warning, message))
 }
 
 /// Returns every file that a guest names and the list does not have, at the place of the name.
 fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     let present: HashSet<&str> = files.iter().map(|file| file.name()).collect();
-    let path = settings.path.clone().unwrap_or_default();
     let named =
         settings.policy.guests.iter().flat_map(|guest| guest.files.iter().flatten().map(move |file| (guest, file)));
     let missing = named.filter(|(_, file)| !present.contains(file.as_str()));
     missing
         .map(|(guest, file)| {
-            let (line, column) = settings.place_of_word(file);
             let message =
                 format!("guest {}: the whitelist dir has no file {file}; make it, or leave it out here", guest.name);
-            Diagnostic { severity: Severity::Error, file: path.clone(), line, column, message }
+            settings.problem_at_word(file, Severity::Error, message)
         })
         .collect()
 }
@@ -326,21 +319,15 @@ pub(super) fn run_daemon(basis: Basis, confine: &Confine) -> Result<(), String> 
     daemon::run(basis, confine).map_err(|error| error.to_string())
 }
 
-/// Converts a report's findings to those of the command line.
+/// Returns a report's findings, each with the file's path.
 fn of_report(report: Report) -> Vec<Diagnostic> {
     of_list(report.diagnostics, report.dir.as_deref())
 }
 
-fn of_list(findings: Vec<lists::Diagnostic>, dir: Option<&Path>) -> Vec<Diagnostic> {
-    let convert = |finding: lists::Diagnostic| {
-        let file = dir.map_or_else(|| PathBuf::from(&*finding.file), |dir| dir.join(&*finding.file));
-        let severity = match finding.severity {
-            lists::Severity::Error => Severity::Error,
-            lists::Severity::Warning => Severity::Warning,
-        };
-        let remedy = if finding.remedy.is_empty() { String::new() } else { format!("; {}", finding.remedy) };
-        let message = format!("{}{remedy}", finding.message);
-        Diagnostic { severity, file, line: finding.line, column: finding.column, message }
+fn of_list(findings: Vec<Diagnostic>, dir: Option<&Path>) -> Vec<Diagnostic> {
+    let within = |finding: Diagnostic| match dir {
+        Some(dir) => finding.within(dir),
+        None => finding,
     };
-    findings.into_iter().map(convert).collect()
+    findings.into_iter().map(within).collect()
 }

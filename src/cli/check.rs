@@ -5,7 +5,8 @@ mod here;
 use super::bridge;
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome};
-use crate::config::{Copies, Copy, Diagnostic, Settings, Severity};
+use crate::config::{Copies, Copy, Settings};
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::system::User;
 use crate::trouble::TroubleCause;
 use clap::Args;
@@ -50,6 +51,7 @@ pub(super) struct Arguments {
 #[derive(Serialize)]
 struct Report {
     sound: bool,
+    configuration: Vec<PathBuf>,
     files: u64,
     rules: u64,
     errors: u64,
@@ -69,15 +71,17 @@ pub(super) struct Problem {
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     if let Some(name) = &arguments.needs_of {
-        let (settings, _) = Settings::load_leniently(arguments.config.config.as_deref())?;
+        let (settings, _) = Settings::load_leniently(arguments.config.file())?;
         let user = User::find(name).ok();
         return match here::unusable_as(&settings, user.as_ref()) {
             Some(why) => writeln!(out, "{why}").map(|()| Exit::No).map_err(Failure::from),
             None => Ok(Exit::Good),
         };
     }
-    let (mut problems, lists) = match Settings::load_leniently(arguments.config.config.as_deref()) {
+    let mut configuration = Vec::new();
+    let (mut problems, lists) = match Settings::load_leniently(arguments.config.file()) {
         Ok((settings, mut problems)) => {
+            configuration.extend(settings.files().map(Path::to_owned));
             problems.extend(bridge::tls_problem(&settings));
             problems.extend(bridge::small_tables(&settings));
             problems.extend(bridge::outdated_rules(&settings));
@@ -98,9 +102,13 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let sound = errors == 0;
     if arguments.json {
         let problems = problems.iter().map(Problem::from).collect();
-        let report = Report { sound, files, rules, errors, warnings, problems };
+        let report = Report { sound, configuration, files, rules, errors, warnings, problems };
         writeln!(out, "{}", serde_json::to_string_pretty(&report).map_err(std::io::Error::from)?)?;
     } else {
+        if configuration.len() > 1 || arguments.config.is_of_environment() {
+            let files: Vec<String> = configuration.iter().map(|file| file.display().to_string()).collect();
+            writeln!(out, "configuration: {}", printable(&files.join(", ")))?;
+        }
         for problem in &problems {
             writeln!(out, "{}", printable(&problem.to_string()))?;
         }
@@ -129,7 +137,7 @@ fn is_unused(control: &Path) -> bool {
 }
 
 fn keep(arguments: &Arguments) -> Result<(), Failure> {
-    let config = arguments.config.config.as_deref();
+    let config = arguments.config.file();
     let Some(copies) = Copies::of(config, arguments.copies.as_deref()) else {
         return Err(Failure::Usage("of this file no copy is kept; name a folder with --copies".to_owned()));
     };
@@ -148,7 +156,7 @@ impl From<&Diagnostic> for Problem {
             file: diagnostic.file.display().to_string(),
             line: diagnostic.line,
             column: diagnostic.column,
-            message: diagnostic.message.clone(),
+            message: diagnostic.text(),
         }
     }
 }

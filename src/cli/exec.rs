@@ -77,7 +77,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let Arguments { daemon, name, address, user, manifest, credentials, show, command } = arguments;
-    let ground = Ground::find(daemon.config.config.as_deref(), name)?;
+    let ground = Ground::find(daemon.config.file(), name)?;
     let user = user_of(user.as_deref())?;
     // From here on, a signal undoes what was created.
     let mut watch = CommandSignals::new()?;

@@ -79,7 +79,7 @@ struct Answer {
 }
 
 pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let (settings, _) = Settings::load(arguments.config.file())?;
     let settings = bridge::with_known(settings)?;
     let source = source(arguments.guest.as_deref(), &settings)?;
     let mut judge = Judge::new(settings, source)?;
@@ -90,7 +90,7 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&answers).map_err(io::Error::from)?)?;
     } else {
-        let config = arguments.config.config.as_deref();
+        let config = arguments.config.file();
         answers.iter().try_for_each(|answer| judge.write(answer, config, out))?;
     }
     Ok(exit(answers.iter().all(|answer| answer.passes)))

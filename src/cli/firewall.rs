@@ -126,7 +126,7 @@ struct Kept {
 
 impl Kept {
     fn of(&self, common: &Common) -> Option<Copies> {
-        Copies::of(common.config.config.as_deref(), self.copies.as_deref())
+        Copies::of(common.config.file(), self.copies.as_deref())
     }
 }
 
@@ -173,7 +173,7 @@ fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
 }
 
 fn print(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+    let (settings, _) = Settings::load(common.config.file())?;
     let (plan, host) = plan_for(&bridge::with_known(settings)?)?;
     let (ruleset, routing, settings) = (plan.ruleset(), plan.routing_lines(), plan.sysctl_lines(&host));
     if common.json {
@@ -216,7 +216,7 @@ pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
 
 fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
-    let config = common.config.config.as_deref();
+    let config = common.config.file();
     let wanted = |made: (Settings, Plan, Host)| match made.1.is_wanted() || copies.as_ref().is_none_or(Copies::is_empty)
     {
         true => Ok(made),
@@ -311,7 +311,7 @@ fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, Str
 fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {
     let _in_line = in_line();
     // The present state is removed, whether the configuration is valid or not.
-    let settings = match Settings::load_leniently(common.config.config.as_deref()) {
+    let settings = match Settings::load_leniently(common.config.file()) {
         Ok((settings, _)) => settings,
         Err(ConfigError::Invalid(_)) => Settings::default(),
         Err(error) => return Err(error.into()),
@@ -349,7 +349,7 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
 }
 
 fn status(common: &Common, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(common.config.config.as_deref())?;
+    let (settings, _) = Settings::load(common.config.file())?;
     let settings = bridge::with_pins(&settings)?;
     let (mut plan, mut host) = plan_for(&settings)?;
     let mut status = firewall::status(&plan, &host)?;

@@ -99,7 +99,7 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     let mut warnings: Vec<String> =
         manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")).into_iter().collect();
     if decision.is_ok() {
-        let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+        let (settings, _) = Settings::load(arguments.config.file())?;
         warnings.extend(refused_later(&settings, &manifest)?);
     }
     let accepted = decision.is_ok();

@@ -148,7 +148,7 @@ pub(super) struct Added {
 pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Added, Failure> {
     // What may fail comes first: a guest that is registered but not restricted by the firewall would be the worst
     // case.
-    let config = daemon.config.config.as_deref();
+    let config = daemon.config.file();
     let (settings, _) = Settings::load_leniently(config)?;
     let pinned = application.interface.is_some() && settings.firewall.is_wanted();
     if pinned && Some(daemon.socket()?) != settings.listen.control {
@@ -264,9 +264,9 @@ pub(super) fn end(daemon: &Daemon, name: &str) -> Result<(Value, Option<Failure>
         return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
     }
     let answer = daemon.ask(Question::Remove(name))?;
-    let (settings, _) = Settings::load_leniently(daemon.config.config.as_deref())?;
+    let (settings, _) = Settings::load_leniently(daemon.config.file())?;
     let pinned = answer.get("pinned").and_then(Value::as_bool).unwrap_or(true);
     let follow = pinned && settings.firewall.is_wanted();
-    let fault = if follow { firewall::apply_quietly(daemon.config.config.as_deref()).err() } else { None };
+    let fault = if follow { firewall::apply_quietly(daemon.config.file()).err() } else { None };
     Ok((answer, fault))
 }

@@ -25,18 +25,35 @@ enum Shell {
     Fish,
 }
 
-/// Print the manual page, all commands in one
+/// Print a manual page: outgate(1), all commands in one, or outgate.toml(5)
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   outgate man | man -l -
-  outgate man > /usr/share/man/man1/outgate.1")]
-pub(super) struct ManArguments {}
+  outgate man > /usr/share/man/man1/outgate.1
+  outgate man outgate.toml > /usr/share/man/man5/outgate.toml.5")]
+pub(super) struct ManArguments {
+    /// The page
+    #[arg(value_enum, default_value = "outgate")]
+    page: Page,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Page {
+    /// The commands
+    Outgate,
+    /// The configuration file
+    #[value(name = "outgate.toml")]
+    Configuration,
+}
 
 const TAIL: &str = r#".SH FILES
 .TP
 \fI/etc/outgate/outgate.toml\fR
-The configuration. Every key is optional.
+The configuration, outgate.toml(5). Every key is optional.
+.TP
+\fI/etc/outgate/conf.d/*.toml\fR
+Further files of the configuration, read after it.
 .TP
 \fI/etc/outgate/whitelist\fR
 The whitelist: *.rules, *.lst and *.json files.
@@ -48,6 +65,11 @@ The control socket, of a service and of a daemon started by hand.
 What is kept over a restart.
 .SH ENVIRONMENT
 .TP
+OUTGATE_CONFIG
+The configuration file, unless
+.B \-\-config
+names one.
+.TP
 RUST_LOG
 What
 .B outgate run
@@ -55,6 +77,7 @@ logs, unless
 .B \-\-log\-level
 says so.
 .SH SEE ALSO
+.BR outgate.toml (5),
 .BR nft (8),
 .BR ip-rule (8),
 .BR curl (1)
@@ -73,7 +96,17 @@ pub(super) fn completions(arguments: &CompletionsArguments, mut command: Command
     Ok(Exit::Good)
 }
 
-pub(super) fn man(mut command: Command, out: &mut dyn Write) -> Outcome {
+pub(super) fn man(arguments: &ManArguments, command: Command, out: &mut dyn Write) -> Outcome {
+    match arguments.page {
+        Page::Outgate => commands(command, out),
+        Page::Configuration => {
+            out.write_all(crate::config::manual().as_bytes())?;
+            Ok(Exit::Good)
+        }
+    }
+}
+
+fn commands(mut command: Command, out: &mut dyn Write) -> Outcome {
     command.build();
     let page = Man::new(command.clone()).manual("outgate");
     page.render_title(out)?;
@@ -135,7 +168,7 @@ mod tests {
 
     fn page() -> String {
         let mut out = Vec::new();
-        man(super::super::Program::command(), &mut out).unwrap();
+        commands(super::super::Program::command(), &mut out).unwrap();
         String::from_utf8(out).unwrap()
     }
 

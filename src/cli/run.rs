@@ -53,7 +53,7 @@ const DEFAULT_LEVEL: &str = "info,hickory_resolver=error,hickory_net=error,hicko
 pub(super) fn run(arguments: Arguments) -> Outcome {
     log_to_stderr(arguments.log_level.clone())?;
     let confine = confine(arguments.user.as_deref(), !arguments.no_sandbox)?;
-    let basis = match Settings::load(arguments.config.config.as_deref()) {
+    let basis = match Settings::load(arguments.config.file()) {
         Ok((settings, warnings)) => {
             warnings.iter().for_each(|warning| tracing::warn!("{warning}"));
             Basis::Current(settings)
@@ -67,7 +67,7 @@ pub(super) fn run(arguments: Arguments) -> Outcome {
 
 /// Returns the basis if the configuration cannot be used.
 fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
-    let config = arguments.config.config.as_deref();
+    let config = arguments.config.file();
     let problems = error.into_diagnostics();
     problems.iter().for_each(|problem| tracing::error!("{problem}"));
     let first = problems.iter().find(|problem| problem.is_error()).map(ToString::to_string).unwrap_or_default();

@@ -2,7 +2,8 @@
 
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
-use crate::config::{Diagnostic, Settings};
+use crate::config::Settings;
+use crate::diagnostic::Diagnostic;
 use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
 use serde::Serialize;
@@ -129,7 +130,7 @@ struct Row {
 }
 
 fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let (settings, _) = Settings::load(arguments.config.file())?;
     let files = bridge::files(&settings);
     let rules = bridge::list(&files).map_err(Failure::Invalid)?;
     let mut rules = rules.filter(|rule| arguments.file.as_deref().is_none_or(|file| *rule.file == *file)).peekable();
@@ -168,7 +169,7 @@ fn list(arguments: &ListArguments, out: &mut dyn Write) -> Outcome {
 }
 
 fn add(edit: &Edit, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    let (settings, _) = Settings::load(edit.config.file())?;
     for rule in &edit.rules {
         match bridge::add(dir(&settings)?, rule)? {
             Edited::Already(at) => writeln!(out, "already there: {at}: {}", printable(rule.trim()))?,
@@ -184,7 +185,7 @@ fn add(edit: &Edit, out: &mut dyn Write) -> Outcome {
 }
 
 fn remove(edit: &Edit, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(edit.config.config.as_deref())?;
+    let (settings, _) = Settings::load(edit.config.file())?;
     for rule in &edit.rules {
         for at in bridge::remove(dir(&settings)?, rule)? {
             writeln!(out, "removed: {at}: {}", printable(rule.trim()))?;
@@ -194,7 +195,7 @@ fn remove(edit: &Edit, out: &mut dyn Write) -> Outcome {
 }
 
 fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
-    let (settings, _) = Settings::load(arguments.daemon.config.config.as_deref())?;
+    let (settings, _) = Settings::load(arguments.daemon.config.file())?;
     let files = bridge::files(&settings);
     let used = arguments.daemon.ask(Question::Used).map_err(|failure| failure.to_string());
     let used = used.and_then(|answer| bridge::used(answer, &files));

@@ -2,7 +2,9 @@
 //! last, the one with which the daemon last started successfully, and the interfaces that any of the former named.
 //! Because of them, a typo in the file neither leaves a guest unguarded nor cuts a guest off, even after a reboot.
 
-use super::{CONFIG_FILE, ConfigError, Settings, Surroundings, read_file};
+use super::sources::Sources;
+use super::{CONFIG_FILE, ConfigError, Settings, Surroundings};
+use crate::diagnostic::Diagnostic;
 use crate::whitelist::replace::{Attributes, replace};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, Metadata, Permissions};
@@ -69,20 +71,24 @@ impl Copies {
             // The built-in configuration needs no copy, and the file may have been lost.
             return Ok(());
         }
-        let (text, writable) = read_file(&self.original).map_err(io::Error::other)?;
-        let now = Settings::parse(&text, &self.original, writable, &Surroundings::of_this_process());
-        if !now.is_ok_and(|(now, _)| now == *settings) {
+        let sources = Sources::read(&self.original).map_err(io::Error::other)?;
+        let surroundings = Surroundings::of_this_process();
+        let is_same = |sources: &Sources| {
+            let read = Settings::parse(sources, &surroundings);
+            // A copy of several files is one file.
+            read.is_ok_and(|(read, problems)| {
+                !problems.iter().any(Diagnostic::is_error)
+                    && Settings { more: settings.more.clone(), ..read } == *settings
+            })
+        };
+        let text = sources.text();
+        let is_whole = settings.more.iter().map(PathBuf::as_path).eq(sources.more());
+        if !is_whole || !is_same(&sources) || !is_same(&Sources::of(&self.original, text.clone())) {
             return Err(io::Error::other(format!("{} changed meanwhile", self.original.display())));
         }
-        let meta = self.original.metadata()?;
-        // Whoever may read the original may also read the copy that the daemon reads.
         let attributes = match copy {
             Copy::Applied => Attributes::PRIVATE,
-            Copy::Worked => {
-                // A file of the daemon's own user is also for its group.
-                let group = if meta.uid() == 0 { 0 } else { 0o040 };
-                Attributes { owner: Some((0, meta.gid())), mode: 0o600 | (meta.mode() & 0o044) | group }
-            }
+            Copy::Worked => readers(sources.metas())?,
         };
         self.make_folder()?;
         let path = self.folder.join(copy.file());
@@ -104,11 +110,11 @@ impl Copies {
         if !meta.is_file() || !is_roots(&folder) || meta.mode() & 0o022 != 0 {
             return Err(unreadable("others than root may have written it".to_owned()));
         }
-        let (text, _) = read_file(&path)?;
+        let text = Sources::read_alone(&path)?.text();
         let surroundings = Surroundings::of_this_process();
         // Relative paths in it start from the original's folder.
-        let (settings, problems) = Settings::parse(&text, &self.original, false, &surroundings)?;
-        if problems.iter().any(super::Diagnostic::is_error) {
+        let (settings, problems) = Settings::parse(&Sources::of(&self.original, text), &surroundings)?;
+        if problems.iter().any(Diagnostic::is_error) {
             return Err(ConfigError::Invalid(problems));
         }
         let made = meta.modified().ok().and_then(|made| jiff::Timestamp::try_from(made).ok());
@@ -171,6 +177,27 @@ impl Copies {
             }
         }
     }
+}
+
+/// Returns the attributes of a copy for the daemon: anyone who may read each of the originals may also read it.
+///
+/// # Errors
+/// If some originals are for one group and others for another, since a file has one group.
+fn readers<'m>(originals: impl Iterator<Item = &'m Metadata>) -> io::Result<Attributes> {
+    let (open, closed): (Vec<_>, Vec<_>) = originals.partition(|meta| meta.mode() & 0o004 != 0);
+    // Those for everybody restrict nothing, unless there are no others.
+    let deciding = if closed.is_empty() { open } else { closed };
+    let mode = deciding.iter().fold(0o044, |mode, meta| {
+        // A file of the daemon's own user is also for its group.
+        let group = if meta.uid() == 0 { 0 } else { 0o040 };
+        mode & (meta.mode() | group)
+    });
+    let group = deciding.first().map_or(0, |meta| meta.gid());
+    if mode == 0o040 && deciding.iter().any(|meta| meta.gid() != group) {
+        let why = "its files are for different groups, and a copy is for one; give them the same group";
+        return Err(io::Error::other(why));
+    }
+    Ok(Attributes { owner: Some((0, group)), mode: 0o600 | mode })
 }
 
 /// Returns whether this is root's folder, in which nobody else can write.

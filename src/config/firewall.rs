@@ -1,90 +1,90 @@
 //! The `[firewall]` section, and how it fits the listeners: traffic from a guest interface needs a listener that
 //! accepts it, or all of it is refused.
 
-use super::diagnostic::Problems;
-use super::raw::Raw;
+use super::forms::Item;
+use super::keys::Firewall;
+use super::problems::Problems;
 use super::{ListenSettings, values};
 use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STACKED_KINDS, fits};
 use std::net::SocketAddr;
 use std::ops::Range;
-use toml::Spanned;
 
 /// Checks the section; `pins` are the guests that name an interface.
 pub(super) fn check(
-    raw: &Raw,
+    given: &Firewall,
     pins: Vec<Pin>,
     listen: &ListenSettings,
-    problems: &mut Problems<'_>,
+    problems: &mut Problems,
 ) -> FirewallSettings {
-    let given = &raw.firewall;
-    let flag = |key: &super::raw::Given<bool>| key.as_ref().is_some_and(|flag| *flag.get_ref());
-    let mut settings = FirewallSettings {
-        guest_interfaces: Vec::new(),
-        host_users: Vec::new(),
-        allow_dhcp: flag(&given.allow_dhcp),
-        allow_inbound_replies: flag(&given.allow_inbound_replies),
-        pins,
-    };
-    for item in given.guest_interfaces.iter().flat_map(|list| list.get_ref()) {
-        let text = item.get_ref();
-        if !values::is_interface(text, true) {
-            problems
-                .error(item.span(), format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
-        } else if fits(text, "lo") {
-            problems.error(
-                item.span(),
-                "this takes in \"lo\", which is this machine itself; sockets of this machine are for `host_users`",
-            );
-        } else if settings.guest_interfaces.contains(text) {
-            problems.warn(item.span(), format!("{text:?} is in the list twice"));
+    let mut guest_interfaces = Vec::new();
+    for Item { value: name, span } in &given.guest_interfaces.value {
+        if guest_interfaces.contains(name) {
+            problems.warn(span.clone(), format!("{name:?} is in the list twice"));
         } else {
-            settings.guest_interfaces.push(text.clone());
+            guest_interfaces.push(name.clone());
         }
     }
-    for item in given.host_users.iter().flat_map(|list| list.get_ref()) {
-        let text = item.get_ref();
-        if !values::is_user(text) {
-            problems.error(item.span(), format!("{text:?} is no name or number of a user"));
-        } else if matches!(text.as_str(), "outgate" | "root" | "0") {
-            let why = "outgate's own connections would come back to it";
-            problems.error(item.span(), format!("{text:?} cannot be sent to `redirect`: {why}"));
-        } else if !settings.host_users.contains(text) {
-            settings.host_users.push(text.clone());
+    let mut host_users = Vec::new();
+    for Item { value: user, .. } in &given.host_users.value {
+        if !host_users.contains(user) {
+            host_users.push(user.clone());
         }
     }
-    if let Some(span) = span(&given.guest_interfaces).filter(|_| !settings.guest_interfaces.is_empty()) {
+    if let Some(span) = given.guest_interfaces.span.clone().filter(|_| !guest_interfaces.is_empty()) {
         check_guest_listeners(span, listen, problems);
     }
-    if let Some(span) = span(&given.host_users).filter(|_| !settings.host_users.is_empty())
+    if let Some(span) = given.host_users.span.clone().filter(|_| !host_users.is_empty())
         && listen.redirect.is_empty()
     {
         let remedy = "set [listen].redirect, for example [\"127.0.0.1:3130\", \"[::1]:3130\"]";
         problems.error(span, format!("without a `redirect` listener these users reach nothing; {remedy}"));
     }
-    settings
-}
-
-/// Checks `not_guests`.
-pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> {
-    let mut names = Vec::new();
-    for item in raw.firewall.not_guests.iter().flat_map(|list| list.get_ref()) {
-        // `macvlan@eth0` names the stacked links on an interface.
-        let standing = item.get_ref().split_once('@').filter(|(kind, _)| STACKED_KINDS.contains(kind));
-        let interface = standing.map_or(item.get_ref().as_str(), |(_, interface)| interface);
-        if interface == HOST_NETWORK || values::is_interface(interface, true) {
-            names.push(item.get_ref().clone());
-        } else {
-            let text = item.get_ref();
-            let problem = format!(
-                "{text:?} is no network interface; write for example \"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\""
-            );
-            problems.error(item.span(), problem);
-        }
+    FirewallSettings {
+        guest_interfaces,
+        host_users,
+        allow_dhcp: given.allow_dhcp.value,
+        allow_inbound_replies: given.allow_inbound_replies.value,
+        pins,
     }
-    names
 }
 
-fn check_guest_listeners(span: Range<usize>, listen: &ListenSettings, problems: &mut Problems<'_>) {
+/// Reads one of `guest_interfaces`.
+pub(super) fn guest_interface(text: &str) -> Result<String, String> {
+    if !values::is_interface(text, true) {
+        return Err(format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
+    }
+    if fits(text, "lo") {
+        let why = "this takes in \"lo\", which is this machine itself; sockets of this machine are for `host_users`";
+        return Err(why.to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// Reads one of `not_guests`.
+pub(super) fn not_guest(text: &str) -> Result<String, String> {
+    // `macvlan@eth0` names the stacked links on an interface.
+    let standing = text.split_once('@').filter(|(kind, _)| STACKED_KINDS.contains(kind));
+    let interface = standing.map_or(text, |(_, interface)| interface);
+    if interface == HOST_NETWORK || values::is_interface(interface, true) {
+        return Ok(text.to_owned());
+    }
+    let examples = format!("\"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\"");
+    Err(format!("{text:?} is no network interface; write for example {examples}"))
+}
+
+/// Reads one of `host_users`.
+pub(super) fn host_user(text: &str) -> Result<String, String> {
+    if !values::is_user(text) {
+        return Err(format!("{text:?} is no name or number of a user"));
+    }
+    if matches!(text, "outgate" | "root" | "0") {
+        let why = "outgate's own connections would come back to it";
+        return Err(format!("{text:?} cannot be sent to `redirect`: {why}"));
+    }
+    Ok(text.to_owned())
+}
+
+fn check_guest_listeners(span: Range<usize>, listen: &ListenSettings, problems: &mut Problems) {
     let reachable = |list: &[SocketAddr]| list.iter().any(|address| !address.ip().is_loopback());
     if !reachable(&listen.transparent) {
         let remedy = "set [listen].transparent, for example [\"0.0.0.0:3129\", \"[::]:3129\"]";
@@ -99,8 +99,4 @@ fn check_guest_listeners(span: Range<usize>, listen: &ListenSettings, problems: 
         let loopback = if listen.dns.is_empty() { "" } else { " (loopback is out of their reach)" };
         problems.warn(span, format!("guests have no DNS{loopback}: their queries are refused; {remedy}"));
     }
-}
-
-fn span<T>(given: &Option<Spanned<T>>) -> Option<Range<usize>> {
-    given.as_ref().map(Spanned::span)
 }

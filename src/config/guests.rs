@@ -1,9 +1,10 @@
 //! The `[[guest]]` sections: the names and addresses of guests. A name or address must belong to only one guest,
 //! because a flow is judged as the guest whose address it comes from.
 
-use super::diagnostic::Problems;
-use super::raw::RawGuest;
-use super::{checked, values};
+use super::checked;
+use super::keys::Guest;
+use super::problems::Problems;
+use super::values;
 use crate::firewall::Pin;
 use crate::policy::{GuestSettings, Mode};
 use ipnet::IpNet;
@@ -13,27 +14,37 @@ use std::ops::Range;
 /// The metric label of all undeclared guests.
 const OTHER: &str = "other";
 
-/// Checks every guest; leaves out those that cannot be read. Also returns the guests that are bound to an
-/// interface. `by_certificate`: a guest may have no address of its own.
+/// Checks every guest, each with its place; leaves out those that cannot be read. Also returns the guests that are
+/// bound to an interface. `by_certificate`: a guest may have no address of its own.
 pub(super) fn check(
-    guests: &[RawGuest],
+    guests: &[(Range<usize>, Guest)],
     by_certificate: bool,
-    problems: &mut Problems<'_>,
+    problems: &mut Problems,
 ) -> (Vec<GuestSettings>, Vec<Pin>) {
-    let mut names: HashMap<String, u32> = HashMap::new();
+    let mut names: HashMap<String, usize> = HashMap::new();
     let mut taken = Taken::default();
     let mut checked = Vec::with_capacity(guests.len());
     let mut pins = Vec::new();
-    for guest in guests {
-        let name = check_name(guest, &mut names, problems);
+    for (span, guest) in guests {
+        let name = check_name(span, guest, &mut names, problems);
         let label = name.clone().unwrap_or_else(|| "this guest".to_owned());
-        let interface = check_interface(guest, problems);
-        let needs_address = !by_certificate || guest.interface.is_some();
-        let addresses = check_addresses(guest, &label, needs_address, &mut taken, problems);
-        let mode = guest.mode.as_ref().and_then(|given| checked::mode(given, problems, &format!("guest {label}")));
+        let needs_address = !by_certificate || guest.interface.span.is_some();
+        if guest.addresses.value.is_empty() && !guest.addresses.is_wrong() && needs_address {
+            let span = guest.addresses.span.as_ref().unwrap_or(span).clone();
+            let why = format!("{label} has no addresses, so no flow would be its own");
+            problems.error(span, format!("{why}; write addresses = [\"…\"]"));
+        }
+        let addresses: Vec<IpNet> = guest.addresses.value.iter().map(|item| item.value).collect();
+        for item in &guest.addresses.value {
+            taken.claim(item.value, &label, item.span.clone(), problems);
+        }
+        let mode = guest.mode.value;
+        if let Some(mode) = mode {
+            checked::warn_of_mode(mode, &guest.mode.span, problems, &format!("guest {label}"));
+        }
         let files = check_files(guest, &label, mode, problems);
         if let Some(name) = name {
-            if let Some(interface) = interface {
+            if let Some(interface) = guest.interface.value.clone() {
                 pins.push(Pin { guest: name.clone(), interface, addresses: addresses.clone() });
             }
             checked.push(GuestSettings { name, addresses, mode, files, agreed: None });
@@ -42,67 +53,59 @@ pub(super) fn check(
     (checked, pins)
 }
 
-fn check_name(guest: &RawGuest, names: &mut HashMap<String, u32>, problems: &mut Problems<'_>) -> Option<String> {
-    let Some(given) = &guest.name else {
-        problems.error(guest.span.clone(), "the guest has no name; write for example name = \"vm-7\"");
+fn check_name(
+    guest_span: &Range<usize>,
+    guest: &Guest,
+    names: &mut HashMap<String, usize>,
+    problems: &mut Problems,
+) -> Option<String> {
+    let Some(span) = guest.name.span.clone() else {
+        problems.error(guest_span.clone(), "the guest has no name; write for example name = \"vm-7\"");
         return None;
     };
-    let name = given.get_ref();
-    if !values::is_guest_name(name) {
-        problems.error(given.span(), format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
+    let name = guest.name.value.clone()?;
+    if let Some(first) = names.get(&name) {
+        let place = problems.place(*first, span.start);
+        problems.error(span, format!("a guest {name:?} is already declared in {place}; choose another name"));
         return None;
     }
-    if name == OTHER {
-        problems.error(given.span(), "\"other\" stands for all undeclared guests in the metrics; choose another name");
-        return None;
-    }
-    let line = problems.line_of(given.span().start);
-    if let Some(first) = names.get(name) {
-        problems
-            .error(given.span(), format!("a guest {name:?} is already declared in line {first}; choose another name"));
-        return None;
-    }
-    names.insert(name.clone(), line);
-    Some(name.clone())
+    names.insert(name.clone(), span.start);
+    Some(name)
 }
 
-fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) -> Option<String> {
-    let given = guest.interface.as_ref().filter(|given| !given.get_ref().is_empty())?;
-    if values::is_interface(given.get_ref(), false) {
-        return Some(given.get_ref().clone());
+/// Reads a guest's name.
+pub(super) fn name(text: &str) -> Result<String, String> {
+    if !values::is_guest_name(text) {
+        return Err(format!("{text:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
     }
-    let text = given.get_ref();
-    problems.error(given.span(), format!("{text:?} is no name of a network interface; write for example \"tap7\""));
-    None
+    if text == OTHER {
+        let why = "\"other\" stands for all undeclared guests in the metrics; choose another name";
+        return Err(why.to_owned());
+    }
+    Ok(text.to_owned())
 }
 
-fn check_addresses(
-    guest: &RawGuest,
-    label: &str,
-    needed: bool,
-    taken: &mut Taken,
-    problems: &mut Problems<'_>,
-) -> Vec<IpNet> {
-    let given = guest.addresses.as_ref().map(|given| given.get_ref().as_slice()).unwrap_or_default();
-    if given.is_empty() && needed {
-        let span = guest.addresses.as_ref().map_or(guest.span.clone(), |given| given.span());
-        problems
-            .error(span, format!("{label} has no addresses, so no flow would be its own; write addresses = [\"…\"]"));
+/// Reads one of a guest's addresses.
+pub(super) fn address(text: &str) -> Result<IpNet, String> {
+    let net = values::net(text)?;
+    if is_nobodys(net) { Err(format!("{net} is the address of no guest")) } else { Ok(net) }
+}
+
+/// Reads a guest's interface.
+pub(super) fn interface(text: &str) -> Result<String, String> {
+    if values::is_interface(text, false) {
+        return Ok(text.to_owned());
     }
-    let mut addresses = Vec::with_capacity(given.len());
-    for item in given {
-        match values::net(item.get_ref()) {
-            Err(wrong) => problems.error(item.span(), wrong),
-            Ok(net) if is_nobodys(net) => {
-                problems.error(item.span(), format!("{net} is the address of no guest"));
-            }
-            Ok(net) => {
-                taken.claim(net, label, item.span(), problems);
-                addresses.push(net);
-            }
-        }
+    Err(format!("{text:?} is no name of a network interface; write for example \"tap7\""))
+}
+
+/// Reads the name of one of a guest's files.
+pub(super) fn list_file(text: &str) -> Result<String, String> {
+    if values::is_list_file(text) {
+        return Ok(text.to_owned());
     }
-    addresses
+    let remedy = "write the name of a .rules, .lst or .json file in [whitelist].dir, without a path";
+    Err(format!("{text:?} is no whitelist file; {remedy}"))
 }
 
 fn is_nobodys(net: IpNet) -> bool {
@@ -136,51 +139,39 @@ pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>
     if wrong.is_empty() { Ok(nets) } else { Err(wrong) }
 }
 
-fn check_files(guest: &RawGuest, label: &str, mode: Option<Mode>, problems: &mut Problems<'_>) -> Option<Vec<String>> {
-    let given = guest.whitelist.as_ref()?;
-    let mut files = Vec::with_capacity(given.get_ref().len());
-    for item in given.get_ref() {
-        let file = item.get_ref();
-        if values::is_list_file(file) {
-            files.push(file.clone());
-        } else {
-            let remedy = "write the name of a .rules, .lst or .json file in [whitelist].dir, without a path";
-            problems.error(item.span(), format!("{file:?} is no whitelist file; {remedy}"));
-        }
+fn check_files(guest: &Guest, label: &str, mode: Option<Mode>, problems: &mut Problems) -> Option<Vec<String>> {
+    let given = guest.whitelist.value.as_ref()?;
+    if given.is_empty() && !guest.whitelist.is_wrong() && !matches!(mode, Some(Mode::All | Mode::Observe | Mode::None))
+    {
+        let message = format!("{label} has no whitelist file, so it reaches nothing; mode = \"none\" says so");
+        problems.warn(guest.whitelist.span.clone().unwrap_or_default(), message);
     }
-    if given.get_ref().is_empty() && !matches!(mode, Some(Mode::All | Mode::Observe | Mode::None)) {
-        problems.warn(
-            given.span(),
-            format!("{label} has no whitelist file, so it reaches nothing; mode = \"none\" says so"),
-        );
-    }
-    Some(files)
+    Some(given.iter().map(|file| file.value.clone()).collect())
 }
 
-/// The address ranges already given to a guest, in order and without overlaps.
+/// The address ranges already given to a guest, in order and without overlaps; each with the guest and its place.
 #[derive(Default)]
 struct Taken {
-    ranges: std::collections::BTreeMap<std::net::IpAddr, (IpNet, String, u32)>,
+    ranges: std::collections::BTreeMap<std::net::IpAddr, (IpNet, String, usize)>,
 }
 
 impl Taken {
-    fn claim(&mut self, net: IpNet, label: &str, span: Range<usize>, problems: &mut Problems<'_>) {
+    fn claim(&mut self, net: IpNet, label: &str, span: Range<usize>, problems: &mut Problems) {
         // Two ranges are nested or disjoint, so a clash is with the last range that starts before the end of this
         // one.
         let before = self.ranges.range(..=net.broadcast()).next_back();
-        if let Some((_, (other, owner, line))) = before
+        if let Some((_, (other, owner, first))) = before
             && (other.contains(&net) || net.contains(other))
         {
             let which = if *other == net { String::new() } else { format!(", as part of {other}") };
             let whose = if owner == label {
                 "twice in the same guest".to_owned()
             } else {
-                format!("of {owner} (line {line}{which})")
+                format!("of {owner} ({}{which})", problems.place(*first, span.start))
             };
             problems.error(span, format!("{net} is already an address {whose}; an address is one guest's"));
             return;
         }
-        let line = problems.line_of(span.start);
-        self.ranges.insert(net.network(), (net, label.to_owned(), line));
+        self.ranges.insert(net.network(), (net, label.to_owned(), span.start));
     }
 }

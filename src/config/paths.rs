@@ -81,7 +81,7 @@ impl Surroundings {
 
 /// Returns the user as whom this process first asked. A daemon that becomes another user later (`run --user`)
 /// keeps its places, also at a reload.
-fn started_as() -> u32 {
+pub(super) fn started_as() -> u32 {
     static UID: OnceLock<u32> = OnceLock::new();
     *UID.get_or_init(|| rustix::process::geteuid().as_raw())
 }

@@ -1,9 +1,11 @@
 //! The configuration as an operator sees it: defaults, errors, warnings.
 
-use super::raw::KEYS;
+use super::keys::TABLES;
 use super::*;
 use crate::account::{AccessLog, OnFailure};
+use crate::policy::Unknown;
 use crate::resolve::NameServer;
+use std::time::Duration;
 
 const SHIPPED: &str = include_str!("../../packaging/outgate.toml");
 
@@ -18,7 +20,7 @@ fn written_out() -> String {
 
 fn parse(text: &str) -> (Settings, Vec<String>) {
     let surroundings = Surroundings { uid: 1000, ..Surroundings::default() };
-    let parsed = Settings::parse(text, Path::new(CONFIG_FILE), false, &surroundings);
+    let parsed = Settings::parse(&Sources::of(Path::new(CONFIG_FILE), text.to_owned()), &surroundings);
     let (settings, problems) = parsed.unwrap_or_else(|error| (Settings::default(), error.into_diagnostics()));
     let problems = problems.iter().map(|p| p.to_string().replace("/etc/outgate/outgate.toml", "f")).collect();
     (settings, problems)
@@ -46,15 +48,14 @@ fn the_shipped_file_and_an_empty_one_are_the_defaults() {
 fn the_shipped_file_shows_every_key_once() {
     let text = written_out();
     let document = toml::de::DeTable::parse(&text).unwrap();
-    for (section, keys) in KEYS {
-        for key in keys {
-            let found = match section {
-                "" => document.get_ref().get(*key).is_some(),
-                "guest" => SHIPPED.contains(&format!("#   {key} = ")),
-                _ => document.get_ref().get(section).is_some_and(|table| table.get_ref().get(*key).is_some()),
-            };
-            assert!(found, "[{section}].{key}");
-        }
+    for row in TABLES.iter().flat_map(|table| table.rows) {
+        let (section, key) = (row.table, row.key);
+        let found = match section {
+            "" => document.get_ref().get(key).is_some(),
+            "guest" => SHIPPED.contains(&format!("#   {key} = ")),
+            _ => document.get_ref().get(section).is_some_and(|table| table.get_ref().get(key).is_some()),
+        };
+        assert!(found, "[{section}].{key}");
     }
 }
 
@@ -258,7 +259,7 @@ fn a_file_that_is_no_toml_says_where_and_not_what_follows_from_it() {
         }
     }
     let surroundings = Surroundings::default();
-    assert!(Settings::parse("mode = ", Path::new("f"), false, &surroundings).is_err());
+    assert!(Settings::parse(&Sources::of(Path::new("f"), "mode = ".to_owned()), &surroundings).is_err());
 }
 
 #[test]
@@ -465,6 +466,54 @@ fn a_change_says_what_takes_a_restart() {
     let fixed = "[listen]\nproxy = [\"127.0.0.1:1\"]\nadmin = \"\"\ncontrol = \"\"\n[whitelist]\ndir = \"/w\"\n[state]\ndir = \"/s\"";
     let keys = ["listen.proxy", "listen.admin", "listen.control", "whitelist.dir", "state.dir"];
     assert_eq!(old.restart_needed(&sound(fixed)), keys);
+}
+
+#[test]
+fn every_default_and_example_is_what_its_key_takes() {
+    let guest = |keys: &str| format!("[[guest]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\n{keys}");
+    for (table, row) in TABLES.iter().flat_map(|table| table.rows.iter().map(move |row| (table, row))) {
+        for text in [row.default, row.example].into_iter().filter(|text| !text.is_empty()) {
+            let line = format!("{} = {text}", row.key);
+            let file = match table.name {
+                "" => line,
+                "guest" if row.key == "name" => format!("[[guest]]\n{line}\naddresses = [\"10.0.0.1\"]"),
+                "guest" if row.key == "addresses" => continue,
+                "guest" => guest(&line),
+                name => format!("[{name}]\n{line}"),
+            };
+            // What a key needs of others is no matter here.
+            let form = ["unknown key", "write ", "it is one of", "is text in", "is a list"];
+            let wrong: Vec<String> = problems(&file)
+                .into_iter()
+                .filter(|problem| !problem.contains("warning: ") && form.iter().any(|words| problem.contains(words)))
+                .collect();
+            assert_eq!(wrong, [""; 0], "{file}");
+        }
+    }
+}
+
+#[test]
+fn a_reload_keeps_what_takes_a_restart_and_takes_over_the_rest() {
+    let pair = "[tls]\ncertificate = \"c\"\nkey = \"k\"\n[listen]\nproxy_tls = [\"127.0.0.1:1\"]\n";
+    let golem = "[golem]\ndata_dir = \"/d\"\n";
+    let old = sound(&format!("{pair}{golem}"));
+    let new = sound(&format!(
+        "{pair}admin = \"\"\ncontrol = \"\"\ndns = [\"127.0.0.1:2\"]\n[whitelist]\ndir = \"/w\"\n[state]\ndir = \"/s\"\n\
+         [golem]\ndata_dir = \"/e\"\nmax_mode = \"none\"\n[limits]\nconnections = 7"
+    ));
+    let keys = ["listen.dns", "listen.admin", "listen.control", "whitelist.dir", "golem.data_dir", "state.dir"];
+    assert_eq!(old.restart_needed(&new), keys);
+    let reloaded = old.reloaded(new.clone());
+    assert_eq!(old.restart_needed(&reloaded), [""; 0]);
+    assert_eq!((&reloaded.listen, &reloaded.tls), (&old.listen, &old.tls));
+    assert_eq!(reloaded.data_dir(), Some(Path::new("/d")));
+    assert_eq!(reloaded.golem.as_ref().map(|golem| golem.max_mode), Some(Grant::None));
+    assert_eq!(reloaded.limits, new.limits);
+    // Whether there is a data dir, or a certificate, is part of what stays.
+    let without = sound("");
+    assert_eq!(without.restart_needed(&old), ["listen.proxy_tls", "tls", "golem.data_dir"]);
+    assert_eq!(without.reloaded(old.clone()), without);
+    assert_eq!(old.reloaded(without), old);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Parses single values of the configuration: strictly, and with the remedy in the error. Pure functions; the
 //! caller knows the place in the file.
 
-use super::diagnostic::nearest;
+use super::problems::nearest;
 use crate::name::HostName;
 use crate::resolve::{Channel, NameServer};
 use ipnet::IpNet;

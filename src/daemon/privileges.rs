@@ -3,7 +3,7 @@
 
 use super::DaemonError;
 use crate::account::{AccessLog, Account};
-use crate::config::Settings;
+use crate::config::{self, Settings};
 use crate::control::{self, ControlError};
 use crate::guests;
 use crate::system::{self, Confine, Need, Use, User};
@@ -81,7 +81,9 @@ pub(super) fn bar_calls(sandbox: Sandbox, account: &Account) {
 
 /// Returns what a reload, a rotated log or the end of the daemon will need, except for the lists.
 pub fn needs(settings: &Settings) -> Vec<Need> {
-    let config = settings.path.iter().map(|path| Need { path: path.clone(), what: Use::Read });
+    // Also those of which the settings have nothing, because they could not be read.
+    let config = settings.path.iter().flat_map(|path| config::stamps(Some(path)));
+    let config = config.filter(|(_, stamp)| stamp.is_some()).map(|(path, _)| Need { path, what: Use::Read });
     let state = Need { path: settings.state_dir.clone(), what: Use::Keep };
     let control = settings.listen.control.as_deref().and_then(folder_of);
     let control = control.map(|path| Need { path, what: Use::Make });

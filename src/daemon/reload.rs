@@ -11,7 +11,7 @@ mod used;
 
 use super::DaemonError;
 use crate::account::AccountError;
-use crate::config::{GolemSettings, Settings};
+use crate::config::Settings;
 use crate::cooperate;
 use crate::golem::rules as provider;
 use crate::guests::{Application, Registry};
@@ -27,6 +27,7 @@ use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
 use serde_json::Value;
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -108,6 +109,8 @@ struct State {
     trouble: Option<String>,
     /// Why it does not use the configuration in the file, if so.
     stale: Option<String>,
+    /// The files of the configuration in force.
+    configuration: Vec<PathBuf>,
     /// The list in force, and the fingerprint of its files.
     in_force: Option<(Arc<Rules>, whitelist::Fingerprint)>,
     /// All guests, as the control socket shows them.
@@ -186,7 +189,8 @@ impl Reloader {
             StartBasis::Stale(why) => (Some(why), None),
             StartBasis::Unconfigured(why) => (Some(why.clone()), Some(why)),
         };
-        let state = Arc::new(Mutex::new(State { trouble, stale, ..State::default() }));
+        let configuration = settings.files().map(Path::to_owned).collect();
+        let state = Arc::new(Mutex::new(State { trouble, stale, configuration, ..State::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
@@ -216,6 +220,11 @@ impl Reloader {
         }
         std::thread::Builder::new().name("outgate-lists".into()).spawn(move || worker.run(&asked))?;
         Ok(Reloader { ask, state, since })
+    }
+
+    /// Returns the files of the configuration in force, in the order in which they are read.
+    pub(super) fn configuration(&self) -> Vec<PathBuf> {
+        lock(&self.state).configuration.clone()
     }
 
     /// Requests that everything is read again (SIGHUP).
@@ -389,20 +398,11 @@ impl ReloadWorker {
         if !restart_needed.is_empty() {
             tracing::warn!(keys = ?restart_needed, "these settings changed but take a restart");
         }
-        // Settings that require a restart stay as they are, among them the lists' dir.
-        let settings = Settings {
-            listen: self.settings.listen.clone(),
-            whitelist_dir: self.settings.whitelist_dir.clone(),
-            state_dir: self.settings.state_dir.clone(),
-            tls: self.settings.tls.clone(),
-            golem: match (&self.settings.golem, &settings.golem) {
-                (Some(old), Some(new)) => Some(GolemSettings { data_dir: old.data_dir.clone(), ..new.clone() }),
-                (old, _) => old.clone(),
-            },
-            ..settings
-        };
+        let settings = self.settings.reloaded(settings);
         let mut outcome = self.reload(settings, restart_needed)?;
         self.set_stale(None);
+        let configuration = self.settings.files().map(Path::to_owned).collect();
+        lock(&self.state).configuration = configuration;
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
         outcome.warnings.extend(self.settings.shares().and_then(|shares| shares.complaint()));
         Ok(outcome)

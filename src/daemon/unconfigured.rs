@@ -37,7 +37,8 @@ impl Unconfigured {
         let tls = settings.tls.iter().flat_map(TlsSettings::files).map(Path::to_owned);
         let provider = settings.data_dir().map(provider::files).into_iter().flatten();
         let lists = settings.whitelist_dir.clone();
-        let watched: Vec<PathBuf> = [config].into_iter().chain(lists).chain(tls).chain(provider).collect();
+        let watched: Vec<PathBuf> =
+            [config, settings.conf_d()].into_iter().chain(lists).chain(tls).chain(provider).collect();
         let trouble = format!(
             "nothing is in force, everybody is refused (not_configured): {line}; put it right, and the daemon starts \
              anew by itself"

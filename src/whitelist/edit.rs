@@ -1,12 +1,13 @@
 //! Edits whitelist files: adds and removes a rule, keeps comments and order, holds a lock, and never writes a list
 //! that `check` would refuse. A reader always finds either the whole old file or the whole new one.
 
-use super::diagnostic::{Diagnostic, Report, quote};
 use super::native::parse_line;
 use super::parse::{self, Rule, canonical, lines};
 use super::read::{Files, Format, SourceFile};
 use super::replace::Attributes;
+use super::report::{Report, quote};
 use super::{Loaded, Sink, compile, replace};
+use crate::diagnostic::Diagnostic;
 use crate::policy::Location;
 use jiff::civil::Date;
 use std::fs::File;
@@ -159,7 +160,7 @@ pub fn put<S: Sink>(
     if write {
         place(dir, &path, file.new).map_err(|source| EditError::Io { path: path.clone(), source })?;
     }
-    Ok(warnings.into_iter().filter(|warning| *warning.file == *file.name).collect())
+    Ok(warnings.into_iter().filter(|warning| warning.file == Path::new(file.name)).collect())
 }
 
 /// Replaces a file and keeps its attributes, or creates one for the dir's owner, who could not replace root's file.
@@ -220,7 +221,7 @@ fn not_found(files: &Files, text: &str, wanted: &str, today: Date) -> EditError 
             }
             Ok(())
         };
-        parse::file(file, today, &mut super::diagnostic::Problems::default(), &mut take);
+        parse::file(file, today, &mut super::report::Problems::default(), &mut take);
     }
     near.truncate(5);
     match golem {

@@ -1,7 +1,7 @@
 //! Globs inside labels: checks a pattern, converts it to the form that the policy expects (lower case, A-labels),
 //! and splits it for the public-suffix guard. The policy does the matching.
 
-use super::diagnostic::{Fault, quote};
+use super::report::{Fault, quote};
 use super::subject::literal;
 use crate::name::HostName;
 use crate::policy::rule::Scope;

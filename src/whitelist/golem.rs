@@ -3,10 +3,10 @@
 //! public-suffix guard only warns about them, since they come from elsewhere and their regexes are searched for,
 //! not anchored.
 
-use super::diagnostic::{Fault, quote};
 use super::native::{MAX_LINE, plain_terms};
 use super::parse::{Context, Rule, lines};
 use super::pattern::{self, Matching};
+use super::report::{Fault, quote};
 use super::subject::literal;
 use crate::golem::rules::{self as provider, Mode, Outbound};
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};

@@ -1,10 +1,11 @@
 //! Warns about valid rules that are broader than they look, that change nothing, that have ended or will end soon,
 //! or that were never used. All findings are warnings, for an operator who has time to tidy up.
 
-use super::diagnostic::{Diagnostic, Fault, Problems, Report, Severity, quote};
 use super::parse::{self, Rule, canonical};
 use super::read::Files;
+use super::report::{Fault, Problems, Report, quote};
 use super::used::UsedLines;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
 use ipnet::IpNet;
 use jiff::civil::Date;

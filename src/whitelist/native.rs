@@ -1,10 +1,10 @@
 //! The native form, `*.rules`: one rule a line. Splits a line into `deny`, subject and options, and decides what
 //! they mean together; [`subject`](super::subject) and [`options`](super::options) parse the parts.
 
-use super::diagnostic::{Fault, quote};
 use super::options::{self, Options};
 use super::parse::{Context, Rule, lines};
 use super::public_suffix;
+use super::report::{Fault, quote};
 use super::subject::{self, Owned};
 use crate::name::HostName;
 use crate::policy::rule::{Effect, Reach, Scope, Subject, Terms};

@@ -1,8 +1,8 @@
 //! The options that may follow a rule in its line: `until=`, `owner=`, `note=`, `ech=`, `to=`, `wide=`, in any
 //! order, each once. [`native`](super::native) decides what they mean together with the rule.
 
-use super::diagnostic::{Fault, quote};
 use super::native::{ends, odd_blank, skip_blanks};
+use super::report::{Fault, quote};
 use super::subject::parse_net;
 use ipnet::IpNet;
 use jiff::civil::Date;

@@ -1,10 +1,11 @@
 //! From the bytes of one file to rules, for every format: checks the text (UTF-8, control characters, a complete
 //! last line), passes it to the parser of its format, and formats rules in canonical form.
 
-use super::diagnostic::{Fault, Problems, Severity, is_invisible};
 use super::read::{Format, SourceFile};
+use super::report::{Fault, Problems, is_invisible};
 use super::{golem, native};
 use crate::cooperate;
+use crate::diagnostic::Severity;
 use crate::policy::rule::{Effect, Ports, Reach, Scope, Subject, Terms};
 use jiff::civil::Date;
 use std::fmt::Write;

@@ -5,8 +5,8 @@
 //! The method: restrict the regex to the characters of names, look at the literals that every match must end in,
 //! and ask the public-suffix guard about the part behind the first dot.
 
-use super::diagnostic::Fault;
 use super::public_suffix::{self, Depth, Wide};
+use super::report::Fault;
 use crate::name::HostName;
 use regex_syntax::ast::{self, Ast};
 use regex_syntax::hir::literal::{ExtractKind, Extractor, Literal};

@@ -2,9 +2,10 @@
 //! all as of one moment. The parsers interpret the content. Problems found here are kept with the set, so that
 //! they are reported together with those of the parsers.
 
-use super::diagnostic::{Problems, Severity};
 use super::replace;
+use super::report::Problems;
 use crate::cooperate;
+use crate::diagnostic::Severity;
 use crate::golem::rules as provider;
 use crate::system;
 use rustix::fs::OFlags;

@@ -1,11 +1,11 @@
 //! The subject of a rule in the native form: scheme, host (name, wildcard, glob, regex or address), ports. Every
 //! mistake worth a sentence has its own message, with the correct notation.
 
-use super::diagnostic::{Fault, quote};
 use super::glob;
 use super::native::odd_blank;
 use super::pattern::{self, Matching};
 use super::public_suffix::Wide;
+use super::report::{Fault, quote};
 use crate::name::{HostName, NameError};
 use crate::policy::rule::{Ports, Reach, Scope, Subject};
 use crate::target::{Host, parse_port};

@@ -315,6 +315,9 @@ fn the_manual_and_the_completions_are_printed() {
     let man = run(&["man"]);
     assert_eq!((man.code, man.err.as_str()), (0, ""));
     assert!(man.out.contains(".TH outgate 1") && man.out.contains("explain"), "{}", man.out);
+    let man = run(&["man", "outgate.toml"]);
+    assert_eq!((man.code, man.err.as_str()), (0, ""));
+    assert!(man.out.contains(".TH outgate.toml 5") && man.out.contains("guest_interfaces"), "{}", man.out);
     for shell in ["bash", "zsh", "fish"] {
         let ran = run(&["completions", shell]);
         assert_eq!(ran.code, 0);

@@ -12,6 +12,7 @@ mod bound;
 mod br_netfilter;
 mod bridge;
 mod cli;
+mod configuration;
 mod confine;
 mod conntrack;
 mod dns;

@@ -25,7 +25,8 @@ OPERATORS = "/etc/outgate/whitelist/20-packages.rules"
 LOCAL = "/etc/outgate/whitelist/local.rules"
 CONFIG = "/etc/outgate/outgate.toml"
 SHIPPED = [
-    "usr/bin/outgate", "usr/share/man/man1/outgate.1.gz", "usr/share/bash-completion/completions/outgate",
+    "usr/bin/outgate", "usr/share/man/man1/outgate.1.gz", "usr/share/man/man5/outgate.toml.5.gz",
+    "usr/share/bash-completion/completions/outgate",
     "usr/share/zsh/vendor-completions/_outgate", "usr/share/fish/vendor_completions.d/outgate.fish",
     "usr/lib/systemd/system/outgate.service", "usr/lib/systemd/system/outgate.socket",
     "usr/lib/systemd/system/outgate-admin.socket", "usr/lib/systemd/system/outgate-firewall.service",

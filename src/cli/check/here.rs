@@ -2,9 +2,10 @@
 //! machine: socket units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
 use crate::accept::{self, SocketUse};
-use crate::config::{Diagnostic, ListenSettings, Settings, Severity};
+use crate::config::{ListenSettings, Settings};
 use crate::control;
 use crate::daemon;
+use crate::diagnostic::{Diagnostic, Severity};
 use crate::firewall::{Host, Plan};
 use crate::system::{self, User};
 use std::net::{SocketAddr, TcpListener};

@@ -5,7 +5,7 @@ use super::names::{Names, PREFIX};
 use super::pool::GATEWAY;
 use crate::cli::Failure;
 use crate::cli::bridge::{fits, is_guest_name};
-use crate::config::{CONFIG_FILE, Settings};
+use crate::config::Settings;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
@@ -29,14 +29,13 @@ impl Ground {
             return Err(Failure::Failed(why.to_owned()));
         }
         let (settings, _) = Settings::load(config)?;
-        let file = settings.path.clone().unwrap_or_else(|| CONFIG_FILE.into());
         if let Some(why) = uncovered(&settings, &Names::of(name).interface) {
-            return Err(Failure::Failed(format!("{}: {why}", file.display())));
+            return Err(Failure::Failed(format!("{}: {why}", settings.file_of_key("guest_interfaces").display())));
         }
         if !reachable(&settings.listen.transparent).any(|_| true) {
             let why = "[listen].transparent has no IPv4 address that guests reach; set transparent = \
                        [\"0.0.0.0:3129\", \"[::]:3129\"] and restart the daemon";
-            return Err(Failure::Failed(format!("{}: {why}", file.display())));
+            return Err(Failure::Failed(format!("{}: {why}", settings.file_of_key("transparent").display())));
         }
         let nameserver = reachable(&settings.listen.dns).next();
         let nameserver = nameserver.map(|address| if address.is_unspecified() { GATEWAY } else { address });

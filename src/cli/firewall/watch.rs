@@ -3,7 +3,7 @@
 
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
-use crate::config::{CONFIG_FILE, SYSTEM_CONTROL, Settings};
+use crate::config::{self, SYSTEM_CONTROL, Settings};
 use crate::control::host::{self, ReportSender};
 use crate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
 use crate::system::{self, Stamp};
@@ -56,7 +56,8 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
     let sender =
         ReportSender::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
-    let mut watch = Watch { config: arguments.config.config.clone(), sender: Some(sender), ..Watch::default() };
+    let mut watch =
+        Watch { config: arguments.config.file().map(Path::to_owned), sender: Some(sender), ..Watch::default() };
     let mut full = Instant::now();
     loop {
         if Instant::now() >= full {
@@ -107,8 +108,8 @@ struct Watch {
     report_took: Duration,
     /// Whether something has changed since.
     report_due: bool,
-    /// The stamp of the configuration file at the last look.
-    file: Stamp,
+    /// The stamps of the configuration's files at the last look.
+    files: Vec<(PathBuf, Stamp)>,
     /// The interfaces that carry no guests, by the last readable file.
     not_guests: Vec<String>,
     /// The daemon's socket.
@@ -121,7 +122,7 @@ impl Watch {
     /// Returns whether something has changed that no interface event reported.
     fn wants_a_look(&self) -> bool {
         (self.report_due && self.may_report())
-            || self.file != self.file_now()
+            || self.files != self.files_now()
             || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
     }
 
@@ -137,8 +138,8 @@ impl Watch {
         self.reported.is_none_or(|reported| reported.elapsed() >= pause)
     }
 
-    fn file_now(&self) -> Stamp {
-        system::stamp(self.config.as_deref().unwrap_or(Path::new(CONFIG_FILE)))
+    fn files_now(&self) -> Vec<(PathBuf, Stamp)> {
+        config::stamps(self.config.as_deref())
     }
 
     /// Reports to the daemon, at once if something is new, otherwise at intervals.
@@ -229,7 +230,7 @@ impl Watch {
 
     /// Returns the basis to apply; nothing if no firewall was applied.
     fn basis(&mut self, faults: &mut Vec<String>) -> Result<Option<Basis>, Failure> {
-        self.file = self.file_now();
+        self.files = self.files_now();
         let now = Settings::load(self.config.as_deref()).map_err(Failure::from);
         let now = now.and_then(|(settings, _)| bridge::with_pins(&settings));
         if let Ok(settings) = &now {

@@ -88,7 +88,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
     let wanted = urls.iter().map(|url| wanted(url)).collect::<Result<Vec<Wanted>, Failure>>()?;
     let name = format!("probe-{}", std::process::id());
-    let ground = Ground::find(daemon.config.config.as_deref(), &name)?;
+    let ground = Ground::find(daemon.config.file(), &name)?;
     let user = User::find(USER).map_err(|error| Failure::Failed(error.to_string()))?;
     let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name: &name, address: None, manifest: manifest.as_deref(), credentials };

@@ -85,7 +85,7 @@ struct Update {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let key = arguments.public_key.as_deref().map(public_key).transpose();
     let key = key.map_err(|why| Failure::Usage(format!("--public-key: {}", printable(&why))))?;
-    let (settings, _) = Settings::load(arguments.config.config.as_deref())?;
+    let (settings, _) = Settings::load(arguments.config.file())?;
     let dir = settings.whitelist_dir.as_deref().ok_or_else(no_dir)?;
     let default = [Source::Web(PUBLISHED.to_owned())];
     let sources = if arguments.from.is_empty() { &default[..] } else { &arguments.from };

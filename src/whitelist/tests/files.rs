@@ -47,7 +47,8 @@ fn all_problems_of_all_files_are_reported_at_once() {
     ]);
     let mut recorder = Recorder::default();
     let report = compile(&files, TODAY, &mut recorder).map(|_| ()).unwrap_err();
-    let places: Vec<String> = report.errors().map(|e| format!("{}:{}:{}", e.file, e.line, e.column)).collect();
+    let places: Vec<String> =
+        report.errors().map(|e| format!("{}:{}:{}", e.file.display(), e.line, e.column)).collect();
     assert_eq!(places, ["a.rules:1:1", "a.rules:3:3", "a.rules:4:1", "b.lst:1:1", "c.json:1:1", "d.rules:1:5"]);
     assert!(report.to_string().contains("a.rules:4:1: the sink takes no such rule"));
 }
@@ -72,7 +73,8 @@ fn files_of_a_dir_are_read_in_name_order_and_others_skipped_with_a_warning() {
     let (_, loaded) = load(dir.path(), TODAY, &mut recorder).unwrap();
     assert_eq!(recorder.files, ["a.lst", "b.rules", "c.json", "regex.lst"]);
     assert_eq!(loaded.files, 4);
-    let skipped: Vec<&str> = loaded.warnings.iter().map(|w| &*w.file).filter(|file| *file != "regex.lst").collect();
+    let skipped: Vec<&str> =
+        loaded.warnings.iter().map(|w| w.file.to_str().unwrap()).filter(|file| *file != "regex.lst").collect();
     assert_eq!(skipped, ["#x.rules#", ".hidden.rules", "README.md", "b.rules~", "sub"]);
 }
 

@@ -1,7 +1,7 @@
-//! What is wrong with a whitelist, in a form that lets an operator repair it: [`Diagnostic`] is one finding at its
-//! place, [`Report`] all of them. Quoted file content is escaped and cut, because a link may have led to a file that
+//! What is wrong with a whitelist: [`Report`] has all of its findings. Quoted file content is escaped and cut, because a link may have led to a file that
 //! is not a whitelist and that nobody should see.
 
+use crate::diagnostic::{Diagnostic, Severity};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,46 +10,6 @@ use std::sync::Arc;
 pub const MAX_KEPT: usize = 1000;
 /// Characters of a file's content that a message quotes.
 const MAX_QUOTED: usize = 80;
-
-/// How severe a finding is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Severity {
-    /// The whole list is invalid.
-    Error,
-    /// The list remains valid.
-    Warning,
-}
-
-/// One finding.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Diagnostic {
-    /// File name within the whitelist dir, or the dir itself if the dir is at fault.
-    pub file: Arc<str>,
-    /// Line, from 1.
-    pub line: u32,
-    /// Column in characters, from 1.
-    pub column: u32,
-    /// Error or warning.
-    pub severity: Severity,
-    /// What is wrong.
-    pub message: String,
-    /// What to do; empty if the message makes it clear.
-    pub remedy: String,
-}
-
-impl fmt::Display for Diagnostic {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.file, self.line, self.column)?;
-        if self.severity == Severity::Warning {
-            f.write_str("warning: ")?;
-        }
-        f.write_str(&self.message)?;
-        if !self.remedy.is_empty() {
-            write!(f, "; {}", self.remedy)?;
-        }
-        Ok(())
-    }
-}
 
 /// Why a set of files is not a valid list: all of its problems, errors first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +27,7 @@ impl Report {
     pub fn whole(dir: Option<&Path>, message: String) -> Report {
         let file = dir.map_or_else(|| "whitelist".into(), |dir| dir.display().to_string());
         let error = Diagnostic {
-            file: file.into(),
+            file: PathBuf::from(file),
             line: 1,
             column: 1,
             severity: Severity::Error,
@@ -90,7 +50,7 @@ impl fmt::Display for Report {
                 f.write_str("\n")?;
             }
             match &self.dir {
-                Some(dir) if !finding.file.starts_with('/') => write!(f, "{}/{finding}", dir.display())?,
+                Some(dir) if !finding.file.is_absolute() => write!(f, "{}/{finding}", dir.display())?,
                 _ => finding.fmt(f)?,
             }
         }
@@ -151,7 +111,7 @@ impl Problems {
         let before = line.1.get(..fault.at).unwrap_or(line.1);
         let column = u32::try_from(before.chars().count()).unwrap_or(u32::MAX).saturating_add(1);
         self.push(Diagnostic {
-            file: Arc::clone(file),
+            file: PathBuf::from(&**file),
             line: line.0,
             column,
             severity,
@@ -220,14 +180,8 @@ mod tests {
     use super::*;
 
     fn finding(severity: Severity) -> Diagnostic {
-        let (file, message, remedy) = (Arc::from("a.rules"), "bad".to_owned(), "mend it".to_owned());
+        let (file, message, remedy) = ("a.rules".into(), "bad".to_owned(), "mend it".to_owned());
         Diagnostic { file, line: 3, column: 7, severity, message, remedy }
-    }
-
-    #[test]
-    fn a_finding_reads_as_file_line_column_message() {
-        assert_eq!(finding(Severity::Error).to_string(), "a.rules:3:7: bad; mend it");
-        assert_eq!(finding(Severity::Warning).to_string(), "a.rules:3:7: warning: bad; mend it");
     }
 
     #[test]
