@@ -16,9 +16,9 @@ mod run;
 mod table;
 mod whitelist;
 
-use crate::config::ConfigError;
-use crate::diagnostic::Diagnostic;
 use clap::{Args, CommandFactory, Parser, Subcommand};
+use outgate::config::ConfigError;
+use outgate::diagnostic::Diagnostic;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -26,7 +26,7 @@ use std::sync::OnceLock;
 
 /// Parses the process's arguments, runs the command and returns the exit code: 0 success, 1 the answer is no or it
 /// failed, 2 usage, 3 the daemon cannot be reached. Errors go to standard error.
-pub fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     if let Some(exit) = exec::inside::take_over().or_else(golem::probe::take_over) {
         return exit;
     }
@@ -53,21 +53,6 @@ pub fn main() -> ExitCode {
             failure.exit().into()
         }
     }
-}
-
-/// Returns every command, the program itself first, with what `--help` prints for it, lines of at most 100 characters.
-pub fn help_pages() -> Vec<(String, String)> {
-    fn visit(command: &mut clap::Command, path: String, pages: &mut Vec<(String, String)>) {
-        pages.push((path.clone(), command.render_long_help().to_string()));
-        for inner in command.get_subcommands_mut() {
-            visit(inner, format!("{path} {}", inner.get_name()), pages);
-        }
-    }
-    let mut program = Program::command().term_width(HELP_WIDTH);
-    program.build();
-    let mut pages = Vec::new();
-    visit(&mut program, "outgate".to_owned(), &mut pages);
-    pages
 }
 
 /// The exit status of a command.

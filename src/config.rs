@@ -25,10 +25,10 @@ pub use copies::{COPIES, Copies, Copy, KeptConfiguration};
 pub use paths::{CONFIG_FILE, SYSTEM_CONTROL, SYSTEM_STATE, WHITELIST_DIR};
 
 pub(crate) use guests::identity;
-pub(crate) use problems::nearest;
-pub(crate) use reference::manual;
-pub(crate) use sources::stamps;
-pub(crate) use values::is_guest_name;
+pub use problems::nearest;
+pub use reference::manual;
+pub use sources::stamps;
+pub use values::is_guest_name;
 
 use crate::account::LogSettings;
 use crate::diagnostic::{Diagnostic, Severity};
@@ -275,13 +275,13 @@ impl Settings {
 
     /// Returns a problem at the first `"word"` of the configuration, for problems that show only after other files
     /// have been read; at its beginning if the word is no longer there.
-    pub(crate) fn problem_at_word(&self, word: &str, severity: Severity, message: String) -> Diagnostic {
+    pub fn problem_at_word(&self, word: &str, severity: Severity, message: String) -> Diagnostic {
         let quoted = [format!("\"{word}\""), format!("'{word}'")];
         self.problem_at(|text| quoted.iter().find_map(|quoted| text.find(quoted)), severity, message)
     }
 
     /// Like [`problem_at_word`](Self::problem_at_word), for a key at the start of a line.
-    pub(crate) fn problem_at_key(&self, key: &str, severity: Severity, message: String) -> Diagnostic {
+    pub fn problem_at_key(&self, key: &str, severity: Severity, message: String) -> Diagnostic {
         let search = |text: &str| {
             let mut lines = text
                 .split_inclusive('\n')
@@ -292,7 +292,7 @@ impl Settings {
     }
 
     /// Returns the file in which a key stands at the start of a line, or else the named file.
-    pub(crate) fn file_of_key(&self, key: &str) -> PathBuf {
+    pub fn file_of_key(&self, key: &str) -> PathBuf {
         match self.problem_at_key(key, Severity::Error, String::new()).file {
             file if file.as_os_str().is_empty() => CONFIG_FILE.into(),
             file => file,

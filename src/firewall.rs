@@ -22,7 +22,7 @@ mod ports;
 mod routing;
 mod script;
 mod snapshot;
-pub(crate) mod tool;
+pub mod tool;
 mod tracking;
 mod unguarded;
 mod watch;
@@ -30,7 +30,7 @@ mod watch;
 pub use apply::{Applied, Removed, apply, remove};
 pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::Host;
-pub(crate) use host::fits;
+pub use host::fits;
 pub use inspect::{Counter, Status, status};
 pub(crate) use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;
@@ -79,7 +79,7 @@ pub struct Pin {
 
 /// Returns the tables of this machine's kernel that are too small for the guests of the configuration, one
 /// sentence each with the line to write.
-pub(crate) fn small_tables(settings: &Settings) -> Vec<String> {
+pub fn small_tables(settings: &Settings) -> Vec<String> {
     if !settings.firewall.is_wanted() {
         return Vec::new();
     }

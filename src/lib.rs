@@ -15,7 +15,6 @@ pub use outgate_policy as policy;
 pub use outgate_policy::cooperate;
 pub use outgate_proto::{identify, name, reason, source, target};
 
-pub mod cli;
 pub mod config;
 pub mod daemon;
 

@@ -1,7 +1,9 @@
-//! The program: everything is in the library, from the command line to the exit code.
+//! The program: the command line over the library `outgate`.
+
+mod cli;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    outgate::cli::main()
+    cli::main()
 }

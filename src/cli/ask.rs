@@ -3,9 +3,9 @@
 
 use super::table::{self, bytes, counted, duration, grouped, printable};
 use super::{Config, Exit, Failure, Outcome, bridge};
-use crate::config::{SYSTEM_CONTROL, Settings};
 use bridge::Question;
 use clap::Args;
+use outgate::config::{SYSTEM_CONTROL, Settings};
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -3,24 +3,24 @@
 
 use super::Failure;
 use super::table::printable;
-use crate::config::Settings;
-pub(super) use crate::config::is_guest_name;
-use crate::control::{self, ClientError};
-use crate::daemon::{self, Basis};
-use crate::diagnostic::{Diagnostic, Severity};
-pub(super) use crate::firewall::{fits, tool};
-use crate::golem::rules::Outbound;
-use crate::golem::sync::{self, SyncError};
-pub(super) use crate::guests::Application;
-use crate::guests::{KeepError, Registry};
-use crate::policy::{AddressTerms, Builder, Location, Policy};
-use crate::resolve::{FloorSettings, floor};
-use crate::system::Confine;
-use crate::tls;
-pub(super) use crate::whitelist::UsedLines;
-use crate::whitelist::edit::{self, Added, EditError};
-use crate::whitelist::lint::{self, Usage};
-use crate::whitelist::{self, Files, Listed, Loaded, Report, today};
+use outgate::config::Settings;
+pub(super) use outgate::config::is_guest_name;
+use outgate::control::{self, ClientError};
+use outgate::daemon::{self, Basis};
+use outgate::diagnostic::{Diagnostic, Severity};
+pub(super) use outgate::firewall::{fits, tool};
+use outgate::golem::rules::Outbound;
+use outgate::golem::sync::{self, SyncError};
+pub(super) use outgate::guests::Application;
+use outgate::guests::{KeepError, Registry};
+use outgate::policy::{AddressTerms, Builder, Location, Policy};
+use outgate::resolve::{FloorSettings, floor};
+use outgate::system::Confine;
+use outgate::tls;
+pub(super) use outgate::whitelist::UsedLines;
+use outgate::whitelist::edit::{self, Added, EditError};
+use outgate::whitelist::lint::{self, Usage};
+use outgate::whitelist::{self, Files, Listed, Loaded, Report, today};
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -118,7 +118,7 @@ pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
 /// Returns the kernel tables that are too small for the guests.
 pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
     let warning = |message| settings.problem_at_key("guest_interfaces", Severity::Warning, message);
-    crate::firewall::small_tables(settings).into_iter().map(warning).collect()
+    outgate::firewall::small_tables(settings).into_iter().map(warning).collect()
 }
 
 /// Returns which limits in the kernel's rules are outdated.

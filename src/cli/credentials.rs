@@ -3,11 +3,11 @@
 
 use super::Failure;
 use super::bridge::Application;
-use crate::golem::negotiation::{self, Partner, Signed};
-use crate::golem::rules;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use clap::Args;
+use outgate::golem::negotiation::{self, Partner, Signed};
+use outgate::golem::rules;
 use std::path::{Path, PathBuf};
 
 /// The flags.

@@ -1,6 +1,6 @@
 //! `outgate man` and `outgate completions`: both generated from the description that parses the command line.
 
-use super::{Exit, Outcome};
+use super::{Exit, HELP_WIDTH, Outcome};
 use clap::{Args, Command, ValueEnum};
 use clap_mangen::Man;
 use std::io::{self, Write};
@@ -45,6 +45,9 @@ enum Page {
     /// The configuration file
     #[value(name = "outgate.toml")]
     Configuration,
+    /// The help of every command, for the documentation
+    #[value(hide = true)]
+    Help,
 }
 
 const TAIL: &str = r#".SH FILES
@@ -100,10 +103,27 @@ pub(super) fn man(arguments: &ManArguments, command: Command, out: &mut dyn Writ
     match arguments.page {
         Page::Outgate => commands(command, out),
         Page::Configuration => {
-            out.write_all(crate::config::manual().as_bytes())?;
+            out.write_all(outgate::config::manual().as_bytes())?;
+            Ok(Exit::Good)
+        }
+        Page::Help => {
+            let mut command = command.term_width(HELP_WIDTH);
+            command.build();
+            help(&mut command, "outgate", out)?;
             Ok(Exit::Good)
         }
     }
+}
+
+/// Writes what `--help` prints for this command and those below it, as sections of a page in Markdown.
+fn help(command: &mut Command, path: &str, out: &mut dyn Write) -> io::Result<()> {
+    let text = command.render_long_help().to_string();
+    let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
+    write!(out, "\n### {path}\n\n```text\n{}\n```\n", lines.join("\n").trim_end())?;
+    command.get_subcommands_mut().try_for_each(|inner| {
+        let path = format!("{path} {}", inner.get_name());
+        help(inner, &path, out)
+    })
 }
 
 fn commands(mut command: Command, out: &mut dyn Write) -> Outcome {

@@ -1,10 +1,10 @@
 //! `outgate run`: the daemon in the foreground.
 
 use super::{Config, Exit, Failure, Outcome, bridge};
-use crate::config::{ConfigError, Copies, Copy, Settings};
-use crate::daemon::Basis;
-use crate::system::{self, Confine, User};
 use clap::Args;
+use outgate::config::{ConfigError, Copies, Copy, Settings};
+use outgate::daemon::Basis;
+use outgate::system::{self, Confine, User};
 use std::io::{self, IsTerminal};
 use std::path::PathBuf;
 use tracing_subscriber::EnvFilter;

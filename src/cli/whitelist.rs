@@ -2,10 +2,10 @@
 
 use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
-use crate::config::Settings;
-use crate::diagnostic::Diagnostic;
 use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
+use outgate::config::Settings;
+use outgate::diagnostic::Diagnostic;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
@@ -240,7 +240,7 @@ fn warn(warning: &Diagnostic) {
 
 fn dir(settings: &Settings) -> Result<&Path, Failure> {
     settings.whitelist_dir.as_deref().ok_or_else(|| {
-        let dir = crate::config::WHITELIST_DIR;
+        let dir = outgate::config::WHITELIST_DIR;
         Failure::Failed(format!(
             "the list that is built in cannot be edited; make {dir}, or name a configuration with --config"
         ))

@@ -138,7 +138,7 @@ impl Problems {
 }
 
 /// Returns the candidate that `word` is most likely a misspelling of, if any is close enough.
-pub(crate) fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
+pub fn nearest<'c>(word: &str, candidates: impl IntoIterator<Item = &'c str>) -> Option<&'c str> {
     let word = word.to_lowercase();
     candidates
         .into_iter()

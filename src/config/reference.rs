@@ -59,7 +59,7 @@ addresses = ["10.42.42.7"]
 "#;
 
 /// Returns outgate.toml(5), in the language of man(7).
-pub(crate) fn manual() -> String {
+pub fn manual() -> String {
     let mut page = format!(
         ".TH outgate.toml 5 \"\" \"outgate {}\"\n.SH NAME\noutgate.toml \\- configuration of outgate\n.SH DESCRIPTION\n",
         env!("CARGO_PKG_VERSION")

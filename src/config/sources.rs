@@ -168,7 +168,7 @@ pub(super) fn folder_of(path: &Path) -> PathBuf {
 
 /// Returns what a change of the configuration changes: the stamps of the file, of the folder beside it and of what
 /// is in it. Without `path`, of [`CONFIG_FILE`].
-pub(crate) fn stamps(path: Option<&Path>) -> Vec<(PathBuf, Stamp)> {
+pub fn stamps(path: Option<&Path>) -> Vec<(PathBuf, Stamp)> {
     let path = path.unwrap_or(Path::new(CONFIG_FILE));
     let folder = folder_of(path);
     let inside = list(&folder).unwrap_or_default();

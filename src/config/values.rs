@@ -144,7 +144,7 @@ pub(super) fn choice<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Res
 }
 
 /// Returns whether the text is a label that a guest may have.
-pub(crate) fn is_guest_name(text: &str) -> bool {
+pub fn is_guest_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
 }
 

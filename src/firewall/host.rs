@@ -239,7 +239,7 @@ impl From<IpLink> for Link {
 }
 
 /// Returns whether `name` matches `pattern`, a name or one that ends in `*`.
-pub(crate) fn fits(pattern: &str, name: &str) -> bool {
+pub fn fits(pattern: &str, name: &str) -> bool {
     match pattern.strip_suffix('*') {
         Some(stem) => name.starts_with(stem),
         None => pattern == name,

@@ -46,7 +46,7 @@ pub enum FirewallError {
 }
 
 /// Runs `program`; returns its output.
-pub(crate) fn run(
+pub fn run(
     program: &'static str,
     arguments: &[&str],
     input: &str,
@@ -77,7 +77,7 @@ pub(crate) fn run(
 }
 
 /// Runs `program` and parses its output as JSON; no output is an empty list.
-pub(crate) fn json(program: &'static str, arguments: &[&str], what: &'static str) -> Result<Value, FirewallError> {
+pub fn json(program: &'static str, arguments: &[&str], what: &'static str) -> Result<Value, FirewallError> {
     let text = run(program, arguments, "", what)?;
     if text.trim().is_empty() {
         return Ok(Value::Array(Vec::new()));
@@ -99,7 +99,7 @@ pub(super) fn items(mut printed: Value) -> Vec<Value> {
 }
 
 /// Returns the path of `program`, for callers that start it in an environment of their own.
-pub(crate) fn find(program: &'static str) -> Result<PathBuf, FirewallError> {
+pub fn find(program: &'static str) -> Result<PathBuf, FirewallError> {
     let candidates: Vec<PathBuf> = std::env::split_paths(&path()).map(|folder| folder.join(program)).collect();
     let missing = || {
         let source = io::Error::from(io::ErrorKind::NotFound);

@@ -5,10 +5,10 @@
 
 use outgate::reason::Reason;
 use outgate::trouble::TroubleCause;
-use outgate::{account, cli, dns};
-use std::fmt::Write;
+use outgate::{account, dns};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 /// Compares the part `name` of a page with `wanted`, or rewrites it.
 #[track_caller]
@@ -104,11 +104,8 @@ fn the_page_of_the_access_log_has_every_field() {
 
 #[test]
 fn the_page_of_commands_has_the_help_of_every_command() {
-    let mut text = String::new();
-    for (command, help) in cli::help_pages() {
-        let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
-        write!(text, "\n### {command}\n\n```text\n{}\n```\n", lines.join("\n").trim_end()).unwrap();
-    }
-    text.push('\n');
+    let printed = Command::new(env!("CARGO_BIN_EXE_outgate")).args(["man", "help"]).output().unwrap();
+    assert!(printed.status.success());
+    let text = String::from_utf8(printed.stdout).unwrap() + "\n";
     hold("docs/reference/commands.md", "commands", &text);
 }

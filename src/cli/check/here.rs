@@ -1,13 +1,13 @@
 //! `outgate check --here`: what the files alone do not show, and what would prevent `run` from starting on this
 //! machine: socket units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
-use crate::accept::{self, SocketUse};
-use crate::config::{ListenSettings, Settings};
-use crate::control;
-use crate::daemon;
-use crate::diagnostic::{Diagnostic, Severity};
-use crate::firewall::{Host, Plan};
-use crate::system::{self, User};
+use outgate::accept::{self, SocketUse};
+use outgate::config::{ListenSettings, Settings};
+use outgate::control;
+use outgate::daemon;
+use outgate::diagnostic::{Diagnostic, Severity};
+use outgate::firewall::{Host, Plan};
+use outgate::system::{self, User};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
 use std::path::Path;

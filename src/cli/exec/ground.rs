@@ -5,7 +5,7 @@ use super::names::{Names, PREFIX};
 use super::pool::GATEWAY;
 use crate::cli::Failure;
 use crate::cli::bridge::{fits, is_guest_name};
-use crate::config::Settings;
+use outgate::config::Settings;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 
@@ -24,7 +24,7 @@ impl Ground {
         if !is_guest_name(name) {
             return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
         }
-        if !crate::system::is_root() {
+        if !outgate::system::is_root() {
             let why = "only root may make network namespaces; run it with sudo, and the command runs as you";
             return Err(Failure::Failed(why.to_owned()));
         }

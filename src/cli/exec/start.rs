@@ -6,7 +6,7 @@ use super::talk::{self, Say};
 use super::terminal;
 use crate::cli::Failure;
 use crate::cli::bridge::tool;
-use crate::system::User;
+use outgate::system::User;
 use rustix::fs::{Dev, fstat, makedev};
 use rustix::io::ioctl_fionbio;
 use rustix::process::Signal;

@@ -1,10 +1,10 @@
 //! Converts what an operator pastes to a guest's request. A URL is parsed by hand, because its host must be read
 //! exactly as outgate reads it.
 
-use crate::identify::{Claim, Evidence};
-use crate::name::{HostName, NameError};
-use crate::source::Source;
-use crate::target::{Host, Protocol, Target, TargetError, Transport};
+use outgate::identify::{Claim, Evidence};
+use outgate::name::{HostName, NameError};
+use outgate::source::Source;
+use outgate::target::{Host, Protocol, Target, TargetError, Transport};
 use std::net::Ipv6Addr;
 
 /// The request of a URL.

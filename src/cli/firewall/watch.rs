@@ -3,12 +3,12 @@
 
 use super::super::{Config, Failure, Outcome, bridge};
 use super::{in_line, printable};
-use crate::config::{self, SYSTEM_CONTROL, Settings};
-use crate::control::host::{self, ReportSender};
-use crate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
-use crate::system::{self, Stamp};
-use crate::trouble::{HostReport, Trouble, TroubleCause};
 use clap::Args;
+use outgate::config::{self, SYSTEM_CONTROL, Settings};
+use outgate::control::host::{self, ReportSender};
+use outgate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
+use outgate::system::{self, Stamp};
+use outgate::trouble::{HostReport, Trouble, TroubleCause};
 use sd_notify::NotifyState;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -9,9 +9,9 @@ use crate::cli::exec::{CommandSignals, Enclosure, Ground, Order, Start, Streams,
 use crate::cli::explain::{self, Explained};
 use crate::cli::table::printable;
 use crate::cli::{Exit, Failure, Outcome};
-use crate::system::User;
 use attempt::{AT_ONCE, Ending, Found, PER_URL, Wanted};
 use clap::Args;
+use outgate::system::User;
 use serde::Serialize;
 use std::ffi::OsString;
 use std::fs::File;

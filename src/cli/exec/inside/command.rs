@@ -3,7 +3,7 @@
 
 use super::WORD;
 use crate::cli::Failure;
-use crate::system::{User, fence_command, give_up};
+use outgate::system::{User, fence_command, give_up};
 use serde::{Deserialize, Serialize};
 use std::ffi::OsString;
 use std::io;

@@ -2,9 +2,9 @@
 //! Each has a deadline, and several run at a time. Whether a failure is the policy's or the server's is decided
 //! here if the answer shows it, and otherwise by the caller.
 
-use crate::lock::lock;
-use crate::reason::{Reason, Verdict};
-use crate::target::{Host, Protocol, Target};
+use outgate::lock::lock;
+use outgate::reason::{Reason, Verdict};
+use outgate::target::{Host, Protocol, Target};
 use rustls::pki_types::ServerName;
 use rustls::{AlertDescription, ClientConfig, ClientConnection, RootCertStore, Stream};
 use serde::{Deserialize, Serialize};
