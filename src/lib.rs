@@ -11,9 +11,12 @@
 //! The modules beside the path (configuration, whitelist files, admin) supply the stages with settings and
 //! snapshots. `ARCHITECTURE.md` has the map and the invariants.
 
+pub use outgate_files::{self as files, diagnostic};
+pub use outgate_golem as golem;
 pub use outgate_policy as policy;
 pub use outgate_policy::cooperate;
 pub use outgate_proto::{identify, name, reason, source, target};
+pub use outgate_whitelist as whitelist;
 
 pub mod config;
 pub mod daemon;
@@ -33,7 +36,6 @@ pub mod bindings;
 pub mod control;
 pub mod dns;
 pub mod firewall;
-pub mod golem;
 pub mod guest;
 pub mod guests;
 pub mod limits;
@@ -41,10 +43,8 @@ pub mod live;
 pub mod services;
 pub mod system;
 pub mod tls;
-pub mod whitelist;
 
 // Vocabulary that everything shares; these modules import none of our others.
-pub mod diagnostic;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;

@@ -7,11 +7,7 @@ pub use confine::{
     give_up, is_privileged,
 };
 
-use rustix::fs::OFlags;
-use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
-use std::path::Path;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// The signals that the daemon acts on.
@@ -59,24 +55,6 @@ pub fn raise_open_files() -> u64 {
         Ok(()) => limit.maximum.unwrap_or(u64::MAX),
         Err(_) => limit.current.unwrap_or(u64::MAX),
     }
-}
-
-/// Opens a file for reading, without waiting for a writer if it is a FIFO (open(2)). `more` are further flags. The
-/// caller checks what kind of file it is.
-pub fn open_at_once(path: &Path, more: OFlags) -> io::Result<File> {
-    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
-    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
-}
-
-/// The stat(2) values of a file, with links followed, that show whether it was replaced or changed; `None` if
-/// stat(2) fails.
-pub type Stamp = Option<[i64; 6]>;
-
-/// Returns the current stamp of the file at `path`.
-pub fn stamp(path: &Path) -> Stamp {
-    let meta = std::fs::metadata(path).ok()?;
-    let (device, inode, size) = (meta.dev().cast_signed(), meta.ino().cast_signed(), meta.size().cast_signed());
-    Some([device, inode, size, meta.mtime(), meta.mtime_nsec(), meta.ctime_nsec()])
 }
 
 /// Notifies the service manager (sd_notify(3)), if there is one.

@@ -17,7 +17,7 @@ pub use socket::Socket;
 /// A connection inside TLS.
 pub type Stream = tokio_rustls::server::TlsStream<Socket>;
 
-use crate::system;
+use crate::files;
 use rustix::fs::OFlags;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::PemObject;
@@ -173,7 +173,7 @@ fn content(path: &Path, why: &str) -> TlsError {
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    let file = system::open_at_once(path, OFlags::empty()).map_err(failed)?;
+    let file = files::open_at_once(path, OFlags::empty()).map_err(failed)?;
     if !file.metadata().map_err(failed)?.is_file() {
         return Err(content(path, "is not a regular file"));
     }

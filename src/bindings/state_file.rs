@@ -3,8 +3,8 @@
 //! with a warning: guests then ask again.
 
 use super::{Binding, Bindings};
+use crate::files::replace::{Attributes, replace};
 use crate::name::HostName;
-use crate::whitelist::replace::{Attributes, replace};
 use std::fmt::Write as _;
 use std::fs::File;
 use std::io::{self, Read};

@@ -5,7 +5,7 @@
 use super::sources::Sources;
 use super::{CONFIG_FILE, ConfigError, Settings, Surroundings};
 use crate::diagnostic::Diagnostic;
-use crate::whitelist::replace::{Attributes, replace};
+use crate::files::replace::{Attributes, replace};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, Metadata, Permissions};
 use std::io;

@@ -9,8 +9,8 @@ use super::problems::Problems;
 use super::table::{self, bracketed};
 use super::{CONFIG_FILE, ConfigError};
 use crate::diagnostic::Severity;
+use crate::files::{self, Stamp};
 use crate::shell::quoted;
-use crate::system::{self, Stamp};
 use std::ffi::OsStr;
 use std::fs::{self, File, Metadata};
 use std::io::{self, Read};
@@ -173,7 +173,7 @@ pub fn stamps(path: Option<&Path>) -> Vec<(PathBuf, Stamp)> {
     let folder = folder_of(path);
     let inside = list(&folder).unwrap_or_default();
     let all = [path.to_owned(), folder].into_iter().chain(inside.into_iter().take(MAX_FILES));
-    all.map(|path| (path.clone(), system::stamp(&path))).collect()
+    all.map(|path| (path.clone(), files::stamp(&path))).collect()
 }
 
 /// Returns why there is a folder with further files and no file that it stands beside, if so: what it says would be

@@ -6,10 +6,10 @@
 use super::DaemonError;
 use crate::account::LogSettings;
 use crate::config::{CONFIG_FILE, Settings};
+use crate::files::{self, Stamp};
 use crate::golem::rules as provider;
 use crate::policy::PolicySettings;
 use crate::resolve::{NameServer, ResolverSettings};
-use crate::system::{self, Stamp};
 use crate::tls::TlsSettings;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
@@ -74,7 +74,7 @@ fn look(paths: &[PathBuf]) -> Vec<(PathBuf, Stamp)> {
 }
 
 fn one(path: PathBuf) -> (PathBuf, Stamp) {
-    let stamp = system::stamp(&path);
+    let stamp = files::stamp(&path);
     (path, stamp)
 }
 

@@ -2,8 +2,8 @@
 //! /run, the file is lost when the machine stops, and so are the guests.
 
 use super::Registered;
-use crate::system;
-use crate::whitelist::replace::{Attributes, replace};
+use crate::files;
+use crate::files::replace::{Attributes, replace};
 use rustix::fs::OFlags;
 use std::fs::Metadata;
 use std::io::{self, Read};
@@ -70,7 +70,7 @@ pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
 pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     let path = folder.join(FILE_NAME);
     let failed = |source| KeepError::Io { path: path.clone(), source };
-    let file = match system::open_at_once(&path, OFlags::NOFOLLOW) {
+    let file = match files::open_at_once(&path, OFlags::NOFOLLOW) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(failed(error)),

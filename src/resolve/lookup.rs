@@ -7,11 +7,12 @@ use super::hosts::Hosts;
 use super::server::NameServer;
 use super::upstream::{AddressKind, FAILURE_TTL, Upstreams};
 use super::{ResolveSetupError, ResolverSettings};
+use crate::files::{Stamp, stamp};
 use crate::name::HostName;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 use tokio::time::sleep_until;
 
 /// How much longer to wait for the other family once one has an answer.
@@ -144,8 +145,8 @@ pub(super) struct Sources {
     upstreams: Arc<Upstreams>,
     servers: Vec<NameServer>,
     hosts: Arc<Hosts>,
-    resolv_conf: Option<Stamp>,
-    hosts_file: Option<Stamp>,
+    resolv_conf: Stamp,
+    hosts_file: Stamp,
 }
 
 impl Sources {
@@ -160,8 +161,8 @@ impl Sources {
 
     /// Reads the changed files again; `None` if none changed.
     pub(super) fn refresh(&self) -> Result<Option<Sources>, ResolveSetupError> {
-        let hosts_file = self.settings.hosts_file.as_deref().and_then(Stamp::of);
-        let resolv_conf = self.settings.servers.is_empty().then(|| Stamp::of(Path::new(RESOLV_CONF))).flatten();
+        let hosts_file = self.settings.hosts_file.as_deref().and_then(stamp);
+        let resolv_conf = self.settings.servers.is_empty().then(|| stamp(Path::new(RESOLV_CONF))).flatten();
         if hosts_file == self.hosts_file && resolv_conf == self.resolv_conf {
             return Ok(None);
         }
@@ -178,7 +179,7 @@ impl Sources {
 
     fn read(settings: &ResolverSettings, current: Option<&Sources>) -> Result<Sources, ResolveSetupError> {
         // Stamped before reading: the next check then notices a change in between.
-        let hosts_file = settings.hosts_file.as_deref().and_then(Stamp::of);
+        let hosts_file = settings.hosts_file.as_deref().and_then(stamp);
         let hosts = match &settings.hosts_file {
             Some(path) => {
                 Hosts::read(path).map_err(|source| ResolveSetupError::Hosts { path: path.clone(), source })?
@@ -186,7 +187,7 @@ impl Sources {
             None => Hosts::default(),
         };
         let from_system = settings.servers.is_empty();
-        let resolv_conf = from_system.then(|| Stamp::of(Path::new(RESOLV_CONF))).flatten();
+        let resolv_conf = from_system.then(|| stamp(Path::new(RESOLV_CONF))).flatten();
         let servers = if from_system { system_servers(Path::new(RESOLV_CONF)) } else { settings.servers.clone() };
         let kept = current.filter(|current| current.servers == servers && current.settings.timeout == settings.timeout);
         let upstreams = match kept {
@@ -219,22 +220,6 @@ fn system_servers(path: &Path) -> Vec<NameServer> {
     }
 }
 
-/// Distinguishes a file from an earlier one at the same path.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    length: u64,
-    inode: u64,
-}
-
-impl Stamp {
-    fn of(path: &Path) -> Option<Stamp> {
-        use std::os::unix::fs::MetadataExt;
-        let metadata = std::fs::metadata(path).ok()?;
-        Some(Stamp { modified: metadata.modified().ok(), length: metadata.len(), inode: metadata.ino() })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -253,18 +238,5 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         assert!(system_servers(file.path()).is_empty());
         assert!(system_servers(Path::new("/nonexistent/resolv.conf")).is_empty());
-    }
-
-    #[test]
-    fn a_stamp_changes_with_the_file() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("hosts");
-        assert_eq!(Stamp::of(&path), None);
-        std::fs::write(&path, "11.0.0.1 a.test\n").unwrap();
-        let first = Stamp::of(&path);
-        assert_eq!(first, Stamp::of(&path));
-        std::fs::write(dir.path().join("new"), "11.0.0.2 a.test\n").unwrap();
-        std::fs::rename(dir.path().join("new"), &path).unwrap();
-        assert_ne!(first, Stamp::of(&path));
     }
 }

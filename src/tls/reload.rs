@@ -3,7 +3,7 @@
 //! is missed.
 
 use super::{Loaded, TlsError, TlsSettings, load};
-use crate::system;
+use crate::files;
 use arc_swap::ArcSwap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -101,8 +101,8 @@ fn look(settings: &TlsSettings, before: &Stamp) -> Option<(Stamp, Result<Loaded,
 }
 
 /// The stamp of each file.
-type Stamp = Vec<system::Stamp>;
+type Stamp = Vec<files::Stamp>;
 
 fn stamp(settings: &TlsSettings) -> Stamp {
-    settings.files().map(system::stamp).collect()
+    settings.files().map(files::stamp).collect()
 }
