@@ -1,5 +1,19 @@
 //! What it costs to tell where a flow wants to go: one head or hello each, from a whole buffer.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "a measurement that fails ends"
+)]
+
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use outgate::identify::hello::Hello;
 use outgate::identify::http::{Parsed, RequestHead};

@@ -1,6 +1,20 @@
 //! From files on disk to a policy that decides: read, parse, guard, compile. On ten names, and on a
 //! million exact and suffix names with five thousand globs.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "a measurement that fails ends"
+)]
+
 use criterion::{Criterion, criterion_group, criterion_main};
 use outgate::policy::{Builder, Mode, Policy, PolicySettings, Unknown};
 use outgate::whitelist::{self, Files};

@@ -283,6 +283,7 @@ impl Bindings {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
     fn shard(&self, asked: WhoRef<'_>) -> MutexGuard<'_, Shard> {
         let index = usize::try_from((self.hasher.hash_one(asked) >> 32) % SHARDS as u64).unwrap_or(0);
         lock(&self.shards[index])

@@ -11,6 +11,19 @@
 //! The modules beside the path (configuration, whitelist files, admin) supply the stages with settings and
 //! snapshots. `ARCHITECTURE.md` has the map and the invariants.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::disallowed_methods,
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "a test that panics fails, as it should"
+    )
+)]
+
 pub use outgate_files::{self as files, diagnostic};
 pub use outgate_golem as golem;
 pub use outgate_policy as policy;

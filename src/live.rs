@@ -197,10 +197,12 @@ impl Flow {
     /// Returns the bytes up and down that no caller has received yet. With several callers at once, each byte
     /// is returned to only one.
     pub(crate) fn unsettled(&self) -> [u64; 2] {
-        std::array::from_fn(|n| {
-            let now = self.carried[n].load(Ordering::Relaxed);
-            now.saturating_sub(self.settled[n].fetch_max(now, Ordering::Relaxed))
-        })
+        let unsettled = |carried: &AtomicU64, settled: &AtomicU64| {
+            let now = carried.load(Ordering::Relaxed);
+            now.saturating_sub(settled.fetch_max(now, Ordering::Relaxed))
+        };
+        let ([up, down], [settled_up, settled_down]) = (&self.carried, &self.settled);
+        [unsettled(up, settled_up), unsettled(down, settled_down)]
     }
 
     pub(crate) fn id(&self) -> u64 {
@@ -389,8 +391,9 @@ impl LiveFlows {
         (oldest, total)
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
     fn shard(&self, id: u64) -> &Mutex<Slab> {
-        &self.shards.0[(id % SHARDS as u64) as usize]
+        &self.shards.0[usize::try_from(id % SHARDS as u64).unwrap_or(0)]
     }
 }
 

@@ -3,7 +3,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outgate::identify::chunked::{CHUNK_END, ChunkError, ChunkHeader, Decoded, Decoder, MAX_TRAILERS, Part};
+use outgate_proto::identify::chunked::{CHUNK_END, ChunkError, ChunkHeader, Decoded, Decoder, MAX_TRAILERS, Part};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, stream)) = data.split_first() else { return };

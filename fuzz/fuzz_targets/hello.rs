@@ -3,8 +3,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outgate::identify::Parsed;
-use outgate::identify::hello::{
+use outgate_proto::identify::Parsed;
+use outgate_proto::identify::hello::{
     ClientHello, ClientRecords, Flight, Hello, HelloError, MAX_HELLO, MAX_HELLO_STREAM, ServerFlight, Walk,
 };
 

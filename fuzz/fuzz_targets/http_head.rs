@@ -3,10 +3,10 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outgate::identify::http::{
+use outgate_proto::identify::http::{
     Body, Downstream, HeadError, MAX_FIELDS, MAX_HEAD, Parsed, RequestHead, ResponseHead, Version,
 };
-use outgate::identify::{Sniff, sniff};
+use outgate_proto::identify::{Sniff, sniff};
 
 fuzz_target!(|data: &[u8]| {
     let Some((choice, stream)) = data.split_first() else { return };
@@ -32,7 +32,7 @@ fn in_pieces<T>(
 }
 
 /// A flaw may be told from another by the split, but not by the guest.
-fn seen<T>(outcome: Result<T, HeadError>) -> Result<T, (u16, outgate::reason::Reason)> {
+fn seen<T>(outcome: Result<T, HeadError>) -> Result<T, (u16, outgate_proto::reason::Reason)> {
     outcome.map_err(|error| (error.status(), error.reason()))
 }
 

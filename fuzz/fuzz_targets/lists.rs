@@ -2,8 +2,8 @@
 //! that means the same, and without the last line's end nothing is accepted, since a half-written line
 //! must never widen the list. Shared by the targets `rules` and `regexes`.
 
-use outgate::policy::Builder;
-use outgate::whitelist::{self, Files, Listed};
+use outgate_policy::Builder;
+use outgate_whitelist::{self as whitelist, Files, Listed};
 
 const DAY: jiff::civil::Date = jiff::civil::date(2026, 11, 23);
 

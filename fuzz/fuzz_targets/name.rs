@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outgate::identify::http::HostPort;
-use outgate::name::{HostName, MAX_LABEL, MAX_NAME};
-use outgate::target::{Host, Target};
+use outgate_proto::identify::http::HostPort;
+use outgate_proto::name::{HostName, MAX_LABEL, MAX_NAME};
+use outgate_proto::target::{Host, Target};
 use std::net::{IpAddr, ToSocketAddrs};
 
 fuzz_target!(|data: &[u8]| {

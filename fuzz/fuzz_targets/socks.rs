@@ -2,9 +2,9 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use outgate::identify::Parsed;
-use outgate::identify::socks::{MAX_GREETING, MAX_REQUEST, parse_greeting, parse_request};
-use outgate::target::Target;
+use outgate_proto::identify::Parsed;
+use outgate_proto::identify::socks::{MAX_GREETING, MAX_REQUEST, parse_greeting, parse_request};
+use outgate_proto::target::Target;
 
 fuzz_target!(|data: &[u8]| {
     let (greeting, request) = (parse_greeting(data), parse_request(data));

@@ -237,7 +237,9 @@ impl<'a> Value<'a> {
         });
         let millis = since.subsec_millis();
         quoted.0.push(b'.');
-        quoted.0.extend([millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + digit as u8));
+        quoted.0.extend(
+            [millis / 100, millis / 10 % 10, millis % 10].map(|digit| b'0' + u8::try_from(digit).unwrap_or_default()),
+        );
         quoted.0.push(b'Z');
     }
 }

@@ -41,9 +41,10 @@ impl Queue {
     }
 
     /// Queues the event, or drops and counts it. It never waits for the reader.
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
     pub(super) fn push(&self, event: Event) {
         let refusal = event.is_refusal();
-        let mut shard = lock(&self.shards[(event.id % SHARDS as u64) as usize]);
+        let mut shard = lock(&self.shards[usize::try_from(event.id % SHARDS as u64).unwrap_or(0)]);
         if shard.events.len() >= CAPACITY || (refusal && shard.refusals >= REFUSALS) {
             drop(shard);
             self.metrics.log_dropped(event.verdict, 1);

@@ -277,8 +277,9 @@ fn shown_bytes(value: &Value) -> String {
 }
 
 fn shown_duration(value: &Value) -> String {
-    // Whole seconds: floats saturate if they do not fit.
-    value.as_f64().map_or_else(|| shown(value), |seconds| duration(seconds as u64))
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "whole seconds; a float saturates")]
+    let whole = |seconds: f64| seconds as u64;
+    value.as_f64().map_or_else(|| shown(value), |seconds| duration(whole(seconds)))
 }
 
 #[cfg(test)]

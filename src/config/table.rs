@@ -207,6 +207,7 @@ fn is_empty(node: &Node) -> bool {
 }
 
 /// Returns the default of a key.
+#[expect(clippy::unreachable, reason = "a test reads every default")]
 fn default<F: Form>(table: &Table, key: &str, form: &F) -> F::Value {
     let text = table.rows.iter().find(|row| row.key == key).map_or(NO_DEFAULT, |row| row.default);
     let written = format!("{key} = {text}");
@@ -215,16 +216,15 @@ fn default<F: Form>(table: &Table, key: &str, form: &F) -> F::Value {
     let mut reader = Reader { folder: Path::new(""), problems: &mut problems };
     let read = entries.first().and_then(|entry| form.read(key, &entry.node, &mut reader));
     let Some(value) = read.or_else(|| form.absent()) else {
-        // A test reads every default.
         unreachable!("[{}].{key} has the default {text:?}", table.name)
     };
     value
 }
 
 /// Returns the table of this name.
+#[expect(clippy::unreachable, reason = "a test reads every table")]
 fn table(name: &str) -> &'static Table {
-    let Some(table) = TABLES.iter().find(|table| table.name == name) else { unreachable!("no table [{name}]") };
-    table
+    TABLES.iter().find(|table| table.name == name).unwrap_or_else(|| unreachable!("no table [{name}]"))
 }
 
 /// Returns what a running daemon keeps and in which `new` differs, as `table.key`.

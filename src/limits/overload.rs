@@ -190,7 +190,7 @@ pub fn fair_share(live: u32, share: f64, guests: usize) -> u32 {
     if share <= 0.0 {
         return u32::MAX;
     }
-    // A float that is too large for the integer becomes its largest value.
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a float too large saturates")]
     let each = (f64::from(live) / share / (guests as f64 + 1.0)).ceil() as u32;
     each.max(SMALL)
 }

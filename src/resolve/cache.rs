@@ -140,6 +140,7 @@ impl Cache {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
     fn shard(&self, hash: u64) -> MutexGuard<'_, Shard> {
         // The table itself uses the low bits for its buckets and the top seven for its tags.
         let index = usize::try_from((hash >> 32) % SHARDS as u64).unwrap_or(0);

@@ -2,6 +2,19 @@
 //! origins and the DNS server see. [`world`] has the machinery; [`proof`] shows that it works without
 //! outgate. Needs root; says so and skips without.
 
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unreachable,
+    clippy::unwrap_used,
+    reason = "a test that panics fails, as it should"
+)]
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
 mod activation;
@@ -42,7 +55,6 @@ mod responses;
 mod second;
 mod service;
 mod socks;
-mod tidy;
 mod tls;
 mod tour;
 mod transparent;

@@ -10,6 +10,18 @@
 //!
 //! [`outgate_whitelist::edit`] writes the file, like every change of a list.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "a test that panics fails, as it should"
+    )
+)]
+
 pub mod fetch;
 pub mod merge;
 pub mod unpack;

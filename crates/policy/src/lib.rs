@@ -6,6 +6,18 @@
 //! Two layers: [`Rules`], the compiled list, is made by a [`Builder`] when files change and is shared by `Arc`. A
 //! `Policy` adds the configuration to it (modes, guests and the files that apply to each) and is cheap to make again.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "a test that panics fails, as it should"
+    )
+)]
+
 mod agreement;
 pub mod cooperate;
 mod evaluation;

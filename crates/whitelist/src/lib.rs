@@ -6,6 +6,18 @@
 //! half applied. `policy` decides what a rule means for a flow; the daemon decides when to reload and what to do
 //! when a reload fails.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "a test that panics fails, as it should"
+    )
+)]
+
 pub mod edit;
 pub mod keep;
 pub mod lint;

@@ -132,7 +132,7 @@ fn conditional() -> Result<Vec<Condition>, BackendError> {
     // Limits may be read, not set.
     all.push((libc::SYS_prlimit64, vec![SeccompCondition::new(2, Len::Qword, Op::Eq, 0)?]));
     for command in [libc::F_GETFD, libc::F_SETFD, libc::F_GETFL, libc::F_SETFL, libc::F_DUPFD_CLOEXEC] {
-        all.push((libc::SYS_fcntl, vec![word(1, Op::Eq, command as u64)?]));
+        all.push((libc::SYS_fcntl, vec![word(1, Op::Eq, u64::from(command.cast_unsigned()))?]));
     }
     #[allow(clippy::unnecessary_cast, reason = "another type with other C libraries")]
     let non_blocking = libc::FIONBIO as u64;
@@ -154,9 +154,9 @@ fn sockets(all: &mut Vec<Condition>) -> Result<(), BackendError> {
     ];
     for (family, kind, protocols) in kinds {
         for protocol in protocols {
-            let family = word(0, Op::Eq, family as u64)?;
-            let kind = word(1, Op::MaskedEq(KIND), kind as u64)?;
-            all.push((libc::SYS_socket, vec![family, kind, word(2, Op::Eq, protocol as u64)?]));
+            let family = word(0, Op::Eq, u64::from(family.cast_unsigned()))?;
+            let kind = word(1, Op::MaskedEq(KIND), u64::from(kind.cast_unsigned()))?;
+            all.push((libc::SYS_socket, vec![family, kind, word(2, Op::Eq, u64::from(protocol.cast_unsigned()))?]));
         }
     }
     Ok(())
