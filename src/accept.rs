@@ -15,6 +15,7 @@ pub use listen::{ListenError, SocketUse};
 pub use reserve::Reserve;
 pub use sockets::{Shares, Sockets, Unclaimed};
 
+use crate::endpoint::canonical;
 use crate::guest::Guest;
 use crate::limits::{Gate, Purpose, Slot};
 use crate::reason::Reason;
@@ -119,11 +120,6 @@ pub async fn run(
             }
         }
     }
-}
-
-/// Returns the address as the rest of the daemon knows it: IPv4 that arrived on an IPv6 socket becomes IPv4.
-fn canonical(source: SocketAddr) -> SocketAddr {
-    SocketAddr::new(source.ip().to_canonical(), source.port())
 }
 
 /// Whether the error of accept(2) concerns only the one connection that was to be accepted, not the listener.

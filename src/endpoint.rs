@@ -13,6 +13,11 @@ pub struct Endpoint {
     pub port: u16,
 }
 
+/// Returns the address as the rest of the daemon knows it: IPv4 that arrived on an IPv6 socket becomes IPv4.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Endpoint {
         Endpoint { ip: address.ip().to_canonical(), port: address.port() }

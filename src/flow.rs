@@ -27,6 +27,7 @@ mod tunnel;
 
 use crate::accept::Accepted;
 use crate::account::{Active, Record};
+use crate::endpoint::canonical;
 use crate::limits::{Purpose, Slot};
 use crate::listener::{Listener, ListenerKind};
 use crate::reason::Reason;
@@ -70,10 +71,6 @@ fn original_of(kind: ListenerKind, stream: &TcpStream) -> io::Result<Option<Sock
         ListenerKind::Transparent => stream.local_addr().map(canonical).map(Some),
         ListenerKind::Redirect => original_destination(stream).map(canonical).map(Some),
     }
-}
-
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// SO_ORIGINAL_DST, and its counterpart for IPv6 (linux/netfilter_ipv4.h, linux/netfilter_ipv6/ip6_tables.h).

@@ -6,13 +6,12 @@
 //! pass, the guest has [`SILENCE`] to show a name. After that it counts as a client that waits for the server
 //! to speak first.
 
-use super::connection::{Connection, Filled, Heard};
+use super::connection::{Connection, Filled};
 use super::establish::{decide_refusal, establish};
 use super::refuse::{Dialect, Ended, Refused};
 use super::{Step, http, proxied, tunnel};
-use crate::account::Record;
-use crate::identify::hello::Hello;
-use crate::identify::{Claim, Evidence, Parsed, Sniff, sniff_on};
+use crate::identify::hello::ClientHello;
+use crate::identify::{Claim, Evidence, Sniff, sniff_on};
 use crate::listener::Listener;
 use crate::reason::{Reason, Why};
 use crate::target::{Host, Protocol, Target};
@@ -188,38 +187,26 @@ impl TransparentConnection {
     /// TLS: the ClientHello names the destination.
     async fn tls(mut self) -> Result<Step, Ended> {
         let record = self.connection.record(self.listener);
-        let refused = match self.hello(&record).await {
-            Ok((claim, len)) => match establish(&self.connection, self.listener, claim, record, Reason::NoName).await {
-                Ok(opened) => return tunnel::pass_hello(self.connection, opened, len, false).await,
-                Err(refused) => refused,
-            },
+        let refused = match tunnel::read_hello(&mut self.connection, &record).await {
+            Ok(hello) => {
+                let (claim, len) = self.claim_of(hello);
+                match establish(&self.connection, self.listener, claim, record, Reason::NoName).await {
+                    Ok(opened) => return tunnel::pass_hello(self.connection, opened, len, false).await,
+                    Err(refused) => refused,
+                }
+            }
             Err(why) => Refused::new(record, why, None),
         };
         Err(refused.tell(&mut self.connection.stream, Dialect::Tls).await)
     }
 
-    /// Reads the ClientHello at the front of the input. Returns its claim and its length.
-    async fn hello(&mut self, record: &Record) -> Result<(Claim, usize), Why> {
-        let mut reader = Hello::new();
-        loop {
-            match reader.advance(&self.connection.input) {
-                Ok(Parsed::Complete { head, .. }) => {
-                    let (host, evidence) = match head.sni {
-                        Some(name) => (Host::Name(name), Evidence::Sni),
-                        None => (Host::Addr(self.original.ip()), Evidence::Address),
-                    };
-                    let claim = self.claim(host, Some(Protocol::Tls), evidence);
-                    return Ok((Claim { ech: head.ech, ..claim }, head.len));
-                }
-                Ok(Parsed::Partial) => {}
-                Err(error) => return Err(error.why()),
-            }
-            match self.connection.hear(record).await {
-                Heard::Bytes => {}
-                Heard::End => return Err(tunnel::CUT_HELLO),
-                Heard::Timeout => return Err(Reason::Timeout.into()),
-                Heard::Revoked(reason) => return Err(reason.into()),
-            }
-        }
+    /// The claim of a ClientHello, and the hello's length.
+    fn claim_of(&self, hello: ClientHello) -> (Claim, usize) {
+        let (host, evidence) = match hello.sni {
+            Some(name) => (Host::Name(name), Evidence::Sni),
+            None => (Host::Addr(self.original.ip()), Evidence::Address),
+        };
+        let claim = self.claim(host, Some(Protocol::Tls), evidence);
+        (Claim { ech: hello.ech, ..claim }, hello.len)
     }
 }

@@ -7,6 +7,7 @@ use super::connection::{Connection, Heard, say};
 use super::establish::PermittedFlow;
 use super::refuse::{Dialect, Ended, Refused, cut};
 use super::{Relaying, Step, http};
+use crate::account::Record;
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
@@ -35,12 +36,6 @@ pub(super) struct OpenTunnel {
 }
 
 impl OpenTunnel {
-    /// Enters a refusal in the record, and returns its reason.
-    fn refuse(&mut self, why: Why) -> Reason {
-        self.flow.record.refuse(why, None);
-        why.reason
-    }
-
     /// Decides again for what the guest speaks.
     fn decide_again(&mut self, connection: &Connection, claim: &Claim) -> Result<(), Reason> {
         self.flow.decide_again(&connection.services, claim, self.upstream.peer)
@@ -62,7 +57,7 @@ impl OpenTunnel {
 /// What is malformed about a stream whose syntax is valid.
 const TOO_LATE: Why = Why::malformed("a ClientHello came too late to be judged");
 const TOO_EARLY: Why = Why::malformed("more came behind the ClientHello than may before the server answered");
-pub(super) const CUT_HELLO: Why = Why::malformed("the connection ended within a ClientHello");
+const CUT_HELLO: Why = Why::malformed("the connection ended within a ClientHello");
 
 /// Judges the protocol inside. Boxed, because by its types HTTP inside could lead to a tunnel again.
 pub(super) fn serve(
@@ -283,7 +278,7 @@ async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoke
     let nameless = spoken.asked > 0;
     let len = match hello(&mut connection, &mut opened, nameless).await {
         Ok(len) => len,
-        Err(reason) => return Err(opened.end(connection, reason, Dialect::Tls).await),
+        Err(why) => return Err(opened.end(connection, why, Dialect::Tls).await),
     };
     connection.say(&spoken.to_guest, &mut opened.flow.record).await?;
     pass_hello(connection, opened, len, nameless).await
@@ -336,22 +331,27 @@ fn look_through(
     }
 }
 
-/// Reads a ClientHello at the front of the input and judges it. Returns its length.
-async fn hello(connection: &mut Connection, opened: &mut OpenTunnel, nameless: bool) -> Result<usize, Reason> {
+/// Reads a ClientHello at the front of the input.
+pub(super) async fn read_hello(connection: &mut Connection, record: &Record) -> Result<ClientHello, Why> {
     let mut reader = Hello::new();
-    let shown = loop {
+    loop {
         match reader.advance(&connection.input) {
-            Ok(Parsed::Complete { head, .. }) => break head,
+            Ok(Parsed::Complete { head, .. }) => return Ok(head),
             Ok(Parsed::Partial) => {}
-            Err(error) => return Err(opened.refuse(error.why())),
+            Err(error) => return Err(error.why()),
         }
-        match connection.hear(&opened.flow.record).await {
+        match connection.hear(record).await {
             Heard::Bytes => {}
-            Heard::End => return Err(opened.refuse(CUT_HELLO)),
-            Heard::Timeout => return Err(Reason::Timeout),
-            Heard::Revoked(reason) => return Err(reason),
+            Heard::End => return Err(CUT_HELLO),
+            Heard::Timeout => return Err(Reason::Timeout.into()),
+            Heard::Revoked(reason) => return Err(reason.into()),
         }
-    };
+    }
+}
+
+/// Reads a ClientHello at the front of the input and judges it. Returns its length.
+async fn hello(connection: &mut Connection, opened: &mut OpenTunnel, nameless: bool) -> Result<usize, Why> {
+    let shown = read_hello(connection, &opened.flow.record).await?;
     let ClientHello { sni, len, .. } = &shown;
     let claim = match opened.flow.claim.with_hello(&shown) {
         Err(Reason::NoName) if nameless => {
@@ -493,7 +493,7 @@ async fn second(
             return Err(Some(TOO_EARLY));
         }
     }
-    let len = hello(connection, opened, nameless).await.map_err(|reason| Some(reason.into()))?;
+    let len = hello(connection, opened, nameless).await.map_err(Some)?;
     outgoing.extend(connection.input.drain(..len.min(connection.input.len())));
     look_through(opened, search, &outgoing)?;
     forward(connection, opened, &outgoing).await?;
