@@ -103,7 +103,7 @@ impl Registered {
     fn clash(&self, other: &str, others: &[IpNet]) -> Option<String> {
         let Registered { name, addresses, .. } = self;
         if other == *name {
-            return Some(format!("there is a guest {name} already"));
+            return Some(format!("a guest {name} exists already"));
         }
         let shared = addresses.iter().find(|net| others.iter().any(|o| o.contains(*net) || net.contains(o)));
         shared.map(|net| format!("{net} of {name} is already an address of {other}; an address is one guest's"))

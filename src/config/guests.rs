@@ -49,7 +49,7 @@ fn check_name(guest: &RawGuest, names: &mut HashMap<String, u32>, problems: &mut
     };
     let name = given.get_ref();
     if !values::is_guest_name(name) {
-        problems.error(given.span(), format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
+        problems.error(given.span(), format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
         return None;
     }
     if name == OTHER {
@@ -114,7 +114,7 @@ fn is_nobodys(net: IpNet) -> bool {
 pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>) -> Result<Vec<IpNet>, Vec<String>> {
     let mut wrong = Vec::new();
     if !values::is_guest_name(name) || name == OTHER {
-        wrong.push(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
+        wrong.push(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
     }
     if let Some(interface) = interface.filter(|interface| !values::is_interface(interface, false)) {
         wrong.push(format!("{interface:?} is no name of a network interface"));

@@ -295,7 +295,7 @@ addresses = ["10.0.4.1/8", "224.0.0.1"]
             "f:14:1: the guest has no name; write for example name = \"vm-7\"",
             "f:16:1: this guest has no addresses, so no flow would be its own; write addresses = [\"…\"]",
             "f:17:8: \"other\" stands for all undeclared guests in the metrics; choose another name",
-            "f:19:8: \"vm 7\" is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -",
+            "f:19:8: \"vm 7\" is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -",
             "f:20:14: \"10.0.4.1/8\" has bits set beyond its length; write \"10.0.0.0/8\" or \"10.0.4.1/32\"",
             "f:20:28: 224.0.0.1/32 is the address of no guest",
         ]

@@ -29,7 +29,7 @@ fn listener_remedy(text: &str, port: u16) -> String {
     }
     if let Some((host, port)) = written.rsplit_once(':') {
         if let (Ok(host), Ok(port)) = (host.parse::<Ipv6Addr>(), port.parse::<u16>()) {
-            return format!("an IPv6 address stands in brackets; write \"[{host}]:{port}\"");
+            return format!("an IPv6 address needs brackets; write \"[{host}]:{port}\"");
         }
         if host.parse::<IpAddr>().is_err() && port.parse::<u16>().is_ok() {
             return format!("{host:?} is no address, and a listener takes no name; write \"127.0.0.1:{port}\"");

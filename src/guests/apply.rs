@@ -77,7 +77,7 @@ impl Application {
             return Ok(None);
         };
         let manifest = Manifest::read(text.as_bytes()).map_err(|error| vec![error.to_string()])?;
-        warnings.extend(manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")));
+        warnings.extend(manifest.dates(now).map(|why| format!("{why}; yagna does not check that")));
         let rule = match settings.data_dir() {
             Some(dir) => {
                 let provider = Provider::of(dir).map_err(|error| vec![error.to_string()])?;

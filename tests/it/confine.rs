@@ -143,7 +143,7 @@ fn a_user_that_cannot_be_had_is_a_sentence() {
     assert_refuses(&mut outgate, 1, &["is root"]);
     outgate.become_nobody();
     outgate.run_with(&["--user", "nobody"]);
-    assert_refuses(&mut outgate, 2, &["--user takes root"]);
+    assert_refuses(&mut outgate, 2, &["--user requires root"]);
 }
 
 #[test]

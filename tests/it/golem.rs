@@ -158,7 +158,7 @@ fn what_outgate_refuses_later_is_told() {
     let warnings: Vec<&str> = answer["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
     for (warning, words) in warnings.iter().zip([
         ["tcp://mail.example:25", "port_not_allowed; 25 is in [dial].blocked_ports"],
-        ["udp://good.example:123", "nothing listens for UDP"],
+        ["udp://good.example:123", "only DNS has a listener for UDP"],
         ["https://127.0.0.1/", "address_floor; 127.0.0.1 is in the address floor"],
         ["data:text/plain,x", "malformed"],
     ]) {

@@ -90,7 +90,7 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
     let said = added(&outgate, &["one", "--address", "10.42.42.2", "--manifest", &one]);
     assert_eq!(
         said,
-        "one is registered: https://good.test/, http://good.test/ within what the list has, by the Everyone rule\n"
+        "one is registered: https://good.test/, http://good.test/ within what the list allows, by the Everyone rule\n"
     );
     added(&outgate, &["two", "--address", "10.42.42.3", "--manifest", &two]);
     for (guest, own, others) in
@@ -134,7 +134,7 @@ fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
     {
         let asks = manifest(&outgate, name, &out);
         let said = added(&outgate, &[name, "-a", "10.42.42.2", "-m", &asks]);
-        assert_eq!(said, format!("{name} is registered; its manifest asks for nothing, and it gets nothing\n"));
+        assert_eq!(said, format!("{name} is registered; its manifest asks for nothing, so it reaches nothing\n"));
         assert_eq!(reason(&world.guest, "good.test"), "mode_none");
         assert_eq!(world.guest.connect("good.test:443").0.reason(), "mode_none");
         world.guest.lookup("good.test").assert_blocked("mode_none");
@@ -161,7 +161,7 @@ fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
     let said = added(&outgate, &["wide", "-a", "10.42.42.2", "-m", &asks]);
     for words in [
         "tcp://good.test:25 was agreed on, but is refused: port_not_allowed",
-        "udp://good.test:99 was agreed on, but opens nothing: nothing listens for UDP",
+        "udp://good.test:99 was agreed on, but opens nothing: only DNS has a listener for UDP",
         "http://cdn-bad.test/ was agreed on, but is refused: denied_by_rule",
     ] {
         assert!(said.contains(words), "{said}");
@@ -202,8 +202,8 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
         not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", outgate.path("bad").to_str().unwrap()], words);
     }
     for (arguments, words) in [
-        (&["a b", "-a", "10.42.42.2"][..], "\"a b\" is no guest name"),
-        (&["other", "-a", "10.42.42.2"], "\"other\" is no guest name"),
+        (&["a b", "-a", "10.42.42.2"][..], "\"a b\" is not a guest name"),
+        (&["other", "-a", "10.42.42.2"], "\"other\" is not a guest name"),
         (&["vm", "-a", "10.42.42"], "10.42.42"),
         (&["vm", "-a", "224.0.0.1"], "is the address of no guest"),
         (&["vm", "-a", "10.42.42.2", "-a", "10.42.42.0/24"], "is there twice"),
@@ -297,8 +297,8 @@ fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
     added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
     let again = added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
-    assert!(again.starts_with("one was registered before, just so"), "{again}");
-    not_added(&outgate, &["one", "-a", "10.42.42.9"], "there is a guest one already");
+    assert!(again.starts_with("one was already registered, with the same settings"), "{again}");
+    not_added(&outgate, &["one", "-a", "10.42.42.9"], "a guest one exists already");
     not_added(&outgate, &["two", "-a", "10.42.42.0/24"], "is already an address of one");
     assert!(outgate.stop().success());
     outgate.launch();
@@ -309,7 +309,7 @@ fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
     let mut other = world.neighbour.tunnel("good.test:443").tls("good.test").unwrap();
     assert_eq!(one.get("good.test", "/").unwrap().status, 200);
     let removed = guest(&outgate, &["remove", "one"]);
-    assert_eq!((removed.code, removed.out.as_str()), (0, "one is no guest any more; connections ended: 1\n"));
+    assert_eq!((removed.code, removed.out.as_str()), (0, "one is not a guest any more; connections ended: 1\n"));
     assert!(one.sock.is_over(), "although anybody may go there");
     assert_eq!(other.get("good.test", "/").unwrap().status, 200);
     assert_eq!(world.guest.connect("cdn-ok.test:443").0.status, 200, "one of those that are not registered");
@@ -324,7 +324,7 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     let Some(world) = World::new() else { return };
     let declared = "[[guest]]\nname = \"vm-3\"\naddresses = [\"10.42.42.3\"]\n";
     let mut outgate = world.setup("good.test\n").tables(declared).start();
-    not_added(&outgate, &["vm-3", "-a", "10.42.42.2"], "there is a guest vm-3 already");
+    not_added(&outgate, &["vm-3", "-a", "10.42.42.2"], "a guest vm-3 exists already");
     not_added(&outgate, &["vm-2", "-a", "10.42.42.3"], "10.42.42.3/32 of vm-2 is already an address of vm-3");
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest");
     added(&outgate, &["vm-2", "-a", "10.42.42.2"]);
@@ -340,7 +340,7 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     outgate.launch();
     outgate.await_ready();
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest", "at a start the configuration comes first");
-    assert!(outgate.errors().contains("there is a guest vm-2 already"), "{}", outgate.errors());
+    assert!(outgate.errors().contains("a guest vm-2 exists already"), "{}", outgate.errors());
     let kept = fs::read_to_string(outgate.path("control.sock.guests/guests.json")).unwrap();
     assert_eq!(kept, "[]", "and the registration is over");
 }
@@ -515,7 +515,7 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     fs::write(outgate.whitelist().join("bad.rules"), "no rule at all\n").unwrap();
     let four = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one]);
     assert!(
-        four.code == 0 && four.out.contains("what is refused all the same is not known"),
+        four.code == 0 && four.out.contains("it is not known which of its URLs are refused"),
         "{}{}",
         four.out,
         four.err
@@ -527,7 +527,7 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let other = run(&["add", "five", "-a", "10.43.0.5", "-i", "r5", "--socket", "/nowhere.sock"]);
     assert!(other.code == 2 && other.err.contains("name it with --config"), "{}", other.err);
     let same = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one, "--socket", socket.to_str().unwrap()]);
-    assert!(same.out.contains("just so"), "{}{}", same.out, same.err);
+    assert!(same.out.contains("with the same settings"), "{}{}", same.out, same.err);
     for name in ["one", "three", "four"] {
         assert_eq!(run(&["remove", name]).code, 0);
     }

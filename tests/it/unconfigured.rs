@@ -277,7 +277,7 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
         let output = apply();
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1));
-        assert!(said.contains("closed altogether"), "{said}");
+        assert!(said.contains("closed completely"), "{said}");
         for guest in [&net.one, &net.three] {
             assert!(connect(guest, "11.0.0.66:443").is_err());
             EVIL.iter().for_each(|evil| hammer(guest, evil));

@@ -120,7 +120,7 @@ fn a_name_in_use_is_refused_and_stays_as_it_is() {
     let add = ["guest", "add", &name, "--address", "10.42.42.2", "--config", config.to_str().unwrap()];
     succeed(house.outgate.command(&add).output().unwrap());
     let second = house.exec(&name, &["--", "true"]);
-    assert!(second.code == Some(1) && second.err.contains("there is a guest"), "{second:?}");
+    assert!(second.code == Some(1) && second.err.contains("exists already"), "{second:?}");
     assert_eq!(house.guests().len(), 1);
     let taken = house.shell(&["--address", "10.42.42.2"], "true");
     assert!(taken.code == Some(1) && taken.err.contains("already an address of"), "{taken:?}");
@@ -135,7 +135,7 @@ fn assert_refused(ran: &Ran, code: i32, words: &str) {
 #[test]
 fn what_is_missing_is_told_before_anything_is_made() {
     let Some(mut house) = House::new() else { return };
-    assert_refused(&house.exec("a b", &["--", "true"]), 2, "no guest name");
+    assert_refused(&house.exec("a b", &["--", "true"]), 2, "is not a guest name");
     assert_refused(&house.exec(&fresh(), &[]), 2, "COMMAND");
     assert_refused(&house.exec(&fresh(), &["--show", "/etc", "--", "true"]), 2, "below /run");
     let missing = house.path("none").display().to_string();

@@ -33,7 +33,7 @@ fn a_typing_error_elsewhere_in_the_configuration_leaves_no_guest_open() {
     let output = apply();
     assert_eq!(output.status.code(), Some(1), "{output:?}");
     let said = String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
-    assert!(said.contains("conections") && said.contains("closed altogether"), "{said}");
+    assert!(said.contains("conections") && said.contains("closed completely"), "{said}");
     whole.storm();
 
     // A sound one opens what it should, and a later error changes nothing of that.
