@@ -300,7 +300,8 @@ impl Settings {
                 // Someone who swaps the socket can lie to the operator's commands, but cannot change what passes.
                 tracing::warn!(
                     folder = %parent.display(),
-                    "everybody may swap the control socket; run `chmod o-w` on its folder, or choose another [listen].control"
+                    "everyone may replace the control socket; run `chmod o-w` on its folder, or choose another \
+                     [listen].control"
                 );
             } else {
                 folder(parent, mode, "choose another [listen].control")?;
@@ -320,7 +321,7 @@ impl Settings {
     ) -> Result<(Settings, Vec<Diagnostic>), ConfigError> {
         let mut problems = Problems::new(path, text);
         if writable {
-            problems.warn_whole("everybody on this machine may write to this file; run `chmod o-w` on it");
+            problems.warn_whole("everyone on this machine may write to this file; run `chmod o-w` on it");
         }
         let raw = raw::read(text, &mut problems);
         let defaults = Settings::at(surroundings.places(path == Path::new(CONFIG_FILE)));

@@ -69,13 +69,18 @@ pub(super) fn mode(given: &Spanned<String>, problems: &mut Problems<'_>, whom: &
         }
     };
     match mode {
-        Mode::All => {
-            problems.warn(given.span(), format!("mode \"all\" lets {whom} reach every public address, list or no list"))
-        }
+        Mode::All => problems.warn(
+            given.span(),
+            format!(
+                "mode \"all\" lets {whom} reach every public address, whatever the \
+                                                 list says"
+            ),
+        ),
         Mode::Observe => problems.warn(
             given.span(),
             format!(
-                "mode \"observe\" lets {whom} through where no rule does; go to \"whitelist\" when the list is complete"
+                "mode \"observe\" lets {whom} through even without a rule; change it to \"whitelist\" when the list is \
+                 complete"
             ),
         ),
         Mode::Whitelist | Mode::None => {}
@@ -105,7 +110,9 @@ fn ports(given: &[Spanned<i64>], problems: &mut Problems<'_>) -> Vec<u16> {
                     ports.push(port);
                 }
             }
-            _ => problems.error(item.span(), format!("{} is no port; write a number from 1 to 65535", item.get_ref())),
+            _ => {
+                problems.error(item.span(), format!("{} is not a port; write a number from 1 to 65535", item.get_ref()))
+            }
         }
     }
     ports
@@ -117,10 +124,8 @@ fn permitted(given: &List<String>, problems: &mut Problems<'_>) -> Vec<IpNet> {
         match values::net(item.get_ref()) {
             Ok(net) => {
                 if net.prefix_len() < 8 {
-                    problems.warn(
-                        item.span(),
-                        format!("{net} takes most of the address floor away, for every rule and guest"),
-                    );
+                    problems
+                        .warn(item.span(), format!("{net} opens most of the address floor, for every rule and guest"));
                 }
                 nets.push(net);
             }
@@ -139,7 +144,7 @@ fn check_resolver(
     for item in raw.resolver.servers.iter().flat_map(|list| list.get_ref()) {
         match values::server(item.get_ref()) {
             Ok(server) if settings.servers.contains(&server) => {
-                problems.warn(item.span(), format!("{server} is in the list twice"));
+                problems.warn(item.span(), format!("{server} is listed twice"));
             }
             Ok(server) => settings.servers.push(server),
             Err(wrong) => problems.error(item.span(), wrong),
@@ -176,14 +181,14 @@ fn check_tls(raw: &Raw, listen: &ListenSettings, folder: &Path, problems: &mut P
             let client_ca = client_ca.as_ref().map(path);
             return Some(TlsSettings { certificate: path(certificate), key: path(key), client_ca });
         }
-        (Some(one), None, _) => problems.error(one.span(), "a certificate takes its key; set [tls].key"),
-        (None, Some(one), _) => problems.error(one.span(), "a key takes its certificate; set [tls].certificate"),
+        (Some(one), None, _) => problems.error(one.span(), "a certificate requires its key; set [tls].key"),
+        (None, Some(one), _) => problems.error(one.span(), "a key requires its certificate; set [tls].certificate"),
         (None, None, Some(listener)) => {
-            problems.error(listener, "a listener inside TLS takes [tls].certificate and [tls].key");
+            problems.error(listener, "a listener with TLS requires [tls].certificate and [tls].key");
         }
         (None, None, None) => {
             if let Some(client_ca) = &client_ca {
-                problems.error(client_ca.span(), "client_ca goes with [tls].certificate and [tls].key");
+                problems.error(client_ca.span(), "client_ca requires [tls].certificate and [tls].key");
             }
         }
     }
@@ -227,8 +232,13 @@ fn check_limits(raw: &Raw, mut limits: LimitSettings, problems: &mut Problems<'_
         && let Some(span) = given.connections.as_ref().or(given.total_connections.as_ref()).map(Spanned::span)
     {
         let quarter = total / 4;
-        problems
-            .warn(span, format!("no guest gets more than a quarter of total_connections, so {quarter} and not {one}"));
+        problems.warn(
+            span,
+            format!(
+                "no guest gets more than a quarter of total_connections, so the limit is {quarter}, \
+                                 not {one}"
+            ),
+        );
     }
     limits
 }
@@ -274,7 +284,7 @@ fn check_log(raw: &Raw, default: LogSettings, folder: &Path, problems: &mut Prob
     let on_failure = choice(&raw.on_failure, "on_failure", &words, problems).unwrap_or(default.on_failure);
     if let Some(given) = raw.on_failure.as_ref().filter(|_| access == AccessLog::Off && on_failure == OnFailure::Refuse)
     {
-        problems.warn(given.span(), "`on_failure` means nothing where `access` is \"off\"");
+        problems.warn(given.span(), "`on_failure` has no effect if `access` is \"off\"");
     }
     let denied_only = raw.denied_only.as_ref().map_or(default.denied_only, |given| *given.get_ref());
     LogSettings { access, denied_only, on_failure }
@@ -285,7 +295,7 @@ fn check_golem(raw: &Raw, folder: &Path, problems: &mut Problems<'_>) -> Option<
     let max_mode = choice(&raw.golem.max_mode, "max_mode", &words, problems).unwrap_or(Grant::All);
     let Some(given) = raw.golem.data_dir.as_ref().filter(|given| !given.get_ref().is_empty()) else {
         if let Some(given) = raw.golem.max_mode.as_ref().filter(|_| max_mode != Grant::All) {
-            problems.warn(given.span(), "`max_mode` means nothing without `data_dir`");
+            problems.warn(given.span(), "`max_mode` has no effect without `data_dir`");
         }
         return None;
     };

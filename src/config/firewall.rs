@@ -28,15 +28,20 @@ pub(super) fn check(
     for item in given.guest_interfaces.iter().flat_map(|list| list.get_ref()) {
         let text = item.get_ref();
         if !values::is_interface(text, true) {
-            problems
-                .error(item.span(), format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
+            problems.error(
+                item.span(),
+                format!(
+                    "{text:?} is not a network interface; write for example \"br0\" or \
+                                             \"tap*\""
+                ),
+            );
         } else if fits(text, "lo") {
             problems.error(
                 item.span(),
-                "this takes in \"lo\", which is this machine itself; sockets of this machine are for `host_users`",
+                "this matches \"lo\", which is this machine itself; for sockets of this machine use `host_users`",
             );
         } else if settings.guest_interfaces.contains(text) {
-            problems.warn(item.span(), format!("{text:?} is in the list twice"));
+            problems.warn(item.span(), format!("{text:?} is listed twice"));
         } else {
             settings.guest_interfaces.push(text.clone());
         }
@@ -44,7 +49,7 @@ pub(super) fn check(
     for item in given.host_users.iter().flat_map(|list| list.get_ref()) {
         let text = item.get_ref();
         if !values::is_user(text) {
-            problems.error(item.span(), format!("{text:?} is no name or number of a user"));
+            problems.error(item.span(), format!("{text:?} is not a user's name or number"));
         } else if matches!(text.as_str(), "outgate" | "root" | "0") {
             let why = "outgate's own connections would come back to it";
             problems.error(item.span(), format!("{text:?} cannot be sent to `redirect`: {why}"));
@@ -76,7 +81,8 @@ pub(super) fn not_guests(raw: &Raw, problems: &mut Problems<'_>) -> Vec<String> 
         } else {
             let text = item.get_ref();
             let problem = format!(
-                "{text:?} is no network interface; write for example \"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\""
+                "{text:?} is not a network interface; write for example \"docker0\", \"macvlan@eth0\" or \
+                 \"{HOST_NETWORK}\""
             );
             problems.error(item.span(), problem);
         }

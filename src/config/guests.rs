@@ -72,7 +72,8 @@ fn check_interface(guest: &RawGuest, problems: &mut Problems<'_>) -> Option<Stri
         return Some(given.get_ref().clone());
     }
     let text = given.get_ref();
-    problems.error(given.span(), format!("{text:?} is no name of a network interface; write for example \"tap7\""));
+    problems
+        .error(given.span(), format!("{text:?} is not the name of a network interface; write for example \"tap7\""));
     None
 }
 
@@ -87,14 +88,14 @@ fn check_addresses(
     if given.is_empty() && needed {
         let span = guest.addresses.as_ref().map_or(guest.span.clone(), |given| given.span());
         problems
-            .error(span, format!("{label} has no addresses, so no flow would be its own; write addresses = [\"…\"]"));
+            .error(span, format!("{label} has no addresses, so no flow would belong to it; write addresses = [\"…\"]"));
     }
     let mut addresses = Vec::with_capacity(given.len());
     for item in given {
         match values::net(item.get_ref()) {
             Err(wrong) => problems.error(item.span(), wrong),
             Ok(net) if is_nobodys(net) => {
-                problems.error(item.span(), format!("{net} is the address of no guest"));
+                problems.error(item.span(), format!("{net} cannot be a guest's address"));
             }
             Ok(net) => {
                 taken.claim(net, label, item.span(), problems);
@@ -117,18 +118,18 @@ pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>
         wrong.push(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
     }
     if let Some(interface) = interface.filter(|interface| !values::is_interface(interface, false)) {
-        wrong.push(format!("{interface:?} is no name of a network interface"));
+        wrong.push(format!("{interface:?} is not the name of a network interface"));
     }
     if addresses.is_empty() {
-        wrong.push(format!("{name} has no address, so no flow would be its own"));
+        wrong.push(format!("{name} has no address, so no flow would belong to it"));
     }
     let mut nets: Vec<IpNet> = Vec::with_capacity(addresses.len());
     for address in addresses {
         match values::net(address) {
             Err(why) => wrong.push(why),
-            Ok(net) if is_nobodys(net) => wrong.push(format!("{net} is the address of no guest")),
+            Ok(net) if is_nobodys(net) => wrong.push(format!("{net} cannot be a guest's address")),
             Ok(net) if nets.iter().any(|other| other.contains(&net) || net.contains(other)) => {
-                wrong.push(format!("{net} is there twice"));
+                wrong.push(format!("{net} is listed twice"));
             }
             Ok(net) => nets.push(net),
         }
@@ -145,7 +146,7 @@ fn check_files(guest: &RawGuest, label: &str, mode: Option<Mode>, problems: &mut
             files.push(file.clone());
         } else {
             let remedy = "write the name of a .rules, .lst or .json file in [whitelist].dir, without a path";
-            problems.error(item.span(), format!("{file:?} is no whitelist file; {remedy}"));
+            problems.error(item.span(), format!("{file:?} is not a whitelist file; {remedy}"));
         }
     }
     if given.get_ref().is_empty() && !matches!(mode, Some(Mode::All | Mode::Observe | Mode::None)) {
@@ -177,7 +178,7 @@ impl Taken {
             } else {
                 format!("of {owner} (line {line}{which})")
             };
-            problems.error(span, format!("{net} is already an address {whose}; an address is one guest's"));
+            problems.error(span, format!("{net} is already an address {whose}; an address belongs to one guest alone"));
             return;
         }
         let line = problems.line_of(span.start);

@@ -111,7 +111,7 @@ fn address(item: &Spanned<String>, port: u16, problems: &mut Problems<'_>) -> Op
     match values::listener(item.get_ref(), port) {
         Ok(address) => {
             if address.port() == 0 {
-                problems.warn(item.span(), "port 0 lets the kernel choose; it is another port after each start");
+                problems.warn(item.span(), "port 0 lets the kernel choose, so the port differs after each start");
             }
             Some((address, Some(item.span())))
         }

@@ -238,7 +238,7 @@ fn read_limits(s: &mut Section<'_, '_>, problems: &mut Problems<'_>) -> RawLimit
 
 fn read_guests(raw: &mut Raw, value: Value<'_, '_>, problems: &mut Problems<'_>) {
     let DeValue::Array(guests) = value.get_ref() else {
-        return problems.error(value.span(), "guests are a list; write `[[guest]]` with two brackets, once a guest");
+        return problems.error(value.span(), "guests are a list; write `[[guest]]` with two brackets, once per guest");
     };
     for guest in guests.iter() {
         let DeValue::Table(table) = guest.get_ref() else {
@@ -316,7 +316,7 @@ fn nearest_anywhere(word: &str) -> String {
     let near = nearest(word, all.clone().map(|(_, key)| key));
     match near.and_then(|near| all.clone().find(|(_, key)| *key == near)) {
         Some((section, key)) => format!("; the nearest known key is `{key}` in {}", bracketed(section)),
-        None => "; see the example in outgate.toml for the keys there are".to_owned(),
+        None => "; the example in outgate.toml has all keys".to_owned(),
     }
 }
 

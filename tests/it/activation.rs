@@ -81,8 +81,8 @@ fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
     assert_eq!(outgate.ended().code(), Some(1));
     let errors = outgate.errors();
     for part in [
-        "no socket unit holds 10.42.42.1:8080, which [listen].proxy has",
-        "no socket unit holds 0.0.0.0:3129, which [listen].transparent has",
+        "no socket unit listens on 10.42.42.1:8080, which [listen].proxy has",
+        "no socket unit listens on 0.0.0.0:3129, which [listen].transparent has",
         "/etc/systemd/system/outgate.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    ListenStream=10.42.42.1:3128\n",
         "    ListenStream=10.42.42.1:8080\n",
         "/etc/systemd/system/outgate-transparent.socket.d/zz-listen.conf:\n",

@@ -295,7 +295,7 @@ fn run_reports_startup_errors_without_a_backtrace() {
     let ran = desk.run(&["run"]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));
     let expected =
-        format!("{}:2:10: \"3128\" is a port alone; write \"127.0.0.1:3128\"\n", desk.path("o.toml").display());
+        format!("{}:2:10: \"3128\" is only a port; write \"127.0.0.1:3128\"\n", desk.path("o.toml").display());
     assert_eq!(ran.err, expected);
     assert_eq!(desk.run(&["run", "--log-level", "a=b=c"]).code, 2);
 }

@@ -172,7 +172,7 @@ fn broken_input_is_named() {
     let provider = Provider::new(&everyone("all"), &strict(&[]));
     let manifest = provider.manifest(&urls(&["https://good.example"]), false);
     provider.shell("head -c 100 manifest > cut; head -c 2000000 /dev/zero > large");
-    provider.refused(&["cut"], "cut: no manifest: EOF while parsing");
+    provider.refused(&["cut"], "cut: not a manifest: EOF while parsing");
     provider.refused(&["large"], "large: is larger than 1024 KiB");
     provider.refused(&["missing"], "missing: there is no such file");
     fs::write(provider.path("rules.json"), "{\"outbound\":\n{\"enabled\":1}}").unwrap();
@@ -293,7 +293,8 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
     // A certificate that a leaf signed.
     provider
         .shell("cat leaf.pem below.pem > lower.pem; openssl dgst -sha256 -sign middle.key text | base64 > signature");
-    provider.refused(&signed("lower.pem"), "note: the certificate of the signature: O=Own, CN=leaf is no authority");
+    provider
+        .refused(&signed("lower.pem"), "note: the certificate of the signature: O=Own, CN=leaf is not an authority");
     // One that the rules know, but which has nothing to do with the signature.
     provider.shell("openssl dgst -sha256 -sign leaf.key text | base64 > signature");
     let foreign = json!({provider.id("stranger.pem"): {"mode": "all", "description": ""}});

@@ -182,7 +182,10 @@ fn lists_come_from_urls_files_and_folders_and_are_joined() {
     let ran = desk.sync(&["--from", "folder", "--from", "my-regexes.lst"]).good();
     assert!(ran.out.starts_with("+ ^bor\\.golem\\.network$ (regex)\nwritten: "), "{}", ran.out);
     desk.from("nothing", &[]).failed("nothing: No such file");
-    desk.from("o.toml", &[]).failed("o.toml: neither a tar archive, also packed with gzip, nor a list called *.lst");
+    desk.from("o.toml", &[]).failed(
+        "o.toml: neither a tar archive (optionally compressed with gzip) nor a list named \
+                                     *.lst",
+    );
 }
 
 #[test]
@@ -265,7 +268,7 @@ fn what_does_not_end_or_ends_early_is_not_taken() {
         (Page::Drip, "took too long"),
         (Page::Short, "disconnected"),
         (Page::Unchunked, "disconnected"),
-        (Page::Unmeasured, "does not say how long its answer is"),
+        (Page::Unmeasured, "does not state the length of its answer"),
         (Page::Redirect(site.url("/strict.lst")), "redirects more than 5 times"),
     ] {
         let source = site.put("/strict.lst", page);
@@ -284,7 +287,7 @@ fn without_a_connection_the_list_stays_and_only_timers_forgive_it() {
         "https://nowhere.invalid/strict.lst".to_owned(),
         site.put("/503.lst", Page::Status(503)),
     ] {
-        desk.from(&source, &[]).failed("; what is in force stays");
+        desk.from(&source, &[]).failed("; the list in force stays");
         let ran = desk.from(&source, &["--offline-ok"]).good();
         assert!(ran.err.starts_with(&format!("outgate: warning: {source}: ")), "{}", ran.err);
         assert_eq!((ran.out.as_str(), desk.list()), ("", before.clone()));
@@ -352,11 +355,11 @@ fn with_a_key_only_what_it_signed_is_taken() {
     site.body(path, "no signature");
     with(&key).failed("no minisign signature");
     site.body(path, Signer::new(8).sign(&bytes, true));
-    with(&key).failed("the signature does not hold");
+    with(&key).failed("the signature is not valid");
     site.body(path, signer.sign(b"other bytes", true));
-    with(&key).failed("the signature does not hold");
+    with(&key).failed("the signature is not valid");
     site.body(path, signer.sign(&bytes, true).replace("timestamp:1", "timestamp:2"));
-    with(&key).failed("the signature does not hold");
+    with(&key).failed("the signature is not valid");
     assert!(!desk.file().exists());
 
     site.body(path, signer.sign(&bytes, true));
@@ -414,10 +417,10 @@ fn no_sync_empties_a_list_and_only_a_word_shrinks_it() {
     let before = desk.list();
     let sync =
         |strict: &str, regex: &str, more: &[&str]| desk.from(desk.archive(strict, regex).to_str().unwrap(), more);
-    sync("", "", &[]).failed("no entries at all");
-    sync("", "", &["--allow-shrink"]).failed("no entries at all");
+    sync("", "", &[]).failed("the new list has no entries");
+    sync("", "", &["--allow-shrink"]).failed("the new list has no entries");
     sync("crates.io\n", REGEX, &[]).failed("lacks 3 of the 4 entries in force; if that is right");
-    sync(STRICT, "", &[]).failed("no regex entries any more");
+    sync(STRICT, "", &[]).failed("no regex entries, and the list in force has some");
     assert_eq!(desk.list(), before);
     let ran = sync("crates.io\n", REGEX, &["--allow-shrink"]).good();
     assert!(ran.out.starts_with("- ipfs.io (strict)\n- 10.1.2.3 (strict)\n"), "{}", ran.out);
@@ -503,7 +506,7 @@ fn without_a_whitelist_dir_it_says_what_to_do() {
     let done = command.args(["golem", "sync", "--from", "/nonexistent"]).output().unwrap();
     let err = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1));
-    assert!(err.contains("no whitelist dir") && err.contains("make /etc/outgate/whitelist"), "{err}");
+    assert!(err.contains("no whitelist dir") && err.contains("create /etc/outgate/whitelist"), "{err}");
 }
 
 #[test]

@@ -194,7 +194,7 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
     let all = manifest(&outgate, "all", &json!({"unrestricted": {"urls": true}}));
     not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &all], "Everyone rule didn't match whitelist");
     for (text, words) in [
-        ("{\"createdAt\":", "no manifest: EOF"),
+        ("{\"createdAt\":", "not a manifest: EOF"),
         ("\u{1}\u{2}", "neither JSON nor base64"),
         (&"x".repeat(2 << 20), "larger than 1024 KiB"),
     ] {
@@ -205,9 +205,9 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
         (&["a b", "-a", "10.42.42.2"][..], "\"a b\" is not a guest name"),
         (&["other", "-a", "10.42.42.2"], "\"other\" is not a guest name"),
         (&["vm", "-a", "10.42.42"], "10.42.42"),
-        (&["vm", "-a", "224.0.0.1"], "is the address of no guest"),
-        (&["vm", "-a", "10.42.42.2", "-a", "10.42.42.0/24"], "is there twice"),
-        (&["vm", "-a", "10.42.42.2", "-i", "a/b"], "is no name of a network interface"),
+        (&["vm", "-a", "224.0.0.1"], "cannot be a guest's address"),
+        (&["vm", "-a", "10.42.42.2", "-a", "10.42.42.0/24"], "is listed twice"),
+        (&["vm", "-a", "10.42.42.2", "-i", "a/b"], "is not the name of a network interface"),
     ] {
         not_added(&outgate, arguments, words);
     }
@@ -351,7 +351,7 @@ fn without_a_provider_a_manifest_narrows_what_the_configuration_allows() {
     let outgate = world.outgate("good.test\ncdn-ok.test\n");
     let asks = manifest(&outgate, "asks", &urls(&["http://good.test", "http://evil.test"]));
     let said = added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
-    assert!(said.contains("warning: without [golem].data_dir no provider's rules are asked"), "{said}");
+    assert!(said.contains("warning: without [golem].data_dir no provider's rules are checked"), "{said}");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     assert_eq!(reason(&world.guest, "cdn-ok.test"), "not_whitelisted");
     assert_eq!(reason(&world.guest, "evil.test"), "not_whitelisted");
@@ -443,7 +443,10 @@ fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
     assert!(code == 0 && said.contains("10.42.42.2"), "{said}");
     fs::write(&kept, sound.replace("tap7", "tap7\\\" : accept }\\ninclude \\\"/etc/shadow\\\"")).unwrap();
     let (code, said) = firewall(&outgate);
-    assert!(code == 1 && said.contains("is no name of a network interface") && !said.contains("table inet"), "{said}");
+    assert!(
+        code == 1 && said.contains("is not the name of a network interface") && !said.contains("table inet"),
+        "{said}"
+    );
     // And who may not look is told so.
     fs::write(&kept, &sound).unwrap();
     assert!(outgate.stop().success());

@@ -316,7 +316,7 @@ fn a_broken_list_changes_nothing() {
         fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n*.com\n").unwrap();
     });
     fs::remove_file(outgate.whitelist().join("second.rules")).unwrap();
-    survives(&world, &outgate, "writable by others", || {
+    survives(&world, &outgate, "writable by other users", || {
         write(b"cdn-ok.test\n");
         fs::set_permissions(&rules, fs::Permissions::from_mode(0o666)).unwrap();
     });

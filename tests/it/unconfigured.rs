@@ -135,7 +135,7 @@ fn who_connects_while_a_socket_is_missing_is_told_or_reset_and_waits_for_nothing
         config.replace(&format!("proxy = [\"{PROXY}\"]"), &wanted).replace("\"0.0.0.0:3129\"", "\"0.0.0.0:4129\"");
     fs::write(outgate.config(), config).unwrap();
     outgate.launch();
-    outgate.await_admin(|answer| answer.text().contains("no socket unit holds 10.42.42.1:8080"));
+    outgate.await_admin(|answer| answer.text().contains("no socket unit listens on 10.42.42.1:8080"));
     assert_eq!(world.guest.get("good.test", "/").reason(), "not_configured");
     // Brought to a socket that no listener is for.
     let brought = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 443)));
@@ -201,7 +201,7 @@ fn the_configuration_that_worked_last_goes_on_where_the_file_is_broken() {
     fs::set_permissions(copies.join("worked.toml"), fs::Permissions::from_mode(0o666)).unwrap();
     outgate.launch();
     outgate.await_admin(|answer| answer.text().contains("not_configured"));
-    assert!(outgate.errors().contains("others than root may have written it"), "{}", outgate.errors());
+    assert!(outgate.errors().contains("users other than root may have written it"), "{}", outgate.errors());
 }
 
 /// What a boot leaves of the rules: nothing.
