@@ -114,7 +114,7 @@ pub fn urls(urls: &[&str]) -> Value {
 }
 
 #[test]
-fn everyones_rule_goes_by_mode_and_list() {
+fn the_everyone_rule_applies_its_mode_and_the_list() {
     let provider = Provider::new(&everyone("whitelist"), &strict(&["good.example"]));
     for encoded in [false, true] {
         let manifest = provider.manifest(&urls(&["https://good.example", "http://GOOD.example/x"]), encoded);
@@ -139,7 +139,7 @@ fn everyones_rule_goes_by_mode_and_list() {
 }
 
 #[test]
-fn what_outgate_refuses_later_is_told() {
+fn urls_that_outgate_refuses_later_are_reported() {
     let provider = Provider::new(&everyone("all"), &strict(&[]));
     let asked = [
         "https://good.example",
@@ -213,7 +213,7 @@ pub fn sign(provider: &Provider, hash: &str) {
 }
 
 #[test]
-fn signed_manifests_go_by_the_rule_of_the_nearest_certificate() {
+fn a_signed_manifest_gets_the_rule_of_the_nearest_certificate() {
     for key in [
         "openssl genrsa 2048",
         "openssl ecparam -genkey -noout -name prime256v1",
@@ -339,7 +339,7 @@ pub fn save(data: &Path, name: &str, content: &Value) {
 }
 
 #[test]
-fn a_providers_own_list_and_rules_hold_and_are_followed() {
+fn a_providers_own_list_and_rules_apply_and_are_watched() {
     let Some(world) = World::new() else { return };
     let (mut outgate, data) = at_a_provider(world.setup("deny odd.test\n"), "");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));
@@ -380,7 +380,7 @@ fn a_providers_own_list_and_rules_hold_and_are_followed() {
 }
 
 #[test]
-fn a_ceiling_holds_for_what_rules_grant_and_a_missing_data_dir_is_an_error() {
+fn max_mode_limits_what_rules_grant_and_a_missing_data_dir_is_an_error() {
     let Some(world) = World::new() else { return };
     let (mut outgate, data) = at_a_provider(world.setup(""), "max_mode = \"whitelist\"");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));

@@ -3,10 +3,10 @@
 
 use crate::golem::{Provider, at_a_provider, authorities, everyone, manifest_of, save, sign, strict, urls};
 use crate::world::client::{Get, Guest};
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
+use crate::world::guarded_network::GuardedNetwork;
 use crate::world::outgate::Outgate;
-use crate::world::stub::RESOLVER;
-use crate::world::whole::Whole;
+use crate::world::stub_resolver::RESOLVER;
 use crate::world::{CDN, EVIL, GOOD, ODD, PROXY, World, eventually};
 use serde_json::{Value, json};
 use std::fs;
@@ -126,7 +126,7 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
 }
 
 #[test]
-fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
+fn a_guest_whose_manifest_asks_for_nothing_reaches_nothing_and_gets_no_dns() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "all");
     for (name, out) in
@@ -145,7 +145,7 @@ fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
 }
 
 #[test]
-fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
+fn a_manifest_never_widens_and_mode_all_removes_only_the_list() {
     let Some(world) = World::new() else { return };
     world.dns.set("inside.test", [std::net::Ipv4Addr::new(10, 0, 0, 1)]);
     let outgate = provider(&world, "deny cdn-bad.test\n", &["good.test"], "all");
@@ -185,12 +185,12 @@ fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
 }
 
 #[test]
-fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
+fn a_manifest_that_no_rule_accepts_is_not_registered_and_yagnas_reason_is_printed() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "whitelist");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test", "https://evil.test"]));
-    let whole = "Outbound rejected because: Everyone rule didn't match whitelist ; Audited-Payload rule requires manifest signature ; Partner rule requires node descriptor ; ";
-    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &asks], whole);
+    let network = "Outbound rejected because: Everyone rule didn't match whitelist ; Audited-Payload rule requires manifest signature ; Partner rule requires node descriptor ; ";
+    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &asks], network);
     let all = manifest(&outgate, "all", &json!({"unrestricted": {"urls": true}}));
     not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &all], "Everyone rule didn't match whitelist");
     for (text, words) in [
@@ -217,7 +217,7 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
 }
 
 #[test]
-fn a_signed_manifest_has_what_the_rule_of_its_certificate_grants_for_as_long_as_that_stands() {
+fn a_signed_manifest_gets_what_its_certificates_rule_grants_while_that_rule_exists() {
     let Some(world) = World::new() else { return };
     let provider = Provider::new(&everyone("none"), &strict(&["good.test"]));
     authorities(&provider, "openssl ecparam -genkey -noout -name prime256v1");
@@ -262,7 +262,7 @@ fn a_signed_manifest_has_what_the_rule_of_its_certificate_grants_for_as_long_as_
 }
 
 #[test]
-fn a_providers_edit_concerns_the_guests_that_it_is_about_alone() {
+fn a_providers_edit_affects_only_the_guests_that_it_concerns() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test", "cdn-ok.test"], "whitelist");
     let data = outgate.path("provider");
@@ -424,7 +424,7 @@ fn shell_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
+fn every_reader_of_the_kept_guests_checks_the_file() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").tables("[firewall]\nguest_interfaces = [\"tap7\"]").write();
     outgate.launch();
@@ -457,7 +457,7 @@ fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
 }
 
 #[test]
-fn a_provider_that_is_not_understood_holds_up_no_other_change() {
+fn an_unreadable_provider_delays_no_other_change() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "all");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
@@ -470,7 +470,7 @@ fn a_provider_that_is_not_understood_holds_up_no_other_change() {
 }
 
 #[test]
-fn readers_of_the_control_socket_keep_nobody_from_changing_something() {
+fn readers_of_the_control_socket_do_not_block_changes() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
     // Root's own connections are those that may change something, so it is they that are bounded here.
@@ -489,10 +489,10 @@ fn readers_of_the_control_socket_keep_nobody_from_changing_something() {
 
 #[test]
 fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
-    let run = |arguments: &[&str]| whole.net.gateway.run(|| guest(&outgate, arguments));
-    assert_eq!(whole.one.https(GOOD, "good.test").ok(), None, "nobody's address");
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
+    let run = |arguments: &[&str]| network.net.gateway.run(|| guest(&outgate, arguments));
+    assert_eq!(network.one.https(GOOD, "good.test").ok(), None, "nobody's address");
     let one = manifest(&outgate, "one", &urls(&["https://good.test"]));
     let added = run(&["add", "one", "-a", "10.42.42.2", "-a", "fd42::2", "-i", "p1", "-m", &one]);
     assert_eq!(added.code, 0, "{}{}", added.out, added.err);
@@ -500,19 +500,19 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let added = run(&["add", "three", "-a", "10.43.0.3", "-i", "r3", "-m", &three]);
     assert_eq!(added.code, 0, "{}{}", added.out, added.err);
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("the firewall is that of all guests");
-    assert_eq!(whole.one.https(GOOD, "good.test").unwrap(), 200);
-    assert_eq!(whole.three.https(CDN, "cdn-ok.test").unwrap(), 200);
+    assert_eq!(network.one.https(GOOD, "good.test").unwrap(), 200);
+    assert_eq!(network.three.https(CDN, "cdn-ok.test").unwrap(), 200);
     assert!(
-        whole.one.tls_refusal(CDN, "cdn-ok.test").is_some() && whole.three.tls_refusal(GOOD, "good.test").is_some()
+        network.one.tls_refusal(CDN, "cdn-ok.test").is_some() && network.three.tls_refusal(GOOD, "good.test").is_some()
     );
     // The other's address, on an interface that is not the other's.
-    crate::world::vmnet::shell(&whole.two.namespace, "ip addr add 10.42.42.2/32 dev eth0");
-    let before = whole.net.counted("spoofed");
-    let socket = whole.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
+    crate::world::vmnet::shell(&network.two.namespace, "ip addr add 10.42.42.2/32 dev eth0");
+    let before = network.net.counted("spoofed");
+    let socket = network.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
     socket.send_to(b"x", "11.0.0.66:9").unwrap();
-    eventually("a spoofed packet is dropped", || whole.net.counted("spoofed") > before);
+    eventually("a spoofed packet is dropped", || network.net.counted("spoofed") > before);
     // `firewall apply` with the guests alone that are kept, as its unit does it.
-    whole.apply(&outgate);
+    network.apply(&outgate);
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("still that of all guests");
     // A list that is broken keeps no guest from being held.
     fs::write(outgate.whitelist().join("bad.rules"), "no rule at all\n").unwrap();
@@ -523,7 +523,7 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
         four.out,
         four.err
     );
-    assert_eq!(whole.four.https(GOOD, "good.test").unwrap(), 200);
+    assert_eq!(network.four.https(GOOD, "good.test").unwrap(), 200);
     fs::remove_file(outgate.whitelist().join("bad.rules")).unwrap();
     // What the firewall does not take is not registered; what was there before stays.
     let socket = outgate.path("control.sock");
@@ -535,6 +535,6 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
         assert_eq!(run(&["remove", name]).code, 0);
     }
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("and without them again");
-    assert!(whole.one.https(GOOD, "good.test").is_err());
-    whole.assert_tight();
+    assert!(network.one.https(GOOD, "good.test").is_err());
+    network.assert_no_leaks();
 }

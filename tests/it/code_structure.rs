@@ -219,7 +219,7 @@ fn a_stage_names_only_the_output_of_the_stage_before_it() {
 }
 
 #[test]
-fn words_import_nothing_of_ours_but_words() {
+fn shared_types_import_only_shared_types() {
     for source in sources() {
         if WORDS.iter().any(|word| source.is_in(word)) {
             for import in imports(&source.text) {
@@ -261,7 +261,7 @@ fn nothing_outside_tests_panics_on_purpose() {
 }
 
 #[test]
-fn unsafe_code_stands_in_the_one_module_of_socket_calls_alone() {
+fn unsafe_code_is_only_in_the_module_of_socket_calls() {
     for source in sources().into_iter().filter(|source| !source.is_in("system")) {
         for form in ["unsafe {", "unsafe fn", "unsafe impl", "unsafe trait", "unsafe extern", "unsafe("] {
             assert!(!source.text.contains(form), "src/{} has {form:?}", source.path);
@@ -281,7 +281,7 @@ fn only_golem_reads_with_the_crate_url() {
 }
 
 #[test]
-fn nothing_is_left_for_later() {
+fn no_todo_is_left() {
     let mut files = Vec::new();
     files_below(root(), &mut files);
     let marks = [concat!("TO", "DO"), concat!("FIX", "ME"), concat!("to", "do!("), concat!("unimple", "mented!(")];
