@@ -111,7 +111,8 @@ pub async fn run(
             Err(error) => {
                 trouble(AcceptFailure::Pause);
                 if said.turn().is_some() {
-                    tracing::warn!(%error, "accepting pauses; who cannot be accepted is reset where that is possible");
+                    tracing::warn!(%error, "accepting pauses; connections that cannot be accepted are reset where that \
+                                            is possible");
                 }
                 for source in reserve.reset(&listener) {
                     trouble(AcceptFailure::Reset(source));

@@ -142,7 +142,7 @@ async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) ->
     {
         // Guests and Prometheus may have the same authority, and guests must not use up the connections here either.
         let mut refusal =
-            answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is one's.\n");
+            answer(StatusCode::FORBIDDEN, TEXT, "Nothing here is for guests, and this certificate is a guest's.\n");
         refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return refusal;
     }

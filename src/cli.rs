@@ -133,11 +133,11 @@ impl Failure {
 
 type Outcome = Result<Exit, Failure>;
 
-/// Guards the way out of a machine that runs guests nobody knows.
+/// Filters the outbound connections of a machine that runs untrusted guests.
 ///
-/// Every connection that a guest opens to the outside passes through outgate, which lets through
-/// what the operator's whitelist names, refuses the rest at once with the reason, and counts both.
-/// `outgate firewall` leaves guests no other way out.
+/// Every connection that a guest opens to the outside passes through outgate, which lets through what the operator's
+/// whitelist names, refuses the rest at once with the reason, and counts both. `outgate firewall` closes every other
+/// way out.
 #[derive(Parser)]
 #[command(name = "outgate", version, disable_help_subcommand = true, max_term_width = HELP_WIDTH, after_help = AFTER_HELP)]
 struct Program {
@@ -150,20 +150,20 @@ const HELP_WIDTH: usize = 100;
 
 const AFTER_HELP: &str = "\
 Examples:
-  outgate run                               listen on 127.0.0.1:3128, with the list that is built in
-  outgate check                             is the configuration sound, and are the lists?
-  outgate explain https://ipfs.io/ipfs/x    would this pass? if not, what would let it?
+  outgate run                               listen on 127.0.0.1:3128, with the built-in list
+  outgate check                             are the configuration and the lists valid?
+  outgate explain https://ipfs.io/ipfs/x    would this pass? if not, which rule would allow it?
   outgate whitelist add ipfs.io             allow it
   outgate denied                            what was refused, and which rule comes nearest
-  outgate firewall apply                    leave guests no other way out
+  outgate firewall apply                    close every other way out for guests
   outgate exec --name job -- make test      run a command as a guest
 
 Exit codes:
-  0  good
-  1  the answer is no, or it failed
-  2  the arguments make no sense
+  0  success
+  1  the answer is no, or the command failed
+  2  the arguments are not valid
   3  the daemon cannot be reached
-  6  the firewall is applied, and another one cuts guests off all the same";
+  6  the firewall is applied, but another firewall blocks guests";
 
 #[derive(Subcommand)]
 enum Command {

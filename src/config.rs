@@ -324,7 +324,8 @@ impl Settings {
                 // Someone who swaps the socket can lie to the operator's commands, but cannot change what passes.
                 tracing::warn!(
                     folder = %parent.display(),
-                    "everybody may swap the control socket; run `chmod o-w` on its folder, or choose another [listen].control"
+                    "everyone may replace the control socket; run `chmod o-w` on its folder, or choose another \
+                     [listen].control"
                 );
             } else {
                 folder(parent, mode, "choose another [listen].control")?;

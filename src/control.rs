@@ -83,7 +83,7 @@ pub enum ControlError {
     #[error("{}: another outgate listens on this control socket", .0.display())]
     InUse(PathBuf),
     /// Something other than a socket is at the path; it is not removed.
-    #[error("{}: is in the way of the control socket and is no socket; remove it or set [listen].control", .0.display())]
+    #[error("{}: is in the way of the control socket and is not a socket; remove it or set [listen].control", .0.display())]
     NotASocket(PathBuf),
     /// The system refuses to open the socket.
     #[error("{}: the control socket can't be opened: {source}", path.display())]
@@ -194,10 +194,12 @@ async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, r
         "/guests" => "GET, POST",
         "/reload" => "POST",
         _ if guest.is_some() => "DELETE",
-        _ => return error(StatusCode::NOT_FOUND, "there is nothing of this name; is the daemon of another version?"),
+        _ => {
+            return error(StatusCode::NOT_FOUND, "there is nothing of this name; does the daemon run another version?");
+        }
     };
     if !allowed.split(", ").any(|method| method == request.method().as_str()) {
-        let mut refusal = error(StatusCode::METHOD_NOT_ALLOWED, "this takes another method");
+        let mut refusal = error(StatusCode::METHOD_NOT_ALLOWED, "this requires another method");
         refusal.headers_mut().insert(ALLOW, HeaderValue::from_static(allowed));
         return refusal;
     }
@@ -240,7 +242,7 @@ async fn application(body: Incoming) -> Result<Application, Answer> {
         return Err(error(StatusCode::PAYLOAD_TOO_LARGE, &message));
     };
     serde_json::from_slice(&body.to_bytes())
-        .map_err(|why| error(StatusCode::BAD_REQUEST, &format!("this registers no guest: {why}")))
+        .map_err(|why| error(StatusCode::BAD_REQUEST, &format!("this does not register a guest: {why}")))
 }
 
 impl Control {

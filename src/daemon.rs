@@ -110,7 +110,7 @@ pub enum DaemonError {
     #[error("{0}")]
     Unusable(String),
     /// The daemon had no usable configuration, and something about that has changed.
-    #[error("what was in the way has changed: to be started anew")]
+    #[error("the cause has changed: the daemon must be started again")]
     Changed,
 }
 
@@ -303,7 +303,7 @@ fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings)
     let mut registry = Registry::restore(settings.listen.control.as_deref())?;
     let before = registry.iter().count();
     for clash in registry.yield_to(settings) {
-        tracing::error!("{clash}; what the configuration says comes first, and the registration is dropped");
+        tracing::error!("{clash}; the configuration takes precedence, and the registration is dropped");
     }
     if before > registry.iter().count() {
         registry.keep().map_err(DaemonError::Guests)?;
@@ -311,7 +311,7 @@ fn registered(settings: &Settings, lists: &Lists) -> Result<(Registry, Settings)
     let all = registry.over(settings, lists.outbound()).map_err(DaemonError::Guests)?;
     let count = registry.iter().count();
     if count > 0 {
-        tracing::info!(count, "guests that were registered at run time are guests again");
+        tracing::info!(count, "restored the guests that were registered at run time");
     }
     Ok((registry, all))
 }
@@ -450,7 +450,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
 /// Receives the watcher's reports for as long as possible.
 async fn receive_reports(socket: UnixListener, reports: Arc<HostReports>) {
     if let Err(error) = control::host::receive(socket, reports).await {
-        tracing::error!(%error, "outgate-host.service is not heard any more");
+        tracing::error!(%error, "no more reports can be received from outgate-host.service");
     }
 }
 

@@ -103,10 +103,15 @@ impl Registered {
     fn clash(&self, other: &str, others: &[IpNet]) -> Option<String> {
         let Registered { name, addresses, .. } = self;
         if other == *name {
-            return Some(format!("there is a guest {name} already"));
+            return Some(format!("a guest {name} exists already"));
         }
         let shared = addresses.iter().find(|net| others.iter().any(|o| o.contains(*net) || net.contains(o)));
-        shared.map(|net| format!("{net} of {name} is already an address of {other}; an address is one guest's"))
+        shared.map(|net| {
+            format!(
+                "{net} of {name} is already an address of {other}; an address belongs to one guest \
+                                  alone"
+            )
+        })
     }
 
     fn pin(&self) -> Option<Pin> {
@@ -230,11 +235,11 @@ impl Registry {
             return Err(clash);
         }
         if self.guests.len() >= MAX_GUESTS {
-            return Err(format!("{MAX_GUESTS} guests are registered, and there is room for no more"));
+            return Err(format!("{MAX_GUESTS} guests are registered, which is the maximum"));
         }
         let urls = |guest: &Registered| guest.manifest.as_ref().map_or(0, Agreed::urls);
         if self.iter().map(urls).sum::<usize>() + urls(&guest) > MAX_URLS {
-            return Err(format!("the manifests of all guests name {MAX_URLS} URLs, and there is room for no more"));
+            return Err(format!("the manifests of all guests name {MAX_URLS} URLs, which is the maximum"));
         }
         self.guests.push(Held::new(guest));
         Ok(())
@@ -263,7 +268,7 @@ impl Registry {
     /// # Errors
     /// If they cannot be written, or could not be read again.
     pub fn keep(&self) -> Result<(), String> {
-        let folder = self.folder.as_deref().ok_or("without a control socket nothing can be kept")?;
+        let folder = self.folder.as_deref().ok_or("without a control socket no guests can be kept")?;
         let guests: Vec<&Registered> = self.iter().collect();
         keep::save(folder, &guests).map_err(|error| format!("{}: the guests cannot be kept: {error}", folder.display()))
     }

@@ -127,7 +127,7 @@ pub fn load(settings: &TlsSettings) -> Result<Loaded, TlsError> {
 fn verifier(path: &Path) -> Result<Arc<dyn ClientCertVerifier>, TlsError> {
     let mut roots = RootCertStore::empty();
     for authority in certificates(path)? {
-        roots.add(authority).map_err(|error| content(path, &format!("an authority in it is of no use: {error}")))?;
+        roots.add(authority).map_err(|error| content(path, &format!("an authority in it cannot be used: {error}")))?;
     }
     let provider = Arc::new(ring::default_provider());
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider).build();
@@ -162,7 +162,7 @@ fn config(
 fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
-    let all = all.map_err(|error| content(path, &format!("is no PEM: {error}")))?;
+    let all = all.map_err(|error| content(path, &format!("is not PEM: {error}")))?;
     if all.is_empty() { Err(content(path, "holds no certificate in PEM")) } else { Ok(all) }
 }
 
@@ -179,7 +179,7 @@ fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     }
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
-        return Err(content(path, "is larger than 1 MiB, which no such file is"));
+        return Err(content(path, "is larger than 1 MiB, the limit for such a file"));
     }
     Ok(bytes)
 }

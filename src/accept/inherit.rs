@@ -147,7 +147,7 @@ pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -
     let mut text = String::new();
     let mut units: BTreeMap<&str, SocketUse> = BTreeMap::new();
     for Missing { kind, address } in missing {
-        _ = writeln!(text, "no socket unit holds {address}, which {} has", kind.key());
+        _ = writeln!(text, "no socket unit listens on {address}, which {} has", kind.key());
         units.insert(kind.unit(), *kind);
     }
     for (unit, kind) in &units {
@@ -210,7 +210,7 @@ mod tests {
         assert!(not_held(&configured, 2, shown("[fd42::1]:53 (Datagram)\n[fd42::1]:53 (Stream)")).is_none());
         for lacking in ["", "[fd42::1]:53 (Stream)", "[fd42::1]:5353 (Stream)\n[fd42::1]:5353 (Datagram)"] {
             let error = not_held(&configured, 2, shown(lacking)).unwrap().to_string();
-            assert!(error.starts_with("no socket unit holds [fd42::1]:53, which [listen].dns has\n\n"), "{error}");
+            assert!(error.starts_with("no socket unit listens on [fd42::1]:53, which [listen].dns has\n\n"), "{error}");
         }
     }
 
@@ -225,8 +225,8 @@ mod tests {
         ];
         let text = remedy(&missing, &configured, 2);
         assert!(text.starts_with(
-            "no socket unit holds 10.42.42.1:53, which [listen].dns has\n\
-             no socket unit holds [::]:3129, which [listen].transparent has\n\n"
+            "no socket unit listens on 10.42.42.1:53, which [listen].dns has\n\
+             no socket unit listens on [::]:3129, which [listen].transparent has\n\n"
         ));
         let dns = "/etc/systemd/system/outgate-dns.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
                    ListenStream=10.42.42.1:53\n    ListenStream=10.42.42.1:53\n    \

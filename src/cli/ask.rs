@@ -10,7 +10,7 @@ use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-/// What is the daemon doing?
+/// Show the state of the daemon
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -21,7 +21,7 @@ pub(super) struct StatusArguments {
     answer: Answer,
 }
 
-/// What was refused most, to whom, and which rule comes nearest
+/// Show what was refused most, for which guests, and the nearest rule
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -32,15 +32,15 @@ Examples:
 pub(super) struct DeniedArguments {
     #[command(flatten)]
     answer: Answer,
-    /// At most so many rows
+    /// Maximum number of rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 50)]
     limit: usize,
-    /// What was allowed and failed: names that could not be resolved, servers that were dead or broke off
+    /// Show what was allowed but failed: names that did not resolve, servers that were down or broke the connection
     #[arg(long)]
     failed: bool,
 }
 
-/// Which connections are open?
+/// Show the open connections
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -49,15 +49,15 @@ Examples:
 pub(super) struct FlowsArguments {
     #[command(flatten)]
     answer: Answer,
-    /// At most so many rows
+    /// Maximum number of rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 1000)]
     limit: usize,
 }
 
 /// Make the daemon read configuration and lists again
 ///
-/// The daemon sees changed lists by itself; this makes it say at once whether they are sound. Exit
-/// code 1 if not: then what was in force before stays.
+/// The daemon notices changed lists by itself; this command also reports whether they are valid. Exit code 1 if they
+/// are not: the previous configuration and lists then stay in force.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -73,7 +73,7 @@ pub(super) struct ReloadArguments {
 pub(super) struct Answer {
     #[command(flatten)]
     pub(super) daemon: Daemon,
-    /// The daemon's answer as JSON
+    /// Print the daemon's answer as JSON
     #[arg(long)]
     pub(super) json: bool,
 }
@@ -115,10 +115,10 @@ fn write_guard(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     }
     match answer.get("guarding") {
         Some(Value::Array(guarding)) if guarding.is_empty() => {
-            writeln!(out, "guarding NOTHING: no guests' interface is there")?
+            writeln!(out, "guarding NOTHING: no guest interface exists")?
         }
         Some(Value::Array(_)) => {}
-        _ if is_configured => writeln!(out, "guarding: not known, `outgate firewall status` as root says it")?,
+        _ if is_configured => writeln!(out, "guarding: not known; run `outgate firewall status` as root")?,
         _ => writeln!(out, "guarding NOTHING: no firewall is configured")?,
     }
     for interface in list("unguarded").iter().filter_map(Value::as_str) {

@@ -62,7 +62,7 @@ pub(super) fn with_known(settings: Settings) -> Result<Settings, Failure> {
         Err(error) if error.is_permission() => {
             let error = printable(&error.to_string());
             // If this fails, there is nowhere left to report it.
-            let _ = writeln!(io::stderr(), "outgate: warning: {error}; this is said without them");
+            let _ = writeln!(io::stderr(), "outgate: warning: {error}; the answer does not take them into account");
             return Ok(settings);
         }
         Err(error) => return Err(Failure::Failed(error.to_string())),
@@ -136,7 +136,7 @@ fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
     missing
         .map(|(guest, file)| {
             let message =
-                format!("guest {}: the whitelist dir has no file {file}; make it, or leave it out here", guest.name);
+                format!("guest {}: the whitelist dir has no file {file}; create it, or leave it out here", guest.name);
             settings.problem_at_word(file, Severity::Error, message)
         })
         .collect()
@@ -147,7 +147,7 @@ fn missing_files(settings: &Settings, files: &Files) -> Vec<Diagnostic> {
 pub(super) fn in_floor(settings: &FloorSettings, address: SocketAddr, terms: &AddressTerms) -> Option<String> {
     let ip = address.ip();
     if settings.listeners.contains(&address) {
-        return Some(format!("{address} is where outgate itself listens, and nothing permits that"));
+        return Some(format!("outgate itself listens on {address}, and no setting permits that"));
     }
     if let Some(to) = &terms.to {
         let within = to.iter().any(|net| net.contains(&ip));
@@ -161,7 +161,7 @@ pub(super) fn in_floor(settings: &FloorSettings, address: SocketAddr, terms: &Ad
         return Some(format!("{ip} is in the address floor: {range} ({document}); {remedy}"));
     }
     let guest = settings.guests.iter().any(|net| net.contains(&ip));
-    guest.then(|| format!("{ip} is another guest's; {remedy}"))
+    guest.then(|| format!("{ip} is an address of another guest; {remedy}"))
 }
 
 /// Returns every rule of the files, in order.
@@ -225,8 +225,8 @@ fn failed_edit(error: EditError) -> Failure {
 
 /// Returns what the daemon's answer reports on the use of the rules in `files`; otherwise, why it reports nothing.
 pub(super) fn used(answer: Value, files: &Files) -> Result<UsedLines, String> {
-    let used: UsedLines =
-        serde_json::from_value(answer).map_err(|_| "the daemon's answer cannot be read; is it of another version?")?;
+    let used: UsedLines = serde_json::from_value(answer)
+        .map_err(|_| "the daemon's answer cannot be read; does it run another version?")?;
     if !used.are_of(files.fingerprint()) {
         return Err("the daemon has another list in force; `outgate whitelist reload` says why".to_owned());
     }
@@ -252,7 +252,7 @@ pub(super) enum Question<'a> {
     Status,
     /// At most so many of the destinations refused most.
     Denied(usize),
-    /// At most so many rows of what was allowed and failed.
+    /// Maximum number of rows of what was allowed and failed.
     Failed(usize),
     /// At most so many of the open flows.
     Flows(usize),
@@ -293,7 +293,7 @@ pub(super) fn ask(socket: &Path, question: Question<'_>) -> Result<Value, Failur
 fn unanswered(error: ClientError) -> Failure {
     let remedy = match &error {
         ClientError::Unreachable { source, .. } if source.kind() == io::ErrorKind::PermissionDenied => {
-            "join the group `outgate`, or be root"
+            "join the group `outgate`, or run this as root"
         }
         ClientError::Unreachable { .. } => {
             "start it with `systemctl start outgate` or `outgate run`, or name its socket with --socket"

@@ -15,11 +15,11 @@ use serde_json::Value;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-/// Check the configuration and the whitelist files, all of them, without touching the daemon
+/// Check the configuration and all whitelist files, without contacting the daemon
 ///
-/// Prints every problem as file:line:col: message, then a summary. Exit code 0 if they are sound (warnings
-/// allowed), 1 if not. Files alone decide, so a configuration may be checked on another machine, and in another
-/// place than its own. `--here` looks at this machine as well: socket units, addresses, owners and modes, guests'
+/// Prints every problem as file:line:col: message, then a summary. Exit code 0 if they are valid (warnings are
+/// allowed), 1 if not. The result depends on the files alone, so a configuration can be checked on another machine or
+/// under another path. `--here` also checks this machine: socket units, addresses, owners and modes, guests'
 /// interfaces.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -31,16 +31,16 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
-    /// And whatever `run` would not start with on this machine
+    /// Also check what would keep `run` from starting on this machine
     #[arg(long)]
     here: bool,
-    /// Say only what this user, who this process is, could not use
+    /// Only report what this user, as whom the process runs, cannot use
     #[arg(long, hide = true, value_name = "NAME")]
     needs_of: Option<String>,
-    /// If it is sound, keep a copy for a start on a day when it is not; needs root
+    /// If it is valid, keep a copy for a start at which it is not; requires root
     #[arg(long)]
     keep: bool,
     /// Where the copy is kept [default: /var/lib/outgate-host for /etc/outgate/outgate.toml]
@@ -139,11 +139,11 @@ fn is_unused(control: &Path) -> bool {
 fn keep(arguments: &Arguments) -> Result<(), Failure> {
     let config = arguments.config.file();
     let Some(copies) = Copies::of(config, arguments.copies.as_deref()) else {
-        return Err(Failure::Usage("of this file no copy is kept; name a folder with --copies".to_owned()));
+        return Err(Failure::Usage("no copy of this file is kept; name a folder with --copies".to_owned()));
     };
     let (settings, _) = Settings::load(config)?;
     if settings.listen.control.as_deref().is_some_and(is_unused) {
-        let why = "no copy is kept: the daemon that runs does not go by this configuration; `outgate status` says why";
+        let why = "no copy is kept: the running daemon does not use this configuration; `outgate status` says why";
         return Err(Failure::Failed(why.to_owned()));
     }
     copies.keep(Copy::Worked, &settings).map_err(|error| Failure::Failed(format!("no copy is kept: {error}")))

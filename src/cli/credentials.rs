@@ -19,7 +19,7 @@ pub(super) struct Credentials {
     /// The hash that was signed [default: sha256]
     #[arg(long, value_name = "NAME", requires = "signature")]
     signature_algorithm: Option<String>,
-    /// Certificate of the signature: PEM, DER or base64 of one of them, the signer's last
+    /// Certificate of the signature: PEM, DER or base64 of either; the signer's certificate comes last
     #[arg(long, value_name = "FILE", requires = "signature")]
     certificate: Option<PathBuf>,
     /// The requestor's signed node descriptor
@@ -86,6 +86,6 @@ fn node_id(text: &str) -> Result<String, String> {
     let digits = text.strip_prefix("0x").filter(|digits| digits.len() == 40);
     match digits.is_some_and(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit())) {
         true => Ok(text.to_owned()),
-        false => Err("a node id is 0x and 40 hexadecimal digits".to_owned()),
+        false => Err("a node id is 0x followed by 40 hexadecimal digits".to_owned()),
     }
 }

@@ -29,20 +29,21 @@ use std::io::{self, Write};
 use std::net::Ipv4Addr;
 use std::path::{Component, Path, PathBuf};
 
-/// Run a command whose only way out is outgate
+/// Run a command as a guest, with outgate as its only way out
 ///
-/// Makes a network namespace, registers it with the running daemon as a guest, and runs the command there: with a
-/// manifest it reaches what that names, without one what the shared lists allow. It needs no proxy setting. IPv4
-/// alone; names are asked of outgate's DNS. Input, output, environment (but proxy variables) and working directory
-/// are the command's; where they are your terminal it gets one of its own, which is carried on. No other descriptor is
-/// handed on. Of /run it sees what --show names, of processes its own. It runs without capabilities and cannot gain
-/// any; sockets of other families than unix, IP and routing netlink, io_uring, keys and calls of other architectures
-/// (i386, x32) are refused. SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTSTP are passed on to it. When it has ended, or
-/// this is killed, what it left running is killed, and guest and namespace are gone.
+/// Creates a network namespace, registers it with the running daemon as a guest, and runs the command in it. With a
+/// manifest the command reaches what the manifest names, without one what the shared lists allow. It needs no proxy
+/// setting. Only IPv4 is available; outgate's DNS resolves names. The command gets your input, output, working
+/// directory and environment (without proxy variables). If input or output is your terminal, the command gets a
+/// terminal of its own, which is relayed to yours. No other descriptor is passed on. The command sees only what
+/// --show names of /run, and only its own processes. It runs without capabilities and cannot gain any; sockets of
+/// families other than unix, IP and routing netlink, io_uring, keys and calls of other architectures (i386, x32) are
+/// refused. SIGTERM, SIGINT, SIGHUP, SIGQUIT and SIGTSTP are forwarded to it. When it has ended, or outgate is
+/// killed, what it left running is killed, and guest and namespace are removed.
 ///
-/// Takes root, a daemon with a transparent listener, and guest_interfaces = ["og-*"] in [firewall]. The exit code is
-/// the command's, 128 and the number of the signal where one killed it, 127 where there is no such command. Where it
-/// could not be started, outgate's own: 1, 2, 3.
+/// Requires root, a daemon with a transparent listener, and guest_interfaces = ["og-*"] in [firewall]. The exit code
+/// is the command's; 128 plus the signal's number if a signal killed it; 127 if there is no such command. If the
+/// command could not be started, it is outgate's own: 1, 2, 3.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -53,21 +54,21 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     daemon: Daemon,
-    /// Its name as a guest: 1 to 64 of a-z A-Z 0-9 . _ -
+    /// The guest's name: 1 to 64 of a-z A-Z 0-9 . _ -
     #[arg(long, value_name = "NAME")]
     name: String,
-    /// Its address [default: the first of 10.79.0.0/16 that nobody has]
+    /// The guest's address [default: the first free one of 10.79.0.0/16]
     #[arg(short, long, value_name = "ADDR")]
     address: Option<Ipv4Addr>,
-    /// As whom it runs [default: who called sudo, else root]
+    /// The user that the command runs as [default: the user who called sudo, otherwise root]
     #[arg(short, long, value_name = "USER")]
     user: Option<String>,
-    /// The manifest of its job: JSON, or base64 of it
+    /// The manifest of the job: JSON, or base64 of it
     #[arg(short, long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     #[command(flatten)]
     credentials: Credentials,
-    /// A file, folder or socket in /run that it sees; may be given several times
+    /// A file, folder or socket in /run that the command sees; may be given several times
     #[arg(long, value_name = "PATH", value_parser = below_run)]
     show: Vec<PathBuf>,
     /// The command and its arguments
@@ -87,7 +88,10 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         warn("[listen].dns has no IPv4 address that guests reach, so the command has no DNS");
     }
     if user.is_none() {
-        warn("the command runs as root, and who may write root's files is not held by a namespace; choose --user");
+        warn(
+            "the command runs as root, and a namespace does not confine a process that may write root's files; choose \
+              --user",
+        );
     }
     let start = Start { nameserver: ground.nameserver, show: show.clone(), user, program: None };
     let ran = run_in(&enclosure, &start, command, &mut watch);
@@ -126,7 +130,11 @@ fn below_run(text: &str) -> Result<PathBuf, String> {
     let path = Path::new(text);
     let mut rest = path.strip_prefix("/run").ok().into_iter().flat_map(Path::components).peekable();
     let plain = rest.peek().is_some() && rest.all(|part| matches!(part, Component::Normal(_)));
-    if plain { Ok(path.to_owned()) } else { Err("write a path below /run; all else is visible anyway".to_owned()) }
+    if plain {
+        Ok(path.to_owned())
+    } else {
+        Err("write a path below /run; everything else is visible anyway".to_owned())
+    }
 }
 
 #[cfg(test)]

@@ -27,12 +27,12 @@ const ENTRY_LINES: usize = 4;
 /// The longest line that `--stdin` accepts, in bytes.
 const MAX_LINE: u64 = 16 << 10;
 
-/// Would this pass? Says why, by which rule, and what to add if not
+/// Would this pass? Shows the rule that decides, or the rule to add
 ///
-/// Takes URLs as they are pasted (path, query and fragment are ignored), hosts (as https) and
-/// host:port (any protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, h2c://host:50051 (HTTP/2 in
-/// clear), udp://host:123, quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now; needs neither daemon nor DNS,
-/// so an address that a name leads to is not looked at. Exit code 0 if all pass, 1 if any is refused.
+/// Accepts URLs as they are pasted (path, query and fragment are ignored), hosts (as https) and host:port (any
+/// protocol): https://ipfs.io/ipfs/x, wss://host, tcp://host:22, h2c://host:50051 (HTTP/2 in clear), udp://host:123,
+/// quic://host, ipfs.io, ipfs.io:8443. Reads the files as they are now. It needs neither daemon nor DNS, so the
+/// addresses behind a name are not checked. Exit code 0 if all pass, 1 if any is refused.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -43,16 +43,16 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
-    /// For this guest: its name, or an address [default: a source that is no declared guest's]
+    /// Decide for this guest: its name, or an address [default: a source that is not a declared guest]
     #[arg(short, long, value_name = "NAME|ADDR")]
     guest: Option<String>,
-    /// A JSON array of objects instead of text
+    /// Print a JSON array of objects instead of text
     #[arg(long)]
     json: bool,
-    /// Read URLs from standard input, one a line; answer each line, blank ones too, with one JSON object a line
+    /// Read URLs from standard input, one per line; answer each line, even a blank one, with one JSON object per line
     #[arg(long, conflicts_with = "urls")]
     stdin: bool,
-    /// What a guest would ask for
+    /// What a guest would request
     #[arg(value_name = "URL", required_unless_present = "stdin")]
     urls: Vec<String>,
 }
@@ -113,13 +113,13 @@ pub(super) fn refused_in_any_case<'u>(
     let refused = |url: &'u str| {
         let asked = UrlRequest::parse(url).ok();
         if asked.as_ref().is_some_and(|asked| asked.claim(&source).transport == Transport::Udp) {
-            return Some((url, "nothing listens for UDP but DNS".to_owned()));
+            return Some((url, "only DNS has a listener for UDP".to_owned()));
         }
         let answer = judge.answer(url);
         let rule = answer.rule.map(|rule| format!(" by {rule}")).unwrap_or_default();
         let port = asked.map(|asked| asked.target.port);
         let blocked = port.filter(|port| judge.settings.policy.blocked_ports.contains(port));
-        let blocked = blocked.map(|port| format!("{port} is in [dial].blocked_ports, and a rule must name it"));
+        let blocked = blocked.map(|port| format!("{port} is in [dial].blocked_ports, so a rule must name it"));
         let advice = answer.advice.or(blocked).map(|advice| format!("; {advice}")).unwrap_or_default();
         (!answer.passes).then(|| (url, format!("{}{rule}{advice}", answer.reason)))
     };
@@ -157,7 +157,7 @@ pub(super) fn destination(url: &str) -> Result<(Target, Option<Protocol>), Strin
     let UrlRequest { target, transport, spoken } = UrlRequest::parse(url).map_err(|error| error.to_string())?;
     match transport {
         Transport::Tcp => Ok((target, spoken)),
-        Transport::Udp | Transport::Quic => Err("nothing listens for UDP but DNS".to_owned()),
+        Transport::Udp | Transport::Quic => Err("only DNS has a listener for UDP".to_owned()),
     }
 }
 
@@ -220,7 +220,7 @@ fn source(guest: Option<&str>, settings: &Settings) -> Result<Source, Failure> {
     let hint = match nearest(wanted, guests.iter().map(|guest| guest.name.as_str())) {
         Some(near) => format!("did you mean {near}?"),
         None if guests.is_empty() => "the configuration declares no guest; write an address".to_owned(),
-        None => format!("declared are {}", names(settings)),
+        None => format!("the declared guests are {}", names(settings)),
     };
     Err(Failure::Usage(format!("no guest is called {wanted:?}: {hint}")))
 }
@@ -331,13 +331,13 @@ impl Judge {
             }
             Reason::UnknownGuest => {
                 let names = names(&self.settings);
-                Some(format!("this source is no declared guest; choose one with --guest ({names})"))
+                Some(format!("this source is not a declared guest; choose one with --guest ({names})"))
             }
             Reason::ModeNone => {
                 Some("the mode is \"none\", in which nothing passes, whatever the list says".to_owned())
             }
             Reason::DeniedByRule => {
-                Some("a deny rule holds whatever else allows; take it out to let this pass".to_owned())
+                Some("a deny rule overrides every rule that allows; remove it to let this pass".to_owned())
             }
             _ => None,
         }

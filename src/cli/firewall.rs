@@ -15,12 +15,11 @@ use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
-/// Bring guests' traffic to outgate and refuse the rest, whether the daemon runs or not
+/// Direct guests' traffic to outgate and refuse the rest, whether or not the daemon runs
 ///
-/// Tables `outgate` of nftables (inet, bridge and arp; `inet outgate_timeouts` beside them), and routing
-/// rules that keep guests closed even when somebody flushes nftables. The kernel's state is the only
-/// record: after a change of [firewall], [[guest]] or [listen] apply again; for interfaces that are added
-/// `watch` does what is needed, or `apply` once more.
+/// Uses the nftables tables `outgate` (inet, bridge and arp) and `inet outgate_timeouts`, and routing rules that keep
+/// guests closed even after nftables is flushed. The kernel's state is the only record: after a change of [firewall],
+/// [[guest]] or [listen], apply again. For interfaces that are added later, run `watch`, or apply again.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -41,9 +40,9 @@ enum Command {
     Watch(watch::Arguments),
 }
 
-/// Show ruleset and routing as `apply` would put them in place
+/// Print the ruleset and routing that `apply` would install
 ///
-/// Changes nothing. Without root it takes the kernel for one that can match bridges.
+/// Changes nothing. Without root it assumes that the kernel can match bridges.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -55,17 +54,17 @@ struct PrintArguments {
     common: Common,
 }
 
-/// Put ruleset and routing in place, or bring them up to date
+/// Install the ruleset and routing, or update them
 ///
-/// Closes before it opens: routing rules, then the ruleset in one transaction, then bridge ports and
-/// kernel settings. Can be repeated at any time; connections that are open stay open. Needs root.
+/// Closes before it opens: routing rules, then the ruleset in one transaction, then bridge ports and kernel settings.
+/// It can be repeated at any time; open connections stay open. Requires root.
 ///
-/// A configuration that cannot be used is not applied: a ruleset that is in place stays. Where none is, the
-/// configuration that was applied last is, of which root keeps a copy; without one, guests' interfaces are
-/// closed altogether, as far as they are known. Exit code 1 in either case.
+/// An invalid configuration is not applied, and a ruleset that is in place stays. If there is none, the last applied
+/// configuration is applied again, from a copy that root keeps. Without a copy, all known guest interfaces are closed
+/// completely. The exit code is 1 in each case.
 ///
-/// Exit code 0 if it is in force, 1 if it was not applied as a whole, 6 if it was and another firewall cuts guests off all
-/// the same; the warnings say which, and what lets them in.
+/// Exit code 0 if it is in force, 1 if it was not applied completely, 6 if it was but another firewall blocks guests;
+/// the warnings name that firewall and the command that lets guests through.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -78,10 +77,10 @@ struct ApplyArguments {
     kept: Kept,
 }
 
-/// Take ruleset and routing away, and say which interfaces are open then
+/// Remove the ruleset and routing, and list the interfaces that are open then
 ///
-/// Bridge ports are no longer isolated and guarded. Kernel settings of guests' interfaces (rp_filter and the
-/// like) stay as they are. Needs root.
+/// Bridge ports are no longer isolated and guarded. Kernel settings of guests' interfaces (rp_filter and the like)
+/// stay as they are. Requires root.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -93,9 +92,9 @@ struct RemoveArguments {
     kept: Kept,
 }
 
-/// Is all in place? Says what differs, what was counted, and which other firewall is in the way
+/// Check that everything is in place: differences, counters, and other firewalls that block guests
 ///
-/// Exit code 0 if everything is in place, 1 if not. Needs root.
+/// Exit code 0 if everything is in place, 1 if not. Requires root.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -110,7 +109,7 @@ struct StatusArguments {
 struct Common {
     #[command(flatten)]
     config: Config,
-    /// One JSON object instead of text
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -198,7 +197,7 @@ fn keep(copies: Option<&Copies>, settings: &Settings) -> Option<String> {
     let copies = copies?;
     let noted = copies.note_interfaces(&settings.firewall.guest_interfaces);
     let kept = noted.and_then(|()| copies.keep(Copy::Applied, settings));
-    kept.err().map(|error| format!("no copy of this configuration is kept for a start on a broken one: {error}"))
+    kept.err().map(|error| format!("no copy of this configuration is kept for a start with an invalid one: {error}"))
 }
 
 /// Applies it for another command, which has its own output.
@@ -222,7 +221,7 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
         true => Ok(made),
         // An empty file is valid, and requires no firewall.
         false => Err(Failure::Failed(format!(
-            "{}; to open the guests of what was applied before, run `outgate firewall remove`",
+            "{}; to remove the firewall that was applied before, which opens its guests, run `outgate firewall remove`",
             FirewallError::NotWanted
         ))),
     };
@@ -240,7 +239,7 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
         });
         write_json(&answer, out)?;
     } else {
-        let interfaces = listed(&applied.interfaces, "none that exists yet");
+        let interfaces = listed(&applied.interfaces, "none exists yet");
         writeln!(out, "the firewall is in place; guests' interfaces: {interfaces}")?;
         write_list("warning", &applied.warnings, out)?;
         write_list("failed", &applied.faults, out)?;
@@ -282,7 +281,7 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
     }
     let applied = Host::look().and_then(|host| firewall::apply(&Plan::new(&closed, &host), &host));
     let _ = match applied {
-        Ok(_) => writeln!(out, "guests' interfaces are closed altogether until the configuration is sound and applied"),
+        Ok(_) => writeln!(out, "guests' interfaces are closed completely until the configuration is valid and applied"),
         Err(error) => writeln!(out, "guests' interfaces could not be closed either: {}", printable(&error.to_string())),
     };
     failure
@@ -301,8 +300,8 @@ fn again(copies: Option<&Copies>, also: &[String]) -> Result<Option<String>, Str
     let applied = firewall::apply(&plan, &host).map_err(|error| error.to_string())?;
     let faults: String = applied.faults.iter().map(|fault| format!("\nfailed: {}", printable(fault))).collect();
     Ok(Some(format!(
-        "the configuration that was applied last is in force again, {} of {}; put the file right and run \
-         `outgate firewall apply`{faults}",
+        "the configuration that was applied last is in force again, {} of {}; correct the file and run `outgate \
+         firewall apply`{faults}",
         kept.path.display(),
         kept.made
     )))
@@ -333,7 +332,7 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
         writeln!(out, "the firewall is removed")?;
         if !open.is_empty() {
             let beyond = if removed.forwarding {
-                "and, because this machine forwards, what lies beyond it"
+                "and, because this machine forwards, the networks behind it"
             } else {
                 "this machine does not forward"
             };
@@ -367,11 +366,11 @@ fn status(common: &Common, out: &mut dyn Write) -> Outcome {
         write_json(&serde_json::to_value(&status).map_err(io::Error::from)?, out)?;
         return Ok(exit);
     }
-    let interfaces = listed(&status.interfaces, "none that exists yet");
+    let interfaces = listed(&status.interfaces, "none exists yet");
     if status.in_place {
         writeln!(out, "the firewall is in place; guests' interfaces: {interfaces}")?;
     } else {
-        writeln!(out, "the firewall is not in place as configured; `outgate firewall apply` puts it there")?;
+        writeln!(out, "the firewall is not in place as configured; run `outgate firewall apply`")?;
     }
     write_list("differs", &status.differences, out)?;
     write_list("warning", &status.warnings, out)?;

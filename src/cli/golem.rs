@@ -15,7 +15,7 @@ use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-/// For providers on Golem Network
+/// Commands for providers on Golem Network
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -34,11 +34,11 @@ enum Command {
     Sync(sync::Arguments),
 }
 
-/// Would this provider take a job with this manifest? Answers as yagna's negotiation would
+/// Check whether this provider would accept a job with this manifest, as yagna's negotiation does
 ///
-/// Reads rules.json, domain_whitelist.json and cert-dir of the provider's data dir. If no rule takes it, says so in
-/// yagna's words. Warns of URLs that yagna accepts and outgate then refuses: blocked ports, `deny` rules, addresses
-/// that no guest reaches, UDP. Exit code 0 if it would be taken, 1 if not.
+/// Reads rules.json, domain_whitelist.json and cert-dir of the provider's data dir. If no rule accepts the manifest,
+/// it prints yagna's reason. It warns about URLs that yagna accepts but outgate refuses: blocked ports, `deny` rules,
+/// addresses that no guest reaches, UDP. Exit code 0 if the job would be accepted, 1 if not.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -54,7 +54,7 @@ struct AcceptsArguments {
     data_dir: PathBuf,
     #[command(flatten)]
     credentials: Credentials,
-    /// A JSON object instead of text
+    /// Print a JSON object instead of text
     #[arg(long)]
     json: bool,
     /// The manifest: JSON, or base64 of it
@@ -87,7 +87,7 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     if !arguments.data_dir.is_dir() {
         let dir = arguments.data_dir.display();
         return Err(Failure::Failed(format!(
-            "{dir} is no folder; --data-dir is the one in which ya-provider keeps {}",
+            "{dir} is not a folder; --data-dir is the one in which ya-provider keeps {}",
             rules::RULES
         )));
     }
@@ -97,7 +97,7 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     let now = jiff::Timestamp::now();
     let decision = provider.negotiate(&manifest, &arguments.credentials.read()?, now);
     let mut warnings: Vec<String> =
-        manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")).into_iter().collect();
+        manifest.dates(now).map(|why| format!("{why}; yagna does not check that")).into_iter().collect();
     if decision.is_ok() {
         let (settings, _) = Settings::load(arguments.config.file())?;
         warnings.extend(refused_later(&settings, &manifest)?);

@@ -13,11 +13,10 @@ use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;
 
-/// Register guests with the running daemon, and hold them to their manifests
+/// Register guests with the running daemon, and restrict them to their manifests
 ///
-/// For guests that come and go: each rented VM, each job. They are kept over a restart of the daemon and
-/// gone after a reboot; guests that are to stay are [[guest]] sections of the configuration. Changing
-/// takes root, or the daemon's own user.
+/// For temporary guests: each rented VM, each job. Registrations survive a restart of the daemon, but not a reboot;
+/// permanent guests are [[guest]] sections of the configuration. Changes require root or the daemon's own user.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -38,14 +37,14 @@ enum Command {
 
 /// Register a guest
 ///
-/// Without a manifest it is a guest like those of the configuration: what the shared lists allow, in the
-/// mode of the daemon. With one it reaches what the manifest names (scheme, host and port) and nothing
-/// else, as far as the provider's rule that takes the manifest lets it: `whitelist` is the list, `all`
-/// everything. If no rule takes it, nothing is registered, and yagna's words say why. Address floor,
-/// `deny` rules and limits hold in any case. A manifest that asks for nothing gets nothing.
+/// Without a manifest the guest is like those of the configuration: it reaches what the shared lists allow, in the
+/// mode of the daemon. With a manifest it reaches only what the manifest names (scheme, host and port), within the
+/// provider's rule that accepts the manifest: `whitelist` means the list, `all` means everything. If no rule accepts
+/// it, nothing is registered, and yagna's reason is printed. Address floor, `deny` rules and limits apply in any
+/// case. A guest whose manifest asks for nothing reaches nothing.
 ///
-/// With an interface, and where the configuration has a firewall, the firewall is applied again: the
-/// addresses are the guest's on that interface, and nobody else's.
+/// With an interface, and if the configuration has a firewall, the firewall is applied again, so that only this
+/// interface may use the guest's addresses.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -56,26 +55,26 @@ Examples:
 struct AddArguments {
     #[command(flatten)]
     daemon: Daemon,
-    /// Its name: 1 to 64 of a-z A-Z 0-9 . _ -
+    /// The guest's name: 1 to 64 of a-z A-Z 0-9 . _ -
     #[arg(value_name = "NAME")]
     name: String,
-    /// An address or range that is this guest; may be given several times
+    /// An address or range of the guest; may be given several times
     #[arg(short, long = "address", value_name = "ADDR", required = true)]
     addresses: Vec<String>,
-    /// The interface by which its packets come: its tap, or its port of a bridge
+    /// The interface by which its packets arrive: its tap, or its port of a bridge
     #[arg(short, long, value_name = "NAME")]
     interface: Option<String>,
-    /// The manifest of its job: JSON, or base64 of it
+    /// The manifest of the job: JSON, or base64 of it
     #[arg(short, long, value_name = "FILE")]
     manifest: Option<PathBuf>,
     #[command(flatten)]
     credentials: Credentials,
-    /// The daemon's answer as JSON
+    /// Print the daemon's answer as JSON
     #[arg(long)]
     json: bool,
 }
 
-/// Who is a guest? Those of the configuration and those that were registered
+/// List the guests: those of the configuration and those that were registered
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -86,9 +85,9 @@ struct ListArguments {
     answer: ask::Answer,
 }
 
-/// End a registration, and the guest's connections
+/// End the registration and the connections of a guest
 ///
-/// Its addresses are nobody's then, and [guests].unknown says what that means.
+/// Its addresses then belong to no guest, and [guests].unknown applies to them.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -96,10 +95,10 @@ Examples:
 struct RemoveArguments {
     #[command(flatten)]
     daemon: Daemon,
-    /// Its name
+    /// The guest's name
     #[arg(value_name = "NAME")]
     name: String,
-    /// The daemon's answer as JSON
+    /// Print the daemon's answer as JSON
     #[arg(long)]
     json: bool,
 }
@@ -127,7 +126,7 @@ fn add(arguments: &AddArguments, out: &mut dyn Write) -> Outcome {
         return ask::write_json(&added.answer, out);
     }
     let changed = added.answer.get("changed").and_then(Value::as_bool).unwrap_or(true);
-    let what = if changed { "is registered" } else { "was registered before, just so" };
+    let what = if changed { "is registered" } else { "was already registered, with the same settings" };
     writeln!(out, "{name} {what}{}", held(added.answer.get("guest").unwrap_or(&Value::Null)))?;
     for warning in added.warnings.drain(..) {
         writeln!(out, "warning: {}", printable(&warning))?;
@@ -152,7 +151,8 @@ pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Add
     let (settings, _) = Settings::load_leniently(config)?;
     let pinned = application.interface.is_some() && settings.firewall.is_wanted();
     if pinned && Some(daemon.socket()?) != settings.listen.control {
-        let why = "--interface takes the configuration of the daemon behind --socket, for the firewall is made from it";
+        let why = "--interface requires the configuration of the daemon behind --socket, because the firewall is made \
+                   from it";
         return Err(Failure::Usage(format!("{why}; name it with --config")));
     }
     let refused = refused_all_the_same(&settings, application);
@@ -180,7 +180,7 @@ fn refused_all_the_same(settings: &Settings, application: &Application) -> Vec<S
             refused.into_iter().map(|(url, why)| format!("{url} was agreed on, but is refused: {why}")).collect()
         }
         // The daemon may use its last good list.
-        Err(failure) => vec![format!("what is refused all the same is not known: {failure}")],
+        Err(failure) => vec![format!("it is not known which of its URLs are refused in any case: {failure}")],
     }
 }
 
@@ -205,14 +205,14 @@ fn held(guest: &Value) -> String {
     match guest.get("manifest") {
         None => String::new(),
         Some(Value::String(asks)) if asks == "none" => {
-            "; its manifest asks for nothing, and it gets nothing".to_owned()
+            "; its manifest asks for nothing, so it reaches nothing".to_owned()
         }
         Some(asks) => {
             let mode = match word("mode") {
                 Some("all") => "everything",
                 Some("none") => "nothing",
                 Some("observe") => "everything, observed",
-                _ => "what the list has",
+                _ => "what the list allows",
             };
             format!(": {} within {mode}{by}", shown_manifest(asks))
         }
@@ -253,7 +253,7 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
         ask::write_json(&answer, out)?;
     } else {
         let revoked = answer.get("revoked").and_then(Value::as_u64).unwrap_or_default();
-        writeln!(out, "{name} is no guest any more; connections ended: {revoked}")?;
+        writeln!(out, "{name} is not a guest any more; connections ended: {revoked}")?;
     }
     fault.map_or(Ok(Exit::Good), Err)
 }
@@ -261,7 +261,7 @@ fn remove(arguments: &RemoveArguments, out: &mut dyn Write) -> Outcome {
 /// Ends a registration; returns the daemon's answer, and why the firewall could not be updated.
 pub(super) fn end(daemon: &Daemon, name: &str) -> Result<(Value, Option<Failure>), Failure> {
     if !bridge::is_guest_name(name) {
-        return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
+        return Err(Failure::Usage(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
     }
     let answer = daemon.ask(Question::Remove(name))?;
     let (settings, _) = Settings::load_leniently(daemon.config.file())?;

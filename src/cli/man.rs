@@ -5,7 +5,7 @@ use clap::{Args, Command, ValueEnum};
 use clap_mangen::Man;
 use std::io::{self, Write};
 
-/// Print completions for a shell
+/// Print shell completions
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -65,7 +65,7 @@ The whitelist: *.rules, *.lst and *.json files.
 The control socket, of a service and of a daemon started by hand.
 .TP
 \fI/var/lib/outgate\fR, \fI$XDG_STATE_HOME/outgate\fR
-What is kept over a restart.
+What is kept across a restart.
 .SH ENVIRONMENT
 .TP
 OUTGATE_CONFIG
@@ -78,7 +78,7 @@ What
 .B outgate run
 logs, unless
 .B \-\-log\-level
-says so.
+is given.
 .SH SEE ALSO
 .BR outgate.toml (5),
 .BR nft (8),

@@ -11,14 +11,14 @@ use tracing_subscriber::EnvFilter;
 
 /// Run the daemon, in the foreground, until SIGTERM or SIGINT
 ///
-/// Without a configuration file it listens on 127.0.0.1:3128 (proxy) and 127.0.0.1:3190 (admin) and
-/// uses the whitelist that is built in. SIGHUP reads configuration and lists again. A transparent
-/// listener takes root, or CAP_NET_ADMIN, at the start; the ruleset that brings guests to it is
-/// `outgate firewall apply`. Once the listeners are open, every capability is given up, for good.
+/// Without a configuration file it listens on 127.0.0.1:3128 (proxy) and 127.0.0.1:3190 (admin) and uses the built-in
+/// whitelist. SIGHUP reads configuration and lists again. A transparent listener requires root or CAP_NET_ADMIN at
+/// the start; `outgate firewall apply` installs the ruleset that directs guests to it. Once the listeners are open,
+/// every capability is given up permanently.
 ///
-/// Under a service manager (NOTIFY_SOCKET is set) it starts whatever is wrong with configuration and lists: with
-/// the configuration that worked last, of which root keeps a copy, or, where there is none, refusing
-/// everybody with `not_configured` until the files have changed.
+/// Under a service manager (NOTIFY_SOCKET is set) it starts even if the configuration or the lists are invalid: with
+/// the last configuration that worked, from a copy that root keeps. Without a copy it refuses everything with
+/// `not_configured` until the files have changed.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -29,20 +29,20 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
-    /// What to log on standard error: error, warn, info, debug, trace, or as RUST_LOG has it
-    /// [default: $RUST_LOG or info]
+    /// What to log on standard error: error, warn, info, debug, trace, or a filter as in RUST_LOG [default: $RUST_LOG
+    /// or info]
     #[arg(short, long, value_name = "LEVEL")]
     log_level: Option<String>,
-    /// Become this user once all listeners are open; takes root. State dir and control folder are made
-    /// for it
+    /// Become this user once all listeners are open; requires root. The state dir and the folder of the control
+    /// socket are created for it
     #[arg(long, value_name = "NAME")]
     user: Option<String>,
-    /// Where the copy of the configuration that worked last is [default: /var/lib/outgate-host for
+    /// Where the copy of the last configuration that worked is kept [default: /var/lib/outgate-host for
     /// /etc/outgate/outgate.toml; no copy for another file]
     #[arg(long, value_name = "DIR")]
     copies: Option<PathBuf>,
-    /// Do without Landlock and the system call filter; for a kernel or C library on which they break
-    /// the daemon, and no longer than it takes to report that
+    /// Run without Landlock and the system call filter; only for a kernel or C library on which they break the
+    /// daemon, and only until that is reported
     #[arg(long)]
     no_sandbox: bool,
 }
@@ -74,8 +74,8 @@ fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
     match Copies::of(config, arguments.copies.as_deref()).map(|copies| copies.load(Copy::Worked)) {
         Some(Ok(Some(kept))) => {
             let why = format!(
-                "the configuration is invalid ({first}); in force is the one that worked on {}, {}: mend the file and run \
-                 `outgate whitelist reload`",
+                "the configuration is invalid ({first}); the one that worked on {} is in force, {}: correct the file \
+                 and run `outgate whitelist reload`",
                 kept.made,
                 kept.path.display()
             );
@@ -97,7 +97,7 @@ fn otherwise(arguments: &Arguments, error: ConfigError) -> Basis {
 fn confine(user: Option<&str>, sandbox: bool) -> Result<Confine, Failure> {
     let Some(name) = user else { return Ok(Confine { user: None, sandbox }) };
     if !system::is_root() {
-        return Err(Failure::Usage("--user takes root; start outgate as that user, and without --user".to_owned()));
+        return Err(Failure::Usage("--user requires root; start outgate as that user, and without --user".to_owned()));
     }
     let user = User::find(name).map_err(|error| Failure::Failed(error.to_string()))?;
     Ok(Confine { user: Some(user), sandbox })
@@ -107,7 +107,7 @@ fn log_to_stderr(level: Option<String>) -> Result<(), Failure> {
     let from_environment = || std::env::var("RUST_LOG").ok().filter(|filter| !filter.is_empty());
     let wanted = level.or_else(from_environment).unwrap_or_else(|| DEFAULT_LEVEL.to_owned());
     let filter = EnvFilter::try_new(&wanted).map_err(|error| {
-        Failure::Usage(format!("{wanted:?} is no log level ({error}); write error, warn, info, debug or trace"))
+        Failure::Usage(format!("{wanted:?} is not a log level ({error}); write error, warn, info, debug or trace"))
     })?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)

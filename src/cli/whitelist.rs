@@ -44,15 +44,15 @@ struct ListArguments {
     /// Only the rules of this file
     #[arg(short, long, value_name = "NAME")]
     file: Option<String>,
-    /// A JSON array of objects instead of text
+    /// Print a JSON array of objects instead of text
     #[arg(long)]
     json: bool,
 }
 
 /// Add rules to local.rules, unless `check` would refuse them
 ///
-/// The whole list is checked with the new rule before anything is written. A running daemon sees the
-/// change by itself.
+/// The whole list is checked with the new rule before anything is written. A running daemon notices the change by
+/// itself.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -69,14 +69,14 @@ struct AddArguments {
 struct Edit {
     #[command(flatten)]
     config: Config,
-    /// A rule as it stands in a file; in quotes if it has spaces or * in it
+    /// A rule as written in a file; quote it if it contains spaces or *
     #[arg(value_name = "RULE", required = true)]
     rules: Vec<String>,
 }
 
-/// Remove rules from the *.rules files they stand in
+/// Remove rules from the *.rules files
 ///
-/// A rule is given as it stands there, without owner= and note=. Comments and order are kept.
+/// Give a rule as it is written there, without owner= and note=. Comments and order are kept.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -87,11 +87,11 @@ struct RemoveArguments {
     edit: Edit,
 }
 
-/// Warn of rules that are too broad, shadowed by others, expired or never used
+/// Warn about rules that are too broad, shadowed by others, expired or never used
 ///
-/// Which rules were never used is asked of the running daemon; where it cannot be reached, or runs on
-/// another list, that is said on standard error and nothing is warned of. Exit code 0 also if there are
-/// warnings; 1 if the list is invalid.
+/// The running daemon knows which rules were never used. If it cannot be reached, or uses another list, a note on
+/// standard error says so, and there are no warnings about unused rules. Exit code 0 even if there are warnings; 1 if
+/// the list is invalid.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -100,7 +100,7 @@ Examples:
 struct LintArguments {
     #[command(flatten)]
     daemon: ask::Daemon,
-    /// A JSON array of objects instead of text
+    /// Print a JSON array of objects instead of text
     #[arg(long)]
     json: bool,
 }
@@ -223,12 +223,15 @@ fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
             let hours = used.since().duration_until(jiff::Timestamp::now()).as_hours();
             let since = used.since();
             (hours < 24).then(|| {
-                format!("outgate: uses are counted since {since} only; what was not used since may well be needed")
+                format!(
+                    "outgate: uses have been counted only since {since}; a rule that was not used since then may \
+                         still be needed"
+                )
             })
         }
         Err(why) => {
             let why = why.strip_prefix("outgate: ").unwrap_or(why);
-            Some(format!("outgate: never-used rules were not looked at: {why}"))
+            Some(format!("outgate: never-used rules were not checked: {why}"))
         }
     }
 }
@@ -242,7 +245,7 @@ fn dir(settings: &Settings) -> Result<&Path, Failure> {
     settings.whitelist_dir.as_deref().ok_or_else(|| {
         let dir = outgate::config::WHITELIST_DIR;
         Failure::Failed(format!(
-            "the list that is built in cannot be edited; make {dir}, or name a configuration with --config"
+            "the built-in list cannot be edited; create {dir}, or name a configuration with --config"
         ))
     })
 }

@@ -57,9 +57,9 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
 /// Warns of a mode that allows more than the rules do; `whom` completes the warning.
 pub(super) fn warn_of_mode(mode: Mode, span: &Option<Range<usize>>, problems: &mut Problems, whom: &str) {
     let message = match mode {
-        Mode::All => format!("mode \"all\" lets {whom} reach every public address, list or no list"),
+        Mode::All => format!("mode \"all\" lets {whom} reach every public address, whatever the list says"),
         Mode::Observe => format!(
-            "mode \"observe\" lets {whom} through where no rule does; go to \"whitelist\" when the list is complete"
+            "mode \"observe\" lets {whom} through even without a rule; change it to \"whitelist\" when the list is complete"
         ),
         Mode::Whitelist | Mode::None => return,
     };
@@ -78,7 +78,7 @@ fn distinct(ports: &[Item<u16>]) -> Vec<u16> {
 
 fn permitted(given: &[Item<IpNet>], problems: &mut Problems) -> Vec<IpNet> {
     for Item { value: net, span } in given.iter().filter(|item| item.value.prefix_len() < 8) {
-        problems.warn(span.clone(), format!("{net} takes most of the address floor away, for every rule and guest"));
+        problems.warn(span.clone(), format!("{net} opens most of the address floor, for every rule and guest"));
     }
     given.iter().map(|item| item.value).collect()
 }
@@ -87,7 +87,7 @@ fn check_resolver(given: &Resolver, problems: &mut Problems) -> ResolverSettings
     let mut servers = Vec::new();
     for Item { value: server, span } in &given.servers.value {
         if servers.contains(server) {
-            problems.warn(span.clone(), format!("{server} is in the list twice"));
+            problems.warn(span.clone(), format!("{server} is listed twice"));
         } else {
             servers.push(server.clone());
         }
@@ -117,17 +117,17 @@ fn check_tls(written: &Written, listen: &ListenSettings, problems: &mut Problems
             return Some(TlsSettings { certificate, key, client_ca: given.client_ca.value.clone() });
         }
         (Some(_), None, _) => {
-            problems.error(span(&given.certificate.span), "a certificate takes its key; set [tls].key");
+            problems.error(span(&given.certificate.span), "a certificate requires its key; set [tls].key");
         }
         (None, Some(_), _) => {
-            problems.error(span(&given.key.span), "a key takes its certificate; set [tls].certificate");
+            problems.error(span(&given.key.span), "a key requires its certificate; set [tls].certificate");
         }
         (None, None, Some(listener)) => {
-            problems.error(listener.clone(), "a listener inside TLS takes [tls].certificate and [tls].key");
+            problems.error(listener.clone(), "a listener with TLS requires [tls].certificate and [tls].key");
         }
         (None, None, None) => {
             if given.client_ca.value.is_some() {
-                problems.error(span(&given.client_ca.span), "client_ca goes with [tls].certificate and [tls].key");
+                problems.error(span(&given.client_ca.span), "client_ca requires [tls].certificate and [tls].key");
             }
         }
     }
@@ -156,7 +156,8 @@ fn check_limits(given: &Limits, problems: &mut Problems) -> LimitSettings {
         && let Some(span) = given.connections.span.as_ref().or(given.total_connections.span.as_ref())
     {
         let quarter = total / 4;
-        let message = format!("no guest gets more than a quarter of total_connections, so {quarter} and not {one}");
+        let message =
+            format!("no guest gets more than a quarter of total_connections, so the limit is {quarter}, not {one}");
         problems.warn(span.clone(), message);
     }
     limits
@@ -168,7 +169,7 @@ fn check_log(given: &Log, problems: &mut Problems) -> LogSettings {
         && on_failure == OnFailure::Refuse
         && let Some(span) = &given.on_failure.span
     {
-        problems.warn(span.clone(), "`on_failure` means nothing where `access` is \"off\"");
+        problems.warn(span.clone(), "`on_failure` has no effect if `access` is \"off\"");
     }
     LogSettings { access, denied_only: given.denied_only.value, on_failure }
 }
@@ -177,7 +178,7 @@ fn check_golem(given: &Golem, mode: &Setting<Mode>, problems: &mut Problems) -> 
     let max_mode = given.max_mode.value;
     let Some(data_dir) = given.data_dir.value.clone() else {
         if let Some(span) = given.max_mode.span.clone().filter(|_| max_mode != Grant::All) {
-            problems.warn(span, "`max_mode` means nothing without `data_dir`");
+            problems.warn(span, "`max_mode` has no effect without `data_dir`");
         }
         return None;
     };

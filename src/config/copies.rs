@@ -108,7 +108,7 @@ impl Copies {
         };
         let folder = self.folder.metadata().map_err(|error| unreadable(error.to_string()))?;
         if !meta.is_file() || !is_roots(&folder) || meta.mode() & 0o022 != 0 {
-            return Err(unreadable("others than root may have written it".to_owned()));
+            return Err(unreadable("users other than root may have written it".to_owned()));
         }
         let text = Sources::read_alone(&path)?.text();
         let surroundings = Surroundings::of_this_process();
@@ -172,7 +172,7 @@ impl Copies {
         match is_roots(&self.folder.metadata()?) {
             true => Ok(()),
             false => {
-                let why = format!("{}: others than root may write there", self.folder.display());
+                let why = format!("{}: users other than root may write there", self.folder.display());
                 Err(io::Error::new(io::ErrorKind::PermissionDenied, why))
             }
         }

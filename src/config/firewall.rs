@@ -19,7 +19,7 @@ pub(super) fn check(
     let mut guest_interfaces = Vec::new();
     for Item { value: name, span } in &given.guest_interfaces.value {
         if guest_interfaces.contains(name) {
-            problems.warn(span.clone(), format!("{name:?} is in the list twice"));
+            problems.warn(span.clone(), format!("{name:?} is listed twice"));
         } else {
             guest_interfaces.push(name.clone());
         }
@@ -51,10 +51,10 @@ pub(super) fn check(
 /// Reads one of `guest_interfaces`.
 pub(super) fn guest_interface(text: &str) -> Result<String, String> {
     if !values::is_interface(text, true) {
-        return Err(format!("{text:?} is no network interface; write for example \"br0\" or \"tap*\""));
+        return Err(format!("{text:?} is not a network interface; write for example \"br0\" or \"tap*\""));
     }
     if fits(text, "lo") {
-        let why = "this takes in \"lo\", which is this machine itself; sockets of this machine are for `host_users`";
+        let why = "this matches \"lo\", which is this machine itself; for sockets of this machine use `host_users`";
         return Err(why.to_owned());
     }
     Ok(text.to_owned())
@@ -69,13 +69,13 @@ pub(super) fn not_guest(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let examples = format!("\"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\"");
-    Err(format!("{text:?} is no network interface; write for example {examples}"))
+    Err(format!("{text:?} is not a network interface; write for example {examples}"))
 }
 
 /// Reads one of `host_users`.
 pub(super) fn host_user(text: &str) -> Result<String, String> {
     if !values::is_user(text) {
-        return Err(format!("{text:?} is no name or number of a user"));
+        return Err(format!("{text:?} is not a user's name or number"));
     }
     if matches!(text, "outgate" | "root" | "0") {
         let why = "outgate's own connections would come back to it";

@@ -157,7 +157,7 @@ impl Form for Port {
         let number = integer(key, node, reader)?;
         match u16::try_from(number) {
             Ok(port) if port != 0 => Some(port),
-            _ => reader.wrong(node, format!("{number} is no port; write a number from 1 to 65535")),
+            _ => reader.wrong(node, format!("{number} is not a port; write a number from 1 to 65535")),
         }
     }
 }

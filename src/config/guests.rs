@@ -31,7 +31,7 @@ pub(super) fn check(
         let needs_address = !by_certificate || guest.interface.span.is_some();
         if guest.addresses.value.is_empty() && !guest.addresses.is_wrong() && needs_address {
             let span = guest.addresses.span.as_ref().unwrap_or(span).clone();
-            let why = format!("{label} has no addresses, so no flow would be its own");
+            let why = format!("{label} has no addresses, so no flow would belong to it");
             problems.error(span, format!("{why}; write addresses = [\"…\"]"));
         }
         let addresses: Vec<IpNet> = guest.addresses.value.iter().map(|item| item.value).collect();
@@ -76,7 +76,7 @@ fn check_name(
 /// Reads a guest's name.
 pub(super) fn name(text: &str) -> Result<String, String> {
     if !values::is_guest_name(text) {
-        return Err(format!("{text:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
+        return Err(format!("{text:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -"));
     }
     if text == OTHER {
         let why = "\"other\" stands for all undeclared guests in the metrics; choose another name";
@@ -88,7 +88,7 @@ pub(super) fn name(text: &str) -> Result<String, String> {
 /// Reads one of a guest's addresses.
 pub(super) fn address(text: &str) -> Result<IpNet, String> {
     let net = values::net(text)?;
-    if is_nobodys(net) { Err(format!("{net} is the address of no guest")) } else { Ok(net) }
+    if is_nobodys(net) { Err(format!("{net} cannot be a guest's address")) } else { Ok(net) }
 }
 
 /// Reads a guest's interface.
@@ -96,7 +96,7 @@ pub(super) fn interface(text: &str) -> Result<String, String> {
     if values::is_interface(text, false) {
         return Ok(text.to_owned());
     }
-    Err(format!("{text:?} is no name of a network interface; write for example \"tap7\""))
+    Err(format!("{text:?} is not the name of a network interface; write for example \"tap7\""))
 }
 
 /// Reads the name of one of a guest's files.
@@ -105,7 +105,7 @@ pub(super) fn list_file(text: &str) -> Result<String, String> {
         return Ok(text.to_owned());
     }
     let remedy = "write the name of a .rules, .lst or .json file in [whitelist].dir, without a path";
-    Err(format!("{text:?} is no whitelist file; {remedy}"))
+    Err(format!("{text:?} is not a whitelist file; {remedy}"))
 }
 
 fn is_nobodys(net: IpNet) -> bool {
@@ -117,21 +117,21 @@ fn is_nobodys(net: IpNet) -> bool {
 pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>) -> Result<Vec<IpNet>, Vec<String>> {
     let mut wrong = Vec::new();
     if !values::is_guest_name(name) || name == OTHER {
-        wrong.push(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
+        wrong.push(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
     }
     if let Some(interface) = interface.filter(|interface| !values::is_interface(interface, false)) {
-        wrong.push(format!("{interface:?} is no name of a network interface"));
+        wrong.push(format!("{interface:?} is not the name of a network interface"));
     }
     if addresses.is_empty() {
-        wrong.push(format!("{name} has no address, so no flow would be its own"));
+        wrong.push(format!("{name} has no address, so no flow would belong to it"));
     }
     let mut nets: Vec<IpNet> = Vec::with_capacity(addresses.len());
     for address in addresses {
         match values::net(address) {
             Err(why) => wrong.push(why),
-            Ok(net) if is_nobodys(net) => wrong.push(format!("{net} is the address of no guest")),
+            Ok(net) if is_nobodys(net) => wrong.push(format!("{net} cannot be a guest's address")),
             Ok(net) if nets.iter().any(|other| other.contains(&net) || net.contains(other)) => {
-                wrong.push(format!("{net} is there twice"));
+                wrong.push(format!("{net} is listed twice"));
             }
             Ok(net) => nets.push(net),
         }
@@ -169,7 +169,7 @@ impl Taken {
             } else {
                 format!("of {owner} ({}{which})", problems.place(*first, span.start))
             };
-            problems.error(span, format!("{net} is already an address {whose}; an address is one guest's"));
+            problems.error(span, format!("{net} is already an address {whose}; an address belongs to one guest alone"));
             return;
         }
         self.ranges.insert(net.network(), (net, label.to_owned(), span.start));

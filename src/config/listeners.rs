@@ -101,7 +101,7 @@ impl Bound {
     fn add(&mut self, key: &'static str, places: &[Place], layers: &[Layer], problems: &mut Problems) {
         for (address, span) in places {
             if let (0, Some(span)) = (address.port(), span) {
-                problems.warn(span.clone(), "port 0 lets the kernel choose; it is another port after each start");
+                problems.warn(span.clone(), "port 0 lets the kernel choose, so the port differs after each start");
             }
             let clashes = |layer: &Layer, other: &SocketAddr| layers.contains(layer) && overlap(*address, *other);
             let clash = self.taken.iter().find(|(layer, _, (other, _))| clashes(layer, other));

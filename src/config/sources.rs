@@ -126,7 +126,7 @@ impl Sources {
             match &source.text {
                 Ok(text) => {
                     if source.is_open {
-                        let message = "everybody on this machine may write to this file; run `chmod o-w` on it";
+                        let message = "everyone on this machine may write to this file; run `chmod o-w` on it";
                         problems.whole(Severity::Warning, base, message);
                     }
                     let parsed = document::parse(text, base, &mut problems);

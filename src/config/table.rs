@@ -288,7 +288,7 @@ fn nearest_anywhere(word: &str) -> String {
     let near = nearest(word, all().map(|(_, key)| key));
     match near.and_then(|near| all().find(|(_, key)| *key == near)) {
         Some((table, key)) => format!("; the nearest known key is `{key}` in {}", bracketed(table)),
-        None => "; see the example in outgate.toml for the keys there are".to_owned(),
+        None => "; the example in outgate.toml has all keys".to_owned(),
     }
 }
 

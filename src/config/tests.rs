@@ -185,11 +185,11 @@ access = "sdtout"
         [
             "f:2:8: `mode` is \"whitlist\"; did you mean \"whitelist\"? It is one of \"whitelist\", \"observe\", \"all\", \"none\"",
             "f:4:1: unknown key `proxi` in [listen]; did you mean `proxy`?",
-            "f:5:10: \"3128\" is a port alone; write \"127.0.0.1:3128\"",
+            "f:5:10: \"3128\" is only a port; write \"127.0.0.1:3128\"",
             "f:7:15: `connections` is a number; write 12 without quotes",
             "f:8:18: `idle_timeout_s` is -1; write a number from 1 to 31536000, or 0 for none",
             "f:10:22: `connect_timeout_ms` is 0 (0 would leave no time at all); write a number from 1 to 600000",
-            "f:11:18: 0 is no port; write a number from 1 to 65535",
+            "f:11:18: 0 is not a port; write a number from 1 to 65535",
             "f:13:10: `access` is \"sdtout\"; write \"stdout\", \"journal\", \"off\" or a path with a slash in it",
         ]
     );
@@ -209,7 +209,7 @@ fn an_unknown_key_is_answered_with_the_nearest_known_one() {
             "[log]\nblocked_port = 3",
             "f:2:1: unknown key `blocked_port` in [log]; the nearest known key is `blocked_ports` in [dial]",
         ),
-        ("[log]\nqqq = 3", "f:2:1: unknown key `qqq` in [log]; see the example in outgate.toml for the keys there are"),
+        ("[log]\nqqq = 3", "f:2:1: unknown key `qqq` in [log]; the example in outgate.toml has all keys"),
         (
             "[[guest]]\nname='a'\naddress=['10.0.0.1']\naddresses=['10.0.0.1']",
             "f:3:1: unknown key `address` in [[guest]]; did you mean `addresses`?",
@@ -229,7 +229,7 @@ fn a_value_of_the_wrong_type_says_the_right_one() {
         ("[dial]\nblocked_ports = [\"25\"]", "f:2:18: `blocked_ports` is a number; write 25 without quotes"),
         ("[log]\non_failure = \"stop\"", "f:2:14: `on_failure` is \"stop\"; it is one of \"continue\", \"refuse\""),
         ("[log]\ndenied_only = \"yes\"", "f:2:15: `denied_only` is true or false without quotes, not string"),
-        ("[guest]\nname = \"a\"", "f:1:1: guests are a list; write `[[guest]]` with two brackets, once a guest"),
+        ("[guest]\nname = \"a\"", "f:1:1: guests are a list; write `[[guest]]` with two brackets, once per guest"),
         ("[limits]\nconnections = 99999999999999999999", "f:2:15: the number of `connections` is too large"),
         (
             "[limits]\nconnections = 4294967296",
@@ -289,16 +289,18 @@ addresses = ["10.0.4.1/8", "224.0.0.1"]
         problems(text),
         [
             "f:6:8: a guest \"a\" is already declared in line 3; choose another name",
-            "f:10:14: 10.0.0.7/32 is already an address of a (line 4, as part of 10.0.0.0/24); an address is one guest's",
-            "f:10:26: 10.0.1.1/32 is already an address of this guest (line 7); an address is one guest's",
-            "f:10:50: 10.0.2.1/32 is already an address twice in the same guest; an address is one guest's",
-            "f:13:14: 0.0.0.0/0 is already an address of b (line 10, as part of 10.0.2.1/32); an address is one guest's",
+            "f:10:14: 10.0.0.7/32 is already an address of a (line 4, as part of 10.0.0.0/24); an address belongs to \
+             one guest alone",
+            "f:10:26: 10.0.1.1/32 is already an address of this guest (line 7); an address belongs to one guest alone",
+            "f:10:50: 10.0.2.1/32 is already an address twice in the same guest; an address belongs to one guest alone",
+            "f:13:14: 0.0.0.0/0 is already an address of b (line 10, as part of 10.0.2.1/32); an address belongs to \
+             one guest alone",
             "f:14:1: the guest has no name; write for example name = \"vm-7\"",
-            "f:16:1: this guest has no addresses, so no flow would be its own; write addresses = [\"…\"]",
+            "f:16:1: this guest has no addresses, so no flow would belong to it; write addresses = [\"…\"]",
             "f:17:8: \"other\" stands for all undeclared guests in the metrics; choose another name",
-            "f:19:8: \"vm 7\" is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -",
+            "f:19:8: \"vm 7\" is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -",
             "f:20:14: \"10.0.4.1/8\" has bits set beyond its length; write \"10.0.0.0/8\" or \"10.0.4.1/32\"",
-            "f:20:28: 224.0.0.1/32 is the address of no guest",
+            "f:20:28: 224.0.0.1/32 cannot be a guest's address",
         ]
     );
 }
@@ -350,13 +352,13 @@ fn tls_takes_a_certificate_its_key_and_somebody_who_uses_them() {
     for (text, words) in [
         (&*format!("{door}[[guest]]\nname = \"vm-7\""), "vm-7 has no addresses"),
         (&*pinned, "vm-7 has no addresses"),
-        ("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]", "takes [tls].certificate and [tls].key"),
+        ("[listen]\nproxy_tls = [\"10.0.0.1:3443\"]", "requires [tls].certificate and [tls].key"),
         ("[listen]\nproxy_tls = [\"0.0.0.0:3443\"]\n[tls]\ncertificate = \"c\"\nkey = \"k\"", "may use the proxy"),
         (pair, "no listener uses this"),
         ("[tls]\ncertificate = \"c\"", "set [tls].key"),
         ("[tls]\nkey = \"k\"", "set [tls].certificate"),
-        ("[tls]\nclient_ca = \"a\"", "client_ca goes with"),
-        ("[listen]\nadmin_tls = \"10.0.0.1:3191\"", "takes [tls].certificate and [tls].key"),
+        ("[tls]\nclient_ca = \"a\"", "client_ca requires"),
+        ("[listen]\nadmin_tls = \"10.0.0.1:3191\"", "requires [tls].certificate and [tls].key"),
     ] {
         assert!(problems(text).iter().any(|problem| problem.contains(words)), "{text}: {:?}", problems(text));
     }
@@ -377,8 +379,8 @@ fn a_firewall_without_listeners_for_what_it_brings_is_told_which_to_set() {
     assert!(found.iter().any(|p| p.contains("set [listen].redirect")), "{found:?}");
     assert!(found.iter().any(|p| p.contains("\"root\" cannot be sent to `redirect`")), "{found:?}");
     let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"lo\", \"tap*\", \"tap*\"]"));
-    assert!(found.iter().any(|p| p.contains("this takes in \"lo\", which is this machine itself")), "{found:?}");
-    assert!(found.iter().any(|p| p.contains("\"tap*\" is in the list twice")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("this matches \"lo\", which is this machine itself")), "{found:?}");
+    assert!(found.iter().any(|p| p.contains("\"tap*\" is listed twice")), "{found:?}");
 }
 
 #[test]
@@ -408,9 +410,9 @@ fn a_providers_data_dir_sets_the_mode_under_the_ceiling() {
 fn functions_of_later_versions_are_checked_in_form_all_the_same() {
     let text = "[firewall]\nguest_interfaces = [\"a/b\"]\n[golem]\nmax_mode = \"some\"\n[listen]\nudp = [\"443\"]";
     let found = problems(text);
-    assert!(found.iter().any(|p| p.starts_with("f:2:21: \"a/b\" is no network interface")), "{found:?}");
+    assert!(found.iter().any(|p| p.starts_with("f:2:21: \"a/b\" is not a network interface")), "{found:?}");
     assert!(found.iter().any(|p| p.starts_with("f:4:12: `max_mode` is \"some\"")), "{found:?}");
-    assert!(found.iter().any(|p| p.starts_with("f:6:8: \"443\" is a port alone")), "{found:?}");
+    assert!(found.iter().any(|p| p.starts_with("f:6:8: \"443\" is only a port")), "{found:?}");
 }
 
 #[test]
@@ -419,7 +421,7 @@ fn what_is_sound_but_risky_is_a_warning() {
         ("mode = \"all\"", "f:1:8: warning: mode \"all\" lets every guest reach"),
         (
             "[log]\naccess = \"off\"\non_failure = \"refuse\"",
-            "f:3:14: warning: `on_failure` means nothing where `access` is \"off\"",
+            "f:3:14: warning: `on_failure` has no effect if `access` is \"off\"",
         ),
         ("mode = \"observe\"", "f:1:8: warning: mode \"observe\" lets every guest through"),
         ("[[guest]]\nname='a'\naddresses=['10.0.0.1']\nmode='all'", "f:4:6: warning: mode \"all\" lets guest a reach"),
@@ -432,10 +434,10 @@ fn what_is_sound_but_risky_is_a_warning() {
         ("[limits]\nhandshake_timeout_ms = 0", "f:2:24: warning: without a handshake timeout"),
         (
             "[limits]\ntotal_connections = 100",
-            "f:2:21: warning: no guest gets more than a quarter of total_connections, so 25",
+            "f:2:21: warning: no guest gets more than a quarter of total_connections, so the limit is 25",
         ),
-        ("[dial]\npermit_addresses = [\"0.0.0.0/0\"]", "f:2:21: warning: 0.0.0.0/0 takes most of the address floor"),
-        ("[resolver]\nservers = [\"9.9.9.9\", \"9.9.9.9:53\"]", "f:2:23: warning: 9.9.9.9:53 is in the list twice"),
+        ("[dial]\npermit_addresses = [\"0.0.0.0/0\"]", "f:2:21: warning: 0.0.0.0/0 opens most of the address floor"),
+        ("[resolver]\nservers = [\"9.9.9.9\", \"9.9.9.9:53\"]", "f:2:23: warning: 9.9.9.9:53 is listed twice"),
     ] {
         let found = problems(text);
         assert!(found.len() == 1 && found[0].starts_with(warning), "{found:?}");
@@ -544,7 +546,7 @@ fn a_file_that_everybody_may_write_to_is_a_warning() {
     std::fs::write(&path, "").unwrap();
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666)).unwrap();
     let (_, warnings) = Settings::load(Some(&path)).unwrap();
-    assert!(warnings[0].to_string().contains("warning: everybody on this machine may write"), "{warnings:?}");
+    assert!(warnings[0].to_string().contains("warning: everyone on this machine may write"), "{warnings:?}");
 }
 
 #[test]

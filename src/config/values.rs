@@ -22,17 +22,19 @@ fn listener_remedy(text: &str, port: u16) -> String {
     let written = text.trim().trim_start_matches('*');
     let bare = written.strip_prefix(':').unwrap_or(written);
     if bare.parse::<u16>().is_ok() {
-        return format!("{text:?} is a port alone; write \"127.0.0.1:{bare}\"");
+        return format!("{text:?} is only a port; write \"127.0.0.1:{bare}\"");
     }
     if let Ok(address) = written.parse::<IpAddr>() {
         return format!("{text:?} has no port; write \"{}\"", SocketAddr::new(address, port));
     }
     if let Some((host, port)) = written.rsplit_once(':') {
         if let (Ok(host), Ok(port)) = (host.parse::<Ipv6Addr>(), port.parse::<u16>()) {
-            return format!("an IPv6 address stands in brackets; write \"[{host}]:{port}\"");
+            return format!("an IPv6 address needs brackets; write \"[{host}]:{port}\"");
         }
         if host.parse::<IpAddr>().is_err() && port.parse::<u16>().is_ok() {
-            return format!("{host:?} is no address, and a listener takes no name; write \"127.0.0.1:{port}\"");
+            return format!(
+                "{host:?} is not an address, and a listener cannot have a name; write \"127.0.0.1:{port}\""
+            );
         }
     }
     format!("{text:?} is not an address with port; write for example \"127.0.0.1:{port}\"")
@@ -52,7 +54,7 @@ pub(super) fn net(text: &str) -> Result<IpNet, String> {
     }
     match net {
         IpNet::V6(v6) if v6.addr().to_ipv4_mapped().is_some() => {
-            Err(format!("{text:?} is an IPv4 address in IPv6 clothes; write it as IPv4"))
+            Err(format!("{text:?} is an IPv4 address in IPv6 form; write it as IPv4"))
         }
         _ => Ok(net),
     }
@@ -176,13 +178,16 @@ mod tests {
     #[test]
     fn a_listener_that_is_wrong_is_answered_with_what_to_write() {
         for (text, remedy) in [
-            ("3128", "\"3128\" is a port alone; write \"127.0.0.1:3128\""),
-            (":3128", "\":3128\" is a port alone; write \"127.0.0.1:3128\""),
-            ("*:80", "\"*:80\" is a port alone; write \"127.0.0.1:80\""),
+            ("3128", "\"3128\" is only a port; write \"127.0.0.1:3128\""),
+            (":3128", "\":3128\" is only a port; write \"127.0.0.1:3128\""),
+            ("*:80", "\"*:80\" is only a port; write \"127.0.0.1:80\""),
             ("10.0.0.1", "\"10.0.0.1\" has no port; write \"10.0.0.1:3128\""),
             ("::1", "\"::1\" has no port; write \"[::1]:3128\""),
-            ("fe80::g:80", "\"fe80::g\" is no address, and a listener takes no name; write \"127.0.0.1:80\""),
-            ("localhost:80", "\"localhost\" is no address, and a listener takes no name; write \"127.0.0.1:80\""),
+            ("fe80::g:80", "\"fe80::g\" is not an address, and a listener cannot have a name; write \"127.0.0.1:80\""),
+            (
+                "localhost:80",
+                "\"localhost\" is not an address, and a listener cannot have a name; write \"127.0.0.1:80\"",
+            ),
             (
                 "127.0.0.1:99999",
                 "\"127.0.0.1:99999\" is not an address with port; write for example \"127.0.0.1:3128\"",

@@ -67,7 +67,7 @@ fn read_guests(document: &[Entry], reader: &mut Reader<'_>) -> Vec<(Range<usize>
         return Vec::new();
     };
     let Value::List(guests) = value else {
-        let message = "guests are a list; write `[[guest]]` with two brackets, once a guest";
+        let message = "guests are a list; write `[[guest]]` with two brackets, once per guest";
         reader.problems.error(span.clone(), message);
         return Vec::new();
     };

@@ -98,7 +98,8 @@ async fn read_reports(watcher: UnixStream, reports: Arc<HostReports>) {
         match serde_json::from_slice(&line) {
             Ok(report) => reports.note(report),
             Err(error) => {
-                return tracing::warn!(%error, "what outgate-host.service tells cannot be read; is it of another version?");
+                return tracing::warn!(%error, "the report of outgate-host.service cannot be read; does it run another \
+                                               version?");
             }
         }
     }

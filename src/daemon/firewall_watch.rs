@@ -47,8 +47,8 @@ impl FirewallWatch {
 }
 
 /// The complaint about a ruleset that is in place although the configuration asks for none.
-const UNASKED: &str = "a firewall is in place and the configuration asks for none: set [firewall].guest_interfaces again, or run \
-    `outgate firewall remove`, which opens the guests";
+const UNASKED: &str = "a firewall is in place, but the configuration has none: set [firewall].guest_interfaces again, \
+                       or run `outgate firewall remove`, which opens the guests";
 
 /// Returns what is wrong, and what to do.
 fn complaint(seen: Presence) -> Option<&'static str> {
@@ -59,7 +59,8 @@ fn complaint(seen: Presence) -> Option<&'static str> {
         ),
         Presence::Missing => Some("the firewall is not in place; run `outgate firewall apply`"),
         Presence::Unknown => Some(
-            "it cannot be told whether the firewall is in place: datagrams to 127.78.0.0/15 must not be filtered by others",
+            "it is not known whether the firewall is in place: datagrams to 127.78.0.0/15 must not be filtered by \
+             others",
         ),
     }
 }

@@ -182,7 +182,7 @@ pub(super) fn reset(listeners: Vec<TcpListener>) {
 fn warn_of(address: Option<SocketAddr>) {
     let address = address.map_or_else(|| "an unknown address".to_owned(), |address| address.to_string());
     tracing::warn!(
-        "a socket unit holds {address}, which no key of [listen] has: connections to it are reset; \
-         `systemctl list-sockets` shows the unit"
+        "a socket unit listens on {address}, which no key of [listen] has: connections to it are reset; `systemctl \
+         list-sockets` shows the unit"
     );
 }

@@ -58,13 +58,16 @@ pub(super) fn give_up(
     let host = settings.listen.control.as_deref().filter(|_| control.is_some()).and_then(|control| {
         let path = control::host::path(control);
         control::host::open(&path)
-            .map_err(|error| tracing::error!(path = %path.display(), %error, "outgate-host.service cannot be heard"))
+            .map_err(|error| {
+                tracing::error!(path = %path.display(), %error, "reports of outgate-host.service cannot \
+                                                                              be received")
+            })
             .ok()
     });
     if !confine.sandbox {
         tracing::warn!(
-            "--no-sandbox: a hole in outgate would open every file and system call that its user has; \
-             find out what the sandbox breaks and leave the switch off again"
+            "--no-sandbox: a vulnerability in outgate would expose every file and system call that its user has; find \
+             out what the sandbox breaks, then remove the option"
         );
         return Ok(GivenUp { sandbox: Sandbox { sandbox: false, landlock: 0 }, control, host, unusable });
     }

@@ -112,8 +112,9 @@ impl Overseer {
         let judged = self.watch.step(&levels);
         if self.watch.aside() > aside {
             tracing::warn!(
-                "{} MiB of memory stay in use without the connections that could explain it, of {} MiB; overload is \
-                 judged by the rest. Where the lists take it, give the daemon more ([limits].memory_mib, MemoryMax)",
+                "{} MiB of memory stay in use, of {} MiB, although the connections do not explain it; overload is \
+                 judged by the other measures. If the lists need it, give the daemon more ([limits].memory_mib, \
+                 MemoryMax)",
                 levels.memory.used >> 20,
                 levels.memory.bound >> 20
             );

@@ -396,7 +396,7 @@ impl ReloadWorker {
         };
         let restart_needed = self.settings.restart_needed(&settings);
         if !restart_needed.is_empty() {
-            tracing::warn!(keys = ?restart_needed, "these settings changed but take a restart");
+            tracing::warn!(keys = ?restart_needed, "these settings changed but require a restart");
         }
         let settings = self.settings.reloaded(settings);
         let mut outcome = self.reload(settings, restart_needed)?;
@@ -447,7 +447,7 @@ impl ReloadWorker {
         let (all, policy) = match made {
             Ok(made) => made,
             Err(error) => {
-                return self.failed("configuration and list do not go together; nothing changed", vec![error]);
+                return self.failed("configuration and list do not fit together; nothing changed", vec![error]);
             }
         };
         if let Err(lines) = self.put_settings(&settings, &all) {

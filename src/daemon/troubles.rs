@@ -50,11 +50,11 @@ impl Certificate {
     fn trouble(&self) -> Option<&'static str> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         if i64::try_from(now).is_ok_and(|now| self.expires.load(Ordering::Relaxed) < now) {
-            return Some("the certificate of [tls] has expired: put a new one in its place, which is taken at once");
+            return Some("the certificate of [tls] has expired: replace it, and the new one is used at once");
         }
         let unusable = self.unusable.load(Ordering::Relaxed);
         unusable.then_some(
-            "the files of [tls] cannot be used, and the certificate of before stays: `outgate check` says why",
+            "the files of [tls] cannot be used, and the previous certificate stays in use: `outgate check` says why",
         )
     }
 }
@@ -141,15 +141,15 @@ impl Troubles {
         match self.reports.last() {
             Some((_, ago)) if ago <= SILENCE => None,
             Some((_, ago)) => Some(format!(
-                "outgate-host.service has been silent for {} s, so that nobody sees who is guarded: run `systemctl restart \
-                 outgate-host.service`",
+                "outgate-host.service has been silent for {} s, so it is not known which guests are guarded: run \
+                 `systemctl restart outgate-host.service`",
                 ago.as_secs()
             )),
             // When started by hand, the daemon does not require it.
             None if !self.hears || !system::has_manager() || self.started.elapsed() <= SILENCE => None,
             None => Some(
-                "outgate-host.service does not run, so that nobody guards interfaces that come later or sees who is \
-                 guarded: run `systemctl enable --now outgate-host.service`"
+                "outgate-host.service does not run, so interfaces that appear later are not guarded, and it is not \
+                 known which guests are guarded: run `systemctl enable --now outgate-host.service`"
                     .to_owned(),
             ),
         }
@@ -163,8 +163,9 @@ impl Troubles {
         }
         lost.1.filter(|last| last.elapsed() < LOST).map(|_| {
             format!(
-                "{dropped} lines of the access log were lost so far, for they come faster than they are written: name a file on \
-                 a faster disk in [log].access, or see `outgate denied` for the guest that causes them"
+                "{dropped} lines of the access log were lost so far, because they come faster than they can be \
+                 written: name a file on a faster disk in [log].access, or see `outgate denied` for the guest that \
+                 causes them"
             )
         })
     }
@@ -172,7 +173,8 @@ impl Troubles {
     fn resolvers(&self) -> Option<String> {
         let told = |servers: &str| {
             format!(
-                "no DNS server answers ({servers}), so that no new name is found: mend it, or name others in [resolver].servers"
+                "no DNS server answers ({servers}), so no new name can be resolved: repair it, or name others in \
+                 [resolver].servers"
             )
         };
         if let Some(servers) = self.services.resolver.all_silent() {
@@ -207,7 +209,7 @@ impl Troubles {
             for cause in TroubleCause::ALL {
                 let of = |troubles: &[Trouble]| troubles.iter().any(|trouble| trouble.cause == cause);
                 if of(&before) && !of(&now) && !tells_itself(cause) {
-                    tracing::info!(%cause, "what was wrong is right again");
+                    tracing::info!(%cause, "a trouble is over");
                 }
             }
             before = now;
@@ -236,7 +238,7 @@ fn tracking() -> Option<String> {
     (limit > 0 && entries.saturating_mul(100) > limit.saturating_mul(TRACKED)).then(|| {
         format!(
             "connection tracking is nearly full, {entries} of {limit} entries: raise net.netfilter.nf_conntrack_max in \
-             /etc/sysctl.d, and see `conntrack -L` for who has them"
+             /etc/sysctl.d, and see `conntrack -L` for their owners"
         )
     })
 }

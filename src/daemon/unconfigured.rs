@@ -40,8 +40,8 @@ impl Unconfigured {
         let watched: Vec<PathBuf> =
             [config, settings.conf_d()].into_iter().chain(lists).chain(tls).chain(provider).collect();
         let trouble = format!(
-            "nothing is in force, everybody is refused (not_configured): {line}; put it right, and the daemon starts \
-             anew by itself"
+            "no configuration is in force, so everything is refused (not_configured): {line}; correct it, and the \
+             daemon restarts by itself"
         );
         let seen = look(&watched);
         Unconfigured { trouble, watched, seen }
@@ -115,7 +115,7 @@ mod tests {
             (quiet, tokio::time::timeout(RETRY / 2, unconfigured.until_changed()).await.is_ok())
         };
         let fault = DaemonError::Unusable("outgate.toml:1:1: no TOML\nand more".to_owned());
-        assert!(Unconfigured::new(&fault, &settings).trouble.contains("no TOML; put it right"));
+        assert!(Unconfigured::new(&fault, &settings).trouble.contains("no TOML; correct it"));
         assert_eq!(settles(&fault, &|| ()).await, (true, false));
         assert_eq!(settles(&fault, &|| std::fs::write(&config, "y = 1").unwrap()).await, (true, true));
         assert_eq!(settles(&fault, &|| std::fs::write(lists.join("a.rules"), "ipfs.io").unwrap()).await, (true, true));

@@ -68,7 +68,11 @@ impl Watchdog {
             match silent {
                 _ if !self.watched => {}
                 None => system::notify(&[sd_notify::NotifyState::Watchdog]),
-                Some(worker) => tracing::error!(worker, "a worker thread is stuck; the watchdog is not told otherwise"),
+                Some(worker) => tracing::error!(
+                    worker,
+                    "a worker thread is stuck; the watchdog is not notified until \
+                                                         it recovers"
+                ),
             }
             // systemd drops a message of more than 4 KiB.
             let now: String = state().chars().take(STATUS).collect();

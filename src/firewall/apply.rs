@@ -63,7 +63,7 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     set_sysctls(plan, host, &mut applied.faults);
     applied.warnings = plan.notes().to_vec();
     if let Err(error) = snapshot::note(&applied.faults) {
-        applied.warnings.push(format!("changes that others make to the tables will not be seen: {error}"));
+        applied.warnings.push(format!("changes that others make to the tables will not be noticed: {error}"));
     }
     applied.warnings.extend(plan.missing(host));
     applied.cut_off = others::in_the_way(plan, host);

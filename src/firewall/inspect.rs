@@ -55,7 +55,10 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
         match (wanted, &found) {
             (None, None) => {}
             (Some(_), None) => differences.push(format!("table {family} {name} is missing")),
-            (None, Some(_)) => differences.push(format!("table {family} {name} is there and not asked for")),
+            (None, Some(_)) => differences.push(format!(
+                "table {family} {name} exists, but the configuration does not \
+                                                         need it"
+            )),
             (Some(wanted), Some(found)) => {
                 let chains = differing(wanted, found);
                 if !chains.is_empty() {
@@ -75,7 +78,7 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     }
     for difference in plan.routing.compare()? {
         let family = difference.family;
-        differences.extend(difference.missing.iter().map(|line| format!("routing: missing is `ip {family} {line}`")));
+        differences.extend(difference.missing.iter().map(|line| format!("routing: `ip {family} {line}` is missing")));
         differences.extend(
             difference.surplus.iter().map(|line| format!("routing: `ip {family} {line}` would remove a stale one")),
         );

@@ -43,7 +43,7 @@ pub(super) fn too_small(guests: usize, alone: usize, places: &[(&'static str, u6
         .map(|(setting, places, needed)| {
             let enough = needed.checked_next_power_of_two().unwrap_or(needed);
             format!(
-                "the kernel's neighbour table has {places} places, and {guests} guests may take {needed}: write \
+                "the kernel's neighbour table has {places} places, and {guests} guests may need {needed}: write \
                  \"{setting} = {enough}\" into /etc/sysctl.d/60-outgate.conf and run `sysctl -w {setting}={enough}`"
             )
         })

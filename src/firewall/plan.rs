@@ -111,12 +111,12 @@ impl Plan {
         let daemon = host::user_number("outgate");
         for user in &wanted.host_users {
             match host::user_number(user) {
-                Some(0) => faults.push(format!("host user {user} is root, as whom outgate may run: left out")),
+                Some(0) => faults.push(format!("host user {user} is root, and outgate may run as root: ignored")),
                 Some(number) if Some(number) == daemon => {
-                    faults.push(format!("host user {user} is the one outgate runs as: left out"));
+                    faults.push(format!("host user {user} is the one outgate runs as: ignored"));
                 }
                 Some(number) => users.push(number),
-                None => faults.push(format!("there is no user {user}: left out; make it, then apply again")),
+                None => faults.push(format!("there is no user {user}: ignored; create it, then apply again")),
             }
         }
         users.sort_unstable();
@@ -239,8 +239,8 @@ impl Plan {
         named
             .map(|name| {
                 format!(
-                    "interface {name} of [firewall].guest_interfaces is missing: if it has another name now, its guests \
-                     are not held"
+                    "interface {name} of [firewall].guest_interfaces is missing: if it has another name now, its \
+                     guests are not guarded"
                 )
             })
             .collect()
@@ -256,8 +256,8 @@ impl Plan {
         let own = host.default_routes.iter().filter(|name| self.is_guest(name));
         own.map(|name| {
             format!(
-                "{name} carries this machine's default route: whoever comes by it is a guest, so that sessions to this \
-                 machine (SSH) by {name} end; `outgate firewall remove` at the console undoes it"
+                "{name} carries this machine's default route: everything that arrives by it counts as a guest, so \
+                 sessions to this machine (SSH) by {name} end; `outgate firewall remove` at the console undoes it"
             )
         })
         .collect()
@@ -337,15 +337,16 @@ impl Plan {
         }
         for pattern in self.guests.iter().filter(|pattern| pattern.ends_with('*')) {
             notes.push(format!(
-                "{pattern}: the ruleset holds for interfaces that come later; the routing rule that keeps them closed \
-                 when nftables is flushed names interfaces, so let outgate-host.service (`outgate firewall watch`) run, \
-                 or `outgate firewall apply` when one was added"
+                "{pattern}: the ruleset also covers interfaces that appear later, but the routing rule that keeps them \
+                 closed when nftables is flushed names each interface: keep outgate-host.service (`outgate firewall \
+                 watch`) running, or run `outgate firewall apply` after one was added"
             ));
         }
         if self.scope == Scope::Ports && self.guest_links(host).any(|link| link.is_bridge) {
             notes.push(
-                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: let \
-                 outgate-host.service (`outgate firewall watch`) run, or `outgate firewall apply` when one was added"
+                "this kernel's nftables cannot match bridges (nft_meta_bridge), so ports are named one by one: keep \
+                 outgate-host.service (`outgate firewall watch`) running, or run `outgate firewall apply` after one \
+                 was added"
                     .to_owned(),
             );
         }
@@ -358,8 +359,9 @@ impl Plan {
         }
         if !host.has_ct_timeouts {
             notes.push(
-                "this kernel cannot say how long an entry of connection tracking lives (nfnetlink_cttimeout), so entries of \
-                 queries stay for as long as the kernel's own settings say: guests can take ten times as many"
+                "this kernel cannot say how long an entry of connection tracking lives (nfnetlink_cttimeout), so \
+                 entries of queries stay for as long as the kernel's own settings say: guests can use ten times as \
+                 many"
                     .to_owned(),
             );
         } else if self.here.daemon.is_none() {
@@ -373,7 +375,7 @@ impl Plan {
             if let Some(bridge) = link.master.as_deref().filter(|bridge| !self.is_guest(bridge)) {
                 let name = &link.name;
                 notes.push(format!(
-                    "{name} is a port of {bridge}, by which its packets enter; put \"{bridge}\" into \
+                    "{name} is a port of {bridge}, which is where its packets enter; put \"{bridge}\" into \
                      [firewall].guest_interfaces: until then all frames of {name} are dropped"
                 ));
             }

@@ -58,7 +58,7 @@ pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
         }
         if port.heard_root {
             let bridge = port.master.as_deref().unwrap_or_default();
-            differences.push(format!("bridge {bridge} takes its spanning tree from bridge port {name}"));
+            differences.push(format!("bridge {bridge} accepts spanning tree messages from bridge port {name}"));
         }
     }
     let learning = unseen(plan, host);

@@ -103,9 +103,9 @@ impl Routing {
         for rule in &self.rules {
             let why = match (rule.priority, &rule.interface) {
                 (REPLIES, _) => "answers to connections that came from outside leave as usual",
-                (VALIDATION, _) => "the kernel's check of source addresses looks where it always does",
+                (VALIDATION, _) => "the kernel checks source addresses in the usual tables",
                 (LISTENER, _) => "what the ruleset marked for the transparent listener is delivered here",
-                _ => "whatever else comes from guests is not forwarded, nftables or not",
+                _ => "everything else from guests is not forwarded, with or without nftables",
             };
             lines.push(format!("# {why}"));
             lines.push(format!("rule add {}", rule.line()));

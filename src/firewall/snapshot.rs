@@ -75,12 +75,11 @@ pub(super) fn differences() -> Vec<String> {
     let noted = path().and_then(std::fs::read).ok();
     let now = Snapshot::take();
     let Some(noted) = noted.and_then(|bytes| serde_json::from_slice::<Snapshot>(&bytes).ok()) else {
-        let unknown =
-            "what `apply` put in place is not noted, so changes to it are not seen: run `outgate firewall apply`";
+        let unknown = "there is no record of what `apply` put in place, so changes to it are not noticed: run `outgate firewall \
+             apply`";
         return if now.is_empty() { Vec::new() } else { vec![unknown.to_owned()] };
     };
-    let of_apply =
-        |fault: &String| format!("not in force, for at `apply` it said: {fault}: run `outgate firewall apply`");
+    let of_apply = |fault: &String| format!("not in force; `apply` reported: {fault}: run `outgate firewall apply`");
     let mut differences: Vec<String> = noted.faults.iter().map(of_apply).collect();
     for (table, wanted) in &noted.tables {
         let Some(found) = now.get(table) else {

@@ -13,7 +13,7 @@ pub enum FirewallError {
     #[error("only root may read or change the firewall; run it with sudo")]
     NotRoot,
     /// The configuration requires no firewall.
-    #[error("the configuration asks for no firewall; set [firewall].guest_interfaces (or host_users)")]
+    #[error("the configuration has no firewall; set [firewall].guest_interfaces (or host_users)")]
     NotWanted,
     /// A program is missing or cannot be run.
     #[error("cannot run {program}: {source}; install the package {package}")]
@@ -36,7 +36,7 @@ pub enum FirewallError {
         said: String,
     },
     /// The output of a program is not as expected.
-    #[error("{program} printed what cannot be read: {source}")]
+    #[error("{program} printed output that cannot be read: {source}")]
     Unreadable {
         /// The program.
         program: &'static str,

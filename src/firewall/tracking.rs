@@ -139,9 +139,10 @@ pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>
     let largest = largest.filter(|largest| *largest < needed)?;
     let enough = needed.checked_next_power_of_two().unwrap_or(needed);
     Some(format!(
-        "the kernel's connection tracking table has {largest} places, and {guests} guests and {users} host users at their limits may take {needed}: \
-         write \"net.netfilter.nf_conntrack_max = {enough}\" into /etc/sysctl.d/60-outgate.conf and \"nf_conntrack\" \
-         into /etc/modules-load.d/outgate.conf, and run `sysctl -w net.netfilter.nf_conntrack_max={enough}`"
+        "the kernel's connection tracking table has {largest} places, and {guests} guests and {users} host users at \
+         their limits may need {needed}: write \"net.netfilter.nf_conntrack_max = {enough}\" into \
+         /etc/sysctl.d/60-outgate.conf and \"nf_conntrack\" into /etc/modules-load.d/outgate.conf, and run `sysctl -w \
+         net.netfilter.nf_conntrack_max={enough}`"
     ))
 }
 

@@ -42,8 +42,8 @@ pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded
     if !passing.is_empty() {
         let names = passing.join(", ");
         found.texts.push(format!(
-            "NOT guarded: {names}: what these send leaves past every rule of this machine's: give those guests a bridge \
-             that [firewall].guest_interfaces names, or name {names} {NAME_IT}"
+            "NOT guarded: {names}: their traffic leaves without passing any rule of this machine: give those guests a \
+             bridge that [firewall].guest_interfaces names, or name {names} {NAME_IT}"
         ));
         found.names.extend(passing);
     }
@@ -53,8 +53,8 @@ pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded
         let more = containers.len().saturating_sub(MOST_NAMED);
         let more = if more > 0 { format!(" and {more} more") } else { String::new() };
         found.texts.push(format!(
-            "NOT guarded: {HOST_NETWORK}: container {}{more} has the network of this machine itself: start it in a network \
-             that [firewall].guest_interfaces names, or name {HOST_NETWORK} {NAME_IT}",
+            "NOT guarded: {HOST_NETWORK}: container {}{more} uses the network of this machine itself: start it in a \
+             network that [firewall].guest_interfaces names, or name {HOST_NETWORK} {NAME_IT}",
             shown.join(", ")
         ));
         found.names.push(HOST_NETWORK.to_owned());

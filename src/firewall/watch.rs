@@ -66,7 +66,8 @@ pub fn held(host: &Host) -> Result<FirewallSettings, FirewallError> {
 
 /// Returns the interfaces whose packets the present ruleset does not forward.
 fn guests_of_ruleset() -> Vec<String> {
-    let items = tool::listed(&["chain", "inet", TABLE, script::FORWARDED], "to list whom it holds").unwrap_or_default();
+    let items = tool::listed(&["chain", "inet", TABLE, script::FORWARDED], "to list the interfaces that it names")
+        .unwrap_or_default();
     let rules = items.iter().filter_map(|item| item.get("rule")?.get("expr")?.as_array());
     // Accepted packets enter by the same interfaces, under more conditions.
     let refusing = rules.filter(|rule| rule.iter().any(|statement| statement.get("goto").is_some()));
@@ -113,9 +114,9 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -
     match br_netfilter::is_older(host, br_netfilter_came)
         .and_then(|older| if older { br_netfilter::renew().map(|()| true) } else { Ok(false) })
     {
-        Ok(true) => {
-            mended.done.push("br_netfilter came: guests' connections by bridges find the listener again".to_owned())
-        }
+        Ok(true) => mended
+            .done
+            .push("br_netfilter was loaded: guests' connections over bridges reach the listener again".to_owned()),
         Ok(false) => {}
         Err(error) => mended.faults.push(error.to_string()),
     }

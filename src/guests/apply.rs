@@ -70,14 +70,12 @@ impl Application {
         let credentials = self.credentials()?;
         let Some(text) = &self.manifest else {
             if credentials.signed.is_some() || credentials.partner.is_some() {
-                return Err(vec![
-                    "a signature or a node descriptor goes with a manifest, and there is none".to_owned(),
-                ]);
+                return Err(vec!["a signature or a node descriptor requires a manifest, and there is none".to_owned()]);
             }
             return Ok(None);
         };
         let manifest = Manifest::read(text.as_bytes()).map_err(|error| vec![error.to_string()])?;
-        warnings.extend(manifest.dates(now).map(|why| format!("{why}; yagna does not look at that")));
+        warnings.extend(manifest.dates(now).map(|why| format!("{why}; yagna does not check that")));
         let rule = match settings.data_dir() {
             Some(dir) => {
                 let provider = Provider::of(dir).map_err(|error| vec![error.to_string()])?;
@@ -85,7 +83,7 @@ impl Application {
                 Some(rule.map_err(|rejection| [vec![rejection.text], rejection.notes].concat())?)
             }
             None => {
-                let what = "without [golem].data_dir no provider's rules are asked: the manifest only narrows";
+                let what = "without [golem].data_dir no provider's rules are checked: the manifest only narrows";
                 warnings.push(format!("{what} what the configuration allows"));
                 None
             }
@@ -105,14 +103,14 @@ impl Application {
                 certificate: certificate.as_bytes().to_vec(),
             }),
             (None, None) => None,
-            _ => return Err(vec!["signature and certificate go together".to_owned()]),
+            _ => return Err(vec!["signature and certificate must be given together".to_owned()]),
         };
         let partner = match (&self.node_descriptor, &self.requestor) {
             (Some(descriptor), Some(requestor)) => {
                 Some(Partner { descriptor: descriptor.as_bytes().to_vec(), requestor: requestor.clone() })
             }
             (None, None) => None,
-            _ => return Err(vec!["node descriptor and requestor go together".to_owned()]),
+            _ => return Err(vec!["node descriptor and requestor must be given together".to_owned()]),
         };
         Ok(Credentials { signed, partner })
     }

@@ -107,7 +107,7 @@ pub(super) fn save(folder: &Path, guests: &[&Registered]) -> io::Result<()> {
         return Err(io::ErrorKind::FileTooLarge.into());
     }
     if !is_ours(&folder.symlink_metadata()?, folder)? {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "others may write in the folders above"));
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "other users may write in the folders above"));
     }
     replace(&folder.join(FILE_NAME), &bytes, Attributes::PRIVATE)
 }

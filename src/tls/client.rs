@@ -59,7 +59,7 @@ pub fn check_length(behind: &[CertificateDer<'_>], most: usize) -> Result<(), Er
         return Ok(());
     }
     let why: Box<dyn std::error::Error + Send + Sync> =
-        format!("{} certificates stand behind the first one, and {most} are the most", behind.len()).into();
+        format!("{} certificates follow the first one; at most {most} are allowed", behind.len()).into();
     Err(Error::InvalidCertificate(CertificateError::Other(OtherError(Arc::from(why)))))
 }
 
@@ -151,7 +151,7 @@ mod tests {
         let one = CertificateDer::from(vec![0x30, 0]);
         assert!(check_length(&vec![one.clone(); 4], 4).is_ok());
         let error = check_length(&vec![one; 5], 4).unwrap_err();
-        assert!(error.to_string().contains("5 certificates stand behind the first one"), "{error}");
+        assert!(error.to_string().contains("5 certificates follow the first one"), "{error}");
     }
 
     #[test]

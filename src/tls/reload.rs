@@ -86,7 +86,7 @@ impl CertificateReloader {
         let left = self.expires().saturating_sub(i64::try_from(now).unwrap_or(i64::MAX));
         let certificate = self.settings.certificate.display();
         match left {
-            ..0 => tracing::error!(%certificate, "the certificate has expired, and nobody will trust it"),
+            ..0 => tracing::error!(%certificate, "the certificate has expired, so clients will not trust it"),
             0..SOON => tracing::warn!(%certificate, days = left / 86_400, "the certificate expires soon"),
             _ => {}
         }

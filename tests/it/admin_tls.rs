@@ -46,7 +46,7 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[track_caller]
-fn shows(world: &World, outgate: &Outgate, more: &[&str]) {
+fn assert_is_served(world: &World, outgate: &Outgate, more: &[&str]) {
     let done = curl(world, outgate, "/metrics", more);
     assert!(done.status.success(), "{}{}", text(&done.stderr), outgate.errors());
     assert!(text(&done.stdout).contains("outgate_tls_certificate_expiry_timestamp_seconds"), "{}", text(&done.stdout));
@@ -60,8 +60,8 @@ fn refused(outgate: &Outgate, reason: &str) -> f64 {
 fn metrics_and_health_are_shown_over_tls_and_nothing_else() {
     let Some(world) = World::new() else { return };
     let outgate = start(setup(&world, ""));
-    shows(&world, &outgate, &[]);
-    shows(&world, &outgate, &["--tlsv1.2", "--tls-max", "1.2"]);
+    assert_is_served(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &["--tlsv1.2", "--tls-max", "1.2"]);
     assert_eq!(text(&curl(&world, &outgate, "/healthz", &[]).stdout), "ok\n");
     assert_eq!(text(&curl(&world, &outgate, "/readyz", &[]).stdout), "ok\n");
     let page = curl(&world, &outgate, "/", &["-w", "%{http_code}", "-o", "/dev/null"]);
@@ -73,7 +73,7 @@ fn metrics_and_health_are_shown_over_tls_and_nothing_else() {
 }
 
 #[test]
-fn what_is_no_handshake_is_refused_and_counted_and_holds_nobody_up() {
+fn bytes_that_are_not_a_handshake_are_refused_and_counted_and_delay_no_one() {
     let Some(world) = World::new() else { return };
     let outgate = start(setup(&world, ""));
     let at = SocketAddr::from(([127, 0, 0, 1], PORT));
@@ -84,7 +84,7 @@ fn what_is_no_handshake_is_refused_and_counted_and_holds_nobody_up() {
     let mut half = dial();
     half.write_all(&[22, 3, 1, 2, 0, 1, 0]).unwrap();
     let silent = dial();
-    shows(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &[]);
     eventually("both run out of time", || refused(&outgate, "timeout") == 2.0);
     drop((half, silent));
     let distrusting = curl(&world, &outgate, "/metrics", &["--cacert", "/etc/ssl/certs/ca-certificates.crt"]);
@@ -94,7 +94,7 @@ fn what_is_no_handshake_is_refused_and_counted_and_holds_nobody_up() {
 }
 
 #[test]
-fn with_a_client_ca_its_certificates_alone_come_in() {
+fn with_a_client_ca_only_its_certificates_are_accepted() {
     let Some(world) = World::new() else { return };
     let guest = "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.42.42.7\"]";
     let outgate = start(setup(&world, "client_ca = \"tls/ca.pem\"\n").tables(guest));
@@ -106,7 +106,7 @@ fn with_a_client_ca_its_certificates_alone_come_in() {
         outgate.path(name).to_str().unwrap().to_owned()
     };
     let (cert, key_file) = (write("mine.pem", &mine.certificate), write("mine.key", &mine.key));
-    shows(&world, &outgate, &["--cert", &cert, "--key", &key_file]);
+    assert_is_served(&world, &outgate, &["--cert", &cert, "--key", &key_file]);
     assert!(!curl(&world, &outgate, "/metrics", &[]).status.success());
     let (cert, key_file) = (write("strange.pem", &strange.pem()), write("strange.key", &key.serialize_pem()));
     assert!(!curl(&world, &outgate, "/metrics", &["--cert", &cert, "--key", &key_file]).status.success());
@@ -124,7 +124,7 @@ fn with_a_client_ca_its_certificates_alone_come_in() {
 }
 
 #[test]
-fn a_new_pair_is_taken_over_without_a_failure_and_a_bad_one_keeps_the_old() {
+fn a_new_certificate_is_used_without_a_failure_and_a_bad_one_leaves_the_old() {
     let Some(world) = World::new() else { return };
     let outgate = start(setup(&world, ""));
     let shown = || {
@@ -138,9 +138,9 @@ fn a_new_pair_is_taken_over_without_a_failure_and_a_bad_one_keeps_the_old() {
     certify(&outgate, NAME);
     while shown() == first {
         assert!(begun.elapsed() < Duration::from_secs(15), "the new certificate is not in use");
-        shows(&world, &outgate, &[]);
+        assert_is_served(&world, &outgate, &[]);
     }
-    shows(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &[]);
     let second = shown();
     // A key that is another's, then no key at all.
     for (bad, words) in [(pki::pems(NAME).key, "KeyMismatch"), ("nonsense".to_owned(), "holds no private key in PEM")] {
@@ -148,20 +148,20 @@ fn a_new_pair_is_taken_over_without_a_failure_and_a_bad_one_keeps_the_old() {
         eventually("the bad one is told", || outgate.errors().contains(words));
         assert_eq!(outgate.metric("tls_last_reload_successful", &[]), 0.0);
         assert_eq!(shown(), second);
-        shows(&world, &outgate, &[]);
+        assert_is_served(&world, &outgate, &[]);
     }
     // What nobody writes into does not hold up who reads.
     fs::remove_file(outgate.path("tls/key.pem")).unwrap();
     assert!(Command::new("mkfifo").arg(outgate.path("tls/key.pem")).status().unwrap().success());
     eventually("the FIFO is told", || outgate.errors().contains("is not a regular file"));
-    shows(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &[]);
     certify(&outgate, NAME);
     eventually("a sound pair is taken again", || outgate.metric("tls_last_reload_successful", &[]) == 1.0);
     assert_ne!(shown(), second);
 }
 
 #[test]
-fn links_that_are_swapped_are_followed() {
+fn replaced_symlinks_are_followed() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, "").write();
     certify(&outgate, NAME);
@@ -181,15 +181,15 @@ fn links_that_are_swapped_are_followed() {
     let mut outgate = outgate;
     outgate.launch();
     outgate.await_ready();
-    shows(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &[]);
     link("two", &folder.join("..next"));
     fs::rename(folder.join("..next"), folder.join("..data")).unwrap();
     eventually("the swap is noticed", || outgate.errors().contains("a new certificate is in use"));
-    shows(&world, &outgate, &[]);
+    assert_is_served(&world, &outgate, &[]);
 }
 
 #[test]
-fn check_and_a_start_read_the_pair() {
+fn check_and_run_read_certificate_and_key() {
     let Some(world) = World::new() else { return };
     let mut outgate = setup(&world, "").write();
     let check = |outgate: &Outgate| {

@@ -2,9 +2,9 @@
 //! Kubernetes set it: whatever came first, and while the setting changes.
 
 use crate::world::eventually;
+use crate::world::firewall_watcher::Watcher;
 use crate::world::namespace::{Namespace, batch};
 use crate::world::vmnet::{EVIL, Vmnet, ask, connect, frames_for_the_port, hammer, hear, shell, succeed};
-use crate::world::watcher::Watcher;
 use socket2::{Domain, Socket, Type};
 use std::net::SocketAddr;
 use std::process::{Command, Output, Stdio};
@@ -43,7 +43,7 @@ fn connect_from(guest: &Namespace, port: u16, to: &str) -> String {
 }
 
 #[test]
-fn guests_are_served_with_their_own_ports_and_held_as_without_it() {
+fn guests_are_served_and_restricted_as_without_br_netfilter() {
     let Some(net) = filtered() else { return };
     for pins in ["", PINNED] {
         let said = net.apply(&format!("{GUESTS}{pins}"));
@@ -84,11 +84,11 @@ fn guests_are_served_with_their_own_ports_and_held_as_without_it() {
     frames_for_the_port(&net.one, "10.42.42.2", "fd42::2");
     assert!(neighbour.recv(&mut [0; 16]).is_err(), "guests on one bridge do not reach each other");
     assert!(ssh.try_recv().is_err(), "a guest reached a service of the gateway's");
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 #[test]
-fn it_may_be_switched_on_and_off_while_guests_connect() {
+fn br_netfilter_may_be_switched_on_and_off_while_guests_connect() {
     let Some(net) = filtered() else { return };
     net.apply(GUESTS);
     let _brought = net.transparent();
@@ -123,7 +123,7 @@ fn it_may_be_switched_on_and_off_while_guests_connect() {
     });
     println!("{made} connections while it was switched {switched} times");
     assert!(switched > 20);
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 /// `outgate firewall ACTION` in a namespace that is no gateway by itself.
@@ -135,7 +135,7 @@ fn firewall(net: &Vmnet, namespace: &Namespace, arguments: &[&str]) -> Output {
 
 /// br_netfilter hooks itself into a namespace with the first bridge there; in these the ruleset comes before.
 #[test]
-fn it_may_come_after_the_ruleset() {
+fn br_netfilter_may_be_loaded_after_the_ruleset() {
     let Some(net) = filtered() else { return };
     let guest = &net.four;
     let listen = "transparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\ndns = [\"10.44.0.1:53\"]";

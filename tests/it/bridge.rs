@@ -3,9 +3,9 @@
 //! `outgate firewall watch` takes in hand.
 
 use crate::world::eventually;
+use crate::world::firewall_watcher::Watcher;
 use crate::world::namespace::{self, Namespace};
 use crate::world::vmnet::{Vmnet, ask, connect, nft, python, shell, succeed};
-use crate::world::watcher::Watcher;
 use serde_json::Value;
 use std::net::UdpSocket;
 use std::time::{Duration, Instant};
@@ -227,7 +227,7 @@ fn no_bpdu_of_a_guest_changes_the_spanning_tree() {
 }
 
 #[test]
-fn a_port_that_lost_its_mask_is_turned_off_by_its_first_bpdu_and_removal_gives_all_back() {
+fn a_port_without_its_mask_is_disabled_by_its_first_bpdu_and_remove_restores_everything() {
     let Some(net) = Vmnet::new() else { return };
     with_tree(&net);
     let state = || {
@@ -266,7 +266,7 @@ fn only_the_ports_of_guests_are_guarded() {
 }
 
 #[test]
-fn nobody_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6() {
+fn no_guest_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(ONE);
     let before = net.counted("a guest that poses as multicast router");
@@ -346,7 +346,7 @@ for to in (b'\\xff' * 6, bytes.fromhex('0180c200000e'), bytes.fromhex('0180c2000
 }
 
 #[track_caller]
-fn soon(what: &str, mut holds: impl FnMut() -> bool) {
+fn eventually_timed(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     eventually(what, &mut holds);
     println!("{what} after {:?}", begun.elapsed());
@@ -363,10 +363,10 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
     let watcher = Watcher::start(&net);
     let nine = late(&net, "9");
     plug(&net, &nine, "p9", Some("br0"));
-    soon("the port is guarded", || is_guarded(&net, "p9"));
+    eventually_timed("the port is guarded", || is_guarded(&net, "p9"));
     let prohibited = || shell(&net.gateway, "ip -4 rule; ip -6 rule").matches("iif p9 prohibit").count();
-    soon("its routing rules are there", || prohibited() == 2);
-    soon("all is in place", || net.status().0);
+    eventually_timed("its routing rules are there", || prohibited() == 2);
+    eventually_timed("all is in place", || net.status().0);
     eventually("it forwards", || port(&net, "p9")["state"] == "forwarding");
     settled(&net);
 
@@ -393,14 +393,14 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
         shell(&nine, "ip neigh show 10.42.42.3").contains("FAILED")
             || !shell(&nine, "ip neigh show 10.42.42.3").contains("lladdr")
     );
-    net.assert_tight();
+    net.assert_no_leaks();
 
     // Gone and back, as when a guest is started again.
     net.apply(ONE);
     shell(&net.gateway, "ip link del p9");
-    soon("its rules go with it", || prohibited() == 0 && net.status().0);
+    eventually_timed("its rules go with it", || prohibited() == 0 && net.status().0);
     plug(&net, &nine, "p9", Some("br0"));
-    soon("it is guarded again", || is_guarded(&net, "p9") && net.status().0);
+    eventually_timed("it is guarded again", || is_guarded(&net, "p9") && net.status().0);
     let said = watcher.kill();
     assert!(said.contains("bridge port p9 is isolated and guarded"), "{said}");
 
@@ -426,18 +426,18 @@ fn an_interface_that_comes_after_apply_is_closed_within_a_second() {
         "sysctl -qw net.ipv4.conf.default.rp_filter=0 net.ipv6.conf.default.accept_ra=2; ip tuntap add dev tap7 mode tap; ip link set tap7 up",
     );
     let setting = |path: &str| shell(&net.gateway, &format!("cat /proc/sys/net/{path}")).trim().to_owned();
-    soon("its rules are there", || {
+    eventually_timed("its rules are there", || {
         shell(&net.gateway, "ip -4 rule; ip -6 rule").matches("iif tap7 prohibit").count() == 2
     });
-    soon("its settings are", || {
+    eventually_timed("its settings are", || {
         setting("ipv4/conf/tap7/rp_filter") == "1" && setting("ipv6/conf/tap7/accept_ra") == "0"
     });
-    soon("all is in place", || net.status().0);
+    eventually_timed("all is in place", || net.status().0);
     drop(watcher);
 }
 
 #[test]
-fn the_watcher_outlives_what_goes_wrong_and_never_opens() {
+fn the_watcher_survives_failures_and_never_opens_anything() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(ONE);
     // Killed, and what came meanwhile is found at the next start.
@@ -479,7 +479,7 @@ fn the_watcher_outlives_what_goes_wrong_and_never_opens() {
     // One that cannot be read: what was in force goes on.
     std::fs::write(net.path("outgate.toml"), "[firewall\n").unwrap();
     shell(&net.gateway, "ip link set p9 nomaster; ip link set p9 master br0");
-    soon("it is guarded all the same", || is_guarded(&net, "p9"));
+    eventually_timed("it is guarded all the same", || is_guarded(&net, "p9"));
     assert_eq!(rules(), before);
     // Mended.
     net.config(ONE);
@@ -501,7 +501,7 @@ fn the_watcher_outlives_what_goes_wrong_and_never_opens() {
 /// An edit that nobody has applied may name the interface by which its author comes in. A watcher that is started
 /// then goes by what the kernel holds.
 #[test]
-fn a_watcher_that_is_started_after_an_edit_does_nothing_of_it() {
+fn a_watcher_that_is_started_after_an_edit_does_not_apply_it() {
     let Some(net) = Vmnet::new() else { return };
     let nine = late(&net, "9");
     shell(
@@ -538,8 +538,8 @@ fn a_watcher_that_is_started_after_an_edit_does_nothing_of_it() {
         let watcher = Watcher::start(&net);
         plug(&net, &nine, "p9", Some("br0"));
         shell(&net.gateway, "ip tuntap add dev tap7 mode tap; ip link set tap7 up");
-        soon("a port of what is held is guarded", || is_guarded(&net, "p9") && prohibited("p9"));
-        soon("so is what fits a pattern that is held", || {
+        eventually_timed("a port of what is held is guarded", || is_guarded(&net, "p9") && prohibited("p9"));
+        eventually_timed("so is what fits a pattern that is held", || {
             prohibited("tap7") && shell(&net.gateway, "cat /proc/sys/net/ipv4/conf/tap7/rp_filter").trim() == "1"
         });
         let ports = shell(&net.gateway, "nft list set inet outgate ports");
@@ -552,7 +552,7 @@ fn a_watcher_that_is_started_after_an_edit_does_nothing_of_it() {
         shell(&net.gateway, "ip link del p9");
         let watcher = Watcher::start(&net);
         plug(&net, &nine, "p9", Some("br0"));
-        soon("it is guarded again", || is_guarded(&net, "p9") && prohibited("p9"));
+        eventually_timed("it is guarded again", || is_guarded(&net, "p9") && prohibited("p9"));
         assert_eq!(others(), untouched, "{n}, flushed");
         drop(watcher);
         shell(&net.gateway, "ip link del p9; ip link del tap7");
@@ -563,7 +563,7 @@ fn a_watcher_that_is_started_after_an_edit_does_nothing_of_it() {
 
 /// A watcher that runs sees two edits, of which the first was applied and the second was not.
 #[test]
-fn a_watcher_that_missed_an_apply_goes_by_what_was_applied() {
+fn a_watcher_that_missed_an_apply_follows_the_applied_configuration() {
     let Some(net) = Vmnet::new() else { return };
     net.apply("[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n");
     let watcher = Watcher::start(&net);
@@ -577,7 +577,7 @@ fn a_watcher_that_missed_an_apply_goes_by_what_was_applied() {
     plug(&net, &nine, "p9", Some("br0"));
     let rules = || shell(&net.gateway, "ip -4 rule; ip -6 rule");
     // All rules of a look come at once, and this one saw the others.
-    soon("the port is guarded and has its rules", || {
+    eventually_timed("the port is guarded and has its rules", || {
         is_guarded(&net, "p9") && rules().matches("iif p9 prohibit").count() == 2
     });
     assert!(!rules().contains("iif r"), "{}", rules());
@@ -594,7 +594,7 @@ fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_ther
         std::fs::write(net.path("outgate.toml"), broken).unwrap();
         let watcher = Watcher::start(&net);
         shell(&net.gateway, "ip tuntap add dev tap7 mode tap; ip link set tap7 up");
-        soon("it is closed", || {
+        eventually_timed("it is closed", || {
             shell(&net.gateway, "ip -4 rule; ip -6 rule").matches("iif tap7 prohibit").count() == 2
         });
         let said: Vec<String> = std::iter::once(watcher.first.clone()).chain(watcher.said.try_iter()).collect();
@@ -664,7 +664,7 @@ fn a_carrier_that_flaps_costs_the_watcher_nothing() {
 }
 
 #[test]
-fn entries_of_connection_tracking_that_are_over_do_not_fill_it_while_the_watcher_runs() {
+fn expired_entries_do_not_fill_connection_tracking_while_the_watcher_runs() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(ONE);
     let read = |name: &str| -> u64 {
@@ -693,5 +693,5 @@ fn entries_of_connection_tracking_that_are_over_do_not_fill_it_while_the_watcher
     println!("{} entries", read("count"));
     eventually("they are swept", || read("count") < sweeps);
     let said = watcher.kill();
-    assert!(said.contains("once those that are over were swept"), "{said}");
+    assert!(said.contains("after the expired ones were removed"), "{said}");
 }

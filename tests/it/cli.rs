@@ -9,18 +9,18 @@ use std::process::{Command, Output, Stdio};
 use tempfile::TempDir;
 
 /// A configuration with a whitelist dir, and `outgate` run with it.
-struct Desk {
+struct Operator {
     dir: TempDir,
 }
 
-impl Desk {
-    fn new(config: &str, rules: &str) -> Desk {
-        let desk = Desk { dir: tempfile::Builder::new().prefix("outgate-cli-").tempdir().unwrap() };
-        fs::create_dir(desk.path("lists")).unwrap();
+impl Operator {
+    fn new(config: &str, rules: &str) -> Operator {
+        let operator = Operator { dir: tempfile::Builder::new().prefix("outgate-cli-").tempdir().unwrap() };
+        fs::create_dir(operator.path("lists")).unwrap();
         let config = format!("{config}\n[whitelist]\ndir = \"lists\"\n[state]\ndir = \"state\"\n");
-        fs::write(desk.path("o.toml"), config).unwrap();
-        fs::write(desk.path("lists/main.rules"), rules).unwrap();
-        desk
+        fs::write(operator.path("o.toml"), config).unwrap();
+        fs::write(operator.path("lists/main.rules"), rules).unwrap();
+        operator
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -64,7 +64,7 @@ fn run(arguments: &[&str]) -> Ran {
 }
 
 #[test]
-fn help_and_version_are_answers_and_nonsense_is_usage() {
+fn help_and_version_exit_0_and_invalid_arguments_exit_2() {
     for arguments in [&["--help"][..], &["explain", "--help"], &["whitelist", "add", "--help"]] {
         let ran = run(arguments);
         assert_eq!((ran.code, ran.err.as_str()), (0, ""), "{arguments:?}");
@@ -81,7 +81,7 @@ fn help_and_version_are_answers_and_nonsense_is_usage() {
 }
 
 #[test]
-fn what_exec_runs_inside_is_no_command_of_its_own() {
+fn the_inner_half_of_exec_is_not_a_command() {
     for word in ["exec-inside", "exec-become"] {
         let ran = run(&[word]);
         assert_eq!((ran.code, ran.out.as_str()), (2, ""), "{word}");
@@ -98,30 +98,30 @@ fn what_exec_runs_inside_is_no_command_of_its_own() {
 
 #[test]
 fn check_ends_with_a_summary_and_says_yes() {
-    let desk = Desk::new("", "# a comment\nipfs.io\n*.ipfs.io\n");
-    let ran = desk.run(&["check"]);
+    let operator = Operator::new("", "# a comment\nipfs.io\n*.ipfs.io\n");
+    let ran = operator.run(&["check"]);
     assert_eq!((ran.code, ran.out.as_str()), (0, "1 file, 2 rules, 0 errors, 0 warnings\n"));
 }
 
 #[test]
 fn check_reports_every_problem_of_configuration_and_lists_at_once() {
-    let desk = Desk::new("mode = \"al\"\n[log]\nacess = \"off\"", "ipfs.io\nhttps://x.test/path\n*.com\n");
-    let ran = desk.run(&["check"]);
+    let operator = Operator::new("mode = \"al\"\n[log]\nacess = \"off\"", "ipfs.io\nhttps://x.test/path\n*.com\n");
+    let ran = operator.run(&["check"]);
     assert_eq!(ran.code, 1);
-    let config = desk.path("o.toml").display().to_string();
-    let rules = desk.path("lists/main.rules").display().to_string();
+    let config = operator.path("o.toml").display().to_string();
+    let rules = operator.path("lists/main.rules").display().to_string();
     for start in [format!("{config}:1:8: "), format!("{config}:3:1: "), format!("{rules}:2:"), format!("{rules}:3:")] {
         assert!(ran.out.lines().any(|line| line.starts_with(&start)), "{start}: {}", ran.out);
     }
     assert!(ran.out.lines().last().unwrap().ends_with(" 4 errors, 0 warnings"), "{}", ran.out);
-    let report = desk.run(&["check", "--json"]).json();
+    let report = operator.run(&["check", "--json"]).json();
     assert_eq!((&report["sound"], &report["errors"]), (&Value::Bool(false), &Value::from(4)));
     assert_eq!(report["problems"][0]["line"], 1);
 }
 
 #[test]
-fn warnings_alone_are_sound() {
-    let ran = Desk::new("mode = \"all\"", "").run(&["check"]);
+fn a_configuration_with_warnings_alone_is_valid() {
+    let ran = Operator::new("mode = \"all\"", "").run(&["check"]);
     assert_eq!(ran.code, 0);
     assert!(ran.out.contains("o.toml:1:8: warning: mode \"all\""), "{}", ran.out);
     assert!(ran.out.ends_with("0 errors, 1 warning\n"), "{}", ran.out);
@@ -131,16 +131,16 @@ fn warnings_alone_are_sound() {
 fn check_judges_files_alone_and_with_here_this_machine_too() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap();
-    let desk = Desk::new(
+    let operator = Operator::new(
         &format!(
             "[listen]\nproxy = [\"192.0.2.1:3128\", \"{port}\"]\nadmin = \"127.0.0.1:0\"\ntransparent = [\"127.0.0.1:0\"]\n\
              control = \"control.sock\"\n[firewall]\nguest_interfaces = [\"nosuch0\"]"
         ),
         "ipfs.io\n",
     );
-    let ran = desk.run(&["check"]);
+    let ran = operator.run(&["check"]);
     assert_eq!(ran.code, 0, "{}", ran.out);
-    let ran = desk.run(&["check", "--here"]);
+    let ran = operator.run(&["check", "--here"]);
     assert_eq!(ran.code, 1, "{}", ran.out);
     for part in
         ["cannot listen on 192.0.2.1:3128 ([listen].proxy)", &format!("cannot listen on {port}"), "interface nosuch0"]
@@ -151,9 +151,9 @@ fn check_judges_files_alone_and_with_here_this_machine_too() {
 }
 
 #[test]
-fn a_file_that_a_guest_names_must_be_there() {
+fn a_file_that_a_guest_names_must_exist() {
     let guest = "[[guest]]\nname = \"vm-7\"\naddresses = [\"10.0.0.7\"]\nwhitelist = [\"main.rules\", \"seven.rules\"]";
-    let ran = Desk::new(guest, "ipfs.io\n").run(&["check"]);
+    let ran = Operator::new(guest, "ipfs.io\n").run(&["check"]);
     assert_eq!(ran.code, 1);
     assert!(ran.out.contains("o.toml:4:28: guest vm-7: the whitelist dir has no file seven.rules"), "{}", ran.out);
 }
@@ -173,31 +173,31 @@ fn a_configuration_that_is_missing_is_an_error_for_every_command() {
 
 #[test]
 fn a_whitelist_dir_that_is_missing_is_an_error_and_no_fallback() {
-    let desk = Desk::new("", "");
-    fs::remove_dir_all(desk.path("lists")).unwrap();
+    let operator = Operator::new("", "");
+    fs::remove_dir_all(operator.path("lists")).unwrap();
     for arguments in [&["check"][..], &["explain", "ipfs.io"], &["run"]] {
-        assert_eq!(desk.run(arguments).code, 1, "{arguments:?}");
+        assert_eq!(operator.run(arguments).code, 1, "{arguments:?}");
     }
 }
 
 #[test]
 fn explain_says_yes_or_no_by_its_exit_code() {
-    let desk = Desk::new("", "ipfs.io\n");
-    assert_eq!(desk.run(&["explain", "https://ipfs.io/x"]).code, 0);
-    let ran = desk.run(&["explain", "https://ipfs.io/x", "https://evil.test"]);
+    let operator = Operator::new("", "ipfs.io\n");
+    assert_eq!(operator.run(&["explain", "https://ipfs.io/x"]).code, 0);
+    let ran = operator.run(&["explain", "https://ipfs.io/x", "https://evil.test"]);
     assert_eq!((ran.code, ran.err.as_str()), (1, ""));
     assert!(ran.out.contains("not_whitelisted"), "{}", ran.out);
-    let answers = desk.run(&["explain", "--json", "https://evil.test"]).json();
+    let answers = operator.run(&["explain", "--json", "https://evil.test"]).json();
     assert_eq!(answers[0]["suggestion"], "evil.test");
-    assert_eq!(desk.run(&["explain", "--guest", "nobody", "ipfs.io"]).code, 2);
+    assert_eq!(operator.run(&["explain", "--guest", "nobody", "ipfs.io"]).code, 2);
 }
 
 #[test]
 fn explain_answers_ten_thousand_urls_from_standard_input() {
-    let desk = Desk::new("", ".ipfs.io\n");
+    let operator = Operator::new("", ".ipfs.io\n");
     let mut child = outgate()
         .args(["explain", "--stdin", "--config"])
-        .arg(desk.path("o.toml"))
+        .arg(operator.path("o.toml"))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
@@ -215,11 +215,11 @@ fn explain_answers_ten_thousand_urls_from_standard_input() {
 }
 
 #[test]
-fn a_reader_that_goes_away_is_no_error() {
-    let desk = Desk::new("", &"ipfs.io\n".repeat(20_000));
+fn a_closed_pipe_is_not_an_error() {
+    let operator = Operator::new("", &"ipfs.io\n".repeat(20_000));
     let mut child = outgate()
         .args(["whitelist", "list", "--config"])
-        .arg(desk.path("o.toml"))
+        .arg(operator.path("o.toml"))
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()
@@ -231,81 +231,81 @@ fn a_reader_that_goes_away_is_no_error() {
 
 #[test]
 fn rules_are_added_listed_and_removed() {
-    let desk = Desk::new("", "# keep me\nipfs.io   # and me\n");
-    let added = desk.run(&["whitelist", "add", "a.test", "deny b.test until=2099-12-31 note=\"why not\""]);
+    let operator = Operator::new("", "# keep me\nipfs.io   # and me\n");
+    let added = operator.run(&["whitelist", "add", "a.test", "deny b.test until=2099-12-31 note=\"why not\""]);
     assert_eq!((added.code, added.err.as_str()), (0, ""));
     assert!(added.out.starts_with("added: local.rules:"), "{}", added.out);
-    assert!(desk.run(&["whitelist", "add", "A.test."]).out.starts_with("already there: local.rules:"));
-    assert_eq!(desk.run(&["explain", "https://a.test"]).code, 0);
+    assert!(operator.run(&["whitelist", "add", "A.test."]).out.starts_with("already there: local.rules:"));
+    assert_eq!(operator.run(&["explain", "https://a.test"]).code, 0);
 
-    let rules = desk.run(&["whitelist", "list", "--json"]).json();
+    let rules = operator.run(&["whitelist", "list", "--json"]).json();
     let row = rules.as_array().unwrap().iter().find(|row| row["note"] == "why not").unwrap();
     assert_eq!((&row["file"], &row["until"]), (&Value::from("local.rules"), &Value::from("2099-12-31")));
-    let text = desk.run(&["whitelist", "list", "--file", "main.rules"]).out;
+    let text = operator.run(&["whitelist", "list", "--file", "main.rules"]).out;
     assert_eq!(text, "main.rules:2: ipfs.io\n");
-    assert_eq!(desk.run(&["whitelist", "list", "--file", "none.rules"]).code, 1);
+    assert_eq!(operator.run(&["whitelist", "list", "--file", "none.rules"]).code, 1);
 
-    assert_eq!(desk.run(&["whitelist", "remove", "ipfs.io"]).out, "removed: main.rules:2: ipfs.io\n");
-    assert_eq!(fs::read_to_string(desk.path("lists/main.rules")).unwrap(), "# keep me\n");
-    let gone = desk.run(&["whitelist", "remove", "ipfs.io"]);
+    assert_eq!(operator.run(&["whitelist", "remove", "ipfs.io"]).out, "removed: main.rules:2: ipfs.io\n");
+    assert_eq!(fs::read_to_string(operator.path("lists/main.rules")).unwrap(), "# keep me\n");
+    let gone = operator.run(&["whitelist", "remove", "ipfs.io"]);
     assert_eq!((gone.code, gone.out.as_str()), (1, ""));
     assert!(gone.err.contains("`ipfs.io`"), "{}", gone.err);
 }
 
 #[test]
 fn a_rule_that_check_would_refuse_is_not_added() {
-    let desk = Desk::new("", "ipfs.io\n");
+    let operator = Operator::new("", "ipfs.io\n");
     for rule in ["https://x.test/path", "*.com", "a..b", "10.0.0.1 10.0.0.2"] {
-        let ran = desk.run(&["whitelist", "add", rule]);
+        let ran = operator.run(&["whitelist", "add", rule]);
         assert_eq!((ran.code, ran.out.as_str()), (1, ""), "{rule}");
         assert!(!ran.err.is_empty(), "{rule}");
     }
-    assert!(!desk.path("lists/local.rules").exists());
+    assert!(!operator.path("lists/local.rules").exists());
 }
 
 #[test]
-fn lint_of_a_sound_list_is_good_and_of_a_broken_one_is_not() {
-    let desk = Desk::new("", "ipfs.io\nold.test until=2001-01-01\n");
-    let ran = desk.run(&["whitelist", "lint"]);
+fn lint_succeeds_on_a_valid_list_and_fails_on_an_invalid_one() {
+    let operator = Operator::new("", "ipfs.io\nold.test until=2001-01-01\n");
+    let ran = operator.run(&["whitelist", "lint"]);
     assert_eq!(ran.code, 0, "{}", ran.err);
     assert!(ran.out.contains("main.rules:2:"), "{}", ran.out);
-    assert!(desk.run(&["whitelist", "lint", "--json"]).json().as_array().is_some_and(|rows| !rows.is_empty()));
-    fs::write(desk.path("lists/main.rules"), "a..b\n").unwrap();
-    assert_eq!(desk.run(&["whitelist", "lint"]).code, 1);
+    assert!(operator.run(&["whitelist", "lint", "--json"]).json().as_array().is_some_and(|rows| !rows.is_empty()));
+    fs::write(operator.path("lists/main.rules"), "a..b\n").unwrap();
+    assert_eq!(operator.run(&["whitelist", "lint"]).code, 1);
 }
 
 #[test]
-fn a_daemon_that_cannot_be_reached_is_exit_code_3_with_the_socket_and_a_remedy() {
-    let desk = Desk::new("[listen]\ncontrol = \"c.sock\"", "");
-    let socket = desk.path("c.sock");
+fn an_unreachable_daemon_is_exit_code_3_with_the_socket_and_a_remedy() {
+    let operator = Operator::new("[listen]\ncontrol = \"c.sock\"", "");
+    let socket = operator.path("c.sock");
     for arguments in [&["status"][..], &["denied"], &["flows", "--json"], &["whitelist", "reload"]] {
-        let ran = desk.run(arguments);
+        let ran = operator.run(arguments);
         assert_eq!((ran.code, ran.out.as_str()), (3, ""), "{arguments:?}");
         assert!(ran.err.contains(&socket.display().to_string()), "{}", ran.err);
         assert!(ran.err.contains("systemctl start outgate"), "{}", ran.err);
         assert_eq!(ran.err.lines().count(), 1, "{}", ran.err);
     }
     drop(UnixListener::bind(&socket).unwrap());
-    assert_eq!(desk.run(&["status"]).code, 3);
+    assert_eq!(operator.run(&["status"]).code, 3);
 }
 
 #[test]
 fn run_reports_startup_errors_without_a_backtrace() {
-    let desk = Desk::new("[listen]\nproxy = [\"3128\"]", "");
-    let ran = desk.run(&["run"]);
+    let operator = Operator::new("[listen]\nproxy = [\"3128\"]", "");
+    let ran = operator.run(&["run"]);
     assert_eq!((ran.code, ran.out.as_str()), (1, ""));
     let expected =
-        format!("{}:2:10: \"3128\" is a port alone; write \"127.0.0.1:3128\"\n", desk.path("o.toml").display());
+        format!("{}:2:10: \"3128\" is only a port; write \"127.0.0.1:3128\"\n", operator.path("o.toml").display());
     assert_eq!(ran.err, expected);
-    assert_eq!(desk.run(&["run", "--log-level", "a=b=c"]).code, 2);
+    assert_eq!(operator.run(&["run", "--log-level", "a=b=c"]).code, 2);
 }
 
 #[test]
 fn run_says_which_port_is_taken() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let address = taken.local_addr().unwrap();
-    let desk = Desk::new(&format!("[listen]\nproxy = [\"{address}\"]\nadmin = \"\"\ncontrol = \"c.sock\""), "");
-    let ran = desk.run(&["run"]);
+    let operator = Operator::new(&format!("[listen]\nproxy = [\"{address}\"]\nadmin = \"\"\ncontrol = \"c.sock\""), "");
+    let ran = operator.run(&["run"]);
     assert_eq!(ran.code, 1);
     assert!(ran.err.contains(&address.to_string()), "{}", ran.err);
 }
@@ -328,11 +328,11 @@ fn the_manual_and_the_completions_are_printed() {
 #[test]
 fn the_command_that_explain_prints_allows_what_was_asked_in_the_list_that_was_looked_at() {
     // A folder that a shell takes apart.
-    let desk = Desk::new("", "");
-    let folder = desk.path("the operator's own");
+    let operator = Operator::new("", "");
+    let folder = operator.path("the operator's own");
     fs::create_dir(&folder).unwrap();
-    fs::rename(desk.path("lists"), folder.join("lists")).unwrap();
-    fs::rename(desk.path("o.toml"), folder.join("o.toml")).unwrap();
+    fs::rename(operator.path("lists"), folder.join("lists")).unwrap();
+    fs::rename(operator.path("o.toml"), folder.join("o.toml")).unwrap();
     for url in ["https://a.test", "http://a.test:8080", "tcp://11.0.0.7:22", "https://[2600::1]:8443", "a.test:25"] {
         let explain = || {
             let mut command = outgate();

@@ -1,8 +1,8 @@
 //! The configuration file as the commands and the daemon read it: which file it is, and what stands beside it. On
 //! loopback, without root.
 
+use crate::world::firewall_watcher::Watcher;
 use crate::world::vmnet::{Vmnet, succeed};
-use crate::world::watcher::Watcher;
 use rustix::process::geteuid;
 use serde_json::{Value, json};
 use std::fs;

@@ -3,11 +3,11 @@
 //! served meanwhile. Judged by the kernel's count in the gateway and by what the others get.
 
 use crate::world::client::Guest;
+use crate::world::guarded_network::{GuardedNetwork, STRANGER, STRANGER6};
 use crate::world::namespace::Namespace;
 use crate::world::outgate::Outgate;
-use crate::world::stub::{framed, query, read_framed};
+use crate::world::stub_resolver::{framed, query, read_framed};
 use crate::world::vmnet::{Vmnet, connect, nft, shell, succeed};
-use crate::world::whole::{STRANGER, STRANGER6, Whole};
 use crate::world::{GOOD, Raise};
 use serde_json::{Value, json};
 use std::fmt::Write as _;
@@ -57,13 +57,13 @@ struct Attacker<'w> {
 }
 
 impl<'w> Attacker<'w> {
-    fn new(whole: &'w Whole, guest: &'w Guest, link: &str, sources: [&'static str; 2]) -> Attacker<'w> {
+    fn new(network: &'w GuardedNetwork, guest: &'w Guest, link: &str, sources: [&'static str; 2]) -> Attacker<'w> {
         // Its own stack says nothing to what comes back.
         nft(
             &guest.namespace,
             "table inet mute { chain out { type filter hook output priority 0; tcp flags & rst == rst drop; meta l4proto icmp drop; }; }",
         );
-        let found = shell(&whole.net.gateway, &format!("ip -o link show {link} | sed 's/.*ether //; s/ .*//'"));
+        let found = shell(&network.net.gateway, &format!("ip -o link show {link} | sed 's/.*ether //; s/ .*//'"));
         Attacker { namespace: &guest.namespace, gateway: found.trim().replace(':', ""), sources }
     }
 
@@ -95,7 +95,12 @@ struct Served {
 
 /// Floods, and meanwhile lets the neighbour fetch, the internet come to the host's own listener, and
 /// Prometheus to the admin listener.
-fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl FnOnce() -> Value + Send) -> Served {
+fn meanwhile(
+    network: &GuardedNetwork,
+    outgate: &Outgate,
+    neighbour: &Guest,
+    flood: impl FnOnce() -> Value + Send,
+) -> Served {
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let attack = scope.spawn(|| {
@@ -103,7 +108,7 @@ fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl Fn
             let _end = Raise(&over);
             flood()
         });
-        let before = settled(&whole.net.gateway);
+        let before = settled(&network.net.gateway);
         let mut served = Served::default();
         while !over.load(Ordering::Acquire) || served.fetches == 0 {
             match neighbour.https(GOOD, "good.test") {
@@ -114,14 +119,14 @@ fn meanwhile(whole: &Whole, outgate: &Outgate, neighbour: &Guest, flood: impl Fn
             if reply.addresses != [IpAddr::from(GOOD)] {
                 served.failed.push(format!("the neighbour's DNS: {:?}", reply.addresses));
             }
-            match connect(&whole.net.internet, "11.0.0.1:22").as_deref() {
+            match connect(&network.net.internet, "11.0.0.1:22").as_deref() {
                 Ok("here\n") => {}
                 other => served.failed.push(format!("the host's own listener: {other:?}")),
             }
             if outgate.admin("/healthz").is_none_or(|response| response.status != 200) {
                 served.failed.push("the admin listener".to_owned());
             }
-            served.entries = served.entries.max(settled(&whole.net.gateway).saturating_sub(before));
+            served.entries = served.entries.max(settled(&network.net.gateway).saturating_sub(before));
         }
         served.flooded = attack.join().expect("the flood ends");
         served
@@ -156,43 +161,43 @@ fn floods() -> Vec<Value> {
 
 #[test]
 fn no_flood_of_an_undeclared_guest_on_the_neighbours_bridge_fills_connection_tracking() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n").tables(LIMITS));
-    let _ssh = whole.net.listener("0.0.0.0:22");
-    let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\n").tables(LIMITS));
+    let _ssh = network.net.listener("0.0.0.0:22");
+    let attacker = Attacker::new(&network, &network.one, "br0", ["10.42.42.2", "fd42::2"]);
     // Sources that it invents, of its prefix: 70,000 of one port.
     let invented = [("syn", 443), ("udp", 53), ("syn", 53)]
         .map(|(kind, port)| json!({ "kind": kind, "v6": true, "port": port, "sources": 70_000 }));
     for how in floods().into_iter().chain(invented) {
-        let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+        let served = meanwhile(&network, &outgate, &network.two, || attacker.flood(how.clone()));
         assert_served(&served, &how, 0);
     }
-    let (good, status) = whole.status(&outgate);
+    let (good, status) = network.status(&outgate);
     assert!(good, "{status}");
 }
 
 #[test]
 fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_outside_are_tracked_too() {
-    let Some(whole) = Whole::new() else { return };
+    let Some(network) = GuardedNetwork::new() else { return };
     let listen = "proxy = [\"10.43.0.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
                   dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
     let tables = format!("{FIREWALL}allow_inbound_replies = true\nallow_dhcp = true\n{LIMITS}{PINNED}");
-    let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
-    let _ssh = whole.net.listener("0.0.0.0:22");
+    let outgate = network.start(network.bare("good.test\n").listen(listen).tables(&tables));
+    let _ssh = network.net.listener("0.0.0.0:22");
     // By a bridge's port and by an interface of its own in turn; `tests/run --all` has each flood by both.
     let both = std::env::var_os("OUTGATE_TEST_ALL").is_some();
     for (place, (guest, link, sources)) in
-        [(&whole.one, "br0", ["10.42.42.2", "fd42::2"]), (&whole.three, "r3", ["10.43.0.3", "fd43::3"])]
+        [(&network.one, "br0", ["10.42.42.2", "fd42::2"]), (&network.three, "r3", ["10.43.0.3", "fd43::3"])]
             .into_iter()
             .enumerate()
     {
-        let attacker = Attacker::new(&whole, guest, link, sources);
+        let attacker = Attacker::new(&network, guest, link, sources);
         let proxy = ["md5", "revive", "ack", "fin"]
             .map(|kind| json!({ "kind": kind, "v6": false, "port": 3128, "target": "10.43.0.1" }));
         let dhcp = json!({ "kind": "udp", "v6": true, "port": 547, "sources": 70_000 });
         let floods = floods().into_iter().chain(proxy).chain([dhcp]).enumerate();
         for (_, how) in floods.filter(|(turn, _)| both || turn % 2 == place) {
-            let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+            let served = meanwhile(&network, &outgate, &network.two, || attacker.flood(how.clone()));
             assert_served(&served, &how, BY_STRAYS);
         }
     }
@@ -200,20 +205,20 @@ fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_o
 
 #[test]
 fn queries_of_guests_that_no_reply_can_reach_cost_the_neighbour_no_answer() {
-    let Some(whole) = Whole::new() else { return };
+    let Some(network) = GuardedNetwork::new() else { return };
     let mut tables = "[guests]\nunknown = \"shared\"\n".to_owned();
     // Addresses that answer no ARP, with what the limits as they are built in let through.
     for number in 100..110 {
         let addresses = format!("[\"10.43.0.{number}\", \"fd43::1:{number:x}\"]");
         let _ = write!(tables, "[[guest]]\nname = \"flood{number}\"\ninterface = \"r3\"\naddresses = {addresses}\n");
     }
-    let outgate = whole.start(whole.setup("good.test\n").top("").tables(&tables));
-    let _ssh = whole.net.listener("0.0.0.0:22");
-    shell(&whole.net.gateway, "ip route add 10.43.0.96/27 dev r3; ip -6 route add fd43::1:0/112 dev r3");
-    let attacker = Attacker::new(&whole, &whole.three, "r3", ["10.43.0.100", "fd43::1:64"]);
+    let outgate = network.start(network.setup("good.test\n").top("").tables(&tables));
+    let _ssh = network.net.listener("0.0.0.0:22");
+    shell(&network.net.gateway, "ip route add 10.43.0.96/27 dev r3; ip -6 route add fd43::1:0/112 dev r3");
+    let attacker = Attacker::new(&network, &network.three, "r3", ["10.43.0.100", "fd43::1:64"]);
     for v6 in [false, true] {
         let how = json!({ "kind": "replay", "v6": v6, "port": 53, "guests": 10, "each": 30_000, "seconds": 6 });
-        let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+        let served = meanwhile(&network, &outgate, &network.two, || attacker.flood(how.clone()));
         println!("{how}: {} entries at most, {} fetches; {}", served.entries, served.fetches, served.flooded);
         assert!(served.failed.is_empty(), "{how}: {served:?}");
         // 5,000 a second for 3 s, what may come at once, and what a busy machine is late to sweep; far more was tried.
@@ -223,33 +228,33 @@ fn queries_of_guests_that_no_reply_can_reach_cost_the_neighbour_no_answer() {
 }
 
 #[test]
-fn the_floods_are_such_as_fill_it_where_the_ruleset_does_not_keep_them_out() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\n"));
-    let attacker = Attacker::new(&whole, &whole.one, "br0", ["10.42.42.2", "fd42::2"]);
+fn the_floods_fill_connection_tracking_without_the_rules_against_them() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\n"));
+    let attacker = Attacker::new(&network, &network.one, "br0", ["10.42.42.2", "fd42::2"]);
     for chain in
         ["outgate untracked", "outgate answers", "outgate_timeouts lifetimes", "outgate_timeouts own_lifetimes"]
     {
-        shell(&whole.net.gateway, &format!("nft flush chain inet {chain}"));
+        shell(&network.net.gateway, &format!("nft flush chain inet {chain}"));
     }
     for kind in ["md5", "paws", "fin", "rst", "revive"] {
-        let before = settled(&whole.net.gateway);
+        let before = settled(&network.net.gateway);
         let said = attacker.flood(json!({ "kind": kind, "v6": false }));
-        let more = entries(&whole.net.gateway) - before;
+        let more = entries(&network.net.gateway) - before;
         println!("{kind}: {more} entries; {said}");
         assert!(more > said["tried"].as_u64().unwrap() / 2 && more > 200, "{kind}: {more} entries of {said}");
     }
 }
 
 #[test]
-fn the_metrics_say_how_many_entries_there_are_and_how_many_there_may_be() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n"));
-    let limit = whole.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
+fn the_metrics_show_the_number_and_the_limit_of_entries() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\n"));
+    let limit = network.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
     assert_eq!(outgate.metric("conntrack_limit", &[]), limit.unwrap().trim().parse::<f64>().unwrap());
     let before = outgate.metric("conntrack_entries", &[]);
     // Sockets of the gateway's own, whose datagrams nobody answers.
-    whole.net.gateway.run(|| {
+    network.net.gateway.run(|| {
         for _ in 0..100 {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
             socket.send_to(b"lost", (GOOD, 9)).unwrap();
@@ -260,27 +265,27 @@ fn the_metrics_say_how_many_entries_there_are_and_how_many_there_may_be() {
 
 #[test]
 fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_neighbours() {
-    let Some(whole) = Whole::new() else { return };
+    let Some(network) = GuardedNetwork::new() else { return };
     let prefix = "[[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43:0:0:0::/64\"]\n";
-    let setup = whole.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
-    let outgate = whole.start(setup);
-    let _ssh = whole.net.listener("0.0.0.0:22");
-    shell(&whole.net.gateway, "ip -6 route add fd43::/64 dev r3; ip route add 10.43.0.0/24 dev r4");
+    let setup = network.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
+    let outgate = network.start(setup);
+    let _ssh = network.net.listener("0.0.0.0:22");
+    shell(&network.net.gateway, "ip -6 route add fd43::/64 dev r3; ip route add 10.43.0.0/24 dev r4");
     let known = |link: &str| {
         let lines = shell(
-            &whole.net.gateway,
+            &network.net.gateway,
             &format!("ip -4 neigh show nud all dev {link}; ip -6 neigh show nud all dev {link}"),
         );
         // What the kernel knows by itself, multicast, takes no place.
         lines.lines().filter(|line| !line.contains("NOARP")).count()
     };
     for (guest, link, sources, [gateway4, gateway]) in [
-        (&whole.one, "br0", ["10.42.42.2", "fd42::2"], ["10.42.42.1", "fd42::1"]),
-        (&whole.three, "r3", ["10.43.0.3", "fd43::3"], ["10.43.0.1", "fd43::1"]),
-        (&whole.four, "r4", ["10.43.0.4", "fd43::4"], ["10.43.0.1", "fd43::1"]),
+        (&network.one, "br0", ["10.42.42.2", "fd42::2"], ["10.42.42.1", "fd42::1"]),
+        (&network.three, "r3", ["10.43.0.3", "fd43::3"], ["10.43.0.1", "fd43::1"]),
+        (&network.four, "r4", ["10.43.0.4", "fd43::4"], ["10.43.0.1", "fd43::1"]),
     ] {
         assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200);
-        let attacker = Attacker::new(&whole, guest, link, sources);
+        let attacker = Attacker::new(&network, guest, link, sources);
         for how in [
             json!({ "kind": "syn", "v6": true, "sources": 700 }),
             json!({ "kind": "ack", "v6": true, "sources": 700 }),
@@ -290,7 +295,7 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
             json!({ "kind": "syn", "v6": false, "sources": 200 }),
         ] {
             let before = known(link);
-            let served = meanwhile(&whole, &outgate, &whole.two, || attacker.flood(how.clone()));
+            let served = meanwhile(&network, &outgate, &network.two, || attacker.flood(how.clone()));
             assert!(served.failed.is_empty(), "{how}: {served:?}");
             let after = known(link);
             println!("{link} {how}: {before} to {after} neighbours, {}", served.flooded);
@@ -298,40 +303,40 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
         }
         assert_eq!(guest.https(GOOD, "good.test").unwrap(), 200, "and the guest itself goes on by the address it has");
     }
-    assert!(whole.net.counted("over 32 addresses in use") > 100);
-    let (good, status) = whole.status(&outgate);
+    assert!(network.net.counted("over 32 addresses in use") > 100);
+    let (good, status) = network.status(&outgate);
     assert!(good, "{status}");
 }
 
 #[test]
 fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_nothing() {
-    let Some(whole) = Whole::new() else { return };
+    let Some(network) = GuardedNetwork::new() else { return };
     // A guest gets a quarter of what the daemon's files are enough for. Not every root may open more.
     let files = rustix::process::Rlimit { current: Some(100_000), maximum: Some(100_000) };
     let raised = rustix::process::setrlimit(rustix::process::Resource::Nofile, files);
     let many: u64 = if raised.is_ok() { 4_096 } else { 2_000 };
     let limits = "[limits]\nnew_connections_per_second = 0\nconnections = 4097\nhandshake_timeout_ms = 300000\n";
-    let _outgate = whole.start(whole.setup("good.test\n").tables(limits));
-    let before = settled(&whole.net.gateway);
+    let _outgate = network.start(network.setup("good.test\n").tables(limits));
+    let before = settled(&network.net.gateway);
     let to = SocketAddr::from((GOOD, 443));
-    let open: Vec<TcpStream> = whole
+    let open: Vec<TcpStream> = network
         .three
         .namespace
         .run(|| (0..many).map(|_| TcpStream::connect(to).expect("the gateway takes it")).collect());
-    assert_eq!(whole.three.https(GOOD, "good.test").unwrap(), 200);
+    assert_eq!(network.three.https(GOOD, "good.test").unwrap(), 200);
     assert!(open.iter().all(crate::world::client::is_open), "none was ended");
-    let more = entries(&whole.net.gateway).saturating_sub(before);
+    let more = entries(&network.net.gateway).saturating_sub(before);
     println!("{more} entries for {} connections", open.len());
     assert!(more < 50, "{more} entries for {} connections", open.len());
 }
 
 #[test]
 fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\n"));
     for server in [IpAddr::from(STRANGER), STRANGER6.into()] {
         let server = SocketAddr::new(server, 53);
-        let mut stream = whole.one.namespace.run(|| TcpStream::connect(server)).unwrap();
+        let mut stream = network.one.namespace.run(|| TcpStream::connect(server)).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         let mut ask = || {
             stream.write_all(&framed(&query("good.test", crate::world::dns::A).bytes())).unwrap();
@@ -340,7 +345,7 @@ fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
         ask();
         // Five seconds, and the daemon's own ten are not over.
         std::thread::sleep(Duration::from_secs(6));
-        shell(&whole.net.gateway, "cat /proc/net/nf_conntrack >/dev/null");
+        shell(&network.net.gateway, "cat /proc/net/nf_conntrack >/dev/null");
         ask();
     }
 }
@@ -373,12 +378,12 @@ print(tried)
 
 #[test]
 fn no_flood_of_a_host_user_fills_connection_tracking() {
-    let Some(whole) = Whole::new() else { return };
+    let Some(network) = GuardedNetwork::new() else { return };
     let listen =
         "proxy = []\nredirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:5353\", \"[::1]:5353\"]";
     let tables = format!("[firewall]\nhost_users = [\"nobody\"]\n{LIMITS}");
-    let outgate = whole.start(whole.bare("good.test\n").listen(listen).tables(&tables));
-    let _ssh = whole.net.listener("0.0.0.0:22");
+    let outgate = network.start(network.bare("good.test\n").listen(listen).tables(&tables));
+    let _ssh = network.net.listener("0.0.0.0:22");
     for (kind, family, to, port) in [
         ("close", "AF_INET", "13.0.0.%d", "443"),
         ("close", "AF_INET6", "2600:77::%d", "443"),
@@ -389,17 +394,17 @@ fn no_flood_of_a_host_user_fills_connection_tracking() {
         ("udp", "AF_INET6", "::1", "5353"),
         ("udp-from-anywhere", "AF_INET", "127.0.0.1", "5353"),
     ] {
-        let before = settled(&whole.net.gateway);
+        let before = settled(&network.net.gateway);
         let mut command = Command::new("python3");
         command.args(["-c", HOST_USER, kind, family, to, port]);
-        let said = succeed(whole.net.gateway.run(|| command.output()).expect("python3 is installed"));
+        let said = succeed(network.net.gateway.run(|| command.output()).expect("python3 is installed"));
         let tried: u64 = said.trim().parse().expect("how often");
-        let more = settled(&whole.net.gateway).saturating_sub(before);
+        let more = settled(&network.net.gateway).saturating_sub(before);
         println!("{kind} {family} {port}: {more} entries of {tried}");
         assert!(more < BY_QUERIES && tried > BY_QUERIES, "{kind} {family} {port}: {more} entries of {tried}");
-        assert_eq!(connect(&whole.net.internet, "11.0.0.1:22").unwrap(), "here\n");
+        assert_eq!(connect(&network.net.internet, "11.0.0.1:22").unwrap(), "here\n");
     }
-    let (good, status) = whole.status(&outgate);
+    let (good, status) = network.status(&outgate);
     assert!(good, "{status}");
 }
 
@@ -414,14 +419,14 @@ fn lives(gateway: &Namespace, guest: IpAddr) -> Vec<u64> {
 
 #[test]
 fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\n"));
     let config = std::fs::read_to_string(outgate.config()).unwrap();
     let patient = |seconds: u32| config.replace("[resolver]\n", &format!("[resolver]\ntimeout_ms = {seconds}000\n"));
     assert_ne!(patient(1), config);
     for (server, guest) in [(IpAddr::from(STRANGER), "10.42.42.2"), (STRANGER6.into(), "fd42::2")] {
         let server = SocketAddr::new(server, 53);
-        let (mut stream, socket) = whole.one.namespace.run(|| {
+        let (mut stream, socket) = network.one.namespace.run(|| {
             let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" }).unwrap();
             socket.connect(server).unwrap();
             (TcpStream::connect(server).unwrap(), socket)
@@ -433,16 +438,16 @@ fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
             if let Some(timeout) = timeout {
                 std::fs::write(outgate.config(), patient(timeout)).unwrap();
             }
-            whole.apply(&outgate);
+            network.apply(&outgate);
             stream.write_all(&framed(&question)).unwrap();
             read_framed(&mut stream).expect("a reply over TCP").assert_is([GOOD]);
             socket.send(&question).unwrap();
             assert!(socket.recv(&mut [0; 512]).unwrap() > 20);
-            let lives = lives(&whole.net.gateway, guest.parse().unwrap());
+            let lives = lives(&network.net.gateway, guest.parse().unwrap());
             println!("{guest} {timeout:?}: {lives:?}");
             assert!(lives.len() == 2 && lives.iter().all(|seconds| *seconds <= 5), "{lives:?}");
             // With what earlier ones left behind.
-            let (good, status) = whole.status(&outgate);
+            let (good, status) = network.status(&outgate);
             assert!(good, "{status}");
         }
     }
@@ -453,19 +458,19 @@ fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
         "add chain inet outgate_timeouts former",
         "add rule inet outgate_timeouts own_lifetimes jump former",
     ] {
-        nft(&whole.net.gateway, line);
+        nft(&network.net.gateway, line);
     }
-    assert!(!whole.status(&outgate).0);
-    whole.apply(&outgate);
-    let (good, status) = whole.status(&outgate);
+    assert!(!network.status(&outgate).0);
+    network.apply(&outgate);
+    let (good, status) = network.status(&outgate);
     assert!(good, "{status}");
-    whole.firewall(&outgate, "remove");
-    let left = shell(&whole.net.gateway, "nft list tables");
+    network.firewall(&outgate, "remove");
+    let left = shell(&network.net.gateway, "nft list tables");
     assert!(!left.contains("outgate"), "{left}");
 }
 
 #[test]
-fn tables_that_are_too_small_and_firewalls_that_want_tracked_packets_are_told_with_the_line_to_write() {
+fn small_tables_and_firewalls_that_need_tracked_packets_are_reported_with_the_line_to_write() {
     let Some(net) = Vmnet::new() else { return };
     let many: String =
         (0..60).map(|n| format!("[[guest]]\nname = \"vm-{n}\"\naddresses = [\"10.42.43.{n}\"]\n")).collect();

@@ -3,7 +3,7 @@
 
 use super::world::dns::{A, AAAA, Answer};
 use super::world::outgate::{Outgate, Setup};
-use super::world::stub::{
+use super::world::stub_resolver::{
     BADVERS, FORMERR, NOERROR, NOTIMP, NXDOMAIN, REFUSED, RESOLVER, Reply, SERVFAIL, SILENCE, framed, query,
     read_framed, receive, wire_labels,
 };
@@ -61,7 +61,7 @@ fn a_family_without_listeners_and_other_types_are_no_data_and_never_nxdomain() {
 }
 
 #[test]
-fn ipv6_addresses_are_told_where_an_ipv6_listener_is() {
+fn ipv6_addresses_are_answered_where_an_ipv6_listener_is() {
     let Some(world) = World::new() else { return };
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into(), GOOD6.parse().unwrap()], 60));
     let listen = "proxy = [\"[fd42::1]:3128\"]\ndns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
@@ -100,7 +100,7 @@ fn names_that_no_rule_allows_never_reach_the_upstream_server() {
 }
 
 #[test]
-fn what_is_no_host_name_is_never_asked_for() {
+fn a_name_that_is_not_a_host_name_is_never_looked_up() {
     let Some(world) = World::new() else { return };
     let _outgate = setup(&world, "deny x.test\n").top("mode = \"all\"").tables(NO_RATE).start();
     let labels: [&[&[u8]]; 8] = [
@@ -114,7 +114,7 @@ fn what_is_no_host_name_is_never_asked_for() {
         &[b"*", b"test"],
     ];
     for name in labels {
-        let asked = world.guest.dns(&super::world::stub::Query { name: wire_labels(name), ..query("a", A) });
+        let asked = world.guest.dns(&super::world::stub_resolver::Query { name: wire_labels(name), ..query("a", A) });
         asked.assert_blocked("malformed");
     }
     world.guest.lookup("localhost").assert_blocked("address_floor");
@@ -177,7 +177,7 @@ fn an_answer_with_an_address_of_the_floor_is_refused_whole_unless_the_rule_lifts
 }
 
 #[test]
-fn what_the_upstream_server_says_is_passed_on() {
+fn the_upstream_servers_answer_is_passed_on() {
     let Some(world) = World::new() else { return };
     world.dns.set("broken.test", Answer::ServFail);
     world.dns.set("only6.test", [GOOD6.parse::<IpAddr>().unwrap()]);
@@ -201,9 +201,10 @@ fn edns_is_honoured_and_what_does_not_fit_comes_over_tcp() {
     let many: Vec<IpAddr> = (1..=40).map(|last| Ipv4Addr::new(11, 1, 1, last).into()).collect();
     world.dns.set("many.test", Answer::Addresses(many.clone(), 60));
     let _outgate = setup(&world, "many.test\n").start();
-    for asked in
-        [query("many.test", A).plain(), super::world::stub::Query { edns: Some((100, 0)), ..query("many.test", A) }]
-    {
+    for asked in [
+        query("many.test", A).plain(),
+        super::world::stub_resolver::Query { edns: Some((100, 0)), ..query("many.test", A) },
+    ] {
         let reply = world.guest.dns(&asked);
         // A client without TCP makes do with what fits.
         assert!(reply.truncated && reply.length <= 512 && reply.length > 512 - 16, "{reply:?}");
@@ -213,9 +214,10 @@ fn edns_is_honoured_and_what_does_not_fit_comes_over_tcp() {
         assert!(!whole.truncated);
         assert_eq!(whole.addresses, many);
     }
-    let whole = world.guest.dns(&super::world::stub::Query { edns: Some((4096, 0)), ..query("many.test", A) });
+    let whole = world.guest.dns(&super::world::stub_resolver::Query { edns: Some((4096, 0)), ..query("many.test", A) });
     assert!(!whole.truncated && whole.addresses == many && whole.length <= 1232, "{whole:?}");
-    let version = world.guest.dns(&super::world::stub::Query { edns: Some((1232, 1)), ..query("many.test", A) });
+    let version =
+        world.guest.dns(&super::world::stub_resolver::Query { edns: Some((1232, 1)), ..query("many.test", A) });
     assert_eq!((version.code, version.addresses.len()), (BADVERS, 0));
 }
 
@@ -280,7 +282,7 @@ fn a_name_that_was_just_allowed_works_at_once_and_one_just_removed_does_not() {
 }
 
 #[test]
-fn what_was_good_lately_is_answered_while_the_upstream_server_is_dead() {
+fn recent_answers_are_served_while_the_upstream_server_is_down() {
     let Some(world) = World::new() else { return };
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into()], 1));
     let resolver = "servers = [\"11.0.0.53\"]\ntimeout_ms = 1000";
@@ -327,7 +329,7 @@ fn flood(world: &World, queries: impl Iterator<Item = Vec<u8>>) -> Vec<Reply> {
 }
 
 #[test]
-fn a_guest_that_asks_too_quickly_waits_then_is_told_so_and_then_meets_silence() {
+fn a_guest_that_asks_too_quickly_waits_then_is_refused_and_then_gets_no_answer() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, "good.test\n").tables("[limits]\ndns_queries_per_second = 10\n").start();
     let replies = flood(&world, (0..300).map(|id| query("evil.test", A).id(id).bytes()));
@@ -347,7 +349,7 @@ fn a_guest_that_asks_too_quickly_waits_then_is_told_so_and_then_meets_silence() 
 }
 
 #[test]
-fn what_is_known_is_answered_to_an_honest_guest_as_often_as_its_workers_ask() {
+fn cached_names_are_answered_as_often_as_a_guests_workers_ask() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, "good.test\n").start();
     world.guest.lookup("good.test").assert_is([GOOD]);
@@ -373,7 +375,7 @@ fn what_is_known_is_answered_to_an_honest_guest_as_often_as_its_workers_ask() {
 }
 
 #[test]
-fn messages_out_of_form_are_refused_or_ignored_and_harm_nothing() {
+fn malformed_messages_are_refused_or_ignored_and_harm_nothing() {
     let Some(world) = World::new() else { return };
     let _outgate = setup(&world, "good.test\n").tables(NO_RATE).start();
     let sound = query("good.test", A).plain().bytes();
@@ -430,7 +432,7 @@ fn messages_out_of_form_are_refused_or_ignored_and_harm_nothing() {
 }
 
 #[test]
-fn queries_from_ports_of_services_meet_silence() {
+fn queries_from_service_ports_get_no_answer() {
     let Some(world) = World::new() else { return };
     let _outgate = setup(&world, "good.test\n").start();
     for (port, answered) in [(7, false), (19, false), (53, true), (1023, false), (1024, true)] {
@@ -444,7 +446,7 @@ fn queries_from_ports_of_services_meet_silence() {
 }
 
 #[test]
-fn each_guest_is_held_to_its_own_mode() {
+fn each_guest_has_its_own_mode() {
     let Some(world) = World::new() else { return };
     let tables = "[[guest]]\nname = \"vm-2\"\naddresses = [\"10.42.42.2\"]\nmode = \"none\"\n";
     {

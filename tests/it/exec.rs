@@ -1,17 +1,17 @@
 //! `outgate exec`: commands in namespaces of their own, judged by what the origins and the DNS server saw of them.
-//! What is left when they have ended, in whatever way, is `exec/ends.rs` and `exec/left.rs`; other ways out than the
-//! network are `exec/doors.rs`, the caller's terminal is `exec/screen.rs`; `outgate golem probe`, which asks from such
+//! What is left when they have ended, in whatever way, is `exec/start_and_end.rs` and `exec/leftover_processes.rs`; other ways out than the
+//! network are `exec/kernel_bypasses.rs`, the caller's terminal is `exec/terminal.rs`; `outgate golem probe`, which asks from such
 //! a namespace, is `exec/probe.rs`.
 
-mod doors;
-mod ends;
-mod left;
+mod kernel_bypasses;
+mod leftover_processes;
+mod no_other_way_out;
 mod probe;
-mod screen;
-mod tight;
+mod start_and_end;
+mod terminal;
 
+use crate::world::guarded_network::GuardedNetwork;
 use crate::world::outgate::{Outgate, Setup};
-use crate::world::whole::Whole;
 use crate::world::{CDN, EVIL, GOOD, GOOD6, namespace, pki};
 use serde_json::{Value, json};
 use std::fs;
@@ -45,9 +45,9 @@ fn compile(source: &str) -> (TempDir, String) {
 }
 
 /// The network with a daemon in the gateway, where commands are run.
-struct House {
+struct ExecHost {
     outgate: Outgate,
-    whole: Whole,
+    network: GuardedNetwork,
 }
 
 /// How a command ended.
@@ -65,21 +65,21 @@ impl From<Output> for Ran {
     }
 }
 
-impl House {
-    fn new() -> Option<House> {
-        House::with(House::usual)
+impl ExecHost {
+    fn new() -> Option<ExecHost> {
+        ExecHost::with(ExecHost::usual)
     }
 
-    fn usual(whole: &Whole) -> Setup {
-        whole.bare(RULES).listen(LISTEN).tables(FIREWALL)
+    fn usual(network: &GuardedNetwork) -> Setup {
+        network.bare(RULES).listen(LISTEN).tables(FIREWALL)
     }
 
-    fn with(setup: impl FnOnce(&Whole) -> Setup) -> Option<House> {
-        let whole = Whole::new()?;
-        let outgate = whole.start(setup(&whole));
-        let house = House { outgate, whole };
-        fs::write(house.path("roots.pem"), pki::pems("good.test").authority).unwrap();
-        Some(house)
+    fn with(setup: impl FnOnce(&GuardedNetwork) -> Setup) -> Option<ExecHost> {
+        let network = GuardedNetwork::new()?;
+        let outgate = network.start(setup(&network));
+        let host = ExecHost { outgate, network };
+        fs::write(host.path("roots.pem"), pki::pems("good.test").authority).unwrap();
+        Some(host)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -98,7 +98,7 @@ impl House {
     }
 
     fn run(&self, mut command: Command) -> Ran {
-        self.whole.net.gateway.run(|| command.output()).unwrap().into()
+        self.network.net.gateway.run(|| command.output()).unwrap().into()
     }
 
     /// `outgate exec` with these arguments.
@@ -110,7 +110,7 @@ impl House {
     fn start(&self, name: &str, arguments: &[&str]) -> Child {
         let mut command = self.outgate(&[&["exec", "--name", name], arguments].concat());
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
-        self.whole.net.gateway.run(|| command.spawn()).unwrap()
+        self.network.net.gateway.run(|| command.spawn()).unwrap()
     }
 
     /// A shell's line in a namespace of a new name.
@@ -140,7 +140,7 @@ impl House {
 
     /// Requests that good.test saw, by whichever family outgate went there.
     fn asked_of_good(&self) -> usize {
-        let internet = &self.whole.internet;
+        let internet = &self.network.internet;
         internet.requests(GOOD).len() + internet.requests(GOOD6.parse::<std::net::IpAddr>().unwrap()).len()
     }
 
@@ -155,109 +155,109 @@ impl House {
 }
 
 #[test]
-fn what_is_allowed_is_reached_without_a_proxy_setting_and_the_rest_is_refused() {
-    let Some(house) = House::new() else { return };
+fn a_command_reaches_allowed_names_without_a_proxy_setting_and_nothing_else() {
+    let Some(host) = ExecHost::new() else { return };
     let line = ["http://good.test/hi", "https://good.test/hi", "https://evil.test/", "http://evil.test/"];
-    let line: String = line.iter().map(|url| house.curl(url)).collect();
-    let ran = house.shell(&[], &line);
+    let line: String = line.iter().map(|url| host.curl(url)).collect();
+    let ran = host.shell(&[], &line);
     // No such name (6) is what outgate's DNS says to a name that no rule could allow.
     assert_eq!(ran.out, "200 0\n200 0\n000 6\n000 6\n", "{}", ran.err);
     assert!(ran.err.contains("runs as root"), "{}", ran.err);
     let pinned = format!("--resolve evil.test:443:{EVIL} --resolve evil.test:80:{EVIL}");
     let line = [format!("{pinned} https://evil.test/"), format!("{pinned} http://evil.test/")];
-    let ran = house.shell(&[], &line.iter().map(|url| house.curl(url)).collect::<String>());
+    let ran = host.shell(&[], &line.iter().map(|url| host.curl(url)).collect::<String>());
     assert_eq!(ran.out, "000 35\n403 0\n", "an alert, and an answer: {}", ran.err);
-    assert_eq!(house.asked_of_good(), 2);
-    house.whole.assert_tight();
+    assert_eq!(host.asked_of_good(), 2);
+    host.network.assert_no_leaks();
 }
 
 #[test]
-fn two_at_once_reach_what_their_own_manifests_name() {
-    let Some(house) = House::new() else { return };
+fn two_commands_at_once_reach_what_their_own_manifests_name() {
+    let Some(host) = ExecHost::new() else { return };
     let (one, two) = (fresh(), fresh());
-    let manifests = [house.manifest("one", &["https://good.test"]), house.manifest("two", &["https://cdn-ok.test"])];
-    let dir = house.path("").display().to_string();
+    let manifests = [host.manifest("one", &["https://good.test"]), host.manifest("two", &["https://cdn-ok.test"])];
+    let dir = host.path("").display().to_string();
     let line = |own: &str, other: &str| {
-        let urls = house.curl("https://good.test/") + &house.curl("https://cdn-ok.test/");
+        let urls = host.curl("https://good.test/") + &host.curl("https://cdn-ok.test/");
         format!("touch {dir}/{own}; until [ -e {dir}/{other} ]; do sleep 0.05; done; {urls}")
     };
     let lines = [line("one-is-there", "two-is-there"), line("two-is-there", "one-is-there")];
     let children = [(&one, 0), (&two, 1)]
-        .map(|(name, n): (_, usize)| house.start(name, &["--manifest", &manifests[n], "--", "sh", "-c", &lines[n]]));
+        .map(|(name, n): (_, usize)| host.start(name, &["--manifest", &manifests[n], "--", "sh", "-c", &lines[n]]));
     let [first, second] = children.map(|child| Ran::from(child.wait_with_output().unwrap()));
     assert_eq!(first.out, "200 0\n000 6\n", "{}", first.err);
     assert_eq!(second.out, "000 6\n200 0\n", "{}", second.err);
-    assert_eq!((house.asked_of_good(), house.whole.internet.requests(CDN).len()), (1, 1));
-    house.outgate.await_log(&[("guest", &one), ("name", "good.test"), ("verdict", "allowed")]);
-    house.outgate.await_log(&[("guest", &two), ("name", "cdn-ok.test"), ("verdict", "allowed")]);
+    assert_eq!((host.asked_of_good(), host.network.internet.requests(CDN).len()), (1, 1));
+    host.outgate.await_log(&[("guest", &one), ("name", "good.test"), ("verdict", "allowed")]);
+    host.outgate.await_log(&[("guest", &two), ("name", "cdn-ok.test"), ("verdict", "allowed")]);
 }
 
 #[test]
-fn a_manifest_that_asks_for_nothing_reaches_nothing_names_included() {
-    let Some(house) = House::new() else { return };
-    let manifest = house.manifest("nothing", &[]);
+fn a_command_whose_manifest_asks_for_nothing_reaches_nothing_and_gets_no_dns() {
+    let Some(host) = ExecHost::new() else { return };
+    let manifest = host.manifest("nothing", &[]);
     let to_good = format!("--resolve good.test:443:{GOOD} https://good.test/");
-    let line = "getent hosts good.test; echo $?; ".to_owned() + &house.curl(&to_good);
-    let ran = house.shell(&["--manifest", &manifest], &line);
+    let line = "getent hosts good.test; echo $?; ".to_owned() + &host.curl(&to_good);
+    let ran = host.shell(&["--manifest", &manifest], &line);
     assert_eq!(ran.out, "2\n000 35\n", "{}", ran.err);
-    assert!(house.whole.dns.log().is_empty() && house.whole.internet.all().is_empty());
-    house.whole.assert_tight();
+    assert!(host.network.dns.log().is_empty() && host.network.internet.all().is_empty());
+    host.network.assert_no_leaks();
 }
 
 #[test]
 fn the_command_has_its_own_input_output_arguments_environment_and_folder() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     let script =
         "cat; echo \"$0|$1|$ODD|$http_proxy|$HTTPS_PROXY|$ALL_PROXY\"; env | grep ^odd; pwd; echo oops >&2; umask";
-    let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", script, "a b", "-c"]);
-    command.env("ODD", "kept").env("odd.name", "too").current_dir(house.path("state"));
+    let mut command = host.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", script, "a b", "-c"]);
+    command.env("ODD", "kept").env("odd.name", "too").current_dir(host.path("state"));
     command.env("http_proxy", "http://x").env("HTTPS_PROXY", "http://x").env("ALL_PROXY", "http://x");
-    fs::write(house.path("input"), "from outside\n").unwrap();
-    command.stdin(fs::File::open(house.path("input")).unwrap());
-    let ran = house.run(command);
-    let state = fs::canonicalize(house.path("state")).unwrap();
+    fs::write(host.path("input"), "from outside\n").unwrap();
+    command.stdin(fs::File::open(host.path("input")).unwrap());
+    let ran = host.run(command);
+    let state = fs::canonicalize(host.path("state")).unwrap();
     let umask = String::from_utf8(Command::new("sh").args(["-c", "umask"]).output().unwrap().stdout).unwrap();
     let expected = format!("from outside\na b|-c|kept|||\nodd.name=too\n{}\n{umask}", state.display());
     assert_eq!(ran.out.replace("odd.name=too\n", ""), expected.replace("odd.name=too\n", ""), "{}", ran.err);
-    let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "env"]);
+    let mut command = host.outgate(&["exec", "--name", &fresh(), "--", "env"]);
     command.env("odd.name", "too");
-    assert!(house.run(command).out.contains("odd.name=too\n"), "what no shell would hand on");
+    assert!(host.run(command).out.contains("odd.name=too\n"), "what no shell would hand on");
     assert!(ran.err.contains("oops"), "{}", ran.err);
 }
 
 #[test]
-fn it_asks_outgates_dns_listener_whatever_the_hosts_resolver_is() {
-    let Some(house) = House::new() else { return };
-    let ran = house.shell(&[], "grep -v '^#' /etc/resolv.conf; ip -6 address show; ip -4 -o address show dev eth0");
+fn a_command_asks_outgates_dns_listener_whatever_the_hosts_resolver_is() {
+    let Some(host) = ExecHost::new() else { return };
+    let ran = host.shell(&[], "grep -v '^#' /etc/resolv.conf; ip -6 address show; ip -4 -o address show dev eth0");
     assert!(ran.out.starts_with("nameserver 10.42.42.1\n"), "{}", ran.out);
     assert!(ran.out.contains(" 10.79.0.1/32 ") && !ran.out.contains("inet6"), "{}", ran.out);
-    let ran = house.shell(&["--address", "192.0.2.77"], "ip -4 -o address show dev eth0");
+    let ran = host.shell(&["--address", "192.0.2.77"], "ip -4 -o address show dev eth0");
     assert!(ran.out.contains(" 192.0.2.77/32 "), "{}", ran.out);
 }
 
 #[test]
-fn without_a_dns_listener_it_says_so_and_addresses_are_reached() {
+fn exec_warns_without_a_dns_listener_and_addresses_are_reached() {
     let listen = "proxy = []\ntransparent = [\"0.0.0.0:3129\"]";
-    let setup = |whole: &Whole| whole.bare("good.test\n11.0.0.10\n").listen(listen).tables(FIREWALL);
-    let Some(house) = House::with(setup) else { return };
-    let ran = house.shell(&[], &house.curl(&format!("--resolve good.test:443:{GOOD} https://good.test/")));
+    let setup = |network: &GuardedNetwork| network.bare("good.test\n11.0.0.10\n").listen(listen).tables(FIREWALL);
+    let Some(host) = ExecHost::with(setup) else { return };
+    let ran = host.shell(&[], &host.curl(&format!("--resolve good.test:443:{GOOD} https://good.test/")));
     assert_eq!(ran.out, "200 0\n", "{}", ran.err);
     assert!(ran.err.contains("the command has no DNS"), "{}", ran.err);
 }
 
 #[test]
 fn the_command_is_the_user_that_was_named_without_any_capability() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     let line = "id -un; id -u; grep -E '^(Cap|NoNewPrivs|Groups)' /proc/self/status";
     let status = |out: &str, key: &str| {
         let line = out.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')).unwrap();
         line.trim().to_owned()
     };
-    let asked = house.shell(&["--user", "nobody"], line);
-    let mut called = house.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", line]);
+    let asked = host.shell(&["--user", "nobody"], line);
+    let mut called = host.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", line]);
     called.env("SUDO_USER", "nobody").env("SUDO_UID", "65534");
-    let called = house.run(called);
-    let root = house.shell(&["--user", "root"], line);
+    let called = host.run(called);
+    let root = host.shell(&["--user", "root"], line);
     for (ran, user) in [(&asked, "nobody\n65534\n"), (&called, "nobody\n65534\n"), (&root, "root\n0\n")] {
         assert!(ran.out.starts_with(user), "{ran:?}");
         for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
@@ -266,30 +266,30 @@ fn the_command_is_the_user_that_was_named_without_any_capability() {
         assert_eq!(status(&ran.out, "NoNewPrivs"), "1");
     }
     assert!(!asked.err.contains("runs as root") && root.err.contains("runs as root"), "{asked:?} {root:?}");
-    let ran = house.shell(&["--user", "no-such-user"], "true");
+    let ran = host.shell(&["--user", "no-such-user"], "true");
     assert!(ran.code == Some(1) && ran.err.contains("no user"), "{ran:?}");
 }
 
 #[test]
-fn of_run_it_sees_what_it_is_shown() {
-    let Some(house) = House::new() else { return };
+fn a_command_sees_only_what_show_names_of_run() {
+    let Some(host) = ExecHost::new() else { return };
     let folder = PathBuf::from(format!("/run/{}", fresh()));
     fs::create_dir(&folder).unwrap();
     fs::write(folder.join("word"), "seen\n").unwrap();
     let shown = folder.to_str().unwrap();
-    let hidden = house.shell(&[], &format!("cat {shown}/word; ls /run"));
-    let whole = house.shell(&["--show", shown], &format!("cat {shown}/word"));
-    let one = house.shell(&["--show", &format!("{shown}/word")], &format!("cat {shown}/word; ls /run"));
+    let hidden = host.shell(&[], &format!("cat {shown}/word; ls /run"));
+    let network = host.shell(&["--show", shown], &format!("cat {shown}/word"));
+    let one = host.shell(&["--show", &format!("{shown}/word")], &format!("cat {shown}/word; ls /run"));
     let both = ["--show", shown, "--show", &format!("{shown}/word")];
-    let both = house.shell(&both, &format!("cat {shown}/word"));
+    let both = host.shell(&both, &format!("cat {shown}/word"));
     let within = {
-        let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "true"]);
+        let mut command = host.outgate(&["exec", "--name", &fresh(), "--", "true"]);
         command.current_dir(&folder);
-        house.run(command)
+        host.run(command)
     };
     fs::remove_dir_all(&folder).unwrap();
     assert!(hidden.out.is_empty(), "{hidden:?}");
-    assert_eq!((whole.out.as_str(), whole.code), ("seen\n", Some(0)), "{whole:?}");
+    assert_eq!((network.out.as_str(), network.code), ("seen\n", Some(0)), "{network:?}");
     assert_eq!((both.out.as_str(), both.code), ("seen\n", Some(0)), "what is shown twice is not written to: {both:?}");
     assert!(one.out.starts_with("seen\n"), "{one:?}");
     assert!(within.code == Some(1) && within.err.contains("the working directory"), "{within:?}");

@@ -4,7 +4,7 @@
 use crate::world::client::Guest;
 use crate::world::dns::A;
 use crate::world::http::Response;
-use crate::world::stub::{NOERROR, RESOLVER, framed, query};
+use crate::world::stub_resolver::{NOERROR, RESOLVER, framed, query};
 use crate::world::{PROXY, Raise, World, eventually};
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, TcpStream};
@@ -141,7 +141,7 @@ fn a_guest_that_pipelines_on_many_connections_does_not_keep_its_neighbour_waitin
 }
 
 #[test]
-fn nor_does_it_where_no_limit_holds_it() {
+fn a_guest_without_a_limit_that_floods_does_not_keep_others_waiting() {
     assert_neighbour_is_served(NO_LIMITS, "refused requests, no limits", PROXY, REFUSED);
     assert_neighbour_is_served(NO_LIMITS, "allowed requests, no limits", PROXY, ALLOWED);
     let queries = framed(&query("evil.test", A).bytes());

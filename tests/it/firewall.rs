@@ -28,7 +28,7 @@ fn refused<T: std::fmt::Debug>(outcome: std::io::Result<T>) {
 }
 
 #[test]
-fn without_it_everything_gets_out() {
+fn without_the_firewall_everything_gets_out() {
     let Some(net) = Vmnet::new() else { return };
     for guest in [&net.one, &net.three] {
         for evil in EVIL {
@@ -41,7 +41,7 @@ fn without_it_everything_gets_out() {
 }
 
 #[test]
-fn nothing_gets_out_and_every_refusal_is_told_without_any_daemon() {
+fn nothing_gets_out_and_every_refusal_is_answered_without_a_daemon() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(BOTH);
     for guest in [&net.one, &net.two, &net.three, &net.four] {
@@ -60,7 +60,7 @@ fn nothing_gets_out_and_every_refusal_is_told_without_any_daemon() {
         refused(ask(guest, "11.0.0.66:53"));
     }
     for net in [&net, &fresh] {
-        net.assert_tight();
+        net.assert_no_leaks();
     }
     for protocol in ["TCP", "UDP", "ICMP", "ICMPv6", "other protocols"] {
         assert!(net.counted(&format!("refused: {protocol}")) > 0, "{protocol} is counted");
@@ -69,7 +69,7 @@ fn nothing_gets_out_and_every_refusal_is_told_without_any_daemon() {
 }
 
 #[test]
-fn connections_come_to_the_transparent_listener_and_queries_to_dns_whatever_server_they_ask() {
+fn connections_reach_the_transparent_listener_and_queries_to_any_server_reach_dns() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(BOTH);
     let brought = net.transparent();
@@ -87,11 +87,11 @@ fn connections_come_to_the_transparent_listener_and_queries_to_dns_whatever_serv
         }
     }
     assert!(brought.try_recv().is_err(), "queries are not connections");
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 #[test]
-fn of_the_gateway_guests_reach_the_listeners_for_guests_alone() {
+fn guests_reach_only_the_gateways_listeners_for_guests() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(BOTH);
     let _transparent = net.transparent();
@@ -201,7 +201,7 @@ fn spoofed_sources_are_dropped_and_counted() {
     }
     assert_eq!(net.counted("refused: other"), 12, "a spoofed source gets no answer");
     assert!(brought.try_recv().is_err());
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 #[test]
@@ -215,14 +215,14 @@ fn a_flushed_ruleset_leaves_guests_closed() {
         }
         refused(connect(guest, "11.0.0.66:443"));
     }
-    net.assert_tight();
+    net.assert_no_leaks();
     let (good, status) = net.status();
     assert!(!good);
     assert!(status["differences"].to_string().contains("table inet outgate is missing"), "{status}");
 }
 
 #[test]
-fn applying_again_keeps_connections_and_what_is_in_place_is_told() {
+fn applying_again_keeps_connections_and_status_reports_the_state() {
     let Some(net) = Vmnet::new() else { return };
     net.config(BOTH);
     assert!(!net.status().0, "nothing is in place yet");
@@ -249,7 +249,7 @@ fn applying_again_keeps_connections_and_what_is_in_place_is_told() {
 }
 
 #[test]
-fn removing_leaves_nothing_behind_and_says_what_is_open() {
+fn remove_leaves_nothing_behind_and_names_open_interfaces() {
     let Some(net) = Vmnet::new() else { return };
     let state = || {
         shell(
@@ -268,7 +268,7 @@ fn removing_leaves_nothing_behind_and_says_what_is_open() {
 }
 
 #[test]
-fn what_is_printed_is_what_nft_and_ip_take() {
+fn nft_and_ip_accept_the_printed_ruleset() {
     let Some(net) = Vmnet::new() else { return };
     let guests = "[[guest]]\nname = \"a\"\ninterface = \"p1\"\naddresses = [\"10.42.42.2\", \"fd42::/77\"]\n";
     for more in ["", guests, "allow_dhcp = true\nallow_inbound_replies = true\nhost_users = [\"nobody\"]\n"] {
@@ -329,7 +329,7 @@ const PINNED: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n\
     [[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43::3\"]\n";
 
 #[test]
-fn a_guest_with_an_interface_uses_its_addresses_and_nobody_else_does() {
+fn a_guest_with_an_interface_uses_its_own_addresses_alone_and_no_other_guest_does() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(PINNED);
     let brought = net.transparent();
@@ -372,11 +372,11 @@ fn a_guest_with_an_interface_uses_its_addresses_and_nobody_else_does() {
                 .contains(&from.ip().to_string().as_str())
         );
     }
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 #[test]
-fn on_one_bridge_nobody_answers_for_another_or_takes_its_mac() {
+fn no_guest_on_a_bridge_answers_for_another_or_takes_its_mac() {
     let Some(net) = Vmnet::new() else { return };
     let (evil, victim) = (mac(&net.one, "eth0"), mac(&net.two, "eth0"));
     let gateway = mac(&net.gateway, "br0");
@@ -430,7 +430,7 @@ fn on_one_bridge_nobody_answers_for_another_or_takes_its_mac() {
 }
 
 #[test]
-fn to_a_pinned_port_go_only_frames_for_its_guest() {
+fn a_pinned_port_gets_only_frames_for_its_guest() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(PINNED);
     watch(&net.one);
@@ -507,7 +507,7 @@ fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
 }
 
 #[test]
-fn applying_again_gives_no_mac_away_and_only_its_own_address_claims_one() {
+fn applying_again_keeps_every_mac_and_only_a_guests_own_address_claims_one() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(PINNED);
     net.dns("10.42.42.1:53");
@@ -576,7 +576,7 @@ fn frames_for_a_declared_guest_do_not_go_to_an_undeclared_one() {
 }
 
 #[test]
-fn a_named_interface_that_is_missing_is_told_and_so_is_one_by_which_the_operator_comes() {
+fn a_missing_interface_and_the_interface_of_the_operators_session_are_reported() {
     let Some(net) = Vmnet::new() else { return };
     shell(&net.gateway, "ip route add default via 10.42.42.2 dev br0");
     net.config(BOTH);
@@ -613,7 +613,7 @@ fn answers_to_connections_from_outside_leave_where_that_is_allowed() {
     for to in inside {
         assert!(quick(to).is_err(), "{to}");
     }
-    net.assert_tight();
+    net.assert_no_leaks();
     net.apply(&format!("{BOTH}allow_inbound_replies = true\n"));
     for to in inside {
         assert_eq!(connect(&net.internet, to).unwrap(), "ssh\n", "{to}");
@@ -658,7 +658,7 @@ fn dhcp_and_router_solicitation_reach_the_gateway_where_that_is_allowed() {
         eventually("the server hears it", || heard().is_ok_and(|message| message == b"hi"));
     }
     let _ = ask(&net.one, "11.0.0.66:67").map(|answer| panic!("{answer}"));
-    net.assert_tight();
+    net.assert_no_leaks();
 }
 
 #[test]
@@ -694,14 +694,14 @@ fn host_users_go_to_the_redirect_listener_and_nowhere_else() {
         let outcome = run(family, "SOCK_DGRAM", to, port);
         assert!(outcome.contains("Error") && !outcome.contains("imeout"), "{to}: {outcome}");
     }
-    net.assert_tight();
+    net.assert_no_leaks();
     // Everybody else goes as before.
     let _ = connect(&net.gateway, "11.0.0.66:443");
     assert!(net.leaked() > 0);
 }
 
 #[test]
-fn other_firewalls_that_would_drop_what_is_brought_in_are_named_with_the_line_that_lets_it_in() {
+fn other_firewalls_that_would_drop_guests_traffic_are_named_with_the_line_that_allows_it() {
     let Some(net) = Vmnet::new() else { return };
     nft(
         &net.gateway,
@@ -742,7 +742,7 @@ fn other_firewalls_that_would_drop_what_is_brought_in_are_named_with_the_line_th
 }
 
 #[test]
-fn without_privileges_or_anything_to_do_it_says_so() {
+fn apply_fails_without_a_configured_firewall_and_with_an_unknown_user() {
     let Some(net) = Vmnet::new() else { return };
     net.config("");
     let output = net.firewall(&["apply"]);
@@ -754,7 +754,7 @@ fn without_privileges_or_anything_to_do_it_says_so() {
 }
 
 #[test]
-fn limits_that_the_kernels_rules_do_not_know_yet_are_told_and_are_no_outage() {
+fn limits_missing_in_the_kernels_rules_are_reported_without_an_outage() {
     let Some(net) = Vmnet::new() else { return };
     let lists = for_nobody(&net);
     let outgate = |arguments: &[&str]| {
@@ -806,7 +806,7 @@ fn limits_that_the_kernels_rules_do_not_know_yet_are_told_and_are_no_outage() {
 }
 
 #[test]
-fn an_unprivileged_daemon_knows_whether_it_is_in_place() {
+fn an_unprivileged_daemon_knows_whether_the_firewall_is_in_place() {
     let Some(net) = Vmnet::new() else { return };
     let lists = for_nobody(&net);
     net.config_listening(WITH_ADMIN, &format!("{BOTH}{lists}"));

@@ -114,7 +114,7 @@ pub fn urls(urls: &[&str]) -> Value {
 }
 
 #[test]
-fn everyones_rule_goes_by_mode_and_list() {
+fn the_everyone_rule_applies_its_mode_and_the_list() {
     let provider = Provider::new(&everyone("whitelist"), &strict(&["good.example"]));
     for encoded in [false, true] {
         let manifest = provider.manifest(&urls(&["https://good.example", "http://GOOD.example/x"]), encoded);
@@ -139,7 +139,7 @@ fn everyones_rule_goes_by_mode_and_list() {
 }
 
 #[test]
-fn what_outgate_refuses_later_is_told() {
+fn urls_that_outgate_refuses_later_are_reported() {
     let provider = Provider::new(&everyone("all"), &strict(&[]));
     let asked = [
         "https://good.example",
@@ -158,7 +158,7 @@ fn what_outgate_refuses_later_is_told() {
     let warnings: Vec<&str> = answer["warnings"].as_array().unwrap().iter().map(|w| w.as_str().unwrap()).collect();
     for (warning, words) in warnings.iter().zip([
         ["tcp://mail.example:25", "port_not_allowed; 25 is in [dial].blocked_ports"],
-        ["udp://good.example:123", "nothing listens for UDP"],
+        ["udp://good.example:123", "only DNS has a listener for UDP"],
         ["https://127.0.0.1/", "address_floor; 127.0.0.1 is in the address floor"],
         ["data:text/plain,x", "malformed"],
     ]) {
@@ -172,7 +172,7 @@ fn broken_input_is_named() {
     let provider = Provider::new(&everyone("all"), &strict(&[]));
     let manifest = provider.manifest(&urls(&["https://good.example"]), false);
     provider.shell("head -c 100 manifest > cut; head -c 2000000 /dev/zero > large");
-    provider.refused(&["cut"], "cut: no manifest: EOF while parsing");
+    provider.refused(&["cut"], "cut: not a manifest: EOF while parsing");
     provider.refused(&["large"], "large: is larger than 1024 KiB");
     provider.refused(&["missing"], "missing: there is no such file");
     fs::write(provider.path("rules.json"), "{\"outbound\":\n{\"enabled\":1}}").unwrap();
@@ -213,7 +213,7 @@ pub fn sign(provider: &Provider, hash: &str) {
 }
 
 #[test]
-fn signed_manifests_go_by_the_rule_of_the_nearest_certificate() {
+fn a_signed_manifest_gets_the_rule_of_the_nearest_certificate() {
     for key in [
         "openssl genrsa 2048",
         "openssl ecparam -genkey -noout -name prime256v1",
@@ -293,7 +293,8 @@ fn chains_that_do_not_lead_to_the_providers_certificates_are_refused_with_the_re
     // A certificate that a leaf signed.
     provider
         .shell("cat leaf.pem below.pem > lower.pem; openssl dgst -sha256 -sign middle.key text | base64 > signature");
-    provider.refused(&signed("lower.pem"), "note: the certificate of the signature: O=Own, CN=leaf is no authority");
+    provider
+        .refused(&signed("lower.pem"), "note: the certificate of the signature: O=Own, CN=leaf is not an authority");
     // One that the rules know, but which has nothing to do with the signature.
     provider.shell("openssl dgst -sha256 -sign leaf.key text | base64 > signature");
     let foreign = json!({provider.id("stranger.pem"): {"mode": "all", "description": ""}});
@@ -338,7 +339,7 @@ pub fn save(data: &Path, name: &str, content: &Value) {
 }
 
 #[test]
-fn a_providers_own_list_and_rules_hold_and_are_followed() {
+fn a_providers_own_list_and_rules_apply_and_are_watched() {
     let Some(world) = World::new() else { return };
     let (mut outgate, data) = at_a_provider(world.setup("deny odd.test\n"), "");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));
@@ -379,7 +380,7 @@ fn a_providers_own_list_and_rules_hold_and_are_followed() {
 }
 
 #[test]
-fn a_ceiling_holds_for_what_rules_grant_and_a_missing_data_dir_is_an_error() {
+fn max_mode_limits_what_rules_grant_and_a_missing_data_dir_is_an_error() {
     let Some(world) = World::new() else { return };
     let (mut outgate, data) = at_a_provider(world.setup(""), "max_mode = \"whitelist\"");
     save(&data, "domain_whitelist.json", &strict(&["good.test"]));

@@ -2,7 +2,7 @@
 //! Needs no root, but for the test with a running daemon.
 
 use crate::reload::allows;
-use crate::world::site::{Page, Site};
+use crate::world::tls_site::{Page, Site};
 use crate::world::{World, eventually, pki};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -20,7 +20,7 @@ const STRICT: &str = "ipfs.io\n10.1.2.3\ngithub.com\n";
 const REGEX: &str = "^geth[0-9]*\\.golem\\.network$\n";
 
 /// A whitelist dir, its configuration, and a trusted authority.
-struct Desk {
+struct Operator {
     dir: TempDir,
 }
 
@@ -51,21 +51,21 @@ impl Ran {
     }
 }
 
-impl Desk {
-    fn new() -> Desk {
-        let desk = Desk { dir: tempfile::Builder::new().prefix("outgate-sync-").tempdir().unwrap() };
-        fs::create_dir(desk.path("lists")).unwrap();
-        fs::write(desk.path("lists/local.rules"), "mine.example.org\n").unwrap();
-        fs::write(desk.path("o.toml"), "[whitelist]\ndir = \"lists\"\n").unwrap();
-        fs::write(desk.path("roots.pem"), pki::pems("localhost").authority).unwrap();
-        desk
+impl Operator {
+    fn new() -> Operator {
+        let operator = Operator { dir: tempfile::Builder::new().prefix("outgate-sync-").tempdir().unwrap() };
+        fs::create_dir(operator.path("lists")).unwrap();
+        fs::write(operator.path("lists/local.rules"), "mine.example.org\n").unwrap();
+        fs::write(operator.path("o.toml"), "[whitelist]\ndir = \"lists\"\n").unwrap();
+        fs::write(operator.path("roots.pem"), pki::pems("localhost").authority).unwrap();
+        operator
     }
 
     /// With the list of [`archive`] in force.
-    fn synced() -> Desk {
-        let desk = Desk::new();
-        desk.sync(&["--from", desk.archive(STRICT, REGEX).to_str().unwrap()]).good();
-        desk
+    fn synced() -> Operator {
+        let operator = Operator::new();
+        operator.sync(&["--from", operator.archive(STRICT, REGEX).to_str().unwrap()]).good();
+        operator
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -124,7 +124,7 @@ fn archive(files: &[(&str, &str)]) -> Vec<u8> {
 
 #[test]
 fn the_published_archive_is_fetched_shown_and_written() {
-    let (site, desk) = (Site::start(), Desk::new());
+    let (site, operator) = (Site::start(), Operator::new());
     site.body(
         "/store/1",
         archive(&[("certs/x.pem", "x"), ("whitelist/regex.lst", REGEX), ("whitelist/strict.lst", STRICT)]),
@@ -132,105 +132,108 @@ fn the_published_archive_is_fetched_shown_and_written() {
     site.put("/v2/resources.tar.gz", Page::Redirect(site.url("/store/1")));
     let source = site.put("/latest/resources.tar.gz", Page::Redirect("/v2/resources.tar.gz".to_owned()));
 
-    let ran = desk.from(&source, &[]).good();
+    let ran = operator.from(&source, &[]).good();
     let diff =
         "+ ipfs.io (strict)\n+ 10.1.2.3 (strict)\n+ github.com (strict)\n+ ^geth[0-9]*\\.golem\\.network$ (regex)\n";
     assert!(ran.out.starts_with(diff), "{}", ran.out);
-    let last = format!("written: {}: 4 entries, 4 added, 0 removed\n", desk.file().display());
+    let last = format!("written: {}: 4 entries, 4 added, 0 removed\n", operator.file().display());
     assert!(ran.out.ends_with(&last), "{}", ran.out);
     assert_eq!(site.asked(), ["/latest/resources.tar.gz", "/v2/resources.tar.gz", "/store/1"]);
 
-    let list: Value = serde_json::from_str(&desk.list()).unwrap();
+    let list: Value = serde_json::from_str(&operator.list()).unwrap();
     assert_eq!(list["patterns"][1], json!({"domain": "10.1.2.3", "match": "strict"}));
     assert_eq!(list["patterns"][3], json!({"domain": "^geth[0-9]*\\.golem\\.network$", "match": "regex"}));
     assert_eq!(list["published_by_sync"]["sources"][0]["from"], source);
-    assert_eq!(fs::metadata(desk.file()).unwrap().mode() & 0o777, 0o644);
-    assert_eq!(fs::read_to_string(desk.path("lists/local.rules")).unwrap(), "mine.example.org\n");
-    assert_eq!(fs::read_dir(desk.path("lists")).unwrap().count(), 2, "nothing else was left there");
+    assert_eq!(fs::metadata(operator.file()).unwrap().mode() & 0o777, 0o644);
+    assert_eq!(fs::read_to_string(operator.path("lists/local.rules")).unwrap(), "mine.example.org\n");
+    assert_eq!(fs::read_dir(operator.path("lists")).unwrap().count(), 2, "nothing else was left there");
 
-    let inode = fs::metadata(desk.file()).unwrap().ino();
-    let ran = desk.from(&source, &[]).good();
+    let inode = fs::metadata(operator.file()).unwrap().ino();
+    let ran = operator.from(&source, &[]).good();
     assert!(ran.out.starts_with("unchanged: ") && ran.out.lines().count() == 1, "{}", ran.out);
-    assert_eq!(fs::metadata(desk.file()).unwrap().ino(), inode, "it was not written again");
+    assert_eq!(fs::metadata(operator.file()).unwrap().ino(), inode, "it was not written again");
 
     site.body(
         "/store/1",
         archive(&[("whitelist/strict.lst", "ipfs.io\n10.1.2.3\ncrates.io"), ("whitelist/regex.lst", REGEX)]),
     );
-    let ran = desk.from(&source, &[]).good();
+    let ran = operator.from(&source, &[]).good();
     assert!(ran.out.starts_with("- github.com (strict)\n+ crates.io (strict)\nwritten: "), "{}", ran.out);
     let check =
-        Command::new(env!("CARGO_BIN_EXE_outgate")).args(["check", "--config"]).arg(desk.path("o.toml")).output();
+        Command::new(env!("CARGO_BIN_EXE_outgate")).args(["check", "--config"]).arg(operator.path("o.toml")).output();
     assert!(String::from_utf8(check.unwrap().stdout).unwrap().contains("2 files, 5 rules, 0 errors, 0 warnings"));
 }
 
 #[test]
 fn lists_come_from_urls_files_and_folders_and_are_joined() {
-    let (site, desk) = (Site::start(), Desk::new());
+    let (site, operator) = (Site::start(), Operator::new());
     let (strict, regex) = (site.body("/raw/strict.lst?v=1", STRICT), site.body("/raw/regex.lst", REGEX));
-    let ran = desk.sync(&["--from", &strict, "--from", &regex, "--json"]).good();
+    let ran = operator.sync(&["--from", &strict, "--from", &regex, "--json"]).good();
     let answer: Value = serde_json::from_str(&ran.out).unwrap();
     let words = ["changed", "written", "entries", "source"].map(|key| answer[key].clone());
     assert_eq!(words, [json!(true), json!(true), json!(4), json!([strict.trim_end_matches("?v=1"), regex])]);
     assert_eq!(answer["added"][3], json!({"domain": "^geth[0-9]*\\.golem\\.network$", "match": "regex"}));
-    assert_eq!((&answer["removed"], &answer["file"]), (&json!([]), &json!(desk.file())));
+    assert_eq!((&answer["removed"], &answer["file"]), (&json!([]), &json!(operator.file())));
 
-    fs::create_dir(desk.path("folder")).unwrap();
-    fs::write(desk.path("folder/strict.lst"), STRICT).unwrap();
-    fs::write(desk.path("folder/regex.lst"), REGEX).unwrap();
-    fs::write(desk.path("my-regexes.lst"), "^bor\\.golem\\.network$\n").unwrap();
-    let ran = desk.sync(&["--from", "folder", "--from", "my-regexes.lst"]).good();
+    fs::create_dir(operator.path("folder")).unwrap();
+    fs::write(operator.path("folder/strict.lst"), STRICT).unwrap();
+    fs::write(operator.path("folder/regex.lst"), REGEX).unwrap();
+    fs::write(operator.path("my-regexes.lst"), "^bor\\.golem\\.network$\n").unwrap();
+    let ran = operator.sync(&["--from", "folder", "--from", "my-regexes.lst"]).good();
     assert!(ran.out.starts_with("+ ^bor\\.golem\\.network$ (regex)\nwritten: "), "{}", ran.out);
-    desk.from("nothing", &[]).failed("nothing: No such file");
-    desk.from("o.toml", &[]).failed("o.toml: neither a tar archive, also packed with gzip, nor a list called *.lst");
+    operator.from("nothing", &[]).failed("nothing: No such file");
+    operator.from("o.toml", &[]).failed(
+        "o.toml: neither a tar archive (optionally compressed with gzip) nor a list named \
+                                     *.lst",
+    );
 }
 
 #[test]
 fn a_dry_run_shows_and_writes_nothing() {
-    let desk = Desk::new();
-    let source = desk.archive(STRICT, REGEX);
-    let ran = desk.from(source.to_str().unwrap(), &["--dry-run"]).good();
+    let operator = Operator::new();
+    let source = operator.archive(STRICT, REGEX);
+    let ran = operator.from(source.to_str().unwrap(), &["--dry-run"]).good();
     assert!(ran.out.contains("+ ipfs.io (strict)\n") && ran.out.contains("\nnot written: "), "{}", ran.out);
-    let ran = desk.from(source.to_str().unwrap(), &["--dry-run", "--json"]).good();
+    let ran = operator.from(source.to_str().unwrap(), &["--dry-run", "--json"]).good();
     let answer: Value = serde_json::from_str(&ran.out).unwrap();
     assert_eq!((&answer["changed"], &answer["written"]), (&json!(true), &json!(false)));
-    assert!(!desk.file().exists());
+    assert!(!operator.file().exists());
 }
 
 #[test]
 fn only_https_is_fetched_and_followed() {
-    let (site, desk) = (Site::start(), Desk::new());
+    let (site, operator) = (Site::start(), Operator::new());
     let plain = TcpListener::bind("127.0.0.1:0").unwrap();
     plain.set_nonblocking(true).unwrap();
     let clear = format!("http://{}/strict.lst", plain.local_addr().unwrap());
-    let ran = desk.from(&clear, &[]);
+    let ran = operator.from(&clear, &[]);
     assert_eq!(ran.code, 2, "{}", ran.err);
     assert!(ran.err.contains("could change the list over http://; write https://"), "{}", ran.err);
     let source = site.put("/strict.lst", Page::Redirect(clear));
-    desk.from(&source, &[]).failed("and only https:// is followed");
+    operator.from(&source, &[]).failed("and only https:// is followed");
     assert!(plain.accept().is_err(), "nobody came in clear");
-    assert!(!desk.file().exists());
+    assert!(!operator.file().exists());
 }
 
 #[test]
 fn a_server_that_is_not_trusted_is_an_error_and_not_offline() {
-    let (site, desk) = (Site::start(), Desk::new());
+    let (site, operator) = (Site::start(), Operator::new());
     let source = site.body("/strict.lst", STRICT);
     // Its certificate is for another name.
     let other = source.replace("localhost", "127.0.0.1");
-    desk.from(&other, &["--offline-ok"]).failed("invalid peer certificate");
+    operator.from(&other, &["--offline-ok"]).failed("invalid peer certificate");
     let stranger = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
-    fs::write(desk.path("roots.pem"), stranger.cert.pem()).unwrap();
-    let ran = desk.from(&source, &["--offline-ok"]).failed("invalid peer certificate");
+    fs::write(operator.path("roots.pem"), stranger.cert.pem()).unwrap();
+    let ran = operator.from(&source, &["--offline-ok"]).failed("invalid peer certificate");
     assert!(ran.err.contains("name its file with SSL_CERT_FILE"), "{}", ran.err);
-    fs::write(desk.path("roots.pem"), "").unwrap();
-    desk.from(&source, &["--offline-ok"]).failed("trusts no certificate authority");
-    assert!(site.asked().is_empty() && !desk.file().exists());
+    fs::write(operator.path("roots.pem"), "").unwrap();
+    operator.from(&source, &["--offline-ok"]).failed("trusts no certificate authority");
+    assert!(site.asked().is_empty() && !operator.file().exists());
 }
 
 #[test]
-fn the_proxy_of_the_environment_is_used() {
-    let (site, desk) = (Site::start(), Desk::new());
+fn sync_uses_the_proxy_of_the_environment() {
+    let (site, operator) = (Site::start(), Operator::new());
     let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = proxy.local_addr().unwrap();
     let port = site.port;
@@ -251,46 +254,46 @@ fn the_proxy_of_the_environment_is_used() {
     site.body("/strict.lst", STRICT);
     // Only the proxy knows where that is.
     let source = format!("https://lists.invalid:{port}/strict.lst");
-    let mut command = desk.command(&["--from", &source]);
+    let mut command = operator.command(&["--from", &source]);
     Ran::of(command.env("HTTPS_PROXY", format!("http://{address}")).output().unwrap()).good();
     assert!(asked.join().unwrap().starts_with(&format!("CONNECT lists.invalid:{port} HTTP/1.1\r\n")));
 }
 
 #[test]
-fn what_does_not_end_or_ends_early_is_not_taken() {
-    let (site, desk) = (Site::start(), Desk::synced());
-    let before = desk.list();
+fn a_download_that_does_not_end_or_ends_early_is_not_used() {
+    let (site, operator) = (Site::start(), Operator::synced());
+    let before = operator.list();
     for (page, words) in [
         (Page::Endless, "is larger than 4096 KiB"),
         (Page::Drip, "took too long"),
         (Page::Short, "disconnected"),
         (Page::Unchunked, "disconnected"),
-        (Page::Unmeasured, "does not say how long its answer is"),
+        (Page::Unmeasured, "does not state the length of its answer"),
         (Page::Redirect(site.url("/strict.lst")), "redirects more than 5 times"),
     ] {
         let source = site.put("/strict.lst", page);
-        desk.from(&source, &["--timeout", "2"]).failed(words);
+        operator.from(&source, &["--timeout", "2"]).failed(words);
     }
-    assert_eq!(desk.list(), before);
+    assert_eq!(operator.list(), before);
 }
 
 #[test]
-fn without_a_connection_the_list_stays_and_only_timers_forgive_it() {
-    let (site, desk) = (Site::start(), Desk::synced());
-    let before = desk.list();
+fn without_a_connection_the_list_stays_and_only_offline_ok_exits_0() {
+    let (site, operator) = (Site::start(), Operator::synced());
+    let before = operator.list();
     let nobody = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     for source in [
         format!("https://localhost:{nobody}/strict.lst"),
         "https://nowhere.invalid/strict.lst".to_owned(),
         site.put("/503.lst", Page::Status(503)),
     ] {
-        desk.from(&source, &[]).failed("; what is in force stays");
-        let ran = desk.from(&source, &["--offline-ok"]).good();
+        operator.from(&source, &[]).failed("; the list in force stays");
+        let ran = operator.from(&source, &["--offline-ok"]).good();
         assert!(ran.err.starts_with(&format!("outgate: warning: {source}: ")), "{}", ran.err);
-        assert_eq!((ran.out.as_str(), desk.list()), ("", before.clone()));
+        assert_eq!((ran.out.as_str(), operator.list()), ("", before.clone()));
     }
-    desk.from(&site.url("/moved.lst"), &["--offline-ok"]).failed("the server answers 404");
-    assert_eq!(desk.list(), before);
+    operator.from(&site.url("/moved.lst"), &["--offline-ok"]).failed("the server answers 404");
+    assert_eq!(operator.list(), before);
 }
 
 /// A minisign key and what it signs.
@@ -341,27 +344,27 @@ fn blake2b(bytes: &[u8]) -> Vec<u8> {
 }
 
 #[test]
-fn with_a_key_only_what_it_signed_is_taken() {
-    let (site, desk, signer) = (Site::start(), Desk::new(), Signer::new(7));
+fn with_a_public_key_only_signed_lists_are_accepted() {
+    let (site, operator, signer) = (Site::start(), Operator::new(), Signer::new(7));
     let bytes = archive(&[("strict.lst", STRICT), ("regex.lst", REGEX)]);
     let source = site.body("/lists.tgz", &bytes);
     let (key, path) = (signer.public(), "/lists.tgz.minisig");
-    let with = |key: &str| desk.from(&source, &["--public-key", key]);
+    let with = |key: &str| operator.from(&source, &["--public-key", key]);
 
     with(&key).failed("/lists.tgz.minisig: the server answers 404; nothing was written");
     site.body(path, "no signature");
     with(&key).failed("no minisign signature");
     site.body(path, Signer::new(8).sign(&bytes, true));
-    with(&key).failed("the signature does not hold");
+    with(&key).failed("the signature is not valid");
     site.body(path, signer.sign(b"other bytes", true));
-    with(&key).failed("the signature does not hold");
+    with(&key).failed("the signature is not valid");
     site.body(path, signer.sign(&bytes, true).replace("timestamp:1", "timestamp:2"));
-    with(&key).failed("the signature does not hold");
-    assert!(!desk.file().exists());
+    with(&key).failed("the signature is not valid");
+    assert!(!operator.file().exists());
 
     site.body(path, signer.sign(&bytes, true));
     with(&key).good();
-    fs::write(desk.path("key.pub"), format!("untrusted comment: minisign public key\n{key}\n")).unwrap();
+    fs::write(operator.path("key.pub"), format!("untrusted comment: minisign public key\n{key}\n")).unwrap();
     site.body(path, signer.sign(&bytes, false));
     assert!(with("key.pub").good().out.starts_with("unchanged"));
     for nonsense in ["o.toml", "RWnonsense", ""] {
@@ -371,130 +374,132 @@ fn with_a_key_only_what_it_signed_is_taken() {
 
 #[test]
 fn each_of_several_files_has_its_signature_beside_it() {
-    let (desk, signer) = (Desk::new(), Signer::new(7));
+    let (operator, signer) = (Operator::new(), Signer::new(7));
     let key = signer.public();
     for (name, text) in [("strict.lst", STRICT), ("regex.lst", REGEX)] {
-        fs::write(desk.path(name), text).unwrap();
+        fs::write(operator.path(name), text).unwrap();
     }
     let sign = |name: &str, text: &str, said: &str| {
         let signature = signer.sign_as(&format!("timestamp:1\tfile:{said}\thashed"), text.as_bytes(), true);
-        fs::write(desk.path(&format!("{name}.minisig")), signature).unwrap();
+        fs::write(operator.path(&format!("{name}.minisig")), signature).unwrap();
     };
     sign("strict.lst", STRICT, "strict.lst");
     let both = ["--from", "strict.lst", "--from", "regex.lst", "--public-key", &key];
-    desk.sync(&both).failed("regex.lst.minisig: No such file");
+    operator.sync(&both).failed("regex.lst.minisig: No such file");
     // Hosts that are served as regexes, under a signature that is good.
-    fs::copy(desk.path("strict.lst"), desk.path("regex.lst")).unwrap();
+    fs::copy(operator.path("strict.lst"), operator.path("regex.lst")).unwrap();
     sign("regex.lst", STRICT, "strict.lst");
-    desk.sync(&both).failed("its trusted comment does not say `file:regex.lst`");
-    fs::write(desk.path("regex.lst"), REGEX).unwrap();
+    operator.sync(&both).failed("its trusted comment does not say `file:regex.lst`");
+    fs::write(operator.path("regex.lst"), REGEX).unwrap();
     sign("regex.lst", REGEX, "regex.lst");
-    desk.sync(&both).good();
+    operator.sync(&both).good();
 }
 
 #[test]
-fn a_list_that_is_not_sound_is_named_with_its_place_and_not_written() {
-    let desk = Desk::synced();
-    let before = desk.list();
-    let source = desk.archive("ipfs.io\n*.ipfs.io\n", "^a$\n(\n\n");
-    let ran = desk.from(source.to_str().unwrap(), &[]).failed("resources.tar.gz/whitelist/strict.lst:2:");
+fn an_invalid_list_is_reported_with_its_place_and_not_written() {
+    let operator = Operator::synced();
+    let before = operator.list();
+    let source = operator.archive("ipfs.io\n*.ipfs.io\n", "^a$\n(\n\n");
+    let ran = operator.from(source.to_str().unwrap(), &[]).failed("resources.tar.gz/whitelist/strict.lst:2:");
     for place in ["regex.lst:2:", "regex.lst:3:1: a blank or comment line"] {
         assert!(ran.err.contains(place), "{place}: {}", ran.err);
     }
     // Nor one that the list as a whole would not be sound with.
-    fs::write(desk.path("lists/local.rules"), "no rule at all\n").unwrap();
-    let source = desk.archive("ipfs.io\n10.1.2.3\ngithub.com\ncrates.io\n", REGEX);
-    desk.from(source.to_str().unwrap(), &[]).failed("lists/local.rules:1:");
-    assert_eq!(desk.list(), before);
+    fs::write(operator.path("lists/local.rules"), "no rule at all\n").unwrap();
+    let source = operator.archive("ipfs.io\n10.1.2.3\ngithub.com\ncrates.io\n", REGEX);
+    operator.from(source.to_str().unwrap(), &[]).failed("lists/local.rules:1:");
+    assert_eq!(operator.list(), before);
 }
 
 #[test]
-fn no_sync_empties_a_list_and_only_a_word_shrinks_it() {
-    let desk = Desk::synced();
-    let before = desk.list();
-    let sync =
-        |strict: &str, regex: &str, more: &[&str]| desk.from(desk.archive(strict, regex).to_str().unwrap(), more);
-    sync("", "", &[]).failed("no entries at all");
-    sync("", "", &["--allow-shrink"]).failed("no entries at all");
+fn sync_never_empties_a_list_and_shrinks_it_only_with_an_option() {
+    let operator = Operator::synced();
+    let before = operator.list();
+    let sync = |strict: &str, regex: &str, more: &[&str]| {
+        operator.from(operator.archive(strict, regex).to_str().unwrap(), more)
+    };
+    sync("", "", &[]).failed("the new list has no entries");
+    sync("", "", &["--allow-shrink"]).failed("the new list has no entries");
     sync("crates.io\n", REGEX, &[]).failed("lacks 3 of the 4 entries in force; if that is right");
-    sync(STRICT, "", &[]).failed("no regex entries any more");
-    assert_eq!(desk.list(), before);
+    sync(STRICT, "", &[]).failed("no regex entries, and the list in force has some");
+    assert_eq!(operator.list(), before);
     let ran = sync("crates.io\n", REGEX, &["--allow-shrink"]).good();
     assert!(ran.out.starts_with("- ipfs.io (strict)\n- 10.1.2.3 (strict)\n"), "{}", ran.out);
 }
 
 #[test]
-fn a_list_that_would_let_in_strangers_takes_a_word() {
-    let desk = Desk::synced();
-    let before = desk.list();
+fn a_list_that_matches_unrelated_owners_requires_an_option() {
+    let operator = Operator::synced();
+    let before = operator.list();
     let sync = |regex: &str, more: &[&str]| {
         let regex = format!("{REGEX}{regex}\n");
-        desk.from(desk.archive(STRICT, &regex).to_str().unwrap(), more)
+        operator.from(operator.archive(STRICT, &regex).to_str().unwrap(), more)
     };
     for wide in [".*", "golem", "\\.network$"] {
         sync(wide, &["--offline-ok", "--allow-shrink"]).failed("run it again with --allow-wide");
-        assert_eq!(desk.list(), before, "{wide}");
+        assert_eq!(operator.list(), before, "{wide}");
     }
     sync("^own\\.example\\.org$", &[]).good();
     sync(".*", &["--allow-wide"]).good();
     // One that is in force already is no news.
-    desk.from(
-        desk.archive("ipfs.io\n10.1.2.3\ncrates.io\n", &format!("{REGEX}.*\n")).to_str().unwrap(),
-        &["--allow-shrink"],
-    )
-    .good();
+    operator
+        .from(
+            operator.archive("ipfs.io\n10.1.2.3\ncrates.io\n", &format!("{REGEX}.*\n")).to_str().unwrap(),
+            &["--allow-shrink"],
+        )
+        .good();
 }
 
 #[test]
 fn a_file_that_sync_did_not_write_is_left_alone() {
-    let desk = Desk::synced();
-    let source = desk.archive(STRICT, REGEX);
-    let edited = desk.list().replace("github.com", "gitlab.com");
+    let operator = Operator::synced();
+    let source = operator.archive(STRICT, REGEX);
+    let edited = operator.list().replace("github.com", "gitlab.com");
     for (text, words) in [
         ("{\"patterns\":[{\"domain\":\"mine.example.org\"}]}", "was not written by `outgate golem sync`"),
         (&edited, "was edited since `outgate golem sync` wrote it"),
     ] {
-        fs::write(desk.file(), text).unwrap();
+        fs::write(operator.file(), text).unwrap();
         for more in [&[][..], &["--allow-shrink"], &["--dry-run"]] {
-            desk.from(source.to_str().unwrap(), more).failed(words);
+            operator.from(source.to_str().unwrap(), more).failed(words);
         }
-        assert_eq!(desk.list(), text);
+        assert_eq!(operator.list(), text);
     }
 }
 
 #[test]
-fn nothing_that_was_published_steers_the_terminal() {
-    let desk = Desk::new();
-    let path = desk.path("x.tgz");
+fn published_text_cannot_control_the_terminal() {
+    let operator = Operator::new();
+    let path = operator.path("x.tgz");
     fs::write(&path, archive(&[("\u{1b}[2J\u{202e}/strict.lst", "ipfs.io\nevil\u{1b}[31m.test\n")])).unwrap();
-    let ran = desk.from(path.to_str().unwrap(), &[]).failed(":2:5: control or invisible character U+001B");
+    let ran = operator.from(path.to_str().unwrap(), &[]).failed(":2:5: control or invisible character U+001B");
     assert!(!ran.err.contains(['\u{1b}', '\u{202e}']), "{}", ran.err);
     fs::write(&path, archive(&[("regex.lst", "^a\u{300}b\\.golem\\.network$\n")])).unwrap();
-    let ran = desk.from(path.to_str().unwrap(), &[]).good();
+    let ran = operator.from(path.to_str().unwrap(), &[]).good();
     assert!(ran.out.starts_with("+ ^a\\u{300}b\\.golem"), "{}", ran.out);
     let site = Site::start();
     let source = site.put("/x.lst", Page::Redirect("https://localhost:1/\u{9b}2J".to_owned()));
-    let ran = desk.from(&source, &[]);
+    let ran = operator.from(&source, &[]);
     assert!(ran.code == 1 && !ran.err.contains('\u{9b}'), "{}", ran.err);
 }
 
 #[test]
-fn a_provider_is_told_that_his_own_list_decides_which_jobs_come() {
-    let desk = Desk::new();
-    fs::create_dir(desk.path("data")).unwrap();
-    fs::write(desk.path("o.toml"), "[whitelist]\ndir = \"lists\"\n[golem]\ndata_dir = \"data\"\n").unwrap();
-    let source = desk.archive(STRICT, REGEX);
-    let own = |list: &Value| fs::write(desk.path("data/domain_whitelist.json"), list.to_string()).unwrap();
+fn sync_warns_that_the_providers_own_list_decides_on_jobs() {
+    let operator = Operator::new();
+    fs::create_dir(operator.path("data")).unwrap();
+    fs::write(operator.path("o.toml"), "[whitelist]\ndir = \"lists\"\n[golem]\ndata_dir = \"data\"\n").unwrap();
+    let source = operator.archive(STRICT, REGEX);
+    let own = |list: &Value| fs::write(operator.path("data/domain_whitelist.json"), list.to_string()).unwrap();
     own(&json!({"patterns": [{"domain": "ipfs.io", "match": "strict"}, {"domain": "github.com"}]}));
-    let ran = desk.from(source.to_str().unwrap(), &[]).good();
+    let ran = operator.from(source.to_str().unwrap(), &[]).good();
     assert!(ran.err.contains("domain_whitelist.json, which lacks 2 entries of this list"), "{}", ran.err);
     assert!(ran.err.contains("ya-provider whitelist add -t strict -p"), "{}", ran.err);
-    own(&serde_json::from_str(&desk.list()).unwrap());
-    assert_eq!(desk.from(source.to_str().unwrap(), &[]).good().err, "");
+    own(&serde_json::from_str(&operator.list()).unwrap());
+    assert_eq!(operator.from(source.to_str().unwrap(), &[]).good().err, "");
 }
 
 #[test]
-fn without_a_whitelist_dir_it_says_what_to_do() {
+fn sync_without_a_whitelist_dir_says_what_to_do() {
     if Path::new("/etc/outgate").exists() {
         println!("skipped: this machine has a configuration of its own");
         return;
@@ -503,11 +508,11 @@ fn without_a_whitelist_dir_it_says_what_to_do() {
     let done = command.args(["golem", "sync", "--from", "/nonexistent"]).output().unwrap();
     let err = String::from_utf8(done.stderr).unwrap();
     assert_eq!(done.status.code(), Some(1));
-    assert!(err.contains("no whitelist dir") && err.contains("make /etc/outgate/whitelist"), "{err}");
+    assert!(err.contains("no whitelist dir") && err.contains("create /etc/outgate/whitelist"), "{err}");
 }
 
 #[test]
-fn a_running_daemon_takes_over_what_was_synced() {
+fn a_running_daemon_uses_the_synced_list() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("odd.test\n");
     let sync = |hosts: &str| {

@@ -508,7 +508,7 @@ fn a_connect_may_say_that_it_has_no_body() {
 }
 
 #[test]
-fn options_for_a_whole_server_arrive_as_an_asterisk_by_every_way() {
+fn options_for_a_whole_server_arrive_as_an_asterisk_through_every_listener() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let options = |target: &str, host: &str| format!("OPTIONS {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
@@ -590,7 +590,7 @@ fn an_upgrade_to_another_http_or_tls_is_not_passed_on() {
 }
 
 #[test]
-fn a_hostile_origin_is_held_to_the_same_grammar() {
+fn a_hostile_origin_must_follow_the_same_grammar() {
     let cases: [(&str, Vec<u8>); 7] = [
         ("a head without end", [&b"HTTP/1.1 200 OK\r\nX: "[..], &vec![b'a'; 10 << 20]].concat()),
         ("many fields", [&b"HTTP/1.1 200 OK\r\n"[..], &b"X: 1\r\n".repeat(100_000)].concat()),
@@ -622,7 +622,7 @@ fn a_hostile_origin_is_held_to_the_same_grammar() {
 }
 
 #[test]
-fn an_origin_that_breaks_off_or_says_more_than_it_announced_ends_the_connection() {
+fn an_origin_that_breaks_off_or_sends_more_than_announced_ends_the_connection() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     says(&world, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort");
@@ -634,7 +634,7 @@ fn an_origin_that_breaks_off_or_says_more_than_it_announced_ends_the_connection(
 }
 
 #[test]
-fn what_an_origin_says_unasked_is_not_taken_for_the_next_answer() {
+fn unrequested_bytes_of_an_origin_are_not_the_next_answer() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     world.internet.serve((ODD, 80), |mut tap| {
@@ -670,7 +670,7 @@ fn a_guest_that_goes_away_takes_the_upstream_connection_with_it() {
 }
 
 #[test]
-fn methods_are_all_alike_but_for_those_that_proxies_should_not_pass() {
+fn all_methods_pass_except_those_that_proxies_should_not_pass() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     for method in ["DELETE", "OPTIONS", "PATCH", "PROPFIND"] {

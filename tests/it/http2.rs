@@ -3,7 +3,7 @@
 use crate::transparent;
 use crate::world::client::{Guest, Wire};
 use crate::world::outgate::Outgate;
-use crate::world::stub::RESOLVER;
+use crate::world::stub_resolver::RESOLVER;
 use crate::world::{EVIL, GOOD, ODD, World};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn refused(wire: &mut Wire) -> (u16, String) {
 }
 
 #[test]
-fn it_passes_a_tunnel_by_a_rule_for_any_bytes_and_no_other() {
+fn http2_passes_a_tunnel_only_with_a_rule_for_any_bytes() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     world.internet.echo((ODD, 50051));
@@ -48,7 +48,7 @@ fn it_passes_a_tunnel_by_a_rule_for_any_bytes_and_no_other() {
 }
 
 #[test]
-fn a_client_that_takes_the_proxy_for_its_server_is_told_so() {
+fn an_http2_client_that_speaks_to_the_proxy_as_its_server_gets_an_error() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
@@ -63,7 +63,7 @@ fn a_client_that_takes_the_proxy_for_its_server_is_told_so() {
 }
 
 #[test]
-fn a_request_behind_the_preface_is_no_way_past_the_names() {
+fn a_request_after_the_preface_does_not_bypass_the_names() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("tcp://good.test:80\n");
     let mut wire = world.guest.tunnel("good.test:80");
@@ -78,7 +78,7 @@ fn dial(guest: &Guest, address: impl Into<IpAddr>, port: u16) -> Wire {
 }
 
 #[test]
-fn brought_here_it_goes_where_the_guests_dns_says() {
+fn transparent_http2_goes_to_the_name_that_dns_gave() {
     let Some(world) = World::new() else { return };
     let listen = format!("proxy = []\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\ndns = [\"{RESOLVER}\"]");
     let outgate: Outgate = transparent::setup(&world, RULES).listen(&listen).start();

@@ -78,7 +78,7 @@ fn a_guest_that_goes_on_over_a_rate_is_slowed_down_and_never_refused() {
 }
 
 #[test]
-fn of_a_flood_of_connections_what_does_not_fit_into_a_second_is_told_so_and_others_do_not_wait() {
+fn a_flood_of_connections_over_the_rate_is_refused_and_other_guests_do_not_wait() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 5").start();
     let answers = at_once(&world.guest, 60);
@@ -137,7 +137,7 @@ fn one_guest_gets_a_quarter_of_all_connections_at_most() {
 }
 
 #[test]
-fn when_all_places_are_taken_the_answer_is_that_the_gateway_is_full() {
+fn a_full_gateway_answers_that_it_is_full() {
     let Some(world) = World::new() else { return };
     // Five guests, a quarter each: the fifth finds the house full.
     let addresses: Vec<String> = (10..15).map(|last| format!("10.42.42.{last}")).collect();
@@ -253,7 +253,7 @@ fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
 }
 
 #[test]
-fn readers_that_never_read_hold_up_nobody_else() {
+fn readers_that_never_read_delay_no_other_guest() {
     let Some(world) = World::new() else { return };
     let _outgate = world.setup("good.test\ntcp://odd.test:7\nhttp://odd.test\n").tables(UNLIMITED).start();
     for (port, head) in [(7, ""), (80, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")] {

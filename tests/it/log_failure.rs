@@ -8,7 +8,7 @@ use crate::world::client::{Get, Wire};
 use crate::world::dns::A;
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::pki::{Whose, client_as};
-use crate::world::stub::{NXDOMAIN, RESOLVER, SERVFAIL, query};
+use crate::world::stub_resolver::{NXDOMAIN, RESOLVER, SERVFAIL, query};
 use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually, pki};
 use rustix::process::Signal;
 use rustls::version::TLS13;
@@ -148,7 +148,7 @@ fn redirected(world: &World) -> String {
 }
 
 #[test]
-fn with_refuse_a_full_disk_lets_nothing_new_through_by_any_door_until_a_line_is_written() {
+fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line_is_written() {
     let Some(world) = World::new() else { return };
     transparent::nft(&world, transparent::REDIRECT);
     let outgate = start(every_door(&world), "refuse");
@@ -264,7 +264,7 @@ fn with_continue_traffic_goes_on_and_the_failure_shows() {
 }
 
 #[test]
-fn a_log_that_is_opened_anew_elsewhere_ends_the_failure_and_one_that_cannot_be_is_a_failure() {
+fn a_log_that_is_reopened_elsewhere_ends_the_failure_and_one_that_cannot_be_opened_is_a_failure() {
     let Some(world) = World::new() else { return };
     let outgate = start(every_door(&world), "refuse");
     let link_to = |target: &str| {
@@ -301,7 +301,7 @@ fn a_log_that_is_opened_anew_elsewhere_ends_the_failure_and_one_that_cannot_be_i
 }
 
 #[test]
-fn a_log_that_is_slow_refuses_nobody_however_much_of_it_is_dropped() {
+fn a_slow_log_refuses_no_connection_however_many_lines_are_dropped() {
     let Some(world) = World::new() else { return };
     let setup =
         every_door(&world).tables("[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0");
@@ -336,7 +336,7 @@ fn a_log_that_is_slow_refuses_nobody_however_much_of_it_is_dropped() {
 }
 
 #[test]
-fn a_place_that_takes_nothing_from_the_start_refuses_and_another_in_the_configuration_ends_that() {
+fn a_log_path_that_fails_from_the_start_refuses_and_another_path_ends_that() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").write();
     set(&outgate, "refuse");

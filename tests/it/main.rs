@@ -1,5 +1,5 @@
 //! Outgate from outside: the built binary in a world of network namespaces, judged by what guests,
-//! origins and the DNS server see. [`world`] has the machinery; [`proof`] shows that it works without
+//! origins and the DNS server see. [`world`] has the machinery; [`world_without_outgate`] shows that it works without
 //! outgate. Needs root; says so and skips without.
 
 #![allow(
@@ -17,51 +17,51 @@
 )]
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
-mod activation;
-mod addresses;
 mod admin_tls;
 mod book;
-mod bound;
 mod br_netfilter;
 mod bridge;
 mod cli;
 mod configuration;
-mod confine;
 mod conntrack;
+mod daemon_lifecycle;
+mod declared_guests;
 mod dns;
+mod dns_bound_addresses;
+mod encrypted_dns_servers;
 mod exec;
 mod fairness;
 mod firewall;
 mod golem;
 mod golem_sync;
-mod guests;
 mod http;
 mod http2;
 mod limits;
 mod log_failure;
-mod names;
-mod new_names;
+mod new_name_limit;
 mod other_firewalls;
 mod overload;
-mod pace;
-mod ports;
-mod proof;
+mod privileges;
 mod proxy_tls;
 mod races;
 mod reference;
-mod registered;
+mod registered_guests;
 mod reload;
+mod reload_time;
+mod resolved_addresses;
 mod responses;
-mod second;
-mod service;
+mod second_host;
+mod socket_activation;
 mod socks;
+mod target_names;
 mod tls;
 mod tour;
 mod transparent;
 mod troubles;
 mod tunnel;
 mod unconfigured;
-mod upstream;
-mod usage;
-mod whole;
+mod unused_rules;
+mod upstream_ports;
+mod vm_network;
 mod world;
+mod world_without_outgate;

@@ -150,7 +150,7 @@ fn reaches(net: &Vmnet) -> bool {
 
 /// Is what `firewall status` says of the chain what a connection of a guest's finds? Then runs what is printed.
 #[track_caller]
-fn judge(net: &Vmnet, rules: &str, cuts: Option<&str>) {
+fn check_traffic(net: &Vmnet, rules: &str, cuts: Option<&str>) {
     assert_eq!(reaches(net), cuts.is_none(), "what guests meet: {rules}");
     let said = warned(net);
     let Some(chain) = cuts else {
@@ -167,7 +167,7 @@ fn judge(net: &Vmnet, rules: &str, cuts: Option<&str>) {
 }
 
 #[test]
-fn what_rules_of_others_do_to_guests_is_told_as_it_is_and_the_printed_line_lets_them_through() {
+fn the_effect_of_other_nftables_rules_on_guests_is_reported_and_the_printed_line_lets_them_through() {
     let Some(net) = Vmnet::new() else { return };
     net.config(GUESTS);
     succeed(net.firewall(&["apply"]));
@@ -175,14 +175,14 @@ fn what_rules_of_others_do_to_guests_is_told_as_it_is_and_the_printed_line_lets_
     net.dns("10.42.42.1:53");
     for (rules, cuts) in RULES {
         shell(&net.gateway, &format!("nft '{rules}'"));
-        judge(&net, rules, *cuts);
+        check_traffic(&net, rules, *cuts);
         let family = rules.split(' ').nth(1).unwrap();
         shell(&net.gateway, &format!("nft delete table {family} a"));
     }
 }
 
 #[test]
-fn what_iptables_does_to_guests_is_told_as_it_is_and_the_printed_line_lets_them_through() {
+fn the_effect_of_iptables_on_guests_is_reported_and_the_printed_line_lets_them_through() {
     let Some(net) = Vmnet::new() else { return };
     net.config(GUESTS);
     succeed(net.firewall(&["apply"]));
@@ -198,7 +198,7 @@ fn what_iptables_does_to_guests_is_told_as_it_is_and_the_printed_line_lets_them_
             // `iptables` is what this machine's administrator has chosen, which is no matter here.
             let chosen = program.contains("legacy") || shell(&net.gateway, "iptables -V").contains("nf_tables");
             assert!(chosen, "iptables is not iptables-nft here");
-            judge(&net, &format!("{program} {command}"), *cuts);
+            check_traffic(&net, &format!("{program} {command}"), *cuts);
             for table in ["raw", "mangle", "filter"] {
                 shell(&net.gateway, &format!("{program} -t {table} -F"));
             }

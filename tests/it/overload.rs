@@ -103,7 +103,7 @@ fn the_heaviest_guest_is_refused_first_and_a_light_one_served() {
 }
 
 #[test]
-fn nearly_full_every_new_connection_is_refused_at_once_and_what_is_open_goes_on() {
+fn when_nearly_full_new_connections_are_refused_at_once_and_open_ones_continue() {
     let Some(mut house) = house() else { return };
     let mut kept = house.world.neighbour.proxy();
     let ask = |wire: &mut Wire, host: &str| {
@@ -135,7 +135,7 @@ fn nearly_full_every_new_connection_is_refused_at_once_and_what_is_open_goes_on(
 }
 
 #[test]
-fn full_the_longest_idle_tunnels_of_the_heaviest_guest_are_closed_and_busy_ones_live() {
+fn when_full_the_longest_idle_tunnels_of_the_heaviest_guest_are_closed_and_busy_ones_stay() {
     let Some(mut house) = house() else { return };
     let mut busy = house.world.guest.tunnel("odd.test:7");
     let mut kept = house.world.guest.proxy();
@@ -209,7 +209,7 @@ fn served(guest: &Guest) -> bool {
 }
 
 #[test]
-fn few_descriptors_let_in_what_they_are_enough_for_and_a_flood_costs_little() {
+fn few_descriptors_allow_as_many_connections_as_fit_and_a_flood_costs_little() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables(LIMITS).start();
     limit_files(&outgate, 256);
@@ -258,7 +258,7 @@ fn without_any_descriptor_left_accepting_waits_without_spinning_and_goes_on_afte
 }
 
 #[test]
-fn a_descriptor_in_reserve_turns_away_at_once_who_could_not_be_accepted() {
+fn a_reserved_descriptor_resets_a_connection_that_cannot_be_accepted_at_once() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}handshake_timeout_ms = 600000\n")).start();
     assert!(served(&world.guest));
@@ -396,7 +396,7 @@ fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_
 }
 
 #[test]
-fn what_slow_readers_cost_follows_the_bound_on_memory() {
+fn the_memory_of_slow_readers_follows_the_bound_on_memory() {
     let Some(world) = World::new() else { return };
     // An eighth of it is for bytes that nobody reads.
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}memory_mib = 256\n")).start();

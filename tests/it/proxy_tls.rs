@@ -160,7 +160,7 @@ fn http_1_1_is_the_only_protocol_that_is_agreed_on() {
 }
 
 #[test]
-fn a_certificate_names_the_guest_and_beats_the_address() {
+fn a_certificate_names_the_guest_and_takes_precedence_over_the_address() {
     let Some(world) = World::new() else { return };
     let outgate = start(with_guests(&world));
     let ask = |guest, whose, host| get(&mut enter(guest, whose).unwrap(), host).unwrap();
@@ -192,7 +192,7 @@ fn a_certificate_names_the_guest_and_beats_the_address() {
 }
 
 #[test]
-fn who_shows_no_good_certificate_is_refused_and_counted_by_reason_and_nobody_else_notices() {
+fn a_guest_without_a_good_certificate_is_refused_and_counted_by_reason_and_no_other_notices() {
     let Some(world) = World::new() else { return };
     let outgate = start(with_guests(&world));
     let mut held = enter(&world.guest, Whose::Of("vm-2")).unwrap();
@@ -222,7 +222,7 @@ fn who_shows_no_good_certificate_is_refused_and_counted_by_reason_and_nobody_els
 }
 
 #[test]
-fn what_is_no_handshake_is_told_so_or_ended_within_the_deadline() {
+fn bytes_that_are_not_a_handshake_are_answered_or_ended_within_the_deadline() {
     let Some(world) = World::new() else { return };
     let outgate = start(setup(&world, "good.test\n", "").tables("[limits]\nhandshake_timeout_ms = 2000"));
     let mut clear = dial(&world.guest);
@@ -259,7 +259,7 @@ fn what_is_no_handshake_is_told_so_or_ended_within_the_deadline() {
 }
 
 #[test]
-fn much_goes_both_ways_at_whatever_pace_and_each_end_is_passed_on() {
+fn large_transfers_pass_both_ways_at_any_speed_and_each_end_is_passed_on() {
     let Some(world) = World::new() else { return };
     world.internet.echo((ODD, 22));
     let outgate = start(setup(&world, "good.test\ntcp://odd.test:22\n", ""));
@@ -387,7 +387,7 @@ fn a_reload_ends_what_a_certified_guest_may_no_longer_reach_and_a_guest_that_is_
 }
 
 #[test]
-fn a_connection_on_which_nothing_is_under_way_ends_with_a_word_at_a_stop() {
+fn an_idle_connection_ends_with_close_notify_at_a_stop() {
     let Some(world) = World::new() else { return };
     let mut outgate = start(setup(&world, "good.test\n", ""));
     let mut kept = enter(&world.guest, Whose::Nobodys).unwrap();
@@ -402,7 +402,7 @@ fn a_connection_on_which_nothing_is_under_way_ends_with_a_word_at_a_stop() {
 }
 
 #[test]
-fn a_session_is_taken_up_again_only_where_no_certificate_is_asked_for() {
+fn a_session_is_resumed_only_without_client_certificates() {
     let Some(world) = World::new() else { return };
     for (more, whose, kind) in [
         ("", Whose::Nobodys, HandshakeKind::Resumed),
@@ -448,7 +448,7 @@ fn certificates_are_replaced_under_load_without_a_failure() {
 }
 
 #[test]
-fn a_guest_in_a_vm_next_door_can_be_asked_about_by_its_name() {
+fn explain_knows_a_guest_without_an_address_by_its_name() {
     let Some(world) = World::new() else { return };
     let outgate = start(with_guests(&world));
     let config = outgate.config();

@@ -2,7 +2,7 @@
 //! before the guest has spoken, refusals of flows that had an upstream already.
 
 use crate::world::client::ACCESS_DENIED;
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
 use crate::world::{ADMIN, GOOD, ODD, World, eventually};
 use std::io::Write;
 use std::process::Command;
@@ -53,7 +53,7 @@ fn refusals_inside_tunnels_are_folded_and_shown_like_all_others() {
 }
 
 #[test]
-fn a_server_that_speaks_first_and_breaks_off_is_not_taken_for_one_that_is_done() {
+fn a_server_that_speaks_first_and_breaks_off_does_not_count_as_finished() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("tcp://odd.test:2222\n");
     world.internet.serve((ODD, 2222), |mut tap| {
@@ -68,7 +68,7 @@ fn a_server_that_speaks_first_and_breaks_off_is_not_taken_for_one_that_is_done()
 }
 
 #[test]
-fn the_unspecified_address_leads_nowhere_whatever_lifts_the_floor() {
+fn the_unspecified_address_is_never_dialled_even_with_an_open_floor() {
     let Some(world) = World::new() else { return };
     let port = ADMIN.rsplit(':').next().unwrap();
     world.dns.set("zero.test", [std::net::Ipv4Addr::UNSPECIFIED]);

@@ -27,7 +27,7 @@ fn await_swap(world: &World, now: &str, no_more: &str, how: &str) {
 }
 
 #[test]
-fn a_new_list_is_in_force_whatever_way_it_was_saved() {
+fn a_new_list_is_in_force_however_it_was_saved() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
     let rules = outgate.rules();
@@ -134,7 +134,7 @@ fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answer
 }
 
 #[test]
-fn tunnels_that_the_new_list_refuses_end_and_others_do_not_notice() {
+fn tunnels_that_the_new_list_refuses_end_and_others_stay() {
     let Some(world) = World::new() else { return };
     let rules = "good.test\ncdn-ok.test\ntcp://odd.test:7\n";
     let outgate = world.outgate(rules);
@@ -200,7 +200,7 @@ fn flows_end_when_the_address_they_are_connected_to_is_denied() {
 }
 
 #[test]
-fn a_revoked_tunnel_is_reset_on_both_sides_so_that_nobody_takes_it_for_finished() {
+fn a_revoked_tunnel_is_reset_on_both_sides_and_not_closed_normally() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("tcp://odd.test:7\ncdn-ok.test\ntcp://odd.test:8\n");
     let (ends, seen) = std::sync::mpsc::channel();
@@ -289,7 +289,7 @@ fn half_a_line_never_widens_the_list() {
 
 /// Breaks the list, waits until the daemon says so, and checks that the last good one is in force.
 #[track_caller]
-fn survives(world: &World, outgate: &Outgate, what: &str, breakage: impl FnOnce()) {
+fn old_list_survives(world: &World, outgate: &Outgate, what: &str, breakage: impl FnOnce()) {
     outgate.replace_rules("good.test\n");
     eventually(&format!("{what}: the list is sound before"), || {
         outgate.metric("whitelist_last_reload_successful", &[]) == 1.0 && allows(world, "good.test")
@@ -308,27 +308,27 @@ fn a_broken_list_changes_nothing() {
     let outgate = world.outgate("good.test\n");
     let rules = outgate.rules();
     let write = |bytes: &[u8]| fs::write(&rules, bytes).unwrap();
-    survives(&world, &outgate, "a bad line", || write(b"cdn-ok.test\nhttp://good.test/path\n"));
-    survives(&world, &outgate, "not UTF-8", || write(b"cdn-ok.test\n\xff\xfe\n"));
-    survives(&world, &outgate, "NUL", || write(b"cdn-ok.test\0\n"));
-    survives(&world, &outgate, "a list too broad", || write(b"cdn-ok.test\n*\n"));
-    survives(&world, &outgate, "one bad file of two", || {
+    old_list_survives(&world, &outgate, "a bad line", || write(b"cdn-ok.test\nhttp://good.test/path\n"));
+    old_list_survives(&world, &outgate, "not UTF-8", || write(b"cdn-ok.test\n\xff\xfe\n"));
+    old_list_survives(&world, &outgate, "NUL", || write(b"cdn-ok.test\0\n"));
+    old_list_survives(&world, &outgate, "a list too broad", || write(b"cdn-ok.test\n*\n"));
+    old_list_survives(&world, &outgate, "one bad file of two", || {
         fs::write(outgate.whitelist().join("second.rules"), "cdn-ok.test\n*.com\n").unwrap();
     });
     fs::remove_file(outgate.whitelist().join("second.rules")).unwrap();
-    survives(&world, &outgate, "writable by others", || {
+    old_list_survives(&world, &outgate, "writable by other users", || {
         write(b"cdn-ok.test\n");
         fs::set_permissions(&rules, fs::Permissions::from_mode(0o666)).unwrap();
     });
-    survives(&world, &outgate, "a folder with the name of a list", || {
+    old_list_survives(&world, &outgate, "a folder with the name of a list", || {
         fs::create_dir(outgate.whitelist().join("folder.rules")).unwrap();
     });
     fs::remove_dir(outgate.whitelist().join("folder.rules")).unwrap();
-    survives(&world, &outgate, "a link to nowhere", || {
+    old_list_survives(&world, &outgate, "a link to nowhere", || {
         symlink("nowhere", outgate.whitelist().join("dangling.rules")).unwrap();
     });
     fs::remove_file(outgate.whitelist().join("dangling.rules")).unwrap();
-    survives(&world, &outgate, "the whole directory gone", || {
+    old_list_survives(&world, &outgate, "the whole directory gone", || {
         fs::rename(outgate.whitelist(), outgate.path("away")).unwrap();
     });
     fs::rename(outgate.path("away"), outgate.whitelist()).unwrap();
@@ -337,7 +337,7 @@ fn a_broken_list_changes_nothing() {
 }
 
 #[test]
-fn an_empty_list_is_sound_and_refuses_everything() {
+fn an_empty_list_is_valid_and_refuses_everything() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
     let mut tunnel = world.guest.tunnel("good.test:443");
@@ -383,7 +383,7 @@ fn chmod(path: &std::path::Path, mode: u32) {
 }
 
 #[test]
-fn a_list_that_cannot_be_read_any_more_stays_in_force_over_a_restart_too() {
+fn a_list_that_became_unreadable_stays_in_force_even_after_a_restart() {
     let Some(world) = World::new() else { return };
     for (what, breakage) in BREAKAGES {
         let mut outgate = world.setup("good.test\n").write();

@@ -107,7 +107,7 @@ fn a_response_that_is_malformed_or_cut_is_the_servers_fault_and_says_how() {
 }
 
 #[test]
-fn a_body_that_is_cut_is_told_in_the_log_and_by_a_reset() {
+fn a_truncated_body_is_logged_and_ends_with_a_reset() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n";
@@ -125,7 +125,7 @@ fn a_body_that_is_cut_is_told_in_the_log_and_by_a_reset() {
 }
 
 #[test]
-fn a_server_that_says_nothing_is_given_up_by_a_deadline_of_its_own() {
+fn a_silent_server_is_given_up_after_its_own_deadline() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables("[limits]\nresponse_timeout_s = 1").start();
     world.internet.serve((ODD, 80), |mut tap| {
@@ -171,7 +171,7 @@ fn a_server_that_says_nothing_is_given_up_by_a_deadline_of_its_own() {
 }
 
 #[test]
-fn what_is_malformed_is_said_in_the_answer_the_log_and_the_list_of_refusals() {
+fn the_malformed_part_is_named_in_the_answer_the_log_and_the_list_of_refusals() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let get = |lines: &str| format!("GET http://good.test/ HTTP/1.1\r\n{lines}\r\n");
@@ -206,7 +206,7 @@ fn what_is_malformed_is_said_in_the_answer_the_log_and_the_list_of_refusals() {
     wire.say([5, 1, 7]);
     assert!(wire.is_over());
     let mut tunnel = world.guest.tunnel("good.test:443");
-    tunnel.say(crate::world::hello::Hello::naming("11.0.0.10").record());
+    tunnel.say(crate::world::client_hello::Hello::naming("11.0.0.10").record());
     assert!(tunnel.is_over());
     outgate.await_counted("denied", "malformed", cases.len() as f64 + 2.0);
 

@@ -1,7 +1,7 @@
 //! SOCKS5 (RFC 1928): the same policy as CONNECT, in its own vocabulary.
 
 use crate::world::client::{ACCESS_DENIED, Get};
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
 use crate::world::{CDN, EVIL, GOOD, World, eventually};
 use std::io::Read;
 use std::time::Duration;
@@ -65,7 +65,7 @@ fn an_address_that_a_rule_allows_is_dialled() {
 }
 
 #[test]
-fn domain_bytes_that_are_no_name_are_refused() {
+fn domain_bytes_that_are_not_a_name_are_refused() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let names: [&[u8]; 9] = [
@@ -91,7 +91,7 @@ fn domain_bytes_that_are_no_name_are_refused() {
 }
 
 #[test]
-fn what_is_not_socks5_without_authentication_is_turned_away() {
+fn only_socks5_without_authentication_is_accepted() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
@@ -108,7 +108,7 @@ fn what_is_not_socks5_without_authentication_is_turned_away() {
 }
 
 #[test]
-fn behind_the_greeting_every_refusal_is_a_socks5_reply() {
+fn every_refusal_after_the_greeting_is_a_socks5_reply() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 1500").start();
     let greeted = || {

@@ -2,7 +2,7 @@
 //! however the hello is cut, and what cannot be read in one way only is refused.
 
 use crate::world::client::{ACCESS_DENIED, Get, Wire};
-use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
+use crate::world::client_hello::{Hello, hello_retry_request, in_records_of, record};
 use crate::world::openssl::Server;
 use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually, pki};
 use std::io::{Read, Write};
@@ -59,7 +59,7 @@ fn two_allowed_names_do_not_mix_in_one_tunnel() {
 }
 
 #[test]
-fn how_a_hello_is_cut_into_records_changes_nothing() {
+fn the_records_of_a_hello_change_nothing() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     for size in [1, 4, 50, 100] {
@@ -76,7 +76,7 @@ fn how_a_hello_is_cut_into_records_changes_nothing() {
 }
 
 #[test]
-fn how_a_hello_is_cut_into_segments_changes_nothing() {
+fn the_segments_of_a_hello_change_nothing() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     let cut = |flight: Vec<u8>| flight.chunks(1).map(<[u8]>::to_vec).collect();
@@ -149,7 +149,7 @@ fn a_large_post_quantum_hello_in_two_segments_arrives_whole() {
 }
 
 #[test]
-fn what_follows_the_hello_in_the_same_segment_arrives_once_and_in_order() {
+fn bytes_after_the_hello_in_the_same_segment_arrive_once_and_in_order() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate(RULES);
     world.internet.sink((ODD, 443));
@@ -292,7 +292,7 @@ fn encrypted_client_hello_is_refused_unless_the_rule_or_the_configuration_allows
 }
 
 #[test]
-fn https_without_a_name_in_a_tunnel_has_no_name() {
+fn https_without_a_name_in_a_tunnel_is_refused_as_no_name() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let tls = world.guest.tunnel("good.test:443").tls_with(pki::client_without_sni(), "good.test", |hello| vec![hello]);
@@ -344,7 +344,7 @@ fn a_second_hello_after_a_retry_request_is_judged_like_the_first() {
 }
 
 #[test]
-fn a_retry_request_of_openssls_is_answered_by_openssl_through_the_tunnel() {
+fn openssl_answers_openssls_retry_request_through_the_tunnel() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     // A server that wants a key share that the client did not send.

@@ -200,7 +200,7 @@ fn folder() -> tempfile::TempDir {
 }
 
 #[test]
-fn the_tour_goes_as_the_page_says() {
+fn the_tour_behaves_as_the_page_says() {
     let Some(world) = World::new() else { return };
     let folder = folder();
     // The page's date will pass one day.
@@ -227,7 +227,7 @@ fn the_tour_goes_as_the_page_says() {
 }
 
 #[test]
-fn the_smallest_vm_network_goes_as_the_page_says() {
+fn the_smallest_vm_network_behaves_as_the_page_says() {
     let Some(world) = World::new() else { return };
     let (host, guest) = (folder(), folder());
     let text = page("docs/networks.md");

@@ -2,8 +2,8 @@
 //! stream shows where it wants to go, and the original destination gives only the port.
 
 use crate::world::client::{ACCESS_DENIED, Get, Tls, Wire};
+use crate::world::client_hello::{Hello, hello_retry_request, in_records_of, record};
 use crate::world::dns::Answer;
-use crate::world::hello::{Hello, hello_retry_request, in_records_of, record};
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::{CDN, EVIL, GOOD, GOOD6, ODD, World, eventually, pki};
 use std::io::{self, Read, Write};
@@ -81,7 +81,7 @@ fn the_server_name_decides_and_the_gateway_dials() {
 }
 
 #[test]
-fn ipv6_goes_the_same_way() {
+fn ipv6_is_filtered_the_same_way() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, RULES);
     let evil: IpAddr = "2600:10::66".parse().unwrap();
@@ -94,7 +94,7 @@ fn ipv6_goes_the_same_way() {
 }
 
 #[test]
-fn a_name_that_no_rule_allows_gets_the_alert_and_nobody_is_asked() {
+fn a_name_that_no_rule_allows_gets_the_alert_and_no_server_is_asked() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, RULES);
     for name in ["evil.test", "xgood.test", "good.test.evil.test", "a.b.good.test"] {
@@ -171,7 +171,7 @@ fn hellos_that_can_be_read_in_two_ways_are_malformed() {
 }
 
 #[test]
-fn encrypted_client_hello_needs_leave() {
+fn encrypted_client_hello_requires_permission() {
     let Some(world) = World::new() else { return };
     let hello = Hello::naming("odd.test").ech().record();
     world.internet.sink((ODD, 443));
@@ -289,7 +289,7 @@ fn a_request_without_a_host_has_no_name_unless_a_rule_allows_the_address() {
 }
 
 #[test]
-fn a_port_that_no_rule_opens_is_reset_before_the_guest_has_said_a_word() {
+fn a_port_that_no_rule_allows_is_reset_before_the_guests_first_byte() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, RULES);
     for port in [22, 25, 5432] {
@@ -336,7 +336,7 @@ fn raw_bytes_pass_to_an_address_that_a_rule_allows_for_them_whoever_speaks_first
 }
 
 #[test]
-fn a_name_shown_where_raw_bytes_may_pass_is_judged_all_the_same() {
+fn a_name_is_still_checked_where_raw_bytes_may_pass() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, "tcp://11.0.0.30:8443\ngood.test:8443\n");
     world.internet.sink((ODD, 8443));
@@ -383,7 +383,7 @@ fn nothing_of_the_gateway_is_reached_through_its_own_listener() {
 }
 
 #[test]
-fn over_the_limit_a_guest_is_told_so_in_what_it_speaks() {
+fn a_guest_over_its_limit_is_answered_in_its_own_protocol() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, RULES).tables("[limits]\nconnections = 1").start();
     let _held = dial(&world, GOOD, 443);
@@ -401,7 +401,7 @@ fn over_the_limit_a_guest_is_told_so_in_what_it_speaks() {
 }
 
 #[test]
-fn a_withdrawn_rule_closes_what_it_allowed_and_nothing_else() {
+fn a_removed_rule_closes_what_it_allowed_and_nothing_else() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, RULES);
     let mut good = dial(&world, EVIL, 443).tls("good.test").unwrap();
@@ -492,7 +492,7 @@ fn a_rebinding_name_leads_to_its_public_address_or_nowhere() {
 }
 
 #[test]
-fn names_made_of_data_reach_no_server_by_hello_or_host() {
+fn names_that_encode_data_reach_no_server_by_hello_or_host() {
     let Some(world) = World::new() else { return };
     let outgate = setup(&world, RULES).tables("[limits]\nnew_connections_per_second = 0").start();
     for turn in 0..500u64 {
@@ -510,7 +510,7 @@ fn names_made_of_data_reach_no_server_by_hello_or_host() {
 }
 
 #[test]
-fn three_thousand_slow_sockets_of_one_guest_leave_the_other_its_service() {
+fn three_thousand_slow_sockets_of_one_guest_do_not_hinder_the_other() {
     let Some(world) = World::new() else { return };
     let limits = "[limits]\nconnections = 2000\nnew_connections_per_second = 0";
     let outgate = setup(&world, RULES).tables(limits).start();
@@ -537,7 +537,7 @@ fn three_thousand_slow_sockets_of_one_guest_leave_the_other_its_service() {
 }
 
 #[test]
-fn options_for_a_whole_server_go_to_the_host_that_is_shown() {
+fn options_for_a_whole_server_go_to_the_named_host() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, RULES);
     let ask = |host: &str| {
@@ -577,7 +577,7 @@ fn reports(world: &World, name: &str) -> [String; 3] {
 }
 
 #[test]
-fn a_dead_server_of_an_allowed_name_is_a_fault_of_the_network_and_no_refusal() {
+fn a_dead_server_of_an_allowed_name_is_a_network_failure_and_not_a_refusal() {
     let Some(world) = World::new() else { return };
     world.dns.set("lost.test", Answer::ServFail);
     let outgate = start(&world, "odd.test\nlost.test\n");
@@ -623,7 +623,7 @@ fn a_dead_server_of_an_allowed_name_is_a_fault_of_the_network_and_no_refusal() {
 }
 
 #[test]
-fn a_server_that_lets_the_hello_wait_is_a_fault_of_the_network_in_a_tunnel_too() {
+fn a_server_that_does_not_answer_the_hello_is_a_network_failure_in_a_tunnel_too() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("odd.test\n").tables("[limits]\nidle_timeout_s = 1").start();
     world.internet.sink((ODD, 443));

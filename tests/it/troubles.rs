@@ -1,9 +1,9 @@
 //! What cuts guests off or lets them out, and what nobody would see otherwise: each is told within seconds by `/readyz`,
 //! `outgate status` and the metric, with the command that mends it, which is run as it is printed.
 
+use crate::world::firewall_watcher::Watcher;
 use crate::world::namespace::{Namespace, batch};
 use crate::world::vmnet::{EVIL, Vmnet, WITH_ADMIN, admin, for_nobody, hammer, nft, shell, succeed};
-use crate::world::watcher::Watcher;
 use crate::world::{World, eventually};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
@@ -95,7 +95,7 @@ impl Drop for Guarded {
 }
 
 #[test]
-fn whatever_happens_to_the_firewall_is_told_with_what_mends_it() {
+fn every_damage_to_the_firewall_is_reported_with_its_remedy() {
     let Some(mut guarded) = Guarded::new() else { return };
     let gateway = || &guarded.net.gateway;
     assert!(
@@ -107,7 +107,7 @@ fn whatever_happens_to_the_firewall_is_told_with_what_mends_it() {
         shell(gateway(), sabotage);
         let ready = guarded.await_told(cause, Instant::now(), text);
         EVIL.iter().for_each(|evil| hammer(&guarded.net.one, evil));
-        guarded.net.assert_tight();
+        guarded.net.assert_no_leaks();
         guarded.mend(&ready);
     };
     told("nft flush ruleset", "ruleset", "the firewall is not in place");
@@ -172,17 +172,15 @@ fn whatever_happens_to_the_firewall_is_told_with_what_mends_it() {
     guarded.watcher = Some(Watcher::start(&guarded.net));
     guarded.await_good();
     let log = std::fs::read_to_string(guarded.net.path("stderr")).unwrap();
-    for line in [
-        "the firewall is not in place; run `outgate firewall apply`",
-        "NOT guarded: docker0",
-        "what was wrong is right again",
-    ] {
+    for line in
+        ["the firewall is not in place; run `outgate firewall apply`", "NOT guarded: docker0", "a trouble is over"]
+    {
         assert!(log.contains(line), "{line}: {log}");
     }
 }
 
 #[test]
-fn routing_rules_that_are_gone_come_back_within_a_second() {
+fn removed_routing_rules_are_restored_within_a_second() {
     let Some(guarded) = Guarded::new() else { return };
     let gateway = &guarded.net.gateway;
     let rules = |family: &str| {
@@ -207,7 +205,7 @@ fn routing_rules_that_are_gone_come_back_within_a_second() {
     shell(gateway, "ip route flush table 3129");
     eventually("the route is there again", || shell(gateway, "ip route show table 3129").contains("local default"));
     guarded.await_good();
-    guarded.net.assert_tight();
+    guarded.net.assert_no_leaks();
 }
 
 fn succeeds(namespace: &Namespace, line: &str) -> bool {
@@ -215,7 +213,7 @@ fn succeeds(namespace: &Namespace, line: &str) -> bool {
 }
 
 #[test]
-fn guests_that_leave_past_the_rules_are_told_until_they_are_named() {
+fn guests_that_bypass_the_rules_are_reported_until_they_are_declared() {
     let Some(guarded) = Guarded::new() else { return };
     let net = &guarded.net;
     let named = |names: &str| {
@@ -237,7 +235,7 @@ fn guests_that_leave_past_the_rules_are_told_until_they_are_named() {
         guarded.await_told(
             "unguarded_guests",
             begun,
-            &format!("NOT guarded: {name}: what these send leaves past every rule"),
+            &format!("NOT guarded: {name}: their traffic leaves without passing any rule"),
         );
         assert!(guarded.status().contains(&format!("\nNOT guarded: {name}\n")), "{}", guarded.status());
         named(&format!("{name:?}"));
@@ -289,7 +287,7 @@ impl Drop for InHostNetwork {
 }
 
 #[test]
-fn a_container_in_the_network_of_the_host_is_told_until_that_is_named() {
+fn a_container_in_the_hosts_network_is_reported_until_it_is_declared() {
     let Some(guarded) = Guarded::new() else { return };
     let id = format!("{:064x}", std::process::id());
     let begun = Instant::now();
@@ -298,7 +296,7 @@ fn a_container_in_the_network_of_the_host_is_told_until_that_is_named() {
         assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip tests");
         return;
     };
-    let text = format!("container {} has the network of this machine itself", &id[..12]);
+    let text = format!("container {} uses the network of this machine itself", &id[..12]);
     guarded.await_told("unguarded_guests", begun, &text);
     let settings = GUESTS.replace("[firewall]\n", "[firewall]\nnot_guests = [\"host-network\"]\n");
     guarded.net.config_listening(WITH_ADMIN, &format!("{settings}{}", guarded.lists));
@@ -310,7 +308,7 @@ fn a_container_in_the_network_of_the_host_is_told_until_that_is_named() {
 }
 
 #[test]
-fn a_table_of_connection_tracking_that_is_nearly_full_is_told_until_there_is_room() {
+fn a_nearly_full_connection_tracking_table_is_reported_until_there_is_room() {
     let Some(world) = World::new() else { return };
     // The table's figures are the kernel's; the daemon sees files of the test's in their place.
     let mut outgate = world.setup("**.good.test\n").write();
@@ -337,7 +335,7 @@ fn a_table_of_connection_tracking_that_is_nearly_full_is_told_until_there_is_roo
 }
 
 #[test]
-fn dns_servers_that_are_silent_are_told_before_anybody_asks_them() {
+fn silent_dns_servers_are_reported_before_the_first_query() {
     let Some(world) = World::new() else { return };
     let begun = Instant::now();
     let mut outgate = world.setup("**.good.test\n").resolver("servers = [\"11.0.0.54\"]").start();
@@ -349,7 +347,7 @@ fn dns_servers_that_are_silent_are_told_before_anybody_asks_them() {
 }
 
 #[test]
-fn dns_servers_that_do_not_answer_are_told() {
+fn dns_servers_that_do_not_answer_are_reported() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("**.good.test\n").resolver("servers = [\"11.0.0.54\"]\ntimeout_ms = 300").start();
     let begun = Instant::now();

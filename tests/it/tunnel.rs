@@ -1,7 +1,7 @@
 //! Tunnels beyond TLS: what may be spoken in them, who may speak first, how they end.
 
 use crate::world::client::{ACCESS_DENIED, Get};
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
 use crate::world::http::{digest, pattern};
 use crate::world::{CDN, EVIL, GOOD, ODD, World, eventually};
 use std::io::Write;
@@ -10,7 +10,7 @@ use std::time::Duration;
 const RULES: &str = "good.test\ncdn-ok.test\nodd.test\ntcp://odd.test:22\ntcp://odd.test:7\n";
 
 #[test]
-fn plain_http_through_a_tunnel_to_443_is_not_the_protocol() {
+fn plain_http_through_a_tunnel_to_443_is_the_wrong_protocol() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:443");
@@ -22,7 +22,7 @@ fn plain_http_through_a_tunnel_to_443_is_not_the_protocol() {
 }
 
 #[test]
-fn what_is_neither_tls_nor_http_needs_a_tcp_rule() {
+fn bytes_that_are_neither_tls_nor_http_need_a_tcp_rule() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let mut random = pattern(600);
@@ -43,7 +43,7 @@ fn what_is_neither_tls_nor_http_needs_a_tcp_rule() {
 }
 
 #[test]
-fn tls_through_a_tunnel_to_80_is_not_the_protocol() {
+fn tls_through_a_tunnel_to_80_is_the_wrong_protocol() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:80");
@@ -109,7 +109,7 @@ fn a_whole_uri_in_a_tunnel_must_be_of_the_tunnels_host() {
 }
 
 #[test]
-fn a_guest_that_vanishes_is_noticed_though_the_server_is_silent() {
+fn a_vanished_guest_is_noticed_even_if_the_server_is_silent() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     for port in [7, 80, 443] {
@@ -136,7 +136,7 @@ fn a_guest_that_vanishes_is_noticed_though_the_server_is_silent() {
 }
 
 #[test]
-fn a_server_that_speaks_first_is_heard_where_a_tcp_rule_allows_it() {
+fn a_server_that_speaks_first_is_relayed_if_a_tcp_rule_allows_it() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate(RULES);
     world.internet.serve((ODD, 22), |mut tap| {
@@ -156,7 +156,7 @@ fn a_server_that_speaks_first_is_heard_where_a_tcp_rule_allows_it() {
 }
 
 #[test]
-fn a_name_shown_in_a_raw_tunnel_is_judged_all_the_same() {
+fn a_name_in_a_raw_tunnel_is_still_checked() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("tcp://odd.test:22\n");
     world.internet.sink((ODD, 22));
@@ -242,7 +242,7 @@ fn a_silent_tunnel_ends_at_the_idle_timeout_and_a_busy_one_does_not() {
 }
 
 #[test]
-fn a_client_that_says_nothing_is_cut_off_at_the_handshake_timeout() {
+fn a_silent_client_is_cut_off_at_the_handshake_timeout() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 1000").start();
     let mut nothing = world.guest.proxy();

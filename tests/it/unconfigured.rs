@@ -4,9 +4,9 @@
 use crate::transparent;
 use crate::world::client::{Get, Wire};
 use crate::world::dns::A;
-use crate::world::manager::Manager;
 use crate::world::outgate::Outgate;
-use crate::world::stub::{RESOLVER, SERVFAIL, query};
+use crate::world::service_manager::ServiceManager;
+use crate::world::stub_resolver::{RESOLVER, SERVFAIL, query};
 use crate::world::vmnet::{EVIL, Vmnet, connect, hammer, shell, succeed};
 use crate::world::{ADMIN, EVIL as STRANGER, PROXY, World, eventually};
 use socket2::Type;
@@ -24,7 +24,7 @@ const BROKEN: &str = "nonsense = [\n";
 fn managed(world: &World) -> (Outgate, UnixDatagram) {
     let listen = format!("proxy = [\"{PROXY}\"]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"{RESOLVER}\"]");
     let mut outgate = transparent::setup(world, RULES).listen(&listen).write();
-    let mut manager = Manager::listen(&world.gateway, &[PROXY, ADMIN, RESOLVER], 1);
+    let mut manager = ServiceManager::listen(&world.gateway, &[PROXY, ADMIN, RESOLVER], 1);
     manager.add(&world.gateway, RESOLVER, Type::DGRAM, false);
     manager.add(&world.gateway, "0.0.0.0:3129", Type::STREAM, true);
     manager.name(&[
@@ -82,7 +82,7 @@ fn assert_refuses(world: &World, outgate: &mut Outgate, why: &str) {
 }
 
 #[test]
-fn with_nothing_to_go_by_everybody_is_refused_at_once_until_the_file_is_put_right() {
+fn without_any_configuration_every_guest_is_refused_at_once_until_the_file_is_corrected() {
     let Some(world) = World::new() else { return };
     let (mut outgate, ear) = managed(&world);
     let sound = break_configuration(&outgate);
@@ -108,7 +108,7 @@ fn with_nothing_to_go_by_everybody_is_refused_at_once_until_the_file_is_put_righ
 }
 
 #[test]
-fn a_broken_list_without_a_last_good_one_refuses_everybody_until_it_is_put_right() {
+fn a_broken_list_without_a_last_good_one_refuses_every_guest_until_it_is_corrected() {
     let Some(world) = World::new() else { return };
     let (mut outgate, _ear) = managed(&world);
     fs::write(outgate.rules(), "good.test:https\n").unwrap();
@@ -126,7 +126,7 @@ fn a_broken_list_without_a_last_good_one_refuses_everybody_until_it_is_put_right
 }
 
 #[test]
-fn who_connects_while_a_socket_is_missing_is_told_or_reset_and_waits_for_nothing() {
+fn a_connection_while_a_socket_is_missing_is_answered_or_reset_at_once() {
     let Some(world) = World::new() else { return };
     let (mut outgate, _ear) = managed(&world);
     let config = fs::read_to_string(outgate.config()).unwrap();
@@ -135,7 +135,7 @@ fn who_connects_while_a_socket_is_missing_is_told_or_reset_and_waits_for_nothing
         config.replace(&format!("proxy = [\"{PROXY}\"]"), &wanted).replace("\"0.0.0.0:3129\"", "\"0.0.0.0:4129\"");
     fs::write(outgate.config(), config).unwrap();
     outgate.launch();
-    outgate.await_admin(|answer| answer.text().contains("no socket unit holds 10.42.42.1:8080"));
+    outgate.await_admin(|answer| answer.text().contains("no socket unit listens on 10.42.42.1:8080"));
     assert_eq!(world.guest.get("good.test", "/").reason(), "not_configured");
     // Brought to a socket that no listener is for.
     let brought = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 443)));
@@ -145,7 +145,7 @@ fn who_connects_while_a_socket_is_missing_is_told_or_reset_and_waits_for_nothing
 }
 
 #[test]
-fn without_a_service_manager_it_says_what_is_wrong_and_ends() {
+fn without_a_service_manager_the_daemon_reports_the_error_and_exits() {
     let Some(world) = World::new() else { return };
     for broken in ["configuration", "list"] {
         let mut outgate = world.setup(RULES).write();
@@ -159,7 +159,7 @@ fn without_a_service_manager_it_says_what_is_wrong_and_ends() {
 }
 
 #[test]
-fn the_configuration_that_worked_last_goes_on_where_the_file_is_broken() {
+fn the_last_configuration_that_worked_is_used_while_the_file_is_invalid() {
     let Some(world) = World::new() else { return };
     let (mut outgate, _ear) = managed(&world);
     let copies = outgate.path("copies");
@@ -201,7 +201,7 @@ fn the_configuration_that_worked_last_goes_on_where_the_file_is_broken() {
     fs::set_permissions(copies.join("worked.toml"), fs::Permissions::from_mode(0o666)).unwrap();
     outgate.launch();
     outgate.await_admin(|answer| answer.text().contains("not_configured"));
-    assert!(outgate.errors().contains("others than root may have written it"), "{}", outgate.errors());
+    assert!(outgate.errors().contains("users other than root may have written it"), "{}", outgate.errors());
 }
 
 /// What a boot leaves of the rules: nothing.
@@ -216,7 +216,7 @@ fn boot(net: &Vmnet) {
 }
 
 #[test]
-fn a_boot_on_a_broken_configuration_opens_no_guest() {
+fn a_boot_with_an_invalid_configuration_opens_no_guest() {
     let Some(net) = Vmnet::new() else { return };
     let copies = net.path("copies");
     let folder = copies.to_str().unwrap();
@@ -243,7 +243,7 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
     let _brought = net.transparent();
     assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n", "guests are served as before");
     EVIL.iter().for_each(|evil| hammer(&net.one, evil));
-    net.assert_tight();
+    net.assert_no_leaks();
 
     // What was named since is closed too, though nothing else of that file is taken.
     let named = sound.replace("[\"br0\"]", "[\"br0\", \"r3\"]");
@@ -252,7 +252,7 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
     assert_eq!(apply().status.code(), Some(1));
     assert!(connect(&net.three, "10.43.0.1:22").is_err());
     EVIL.iter().for_each(|evil| hammer(&net.three, evil));
-    net.assert_tight();
+    net.assert_no_leaks();
     // An empty file is a sound one, and asks for nothing: that alone opens nobody.
     for text in ["", "[limits]\nconnections = 7\n"] {
         fs::write(net.path("outgate.toml"), text).unwrap();
@@ -263,7 +263,7 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
         assert!(said.contains("in force again") && said.contains("`outgate firewall remove`"), "{said}");
         assert_eq!(connect(&net.one, "11.0.0.66:443").unwrap(), "here\n");
         EVIL.iter().for_each(|evil| hammer(&net.one, evil));
-        net.assert_tight();
+        net.assert_no_leaks();
     }
     fs::write(net.path("outgate.toml"), format!("{BROKEN}{sound}")).unwrap();
 
@@ -277,12 +277,12 @@ fn a_boot_on_a_broken_configuration_opens_no_guest() {
         let output = apply();
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1));
-        assert!(said.contains("closed altogether"), "{said}");
+        assert!(said.contains("closed completely"), "{said}");
         for guest in [&net.one, &net.three] {
             assert!(connect(guest, "11.0.0.66:443").is_err());
             EVIL.iter().for_each(|evil| hammer(guest, evil));
         }
-        net.assert_tight();
+        net.assert_no_leaks();
     }
     // Put right, it is as it says; removed, nothing is left that would close it at the next boot.
     fs::write(net.path("outgate.toml"), &sound).unwrap();

@@ -12,20 +12,20 @@
 //! origins are ordinary code of the test process. Each test has a world of its own.
 
 pub mod client;
+pub mod client_hello;
 pub mod dns;
-pub mod hello;
+pub mod firewall_watcher;
+pub mod guarded_network;
 pub mod http;
-pub mod manager;
 pub mod namespace;
 pub mod openssl;
 pub mod origin;
 pub mod outgate;
 pub mod pki;
-pub mod site;
-pub mod stub;
+pub mod service_manager;
+pub mod stub_resolver;
+pub mod tls_site;
 pub mod vmnet;
-pub mod watcher;
-pub mod whole;
 
 use client::Guest;
 use dns::Dns;

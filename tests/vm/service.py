@@ -210,7 +210,7 @@ def configure(provider):
     for rule in RULES:
         provider.do(f"outgate whitelist add '{rule}'")
     provider.do("outgate check")
-    # A listener that no socket unit holds: an error with what to do, not a door that is quietly missing.
+    # A listener that no socket unit listens on: an error with what to do, not a door that is quietly missing.
     result = provider.run("systemctl restart outgate.service")
     said = provider.journal()
     assert "ListenStream=" in said and "3129" in said, f"exit {result.status}, no drop-in in: {said}"
@@ -246,7 +246,7 @@ STATUS_TEXT = "systemctl show -P StatusText outgate.service"
 def remedy(provider):
     """What the daemon said when it last came up without a socket, as the journal has it: texts by path, and commands."""
     said = provider.journal(lines=300)
-    said = said[said.rindex("ERROR no socket unit holds") : said.rindex("Or take the address out of the configuration.")]
+    said = said[said.rindex("ERROR no socket unit listens on") : said.rindex("Or take the address out of the configuration.")]
     texts, commands, to = {}, [], []
     for line in said.splitlines():
         if found := re.fullmatch(r"Write into (/\S+):", line):
@@ -261,7 +261,7 @@ def remedy(provider):
 
 
 def printed(provider):
-    """What it prints for listeners that no socket unit holds, done to the letter: it then serves there, and prints no more.
+    """What it prints for listeners that no socket unit listens on, done to the letter: it then serves there, and prints no more.
 
     Beside an older drop-in of `systemctl edit`, with clients that never stop knocking, and again for other addresses.
     """
@@ -278,7 +278,7 @@ def printed(provider):
         provider.write("/etc/outgate/outgate.toml", "\n".join(["[listen]", *lines, text]))
         provider.do("outgate check")
         provider.do("systemctl restart outgate.service", 90)
-        provider.until(STATUS_TEXT, "not_configured.*no socket unit holds", 20, "nothing was missing")
+        provider.until(STATUS_TEXT, "not_configured.*no socket unit listens on", 20, "nothing was missing")
         texts, commands = remedy(provider)
         for path, lines in texts.items():
             provider.write(path, "\n".join(lines) + "\n")
@@ -370,7 +370,7 @@ def serves_all(provider, listen):
     time.sleep(3)
     assert provider.show("outgate.service", "InvocationID", "NRestarts") == began, f"started again: {provider.journal()}"
     said = provider.do(f"journalctl _SYSTEMD_INVOCATION_ID={began['InvocationID']} -o cat --no-pager")
-    assert "no socket unit holds" not in said, said
+    assert "no socket unit listens on" not in said, said
 
 
 FLOOD = """
@@ -822,7 +822,7 @@ def published(provider):
     assert provider.run(f"systemctl start {unit}", 60).status and "install ca-certificates" in provider.journal(unit), provider.journal(unit)
     provider.write(drop, "[Service]\nEnvironment=SSL_CERT_FILE=/brought/ca.crt\n")
     provider.do(f"systemctl daemon-reload; systemctl start {unit}", 130)
-    assert "what is in force stays" in provider.journal(unit), provider.journal(unit)
+    assert "the list in force stays" in provider.journal(unit), provider.journal(unit)
     assert provider.run(f"test -e {file}").status, "something was published where nothing can be fetched"
     provider.write(source, "published.test\n")
     provider.write(drop, f"[Service]\nExecStart=\nExecStart=/usr/bin/outgate golem sync --offline-ok --from {source}\n")
@@ -832,7 +832,7 @@ def published(provider):
     provider.until(f"{PROXY} -o /dev/null -w '%{{http_code}}' http://published.test/", "502", 10, "the published list is not in force")
     provider.write(source, "")
     assert provider.run(f"systemctl start {unit}", 60).status, "an empty list is no failure"
-    assert "no entries at all" in provider.journal(unit), provider.journal(unit)
+    assert "the new list has no entries" in provider.journal(unit), provider.journal(unit)
     provider.do("systemctl enable -q --now outgate-golem-sync.timer")
     assert provider.state("outgate-golem-sync.timer") == "active"
     provider.do(f"systemctl disable -q --now outgate-golem-sync.timer; rm -r {file} {source} {os.path.dirname(drop)}; systemctl daemon-reload; systemctl reset-failed {unit}")

@@ -104,7 +104,7 @@ impl Fetcher {
         let text = self.bytes(&beside, MAX_INPUT, say).map_err(|error| match error {
             SyncError::Failed { from, why } => SyncError::Signature { from, why },
             SyncError::TooLarge { from, .. } => {
-                SyncError::Signature { from, why: "no signature is so large".to_owned() }
+                SyncError::Signature { from, why: "too large for a signature".to_owned() }
             }
             SyncError::Io { path, source } => {
                 SyncError::Signature { from: path.display().to_string(), why: source.to_string() }
@@ -116,7 +116,7 @@ impl Fetcher {
         let signature = Signature::decode(text).map_err(|error| wrong(format!("no minisign signature: {error}")))?;
         // Signatures of the bytes instead of their hash are equally valid, and programs other than minisign make
         // them.
-        key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature does not hold: {error}")))?;
+        key.verify(bytes, &signature, true).map_err(|error| wrong(format!("the signature is not valid: {error}")))?;
         // A list's name distinguishes hosts from regexes, and whoever serves it could change the name.
         match file_name(source) {
             Some(name) if name.ends_with(".lst") && !is_for(signature.trusted_comment(), name) => {
@@ -134,7 +134,7 @@ impl Fetcher {
         // Anybody on the path could end the connection, and a truncated list looks like a shorter one.
         let chunked = answer.headers().get(TRANSFER_ENCODING).is_some();
         if answer.body().content_length().is_none() && !chunked {
-            let why = "the server does not say how long its answer is, so a part of it could pass for the whole";
+            let why = "the server does not state the length of its answer, so a part of it could pass for the whole";
             return Err(SyncError::Failed { from: url.to_owned(), why: why.to_owned() });
         }
         let body = answer.body_mut().with_config().limit(limit).read_to_vec();
@@ -193,7 +193,7 @@ fn explained(url: &str, error: ureq::Error, limit: u64) -> SyncError {
         Error::StatusCode(code @ (408 | 429 | 500..=599)) => later(format!("the server answers {code}")),
         Error::StatusCode(code) => failed(format!("the server answers {code}")),
         Error::TooManyRedirects => failed(format!("redirects more than {REDIRECTS} times")),
-        Error::RequireHttpsOnly(to) => failed(format!("leads to {to}, and only https:// is followed")),
+        Error::RequireHttpsOnly(to) => failed(format!("redirects to {to}, and only https:// is followed")),
         Error::Rustls(error) => failed(distrusted(&error)),
         Error::Io(error) => match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(error) => failed(distrusted(error)),
@@ -202,7 +202,7 @@ fn explained(url: &str, error: ureq::Error, limit: u64) -> SyncError {
         Error::Timeout(what) => later(format!("took too long ({what})")),
         Error::HostNotFound => later("there is no such host".to_owned()),
         Error::ConnectionFailed => later("no connection".to_owned()),
-        Error::ConnectProxyFailed(why) => later(format!("the proxy of the environment says no: {why}")),
+        Error::ConnectProxyFailed(why) => later(format!("the proxy named in the environment refuses: {why}")),
         other => failed(other.to_string()),
     }
 }
@@ -285,7 +285,7 @@ mod tests {
     #[test]
     fn files_beyond_the_bound_are_not_read() {
         let error = read(Path::new("/dev/zero"), 10 << 10).unwrap_err();
-        assert_eq!(error.to_string(), "/dev/zero: is larger than 10 KiB, which no list of hosts is");
+        assert_eq!(error.to_string(), "/dev/zero: is larger than 10 KiB, the limit for a list of hosts");
     }
 
     #[test]

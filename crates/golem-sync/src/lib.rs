@@ -57,9 +57,10 @@ impl Source {
             _ if text.is_empty() => Err("it is empty".to_owned()),
             Some("https") => Ok(Source::Web(text.to_owned())),
             Some("http") => {
-                Err("whoever is on the way could change the list over http://; write https://, or name a file".into())
+                Err("anyone on the network path could change the list over http://; write https://, or name a file"
+                    .into())
             }
-            Some(other) => Err(format!("{other}:// is not fetched; write https://, or name a file")),
+            Some(other) => Err(format!("{other}:// is not supported; write https://, or name a file")),
             None => Ok(Source::Path(text.into())),
         }
     }
@@ -121,7 +122,7 @@ pub struct Gathered {
 #[derive(Debug, thiserror::Error)]
 pub enum SyncError {
     /// The server cannot be reached or is too busy; it may work later.
-    #[error("{from}: {why}; what is in force stays")]
+    #[error("{from}: {why}; the list in force stays")]
     Unreachable {
         /// The source.
         from: String,
@@ -137,7 +138,7 @@ pub enum SyncError {
         why: String,
     },
     /// Larger than such a list needs to be.
-    #[error("{from}: is larger than {} KiB, which no list of hosts is", limit >> 10)]
+    #[error("{from}: is larger than {} KiB, the limit for a list of hosts", limit >> 10)]
     TooLarge {
         /// The source.
         from: String,
@@ -156,13 +157,13 @@ pub enum SyncError {
     #[error("{0}")]
     Invalid(Report),
     /// Lists without entries.
-    #[error("what came has no entries at all, which would take the whole list away; nothing was written")]
+    #[error("the new list has no entries, which would remove the whole list; nothing was written")]
     Empty,
     /// Lists that have lost many entries.
     #[error("{0}; if that is right, run it again with --allow-shrink. Nothing was written")]
     Shrunk(String),
     /// New entries that match names of unrelated owners.
-    #[error("{}; if that is meant, run it again with --allow-wide. Nothing was written", .0.join("; "))]
+    #[error("{}; if that is intended, run it again with --allow-wide. Nothing was written", .0.join("; "))]
     Wide(Vec<String>),
     /// A file of that name was not written by outgate.
     #[error("{}: {why}", path.display())]

@@ -136,14 +136,14 @@ pub fn change(current: Option<&Current>, entries: &[Entry], shrink: bool) -> Res
     }
     if removed.len() > old.len() / 2 {
         let (lost, all) = (removed.len(), old.len());
-        return Err(SyncError::Shrunk(format!("what came lacks {lost} of the {all} entries in force")));
+        return Err(SyncError::Shrunk(format!("the new list lacks {lost} of the {all} entries in force")));
     }
     for matching in [Matching::Strict, Matching::Regex] {
         let any = |entries: &[Entry]| entries.iter().any(|entry| entry.matching == matching);
         if any(old) && !any(entries) {
             let kind = matching.as_str();
             return Err(SyncError::Shrunk(format!(
-                "what came has no {kind} entries any more, and the list in force has"
+                "the new list has no {kind} entries, and the list in force has some"
             )));
         }
     }

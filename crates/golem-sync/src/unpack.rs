@@ -24,7 +24,7 @@ pub(super) fn lists(name: &str, bytes: Vec<u8>) -> Result<Vec<List>, SyncError> 
     }
     let file = name.rsplit('/').next().unwrap_or(name);
     if packed || !file.ends_with(".lst") || file.starts_with(['.', '#']) {
-        return Err(failed(name, "neither a tar archive, also packed with gzip, nor a list called *.lst"));
+        return Err(failed(name, "neither a tar archive (optionally compressed with gzip) nor a list named *.lst"));
     }
     if bytes.len() as u64 > MAX_INPUT {
         return Err(SyncError::TooLarge { from: name.to_owned(), limit: MAX_INPUT });
@@ -61,7 +61,7 @@ fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<List>, SyncError> {
         let Some((_, place)) = NAMES.iter().zip(&mut found).find(|(name, _)| **name == file) else { continue };
         let shown = format!("{name}/{path}");
         if place.is_some() {
-            return Err(failed(&shown, "the archive has two lists of this name; which one holds?"));
+            return Err(failed(&shown, "the archive has two lists of this name, so it is ambiguous"));
         }
         *place = Some(list(shown, entry)?);
     }
@@ -74,7 +74,7 @@ fn unpack(name: &str, bytes: &[u8]) -> Result<Vec<List>, SyncError> {
 
 fn list(name: String, entry: Entry<'_, &[u8]>) -> Result<List, SyncError> {
     if !entry.header().entry_type().is_file() {
-        return Err(failed(&name, "is not a plain file"));
+        return Err(failed(&name, "is not a regular file"));
     }
     let size = entry.size();
     if size > MAX_INPUT {
@@ -84,7 +84,7 @@ fn list(name: String, entry: Entry<'_, &[u8]>) -> Result<List, SyncError> {
     let read = entry.take(MAX_INPUT).read_to_end(&mut text);
     read.map_err(|error| failed(&name, &format!("the archive is damaged: {error}")))?;
     if text.len() as u64 != size {
-        return Err(failed(&name, "the archive is incomplete: this file was cut"));
+        return Err(failed(&name, "the archive is incomplete: this file is truncated"));
     }
     // The file is complete, so a last line without a line end is not half a line.
     if text.last().is_some_and(|last| *last != b'\n') {
@@ -173,7 +173,7 @@ mod tests {
             let mut builder = Builder::new(Vec::new());
             builder.append(&header, &b""[..]).unwrap();
             let error = texts("x.tar", builder.into_inner().unwrap()).unwrap_err();
-            assert!(error.contains("not a plain file") || error.contains("damaged"), "{kind:?}: {error}");
+            assert!(error.contains("not a regular file") || error.contains("damaged"), "{kind:?}: {error}");
         }
     }
 
@@ -198,7 +198,7 @@ mod tests {
         assert!(texts("x.tar", damaged).unwrap_err().contains("damaged"));
         let mut lying = tar(&[("strict.lst", b"a.test\n")]);
         lying[..512].copy_from_slice(header("strict.lst", 900_000).as_bytes());
-        assert!(texts("x.tar", lying).unwrap_err().contains("cut"));
+        assert!(texts("x.tar", lying).unwrap_err().contains("truncated"));
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub enum Unreachable {
     #[error("it has no port")]
     NoPort,
     /// No listener accepts it.
-    #[error("nothing listens for UDP but DNS")]
+    #[error("only DNS has a listener for UDP")]
     Udp,
 }
 

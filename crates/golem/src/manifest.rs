@@ -49,7 +49,7 @@ pub enum ManifestError {
     #[error("the manifest is neither JSON nor base64 of JSON")]
     Encoding,
     /// JSON that is not a manifest, or is truncated.
-    #[error("no manifest: {0}")]
+    #[error("not a manifest: {0}")]
     Form(serde_json::Error),
 }
 

@@ -195,10 +195,10 @@ fn is_understood(extension: &oid::Oid<'_>) -> bool {
 fn is_authority(certificate: &X509Certificate<'_>, below: usize) -> Result<(), String> {
     let constraints = certificate.basic_constraints().ok().flatten().map(|extension| extension.value);
     let Some(constraints) = constraints.filter(|constraints| constraints.ca) else {
-        return Err("is no authority".to_owned());
+        return Err("is not an authority".to_owned());
     };
     if constraints.path_len_constraint.is_some_and(|most| usize::try_from(most).is_ok_and(|most| below > most)) {
-        return Err("may not have so many authorities below it".to_owned());
+        return Err("may not have that many authorities below it".to_owned());
     }
     match certificate.key_usage() {
         Ok(None) => Ok(()),

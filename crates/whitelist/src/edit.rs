@@ -44,7 +44,7 @@ pub enum EditError {
     #[error("{0}")]
     Invalid(Report),
     /// No such rule.
-    #[error("no file holds the rule {}{}", quote(.rule), also(.near))]
+    #[error("no file contains the rule {}{}", quote(.rule), also(.near))]
     NotFound {
         /// The rule that was searched for.
         rule: String,
@@ -52,13 +52,13 @@ pub enum EditError {
         near: Vec<(Location, String)>,
     },
     /// The rule is only in a file that this module does not edit.
-    #[error("the rule stands in {0}, which is in Golem's form; edit that file, or add a `deny` rule")]
+    #[error("the rule is in {0}, which is in Golem's form; edit that file, or add a `deny` rule")]
     NotEditable(Location),
     /// The file was changed by someone else while its new content was being prepared.
-    #[error("{} was changed meanwhile; run this again", .0.display())]
+    #[error("{} was changed in the meantime; run this again", .0.display())]
     Changed(PathBuf),
     /// Another edit still holds the lock after `LOCK_PATIENCE`.
-    #[error("another edit of {} is going on", .0.display())]
+    #[error("another edit of {} is in progress", .0.display())]
     Busy(PathBuf),
     /// The system refused the operation.
     #[error("{}: {source}", .path.display())]
@@ -72,7 +72,7 @@ pub enum EditError {
 
 fn also(near: &[(Location, String)]) -> String {
     let near: Vec<String> =
-        near.iter().map(|(at, rule)| format!("; {at} has {}, give it in full", quote(rule))).collect();
+        near.iter().map(|(at, rule)| format!("; {at} has {}, write it in full", quote(rule))).collect();
     near.concat()
 }
 

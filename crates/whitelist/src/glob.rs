@@ -45,7 +45,7 @@ pub(super) fn parse(text: &str, warnings: &mut Vec<Fault>) -> Result<String, Fau
     if pattern.starts_with("*.*.") {
         let stars = pattern.split('.').take_while(|label| *label == "*").count();
         let base = pattern.split('.').skip(stars).collect::<Vec<_>>().join(".");
-        let message = format!("{} takes exactly {stars} labels in front", quote(text));
+        let message = format!("{} matches exactly {stars} labels in front", quote(text));
         warnings.push(Fault::new(0, message, format!("write `**.{base}` for one or more")));
     }
     Ok(pattern)
@@ -60,7 +60,7 @@ fn check(text: &str) -> Result<(), Fault> {
         let mut used = character.len_utf8();
         match character {
             '*' if rest.starts_with("**") => {
-                let remedy = "`**.` stands in front of a rule, for one or more labels; within a label write `*`";
+                let remedy = "`**.` goes in front of a rule, for one or more labels; within a label write `*`";
                 return Err(Fault::new(at, "`**` within a name", remedy));
             }
             '*' | '?' => {}
@@ -72,7 +72,7 @@ fn check(text: &str) -> Result<(), Fault> {
             }
             '}' if in_braces => in_braces = false,
             ',' if in_braces => {}
-            ',' => return Err(Fault::new(at, "a comma outside braces", "write one rule a line")),
+            ',' => return Err(Fault::new(at, "a comma outside braces", "write one rule per line")),
             ']' | '}' => {
                 return Err(Fault::new(
                     at,
@@ -88,7 +88,7 @@ fn check(text: &str) -> Result<(), Fault> {
             _ if character.is_ascii_alphanumeric() || !character.is_ascii() => {}
             _ => {
                 let message = format!("{} is not allowed in a host name", quote(&character.to_string()));
-                return Err(Fault::new(at, message, "letters, digits, `-`, `_`, `.` and globs are"));
+                return Err(Fault::new(at, message, "letters, digits, `-`, `_`, `.` and globs are allowed"));
             }
         }
         rest = rest.get(used..).unwrap_or_default();
@@ -99,7 +99,7 @@ fn check(text: &str) -> Result<(), Fault> {
 /// Checks the braces that `text` starts with.
 fn check_braces(text: &str) -> Result<(), Fault> {
     let Some(close) = text.find('}') else {
-        return Err(Fault::new(0, "the braces are not closed", "write `{a,b}`, without blanks"));
+        return Err(Fault::new(0, "the braces are not closed", "write `{a,b}`, without spaces"));
     };
     let inner = text.get(1..close).unwrap_or_default();
     if inner.split(',').any(str::is_empty) {
@@ -115,11 +115,11 @@ fn check_class(text: &str) -> Result<usize, Fault> {
     };
     let inner = text.get(1..close).unwrap_or_default();
     if inner.starts_with(['!', '^']) {
-        let remedy = "list the characters that may stand there, as `[a-z0-9]`";
+        let remedy = "list the allowed characters, as `[a-z0-9]`";
         return Err(Fault::new(1, "a negated class", remedy));
     }
     if inner.is_empty() {
-        return Err(Fault::new(0, "an empty class", "list the characters that may stand there, as `[a-z0-9]`"));
+        return Err(Fault::new(0, "an empty class", "list the allowed characters, as `[a-z0-9]`"));
     }
     let inner = inner.to_ascii_lowercase();
     let mut characters = inner.chars().peekable();
@@ -134,7 +134,7 @@ fn check_class(text: &str) -> Result<usize, Fault> {
         let sound = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || (!range && matches!(c, '-' | '_'));
         let ordered = first <= last && first.is_ascii_digit() == last.is_ascii_digit();
         if !(sound(first) && sound(last) && ordered) {
-            let message = format!("{} is no class of characters of a name", quote(&format!("[{inner}]")));
+            let message = format!("{} is not a class of characters of a name", quote(&format!("[{inner}]")));
             return Err(Fault::new(0, message, "write characters and ranges of `a-z`, `0-9`, `-` and `_`"));
         }
     }

@@ -23,7 +23,7 @@ const TERMS: Terms = plain_terms(Effect::Allow, Reach::Golem);
 pub(super) fn strict(text: &str, context: &mut Context<'_>) {
     for (number, line) in lines(text) {
         if line.trim().is_empty() {
-            context.warn((number, line), Fault::new(0, "a blank line", "remove it; here it means nothing"));
+            context.warn((number, line), Fault::new(0, "a blank line", "remove it; it has no effect here"));
             continue;
         }
         strict_entry(context, (number, line), line);
@@ -71,7 +71,7 @@ pub(super) fn json(text: &str, context: &mut Context<'_>) {
                 regex_entry(context, (number, &indent), &domain)
             }
             Err(error) => {
-                let message = format!("no entry of a whitelist: {}", without_place(&error));
+                let message = format!("not an entry of a whitelist: {}", without_place(&error));
                 let remedy = r#"write `{"domain":"example.com","match":"strict"}`, or `"regex"`"#;
                 context.error((number, &indent), Fault::new(indent.len(), message, remedy));
             }
@@ -86,7 +86,7 @@ pub(super) fn rules(text: &str, context: &mut Context<'_>) {
         Err(error) => at_place_of(text, &error, "not valid rules of ya-provider", "let ya-provider write it", context),
         Ok(Mode::All) => {
             let message = "`everyone` is `all`: every guest without a mode of its own reaches every public address";
-            let remedy = "set [golem].max_mode to \"whitelist\" if that is not meant";
+            let remedy = "set [golem].max_mode to \"whitelist\" if that is not intended";
             context.warn((1, ""), Fault::new(0, message, remedy));
         }
         Ok(Mode::None | Mode::Whitelist) => {}
@@ -156,7 +156,7 @@ fn strict_entry(context: &mut Context<'_>, place: (u32, &str), entry: &str) {
         }
         Err(fault) => {
             let message = format!("{} is neither a host nor an address: {}", quote(entry), fault.message);
-            let remedy = "write one exact host or address; comments, wildcards and ports have no place here";
+            let remedy = "write one exact host or address; comments, wildcards and ports are not allowed here";
             context.error(place, Fault::new(before, message, remedy));
         }
     }

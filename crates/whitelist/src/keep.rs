@@ -21,7 +21,7 @@ const CHECKSUM: usize = 32;
 #[derive(Debug, thiserror::Error)]
 pub enum KeepError {
     /// None was ever saved.
-    #[error("no list was kept yet")]
+    #[error("no list has been kept yet")]
     Nothing,
     /// The file is damaged, or has another version.
     #[error("the kept list is damaged")]

@@ -123,8 +123,8 @@ fn dubious(rule: &Rule<'_>) -> Finding {
         return None;
     }
     if DOH.contains(base) {
-        let message = format!("`{base}` answers DNS over HTTPS, by which names can be looked up past outgate's DNS");
-        return Some((message, "remove it unless it is meant".to_owned()));
+        let message = format!("`{base}` answers DNS over HTTPS, which lets guests look up names without outgate's DNS");
+        return Some((message, "remove it unless it is intended".to_owned()));
     }
     if ECH.contains(base) {
         let message = format!("`{base}` is the outer name of Encrypted ClientHello; any site behind it would pass");
@@ -204,7 +204,7 @@ impl Seen {
         let own = (Arc::clone(file), rule.line);
         let text = canonical(&rule.subject, rule.terms).into_boxed_str();
         if let Some(first) = self.first.get(&(Arc::clone(group), text)).filter(|first| **first != own) {
-            let message = format!("the same rule stands at {}:{}", first.0, first.1);
+            let message = format!("the same rule is at {}:{}", first.0, first.1);
             return Some(((message, "remove one of them".to_owned()), first.clone()));
         }
         let Subject::Name { base, scope } = &rule.subject else { return None };
@@ -313,7 +313,7 @@ mod tests {
 
     #[test]
     fn rules_that_change_nothing_are_named() {
-        says("good.test\nGOOD.test. note=x\n", "a.rules:2:1: warning: the same rule stands at a.rules:1");
+        says("good.test\nGOOD.test. note=x\n", "a.rules:2:1: warning: the same rule is at a.rules:1");
         says("www.good.test\n.good.test\n", "a.rules:1:1: warning: `www.good.test` is covered by a.rules:2");
         says("*.good.test\na.good.test\n", "a.rules:2:1");
         says("**.good.test\n*.a.good.test\n", "a.rules:2:1");

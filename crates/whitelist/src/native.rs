@@ -93,11 +93,11 @@ pub(super) fn parse_line(line: &str) -> Result<Option<Line<'_>>, Fault> {
             effect = Effect::Deny;
             at = skip_blanks(line, at + "deny".len())?;
             if ends(line, at) {
-                return Err(Fault::new(at, "`deny` of nothing", "write what to refuse after it, `deny host`"));
+                return Err(Fault::new(at, "`deny` without a host", "write what to refuse, as `deny host`"));
             }
         }
         "allow" if !ends(line, skip_blanks(line, at + "allow".len())?) => {
-            return Err(Fault::new(at, "a rule allows without a word for it", "leave out `allow`"));
+            return Err(Fault::new(at, "a rule needs no word to allow", "leave out `allow`"));
         }
         _ => {}
     }
@@ -124,16 +124,16 @@ fn finish<'a>(
     };
     if effect == Effect::Deny {
         if let Some(at) = options.ech_at {
-            return Err(Fault::new(at, "`ech=allow` means nothing on a `deny`", "leave it out"));
+            return Err(Fault::new(at, "`ech=allow` has no effect on a `deny`", "leave it out"));
         }
         if let Some(at) = options.to_at {
             let remedy = "leave it out; to deny addresses write `deny 192.0.2.0/24`";
-            return Err(Fault::new(at, "`to=` means nothing on a `deny`", remedy));
+            return Err(Fault::new(at, "`to=` has no effect on a `deny`", remedy));
         }
     } else if let Some(wide) = public_suffix::breadth(&parsed.subject) {
         let message = format!("{} {wide}", quote(source));
         if !options.wide {
-            let remedy = format!("{}, or add `wide=yes` if it is meant", wide.remedy());
+            let remedy = format!("{}, or add `wide=yes` if it is intended", wide.remedy());
             return Err(Fault::new(at, message, remedy));
         }
         warnings.push(Fault::new(at, message, "`wide=yes` allows it"));

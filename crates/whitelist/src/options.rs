@@ -39,14 +39,14 @@ pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fau
             return Ok((options, end));
         }
         if at == end {
-            return Err(Fault::new(at, "a blank is missing here", "put a space in front of each option"));
+            return Err(Fault::new(at, "a space is missing here", "put a space in front of each option"));
         }
         let option = split(line, at)?;
         let known = KNOWN.iter().zip(&mut seen).find(|(name, _)| **name == option.key);
         match known {
             None => return Err(unknown(at, option.key)),
             Some((_, seen)) if *seen => {
-                return Err(Fault::new(at, format!("`{}=` stands twice", option.key), "leave one of them out"));
+                return Err(Fault::new(at, format!("`{}=` is there twice", option.key), "leave one of them out"));
             }
             Some((_, seen)) => *seen = true,
         }
@@ -93,12 +93,12 @@ fn split(line: &str, at: usize) -> Result<Written<'_>, Fault> {
 fn not_an_option(at: usize, word: &str) -> Fault {
     let message = format!("unexpected {} after the rule", quote(word));
     if word.contains('.') {
-        return Fault::new(at, message, "write one rule a line");
+        return Fault::new(at, message, "write one rule per line");
     }
     Fault::new(
         at,
         message,
-        "options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`",
+        "the options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`",
     )
 }
 
@@ -110,7 +110,7 @@ fn unknown(at: usize, key: &str) -> Fault {
         Some((distance, known)) if distance <= 2 && distance < known.len() => {
             Fault::new(at, message, format!("did you mean `{known}=`?"))
         }
-        _ => Fault::new(at, message, "known are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`"),
+        _ => Fault::new(at, message, "the options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`"),
     }
 }
 
@@ -123,13 +123,13 @@ fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result
         if value == wanted {
             return Ok(());
         }
-        let message = format!("{} is no value of `{}=`", quote(value), option.key);
+        let message = format!("{} is not a value of `{}=`", quote(value), option.key);
         Err(Fault::new(option.value_at, message, format!("the only one is `{}={wanted}`", option.key)))
     };
     match option.key {
         "until" => {
             options.until = Some(date(value).ok_or_else(|| {
-                let message = format!("{} is no date", quote(value));
+                let message = format!("{} is not a date", quote(value));
                 Fault::new(option.value_at, message, "write year, month and day, as `until=2027-01-31`")
             })?)
         }

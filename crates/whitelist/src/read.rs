@@ -144,7 +144,7 @@ impl Files {
         let checked = match data_dir.metadata() {
             Ok(meta) if meta.is_dir() => check_dir(&meta),
             _ => {
-                let remedy = "correct [golem].data_dir, or let the daemon's user look into it";
+                let remedy = "correct [golem].data_dir, or let the daemon's user search it";
                 Err(Refused { message: "there is no such data dir".to_owned(), remedy })
             }
         };
@@ -201,7 +201,7 @@ impl Files {
         match read_file(path, MAX_FILE).map(|bytes| SourceFile::new(&name, bytes)) {
             Ok(Some(file)) => self.files.push(file),
             Ok(None) => {
-                let message = "a whitelist file is called *.rules, *.lst or *.json".to_owned();
+                let message = "a whitelist file is named *.rules, *.lst or *.json".to_owned();
                 self.problems.whole(&Arc::from(name), Severity::Error, message, "rename it");
             }
             Err(refused) => self.problems.whole(&Arc::from(name), Severity::Error, refused.message, refused.remedy),
@@ -319,7 +319,7 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
         let expected = (is_dir && shown.starts_with('.')) || shown.ends_with(replace::SUFFIX);
         if !expected {
             let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
-            let remedy = "whitelist files are called *.rules, *.lst or *.json, without a dot in front";
+            let remedy = "whitelist files are named *.rules, *.lst or *.json, without a dot in front";
             set.problems.whole(&shown, Severity::Warning, message.to_owned(), remedy);
         }
         return;
@@ -392,7 +392,7 @@ fn check_dir(meta: &Metadata) -> Result<(), Refused> {
     if meta.mode() & 0o002 == 0 {
         return Ok(());
     }
-    let message = "the dir is writable by others, who could add rules".to_owned();
+    let message = "the dir is writable by other users, who could add rules".to_owned();
     Err(Refused { message, remedy: "chmod o-w it" })
 }
 
@@ -402,7 +402,7 @@ fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {
         return Err(Refused { message, remedy: "remove it, or give it another name" });
     }
     if meta.mode() & 0o002 != 0 {
-        let message = "is writable by others, who could add rules".to_owned();
+        let message = "is writable by other users, who could add rules".to_owned();
         return Err(Refused { message, remedy: "chmod o-w it" });
     }
     if meta.len() > limit {

@@ -138,7 +138,7 @@ impl Problems {
         if self.more > 0
             && let Some(last) = self.warnings.last_mut()
         {
-            last.message = format!("{} (and {} warnings more)", last.message, self.more);
+            last.message = format!("{} (and {} more warnings)", last.message, self.more);
         }
         Ok(self.warnings)
     }

@@ -98,16 +98,21 @@ fn regex_length(text: &str) -> Result<usize, Fault> {
             '\\' => escaped = true,
             '/' => return Ok(at + 1),
             '#' => {
-                let remedy = "close it with `/` in front of the comment; no name has a `#`";
+                let remedy = "close it with `/` before the comment; a name cannot contain `#`";
                 return Err(Fault::new(at, "a comment starts within the regex", remedy));
             }
             blank if blank.is_whitespace() => {
-                return Err(Fault::new(at, "a blank within the regex", "no name has one; close the regex with `/`"));
+                return Err(Fault::new(
+                    at,
+                    "a space within the regex",
+                    "a name cannot contain one; close the regex with \
+                                                                       `/`",
+                ));
             }
             _ => {}
         }
     }
-    Err(Fault::new(0, "the regex is not closed", "end it with `/`; a path has no place in a rule"))
+    Err(Fault::new(0, "the regex is not closed", "end it with `/`; a rule has no path"))
 }
 
 /// Parses a subject; `token` has the [`length`] computed above.
@@ -154,7 +159,9 @@ fn scheme(token: &str) -> Result<(Scheme, usize), Fault> {
             Some((distance, name)) if distance <= 2 && distance < name.len().min(word.len()) => {
                 format!("did you mean `{name}://`?")
             }
-            _ => "known are https, http, wss, ws, tcp, udp and quic; for others write `tcp://host:port`".to_owned(),
+            _ => {
+                "the schemes are https, http, wss, ws, tcp, udp and quic; for others write `tcp://host:port`".to_owned()
+            }
         };
         return Err(Fault::new(0, message, remedy));
     }
@@ -178,7 +185,7 @@ fn split_host(text: &str) -> Result<(&str, &str), Fault> {
         return Ok(text.split_at(regex_length(text)?));
     }
     if let Some(at) = text.find('@') {
-        return Err(Fault::new(at, "a user name has no place in a rule", "write the host alone"));
+        return Err(Fault::new(at, "a rule has no user name", "write the host alone"));
     }
     // A bracket at the start begins an IPv6 address if it contains a colon, else the class of a glob.
     if text.starts_with('[')
@@ -202,8 +209,8 @@ fn address(host: &str) -> Result<Option<IpAddr>, Fault> {
         Ok(Host::Name(_)) => return Ok(None),
         Err(_) if host.starts_with('[') && host.contains(':') => {
             let message = format!("{} is not an IPv6 address in brackets", quote(host));
-            let remedy =
-                "write `[2001:db8::1]`, or `[2001:db8::]/32` with the length behind the bracket; zones are not taken";
+            let remedy = "write `[2001:db8::1]`, or `[2001:db8::]/32` with the length behind the bracket; zones are not \
+                 supported";
             return Err(Fault::new(0, message, remedy));
         }
         Err(_) => return Ok(None),
@@ -228,7 +235,7 @@ fn net(address: IpAddr, tail: &str) -> Result<(IpNet, usize), Fault> {
         digits.len() <= 3 && digits.bytes().all(|b| b.is_ascii_digit()) && (digits == "0" || !digits.starts_with('0'));
     let length = if plain { digits.parse::<u8>().ok().filter(|length| *length <= most) } else { None };
     let Some(length) = length else {
-        let message = format!("{} is no prefix length", quote(digits));
+        let message = format!("{} is not a prefix length", quote(digits));
         return Err(Fault::new(1, message, format!("write a number from 0 to {most}; a rule has no path")));
     };
     let net = IpNet::new_assert(address, length);
@@ -247,7 +254,7 @@ pub(super) fn parse_net(text: &str) -> Result<IpNet, Fault> {
     let bracketed = host.starts_with('[');
     let wrapped = if host.contains(':') && !bracketed { format!("[{host}]") } else { host.to_owned() };
     let Some(address) = address(&wrapped)? else {
-        let message = format!("{} is no address", quote(text));
+        let message = format!("{} is not an address", quote(text));
         return Err(Fault::new(0, message, "write addresses or ranges, as `to=192.0.2.7,198.51.100.0/24`"));
     };
     let (net, used) = net(address, tail).map_err(|fault| fault.shifted(host.len()))?;
@@ -283,7 +290,7 @@ fn name(host: &str, warnings: &mut Vec<Fault>) -> Result<Owned, Fault> {
     }
     let base = literal(base, warnings).map_err(|fault| fault.shifted(base_at))?;
     if scope == Scope::Exact && base.parent().is_none() {
-        let message = format!("{} is a single label; it is looked up just so, no search domain is added", quote(host));
+        let message = format!("{} is a single label; it is looked up as it is, no search domain is added", quote(host));
         warnings.push(Fault::new(0, message, "write the whole name"));
     }
     Ok(Owned::Name { base, scope })
@@ -357,9 +364,9 @@ pub(super) fn port_range(text: &str) -> Result<Ports, Fault> {
         return Ok(Ports::ALL);
     }
     let bad = |at: usize, text: &str| {
-        let message = format!("{} is no port", quote(text));
+        let message = format!("{} is not a port", quote(text));
         let remedy = if text.contains(',') {
-            "write one port or range a rule, each on a line of its own"
+            "write one port or range per rule, each on a line of its own"
         } else {
             "write a number from 1 to 65535 without sign or leading zero, a range `8000-8100`, or `*`"
         };
@@ -380,7 +387,7 @@ fn reach(scheme: Scheme, ports: Option<Ports>, token: &str) -> Result<Reach, Fau
     let one = |port| Ports { first: port, last: port };
     let required = |word: &str| {
         let host = token.trim_end_matches('/');
-        let message = format!("`{word}://` has no port of its own");
+        let message = format!("`{word}://` has no default port");
         Fault::new(
             host.len(),
             message,

@@ -139,7 +139,7 @@ fn broken_globs_are_explained() {
     refused("a].x.io", 2, "without its opening bracket");
     refused("[a.x.io", 1, "not closed");
     refused("[].x.io", 1, "an empty class");
-    refused("[z-a].x.io", 1, "no class of characters");
+    refused("[z-a].x.io", 1, "not a class of characters");
     refused("a.**.x.io", 3, "`**` within a name");
     refused("***.x.io", 1, "`**` within a name");
     refused("a,b.x.io", 2, "a comma outside braces");
@@ -165,8 +165,8 @@ fn broken_regexes_are_explained_with_their_place() {
     refused("/a(b/", 3, "regex: unclosed group");
     refused("/bor", 1, "the regex is not closed");
     refused("//", 2, "an empty regex");
-    refused("/a b/", 3, "a blank within the regex");
-    refused("/a # b/", 3, "a blank within the regex");
+    refused("/a b/", 3, "a space within the regex");
+    refused("/a # b/", 3, "a space within the regex");
     refused("/a#b/", 3, "a comment starts within the regex");
     refused(r"/bücher\.de/", 3, "not ASCII");
     refused(&format!("/{}a{}/", "(".repeat(100), ")".repeat(100)), 52, "regex:");
@@ -184,11 +184,11 @@ fn addresses_are_addresses_in_one_notation() {
     assert_eq!(subject("https://203.0.113.7/"), "Net 203.0.113.7/32");
     refused("2001:db8::/32", 1, "write an IPv6 address in brackets");
     refused("[2001:db8::/32]", 1, "with the length behind the bracket");
-    refused("[fe80::1%eth0]", 1, "zones are not taken");
+    refused("[fe80::1%eth0]", 1, "zones are not supported");
     refused("[::ffff:203.0.113.7]", 1, "write `203.0.113.7`");
     refused("203.0.113.7/24", 13, "write `203.0.113.0/24` for the range, or `203.0.113.7`");
-    refused("203.0.113.0/33", 13, "no prefix length");
-    refused("203.0.113.0/024", 13, "no prefix length");
+    refused("203.0.113.0/33", 13, "not a prefix length");
+    refused("203.0.113.0/024", 13, "not a prefix length");
     for text in ["127.1", "2130706433", "0x7f000001", "0177.0.0.1", "256.1.1.1", "1.2.3", "good.0x7"] {
         refused(text, 1, "four decimal numbers");
     }
@@ -201,7 +201,7 @@ fn ports_stand_behind_a_colon() {
     assert_eq!(reach("good.test:*"), Reach::Ports(Ports::ALL));
     assert_eq!(reach("*.good.test:8443/"), Reach::Ports(one(8443)));
     for port in ["0", "65536", "0443", "+443", "", "https", "1-", "-1"] {
-        refused(&format!("good.test:{port}"), if port == "1-" { 13 } else { 11 }, "is no port");
+        refused(&format!("good.test:{port}"), if port == "1-" { 13 } else { 11 }, "is not a port");
     }
     refused("good.test:80,443", 11, "a line of its own");
     refused("good.test:90-80", 11, "write `80-90`");
@@ -219,7 +219,7 @@ fn schemes_give_transport_port_and_protocol() {
     assert_eq!(reach("quic://good.test"), Reach::Quic(one(443)));
     assert_eq!(subject("https://*.good.test"), "OneLabel good.test");
     refused("tcp://good.test", 16, "write `tcp://good.test:port` with the port");
-    refused("udp://good.test/", 16, "has no port of its own");
+    refused("udp://good.test/", 16, "has no default port");
     refused("htps://good.test", 1, "did you mean `https://`?");
     refused("gopher://good.test", 1, "unknown scheme `gopher`");
     refused("http:/good.test", 6, "write `http://host`");
@@ -246,9 +246,9 @@ fn deny_reaches_everything_unless_it_says_what() {
     assert_eq!(subject(r"deny /.*\.com/"), r"Regex .*\.com");
     assert_eq!(subject("deny *"), "Regex .*");
     assert_eq!(subject("deny.good.test"), "Exact deny.good.test");
-    refused("deny", 5, "`deny` of nothing");
-    refused("deny good.test ech=allow", 16, "means nothing on a `deny`");
-    refused("deny good.test to=10.0.0.1", 16, "means nothing on a `deny`");
+    refused("deny", 5, "`deny` without a host");
+    refused("deny good.test ech=allow", 16, "has no effect on a `deny`");
+    refused("deny good.test to=10.0.0.1", 16, "has no effect on a `deny`");
     refused("allow good.test", 1, "leave out `allow`");
 }
 
@@ -270,20 +270,20 @@ fn options_stand_in_any_order() {
 #[test]
 fn broken_options_are_explained() {
     refused("good.test util=2027-01-31", 11, "did you mean `until=`?");
-    refused("good.test colour=red", 11, "unknown option `colour`; known are");
-    refused("good.test until=2027-02-30", 17, "is no date");
+    refused("good.test colour=red", 11, "unknown option `colour`; the options are");
+    refused("good.test until=2027-02-30", 17, "is not a date");
     refused("good.test until=31.01.2027", 17, "write year, month and day");
-    refused("good.test until=2027-1-31", 17, "is no date");
+    refused("good.test until=2027-1-31", 17, "is not a date");
     refused("good.test until=", 11, "has no value");
-    refused("good.test owner=a owner=b", 19, "stands twice");
+    refused("good.test owner=a owner=b", 19, "is there twice");
     refused("good.test ech=deny", 15, "the only one is `ech=allow`");
     refused("good.test wide=no", 16, "the only one is `wide=yes`");
     refused("good.test to=10.0.0.5/24", 23, "write `10.0.0.0/24`");
-    refused("good.test to=10.0.0.0/8,x.test", 25, "is no address");
+    refused("good.test to=10.0.0.0/8,x.test", 25, "is not an address");
     refused("good.test note=\"open", 16, "the quote is not closed");
-    refused("good.test note=\"x\"owner=y", 19, "a blank is missing");
+    refused("good.test note=\"x\"owner=y", 19, "a space is missing");
     refused("good.test because", 11, "a comment starts with `#`");
-    refused("good.test evil.test", 11, "write one rule a line");
+    refused("good.test evil.test", 11, "write one rule per line");
     refused("good.test\u{a0}evil.test", 10, "use plain spaces");
     refused("\u{a0}good.test", 1, "use plain spaces");
 }

@@ -95,7 +95,7 @@ impl Enclosure {
                 (its_name.as_ref() == Some(name), its_interface.as_ref() == Some(interface));
             match (same_name, same_interface) {
                 (true, true) => self.registered = true,
-                (true, false) => return Err(Failure::Failed(format!("there is a guest {name} already"))),
+                (true, false) => return Err(Failure::Failed(format!("a guest {name} exists already"))),
                 (false, true) => {
                     let whose = its_name.unwrap_or_default();
                     return Err(Failure::Failed(format!(
@@ -190,7 +190,7 @@ fn lock(names: &Names) -> Result<Lock, Failure> {
         return Err(Failure::Failed(format!("{} is not root's own folder; remove it", folder.display())));
     }
     let name = &names.guest;
-    let taken = || Failure::Failed(format!("{name} is in use: an `outgate exec` of this name runs"));
+    let taken = || Failure::Failed(format!("{name} is in use: an `outgate exec` of this name is running"));
     Lock::take(&names.lock()).map_err(failed)?.ok_or_else(taken)
 }
 

@@ -22,10 +22,10 @@ impl Ground {
     /// Checks whether a guest of this name can be created.
     pub(in crate::cli) fn find(config: Option<&Path>, name: &str) -> Result<Ground, Failure> {
         if !is_guest_name(name) {
-            return Err(Failure::Usage(format!("{name:?} is no guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
+            return Err(Failure::Usage(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
         }
         if !outgate::system::is_root() {
-            let why = "only root may make network namespaces; run it with sudo, and the command runs as you";
+            let why = "only root may create network namespaces; run it with sudo, and the command still runs as you";
             return Err(Failure::Failed(why.to_owned()));
         }
         let (settings, _) = Settings::load(config)?;
@@ -60,7 +60,7 @@ fn uncovered(settings: &Settings, interface: &str) -> Option<String> {
     let all = patterns.iter().cloned().chain([format!("{PREFIX}*")]);
     let all: Vec<String> = all.map(|pattern| format!("\"{pattern}\"")).collect();
     Some(format!(
-        "the command's interface, {interface}, is no guest's; under [firewall] write guest_interfaces = [{}], then \
+        "the command's interface, {interface}, is not a guest's; under [firewall] write guest_interfaces = [{}], then \
          `outgate firewall apply` and `systemctl reload outgate`",
         all.join(", ")
     ))

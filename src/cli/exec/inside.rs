@@ -96,7 +96,7 @@ fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
     let caller = order.caller.to_string();
     for kind in ["mnt", "pid"] {
         if namespace("self", kind)? == namespace(&caller, kind)? {
-            return Err(io::Error::other(format!("{WORD} takes namespaces of its own")));
+            return Err(io::Error::other(format!("{WORD} requires namespaces of its own")));
         }
     }
     let talk = Arc::new(fcntl_dupfd_cloexec(io::stdin(), 0)?);

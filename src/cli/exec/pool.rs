@@ -21,7 +21,10 @@ pub(super) fn choose(wanted: Option<Ipv4Addr>, guests: &Value) -> Result<Ipv4Add
     let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "all"], "to list routes")?;
     let mut taken = nets(&routes);
     taken.extend(of_guests(guests));
-    let why = format!("every address of {POOL} is some guest's, or a route of this machine covers it; use --address");
+    let why = format!(
+        "every address of {POOL} belongs to a guest or is covered by a route of this machine; use \
+                       --address"
+    );
     first_free(POOL, &taken).ok_or(Failure::Failed(why))
 }
 

@@ -154,10 +154,10 @@ impl Running {
 fn first_of_its_processes(command: &mut Command) -> Result<Child, Failure> {
     let failed = |what: &str, error: io::Error| Failure::Failed(format!("{what}: {error}"));
     let own = File::open("/proc/self/ns/pid")?;
-    unshare_processes().map_err(|error| failed("cannot make a namespace of processes", error))?;
+    unshare_processes().map_err(|error| failed("cannot create a PID namespace", error))?;
     let child = command.spawn();
     move_into_link_name_space(own.as_fd(), Some(LinkNameSpaceType::ProcessID))
-        .map_err(|error| failed("cannot go back to the namespace of processes", error.into()))?;
+        .map_err(|error| failed("cannot return to the first PID namespace", error.into()))?;
     child.map_err(|error| failed("cannot start ip(8)", error))
 }
 

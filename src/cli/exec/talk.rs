@@ -102,7 +102,7 @@ pub(super) fn send(socket: impl AsFd, message: impl Message, descriptors: &[Borr
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MOST))];
     let mut more = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !more.push(SendAncillaryMessage::ScmRights(descriptors)) {
-        return Err(io::Error::other("more descriptors than a message hands over"));
+        return Err(io::Error::other("more descriptors than one message can pass"));
     }
     let bytes = message.bytes();
     let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
@@ -139,7 +139,7 @@ pub(super) fn receive<M: Message>(socket: impl AsFd) -> io::Result<Option<(M, Ve
         [first, second, third, ..] if whole => M::of([first, second, third]),
         _ => None,
     };
-    let message = message.ok_or_else(|| io::Error::other("a message that is none"))?;
+    let message = message.ok_or_else(|| io::Error::other("not a valid message"))?;
     Ok(Some((message, descriptors)))
 }
 

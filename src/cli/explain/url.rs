@@ -21,19 +21,19 @@ pub(super) struct UrlRequest {
 /// Why a text is not a URL that could be requested; names what to write.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum UrlError {
-    #[error("there is nothing; write a URL, a host, or host:port")]
+    #[error("the URL is empty; write a URL, a host, or host:port")]
     Empty,
     #[error("the scheme `{0}` is unknown; write https, http, wss, ws, tcp, h2c, udp or quic")]
     Scheme(String),
-    #[error("a name and password in front of the host are not taken; leave out everything up to the @")]
+    #[error("a user name and password before the host are not accepted; leave out everything up to the @")]
     UserInfo,
     #[error("`{0}://` needs a port; write {0}://host:port")]
     NoPort(&'static str),
-    #[error("an IPv6 address stands in brackets; write [{0}]")]
+    #[error("an IPv6 address needs brackets; write [{0}]")]
     Ipv6(Ipv6Addr),
     #[error("{0}")]
     Target(#[from] TargetError),
-    #[error("longer than any URL that could be meant")]
+    #[error("too long for a URL")]
     TooLong,
 }
 
@@ -192,19 +192,19 @@ mod tests {
     #[test]
     fn what_outgate_would_not_take_is_refused_with_a_remedy() {
         for (url, expected) in [
-            ("", "there is nothing; write a URL, a host, or host:port"),
+            ("", "the URL is empty; write a URL, a host, or host:port"),
             ("ftp://ipfs.io", "the scheme `ftp` is unknown; write https, http, wss, ws, tcp, h2c, udp or quic"),
             (
                 "https://u:p@ipfs.io/",
-                "a name and password in front of the host are not taken; leave out everything up to the @",
+                "a user name and password before the host are not accepted; leave out everything up to the @",
             ),
             (
                 "ipfs.io:443@evil.test",
-                "a name and password in front of the host are not taken; leave out everything up to the @",
+                "a user name and password before the host are not accepted; leave out everything up to the @",
             ),
             ("tcp://ipfs.io", "`tcp://` needs a port; write tcp://host:port"),
             ("udp://ipfs.io/", "`udp://` needs a port; write udp://host:port"),
-            ("2001:db8::1", "an IPv6 address stands in brackets; write [2001:db8::1]"),
+            ("2001:db8::1", "an IPv6 address needs brackets; write [2001:db8::1]"),
             ("https://", "the name is empty"),
             ("https:///path", "the name is empty"),
             ("ipfs.io:65979", "the port is not a number from 1 to 65535 without sign or leading zero"),

@@ -30,13 +30,13 @@ const SECOND: Duration = Duration::from_secs(1);
 /// Pause after each inspection, so that interfaces that constantly appear and disappear do not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Keep what was applied in force for interfaces that come later
+/// Keep the applied firewall in force for interfaces that appear later
 ///
-/// Runs until it is told to stop; `outgate-host.service` runs it. When an interface or a bridge port
-/// comes, and within seven seconds in any case, it isolates and guards guests' ports, names them to the ruleset,
-/// adds the routing rules that keep them closed and sets their kernel settings: what `apply` would do for
-/// them. It never opens anything and puts no ruleset in place: a change of the configuration waits for
-/// `apply`, and after `remove` it has nothing to do. Needs root.
+/// Runs until it is told to stop; `outgate-host.service` runs it. When an interface or a bridge port appears, and
+/// within seven seconds in any case, it does what `apply` would do for them: it isolates and guards guests' ports,
+/// adds them to the ruleset, adds the routing rules that keep them closed, and applies their kernel settings. It
+/// never opens anything and never installs a ruleset: a change of the configuration waits for `apply`, and after
+/// `remove` it has nothing to do. Requires root.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -52,7 +52,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         return Err(firewall::FirewallError::NotRoot.into());
     }
     let mut events = Events::subscribe()
-        .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be heard: {error}")))?;
+        .map_err(|error| Failure::Failed(format!("changes of interfaces cannot be received: {error}")))?;
     firewall::keep_swept(say)
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
     let sender =
@@ -73,7 +73,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         loop {
             let changed = events
                 .wait(full.min(quiet).min(Instant::now() + SECOND))
-                .map_err(|error| Failure::Failed(format!("changes cannot be heard: {error}")))?;
+                .map_err(|error| Failure::Failed(format!("changes cannot be received: {error}")))?;
             watch.report_due |= changed.rules;
             if changed.interfaces || Instant::now() >= full || watch.wants_a_look() {
                 break;
@@ -160,7 +160,7 @@ impl Watch {
             Ok(Some((mended, interfaces))) => (mended, Some(interfaces)),
             Ok(None) => (Mended::default(), None),
             Err(failure) => {
-                let blind = format!("outgate-host.service cannot look: {}", plain(&failure));
+                let blind = format!("outgate-host.service cannot inspect the firewall: {}", plain(&failure));
                 self.report =
                     HostReport { troubles: vec![Trouble::new(TroubleCause::Watcher, blind)], ..HostReport::default() };
                 (self.reported, self.report_due) = (Some(Instant::now()), false);
@@ -174,7 +174,7 @@ impl Watch {
             say(&format!("failed: {fault}"));
         }
         if mended.faults.is_empty() && !self.said.is_empty() {
-            say("all is well again");
+            say("nothing fails any more");
         }
         let state = match (mended.faults.first(), ports) {
             (Some(fault), _) => format!("failed: {}", printable(fault)),

@@ -34,12 +34,13 @@ const WORD: &str = "probe-inside";
 /// The user as whom it runs there.
 const USER: &str = "nobody";
 
-/// Try URLs as a job would, from a guest made for that
+/// Try URLs as a job would, from a temporary guest
 ///
-/// Makes a guest as `outgate exec` does, with the manifest if there is one, and asks for each URL from inside: name
-/// by outgate's DNS, connection, TLS with this machine's certificates, a GET; of tcp://host:port the connection alone.
-/// Says how far each came, and what `outgate explain` says of those that were refused. 10 s a URL, 64 at most. Exit
-/// code 0 if all pass, 1 if not. Takes what `outgate exec` takes.
+/// Creates a guest as `outgate exec` does, with the manifest if there is one, and requests each URL from inside: the
+/// name through outgate's DNS, the connection, TLS with this machine's certificates, a GET; for tcp://host:port only
+/// the connection. Reports how far each one got, and what `outgate explain` says about those that were refused. Each
+/// URL gets 10 s; at most 64 are tried. Exit code 0 if all pass, 1 if not. The requirements are those of `outgate
+/// exec`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -57,7 +58,7 @@ pub(super) struct Arguments {
     /// A JSON array instead of text
     #[arg(long)]
     json: bool,
-    /// What a job would ask for
+    /// What a job would request
     #[arg(required = true, value_name = "URL")]
     urls: Vec<String>,
 }
@@ -84,7 +85,7 @@ struct Answer {
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let Arguments { daemon, manifest, credentials, json, urls } = arguments;
     if urls.len() > MAX_URLS {
-        return Err(Failure::Usage(format!("{} URLs are over the {MAX_URLS} of one run", urls.len())));
+        return Err(Failure::Usage(format!("{} URLs are too many; one run tries at most {MAX_URLS}", urls.len())));
     }
     let wanted = urls.iter().map(|url| wanted(url)).collect::<Result<Vec<Wanted>, Failure>>()?;
     let name = format!("probe-{}", std::process::id());
@@ -114,7 +115,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 fn wanted(url: &str) -> Result<Wanted, Failure> {
     if url.len() > MAX_URL {
         let start: String = url.chars().take(80).collect();
-        return Err(Failure::Usage(format!("{start}…: longer than the {MAX_URL} bytes of a URL that is tried")));
+        return Err(Failure::Usage(format!("{start}…: longer than {MAX_URL} bytes, the limit for a URL")));
     }
     let (target, speaks) = explain::destination(url).map_err(|why| Failure::Usage(format!("{url}: {why}")))?;
     let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
@@ -147,7 +148,12 @@ fn try_all(
     let report = reader.join().unwrap_or_else(|_| Err(io::Error::other("the reader ended early")))?;
     let found: Option<Vec<Found>> = serde_json::from_slice(&report).ok();
     let found = found.filter(|found: &Vec<Found>| code == 0 && found.len() == wanted.len());
-    found.ok_or_else(|| Failure::Failed(format!("what tries the URLs ended with code {code} and no report")))
+    found.ok_or_else(|| {
+        Failure::Failed(format!(
+            "the process that tries the URLs ended with code {code} and without a \
+                                                 report"
+        ))
+    })
 }
 
 /// Combines a finding with the policy's decision.

@@ -15,13 +15,13 @@ use std::io::{self, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
-/// Bring the list that is published for providers into the whitelist
+/// Bring the published list for providers into the whitelist
 ///
-/// Fetches it, checks it, shows what it changes, and writes it to golem-published.json in [whitelist].dir, which is
-/// the one file that this command writes. A running daemon sees the change by itself. Nothing is written if a list
-/// is invalid, has no entries, lacks more than half of those in force, or gains a regex that takes in names of
-/// strangers, nor over a file that it did not write. Goes through the proxy that HTTPS_PROXY names. Exit code 0 if
-/// it went as asked (--dry-run writes nothing, --offline-ok takes silence for an answer), 1 if not.
+/// Fetches the list, checks it, shows what it changes, and writes it to golem-published.json in [whitelist].dir, the
+/// only file that this command writes. A running daemon notices the change by itself. Nothing is written if a list is
+/// invalid, has no entries, lacks more than half of those in force, or adds a regex that matches names of unrelated
+/// owners. A file that this command did not write is not overwritten. The proxy in HTTPS_PROXY is used. Exit code 0
+/// on success (also with --dry-run, and with --offline-ok if a source cannot be reached), 1 otherwise.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -32,30 +32,31 @@ Examples:
 pub(super) struct Arguments {
     #[command(flatten)]
     config: Config,
-    /// Where the list is: an https:// URL or a path, of an archive (tar, also packed with gzip) that has strict.lst or
-    /// regex.lst in it, or of a *.lst file, with regex in its name for regexes; or the path of a folder with them.
-    /// Several are joined [default: what Golem Factory publishes on GitHub]
+    /// Source of the list: an https:// URL or a path, either of an archive (tar, optionally compressed with gzip)
+    /// that contains strict.lst or regex.lst, or of a *.lst file, which holds regexes if its name contains regex; or
+    /// the path of a folder with such files. Several sources are joined [default: what Golem Factory publishes on
+    /// GitHub]
     #[arg(long, value_name = "SOURCE", value_parser = Source::parse)]
     from: Vec<Source>,
-    /// A minisign public key, or a file with it: each source must have a good signature beside it, SOURCE.minisig
+    /// A minisign public key, or a file with one: each source must have a valid signature beside it, SOURCE.minisig
     #[arg(long, value_name = "KEY|FILE")]
     public_key: Option<String>,
     /// Show what would change, and write nothing
     #[arg(long)]
     dry_run: bool,
-    /// Write it also if it lacks more than half of the entries in force, or all of one kind
+    /// Write the list even if it lacks more than half of the entries in force, or all of one kind
     #[arg(long)]
     allow_shrink: bool,
-    /// Write it also if new regexes take in names of unrelated owners
+    /// Write the list even if new regexes match names of unrelated owners
     #[arg(long)]
     allow_wide: bool,
     /// Exit code 0, with a warning, if a source cannot be reached; for timers
     #[arg(long)]
     offline_ok: bool,
-    /// Seconds that all fetching together may take
+    /// Time limit for all downloads together, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = DEADLINE.as_secs(), value_parser = clap::value_parser!(u64).range(1..=3600))]
     timeout: u64,
-    /// A JSON object instead of text
+    /// Print a JSON object instead of text
     #[arg(long)]
     json: bool,
 }
@@ -181,7 +182,7 @@ fn warn_of_negotiation(data_dir: &Path, entries: &[Entry]) {
         None => "cannot be read and may lack some of this list".to_owned(),
     };
     tell(&format!(
-        "outgate: warning: ya-provider takes jobs by its own {}, which {lacks}; add them there as its user: \
+        "outgate: warning: ya-provider accepts jobs by its own {}, which {lacks}; add them there as its user: \
          ya-provider whitelist add -t strict -p HOST… (-t regex for regexes)",
         list.display()
     ));
@@ -189,7 +190,7 @@ fn warn_of_negotiation(data_dir: &Path, entries: &[Entry]) {
 
 fn no_dir() -> Failure {
     Failure::Failed(format!(
-        "there is no whitelist dir to write to; make {WHITELIST_DIR}, or name a configuration with --config"
+        "there is no whitelist dir to write to; create {WHITELIST_DIR}, or name a configuration with --config"
     ))
 }
 

@@ -113,7 +113,7 @@ fn a_problem_has_the_line_of_its_own_file() {
         [
             "conf.d/a.toml:2:8: `mode` is \"al\"; did you mean \"all\"? It is one of \"whitelist\", \"observe\", \"all\", \"none\"",
             "conf.d/b.toml:2:8: a guest \"a\" is already declared in line 6 of main.toml; choose another name",
-            "conf.d/b.toml:3:14: 10.0.0.1/32 is already an address of a (line 7 of main.toml); an address is one guest's",
+            "conf.d/b.toml:3:14: 10.0.0.1/32 is already an address of a (line 7 of main.toml); an address belongs to one guest alone",
             "conf.d/b.toml:5:1: unknown key `connection` in [limits]; did you mean `connections`?",
         ]
     );

@@ -27,7 +27,8 @@ impl Counting {
         let kept = used::restore(state).unwrap_or_else(|error| {
             if !matches!(error, KeepError::Nothing) {
                 let file = state.join(used::FILE_NAME);
-                tracing::warn!(file = %file.display(), %error, "what was noted of the use of rules cannot be read; it is counted anew");
+                tracing::warn!(file = %file.display(), %error, "the record of used rules cannot be read; counting \
+                                                                starts again");
             }
             UsageFile { since: whole_seconds(Timestamp::now()), used: HashSet::new() }
         });

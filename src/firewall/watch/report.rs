@@ -64,7 +64,7 @@ fn routing(plan: &Plan) -> Vec<String> {
         difference
             .missing
             .iter()
-            .map(move |line| format!("missing is \"ip {family} {line}\": run `outgate firewall apply`"))
+            .map(move |line| format!("\"ip {family} {line}\" is missing: run `outgate firewall apply`"))
     });
     missing.collect()
 }

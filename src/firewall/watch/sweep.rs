@@ -49,11 +49,14 @@ pub fn keep_swept(say: impl Fn(&str) + Send + 'static) -> io::Result<()> {
             }
             match (swept, filled()) {
                 (Err(error), _) if error != failed => {
-                    say(&format!("entries of connection tracking that are over cannot be swept: {error}"));
+                    say(&format!("expired entries of connection tracking cannot be removed: {error}"));
                     failed = error;
                 }
                 (Ok(()), Some((after, _))) if said.is_none_or(|said| said.elapsed() >= SAY) => {
-                    say(&format!("connection tracking: {before} entries of at most {limit}, {after} once those that are over were swept"));
+                    say(&format!(
+                        "connection tracking: {before} entries of at most {limit}, {after} after the expired \
+                                  ones were removed"
+                    ));
                     said = Some(Instant::now());
                 }
                 _ => {}

@@ -89,7 +89,10 @@ fn remedy(need: &Need, name: &str) -> String {
     let path = need.path.to_string_lossy();
     let path = quoted(&path);
     match need.what {
-        Use::Read => format!("run `setfacl -R -m u:{name}:rX {path}`, and see that each folder above may be searched"),
+        Use::Read => format!(
+            "run `setfacl -R -m u:{name}:rX {path}`, and make sure that each folder above may be \
+                              searched"
+        ),
         Use::Keep => format!("run `chown -R {name}: {path}`"),
         Use::Make => format!("run `chown {name}: {path}`, or choose another [listen].control"),
         Use::Append => format!("run `touch {path} && chown {name}: {path}`"),

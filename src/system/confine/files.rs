@@ -25,12 +25,12 @@ const KNOWN: ABI = ABI::V6;
 pub fn fence_files(writable: &[PathBuf]) -> u8 {
     match restrict(writable) {
         Ok(0) => {
-            tracing::warn!("this kernel has no Landlock: the daemon's writing is held by file modes alone");
+            tracing::warn!("this kernel has no Landlock: only file modes limit what the daemon can write");
             0
         }
         Ok(version) => version,
         Err(error) => {
-            tracing::warn!(%error, "Landlock cannot be used: the daemon's writing is held by file modes alone");
+            tracing::warn!(%error, "Landlock cannot be used: only file modes limit what the daemon can write");
             0
         }
     }

@@ -14,7 +14,7 @@ use std::io;
 #[derive(Debug, thiserror::Error)]
 pub enum PrivilegeError {
     /// Only root can become another user.
-    #[error("--user takes root; start outgate as root, or as {0} and without --user")]
+    #[error("--user requires root; start outgate as root, or as {0} and without --user")]
     NotRoot(String),
     /// Existing threads would keep what this one gives up.
     #[error(

@@ -27,7 +27,7 @@ pub struct User {
 #[derive(Debug, thiserror::Error)]
 pub enum UserError {
     /// No line names it.
-    #[error("{PASSWD} has no user {0:?}; make one with `adduser --system --group {0}`, or name another with --user")]
+    #[error("{PASSWD} has no user {0:?}; create one with `adduser --system --group {0}`, or name another with --user")]
     Unknown(String),
     /// It is root, so nothing would be given up.
     #[error("{0:?} is root or in root's group; name a user without privileges with --user")]

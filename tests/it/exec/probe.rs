@@ -1,9 +1,9 @@
 //! `outgate golem probe`: what it says of URLs, beside what the origins saw of it.
 
-use super::{FIREWALL, House, LISTEN, Ran};
+use super::{ExecHost, FIREWALL, LISTEN, Ran};
 use crate::world::ODD;
+use crate::world::guarded_network::GuardedNetwork;
 use crate::world::pki;
-use crate::world::whole::Whole;
 use serde_json::Value;
 use std::os::unix::fs::PermissionsExt;
 use tempfile::NamedTempFile;
@@ -11,32 +11,32 @@ use tempfile::NamedTempFile;
 const RULES: &str = "good.test\ngone.test\ntcp://11.0.0.30:8443\nhttp://11.0.0.30:81\n";
 
 struct Prober {
-    house: House,
+    host: ExecHost,
     /// Where whoever asks may read it, as the system's certificates are.
     roots: NamedTempFile,
 }
 
 impl Prober {
     fn new() -> Option<Prober> {
-        let house = House::with(|whole: &Whole| whole.bare(RULES).listen(LISTEN).tables(FIREWALL))?;
+        let host = ExecHost::with(|network: &GuardedNetwork| network.bare(RULES).listen(LISTEN).tables(FIREWALL))?;
         let roots = NamedTempFile::new().unwrap();
         std::fs::write(roots.path(), pki::pems("good.test").authority).unwrap();
         std::fs::set_permissions(roots.path(), std::fs::Permissions::from_mode(0o644)).unwrap();
-        Some(Prober { house, roots })
+        Some(Prober { host, roots })
     }
 
     fn probe(&self, arguments: &[&str]) -> Ran {
-        let config = self.house.outgate.config();
-        let mut command = self.house.outgate.command(&["golem", "probe", "--config", config.to_str().unwrap()]);
+        let config = self.host.outgate.config();
+        let mut command = self.host.outgate.command(&["golem", "probe", "--config", config.to_str().unwrap()]);
         command.args(arguments).env("SSL_CERT_FILE", self.roots.path()).env_remove("SSL_CERT_DIR");
-        self.house.run(command)
+        self.host.run(command)
     }
 }
 
 #[test]
-fn each_url_is_told_with_how_far_it_came_and_why_not_further() {
+fn each_url_is_reported_with_the_stage_it_reached_and_the_reason() {
     let Some(prober) = Prober::new() else { return };
-    prober.house.whole.internet.sink((ODD, 8443));
+    prober.host.network.internet.sink((ODD, 8443));
     let expected = [
         ("https://good.test/hi?x", "passes", "http", ""),
         ("http://good.test", "passes", "http", ""),
@@ -58,10 +58,10 @@ fn each_url_is_told_with_how_far_it_came_and_why_not_further() {
         assert!(answer["milliseconds"].as_u64().unwrap() < 10_000, "{answer}");
     }
     assert_eq!((answers.len(), ran.code), (expected.len(), Some(1)), "{}", ran.err);
-    assert_eq!((&answers[0]["status"], prober.house.asked_of_good()), (&Value::from(200), 2));
+    assert_eq!((&answers[0]["status"], prober.host.asked_of_good()), (&Value::from(200), 2));
     assert!(answers[3]["advice"].as_str().is_some_and(|advice| advice.contains("evil.test")), "{}", answers[3]);
-    prober.house.whole.assert_tight();
-    assert_eq!(prober.house.guests(), Vec::<Value>::new());
+    prober.host.network.assert_no_leaks();
+    assert_eq!(prober.host.guests(), Vec::<Value>::new());
     assert!(std::fs::read_dir("/run/netns").unwrap().flatten().all(|entry| {
         let name = entry.file_name();
         let pid = name.to_str().and_then(|name| name.strip_prefix("outgate-probe-")).map(str::to_owned);
@@ -70,12 +70,12 @@ fn each_url_is_told_with_how_far_it_came_and_why_not_further() {
 }
 
 #[test]
-fn it_says_yes_where_all_pass_and_holds_to_the_manifest() {
+fn probe_exits_0_if_all_pass_and_applies_the_manifest() {
     let Some(prober) = Prober::new() else { return };
     let ran = prober.probe(&["https://good.test/", "good.test"]);
     assert_eq!(ran.code, Some(0), "{ran:?}");
     assert_eq!(ran.out.lines().filter(|line| line.starts_with("passes ")).count(), 2, "{ran:?}");
-    let manifest = prober.house.manifest("https", &["https://good.test"]);
+    let manifest = prober.host.manifest("https", &["https://good.test"]);
     let ran = prober.probe(&["--manifest", &manifest, "https://good.test/", "http://good.test/"]);
     assert_eq!(ran.code, Some(1), "{ran:?}");
     assert!(
@@ -85,7 +85,7 @@ fn it_says_yes_where_all_pass_and_holds_to_the_manifest() {
 }
 
 #[test]
-fn what_cannot_be_tried_is_usage() {
+fn invalid_urls_are_usage_errors() {
     let Some(prober) = Prober::new() else { return };
     for urls in [&["udp://good.test:53"][..], &["https://"], &["https://good.test/"; 65], &[]] {
         assert_eq!(prober.probe(urls).code, Some(2), "{urls:?}");

@@ -2,7 +2,7 @@
 
 use super::http::{self, Response};
 use super::namespace::Namespace;
-use super::{PROXY, hello, pki};
+use super::{PROXY, client_hello, pki};
 use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -203,7 +203,7 @@ impl Wire {
     pub fn alert(&mut self) -> Option<u8> {
         let mut bytes = Vec::new();
         let _ = self.0.read_to_end(&mut bytes);
-        hello::alert(&bytes)
+        client_hello::alert(&bytes)
     }
 
     /// Ends the sending half.

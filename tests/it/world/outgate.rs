@@ -2,8 +2,8 @@
 
 use super::client::Wire;
 use super::http::Response;
-use super::manager::Manager;
 use super::namespace::Namespace;
+use super::service_manager::ServiceManager;
 use super::{ADMIN, PATIENCE, PROXY, World, eventually};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -126,7 +126,7 @@ pub struct Outgate {
     program: PathBuf,
     /// As whom it runs: user and group; as root without.
     user: Option<(u32, u32)>,
-    manager: Option<Manager>,
+    manager: Option<ServiceManager>,
     /// By what it is started, if not by itself.
     starter: Vec<String>,
     /// What follows `run --config F`.
@@ -137,7 +137,7 @@ pub struct Outgate {
 
 impl Outgate {
     /// From now on the daemon is started as a service manager would.
-    pub fn managed(&mut self, manager: Manager) {
+    pub fn managed(&mut self, manager: ServiceManager) {
         self.manager = Some(manager);
     }
 

@@ -130,7 +130,7 @@ impl Vmnet {
 
     /// Fails if anything came to [`EVIL`].
     #[track_caller]
-    pub fn assert_tight(&self) {
+    pub fn assert_no_leaks(&self) {
         // What was sent before is there before the answer to this.
         assert_eq!(self.leaked(), 0, "packets of guests' that the internet saw");
     }

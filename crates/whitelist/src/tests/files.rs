@@ -85,7 +85,7 @@ fn what_cannot_be_trusted_or_read_is_an_error() {
     let report = || load(dir.path(), TODAY, &mut Recorder::default()).map(|_| ()).unwrap_err().to_string();
     fs::write(&path, "a.test\n").unwrap();
     fs::set_permissions(&path, fs::Permissions::from_mode(0o646)).unwrap();
-    assert!(report().contains("a.rules:1:1: is writable by others"), "{}", report());
+    assert!(report().contains("a.rules:1:1: is writable by other users"), "{}", report());
     fs::set_permissions(&path, fs::Permissions::from_mode(0o664)).unwrap();
     load(dir.path(), TODAY, &mut Recorder::default()).unwrap();
     fs::remove_file(&path).unwrap();
@@ -105,7 +105,7 @@ fn what_cannot_be_trusted_or_read_is_an_error() {
     assert!(report().contains("is too big"));
     fs::remove_file(&path).unwrap();
     fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).unwrap();
-    assert!(report().contains("writable by others"));
+    assert!(report().contains("writable by other users"));
     let missing = load(&dir.path().join("missing"), TODAY, &mut Recorder::default()).map(|_| ()).unwrap_err();
     assert!(missing.to_string().contains("cannot be read"), "{missing}");
 }

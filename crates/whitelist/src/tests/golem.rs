@@ -88,10 +88,10 @@ fn broken_files_of_golems_are_explained() {
     for (name, text, words) in [
         ("strict.lst", "ipfs.io\n*.ipfs.io\n", "strict.lst:2:1: `*.ipfs.io` is neither a host nor an address"),
         ("strict.lst", "# x\n", "strict.lst:1:1"),
-        ("strict.lst", "ipfs.io:443\n", "ports have no place here"),
+        ("strict.lst", "ipfs.io:443\n", "ports are not allowed here"),
         ("regex.lst", "a(b\n", "regex.lst:1:2: regex: unclosed group"),
-        ("a.json", "{\"patterns\":[\n  {\"domain\":7}]}", "a.json:2:3: no entry of a whitelist"),
-        ("a.json", "{\"patterns\":[\n  {\"domain\":\"a.test\",\"match\":\"glob\"}]}", "a.json:2:3: no entry"),
+        ("a.json", "{\"patterns\":[\n  {\"domain\":7}]}", "a.json:2:3: not an entry of a whitelist"),
+        ("a.json", "{\"patterns\":[\n  {\"domain\":\"a.test\",\"match\":\"glob\"}]}", "a.json:2:3: not an entry"),
         ("a.json", "{\"patterns\":[{\"domain\":\"a b\"}]}", "a.json:1:14: `a b` is neither"),
         ("a.json", "{\"patterns\":[{\"domain\":\"a.te", "not valid JSON"),
         ("a.json", "", "not valid JSON"),

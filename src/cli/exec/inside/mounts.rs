@@ -72,7 +72,7 @@ fn terminals(order: &Order) -> io::Result<()> {
     match PTS_OPTIONS.iter().map(|options| lay("devpts", PTS, "devpts", flags, options)).find(Result::is_ok) {
         Some(_) => {}
         None if !Path::new(PTS).exists() && !order.has_terminal() => {}
-        None => return Err(io::Error::other("no terminals of its own can be had at /dev/pts")),
+        None => return Err(io::Error::other("/dev/pts cannot be mounted for terminals of its own")),
     }
     // A device of this kind creates terminals in the folder beside it; a container's mount would not.
     if fs::symlink_metadata(PTMX).is_ok_and(|meta| meta.file_type().is_char_device()) && Path::new(OWN_PTMX).exists() {
@@ -112,7 +112,8 @@ fn memory() -> io::Result<()> {
 }
 
 fn write_resolv(nameserver: Ipv4Addr) -> io::Result<()> {
-    let text = format!("# Of `outgate exec`: outgate answers, whatever server is asked.\nnameserver {nameserver}\n");
+    let text =
+        format!("# Written by `outgate exec`: outgate answers, whichever server is asked.\nnameserver {nameserver}\n");
     readable(Path::new(OWN_RESOLV), &text)
 }
 
@@ -140,7 +141,7 @@ fn resolve_by_own() -> io::Result<()> {
     let target = followed(Path::new(RESOLV))?;
     if !target.exists() {
         if !target.starts_with(RUN) {
-            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such file; make it, be it empty"));
+            return Err(io::Error::new(io::ErrorKind::NotFound, "there is no such file; create an empty one"));
         }
         make_file(&target)?;
     }

@@ -177,7 +177,7 @@ fn go(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>, deadline: Instan
             wire.deadline = deadline.min(Instant::now() + SILENCE);
             let detail = match wire.read(&mut [0; 512]) {
                 Ok(0) => "the server closed the connection",
-                Ok(_) => "the server spoke",
+                Ok(_) => "the server sent data",
                 Err(error) if is_timeout(&error) => "connected",
                 Err(error) => return Err(of_error(&wanted.url, Stage::Connect, &error)),
             };
@@ -309,7 +309,7 @@ fn of_head(url: &str, head: &str) -> Found {
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse::<u16>().ok());
     let Some(status) = status else {
-        return Found::new(url, Ending::Failed, Stage::Http, "what came is no answer of HTTP/1");
+        return Found::new(url, Ending::Failed, Stage::Http, "the answer is not HTTP/1");
     };
     let fields = lines.filter_map(|line| line.split_once(':'));
     let said = fields.filter(|(name, _)| name.eq_ignore_ascii_case("proxy-status")).map(|(_, value)| value.trim());

@@ -1,27 +1,27 @@
-//! Ways around a network namespace that go through the kernel, tried from a command by `door.c`: sockets of other
+//! Ways around a network namespace that go through the kernel, tried from a command by `kernel_bypasses.c`: sockets of other
 //! families, calls that no filter sees into, calls by other numbers; and other processes, those outside and the first
 //! one inside.
 
-use super::{House, Ran, compile, fresh};
+use super::{ExecHost, Ran, compile, fresh};
 use rustix::process::{Pid, Signal, kill_process};
 use std::process::{Command, Stdio};
 
 /// The program, run by a command and not by it.
 struct Doors {
-    house: House,
+    host: ExecHost,
     _folder: tempfile::TempDir,
     program: String,
 }
 
 impl Doors {
     fn new() -> Option<Doors> {
-        let house = House::new()?;
-        let (folder, program) = compile("door.c");
-        Some(Doors { house, _folder: folder, program })
+        let host = ExecHost::new()?;
+        let (folder, program) = compile("kernel_bypasses.c");
+        Some(Doors { host, _folder: folder, program })
     }
 
     fn inside(&self, user: &str, arguments: &[&str]) -> Ran {
-        self.house.exec(&fresh(), &[&["--user", user, "--", &self.program], arguments].concat())
+        self.host.exec(&fresh(), &[&["--user", user, "--", &self.program], arguments].concat())
     }
 
     fn outside(&self, arguments: &[&str]) -> Ran {
@@ -30,7 +30,7 @@ impl Doors {
 }
 
 #[test]
-fn sockets_are_of_few_families_by_whichever_user() {
+fn every_user_can_open_sockets_of_few_families_only() {
     let Some(doors) = Doors::new() else { return };
     for user in ["nobody", "root"] {
         let ran = doors.inside(user, &["families"]);
@@ -38,15 +38,15 @@ fn sockets_are_of_few_families_by_whichever_user() {
         assert_eq!(ran.out, "1 2 10 netlink-0 \n", "{user}: {ran:?}");
     }
     // In a network namespace of its own it has root's powers over that, and no more families.
-    let within = doors.house.shell(&["--user", "nobody"], &format!("unshare -Urn {} families", doors.program));
+    let within = doors.host.shell(&["--user", "nobody"], &format!("unshare -Urn {} families", doors.program));
     assert_eq!(within.out, "1 2 10 netlink-0 \n", "{within:?}");
     let tools = "ip -4 -o address show dev eth0 | grep -c 10.79; getent hosts good.test | grep -c good.test";
-    let ran = doors.house.shell(&["--user", "nobody"], tools);
+    let ran = doors.host.shell(&["--user", "nobody"], tools);
     assert_eq!(ran.out, "1\n1\n", "what asks the kernel for addresses works: {ran:?}");
 }
 
 #[test]
-fn io_uring_keys_and_typing_are_refused_as_by_a_kernel_without_them() {
+fn io_uring_keys_and_terminal_input_ioctls_are_refused_as_by_a_kernel_without_them() {
     let Some(doors) = Doors::new() else { return };
     let expected = "setup:ENOSYS enter:ENOSYS register:ENOSYS add_key:ENOSYS request_key:ENOSYS keyctl:ENOSYS \
                     sti:EPERM sti-high:EPERM none:ENOSYS \n";
@@ -69,7 +69,7 @@ fn calls_by_the_numbers_of_i386_and_x32_are_killed() {
         assert_eq!((ran.code, ran.out.as_str()), (expected, ""), "{user}: {ran:?}");
     }
     // Whatever the command starts.
-    let ran = doors.house.shell(&[], &format!("{} x32; echo $?", doors.program));
+    let ran = doors.host.shell(&[], &format!("{} x32; echo $?", doors.program));
     assert!(ran.out.starts_with("159"), "{ran:?}");
 }
 
@@ -84,7 +84,7 @@ fn the_first_process_inside_is_out_of_reach() {
 }
 
 #[test]
-fn processes_and_memory_of_outside_are_not_there() {
+fn processes_and_shared_memory_outside_are_not_visible() {
     let Some(doors) = Doors::new() else { return };
     let as_nobody = ["--reuid", "65534", "--regid", "65534", "--clear-groups", "--"];
     let other = |rest: &[&str]| {
@@ -115,10 +115,10 @@ fn processes_and_memory_of_outside_are_not_there() {
     }
     // Nor where it mounts what it may.
     let within = format!("unshare -Urm sh -c 'mount -t proc proc /proc; {} outside {pid}'", doors.program);
-    assert_eq!(doors.house.shell(&["--user", "nobody"], &within).out, gone);
+    assert_eq!(doors.host.shell(&["--user", "nobody"], &within).out, gone);
     let within = format!("unshare -Urm sh -c 'umount -l /proc; {} outside {pid}'", doors.program);
-    assert_eq!(doors.house.shell(&["--user", "nobody"], &within).out, gone);
-    let ran = doors.house.shell(&["--user", "nobody"], &format!("ipcs -q -i {queue}; ls {shared} /dev/pts; ls /proc"));
+    assert_eq!(doors.host.shell(&["--user", "nobody"], &within).out, gone);
+    let ran = doors.host.shell(&["--user", "nobody"], &format!("ipcs -q -i {queue}; ls {shared} /dev/pts; ls /proc"));
     assert!(!ran.out.contains("65534") && !ran.out.contains(&shared), "{ran:?}");
     let numbers: Vec<u32> = ran.out.lines().filter_map(|line| line.parse().ok()).collect();
     assert!(numbers.iter().all(|number| *number < 100) && numbers.contains(&1), "{ran:?}");
@@ -129,16 +129,16 @@ fn processes_and_memory_of_outside_are_not_there() {
 }
 
 #[test]
-fn no_descriptor_but_its_input_and_outputs_reaches_it() {
+fn a_command_gets_no_descriptors_but_its_input_and_outputs() {
     let Some(doors) = Doors::new() else { return };
-    let config = doors.house.outgate.config().display().to_string();
-    let program = doors.house.outgate.command(&[]).get_program().to_str().unwrap().to_owned();
+    let config = doors.host.outgate.config().display().to_string();
+    let program = doors.host.outgate.command(&[]).get_program().to_str().unwrap().to_owned();
     let name = fresh();
     let line = format!("{program} exec --config {config} --name {name} -- sh -c 'ls /proc/$$/fd; env | grep LISTEN'");
     let mut shell = Command::new("bash");
     // A gap, a file, a socket's like, and one with a large number.
     shell.args(["-c", &format!("exec 5</etc/passwd 9<> <(:) 200>/dev/null; {line}")]).stdin(Stdio::null());
-    let ran = doors.house.run(shell);
+    let ran = doors.host.run(shell);
     // The shell opens none of its own for this.
     assert_eq!(ran.out, "0\n1\n2\n", "{ran:?}");
 }

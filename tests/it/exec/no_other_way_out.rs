@@ -1,19 +1,19 @@
 //! No other way out of the namespace, not even for who has root's powers over its network.
 
-use super::{House, RULES, fresh};
+use super::{ExecHost, RULES, fresh};
+use crate::world::guarded_network::EVIL6;
 use crate::world::namespace::Namespace;
 use crate::world::vmnet::{ask, connect, hammer, send_raw};
-use crate::world::whole::EVIL6;
 use crate::world::{EVIL, GOOD, eventually};
 use std::io::ErrorKind;
 use std::net::TcpListener;
 
 #[test]
-fn whatever_is_sent_from_the_namespace_nothing_gets_out_but_what_outgate_dials() {
-    let Some(house) = House::new() else { return };
+fn nothing_leaves_the_namespace_but_what_outgate_dials() {
+    let Some(host) = ExecHost::new() else { return };
     let name = fresh();
-    let mut child = house.start(&name, &["--", "sleep", "60"]);
-    eventually("the guest is there", || house.guests().iter().any(|guest| guest["name"] == name.as_str()));
+    let mut child = host.start(&name, &["--", "sleep", "60"]);
+    eventually("the guest is there", || host.guests().iter().any(|guest| guest["name"] == name.as_str()));
     let inner = || Namespace::named(&format!("outgate-{name}"));
     eventually("it has a way", || {
         inner().is_some_and(|inner| {
@@ -23,7 +23,7 @@ fn whatever_is_sent_from_the_namespace_nothing_gets_out_but_what_outgate_dials()
     let inner = inner().unwrap();
     // Services of the host's, on all of its addresses.
     let services: Vec<TcpListener> = ["0.0.0.0:7777", "[::1]:7777", "127.0.0.1:7778"]
-        .map(|address| house.whole.net.gateway.run(|| TcpListener::bind(address)).unwrap())
+        .map(|address| host.network.net.gateway.run(|| TcpListener::bind(address)).unwrap())
         .into();
     for address in ["169.254.79.1", "10.42.42.1", "10.79.0.1", "127.0.0.1", "11.0.0.1"] {
         for port in [7777, 7778, 3190, 3128, 22] {
@@ -61,8 +61,8 @@ fn whatever_is_sent_from_the_namespace_nothing_gets_out_but_what_outgate_dials()
         "ip address add fd79::2/64 dev eth0 nodad; ip -6 route replace default via fe80::1 dev eth0",
     );
     hammer(&inner, &EVIL6.to_string());
-    house.whole.assert_tight();
-    assert!(house.whole.internet.all().is_empty() && house.whole.dns.log().is_empty());
+    host.network.assert_no_leaks();
+    assert!(host.network.internet.all().is_empty() && host.network.dns.log().is_empty());
     drop(inner);
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -70,18 +70,18 @@ fn whatever_is_sent_from_the_namespace_nothing_gets_out_but_what_outgate_dials()
 }
 
 #[test]
-fn a_flow_of_its_own_ends_with_it() {
-    let Some(house) = House::with(|whole| House::usual(whole).file("more.rules", RULES)) else { return };
-    house.whole.internet.sink((crate::world::ODD, 8443));
-    house.outgate.replace_rules("good.test\ntcp://11.0.0.30:8443\n");
+fn a_flow_of_the_command_ends_with_it() {
+    let Some(host) = ExecHost::with(|network| ExecHost::usual(network).file("more.rules", RULES)) else { return };
+    host.network.internet.sink((crate::world::ODD, 8443));
+    host.outgate.replace_rules("good.test\ntcp://11.0.0.30:8443\n");
     let name = fresh();
     let line = "exec 3<>/dev/tcp/11.0.0.30/8443; echo hello >&3; sleep 0.7; echo is there; sleep 60 & sleep 0.1";
     eventually("the rule holds and the server is heard of", || {
-        house.exec(&name, &["--", "bash", "-c", line]);
-        house.whole.internet.bytes(crate::world::ODD) > 0
+        host.exec(&name, &["--", "bash", "-c", line]);
+        host.network.internet.bytes(crate::world::ODD) > 0
     });
     eventually("the origin sees the end", || {
-        house.whole.internet.seen(crate::world::ODD).iter().all(|seen| seen.ended)
+        host.network.internet.seen(crate::world::ODD).iter().all(|seen| seen.ended)
     });
-    assert_eq!(house.outgate.flows(), 0);
+    assert_eq!(host.outgate.flows(), 0);
 }

@@ -103,7 +103,7 @@ fn a_port_in_use_is_one_clear_line_and_exit_1() {
 }
 
 #[test]
-fn what_cannot_be_read_is_an_error_that_names_it() {
+fn an_unreadable_file_is_an_error_that_names_it() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").top("mood = \"all\"").write();
     outgate.launch();
@@ -125,7 +125,7 @@ fn what_cannot_be_read_is_an_error_that_names_it() {
 }
 
 #[test]
-fn a_daemon_with_many_flows_behind_it_is_as_large_as_before() {
+fn a_daemon_needs_no_more_memory_after_many_flows() {
     let Some(world) = World::new() else { return };
     let tables = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
     let outgate = world.setup("good.test\n").tables(tables).start();
@@ -166,7 +166,7 @@ fn a_log_file_that_was_rotated_away_is_opened_anew_on_a_signal() {
 }
 
 #[test]
-fn guests_may_come_over_ipv6_too() {
+fn guests_may_connect_over_ipv6() {
     let Some(world) = World::new() else { return };
     let listen = "proxy = [\"10.42.42.1:3128\", \"[fd42::1]:3128\"]";
     let outgate = world.setup("good.test\n").listen(listen).start();

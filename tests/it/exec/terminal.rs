@@ -1,7 +1,7 @@
 //! A caller's terminal, and what a command does to it: a shell with job control on a terminal of this test's, judged by
 //! what appears there and what that shell then does.
 
-use super::{House, compile, fresh};
+use super::{ExecHost, compile, fresh};
 use crate::world::eventually;
 use rustix::fs::{Mode, OFlags, open};
 use rustix::io::ioctl_fionbio;
@@ -20,13 +20,13 @@ const PROMPT: &str = "caller> ";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 struct Screen<'h> {
-    house: &'h House,
+    host: &'h ExecHost,
     master: OwnedFd,
     shell: Child,
     seen: String,
 }
 
-impl House {
+impl ExecHost {
     /// A shell in the gateway, on a terminal of its own.
     fn screen(&self) -> Screen<'_> {
         let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC;
@@ -39,9 +39,9 @@ impl House {
         command.env("PS1", PROMPT).env("TERM", "dumb").env_remove("SUDO_USER").env_remove("SUDO_UID");
         let own = || terminal.try_clone().unwrap();
         command.stdin(own()).stdout(own()).stderr(own());
-        let shell = self.whole.net.gateway.run(|| command.spawn()).unwrap();
+        let shell = self.network.net.gateway.run(|| command.spawn()).unwrap();
         ioctl_fionbio(&master, true).unwrap();
-        let mut screen = Screen { house: self, master, shell, seen: String::new() };
+        let mut screen = Screen { host: self, master, shell, seen: String::new() };
         screen.expect(PROMPT);
         screen
     }
@@ -122,27 +122,27 @@ impl Drop for Screen<'_> {
     fn drop(&mut self) {
         let _ = self.shell.kill();
         let _ = self.shell.wait();
-        let _ = self.house;
+        let _ = self.host;
     }
 }
 
 #[test]
-fn what_a_command_types_by_ioctl_does_not_reach_the_callers_shell() {
-    let Some(house) = House::new() else { return };
-    let (folder, program) = compile("door.c");
+fn terminal_input_that_a_command_forges_does_not_reach_the_callers_shell() {
+    let Some(host) = ExecHost::new() else { return };
+    let (folder, program) = compile("kernel_bypasses.c");
     let mark = folder.path().join("mark").display().to_string();
     for user in ["nobody", "root"] {
-        let mut screen = house.screen();
+        let mut screen = host.screen();
         // Descriptors above 2 too, and a terminal of the caller's by its name.
         screen.run("exec 7<>/dev/tty");
         let terminal = screen.run("tty").lines().next().unwrap().trim().to_owned();
         let name = fresh();
         let rest = format!("--user {user} -- {program} type 'touch {mark}\n'");
-        screen.run(&house.line(&name, &rest.replace('\n', "\\n")));
+        screen.run(&host.line(&name, &rest.replace('\n', "\\n")));
         let line = format!(
             "--user {user} -- sh -c '{program} type \"touch {mark}$(printf \"\\\\n\\\\r\")\"; tty; ls /dev/pts; stat -c %t {terminal}'"
         );
-        let seen = screen.run(&house.line(&name, &line));
+        let seen = screen.run(&host.line(&name, &line));
         assert!(seen.contains("/dev/pts/0"), "{seen}");
         if terminal != "/dev/pts/0" {
             assert!(seen.contains("stat: "), "the caller's terminal is not there: {seen}");
@@ -150,16 +150,16 @@ fn what_a_command_types_by_ioctl_does_not_reach_the_callers_shell() {
         assert!(screen.run("echo al\"\"ive").contains("alive"));
         assert!(!std::path::Path::new(&mark).exists(), "{user}");
         screen.assert_usual();
-        house.assert_clean(&name);
+        host.assert_clean(&name);
     }
 }
 
 /// As on a serial console, whose device does not lie among those of programs: here by another name.
 #[test]
 fn the_terminal_of_the_callers_session_is_hidden_though_no_descriptor_is_it() {
-    let Some(house) = House::new() else { return };
-    let mut screen = house.screen();
-    let out = house.path("out").display().to_string();
+    let Some(host) = ExecHost::new() else { return };
+    let mut screen = host.screen();
+    let out = host.path("out").display().to_string();
     screen.run("exec unshare --mount --propagation private bash --norc --noprofile --noediting -i");
     screen.run("mount --bind $(tty) /dev/full");
     assert!(screen.run("echo its-\"\"here >/dev/full").contains("its-here"), "it is the terminal");
@@ -167,28 +167,28 @@ fn the_terminal_of_the_callers_session_is_hidden_though_no_descriptor_is_it() {
         "--user root -- sh -c 'echo reaches-\"\"it >/dev/full; stat -c %t:%T /dev/full; cat </dev/full; echo done'";
     for streams in [format!("</dev/null >{out} 2>&1"), format!("2>{out} </dev/null | cat >>{out}")] {
         let name = fresh();
-        let seen = screen.run(&format!("{} {streams}", house.line(&name, tries)));
+        let seen = screen.run(&format!("{} {streams}", host.line(&name, tries)));
         let said = fs::read_to_string(&out).unwrap();
         assert!(!seen.contains("reaches-it"), "{seen}");
         assert!(said.contains("1:3\n") && said.contains("done"), "it is /dev/null: {said}");
-        house.assert_clean(&name);
+        host.assert_clean(&name);
         fs::remove_file(&out).unwrap();
     }
     // One of the descriptors is the session's terminal by its other name: the command's own has that name too.
     let name = fresh();
     let own = "--user root -- sh -c 'echo reaches-\"\"it >/dev/full; echo its-\"\"own >/dev/tty'";
-    let seen = screen.run(&format!("{} </dev/tty >{out} 2>&1", house.line(&name, own)));
+    let seen = screen.run(&format!("{} </dev/tty >{out} 2>&1", host.line(&name, own)));
     assert!(seen.contains("its-own") && !seen.contains("reaches-it"), "{seen} {}", fs::read_to_string(&out).unwrap());
 }
 
 #[test]
-fn what_was_typed_for_the_command_is_not_run_by_the_callers_shell() {
-    let Some(house) = House::new() else { return };
-    let (folder, _program) = compile("door.c");
+fn input_typed_for_the_command_is_not_run_by_the_callers_shell() {
+    let Some(host) = ExecHost::new() else { return };
+    let (folder, _program) = compile("kernel_bypasses.c");
     let mark = folder.path().join("mark");
-    let mut screen = house.screen();
+    let mut screen = host.screen();
     let name = fresh();
-    let line = house.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; read go; sleep 1'");
+    let line = host.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; read go; sleep 1'");
     screen.keys(&format!("{line}\n"));
     screen.expect("its-here");
     screen.await_raw();
@@ -200,12 +200,12 @@ fn what_was_typed_for_the_command_is_not_run_by_the_callers_shell() {
 }
 
 #[test]
-fn keys_sizes_and_job_control_are_as_without_it() {
-    let Some(house) = House::new() else { return };
-    let mut screen = house.screen();
+fn keys_sizes_and_job_control_work_as_without_outgate() {
+    let Some(host) = ExecHost::new() else { return };
+    let mut screen = host.screen();
     let name = fresh();
     // A shell with job control inside.
-    screen.keys(&house.line(&name, "--user nobody -- env -u PS1 bash --norc --noprofile --noediting -i\n"));
+    screen.keys(&host.line(&name, "--user nobody -- env -u PS1 bash --norc --noprofile --noediting -i\n"));
     screen.expect("$ ");
     screen.keys("PS1='inner''> '\n");
     screen.expect("inner> ");
@@ -237,16 +237,16 @@ fn keys_sizes_and_job_control_are_as_without_it() {
     screen.expect(PROMPT);
     assert!(screen.run("echo code=$?").contains("code=5"));
     screen.assert_usual();
-    house.assert_clean(&name);
+    host.assert_clean(&name);
 }
 
 #[test]
-fn the_whole_stops_at_a_key_and_goes_on_by_fg() {
-    let Some(house) = House::new() else { return };
-    let mut screen = house.screen();
+fn the_run_stops_at_a_key_and_continues_by_fg() {
+    let Some(host) = ExecHost::new() else { return };
+    let mut screen = host.screen();
     let name = fresh();
     screen
-        .keys(&house.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; read x; echo got-$x; exec sleep 1000'\n"));
+        .keys(&host.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; read x; echo got-$x; exec sleep 1000'\n"));
     screen.expect("its-here");
     screen.await_raw();
     screen.keys("\x1a");
@@ -262,16 +262,16 @@ fn the_whole_stops_at_a_key_and_goes_on_by_fg() {
     screen.expect(PROMPT);
     assert!(screen.run("echo code=$?").contains("code=130"));
     screen.assert_usual();
-    house.assert_clean(&name);
+    host.assert_clean(&name);
 }
 
 #[test]
-fn in_the_background_and_in_a_pipeline_it_has_the_terminal_when_it_asks_for_it() {
-    let Some(house) = House::new() else { return };
-    let mut screen = house.screen();
+fn a_command_in_the_background_or_a_pipeline_gets_the_terminal_when_it_asks() {
+    let Some(host) = ExecHost::new() else { return };
+    let mut screen = host.screen();
     let asks = "--user nobody -- sh -c 'echo its-\"\"here; read x </dev/tty; echo got-$x'";
     let name = fresh();
-    screen.keys(&format!("{} &\n", house.line(&name, asks)));
+    screen.keys(&format!("{} &\n", host.line(&name, asks)));
     screen.expect("its-here");
     eventually("it is stopped", || screen.run("jobs").contains("Stopped"));
     screen.assert_usual();
@@ -281,7 +281,7 @@ fn in_the_background_and_in_a_pipeline_it_has_the_terminal_when_it_asks_for_it()
     screen.expect("got-one");
     screen.expect(PROMPT);
     // What writes beside it finds the terminal ready.
-    screen.keys(&format!("{} | sed s/^/=/\n", house.line(&name, asks)));
+    screen.keys(&format!("{} | sed s/^/=/\n", host.line(&name, asks)));
     screen.expect("its-\"\"here");
     screen.await_raw();
     screen.keys("two\n");
@@ -289,26 +289,26 @@ fn in_the_background_and_in_a_pipeline_it_has_the_terminal_when_it_asks_for_it()
     assert!(seen.contains("=its-here\r\n"), "{seen:?}");
     screen.expect(PROMPT);
     // Without asking, none of it is the command's.
-    let seen = screen.run(&format!("{} | sed s/^/=/", house.line(&name, "--user nobody -- echo hi")));
+    let seen = screen.run(&format!("{} | sed s/^/=/", host.line(&name, "--user nobody -- echo hi")));
     assert!(seen.contains("=hi\r\n"), "{seen:?}");
     // A shell that has just started another program may miss a Ctrl-C (dash's `vforked`), so it becomes that.
     screen
-        .keys(&format!("{} | cat\n", house.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; exec sleep 1000'")));
+        .keys(&format!("{} | cat\n", host.line(&name, "--user nobody -- sh -c 'echo its-\"\"here; exec sleep 1000'")));
     screen.expect("its-\"\"here");
     screen.expect("its-here");
     screen.keys("\x03");
     screen.expect(PROMPT);
     screen.assert_usual();
-    house.assert_clean(&name);
+    host.assert_clean(&name);
 }
 
 #[test]
 fn the_terminal_is_as_before_whatever_ends_the_run() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     for signal in [Signal::TERM, Signal::INT, Signal::HUP] {
-        let mut screen = house.screen();
+        let mut screen = host.screen();
         let name = fresh();
-        let line = house.line(&name, "--user nobody -- sh -c 'stty raw -echo; echo its-\"\"here; exec sleep 1000'\n");
+        let line = host.line(&name, "--user nobody -- sh -c 'stty raw -echo; echo its-\"\"here; exec sleep 1000'\n");
         screen.keys(&line);
         screen.expect("its-here");
         screen.await_raw();
@@ -319,19 +319,19 @@ fn the_terminal_is_as_before_whatever_ends_the_run() {
         let code = format!("code={}", 128 + signal.as_raw());
         assert!(screen.run("echo code=$?").contains(&code));
         screen.assert_usual();
-        house.assert_clean(&name);
+        host.assert_clean(&name);
     }
 }
 
 #[test]
-fn pipes_and_files_are_the_callers_own_and_carry_what_they_carry() {
-    let Some(house) = House::new() else { return };
-    let input = house.path("bytes");
+fn pipes_and_files_are_the_callers_own_and_unchanged() {
+    let Some(host) = ExecHost::new() else { return };
+    let input = host.path("bytes");
     let bytes: Vec<u8> = (0..32_u32 << 20).map(|at| (at.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     fs::write(&input, &bytes).unwrap();
-    let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "cat"]);
+    let mut command = host.outgate(&["exec", "--name", &fresh(), "--", "cat"]);
     command.stdin(fs::File::open(&input).unwrap());
-    let output = house.whole.net.gateway.run(|| command.output()).unwrap();
+    let output = host.network.net.gateway.run(|| command.output()).unwrap();
     assert!(output.status.success() && output.stdout == bytes, "{}", String::from_utf8_lossy(&output.stderr));
     // The same, and no copies of another's: by their numbers in the kernel.
     let number = |path: &str| fs::read_link(path).unwrap().display().to_string();
@@ -342,9 +342,9 @@ fn pipes_and_files_are_the_callers_own_and_carry_what_they_carry() {
         number(&format!("/proc/self/fd/{}", writer.as_raw_fd()))
     };
     let line = "a=$(readlink /proc/$$/fd/1); b=$(readlink /proc/$$/fd/0); echo $a $b >&2; echo done";
-    let mut command = house.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", line]);
+    let mut command = host.outgate(&["exec", "--name", &fresh(), "--", "sh", "-c", line]);
     command.stdin(file).stdout(writer);
-    let output = house.whole.net.gateway.run(|| command.spawn_and_errors());
+    let output = host.network.net.gateway.run(|| command.spawn_and_errors());
     drop(command);
     let text = String::from_utf8_lossy(&output);
     assert!(text.contains(&mine) && text.contains(input.to_str().unwrap()), "{mine}: {text}");

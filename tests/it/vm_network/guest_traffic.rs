@@ -1,10 +1,10 @@
 //! A sample of what guests send and load, end to end: by the firewall, the listeners and the dial.
 
 use crate::world::client::{ACCESS_DENIED, Get};
+use crate::world::client_hello::{Hello, record};
 use crate::world::dns::{A, AAAA};
-use crate::world::hello::{Hello, record};
+use crate::world::guarded_network::{EVIL6, GuardedNetwork, STRANGER, STRANGER6};
 use crate::world::http::{digest, pattern};
-use crate::world::whole::{EVIL6, STRANGER, STRANGER6, Whole};
 use crate::world::{CDN, EVIL, GOOD, GOOD6};
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -13,8 +13,8 @@ const LARGE: usize = 64 << 20;
 
 #[test]
 fn hellos_that_show_no_name_or_hide_it_or_never_end_are_refused() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\n"));
     let cases = [
         ("no server name", Hello::nameless().record(), "no_name"),
         ("an empty list", Hello::nameless().entries(&[]).record(), "malformed"),
@@ -26,23 +26,23 @@ fn hellos_that_show_no_name_or_hide_it_or_never_end_are_refused() {
     ];
     for (what, hello, reason) in &cases {
         let before = outgate.counted("denied", reason);
-        for (guest, to) in [(&whole.one, IpAddr::from(GOOD)), (&whole.three, GOOD6.parse().unwrap())] {
+        for (guest, to) in [(&network.one, IpAddr::from(GOOD)), (&network.three, GOOD6.parse().unwrap())] {
             let mut wire = guest.dial(to, 443).unwrap();
             wire.say(hello);
             assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{what}, {to}");
         }
         outgate.await_counted("denied", reason, before + 2.0);
     }
-    assert!(whole.internet.all().is_empty());
-    assert_eq!(whole.dns.log(), []);
+    assert!(network.internet.all().is_empty());
+    assert_eq!(network.dns.log(), []);
 }
 
 #[test]
 fn requests_on_one_connection_are_judged_one_by_one_and_a_websocket_passes() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\ncdn-ok.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\ncdn-ok.test\n"));
     let get = |host: &str| format!("GET /hi HTTP/1.1\r\nHost: {host}\r\n\r\n");
-    for (guest, evil) in [(&whole.one, IpAddr::from(EVIL)), (&whole.three, EVIL6.into())] {
+    for (guest, evil) in [(&network.one, IpAddr::from(EVIL)), (&network.three, EVIL6.into())] {
         let mut wire = guest.dial(evil, 80).unwrap();
         wire.say([get("good.test"), get("evil.test"), get("cdn-ok.test")].concat());
         let statuses = [(); 3].map(|()| wire.hear("GET").status);
@@ -59,33 +59,33 @@ fn requests_on_one_connection_are_judged_one_by_one_and_a_websocket_passes() {
         wire.finish();
         assert!(wire.is_over());
     }
-    let hosts: Vec<_> = whole.internet.requests(CDN).iter().map(|request| request.header("host").concat()).collect();
+    let hosts: Vec<_> = network.internet.requests(CDN).iter().map(|request| request.header("host").concat()).collect();
     assert_eq!(hosts, ["cdn-ok.test", "cdn-ok.test"]);
-    whole.assert_tight();
+    network.assert_no_leaks();
 }
 
 #[test]
-fn a_name_with_ipv6_alone_is_reached_by_it_whatever_the_guest_connects_to() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("only6.test\n"));
+fn a_name_with_only_ipv6_addresses_is_reached_over_ipv6_whatever_the_guest_connects_to() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("only6.test\n"));
     let good6: Ipv6Addr = GOOD6.parse().unwrap();
-    whole.one.ask_at(STRANGER, "only6.test", A).assert_no_data();
-    whole.one.ask_at(STRANGER6, "only6.test", AAAA).assert_is([good6]);
-    assert_eq!(whole.one.https(good6, "only6.test").unwrap(), 200);
-    assert_eq!(whole.three.http(EVIL, "only6.test").status, 200);
-    assert_eq!((whole.internet.seen(good6).len(), whole.internet.seen(GOOD).len()), (2, 0));
-    whole.assert_tight();
+    network.one.ask_at(STRANGER, "only6.test", A).assert_no_data();
+    network.one.ask_at(STRANGER6, "only6.test", AAAA).assert_is([good6]);
+    assert_eq!(network.one.https(good6, "only6.test").unwrap(), 200);
+    assert_eq!(network.three.http(EVIL, "only6.test").status, 200);
+    assert_eq!((network.internet.seen(good6).len(), network.internet.seen(GOOD).len()), (2, 0));
+    network.assert_no_leaks();
 }
 
 #[test]
 fn large_transfers_arrive_whole_both_ways() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\n"));
     let body = pattern(LARGE);
-    let mut tls = whole.one.dial(GOOD, 443).unwrap().tls("good.test").unwrap();
+    let mut tls = network.one.dial(GOOD, 443).unwrap().tls("good.test").unwrap();
     let response = tls.get("good.test", &format!("/bytes/{LARGE}")).unwrap();
     assert!(response.body == body, "{} bytes came down, or not those", response.body.len());
-    let mut wire = whole.three.dial(EVIL6, 80).unwrap();
+    let mut wire = network.three.dial(EVIL6, 80).unwrap();
     wire.say(format!("POST /upload HTTP/1.1\r\nHost: good.test\r\nContent-Length: {LARGE}\r\n\r\n"));
     let mut sender = wire.clone_sender();
     std::io::Write::write_all(&mut sender, &body).unwrap();

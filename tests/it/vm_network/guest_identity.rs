@@ -1,11 +1,11 @@
 //! Who is who, as guests are told apart by interface and address.
 
 use crate::world::client::{ACCESS_DENIED, Guest, Wire};
+use crate::world::client_hello::Hello;
 use crate::world::dns::A;
-use crate::world::hello::Hello;
-use crate::world::stub::{SILENCE, query, receive};
+use crate::world::guarded_network::{GuardedNetwork, STRANGER, STRANGER6};
+use crate::world::stub_resolver::{SILENCE, query, receive};
 use crate::world::vmnet::shell;
-use crate::world::whole::{STRANGER, STRANGER6, Whole};
 use crate::world::{CDN, EVIL, GOOD, eventually};
 use socket2::{Domain, Socket, Type};
 use std::io::{self, ErrorKind};
@@ -43,24 +43,24 @@ fn assert_has_not(guest: &Guest, name: &str, address: IpAddr, reason: &str) {
 }
 
 #[test]
-fn each_guest_has_its_own_names_and_who_is_not_declared_has_none() {
-    let Some(whole) = Whole::new() else { return };
-    let setup = whole.setup("shared.test\n").tables(GUESTS);
-    let outgate = whole.start(setup.file("a.rules", "good.test\n").file("b.rules", "cdn-ok.test\n"));
-    assert_has(&whole.one, "good.test", GOOD.into());
-    assert_has(&whole.three, "cdn-ok.test", CDN.into());
-    let served = (whole.internet.seen(GOOD).len(), whole.internet.seen(CDN).len());
-    whole.dns.forget();
-    assert_has_not(&whole.one, "cdn-ok.test", CDN.into(), "not_whitelisted");
-    assert_has_not(&whole.three, "good.test", GOOD.into(), "not_whitelisted");
+fn each_guest_has_its_own_names_and_an_undeclared_one_has_none() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let setup = network.setup("shared.test\n").tables(GUESTS);
+    let outgate = network.start(setup.file("a.rules", "good.test\n").file("b.rules", "cdn-ok.test\n"));
+    assert_has(&network.one, "good.test", GOOD.into());
+    assert_has(&network.three, "cdn-ok.test", CDN.into());
+    let served = (network.internet.seen(GOOD).len(), network.internet.seen(CDN).len());
+    network.dns.forget();
+    assert_has_not(&network.one, "cdn-ok.test", CDN.into(), "not_whitelisted");
+    assert_has_not(&network.three, "good.test", GOOD.into(), "not_whitelisted");
     for name in ["good.test", "cdn-ok.test", "shared.test"] {
-        assert_has_not(&whole.four, name, GOOD.into(), "unknown_guest");
-        assert_has_not(&whole.two, name, GOOD.into(), "unknown_guest");
+        assert_has_not(&network.four, name, GOOD.into(), "unknown_guest");
+        assert_has_not(&network.two, name, GOOD.into(), "unknown_guest");
     }
-    assert!(whole.four.is_reset(GOOD, 22));
-    assert_eq!(whole.dns.log(), []);
-    assert_eq!((whole.internet.seen(GOOD).len(), whole.internet.seen(CDN).len()), served);
-    whole.assert_tight();
+    assert!(network.four.is_reset(GOOD, 22));
+    assert_eq!(network.dns.log(), []);
+    assert_eq!((network.internet.seen(GOOD).len(), network.internet.seen(CDN).len()), served);
+    network.assert_no_leaks();
     for (guest, name) in [("a", "good.test"), ("b", "cdn-ok.test")] {
         outgate.await_log(&[("guest", guest), ("name", name), ("verdict", "allowed")]);
     }
@@ -68,13 +68,13 @@ fn each_guest_has_its_own_names_and_who_is_not_declared_has_none() {
 
 #[test]
 fn with_another_guests_address_a_guest_reaches_nothing() {
-    let Some(whole) = Whole::new() else { return };
-    let setup = whole.setup("").tables(GUESTS);
-    let _outgate = whole.start(setup.file("a.rules", "cdn-ok.test\n").file("b.rules", "good.test\n"));
+    let Some(network) = GuardedNetwork::new() else { return };
+    let setup = network.setup("").tables(GUESTS);
+    let _outgate = network.start(setup.file("a.rules", "cdn-ok.test\n").file("b.rules", "good.test\n"));
     // What b may, for a, for an undeclared one on a's bridge, and for one with an interface of its own.
-    for guest in [&whole.one, &whole.two, &whole.four] {
+    for guest in [&network.one, &network.two, &network.four] {
         shell(&guest.namespace, "ip addr add 10.43.0.3/32 dev eth0; ip addr add fd43::3/128 dev eth0 nodad");
-        let before = whole.net.counted("spoofed");
+        let before = network.net.counted("spoofed");
         for (source, to, server) in [
             ("10.43.0.3", SocketAddr::new(GOOD.into(), 443), SocketAddr::new(STRANGER.into(), 53)),
             ("fd43::3", "[2600:10::10]:443".parse().unwrap(), SocketAddr::new(STRANGER6.into(), 53)),
@@ -88,29 +88,29 @@ fn with_another_guests_address_a_guest_reaches_nothing() {
             socket.send(&query("good.test", A).bytes()).unwrap();
             assert_eq!(receive(&socket), None);
         }
-        eventually("each is counted", || whole.net.counted("spoofed") >= before + 4);
+        eventually("each is counted", || network.net.counted("spoofed") >= before + 4);
     }
-    assert_eq!((whole.dns.log().len(), whole.internet.all().len()), (0, 0));
+    assert_eq!((network.dns.log().len(), network.internet.all().len()), (0, 0));
     // The owner has what is its own.
-    assert_has(&whole.three, "good.test", GOOD.into());
-    whole.assert_tight();
+    assert_has(&network.three, "good.test", GOOD.into());
+    network.assert_no_leaks();
 }
 
 #[test]
 fn an_ipv6_64_is_one_guest_to_the_limits() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\n").tables("[limits]\nconnections = 1\n"));
-    shell(&whole.one.namespace, "ip addr add fd42::abcd/64 dev eth0 nodad");
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\n").tables("[limits]\nconnections = 1\n"));
+    shell(&network.one.namespace, "ip addr add fd42::abcd/64 dev eth0 nodad");
     let to: SocketAddr = "[2600:10::10]:443".parse().unwrap();
     let from = |guest: &Guest, source: &str| {
         let mut wire = dial_from(guest, source.parse().unwrap(), to, Duration::from_secs(15)).unwrap();
         wire.say(Hello::naming("good.test").record());
         wire
     };
-    let _held = dial_from(&whole.one, "fd42::2".parse().unwrap(), to, Duration::from_secs(15)).unwrap();
+    let _held = dial_from(&network.one, "fd42::2".parse().unwrap(), to, Duration::from_secs(15)).unwrap();
     eventually("the first has the place", || outgate.metric("active_connections", &[]) == 1.0);
-    assert_eq!(from(&whole.one, "fd42::abcd").alert(), Some(ACCESS_DENIED));
+    assert_eq!(from(&network.one, "fd42::abcd").alert(), Some(ACCESS_DENIED));
     outgate.await_counted("denied", "limit_connections", 1.0);
     // Another /64 has a place of its own.
-    assert_eq!(whole.three.https(to.ip(), "good.test").unwrap(), 200);
+    assert_eq!(network.three.https(to.ip(), "good.test").unwrap(), 200);
 }

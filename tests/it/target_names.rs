@@ -123,7 +123,7 @@ fn the_host_field_of_connect_must_name_the_target() {
 }
 
 #[test]
-fn addresses_in_disguise_are_malformed_and_never_looked_up() {
+fn obfuscated_addresses_are_malformed_and_never_looked_up() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("* wide=yes\n** wide=yes\n0.0.0.0/0\n");
     let loopback = world.gateway.run(|| std::net::TcpListener::bind("127.0.0.1:80").unwrap());
@@ -195,13 +195,13 @@ fn an_address_where_the_guest_shows_another_name_is_judged_by_the_name() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("good.test\n11.0.0.66\n");
     let mut wire = world.guest.tunnel("11.0.0.66:443");
-    wire.say(crate::world::hello::Hello::naming("cdn-bad.test").record());
+    wire.say(crate::world::client_hello::Hello::naming("cdn-bad.test").record());
     assert!(wire.is_over());
     assert_eq!(world.internet.bytes(EVIL), 0);
 }
 
 #[test]
-fn names_made_to_carry_data_out_are_never_asked_for() {
+fn names_that_encode_data_are_never_looked_up() {
     let Some(world) = World::new() else { return };
     let outgate =
         world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0").start();

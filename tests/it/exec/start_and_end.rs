@@ -1,9 +1,9 @@
 //! How a command ends and what is left then: nothing. And what must be there before it starts.
 
-use super::{FIREWALL, House, LISTEN, RULES, Ran, fresh};
+use super::{ExecHost, FIREWALL, LISTEN, RULES, Ran, fresh};
 use crate::world::eventually;
+use crate::world::guarded_network::GuardedNetwork;
 use crate::world::vmnet::{shell, succeed};
-use crate::world::whole::Whole;
 use rustix::process::{Pid, Signal, kill_process};
 use std::io::{BufRead, BufReader};
 use std::os::unix::process::CommandExt;
@@ -30,101 +30,101 @@ fn runs(argument: &str) -> bool {
     })
 }
 
-impl House {
+impl ExecHost {
     /// Nothing of any run is left on the machine or in the daemon.
     #[track_caller]
     pub(super) fn assert_clean(&self, name: &str) {
         assert!(!Path::new(&format!("/run/netns/outgate-{name}")).exists());
         assert!(!Path::new(&format!("/run/outgate-exec/{name}.lock")).exists());
         assert_eq!(self.guests(), Vec::<serde_json::Value>::new());
-        let gateway = &self.whole.net.gateway;
+        let gateway = &self.network.net.gateway;
         let links = shell(gateway, "ip -o link show");
         assert!(!links.contains("og-"), "{links}");
         let kernel = shell(gateway, "nft list ruleset; ip rule");
         assert!(!kernel.contains("10.79."), "{kernel}");
         assert!(!kernel.lines().any(|line| line.contains("og-") && !line.contains("og-*")), "{kernel}");
-        self.whole.firewall(&self.outgate, "status");
+        self.network.firewall(&self.outgate, "status");
     }
 }
 
 #[test]
 fn the_exit_code_is_the_commands() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     for (line, code) in [("true", 0), ("exit 7", 7), ("exit 3", 3), ("kill -9 $$", 137), ("no-such-command", 127)] {
         let name = fresh();
-        let ran = house.exec(&name, &["--", "sh", "-c", line]);
+        let ran = host.exec(&name, &["--", "sh", "-c", line]);
         assert_eq!(ran.code, Some(code), "{line}: {}", ran.err);
-        house.assert_clean(&name);
+        host.assert_clean(&name);
     }
-    assert_eq!(house.exec(&fresh(), &["--", "/no/such/program"]).code, Some(127));
+    assert_eq!(host.exec(&fresh(), &["--", "/no/such/program"]).code, Some(127));
 }
 
 #[test]
 fn signals_are_passed_on_and_nothing_is_left() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     let traps = "trap 'exit 41' TERM; trap 'exit 42' INT; trap 'exit 43' HUP; echo ready; while :; do sleep 0.1; done";
     for (which, code) in [(Signal::TERM, 41), (Signal::INT, 42), (Signal::HUP, 43)] {
         let name = fresh();
-        let mut child = house.start(&name, &["--", "sh", "-c", traps]);
+        let mut child = host.start(&name, &["--", "sh", "-c", traps]);
         assert_eq!(first_line(&mut child), "ready");
         signal(&child, which);
         assert_eq!(child.wait().unwrap().code(), Some(code));
-        house.assert_clean(&name);
+        host.assert_clean(&name);
     }
 }
 
 #[test]
-fn what_the_command_leaves_running_is_killed() {
-    let Some(house) = House::new() else { return };
+fn processes_that_the_command_leaves_running_are_killed() {
+    let Some(host) = ExecHost::new() else { return };
     let name = fresh();
     let mark = format!("1000.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
-    let ran = house.exec(&name, &["--", "sh", "-c", &format!("setsid sleep {mark} >/dev/null 2>&1 & sleep 0.2")]);
+    let ran = host.exec(&name, &["--", "sh", "-c", &format!("setsid sleep {mark} >/dev/null 2>&1 & sleep 0.2")]);
     assert_eq!(ran.code, Some(0), "{}", ran.err);
     assert!(!runs(&mark), "it is gone");
-    house.assert_clean(&name);
+    host.assert_clean(&name);
 }
 
 #[test]
-fn a_run_that_was_killed_takes_its_command_along_and_the_next_of_that_name_cleans_up() {
-    let Some(house) = House::new() else { return };
+fn a_killed_run_ends_its_command_and_the_next_run_of_that_name_cleans_up() {
+    let Some(host) = ExecHost::new() else { return };
     let name = fresh();
     let mark = format!("1001.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
     let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
-    let mut child = house.start(&name, &["--", "sh", "-c", &line]);
+    let mut child = host.start(&name, &["--", "sh", "-c", &line]);
     assert_eq!(first_line(&mut child), "ready");
     eventually("it runs", || runs(&mark));
     signal(&child, Signal::KILL);
     child.wait().unwrap();
     eventually("the command is gone", || !runs(&mark));
     assert!(Path::new(&format!("/run/netns/outgate-{name}")).exists());
-    assert_eq!(house.guests().len(), 1, "its address is still pinned to its interface");
-    let ran = house.exec(&name, &["--", "sh", "-c", &house.curl("http://good.test/")]);
+    assert_eq!(host.guests().len(), 1, "its address is still pinned to its interface");
+    let ran = host.exec(&name, &["--", "sh", "-c", &host.curl("http://good.test/")]);
     assert_eq!(ran.out, "200 0\n", "{}", ran.err);
-    house.assert_clean(&name);
+    host.assert_clean(&name);
 }
 
 #[test]
 fn a_name_in_use_is_refused_and_stays_as_it_is() {
-    let Some(house) = House::new() else { return };
+    let Some(host) = ExecHost::new() else { return };
     let name = fresh();
-    let mut child = house.start(&name, &["--", "sh", "-c", "echo ready; sleep 60"]);
+    let mut child = host.start(&name, &["--", "sh", "-c", "echo ready; sleep 60"]);
     assert_eq!(first_line(&mut child), "ready");
-    let second = house.exec(&name, &["--", "true"]);
+    let second = host.exec(&name, &["--", "true"]);
     assert!(second.code == Some(1) && second.err.contains("is in use"), "{second:?}");
-    assert_eq!(house.guests().len(), 1);
+    assert_eq!(host.guests().len(), 1);
     signal(&child, Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
-    house.assert_clean(&name);
+    host.assert_clean(&name);
     // A guest of that name that is no command's.
-    let config = house.outgate.config();
+    let config = host.outgate.config();
     let add = ["guest", "add", &name, "--address", "10.42.42.2", "--config", config.to_str().unwrap()];
-    succeed(house.outgate.command(&add).output().unwrap());
-    let second = house.exec(&name, &["--", "true"]);
-    assert!(second.code == Some(1) && second.err.contains("there is a guest"), "{second:?}");
-    assert_eq!(house.guests().len(), 1);
-    let taken = house.shell(&["--address", "10.42.42.2"], "true");
+    succeed(host.outgate.command(&add).output().unwrap());
+    let second = host.exec(&name, &["--", "true"]);
+    assert!(second.code == Some(1) && second.err.contains("exists already"), "{second:?}");
+    assert_eq!(host.guests().len(), 1);
+    let taken = host.shell(&["--address", "10.42.42.2"], "true");
     assert!(taken.code == Some(1) && taken.err.contains("already an address of"), "{taken:?}");
-    assert_eq!(house.guests().len(), 1);
+    assert_eq!(host.guests().len(), 1);
 }
 
 #[track_caller]
@@ -133,35 +133,36 @@ fn assert_refused(ran: &Ran, code: i32, words: &str) {
 }
 
 #[test]
-fn what_is_missing_is_told_before_anything_is_made() {
-    let Some(mut house) = House::new() else { return };
-    assert_refused(&house.exec("a b", &["--", "true"]), 2, "no guest name");
-    assert_refused(&house.exec(&fresh(), &[]), 2, "COMMAND");
-    assert_refused(&house.exec(&fresh(), &["--show", "/etc", "--", "true"]), 2, "below /run");
-    let missing = house.path("none").display().to_string();
-    assert_refused(&house.exec(&fresh(), &["--manifest", &missing, "--", "true"]), 1, "no such file");
-    assert_refused(&house.exec(&fresh(), &["--address", "127.0.0.9", "--", "true"]), 2, "127.0.0.9");
-    assert_refused(&house.exec(&fresh(), &["--address", "11.0.0.1", "--", "true"]), 1, "of this machine");
-    let mut as_nobody = house.outgate(&["exec", "--name", &fresh(), "--", "true"]);
+fn missing_requirements_are_reported_before_anything_is_created() {
+    let Some(mut host) = ExecHost::new() else { return };
+    assert_refused(&host.exec("a b", &["--", "true"]), 2, "is not a guest name");
+    assert_refused(&host.exec(&fresh(), &[]), 2, "COMMAND");
+    assert_refused(&host.exec(&fresh(), &["--show", "/etc", "--", "true"]), 2, "below /run");
+    let missing = host.path("none").display().to_string();
+    assert_refused(&host.exec(&fresh(), &["--manifest", &missing, "--", "true"]), 1, "no such file");
+    assert_refused(&host.exec(&fresh(), &["--address", "127.0.0.9", "--", "true"]), 2, "127.0.0.9");
+    assert_refused(&host.exec(&fresh(), &["--address", "11.0.0.1", "--", "true"]), 1, "of this machine");
+    let mut as_nobody = host.outgate(&["exec", "--name", &fresh(), "--", "true"]);
     as_nobody.uid(65534).gid(65534);
-    if let Ok(output) = house.whole.net.gateway.run(|| as_nobody.output()) {
+    if let Ok(output) = host.network.net.gateway.run(|| as_nobody.output()) {
         assert_refused(&output.into(), 1, "only root");
     }
-    house.assert_clean(&fresh());
-    assert!(house.outgate.stop().success());
-    assert_refused(&house.exec(&fresh(), &["--", "true"]), 3, "control.sock");
+    host.assert_clean(&fresh());
+    assert!(host.outgate.stop().success());
+    assert_refused(&host.exec(&fresh(), &["--", "true"]), 3, "control.sock");
 }
 
 #[test]
-fn a_configuration_without_what_it_takes_is_told_with_the_line_to_write() {
-    let uncovered =
-        |whole: &Whole| whole.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n");
-    let Some(house) = House::with(uncovered) else { return };
-    assert_refused(&house.exec(&fresh(), &["--", "true"]), 1, "guest_interfaces = [\"br0\", \"og-*\"]");
-    house.assert_clean(&fresh());
-    drop(house);
+fn a_configuration_that_lacks_something_is_reported_with_the_line_to_write() {
+    let uncovered = |network: &GuardedNetwork| {
+        network.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n")
+    };
+    let Some(host) = ExecHost::with(uncovered) else { return };
+    assert_refused(&host.exec(&fresh(), &["--", "true"]), 1, "guest_interfaces = [\"br0\", \"og-*\"]");
+    host.assert_clean(&fresh());
+    drop(host);
     let proxy = "proxy = [\"10.42.42.1:3128\"]\ntransparent = []";
-    let Some(house) = House::with(|whole| whole.bare(RULES).listen(proxy).tables(FIREWALL)) else { return };
-    assert_refused(&house.exec(&fresh(), &["--", "true"]), 1, "[listen].transparent");
-    house.assert_clean(&fresh());
+    let Some(host) = ExecHost::with(|network| network.bare(RULES).listen(proxy).tables(FIREWALL)) else { return };
+    assert_refused(&host.exec(&fresh(), &["--", "true"]), 1, "[listen].transparent");
+    host.assert_clean(&fresh());
 }

@@ -78,7 +78,7 @@ fn an_answer_with_one_floor_address_in_it_is_refused_whole() {
 }
 
 #[test]
-fn an_alias_is_followed_and_its_end_is_held_to_the_floor() {
+fn an_alias_is_followed_and_its_target_is_checked_against_the_floor() {
     let Some(world) = World::new() else { return };
     let _outgate = world.outgate("good.test\ncdn-ok.test\n");
     world.dns.set("good.test", Answer::Alias("cdn-bad.test"));
@@ -118,7 +118,7 @@ fn a_rebinding_name_never_reaches_the_loopback() {
 }
 
 #[test]
-fn to_and_permit_addresses_lift_the_floor_where_they_say() {
+fn to_and_permit_addresses_open_the_floor_for_their_ranges() {
     let Some(world) = World::new() else { return };
     // Another service of the gateway's machine: reachable only where the operator says so.
     let service = world.gateway.run(|| TcpListener::bind("10.42.42.1:8080").unwrap());
@@ -154,7 +154,7 @@ fn deny_rules_of_addresses_hold_for_what_is_dialled() {
 }
 
 #[test]
-fn own_listeners_are_out_of_reach_by_any_way() {
+fn own_listeners_are_out_of_reach_by_every_name_and_address() {
     let Some(world) = World::new() else { return };
     world.dns.set("self.good.test", [ip("11.0.0.1")]);
     let rules = ".good.test:*\n0.0.0.0/0:*\n";

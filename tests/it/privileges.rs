@@ -66,7 +66,7 @@ fn a_daemon_started_as_root_has_no_privilege_left_and_transparent_flows_still_co
 }
 
 #[test]
-fn without_the_sandbox_privileges_go_all_the_same_and_the_log_is_loud() {
+fn without_the_sandbox_privileges_are_still_given_up_and_the_log_warns() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").write();
     outgate.run_with(&["--no-sandbox"]);
@@ -89,7 +89,7 @@ fn for_nobody(world: &World) -> Outgate {
 }
 
 #[test]
-fn another_user_can_do_all_that_the_daemon_does_later() {
+fn another_user_can_do_everything_that_the_daemon_does_later() {
     let Some(world) = World::new() else { return };
     let mut outgate = for_nobody(&world);
     outgate.launch();
@@ -134,7 +134,7 @@ fn assert_refuses(outgate: &mut Outgate, code: i32, words: &[&str]) {
 }
 
 #[test]
-fn a_user_that_cannot_be_had_is_a_sentence() {
+fn an_unknown_user_is_one_clear_line() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").write();
     outgate.run_with(&["--user", "nobody-of-this-name"]);
@@ -143,11 +143,11 @@ fn a_user_that_cannot_be_had_is_a_sentence() {
     assert_refuses(&mut outgate, 1, &["is root"]);
     outgate.become_nobody();
     outgate.run_with(&["--user", "nobody"]);
-    assert_refuses(&mut outgate, 2, &["--user takes root"]);
+    assert_refuses(&mut outgate, 2, &["--user requires root"]);
 }
 
 #[test]
-fn what_cannot_be_used_without_privileges_is_found_at_the_start() {
+fn files_that_need_privileges_are_found_at_the_start() {
     let Some(world) = World::new() else { return };
     let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 
@@ -243,7 +243,7 @@ const FORBIDDEN: [&str; 14] = [
 /// Runs [`acts`] in a process of its own, and gives what came of each.
 fn try_acts(confined: &str) -> BTreeMap<String, String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "confine::acts", "--ignored", "--nocapture"]).env("OUTGATE_TEST_CONFINED", confined);
+    command.args(["--exact", "privileges::acts", "--ignored", "--nocapture"]).env("OUTGATE_TEST_CONFINED", confined);
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let outcomes: BTreeMap<String, String> = text

@@ -1,14 +1,14 @@
 //! What a command leaves running, in whatever way, and whatever is killed: none of it outlives the run. What is alive
 //! is looked for by the names of threads, which a process has whose first thread has ended.
 
-use super::{House, compile, fresh};
+use super::{ExecHost, compile, fresh};
 use crate::world::eventually;
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::io::{BufRead, BufReader};
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// The ways, as `left.c` knows them.
+/// The ways, as `leftover_processes.c` knows them.
 const WAYS: [&str; 4] = ["namespaces", "thread", "deaf", "daemon"];
 
 /// A name for a thread that no other test has.
@@ -36,27 +36,27 @@ fn alive(mark: &str) -> usize {
 
 #[test]
 fn nothing_outlives_a_command_that_ends() {
-    let Some(house) = House::new() else { return };
-    let (_folder, program) = compile("left.c");
+    let Some(host) = ExecHost::new() else { return };
+    let (_folder, program) = compile("leftover_processes.c");
     for way in WAYS {
         for user in ["nobody", "root"] {
             let (name, mark) = (fresh(), mark());
-            let ran = house.exec(&name, &["--user", user, "--", &program, way, &mark, "ends"]);
+            let ran = host.exec(&name, &["--user", user, "--", &program, way, &mark, "ends"]);
             assert_eq!((ran.out.as_str(), ran.code), ("ready\n", Some(0)), "{way}, {user}: {}", ran.err);
             assert_eq!(alive(&mark), 0, "{way}, {user}");
-            house.assert_clean(&name);
+            host.assert_clean(&name);
         }
     }
 }
 
 #[test]
 fn nothing_outlives_exec_however_it_is_killed() {
-    let Some(house) = House::new() else { return };
-    let (_folder, program) = compile("left.c");
+    let Some(host) = ExecHost::new() else { return };
+    let (_folder, program) = compile("leftover_processes.c");
     for way in WAYS {
         for inner in [false, true] {
             let (name, mark) = (fresh(), mark());
-            let mut child = house.start(&name, &["--user", "nobody", "--", &program, way, &mark, "stays"]);
+            let mut child = host.start(&name, &["--user", "nobody", "--", &program, way, &mark, "stays"]);
             let mut line = String::new();
             BufReader::new(child.stdout.as_mut().unwrap()).read_line(&mut line).unwrap();
             assert_eq!(line, "ready\n", "{way}");
@@ -70,11 +70,11 @@ fn nothing_outlives_exec_however_it_is_killed() {
             assert_eq!(code, inner.then_some(137), "{way}");
             eventually("nothing is left", || alive(&mark) == 0);
             if inner {
-                house.assert_clean(&name);
+                host.assert_clean(&name);
             } else {
                 // What the next run of that name does.
-                assert_eq!(house.exec(&name, &["--", "true"]).code, Some(0));
-                house.assert_clean(&name);
+                assert_eq!(host.exec(&name, &["--", "true"]).code, Some(0));
+                host.assert_clean(&name);
             }
         }
     }

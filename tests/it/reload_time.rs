@@ -58,7 +58,7 @@ fn swap(world: &World, outgate: &crate::world::outgate::Outgate, text: &str, now
 }
 
 #[track_caller]
-fn judge(world: &World, text: &str, limit: Duration) {
+fn check_reload_time(world: &World, text: &str, limit: Duration) {
     let tables = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 60000";
     let begin = Instant::now();
     let outgate = world.setup(&format!("{text}other.test\ngood.test\n")).tables(tables).start();
@@ -81,7 +81,7 @@ fn judge(world: &World, text: &str, limit: Duration) {
 #[test]
 fn a_list_of_100_000_rules_is_in_force_within_a_second_of_its_last_write() {
     let Some(world) = World::new() else { return };
-    judge(&world, &list(99_000, 998), Duration::from_secs(1) * SLACK);
+    check_reload_time(&world, &list(99_000, 998), Duration::from_secs(1) * SLACK);
 }
 
 /// In a release build alone: a debug build would keep the other tests waiting.
@@ -89,5 +89,5 @@ fn a_list_of_100_000_rules_is_in_force_within_a_second_of_its_last_write() {
 #[test]
 fn a_list_of_a_million_rules_is_in_force_within_two_seconds_of_its_last_write() {
     let Some(world) = World::new() else { return };
-    judge(&world, &list(1_000_000, 5_000), Duration::from_secs(2));
+    check_reload_time(&world, &list(1_000_000, 5_000), Duration::from_secs(2));
 }

@@ -2,8 +2,8 @@
 //! refuse nobody, and what the manager is told.
 
 use crate::world::client::{Guest, Wire};
-use crate::world::manager::Manager;
 use crate::world::outgate::Outgate;
+use crate::world::service_manager::ServiceManager;
 use crate::world::{ADMIN, GOOD, PROXY, World, eventually};
 use socket2::Type;
 use std::fs;
@@ -18,7 +18,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 fn activated(world: &World, rules: &str, count: usize) -> Outgate {
     let mut outgate = world.setup(rules).write();
-    let mut manager = Manager::listen(&world.gateway, &[PROXY], count);
+    let mut manager = ServiceManager::listen(&world.gateway, &[PROXY], count);
     manager.add(&world.gateway, ADMIN, Type::STREAM, false);
     outgate.managed(manager);
     outgate.launch();
@@ -27,7 +27,7 @@ fn activated(world: &World, rules: &str, count: usize) -> Outgate {
 }
 
 #[test]
-fn sockets_that_are_handed_over_are_served_however_many_there_are() {
+fn every_socket_that_is_handed_over_is_served() {
     let Some(world) = World::new() else { return };
     for count in [1, 2, 5] {
         let mut outgate = activated(&world, "good.test\n", count);
@@ -41,12 +41,12 @@ fn sockets_that_are_handed_over_are_served_however_many_there_are() {
 }
 
 #[test]
-fn the_name_service_is_handed_over_too_and_over_udp_and_tcp() {
+fn dns_sockets_are_handed_over_for_udp_and_tcp() {
     let Some(world) = World::new() else { return };
     let address = "10.42.42.1:53";
     let listen = format!("proxy = []\ndns = [\"{address}\"]");
     let mut outgate = world.setup("good.test\n").listen(&listen).write();
-    let mut manager = Manager::listen(&world.gateway, &[ADMIN, address], 1);
+    let mut manager = ServiceManager::listen(&world.gateway, &[ADMIN, address], 1);
     manager.add(&world.gateway, address, Type::DGRAM, false);
     outgate.managed(manager);
     outgate.launch();
@@ -76,13 +76,13 @@ fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
     let Some(world) = World::new() else { return };
     let listen = format!("proxy = [\"{PROXY}\", \"10.42.42.1:8080\"]\ntransparent = [\"0.0.0.0:3129\"]");
     let mut outgate = world.setup("good.test\n").listen(&listen).write();
-    outgate.managed(Manager::listen(&world.gateway, &[PROXY, ADMIN], 1));
+    outgate.managed(ServiceManager::listen(&world.gateway, &[PROXY, ADMIN], 1));
     outgate.launch();
     assert_eq!(outgate.ended().code(), Some(1));
     let errors = outgate.errors();
     for part in [
-        "no socket unit holds 10.42.42.1:8080, which [listen].proxy has",
-        "no socket unit holds 0.0.0.0:3129, which [listen].transparent has",
+        "no socket unit listens on 10.42.42.1:8080, which [listen].proxy has",
+        "no socket unit listens on 0.0.0.0:3129, which [listen].transparent has",
         "/etc/systemd/system/outgate.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    ListenStream=10.42.42.1:3128\n",
         "    ListenStream=10.42.42.1:8080\n",
         "/etc/systemd/system/outgate-transparent.socket.d/zz-listen.conf:\n",
@@ -95,12 +95,12 @@ fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
 }
 
 #[test]
-fn a_transparent_listener_must_come_transparent_and_no_other_may() {
+fn only_the_transparent_listener_has_a_transparent_socket() {
     let Some(world) = World::new() else { return };
     for (key, transparent, missing) in [("transparent", false, "Transparent=yes"), ("redirect", true, "Transparent=no")]
     {
         let mut outgate = world.setup("good.test\n").listen(&format!("proxy = []\n{key} = [\"0.0.0.0:3129\"]")).write();
-        let mut manager = Manager::listen(&world.gateway, &[ADMIN], 1);
+        let mut manager = ServiceManager::listen(&world.gateway, &[ADMIN], 1);
         manager.add(&world.gateway, "0.0.0.0:3129", Type::STREAM, transparent);
         outgate.managed(manager);
         outgate.launch();
@@ -111,10 +111,10 @@ fn a_transparent_listener_must_come_transparent_and_no_other_may() {
 }
 
 #[test]
-fn who_connects_to_a_socket_that_no_listener_is_for_is_reset_at_once() {
+fn a_connection_to_a_socket_without_a_listener_is_reset_at_once() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").write();
-    outgate.managed(Manager::listen(&world.gateway, &[PROXY, ADMIN, "10.42.42.1:8080"], 1));
+    outgate.managed(ServiceManager::listen(&world.gateway, &[PROXY, ADMIN, "10.42.42.1:8080"], 1));
     outgate.launch();
     outgate.await_ready();
     let stranger: SocketAddr = "10.42.42.1:8080".parse().unwrap();
@@ -139,7 +139,7 @@ fn keep_asking(guest: &Guest, over: &AtomicBool) -> Vec<Duration> {
 }
 
 #[test]
-fn a_restart_refuses_nobody_and_nobody_waits_long_even_while_a_download_goes_on() {
+fn a_restart_refuses_no_connection_and_none_waits_long_even_during_a_download() {
     let Some(world) = World::new() else { return };
     let mut outgate = activated(&world, "good.test\n", 2);
     let mut download = world.guest.proxy();
@@ -178,31 +178,31 @@ fn a_restart_on_a_broken_list_goes_on_with_the_last_good_one_on_the_same_sockets
 }
 
 /// The next message, without what the daemon says of its state in passing.
-fn heard(ear: &UnixDatagram) -> String {
+fn next_message(ear: &UnixDatagram) -> String {
     let mut message = [0; 4096];
     let length = ear.recv(&mut message).expect("the daemon says something");
     String::from_utf8(message[..length].to_vec()).unwrap().trim_end().to_owned()
 }
 
 #[test]
-fn the_service_manager_hears_when_the_daemon_serves_that_it_lives_and_when_it_stops() {
+fn the_daemon_tells_the_service_manager_that_it_serves_lives_and_stops() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").write();
-    let mut manager = Manager::listen(&world.gateway, &[PROXY, ADMIN], 2);
+    let mut manager = ServiceManager::listen(&world.gateway, &[PROXY, ADMIN], 2);
     let ear = manager.hear(&outgate.path("notify"), Duration::from_millis(600));
     ear.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
     outgate.managed(manager);
     outgate.launch();
-    assert_eq!(heard(&ear), "READY=1");
+    assert_eq!(next_message(&ear), "READY=1");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
-    let said: Vec<String> = (0..8).map(|_| heard(&ear)).collect();
+    let said: Vec<String> = (0..8).map(|_| next_message(&ear)).collect();
     assert!(said.iter().filter(|message| *message == "WATCHDOG=1").count() >= 4, "{said:?}");
     assert!(said.iter().any(|message| message.starts_with("STATUS=Ready")), "{said:?}");
 
     fs::write(outgate.rules(), "not a rule\n").unwrap();
     outgate.await_admin(|response| response.status == 503);
     let trouble = |message: &String| message.starts_with("STATUS=Not ready: ");
-    assert!((0..20).map(|_| heard(&ear)).any(|message| trouble(&message)));
+    assert!((0..20).map(|_| next_message(&ear)).any(|message| trouble(&message)));
 
     // Who does not run does not say that it lives.
     outgate.signal(rustix::process::Signal::STOP);
@@ -214,6 +214,6 @@ fn the_service_manager_hears_when_the_daemon_serves_that_it_lives_and_when_it_st
     outgate.signal(rustix::process::Signal::CONT);
     ear.set_nonblocking(false).unwrap();
     outgate.signal(rustix::process::Signal::TERM);
-    assert!((0..20).map(|_| heard(&ear)).any(|message| message == "STOPPING=1"));
+    assert!((0..20).map(|_| next_message(&ear)).any(|message| message == "STOPPING=1"));
     assert!(outgate.ended().success());
 }

@@ -3,10 +3,10 @@
 
 use crate::golem::{Provider, at_a_provider, authorities, everyone, manifest_of, save, sign, strict, urls};
 use crate::world::client::{Get, Guest};
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
+use crate::world::guarded_network::GuardedNetwork;
 use crate::world::outgate::Outgate;
-use crate::world::stub::RESOLVER;
-use crate::world::whole::Whole;
+use crate::world::stub_resolver::RESOLVER;
 use crate::world::{CDN, EVIL, GOOD, ODD, PROXY, World, eventually};
 use serde_json::{Value, json};
 use std::fs;
@@ -90,7 +90,7 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
     let said = added(&outgate, &["one", "--address", "10.42.42.2", "--manifest", &one]);
     assert_eq!(
         said,
-        "one is registered: https://good.test/, http://good.test/ within what the list has, by the Everyone rule\n"
+        "one is registered: https://good.test/, http://good.test/ within what the list allows, by the Everyone rule\n"
     );
     added(&outgate, &["two", "--address", "10.42.42.3", "--manifest", &two]);
     for (guest, own, others) in
@@ -126,7 +126,7 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
 }
 
 #[test]
-fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
+fn a_guest_whose_manifest_asks_for_nothing_reaches_nothing_and_gets_no_dns() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "all");
     for (name, out) in
@@ -134,7 +134,7 @@ fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
     {
         let asks = manifest(&outgate, name, &out);
         let said = added(&outgate, &[name, "-a", "10.42.42.2", "-m", &asks]);
-        assert_eq!(said, format!("{name} is registered; its manifest asks for nothing, and it gets nothing\n"));
+        assert_eq!(said, format!("{name} is registered; its manifest asks for nothing, so it reaches nothing\n"));
         assert_eq!(reason(&world.guest, "good.test"), "mode_none");
         assert_eq!(world.guest.connect("good.test:443").0.reason(), "mode_none");
         world.guest.lookup("good.test").assert_blocked("mode_none");
@@ -145,7 +145,7 @@ fn a_guest_whose_manifest_asks_for_nothing_gets_nothing_dns_included() {
 }
 
 #[test]
-fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
+fn a_manifest_never_widens_and_mode_all_removes_only_the_list() {
     let Some(world) = World::new() else { return };
     world.dns.set("inside.test", [std::net::Ipv4Addr::new(10, 0, 0, 1)]);
     let outgate = provider(&world, "deny cdn-bad.test\n", &["good.test"], "all");
@@ -161,7 +161,7 @@ fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
     let said = added(&outgate, &["wide", "-a", "10.42.42.2", "-m", &asks]);
     for words in [
         "tcp://good.test:25 was agreed on, but is refused: port_not_allowed",
-        "udp://good.test:99 was agreed on, but opens nothing: nothing listens for UDP",
+        "udp://good.test:99 was agreed on, but opens nothing: only DNS has a listener for UDP",
         "http://cdn-bad.test/ was agreed on, but is refused: denied_by_rule",
     ] {
         assert!(said.contains(words), "{said}");
@@ -185,16 +185,16 @@ fn a_manifest_never_widens_and_all_lifts_the_list_alone() {
 }
 
 #[test]
-fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
+fn a_manifest_that_no_rule_accepts_is_not_registered_and_yagnas_reason_is_printed() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "whitelist");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test", "https://evil.test"]));
-    let whole = "Outbound rejected because: Everyone rule didn't match whitelist ; Audited-Payload rule requires manifest signature ; Partner rule requires node descriptor ; ";
-    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &asks], whole);
+    let network = "Outbound rejected because: Everyone rule didn't match whitelist ; Audited-Payload rule requires manifest signature ; Partner rule requires node descriptor ; ";
+    not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &asks], network);
     let all = manifest(&outgate, "all", &json!({"unrestricted": {"urls": true}}));
     not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", &all], "Everyone rule didn't match whitelist");
     for (text, words) in [
-        ("{\"createdAt\":", "no manifest: EOF"),
+        ("{\"createdAt\":", "not a manifest: EOF"),
         ("\u{1}\u{2}", "neither JSON nor base64"),
         (&"x".repeat(2 << 20), "larger than 1024 KiB"),
     ] {
@@ -202,12 +202,12 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
         not_added(&outgate, &["vm", "-a", "10.42.42.2", "-m", outgate.path("bad").to_str().unwrap()], words);
     }
     for (arguments, words) in [
-        (&["a b", "-a", "10.42.42.2"][..], "\"a b\" is no guest name"),
-        (&["other", "-a", "10.42.42.2"], "\"other\" is no guest name"),
+        (&["a b", "-a", "10.42.42.2"][..], "\"a b\" is not a guest name"),
+        (&["other", "-a", "10.42.42.2"], "\"other\" is not a guest name"),
         (&["vm", "-a", "10.42.42"], "10.42.42"),
-        (&["vm", "-a", "224.0.0.1"], "is the address of no guest"),
-        (&["vm", "-a", "10.42.42.2", "-a", "10.42.42.0/24"], "is there twice"),
-        (&["vm", "-a", "10.42.42.2", "-i", "a/b"], "is no name of a network interface"),
+        (&["vm", "-a", "224.0.0.1"], "cannot be a guest's address"),
+        (&["vm", "-a", "10.42.42.2", "-a", "10.42.42.0/24"], "is listed twice"),
+        (&["vm", "-a", "10.42.42.2", "-i", "a/b"], "is not the name of a network interface"),
     ] {
         not_added(&outgate, arguments, words);
     }
@@ -217,7 +217,7 @@ fn what_no_rule_takes_is_not_registered_and_yagnas_words_say_why() {
 }
 
 #[test]
-fn a_signed_manifest_has_what_the_rule_of_its_certificate_grants_for_as_long_as_that_stands() {
+fn a_signed_manifest_gets_what_its_certificates_rule_grants_while_that_rule_exists() {
     let Some(world) = World::new() else { return };
     let provider = Provider::new(&everyone("none"), &strict(&["good.test"]));
     authorities(&provider, "openssl ecparam -genkey -noout -name prime256v1");
@@ -262,7 +262,7 @@ fn a_signed_manifest_has_what_the_rule_of_its_certificate_grants_for_as_long_as_
 }
 
 #[test]
-fn a_providers_edit_concerns_the_guests_that_it_is_about_alone() {
+fn a_providers_edit_affects_only_the_guests_that_it_concerns() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test", "cdn-ok.test"], "whitelist");
     let data = outgate.path("provider");
@@ -297,8 +297,8 @@ fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
     added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
     let again = added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
-    assert!(again.starts_with("one was registered before, just so"), "{again}");
-    not_added(&outgate, &["one", "-a", "10.42.42.9"], "there is a guest one already");
+    assert!(again.starts_with("one was already registered, with the same settings"), "{again}");
+    not_added(&outgate, &["one", "-a", "10.42.42.9"], "a guest one exists already");
     not_added(&outgate, &["two", "-a", "10.42.42.0/24"], "is already an address of one");
     assert!(outgate.stop().success());
     outgate.launch();
@@ -309,7 +309,7 @@ fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
     let mut other = world.neighbour.tunnel("good.test:443").tls("good.test").unwrap();
     assert_eq!(one.get("good.test", "/").unwrap().status, 200);
     let removed = guest(&outgate, &["remove", "one"]);
-    assert_eq!((removed.code, removed.out.as_str()), (0, "one is no guest any more; connections ended: 1\n"));
+    assert_eq!((removed.code, removed.out.as_str()), (0, "one is not a guest any more; connections ended: 1\n"));
     assert!(one.sock.is_over(), "although anybody may go there");
     assert_eq!(other.get("good.test", "/").unwrap().status, 200);
     assert_eq!(world.guest.connect("cdn-ok.test:443").0.status, 200, "one of those that are not registered");
@@ -324,7 +324,7 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     let Some(world) = World::new() else { return };
     let declared = "[[guest]]\nname = \"vm-3\"\naddresses = [\"10.42.42.3\"]\n";
     let mut outgate = world.setup("good.test\n").tables(declared).start();
-    not_added(&outgate, &["vm-3", "-a", "10.42.42.2"], "there is a guest vm-3 already");
+    not_added(&outgate, &["vm-3", "-a", "10.42.42.2"], "a guest vm-3 exists already");
     not_added(&outgate, &["vm-2", "-a", "10.42.42.3"], "10.42.42.3/32 of vm-2 is already an address of vm-3");
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest");
     added(&outgate, &["vm-2", "-a", "10.42.42.2"]);
@@ -340,7 +340,7 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     outgate.launch();
     outgate.await_ready();
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest", "at a start the configuration comes first");
-    assert!(outgate.errors().contains("there is a guest vm-2 already"), "{}", outgate.errors());
+    assert!(outgate.errors().contains("a guest vm-2 exists already"), "{}", outgate.errors());
     let kept = fs::read_to_string(outgate.path("control.sock.guests/guests.json")).unwrap();
     assert_eq!(kept, "[]", "and the registration is over");
 }
@@ -351,7 +351,7 @@ fn without_a_provider_a_manifest_narrows_what_the_configuration_allows() {
     let outgate = world.outgate("good.test\ncdn-ok.test\n");
     let asks = manifest(&outgate, "asks", &urls(&["http://good.test", "http://evil.test"]));
     let said = added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
-    assert!(said.contains("warning: without [golem].data_dir no provider's rules are asked"), "{said}");
+    assert!(said.contains("warning: without [golem].data_dir no provider's rules are checked"), "{said}");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     assert_eq!(reason(&world.guest, "cdn-ok.test"), "not_whitelisted");
     assert_eq!(reason(&world.guest, "evil.test"), "not_whitelisted");
@@ -424,7 +424,7 @@ fn shell_mode(path: &Path, mode: u32) {
 }
 
 #[test]
-fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
+fn every_reader_of_the_kept_guests_checks_the_file() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.setup("good.test\n").tables("[firewall]\nguest_interfaces = [\"tap7\"]").write();
     outgate.launch();
@@ -443,7 +443,10 @@ fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
     assert!(code == 0 && said.contains("10.42.42.2"), "{said}");
     fs::write(&kept, sound.replace("tap7", "tap7\\\" : accept }\\ninclude \\\"/etc/shadow\\\"")).unwrap();
     let (code, said) = firewall(&outgate);
-    assert!(code == 1 && said.contains("is no name of a network interface") && !said.contains("table inet"), "{said}");
+    assert!(
+        code == 1 && said.contains("is not the name of a network interface") && !said.contains("table inet"),
+        "{said}"
+    );
     // And who may not look is told so.
     fs::write(&kept, &sound).unwrap();
     assert!(outgate.stop().success());
@@ -454,7 +457,7 @@ fn what_the_daemon_keeps_of_guests_is_checked_by_everybody_who_reads_it() {
 }
 
 #[test]
-fn a_provider_that_is_not_understood_holds_up_no_other_change() {
+fn an_unreadable_provider_delays_no_other_change() {
     let Some(world) = World::new() else { return };
     let outgate = provider(&world, "", &["good.test"], "all");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
@@ -467,7 +470,7 @@ fn a_provider_that_is_not_understood_holds_up_no_other_change() {
 }
 
 #[test]
-fn readers_of_the_control_socket_keep_nobody_from_changing_something() {
+fn readers_of_the_control_socket_do_not_block_changes() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\n");
     // Root's own connections are those that may change something, so it is they that are bounded here.
@@ -486,10 +489,10 @@ fn readers_of_the_control_socket_keep_nobody_from_changing_something() {
 
 #[test]
 fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
-    let Some(whole) = Whole::new() else { return };
-    let outgate = whole.start(whole.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
-    let run = |arguments: &[&str]| whole.net.gateway.run(|| guest(&outgate, arguments));
-    assert_eq!(whole.one.https(GOOD, "good.test").ok(), None, "nobody's address");
+    let Some(network) = GuardedNetwork::new() else { return };
+    let outgate = network.start(network.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
+    let run = |arguments: &[&str]| network.net.gateway.run(|| guest(&outgate, arguments));
+    assert_eq!(network.one.https(GOOD, "good.test").ok(), None, "nobody's address");
     let one = manifest(&outgate, "one", &urls(&["https://good.test"]));
     let added = run(&["add", "one", "-a", "10.42.42.2", "-a", "fd42::2", "-i", "p1", "-m", &one]);
     assert_eq!(added.code, 0, "{}{}", added.out, added.err);
@@ -497,41 +500,41 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let added = run(&["add", "three", "-a", "10.43.0.3", "-i", "r3", "-m", &three]);
     assert_eq!(added.code, 0, "{}{}", added.out, added.err);
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("the firewall is that of all guests");
-    assert_eq!(whole.one.https(GOOD, "good.test").unwrap(), 200);
-    assert_eq!(whole.three.https(CDN, "cdn-ok.test").unwrap(), 200);
+    assert_eq!(network.one.https(GOOD, "good.test").unwrap(), 200);
+    assert_eq!(network.three.https(CDN, "cdn-ok.test").unwrap(), 200);
     assert!(
-        whole.one.tls_refusal(CDN, "cdn-ok.test").is_some() && whole.three.tls_refusal(GOOD, "good.test").is_some()
+        network.one.tls_refusal(CDN, "cdn-ok.test").is_some() && network.three.tls_refusal(GOOD, "good.test").is_some()
     );
     // The other's address, on an interface that is not the other's.
-    crate::world::vmnet::shell(&whole.two.namespace, "ip addr add 10.42.42.2/32 dev eth0");
-    let before = whole.net.counted("spoofed");
-    let socket = whole.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
+    crate::world::vmnet::shell(&network.two.namespace, "ip addr add 10.42.42.2/32 dev eth0");
+    let before = network.net.counted("spoofed");
+    let socket = network.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
     socket.send_to(b"x", "11.0.0.66:9").unwrap();
-    eventually("a spoofed packet is dropped", || whole.net.counted("spoofed") > before);
+    eventually("a spoofed packet is dropped", || network.net.counted("spoofed") > before);
     // `firewall apply` with the guests alone that are kept, as its unit does it.
-    whole.apply(&outgate);
+    network.apply(&outgate);
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("still that of all guests");
     // A list that is broken keeps no guest from being held.
     fs::write(outgate.whitelist().join("bad.rules"), "no rule at all\n").unwrap();
     let four = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one]);
     assert!(
-        four.code == 0 && four.out.contains("what is refused all the same is not known"),
+        four.code == 0 && four.out.contains("it is not known which of its URLs are refused"),
         "{}{}",
         four.out,
         four.err
     );
-    assert_eq!(whole.four.https(GOOD, "good.test").unwrap(), 200);
+    assert_eq!(network.four.https(GOOD, "good.test").unwrap(), 200);
     fs::remove_file(outgate.whitelist().join("bad.rules")).unwrap();
     // What the firewall does not take is not registered; what was there before stays.
     let socket = outgate.path("control.sock");
     let other = run(&["add", "five", "-a", "10.43.0.5", "-i", "r5", "--socket", "/nowhere.sock"]);
     assert!(other.code == 2 && other.err.contains("name it with --config"), "{}", other.err);
     let same = run(&["add", "four", "-a", "10.43.0.4", "-i", "r4", "-m", &one, "--socket", socket.to_str().unwrap()]);
-    assert!(same.out.contains("just so"), "{}{}", same.out, same.err);
+    assert!(same.out.contains("with the same settings"), "{}{}", same.out, same.err);
     for name in ["one", "three", "four"] {
         assert_eq!(run(&["remove", name]).code, 0);
     }
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("and without them again");
-    assert!(whole.one.https(GOOD, "good.test").is_err());
-    whole.assert_tight();
+    assert!(network.one.https(GOOD, "good.test").is_err());
+    network.assert_no_leaks();
 }

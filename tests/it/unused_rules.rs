@@ -30,11 +30,11 @@ fn lint_names_the_rules_that_no_guest_has_used() {
     assert!(world.guest.https_get("www.good.test:443", "www.good.test", "/").is_ok());
     let (lines, errors) = lint(&outgate);
     assert_eq!(lines, [2, 4]);
-    assert!(errors.starts_with("outgate: uses are counted since 20"), "{errors}");
+    assert!(errors.starts_with("outgate: uses have been counted only since 20"), "{errors}");
 }
 
 #[test]
-fn what_was_used_stays_known_over_reloads_and_restarts() {
+fn used_rules_stay_known_across_reloads_and_restarts() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.outgate("good.test\nother.test\n");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
@@ -45,7 +45,7 @@ fn what_was_used_stays_known_over_reloads_and_restarts() {
 
     assert!(outgate.stop().success());
     let (lines, errors) = lint(&outgate);
-    assert!(lines.is_empty() && errors.contains("never-used rules were not looked at"), "{errors}");
+    assert!(lines.is_empty() && errors.contains("never-used rules were not checked"), "{errors}");
     outgate.launch();
     outgate.await_ready();
     assert_eq!(lint(&outgate), (vec![3], since));
@@ -55,7 +55,7 @@ fn what_was_used_stays_known_over_reloads_and_restarts() {
 }
 
 #[test]
-fn what_was_kept_of_uses_and_got_damaged_is_counted_anew_and_hinders_nothing() {
+fn a_damaged_record_of_used_rules_restarts_the_count_and_hinders_nothing() {
     let Some(world) = World::new() else { return };
     let mut outgate = world.outgate("good.test\nother.test\n");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
@@ -73,7 +73,7 @@ fn what_was_kept_of_uses_and_got_damaged_is_counted_anew_and_hinders_nothing() {
 }
 
 #[test]
-fn lint_does_not_judge_by_a_list_that_is_not_the_one_on_disk() {
+fn lint_reports_no_unused_rules_if_the_daemon_has_another_list() {
     let Some(world) = World::new() else { return };
     let outgate = world.outgate("good.test\nother.test\n");
     let other = world.setup("good.test\nother.test\n# another\n").write();

@@ -4,7 +4,7 @@
 use crate::transparent;
 use crate::world::client::Wire;
 use crate::world::outgate::{Outgate, Setup};
-use crate::world::stub::{RESOLVER, query};
+use crate::world::stub_resolver::{RESOLVER, query};
 use crate::world::{GOOD, GOOD6, ODD, PROXY, World, eventually};
 use rustix::process::Signal;
 use std::fs;
@@ -20,7 +20,7 @@ const PORTS: usize = 200;
 const UNLIMITED: &str = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
 
 /// Every door for both families.
-fn doors(world: &World, rules: &str) -> Setup {
+fn every_listener(world: &World, rules: &str) -> Setup {
     let listen = format!(
         "proxy = [\"{PROXY}\", \"[fd42::1]:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\ndns = [\"{RESOLVER}\", \"[fd42::1]:53\"]"
     );
@@ -63,7 +63,7 @@ fn assert_goes(change: impl FnOnce(&Outgate)) {
     world.internet.serve((ODD, 80), |mut tap| {
         let _ = crate::world::http::serve(&mut tap);
     });
-    let outgate = doors(&world, "good.test\nother.test\n").tables(guests).start();
+    let outgate = every_listener(&world, "good.test\nother.test\n").tables(guests).start();
     let kept = keep(&world);
     assert_eq!(world.internet.seen(GOOD).len(), 3);
     change(&outgate);
@@ -75,17 +75,17 @@ fn assert_goes(change: impl FnOnce(&Outgate)) {
 }
 
 #[test]
-fn a_kept_connection_goes_with_its_rule() {
+fn a_kept_connection_is_closed_with_its_rule() {
     assert_goes(|outgate| outgate.replace_rules("other.test\n"));
 }
 
 #[test]
-fn a_kept_connection_goes_when_its_address_is_denied() {
+fn a_kept_connection_is_closed_when_its_address_is_denied() {
     assert_goes(|outgate| outgate.replace_rules("good.test\nother.test\ndeny 11.0.0.10\n"));
 }
 
 #[test]
-fn a_kept_connection_goes_with_its_guest() {
+fn a_kept_connection_is_closed_with_its_guest() {
     assert_goes(|outgate| {
         let config = fs::read_to_string(outgate.config()).unwrap();
         let vm_2 = "[[guest]]\nname = \"vm-2\"\naddresses = [\"10.42.42.2\"]\n";
@@ -96,7 +96,7 @@ fn a_kept_connection_goes_with_its_guest() {
 }
 
 #[test]
-fn a_kept_connection_goes_while_its_guest_takes_no_answer() {
+fn a_kept_connection_is_closed_while_its_guest_reads_no_answer() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\nother.test\n").tables(UNLIMITED).start();
     let mut wire = world.guest.proxy();
@@ -143,7 +143,7 @@ fn requests_that_alternate_between_hosts_leave_no_ports_waiting() {
     few_ports(&world);
     world.dns.set("six.good.test", [GOOD6.parse::<IpAddr>().unwrap()]);
     world.dns.set("seven.good.test", [GOOD6.parse::<IpAddr>().unwrap()]);
-    let outgate = doors(&world, ".good.test\nother.test\n").tables(UNLIMITED).start();
+    let outgate = every_listener(&world, ".good.test\nother.test\n").tables(UNLIMITED).start();
     let good6: IpAddr = GOOD6.parse().unwrap();
     for (address, one, two) in
         [(IpAddr::from(GOOD), "a.good.test", "b.good.test"), (good6, "six.good.test", "seven.good.test")]
@@ -175,7 +175,7 @@ fn tunnels_that_a_guest_ends_leave_ports_for_its_neighbour() {
     world.dns.set("six.test", [odd6]);
     world.internet.echo((ODD, 7));
     world.internet.echo((odd6, 7));
-    let outgate = doors(&world, "tcp://odd.test:7\ntcp://six.test:7\n").tables(UNLIMITED).start();
+    let outgate = every_listener(&world, "tcp://odd.test:7\ntcp://six.test:7\n").tables(UNLIMITED).start();
     world.guest.lookup("odd.test").assert_is([ODD]);
     assert!(world.guest.dns(&query("six.test", crate::world::dns::AAAA)).code == 0);
     let over = AtomicBool::new(false);

@@ -3,7 +3,7 @@
 
 use crate::world::dns::{A, Answer};
 use crate::world::outgate::Outgate;
-use crate::world::stub::{NOERROR, RESOLVER, SERVFAIL, query, receive};
+use crate::world::stub_resolver::{NOERROR, RESOLVER, SERVFAIL, query, receive};
 use crate::world::{GOOD, PROXY, World};
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
@@ -28,7 +28,7 @@ fn paced(outgate: &Outgate) -> f64 {
 }
 
 #[test]
-fn by_whatever_door_a_guest_asks_the_servers_hear_of_so_many_new_names_and_the_neighbour_is_served() {
+fn the_number_of_new_names_is_limited_at_every_listener_and_the_neighbour_is_served() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world);
     let begun = Instant::now();

@@ -1,8 +1,8 @@
 //! The world itself, without outgate: if one of these fails, no other test means anything.
 
 use crate::world::client::{Get, Wire};
+use crate::world::client_hello::{Hello, alert, hello_retry_request, in_records_of};
 use crate::world::dns::{A, Answer};
-use crate::world::hello::{Hello, alert, hello_retry_request, in_records_of};
 use crate::world::http::{digest, pattern};
 use crate::world::{CDN, DNS, EVIL, GOOD, GOOD6, ODD, World, pki};
 use rustls::server::Acceptor;

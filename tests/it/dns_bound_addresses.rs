@@ -2,10 +2,10 @@
 //! where the guest's connections are brought here.
 
 use crate::world::client::{ACCESS_DENIED, Get, Wire};
+use crate::world::client_hello::Hello;
 use crate::world::dns::Answer;
-use crate::world::hello::Hello;
 use crate::world::outgate::Outgate;
-use crate::world::stub::RESOLVER;
+use crate::world::stub_resolver::RESOLVER;
 use crate::world::{CDN, EVIL, GOOD, ODD, PROXY, World, eventually};
 use std::io::Write;
 use std::net::Ipv4Addr;
@@ -27,7 +27,7 @@ fn open(world: &World, door: &str, address: Ipv4Addr, port: u16) -> Option<Wire>
 const DOORS: [&str; 2] = ["connect", "socks"];
 
 #[test]
-fn an_address_that_a_guest_was_told_is_the_name_it_was_told_for() {
+fn an_address_from_dns_counts_as_the_name_that_the_guest_looked_up() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, "good.test\ncdn-ok.test\ntcp://odd.test:22\n");
     world.internet.serve((ODD, 22), |mut tap| {
@@ -78,7 +78,7 @@ fn an_address_that_a_guest_was_told_is_the_name_it_was_told_for() {
 }
 
 #[test]
-fn what_is_dialled_is_the_name_under_floor_and_deny() {
+fn the_name_is_dialled_within_floor_and_deny_rules() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, "good.test\ncdn-ok.test\n");
     world.guest.lookup("good.test").assert_is([GOOD]);

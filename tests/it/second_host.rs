@@ -3,9 +3,9 @@
 
 use crate::transparent;
 use crate::world::client::Wire;
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
 use crate::world::outgate::Outgate;
-use crate::world::stub::RESOLVER;
+use crate::world::stub_resolver::RESOLVER;
 use crate::world::{EVIL, GOOD, PATIENCE, PROXY, World, eventually};
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -142,7 +142,7 @@ fn start(world: &World, rules: &str) -> Outgate {
 }
 
 /// A connection of the guest to `good.test` by each door.
-fn doors(world: &World, port: u16) -> Vec<(&'static str, Wire)> {
+fn connections(world: &World, port: u16) -> Vec<(&'static str, Wire)> {
     let (reply, socks) = world.guest.socks_name("good.test", port);
     assert_eq!(reply, Some(0));
     let brought = Wire::dial(&world.guest.namespace, SocketAddr::from((GOOD, port))).unwrap();
@@ -178,7 +178,7 @@ fn no_server_is_shown_another_host_on_a_port_without_scheme() {
         };
         for lax in &servers {
             for form in forms(lax.port) {
-                for (door, mut wire) in doors(&world, lax.port) {
+                for (door, mut wire) in connections(&world, lax.port) {
                     let shown = form[..form.len().min(80)].escape_ascii().to_string();
                     wire.say(&form);
                     assert!(wire.is_over(), "{rules:?}, {door}, {}: {shown}", lax.port);
@@ -204,19 +204,19 @@ fn golem(world: &World) -> Outgate {
 }
 
 #[test]
-fn the_host_is_found_however_the_stream_is_cut() {
+fn the_host_is_found_however_the_stream_is_segmented() {
     let Some(world) = World::new() else { return };
     let _outgate = start(&world, "good.test:8000-8100\n");
     world.internet.sink((GOOD, 8090));
     let text = b"GET / RTSP/1.0\r\nA: b\r\nHost: evil.test\r\n\r\n";
     for size in [1, 5, 16, 39] {
-        for (door, mut wire) in doors(&world, 8090) {
+        for (door, mut wire) in connections(&world, 8090) {
             wire.say_slowly(text.chunks(size), Duration::from_millis(if size == 1 { 2 } else { 30 }));
             assert!(wire.is_over(), "{door}, {size}");
         }
     }
     // Its end would make a head whole too.
-    for (door, mut wire) in doors(&world, 8090) {
+    for (door, mut wire) in connections(&world, 8090) {
         wire.say(b"GET / RTSP/1.0\r\nHost: evil.test");
         std::thread::sleep(Duration::from_millis(50));
         wire.finish();
@@ -232,13 +232,13 @@ fn the_host_is_found_however_the_stream_is_cut() {
 }
 
 #[test]
-fn its_own_host_passes_and_so_does_what_is_no_request() {
+fn the_allowed_host_passes_and_so_do_bytes_that_are_not_a_request() {
     let Some(world) = World::new() else { return };
     let folder = tempfile::tempdir().unwrap();
     let servers = servers(&world, folder.path());
     let outgate = start(&world, "good.test:8000-8100\n");
     for (lax, line) in servers.iter().zip(["GET\x1f/ HTTP/1.1", "GET / RTSP/1.0", "FOO / BAR"]) {
-        for (door, mut wire) in doors(&world, lax.port) {
+        for (door, mut wire) in connections(&world, lax.port) {
             let own = lax.hosts().len();
             wire.say(format!("{line}\r\nHost: GOOD.test:{}\r\nReferer: http://evil.test/ x\r\n\r\n", lax.port));
             eventually(&format!("{door}: {line:?} is served"), || lax.hosts().len() == own + 1);
@@ -250,7 +250,7 @@ fn its_own_host_passes_and_so_does_what_is_no_request() {
     let mail = b"a1 APPEND inbox {40}\r\nHost: evil.test\r\n\r\n";
     let binary = [&[0x80, 0, 0xff][..], &[7; 100_000], b"\nHost: evil.test\r\n\r\n"].concat();
     for text in [&mail[..], &binary, b"SSH-2.0-x y\r\nHost: evil.test\r\n\r\n"] {
-        for (door, mut wire) in doors(&world, 8090) {
+        for (door, mut wire) in connections(&world, 8090) {
             let mut sender = wire.clone_sender();
             let sending = text.to_vec();
             let sent = std::thread::spawn(move || std::io::Write::write_all(&mut sender, &sending));
@@ -262,7 +262,7 @@ fn its_own_host_passes_and_so_does_what_is_no_request() {
 }
 
 #[test]
-fn a_hello_behind_postgresqls_question_is_judged() {
+fn a_hello_after_postgresqls_ssl_request_is_checked() {
     const QUESTION: [u8; 8] = [0, 0, 0, 8, 4, 210, 22, 47];
     let Some(world) = World::new() else { return };
     let outgate = start(&world, "good.test:5432\ntcp://good.test:5433\n");
@@ -277,7 +277,7 @@ fn a_hello_behind_postgresqls_question_is_judged() {
     serve(5432, b'S');
     serve(5433, b'S');
     let got = || world.internet.seen(GOOD).last().unwrap().bytes.clone();
-    for (door, mut wire) in doors(&world, 5432) {
+    for (door, mut wire) in connections(&world, 5432) {
         wire.say(QUESTION);
         assert_eq!(wire.take_bytes(1), b"S", "{door}");
         wire.say(Hello::naming("evil.test").record());
@@ -320,13 +320,13 @@ fn a_hello_behind_postgresqls_question_is_judged() {
 }
 
 #[test]
-fn under_tcp_any_bytes_pass_that_are_no_http_to_us() {
+fn a_tcp_rule_lets_any_bytes_pass_that_are_not_http() {
     let Some(world) = World::new() else { return };
     let outgate = start(&world, "tcp://good.test:8090\n");
     world.internet.echo((GOOD, 8090));
     let text =
         b"REQMOD icap://good.test/x ICAP/1.0\r\nHost: good.test\r\n\r\nGET / RTSP/1.0\r\nHost: evil.test\r\n\r\n";
-    for (door, mut wire) in doors(&world, 8090) {
+    for (door, mut wire) in connections(&world, 8090) {
         wire.say(text);
         assert_eq!(wire.take_bytes(text.len()), text, "{door}");
     }

@@ -2,8 +2,8 @@
 
 use crate::world::client::Guest;
 use crate::world::dns::{A, AAAA};
+use crate::world::guarded_network::{GuardedNetwork, ODD6, STRANGER, STRANGER6};
 use crate::world::outgate::Outgate;
-use crate::world::whole::{ODD6, STRANGER, STRANGER6, Whole};
 use crate::world::{ODD, eventually};
 use rustix::process::Signal;
 use std::io::{Read, Write};
@@ -13,9 +13,9 @@ const RULES: &str = "tcp://odd.test:2222\ntcp://odd.test:7\nshared.test\n";
 const BANNER: &[u8] = b"SSH-2.0-test\r\n";
 
 /// On ODD a server that speaks first, and one that sends back what it gets.
-fn serve(whole: &Whole) {
+fn serve(network: &GuardedNetwork) {
     for odd in [IpAddr::from(ODD), ODD6.into()] {
-        whole.internet.serve((odd, 2222), |mut tap| {
+        network.internet.serve((odd, 2222), |mut tap| {
             let _ = tap.write_all(BANNER);
             let mut word = [0; 6];
             if tap.read_exact(&mut word).is_ok() {
@@ -23,9 +23,9 @@ fn serve(whole: &Whole) {
             }
             tap.finish();
         });
-        whole.internet.echo((odd, 7));
+        network.internet.echo((odd, 7));
         // Open on the internet, but no rule's.
-        whole.internet.echo((odd, 2223));
+        network.internet.echo((odd, 2223));
     }
 }
 
@@ -55,31 +55,31 @@ fn idle(outgate: &Outgate) {
 }
 
 #[test]
-fn raw_bytes_go_where_a_name_that_the_guest_asked_for_may() {
-    let Some(whole) = Whole::new() else { return };
-    serve(&whole);
-    let outgate = whole.start(whole.setup(RULES));
+fn raw_bytes_go_to_an_allowed_name_that_the_guest_looked_up() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    serve(&network);
+    let outgate = network.start(network.setup(RULES));
     let (v4, v6) = (IpAddr::from(ODD), IpAddr::from(ODD6));
-    assert_refused(&whole.one, v4);
-    whole.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
-    assert_reached(&whole.one, v4);
-    whole.one.ask_at(STRANGER6, "odd.test", AAAA).assert_is([ODD6]);
-    assert_reached(&whole.one, v6);
+    assert_refused(&network.one, v4);
+    network.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    assert_reached(&network.one, v4);
+    network.one.ask_at(STRANGER6, "odd.test", AAAA).assert_is([ODD6]);
+    assert_reached(&network.one, v6);
     for original in ["11.0.0.30:2222", "[2600:10::30]:7"] {
         let fields = [("original", original), ("name", "odd.test"), ("verdict", "allowed"), ("evidence", "dns")];
         outgate.await_log(&fields);
     }
     // By which family the gateway dials is its own affair.
-    let seen = || whole.internet.seen(ODD).len() + whole.internet.seen(ODD6).len();
+    let seen = || network.internet.seen(ODD).len() + network.internet.seen(ODD6).len();
     assert_eq!(seen(), 4);
 
     // Who never asked, and who asked for another name at that address.
-    assert_refused(&whole.two, v4);
-    assert_refused(&whole.three, v6);
-    whole.three.ask_at(STRANGER, "shared.test", A).assert_is([ODD]);
-    assert_refused(&whole.three, v4);
+    assert_refused(&network.two, v4);
+    assert_refused(&network.three, v6);
+    network.three.ask_at(STRANGER, "shared.test", A).assert_is([ODD]);
+    assert_refused(&network.three, v4);
     // A port of no rule's, for the guest that asked.
-    assert!(whole.one.is_reset(v4, 2223) && whole.one.is_reset(v6, 2223));
+    assert!(network.one.is_reset(v4, 2223) && network.one.is_reset(v6, 2223));
     assert_eq!(seen(), 4);
     // Told as soon as it was clear that the guest waits for the server's word.
     outgate.await_counted("denied", "not_whitelisted", 6.0);
@@ -89,66 +89,66 @@ fn raw_bytes_go_where_a_name_that_the_guest_asked_for_may() {
 
 #[test]
 fn a_declared_guest_may_ask_over_one_family_and_connect_over_the_other() {
-    let Some(whole) = Whole::new() else { return };
-    serve(&whole);
+    let Some(network) = GuardedNetwork::new() else { return };
+    serve(&network);
     let guest = "[[guest]]\nname = \"c\"\naddresses = [\"10.43.0.3\", \"fd43::3\"]\n";
-    let _outgate = whole.start(whole.setup(RULES).tables(guest));
-    whole.three.ask_at(STRANGER, "odd.test", AAAA).assert_is([ODD6]);
-    assert_reached(&whole.three, ODD6.into());
-    whole.three.ask_at(STRANGER6, "odd.test", A).assert_is([ODD]);
-    assert_reached(&whole.three, ODD.into());
+    let _outgate = network.start(network.setup(RULES).tables(guest));
+    network.three.ask_at(STRANGER, "odd.test", AAAA).assert_is([ODD6]);
+    assert_reached(&network.three, ODD6.into());
+    network.three.ask_at(STRANGER6, "odd.test", A).assert_is([ODD]);
+    assert_reached(&network.three, ODD.into());
 }
 
 #[test]
-fn a_binding_goes_with_its_rule_and_so_do_its_flows() {
-    let Some(whole) = Whole::new() else { return };
-    serve(&whole);
-    let outgate = whole.start(whole.setup(RULES));
-    whole.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
-    let mut open = [2222, 7].map(|port| whole.one.dial(ODD, port).unwrap());
+fn a_binding_and_its_flows_end_with_its_rule() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    serve(&network);
+    let outgate = network.start(network.setup(RULES));
+    network.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    let mut open = [2222, 7].map(|port| network.one.dial(ODD, port).unwrap());
     assert_eq!(open[0].take_bytes(BANNER.len()), BANNER);
     open[1].say("ping\n");
     assert_eq!(open[1].take_bytes(5), b"ping\n");
     outgate.replace_rules("tcp://odd.test:2222\nshared.test\n");
     assert!(open[1].is_over(), "its rule is gone");
-    assert!(whole.one.is_reset(ODD, 7));
+    assert!(network.one.is_reset(ODD, 7));
     open[0].say("still\n");
     assert_eq!(open[0].take_bytes(6), b"still\n", "its rule stayed");
 
     outgate.replace_rules("shared.test\n");
-    eventually("the list is in force", || whole.one.ask_at(STRANGER, "odd.test", A).code != 0);
-    assert_refused(&whole.one, ODD.into());
+    eventually("the list is in force", || network.one.ask_at(STRANGER, "odd.test", A).code != 0);
+    assert_refused(&network.one, ODD.into());
     outgate.replace_rules(RULES);
-    eventually("the list is in force", || whole.two.ask_at(STRANGER, "odd.test", A).code == 0);
-    assert_refused(&whole.one, ODD.into());
-    assert_reached(&whole.two, ODD.into());
-    whole.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
-    assert_reached(&whole.one, ODD.into());
+    eventually("the list is in force", || network.two.ask_at(STRANGER, "odd.test", A).code == 0);
+    assert_refused(&network.one, ODD.into());
+    assert_reached(&network.two, ODD.into());
+    network.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    assert_reached(&network.one, ODD.into());
 }
 
 #[test]
-fn bindings_outlive_a_restart_and_after_a_crash_asking_again_is_enough() {
-    let Some(whole) = Whole::new() else { return };
-    serve(&whole);
-    let mut outgate = whole.start(whole.setup(RULES));
-    whole.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
-    whole.one.ask_at(STRANGER6, "odd.test", AAAA).assert_is([ODD6]);
+fn bindings_survive_a_restart_and_a_new_query_restores_them_after_a_crash() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    serve(&network);
+    let mut outgate = network.start(network.setup(RULES));
+    network.one.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    network.one.ask_at(STRANGER6, "odd.test", AAAA).assert_is([ODD6]);
     idle(&outgate);
     assert!(outgate.stop().success());
     outgate.launch();
     outgate.await_ready();
-    assert_reached(&whole.one, ODD.into());
-    assert_reached(&whole.one, ODD6.into());
-    assert_refused(&whole.two, ODD.into());
-    assert_refused(&whole.three, ODD6.into());
+    assert_reached(&network.one, ODD.into());
+    assert_reached(&network.one, ODD6.into());
+    assert_refused(&network.two, ODD.into());
+    assert_refused(&network.three, ODD6.into());
 
-    whole.three.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    network.three.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
     outgate.signal(Signal::KILL);
     outgate.ended();
     outgate.launch();
     outgate.await_ready();
-    assert_refused(&whole.two, ODD.into());
-    assert_reached(&whole.one, ODD.into());
-    whole.three.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
-    assert_reached(&whole.three, ODD.into());
+    assert_refused(&network.two, ODD.into());
+    assert_reached(&network.one, ODD.into());
+    network.three.ask_at(STRANGER, "odd.test", A).assert_is([ODD]);
+    assert_reached(&network.three, ODD.into());
 }

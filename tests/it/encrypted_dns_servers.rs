@@ -89,7 +89,7 @@ fn connections(world: &World) -> usize {
 }
 
 #[test]
-fn names_are_asked_for_inside_tls_and_nothing_is_asked_in_clear() {
+fn names_are_looked_up_over_tls_and_nothing_in_clear() {
     let Some(world) = World::new() else { return };
     for server in ["tls://11.0.0.30#dns.example", "https://11.0.0.30/dns-query#dns.example"] {
         let unbound = Unbound::start(&world);
@@ -107,7 +107,7 @@ fn names_are_asked_for_inside_tls_and_nothing_is_asked_in_clear() {
 }
 
 #[test]
-fn a_server_that_shows_another_name_or_is_of_nobody_that_is_trusted_is_not_asked() {
+fn a_server_with_another_name_or_an_untrusted_certificate_is_not_asked() {
     let Some(world) = World::new() else { return };
     let unbound = Unbound::start(&world);
     for server in ["tls://11.0.0.30#other.example", "https://11.0.0.30/dns-query#other.example"] {
@@ -150,7 +150,7 @@ fn a_server_that_is_killed_and_started_again_is_asked_again() {
 }
 
 #[test]
-fn under_load_no_request_fails_when_the_first_server_goes_and_comes() {
+fn no_request_fails_under_load_when_the_first_server_stops_and_returns() {
     let Some(world) = World::new() else { return };
     for server in ["tls://11.0.0.30#dns.example", "https://11.0.0.30/dns-query#dns.example"] {
         let mut unbound = Unbound::start(&world);
@@ -169,7 +169,7 @@ fn under_load_no_request_fails_when_the_first_server_goes_and_comes() {
 }
 
 #[test]
-fn without_an_authority_to_trust_such_a_server_is_an_error_that_says_what_to_do() {
+fn an_encrypted_server_without_trusted_authorities_is_an_error_that_says_what_to_do() {
     let Some(world) = World::new() else { return };
     let servers = "servers = [\"tls://11.0.0.30#dns.example\"]";
     let mut outgate = world.setup("good.test\n").resolver(servers).write();

@@ -1,6 +1,6 @@
 //! Who is who: modes, guests with files of their own, and those that nobody declared.
 
-use crate::world::hello::Hello;
+use crate::world::client_hello::Hello;
 use crate::world::{CDN, EVIL, GOOD, ODD, World};
 
 const GUESTS: &str = r#"
@@ -15,7 +15,7 @@ addresses = ["10.42.42.3"]
 "#;
 
 #[test]
-fn each_guest_is_held_to_its_own_files() {
+fn each_guest_has_only_its_own_files() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("cdn-ok.test\n").file("vm-2.rules", "good.test\n").tables(GUESTS).start();
     assert_eq!(world.guest.get("good.test", "/").status, 200);
@@ -33,7 +33,7 @@ fn each_guest_is_held_to_its_own_files() {
 }
 
 #[test]
-fn deny_rules_hold_for_every_guest_whatever_file_they_stand_in() {
+fn deny_rules_of_every_file_apply_to_every_guest() {
     let Some(world) = World::new() else { return };
     let rules = "deny bad.good.test\ncdn-ok.test\n";
     let _outgate = world.setup(rules).file("vm-2.rules", ".good.test\n").tables(GUESTS).start();
@@ -60,7 +60,7 @@ fn as_soon_as_a_guest_is_declared_others_are_unknown() {
 }
 
 #[test]
-fn mode_none_lets_nothing_pass() {
+fn mode_none_allows_nothing() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\n").top("mode = \"none\"").start();
     let refusal = world.guest.get("good.test", "/");
@@ -71,7 +71,7 @@ fn mode_none_lets_nothing_pass() {
 }
 
 #[test]
-fn mode_all_lets_everything_pass_but_what_is_denied_anywhere() {
+fn mode_all_allows_everything_except_what_is_denied() {
     let Some(world) = World::new() else { return };
     world.dns.set("inside.test", [std::net::Ipv4Addr::new(10, 0, 0, 1)]);
     let _outgate = world.setup("deny cdn-bad.test\ndeny 11.0.0.66\n").top("mode = \"all\"").start();
@@ -99,7 +99,7 @@ fn mode_all_lets_everything_pass_but_what_is_denied_anywhere() {
 }
 
 #[test]
-fn mode_observe_lets_pass_and_reports_what_no_rule_allows() {
+fn mode_observe_allows_and_reports_what_no_rule_allows() {
     let Some(world) = World::new() else { return };
     let outgate = world.setup("good.test\ndeny cdn-bad.test\n").top("mode = \"observe\"").start();
     assert_eq!(world.guest.get("good.test", "/").status, 200);

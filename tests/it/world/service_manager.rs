@@ -15,17 +15,17 @@ use std::time::Duration;
 const FIRST: i32 = 100;
 
 /// Sockets to be handed over, and an ear.
-pub struct Manager {
+pub struct ServiceManager {
     sockets: Vec<Socket>,
     /// The names of their units, in order; empty: they have none.
     units: Vec<String>,
     ear: Option<(PathBuf, Duration)>,
 }
 
-impl Manager {
+impl ServiceManager {
     /// Opens `count` listeners of each address.
-    pub fn listen(namespace: &Namespace, addresses: &[&str], count: usize) -> Manager {
-        let mut manager = Manager { sockets: Vec::new(), units: Vec::new(), ear: None };
+    pub fn listen(namespace: &Namespace, addresses: &[&str], count: usize) -> ServiceManager {
+        let mut manager = ServiceManager { sockets: Vec::new(), units: Vec::new(), ear: None };
         for address in addresses {
             (0..count).for_each(|_| manager.add(namespace, address, Type::STREAM, false));
         }

@@ -2,12 +2,12 @@
 //! no proxy, and an internet with origins, a DNS server of outgate's and one that guests ask.
 
 use super::client::{Get, Guest, Wire};
+use super::client_hello::Hello;
 use super::dns::{A, AAAA, Dns};
-use super::hello::Hello;
 use super::namespace::{self, Namespace};
 use super::origin::Internet;
 use super::outgate::{Outgate, Setup};
-use super::stub::{Reply, framed, query, read_framed, receive};
+use super::stub_resolver::{Reply, framed, query, read_framed, receive};
 use super::vmnet::{self, Vmnet, counters, hammer, succeed};
 use super::{CDN, DEAF, DNS, EVIL, GOOD, GOOD6, ODD};
 use std::io::{self, Write};
@@ -29,7 +29,7 @@ const LISTEN: &str = "proxy = []\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"
                       dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
 
 /// The network with everything in it but outgate.
-pub struct Whole {
+pub struct GuardedNetwork {
     /// On the bridge, 10.42.42.2 and fd42::2.
     pub one: Guest,
     /// On the bridge, 10.42.42.3 and fd42::3.
@@ -49,9 +49,9 @@ pub struct Whole {
     stranger6: Dns,
 }
 
-impl Whole {
+impl GuardedNetwork {
     /// Builds it. Without root it prints why and gives `None`; in CI that is a failure.
-    pub fn new() -> Option<Whole> {
+    pub fn new() -> Option<GuardedNetwork> {
         let net = Vmnet::new()?;
         let mut lines = String::new();
         for address in [GOOD, CDN, ODD, DNS, DEAF] {
@@ -90,7 +90,7 @@ impl Whole {
                 stranger.set(name, super::dns::Answer::Addresses(vec![EVIL.into(), EVIL6.into()], 60));
             }
         }
-        Some(Whole {
+        Some(GuardedNetwork {
             one: guest(&net.one, [10, 42, 42, 2]),
             two: guest(&net.two, [10, 42, 42, 3]),
             three: guest(&net.three, [10, 43, 0, 3]),
@@ -146,15 +146,15 @@ impl Whole {
     }
 
     /// Packets that came to the servers that guests ask.
-    pub fn strangers_heard(&self) -> u64 {
+    pub fn queries_at_stranger(&self) -> u64 {
         counters(&self.net.internet, "inet", "stranger").iter().map(|(_, packets)| packets).sum()
     }
 
     /// Neither EVIL nor the servers that guests ask got a packet.
     #[track_caller]
-    pub fn assert_tight(&self) {
-        self.net.assert_tight();
-        assert_eq!(self.strangers_heard(), 0, "packets that came to servers which guests ask");
+    pub fn assert_no_leaks(&self) {
+        self.net.assert_no_leaks();
+        assert_eq!(self.queries_at_stranger(), 0, "packets that came to servers which guests ask");
         assert_eq!((self.stranger.log(), self.stranger6.log()), (Vec::new(), Vec::new()));
     }
 
@@ -183,7 +183,7 @@ impl Whole {
                 }
             }
         });
-        self.assert_tight();
+        self.assert_no_leaks();
     }
 }
 

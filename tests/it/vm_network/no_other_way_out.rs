@@ -1,13 +1,13 @@
 //! Nothing gets out but what outgate dials, whatever guests send and whatever becomes of the daemon.
 
 use crate::world::client::{ACCESS_DENIED, Get};
+use crate::world::client_hello::Hello;
 use crate::world::dns::{A, AAAA};
-use crate::world::hello::Hello;
+use crate::world::guarded_network::{EVIL6, GuardedNetwork, STRANGER, STRANGER6};
 use crate::world::namespace::Namespace;
 use crate::world::outgate::Outgate;
-use crate::world::stub::{query, receive};
+use crate::world::stub_resolver::{query, receive};
 use crate::world::vmnet::{ask, nft, send_raw};
-use crate::world::whole::{EVIL6, STRANGER, STRANGER6, Whole};
 use crate::world::{EVIL, GOOD, GOOD6, eventually};
 use rustix::process::Signal;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,11 +16,11 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::time::{Duration, Instant};
 
 #[test]
-fn whatever_server_a_guest_asks_the_answer_is_the_policys_and_the_server_hears_nothing() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\n"));
+fn the_policy_answers_queries_to_every_server_and_the_server_gets_none() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\n"));
     let good6: Ipv6Addr = GOOD6.parse().unwrap();
-    for guest in [&whole.one, &whole.three] {
+    for guest in [&network.one, &network.three] {
         for server in [IpAddr::from(STRANGER), STRANGER6.into(), EVIL.into(), EVIL6.into()] {
             guest.ask_at(server, "good.test", A).assert_is([GOOD]);
             guest.ask_at(server, "good.test", AAAA).assert_is([good6]);
@@ -29,15 +29,15 @@ fn whatever_server_a_guest_asks_the_answer_is_the_policys_and_the_server_hears_n
             guest.ask_at_tcp(server, "evil.test", AAAA).assert_blocked("not_whitelisted");
         }
     }
-    whole.assert_tight();
-    assert!(whole.dns.names().iter().all(|name| name == "good.test"), "{:?}", whole.dns.names());
+    network.assert_no_leaks();
+    assert!(network.dns.names().iter().all(|name| name == "good.test"), "{:?}", network.dns.names());
     // Who is no guest reaches that server, and it says something else.
-    let socket = whole.net.gateway.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
+    let socket = network.net.gateway.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
     socket.connect((STRANGER, 53)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
     socket.send(&query("good.test", A).bytes()).unwrap();
     receive(&socket).expect("it is there").assert_is([EVIL]);
-    assert!(whole.strangers_heard() > 0);
+    assert!(network.queries_at_stranger() > 0);
 }
 
 /// Sends three packets of a protocol; waits until this machine's ICMP says that one of them was
@@ -67,12 +67,12 @@ fn assert_prohibited(guest: &Namespace, to: IpAddr, protocol: u8, payload: &[u8]
 }
 
 #[test]
-fn what_is_neither_a_connection_nor_a_query_is_refused_by_icmp_and_counted() {
-    let Some(whole) = Whole::new() else { return };
-    let _outgate = whole.start(whole.setup("good.test\n11.0.0.66\n"));
-    let counted = |what: &str| whole.net.counted(&format!("refused: {what}"));
+fn packets_of_other_kinds_are_refused_by_icmp_and_counted() {
+    let Some(network) = GuardedNetwork::new() else { return };
+    let _outgate = network.start(network.setup("good.test\n11.0.0.66\n"));
+    let counted = |what: &str| network.net.counted(&format!("refused: {what}"));
     let before = ["UDP", "ICMP", "ICMPv6", "other protocols"].map(counted);
-    for guest in [&whole.one, &whole.three] {
+    for guest in [&network.one, &network.three] {
         for server in [IpAddr::from(STRANGER), STRANGER6.into()] {
             let to = if server.is_ipv4() { format!("{server}:443") } else { format!("[{server}]:443") };
             let error = ask(&guest.namespace, &to).expect_err("QUIC does not pass");
@@ -89,13 +89,13 @@ fn what_is_neither_a_connection_nor_a_query_is_refused_by_icmp_and_counted() {
     // What two guests sent: UDP and GRE over both families, three packets each of all but UDP.
     let grown: Vec<u64> = after.iter().zip(before).map(|(after, before)| after - before).collect();
     assert!(grown.iter().zip([4, 6, 6, 12]).all(|(grown, sent)| *grown >= sent), "{grown:?}");
-    whole.assert_tight();
+    network.assert_no_leaks();
 }
 
 /// Guests reach what is allowed, over both families.
 #[track_caller]
-fn assert_served(whole: &Whole) {
-    for guest in [&whole.one, &whole.three] {
+fn assert_served(network: &GuardedNetwork) {
+    for guest in [&network.one, &network.three] {
         let addresses = guest.addresses("good.test");
         assert_eq!(addresses.len(), 2, "{addresses:?}");
         for address in addresses {
@@ -111,57 +111,57 @@ fn relaunch(outgate: &mut Outgate) {
 }
 
 #[test]
-fn nothing_gets_out_whatever_becomes_of_daemon_or_ruleset_and_service_resumes_by_itself() {
-    let Some(whole) = Whole::new() else { return };
+fn nothing_gets_out_whatever_happens_to_daemon_or_ruleset_and_service_resumes_by_itself() {
+    let Some(network) = GuardedNetwork::new() else { return };
     let limits = "[limits]\nconnections = 0\nnew_connections_per_second = 0\ndns_queries_per_second = 0\n";
-    let mut outgate = whole.setup("good.test\n").tables(limits).write();
-    whole.apply(&outgate);
-    whole.storm();
+    let mut outgate = network.setup("good.test\n").tables(limits).write();
+    network.apply(&outgate);
+    network.storm();
     relaunch(&mut outgate);
-    assert_served(&whole);
-    whole.storm();
+    assert_served(&network);
+    network.storm();
 
     outgate.signal(Signal::STOP);
-    let mut held = whole.one.dial(EVIL, 443).expect("the kernel accepts in its place");
+    let mut held = network.one.dial(EVIL, 443).expect("the kernel accepts in its place");
     held.say(Hello::naming("evil.test").record());
-    whole.storm();
+    network.storm();
     outgate.signal(Signal::CONT);
     assert_eq!(held.alert(), Some(ACCESS_DENIED));
-    assert_served(&whole);
+    assert_served(&network);
 
     // An open flow whose packets carry EVIL's address.
-    let mut open = whole.three.dial(EVIL6, 443).unwrap().tls("good.test").unwrap();
+    let mut open = network.three.dial(EVIL6, 443).unwrap().tls("good.test").unwrap();
     assert_eq!(open.get("good.test", "/").unwrap().status, 200);
     outgate.signal(Signal::KILL);
     outgate.ended();
     assert!(open.get("good.test", "/").is_err());
-    whole.storm();
+    network.storm();
     relaunch(&mut outgate);
-    assert_served(&whole);
+    assert_served(&network);
 
     assert!(outgate.stop().success());
-    whole.storm();
+    network.storm();
     relaunch(&mut outgate);
-    assert_served(&whole);
+    assert_served(&network);
 
-    let mut open = [IpAddr::from(EVIL), EVIL6.into()].map(|evil| whole.one.dial(evil, 443).unwrap());
-    nft(&whole.net.gateway, "flush ruleset");
+    let mut open = [IpAddr::from(EVIL), EVIL6.into()].map(|evil| network.one.dial(evil, 443).unwrap());
+    nft(&network.net.gateway, "flush ruleset");
     open.iter_mut().for_each(|wire| wire.say(Hello::naming("good.test").record()));
-    whole.storm();
-    assert!(whole.one.https(GOOD, "good.test").is_err(), "without the ruleset nothing is brought in");
+    network.storm();
+    assert!(network.one.https(GOOD, "good.test").is_err(), "without the ruleset nothing is brought in");
     outgate.signal(Signal::KILL);
     outgate.ended();
-    whole.storm();
+    network.storm();
     relaunch_unready(&mut outgate);
-    whole.apply(&outgate);
+    network.apply(&outgate);
     outgate.await_ready();
-    assert_served(&whole);
+    assert_served(&network);
     drop(open);
 
     // What kept them in: without it they get out.
-    whole.firewall(&outgate, "remove");
-    let _ = whole.one.dial(EVIL, 443);
-    eventually("a packet reaches EVIL", || whole.net.leaked() > 0);
+    network.firewall(&outgate, "remove");
+    let _ = network.one.dial(EVIL, 443);
+    eventually("a packet reaches EVIL", || network.net.leaked() > 0);
 }
 
 /// Starts it where the ruleset is missing: it says so and is not ready.
