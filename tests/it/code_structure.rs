@@ -1,5 +1,5 @@
-//! What the compiler does not check about the house: data flows down the stages, only `flow` calls
-//! them, words import nothing, and nothing that may panic stands outside tests. Needs no root.
+//! What the compiler does not check about the code: data flows down the stages, only `flow` calls them, shared types
+//! import nothing else, and nothing outside tests may panic. Needs no root.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -18,7 +18,7 @@ const STAGES: [(&str, &[&str]); 7] = [
     ("accept", &[]),
     ("identify", &["accept::Accepted"]),
     ("policy", &["identify::Claim"]),
-    // What a permit carries and whom it may not name.
+    // What a permit carries, and which modules it may not name.
     ("resolve", &["policy::Permit", "policy::NamePermit", "policy::AddressTerms", "tls::check_length"]),
     ("dial", &["resolve::Vetted"]),
     // Plain HTTP is framed on its way: the strict parsers serve requests and responses alike. Raw bytes are searched on
@@ -50,7 +50,7 @@ const STAGES: [(&str, &[&str]); 7] = [
     ),
 ];
 
-/// The calls that carry a flow from stage to stage, and who may make them beside `flow`.
+/// The calls that carry a flow from stage to stage, and which modules besides `flow` may make them.
 const CALLS: [(&str, &[&str]); 6] = [
     // A reload asks again for the flows that are open; `explain` asks without a flow.
     (".decide(", &["policy", "daemon/reload.rs", "cli/explain.rs"]),
