@@ -8,7 +8,7 @@
 
 pub mod diagnostic;
 pub mod edit;
-pub mod keep;
+pub mod last_good;
 pub mod lint;
 pub mod read;
 pub mod shipped;
