@@ -12,7 +12,7 @@ use crate::account::Account;
 use crate::relay::{GuestStream, close};
 use crate::target::{Host, Target};
 use crate::tls::{self, Complaints, Refused, Socket};
-use http::{Answer, answer};
+use http::{HttpAnswer, answer};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
@@ -45,7 +45,7 @@ pub struct Admin {
 }
 
 #[derive(Clone)]
-enum Door {
+enum AdminListener {
     /// Everything, for this machine.
     Local,
     /// Over TLS, without the status page, with this name in the client's certificate. A rebound name has no
@@ -66,7 +66,9 @@ impl Admin {
 pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
         let admin = Arc::clone(&admin);
-        async move { http::connection(stream, move |request| answer_to(Arc::clone(&admin), Door::Local, request)).await }
+        async move {
+            http::connection(stream, move |request| answer_to(Arc::clone(&admin), AdminListener::Local, request)).await
+        }
     })
     .await;
 }
@@ -81,8 +83,8 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::CurrentTls, admin: Arc<A
             let socket = Socket::new(stream, Vec::new());
             match tls::handshake(socket, config, tokio::time::sleep(HANDSHAKE_TIMEOUT)).await {
                 Ok(stream) => {
-                    let door = Door::Remote(tls::certified_name(&stream));
-                    let answer = move |request| answer_to(Arc::clone(&admin), door.clone(), request);
+                    let listener = AdminListener::Remote(tls::certified_name(&stream));
+                    let answer = move |request| answer_to(Arc::clone(&admin), listener.clone(), request);
                     http::connection(GuestStream::from(stream), answer).await;
                 }
                 Err(mut refused) => {
@@ -136,8 +138,8 @@ where
     }
 }
 
-async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) -> Answer {
-    if let Door::Remote(Some(name)) = &door
+async fn answer_to(admin: Arc<Admin>, listener: AdminListener, request: Request<Incoming>) -> HttpAnswer {
+    if let AdminListener::Remote(Some(name)) = &listener
         && (admin.is_guest)(name)
     {
         // Guests and Prometheus may have the same authority, and guests must not use up the connections here either.
@@ -146,7 +148,7 @@ async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) ->
         refusal.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         return refusal;
     }
-    let is_local = matches!(door, Door::Local);
+    let is_local = matches!(listener, AdminListener::Local);
     if is_local && let Err(message) = check_host(&request) {
         return answer(StatusCode::FORBIDDEN, TEXT, message);
     }
@@ -172,7 +174,7 @@ async fn answer_to(admin: Arc<Admin>, door: Door, request: Request<Incoming>) ->
     }
 }
 
-fn ready(reasons: &[String]) -> Answer {
+fn ready(reasons: &[String]) -> HttpAnswer {
     if reasons.is_empty() {
         return answer(StatusCode::OK, TEXT, "ok\n");
     }
@@ -180,7 +182,7 @@ fn ready(reasons: &[String]) -> Answer {
     answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
 }
 
-fn status_page(admin: &Admin) -> Answer {
+fn status_page(admin: &Admin) -> HttpAnswer {
     let html = page::render(&admin.account.totals(), &admin.account.refusals(50), &(admin.not_ready)());
     let mut page = answer(StatusCode::OK, "text/html; charset=utf-8", html);
     let policy = HeaderValue::from_static(

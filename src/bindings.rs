@@ -42,18 +42,18 @@ pub struct Bindings {
     hasher: RandomState,
 }
 
-type Shard = HashMap<Who, Held, RandomState>;
+type Shard = HashMap<GuestKey, Held, RandomState>;
 
 /// A guest: its declared name, or else its address, in IPv6 its /64.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum Who {
+enum GuestKey {
     Declared(Arc<str>),
     Address(IpAddr),
 }
 
-/// A borrowed [`Who`] for lookups. It must have the same hash.
+/// A borrowed [`GuestKey`] for lookups. It must have the same hash.
 #[derive(Clone, Copy, Hash)]
-enum WhoRef<'a> {
+enum GuestKeyRef<'a> {
     Declared(&'a str),
     Address(IpAddr),
 }
@@ -139,8 +139,8 @@ impl Bindings {
     pub fn retain(&self, holds: impl Fn(IpAddr, Option<&str>, &HostName) -> bool) {
         for shard in &self.shards {
             let mut shard = lock(shard);
-            shard.retain(|who, held| {
-                let (source, guest) = (held.source, who.declared());
+            shard.retain(|key, held| {
+                let (source, guest) = (held.source, key.declared());
                 self.prune(held, |bound| holds(source, guest, &bound.name));
                 held.count > 0
             });
@@ -168,10 +168,10 @@ impl Bindings {
         for shard in &self.shards {
             // Copied, so that no query waits for the work of `each`.
             let mut copied = Vec::new();
-            for (who, held) in &*lock(shard) {
-                let guest = match who {
-                    Who::Declared(name) => Some(Arc::clone(name)),
-                    Who::Address(_) => None,
+            for (key, held) in &*lock(shard) {
+                let guest = match key {
+                    GuestKey::Declared(name) => Some(Arc::clone(name)),
+                    GuestKey::Address(_) => None,
                 };
                 for (address, bound) in held.bound().filter(|(_, bound)| bound.until > now) {
                     copied.push(Binding {
@@ -195,7 +195,7 @@ impl Bindings {
     }
 
     fn names_at(&self, source: IpAddr, guest: Option<&str>, address: IpAddr, now: Instant) -> Vec<HostName> {
-        let asked = WhoRef::of(source, guest);
+        let asked = GuestKeyRef::of(source, guest);
         let shard = self.shard(asked);
         let bound = shard.get(&asked).and_then(|held| held.addresses.get(&address.to_canonical()));
         let living = bound.into_iter().flatten().filter(|bound| bound.until > now);
@@ -204,7 +204,7 @@ impl Bindings {
 
     fn put(&self, note: &Note<'_>) {
         let Note { source, guest, name, addresses, until } = *note;
-        let asked = WhoRef::of(source, guest);
+        let asked = GuestKeyRef::of(source, guest);
         let mut shard = self.shard(asked);
         if self.len().saturating_add(addresses.len()) > MAX_IN_ALL && !self.relieve(&mut shard, Instant::now()) {
             return;
@@ -284,7 +284,7 @@ impl Bindings {
     }
 
     #[expect(clippy::indexing_slicing, reason = "the remainder is below the number of shards")]
-    fn shard(&self, asked: WhoRef<'_>) -> MutexGuard<'_, Shard> {
+    fn shard(&self, asked: GuestKeyRef<'_>) -> MutexGuard<'_, Shard> {
         let index = usize::try_from((self.hasher.hash_one(asked) >> 32) % SHARDS as u64).unwrap_or(0);
         lock(&self.shards[index])
     }
@@ -323,33 +323,33 @@ impl Held {
     }
 }
 
-impl Who {
+impl GuestKey {
     fn declared(&self) -> Option<&str> {
         match self {
-            Who::Declared(name) => Some(name),
-            Who::Address(_) => None,
+            GuestKey::Declared(name) => Some(name),
+            GuestKey::Address(_) => None,
         }
     }
 }
 
-impl<'a> WhoRef<'a> {
-    fn of(source: IpAddr, guest: Option<&'a str>) -> WhoRef<'a> {
-        guest.map_or_else(|| WhoRef::Address(holder(source)), WhoRef::Declared)
+impl<'a> GuestKeyRef<'a> {
+    fn of(source: IpAddr, guest: Option<&'a str>) -> GuestKeyRef<'a> {
+        guest.map_or_else(|| GuestKeyRef::Address(holder(source)), GuestKeyRef::Declared)
     }
 
-    fn to_owned(self) -> Who {
+    fn to_owned(self) -> GuestKey {
         match self {
-            WhoRef::Declared(name) => Who::Declared(name.into()),
-            WhoRef::Address(address) => Who::Address(address),
+            GuestKeyRef::Declared(name) => GuestKey::Declared(name.into()),
+            GuestKeyRef::Address(address) => GuestKey::Address(address),
         }
     }
 }
 
-impl Equivalent<Who> for WhoRef<'_> {
-    fn equivalent(&self, who: &Who) -> bool {
-        match (self, who) {
-            (WhoRef::Declared(one), Who::Declared(other)) => **one == **other,
-            (WhoRef::Address(one), Who::Address(other)) => one == other,
+impl Equivalent<GuestKey> for GuestKeyRef<'_> {
+    fn equivalent(&self, key: &GuestKey) -> bool {
+        match (self, key) {
+            (GuestKeyRef::Declared(one), GuestKey::Declared(other)) => **one == **other,
+            (GuestKeyRef::Address(one), GuestKey::Address(other)) => one == other,
             _ => false,
         }
     }

@@ -7,7 +7,7 @@
 pub mod host;
 
 use crate::account::Account;
-use crate::admin::http::{self, Answer, answer};
+use crate::admin::http::{self, HttpAnswer, answer};
 use crate::guests::Application;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -186,7 +186,11 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
 }
 
 /// `registering` is set if the peer may change something.
-async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, request: Request<Incoming>) -> Answer {
+async fn answer_to(
+    control: Arc<Control>,
+    registering: Option<Arc<Semaphore>>,
+    request: Request<Incoming>,
+) -> HttpAnswer {
     let path = request.uri().path().to_owned();
     let guest = path.strip_prefix("/guests/");
     let allowed = match path.as_str() {
@@ -235,7 +239,7 @@ async fn answer_to(control: Arc<Control>, registering: Option<Arc<Semaphore>>, r
     }
 }
 
-async fn application(body: Incoming) -> Result<Application, Answer> {
+async fn application(body: Incoming) -> Result<Application, HttpAnswer> {
     let read = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await;
     let Ok(Ok(body)) = read else {
         let message = format!("the body came too slowly, or is larger than {} MiB", MAX_BODY >> 20);
@@ -271,11 +275,11 @@ fn limit(query: Option<&str>) -> usize {
     limit.and_then(|limit| limit.parse().ok()).unwrap_or(DEFAULT_LIMIT).min(MAX_LIMIT)
 }
 
-fn reply(status: StatusCode, value: &Value) -> Answer {
+fn reply(status: StatusCode, value: &Value) -> HttpAnswer {
     answer(status, JSON, format!("{value}\n"))
 }
 
-fn error(status: StatusCode, message: &str) -> Answer {
+fn error(status: StatusCode, message: &str) -> HttpAnswer {
     reply(status, &json!({ "error": message }))
 }
 

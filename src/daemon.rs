@@ -152,12 +152,12 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let folders = settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)));
     fault.held(folders.map_err(DaemonError::from))?;
     let workers = system::cpus();
-    let (mut doors, unopened) = match is_there {
+    let (mut listeners, unopened) = match is_there {
         true => Listeners::open(&settings.listen, workers)?,
         false => {
-            let (doors, listen) = Listeners::open_by_unit(&settings.listen, workers)?;
+            let (listeners, listen) = Listeners::open_by_unit(&settings.listen, workers)?;
             settings.listen = listen;
-            (doors, None)
+            (listeners, None)
         }
     };
     unopened.map_or(Ok(()), |error| fault.hold(error.into()))?;
@@ -167,7 +167,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     unusable.map_or(Ok(()), |error| fault.hold(error))?;
     let mut made = None;
     if fault.first.is_none() {
-        made = fault.held(Made::new(&settings, &doors.bound, &runtime))?;
+        made = fault.held(Made::new(&settings, &listeners.bound, &runtime))?;
     }
     let unconfigured = fault.first.take().map(|fault| {
         tracing::error!("{fault}");
@@ -179,8 +179,8 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         Some(made) => (settings, made),
         None => {
             let settings = unconfigured::remains(settings);
-            let mut unserved = doors.without_tls();
-            unserved.append(&mut doors.unclaimed.tcp);
+            let mut unserved = listeners.without_tls();
+            unserved.append(&mut listeners.unclaimed.tcp);
             runtime.block_on(async { listeners::reset(unserved) });
             (settings.clone(), Made::without_configuration(settings, &runtime)?)
         }
@@ -204,14 +204,14 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     services.drop_bindings();
     let relief = Relief::start(&services, workers, end.clone())?;
     let watchdog = Watchdog::new(workers);
-    let shares = std::mem::take(&mut doors.shares);
+    let shares = std::mem::take(&mut listeners.shares);
     let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &watchdog, &end)?;
     let start = Start {
         settings,
         lists,
         registry,
         tls,
-        doors,
+        listeners,
         control,
         host,
         sandbox,
@@ -322,7 +322,7 @@ struct Start {
     lists: Lists,
     registry: Registry,
     tls: Option<CertificateReloader>,
-    doors: Listeners,
+    listeners: Listeners,
     control: Option<UnixListener>,
     host: Option<UnixListener>,
     sandbox: Sandbox,
@@ -342,7 +342,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         lists,
         registry,
         tls,
-        doors,
+        listeners,
         control,
         host,
         sandbox,
@@ -359,16 +359,16 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         (None, Some(why)) => StartBasis::Stale(why),
         (None, None) => StartBasis::Current,
     };
-    let reloader = Reloader::start(Arc::clone(services), settings, lists, registry, doors.bound, standing)?;
+    let reloader = Reloader::start(Arc::clone(services), settings, lists, registry, listeners.bound, standing)?;
     let mut served = JoinSet::new();
-    let (reports, hears) = (Arc::new(HostReports::default()), host.is_some());
+    let (reports, has_watcher) = (Arc::new(HostReports::default()), host.is_some());
     if let Some(host) = host {
         served.spawn(receive_reports(host, Arc::clone(&reports)));
     }
     let certificate = tls.as_ref().map(|tls| Certificate::new(tls.expires()));
-    let troubles = Troubles::new(services, &reloader, &reports, hears, certificate.clone());
+    let troubles = Troubles::new(services, &reloader, &reports, has_watcher, certificate.clone());
     served.spawn(troubles.clone().watch());
-    listeners::turn_away(doors.unclaimed);
+    listeners::turn_away(listeners.unclaimed);
     let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
@@ -377,20 +377,20 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     let snapshot = Arc::clone(&services.snapshot);
     let is_guest = move |name: &str| snapshot.load().policy.names_guest(name);
     let admin = Admin::new(Arc::clone(&services.account), Box::new(not_ready), Box::new(is_guest));
-    for listener in doors.admin {
+    for listener in listeners.admin {
         served.spawn(admin::serve(tokio::net::TcpListener::from_std(listener)?, Arc::clone(&admin)));
     }
     if let Some(tls) = tls {
-        for listener in doors.admin_tls {
+        for listener in listeners.admin_tls {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             served.spawn(admin::serve_tls(listener, tls.current(), Arc::clone(&admin)));
         }
         services.account.metrics().certificate_expires(tls.expires());
-        for (door, is_there) in
+        for (listener, is_there) in
             [("proxy_tls", !where_to.proxy_tls.is_empty()), ("admin_tls", where_to.admin_tls.is_some())]
         {
             let faults = if is_there { &Fault::ALL[..] } else { &[] };
-            services.account.metrics().expect_handshakes(door, faults.iter().map(|fault| fault.as_str()));
+            services.account.metrics().expect_handshakes(listener, faults.iter().map(|fault| fault.as_str()));
         }
         let account = Arc::clone(&services.account);
         served.spawn(tls.follow(move |read| {
@@ -419,7 +419,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     privileges::bar_calls(sandbox, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
     served.spawn(watchdog.report(state(services, &troubles, &relief)));
-    let grace = grace(doors.inherited, begun.elapsed());
+    let grace = grace(listeners.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
             Some(unconfigured) => unconfigured.until_changed().await,
@@ -586,7 +586,7 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
     if let Err(error) = dns::serve(&services, (share.dns_udp, share.dns_tcp), v6, &end) {
         tracing::error!(%error, "a DNS listener cannot be served");
     }
-    for (door, listener) in share.flows {
+    for (kind, listener) in share.flows {
         let listener = match Incoming::new(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -596,12 +596,12 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
         };
         let services = Arc::clone(&services);
         tokio::spawn(async move {
-            let serve = |accepted| flow::meet(&services, door, accepted);
+            let serve = |accepted| flow::meet(&services, kind, accepted);
             let trouble = |trouble| match trouble {
                 AcceptFailure::Pause => services.account.metrics().accept_failed(),
-                AcceptFailure::Reset(source) => flow::reset_unseen(&services, door, source),
+                AcceptFailure::Reset(source) => flow::reset_unseen(&services, kind, source),
             };
-            let purpose = flow::purpose(&services, door);
+            let purpose = flow::purpose(&services, kind);
             let identify = &|address| services.identify(address, None);
             let (gate, reserve) = (&services.gate, &services.reserve);
             let entrance = Entrance { listener, identify, gate, reserve, purpose };

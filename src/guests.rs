@@ -3,10 +3,10 @@
 //! daemon decide what follows from them, and when.
 
 mod apply;
-mod keep;
+mod registered_file;
 
 pub use apply::{Application, Taken};
-pub use keep::{KeepError, folder};
+pub use registered_file::{KeepError, folder};
 
 use crate::config::{Settings, identity};
 use crate::cooperate;
@@ -162,11 +162,11 @@ impl Registry {
     pub fn restore(control: Option<&Path>) -> Result<Registry, KeepError> {
         let mut registry = Registry::empty(control);
         let Some(folder) = registry.folder.clone() else { return Ok(registry) };
-        for guest in keep::restore(&folder)? {
+        for guest in registered_file::restore(&folder)? {
             cooperate::step();
             let addresses: Vec<String> = guest.addresses.iter().map(ToString::to_string).collect();
             let sound = identity(&guest.name, &addresses, guest.interface.as_deref()).map_err(|wrong| wrong.join("; "));
-            sound.and_then(|_| registry.take(guest)).map_err(|why| keep::unsound(&folder, why))?;
+            sound.and_then(|_| registry.take(guest)).map_err(|why| registered_file::unsound(&folder, why))?;
         }
         Ok(registry)
     }
@@ -270,7 +270,8 @@ impl Registry {
     pub fn keep(&self) -> Result<(), String> {
         let folder = self.folder.as_deref().ok_or("without a control socket no guests can be kept")?;
         let guests: Vec<&Registered> = self.iter().collect();
-        keep::save(folder, &guests).map_err(|error| format!("{}: the guests cannot be kept: {error}", folder.display()))
+        registered_file::save(folder, &guests)
+            .map_err(|error| format!("{}: the guests cannot be kept: {error}", folder.display()))
     }
 }
 

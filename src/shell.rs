@@ -26,8 +26,8 @@ mod tests {
         for word in
             ["br0", "/var/lib/outgate", "og-*", "a b", "it's", "$(id)`id`;\\\"", "", "~", "#", "a\nb", "[::]:3129"]
         {
-            let said = Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output().unwrap();
-            assert_eq!(String::from_utf8(said.stdout).unwrap(), word);
+            let output = Command::new("sh").arg("-c").arg(format!("printf %s {}", quoted(word))).output().unwrap();
+            assert_eq!(String::from_utf8(output.stdout).unwrap(), word);
         }
         assert_eq!(quoted("eth0.100"), "eth0.100");
     }

@@ -16,12 +16,12 @@
     reason = "a measurement that fails ends"
 )]
 
-mod door;
 mod hold;
 mod meter;
 mod origin;
 mod pipelines;
 mod pki;
+mod proxy_tls;
 mod rates;
 mod relay;
 mod reload;
@@ -65,9 +65,9 @@ enum Command {
     /// One tunnel after another while the list is rewritten
     Reload(reload::Args),
     /// A TLS handshake with the proxy, CONNECT, one byte there and back, close
-    Handshake(door::Args),
+    Handshake(proxy_tls::Args),
     /// Streams through the proxy's TLS: CPU time for each GiB
-    TlsBulk(door::TlsBulkArgs),
+    TlsBulk(proxy_tls::TlsBulkArgs),
     /// Handshakes at an even pace while the proxy's certificate is replaced
     Rotate(rotate::Args),
 }
@@ -93,8 +93,8 @@ fn main() -> ExitCode {
         Command::Fair(args) => wire::block_on(hold::fair(args)),
         Command::Pipelines(args) => wire::block_on(pipelines::pipelines(args)),
         Command::Reload(args) => wire::block_on(reload::reload(args)),
-        Command::Handshake(args) => wire::block_on(door::handshake(args)),
-        Command::TlsBulk(args) => wire::block_on(door::bulk(args)),
+        Command::Handshake(args) => wire::block_on(proxy_tls::handshake(args)),
+        Command::TlsBulk(args) => wire::block_on(proxy_tls::bulk(args)),
         Command::Rotate(args) => wire::block_on(rotate::rotate(args)),
     };
     match outcome {

@@ -1,7 +1,7 @@
 //! Plain requests of one client while another one sends many at once, one behind the other, on many connections.
 
-use crate::door::{Door, DoorArgs};
 use crate::meter::{Report, Tally, print, round};
+use crate::proxy_tls::{TlsProxy, TlsProxyArgs};
 use crate::rates::{BODY, Common};
 use crate::wire::{self, Failure, HTTP_PORT, Outcome, Route};
 use serde_json::json;
@@ -46,13 +46,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 #[derive(Clone)]
 struct Way {
     route: Route,
-    door: Option<Door>,
+    proxy: Option<TlsProxy>,
 }
 
 impl Way {
     async fn open(&self) -> Outcome<Box<dyn Stream>> {
-        match &self.door {
-            Some(door) => Ok(Box::new(door.open(&self.route).await?)),
+        match &self.proxy {
+            Some(proxy) => Ok(Box::new(proxy.open(&self.route).await?)),
             None => Ok(Box::new(self.route.dial().await?)),
         }
     }
@@ -73,13 +73,13 @@ pub(crate) async fn pipelines(args: Args) -> Outcome<()> {
     let small = format!("GET {}/{BODY} HTTP/1.1\r\nHost: {host}\r\n\r\n", at(&host));
     let asked = format!("{}:{HTTP_PORT}", args.asked);
     let many = format!("HEAD {}/{BODY} HTTP/1.1\r\nHost: {asked}\r\n\r\n", at(&asked)).repeat(AT_ONCE);
-    let door = match &args.pki {
-        Some(pki) => Some(Door::new(&DoorArgs { pki: pki.clone(), client_certificate: false })?),
+    let proxy = match &args.pki {
+        Some(pki) => Some(TlsProxy::new(&TlsProxyArgs { pki: pki.clone(), client_certificate: false })?),
         None => None,
     };
-    let way = Way { route: c.bare(), door };
+    let way = Way { route: c.bare(), proxy };
     let from = args.small_from.or(way.route.from);
-    let neighbour = Way { route: Route { from, ..way.route.clone() }, door: way.door.clone() };
+    let neighbour = Way { route: Route { from, ..way.route.clone() }, proxy: way.proxy.clone() };
     let time = Duration::from_secs(args.each_seconds);
     let mut quiet = exchanges(&neighbour, &small, time).await;
     let shared = Arc::new(Shared::default());

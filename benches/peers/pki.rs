@@ -1,4 +1,4 @@
-//! Certificates for a run: an authority of its own, what a proxy shows at its door, and what a client shows
+//! Certificates for a run: an authority of its own, what a proxy shows at its TLS listener, and what a client shows
 //! there. All keys are of the curve P-256.
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};

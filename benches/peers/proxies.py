@@ -21,7 +21,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import doors
+import tls_proxies
 import resolvers
 from stage import FAR, GATEWAY, GUEST_INTERFACE
 
@@ -98,7 +98,7 @@ def dns(port):
 
 
 def secured(port, known=0, direct=False, daemon=None, known_daemon=None):
-    """The door inside TLS, and the one that asks for a client certificate."""
+    """The listener with TLS, and the one that asks for a client certificate."""
     loads = ("handshake", "tls-bulk-down", "tls-bulk-up")
     ways = {load: Way(f"127.0.0.1:{port}", direct, daemon=daemon) for load in loads}
     return ways | ({"handshake-cert": Way(f"127.0.0.1:{known}", direct, daemon=known_daemon)} if known else {})
@@ -187,14 +187,14 @@ def outgate_doors(binary):
     """Processes of outgate's with the proxy inside TLS: as it is, with client certificates, and with a pair that is
     replaced while it runs. The one for the other loads does without, so that older ones can be measured too."""
 
-    def door(what, port, tls):
+    def with_tls(what, port, tls):
         listen = f'proxy = []\nproxy_tls = ["127.0.0.1:{port}"]'
         return outgate(binary, f"outgate-{what}", listen, port + 2, [port], tls=tls)
 
     return [
-        door("tls", 3131, lambda folder: doors.outgate(doors.pki(folder.parent))),
-        door("known", 3141, lambda folder: doors.outgate(doors.pki(folder.parent), known=True)),
-        door("turning", 3151, lambda folder: doors.outgate(doors.turning(folder))),
+        with_tls("tls", 3131, lambda folder: tls_proxies.outgate(tls_proxies.pki(folder.parent))),
+        with_tls("known", 3141, lambda folder: tls_proxies.outgate(tls_proxies.pki(folder.parent), known=True)),
+        with_tls("turning", 3151, lambda folder: tls_proxies.outgate(tls_proxies.turning(folder))),
     ]
 
 
@@ -231,7 +231,7 @@ def relay(tool):
         command += ["--http", f"127.0.0.1:3003={HTTP}", "--refuse", "127.0.0.1:3004"]
         command += ["--plain", f"127.0.0.1:3005={TLS}", "--connect", f"127.0.0.1:3006={TLS}"]
         command += ["--echo", "127.0.0.1:3008"]
-        command += doors.relay(doors.pki(folder.parent), RAW, plain=(3012, 3014), connect=(3011, 3013))
+        command += tls_proxies.relay(tls_proxies.pki(folder.parent), RAW, plain=(3012, 3014), connect=(3011, 3013))
         return [*PROXY_USER, tool, "relay", *command]
 
     return Daemon("relay", [*range(3001, 3007), *range(3011, 3015)], write)
@@ -285,7 +285,7 @@ backend tls_out
     server origin {TLS}
 frontend tcp_in
     bind 127.0.0.1:3303 backlog 4096
-{doors.haproxy(doors.pki(folder.parent), 3305, 3306)}
+{tls_proxies.haproxy(tls_proxies.pki(folder.parent), 3305, 3306)}
     mode tcp
     option tcplog
     default_backend raw_out
@@ -323,7 +323,7 @@ def nginx_turning(connections):
 stream {{
     log_format basic '$remote_addr [$time_iso8601] $upstream_addr $status $session_time';
     access_log {folder}/stream.log basic;
-{doors.nginx(doors.turning(folder), RAW, 3411)}
+{tls_proxies.nginx(tls_proxies.turning(folder), RAW, 3411)}
 }}
 """)
         return nginx_command(folder)
@@ -362,7 +362,7 @@ stream {{
     proxy_timeout 1h;
     server {{ listen 127.0.0.1:3402 backlog=4096; ssl_preread on; proxy_pass $to; }}
     server {{ listen 127.0.0.1:3403 backlog=4096; proxy_pass {RAW}; }}
-{doors.nginx(doors.pki(folder.parent), RAW, 3404, 3405)}
+{tls_proxies.nginx(tls_proxies.pki(folder.parent), RAW, 3404, 3405)}
 }}
 """)
         return nginx_command(folder)
@@ -375,11 +375,11 @@ def squid(connections, tls=False):
     port = 3502 if tls else 3501
 
     def write(folder):
-        door = doors.squid(doors.pki(folder.parent), port) if tls else f"http_port 127.0.0.1:{port}"
+        listener = tls_proxies.squid(tls_proxies.pki(folder.parent), port) if tls else f"http_port 127.0.0.1:{port}"
         (folder / "names").write_text("\n".join(NAMES) + "\n")
         (folder / "hosts").write_text("127.0.0.1 origin.test\n")
         (folder / "squid.conf").write_text(f"""
-{door}
+{listener}
 acl allowed dstdomain "{folder}/names"
 http_access allow allowed
 http_access deny all

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// Answer any CONNECT with 200 and relay to TO
     #[arg(long, value_name = "LISTEN=TO")]
     connect: Vec<Pair>,
-    /// Folder that `peers pki` made, for the doors inside TLS
+    /// Folder that `peers pki` made, for the listeners with TLS
     #[arg(long)]
     pki: Option<PathBuf>,
     /// As --plain, inside TLS
@@ -115,8 +115,8 @@ pub(crate) async fn run(args: Args) -> io::Result<()> {
         tokio::spawn(serve(listen(address)?, Manner::Refuse, None));
     }
     if let Some(pki) = args.pki {
-        let doors = [(false, args.tls_plain, args.tls_connect), (true, args.known_plain, args.known_connect)];
-        for (known, plain, connect) in doors {
+        let listeners = [(false, args.tls_plain, args.tls_connect), (true, args.known_plain, args.known_connect)];
+        for (known, plain, connect) in listeners {
             let tls = TlsAcceptor::from(pki::server(&pki, known)?);
             for pair in plain {
                 tokio::spawn(serve(listen(pair.listen)?, Manner::Plain(pair.to), Some(tls.clone())));

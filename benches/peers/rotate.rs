@@ -1,9 +1,9 @@
 //! Handshakes at an even pace while the proxy's certificate and key are replaced: whether one of them fails, how
 //! long the slowest takes, and whether each new certificate gets into use.
 
-use crate::door::{Door, DoorArgs};
 use crate::meter::{Report, Tally, print, round};
 use crate::pki::{Authority, Pair};
+use crate::proxy_tls::{TlsProxy, TlsProxyArgs};
 use crate::rates::Common;
 use crate::reload::in_time;
 use crate::wire::{Failure, Outcome, RAW_PORT, Route};
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    door: DoorArgs,
+    proxy: TlsProxyArgs,
     /// Folder with the link `..data` to where the proxy's cert.pem and key.pem are
     #[arg(long)]
     files: PathBuf,
@@ -62,14 +62,14 @@ struct Met {
 }
 
 pub(crate) async fn rotate(args: Args) -> Outcome<()> {
-    let (door, route) = (Door::new(&args.door)?, args.common.route(RAW_PORT));
+    let (proxy, route) = (TlsProxy::new(&args.proxy)?, args.common.route(RAW_PORT));
     // Made before it matters: signing takes the clients' CPU.
-    let authority = Authority::read(&args.door.pki)?;
+    let authority = Authority::read(&args.proxy.pki)?;
     let pairs: io::Result<Vec<Pair>> = (0..args.times).map(|_| authority.pair()).collect();
     let pairs = pairs?;
-    in_time(door.exchange(&route)).await?;
+    in_time(proxy.exchange(&route)).await?;
     let start = Instant::now();
-    let (met, replaced) = tokio::join!(pace(&args, door, route, start), replace(&args, &pairs));
+    let (met, replaced) = tokio::join!(pace(&args, proxy, route, start), replace(&args, &pairs));
     let wall = start.elapsed().as_secs_f64();
     replaced?;
     let Met { mut exchanges, certificates, slowest, .. } = met;
@@ -88,13 +88,13 @@ pub(crate) async fn rotate(args: Args) -> Outcome<()> {
 
 /// Exchanges that are due one after another, whether or not those before are done; at most
 /// `common.concurrency` at a time.
-async fn pace(args: &Args, door: Door, route: Route, start: Instant) -> Met {
+async fn pace(args: &Args, proxy: TlsProxy, route: Route, start: Instant) -> Met {
     let met = Rc::new(RefCell::new(Met::default()));
     let total = u64::from(args.rate) * u64::from(args.every_ms) * u64::from(args.times + 1) / 1000;
     let between = Duration::from_secs(1) / args.rate.max(1);
     let side_by_side = LocalSet::new();
     for _ in 0..args.common.concurrency {
-        let (met, door, route) = (met.clone(), door.clone(), route.clone());
+        let (met, proxy, route) = (met.clone(), proxy.clone(), route.clone());
         side_by_side.spawn_local(async move {
             loop {
                 let number = met.borrow().next;
@@ -107,7 +107,7 @@ async fn pace(args: &Args, door: Door, route: Route, start: Instant) -> Met {
                 let early = due > Instant::now();
                 sleep_until(due.into()).await;
                 let begun = if early { Instant::now() } else { due };
-                let outcome = in_time(door.exchange(&route)).await;
+                let outcome = in_time(proxy.exchange(&route)).await;
                 met.borrow_mut().note(begun.elapsed(), due - start, outcome.map(|stream| leaf(&stream)));
             }
         });

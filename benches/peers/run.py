@@ -20,7 +20,7 @@ from pathlib import Path
 
 sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
 
-import doors  # noqa: E402
+import tls_proxies  # noqa: E402
 import pairs  # noqa: E402
 import proxies  # noqa: E402
 import queries  # noqa: E402
@@ -92,8 +92,8 @@ class Measuring:
         self.outgate, self.tool = self.copy(outgate, name), self.copy(tool, "peers")
         self.running, self.broken, self.lines = {}, {}, {}
         self.share = 10 if chosen.quick else 1
-        doors.make(self.tool, stage.folder)
-        self.pki = ["--pki", doors.pki(stage.folder)]
+        tls_proxies.make(self.tool, stage.folder)
+        self.pki = ["--pki", tls_proxies.pki(stage.folder)]
 
     def copy(self, path, name):
         there = self.stage.folder / "bin" / name

@@ -6,7 +6,7 @@ import statistics
 RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0)]
 BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
 LATENCY = [RATE[2], RATE[3], RATE[0]]
-# What a door inside TLS adds to the same tunnel without.
+# What a listener with TLS adds to the same tunnel without.
 HANDSHAKE = [RATE[0], ("beyond", "of them TLS", 1), *RATE[1:]]
 ROTATE = [
     RATE[3],

@@ -21,14 +21,14 @@ const MAX_HEADERS: usize = 64;
 /// Pause after a failed accept: if descriptors have run out, an immediate retry does not help.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-pub(crate) type Answer = Response<Full<Bytes>>;
+pub(crate) type HttpAnswer = Response<Full<Bytes>>;
 
 /// Serves requests until the peer leaves or a bound is reached. The handler must read request bodies.
 pub(crate) async fn connection<I, F, Fut>(io: I, handler: F)
 where
     I: AsyncRead + AsyncWrite + Unpin,
     F: Fn(Request<Incoming>) -> Fut,
-    Fut: Future<Output = Answer>,
+    Fut: Future<Output = HttpAnswer>,
 {
     let service = service_fn(|request| {
         let answer = handler(request);
@@ -45,7 +45,7 @@ where
     let _ = tokio::time::timeout(LIFETIME, serving).await;
 }
 
-pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
+pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> HttpAnswer {
     let mut answer = Response::new(Full::new(body.into()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
@@ -56,7 +56,7 @@ pub(crate) fn answer(status: StatusCode, content_type: &'static str, body: impl 
 }
 
 /// Builds an answer outside the threads that serve flows, since it takes milliseconds when many flows are live.
-pub(crate) async fn blocking(make: impl FnOnce() -> Answer + Send + 'static) -> Answer {
+pub(crate) async fn blocking(make: impl FnOnce() -> HttpAnswer + Send + 'static) -> HttpAnswer {
     tokio::task::spawn_blocking(make)
         .await
         .unwrap_or_else(|_| answer(StatusCode::INTERNAL_SERVER_ERROR, "text/plain; charset=utf-8", "failed\n"))

@@ -18,7 +18,7 @@ Examples:
   outgate status --json | jq .whitelist_rules")]
 pub(super) struct StatusArguments {
     #[command(flatten)]
-    answer: Answer,
+    answer: AnswerArguments,
 }
 
 /// Show what was refused most, for which guests, and the nearest rule
@@ -31,7 +31,7 @@ Examples:
   outgate denied --json | jq -r '.refusals[].destination'")]
 pub(super) struct DeniedArguments {
     #[command(flatten)]
-    answer: Answer,
+    answer: AnswerArguments,
     /// Maximum number of rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 50)]
     limit: usize,
@@ -48,7 +48,7 @@ Examples:
   outgate flows --json | jq -r '.flows[] | select(.guest == \"vm-7\") | .destination'")]
 pub(super) struct FlowsArguments {
     #[command(flatten)]
-    answer: Answer,
+    answer: AnswerArguments,
     /// Maximum number of rows
     #[arg(short = 'n', long, value_name = "ROWS", default_value_t = 1000)]
     limit: usize,
@@ -70,7 +70,7 @@ pub(super) struct ReloadArguments {
 
 /// Which daemon's answer, and in what form.
 #[derive(Args, Debug)]
-pub(super) struct Answer {
+pub(super) struct AnswerArguments {
     #[command(flatten)]
     pub(super) daemon: Daemon,
     /// Print the daemon's answer as JSON

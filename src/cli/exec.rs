@@ -1,20 +1,20 @@
-//! `outgate exec`: runs a command in namespaces of its own, as a guest. `ground` checks the requirements;
+//! `outgate exec`: runs a command in namespaces of its own, as a guest. `requirements` checks the requirements;
 //! `enclosure` creates and removes guest and network namespace. Two halves of this program supervise the command
-//! and communicate through `talk`: `inside` is the first process of its namespaces. Outside, `start` starts that
+//! and communicate through `messages`: `inside` is the first process of its namespaces. Outside, `start` starts that
 //! process, `watch` waits for the end and forwards signals, and `terminal` relays the caller's terminal.
 
 mod enclosure;
-mod ground;
 pub(super) mod inside;
+mod messages;
 mod names;
 mod pool;
+mod requirements;
 mod start;
-mod talk;
 mod terminal;
 mod watch;
 
 pub(super) use enclosure::{Enclosure, Order};
-pub(super) use ground::Ground;
+pub(super) use requirements::Requirements;
 pub(super) use start::{Start, Streams};
 pub(super) use watch::{CommandSignals, code_of};
 
@@ -78,13 +78,13 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Outcome {
     let Arguments { daemon, name, address, user, manifest, credentials, show, command } = arguments;
-    let ground = Ground::find(daemon.config.file(), name)?;
+    let requirements = Requirements::find(daemon.config.file(), name)?;
     let user = user_of(user.as_deref())?;
     // From here on, a signal undoes what was created.
     let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name, address: *address, manifest: manifest.as_deref(), credentials };
     let enclosure = Enclosure::make(&order)?;
-    if ground.nameserver.is_none() {
+    if requirements.nameserver.is_none() {
         warn("[listen].dns has no IPv4 address that guests reach, so the command has no DNS");
     }
     if user.is_none() {
@@ -93,7 +93,7 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
               --user",
         );
     }
-    let start = Start { nameserver: ground.nameserver, show: show.clone(), user, program: None };
+    let start = Start { nameserver: requirements.nameserver, show: show.clone(), user, program: None };
     let ran = run_in(&enclosure, &start, command, &mut watch);
     for fault in enclosure.end() {
         warn(&fault);

@@ -59,7 +59,7 @@ pub(super) struct Arguments {
 
 /// The decision on one URL.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-struct Answer {
+struct UrlDecision {
     /// As given.
     url: String,
     verdict: &'static str,
@@ -86,7 +86,7 @@ pub(super) fn run(arguments: &Arguments, input: &mut dyn BufRead, out: &mut dyn 
     if arguments.stdin {
         return stream(&mut judge, input, out);
     }
-    let answers: Vec<Answer> = arguments.urls.iter().map(|url| judge.answer(url)).collect();
+    let answers: Vec<UrlDecision> = arguments.urls.iter().map(|url| judge.answer(url)).collect();
     if arguments.json {
         writeln!(out, "{}", serde_json::to_string_pretty(&answers).map_err(io::Error::from)?)?;
     } else {
@@ -143,7 +143,7 @@ pub(super) fn as_guest(settings: Settings, guest: &str, urls: &[String]) -> Resu
     let source = source(Some(guest), &settings)?;
     let mut judge = Judge::new(settings, source)?;
     let explained = |url: &String| {
-        let Answer { passes, reason, rule, near, advice, suggestion, .. } = judge.answer(url);
+        let UrlDecision { passes, reason, rule, near, advice, suggestion, .. } = judge.answer(url);
         let at = rule.or(near).map(|rule| format!("{rule}: ")).unwrap_or_default();
         let words = advice.or(suggestion.map(|rule| format!("`{rule}` would allow it")));
         let advice = words.map(|words| format!("{at}{words}"));
@@ -235,8 +235,8 @@ fn names(settings: &Settings) -> String {
     names.join(", ")
 }
 
-fn malformed(url: &str, error: &UrlError) -> Answer {
-    Answer {
+fn malformed(url: &str, error: &UrlError) -> UrlDecision {
+    UrlDecision {
         url: url.to_owned(),
         verdict: Verdict::Denied.as_str(),
         reason: Reason::Malformed.as_str(),
@@ -271,7 +271,7 @@ impl Judge {
         Ok(Judge { policy, settings, floor, source, files, starts: HashMap::new() })
     }
 
-    fn answer(&mut self, url: &str) -> Answer {
+    fn answer(&mut self, url: &str) -> UrlDecision {
         let asked = match UrlRequest::parse(url) {
             Ok(asked) => asked,
             Err(error) => return malformed(url, &error),
@@ -284,7 +284,7 @@ impl Judge {
         let outside = near.as_ref().is_some_and(Option::is_none);
         let near = near.flatten();
         let helps = floor.is_none() && !outside && allowable(verdict, reason);
-        Answer {
+        UrlDecision {
             url: url.to_owned(),
             verdict: verdict.as_str(),
             reason: reason.as_str(),
@@ -374,7 +374,7 @@ impl Judge {
     }
 
     /// `config` is the file that the command line names.
-    fn write(&self, answer: &Answer, config: Option<&Path>, out: &mut dyn Write) -> io::Result<()> {
+    fn write(&self, answer: &UrlDecision, config: Option<&Path>, out: &mut dyn Write) -> io::Result<()> {
         let url = printable(&answer.url);
         match (&answer.rule, answer.passes) {
             (Some(rule), true) => writeln!(out, "{:8}  {url}  by {}", answer.verdict, printable(rule))?,

@@ -74,7 +74,7 @@ struct ApplyArguments {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    kept: Kept,
+    kept: CopiesArguments,
 }
 
 /// Remove the ruleset and routing, and list the interfaces that are open then
@@ -89,7 +89,7 @@ struct RemoveArguments {
     #[command(flatten)]
     common: Common,
     #[command(flatten)]
-    kept: Kept,
+    kept: CopiesArguments,
 }
 
 /// Check that everything is in place: differences, counters, and other firewalls that block guests
@@ -116,14 +116,14 @@ struct Common {
 
 /// Where copies of what was applied are.
 #[derive(Args, Debug)]
-struct Kept {
+struct CopiesArguments {
     /// Where root keeps a copy of what was applied [default: /var/lib/outgate-host for
     /// /etc/outgate/outgate.toml; no copy of another file]
     #[arg(long, value_name = "DIR")]
     copies: Option<PathBuf>,
 }
 
-impl Kept {
+impl CopiesArguments {
     fn of(&self, common: &Common) -> Option<Copies> {
         Copies::of(common.config.file(), self.copies.as_deref())
     }

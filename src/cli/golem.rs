@@ -64,7 +64,7 @@ struct AcceptsArguments {
 
 /// The answer for scripts.
 #[derive(Serialize)]
-struct Answer {
+struct Acceptance {
     accepted: bool,
     /// The rule that accepts it.
     rule: Option<&'static str>,
@@ -109,7 +109,7 @@ fn accepts(arguments: &AcceptsArguments, out: &mut dyn Write) -> Outcome {
     };
     if arguments.json {
         let (text, notes) = rejection.map(|Rejection { text, notes }| (text, notes)).unzip();
-        let answer = Answer {
+        let answer = Acceptance {
             accepted,
             rule: rule.as_ref().map(Rule::as_str),
             text,

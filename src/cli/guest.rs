@@ -82,7 +82,7 @@ Examples:
   outgate guest list --json | jq -r '.guests[] | select(.registered) | .name'")]
 struct ListArguments {
     #[command(flatten)]
-    answer: ask::Answer,
+    answer: ask::AnswerArguments,
 }
 
 /// End the registration and the connections of a guest

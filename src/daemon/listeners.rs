@@ -57,18 +57,18 @@ impl Listeners {
             None => built_in.clone(),
             Some(units) => by_unit(built_in, units),
         };
-        let (doors, fault) = Listeners::of(sockets, &listen, workers);
+        let (listeners, fault) = Listeners::of(sockets, &listen, workers);
         if let Some(fault) = fault {
             tracing::error!("{fault}");
         }
-        Ok((doors, listen))
+        Ok((listeners, listen))
     }
 
     fn of(mut sockets: Sockets, listen: &ListenSettings, workers: usize) -> (Listeners, Option<ListenError>) {
         let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
         let mut bound = Vec::new();
         let mut fault = None;
-        for (kind, door, addresses) in [
+        for (kind, listener_kind, addresses) in [
             (SocketUse::Proxy, ListenerKind::Proxy, &listen.proxy),
             (SocketUse::ProxyTls, ListenerKind::ProxyTls, &listen.proxy_tls),
             (SocketUse::Transparent, ListenerKind::Transparent, &listen.transparent),
@@ -77,7 +77,7 @@ impl Listeners {
             for address in addresses {
                 let opened = had(sockets.tcp(kind, *address), &mut fault);
                 bound.extend(address_of(&opened));
-                hand_out(opened, &mut shares, |share, listener| share.flows.push((door, listener)));
+                hand_out(opened, &mut shares, |share, listener| share.flows.push((listener_kind, listener)));
             }
         }
         for address in &listen.dns {
@@ -106,7 +106,10 @@ impl Listeners {
         let mut taken: Vec<TcpListener> = std::mem::take(&mut self.admin_tls);
         for share in &mut self.shares {
             taken.extend(
-                share.flows.extract_if(.., |(door, _)| *door == ListenerKind::ProxyTls).map(|(_, listener)| listener),
+                share
+                    .flows
+                    .extract_if(.., |(listener_kind, _)| *listener_kind == ListenerKind::ProxyTls)
+                    .map(|(_, listener)| listener),
             );
         }
         taken

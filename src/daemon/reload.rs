@@ -22,7 +22,7 @@ use crate::reason::Reason;
 use crate::resolve::FloorSettings;
 use crate::services::{Services, Snapshot};
 use crate::trouble::{Trouble, TroubleCause};
-use crate::whitelist::{self, Files, Loaded, Report, UsedLines, keep, watch};
+use crate::whitelist::{self, Files, Loaded, Report, UsedLines, last_good, watch};
 use inbox::{Asker, Inbox, Refused};
 use jiff::civil::Date;
 use serde_json::Value;
@@ -133,7 +133,7 @@ impl Lists {
             Err(report) => report,
         };
         print(&report);
-        let kept = keep::restore(&settings.state_dir).map_err(|error| error.to_string()).and_then(|files| {
+        let kept = last_good::restore(&settings.state_dir).map_err(|error| error.to_string()).and_then(|files| {
             compile(&files, today).map_err(|report| format!("the last good list is not valid any more: {report}"))
         });
         match kept {
@@ -592,7 +592,7 @@ fn compile(files: &Files, today: Date) -> Result<Lists, Report> {
 
 /// Saves the files for a start at which the files on disk are broken.
 fn remember(settings: &Settings, files: &Files) {
-    if let Err(error) = keep::save(&settings.state_dir, files) {
+    if let Err(error) = last_good::save(&settings.state_dir, files) {
         tracing::warn!(%error, dir = %settings.state_dir.display(), "the list cannot be kept for the next start");
     }
 }

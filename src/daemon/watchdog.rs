@@ -59,7 +59,7 @@ impl Watchdog {
     /// Reports for as long as it is polled. `state` returns one line on the daemon's status.
     pub(super) async fn report(self, state: impl Fn() -> String) {
         let mut watch = StallDetector::default();
-        let mut said = String::new();
+        let mut last_status = String::new();
         let mut ticks = tokio::time::interval(self.every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -76,9 +76,9 @@ impl Watchdog {
             }
             // systemd drops a message of more than 4 KiB.
             let now: String = state().chars().take(STATUS).collect();
-            if now != said {
+            if now != last_status {
                 system::notify(&[sd_notify::NotifyState::Status(&now)]);
-                said = now;
+                last_status = now;
             }
         }
     }

@@ -29,20 +29,21 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
     let provider = Arc::new(ring::default_provider());
     let failed = |error: &dyn std::fmt::Display| NetError::from(error.to_string());
     let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), Arc::clone(&provider)).build();
-    let telling = Telling { verifier: verifier.map_err(|error| failed(&error))?, told: Throttle::new(BETWEEN_LINES) };
+    let verifier =
+        LoggingVerifier { verifier: verifier.map_err(|error| failed(&error))?, told: Throttle::new(BETWEEN_LINES) };
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
     let builder = builder.map_err(|error| failed(&error))?;
-    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(telling)).with_no_client_auth())
+    Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
 }
 
 /// Wraps the library's own verifier, which decides, and logs its refusals.
 #[derive(Debug)]
-struct Telling {
+struct LoggingVerifier {
     verifier: Arc<WebPkiServerVerifier>,
     told: Throttle,
 }
 
-impl Telling {
+impl LoggingVerifier {
     fn tell(&self, name: &ServerName<'_>, error: &Error) {
         if self.told.turn().is_some() {
             tracing::error!(name = %name.to_str(), %error, "a DNS server's certificate does not hold, so it is not asked");
@@ -50,7 +51,7 @@ impl Telling {
     }
 }
 
-impl ServerCertVerifier for Telling {
+impl ServerCertVerifier for LoggingVerifier {
     fn verify_server_cert(
         &self,
         certificate: &CertificateDer<'_>,

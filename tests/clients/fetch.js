@@ -14,7 +14,7 @@ const inside = proxy.startsWith('https://');
 const { hostname: host, port } = new URL(inside ? proxy : `http://${proxy}`);
 const pem = (name) => fs.readFileSync(`${folder}/${name}`);
 // The Host of what is asked for would be taken for the name on the proxy's certificate.
-const door = { host, port, ...(inside && { servername: host, ca: pem('ca.pem'), cert: pem('guest.pem'), key: pem('guest.key') }) };
+const options = { host, port, ...(inside && { servername: host, ca: pem('ca.pem'), cert: pem('guest.pem'), key: pem('guest.key') }) };
 const { request } = inside ? https : http;
 const fail = (error) => {
   console.error(error);
@@ -22,12 +22,12 @@ const fail = (error) => {
 };
 
 if (target.protocol === 'http:') {
-  const plain = request({ ...door, path: url, headers: { host: target.host } }, (answer) => answer.pipe(process.stdout));
+  const plain = request({ ...options, path: url, headers: { host: target.host } }, (answer) => answer.pipe(process.stdout));
   plain.on('error', fail);
   plain.end();
 } else {
   const authority = `${target.hostname}:443`;
-  const connect = request({ ...door, method: 'CONNECT', path: authority, headers: { host: authority } });
+  const connect = request({ ...options, method: 'CONNECT', path: authority, headers: { host: authority } });
   connect.on('error', fail);
   connect.on('connect', (response, socket) => {
     if (response.statusCode !== 200) fail(`CONNECT: ${response.statusCode} ${response.statusMessage}`);

@@ -30,9 +30,9 @@ PAGE = "docs/tls.md"
 GUEST = "10.42.42.2"
 
 # A way in: its port, the guest that comes by it, and that outgate's files and admin port.
-Door = namedtuple("Door", "port guest name admin")
-CERTIFIED = Door(3443, "tenant", "outgate", 3190)
-BARE = Door(3444, "nobody", "bare", 3192)
+Listener = namedtuple("Listener", "port guest name admin")
+CERTIFIED = Listener(3443, "tenant", "outgate", 3190)
+BARE = Listener(3444, "nobody", "bare", 3192)
 
 NUMBERS = itertools.count(1)
 
@@ -130,28 +130,28 @@ class Inside(run.World):
                 """))
         self.launch(BARE.name, BARE.admin)
 
-    def local(self, words, door):
+    def local(self, words, listener):
         """The page's words with this world's names in them."""
-        words = words.replace("gateway.example.com:3443", f"{NAME}:{door.port}").replace("gateway.example.com", NAME)
+        words = words.replace("gateway.example.com:3443", f"{NAME}:{listener.port}").replace("gateway.example.com", NAME)
         return words.replace("/etc/proxy/", self.path("proxy", ""))
 
-    def told(self, client, door):
+    def told(self, client, listener):
         """What the page's table has for a client."""
         found = re.findall(rf"^\| {re.escape(client)} \| `([^`]+)` \| (?:yes|no) \|$", page(), re.M)
         assert len(found) == 1, f"{len(found)} lines for {client} in {PAGE}"
-        return self.local(found[0], door)
+        return self.local(found[0], listener)
 
-    def command(self, client, door=CERTIFIED):
-        return shlex.split(self.told(client, door))
+    def command(self, client, listener=CERTIFIED):
+        return shlex.split(self.told(client, listener))
 
-    def seen(self, door):
+    def seen(self, listener):
         """The lines of the origin's, the DNS server's and the access log."""
-        logs = ("http.log", "dns.log", "access.log" if door is CERTIFIED else "bare-access.log")
+        logs = ("http.log", "dns.log", "access.log" if listener is CERTIFIED else "bare-access.log")
         return [lines(self.path(log)) for log in logs]
 
-    def metric(self, door, name, **labels):
+    def metric(self, listener, name, **labels):
         text = expect(subprocess.run(
-            ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", f"http://127.0.0.1:{door.admin}/metrics"],
+            ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", f"http://127.0.0.1:{listener.admin}/metrics"],
             check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
         ))
         wanted = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
@@ -172,7 +172,7 @@ def lines(path):
     return text[: text.rfind("\n") + 1].splitlines()
 
 
-def through(door, client, allowed=(80, 443), denied=(80, 443)):
+def through(listener, client, allowed=(80, 443), denied=(80, 443)):
     """The check that runs a client and then reads what others saw of it.
 
     `allowed` and `denied` are the ports for which there must be a flow in the access log.
@@ -181,13 +181,13 @@ def through(door, client, allowed=(80, 443), denied=(80, 443)):
     evil = f"no{next(NUMBERS)}.evil.test"
 
     def check(world):
-        before = [len(log) for log in world.seen(door)]
-        note = client(world, door, evil)
+        before = [len(log) for log in world.seen(listener)]
+        note = client(world, listener, evil)
         if note and note.startswith("this "):
             return note
         deadline = time.monotonic() + 10
         while True:
-            heard, asked, flows = (log[count:] for log, count in zip(world.seen(door), before, strict=True))
+            heard, asked, flows = (log[count:] for log, count in zip(world.seen(listener), before, strict=True))
             flows = [json.loads(flow) for flow in flows]
             passed = {flow["port"] for flow in flows if flow["verdict"] == "allowed"}
             stopped = {flow["port"] for flow in flows if (flow["name"], flow["reason"]) == (evil, "not_whitelisted")}
@@ -195,7 +195,7 @@ def through(door, client, allowed=(80, 443), denied=(80, 443)):
                 break
             assert time.monotonic() < deadline, f"flows to {allowed}, refusals on {denied} of {evil}, and not {flows}"
             time.sleep(0.05)
-        assert {flow["guest"] for flow in flows} == {door.guest}, f"all by {door.guest}, and not {flows}"
+        assert {flow["guest"] for flow in flows} == {listener.guest}, f"all by {listener.guest}, and not {flows}"
         assert {flow["source"].split(":")[0] for flow in flows} == {GUEST}, flows
         assert heard and "evil" not in " ".join(heard), f"the origin heard {heard}"
         assert "evil" not in " ".join(asked), f"DNS was asked for {asked}"
@@ -219,8 +219,8 @@ def not_whitelisted(text, evil):
     assert "not on the operator's whitelist" in answer["message"], answer
 
 
-def curl_of(world, door, certificate=True):
-    words = world.command("curl", door)
+def curl_of(world, listener, certificate=True):
+    words = world.command("curl", listener)
     if not certificate:
         for option in ("--proxy-cert", "--proxy-key"):
             at = words.index(option)
@@ -228,8 +228,8 @@ def curl_of(world, door, certificate=True):
     return [*words, "-sS", "-m", "30"]
 
 
-def curl(world, door, evil):
-    words = curl_of(world, door, certificate=door is CERTIFIED)
+def curl(world, listener, evil):
+    words = curl_of(world, listener, certificate=listener is CERTIFIED)
     expect(world.guest(*words, "--fail", "https://api.test/hello"), '"world"')
     expect(world.guest(*words, "--fail", "http://api.test/hello"), '"world"')
     expect(world.guest(*words, "--fail", "--proxytunnel", "http://api.test/hello"), '"world"')
@@ -278,9 +278,9 @@ def strangers(world):
     assert "api.test" not in " ".join(flows), flows
 
 
-def git(world, door, evil):
+def git(world, listener, evil):
     clone = world.path("clone", "x")[:-2]
-    words = world.command("git", door)
+    words = world.command("git", listener)
     expect(world.guest(*words, "clone", "-q", "https://git.test/repo.git", clone))
     expect(world.guest("git", "-C", clone, "fsck", "--full"))
     assert expect(world.guest("git", "-C", clone, "rev-list", "--count", "HEAD")).strip() == "20"
@@ -292,8 +292,8 @@ def git(world, door, evil):
     refused(world.guest("git", *bare, "ls-remote", "https://git.test/repo.git"), "fatal alert|alert certificate required")
 
 
-def apt(world, door, evil):
-    words = world.command("apt", door)
+def apt(world, listener, evil):
+    words = world.command("apt", listener)
     base = world.path("apt", "x")[:-2]
 
     def get(source, *arguments):
@@ -306,7 +306,7 @@ def apt(world, door, evil):
         options = {
             "Dir::State": f"{folder}/state", "Dir::State::status": f"{folder}/status", "Dir::Cache": f"{folder}/cache",
             "Dir::Etc": f"{folder}/etc", "APT::Sandbox::User": "root", "Acquire::Languages": "none",
-            "Acquire::https::CaInfo": world.path("ca.crt"), "Acquire::https::Proxy": f"https://{NAME}:{door.port}",
+            "Acquire::https::CaInfo": world.path("ca.crt"), "Acquire::https::Proxy": f"https://{NAME}:{listener.port}",
             # apt does not look whether its outer TLS still holds what its inner TLS waits for: where two records
             # of the inner one arrive in one of the outer one, it waits until this is over and asks again.
             "Acquire::https::Timeout": "2", "Acquire::Retries": "3" if "evil" not in source else "0",
@@ -332,8 +332,8 @@ def apt(world, door, evil):
 NO_BUNDLE = {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""}
 
 
-def pip(world, door, evil):
-    _, *words = world.command("pip", door)
+def pip(world, listener, evil):
+    _, *words = world.command("pip", listener)
     for scheme in ("https", "http"):
         target = world.path("pip", scheme, "x")[:-2]
         expect(world.guest(
@@ -386,24 +386,24 @@ def each_library(world, program, evil, **more):
     return " and ".join(found)
 
 
-def requests(world, door, evil):
+def requests(world, listener, evil):
     blocks = re.findall(r"```python\n(class Inside\(.*?)```", page(), re.S)
     assert len(blocks) == 1, f"{len(blocks)} adapters in {PAGE}"
-    return each_library(world, world.local(blocks[0], door) + REQUESTS, evil)
+    return each_library(world, world.local(blocks[0], listener) + REQUESTS, evil)
 
 
-def requests_bare(world, door, evil):
+def requests_bare(world, listener, evil):
     settings = f"""
 session = requests.Session()
-session.proxies = dict.fromkeys(["http", "https"], "https://{NAME}:{door.port}")
+session.proxies = dict.fromkeys(["http", "https"], "https://{NAME}:{listener.port}")
 session.verify = "{world.path("proxy", "bundle.pem")}"
 """
     return each_library(world, settings + REQUESTS, evil, **NO_BUNDLE)
 
 
-def urllib3(world, door, evil):
+def urllib3(world, listener, evil):
     context = re.search(r"`(context = ssl\.create_default_context\([^`]*)` and\s+`(context\.load_cert_chain[^`]*)`", page())
-    program = "\n".join([world.local(line, door) for line in context.groups()] + [f"manager = {world.told('urllib3', door)}"]) + """
+    program = "\n".join([world.local(line, listener) for line in context.groups()] + [f"manager = {world.told('urllib3', listener)}"]) + """
 for turn in range(5):
     for scheme in ("https", "http"):
         assert manager.request("GET", scheme + "://api.test/hello", retries=False).data == b'{"hello": "world"}'
@@ -420,10 +420,10 @@ except urllib3.exceptions.ProxyError as error:
     return f"TLS 1.2 and 1.3, {note}"
 
 
-def node(world, door, evil):
+def node(world, listener, evil):
     folder = world.path("proxy", "x")[:-2]
     for newest in ("1.2", "1.3"):
-        words = ["node", f"--tls-max-v{newest}", os.path.join(HERE, "fetch.js"), f"https://{NAME}:{door.port}"]
+        words = ["node", f"--tls-max-v{newest}", os.path.join(HERE, "fetch.js"), f"https://{NAME}:{listener.port}"]
         for scheme in ("https", "http"):
             expect(world.guest(*words, f"{scheme}://api.test/hello", folder), '"world"')
         refused(world.guest(*words, f"https://{evil}/", folder), "CONNECT: 403 Forbidden")
@@ -458,12 +458,12 @@ def node_modules():
 
 def agent(client, *urls):
     """Fetches all of `urls` by the page's agent; those with EVIL in them must be refused."""
-    def fetch(world, door, evil):
+    def fetch(world, listener, evil):
         modules, missing = node_modules()
         if missing:
             assert os.environ.get("CI") != "true", missing
             return missing
-        words = ["node", os.path.join(HERE, "agent.js"), world.path("proxy", "x")[:-2], world.told(client, door)]
+        words = ["node", os.path.join(HERE, "agent.js"), world.path("proxy", "x")[:-2], world.told(client, listener)]
         asked = [url.replace("EVIL", evil) for url in urls]
         answers = [json.loads(line) for line in expect(world.guest(*words, *asked, NODE_PATH=modules)).splitlines()]
         assert [answer["url"] for answer in answers] == asked, answers
@@ -502,13 +502,13 @@ def trust(world):
     return True
 
 
-def chromium(world, door, evil):
+def chromium(world, listener, evil):
     if not trust(world):
         assert os.environ.get("CI") != "true", "certutil and pk12util are not installed"
         return "this machine has no certutil and pk12util"
-    if door is CERTIFIED and not os.path.isdir("/etc/chromium"):
+    if listener is CERTIFIED and not os.path.isdir("/etc/chromium"):
         return "this machine's Chromium reads no policy in /etc/chromium"
-    browser, *words = world.command("Chromium", door)
+    browser, *words = world.command("Chromium", listener)
     assert browser == "chromium"
     done = run.browse(world, *words, "https://api.test/page.html")
     if done is None:
@@ -528,9 +528,9 @@ def bulk(scheme):
 
 
 def all_by_certificate(world):
-    for door in (CERTIFIED, BARE):
-        assert world.metric(door, "panics_total") == 0, f"a panic of {door.name}"
-        assert world.metric(door, "guest_connections_total", guest=door.guest, verdict="allowed") > 0, door
+    for listener in (CERTIFIED, BARE):
+        assert world.metric(listener, "panics_total") == 0, f"a panic of {listener.name}"
+        assert world.metric(listener, "guest_connections_total", guest=listener.guest, verdict="allowed") > 0, listener
     for guest in ("elsewhere", "other"):
         for verdict in ("allowed", "denied"):
             assert world.metric(CERTIFIED, "guest_connections_total", guest=guest, verdict=verdict) == 0, "the address beat the certificate"

@@ -56,7 +56,7 @@ NO_LIMITS = ["connections", "new_connections_per_second", "requests_per_second",
 
 
 class Both(Inside):
-    """The world with both doors open and a neighbour beside the guest."""
+    """The world with both listeners and a neighbour beside the guest."""
 
     origin = "depot.py"
     allowed = run.ALLOWED
@@ -314,7 +314,7 @@ def finish(process):
 
 
 def pip(world):
-    target = world.path(world.door, "pip", "x")[:-2]
+    target = world.path(world.listener, "pip", "x")[:-2]
     proxy = ["--proxy", f"http://{PROXY}"] if world.proxied else []
     expect(world.guest(
         sys.executable, "-m", "pip", "install", "-q", "--no-cache-dir", "--no-compile", "--isolated", "--cert", world.path("ca.crt"), *proxy,
@@ -332,7 +332,7 @@ def same(world, folder, prefix, number):
 
 
 def npm(world):
-    folder = world.path(world.door, "npm", "x")[:-2]
+    folder = world.path(world.listener, "npm", "x")[:-2]
     for name, content in (("package.json", world.package), ("package-lock.json", world.lock)):
         with open(os.path.join(folder, name), "w") as file:
             json.dump(content, file)
@@ -346,7 +346,7 @@ def npm(world):
 
 
 def apt(world):
-    base = world.path(world.door, "apt", "x")[:-2]
+    base = world.path(world.listener, "apt", "x")[:-2]
     flags = run.apt_flags(world, base, *(f"http://{host}" for host in DEBS))
     expect(world.guest("apt-get", *flags, "-q", "update"))
     expect(world.guest("env", "-C", base, "apt-get", *flags, "-q", "download", *world.debs))
@@ -366,7 +366,7 @@ def docker(world):
     """skopeo asks for a token, the manifest and blobs as docker does, six blobs at once where docker takes three."""
     if missing := absent("skopeo"):
         return missing
-    target = world.path(world.door, "image", "x")[:-2]
+    target = world.path(world.listener, "image", "x")[:-2]
     expect(world.guest(
         "skopeo", "--insecure-policy", "--override-os", "linux", "--override-arch", "amd64", "--tmpdir", world.directory, "copy", "-q",
         f"docker://{REGISTRY}/job:latest", f"oci:{target}:latest",
@@ -387,7 +387,7 @@ def chromium(world):
 
 
 def git(world):
-    clone = world.path(world.door, "clone", "x")[:-2]
+    clone = world.path(world.listener, "clone", "x")[:-2]
     expect(world.guest("git", "clone", "-q", "--recurse-submodules", "--jobs", "12", f"https://{GIT[0]}/repo.git", clone))
     expect(world.guest("git", "-C", clone, "fsck", "--full"))
     for host in GIT[1:]:
@@ -397,7 +397,7 @@ def git(world):
 def aria2(world):
     if missing := absent("aria2c"):
         return missing
-    folder = world.path(world.door, "aria2", "x")[:-2]
+    folder = world.path(world.listener, "aria2", "x")[:-2]
     hosts = DOWN[: world.size.files]
     with open(os.path.join(folder, "list"), "w") as file:
         file.writelines(f"https://{host}/large\n  out={host}\n  checksum=sha-256={world.digests[host]}\n" for host in hosts)
@@ -421,7 +421,7 @@ JOBS = {
     "aria2, 16 connections a file": aria2,
 }
 
-DOORS = ("proxy", "transparent")
+LISTENERS = ("proxy", "transparent")
 LOW_LIMITS = "[limits]\nnew_connections_per_second = 100\nrequests_per_second = 100\ndns_queries_per_second = 200\n"
 Peaks = collections.namedtuple("Peaks", "open connections requests queries new names")
 HEADS = Peaks("open at once", "new connections", "requests", "DNS queries", "names upstream", "names in all")
@@ -521,7 +521,7 @@ def attempt(world, job):
     if by_limit:
         problems.append(f"in the log: {by_limit[0]}")
     # Browsers ask DNS for things of their own even where they have a proxy.
-    if strange := {flow["listener"] for flow in seen} - {world.door, "dns"}:
+    if strange := {flow["listener"] for flow in seen} - {world.listener, "dns"}:
         problems.append(f"came by {strange}")
     if served["failures"]:
         problems.append(f"the neighbour: {served}")
@@ -533,19 +533,19 @@ def attempt(world, job):
     return problems, note, peaks(world, marks), took
 
 
-def doors(world, wanted):
-    """Each job by each door; the jobs that ran, with their peaks, and how many failed."""
+def run_each(world, wanted):
+    """Each job through each listener; the jobs that ran, with their peaks, and how many failed."""
     done, failed = [], 0
-    for door in DOORS:
-        if door == "transparent":
+    for listener in LISTENERS:
+        if listener == "transparent":
             # A resolver that knows nothing yet.
             world.stop()
             world.launch()
         for name in wanted:
-            verdict, most = show(world, name, door, JOBS[name])
+            verdict, most = show(world, name, listener, JOBS[name])
             failed += verdict == "FAILED"
             if verdict != "skipped":
-                done.append((name, door, most))
+                done.append((name, listener, most))
     return done, failed
 
 
@@ -562,16 +562,16 @@ def slowed_down(world):
         assert (reached(world, "paced") - before)["new_connections_per_second"], "nothing waited"
         return note
 
-    return sum(show(world, f"{WORKERS} workers, at 100 a second", door, job)[0] == "FAILED" for door in DOORS)
+    return sum(show(world, f"{WORKERS} workers, at 100 a second", listener, job)[0] == "FAILED" for listener in LISTENERS)
 
 
-def show(world, name, door, job):
-    """Runs a job by a door, and prints what became of it."""
-    world.door, world.proxied = door, door == "proxy"
+def show(world, name, listener, job):
+    """Runs a job through a listener, and prints what became of it."""
+    world.listener, world.proxied = listener, listener == "proxy"
     problems, note, most, took = attempt(world, job)
     verdict = "FAILED" if problems else "skipped" if note and note.startswith("this ") else "ok"
     figures = ", ".join(f"{label} {number}" for label, number in zip(HEADS, most, strict=True))
-    print(f"{name:32} {door:12} {verdict:8} {took:6.1f} s  {figures}{f'; {note}' if note else ''}", flush=True)
+    print(f"{name:32} {listener:12} {verdict:8} {took:6.1f} s  {figures}{f'; {note}' if note else ''}", flush=True)
     for problem in problems:
         print(f"    {problem}", flush=True)
     # So that no job pays for what the one before it has used up.
@@ -595,7 +595,7 @@ def main():
         parser.error(f"no job is called so; there are: {', '.join(JOBS)}")
     settings = "[limits]\n" + "".join(f"{key} = 0\n" for key in NO_LIMITS) if given.figures else ""
     with Jobs(given.outgate, FULL if given.full else QUICK, settings, wanted) as world:
-        done, failed = doors(world, wanted)
+        done, failed = run_each(world, wanted)
         if not given.figures and JOBS[wanted[0]] is workers:
             failed += slowed_down(world)
         if "outgate_panics_total 0\n" not in world.metrics():
@@ -604,9 +604,9 @@ def main():
         if failed:
             print(open(world.path("outgate.err"), errors="replace").read()[-4000:], file=sys.stderr)
     if given.figures:
-        print(f"\n| job | door | {' | '.join(HEADS)} |\n|---|---|{'---|' * len(HEADS)}")
-        for name, door, most in done:
-            print(f"| {name} | {door} | {' | '.join(map(str, most))} |")
+        print(f"\n| job | by | {' | '.join(HEADS)} |\n|---|---|{'---|' * len(HEADS)}")
+        for name, listener, most in done:
+            print(f"| {name} | {listener} | {' | '.join(map(str, most))} |")
     print(f"jobs: {len(done)} run, {failed} failed")
     return 1 if failed else 0
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Two guests at work for a while, by both doors, while lists and signals come: nothing fails, nothing grows.
+"""Two guests at work for a while, through both listeners, while lists and signals come: nothing fails, nothing grows.
 
 soak.py [--seconds N] [PATH OF outgate]. The network of jobs.py. Each guest has four workers that use the proxy and four
 that know of none; these look a name up ten times a second each, as resolvers without a cache do, and fetch by another
@@ -92,9 +92,9 @@ def soak(world, seconds):
     daemon = world.processes[-1]
     first = generation(world)
     crowds = {
-        (part, door): world.crowd(part, proxy=proxy, workers=WORKERS, seconds=seconds, per_second=PER_SECOND, lookups=proxy is None, urls=world.pages)
+        (part, listener): world.crowd(part, proxy=proxy, workers=WORKERS, seconds=seconds, per_second=PER_SECOND, lookups=proxy is None, urls=world.pages)
         for part in GUESTS
-        for door, proxy in (("proxy", run.PROXY), ("transparent", None))
+        for listener, proxy in (("proxy", run.PROXY), ("transparent", None))
     }
     try:
         samples = disturb(world, daemon, seconds)
@@ -103,13 +103,13 @@ def soak(world, seconds):
         for process in crowds.values():
             process.kill()
     problems = []
-    for (part, door), (out, errors) in outputs.items():
+    for (part, listener), (out, errors) in outputs.items():
         result = json.loads(out) if out else {"failures": errors.decode()[-1000:], "fetches": 0}
-        print(f"{part:12} {door:12} {json.dumps(result)}", flush=True)
+        print(f"{part:12} {listener:12} {json.dumps(result)}", flush=True)
         if result["failures"]:
-            problems.append(f"{part} by {door}: {result['failures']}")
+            problems.append(f"{part} by {listener}: {result['failures']}")
         if result["fetches"] < seconds:
-            problems.append(f"{part} by {door}: {result['fetches']} fetches are too few to tell anything")
+            problems.append(f"{part} by {listener}: {result['fetches']} fetches are too few to tell anything")
     if refused := refused_by_limits(world):
         problems.append(f"refused by limits: {dict(refused)}")
     with open(world.path("access.log")) as file:

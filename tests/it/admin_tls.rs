@@ -113,7 +113,7 @@ fn with_a_client_ca_only_its_certificates_are_accepted() {
     for reason in ["no_client_certificate", "client_certificate_untrusted"] {
         eventually("each is counted", || refused(&outgate, reason) == 1.0);
     }
-    assert!(outgate.admin("/metrics").is_some_and(|response| response.status == 200), "the other door is open");
+    assert!(outgate.admin("/metrics").is_some_and(|response| response.status == 200), "the other listener is open");
     let guest = pki::pems("vm-7");
     let (cert, key_file) = (write("guest.pem", &guest.certificate), write("guest.key", &guest.key));
     let done = curl(&world, &outgate, "/metrics", &["--cert", &cert, "--key", &key_file]);
@@ -150,7 +150,7 @@ fn a_new_certificate_is_used_without_a_failure_and_a_bad_one_leaves_the_old() {
         assert_eq!(shown(), second);
         assert_is_served(&world, &outgate, &[]);
     }
-    // What nobody writes into does not hold up who reads.
+    // A file without a writer does not block the reader.
     fs::remove_file(outgate.path("tls/key.pem")).unwrap();
     assert!(Command::new("mkfifo").arg(outgate.path("tls/key.pem")).status().unwrap().success());
     eventually("the FIFO is told", || outgate.errors().contains("is not a regular file"));

@@ -126,7 +126,7 @@ fn br_netfilter_may_be_switched_on_and_off_while_guests_connect() {
     net.assert_no_leaks();
 }
 
-/// `outgate firewall ACTION` in a namespace that is no gateway by itself.
+/// `outgate firewall ACTION` in a namespace that is not a gateway yet.
 fn firewall(net: &Vmnet, namespace: &Namespace, arguments: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
     command.arg("firewall").args(arguments).arg("--config").arg(net.path("outgate.toml")).stdin(Stdio::null());

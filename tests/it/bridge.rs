@@ -156,14 +156,14 @@ fn plug(net: &Vmnet, guest: &Namespace, port: &str, bridge: Option<&str>) {
     );
 }
 
-/// Does the gateway find the MAC of an address anew?
+/// Whether the gateway finds the MAC of an address again.
 fn finds(net: &Vmnet, address: &str) -> bool {
     shell(&net.gateway, "ip neigh flush dev br0; ip neigh flush dev br0 nud failed");
     let to = if address.contains(':') { format!("[{address}]:9") } else { format!("{address}:9") };
     let socket = net.gateway.run(|| UdpSocket::bind("[::]:0")).unwrap();
     let give_up = Instant::now() + Duration::from_secs(4);
     while Instant::now() < give_up {
-        // Told that there is nobody, the next one asks again.
+        // After the answer that no host is there, the next packet asks again.
         let to = if address.contains(':') { to.clone() } else { format!("[::ffff:{address}]:9") };
         let _ = socket.send_to(b"where", &to);
         std::thread::sleep(Duration::from_millis(50));
@@ -285,7 +285,7 @@ fn no_guest_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6
     eventually("who joins a group is known", || {
         shell(&net.gateway, "bridge mdb show dev br0").matches("grp ff02::1:ff00:77").count() == 2
     });
-    // More groups than the bridge keeps: it may send all multicast to all then, and nobody loses any.
+    // More groups than the bridge keeps: it may then send all multicast to all ports, and no guest loses any.
     let many = "for n in range(5000):\n mld(131, 'fe80::3', 'ff05::1', group='ff05::%x' % (n + 16))";
     send(&net.two, many);
     assert!(finds(&net, "fd42::2"));
@@ -336,7 +336,7 @@ for to in (b'\\xff' * 6, bytes.fromhex('0180c200000e'), bytes.fromhex('0180c2000
     assert!(two <= 80, "{two} MACs by the port of who is not declared");
     assert!(one <= 4, "{one} MACs by the port that has one of its own");
     assert!(net.counted("flood: too many MACs") > 1000);
-    // By now it would be asked for anew; those that were there still pass, over another `apply` as well.
+    // By now the query would be repeated; known addresses still pass, even after another `apply`.
     succeed(net.firewall(&["apply"]));
     let before = net.counted("flood: too many MACs");
     send(&net.two, containers);
@@ -404,7 +404,7 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
     let said = watcher.kill();
     assert!(said.contains("bridge port p9 is isolated and guarded"), "{said}");
 
-    // A root that is heard before anybody watches is forgotten at once, not after the 255 s that it asked for.
+    // A root that was announced before the watcher ran is forgotten at once, not after the 255 s that it announced.
     shell(&net.gateway, "ip link del p9");
     plug(&net, &nine, "p9", Some("br0"));
     eventually("the guest is root", || {
@@ -440,7 +440,7 @@ fn an_interface_that_comes_after_apply_is_closed_within_a_second() {
 fn the_watcher_survives_failures_and_never_opens_anything() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(ONE);
-    // Killed, and what came meanwhile is found at the next start.
+    // Killed; what appeared in the meantime is found at the next start.
     assert_eq!(Watcher::start(&net).kill(), "");
     let nine = late(&net, "9");
     plug(&net, &nine, "p9", Some("br0"));
@@ -454,7 +454,7 @@ fn the_watcher_survives_failures_and_never_opens_anything() {
     for _ in 0..3 {
         shell(&net.gateway, storm);
     }
-    // One port fewer than it has ever told of: that look, and all before it, are over. Then as before.
+    // One port fewer than in any report: that inspection, and all before it, are over. Then as before.
     shell(&net.gateway, "ip link set p9 nomaster");
     watcher.hears("ports of guests: 2");
     shell(&net.gateway, "ip link set p9 master br0");
@@ -546,7 +546,7 @@ fn a_watcher_that_is_started_after_an_edit_does_not_apply_it() {
         assert!(["p1", "p2", "p9"].iter().all(|name| ports.contains(&format!("\"{name}\""))), "{n}: {ports}");
         assert_eq!(others(), untouched, "{n}");
 
-        // The ruleset is gone as well: what is left are the routing rules, and they say whom they hold.
+        // The ruleset is gone as well: only the routing rules are left, and they name the interfaces that they close.
         drop(watcher);
         nft(&net.gateway, "flush ruleset");
         shell(&net.gateway, "ip link del p9");
@@ -584,7 +584,7 @@ fn a_watcher_that_missed_an_apply_follows_the_applied_configuration() {
     assert!(watcher.kill().contains("not that of the configuration"));
 }
 
-/// With patterns alone there may be no interface and so no routing rule; the ruleset is there all the same.
+/// With patterns alone there may be no interface and so no routing rule, but the ruleset is there.
 #[test]
 fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_there() {
     let Some(net) = Vmnet::new() else { return };
@@ -607,15 +607,15 @@ fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_ther
     }
 }
 
-/// An element of a set of outgate's that is missing leaves a port uncovered, and one that is left over holds whoever
-/// has the name next: `status` says which, whoever took it away or put it there.
+/// A missing element of one of outgate's sets leaves a port uncovered, and a stale one applies to the next interface
+/// of that name: `status` says which, whoever removed or added it.
 #[test]
 fn status_says_which_element_of_a_set_is_missing_and_which_is_stale() {
     let Some(net) = Vmnet::new() else { return };
     net.apply(ONE);
     net.dns("10.42.42.1:53");
     for guest in [&net.one, &net.two] {
-        // What the sets learn from packets is no difference.
+        // What the sets learn from packets does not count as a difference.
         assert_eq!(ask(guest, "10.42.42.1:53").unwrap(), "answer");
     }
     assert!(net.status().0, "{}", net.status().1);

@@ -1,6 +1,6 @@
-//! A guest against the kernel's connection tracking table, which is the whole machine's: whatever it
-//! sends, few entries are its own, and neighbour, the host's own services and the admin listener are
-//! served meanwhile. Judged by the kernel's count in the gateway and by what the others get.
+//! A guest against the kernel's connection tracking table, which all of the machine shares: whatever it sends, few
+//! entries are its own, and neighbour, the host's own services and the admin listener are served meanwhile. The tests
+//! check the kernel's count in the gateway and what the others get.
 
 use crate::world::client::Guest;
 use crate::world::guarded_network::{GuardedNetwork, STRANGER, STRANGER6};
@@ -253,7 +253,7 @@ fn the_metrics_show_the_number_and_the_limit_of_entries() {
     let limit = network.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
     assert_eq!(outgate.metric("conntrack_limit", &[]), limit.unwrap().trim().parse::<f64>().unwrap());
     let before = outgate.metric("conntrack_entries", &[]);
-    // Sockets of the gateway's own, whose datagrams nobody answers.
+    // Sockets of the gateway itself, whose datagrams are not answered.
     network.net.gateway.run(|| {
         for _ in 0..100 {
             let socket = UdpSocket::bind("0.0.0.0:0").unwrap();

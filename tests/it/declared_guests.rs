@@ -1,4 +1,4 @@
-//! Who is who: modes, guests with files of their own, and those that nobody declared.
+//! Declared guests: modes, guests with files of their own, and undeclared ones.
 
 use crate::world::client_hello::Hello;
 use crate::world::{CDN, EVIL, GOOD, ODD, World};

@@ -320,7 +320,7 @@ fn a_dead_first_server_costs_less_than_twice_the_timeout() {
     }
 }
 
-/// Sends queries in one go, and what came back until nothing did for a while.
+/// Sends all queries at once; returns the replies, until none has come for a while.
 fn flood(world: &World, queries: impl Iterator<Item = Vec<u8>>) -> Vec<Reply> {
     let socket = world.guest.udp_to(RESOLVER);
     queries.for_each(|query| drop(socket.send(&query)));

@@ -1,5 +1,5 @@
-//! An address that outgate's DNS gave a guest for an allowed name, asked of the proxy: judged by that binding, as
-//! where the guest's connections are brought here.
+//! A guest asks the proxy for an address that outgate's DNS gave it for an allowed name. The binding decides, as for
+//! connections that the firewall redirects.
 
 use crate::world::client::{ACCESS_DENIED, Get, Wire};
 use crate::world::client_hello::Hello;
@@ -14,9 +14,9 @@ fn start(world: &World, rules: &str) -> Outgate {
     world.setup(rules).listen(&format!("proxy = [\"{PROXY}\"]\ndns = [\"{RESOLVER}\"]")).start()
 }
 
-/// A tunnel to an address by either door; `None` where it is refused.
-fn open(world: &World, door: &str, address: Ipv4Addr, port: u16) -> Option<Wire> {
-    if door == "socks" {
+/// A tunnel to an address through either listener; `None` if it is refused.
+fn open(world: &World, listener: &str, address: Ipv4Addr, port: u16) -> Option<Wire> {
+    if listener == "socks" {
         let (reply, wire) = world.guest.socks(1, &[&[1][..], &address.octets()].concat(), port);
         return (reply == Some(0)).then_some(wire);
     }
@@ -24,7 +24,7 @@ fn open(world: &World, door: &str, address: Ipv4Addr, port: u16) -> Option<Wire>
     (response.status == 200).then_some(wire)
 }
 
-const DOORS: [&str; 2] = ["connect", "socks"];
+const LISTENERS: [&str; 2] = ["connect", "socks"];
 
 #[test]
 fn an_address_from_dns_counts_as_the_name_that_the_guest_looked_up() {
@@ -34,8 +34,8 @@ fn an_address_from_dns_counts_as_the_name_that_the_guest_looked_up() {
         let _ = tap.write_all(b"SSH-2.0-Test\r\n");
         tap.drain();
     });
-    for door in DOORS {
-        assert!(open(&world, door, GOOD, 443).is_none(), "{door}: nobody was told this address");
+    for listener in LISTENERS {
+        assert!(open(&world, listener, GOOD, 443).is_none(), "{listener}: nobody was told this address");
     }
     let advised = outgate.await_log(&[("reason", "not_whitelisted"), ("listener", "socks")]);
     assert!(advised["advice"].as_str().unwrap().contains("socks5h"), "{advised}");
@@ -48,26 +48,26 @@ fn an_address_from_dns_counts_as_the_name_that_the_guest_looked_up() {
 
     world.guest.lookup("good.test").assert_is([GOOD]);
     world.guest.lookup("odd.test").assert_is([ODD]);
-    for door in DOORS {
-        let tls = open(&world, door, GOOD, 443).expect(door).tls("good.test");
-        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{door}");
-        let mut wire = open(&world, door, GOOD, 80).expect(door);
+    for listener in LISTENERS {
+        let tls = open(&world, listener, GOOD, 443).expect(listener).tls("good.test");
+        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{listener}");
+        let mut wire = open(&world, listener, GOOD, 80).expect(listener);
         wire.say("GET / HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
-        assert_eq!(wire.hear("GET").status, 200, "{door}");
-        let mut wire = open(&world, door, ODD, 22).expect(door);
-        assert_eq!(wire.take_bytes(14), b"SSH-2.0-Test\r\n", "{door}: the server speaks first");
+        assert_eq!(wire.hear("GET").status, 200, "{listener}");
+        let mut wire = open(&world, listener, ODD, 22).expect(listener);
+        assert_eq!(wire.take_bytes(14), b"SSH-2.0-Test\r\n", "{listener}: the server speaks first");
 
-        // The name inside is judged like any: as at a transparent listener the address gives the port.
-        let mut wire = open(&world, door, GOOD, 443).expect(door);
+        // The name inside is checked as usual: as at a transparent listener the address gives the port.
+        let mut wire = open(&world, listener, GOOD, 443).expect(listener);
         wire.say(Hello::naming("evil.test").record());
-        assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{door}");
-        let mut wire = open(&world, door, GOOD, 80).expect(door);
+        assert_eq!(wire.alert(), Some(ACCESS_DENIED), "{listener}");
+        let mut wire = open(&world, listener, GOOD, 80).expect(listener);
         wire.say("GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n");
-        assert_eq!(wire.hear("GET").reason(), "not_whitelisted", "{door}");
+        assert_eq!(wire.hear("GET").reason(), "not_whitelisted", "{listener}");
 
         // The port is the rule's.
-        assert!(open(&world, door, ODD, 443).is_none(), "{door}");
-        assert!(open(&world, door, GOOD, 22).is_none(), "{door}");
+        assert!(open(&world, listener, ODD, 443).is_none(), "{listener}");
+        assert!(open(&world, listener, GOOD, 22).is_none(), "{listener}");
     }
     outgate.await_log(&[("name", "odd.test"), ("reason", "port_not_allowed"), ("evidence", "dns")]);
     let line = outgate.await_log(&[("name", "odd.test"), ("verdict", "allowed"), ("listener", "socks")]);
@@ -84,21 +84,21 @@ fn the_name_is_dialled_within_floor_and_deny_rules() {
     world.guest.lookup("good.test").assert_is([GOOD]);
     // The name moves: the gateway dials where it is now, and not where the guest says.
     world.guest.lookup("cdn-ok.test").assert_is([CDN]);
-    for door in DOORS {
-        let tls = open(&world, door, CDN, 443).expect(door).tls("good.test");
-        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{door}");
+    for listener in LISTENERS {
+        let tls = open(&world, listener, CDN, 443).expect(listener).tls("good.test");
+        assert_eq!(tls.unwrap().get("good.test", "/").unwrap().status, 200, "{listener}");
     }
     assert_eq!(world.internet.seen(CDN).len(), 0, "reached by its name, at its own address");
     outgate.replace_rules("good.test\ndeny 11.0.0.10\n");
     eventually("the list is in force", || outgate.metric("whitelist_generation", &[]) >= 2.0);
     let before = world.internet.seen(GOOD).len();
-    for door in DOORS {
-        let refused = open(&world, door, GOOD, 443).is_none_or(|mut wire| {
+    for listener in LISTENERS {
+        let refused = open(&world, listener, GOOD, 443).is_none_or(|mut wire| {
             wire.say(Hello::naming("good.test").record());
             wire.alert() == Some(ACCESS_DENIED)
         });
-        assert!(refused, "{door}");
-        assert!(open(&world, door, CDN, 443).is_none(), "{door}: a binding goes with its rule");
+        assert!(refused, "{listener}");
+        assert!(open(&world, listener, CDN, 443).is_none(), "{listener}: a binding goes with its rule");
     }
     assert_eq!(world.internet.seen(GOOD).len(), before);
 
@@ -106,7 +106,10 @@ fn the_name_is_dialled_within_floor_and_deny_rules() {
     outgate.replace_rules("inside.test\n");
     eventually("the list is in force", || outgate.metric("whitelist_generation", &[]) >= 3.0);
     world.guest.lookup("inside.test").assert_no_data();
-    for door in DOORS {
-        assert!(open(&world, door, [10, 9, 8, 7].into(), 443).is_none(), "{door}: no binding leads to the floor");
+    for listener in LISTENERS {
+        assert!(
+            open(&world, listener, [10, 9, 8, 7].into(), 443).is_none(),
+            "{listener}: no binding leads to the floor"
+        );
     }
 }

@@ -1,5 +1,5 @@
-//! DNS over TLS and over HTTPS towards upstream servers, with a server of another make: unbound in the internet
-//! of the world, judged by what it and the plain DNS server were asked.
+//! DNS over TLS and over HTTPS towards upstream servers, with a server of another make: unbound in the internet of
+//! the world. The tests check what it and the plain DNS server were asked.
 
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::{ODD, World, eventually, pki};

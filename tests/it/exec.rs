@@ -1,7 +1,7 @@
-//! `outgate exec`: commands in namespaces of their own, judged by what the origins and the DNS server saw of them.
-//! What is left when they have ended, in whatever way, is `exec/start_and_end.rs` and `exec/leftover_processes.rs`; other ways out than the
-//! network are `exec/kernel_bypasses.rs`, the caller's terminal is `exec/terminal.rs`; `outgate golem probe`, which asks from such
-//! a namespace, is `exec/probe.rs`.
+//! `outgate exec`: commands in namespaces of their own. The tests check what the origins and the DNS server saw of
+//! them. `exec/start_and_end.rs` and `exec/leftover_processes.rs` test what is left after their end,
+//! `exec/kernel_bypasses.rs` ways out other than the network, `exec/terminal.rs` the caller's terminal, and
+//! `exec/probe.rs` `outgate golem probe`, which makes its requests from such a namespace.
 
 mod kernel_bypasses;
 mod leftover_processes;
@@ -27,13 +27,13 @@ const LISTEN: &str = "proxy = [\"10.42.42.1:3128\"]\ntransparent = [\"0.0.0.0:31
 const FIREWALL: &str = "[firewall]\nguest_interfaces = [\"og-*\"]\n";
 const RULES: &str = "good.test\ncdn-ok.test\n";
 
-/// A name that no other test has: namespaces have one for the whole machine.
+/// A name that no other test has, because names of namespaces are unique on a machine.
 fn fresh() -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("{}{}-{}", namespace::PREFIX, std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A program of these tests, where whoever it is may run it.
+/// A program of these tests, in a place where every user may run it.
 fn compile(source: &str) -> (TempDir, String) {
     let folder = tempfile::Builder::new().prefix("outgate-exec-").tempdir().unwrap();
     fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();

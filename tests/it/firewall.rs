@@ -1,5 +1,5 @@
-//! `outgate firewall` in a network that leaks without it: judged by what the internet, other guests
-//! and this machine's sockets saw, and by what nftables counted.
+//! `outgate firewall` in a network that leaks without it. The tests check what the internet, other guests and this
+//! machine's sockets saw, and by what nftables counted.
 
 use crate::world::eventually;
 use crate::world::namespace::Namespace;
@@ -241,7 +241,7 @@ fn applying_again_keeps_connections_and_status_reports_the_state() {
     let (good, status) = net.status();
     assert!(!good && status["differences"].to_string().contains("iif br0 prohibit"), "{status}");
     succeed(net.firewall(&["apply"]));
-    // An interface that is no guest's any more is opened, one that is new is closed.
+    // An interface that is not a guest's any more is opened, a new one is closed.
     net.apply("[firewall]\nguest_interfaces = [\"br0\"]\n");
     assert!(connect(&net.three, "11.0.0.66:1").is_err());
     assert!(net.leaked() > 0, "r3 is free to go");
@@ -441,7 +441,7 @@ fn a_pinned_port_gets_only_frames_for_its_guest() {
     );
     let stray =
         || crate::world::vmnet::counters(&net.one, "inet", "stray").iter().map(|(_, packets)| packets).sum::<u64>();
-    // The gateway was made to believe a lie, whatever way it was told.
+    // The gateway believes the forged answer, whichever way it came.
     let colons = one.as_bytes().chunks(2).map(|pair| std::str::from_utf8(pair).unwrap()).collect::<Vec<_>>().join(":");
     shell(&net.gateway, &format!("ip neigh replace 10.42.42.3 lladdr {colons} dev br0"));
     let _ = connect(&net.one, "10.42.42.1:1");
@@ -497,7 +497,7 @@ fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
         frames_for_the_port(guest, v4, v6);
         assert_eq!((heard(), net.leaked()), (0, before), "from {v4}");
     }
-    // A guest that ends takes its port along; that is no fault, and applying tidies up.
+    // The port of a guest that ended is gone; that is not a fault, and applying again cleans up.
     succeed(net.firewall(&["apply"]));
     shell(&net.gateway, "ip link del r4");
     let (_, status) = net.status();
@@ -513,7 +513,7 @@ fn applying_again_keeps_every_mac_and_only_a_guests_own_address_claims_one() {
     net.dns("10.42.42.1:53");
     let victim = mac(&net.one, "eth0");
     let macs = || shell(&net.gateway, "nft list set bridge outgate macs | tr -d ' '").replace(':', "");
-    // Neither what is no IP nor ARP and IP of other addresses makes the neighbour's MAC this port's.
+    // Neither frames other than IP nor ARP and IP of other addresses make the neighbour's MAC this port's.
     let others = [
         format!("ffffffffffff {victim} 88b5 {}", "00".repeat(46)),
         format!("ffffffffffff {victim} 0806 0001 0800 06 04 0001 {victim} 00000000 000000000000 0a2a2a02"),

@@ -441,7 +441,7 @@ fn a_list_that_matches_unrelated_owners_requires_an_option() {
     }
     sync("^own\\.example\\.org$", &[]).good();
     sync(".*", &["--allow-wide"]).good();
-    // One that is in force already is no news.
+    // One that is already in force is not new.
     operator
         .from(
             operator.archive("ipfs.io\n10.1.2.3\ncrates.io\n", &format!("{REGEX}.*\n")).to_str().unwrap(),

@@ -1,6 +1,5 @@
-//! Plain HTTP through the proxy: every request is judged by itself, heads that two parsers could
-//! read differently are refused, bodies of any size and framing arrive unchanged, upgrades are
-//! upgrades only when the origin says so.
+//! Plain HTTP through the proxy: every request is checked separately, heads that two parsers could read differently
+//! are refused, bodies of any size and framing arrive unchanged, upgrades are upgrades only when the origin says so.
 
 use crate::world::client::{Get, Wire};
 use crate::world::http::{digest, pattern};

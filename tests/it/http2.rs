@@ -1,4 +1,5 @@
-//! HTTP/2 in clear: it shows no name that outgate reads, so it is told so where names are judged, and passes where a rule lets any bytes through.
+//! HTTP/2 in clear: outgate reads no name in it, so it is refused where a name is required, and passes where a rule
+//! allows any bytes.
 
 use crate::transparent;
 use crate::world::client::{Guest, Wire};

@@ -120,7 +120,7 @@ fn over_the_rate_of_requests_the_refusal_is_the_last_answer_of_its_connection() 
     assert_eq!(world.neighbour.get("good.test", "/").status, 200);
     assert!(outgate.counted("denied", "limit_rate") >= 20.0);
     outgate.await_log(&[("reason", "limit_rate"), ("cause", "over [limits].requests_per_second")]);
-    // A CONNECT is no request in this sense: it is one a connection.
+    // A CONNECT does not count as a request here: there is one per connection.
     assert_eq!(world.guest.connect("good.test:443").0.status, 200);
 }
 
@@ -374,7 +374,7 @@ fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_boun
     assert!(outgate.log().len() > 1, "each line is JSON");
 }
 
-/// Requests for hosts that nobody asked for before, one for each number.
+/// Requests for hosts that were never requested before, one for each number.
 fn ask_for_random_hosts(guest: &Guest, numbers: std::ops::Range<u64>) {
     let numbers: Vec<u64> = numbers.collect();
     for batch in numbers.chunks(200) {

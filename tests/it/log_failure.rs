@@ -1,5 +1,5 @@
-//! An access log that can't be written: what `[log].on_failure` says becomes of guests, by every door; that slowness is
-//! no failure; and that it is over with the first line that is written.
+//! An access log that can't be written: what happens to guests at every listener, as `[log].on_failure` says; that
+//! slowness is no failure; and that it is over with the first line that is written.
 //!
 //! The daemon has a mount namespace of its own in which its log lies on a tmpfs of a few KiB.
 
@@ -110,8 +110,8 @@ fn lines_with(outgate: &Outgate, text: &str) -> usize {
     String::from_utf8_lossy(&log).lines().filter(|line| line.contains(text)).count()
 }
 
-/// By all doors.
-fn every_door(world: &World) -> Setup {
+/// Through all listeners.
+fn every_listener(world: &World) -> Setup {
     world.internet.echo((ODD, 7));
     transparent::setup(world, "good.test\ncdn-ok.test\ntcp://11.0.0.30:7\n")
         .listen(&format!(
@@ -121,10 +121,10 @@ fn every_door(world: &World) -> Setup {
         .tables("[tls]\ncertificate = \"tls/cert.pem\"\nkey = \"tls/key.pem\"")
 }
 
-/// Plain HTTP inside TLS: the whole answer.
+/// Plain HTTP inside TLS; returns the complete answer.
 fn inside_tls(world: &World) -> io::Result<String> {
-    let door: SocketAddr = "10.42.42.1:3443".parse().unwrap();
-    let mut proxy = Wire::dial(&world.guest.namespace, door)?.tls_with(
+    let listener: SocketAddr = "10.42.42.1:3443".parse().unwrap();
+    let mut proxy = Wire::dial(&world.guest.namespace, listener)?.tls_with(
         client_as(Whose::Nobodys, &[&TLS13]).into(),
         "gateway.test",
         |hello| vec![hello],
@@ -151,7 +151,7 @@ fn redirected(world: &World) -> String {
 fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line_is_written() {
     let Some(world) = World::new() else { return };
     transparent::nft(&world, transparent::REDIRECT);
-    let outgate = start(every_door(&world), "refuse");
+    let outgate = start(every_listener(&world), "refuse");
     let mut tunnel = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
     let unspoken = world.guest.tunnel("good.test:443");
     let mut kept = world.guest.proxy();
@@ -179,7 +179,7 @@ fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line
         assert!(body.contains(word), "{word}: {body}");
         assert!(status(&outgate).contains(word), "{word}: {}", status(&outgate));
     }
-    // Each door in its own words.
+    // Each listener answers in its own protocol.
     let refused = world.guest.get("good.test", "/");
     assert_eq!((refused.status, refused.reason().as_str()), (503, "log_failed"));
     let proxy_status = refused.header("proxy-status").unwrap_or_default().to_owned();
@@ -218,7 +218,7 @@ fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line
     // What was live goes on, this guest's and the neighbour's.
     assert_eq!(tunnel.get("good.test", "/").unwrap().status, 200);
     assert_eq!(neighbours.get("cdn-ok.test", "/").unwrap().status, 200);
-    // A tunnel in which nothing had been said yet is judged again by its hello, and was let through before.
+    // A tunnel without any bytes so far was allowed before, and its hello is checked again.
     assert_eq!(unspoken.tls("good.test").unwrap().get("good.test", "/").unwrap().status, 200);
     assert!(outgate.counted("failed", "log_failed") >= 7.0);
 
@@ -238,7 +238,7 @@ fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line
 #[test]
 fn with_continue_traffic_goes_on_and_the_failure_shows() {
     let Some(world) = World::new() else { return };
-    let outgate = start(every_door(&world), "continue");
+    let outgate = start(every_listener(&world), "continue");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     fill(&outgate);
     let begun = Instant::now();
@@ -266,7 +266,7 @@ fn with_continue_traffic_goes_on_and_the_failure_shows() {
 #[test]
 fn a_log_that_is_reopened_elsewhere_ends_the_failure_and_one_that_cannot_be_opened_is_a_failure() {
     let Some(world) = World::new() else { return };
-    let outgate = start(every_door(&world), "refuse");
+    let outgate = start(every_listener(&world), "refuse");
     let link_to = |target: &str| {
         fs::remove_file(outgate.path("access.log")).unwrap();
         symlink(target, outgate.path("access.log")).unwrap();
@@ -303,10 +303,10 @@ fn a_log_that_is_reopened_elsewhere_ends_the_failure_and_one_that_cannot_be_open
 #[test]
 fn a_slow_log_refuses_no_connection_however_many_lines_are_dropped() {
     let Some(world) = World::new() else { return };
-    let setup =
-        every_door(&world).tables("[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0");
+    let setup = every_listener(&world)
+        .tables("[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0");
     let outgate = start(setup, "refuse");
-    // A pipe that nobody reads takes nothing and returns no error.
+    // A pipe without a reader accepts nothing and returns no error.
     let fifo = outgate.path("fifo");
     assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
     let _reader = fs::OpenOptions::new().read(true).write(true).open(&fifo).unwrap();

@@ -1,6 +1,6 @@
-//! Outgate from outside: the built binary in a world of network namespaces, judged by what guests,
-//! origins and the DNS server see. [`world`] has the machinery; [`world_without_outgate`] shows that it works without
-//! outgate. Needs root; says so and skips without.
+//! Outgate from outside: the built binary in a world of network namespaces. The tests check what guests, origins and
+//! the DNS server see. [`world`] has the machinery; [`world_without_outgate`] shows that it works without outgate.
+//! Requires root; without it, the tests say so and are skipped.
 
 #![allow(
     clippy::cast_possible_truncation,

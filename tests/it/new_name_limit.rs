@@ -1,5 +1,5 @@
-//! The budget of new names: what a guest can have asked of DNS servers under an allowed wildcard, by whichever door,
-//! and that nobody else notices.
+//! The limit on new names: how many look-ups a guest can cause under an allowed wildcard, through every listener, and
+//! that no other guest is affected.
 
 use crate::world::dns::{A, Answer};
 use crate::world::outgate::Outgate;

@@ -1,5 +1,5 @@
-//! Other firewalls on the machine: what they do to guests' connections is told as it is, by trying what packets of guests
-//! would meet there, and the line that is printed lets guests through. A real connection is the judge of each case.
+//! Other firewalls on the machine: outgate reports correctly what they do to guests' packets, and the printed command
+//! lets guests through. Each case is checked with a real connection.
 
 use crate::world::vmnet::{Vmnet, hear, shell, succeed};
 use std::net::{TcpStream, UdpSocket};
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// Rules of somebody else's, and the chain that cuts guests off, if one does.
 const RULES: &[(&str, Option<&str>)] = &[
-    // Chains that drop what nobody allowed.
+    // Chains that drop everything that is not allowed.
     (
         "table inet a { chain c { type filter hook input priority 0; policy drop; ct state established accept; iifname lo accept; }; }",
         Some("c"),
@@ -195,7 +195,7 @@ fn the_effect_of_iptables_on_guests_is_reported_and_the_printed_line_lets_them_t
             if cuts.is_some() {
                 assert!(warned(&net).contains(whose), "{program} {command}: {}", warned(&net));
             }
-            // `iptables` is what this machine's administrator has chosen, which is no matter here.
+            // Which `iptables` this machine's administrator has chosen does not matter here.
             let chosen = program.contains("legacy") || shell(&net.gateway, "iptables -V").contains("nf_tables");
             assert!(chosen, "iptables is not iptables-nft here");
             check_traffic(&net, &format!("{program} {command}"), *cuts);

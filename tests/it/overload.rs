@@ -1,8 +1,8 @@
-//! When there is no room: who is refused first, who is closed, that the list holds all the same, and that
+//! Overload: which guests are refused first, which connections are closed, that the list still holds, and that
 //! running out of file descriptors costs no more than connections.
 //!
-//! The bound on memory is set around what the daemon takes at that moment, so that a stage begins without
-//! a machine full of connections.
+//! The bound on memory is set around what the daemon takes at that moment, so that a stage begins without a machine
+//! full of connections.
 
 use crate::world::client::{Guest, Wire, is_open};
 use crate::world::outgate::Outgate;
@@ -247,7 +247,7 @@ fn without_any_descriptor_left_accepting_waits_without_spinning_and_goes_on_afte
     limit_files(&outgate, before);
     eventually("there is room again", || outgate.metric("overload_stage", &[]) == 0.0);
     assert!(outgate.metric("accept_errors_total", &[]) >= 10.0);
-    // Who is taken from the queue before the new limit is noticed is turned away, at once as well.
+    // A connection taken from the queue before the new limit is noticed is also refused at once.
     for stream in waiting {
         let mut wire = Wire::new(stream).unwrap();
         wire.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\nConnection: close\r\n\r\n");
@@ -263,8 +263,8 @@ fn a_reserved_descriptor_resets_a_connection_that_cannot_be_accepted_at_once() {
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}handshake_timeout_ms = 600000\n")).start();
     assert!(served(&world.guest));
     let before = outgate.metrics()["process_max_fds"] as u64;
-    // These say nothing, so that nobody closes them: they fill what is free among the numbers of the
-    // daemon's own, the reserve's included. From the first that is free then on there are no more.
+    // These send nothing, so they are not closed: they fill the free numbers among the daemon's descriptors,
+    // including the reserve's. From the first free one after them, no more are available.
     let held = world.guest.proxies(50);
     eventually("all are let in", || outgate.metric("active_connections", &[("listener", "proxy")]) >= 50.0);
     // A number that is in use for a moment only (the metrics' own connection, a file of /proc) is a free one.
@@ -398,7 +398,7 @@ fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_
 #[test]
 fn the_memory_of_slow_readers_follows_the_bound_on_memory() {
     let Some(world) = World::new() else { return };
-    // An eighth of it is for bytes that nobody reads.
+    // An eighth of it is for bytes that are not read.
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}memory_mib = 256\n")).start();
     world.internet.serve((ODD, 7), |mut tap| {
         let block = [0; 64 * 1024];

@@ -79,7 +79,7 @@ fn without_the_sandbox_privileges_are_still_given_up_and_the_log_warns() {
     assert_eq!(world.guest.get("good.test", "/").status, 200);
 }
 
-/// A daemon that becomes nobody, in a directory of nobody's; the state dir is for it to make.
+/// A daemon that becomes the user nobody, in a directory of that user; the daemon makes the state dir.
 fn for_nobody(world: &World) -> Outgate {
     let mut outgate = world.setup("good.test\n").write();
     fs::remove_dir(outgate.path("state")).unwrap();
@@ -163,7 +163,7 @@ fn files_that_need_privileges_are_found_at_the_start() {
     mode(&outgate.rules(), 0o600);
     assert_refuses(&mut outgate, 1, &["main.rules", "may not read", "setfacl"]);
 
-    // What an earlier start as root left, and what nobody may not enter.
+    // What an earlier start as root left, and a folder that the user nobody may not enter.
     let mut outgate = for_nobody(&world);
     fs::create_dir(outgate.path("state")).unwrap();
     mode(&outgate.path("state"), 0o700);

@@ -17,11 +17,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// The listener.
-const DOOR: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(crate::world::GATEWAY), 3443);
+const PROXY_TLS: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(crate::world::GATEWAY), 3443);
 /// The name on the daemon's certificate.
 const NAME: &str = "gateway.test";
 
-/// Two guests: one that has an address too, and one that is known by its certificate alone.
+/// Two guests: one that also has an address, and one that only its certificate identifies.
 const GUESTS: &str = "
 [[guest]]
 name = \"vm-2\"
@@ -59,7 +59,7 @@ fn start(setup: Setup) -> Outgate {
 }
 
 fn dial(guest: &crate::world::client::Guest) -> Wire {
-    Wire::dial(&guest.namespace, DOOR).expect("the listener accepts")
+    Wire::dial(&guest.namespace, PROXY_TLS).expect("the listener accepts")
 }
 
 /// A guest's connection to the proxy, by whose certificate it shows.
@@ -173,7 +173,7 @@ fn a_certificate_names_the_guest_and_takes_precedence_over_the_address() {
     assert_eq!(ask(&world.neighbour, Whose::Named(&[], "vm-2"), "cdn-ok.test"), refusal("not_whitelisted"));
     // Nobody declared this one, so vm-2's address does not make it vm-2.
     assert_eq!(ask(&world.guest, Whose::Of("vm-77"), "good.test"), refusal("unknown_guest"));
-    // The listener in clear knows addresses alone.
+    // The listener in clear knows only addresses.
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     assert_eq!(world.neighbour.get("good.test", "/").reason(), "unknown_guest");
     assert_eq!(

@@ -1,5 +1,5 @@
-//! Guests that are registered while the daemon runs, each held to its manifest: judged by what the origins
-//! and the DNS server saw.
+//! Guests that are registered while the daemon runs, each restricted to its manifest. The tests check what the
+//! origins and the DNS server saw.
 
 use crate::golem::{Provider, at_a_provider, authorities, everyone, manifest_of, save, sign, strict, urls};
 use crate::world::client::{Get, Guest};
@@ -447,7 +447,7 @@ fn every_reader_of_the_kept_guests_checks_the_file() {
         code == 1 && said.contains("is not the name of a network interface") && !said.contains("table inet"),
         "{said}"
     );
-    // And who may not look is told so.
+    // And a user without permission gets an error.
     fs::write(&kept, &sound).unwrap();
     assert!(outgate.stop().success());
     fs::write(&kept, "[{").unwrap();
@@ -511,7 +511,7 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     let socket = network.two.namespace.run(|| std::net::UdpSocket::bind("10.42.42.2:0")).unwrap();
     socket.send_to(b"x", "11.0.0.66:9").unwrap();
     eventually("a spoofed packet is dropped", || network.net.counted("spoofed") > before);
-    // `firewall apply` with the guests alone that are kept, as its unit does it.
+    // `firewall apply` with only the kept guests, as its unit runs it.
     network.apply(&outgate);
     outgate.admin("/readyz").filter(|response| response.status == 200).expect("still that of all guests");
     // A list that is broken keeps no guest from being held.

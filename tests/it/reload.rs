@@ -105,7 +105,7 @@ fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answer
     let outgate = world.outgate("good.test\n");
     let reloads = || outgate.metric("whitelist_reloads_total", &[]);
     let before = reloads();
-    // Takes seconds to read, so that the others come meanwhile.
+    // Takes seconds to read, so that the others arrive in the meantime.
     let long: String = (0..200_000).map(|number| format!("host-{number}.example.net\n")).collect();
     outgate.replace_rules(format!("{long}cdn-ok.test\n"));
     outgate.signal(Signal::HUP);

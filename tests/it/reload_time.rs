@@ -84,7 +84,7 @@ fn a_list_of_100_000_rules_is_in_force_within_a_second_of_its_last_write() {
     check_reload_time(&world, &list(99_000, 998), Duration::from_secs(1) * SLACK);
 }
 
-/// In a release build alone: a debug build would keep the other tests waiting.
+/// Only in a release build: a debug build would delay the other tests.
 #[cfg(not(debug_assertions))]
 #[test]
 fn a_list_of_a_million_rules_is_in_force_within_two_seconds_of_its_last_write() {

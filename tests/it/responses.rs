@@ -1,5 +1,5 @@
-//! What becomes of a response that is malformed, cut, late or missing, and how a malformed request is told what
-//! is wrong with it.
+//! What happens to a response that is malformed, truncated, late or missing, and how the answer to a malformed
+//! request says what is wrong with it.
 
 use crate::transparent;
 use crate::world::client::Wire;
@@ -73,9 +73,9 @@ fn a_response_that_is_malformed_or_cut_is_the_servers_fault_and_says_how() {
         .listen("proxy = [\"10.42.42.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]")
         .start();
     serve(&world, cases.iter().map(|(bytes, ..)| answer(bytes)).collect(), false);
-    let ask = |door: &str, number: usize| {
+    let ask = |listener: &str, number: usize| {
         let request = REQUEST.replace("GET /", &format!("GET /{number}"));
-        let mut wire = match door {
+        let mut wire = match listener {
             "proxy" => {
                 let mut wire = world.guest.proxy();
                 wire.say(request.replace("GET /", "GET http://odd.test/"));
@@ -88,9 +88,9 @@ fn a_response_that_is_malformed_or_cut_is_the_servers_fault_and_says_how() {
         wire.hear("GET")
     };
     for (number, (bytes, reason, error, cause)) in cases.iter().enumerate() {
-        for door in ["proxy", "tunnel", "transparent"] {
-            let what = format!("{door}: {}", bytes.escape_ascii());
-            let response = ask(door, number);
+        for listener in ["proxy", "tunnel", "transparent"] {
+            let what = format!("{listener}: {}", bytes.escape_ascii());
+            let response = ask(listener, number);
             assert_eq!((response.status, response.reason().as_str()), (502, *reason), "{what}");
             assert_eq!(proxy_error(&response), *error, "{what}");
             assert!(response.text().contains(cause), "{what}: {}", response.text());
@@ -101,7 +101,7 @@ fn a_response_that_is_malformed_or_cut_is_the_servers_fault_and_says_how() {
         };
         eventually(&format!("a line says {cause:?}"), || outgate.log().iter().any(says));
     }
-    // Those that were folded count all the same.
+    // Those that were folded count as well.
     outgate.await_counted("failed", "dial_failed", 3.0);
     outgate.await_counted("failed", "protocol_error", 30.0);
 }
@@ -132,7 +132,7 @@ fn a_silent_server_is_given_up_after_its_own_deadline() {
         let mut buffer = [0u8; 64 << 10];
         let length = tap.read(&mut buffer).unwrap_or(0);
         if buffer[..length].starts_with(b"GET /drip") {
-            // A head that never ends is no head.
+            // A head that never ends is not a head.
             while tap.write_all(b"a").is_ok() {
                 std::thread::sleep(Duration::from_millis(100));
             }

@@ -1,5 +1,5 @@
-//! A second name in what is no HTTP to us but is to some server: Python's, Node's and Java's own HTTP servers as
-//! origins of a rule without scheme, judged by the Host that their handlers saw.
+//! A second host name in bytes that are not HTTP to outgate but are to some servers. Python's, Node's and Java's own
+//! HTTP servers are origins of a rule without scheme; the tests check the Host that their handlers saw.
 
 use crate::transparent;
 use crate::world::client::Wire;
@@ -141,7 +141,7 @@ fn start(world: &World, rules: &str) -> Outgate {
     outgate
 }
 
-/// A connection of the guest to `good.test` by each door.
+/// A connection of the guest to `good.test` through each listener.
 fn connections(world: &World, port: u16) -> Vec<(&'static str, Wire)> {
     let (reply, socks) = world.guest.socks_name("good.test", port);
     assert_eq!(reply, Some(0));
@@ -178,10 +178,10 @@ fn no_server_is_shown_another_host_on_a_port_without_scheme() {
         };
         for lax in &servers {
             for form in forms(lax.port) {
-                for (door, mut wire) in connections(&world, lax.port) {
+                for (listener, mut wire) in connections(&world, lax.port) {
                     let shown = form[..form.len().min(80)].escape_ascii().to_string();
                     wire.say(&form);
-                    assert!(wire.is_over(), "{rules:?}, {door}, {}: {shown}", lax.port);
+                    assert!(wire.is_over(), "{rules:?}, {listener}, {}: {shown}", lax.port);
                 }
             }
         }
@@ -210,17 +210,17 @@ fn the_host_is_found_however_the_stream_is_segmented() {
     world.internet.sink((GOOD, 8090));
     let text = b"GET / RTSP/1.0\r\nA: b\r\nHost: evil.test\r\n\r\n";
     for size in [1, 5, 16, 39] {
-        for (door, mut wire) in connections(&world, 8090) {
+        for (listener, mut wire) in connections(&world, 8090) {
             wire.say_slowly(text.chunks(size), Duration::from_millis(if size == 1 { 2 } else { 30 }));
-            assert!(wire.is_over(), "{door}, {size}");
+            assert!(wire.is_over(), "{listener}, {size}");
         }
     }
     // Its end would make a head whole too.
-    for (door, mut wire) in connections(&world, 8090) {
+    for (listener, mut wire) in connections(&world, 8090) {
         wire.say(b"GET / RTSP/1.0\r\nHost: evil.test");
         std::thread::sleep(Duration::from_millis(50));
         wire.finish();
-        assert!(wire.is_over(), "{door}");
+        assert!(wire.is_over(), "{listener}");
     }
     // Within half a second of a reset, all that an origin will ever read is there.
     eventually("every connection is over", || world.internet.seen(GOOD).iter().all(|seen| seen.ended));
@@ -238,11 +238,11 @@ fn the_allowed_host_passes_and_so_do_bytes_that_are_not_a_request() {
     let servers = servers(&world, folder.path());
     let outgate = start(&world, "good.test:8000-8100\n");
     for (lax, line) in servers.iter().zip(["GET\x1f/ HTTP/1.1", "GET / RTSP/1.0", "FOO / BAR"]) {
-        for (door, mut wire) in connections(&world, lax.port) {
+        for (listener, mut wire) in connections(&world, lax.port) {
             let own = lax.hosts().len();
             wire.say(format!("{line}\r\nHost: GOOD.test:{}\r\nReferer: http://evil.test/ x\r\n\r\n", lax.port));
-            eventually(&format!("{door}: {line:?} is served"), || lax.hosts().len() == own + 1);
-            assert!(wire.take_bytes(9).starts_with(b"HTTP/1."), "{door}");
+            eventually(&format!("{listener}: {line:?} is served"), || lax.hosts().len() == own + 1);
+            assert!(wire.take_bytes(9).starts_with(b"HTTP/1."), "{listener}");
         }
         assert_eq!(lax.evil(), 0);
     }
@@ -250,11 +250,11 @@ fn the_allowed_host_passes_and_so_do_bytes_that_are_not_a_request() {
     let mail = b"a1 APPEND inbox {40}\r\nHost: evil.test\r\n\r\n";
     let binary = [&[0x80, 0, 0xff][..], &[7; 100_000], b"\nHost: evil.test\r\n\r\n"].concat();
     for text in [&mail[..], &binary, b"SSH-2.0-x y\r\nHost: evil.test\r\n\r\n"] {
-        for (door, mut wire) in connections(&world, 8090) {
+        for (listener, mut wire) in connections(&world, 8090) {
             let mut sender = wire.clone_sender();
             let sending = text.to_vec();
             let sent = std::thread::spawn(move || std::io::Write::write_all(&mut sender, &sending));
-            assert!(wire.take_bytes(text.len()) == text, "{door}");
+            assert!(wire.take_bytes(text.len()) == text, "{listener}");
             sent.join().unwrap().unwrap();
         }
     }
@@ -277,11 +277,11 @@ fn a_hello_after_postgresqls_ssl_request_is_checked() {
     serve(5432, b'S');
     serve(5433, b'S');
     let got = || world.internet.seen(GOOD).last().unwrap().bytes.clone();
-    for (door, mut wire) in connections(&world, 5432) {
+    for (listener, mut wire) in connections(&world, 5432) {
         wire.say(QUESTION);
-        assert_eq!(wire.take_bytes(1), b"S", "{door}");
+        assert_eq!(wire.take_bytes(1), b"S", "{listener}");
         wire.say(Hello::naming("evil.test").record());
-        assert!(wire.is_over(), "{door}");
+        assert!(wire.is_over(), "{listener}");
     }
     // In pieces, all at once, and in two questions.
     let hello = Hello::naming("evil.test").record();
@@ -326,11 +326,11 @@ fn a_tcp_rule_lets_any_bytes_pass_that_are_not_http() {
     world.internet.echo((GOOD, 8090));
     let text =
         b"REQMOD icap://good.test/x ICAP/1.0\r\nHost: good.test\r\n\r\nGET / RTSP/1.0\r\nHost: evil.test\r\n\r\n";
-    for (door, mut wire) in connections(&world, 8090) {
+    for (listener, mut wire) in connections(&world, 8090) {
         wire.say(text);
-        assert_eq!(wire.take_bytes(text.len()), text, "{door}");
+        assert_eq!(wire.take_bytes(text.len()), text, "{listener}");
     }
-    // What is HTTP to us is judged here too.
+    // What is HTTP to outgate is checked here too.
     let mut wire = world.guest.tunnel("good.test:8090");
     wire.say("GET / HTTP/1.1\r\nHost: evil.test\r\n\r\n");
     assert_eq!(wire.hear("GET").reason(), "name_mismatch");

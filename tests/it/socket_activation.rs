@@ -13,7 +13,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-/// Nobody who connects while the daemon restarts waits longer.
+/// The longest wait of a connection while the daemon restarts.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
 fn activated(world: &World, rules: &str, count: usize) -> Outgate {
@@ -204,7 +204,7 @@ fn the_daemon_tells_the_service_manager_that_it_serves_lives_and_stops() {
     let trouble = |message: &String| message.starts_with("STATUS=Not ready: ");
     assert!((0..20).map(|_| next_message(&ear)).any(|message| trouble(&message)));
 
-    // Who does not run does not say that it lives.
+    // A stopped process does not report that it lives.
     outgate.signal(rustix::process::Signal::STOP);
     ear.set_nonblocking(true).unwrap();
     std::thread::sleep(Duration::from_millis(300));

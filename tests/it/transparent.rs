@@ -74,7 +74,7 @@ fn the_server_name_decides_and_the_gateway_dials() {
     assert_eq!((line["listener"].as_str(), line["evidence"].as_str()), (Some("transparent"), Some("sni")));
     assert_eq!((line["original"].as_str(), line["rule"].as_str()), (Some("11.0.0.10:443"), Some("main.rules:1")));
 
-    // To the attacker's address under a good name: GOOD is reached, EVIL hears nothing.
+    // To the attacker's address under a good name: GOOD is reached, EVIL gets nothing.
     assert_eq!(https_get(&world, EVIL, "good.test").unwrap(), 200);
     assert_eq!(world.internet.seen(GOOD).len(), 2);
     world.assert_untouched(EVIL);
@@ -347,7 +347,7 @@ fn a_name_is_still_checked_where_raw_bytes_may_pass() {
     assert_eq!(wire.alert(), Some(ACCESS_DENIED));
     world.assert_untouched(ODD);
 
-    // The name decides even where the address alone would have done.
+    // The name decides even where the address alone would be allowed.
     let hello = Hello::naming("good.test").record();
     let mut wire = dial(&world, ODD, 8443);
     wire.say(&hello);
@@ -437,7 +437,7 @@ fn redirected_sockets_of_the_host_are_judged_like_a_guest_s() {
     let line = outgate.await_log(&[("name", "good.test"), ("verdict", "allowed")]);
     assert_eq!((line["listener"].as_str(), line["original"].as_str()), (Some("redirect"), Some("11.0.0.66:80")));
 
-    // Who comes to the listener itself was not redirected.
+    // A connection to the listener itself was not redirected.
     let wire = Wire::dial(&world.guest.namespace, "10.42.42.1:3130".parse::<SocketAddr>().unwrap());
     assert!(wire.and_then(|mut wire| wire.rest()).is_err());
     eventually("it is counted", || outgate.counted("denied", "address_floor") == 1.0);
@@ -554,7 +554,7 @@ fn options_for_a_whole_server_go_to_the_named_host() {
     outgate.await_counted("denied", "not_whitelisted", 1.0);
 }
 
-/// Runs a program where the guest is; its exit code and what it said.
+/// Runs a program in the guest's namespace; returns its exit code and output.
 fn in_guest(world: &World, program: &str, arguments: &[&str]) -> (Option<i32>, String) {
     let output = world.guest.namespace.run(|| Command::new(program).args(arguments).stdin(Stdio::null()).output());
     let output = output.unwrap_or_else(|error| panic!("{program} is installed: {error}"));

@@ -1,5 +1,5 @@
-//! What cuts guests off or lets them out, and what nobody would see otherwise: each is told within seconds by `/readyz`,
-//! `outgate status` and the metric, with the command that mends it, which is run as it is printed.
+//! What cuts guests off or opens them, and would go unnoticed otherwise: each is reported within seconds by
+//! `/readyz`, `outgate status` and the metric, with the command that mends it, which is run as it is printed.
 
 use crate::world::firewall_watcher::Watcher;
 use crate::world::namespace::{Namespace, batch};
@@ -8,7 +8,7 @@ use crate::world::{World, eventually};
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-/// How long it may take until something is told: the contract, and what a busy machine takes beyond.
+/// How long a report may take: the documented time, and more for a busy machine.
 const SOON: Duration = Duration::from_secs(20);
 
 const GUESTS: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r3\", \"r4\"]\n";
@@ -54,7 +54,7 @@ impl Guarded {
         }
     }
 
-    /// Waits until this is told everywhere; what `/readyz` says.
+    /// Waits until this is reported everywhere; returns the answer of `/readyz`.
     #[track_caller]
     fn await_told(&self, cause: &str, begun: Instant, text: &str) -> String {
         let metric = format!("outgate_trouble{{cause=\"{cause}\"}} 1");
@@ -150,7 +150,7 @@ fn every_damage_to_the_firewall_is_reported_with_its_remedy() {
     batch(Some(gateway()), "link set s4 name r4\nlink set r4 up\naddr replace 10.43.0.1/32 dev r4\n");
     guarded.await_good();
 
-    // What looks like guests' and nobody has named.
+    // Interfaces that look like guests' and that the configuration does not name.
     batch(
         Some(gateway()),
         "link add docker0 type bridge\nlink add name v1 type veth peer name v2\nlink set v1 master docker0\n",
@@ -163,7 +163,7 @@ fn every_damage_to_the_firewall_is_reported_with_its_remedy() {
     batch(Some(gateway()), "link add docker1 type bridge\n");
     guarded.await_good();
 
-    // Nobody is left who sees any of it.
+    // No process is left that could see any of it.
     let Some(watcher) = guarded.watcher.take() else { unreachable!("it runs") };
     watcher.kill();
     let begun = Instant::now();
@@ -245,7 +245,7 @@ fn guests_that_bypass_the_rules_are_reported_until_they_are_declared() {
         shell(&net.one, "ip link del m0");
         guarded.await_good();
     }
-    // One on an interface that is none of this machine's is nobody's business.
+    // One on an interface that this machine does not have does not matter.
     shell(&net.one, "ip link add link eth0 name m1 type macvlan");
     // A virtual machine's device.
     shell(&net.gateway, "ip link add link up0 name mt0 type macvtap");

@@ -1,5 +1,5 @@
-//! Configurations and lists that cannot be used: under a service manager the daemon starts all the same, with what
-//! worked before or refusing everybody at once, and the firewall stays closed over a boot.
+//! Configurations and lists that cannot be used: under a service manager the daemon starts even so, with what worked
+//! before or refusing everybody at once, and the firewall stays closed over a boot.
 
 use crate::transparent;
 use crate::world::client::{Get, Wire};
@@ -20,7 +20,7 @@ use std::time::Duration;
 const RULES: &str = "good.test\ntcp://11.0.0.66:7\n";
 const BROKEN: &str = "nonsense = [\n";
 
-/// A daemon as its units start it, not yet started; and what its service manager hears.
+/// A daemon as its units start it, not yet started, and the socket for its messages to the service manager.
 fn managed(world: &World) -> (Outgate, UnixDatagram) {
     let listen = format!("proxy = [\"{PROXY}\"]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"{RESOLVER}\"]");
     let mut outgate = transparent::setup(world, RULES).listen(&listen).write();
@@ -50,7 +50,7 @@ fn readyz(outgate: &Outgate) -> (u16, String) {
     (answer.status, answer.text())
 }
 
-/// Everybody is refused at once, by every door and in its own words, and is told of in all places.
+/// Every listener refuses every guest at once in its own protocol, and all reports say so.
 #[track_caller]
 fn assert_refuses(world: &World, outgate: &mut Outgate, why: &str) {
     outgate.await_admin(|answer| answer.status == 503 && answer.text().contains("not_configured"));
@@ -186,7 +186,7 @@ fn the_last_configuration_that_worked_is_used_while_the_file_is_invalid() {
     world.guest.lookup("good.test").assert_is([crate::world::GOOD]);
     let (_, said) = readyz(&outgate);
     assert!(said.contains("outgate.toml:1:") && said.contains(&folder), "{said}");
-    // A list that is read anew says nothing of the configuration.
+    // A list that is read again says nothing about the configuration.
     fs::write(outgate.rules(), format!("{RULES}more.test\n")).unwrap();
     eventually("the list is in force", || world.guest.get("more.test", "/").reason() != "not_whitelisted");
     assert_eq!(readyz(&outgate).0, 503);
@@ -253,7 +253,7 @@ fn a_boot_with_an_invalid_configuration_opens_no_guest() {
     assert!(connect(&net.three, "10.43.0.1:22").is_err());
     EVIL.iter().for_each(|evil| hammer(&net.three, evil));
     net.assert_no_leaks();
-    // An empty file is a sound one, and asks for nothing: that alone opens nobody.
+    // An empty file is valid and requires no firewall: that alone opens no guest.
     for text in ["", "[limits]\nconnections = 7\n"] {
         fs::write(net.path("outgate.toml"), text).unwrap();
         boot(&net);

@@ -19,7 +19,7 @@ const ODD6: &str = "2600:10::30";
 const PORTS: usize = 200;
 const UNLIMITED: &str = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
 
-/// Every door for both families.
+/// Every listener, for both families.
 fn every_listener(world: &World, rules: &str) -> Setup {
     let listen = format!(
         "proxy = [\"{PROXY}\", \"[fd42::1]:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\ndns = [\"{RESOLVER}\", \"[fd42::1]:53\"]"
@@ -35,7 +35,8 @@ fn ask(wire: &mut Wire, uri: &str, host: &str) {
     assert_eq!(answer.status, 200, "{uri}, {host}: {}", answer.text());
 }
 
-/// A kept connection to GOOD by each door: whose upstream must go, and one of the neighbour's that must stay.
+/// A kept connection to GOOD through each listener, whose upstream must be closed, and one of the neighbour's, which
+/// must stay.
 fn keep(world: &World) -> Vec<(&'static str, Wire)> {
     let mut kept = Vec::new();
     let mut wire = world.guest.proxy();
@@ -101,7 +102,7 @@ fn a_kept_connection_is_closed_while_its_guest_reads_no_answer() {
     let outgate = world.setup("good.test\nother.test\n").tables(UNLIMITED).start();
     let mut wire = world.guest.proxy();
     ask(&mut wire, "http://good.test/", "good.test");
-    // Refusals until nobody takes them any more: no request of its gets as far as another upstream.
+    // Refusals until they are no longer read: none of its requests reaches another upstream.
     let mut sender = wire.clone_sender();
     sender.set_write_timeout(Some(Duration::from_millis(500))).unwrap();
     let flood = "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n".repeat(1000);
@@ -220,7 +221,7 @@ fn tunnels_that_a_guest_ends_leave_ports_for_its_neighbour() {
 /// Ends it first, and sees the server's end.
 #[track_caller]
 fn echo(mut wire: Wire) {
-    // Neither TLS nor HTTP at once, so that nobody waits for more.
+    // Neither TLS nor HTTP from the first byte, so that outgate does not wait for more.
     wire.say([0]);
     assert_eq!(wire.take_bytes(1), [0]);
     wire.finish();

@@ -172,7 +172,7 @@ fn wire(guest: &Namespace, neighbour: &Namespace, gateway: &Namespace, internet:
     });
 }
 
-/// Sets a flag at its end, whichever that is: nobody waits for what panicked.
+/// Sets a flag when it ends, even by a panic, so that no thread waits forever.
 pub struct Raise<'f>(pub &'f AtomicBool);
 
 impl Drop for Raise<'_> {

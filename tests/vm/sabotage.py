@@ -248,7 +248,7 @@ def br_netfilter(serves, provider):
     return f"guests are served {after:.1f} s later"
 
 
-DOOR = "10.42.42.1:3443"
+PROXY_TLS = "10.42.42.1:3443"
 TLS = "/etc/outgate/tls"
 SIGNER = "[ca]\ndefault_ca = here\n[here]\ndatabase = /root/signed/index\nrand_serial = yes\ndefault_md = sha256\npolicy = names\n[names]\ncommonName = supplied\n"
 # Valid for $1 seconds from now; printed is its last one, since 1970.
@@ -269,18 +269,18 @@ def certificate(serves, provider):
     """It ends while the daemon runs; another in its place is taken without a restart."""
     drop, settings = "/etc/systemd/system/outgate.socket.d", "/etc/outgate/outgate.toml"
     good = f"install -g outgate -m 640 /brought/tls.crt {TLS}/"
-    for name, text in (("tls.conf", f"[Socket]\nListenStream={DOOR}\n"), ("ca.cnf", SIGNER), ("sign.sh", SIGN)):
+    for name, text in (("tls.conf", f"[Socket]\nListenStream={PROXY_TLS}\n"), ("ca.cnf", SIGNER), ("sign.sh", SIGN)):
         provider.write(f"/root/{name}", text)
     provider.write("/root/tls.toml", f'[tls]\ncertificate = "{TLS}/tls.crt"\nkey = "{TLS}/tls.key"\n')
     reopen = "systemctl daemon-reload; systemctl stop outgate.socket; systemctl restart outgate.service; outgate firewall apply"
     do = [
         f"install -d -g outgate -m 750 {TLS}", good, f"install -g outgate -m 640 /brought/tls.key {TLS}/",
-        f"cp -p {settings} /root/before.toml", f"sed -i '/^\\[listen\\]/a proxy_tls = [\"{DOOR}\"]' {settings}", f"cat /root/tls.toml >> {settings}",
+        f"cp -p {settings} /root/before.toml", f"sed -i '/^\\[listen\\]/a proxy_tls = [\"{PROXY_TLS}\"]' {settings}", f"cat /root/tls.toml >> {settings}",
         f"install -D -m 644 -t {drop} /root/tls.conf", reopen,
     ]
     undo = f"rm -r {drop} {TLS}; cp -p /root/before.toml {settings}; {reopen}"
     # As a client that knows the authority and the name.
-    ask = f"curl -s --max-time 10 --proxy-cacert /brought/ca.crt --resolve good.test:3443:{DOOR.split(':')[0]} -x https://good.test:3443 -o /dev/null -w '%{{http_code}}' http://good.test/"
+    ask = f"curl -s --max-time 10 --proxy-cacert /brought/ca.crt --resolve good.test:3443:{PROXY_TLS.split(':')[0]} -x https://good.test:3443 -o /dev/null -w '%{{http_code}}' http://good.test/"
     with sabotaged(provider, "; ".join(do), undo):
         ready(provider)
         assert provider.run(ask).output == "200", provider.journal()

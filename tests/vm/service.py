@@ -210,7 +210,7 @@ def configure(provider):
     for rule in RULES:
         provider.do(f"outgate whitelist add '{rule}'")
     provider.do("outgate check")
-    # A listener that no socket unit listens on: an error with what to do, not a door that is quietly missing.
+    # A listener that no socket unit listens on: an error that says what to do, not a silently missing listener.
     result = provider.run("systemctl restart outgate.service")
     said = provider.journal()
     assert "ListenStream=" in said and "3129" in said, f"exit {result.status}, no drop-in in: {said}"

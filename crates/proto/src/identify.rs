@@ -7,11 +7,11 @@
 pub mod chunked;
 pub mod hello;
 pub mod http;
-mod second;
+mod second_host;
 mod sniff;
 pub mod socks;
 
-pub use second::{HostSearch, OtherName, asks_for_tls};
+pub use second_host::{HostSearch, OtherName, asks_for_tls};
 pub use sniff::{MAX_SNIFF, Sniff, sniff, sniff_on};
 
 use crate::reason::Reason;

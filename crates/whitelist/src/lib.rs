@@ -19,7 +19,7 @@
 )]
 
 pub mod edit;
-pub mod keep;
+pub mod last_good;
 pub mod lint;
 pub mod read;
 pub mod report;

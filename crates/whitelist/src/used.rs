@@ -1,7 +1,7 @@
 //! The record of used rules outside of the list itself: kept in the state dir over a restart, and sent by the
 //! daemon to the command line. `policy` defines what counts as used.
 
-use super::keep::{KeepError, checksum};
+use super::last_good::{KeepError, checksum};
 use super::{Fingerprint, Rules};
 use jiff::Timestamp;
 use outgate_files::replace::{Attributes, replace};

@@ -11,7 +11,7 @@ mod mounts;
 pub(super) use command::Identity;
 pub(super) use mounts::PROGRAM;
 
-use super::talk::{Say, Tell, receive, send};
+use super::messages::{ToInner, ToOuter, receive, send};
 use crate::cli::Failure;
 use mounts::within;
 use rustix::fs::{Gid, Mode, OFlags, Uid, fchown, open};
@@ -104,13 +104,15 @@ fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
     close_the_rest()?;
     own_ipc()?;
     mounts::prepare(order)?;
-    let Some((Say::Descriptors, handed)) = receive(&talk)? else { return Ok(0) };
+    let Some((ToInner::Descriptors, handed)) = receive(&talk)? else { return Ok(0) };
     let (master, terminal) = own_terminal(order)?.unzip();
-    send(&talk, Tell::Ready, &master.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
+    send(&talk, ToOuter::Ready, &master.iter().map(AsFd::as_fd).collect::<Vec<_>>())?;
     drop(master);
     let foreground = match receive(&talk)? {
-        Some((Say::Start(foreground), _)) => foreground,
-        Some((Say::Signal(signal, _), _)) if ENDING.contains(&signal) => return Ok(code_of_signal(signal.as_raw())),
+        Some((ToInner::Start(foreground), _)) => foreground,
+        Some((ToInner::Signal(signal, _), _)) if ENDING.contains(&signal) => {
+            return Ok(code_of_signal(signal.as_raw()));
+        }
         _ => return Ok(0),
     };
     // Also without a terminal: the caller's must not belong to this session.
@@ -218,14 +220,14 @@ fn listen(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) {
     // Errors for an ended command can be ignored: its number is not reused until this process ends.
     while let Ok(Some((said, _))) = receive(talk) {
         let _ = match said {
-            Say::Signal(signal, true) => kill_process_group(pid, signal),
-            Say::Signal(signal, false) => kill_process(pid, signal),
-            Say::Foreground => {
+            ToInner::Signal(signal, true) => kill_process_group(pid, signal),
+            ToInner::Signal(signal, false) => kill_process(pid, signal),
+            ToInner::Foreground => {
                 terminal.into_iter().for_each(|terminal| take_foreground(terminal, pid));
                 kill_process_group(pid, Signal::CONT)
             }
-            Say::Continue => kill_process_group(pid, Signal::CONT),
-            Say::Descriptors | Say::Start(_) => Ok(()),
+            ToInner::Continue => kill_process_group(pid, Signal::CONT),
+            ToInner::Descriptors | ToInner::Start(_) => Ok(()),
         };
     }
     let _ = kill_process(pid, Signal::KILL);
@@ -246,8 +248,8 @@ fn reap(talk: &OwnedFd, pid: Pid, terminal: Option<&OwnedFd>) -> io::Result<u8> 
                     // It asked before it had the terminal.
                     let _ = kill_process_group(pid, Signal::CONT);
                 } else {
-                    let stopped = Tell::Stopped(by == Some(Signal::STOP.as_raw()));
-                    let told = if wants && terminal.is_some() { Tell::WantsTerminal } else { stopped };
+                    let stopped = ToOuter::Stopped(by == Some(Signal::STOP.as_raw()));
+                    let told = if wants && terminal.is_some() { ToOuter::WantsTerminal } else { stopped };
                     // Without the outer half, this one ends.
                     let _ = send(talk, told, &[]);
                 }

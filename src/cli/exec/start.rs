@@ -2,7 +2,7 @@
 //! (`inside`) as their first process, and its orders. ip(8) gives it its network and mount namespace.
 
 use super::inside::{self, Identity, Order};
-use super::talk::{self, Say};
+use super::messages::{self, ToInner};
 use super::terminal;
 use crate::cli::Failure;
 use crate::cli::bridge::tool;
@@ -77,7 +77,7 @@ impl Start {
     /// Where [`Start::program`] is mounted.
     pub(in crate::cli) const PROGRAM: &str = inside::PROGRAM;
 
-    /// Starts the inner half, which waits for [`Say::Start`] before it runs `program`. The calling thread must
+    /// Starts the inner half, which waits for [`ToInner::Start`] before it runs `program`. The calling thread must
     /// outlive it, because the kernel ends it with that thread.
     pub(in crate::cli) fn run(
         &self,
@@ -85,7 +85,7 @@ impl Start {
         program: &[OsString],
         streams: Streams,
     ) -> Result<Running, Failure> {
-        let (talk, theirs) = talk::pair()?;
+        let (talk, theirs) = messages::pair()?;
         let terminals = streams.terminals();
         let order = Order {
             caller: std::process::id(),
@@ -123,7 +123,7 @@ impl Start {
             .map(|(stream, _)| stream.as_fd())
             .collect();
         // If it has already ended, it reports the reason.
-        let _ = talk::send(&talk, Say::Descriptors, &handed);
+        let _ = messages::send(&talk, ToInner::Descriptors, &handed);
         Ok(Running { child, talk, streams })
     }
 }
@@ -131,12 +131,12 @@ impl Start {
 impl Running {
     /// Forwards a signal to the command, or to its whole process group.
     pub(super) fn signal(&self, signal: Signal, whole: bool) {
-        self.say(Say::Signal(signal, whole));
+        self.say(ToInner::Signal(signal, whole));
     }
 
     /// Sends a message to the inner half; if that has ended, the message is dropped.
-    pub(super) fn say(&self, what: Say) {
-        let _ = talk::send(&self.talk, what, &[]);
+    pub(super) fn say(&self, what: ToInner) {
+        let _ = messages::send(&self.talk, what, &[]);
     }
 
     /// Forwards the error output of the inner half, which has ended.

@@ -1,8 +1,8 @@
 //! Waits for a command's end; meanwhile forwards signals to it, relays its terminal, and stops and continues
 //! together with it.
 
+use super::messages::{ToInner, ToOuter, receive};
 use super::start::Running;
-use super::talk::{Say, Tell, receive};
 use super::terminal::{Terminal, can_stop, watched};
 use rustix::process::{Signal, getpgrp, kill_current_process_group};
 use rustix::termios::tcgetpgrp;
@@ -40,7 +40,7 @@ enum Event {
     /// This process continues, or its terminal was relayed.
     Refresh,
     /// A message of the inner half, or its end.
-    Told(Option<(Tell, Vec<OwnedFd>)>),
+    Told(Option<(ToOuter, Vec<OwnedFd>)>),
 }
 
 impl CommandSignals {
@@ -95,12 +95,12 @@ impl CommandSignals {
                     Event::Size => terminal.iter().for_each(Terminal::resize),
                     Event::Refresh => terminal.iter_mut().for_each(Terminal::refresh),
                     Event::Told(None) => silent = true,
-                    Event::Told(Some((Tell::Ready, handed))) => terminal = begin(&running, handed)?,
-                    Event::Told(Some((Tell::Stopped(hard), _))) => {
+                    Event::Told(Some((ToOuter::Ready, handed))) => terminal = begin(&running, handed)?,
+                    Event::Told(Some((ToOuter::Stopped(hard), _))) => {
                         catch_up(&mut terminal).await;
                         stop(&running, &mut terminal, hard);
                     }
-                    Event::Told(Some((Tell::WantsTerminal, _))) => {
+                    Event::Told(Some((ToOuter::WantsTerminal, _))) => {
                         catch_up(&mut terminal).await;
                         give(&running, &mut terminal);
                     }
@@ -117,7 +117,7 @@ impl CommandSignals {
 }
 
 /// Returns a message of the inner half, if there is one now.
-fn hear(socket: &OwnedFd) -> io::Result<Option<(Tell, Vec<OwnedFd>)>> {
+fn hear(socket: &OwnedFd) -> io::Result<Option<(ToOuter, Vec<OwnedFd>)>> {
     receive(socket)
 }
 
@@ -147,7 +147,7 @@ fn begin(running: &Running, handed: Vec<OwnedFd>) -> io::Result<Option<Terminal>
         terminal.give();
         foreground = true;
     }
-    running.say(Say::Start(foreground));
+    running.say(ToInner::Start(foreground));
     Ok(terminal)
 }
 
@@ -156,7 +156,7 @@ fn begin(running: &Running, handed: Vec<OwnedFd>) -> io::Result<Option<Terminal>
 /// sender will undo it.
 fn stop(running: &Running, terminal: &mut Option<Terminal>, hard: bool) {
     if pause(terminal) || !hard {
-        running.say(Say::Continue);
+        running.say(ToInner::Continue);
     }
 }
 
@@ -168,12 +168,12 @@ fn give(running: &Running, terminal: &mut Option<Terminal>) {
     }
     match terminal {
         // In the background again: the command asks once more, and this process stops once more.
-        Some(terminal) if !terminal.is_ours() && can_stop() => running.say(Say::Continue),
+        Some(terminal) if !terminal.is_ours() && can_stop() => running.say(ToInner::Continue),
         Some(terminal) => {
             terminal.give();
-            running.say(Say::Foreground);
+            running.say(ToInner::Foreground);
         }
-        None => running.say(Say::Continue),
+        None => running.say(ToInner::Continue),
     }
 }
 

@@ -5,7 +5,7 @@ mod attempt;
 
 use crate::cli::ask::{Daemon, write_json};
 use crate::cli::credentials::Credentials;
-use crate::cli::exec::{CommandSignals, Enclosure, Ground, Order, Start, Streams, code_of, warn};
+use crate::cli::exec::{CommandSignals, Enclosure, Order, Requirements, Start, Streams, code_of, warn};
 use crate::cli::explain::{self, Explained};
 use crate::cli::table::printable;
 use crate::cli::{Exit, Failure, Outcome};
@@ -65,7 +65,7 @@ pub(super) struct Arguments {
 
 /// The result for one URL.
 #[derive(Debug, Serialize)]
-struct Answer {
+struct UrlReport {
     url: String,
     /// `passes`, `refused` or `failed`.
     outcome: &'static str,
@@ -89,7 +89,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
     let wanted = urls.iter().map(|url| wanted(url)).collect::<Result<Vec<Wanted>, Failure>>()?;
     let name = format!("probe-{}", std::process::id());
-    let ground = Ground::find(daemon.config.file(), &name)?;
+    let ground = Requirements::find(daemon.config.file(), &name)?;
     let user = User::find(USER).map_err(|error| Failure::Failed(error.to_string()))?;
     let mut watch = CommandSignals::new()?;
     let order = Order { daemon, name: &name, address: None, manifest: manifest.as_deref(), credentials };
@@ -101,7 +101,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let explained = explain::as_guest(ground.settings, &name, urls).unwrap_or_default();
     enclosure.end().iter().for_each(|fault| warn(fault));
     let mut explained = explained.into_iter();
-    let answers: Vec<Answer> = found?.into_iter().map(|found| answer(found, explained.next())).collect();
+    let answers: Vec<UrlReport> = found?.into_iter().map(|found| answer(found, explained.next())).collect();
     let exit = if answers.iter().all(|answer| answer.outcome == "passes") { Exit::Good } else { Exit::No };
     if *json {
         write_json(&serde_json::to_value(&answers).map_err(io::Error::from)?, out)?;
@@ -157,7 +157,7 @@ fn try_all(
 }
 
 /// Combines a finding with the policy's decision.
-fn answer(found: Found, explained: Option<Explained>) -> Answer {
+fn answer(found: Found, explained: Option<Explained>) -> UrlReport {
     let Found { url, ending, stage, milliseconds, status, reason, detail } = found;
     let refusing = explained.filter(|explained| !explained.passes);
     let outcome = match ending {
@@ -171,11 +171,11 @@ fn answer(found: Found, explained: Option<Explained>) -> Answer {
     let refusing = refusing.filter(|_| outcome == "refused");
     let (policys, advice) = refusing.map(|explained| (explained.reason, explained.advice)).unzip();
     let reason = reason.or(policys);
-    Answer { url, outcome, stage: stage.as_str(), milliseconds, status, reason, detail, advice: advice.flatten() }
+    UrlReport { url, outcome, stage: stage.as_str(), milliseconds, status, reason, detail, advice: advice.flatten() }
 }
 
-fn write(answer: &Answer, out: &mut dyn Write) -> io::Result<()> {
-    let Answer { url, outcome, stage, milliseconds, status, reason, detail, advice } = answer;
+fn write(answer: &UrlReport, out: &mut dyn Write) -> io::Result<()> {
+    let UrlReport { url, outcome, stage, milliseconds, status, reason, detail, advice } = answer;
     write!(out, "{outcome:8} {}  {stage}, {milliseconds} ms", printable(url))?;
     let status = status.map(|status| format!("status {status}"));
     for part in [status.as_deref(), reason.as_deref(), detail.as_deref()].into_iter().flatten() {

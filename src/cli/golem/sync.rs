@@ -63,7 +63,7 @@ pub(super) struct Arguments {
 
 /// The answer for scripts.
 #[derive(Serialize)]
-struct Answer<'a> {
+struct SyncReport<'a> {
     /// Whether the file would change.
     changed: bool,
     /// Whether it was written.
@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let written = put(dir, &update, !arguments.dry_run)?;
     let path = dir.join(FILE);
     if arguments.json {
-        let answer = Answer {
+        let answer = SyncReport {
             changed: !update.change.is_empty(),
             written,
             file: &path,

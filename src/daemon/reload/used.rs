@@ -2,7 +2,7 @@
 //! the content and the format.
 
 use crate::policy::Rules;
-use crate::whitelist::keep::KeepError;
+use crate::whitelist::last_good::KeepError;
 use crate::whitelist::used::{self, UsageFile};
 use jiff::Timestamp;
 use std::collections::HashSet;

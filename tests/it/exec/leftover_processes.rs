@@ -1,5 +1,6 @@
-//! What a command leaves running, in whatever way, and whatever is killed: none of it outlives the run. What is alive
-//! is looked for by the names of threads, which a process has whose first thread has ended.
+//! Nothing that a command leaves running outlives the run, however it was started and whatever is killed. Living
+//! processes are found by the names of their threads, because a process whose first thread has ended still has other
+//! threads.
 
 use super::{ExecHost, compile, fresh};
 use crate::world::eventually;
@@ -26,7 +27,7 @@ fn alive(mark: &str) -> usize {
             .is_some_and(|name| name.bytes().all(|byte| byte.is_ascii_digit()))
     });
     let threads = processes.flat_map(|process| below(&format!("{}/task", process.display())).collect::<Vec<_>>());
-    // One that has ended, and that nobody has asked about, runs nothing.
+    // One that has ended, and was not reaped, runs nothing.
     let runs = |stat: String| {
         let (name, state) = stat.split_once(" (").and_then(|(_, rest)| rest.rsplit_once(") ")).unwrap_or_default();
         name == mark && !state.starts_with(['Z', 'X'])

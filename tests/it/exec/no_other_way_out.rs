@@ -1,4 +1,4 @@
-//! No other way out of the namespace, not even for who has root's powers over its network.
+//! The namespace has no other way out, even for a process with root's powers over its network.
 
 use super::{ExecHost, RULES, fresh};
 use crate::world::guarded_network::EVIL6;
@@ -41,7 +41,7 @@ fn nothing_leaves_the_namespace_but_what_outgate_dials() {
         send_raw(&inner, None, &EVIL.to_string(), protocol, payload);
     }
     assert!(ask(&inner, &format!("{EVIL}:443")).is_err(), "UDP");
-    // Addresses that it gives itself, another guest's and one of nobody's.
+    // Addresses that it gives itself: another guest's, and one that belongs to no guest.
     for source in ["10.79.0.9", "10.42.42.2", "11.0.0.10"] {
         crate::world::vmnet::shell(&inner, &format!("ip address add {source}/32 dev eth0"));
         send_raw(&inner, Some(source), &EVIL.to_string(), 1, &[8, 0, 0xf7, 0xfd, 0, 1, 0, 1]);
@@ -49,7 +49,7 @@ fn nothing_leaves_the_namespace_but_what_outgate_dials() {
         crate::world::vmnet::shell(&inner, &spoofed);
         assert!(connect(&inner, &format!("{GOOD}:80")).is_err(), "from {source}");
     }
-    // IPv6 is off; whoever may turn it on finds nobody at the other end.
+    // IPv6 is off; a process that may turn it on finds no one at the other end.
     assert!(connect(&inner, &format!("[{EVIL6}]:80")).is_err());
     inner.run(|| {
         for scope in ["all", "default", "eth0"] {

@@ -12,7 +12,7 @@ const RULES: &str = "good.test\ngone.test\ntcp://11.0.0.30:8443\nhttp://11.0.0.3
 
 struct Prober {
     host: ExecHost,
-    /// Where whoever asks may read it, as the system's certificates are.
+    /// Every user may read it, as with the system's certificates.
     roots: NamedTempFile,
 }
 

@@ -1,4 +1,4 @@
-//! How a command ends and what is left then: nothing. And what must be there before it starts.
+//! What a command requires before it starts, how it ends, and that nothing is left afterwards.
 
 use super::{ExecHost, FIREWALL, LISTEN, RULES, Ran, fresh};
 use crate::world::eventually;
@@ -115,7 +115,7 @@ fn a_name_in_use_is_refused_and_stays_as_it_is() {
     signal(&child, Signal::TERM);
     assert_eq!(child.wait().unwrap().code(), Some(143));
     host.assert_clean(&name);
-    // A guest of that name that is no command's.
+    // A guest of that name that does not belong to a command.
     let config = host.outgate.config();
     let add = ["guest", "add", &name, "--address", "10.42.42.2", "--config", config.to_str().unwrap()];
     succeed(host.outgate.command(&add).output().unwrap());

@@ -1,5 +1,5 @@
-//! A caller's terminal, and what a command does to it: a shell with job control on a terminal of this test's, judged by
-//! what appears there and what that shell then does.
+//! A caller's terminal, and what a command does to it. The test runs a shell with job control on a terminal of its
+//! own, and checks what appears there and what that shell then does.
 
 use super::{ExecHost, compile, fresh};
 use crate::world::eventually;
@@ -107,7 +107,7 @@ impl Screen<'_> {
         }
     }
 
-    /// Is somebody at work who reads each key?
+    /// Whether a program is running that reads each key.
     fn is_raw(&self) -> bool {
         tcgetattr(&self.master).is_ok_and(|modes| !modes.local_modes.contains(LocalModes::ICANON))
     }

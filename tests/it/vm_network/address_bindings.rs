@@ -73,7 +73,7 @@ fn raw_bytes_go_to_an_allowed_name_that_the_guest_looked_up() {
     let seen = || network.internet.seen(ODD).len() + network.internet.seen(ODD6).len();
     assert_eq!(seen(), 4);
 
-    // Who never asked, and who asked for another name at that address.
+    // A guest that never looked the name up, and one that looked up another name at that address.
     assert_refused(&network.two, v4);
     assert_refused(&network.three, v6);
     network.three.ask_at(STRANGER, "shared.test", A).assert_is([ODD]);

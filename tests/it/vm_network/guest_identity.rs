@@ -1,4 +1,4 @@
-//! Who is who, as guests are told apart by interface and address.
+//! How guests are identified by interface and address.
 
 use crate::world::client::{ACCESS_DENIED, Guest, Wire};
 use crate::world::client_hello::Hello;

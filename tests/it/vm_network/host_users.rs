@@ -13,10 +13,10 @@ use std::time::Duration;
 
 const NOBODY: u32 = 65534;
 
-/// Runs `work` in the gateway as a user of whom the firewall takes care.
+/// Runs `work` in the gateway as a user that the firewall redirects.
 fn as_nobody<T: Send>(network: &GuardedNetwork, work: impl FnOnce() -> T + Send) -> T {
     network.net.gateway.run(|| {
-        // Of this thread alone, which ends with the work.
+        // Only for this thread, which ends with the work.
         set_thread_gid(Gid::from_raw(NOBODY)).expect("root may");
         set_thread_uid(Uid::from_raw(NOBODY)).expect("root may");
         work()

@@ -31,7 +31,7 @@ fn the_policy_answers_queries_to_every_server_and_the_server_gets_none() {
     }
     network.assert_no_leaks();
     assert!(network.dns.names().iter().all(|name| name == "good.test"), "{:?}", network.dns.names());
-    // Who is no guest reaches that server, and it says something else.
+    // A client that is not a guest reaches that server, which gives another answer.
     let socket = network.net.gateway.run(|| std::net::UdpSocket::bind("0.0.0.0:0")).unwrap();
     socket.connect((STRANGER, 53)).unwrap();
     socket.set_read_timeout(Some(Duration::from_secs(15))).unwrap();

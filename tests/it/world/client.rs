@@ -137,7 +137,7 @@ impl Wire {
         Ok(Wire(BufReader::new(stream)))
     }
 
-    /// Sends bytes. That the other side has closed meanwhile is for the read to find out.
+    /// Sends bytes. If the other side has closed, the next read shows it.
     pub fn say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.0.get_mut().write_all(bytes.as_ref());
     }
@@ -157,7 +157,7 @@ impl Wire {
         http::read_response(&mut self.0, method).unwrap_or_default()
     }
 
-    /// Reads a response's head alone; gives the interim statuses before it too.
+    /// Reads only a response's head; also returns the interim statuses before it.
     pub fn hear_head(&mut self) -> (Response, Vec<u16>) {
         let mut interim = Vec::new();
         let head = http::read_head(&mut self.0, &mut interim).unwrap_or_default();

@@ -14,7 +14,7 @@ pub struct Watcher {
     pub child: Child,
     /// What it says to its service manager, in order.
     pub said: Receiver<String>,
-    /// What it said after its first look.
+    /// Its output after its first inspection.
     pub first: String,
 }
 
@@ -65,7 +65,7 @@ impl Watcher {
         }
     }
 
-    /// Kills it; what it had said.
+    /// Kills it; returns its output.
     pub fn kill(mut self) -> String {
         kill_process(Pid::from_child(&self.child), Signal::KILL).unwrap();
         let mut said = String::new();

@@ -39,7 +39,7 @@ impl Namespace {
         Some(Namespace { name: name.to_owned(), handle, owned: false })
     }
 
-    /// Another handle, for who keeps one; the namespace goes with the first.
+    /// Another handle to the same namespace, which ends with the first handle.
     pub fn handle(&self) -> Namespace {
         let handle = self.handle.try_clone().expect("a file can be cloned");
         Namespace { name: self.name.clone(), handle, owned: false }

@@ -106,7 +106,7 @@ impl Internet {
         self.namespace.run(work)
     }
 
-    /// A UDP socket that nobody reads.
+    /// A UDP socket that is never read.
     pub fn bind_udp(&self, address: impl Into<SocketAddr>) -> UdpSocket {
         let address = address.into();
         self.namespace.run(|| UdpSocket::bind(address).expect("the address is free"))

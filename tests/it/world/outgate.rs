@@ -124,7 +124,7 @@ pub struct Outgate {
     namespace: Arc<Namespace>,
     child: Option<Child>,
     program: PathBuf,
-    /// As whom it runs: user and group; as root without.
+    /// User and group that it runs as; root if there is none.
     user: Option<(u32, u32)>,
     manager: Option<ServiceManager>,
     /// By what it is started, if not by itself.

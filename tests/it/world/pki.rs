@@ -79,7 +79,7 @@ pub fn install(folder: &Path, name: &str) {
 /// Whose certificate a client shows.
 #[derive(Clone, Copy)]
 pub enum Whose<'a> {
-    /// Nobody's: it has none.
+    /// No certificate.
     Nobodys,
     /// One with this dNSName.
     Of(&'a str),
@@ -87,13 +87,14 @@ pub enum Whose<'a> {
     Named(&'a [&'a str], &'a str),
     /// One with this name that was good once.
     Expired(&'a str),
-    /// One with this name, of an authority that nobody knows.
+    /// One with this name, of an untrusted authority.
     Strange(&'a str),
     /// One with this name, and behind it more authorities than anybody has.
     Crowded(&'a str),
 }
 
-/// A client's TLS, trusting the test authority alone, with a certificate of its own. `versions`: what it speaks.
+/// A TLS client that trusts only the test authority, with a certificate of its own. `versions`: the protocol versions
+/// it offers.
 pub fn client_as(whose: Whose<'_>, versions: &[&'static SupportedProtocolVersion]) -> ClientConfig {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_protocol_versions(versions)
@@ -151,7 +152,7 @@ pub fn server() -> Arc<ServerConfig> {
     Arc::clone(&CONFIG)
 }
 
-/// A client's TLS, trusting the test authority alone.
+/// A TLS client that trusts only the test authority.
 pub fn client() -> Arc<ClientConfig> {
     Arc::new(client_config())
 }

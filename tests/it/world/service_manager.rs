@@ -1,5 +1,5 @@
-//! A stand-in for the service manager: opens sockets, hands them to the daemon (sd_listen_fds(3)) and
-//! keeps them open, and hears what the daemon says (sd_notify(3)).
+//! A stand-in for the service manager: opens sockets, passes them to the daemon (sd_listen_fds(3)), keeps them open,
+//! and receives the daemon's messages (sd_notify(3)).
 
 use super::namespace::Namespace;
 use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_setfd};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// Descriptors from here on are nobody's in the shell that hands them over.
+/// Descriptors from here on are unused in the shell that passes them.
 const FIRST: i32 = 100;
 
 /// Sockets to be handed over, and an ear.

@@ -38,12 +38,12 @@ pub struct Reply {
     pub edns: bool,
     /// Extended error: code and text.
     pub extended: Option<(u16, String)>,
-    /// Bytes of the whole.
+    /// Bytes of all of it.
     pub length: usize,
 }
 
 impl Reply {
-    /// NXDOMAIN, told to be blocked for this reason, and nothing that could be cached.
+    /// NXDOMAIN, marked as blocked for this reason, and without anything that could be cached.
     #[track_caller]
     pub fn assert_blocked(&self, reason: &str) {
         assert_eq!(self.code, NXDOMAIN, "{self:?}");

@@ -1,5 +1,5 @@
-//! A provider's network as it would leak: the gateway forwards IPv4 and IPv6, and the internet has
-//! routes back, so that what the firewall lets through does get out and is answered.
+//! A provider's network that leaks: the gateway forwards IPv4 and IPv6, and the internet has routes back, so that
+//! whatever the firewall lets through gets out and is answered.
 //!
 //! ```text
 //! one   10.42.42.2 fd42::2 ─ p1 ┐
@@ -26,7 +26,7 @@ use std::sync::mpsc::{self, Receiver};
 use std::time::Duration;
 use tempfile::TempDir;
 
-/// Where nobody may get to.
+/// What no guest may reach.
 pub const EVIL: [&str; 2] = ["11.0.0.66", "2600:10::66"];
 
 /// How long a socket waits for what must come.
@@ -328,7 +328,7 @@ pub fn send_raw(from: &Namespace, source: Option<&str>, to: &str, protocol: u8, 
         socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
     }
     for _ in 0..3 {
-        // A refusal of the packet before may be told here.
+        // The error may belong to the packet before.
         let _ = socket.send_to(payload, &SockAddr::from(SocketAddr::from((to, 0))));
     }
 }

@@ -1,4 +1,4 @@
-"""The doors inside TLS: the certificates of a run, and what each proxy is told of its own.
+"""The listeners with TLS: the certificates of a run, and what each proxy is told of its own.
 
 All have one certificate, of the curve P-256, and TLS 1.3; sessions and tickets are as each has them by itself.
 At ports named `known` they ask for a client certificate of the same authority.
@@ -50,9 +50,9 @@ key = "{where}/{key}"
 
 def relay(where, to, plain, connect):
     """Arguments. Of either two ports the second one asks for a client certificate."""
-    doors = {"--tls-plain": plain[0], "--known-plain": plain[1]}
-    doors |= {"--tls-connect": connect[0], "--known-connect": connect[1]}
-    return ["--pki", where, *(f"{name}=127.0.0.1:{port}={to}" for name, port in doors.items())]
+    listeners = {"--tls-plain": plain[0], "--known-plain": plain[1]}
+    listeners |= {"--tls-connect": connect[0], "--known-connect": connect[1]}
+    return ["--pki", where, *(f"{name}=127.0.0.1:{port}={to}" for name, port in listeners.items())]
 
 
 def haproxy(where, port, known):

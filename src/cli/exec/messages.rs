@@ -18,7 +18,7 @@ pub(super) const MOST: usize = 3;
 
 /// Messages of the outer half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Say {
+pub(super) enum ToInner {
     /// Passes those of descriptors 0 to 2 that are not terminals, in their order.
     Descriptors,
     /// Start the command; whether in the foreground of its terminal.
@@ -33,7 +33,7 @@ pub(super) enum Say {
 
 /// Messages of the inner half.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Tell {
+pub(super) enum ToOuter {
     /// Everything is prepared; passes the other side of the command's terminal, if there is one.
     Ready,
     /// The command was stopped; whether by a signal that cannot be caught.
@@ -53,44 +53,44 @@ pub(super) trait Message: Sized {
     fn of(bytes: [u8; 3]) -> Option<Self>;
 }
 
-impl Message for Say {
+impl Message for ToInner {
     fn bytes(self) -> [u8; 3] {
         match self {
-            Say::Descriptors => [b'd', 0, 0],
-            Say::Start(foreground) => [b's', foreground.into(), 0],
+            ToInner::Descriptors => [b'd', 0, 0],
+            ToInner::Start(foreground) => [b's', foreground.into(), 0],
             // Signal numbers end at 64.
-            Say::Signal(signal, whole) => [b'k', u8::try_from(signal.as_raw()).unwrap_or(0), whole.into()],
-            Say::Foreground => [b'f', 0, 0],
-            Say::Continue => [b'c', 0, 0],
+            ToInner::Signal(signal, whole) => [b'k', u8::try_from(signal.as_raw()).unwrap_or(0), whole.into()],
+            ToInner::Foreground => [b'f', 0, 0],
+            ToInner::Continue => [b'c', 0, 0],
         }
     }
 
-    fn of(bytes: [u8; 3]) -> Option<Say> {
+    fn of(bytes: [u8; 3]) -> Option<ToInner> {
         match bytes {
-            [b'd', ..] => Some(Say::Descriptors),
-            [b's', foreground, _] => Some(Say::Start(foreground != 0)),
-            [b'k', signal, whole] => Some(Say::Signal(Signal::from_named_raw(signal.into())?, whole != 0)),
-            [b'f', ..] => Some(Say::Foreground),
-            [b'c', ..] => Some(Say::Continue),
+            [b'd', ..] => Some(ToInner::Descriptors),
+            [b's', foreground, _] => Some(ToInner::Start(foreground != 0)),
+            [b'k', signal, whole] => Some(ToInner::Signal(Signal::from_named_raw(signal.into())?, whole != 0)),
+            [b'f', ..] => Some(ToInner::Foreground),
+            [b'c', ..] => Some(ToInner::Continue),
             _ => None,
         }
     }
 }
 
-impl Message for Tell {
+impl Message for ToOuter {
     fn bytes(self) -> [u8; 3] {
         match self {
-            Tell::Ready => [b'r', 0, 0],
-            Tell::Stopped(hard) => [b'z', hard.into(), 0],
-            Tell::WantsTerminal => [b't', 0, 0],
+            ToOuter::Ready => [b'r', 0, 0],
+            ToOuter::Stopped(hard) => [b'z', hard.into(), 0],
+            ToOuter::WantsTerminal => [b't', 0, 0],
         }
     }
 
-    fn of(bytes: [u8; 3]) -> Option<Tell> {
+    fn of(bytes: [u8; 3]) -> Option<ToOuter> {
         match bytes {
-            [b'r', ..] => Some(Tell::Ready),
-            [b'z', hard, _] => Some(Tell::Stopped(hard != 0)),
-            [b't', ..] => Some(Tell::WantsTerminal),
+            [b'r', ..] => Some(ToOuter::Ready),
+            [b'z', hard, _] => Some(ToOuter::Stopped(hard != 0)),
+            [b't', ..] => Some(ToOuter::WantsTerminal),
             _ => None,
         }
     }
@@ -151,33 +151,39 @@ mod tests {
     #[test]
     fn messages_come_as_they_were_sent_with_what_they_hand_over() {
         let (here, there) = pair().unwrap();
-        let all = [Say::Descriptors, Say::Start(true), Say::Signal(Signal::QUIT, true), Say::Foreground, Say::Continue];
+        let all = [
+            ToInner::Descriptors,
+            ToInner::Start(true),
+            ToInner::Signal(Signal::QUIT, true),
+            ToInner::Foreground,
+            ToInner::Continue,
+        ];
         for message in all {
             send(&here, message, &[]).unwrap();
-            assert_eq!(receive::<Say>(&there).unwrap().unwrap().0, message);
+            assert_eq!(receive::<ToInner>(&there).unwrap().unwrap().0, message);
         }
-        for message in [Tell::Ready, Tell::Stopped(true), Tell::Stopped(false), Tell::WantsTerminal] {
+        for message in [ToOuter::Ready, ToOuter::Stopped(true), ToOuter::Stopped(false), ToOuter::WantsTerminal] {
             send(&here, message, &[]).unwrap();
-            assert_eq!(receive::<Tell>(&there).unwrap().unwrap().0, message);
+            assert_eq!(receive::<ToOuter>(&there).unwrap().unwrap().0, message);
         }
         let (mut reader, writer) = std::io::pipe().unwrap();
-        send(&here, Tell::Ready, &[writer.as_fd()]).unwrap();
+        send(&here, ToOuter::Ready, &[writer.as_fd()]).unwrap();
         drop(writer);
-        let (_, handed) = receive::<Tell>(&there).unwrap().unwrap();
+        let (_, handed) = receive::<ToOuter>(&there).unwrap().unwrap();
         handed.into_iter().for_each(|writer| std::fs::File::from(writer).write_all(b"hello").unwrap());
         let mut text = String::new();
         reader.read_to_string(&mut text).unwrap();
         assert_eq!(text, "hello");
         drop(here);
-        assert!(receive::<Say>(&there).unwrap().is_none());
-        assert!(send(&there, Say::Continue, &[]).is_err());
+        assert!(receive::<ToInner>(&there).unwrap().is_none());
+        assert!(send(&there, ToInner::Continue, &[]).is_err());
     }
 
     #[test]
     fn who_does_not_listen_holds_nobody_up() {
         let (here, _there) = pair().unwrap();
         for _ in 0..10_000 {
-            send(&here, Tell::Stopped(true), &[]).unwrap();
+            send(&here, ToOuter::Stopped(true), &[]).unwrap();
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Loads through a proxy's door inside TLS: what a handshake costs, and what a byte does.
+//! Loads through a proxy's listener with TLS: what a handshake costs, and what a byte does.
 
 use crate::hold::{BulkArgs, measure, send};
 use crate::pki;
@@ -16,7 +16,7 @@ const BLOCK: usize = 256 << 10;
 
 /// How the proxy is known, and the client.
 #[derive(clap::Args, Clone)]
-pub(crate) struct DoorArgs {
+pub(crate) struct TlsProxyArgs {
     /// Folder that `peers pki` made; the proxy's certificate has to be of its ca.pem
     #[arg(long)]
     pub(crate) pki: PathBuf,
@@ -27,16 +27,16 @@ pub(crate) struct DoorArgs {
 
 /// One that leads to the proxy inside TLS.
 #[derive(Clone)]
-pub(crate) struct Door {
+pub(crate) struct TlsProxy {
     client: TlsConnector,
     name: ServerName<'static>,
 }
 
-impl Door {
-    pub(crate) fn new(args: &DoorArgs) -> Outcome<Self> {
+impl TlsProxy {
+    pub(crate) fn new(args: &TlsProxyArgs) -> Outcome<Self> {
         let client = TlsConnector::from(pki::client(&args.pki, args.client_certificate)?);
         let name = ServerName::try_from(pki::PROXY).map_err(|_| Failure::new("no name"))?;
-        Ok(Door { client, name })
+        Ok(TlsProxy { client, name })
     }
 
     /// A connection on which the next byte goes to the origin.
@@ -60,12 +60,12 @@ pub(crate) struct Args {
     #[command(flatten)]
     rate: rates::Args,
     #[command(flatten)]
-    door: DoorArgs,
+    proxy: TlsProxyArgs,
 }
 
 pub(crate) async fn handshake(args: Args) -> Outcome<()> {
-    let (door, route) = (Door::new(&args.door)?, args.rate.common.route(RAW_PORT));
-    let once = async move |_: &mut Option<()>| door.exchange(&route).await.map(drop);
+    let (proxy, route) = (TlsProxy::new(&args.proxy)?, args.rate.common.route(RAW_PORT));
+    let once = async move |_: &mut Option<()>| proxy.exchange(&route).await.map(drop);
     rate("handshake", &args.rate, once).await
 }
 
@@ -74,16 +74,16 @@ pub(crate) struct TlsBulkArgs {
     #[command(flatten)]
     bulk: BulkArgs,
     #[command(flatten)]
-    door: DoorArgs,
+    proxy: TlsProxyArgs,
 }
 
 pub(crate) async fn bulk(args: TlsBulkArgs) -> Outcome<()> {
-    let (door, route) = (Door::new(&args.door)?, args.bulk.common.route(RAW_PORT));
+    let (proxy, route) = (TlsProxy::new(&args.proxy)?, args.bulk.common.route(RAW_PORT));
     let up = args.bulk.up;
     let stream = move |bytes| {
-        let (door, route) = (door.clone(), route.clone());
+        let (proxy, route) = (proxy.clone(), route.clone());
         async move {
-            let stream = door.open(&route).await?;
+            let stream = proxy.open(&route).await?;
             if up { send(stream, bytes).await } else { receive(stream, bytes).await }
         }
     };

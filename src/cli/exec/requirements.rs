@@ -11,16 +11,16 @@ use std::path::Path;
 
 /// What the check found.
 #[derive(Clone, Debug)]
-pub(in crate::cli) struct Ground {
+pub(in crate::cli) struct Requirements {
     /// The server in the command's resolv.conf; `None` if no listener accepts its queries.
     pub(in crate::cli) nameserver: Option<Ipv4Addr>,
     /// The configuration.
     pub(in crate::cli) settings: Settings,
 }
 
-impl Ground {
+impl Requirements {
     /// Checks whether a guest of this name can be created.
-    pub(in crate::cli) fn find(config: Option<&Path>, name: &str) -> Result<Ground, Failure> {
+    pub(in crate::cli) fn find(config: Option<&Path>, name: &str) -> Result<Requirements, Failure> {
         if !is_guest_name(name) {
             return Err(Failure::Usage(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -")));
         }
@@ -39,7 +39,7 @@ impl Ground {
         }
         let nameserver = reachable(&settings.listen.dns).next();
         let nameserver = nameserver.map(|address| if address.is_unspecified() { GATEWAY } else { address });
-        Ok(Ground { nameserver, settings })
+        Ok(Requirements { nameserver, settings })
     }
 }
 
