@@ -16,9 +16,15 @@ use std::time::{Duration, Instant};
 const ELLIPSIS: &str = "…";
 /// What a download in the background repeats each second.
 const PULSE: &str = "still here";
-/// What only some machines or users see, or only sometimes: a guest solicits routers when it likes.
-const MACHINE: [&str; 4] =
-    [" INFO all privileges are given up ", " file descriptors are enough for ", " Killed ", "  spoofed: "];
+/// What only some machines or users see, or only sometimes: a guest solicits routers and neighbours when it likes.
+const MACHINE: [&str; 6] = [
+    " INFO all privileges are given up ",
+    " file descriptors are enough for ",
+    " Killed ",
+    "  spoofed: ",
+    "  IPv6 neighbour discovery",
+    "  ICMP",
+];
 /// Commands that may be repeated until what they tell of has happened: a new list needs half a second, a line of the log some
 /// milliseconds.
 const READERS: [&str; 7] =
