@@ -165,7 +165,7 @@ fn br_netfilter_may_be_loaded_after_the_ruleset() {
             let status = firewall(&net, host, &["status"]);
             let said = String::from_utf8_lossy(&status.stdout);
             assert!(!status.status.success() && said.contains("again_from_bridges"), "{said}");
-            assert!(said.contains("`outgate firewall apply` puts it there"), "{said}");
+            assert!(said.contains("run `outgate firewall apply`"), "{said}");
             succeed(firewall(&net, host, &["apply"]));
         }
         eventually("the listener is found", || connect(guest, "12.0.0.66:443").is_ok_and(|said| said == "here\n"));
