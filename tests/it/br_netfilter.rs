@@ -173,7 +173,7 @@ fn br_netfilter_may_be_loaded_after_the_ruleset() {
         eventually("all is in place", || firewall(&net, host, &["status"]).status.success());
         if let Some(watcher) = watcher {
             let said = watcher.kill();
-            assert!(said.contains("br_netfilter came"), "{said}");
+            assert!(said.contains("br_netfilter was loaded"), "{said}");
         }
         batch(Some(guest), "link del eth1\n");
     }
