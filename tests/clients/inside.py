@@ -149,9 +149,9 @@ class Inside(run.World):
         logs = ("http.log", "dns.log", "access.log" if listener is CERTIFIED else "bare-access.log")
         return [lines(self.path(log)) for log in logs]
 
-    def metric(self, listener, name, **labels):
+    def metric(self, proxy, name, /, **labels):
         text = expect(subprocess.run(
-            ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", f"http://127.0.0.1:{listener.admin}/metrics"],
+            ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", f"http://127.0.0.1:{proxy.admin}/metrics"],
             check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
         ))
         wanted = ",".join(f'{label}="{value}"' for label, value in sorted(labels.items()))
