@@ -286,7 +286,7 @@ def printed(provider):
             provider.do(command, 90)
         serves_all(provider, listen)
     # What holds a socket that nobody has a use for any more.
-    said = re.search(r"a socket unit holds (127\.0\.0\.1:3131),.*?`([^`]+)`", provider.journal(lines=100))
+    said = re.search(r"a socket unit listens on (127\.0\.0\.1:3131),.*?`([^`]+)`", provider.journal(lines=100))
     assert said, provider.journal(lines=100)
     assert re.search(rf"(?m)^{said[1]} +outgate-redirect.socket", shown := provider.do(said[2])), shown
     transparency(provider)
