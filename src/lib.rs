@@ -1,15 +1,15 @@
 //! Outgate guards the outgoing traffic of a compute provider's machine: a forward proxy that lets guests reach
 //! what the operator's whitelist names, refuses the rest at once with its reason, and counts both.
 //!
-//! The modules are in the order in which a connection's data flows:
+//! A connection's data flows through seven stages:
 //!
 //! ```text
 //! accept -> identify -> policy -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! [`flow`] is the only module that calls the stages; a stage names only the output type of the stage before it.
-//! The modules beside the path (configuration, whitelist files, admin) supply the stages with settings and
-//! snapshots. `ARCHITECTURE.md` has the map and the invariants.
+//! [`flow`] is the only module that calls them. [`services`] has what every connection and query needs. The modules
+//! beside the path (configuration, whitelist files, admin) supply settings and snapshots. Some modules are crates of
+//! their own and are passed on from here. `ARCHITECTURE.md` has the map and the invariants.
 
 #![cfg_attr(
     test,

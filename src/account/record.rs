@@ -80,8 +80,8 @@ impl Record {
         }
     }
 
-    /// Whether [`LiveFlows::revoke_where`](crate::live::LiveFlows::revoke_where) announced a search after the claim. That search may have missed this
-    /// flow, if the flow was not connected yet. A search announced after the call of
+    /// Whether [`LiveFlows::revoke_where`](crate::live::LiveFlows::revoke_where) announced a search after the claim.
+    /// That search may have missed this flow, if the flow was not connected yet. A search announced after the call of
     /// [`upstream`](Self::upstream) finds the address, since both lock the flow.
     pub fn was_searched(&self) -> bool {
         self.account.live.searches() != self.searches

@@ -175,9 +175,9 @@ impl<'a> Section<'a> {
         let read = entry.and_then(|entry| form.read(key, &entry.node, reader));
         let span = entry.map(|entry| entry.node.span.clone());
         let (is_read, is_wrong) = (read.is_some(), reader.problems.errors() > errors);
-        let value = read.unwrap_or_else(|| default(self.table, key, form));
-        let row = self.table.rows.iter().find(|row| row.key == key);
-        if let (Some(Effect::Later(function)), Some(span)) = (row.map(|row| &row.effect), &span)
+        let row = row(self.table, key);
+        let value = read.unwrap_or_else(|| default(row, form));
+        if let (Effect::Later(function), Some(span)) = (&row.effect, &span)
             && is_read
             && entry.is_some_and(|entry| !is_empty(&entry.node))
         {
@@ -208,17 +208,21 @@ fn is_empty(node: &Node) -> bool {
 
 /// Returns the default of a key.
 #[expect(clippy::unreachable, reason = "a test reads every default")]
-fn default<F: Form>(table: &Table, key: &str, form: &F) -> F::Value {
-    let text = table.rows.iter().find(|row| row.key == key).map_or(NO_DEFAULT, |row| row.default);
+fn default<F: Form>(row: &Row, form: &F) -> F::Value {
+    let Row { path, key, default: text, .. } = row;
     let written = format!("{key} = {text}");
     let mut problems = Problems::new(Path::new("the default"), &written);
-    let entries = if text == NO_DEFAULT { Vec::new() } else { document::parse(&written, 0, &mut problems) };
+    let entries = if *text == NO_DEFAULT { Vec::new() } else { document::parse(&written, 0, &mut problems) };
     let mut reader = Reader { folder: Path::new(""), problems: &mut problems };
     let read = entries.first().and_then(|entry| form.read(key, &entry.node, &mut reader));
-    let Some(value) = read.or_else(|| form.absent()) else {
-        unreachable!("[{}].{key} has the default {text:?}", table.name)
-    };
+    let Some(value) = read.or_else(|| form.absent()) else { unreachable!("{path} has the default {text:?}") };
     value
+}
+
+/// Returns the row of a key.
+#[expect(clippy::unreachable, reason = "a test reads every key")]
+fn row(table: &'static Table, key: &str) -> &'static Row {
+    table.rows.iter().find(|row| row.key == key).unwrap_or_else(|| unreachable!("no key {key} in [{}]", table.name))
 }
 
 /// Returns the table of this name.

@@ -107,8 +107,6 @@ struct Granted<Q> {
     client: Client,
     /// The largest reply, in bytes.
     limit: u16,
-    /// The bindings' revision before the decision.
-    under: u64,
     /// AAAA without IPv6 listeners: the reply only shows whether the name exists (RFC 8020).
     existence: bool,
 }
@@ -117,6 +115,8 @@ struct Granted<Q> {
 struct Client {
     source: SocketAddr,
     guest: Guest,
+    /// The bindings' revision before the guest was identified and its query judged.
+    under: u64,
 }
 
 /// The transport of a query.
@@ -137,7 +137,8 @@ impl Responder {
     /// Processes one message; a reply replaces the contents of `into`.
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();
-        let client = Client { source, guest: self.services.identify(source.ip(), None) };
+        let under = self.services.bindings.revision();
+        let client = Client { source, guest: self.services.identify(source.ip(), None), under };
         match self.services.gate.query(&client.guest.usage, now) {
             QueryPace::Now => self.answer(message, client, over, true, into),
             QueryPace::After(wait, place) => {
@@ -157,6 +158,12 @@ impl Responder {
         }
     }
 
+    /// Identifies the guest of a query anew, after a wait in which another policy may have come into force.
+    fn refresh(&self, client: &mut Client) {
+        client.under = self.services.bindings.revision();
+        self.services.refresh(&mut client.guest);
+    }
+
     /// Counts a query that gets no answer.
     pub(super) fn unanswered(&self) {
         self.services.account.metrics().query_unanswered();
@@ -174,7 +181,6 @@ impl Responder {
             }
             Message::Query(query, asked) => (query, asked),
         };
-        let under = self.services.bindings.revision();
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
         let judged = match in_time {
             // Queries to servers would carry data out that nothing records.
@@ -206,9 +212,9 @@ impl Responder {
             }
         };
         match self.services.resolver.try_dns_answer(&permit, kind) {
-            Some(told) => self.tell(&Granted { query, permit, client, limit, under, existence }, told, into),
+            Some(told) => self.tell(&Granted { query, permit, client, limit, existence }, told, into),
             None => {
-                let granted = Granted { query: query.to_owned(), permit, client, limit, under, existence };
+                let granted = Granted { query: query.to_owned(), permit, client, limit, existence };
                 Step::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
             }
         }
@@ -222,7 +228,7 @@ impl Responder {
         };
         let Early { message, mut client, over, turn, place } = early;
         tokio::time::sleep_until(turn).await;
-        self.services.refresh(&mut client.guest);
+        self.refresh(&mut client);
         // From here on, it waits for servers like any other query.
         drop(place);
         match self.answer(&message, client, over, true, into) {
@@ -241,8 +247,7 @@ impl Responder {
         let Asking { mut granted, kind } = asking;
         let may_look_up = self.services.may_look_up(&granted.client.guest);
         let told = self.services.resolver.dns_answer(&granted.permit, kind, may_look_up).await;
-        granted.under = self.services.bindings.revision();
-        self.services.refresh(&mut granted.client.guest);
+        self.refresh(&mut granted.client);
         let Granted { query, permit, client, limit, .. } = &granted;
         // The list may have changed meanwhile, and the reply must match the current one.
         let again = self.snapshot().policy.permit_name(&client.guest.source, permit.name());
@@ -284,7 +289,7 @@ impl Responder {
         told: Result<DnsAnswer, VetError>,
         into: &mut Vec<u8>,
     ) -> Step {
-        let Granted { query, permit, client, limit, under, existence } = granted;
+        let Granted { query, permit, client, limit, existence } = granted;
         let told = match told {
             Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved | LookupError::Crowded)) => {
                 return self.tell_failure(granted, &error, into);
@@ -298,7 +303,7 @@ impl Responder {
         };
         self.services.account.metrics().query_answered(permit.observed());
         if !told.addresses().is_empty() {
-            let Client { source, guest } = client;
+            let Client { source, guest, under } = client;
             self.services.bindings.note(source.ip(), guest.name(), permit.name(), told.addresses(), told.ttl());
             // A reload may have dropped the bindings that its list refuses before this one was noted.
             if self.services.bindings.revision() != *under {
@@ -362,7 +367,7 @@ impl Responder {
 
     /// Counts a refusal or failure and logs it.
     fn log(&self, client: &Client, asked: Option<&QuestionName>, refusal: &Refusal) {
-        let Client { source, guest } = client;
+        let Client { source, guest, .. } = client;
         let mut record = self.services.account.open(Listener::Dns, *source, &guest.counters);
         match asked {
             Some(QuestionName::Host(name)) => record.claim(&claim(guest, name)),
