@@ -1,11 +1,12 @@
 //! The command line as scripts see it: what is printed where, and the exit codes.
 
+use crate::world::ran::Ran;
 use serde_json::Value;
 use std::fs;
 use std::io::Write;
 use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 /// A configuration with a whitelist dir, and `outgate` run with it.
@@ -33,23 +34,6 @@ impl Operator {
         let mut command = outgate();
         command.args(arguments).arg("--config").arg(config);
         Ran::of(command.output().unwrap())
-    }
-}
-
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
-impl Ran {
-    fn of(output: Output) -> Ran {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { code: output.status.code().unwrap(), out: text(output.stdout), err: text(output.stderr) }
-    }
-
-    fn json(&self) -> Value {
-        serde_json::from_str(&self.out).unwrap()
     }
 }
 

@@ -2,6 +2,7 @@
 //! Needs no root, but for the test with a running daemon.
 
 use crate::reload::allows;
+use crate::world::ran::Ran;
 use crate::world::tls_site::{Page, Site};
 use crate::world::{World, eventually, pki};
 use base64::Engine;
@@ -13,7 +14,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use tempfile::TempDir;
 
 const STRICT: &str = "ipfs.io\n10.1.2.3\ngithub.com\n";
@@ -24,18 +25,7 @@ struct Operator {
     dir: TempDir,
 }
 
-struct Ran {
-    code: i32,
-    out: String,
-    err: String,
-}
-
 impl Ran {
-    fn of(done: Output) -> Ran {
-        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
-        Ran { code: done.status.code().unwrap(), out: text(done.stdout), err: text(done.stderr) }
-    }
-
     #[track_caller]
     fn good(self) -> Ran {
         assert_eq!(self.code, 0, "{}{}", self.out, self.err);

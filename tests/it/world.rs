@@ -22,6 +22,7 @@ pub mod openssl;
 pub mod origin;
 pub mod outgate;
 pub mod pki;
+pub mod ran;
 pub mod service_manager;
 pub mod stub_resolver;
 pub mod tls_site;
