@@ -313,9 +313,8 @@ def main():
         scenery.install(packages)
     if os.getloadavg()[0] > 0.5:
         print(f"this machine is not idle (load {os.getloadavg()[0]:.1f}): figures will be off", file=sys.stderr)
-    # In this order: for a bench cargo builds outgate too, to the same place, with another profile.
     tool = chosen.tool or cargo("peers", "bench", "--bench", "peers", "--no-run")
-    outgate = chosen.outgate or cargo("outgate", "build", "--release", "--bin", "outgate")
+    outgate = chosen.outgate or cargo("outgate", "build", "--profile", "dist", "--bin", "outgate")
     with Stage() as stage:
         measuring = Measuring(stage, chosen, outgate, tool)
         made = proxies.rows(measuring.outgate, measuring.tool, stage.connections, chosen.names, chosen.two_cores)
