@@ -24,7 +24,7 @@
     )
 )]
 
-pub use outgate_files::{self as files, diagnostic};
+pub use outgate_files::{self as files, diagnostic, shell};
 pub use outgate_golem as golem;
 pub use outgate_policy as policy;
 pub use outgate_policy::cooperate;
@@ -61,6 +61,5 @@ pub mod tls;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;
-pub mod shell;
 pub mod throttle;
 pub mod trouble;

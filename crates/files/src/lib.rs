@@ -1,8 +1,9 @@
-//! Files that the operator writes: how they are opened, how a change is noticed, how they are replaced, and what is
-//! wrong with them.
+//! Files that the operator writes: how they are opened, how a change is noticed, how they are replaced, what is wrong
+//! with them, and how the commands that repair it are quoted.
 
 pub mod diagnostic;
 pub mod replace;
+pub mod shell;
 
 use rustix::fs::OFlags;
 use std::fs::{File, OpenOptions};
