@@ -33,7 +33,7 @@ pub use values::is_guest_name;
 use crate::account::LogSettings;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
-use crate::firewall::{FirewallSettings, Seal, Shares};
+use crate::firewall::{EnforcedLimits, FirewallSettings, Seal};
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::limits::LimitSettings;
 use crate::policy::{Mode, PolicySettings};
@@ -257,8 +257,8 @@ impl Settings {
 
     /// Returns the part of `[limits]` and `[resolver]` that the kernel's rules use; `None` if there should be no
     /// rules.
-    pub fn shares(&self) -> Option<Shares> {
-        self.firewall.is_wanted().then(|| Shares::of(self))
+    pub fn enforced_limits(&self) -> Option<EnforcedLimits> {
+        self.firewall.is_wanted().then(|| EnforcedLimits::of(self))
     }
 
     /// Returns what the address floor needs: permitted ranges, guests' addresses, and outgate's listeners.

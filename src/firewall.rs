@@ -141,11 +141,11 @@ fn drawn(text: &str, network: u8, high: u8) -> SocketAddrV4 {
 /// The values of `[limits]` and `[resolver]` that a ruleset was made from, as an address for each key that the
 /// ruleset refuses. The daemon applies a change at a reload, the kernel's rules only at `apply`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shares([(&'static str, SocketAddrV4); 4]);
+pub struct EnforcedLimits([(&'static str, SocketAddrV4); 4]);
 
-impl Shares {
+impl EnforcedLimits {
     /// Returns the values for these settings.
-    pub fn of(settings: &Settings) -> Shares {
+    pub fn of(settings: &Settings) -> EnforcedLimits {
         Rations::new(settings).into()
     }
 
@@ -169,10 +169,10 @@ impl Shares {
     }
 }
 
-impl From<Rations> for Shares {
-    fn from(rations: Rations) -> Shares {
+impl From<Rations> for EnforcedLimits {
+    fn from(rations: Rations) -> EnforcedLimits {
         // Never equal to `CANARY` or `CONTROL`.
-        Shares(rations.in_rules().map(|(key, value)| (key, drawn(&format!("{key} {value}"), 79, 0x80))))
+        EnforcedLimits(rations.in_rules().map(|(key, value)| (key, drawn(&format!("{key} {value}"), 79, 0x80))))
     }
 }
 

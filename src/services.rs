@@ -5,7 +5,7 @@ use crate::account::{Account, Limit};
 use crate::bindings::Bindings;
 use crate::config::Settings;
 use crate::dial::DialSettings;
-use crate::firewall::{Seal, Shares};
+use crate::firewall::{EnforcedLimits, Seal};
 use crate::guest::Guest;
 use crate::limits::{Gate, NamePace, Slot};
 use crate::policy::Policy;
@@ -50,13 +50,13 @@ pub struct Snapshot {
     /// The firewall that the configuration asks for, if any.
     pub seal: Option<Seal>,
     /// The parts of the limits that its rules enforce.
-    pub shares: Option<Shares>,
+    pub enforced_limits: Option<EnforcedLimits>,
 }
 
 impl Snapshot {
     /// The snapshot for this policy and these settings.
     pub fn new(policy: Arc<Policy>, settings: &Settings) -> Snapshot {
-        Snapshot { policy, dial: settings.dial, seal: settings.seal(), shares: settings.shares() }
+        Snapshot { policy, dial: settings.dial, seal: settings.seal(), enforced_limits: settings.enforced_limits() }
     }
 }
 

@@ -123,7 +123,7 @@ pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
 
 /// Returns which limits in the kernel's rules are outdated.
 pub(super) fn outdated_rules(settings: &Settings) -> Option<Diagnostic> {
-    let message = settings.shares()?.complaint()?;
+    let message = settings.enforced_limits()?.complaint()?;
     Some(settings.problem_at_key("guest_interfaces", Severity::Warning, message))
 }
 

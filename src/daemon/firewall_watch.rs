@@ -29,8 +29,8 @@ impl FirewallWatch {
 
     /// Returns which limits in the current ruleset are outdated, if any. The ruleset confines guests all the same.
     pub(super) fn outdated(&self) -> Option<String> {
-        let shares = self.0.snapshot.load().shares;
-        shares.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
+        let enforced_limits = self.0.snapshot.load().enforced_limits;
+        enforced_limits.filter(|_| self.seen() == Some(Presence::InPlace))?.complaint()
     }
 
     /// Whether the configuration in force asks for a firewall.

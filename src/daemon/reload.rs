@@ -404,7 +404,7 @@ impl ReloadWorker {
         let configuration = self.settings.files().map(Path::to_owned).collect();
         lock(&self.state).configuration = configuration;
         outcome.warnings.extend(warnings.iter().map(ToString::to_string));
-        outcome.warnings.extend(self.settings.shares().and_then(|shares| shares.complaint()));
+        outcome.warnings.extend(self.settings.enforced_limits().and_then(|enforced| enforced.complaint()));
         Ok(outcome)
     }
 

@@ -46,18 +46,18 @@ pub(super) struct FamilyListeners {
     /// Destination of DNS queries.
     pub(super) dns: Option<SocketAddr>,
     /// What guests may connect to directly.
-    pub(super) open: Vec<Listener>,
+    pub(super) open: Vec<DirectListener>,
     /// Destination of host users' TCP.
     pub(super) redirect: Option<SocketAddr>,
     /// Destination of their DNS queries.
     pub(super) user_dns: Option<SocketAddr>,
     /// What host users may connect to directly, loopback included.
-    pub(super) user_open: Vec<Listener>,
+    pub(super) user_open: Vec<DirectListener>,
 }
 
 /// A listener that accepts direct connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Listener {
+pub(super) struct DirectListener {
     pub(super) address: SocketAddr,
     /// Its key in the configuration.
     pub(super) key: &'static str,
@@ -423,7 +423,7 @@ fn listeners(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> F
     let of = |list: &[SocketAddr]| list.iter().copied().filter(&family).collect::<Vec<_>>();
     // A packet from outside for a loopback address is a martian, so guests cannot reach such a listener.
     let remote = |list: &[SocketAddr]| of(list).into_iter().filter(|address| !address.ip().is_loopback());
-    let listener = |key, udp| move |address| Listener { address, key, udp };
+    let listener = |key, udp| move |address| DirectListener { address, key, udp };
     let proxies = [("proxy", &listen.proxy), ("proxy_tls", &listen.proxy_tls)];
     let mut listeners = FamilyListeners {
         transparent: remote(&listen.transparent).next(),

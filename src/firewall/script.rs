@@ -8,9 +8,9 @@
 //! it go? TCP is assigned to the transparent listener here), `queries` (DNS, by NAT), then `input` or `forwarded`,
 //! which accept what was admitted and nothing else.
 
-use super::plan::{FamilyListeners, Listener, Plan};
+use super::plan::{DirectListener, FamilyListeners, Plan};
 use super::{
-    CANARY, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, Shares, TABLE, br_netfilter, bridge, neighbours,
+    CANARY, EnforcedLimits, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, br_netfilter, bridge, neighbours,
     tracking,
 };
 use std::fmt::Display;
@@ -258,7 +258,7 @@ fn listeners(plan: &Plan, script: &mut Script) {
     script.end_chain();
 }
 
-fn open(listener: &Listener, verdict: &str, script: &mut Script) {
+fn open(listener: &DirectListener, verdict: &str, script: &mut Script) {
     let protocols: &[&str] = if listener.udp { &["tcp", "udp"] } else { &["tcp"] };
     for protocol in protocols {
         let rule = format!("{} {protocol} dport {} {verdict}", to_address(listener.address), listener.address.port());
@@ -393,7 +393,7 @@ fn refused(script: &mut Script) {
 fn users(plan: &Plan, script: &mut Script) {
     script.hook("sockets", "filter", "output", 0);
     let canary = |at: SocketAddrV4| format!("{} . {}", at.ip(), at.port());
-    let canaries = [CANARY, plan.seal.0].into_iter().chain(Shares::from(plan.rations).addresses()).map(canary);
+    let canaries = [CANARY, plan.seal.0].into_iter().chain(EnforcedLimits::from(plan.rations).addresses()).map(canary);
     script.rule(
         format!("meta l4proto udp ip daddr . udp dport {} drop", set(canaries)),
         "by these outgate knows that it is in place, and from what configuration and limits",

@@ -7,7 +7,7 @@
 //! port 53 is packets a second before tracking, times the seconds that an entry lives after the last packet, in
 //! whatever state; a packet that keeps an entry alive is counted too.
 
-use super::plan::{Listener, Plan, Scope};
+use super::plan::{DirectListener, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
 use crate::config::Settings;
@@ -442,7 +442,7 @@ fn query_ports(plan: &Plan) -> Vec<u16> {
 }
 
 /// Returns the ports of the DNS listeners among these, and some more, in order and each once.
-fn ports_of<'d>(listeners: impl Iterator<Item = &'d Listener>, more: &[u16]) -> Vec<u16> {
+fn ports_of<'d>(listeners: impl Iterator<Item = &'d DirectListener>, more: &[u16]) -> Vec<u16> {
     let dns = listeners.filter(|listener| listener.udp).map(|listener| listener.address.port());
     let mut ports: Vec<u16> = dns.chain(more.iter().copied()).collect();
     ports.sort_unstable();
