@@ -33,7 +33,7 @@ pub use values::is_guest_name;
 use crate::account::LogSettings;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
-use crate::firewall::{EnforcedLimits, FirewallSettings, Seal};
+use crate::firewall::FirewallSettings;
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::limits::LimitSettings;
 use crate::policy::{Mode, PolicySettings};
@@ -248,17 +248,6 @@ impl Settings {
             Some(Grant::Whitelist) => Mode::Whitelist,
             Some(Grant::All) => Mode::All,
         }
-    }
-
-    /// Returns what identifies the firewall of these settings; `None` if the settings require no firewall.
-    pub fn seal(&self) -> Option<Seal> {
-        self.firewall.is_wanted().then(|| Seal::of(&self.firewall, &self.listen))
-    }
-
-    /// Returns the part of `[limits]` and `[resolver]` that the kernel's rules use; `None` if there should be no
-    /// rules.
-    pub fn enforced_limits(&self) -> Option<EnforcedLimits> {
-        self.firewall.is_wanted().then(|| EnforcedLimits::of(self))
     }
 
     /// Returns what the address floor needs: permitted ranges, guests' addresses, and outgate's listeners.

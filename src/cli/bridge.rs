@@ -118,7 +118,7 @@ pub(super) fn tls_problem(settings: &Settings) -> Option<Diagnostic> {
 /// Returns the kernel tables that are too small for the guests.
 pub(super) fn small_tables(settings: &Settings) -> Vec<Diagnostic> {
     let warning = |message| settings.problem_at_key("guest_interfaces", Severity::Warning, message);
-    outgate::firewall::small_tables(settings).into_iter().map(warning).collect()
+    outgate::firewall::small_tables(&settings.plan_input()).into_iter().map(warning).collect()
 }
 
 /// Returns which limits in the kernel's rules are outdated.

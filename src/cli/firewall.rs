@@ -168,7 +168,7 @@ fn plan(config: Option<&Path>) -> Result<(Settings, Plan, Host), Failure> {
 
 fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
     let host = Host::look()?;
-    Ok((Plan::new(settings, &host), host))
+    Ok((Plan::new(&settings.plan_input(), &host), host))
 }
 
 fn print(common: &Common, out: &mut dyn Write) -> Outcome {
@@ -279,7 +279,7 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
     if closed.firewall.guest_interfaces.is_empty() {
         return failure;
     }
-    let applied = Host::look().and_then(|host| firewall::apply(&Plan::new(&closed, &host), &host));
+    let applied = Host::look().and_then(|host| firewall::apply(&Plan::new(&closed.plan_input(), &host), &host));
     let _ = match applied {
         Ok(_) => writeln!(out, "guests' interfaces are closed completely until the configuration is valid and applied"),
         Err(error) => writeln!(out, "guests' interfaces could not be closed either: {}", printable(&error.to_string())),
@@ -316,7 +316,7 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
         Err(error) => return Err(error.into()),
     };
     let host = Host::look()?;
-    let mut removed = firewall::remove(&Plan::new(&settings, &host), &host)?;
+    let mut removed = firewall::remove(&Plan::new(&settings.plan_input(), &host), &host)?;
     if let Some(Err(error)) = copies.map(|copies| copies.forget_applied()) {
         removed.faults.push(format!("the copy of what was applied is still there: {error}"));
     }
@@ -358,7 +358,7 @@ fn status(common: &Common, out: &mut dyn Write) -> Outcome {
             break;
         }
         // An interface appeared or disappeared in the meantime, and the watcher has handled it: no difference.
-        (plan, host) = (Plan::new(&settings, &now), now);
+        (plan, host) = (Plan::new(&settings.plan_input(), &now), now);
         status = firewall::status(&plan, &host)?;
     }
     let exit = if status.in_place { Exit::Good } else { Exit::No };

@@ -1,13 +1,66 @@
 //! The `[firewall]` section, and how it fits the listeners: traffic from a guest interface needs a listener that
-//! accepts it, or all of it is refused.
+//! accepts it, or all of it is refused. And what the firewall gets of the other sections: it does not know them.
 
 use super::forms::Item;
 use super::keys::Firewall;
 use super::problems::Problems;
-use super::{ListenSettings, values};
-use crate::firewall::{FirewallSettings, HOST_NETWORK, Pin, STACKED_KINDS, fits};
+use super::{ListenSettings, Settings, values};
+use crate::firewall::{
+    EnforcedLimits, FirewallSettings, GuestLimits, HOST_NETWORK, ListenerAddresses, Pin, PlanInput, STACKED_KINDS,
+    Seal, fits,
+};
 use std::net::SocketAddr;
 use std::ops::Range;
+
+impl Settings {
+    /// Returns what the firewall is planned from.
+    pub fn plan_input(&self) -> PlanInput {
+        PlanInput {
+            firewall: self.firewall.clone(),
+            listen: self.listen.for_firewall(),
+            limits: self.limits_for_firewall(),
+            guests: self.policy.guests.len(),
+        }
+    }
+
+    /// Returns what identifies the firewall of these settings; `None` if the settings require no firewall.
+    pub fn seal(&self) -> Option<Seal> {
+        self.firewall.is_wanted().then(|| Seal::of(&self.firewall, &self.listen.for_firewall()))
+    }
+
+    /// Returns the part of `[limits]` and `[resolver]` that the kernel's rules use; `None` if there should be no
+    /// rules.
+    pub fn enforced_limits(&self) -> Option<EnforcedLimits> {
+        self.firewall.is_wanted().then(|| EnforcedLimits::of(&self.firewall, &self.limits_for_firewall()))
+    }
+
+    fn limits_for_firewall(&self) -> GuestLimits {
+        let limits = &self.limits;
+        GuestLimits {
+            dns_queries_per_second: limits.dns_queries_per_second,
+            new_connections_per_second: limits.new_connections_per_second,
+            requests_per_second: limits.requests_per_second,
+            connections: limits.connections,
+            total_connections: limits.total_connections,
+            idle_timeout: limits.idle_timeout,
+            resolver_timeout: self.resolver.timeout,
+        }
+    }
+}
+
+impl ListenSettings {
+    /// Returns the listeners that the firewall directs guests to or lets them reach.
+    pub fn for_firewall(&self) -> ListenerAddresses {
+        ListenerAddresses {
+            proxy: self.proxy.clone(),
+            proxy_tls: self.proxy_tls.clone(),
+            transparent: self.transparent.clone(),
+            redirect: self.redirect.clone(),
+            dns: self.dns.clone(),
+            udp: self.udp.clone(),
+        }
+    }
+}
 
 /// Checks the section; `pins` are the guests that name an interface.
 pub(super) fn check(

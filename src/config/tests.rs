@@ -3,6 +3,7 @@
 use super::keys::TABLES;
 use super::*;
 use crate::account::{AccessLog, OnFailure};
+use crate::firewall::{GuestLimits, ListenerAddresses};
 use crate::policy::Unknown;
 use crate::resolve::NameServer;
 use std::time::Duration;
@@ -381,6 +382,71 @@ fn a_firewall_without_listeners_for_what_it_brings_is_told_which_to_set() {
     let found = problems(&format!("{listen}[firewall]\nguest_interfaces = [\"lo\", \"tap*\", \"tap*\"]"));
     assert!(found.iter().any(|p| p.contains("this matches \"lo\", which is this machine itself")), "{found:?}");
     assert!(found.iter().any(|p| p.contains("\"tap*\" is listed twice")), "{found:?}");
+}
+
+#[test]
+fn the_firewall_gets_the_limits_listeners_and_guests_that_its_rules_depend_on() {
+    // The tests of `outgate-firewall` assume these defaults.
+    let defaults = GuestLimits {
+        dns_queries_per_second: Some(5000),
+        new_connections_per_second: Some(500),
+        requests_per_second: Some(1000),
+        connections: Some(4096),
+        total_connections: Some(100_000),
+        idle_timeout: Some(Duration::from_secs(3600)),
+        resolver_timeout: Duration::from_secs(2),
+    };
+    assert_eq!(Settings::default().plan_input().limits, defaults);
+    let input = sound(
+        r#"
+        [listen]
+        proxy = ["10.42.42.1:1"]
+        transparent = ["10.42.42.1:3"]
+        redirect = ["127.0.0.1:4"]
+        dns = ["10.42.42.1:5", "[fd42::1]:5"]
+        [resolver]
+        timeout_ms = 4500
+        [firewall]
+        guest_interfaces = ["br0"]
+        [limits]
+        dns_queries_per_second = 11
+        new_connections_per_second = 12
+        requests_per_second = 13
+        connections = 14
+        total_connections = 1500
+        idle_timeout_s = 16
+        [[guest]]
+        name = "vm-7"
+        addresses = ["10.42.42.7"]
+        interface = "tap7"
+        [[guest]]
+        name = "vm-8"
+        addresses = ["10.42.42.8"]
+        "#,
+    )
+    .plan_input();
+    let given = GuestLimits {
+        dns_queries_per_second: Some(11),
+        new_connections_per_second: Some(12),
+        requests_per_second: Some(13),
+        connections: Some(14),
+        total_connections: Some(1500),
+        idle_timeout: Some(Duration::from_secs(16)),
+        resolver_timeout: Duration::from_millis(4500),
+    };
+    assert_eq!(input.limits, given);
+    let listen = ListenerAddresses {
+        proxy: vec!["10.42.42.1:1".parse().unwrap()],
+        proxy_tls: Vec::new(),
+        transparent: vec!["10.42.42.1:3".parse().unwrap()],
+        redirect: vec!["127.0.0.1:4".parse().unwrap()],
+        dns: vec!["10.42.42.1:5".parse().unwrap(), "[fd42::1]:5".parse().unwrap()],
+        udp: Vec::new(),
+    };
+    assert_eq!(input.listen, listen);
+    let pins: Vec<(&str, &str)> =
+        input.firewall.pins.iter().map(|pin| (pin.guest.as_str(), pin.interface.as_str())).collect();
+    assert_eq!((input.guests, pins), (2, vec![("vm-7", "tap7")]));
 }
 
 #[test]

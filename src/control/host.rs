@@ -2,8 +2,9 @@
 //! line of JSON, and there is no answer. Anybody may connect, but only root's reports are read (SO_PEERCRED,
 //! unix(7)), so that the watcher needs no right to write in the daemon's folder.
 
+use crate::firewall::{FindingKind, GuardReport};
 use crate::lock::lock;
-use crate::trouble::HostReport;
+use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -28,6 +29,27 @@ const PATIENCE: Duration = Duration::from_secs(1);
 pub const SILENCE: Duration = Duration::from_secs(10);
 /// Interval between two reports.
 pub const EVERY: Duration = Duration::from_secs(3);
+
+impl From<GuardReport> for HostReport {
+    fn from(report: GuardReport) -> HostReport {
+        let guarding = report.guarding.into_iter().map(|(interface, guests)| Guarded { interface, guests });
+        let troubles = report.findings.into_iter().map(|finding| Trouble::new(finding.kind.into(), finding.text));
+        HostReport { guarding: guarding.collect(), unguarded: report.unguarded, troubles: troubles.collect() }
+    }
+}
+
+impl From<FindingKind> for TroubleCause {
+    fn from(kind: FindingKind) -> TroubleCause {
+        match kind {
+            FindingKind::Ruleset => TroubleCause::Ruleset,
+            FindingKind::Routing => TroubleCause::Routing,
+            FindingKind::OtherFirewall => TroubleCause::OtherFirewall,
+            FindingKind::InterfaceMissing => TroubleCause::InterfaceMissing,
+            FindingKind::PortUnguarded => TroubleCause::PortUnguarded,
+            FindingKind::UnguardedGuests => TroubleCause::UnguardedGuests,
+        }
+    }
+}
 
 /// Returns the path of the socket, beside this control socket.
 pub fn path(control: &Path) -> PathBuf {

@@ -112,5 +112,5 @@ pub(super) fn set_sysctls(plan: &Plan, host: &Host, faults: &mut Vec<String>) {
 }
 
 pub(super) fn check_root() -> Result<(), FirewallError> {
-    if crate::system::is_root() { Ok(()) } else { Err(FirewallError::NotRoot) }
+    if host::is_root() { Ok(()) } else { Err(FirewallError::NotRoot) }
 }

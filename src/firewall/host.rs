@@ -119,8 +119,7 @@ impl Host {
     /// [`FirewallError`] if ip(8) is missing or fails.
     pub fn look() -> Result<Host, FirewallError> {
         let links = links()?;
-        let can =
-            |probe: &str| !crate::system::is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
+        let can = |probe: &str| !is_root() || tool::run("nft", &["-c", "-f", "-"], probe, "a probe").is_ok();
         let matches_bridges =
             can("table bridge outgate-probe {\n\tchain probe {\n\t\tmeta ibrname \"outgate\" drop\n\t}\n}\n");
         let has_ct_timeouts = can(
@@ -244,6 +243,11 @@ pub fn fits(pattern: &str, name: &str) -> bool {
         Some(stem) => name.starts_with(stem),
         None => pattern == name,
     }
+}
+
+/// Returns whether this process is root.
+pub(super) fn is_root() -> bool {
+    rustix::process::geteuid().is_root()
 }
 
 /// Returns the number of a user given by name or number; `None` if there is no such user.

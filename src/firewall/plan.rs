@@ -3,9 +3,10 @@
 
 use super::host::{self, Host, Link, fits};
 use super::neighbours;
+use super::presence::Seal;
+use super::settings::{ListenerAddresses, Pin, PlanInput};
 use super::tracking::{self, Rations};
-use super::{Pin, Seal, TABLES, routing, script};
-use crate::config::{ListenSettings, Settings};
+use super::{TABLES, routing, script};
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -103,8 +104,8 @@ const UNRESOLVED: &str = "4096";
 
 impl Plan {
     /// Creates the plan for this machine.
-    pub fn new(settings: &Settings, host: &Host) -> Plan {
-        let wanted = &settings.firewall;
+    pub fn new(input: &PlanInput, host: &Host) -> Plan {
+        let wanted = &input.firewall;
         let pinned = pinned(&wanted.pins);
         let mut faults = Vec::new();
         let mut users = Vec::new();
@@ -123,16 +124,16 @@ impl Plan {
         users.dedup();
         let mut plan = Plan {
             guests: wanted.guest_interfaces.clone(),
-            seal: Seal::of(wanted, &settings.listen),
-            v4: listeners(&settings.listen, SocketAddr::is_ipv4),
-            v6: listeners(&settings.listen, SocketAddr::is_ipv6),
+            seal: Seal::of(wanted, &input.listen),
+            v4: listeners(&input.listen, SocketAddr::is_ipv4),
+            v6: listeners(&input.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,
             ports: Vec::new(),
             users,
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
             routing: routing::Routing::default(),
-            rations: Rations::new(settings),
+            rations: Rations::new(wanted, &input.limits),
             here: Here {
                 bridges: Vec::new(),
                 daemon,
@@ -153,8 +154,8 @@ impl Plan {
         plan.routing = routing::Routing::new(&plan, host);
         plan.notes = plan.remarks(host);
         if plan.is_wanted() {
-            let guests = settings.policy.guests.len().max(plan.known_guests(host));
-            plan.notes.extend(tracking::too_small(settings, guests, host.most_tracked));
+            let guests = input.guests.max(plan.known_guests(host));
+            plan.notes.extend(tracking::too_small(input, guests, host.most_tracked));
             let alone = plan.guest_links(host).filter(|link| !link.is_bridge && link.master.is_none());
             let alone = alone.filter(|link| !plan.pinned.get(&link.name).is_some_and(neighbours::is_few)).count();
             plan.notes.extend(neighbours::too_small(guests, alone, &host.neighbours));
@@ -419,7 +420,7 @@ fn pinned(pins: &[Pin]) -> BTreeMap<String, Pinned> {
     by_interface
 }
 
-fn listeners(listen: &ListenSettings, family: impl Fn(&SocketAddr) -> bool) -> FamilyListeners {
+fn listeners(listen: &ListenerAddresses, family: impl Fn(&SocketAddr) -> bool) -> FamilyListeners {
     let of = |list: &[SocketAddr]| list.iter().copied().filter(&family).collect::<Vec<_>>();
     // A packet from outside for a loopback address is a martian, so guests cannot reach such a listener.
     let remote = |list: &[SocketAddr]| of(list).into_iter().filter(|address| !address.ip().is_loopback());

@@ -9,10 +9,8 @@
 //! which accept what was admitted and nothing else.
 
 use super::plan::{DirectListener, FamilyListeners, Plan};
-use super::{
-    CANARY, EnforcedLimits, MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, br_netfilter, bridge, neighbours,
-    tracking,
-};
+use super::presence::{CANARY, EnforcedLimits};
+use super::{MARK_LISTENER, MARK_MASK, MARK_PINNED, MARK_REPLY, TABLE, br_netfilter, bridge, neighbours, tracking};
 use std::fmt::Display;
 use std::net::{SocketAddr, SocketAddrV4};
 
@@ -393,7 +391,8 @@ fn refused(script: &mut Script) {
 fn users(plan: &Plan, script: &mut Script) {
     script.hook("sockets", "filter", "output", 0);
     let canary = |at: SocketAddrV4| format!("{} . {}", at.ip(), at.port());
-    let canaries = [CANARY, plan.seal.0].into_iter().chain(EnforcedLimits::from(plan.rations).addresses()).map(canary);
+    let canaries =
+        [CANARY, plan.seal.address()].into_iter().chain(EnforcedLimits::from(plan.rations).addresses()).map(canary);
     script.rule(
         format!("meta l4proto udp ip daddr . udp dport {} drop", set(canaries)),
         "by these outgate knows that it is in place, and from what configuration and limits",

@@ -1,22 +1,36 @@
 use super::host::{Link, fits};
-use super::{FirewallSettings, Host, Pin, Plan};
-use crate::config::Settings;
+use super::{FirewallSettings, GuestLimits, Host, ListenerAddresses, Pin, Plan, PlanInput};
+use std::time::Duration;
 
-fn settings(interfaces: &[&str]) -> Settings {
-    let mut settings = Settings::default();
-    settings.listen.transparent = vec!["0.0.0.0:3129".parse().unwrap()];
-    settings.listen.dns = vec!["127.0.0.1:53".parse().unwrap(), "10.42.42.1:5353".parse().unwrap()];
+/// What the configuration sets by default; a test of `config` holds that it does.
+const DEFAULTS: GuestLimits = GuestLimits {
+    dns_queries_per_second: Some(5000),
+    new_connections_per_second: Some(500),
+    requests_per_second: Some(1000),
+    connections: Some(4096),
+    total_connections: Some(100_000),
+    idle_timeout: Some(Duration::from_secs(3600)),
+    resolver_timeout: Duration::from_secs(2),
+};
+
+fn input(interfaces: &[&str]) -> PlanInput {
     let pin = Pin {
         guest: "vm-7".to_owned(),
         interface: "tap7".to_owned(),
         addresses: vec!["10.42.42.7/32".parse().unwrap(), "fd42:0:0:7::/64".parse().unwrap()],
     };
-    settings.firewall = FirewallSettings {
+    let firewall = FirewallSettings {
         guest_interfaces: interfaces.iter().map(|name| (*name).to_owned()).collect(),
         pins: vec![pin],
         ..FirewallSettings::default()
     };
-    settings
+    let listen = ListenerAddresses {
+        proxy: vec!["127.0.0.1:3128".parse().unwrap()],
+        transparent: vec!["0.0.0.0:3129".parse().unwrap()],
+        dns: vec!["127.0.0.1:53".parse().unwrap(), "10.42.42.1:5353".parse().unwrap()],
+        ..ListenerAddresses::default()
+    };
+    PlanInput { firewall, listen, limits: DEFAULTS, guests: 0 }
 }
 
 fn host(matches_bridges: bool) -> Host {
@@ -53,13 +67,13 @@ fn a_star_stands_for_any_ending() {
 
 #[test]
 fn ports_are_told_by_their_bridge_where_the_kernel_can_and_one_by_one_where_it_cannot() {
-    let by_bridge = Plan::new(&settings(&["br0"]), &host(true));
+    let by_bridge = Plan::new(&input(&["br0"]), &host(true));
     let script = by_bridge.ruleset();
     assert!(script.contains("meta ibrname { \"br0\" } counter drop"), "{script}");
     // Table inet needs the ports' names in any case, for packets that arrive on a port past its bridge.
     let (_, bridge) = script.split_once("table bridge outgate {").expect("there is a bridge table");
     assert!(!bridge.contains("\"tap1\""), "{script}");
-    let by_port = Plan::new(&settings(&["br0"]), &host(false));
+    let by_port = Plan::new(&input(&["br0"]), &host(false));
     let script = by_port.ruleset();
     assert!(!script.contains("ibrname"), "{script}");
     // tap7 does not exist yet and will be a guest's; tap2 is a port of somebody else's bridge.
@@ -71,14 +85,14 @@ fn ports_are_told_by_their_bridge_where_the_kernel_can_and_one_by_one_where_it_c
 
 #[test]
 fn a_guest_interface_that_is_a_port_of_another_bridge_is_named_with_the_remedy() {
-    let plan = Plan::new(&settings(&["tap*"]), &host(true));
+    let plan = Plan::new(&input(&["tap*"]), &host(true));
     let note = plan.notes().iter().find(|note| note.starts_with("tap1 is a port of br0")).expect("it is told");
     assert!(note.contains("put \"br0\" into [firewall].guest_interfaces"), "{note}");
 }
 
 #[test]
 fn queries_go_to_the_listener_that_guests_can_reach_and_what_has_none_is_told() {
-    let plan = Plan::new(&settings(&["br0"]), &host(true));
+    let plan = Plan::new(&input(&["br0"]), &host(true));
     let script = plan.ruleset();
     assert!(script.contains("th dport 53 counter dnat ip to 10.42.42.1:5353"), "{script}");
     assert!(!script.contains("dnat ip6") && !script.contains("tproxy ip6"), "{script}");
@@ -91,13 +105,13 @@ fn queries_go_to_the_listener_that_guests_can_reach_and_what_has_none_is_told() 
 
 #[test]
 fn the_target_of_an_advertisement_is_compared_as_far_as_the_prefix_goes() {
-    let script = Plan::new(&settings(&["br0"]), &host(true)).ruleset();
+    let script = Plan::new(&input(&["br0"]), &host(true)).ruleset();
     assert!(script.contains("@th,64,64 0xfd42000000000007 return"), "{script}");
 }
 
 #[test]
 fn routing_closes_each_interface_and_leaves_other_marks_alone() {
-    let lines = Plan::new(&settings(&["br*", "tap9"]), &host(true)).routing_lines();
+    let lines = Plan::new(&input(&["br*", "tap9"]), &host(true)).routing_lines();
     for line in [
         "rule add pref 42 fwmark 0x1000000/0x7000000 iif lo lookup main",
         "rule add pref 43 fwmark 0x1000000/0x7000000 lookup 3129",
@@ -114,22 +128,13 @@ fn routing_closes_each_interface_and_leaves_other_marks_alone() {
 #[test]
 fn tables_that_are_too_small_for_the_guests_are_told_with_the_line_to_write() {
     let notes = |connections: u64, neighbours: u64, guests: usize| {
-        let mut settings = settings(&["br0"]);
-        settings.policy.guests = (0..guests)
-            .map(|n| crate::policy::GuestSettings {
-                name: format!("vm-{n}"),
-                addresses: Vec::new(),
-                mode: None,
-                files: None,
-                agreed: None,
-            })
-            .collect();
+        let input = PlanInput { guests, ..input(&["br0"]) };
         let tables = Host {
             most_tracked: Some(connections),
             neighbours: vec![("net.ipv6.neigh.default.gc_thresh3", neighbours)],
             ..host(true)
         };
-        let plan = Plan::new(&settings, &tables);
+        let plan = Plan::new(&input, &tables);
         plan.notes().iter().filter(|note| note.contains("places")).cloned().collect::<Vec<_>>()
     };
     // Ten guests at their default limits fit into the default tables of a machine with 4 GiB or more.
@@ -144,7 +149,7 @@ fn tables_that_are_too_small_for_the_guests_are_told_with_the_line_to_write() {
 #[test]
 fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() {
     for matches_bridges in [true, false] {
-        let script = Plan::new(&settings(&["br0", "eth7"]), &host(matches_bridges)).ruleset();
+        let script = Plan::new(&input(&["br0", "eth7"]), &host(matches_bridges)).ruleset();
         assert!(script.contains("ip saddr vmap { 10.42.42.7/32 : goto names_0 }"), "{script}");
         assert!(script.contains("ip6 saddr vmap { fd42:0:0:7::/64 : goto names_0 }"), "{script}");
         assert!(script.contains("iifname { \"br0\", \"eth7\" } goto untracked_of_guests"), "{script}");
@@ -160,10 +165,10 @@ fn a_guest_has_one_share_of_port_53_over_all_its_addresses_and_no_other_entry() 
 
 #[test]
 fn a_kernel_without_tables_for_arp_gets_none() {
-    let with = Plan::new(&settings(&["br0", "eth7"]), &host(true)).ruleset();
+    let with = Plan::new(&input(&["br0", "eth7"]), &host(true)).ruleset();
     assert!(with.contains("table arp outgate {") && with.contains("iifname @guest_bridges accept"), "{with}");
     let links = vec![Link { name: "eth7".to_owned(), ..Link::default() }];
-    let plan = Plan::new(&settings(&["eth7"]), &Host { has_arp_tables: false, links, ..host(true) });
+    let plan = Plan::new(&input(&["eth7"]), &Host { has_arp_tables: false, links, ..host(true) });
     assert!(!plan.ruleset().contains("table arp"), "{}", plan.ruleset());
     assert!(plan.notes().iter().any(|note| note.contains("CONFIG_NF_TABLES_ARP")), "{:?}", plan.notes());
 }

@@ -9,8 +9,8 @@
 
 use super::plan::{DirectListener, Plan, Scope};
 use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
+use super::settings::{FirewallSettings, GuestLimits, PlanInput};
 use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
-use crate::config::Settings;
 
 /// After `sources`, before tracking (-200).
 const BEFORE: i32 = -290;
@@ -81,8 +81,7 @@ pub(super) struct Rations {
 }
 
 impl Rations {
-    pub(super) fn new(settings: &Settings) -> Rations {
-        let (limits, resolver) = (&settings.limits, settings.resolver.timeout);
+    pub(super) fn new(firewall: &FirewallSettings, limits: &GuestLimits) -> Rations {
         let queries = limits.dns_queries_per_second.unwrap_or(UNLIMITED_QUERIES).max(LEAST_QUERIES);
         let most = limits.total_connections.map_or(u32::MAX, |total| total / 4);
         let opened = limits.new_connections_per_second.max(limits.requests_per_second);
@@ -90,10 +89,13 @@ impl Rations {
         Rations {
             queries,
             // The time for a dead server, and for the answer of the next one.
-            patience: u32::try_from(resolver.as_secs()).unwrap_or(u32::MAX).saturating_add(1).clamp(3, 120),
+            patience: u32::try_from(limits.resolver_timeout.as_secs())
+                .unwrap_or(u32::MAX)
+                .saturating_add(1)
+                .clamp(3, 120),
             connections: limits.connections.unwrap_or(most).min(most),
             opened: opened.unwrap_or(1000),
-            begun: if settings.firewall.host_users.is_empty() { 0 } else { begun.max(LEAST_OPENED) },
+            begun: if firewall.host_users.is_empty() { 0 } else { begun.max(LEAST_OPENED) },
             idle: limits.idle_timeout.map_or(FOR_EVER, |idle| idle.as_secs().saturating_add(LONGER_THAN_IDLE)),
         }
     }
@@ -131,9 +133,9 @@ impl Rations {
 
 /// Returns a warning about the machine's table, one sentence. `guests`: their number; `largest`: how many entries
 /// the table can hold, if known.
-pub(super) fn too_small(settings: &Settings, guests: usize, largest: Option<u64>) -> Option<String> {
-    let rations = Rations::new(settings);
-    let users = settings.firewall.host_users.len();
+pub(super) fn too_small(input: &PlanInput, guests: usize, largest: Option<u64>) -> Option<String> {
+    let rations = Rations::new(&input.firewall, &input.limits);
+    let users = input.firewall.host_users.len();
     let of = |each: u64, many: usize| each.saturating_mul(u64::try_from(many).unwrap_or(u64::MAX));
     let needed = of(rations.a_guest(), guests.max(1)).saturating_add(of(rations.a_user(), users));
     let largest = largest.filter(|largest| *largest < needed)?;

@@ -7,14 +7,16 @@ mod report;
 mod sweep;
 
 pub use events::{Change, Events};
-pub use report::{is_as_reported, report};
+pub use report::{Finding, FindingKind, GuardReport, is_as_reported, report};
 pub use sweep::keep_swept;
 
 use super::host::Host;
 use super::plan::{Plan, Scope};
+use super::presence::{Presence, Seal, sensed};
 use super::routing::{self, Difference, Routing};
+use super::settings::FirewallSettings;
 use super::tool::{self, FirewallError};
-use super::{FirewallSettings, Presence, Seal, TABLE, apply, br_netfilter, bridge, ports, script, sensed, tracking};
+use super::{TABLE, apply, br_netfilter, bridge, ports, script, tracking};
 use serde_json::Value;
 
 /// How a configuration relates to the state of the kernel.

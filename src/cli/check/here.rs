@@ -97,7 +97,7 @@ fn interfaces(settings: &Settings) -> Vec<String> {
         return Vec::new();
     }
     match Host::look() {
-        Ok(host) => Plan::new(settings, &host).in_the_way(&host),
+        Ok(host) => Plan::new(&settings.plan_input(), &host).in_the_way(&host),
         Err(error) => vec![error.to_string()],
     }
 }

@@ -7,7 +7,9 @@ use clap::Args;
 use outgate::config::{self, SYSTEM_CONTROL, Settings};
 use outgate::control::host::{self, ReportSender};
 use outgate::files::Stamp;
-use outgate::firewall::{self, AppliedState, Events, Host, Mended, Plan, Presence, Seal};
+use outgate::firewall::{
+    self, AppliedState, Events, Finding, FindingKind, GuardReport, Host, Mended, Plan, Presence, Seal,
+};
 use outgate::system;
 use outgate::trouble::{HostReport, Trouble, TroubleCause};
 use sd_notify::NotifyState;
@@ -101,6 +103,8 @@ struct Watch {
     applied: Option<Settings>,
     /// The last faults, so that each is logged once.
     said: Vec<String>,
+    /// What the last inspection found; empty if there was nothing to inspect, or if that failed.
+    found: GuardReport,
     /// The report for the daemon.
     report: HostReport,
     /// When the report was made.
@@ -130,7 +134,7 @@ impl Watch {
     /// Returns whether everything that causes no event is as at the last look. True if no firewall was applied.
     fn is_as_before(&self) -> bool {
         let (Some(plan), Some(host)) = (&self.plan, &self.host) else { return true };
-        host.again().is_ok_and(|now| firewall::is_as_reported(plan, &now, &self.not_guests, &self.report))
+        host.again().is_ok_and(|now| firewall::is_as_reported(plan, &now, &self.not_guests, &self.found))
     }
 
     /// Returns whether enough time has passed since the last report.
@@ -163,6 +167,7 @@ impl Watch {
                 let blind = format!("outgate-host.service cannot inspect the firewall: {}", plain(&failure));
                 self.report =
                     HostReport { troubles: vec![Trouble::new(TroubleCause::Watcher, blind)], ..HostReport::default() };
+                self.found = GuardReport::default();
                 (self.reported, self.report_due) = (Some(Instant::now()), false);
                 (Mended { faults: vec![plain(&failure)], ..Mended::default() }, None)
             }
@@ -191,7 +196,8 @@ impl Watch {
         let mut faults = Vec::new();
         let Some(basis) = self.basis(&mut faults)? else {
             // The daemon itself sees that there is none.
-            (self.report, self.report_due, self.plan) = (HostReport::default(), false, None);
+            (self.found, self.report) = (GuardReport::default(), HostReport::default());
+            (self.report_due, self.plan) = (false, None);
             return Ok(None);
         };
         let host = match &self.host {
@@ -203,7 +209,7 @@ impl Watch {
             Basis::InForce(settings) | Basis::Remembered(settings) => settings,
             Basis::Kernel => Settings { firewall: firewall::held(&host)?, ..Settings::default() },
         };
-        let plan = Plan::new(&settings, &host);
+        let plan = Plan::new(&settings.plan_input(), &host);
         let came = self.host.as_ref().is_some_and(|before| before.sees_br_netfilter_come(&host));
         let mut mended = firewall::mend(&plan, &host, in_force, came);
         self.report_on(&plan, &host, &mended)?;
@@ -222,9 +228,11 @@ impl Watch {
         let begun = Instant::now();
         // The state after mending.
         let host = host.again()?;
-        self.report = firewall::report(plan, &host, &self.not_guests);
-        let unmended = mended.faults.iter().map(|fault| Trouble::new(TroubleCause::PortUnguarded, fault.clone()));
-        self.report.troubles.extend(unmended);
+        self.found = firewall::report(plan, &host, &self.not_guests);
+        let unmended =
+            mended.faults.iter().map(|fault| Finding { kind: FindingKind::PortUnguarded, text: fault.clone() });
+        self.found.findings.extend(unmended);
+        self.report = self.found.clone().into();
         (self.reported, self.report_due, self.report_took) = (Some(Instant::now()), false, begun.elapsed());
         Ok(())
     }
@@ -276,7 +284,7 @@ enum Basis {
 }
 
 fn seal(settings: &Settings) -> Seal {
-    Seal::of(&settings.firewall, &settings.listen)
+    Seal::of(&settings.firewall, &settings.listen.for_firewall())
 }
 
 /// If nobody reads it, the watcher continues in any case.

@@ -4,49 +4,85 @@
 use super::super::host::{Host, Link};
 use super::super::plan::Plan;
 use super::super::{others, ports, snapshot, unguarded};
-use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
 
-/// Maximum number of troubles reported.
+/// Maximum number of findings.
 const MOST: usize = 100;
+
+/// What only root can see of the guard.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct GuardReport {
+    /// Guests' interfaces that exist and are guarded, each with the number of guests behind it: the number of a
+    /// bridge's ports, or 1.
+    pub guarding: Vec<(String, usize)>,
+    /// Interfaces that look like guests' and are not guarded.
+    pub unguarded: Vec<String>,
+    /// What is wrong.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that is wrong with the guard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Finding {
+    /// Its kind.
+    pub kind: FindingKind,
+    /// What is wrong and how to repair it, one sentence.
+    pub text: String,
+}
+
+/// What a [`Finding`] is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FindingKind {
+    /// The tables are missing, or were changed since they were applied.
+    Ruleset,
+    /// Routing rules or routes are missing.
+    Routing,
+    /// Another firewall drops traffic that is directed to the listeners.
+    OtherFirewall,
+    /// An interface that the configuration names does not exist.
+    InterfaceMissing,
+    /// A guests' bridge port is not isolated or guarded, or a setting of its interface differs.
+    PortUnguarded,
+    /// This machine has guests behind interfaces that are not guarded.
+    UnguardedGuests,
+}
 
 /// Returns whether everything that changes without an event is as it was when `report` was made: flags of ports,
 /// kernel settings, the listeners' route, and guests that bypass the rules.
-pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &HostReport) -> bool {
-    let of = |cause| report.troubles.iter().filter(move |trouble| trouble.cause == cause);
-    let told = |cause| of(cause).next().is_some();
+pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &GuardReport) -> bool {
+    let of = |kind| report.findings.iter().filter(move |finding| finding.kind == kind);
+    let told = |kind| of(kind).next().is_some();
     let texts = unguarded::find(plan, host, not_guests).texts;
-    texts.iter().eq(of(TroubleCause::UnguardedGuests).map(|trouble| &trouble.text))
-        && (told(TroubleCause::Routing) || routing(plan).is_empty())
-        && (told(TroubleCause::PortUnguarded)
+    texts.iter().eq(of(FindingKind::UnguardedGuests).map(|finding| &finding.text))
+        && (told(FindingKind::Routing) || routing(plan).is_empty())
+        && (told(FindingKind::PortUnguarded)
             || (ports::differences(plan, host).is_empty() && plan.other_sysctls(host).is_empty()))
 }
 
 /// Inspects everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns
 /// that carry no guests.
-pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> HostReport {
-    let mut troubles = Vec::new();
-    let mut add = |cause, texts: Vec<String>| troubles.extend(texts.into_iter().map(|text| Trouble::new(cause, text)));
-    add(TroubleCause::Ruleset, snapshot::differences());
-    add(TroubleCause::Routing, routing(plan));
-    add(TroubleCause::OtherFirewall, others::in_the_way(plan, host));
-    add(TroubleCause::InterfaceMissing, plan.missing(host));
+pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> GuardReport {
+    let mut findings = Vec::new();
+    let mut add = |kind, texts: Vec<String>| findings.extend(texts.into_iter().map(|text| Finding { kind, text }));
+    add(FindingKind::Ruleset, snapshot::differences());
+    add(FindingKind::Routing, routing(plan));
+    add(FindingKind::OtherFirewall, others::in_the_way(plan, host));
+    add(FindingKind::InterfaceMissing, plan.missing(host));
     let mut unguarded_ports = ports::differences(plan, host);
     unguarded_ports.extend(plan.other_sysctls(host));
     add(
-        TroubleCause::PortUnguarded,
+        FindingKind::PortUnguarded,
         unguarded_ports.into_iter().map(|text| format!("{text}: run `outgate firewall apply`")).collect(),
     );
     let unguarded = unguarded::find(plan, host, not_guests);
-    add(TroubleCause::UnguardedGuests, unguarded.texts);
-    if troubles.len() > MOST {
-        let more = troubles.len() - MOST;
-        troubles.truncate(MOST);
+    add(FindingKind::UnguardedGuests, unguarded.texts);
+    if findings.len() > MOST {
+        let more = findings.len() - MOST;
+        findings.truncate(MOST);
         let text = format!("and {more} more: run `outgate firewall status`");
-        troubles.push(Trouble::new(TroubleCause::PortUnguarded, text));
+        findings.push(Finding { kind: FindingKind::PortUnguarded, text });
     }
-    let guarding =
-        plan.guest_links(host).map(|link| Guarded { interface: link.name.clone(), guests: guests(link, host) });
-    HostReport { guarding: guarding.collect(), unguarded: unguarded.names, troubles }
+    let guarding = plan.guest_links(host).map(|link| (link.name.clone(), guests(link, host)));
+    GuardReport { guarding: guarding.collect(), unguarded: unguarded.names, findings }
 }
 
 /// Returns the number of a bridge's ports; else 1.
