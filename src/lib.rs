@@ -25,6 +25,7 @@
 )]
 
 pub use outgate_files::{self as files, diagnostic, shell};
+pub use outgate_firewall as firewall;
 pub use outgate_golem as golem;
 pub use outgate_policy as policy;
 pub use outgate_policy::cooperate;
@@ -48,7 +49,6 @@ pub mod admin;
 pub mod bindings;
 pub mod control;
 pub mod dns;
-pub mod firewall;
 pub mod guest;
 pub mod guests;
 pub mod limits;

@@ -1,9 +1,9 @@
 //! What only root can see of the guard, for the daemon: the guarded interfaces, the unguarded ones, and what is
 //! wrong.
 
-use super::super::host::{Host, Link};
-use super::super::plan::Plan;
-use super::super::{others, ports, snapshot, unguarded};
+use crate::host::{Host, Link};
+use crate::plan::Plan;
+use crate::{others, ports, snapshot, unguarded};
 
 /// Maximum number of findings.
 const MOST: usize = 100;

@@ -15,8 +15,8 @@ use super::host::Host;
 use super::plan::Plan;
 use super::tool;
 use super::{TABLES, host};
-use crate::shell::quoted;
 use chains::{Base, Hook, Table};
+use outgate_files::shell::quoted;
 use packets::{Addresses, Sample};
 use std::collections::BTreeSet;
 

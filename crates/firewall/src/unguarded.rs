@@ -11,7 +11,7 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 
 /// The name for containers in this machine's own network.
-pub(crate) const HOST_NETWORK: &str = "host-network";
+pub const HOST_NETWORK: &str = "host-network";
 /// Maximum number of containers named in one sentence.
 const MOST_NAMED: usize = 3;
 const NAME_IT: &str = "in [firewall].not_guests and run `outgate whitelist reload`";

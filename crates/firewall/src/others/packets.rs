@@ -1,10 +1,10 @@
 //! Sample packets on an honest guest's path, one for each direction and hook: those directed to the listeners, and
 //! the listeners' answers. Their marks and many other properties are left open.
 
-use super::super::host::Host;
-use super::super::plan::{FamilyListeners, Plan};
-use super::super::tool;
 use super::chains::{Hook, Packet, Tracked};
+use crate::host::Host;
+use crate::plan::{FamilyListeners, Plan};
+use crate::tool;
 use ipnet::IpNet;
 use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -190,7 +190,7 @@ impl Condition {
 impl Test {
     fn holds(&self, packet: &Packet) -> Truth {
         let named = |patterns: &[String], name: &str| {
-            Truth::from(!name.is_empty() && patterns.iter().any(|pattern| super::super::host::fits(pattern, name)))
+            Truth::from(!name.is_empty() && patterns.iter().any(|pattern| crate::host::fits(pattern, name)))
         };
         let within =
             |ranges: &[(IpAddr, IpAddr)], address: Option<IpAddr>| match address {

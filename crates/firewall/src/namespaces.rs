@@ -8,7 +8,7 @@ use std::io;
 use std::time::Duration;
 
 /// Kinds of interfaces that are stacked on another.
-pub(crate) const KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
+pub const KINDS: [&str; 4] = ["macvlan", "macvtap", "ipvlan", "ipvtap"];
 /// Maximum number of namespaces inspected.
 const MOST: usize = 4096;
 /// How long the kernel may take for one answer.

@@ -4,7 +4,7 @@
 //! `apply`.
 
 use super::{TABLES, br_netfilter, inspect, tool};
-use crate::files::replace::{Attributes, replace};
+use outgate_files::replace::{Attributes, replace};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::io;

@@ -1,12 +1,25 @@
 //! The firewall of a machine whose guests may reach the network only through outgate: an nftables ruleset and
 //! routing rules that direct guests' traffic to the listeners and refuse the rest, whether the daemon runs or not.
-//! This module plans them from the configuration, formats, applies, removes and inspects them with nft(8) and
-//! ip(8); the kernel's state is the only record. The stages decide what the listeners do with the traffic.
+//! This crate plans them from a [`PlanInput`], formats, applies, removes, inspects and mends them with nft(8) and
+//! ip(8); the kernel's state is the only record. The daemon reads the configuration, decides when to look, and
+//! decides what the listeners do with the traffic.
 //!
 //! There are three layers, each of which fails closed: table `inet outgate` (directs guests' packets to the
 //! listeners, rejects all others), table `bridge outgate` (isolates guests on one bridge from each other, binds
 //! addresses to ports; `arp outgate` if there is no bridge), and routing rules that prohibit forwarding for guests
 //! even if somebody flushes nftables.
+
+#![cfg_attr(
+    test,
+    allow(
+        clippy::cast_possible_truncation,
+        clippy::cast_possible_wrap,
+        clippy::cast_sign_loss,
+        clippy::string_slice,
+        clippy::unreachable,
+        reason = "a test that panics fails, as it should"
+    )
+)]
 
 mod apply;
 mod br_netfilter;
@@ -34,12 +47,12 @@ pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::Host;
 pub use host::fits;
 pub use inspect::{Counter, Status, status};
-pub(crate) use namespaces::KINDS as STACKED_KINDS;
+pub use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;
 pub use presence::{EnforcedLimits, Presence, Seal, is_any_there, presence};
 pub use settings::{FirewallSettings, GuestLimits, ListenerAddresses, Pin, PlanInput};
 pub use tool::FirewallError;
-pub(crate) use unguarded::HOST_NETWORK;
+pub use unguarded::HOST_NETWORK;
 pub use watch::{
     AppliedState, Change, Events, Finding, FindingKind, GuardReport, Mended, applied_state, held, is_as_reported,
     keep_swept, mend, report,

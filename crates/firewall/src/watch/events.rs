@@ -2,7 +2,7 @@
 //! (rtnetlink(7)) or rules of nftables changed. An event is only a hint to look. What a guest can cause at will,
 //! its carrier going up and down a thousand times a second, does not count as a change.
 
-use crate::firewall::netlink::{READ, message, u16_at, u32_at};
+use crate::netlink::{READ, message, u16_at, u32_at};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fd::OwnedFd;
 use rustix::io::Errno;
@@ -181,7 +181,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::firewall::netlink::{HEAD, push};
+    use crate::netlink::{HEAD, push};
     use std::time::Duration;
 
     fn link(kind: u16, family: u8, index: u32, name: &str, master: Option<u32>, carrier: u8) -> Vec<u8> {

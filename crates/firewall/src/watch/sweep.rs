@@ -3,8 +3,8 @@
 //! an eighth of the table is filled, this makes the kernel check all of them, each second. That takes about 50 ms
 //! with 100,000 entries.
 
-use crate::firewall::host::sysctl;
-use crate::firewall::netlink::{self, DUMP};
+use crate::host::sysctl;
+use crate::netlink::{self, DUMP};
 use rustix::net::netlink::NETFILTER;
 use std::io;
 use std::time::{Duration, Instant};
