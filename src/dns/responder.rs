@@ -175,7 +175,7 @@ impl Responder {
             Message::Noise => return Step::Silence,
             Message::Wrong(metadata, code) => {
                 let reason = if code == ResponseCode::NotImp { Reason::ProtocolNotAllowed } else { Reason::Malformed };
-                documented(reason, (code, None));
+                assert_documented(reason, (code, None));
                 self.log(&client, None, &Refusal { reason, rule: None });
                 return wire::reject(&metadata, code, into).map_or(Step::Silence, |()| Step::Reply);
             }
@@ -401,7 +401,7 @@ impl Refused {
     }
 
     fn with(code: ResponseCode, extended: u16, refusal: Refusal) -> Refused {
-        documented(refusal.reason, (code, Some(extended)));
+        assert_documented(refusal.reason, (code, Some(extended)));
         Refused { code, extended, refusal }
     }
 
@@ -410,8 +410,8 @@ impl Refused {
     }
 }
 
-/// Checks that the documentation has this answer; does nothing in release builds.
-fn documented(reason: Reason, answer: answers::Answer) {
+/// Asserts that the documented answers have this one; does nothing in release builds.
+fn assert_documented(reason: Reason, answer: answers::Answer) {
     debug_assert!(answers::possible(reason).contains(&answer), "dns/answers.rs lacks {answer:?} for {reason}");
 }
 
