@@ -602,9 +602,9 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
                 AcceptFailure::Reset(source) => flow::reset_unseen(&services, kind, source),
             };
             let purpose = flow::purpose(&services, kind);
-            let identify = &|address| services.identify(address, None);
+            let guest_at = &|address| services.guest_at(address, None);
             let (gate, reserve) = (&services.gate, &services.reserve);
-            let entrance = Entrance { listener, identify, gate, reserve, purpose };
+            let entrance = Entrance { listener, guest_at, gate, reserve, purpose };
             accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
         });
     }

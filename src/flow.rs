@@ -155,7 +155,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
 /// Counts a connection that was reset because no file descriptor was left for it.
 pub fn reset_unseen(services: &Services, kind: ListenerKind, source: SocketAddr) {
     let why = services.note_over_limit(Reason::LimitTotal);
-    let guest = services.identify(source.ip(), None);
+    let guest = services.guest_at(source.ip(), None);
     open_record(services, kind.into(), source, &guest, None).refuse(why, None);
 }
 

@@ -138,7 +138,7 @@ impl Responder {
     pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
         let now = Instant::now();
         let under = self.services.bindings.revision();
-        let client = Client { source, guest: self.services.identify(source.ip(), None), under };
+        let client = Client { source, guest: self.services.guest_at(source.ip(), None), under };
         match self.services.gate.query(&client.guest.usage, now) {
             QueryPace::Now => self.answer(message, client, over, true, into),
             QueryPace::After(wait, place) => {

@@ -90,7 +90,7 @@ async fn admit(
     name: Arc<str>,
     handshake: Slot,
 ) -> Result<Shaken, Ended> {
-    let guest = services.identify(source.ip(), Some(name));
+    let guest = services.guest_at(source.ip(), Some(name));
     drop(handshake);
     match services.gate.admit(&guest.usage, Purpose::Flow, Instant::now()) {
         Ok(slot) => {
