@@ -44,7 +44,7 @@ pub struct Accepted {
     pub at: Instant,
     /// The guest at that address.
     pub guest: Guest,
-    /// Its place among the guest's connections, or why it has none (it then gets a refusal and is closed).
+    /// Its slot among the guest's connections, or why it has none (it then gets a refusal and is closed).
     pub slot: Result<Slot, Reason>,
 }
 

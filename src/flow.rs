@@ -91,7 +91,7 @@ struct Arrival {
     connect: Option<Box<establish::PermittedFlow>>,
 }
 
-/// What a connection on this listener needs its place for.
+/// What a connection on this listener needs its slot for.
 pub fn purpose(services: &Services, kind: ListenerKind) -> Purpose {
     let by_certificate =
         kind == ListenerKind::ProxyTls && services.guest_tls.as_ref().is_some_and(|tls| tls.names_guests());
@@ -234,7 +234,7 @@ async fn relay(mut relaying: Box<Relaying>) {
         }
         End::Stopped => record.refuse(record.flow().revocation().unwrap_or(Reason::Revoked), None),
     }
-    // The sockets close first, so that the peers do not wait for the accounting. The place becomes free after it.
+    // The sockets close first, so that the peers do not wait for the accounting. The slot becomes free after it.
     let Relaying { tunnel, record, outer, slot, active, .. } = *relaying;
     drop((tunnel, record, outer, slot, active));
 }

@@ -101,7 +101,7 @@ impl Services {
         }
     }
 
-    /// Counts a connection that got no place under the limit that it exceeded. Returns the reason with that as its
+    /// Counts a connection that got no slot under the limit that it exceeded. Returns the reason with that as its
     /// cause.
     pub fn note_over_limit(&self, reason: Reason) -> Why {
         let limit = match reason {
