@@ -44,7 +44,7 @@ pub struct Accepted {
     pub at: Instant,
     /// The guest at that address.
     pub guest: Guest,
-    /// Its place among the guest's connections, or why it has none (it then gets a refusal and is closed).
+    /// Its slot among the guest's connections, or why it has none (it then gets a refusal and is closed).
     pub slot: Result<Slot, Reason>,
 }
 
@@ -53,7 +53,7 @@ pub struct Entrance<'a> {
     /// Where they arrive.
     pub listener: Incoming,
     /// Finds out which guest is at an address.
-    pub identify: &'a (dyn Fn(IpAddr) -> Guest + Sync),
+    pub guest_at: &'a (dyn Fn(IpAddr) -> Guest + Sync),
     /// Enforces the limits.
     pub gate: &'a Arc<Gate>,
     /// Resets them when no file descriptor is left.
@@ -78,7 +78,7 @@ pub async fn run(
     mut serve: impl FnMut(Accepted),
     mut trouble: impl FnMut(AcceptFailure),
 ) {
-    let Entrance { listener, identify, gate, reserve, purpose } = entrance;
+    let Entrance { listener, guest_at, gate, reserve, purpose } = entrance;
     let said = Throttle::new(SAY_AGAIN);
     tokio::pin!(stop);
     loop {
@@ -95,7 +95,7 @@ pub async fn run(
                     trouble(AcceptFailure::Reset(source));
                     continue;
                 };
-                let guest = identify(source.ip());
+                let guest = guest_at(source.ip());
                 let slot = match purpose {
                     Purpose::Handshake => gate.admit(&gate.handshakes(source.ip(), at), purpose, at),
                     Purpose::Flow | Purpose::Names => gate.admit(&guest.usage, purpose, at),

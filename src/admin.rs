@@ -11,7 +11,7 @@ mod page;
 use crate::account::Account;
 use crate::relay::{GuestStream, close};
 use crate::target::{Host, Target};
-use crate::tls::{self, Complaints, Refused, Socket};
+use crate::tls::{self, Complaints, FailedHandshake, Socket};
 use http::{HttpAnswer, answer};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
@@ -101,7 +101,7 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::CurrentTls, admin: Arc<A
 
 impl Admin {
     /// Counts a failed handshake and logs it.
-    fn refused(&self, peer: Option<SocketAddr>, refused: &Refused) {
+    fn refused(&self, peer: Option<SocketAddr>, refused: &FailedHandshake) {
         self.account.metrics().handshake_refused(self.complaints.listener(), refused.fault.as_str());
         self.complaints.tell(peer, refused);
     }

@@ -145,12 +145,12 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
         Basis::Current(settings) => (settings, None, true),
         Basis::KeptConfiguration(settings, why) => (settings, Some(why), true),
         Basis::Nothing(settings, why) => {
-            fault.hold(DaemonError::Unusable(why))?;
+            fault.tolerate(DaemonError::Unusable(why))?;
             (settings, None, false)
         }
     };
     let folders = settings.make_folders(confine.user.as_ref().map(|user| (user.uid, user.gid)));
-    fault.held(folders.map_err(DaemonError::from))?;
+    fault.ok_or_tolerate(folders.map_err(DaemonError::from))?;
     let workers = system::cpus();
     let (mut listeners, unopened) = match is_there {
         true => Listeners::open(&settings.listen, workers)?,
@@ -160,14 +160,14 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
             (listeners, None)
         }
     };
-    unopened.map_or(Ok(()), |error| fault.hold(error.into()))?;
+    unopened.map_or(Ok(()), |error| fault.tolerate(error.into()))?;
     // The control socket and files belong to the user who will use them, so they come after.
     let control = || settings.listen.control.as_deref().map(control::bind).transpose();
     let GivenUp { sandbox, control, host, unusable } = privileges::give_up(&settings, confine, control)?;
-    unusable.map_or(Ok(()), |error| fault.hold(error))?;
+    unusable.map_or(Ok(()), |error| fault.tolerate(error))?;
     let mut made = None;
     if fault.first.is_none() {
-        made = fault.held(Made::new(&settings, &listeners.bound, &runtime))?;
+        made = fault.ok_or_tolerate(Made::new(&settings, &listeners.bound, &runtime))?;
     }
     let unconfigured = fault.first.take().map(|fault| {
         tracing::error!("{fault}");
@@ -242,7 +242,8 @@ struct Faults {
 }
 
 impl Faults {
-    fn hold(&mut self, error: DaemonError) -> Result<(), DaemonError> {
+    /// Returns the error, unless the daemon stays despite it.
+    fn tolerate(&mut self, error: DaemonError) -> Result<(), DaemonError> {
         if !self.stays {
             return Err(error);
         }
@@ -250,8 +251,9 @@ impl Faults {
         Ok(())
     }
 
-    fn held<T>(&mut self, outcome: Result<T, DaemonError>) -> Result<Option<T>, DaemonError> {
-        outcome.map(Some).or_else(|error| self.hold(error).map(|()| None))
+    /// Returns what was made; `None` if it failed and the daemon stays all the same.
+    fn ok_or_tolerate<T>(&mut self, outcome: Result<T, DaemonError>) -> Result<Option<T>, DaemonError> {
+        outcome.map(Some).or_else(|error| self.tolerate(error).map(|()| None))
     }
 }
 
@@ -536,7 +538,7 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
     let open = services.gate.total();
     tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
     services.stop.cancel();
-    let quiet = || services.gate.total() == 0 && services.gate.telling() == 0;
+    let quiet = || services.gate.total() == 0 && services.gate.refusals() == 0;
     let until = Instant::now() + grace;
     while !quiet() && Instant::now() < until {
         tokio::select! {
@@ -602,9 +604,9 @@ async fn work(services: Arc<Services>, share: Share, v6: bool, end: Cancellation
                 AcceptFailure::Reset(source) => flow::reset_unseen(&services, kind, source),
             };
             let purpose = flow::purpose(&services, kind);
-            let identify = &|address| services.identify(address, None);
+            let guest_at = &|address| services.guest_at(address, None);
             let (gate, reserve) = (&services.gate, &services.reserve);
-            let entrance = Entrance { listener, identify, gate, reserve, purpose };
+            let entrance = Entrance { listener, guest_at, gate, reserve, purpose };
             accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
         });
     }

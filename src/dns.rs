@@ -56,8 +56,8 @@ pub fn serve(
             let trouble = |_| responder.services.account.metrics().accept_failed();
             let serve = |accepted| drop(tokio::spawn(tcp::serve(Arc::clone(&responder), accepted)));
             let Services { gate, reserve, .. } = &*responder.services;
-            let identify = &|address| responder.services.identify(address, None);
-            let entrance = Entrance { listener, identify, gate, reserve, purpose: Purpose::Names };
+            let guest_at = &|address| responder.services.guest_at(address, None);
+            let entrance = Entrance { listener, guest_at, gate, reserve, purpose: Purpose::Names };
             accept::run(entrance, responder.services.stop.cancelled(), serve, trouble).await;
         });
     }

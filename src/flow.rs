@@ -91,7 +91,7 @@ struct Arrival {
     connect: Option<Box<establish::PermittedFlow>>,
 }
 
-/// What a connection on this listener needs its place for.
+/// What a connection on this listener needs its slot for.
 pub fn purpose(services: &Services, kind: ListenerKind) -> Purpose {
     let by_certificate =
         kind == ListenerKind::ProxyTls && services.guest_tls.as_ref().is_some_and(|tls| tls.names_guests());
@@ -155,7 +155,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
 /// Counts a connection that was reset because no file descriptor was left for it.
 pub fn reset_unseen(services: &Services, kind: ListenerKind, source: SocketAddr) {
     let why = services.note_over_limit(Reason::LimitTotal);
-    let guest = services.identify(source.ip(), None);
+    let guest = services.guest_at(source.ip(), None);
     open_record(services, kind.into(), source, &guest, None).refuse(why, None);
 }
 
@@ -234,7 +234,7 @@ async fn relay(mut relaying: Box<Relaying>) {
         }
         End::Stopped => record.refuse(record.flow().revocation().unwrap_or(Reason::Revoked), None),
     }
-    // The sockets close first, so that the peers do not wait for the accounting. The place becomes free after it.
+    // The sockets close first, so that the peers do not wait for the accounting. The slot becomes free after it.
     let Relaying { tunnel, record, outer, slot, active, .. } = *relaying;
     drop((tunnel, record, outer, slot, active));
 }

@@ -39,9 +39,9 @@ const SWEEP_PAUSE: u64 = SECOND;
 const MAX_HANDSHAKES: u32 = 256;
 
 /// Connections over a limit that may receive a refusal at once; further ones are reset.
-const MAX_TOLD: u32 = 512;
-/// One guest's share of the free refusal places is one part in this many: 64 places while nobody else floods.
-const TOLD_SHARE: u32 = 8;
+const MAX_REFUSALS: u32 = 512;
+/// One guest's share of the free refusal slots is one part in this many: 64 slots while nobody else floods.
+const REFUSAL_SHARE: u32 = 8;
 
 /// `[limits]` of the configuration; per guest unless a field differs. `None`: no limit.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -108,7 +108,7 @@ enum Key {
 pub struct Usage {
     live: AtomicU32,
     /// Connections that are receiving the refusal for being over a limit.
-    told: AtomicU32,
+    refusals: AtomicU32,
     connections: Rate,
     /// Lookups of names in flight.
     lookups: AtomicU32,
@@ -141,8 +141,8 @@ pub enum Pace {
 pub enum QueryPace {
     /// Within the rate.
     Now,
-    /// Over the rate: it must wait this long, in this place.
-    After(Duration, Place),
+    /// Over the rate: it must wait this long, with this reservation.
+    After(Duration, Reservation),
     /// Too far over the rate to wait; it gets a refusal.
     Over,
     /// So far over the rate that even a refusal would encourage more: it gets no answer.
@@ -152,8 +152,8 @@ pub enum QueryPace {
 /// Whether a name may be looked up.
 #[derive(Debug)]
 pub enum NamePace {
-    /// Yes, for as long as the place is held.
-    Now(Place),
+    /// Yes, while the reservation lives.
+    Now(Reservation),
     /// Not yet: ask again after this long, since another guest may have asked for it by then.
     After(Duration),
     /// No: the guest asks for too many new names, or has too many lookups in flight.
@@ -166,7 +166,7 @@ struct Rate(AtomicU64);
 
 /// The bounds of a [`Rate`]. Times are nanoseconds.
 #[derive(Clone, Copy)]
-struct Terms {
+struct RateBounds {
     /// What one event costs.
     cost: u64,
     /// What may be used at once.
@@ -175,17 +175,17 @@ struct Terms {
     patience: u64,
 }
 
-impl Terms {
+impl RateBounds {
     /// Allows `rate` events per second, with a burst of one second's worth.
-    fn per_second(rate: u32, patience: Duration) -> Terms {
-        Terms { cost: (SECOND / u64::from(rate.max(1))).max(1), burst: SECOND, patience: nanos(patience) }
+    fn per_second(rate: u32, patience: Duration) -> RateBounds {
+        RateBounds { cost: (SECOND / u64::from(rate.max(1))).max(1), burst: SECOND, patience: nanos(patience) }
     }
 }
 
 impl Rate {
     /// Counts one event at `now` and returns how long it has to wait. An error is by how much that wait exceeds
     /// the patience; then the event was not counted.
-    fn take(&self, now: u64, terms: Terms) -> Result<Duration, Duration> {
+    fn take(&self, now: u64, terms: RateBounds) -> Result<Duration, Duration> {
         let mut full_at = self.0.load(Ordering::Relaxed);
         loop {
             let next = full_at.max(now).saturating_add(terms.cost);
@@ -227,14 +227,14 @@ struct Shard {
 pub struct Gate {
     settings: ArcSwap<LimitSettings>,
     total: AtomicU32,
-    told: AtomicU32,
+    refusals: AtomicU32,
     relief: Relief,
     shards: [Mutex<Shard>; SHARDS],
     hasher: RandomState,
     start: Instant,
 }
 
-/// A connection's place among its guest's connections. Released on drop.
+/// Counts a connection among its guest's and the daemon's connections. Released on drop.
 pub struct Slot {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
@@ -242,24 +242,24 @@ pub struct Slot {
 }
 
 /// Permission to keep a connection over a limit until it has received its refusal. Released on drop.
-pub struct Telling {
+pub struct RefusalSlot {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
 }
 
-/// One of a guest's places of a kind: for a lookup in flight, or for something that waits. Released on drop.
-pub struct Place {
+/// One of the lookups in flight, waiting names or waiting queries that a guest may have at once. Released on drop.
+pub struct Reservation {
     usage: Arc<Usage>,
     kind: fn(&Usage) -> &AtomicU32,
 }
 
-impl Place {
-    /// Takes one more place of that kind, if the guest has fewer than `most`.
-    fn take(usage: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<Place> {
+impl Reservation {
+    /// Takes one more of that kind, if the guest has fewer than `most`.
+    fn take(usage: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<Reservation> {
         // From here on, the drop takes the count back.
-        let place = Place { usage: Arc::clone(usage), kind };
+        let reservation = Reservation { usage: Arc::clone(usage), kind };
         let before = kind(usage).fetch_add(1, Ordering::Relaxed);
-        (before < most).then_some(place)
+        (before < most).then_some(reservation)
     }
 }
 
@@ -267,8 +267,8 @@ impl Place {
 pub struct Names {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
-    /// While it waits: its place, and the latest end of the wait.
-    waiting: Option<(Place, Instant)>,
+    /// While it waits: its reservation, and the latest end of the wait.
+    waiting: Option<(Reservation, Instant)>,
 }
 
 impl Gate {
@@ -277,8 +277,8 @@ impl Gate {
         Arc::new(Gate {
             settings: ArcSwap::from_pointee(settings),
             total: AtomicU32::new(0),
-            told: AtomicU32::new(0),
-            relief: Relief::new(MAX_TOLD),
+            refusals: AtomicU32::new(0),
+            relief: Relief::new(MAX_REFUSALS),
             shards: std::array::from_fn(|_| Mutex::default()),
             hasher: RandomState::default(),
             start: Instant::now(),
@@ -347,13 +347,13 @@ impl Gate {
         self.usage_of(Key::Handshake(holder(address)), now)
     }
 
-    /// Takes a place for a new connection of the guest with this usage, or returns why there is none. For
+    /// Takes a slot for a new connection of the guest with this usage, or returns why there is none. For
     /// [`Purpose::Handshake`] it is the usage of [`handshakes`](Self::handshakes).
     pub fn admit(self: &Arc<Self>, usage: &Arc<Usage>, purpose: Purpose, now: Instant) -> Result<Slot, Reason> {
         let settings = self.settings.load();
         let mut turn = None;
         if let Some(rate) = settings.new_connections_per_second {
-            let wait = usage.connections.take(self.nanos(now), Terms::per_second(rate, PATIENCE));
+            let wait = usage.connections.take(self.nanos(now), RateBounds::per_second(rate, PATIENCE));
             let wait = wait.map_err(|_| Reason::LimitRate)?;
             turn = (!wait.is_zero()).then(|| now + wait);
         }
@@ -383,16 +383,15 @@ impl Gate {
     pub fn query(&self, usage: &Arc<Usage>, now: Instant) -> QueryPace {
         let Some(rate) = self.settings.load().dns_queries_per_second else { return QueryPace::Now };
         let now = self.nanos(now);
-        let place = match usage.queries.take(now, Terms::per_second(rate, PATIENCE)) {
+        let reserved = match usage.queries.take(now, RateBounds::per_second(rate, PATIENCE)) {
             Ok(Duration::ZERO) => return QueryPace::Now,
-            Ok(wait) => {
-                Place::take(usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES).map(|place| (wait, place))
-            }
+            Ok(wait) => Reservation::take(usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES)
+                .map(|reservation| (wait, reservation)),
             Err(_) => None,
         };
-        match place {
-            Some((wait, place)) => QueryPace::After(wait, place),
-            None if usage.rebukes.take(now, Terms::per_second(rate, Duration::ZERO)).is_ok() => QueryPace::Over,
+        match reserved {
+            Some((wait, reservation)) => QueryPace::After(wait, reservation),
+            None if usage.rebukes.take(now, RateBounds::per_second(rate, Duration::ZERO)).is_ok() => QueryPace::Over,
             None => QueryPace::Flood,
         }
     }
@@ -404,22 +403,22 @@ impl Gate {
     }
 
     /// Returns how many connections in the whole daemon are receiving the refusal for being over a limit.
-    pub fn telling(&self) -> u32 {
-        self.told.load(Ordering::Relaxed)
+    pub fn refusals(&self) -> u32 {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     /// Returns permission to keep a connection of the guest with this usage, which was not admitted, until it has
-    /// received the reason. A guest holds at most an eighth of the free places. So the more guests flood, the fewer each
-    /// holds, and a guest that does not flood still finds a place.
-    pub fn tell(self: &Arc<Self>, usage: &Arc<Usage>) -> Option<Telling> {
+    /// received the reason. A guest holds at most an eighth of the free slots. So the more guests flood, the fewer each
+    /// holds, and a guest that does not flood still finds one.
+    pub fn refusal_slot(self: &Arc<Self>, usage: &Arc<Usage>) -> Option<RefusalSlot> {
         // From here on, the drop takes the count back.
-        let telling = Telling { usage: Arc::clone(usage), gate: Arc::clone(self) };
-        let mine = telling.usage.told.fetch_add(1, Ordering::Relaxed);
-        let all = self.told.fetch_add(1, Ordering::Relaxed);
-        // Not counting what this guest holds itself, so that its share does not shrink with each place it takes.
-        let most = self.relief.told();
+        let slot = RefusalSlot { usage: Arc::clone(usage), gate: Arc::clone(self) };
+        let mine = slot.usage.refusals.fetch_add(1, Ordering::Relaxed);
+        let all = self.refusals.fetch_add(1, Ordering::Relaxed);
+        // Not counting what this guest holds itself, so that its share does not shrink with each slot it takes.
+        let most = self.relief.refusals();
         let free = most.saturating_sub(all.saturating_sub(mine));
-        (all < most && mine < (free / TOLD_SHARE).max(1)).then_some(telling)
+        (all < most && mine < (free / REFUSAL_SHARE).max(1)).then_some(slot)
     }
 
     fn usage_of(&self, key: Key, now: Instant) -> Arc<Usage> {
@@ -436,7 +435,7 @@ impl Gate {
         }
         if is_full || shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
             shard.swept = now;
-            // Whoever holds a place also holds the Arc, so a count of one is a guest without places.
+            // Every slot and reservation holds the Arc, so a count of one is a guest that has neither.
             shard.guests.retain(|_, usage| {
                 let rates = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes, &usage.names];
                 Arc::strong_count(usage) > 1 || rates.into_iter().any(|rate| !rate.is_quiet(now))
@@ -466,17 +465,19 @@ impl Names {
     /// Counts one name that is to be looked up; `is_new` if nobody has asked for it before. After a wait, call
     /// it again for the same name.
     pub fn ask(&mut self, is_new: bool, now: Instant) -> NamePace {
-        let Some(place) = Place::take(&self.usage, |usage| &usage.lookups, MAX_LOOKUPS) else { return NamePace::Over };
-        let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(place) };
-        let mut terms = Terms::per_second(rate, Duration::ZERO);
+        let Some(lookup) = Reservation::take(&self.usage, |usage| &usage.lookups, MAX_LOOKUPS) else {
+            return NamePace::Over;
+        };
+        let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(lookup) };
+        let mut terms = RateBounds::per_second(rate, Duration::ZERO);
         terms.burst *= NAMES_AT_ONCE;
         if !is_new {
             terms.cost = (terms.cost / KNOWN_NAME).max(1);
         }
-        let Err(wait) = self.usage.names.take(self.gate.nanos(now), terms) else { return NamePace::Now(place) };
+        let Err(wait) = self.usage.names.take(self.gate.nanos(now), terms) else { return NamePace::Now(lookup) };
         if self.waiting.is_none() {
-            let place = Place::take(&self.usage, |usage| &usage.waiting_names, MAX_WAITING_NAMES);
-            self.waiting = place.map(|place| (place, now + PATIENCE));
+            let waiting = Reservation::take(&self.usage, |usage| &usage.waiting_names, MAX_WAITING_NAMES);
+            self.waiting = waiting.map(|reservation| (reservation, now + PATIENCE));
         }
         match &self.waiting {
             Some((_, until)) if now + wait <= *until => NamePace::After(wait),
@@ -485,7 +486,7 @@ impl Names {
     }
 }
 
-impl Drop for Place {
+impl Drop for Reservation {
     fn drop(&mut self) {
         (self.kind)(&self.usage).fetch_sub(1, Ordering::Relaxed);
     }
@@ -500,7 +501,7 @@ impl Slot {
     /// Counts one plain-HTTP request.
     pub fn request(&self, now: Instant) -> Pace {
         let Some(rate) = self.gate.settings.load().requests_per_second else { return Pace::Now };
-        match self.usage.requests.take(self.gate.nanos(now), Terms::per_second(rate, PATIENCE)) {
+        match self.usage.requests.take(self.gate.nanos(now), RateBounds::per_second(rate, PATIENCE)) {
             Ok(Duration::ZERO) => Pace::Now,
             Ok(wait) => Pace::After(wait),
             Err(_) => Pace::Over,
@@ -522,16 +523,16 @@ impl Drop for Slot {
     }
 }
 
-impl Drop for Telling {
+impl Drop for RefusalSlot {
     fn drop(&mut self) {
-        self.usage.told.fetch_sub(1, Ordering::Relaxed);
-        self.gate.told.fetch_sub(1, Ordering::Relaxed);
+        self.usage.refusals.fetch_sub(1, Ordering::Relaxed);
+        self.gate.refusals.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
-impl std::fmt::Debug for Place {
+impl std::fmt::Debug for Reservation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Place").finish_non_exhaustive()
+        f.debug_struct("Reservation").finish_non_exhaustive()
     }
 }
 

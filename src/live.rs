@@ -36,7 +36,7 @@ pub struct Flow {
     listener: Listener,
     /// The [`Reason`] as a number; `Reason::None` while the flow may live.
     revoked: AtomicU8,
-    shared: Mutex<Shared>,
+    changing: Mutex<Changing>,
 }
 
 /// A row of `outgate flows`.
@@ -66,8 +66,9 @@ pub struct FlowView {
     pub bytes_down: u64,
 }
 
+/// What changes while a flow lives, apart from its counters.
 #[derive(Debug, Default)]
-struct Shared {
+struct Changing {
     claim: Option<Claim>,
     upstream: Option<Endpoint>,
     rule: Option<Location>,
@@ -89,7 +90,7 @@ impl Flow {
             source: source.into(),
             listener,
             revoked: AtomicU8::new(Reason::None as u8),
-            shared: Mutex::new(Shared::default()),
+            changing: Mutex::new(Changing::default()),
         }
     }
 
@@ -99,17 +100,17 @@ impl Flow {
     }
 
     pub(crate) fn revoke_by(&self, reason: Reason, rule: Option<Location>) -> bool {
-        let mut shared = lock(&self.shared);
+        let mut changing = lock(&self.changing);
         // All writers hold the lock; readers without it only check whether there is a reason.
         if self.revoked.load(Ordering::Relaxed) != Reason::None as u8 || reason == Reason::None {
             return false;
         }
         if rule.is_some() {
-            shared.rule = rule;
+            changing.rule = rule;
         }
         self.revoked.store(reason as u8, Ordering::Release);
-        let waker = shared.waker.take();
-        drop(shared);
+        let waker = changing.waker.take();
+        drop(changing);
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -133,11 +134,11 @@ impl Flow {
         if let Some(reason) = self.revocation() {
             return Poll::Ready(reason);
         }
-        let mut shared = lock(&self.shared);
+        let mut changing = lock(&self.changing);
         if let Some(reason) = self.revocation() {
             return Poll::Ready(reason);
         }
-        match &mut shared.waker {
+        match &mut changing.waker {
             Some(waker) => waker.clone_from(cx.waker()),
             none => *none = Some(cx.waker().clone()),
         }
@@ -161,25 +162,25 @@ impl Flow {
         let age = u32::try_from(self.age().as_millis() / 100).unwrap_or(u32::MAX);
         let (up, down) = self.carried();
         let carried = up.wrapping_add(down);
-        let mut shared = lock(&self.shared);
+        let mut changing = lock(&self.changing);
         if self.seen.swap(carried, Ordering::Relaxed) != carried {
-            shared.moved = age;
+            changing.moved = age;
         }
-        Duration::from_millis(100) * age.saturating_sub(shared.moved)
+        Duration::from_millis(100) * age.saturating_sub(changing.moved)
     }
 
     /// Returns the address it is connected to, if it is.
     pub fn upstream(&self) -> Option<SocketAddr> {
-        lock(&self.shared).upstream.map(SocketAddr::from)
+        lock(&self.changing).upstream.map(SocketAddr::from)
     }
 
     pub(crate) fn connected(&self, peer: Endpoint) {
-        lock(&self.shared).upstream = Some(peer);
+        lock(&self.changing).upstream = Some(peer);
     }
 
     /// Returns what it asks for, as far as it is known.
     pub fn claim(&self) -> Option<Claim> {
-        lock(&self.shared).claim.clone()
+        lock(&self.changing).claim.clone()
     }
 
     /// Counts bytes from the guest.
@@ -227,23 +228,23 @@ impl Flow {
     }
 
     pub(crate) fn set_claim(&self, claim: Claim) {
-        lock(&self.shared).claim = Some(claim);
+        lock(&self.changing).claim = Some(claim);
     }
 
     pub(crate) fn set_rule(&self, rule: Option<Location>) {
-        lock(&self.shared).rule = rule;
+        lock(&self.changing).rule = rule;
     }
 
     /// Returns claim and rule, for the line at the flow's start.
     pub(crate) fn facts(&self) -> (Option<Claim>, Option<Location>) {
-        let shared = lock(&self.shared);
-        (shared.claim.clone(), shared.rule.clone())
+        let changing = lock(&self.changing);
+        (changing.claim.clone(), changing.rule.clone())
     }
 
     /// Takes claim and rule, for the line at the flow's end.
     pub(crate) fn take_facts(&self) -> (Option<Claim>, Option<Location>) {
-        let mut shared = lock(&self.shared);
-        (shared.claim.take(), shared.rule.take())
+        let mut changing = lock(&self.changing);
+        (changing.claim.take(), changing.rule.take())
     }
 
     /// Returns the row to show, `None` without a claim. `epoch` is the first half of the id.
@@ -325,19 +326,19 @@ impl LiveFlows {
         self.searches.fetch_add(1, Ordering::AcqRel);
     }
 
-    /// Calls `judge` with the claim of each flow and the address it is connected to, and revokes the flows that it
+    /// Calls `decide` with the claim of each flow and the address it is connected to, and revokes the flows that it
     /// refuses. Returns their number. Takes a microsecond or two per flow: not for a thread that serves flows.
     ///
     /// No flow escapes if the caller first puts the new policy in force and each flow enters its claim before it
     /// asks the policy.
     pub fn revoke_where(
         &self,
-        judge: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
+        decide: impl Fn(&Claim, Option<SocketAddr>) -> Option<(Reason, Option<Location>)>,
     ) -> usize {
         self.announce_search();
         let mut revoked = 0;
         self.each(|flow| {
-            if let Some((reason, rule)) = flow.claim().and_then(|claim| judge(&claim, flow.upstream()))
+            if let Some((reason, rule)) = flow.claim().and_then(|claim| decide(&claim, flow.upstream()))
                 && flow.revoke_by(reason, rule)
             {
                 revoked += 1;

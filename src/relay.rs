@@ -155,7 +155,7 @@ impl Tunnel {
             if let Poll::Ready(end) = self.turn(cx, supervision.flow) {
                 return Poll::Ready(end);
             }
-            let moved = self.took();
+            let moved = self.has_moved();
             clock.poll(cx, sleep.as_mut(), moved)
         })
         .await;
@@ -191,7 +191,8 @@ impl Tunnel {
         }
     }
 
-    fn took(&mut self) -> bool {
+    /// Whether bytes moved since the last call.
+    fn has_moved(&mut self) -> bool {
         let moved = self.up.kept.moved || self.down.kept.moved;
         self.up.kept.moved = false;
         self.down.kept.moved = false;

@@ -143,7 +143,7 @@ pub enum ResolveSetupError {
 /// Turns permits into vetted addresses. Shared by all threads of the daemon.
 #[derive(Debug)]
 pub struct Resolver {
-    state: ArcSwap<State>,
+    state: ArcSwap<InForce>,
     /// Held while a new state is created, so that two changes cannot undo each other.
     changing: Mutex<()>,
     cache: Arc<Cache>,
@@ -155,7 +155,7 @@ pub struct Resolver {
 
 /// The part that a change of configuration or of a watched file replaces as a whole.
 #[derive(Debug)]
-struct State {
+struct InForce {
     sources: Sources,
     floor: FloorSettings,
     /// The number of the state, from 1.
@@ -171,7 +171,7 @@ impl Resolver {
         floor: FloorSettings,
         runtime: Handle,
     ) -> Result<Arc<Resolver>, ResolveSetupError> {
-        let state = State { sources: Sources::open(settings)?, floor, generation: 1 };
+        let state = InForce { sources: Sources::open(settings)?, floor, generation: 1 };
         let resolver = Arc::new(Resolver {
             state: ArcSwap::from_pointee(state),
             changing: Mutex::new(()),
@@ -253,7 +253,7 @@ impl Resolver {
 
     fn answer_of_family(
         &self,
-        state: &State,
+        state: &InForce,
         answer: Arc<Answer>,
         permit: &NamePermit,
         kind: AddressKind,
@@ -268,7 +268,7 @@ impl Resolver {
     pub fn screen(&self, permit: &Permit, addresses: &[IpAddr]) -> Result<(), VetError> {
         let state = self.state.load();
         let screen_of = self.screen_of(&state, Instant::now());
-        addresses.iter().try_for_each(|address| screen_of.judge(*address, permit.target().port, permit.addresses()))
+        addresses.iter().try_for_each(|address| screen_of.check(*address, permit.target().port, permit.addresses()))
     }
 
     /// Returns the addresses of `name`, unvetted: they must not be dialled. Ends within twice the timeout, plus
@@ -303,7 +303,7 @@ impl Resolver {
         let state = self.state.load();
         match &target.host {
             Host::Addr(address) => {
-                let judged = self.screen_of(&state, now).judge(*address, target.port, terms);
+                let judged = self.screen_of(&state, now).check(*address, target.port, terms);
                 Some(judged.map(|()| Vetted::new(std::iter::once(*address), target.port)))
             }
             Host::Name(name) => {
@@ -334,7 +334,7 @@ impl Resolver {
     }
 
     /// Returns what is known of `name` without a query.
-    fn known(&self, state: &State, name: &HostName, now: Instant) -> Option<Outcome> {
+    fn known(&self, state: &InForce, name: &HostName, now: Instant) -> Option<Outcome> {
         if let Some(answer) = state.sources.hosts().get(name) {
             return Some(Ok(answer.clone()));
         }
@@ -342,7 +342,7 @@ impl Resolver {
         self.cache.get(name, now).or_else(|| is_reserved(name).then_some(Err(LookupError::Reserved)))
     }
 
-    fn screen_of<'a>(&'a self, state: &'a State, now: Instant) -> address_screen::AddressScreen<'a> {
+    fn screen_of<'a>(&'a self, state: &'a InForce, now: Instant) -> address_screen::AddressScreen<'a> {
         let clock = u64::try_from(now.saturating_duration_since(self.started).as_millis()).unwrap_or(u64::MAX);
         address_screen::AddressScreen {
             floor: &state.floor,
@@ -353,9 +353,9 @@ impl Resolver {
         }
     }
 
-    fn replace(&self, current: &State, sources: Sources, floor: FloorSettings) {
+    fn replace(&self, current: &InForce, sources: Sources, floor: FloorSettings) {
         let emptied = !Arc::ptr_eq(sources.upstreams(), current.sources.upstreams());
-        self.state.store(Arc::new(State { sources, floor, generation: current.generation + 1 }));
+        self.state.store(Arc::new(InForce { sources, floor, generation: current.generation + 1 }));
         if emptied {
             self.cache.clear();
         }

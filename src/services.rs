@@ -62,9 +62,9 @@ impl Snapshot {
 
 impl Services {
     /// Identifies the guest at `address`; `certified` is the name in its verified certificate, if it showed one.
-    pub fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Guest {
+    pub fn guest_at(&self, address: IpAddr, certified: Option<Arc<str>>) -> Guest {
         let snapshot = self.snapshot.load();
-        let source = snapshot.policy.identify(address, certified);
+        let source = snapshot.policy.source_at(address, certified);
         let name = snapshot.policy.guest(&source).name;
         let usage = self.gate.usage(name, address, Instant::now());
         let counters = self.account.counters(name);
@@ -75,7 +75,7 @@ impl Services {
     /// another guest.
     pub fn refresh(&self, guest: &mut Guest) {
         if !self.snapshot.load().policy.has_identified(&guest.source) {
-            *guest = self.identify(guest.source.address, guest.source.certified.clone());
+            *guest = self.guest_at(guest.source.address, guest.source.certified.clone());
         }
     }
 
@@ -101,7 +101,7 @@ impl Services {
         }
     }
 
-    /// Counts a connection that got no place under the limit that it exceeded. Returns the reason with that as its
+    /// Counts a connection that got no slot under the limit that it exceeded. Returns the reason with that as its
     /// cause.
     pub fn note_over_limit(&self, reason: Reason) -> Why {
         let limit = match reason {
@@ -124,7 +124,7 @@ impl Services {
     pub fn drop_late_bindings(&self) {
         let policy = Arc::clone(&self.snapshot.load().policy);
         self.bindings.retain(|address, guest, name| {
-            let source = policy.identify(address, None);
+            let source = policy.source_at(address, None);
             policy.guest(&source).name == guest && policy.permit_name(&source, name).is_ok()
         });
     }

@@ -10,7 +10,7 @@ mod socket;
 
 pub use client::{certified_name, check_length};
 pub use guest_tls::GuestTls;
-pub use handshake::{Complaints, Fault, Refused, handshake};
+pub use handshake::{Complaints, FailedHandshake, Fault, handshake};
 pub use reload::{CertificateReloader, CurrentTls};
 pub use socket::Socket;
 

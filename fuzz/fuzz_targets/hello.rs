@@ -5,7 +5,7 @@
 use libfuzzer_sys::fuzz_target;
 use outgate_proto::identify::Parsed;
 use outgate_proto::identify::hello::{
-    ClientHello, ClientRecords, Flight, Hello, HelloError, MAX_HELLO, MAX_HELLO_STREAM, ServerFlight, Walk,
+    ClientHello, ClientRecords, Flight, Forwardable, Hello, HelloError, MAX_HELLO, MAX_HELLO_STREAM, ServerFlight,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -98,14 +98,14 @@ fn check_watchers(stream: &[u8], size: usize) {
     let last = stream.chunks(size).map(|piece| pieces.push(piece)).last().unwrap_or(Flight::NeedMore);
     assert_eq!(last, ServerFlight::new().push(stream));
 
-    let whole = ClientRecords::new().walk(stream);
-    let mut walker = ClientRecords::new();
+    let whole = ClientRecords::new().advance(stream);
+    let mut records = ClientRecords::new();
     let mut passed = 0;
     for piece in stream.chunks(size) {
-        match walker.walk(piece) {
-            Ok(Walk::Forward) => passed += piece.len(),
-            Ok(Walk::HandshakeAt(at)) => {
-                assert_eq!(whole, Ok(Walk::HandshakeAt(passed + at)));
+        match records.advance(piece) {
+            Ok(Forwardable::All) => passed += piece.len(),
+            Ok(Forwardable::UpTo(at)) => {
+                assert_eq!(whole, Ok(Forwardable::UpTo(passed + at)));
                 return;
             }
             Err(error) => {
@@ -114,5 +114,5 @@ fn check_watchers(stream: &[u8], size: usize) {
             }
         }
     }
-    assert_eq!(whole, Ok(Walk::Forward));
+    assert_eq!(whole, Ok(Forwardable::All));
 }

@@ -28,10 +28,11 @@ const BUSY: usize = 2048;
 
 /// The flows' side of the log; dropping it ends the thread.
 pub(super) struct Log {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
 }
 
-struct Shared {
+/// What the flows and the threads of the log share.
+struct LogShared {
     queue: Queue,
     refusals: Mutex<Refusals>,
     /// What was allowed and failed.
@@ -63,7 +64,7 @@ impl Log {
         let health = Arc::new(Health::new(metrics));
         let sink = open(&settings.access, metrics, &health)?;
         health.adopt(sink.as_deref().map(Sink::number), settings.on_failure);
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(LogShared {
             queue: Queue::new(Arc::clone(metrics)),
             refusals: Mutex::default(),
             failures: Mutex::default(),
@@ -178,7 +179,7 @@ fn unbound(event: &Event) -> Option<&'static str> {
 }
 
 struct Worker {
-    shared: Arc<Shared>,
+    shared: Arc<LogShared>,
     fold: Fold,
 }
 
@@ -209,7 +210,7 @@ impl Worker {
 
     /// Waits until the next poll: a moment, or, while nothing happens, until an event, a flush or the end of a window.
     fn pause(&self, idle: u32) {
-        let Shared { queue, .. } = &*self.shared;
+        let LogShared { queue, .. } = &*self.shared;
         match idle {
             0..IDLE_POLLS => thread::park_timeout(POLL),
             // There is one more poll after this before the thread sleeps.

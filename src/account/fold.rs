@@ -143,17 +143,9 @@ impl Entry {
     }
 }
 
-/// Whether the refusal may be caused by a slightly wrong rule.
+/// Whether the line gets advice on rules: a rule is missing or slightly wrong, or `observe` let it pass without one.
 pub(super) fn deserves_advice(reason: Reason) -> bool {
-    matches!(
-        reason,
-        Reason::None
-            | Reason::NotWhitelisted
-            | Reason::PortNotAllowed
-            | Reason::ProtocolNotAllowed
-            | Reason::H2c
-            | Reason::RuleExpired
-    )
+    reason.would_pass_with_a_rule() || reason == Reason::None
 }
 
 #[cfg(test)]

@@ -27,12 +27,12 @@ pub enum OnFailure {
 pub(super) struct Health {
     /// The log is failing and therefore nothing new is let through. Flows read only this.
     refusing: AtomicBool,
-    state: Mutex<State>,
+    state: Mutex<SinkHealth>,
     metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
-struct State {
+struct SinkHealth {
     /// The sink in use; 0 for none.
     sink: u64,
     /// The last number given to a sink.
@@ -102,7 +102,7 @@ impl Health {
         lock(&self.state).trouble()
     }
 
-    fn change(&self, change: impl FnOnce(&mut State)) {
+    fn change(&self, change: impl FnOnce(&mut SinkHealth)) {
         let (before, now) = {
             let mut state = lock(&self.state);
             let before = state.trouble();
@@ -121,7 +121,7 @@ impl Health {
     }
 }
 
-impl State {
+impl SinkHealth {
     fn trouble(&self) -> Option<String> {
         let Failing { place, error, remedy } = self.failing.as_ref()?;
         let follows = match self.on_failure {

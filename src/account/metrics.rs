@@ -1,8 +1,8 @@
 //! The metrics: names, labels and buckets in one place, and the handles that count them.
 //!
-//! Every handle is looked up once, at the start, into an array that an enum indexes, so an event costs one
-//! atomic addition. Labels come only from enums and from the names of declared guests: the program and the
-//! configuration fix the number of series.
+//! Every handle is looked up once, at the start, into an array, so an event costs one
+//! atomic addition. Labels are fixed words, of enums where there is one, and the names of declared guests: the program and
+//! the configuration fix the number of series.
 
 use super::Listener;
 use super::process::Process;
@@ -290,16 +290,16 @@ impl Metrics {
 
     /// Creates the series of a TLS listener's handshake failures, one per reason. They begin at 0, so that a
     /// first failure is an increase.
-    pub fn expect_handshakes(&self, door: &'static str, reasons: impl IntoIterator<Item = &'static str>) {
+    pub fn expect_handshakes(&self, listener: &'static str, reasons: impl IntoIterator<Item = &'static str>) {
         for reason in reasons {
-            self.certificate.refused.with_label_values(&[door, reason]).inc_by(0);
+            self.certificate.refused.with_label_values(&[listener, reason]).inc_by(0);
         }
     }
 
     /// Counts a handshake at one of outgate's own TLS listeners that ended without a connection. Listener and
     /// reason are fixed words of the program.
-    pub fn handshake_refused(&self, door: &'static str, reason: &'static str) {
-        self.certificate.refused.with_label_values(&[door, reason]).inc();
+    pub fn handshake_refused(&self, listener: &'static str, reason: &'static str) {
+        self.certificate.refused.with_label_values(&[listener, reason]).inc();
     }
 
     /// Counts a caught panic.

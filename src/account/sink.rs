@@ -49,10 +49,11 @@ struct Meta {
 
 /// A sink and its thread. After the drop, the thread ends once waiting lines are written or can't be.
 pub(super) struct Sink {
-    shared: Arc<Shared>,
+    shared: Arc<SinkQueue>,
 }
 
-struct Shared {
+/// What a sink and its thread share.
+struct SinkQueue {
     pending: Mutex<Pending>,
     changed: Condvar,
     metrics: Arc<Metrics>,
@@ -128,7 +129,7 @@ impl Sink {
     }
 
     fn over(target: Target, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SinkQueue {
             pending: Mutex::default(),
             changed: Condvar::new(),
             metrics: Arc::clone(metrics),
@@ -194,7 +195,7 @@ impl Drop for Sink {
 }
 
 struct Writer {
-    shared: Arc<Shared>,
+    shared: Arc<SinkQueue>,
     target: Target,
     /// A reopen was requested and has not succeeded yet.
     unopened: bool,
@@ -216,8 +217,8 @@ impl Writer {
             self.unopened = opened.is_err();
             let (lines, written) = self.write(batch);
             // A reopened file that is as full as before is not an improvement.
-            let took = lines > 0 || (asked && written.is_ok());
-            self.judge(took, opened.and(written));
+            let progressed = lines > 0 || (asked && written.is_ok());
+            self.note_outcome(progressed, opened.and(written));
         }
     }
 
@@ -275,9 +276,9 @@ impl Writer {
         (written.lines, Err(error))
     }
 
-    /// Updates the sink's state after a try; `took`: it wrote a line, or was reopened.
-    fn judge(&mut self, took: bool, result: io::Result<()>) {
-        if took && !self.unopened {
+    /// Updates the sink's state after a try; `progressed`: it wrote a line, or was reopened.
+    fn note_outcome(&mut self, progressed: bool, result: io::Result<()>) {
+        if progressed && !self.unopened {
             self.failing = None;
             if std::mem::take(&mut self.declared) {
                 self.shared.health.well(self.shared.number);

@@ -323,7 +323,7 @@ impl Judge {
         }
     }
 
-    /// Returns what to do about reasons that no rule can remedy.
+    /// Returns what to do about a reason of the policy that no rule can remedy.
     fn advice(&self, reason: Reason) -> Option<String> {
         match reason {
             Reason::UnknownGuest if self.settings.policy.guests.is_empty() => {
@@ -409,9 +409,7 @@ impl Judge {
 
 /// Returns whether an additional rule would allow it.
 fn allowable(verdict: Verdict, reason: Reason) -> bool {
-    use Reason::{H2c, NotWhitelisted, PortNotAllowed, ProtocolNotAllowed, RuleExpired};
-    let missing = matches!(reason, NotWhitelisted | RuleExpired | PortNotAllowed | ProtocolNotAllowed | H2c);
-    missing || verdict == Verdict::Observed
+    reason.would_pass_with_a_rule() || verdict == Verdict::Observed
 }
 
 #[cfg(test)]

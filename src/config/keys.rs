@@ -10,7 +10,7 @@ use super::forms::Reader;
 use super::forms::{
     AccessLogSink, FilePath, Flag, Item, Limit, ListOf, Number, Optional, OrNone, Port, SocketPath, Text, Words,
 };
-use super::table::{Effect, Fixed, NO_DEFAULT, Row, Section, Setting, Table, restart, tables};
+use super::table::{Fixed, NO_DEFAULT, Row, Section, Setting, Table, TakesEffect, restart, tables};
 use super::{firewall, guests, values};
 use crate::account::{AccessLog, OnFailure};
 use crate::golem::rules::Mode as Grant;
@@ -27,11 +27,11 @@ tables! {
         /// What passes.
         /// Deny rules, the address floor, blocked ports, `ech` and limits hold in every mode.
         /// With `[golem].data_dir` the provider's rules.json sets the mode, and the key is an error.
-        mode: Mode = { form: MODE, default: "\"whitelist\"", effect: Effect::Reload };
+        mode: Mode = { form: MODE, default: "\"whitelist\"", effect: TakesEffect::Reload };
 
         /// What happens to a TLS ClientHello with encrypted_client_hello, which hides the name it asks for.
         /// Browsers send it always; `ech=allow` on one rule is narrower.
-        ech: bool = { form: ECH, default: "\"deny\"", effect: Effect::Reload };
+        ech: bool = { form: ECH, default: "\"deny\"", effect: TakesEffect::Reload };
     }
 
     /// Where outgate listens. Listeners on IPv6 addresses accept no IPv4. The socket units of systemd have to name
@@ -74,7 +74,7 @@ tables! {
         };
 
         /// TPROXY for UDP.
-        udp: Vec<Item<SocketAddr>> = { form: ListOf(UDP), default: "[]", effect: Effect::Later("TPROXY for UDP") };
+        udp: Vec<Item<SocketAddr>> = { form: ListOf(UDP), default: "[]", effect: TakesEffect::Later("TPROXY for UDP") };
 
         /// Read-only HTTP: `/metrics`, `/healthz`, `/readyz` and a status page.
         /// It answers only to a Host that is an address or `localhost`.
@@ -134,18 +134,18 @@ tables! {
         /// `https://ip[:port]/dns-query#name` (DNS over HTTPS, port 443). The server's certificate must say `name`,
         /// and come from an authority that this machine trusts (`SSL_CERT_FILE` names others).
         servers: Vec<Item<NameServer>> = {
-            form: ListOf(SERVER), default: "[]", effect: Effect::Reload, example: "[\"9.9.9.9\", \"149.112.112.112\"]",
+            form: ListOf(SERVER), default: "[]", effect: TakesEffect::Reload, example: "[\"9.9.9.9\", \"149.112.112.112\"]",
         };
 
         /// Names found in this file (hosts(5)) are not asked of a server.
         /// It is looked at again every 5 s.
         hosts_file: Option<PathBuf> = {
-            form: OrNone(FilePath), default: "\"\"", effect: Effect::Reload, example: "\"/etc/hosts\"",
+            form: OrNone(FilePath), default: "\"\"", effect: TakesEffect::Reload, example: "\"/etc/hosts\"",
         };
 
         /// How long to wait for a server.
         /// A dead one costs a guest at most twice this.
-        timeout_ms: Duration = { form: WAIT_60_S, default: "2000", effect: Effect::Reload };
+        timeout_ms: Duration = { form: WAIT_60_S, default: "2000", effect: TakesEffect::Reload };
     }
 
     /// How outgate connects to what guests ask for.
@@ -154,14 +154,14 @@ tables! {
         /// Private and special-purpose addresses are out of reach, whatever name leads there. `to=` on one rule is
         /// narrower.
         permit_addresses: Vec<Item<IpNet>> = {
-            form: ListOf(NET), default: "[]", effect: Effect::Reload, example: "[\"10.0.0.5/32\"]",
+            form: ListOf(NET), default: "[]", effect: TakesEffect::Reload, example: "[\"10.0.0.5/32\"]",
         };
 
         /// Ports that are refused unless the rule that decides names that very port.
-        blocked_ports: Vec<Item<u16>> = { form: ListOf(Port), default: "[25, 465, 587]", effect: Effect::Reload };
+        blocked_ports: Vec<Item<u16>> = { form: ListOf(Port), default: "[25, 465, 587]", effect: TakesEffect::Reload };
 
         /// How long connecting may take, for all addresses of a name together.
-        connect_timeout_ms: Duration = { form: WAIT_600_S, default: "5000", effect: Effect::Reload };
+        connect_timeout_ms: Duration = { form: WAIT_600_S, default: "5000", effect: TakesEffect::Reload };
     }
 
     /// `outgate firewall apply` puts this in force, and only that. Apply again after a change of `[firewall]`,
@@ -170,28 +170,28 @@ tables! {
         /// The interfaces by which guests' packets enter: bridges (not their ports) and interfaces of their own.
         /// What enters here goes through outgate or nowhere.
         guest_interfaces: Vec<Item<String>> = {
-            form: ListOf(GUEST_INTERFACE), default: "[]", effect: Effect::Apply, example: "[\"br0\", \"tap*\"]",
+            form: ListOf(GUEST_INTERFACE), default: "[]", effect: TakesEffect::Apply, example: "[\"br0\", \"tap*\"]",
         };
 
         /// Bridges and taps that carry no guests, so that nobody is told that nothing guards them.
         /// Beside names: `macvlan@eth0` for what stands on eth0 and leaves past its rules, `host-network` for
         /// containers in it.
         not_guests: Vec<Item<String>> = {
-            form: ListOf(NOT_GUEST), default: "[]", effect: Effect::Reload, example: "[\"docker0\", \"macvlan@eth0\"]",
+            form: ListOf(NOT_GUEST), default: "[]", effect: TakesEffect::Reload, example: "[\"docker0\", \"macvlan@eth0\"]",
         };
 
         /// Users of this machine, by name or number, whose own connections go to `redirect` and queries to `dns`.
         /// Their other UDP and loopback traffic is refused. Not root, and not the user outgate runs as.
         host_users: Vec<Item<String>> = {
-            form: ListOf(HOST_USER), default: "[]", effect: Effect::Apply, example: "[\"ci\"]",
+            form: ListOf(HOST_USER), default: "[]", effect: TakesEffect::Apply, example: "[\"ci\"]",
         };
 
         /// Let guests reach DHCP and router solicitation on this machine.
-        allow_dhcp: bool = { form: Flag, default: "false", effect: Effect::Apply };
+        allow_dhcp: bool = { form: Flag, default: "false", effect: TakesEffect::Apply };
 
         /// Let guests answer connections that came from outside (ssh into rented VMs).
         /// It opens a way out to anyone who can open a connection to a guest.
-        allow_inbound_replies: bool = { form: Flag, default: "false", effect: Effect::Apply };
+        allow_inbound_replies: bool = { form: Flag, default: "false", effect: TakesEffect::Apply };
     }
 
     /// For each guest (undeclared ones: each address, in IPv6 each /64) unless the key says otherwise; 0 is no limit.
@@ -199,84 +199,84 @@ tables! {
     /// only what would wait longer is refused.
     "limits" as Limits {
         /// Connections at once.
-        connections: Option<u32> = { form: COUNT, default: "4096", effect: Effect::Reload };
+        connections: Option<u32> = { form: COUNT, default: "4096", effect: TakesEffect::Reload };
 
         /// New connections, DNS over TCP included.
         /// For `host_users` a change requires `outgate firewall apply` as well.
-        new_connections_per_second: Option<u32> = { form: COUNT, default: "500", effect: Effect::Reload };
+        new_connections_per_second: Option<u32> = { form: COUNT, default: "500", effect: TakesEffect::Reload };
 
         /// Plain-HTTP requests.
         /// A CONNECT does not count; it is one for each connection.
-        requests_per_second: Option<u32> = { form: COUNT, default: "1000", effect: Effect::Reload };
+        requests_per_second: Option<u32> = { form: COUNT, default: "1000", effect: TakesEffect::Reload };
 
         /// DNS queries, whatever the answer.
         /// 512 may wait; over that the answer is SERVFAIL, and none in a flood. The firewall refuses a guest's
         /// datagrams to port 53 over this number, over 1000 at least: above that a change requires `outgate firewall
         /// apply` as well.
-        dns_queries_per_second: Option<u32> = { form: COUNT, default: "5000", effect: Effect::Reload };
+        dns_queries_per_second: Option<u32> = { form: COUNT, default: "5000", effect: TakesEffect::Reload };
 
         /// Names that DNS servers are asked for and that nobody has asked for before, over all listeners.
         /// Twenty seconds' worth may come at once, and 64 may wait. Names that outgate knows do not count, and asking
         /// again for one whose answer ran out counts a sixteenth.
-        new_names_per_second: Option<u32> = { form: COUNT, default: "20", effect: Effect::Reload };
+        new_names_per_second: Option<u32> = { form: COUNT, default: "20", effect: TakesEffect::Reload };
 
         /// How long a connection may take from accept to the decision.
-        handshake_timeout_ms: Option<Duration> = { form: HANDSHAKE, default: "10000", effect: Effect::Reload };
+        handshake_timeout_ms: Option<Duration> = { form: HANDSHAKE, default: "10000", effect: TakesEffect::Reload };
 
         /// A connection on which nothing moved for this long is closed.
         /// `outgate firewall apply` makes the kernel keep its entries as long.
-        idle_timeout_s: Option<Duration> = { form: YEAR, default: "3600", effect: Effect::Reload };
+        idle_timeout_s: Option<Duration> = { form: YEAR, default: "3600", effect: TakesEffect::Reload };
 
         /// How long a server may take from the end of a plain-HTTP request to the head of its response.
-        response_timeout_s: Option<Duration> = { form: YEAR, default: "300", effect: Effect::Reload };
+        response_timeout_s: Option<Duration> = { form: YEAR, default: "300", effect: TakesEffect::Reload };
 
         /// Connections at once in the whole daemon; no guest gets more than a quarter of it.
         /// Each requires two file descriptors: where there are fewer, fewer connections are let in, and the start
         /// says so.
-        total_connections: Option<u32> = { form: COUNT, default: "100000", effect: Effect::Reload };
+        total_connections: Option<u32> = { form: COUNT, default: "100000", effect: TakesEffect::Reload };
 
         /// Resident memory of the daemon in MiB, beside what systemd (`MemoryMax=`) or a container allows.
         /// From 70 % of it on the guests with most connections get no new ones, from 80 % nobody does, from 90 % the
         /// longest idle ones are closed.
-        memory_mib: Option<u64> = { form: MEMORY, default: "0", effect: Effect::Reload };
+        memory_mib: Option<u64> = { form: MEMORY, default: "0", effect: TakesEffect::Reload };
     }
 
     /// Guests that no `[[guest]]` declares.
     "guests" as Guests {
         /// What holds for sources that no `[[guest]]` declares and `outgate guest add` has not registered.
         /// Without this key: `shared`, but `none` as soon as any guest is declared.
-        unknown: Unknown = { form: UNKNOWN, default: "\"shared\"", effect: Effect::Reload };
+        unknown: Unknown = { form: UNKNOWN, default: "\"shared\"", effect: TakesEffect::Reload };
     }
 
     /// One table for each guest, as many as there are.
     "guest" as Guest (list) {
         /// The guest's name, which is a metric label; required.
         name: Option<String> = {
-            form: Optional(GUEST_NAME), default: NO_DEFAULT, effect: Effect::Reload, example: "\"vm-7\"",
+            form: Optional(GUEST_NAME), default: NO_DEFAULT, effect: TakesEffect::Reload, example: "\"vm-7\"",
         };
 
         /// Addresses or ranges; each belongs to one guest.
         /// Required, except with `proxy_tls` and `client_ca`: then a guest may be known by its certificate alone.
         addresses: Vec<Item<IpNet>> = {
-            form: ListOf(GUEST_ADDRESS), default: "[]", effect: Effect::Reload, example: "[\"10.42.42.7\"]",
+            form: ListOf(GUEST_ADDRESS), default: "[]", effect: TakesEffect::Reload, example: "[\"10.42.42.7\"]",
         };
 
         /// This guest's mode; without it, the one at the top of the file.
         mode: Option<Mode> = {
-            form: Optional(MODE), default: NO_DEFAULT, effect: Effect::Reload, example: "\"whitelist\"",
+            form: Optional(MODE), default: NO_DEFAULT, effect: TakesEffect::Reload, example: "\"whitelist\"",
         };
 
         /// Only these files of `[whitelist].dir` hold for the guest; without it, all that no guest names.
         /// `deny` rules of every file hold for everyone.
         whitelist: Option<Vec<Item<String>>> = {
-            form: Optional(ListOf(LIST_FILE)), default: NO_DEFAULT, effect: Effect::Reload,
+            form: Optional(ListOf(LIST_FILE)), default: NO_DEFAULT, effect: TakesEffect::Reload,
             example: "[\"vm-7.rules\"]",
         };
 
         /// A bridge port or an interface of the guest's own.
         /// The firewall holds it to these addresses, and these addresses to it; on a bridge to one MAC as well.
         interface: Option<String> = {
-            form: OrNone(GUEST_PORT), default: "\"\"", effect: Effect::Apply, example: "\"tap7\"",
+            form: OrNone(GUEST_PORT), default: "\"\"", effect: TakesEffect::Apply, example: "\"tap7\"",
         };
     }
 
@@ -286,12 +286,12 @@ tables! {
         /// Its domain_whitelist.json counts beside `[whitelist].dir`, and rules.json sets the mode of all guests but
         /// those with a `mode` of their own; both are watched.
         data_dir: Option<PathBuf> = {
-            form: OrNone(FilePath), default: "\"\"", effect: Effect::Restart(GOLEM_DATA_DIR),
+            form: OrNone(FilePath), default: "\"\"", effect: TakesEffect::Restart(GOLEM_DATA_DIR),
             example: "\"/home/golem/.local/share/ya-provider\"",
         };
 
         /// What rules.json may grant at most.
-        max_mode: Grant = { form: MAX_MODE, default: "\"all\"", effect: Effect::Reload };
+        max_mode: Grant = { form: MAX_MODE, default: "\"all\"", effect: TakesEffect::Reload };
     }
 
     /// The access log, one JSON object a line.
@@ -299,17 +299,17 @@ tables! {
         /// Where the access log goes.
         /// A file is opened again on SIGHUP.
         access: AccessLog = {
-            form: AccessLogSink, default: "\"stdout\"", effect: Effect::Reload,
+            form: AccessLogSink, default: "\"stdout\"", effect: TakesEffect::Reload,
             example: "\"/var/log/outgate/access.log\"",
         };
 
         /// Leave out what was allowed.
-        denied_only: bool = { form: Flag, default: "false", effect: Effect::Reload };
+        denied_only: bool = { form: Flag, default: "false", effect: TakesEffect::Reload };
 
         /// What happens to guests while the log has returned nothing but errors for 5 s (disk full, read-only or
         /// broken).
         /// A log that is slow does not count as such a failure.
-        on_failure: OnFailure = { form: ON_FAILURE, default: "\"continue\"", effect: Effect::Reload };
+        on_failure: OnFailure = { form: ON_FAILURE, default: "\"continue\"", effect: TakesEffect::Reload };
     }
 
     /// What outgate keeps over a restart.

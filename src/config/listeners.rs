@@ -28,7 +28,7 @@ pub(super) fn check(given: &Listen, control: PathBuf, problems: &mut Problems) -
     let udp = list("udp", &given.udp, &[Layer::Udp]);
     let mut single = |key, given: &Setting<Option<SocketAddr>>| {
         let span = given.given().and(given.span.clone());
-        let place: Vec<Place> = given.value.iter().map(|address| (*address, span.clone())).collect();
+        let place: Vec<ListenAddress> = given.value.iter().map(|address| (*address, span.clone())).collect();
         bound.add(key, &place, &[Layer::Tcp], problems);
         given.value
     };
@@ -71,8 +71,8 @@ pub(super) fn warn_of_exposure(given: &Listen, settings: &Settings, problems: &m
     }
 }
 
-/// A listener and its place in the file; no place if it is a default.
-type Place = (SocketAddr, Option<Range<usize>>);
+/// The address of a listener and its span in the file; no span if it is a default.
+type ListenAddress = (SocketAddr, Option<Range<usize>>);
 
 /// Returns whether more than this machine and its private networks can reach the address.
 fn is_exposed(ip: IpAddr) -> bool {
@@ -94,11 +94,11 @@ enum Layer {
 /// The listeners seen so far.
 #[derive(Default)]
 struct Bound {
-    taken: Vec<(Layer, &'static str, Place)>,
+    taken: Vec<(Layer, &'static str, ListenAddress)>,
 }
 
 impl Bound {
-    fn add(&mut self, key: &'static str, places: &[Place], layers: &[Layer], problems: &mut Problems) {
+    fn add(&mut self, key: &'static str, places: &[ListenAddress], layers: &[Layer], problems: &mut Problems) {
         for (address, span) in places {
             if let (0, Some(span)) = (address.port(), span) {
                 problems.warn(span.clone(), "port 0 lets the kernel choose, so the port differs after each start");

@@ -5,7 +5,7 @@
 mod tests;
 
 use super::keys::TABLES;
-use super::table::{Effect, NO_DEFAULT, bracketed};
+use super::table::{NO_DEFAULT, TakesEffect, bracketed};
 use std::fmt::Write;
 
 const ABOUT: &str = "\
@@ -88,12 +88,12 @@ pub fn manual() -> String {
 }
 
 /// Returns when a change takes effect.
-fn when(effect: &Effect) -> &'static str {
+fn when(effect: &TakesEffect) -> &'static str {
     match effect {
-        Effect::Reload => "at a reload",
-        Effect::Apply => "with `outgate firewall apply`",
-        Effect::Restart(_) => "at a restart",
-        Effect::Later(_) => "in a later version; setting it is an error",
+        TakesEffect::Reload => "at a reload",
+        TakesEffect::Apply => "with `outgate firewall apply`",
+        TakesEffect::Restart(_) => "at a restart",
+        TakesEffect::Later(_) => "in a later version; setting it is an error",
     }
 }
 

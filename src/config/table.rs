@@ -31,7 +31,7 @@ pub(super) struct Row {
     pub(super) example: &'static str,
     /// The type and the range.
     pub(super) form: &'static dyn Describe,
-    pub(super) effect: Effect,
+    pub(super) effect: TakesEffect,
     /// What it does, in lines as they are written in `keys`.
     pub(super) help: &'static [&'static str],
 }
@@ -40,7 +40,7 @@ pub(super) struct Row {
 pub(super) const NO_DEFAULT: &str = "";
 
 /// When a change of a key takes effect.
-pub(super) enum Effect {
+pub(super) enum TakesEffect {
     /// At the next reload.
     Reload,
     /// When `outgate firewall apply` runs next.
@@ -62,12 +62,12 @@ pub(super) struct Fixed {
     pub(super) keep: fn(&Settings, &mut Settings),
 }
 
-/// Makes the [`Effect::Restart`] of one or more fields of [`Settings`].
+/// Makes the [`TakesEffect::Restart`] of one or more fields of [`Settings`].
 macro_rules! restart {
     (table $($field:ident).+) => { restart!(@ true, $($field).+) };
     ($($field:ident).+) => { restart!(@ false, $($field).+) };
     (@ $is_table:literal, $($field:ident).+) => {
-        Effect::Restart(Fixed {
+        TakesEffect::Restart(Fixed {
             is_table: $is_table,
             differs: |old, new| old.$($field).+ != new.$($field).+,
             keep: |old, new| new.$($field).+.clone_from(&old.$($field).+),
@@ -177,7 +177,7 @@ impl<'a> Section<'a> {
         let (is_read, is_wrong) = (read.is_some(), reader.problems.errors() > errors);
         let row = row(self.table, key);
         let value = read.unwrap_or_else(|| default(row, form));
-        if let (Effect::Later(function), Some(span)) = (&row.effect, &span)
+        if let (TakesEffect::Later(function), Some(span)) = (&row.effect, &span)
             && is_read
             && entry.is_some_and(|entry| !is_empty(&entry.node))
         {
@@ -252,8 +252,8 @@ pub(super) fn keep_fixed(old: &Settings, new: &mut Settings) {
 
 fn fixed() -> impl Iterator<Item = (&'static Row, &'static Fixed)> {
     TABLES.iter().flat_map(|table| table.rows).filter_map(|row| match &row.effect {
-        Effect::Restart(fixed) => Some((row, fixed)),
-        Effect::Reload | Effect::Apply | Effect::Later(_) => None,
+        TakesEffect::Restart(fixed) => Some((row, fixed)),
+        TakesEffect::Reload | TakesEffect::Apply | TakesEffect::Later(_) => None,
     })
 }
 

@@ -138,7 +138,7 @@ impl Overseer {
         let settings = gate.settings();
         let live = gate.total();
         let memory = self.gauges.memory(settings.memory);
-        let files = self.gauges.files(live, gate.telling());
+        let files = self.gauges.files(live, gate.refusals());
         let room = match files.bound {
             0 => Room { connections: u32::MAX, ..Room::of(u64::MAX) },
             files => Room::of(files),

@@ -23,7 +23,7 @@ use crate::resolve::FloorSettings;
 use crate::services::{Services, Snapshot};
 use crate::trouble::{Trouble, TroubleCause};
 use crate::whitelist::{self, Files, Loaded, Report, UsedLines, last_good, watch};
-use inbox::{Asker, Inbox, Refused};
+use inbox::{Asker, Inbox, NotQueued};
 use jiff::civil::Date;
 use serde_json::Value;
 use std::net::SocketAddr;
@@ -97,14 +97,14 @@ enum Ask {
 #[derive(Clone)]
 pub(super) struct Reloader {
     ask: Asker,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Status>>,
     /// Since when uses of rules are counted.
     since: jiff::Timestamp,
 }
 
 /// What the operator may want to know about the list.
 #[derive(Clone, Debug, Default)]
-struct State {
+struct Status {
     /// Why the daemon does not use today's lists, if so.
     trouble: Option<String>,
     /// Why it does not use the configuration in the file, if so.
@@ -190,7 +190,7 @@ impl Reloader {
             StartBasis::Unconfigured(why) => (Some(why.clone()), Some(why)),
         };
         let configuration = settings.files().map(Path::to_owned).collect();
-        let state = Arc::new(Mutex::new(State { trouble, stale, configuration, ..State::default() }));
+        let state = Arc::new(Mutex::new(Status { trouble, stale, configuration, ..Status::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
@@ -236,7 +236,7 @@ impl Reloader {
     pub(super) async fn reload(&self) -> Outcome {
         let (reply, answer) = oneshot::channel();
         self.ask.ask(Ask::Reread(vec![reply])).map_err(|refused| vec![refused.to_string()])?;
-        answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
+        answer.await.unwrap_or_else(|_| Err(vec![NotQueued::Gone.to_string()]))
     }
 
     /// Returns which rules of the list in force were used. Takes time in proportion to its lines.
@@ -303,7 +303,7 @@ struct ReloadWorker {
     lists: Lists,
     registry: Registry,
     generation: u64,
-    state: Arc<Mutex<State>>,
+    state: Arc<Mutex<Status>>,
     /// The real addresses of outgate's listeners; port 0 in the configuration asks for any.
     bound: Vec<SocketAddr>,
     counting: Counting,
@@ -514,7 +514,7 @@ impl ReloadWorker {
         self.services.account.live().announce_search();
         self.services.drop_bindings();
         let snapshot = self.services.snapshot.load_full();
-        let judge = |claim: &Claim, upstream: Option<SocketAddr>| match snapshot.policy.decide(claim) {
+        let decide = |claim: &Claim, upstream: Option<SocketAddr>| match snapshot.policy.decide(claim) {
             Err(refusal) => Some((Reason::Revoked, refusal.rule)),
             Ok(permit) => {
                 let screened =
@@ -522,11 +522,11 @@ impl ReloadWorker {
                 screened.err().map(|_| (Reason::Revoked, None))
             }
         };
-        let revoked = self.services.account.live().revoke_where(judge);
+        let revoked = self.services.account.live().revoke_where(decide);
         self.services.account.metrics().flows_revoked(revoked);
         // After the live flows: one that ends meanwhile returns its connection to the idle ones, and then sees
         // that it was revoked.
-        self.services.idle_upstreams.close_where(|claim, upstream| judge(claim, Some(upstream)).is_some());
+        self.services.idle_upstreams.close_where(|claim, upstream| decide(claim, Some(upstream)).is_some());
         revoked
     }
 

@@ -1,5 +1,5 @@
-//! Which answers a refused or failed query can get, by reason: for the documentation, and held by the responder,
-//! which checks each answer against this table in debug builds.
+//! The table of the DNS answers to refused and failed queries, by reason, for the documentation. It decides nothing:
+//! the responder chooses the answers, and asserts in debug builds that the table has each of them.
 
 use super::responder::extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
 use crate::reason::Reason;
@@ -31,7 +31,19 @@ pub(super) const fn possible(reason: Reason) -> &'static [Answer] {
         Reason::Timeout => &[UNREACHABLE],
         Reason::LimitRate | Reason::LimitNames => &[LATER],
         Reason::LogFailed | Reason::NotConfigured => &[UNREADY],
-        _ => &[],
+        // No query ends for one of these.
+        Reason::None
+        | Reason::PortNotAllowed
+        | Reason::NoName
+        | Reason::NameMismatch
+        | Reason::Ech
+        | Reason::DialFailed
+        | Reason::Revoked
+        | Reason::LimitConnections
+        | Reason::LimitTotal
+        | Reason::ShuttingDown
+        | Reason::H2c
+        | Reason::ProtocolError => &[],
     }
 }
 

@@ -23,7 +23,7 @@ use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::account::Limit;
 use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
-use crate::limits::{Place, QueryPace};
+use crate::limits::{QueryPace, Reservation};
 use crate::listener::Listener;
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
@@ -61,7 +61,7 @@ pub(super) struct Responder {
 }
 
 /// The result of processing a message.
-pub(super) enum Step {
+pub(super) enum Processed {
     /// No reply must be sent.
     Silence,
     /// The reply is ready.
@@ -84,7 +84,7 @@ pub(super) struct Early {
     client: Client,
     over: Over,
     turn: Instant,
-    place: Place,
+    reservation: Reservation,
 }
 
 /// A query for a name that the resolver looks up.
@@ -126,8 +126,8 @@ pub(super) enum Over {
     Tcp,
 }
 
-/// Why a query is refused.
-struct Refused {
+/// A query that is refused or failed: its answer, and why.
+struct RefusedQuery {
     code: ResponseCode,
     extended: u16,
     refusal: Refusal,
@@ -135,16 +135,16 @@ struct Refused {
 
 impl Responder {
     /// Processes one message; a reply replaces the contents of `into`.
-    pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Step {
+    pub(super) fn attend(&self, message: &[u8], source: SocketAddr, over: Over, into: &mut Vec<u8>) -> Processed {
         let now = Instant::now();
         let under = self.services.bindings.revision();
-        let client = Client { source, guest: self.services.identify(source.ip(), None), under };
+        let client = Client { source, guest: self.services.guest_at(source.ip(), None), under };
         match self.services.gate.query(&client.guest.usage, now) {
             QueryPace::Now => self.answer(message, client, over, true, into),
-            QueryPace::After(wait, place) => {
+            QueryPace::After(wait, reservation) => {
                 self.services.account.metrics().paced(Limit::Queries);
-                let early = Early { message: message.into(), client, over, turn: now + wait, place };
-                Step::Wait(Box::new(Waiting::Turn(early)))
+                let early = Early { message: message.into(), client, over, turn: now + wait, reservation };
+                Processed::Wait(Box::new(Waiting::Turn(early)))
             }
             QueryPace::Over => {
                 self.services.account.metrics().over(Limit::Queries);
@@ -153,7 +153,7 @@ impl Responder {
             QueryPace::Flood => {
                 self.services.account.metrics().over(Limit::Queries);
                 self.unanswered();
-                Step::Silence
+                Processed::Silence
             }
         }
     }
@@ -170,29 +170,29 @@ impl Responder {
     }
 
     /// Answers one message now; it is refused if it is not `in_time`.
-    fn answer(&self, message: &[u8], client: Client, over: Over, in_time: bool, into: &mut Vec<u8>) -> Step {
+    fn answer(&self, message: &[u8], client: Client, over: Over, in_time: bool, into: &mut Vec<u8>) -> Processed {
         let (query, asked) = match wire::read(message) {
-            Message::Noise => return Step::Silence,
+            Message::Noise => return Processed::Silence,
             Message::Wrong(metadata, code) => {
                 let reason = if code == ResponseCode::NotImp { Reason::ProtocolNotAllowed } else { Reason::Malformed };
-                documented(reason, (code, None));
+                assert_documented(reason, (code, None));
                 self.log(&client, None, &Refusal { reason, rule: None });
-                return wire::reject(&metadata, code, into).map_or(Step::Silence, |()| Step::Reply);
+                return wire::reject(&metadata, code, into).map_or(Processed::Silence, |()| Processed::Reply);
             }
             Message::Query(query, asked) => (query, asked),
         };
         let limit = if over == Over::Tcp { u16::MAX } else { query.udp_limit() };
-        let judged = match in_time {
+        let decided = match in_time {
             // Queries to servers would carry data out that nothing records.
             true => {
-                self.judge(&query, &asked, &client.guest).and_then(|permit| match self.services.account.refuses() {
+                self.decide(&query, &asked, &client.guest).and_then(|permit| match self.services.account.refuses() {
                     false => Ok(permit),
-                    true => Err(Refused::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
+                    true => Err(RefusedQuery::new(ResponseCode::ServFail, extended::NOT_READY, Reason::LogFailed)),
                 })
             }
-            false => Err(Refused::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
+            false => Err(RefusedQuery::new(ResponseCode::ServFail, extended::OTHER, Reason::LimitRate)),
         };
-        let permit = match judged {
+        let permit = match decided {
             Ok(permit) => permit,
             Err(refused) => {
                 // A guest over its rate gets one folded line, whatever it asks for.
@@ -215,7 +215,7 @@ impl Responder {
             Some(told) => self.tell(&Granted { query, permit, client, limit, existence }, told, into),
             None => {
                 let granted = Granted { query: query.to_owned(), permit, client, limit, existence };
-                Step::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
+                Processed::Wait(Box::new(Waiting::Servers(Asking { granted, kind })))
             }
         }
     }
@@ -226,15 +226,15 @@ impl Responder {
             Waiting::Servers(asking) => return self.ask(asking, into).await,
             Waiting::Turn(early) => early,
         };
-        let Early { message, mut client, over, turn, place } = early;
+        let Early { message, mut client, over, turn, reservation } = early;
         tokio::time::sleep_until(turn).await;
         self.refresh(&mut client);
         // From here on, it waits for servers like any other query.
-        drop(place);
+        drop(reservation);
         match self.answer(&message, client, over, true, into) {
-            Step::Silence => false,
-            Step::Reply => true,
-            Step::Wait(waiting) => match *waiting {
+            Processed::Silence => false,
+            Processed::Reply => true,
+            Processed::Wait(waiting) => match *waiting {
                 Waiting::Servers(asking) => self.ask(asking, into).await,
                 // A query waits for its turn only once.
                 Waiting::Turn(_) => false,
@@ -251,34 +251,36 @@ impl Responder {
         let Granted { query, permit, client, limit, .. } = &granted;
         // The list may have changed meanwhile, and the reply must match the current one.
         let again = self.snapshot().policy.permit_name(&client.guest.source, permit.name());
-        let step = match again {
+        let processed = match again {
             Ok(_) => self.tell(&granted, told, into),
             Err(refused) => {
-                let refused = Refused::by_policy(refused.refusal, refused.is_parent);
+                let refused = RefusedQuery::by_policy(refused.refusal, refused.is_parent);
                 self.log(client, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
                 send(query, &refused.reply(), *limit, into)
             }
         };
-        matches!(step, Step::Reply)
+        matches!(processed, Processed::Reply)
     }
 
     /// Makes all decisions that do not require the resolver.
-    fn judge(&self, query: &Query<&[u8]>, asked: &QuestionName, guest: &Guest) -> Result<NamePermit, Refused> {
+    fn decide(&self, query: &Query<&[u8]>, asked: &QuestionName, guest: &Guest) -> Result<NamePermit, RefusedQuery> {
         if query.edns.is_some_and(|edns| edns.version > 0) {
-            return Err(Refused::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
+            return Err(RefusedQuery::new(ResponseCode::BADVERS, extended::OTHER, Reason::ProtocolNotAllowed));
         }
         if query.class != DNSClass::IN {
-            return Err(Refused::new(ResponseCode::Refused, extended::BLOCKED, Reason::ProtocolNotAllowed));
+            return Err(RefusedQuery::new(ResponseCode::Refused, extended::BLOCKED, Reason::ProtocolNotAllowed));
         }
         match asked {
             QuestionName::Host(name) => self
                 .snapshot()
                 .policy
                 .permit_name(&guest.source, name)
-                .map_err(|refused| Refused::by_policy(refused.refusal, refused.is_parent)),
+                .map_err(|refused| RefusedQuery::by_policy(refused.refusal, refused.is_parent)),
             // The root exists, and all names lie below it.
-            QuestionName::Root => Err(Refused::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted)),
-            QuestionName::Unfit => Err(Refused::new(ResponseCode::NXDomain, extended::BLOCKED, Reason::Malformed)),
+            QuestionName::Root => {
+                Err(RefusedQuery::new(ResponseCode::NoError, extended::BLOCKED, Reason::NotWhitelisted))
+            }
+            QuestionName::Unfit => Err(RefusedQuery::new(ResponseCode::NXDomain, extended::BLOCKED, Reason::Malformed)),
         }
     }
 
@@ -288,7 +290,7 @@ impl Responder {
         granted: &Granted<Q>,
         told: Result<DnsAnswer, VetError>,
         into: &mut Vec<u8>,
-    ) -> Step {
+    ) -> Processed {
         let Granted { query, permit, client, limit, existence } = granted;
         let told = match told {
             Err(error @ VetError::Lookup(LookupError::NoSuchName | LookupError::Reserved | LookupError::Crowded)) => {
@@ -321,7 +323,7 @@ impl Responder {
         send(query, &reply, *limit, into)
     }
 
-    fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Step {
+    fn tell_failure<Q: AsRef<[u8]>>(&self, granted: &Granted<Q>, error: &VetError, into: &mut Vec<u8>) -> Processed {
         let Granted { query, permit, client, limit, .. } = granted;
         use extended::{BLOCKED, NETWORK_ERROR, NO_REACHABLE_AUTHORITY, NOT_READY, OTHER};
         let answered = |code| {
@@ -356,7 +358,7 @@ impl Responder {
             | VetError::Denied(_) => (ResponseCode::NoError, BLOCKED, error.reason()),
         };
         tracing::debug!(name = %permit.name(), %error, "a guest's DNS query");
-        let refused = Refused::new(code, extended, reason);
+        let refused = RefusedQuery::new(code, extended, reason);
         self.log(client, Some(&QuestionName::Host(permit.name().clone())), &refused.refusal);
         send(query, &refused.reply(), *limit, into)
     }
@@ -385,24 +387,24 @@ impl Responder {
     }
 }
 
-impl Refused {
-    fn new(code: ResponseCode, extended: u16, reason: Reason) -> Refused {
-        Refused::with(code, extended, Refusal { reason, rule: None })
+impl RefusedQuery {
+    fn new(code: ResponseCode, extended: u16, reason: Reason) -> RefusedQuery {
+        RefusedQuery::with(code, extended, Refusal { reason, rule: None })
     }
 
-    fn by_policy(refusal: Refusal, is_parent: bool) -> Refused {
+    fn by_policy(refusal: Refusal, is_parent: bool) -> RefusedQuery {
         let (code, extended) = match refusal.reason {
             // Without a configuration nothing is known of any name: the client should ask again.
             Reason::NotConfigured => (ResponseCode::ServFail, extended::NOT_READY),
             _ if is_parent => (ResponseCode::NoError, extended::BLOCKED),
             _ => (ResponseCode::NXDomain, extended::BLOCKED),
         };
-        Refused::with(code, extended, refusal)
+        RefusedQuery::with(code, extended, refusal)
     }
 
-    fn with(code: ResponseCode, extended: u16, refusal: Refusal) -> Refused {
-        documented(refusal.reason, (code, Some(extended)));
-        Refused { code, extended, refusal }
+    fn with(code: ResponseCode, extended: u16, refusal: Refusal) -> RefusedQuery {
+        assert_documented(refusal.reason, (code, Some(extended)));
+        RefusedQuery { code, extended, refusal }
     }
 
     fn reply(&self) -> Reply<'static> {
@@ -410,8 +412,8 @@ impl Refused {
     }
 }
 
-/// Checks that the documentation has this answer; does nothing in release builds.
-fn documented(reason: Reason, answer: answers::Answer) {
+/// Asserts that the documented answers have this one; does nothing in release builds.
+fn assert_documented(reason: Reason, answer: answers::Answer) {
     debug_assert!(answers::possible(reason).contains(&answer), "dns/answers.rs lacks {answer:?} for {reason}");
 }
 
@@ -427,7 +429,7 @@ fn claim(guest: &Guest, name: &HostName) -> Claim {
     }
 }
 
-fn send<Q: AsRef<[u8]>>(query: &Query<Q>, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Step {
+fn send<Q: AsRef<[u8]>>(query: &Query<Q>, reply: &Reply<'_>, limit: u16, into: &mut Vec<u8>) -> Processed {
     // Records that do not fit were left out before, so an error is a defect; without an answer the guest asks again.
-    query.reply(reply, limit, into).map_or(Step::Silence, |()| Step::Reply)
+    query.reply(reply, limit, into).map_or(Processed::Silence, |()| Processed::Reply)
 }

@@ -2,7 +2,7 @@
 //! connection counts among its guest's connections like any other, and is closed when it sends no whole query
 //! for a while.
 
-use super::responder::{Over, Responder, Step};
+use super::responder::{Over, Processed, Responder};
 use crate::accept::Accepted;
 use crate::relay::Turn;
 use std::io;
@@ -55,13 +55,13 @@ pub(super) async fn serve(responder: Arc<Responder>, accepted: Accepted) {
             patience = Instant::now() + IDLE;
             match responder.attend(&message, source, Over::Tcp, &mut reply) {
                 // Not a query, or one of a flood.
-                Step::Silence => return,
-                Step::Reply => {
+                Processed::Silence => return,
+                Processed::Reply => {
                     if send(&mut writer, &reply).await.is_err() {
                         return;
                     }
                 }
-                Step::Wait(later) => {
+                Processed::Wait(later) => {
                     let responder = Arc::clone(&responder);
                     waiting.spawn(async move {
                         let mut reply = Vec::new();

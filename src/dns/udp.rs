@@ -2,7 +2,7 @@
 //! own task only if servers have to be asked, or if its guest is over its rate.
 
 use super::backlog::Backlog;
-use super::responder::{Over, Responder, Step};
+use super::responder::{Over, Processed, Responder};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -96,10 +96,10 @@ impl Service<'_> {
             return;
         }
         match self.responder.attend(message, source, Over::Udp, &mut self.reply) {
-            Step::Silence => {}
+            Processed::Silence => {}
             // A full send buffer loses a reply, as any network may.
-            Step::Reply => send(self.socket, &self.reply, source),
-            Step::Wait(later) => {
+            Processed::Reply => send(self.socket, &self.reply, source),
+            Processed::Wait(later) => {
                 let seat = match later.is_early() {
                     true => Seat::take(&self.early, MAX_EARLY),
                     false => Seat::take(&self.waiting, MAX_WAITING),

@@ -9,7 +9,7 @@ use crate::listener::ListenerKind;
 use crate::reason::Reason;
 use crate::relay::{GuestStream, close};
 use crate::services::Services;
-use crate::tls::{self, GuestTls, Refused, Socket};
+use crate::tls::{self, FailedHandshake, GuestTls, Socket};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use tokio::net::TcpStream;
@@ -23,7 +23,7 @@ pub(super) struct Shaken {
     pub(super) stream: GuestStream,
     /// Whose it is, by its certificate if it presented one.
     pub(super) guest: Guest,
-    /// Its place. A guest known by a certificate holds one among the places of that guest, no longer among
+    /// Its slot. A guest known by a certificate holds one among the slots of that guest, no longer among
     /// those of its address.
     pub(super) slot: Slot,
 }
@@ -49,11 +49,11 @@ pub(super) async fn handshake(
             Filled::Bytes => {}
             // Port scanners and health checks.
             Filled::End => return Err(Ended::gone()),
-            Filled::Timeout => return Err(note(guest_tls, services, source, &Refused::timeout())),
+            Filled::Timeout => return Err(note(guest_tls, services, source, &FailedHandshake::timeout())),
         }
     }
     if first.first() != Some(&HANDSHAKE) {
-        let ended = note(guest_tls, services, source, &Refused::not_tls());
+        let ended = note(guest_tls, services, source, &FailedHandshake::not_tls());
         let is_http = first.first().is_some_and(u8::is_ascii_alphabetic);
         let dialect = if is_http { Dialect::ClearToTls { head: &first } } else { Dialect::Silent };
         dialect.refuse(&mut stream.into(), Reason::Malformed.into(), None).await;
@@ -75,14 +75,14 @@ pub(super) async fn handshake(
 }
 
 /// Counts and logs a handshake that failed.
-fn note(guest_tls: &GuestTls, services: &Services, source: SocketAddr, refused: &Refused) -> Ended {
+fn note(guest_tls: &GuestTls, services: &Services, source: SocketAddr, refused: &FailedHandshake) -> Ended {
     let complaints = guest_tls.complaints();
     services.account.metrics().handshake_refused(complaints.listener(), refused.fault.as_str());
     complaints.tell(Some(source), refused);
     Ended::gone()
 }
 
-/// Gives a guest with a certificate a place of its own, in exchange for that of its handshake.
+/// Gives a guest with a certificate a slot of its own, in exchange for that of its handshake.
 async fn admit(
     services: &Arc<Services>,
     stream: GuestStream,
@@ -90,7 +90,7 @@ async fn admit(
     name: Arc<str>,
     handshake: Slot,
 ) -> Result<Shaken, Ended> {
-    let guest = services.identify(source.ip(), Some(name));
+    let guest = services.guest_at(source.ip(), Some(name));
     drop(handshake);
     match services.gate.admit(&guest.usage, Purpose::Flow, Instant::now()) {
         Ok(slot) => {

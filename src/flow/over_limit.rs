@@ -1,4 +1,4 @@
-//! Connections over a limit: they get a refusal in their own protocol, without a place.
+//! Connections over a limit: they get a refusal in their own protocol, without a slot.
 
 use super::connection::open_record;
 use super::original_of;
@@ -19,7 +19,7 @@ const MOST_WAIT: Duration = Duration::from_secs(2);
 /// How many of its bytes are read, to choose the answer.
 const FIRST_BYTES: usize = 1024;
 
-/// Refuses a connection over a limit in the protocol that it uses, without a place for it.
+/// Refuses a connection over a limit in the protocol that it uses, without a slot.
 pub(super) async fn refuse(
     services: &Services,
     kind: ListenerKind,
@@ -29,9 +29,9 @@ pub(super) async fn refuse(
     reason: Reason,
 ) -> Ended {
     let why = services.note_over_limit(reason);
-    let telling = services.gate.tell(&guest.usage);
+    let refusal_slot = services.gate.refusal_slot(&guest.usage);
     let mut first = [0; FIRST_BYTES];
-    let found = match &telling {
+    let found = match &refusal_slot {
         Some(_) => tokio::time::timeout(MOST_WAIT, dialect(&mut stream, kind, &mut first)).await.ok().flatten(),
         None => None,
     };
@@ -41,7 +41,7 @@ pub(super) async fn refuse(
     record.refuse(why, None);
     // The guest learns the reason, and the operator also which limit it was.
     let ended = Refused::noted(record, reason, None).tell(&mut stream, dialect).await;
-    drop((stream, telling));
+    drop((stream, refusal_slot));
     ended
 }
 

@@ -9,7 +9,7 @@ use super::refuse::{Dialect, Ended, Refused, cut};
 use super::{Relaying, Step, http};
 use crate::account::Record;
 use crate::dial::Upstream;
-use crate::identify::hello::{ClientHello, ClientRecords, Flight, HELD, Hello, ServerFlight, Walk};
+use crate::identify::hello::{ClientHello, ClientRecords, Flight, Forwardable, HELD, Hello, ServerFlight};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
 use crate::listener::Listener;
 use crate::reason::{Reason, Why};
@@ -42,7 +42,7 @@ impl OpenTunnel {
     }
 
     /// The claim, now that it is known what the guest speaks.
-    fn spoken(&self, protocol: Protocol) -> Claim {
+    fn claim_speaking(&self, protocol: Protocol) -> Claim {
         Claim { spoken: Some(protocol), ..self.flow.claim.clone() }
     }
 
@@ -104,11 +104,11 @@ struct EarlyBytes {
     /// Until when the guest may continue before its one unclear byte is sent.
     patience: Option<Instant>,
     /// How often it asked for TLS in a message of another protocol, whose clients need not show a name.
-    asked: u8,
+    tls_requests: u8,
 }
 
 /// PostgreSQL clients ask for encryption by GSSAPI and then by TLS, and no more.
-const MOST_ASKED: u8 = 2;
+const MAX_TLS_REQUESTS: u8 = 2;
 
 /// As [`serve`], where raw bytes are allowed too. The server may speak first, and the guest's bytes do not wait
 /// until the protocol is clear: the beginning of a request line is sent on as it arrives. Once the bytes are known
@@ -117,48 +117,48 @@ const MOST_ASKED: u8 = 2;
 ///
 /// A tunnel may stay here for its whole life, so the rare futures are boxed.
 async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>) -> Result<Step, Ended> {
-    let mut spoken = EarlyBytes::default();
+    let mut early = EarlyBytes::default();
     let why = loop {
-        match sniff_on(&connection.input, spoken.scanned) {
-            Sniff::H2c => return Box::pin(http2(connection, opened, spoken)).await,
-            Sniff::Raw => match asked(&connection, &opened, &spoken) {
-                None => return Box::pin(raw(connection, opened, spoken, false)).await,
-                Some(Parsed::Partial) => spoken.scanned = connection.input.len(),
+        match sniff_on(&connection.input, early.scanned) {
+            Sniff::H2c => return Box::pin(http2(connection, opened, early)).await,
+            Sniff::Raw => match tls_request(&connection, &opened, &early) {
+                None => return Box::pin(raw(connection, opened, early, false)).await,
+                Some(Parsed::Partial) => early.scanned = connection.input.len(),
                 Some(Parsed::Complete { len, .. }) => {
                     let rest = connection.input.split_off(len.min(connection.input.len()));
-                    if let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await {
+                    if let Err(why) = send_unclear(&connection, &mut opened, &mut early).await {
                         break why;
                     }
                     connection.input = rest;
-                    let asked = spoken.asked.saturating_add(1);
-                    spoken = EarlyBytes { to_guest: spoken.to_guest, asked, ..EarlyBytes::default() };
+                    let tls_requests = early.tls_requests.saturating_add(1);
+                    early = EarlyBytes { to_guest: early.to_guest, tls_requests, ..EarlyBytes::default() };
                     continue;
                 }
             },
-            Sniff::Tls if spoken.sent == 0 => return Box::pin(tls(connection, opened, spoken)).await,
+            Sniff::Tls if early.sent == 0 => return Box::pin(tls(connection, opened, early)).await,
             Sniff::Tls => break TOO_LATE,
-            Sniff::Http => return Box::pin(plain_http(connection, opened, spoken)).await,
-            Sniff::NeedMore => spoken.scanned = connection.input.len(),
+            Sniff::Http => return Box::pin(plain_http(connection, opened, early)).await,
+            Sniff::NeedMore => early.scanned = connection.input.len(),
         }
         let may_be_tls = matches!(connection.input.as_slice(), [0x14..=0x18]);
-        if connection.input.len() > spoken.sent
+        if connection.input.len() > early.sent
             && !may_be_tls
-            && let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await
+            && let Err(why) = send_unclear(&connection, &mut opened, &mut early).await
         {
             break why;
         }
-        match listen(&mut connection, &mut opened, &mut spoken).await {
+        match listen(&mut connection, &mut opened, &mut early).await {
             Listened::Guest => {
                 // From its first byte on, the guest has the handshake timeout.
-                if spoken.scanned == 0 {
+                if early.scanned == 0 {
                     connection.deadline.restart(connection.services.gate.settings().handshake_timeout);
-                    spoken.patience = Some(Instant::now() + UNCLEAR);
+                    early.patience = Some(Instant::now() + UNCLEAR);
                 }
             }
             // Passes on the end of a guest that sent nothing, or nothing that could be identified.
-            Listened::GuestEnded => return Box::pin(raw(connection, opened, spoken, true)).await,
+            Listened::GuestEnded => return Box::pin(raw(connection, opened, early, true)).await,
             Listened::Silent => {
-                if let Err(why) = send_unclear(&connection, &mut opened, &mut spoken).await {
+                if let Err(why) = send_unclear(&connection, &mut opened, &mut early).await {
                     break why;
                 }
             }
@@ -171,27 +171,27 @@ async fn serve_any(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>)
 }
 
 /// Does the guest ask to switch to TLS? Checked only where its hello is then judged by a name.
-fn asked(connection: &Connection, opened: &OpenTunnel, spoken: &EarlyBytes) -> Option<Parsed<()>> {
+fn tls_request(connection: &Connection, opened: &OpenTunnel, early: &EarlyBytes) -> Option<Parsed<()>> {
     let judged = !opened.flow.permit.any_bytes() && matches!(opened.flow.claim.target.host, Host::Name(_));
-    if judged && spoken.asked < MOST_ASKED { asks_for_tls(&connection.input) } else { None }
+    if judged && early.tls_requests < MAX_TLS_REQUESTS { asks_for_tls(&connection.input) } else { None }
 }
 
 /// Waits for the guest's next bytes and lets the server send meanwhile: in some protocols the server begins.
-async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Listened {
+async fn listen(connection: &mut Connection, opened: &mut OpenTunnel, early: &mut EarlyBytes) -> Listened {
     let OpenTunnel { flow: PermittedFlow { record, .. }, upstream, .. } = opened;
     let idle = connection.services.gate.settings().idle_timeout;
     let supervision = Supervision { flow: record.flow(), around: None, idle, long_lived: &|| record.still_open() };
     let Connection { stream, input, .. } = connection;
-    relay::listen(stream, &mut upstream.stream, input, &mut spoken.to_guest, spoken.patience, supervision).await
+    relay::listen(stream, &mut upstream.stream, input, &mut early.to_guest, early.patience, supervision).await
 }
 
 /// Sends to the upstream what the guest has sent so far, as raw bytes.
-async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, spoken: &mut EarlyBytes) -> Result<(), Why> {
-    spoken.patience = None;
-    opened.decide_again(connection, &opened.spoken(Protocol::Raw))?;
-    let rest = connection.input.get(spoken.sent..).unwrap_or_default();
+async fn send_unclear(connection: &Connection, opened: &mut OpenTunnel, early: &mut EarlyBytes) -> Result<(), Why> {
+    early.patience = None;
+    opened.decide_again(connection, &opened.claim_speaking(Protocol::Raw))?;
+    let rest = connection.input.get(early.sent..).unwrap_or_default();
     forward(connection, opened, rest).await.map_err(|why| why.unwrap_or(Reason::DialFailed.into()))?;
-    spoken.sent = connection.input.len();
+    early.sent = connection.input.len();
     Ok(())
 }
 
@@ -210,10 +210,10 @@ async fn forward(connection: &Connection, opened: &mut OpenTunnel, bytes: &[u8])
 async fn raw(
     mut connection: Box<Connection>,
     mut opened: Box<OpenTunnel>,
-    spoken: EarlyBytes,
+    early: EarlyBytes,
     guest_ended: bool,
 ) -> Result<Step, Ended> {
-    if let Err(reason) = opened.decide_again(&connection, &opened.spoken(Protocol::Raw)) {
+    if let Err(reason) = opened.decide_again(&connection, &opened.claim_speaking(Protocol::Raw)) {
         return Err(opened.end(connection, reason, Dialect::Silent).await);
     }
     let search = match opened.flow.permit.any_bytes() {
@@ -226,8 +226,8 @@ async fn raw(
             }
         },
     };
-    let rest = connection.input.split_off(spoken.sent.min(connection.input.len()));
-    Ok(relaying(connection, opened, rest, spoken.to_guest, guest_ended, search))
+    let rest = connection.input.split_off(early.sent.min(connection.input.len()));
+    Ok(relaying(connection, opened, rest, early.to_guest, guest_ended, search))
 }
 
 /// Searches what the guest has sent so far. Returns the search if it is not finished yet, or the other name as the
@@ -248,39 +248,35 @@ fn search(claim: &Claim, said: &[u8], ended: bool) -> Result<Option<Box<HostSear
 }
 
 /// Relays HTTP/2 in clear, where it is permitted.
-async fn http2(
-    mut connection: Box<Connection>,
-    mut opened: Box<OpenTunnel>,
-    spoken: EarlyBytes,
-) -> Result<Step, Ended> {
-    if let Err(reason) = opened.decide_again(&connection, &opened.spoken(Protocol::H2c)) {
+async fn http2(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, early: EarlyBytes) -> Result<Step, Ended> {
+    if let Err(reason) = opened.decide_again(&connection, &opened.claim_speaking(Protocol::H2c)) {
         return Err(opened.end(connection, reason, Dialect::Http2).await);
     }
-    let rest = connection.input.split_off(spoken.sent.min(connection.input.len()));
-    Ok(relaying(connection, opened, rest, spoken.to_guest, false, None))
+    let rest = connection.input.split_off(early.sent.min(connection.input.len()));
+    Ok(relaying(connection, opened, rest, early.to_guest, false, None))
 }
 
 /// Serves HTTP in clear: each request is judged by itself.
 async fn plain_http(
     mut connection: Box<Connection>,
     opened: Box<OpenTunnel>,
-    spoken: EarlyBytes,
+    early: EarlyBytes,
 ) -> Result<Step, Ended> {
     let OpenTunnel { listener, mut flow, upstream } = *opened;
-    connection.say(&spoken.to_guest, &mut flow.record).await?;
+    connection.say(&early.to_guest, &mut flow.record).await?;
     let peer =
         UpstreamConnection::new(upstream.stream, ConnectionAddresses { peer: upstream.peer, local: upstream.local });
-    http::serve_inside(connection, listener, http::EnclosingTunnel { flow, sent: spoken.sent }, peer).await
+    http::serve_inside(connection, listener, http::EnclosingTunnel { flow, sent: early.sent }, peer).await
 }
 
 /// TLS: the ClientHello decides.
-async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, spoken: EarlyBytes) -> Result<Step, Ended> {
-    let nameless = spoken.asked > 0;
+async fn tls(mut connection: Box<Connection>, mut opened: Box<OpenTunnel>, early: EarlyBytes) -> Result<Step, Ended> {
+    let nameless = early.tls_requests > 0;
     let len = match hello(&mut connection, &mut opened, nameless).await {
         Ok(len) => len,
         Err(why) => return Err(opened.end(connection, why, Dialect::Tls).await),
     };
-    connection.say(&spoken.to_guest, &mut opened.flow.record).await?;
+    connection.say(&early.to_guest, &mut opened.flow.record).await?;
     pass_hello(connection, opened, len, nameless).await
 }
 
@@ -389,9 +385,9 @@ impl AfterHello {
             // No client sends two records before the server has answered.
             return if input.len() > HELD { Err(Some(TOO_EARLY)) } else { Ok(Vec::new()) };
         }
-        let forward = match self.records.walk(input).map_err(|error| Some(error.why()))? {
-            Walk::Forward => input.len(),
-            Walk::HandshakeAt(at) => {
+        let forward = match self.records.advance(input).map_err(|error| Some(error.why()))? {
+            Forwardable::All => input.len(),
+            Forwardable::UpTo(at) => {
                 self.held = true;
                 at
             }

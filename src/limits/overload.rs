@@ -201,7 +201,7 @@ pub struct Room {
     /// Connections.
     pub connections: u32,
     /// Connections over a limit that are receiving a refusal.
-    pub told: u32,
+    pub refusals: u32,
 }
 
 impl Room {
@@ -210,9 +210,9 @@ impl Room {
 
     /// Computes it for `files` descriptors. A flow needs two; the rest is the daemon's own and a reserve.
     pub fn of(files: u64) -> Room {
-        let told = (files / 16).clamp(1, 512);
-        let rest = files.saturating_sub(Room::OWN + files / 32 + told) / 2;
-        Room { connections: u32::try_from(rest).unwrap_or(u32::MAX), told: u32::try_from(told).unwrap_or(1) }
+        let refusals = (files / 16).clamp(1, 512);
+        let rest = files.saturating_sub(Room::OWN + files / 32 + refusals) / 2;
+        Room { connections: u32::try_from(rest).unwrap_or(u32::MAX), refusals: u32::try_from(refusals).unwrap_or(1) }
     }
 }
 
@@ -222,17 +222,17 @@ pub(super) struct Relief {
     stage: AtomicU8,
     fair: AtomicU32,
     connections: AtomicU32,
-    told: AtomicU32,
+    refusals: AtomicU32,
 }
 
 impl Relief {
     /// Admits everybody until something is measured.
-    pub(super) fn new(told: u32) -> Relief {
+    pub(super) fn new(refusals: u32) -> Relief {
         Relief {
             stage: AtomicU8::new(Stage::Normal as u8),
             fair: AtomicU32::new(u32::MAX),
             connections: AtomicU32::new(u32::MAX),
-            told: AtomicU32::new(told),
+            refusals: AtomicU32::new(refusals),
         }
     }
 
@@ -243,7 +243,7 @@ impl Relief {
 
     pub(super) fn set_room(&self, room: Room) {
         self.connections.store(room.connections, Ordering::Relaxed);
-        self.told.store(room.told, Ordering::Relaxed);
+        self.refusals.store(room.refusals, Ordering::Relaxed);
     }
 
     /// Returns how many connections there are descriptors for.
@@ -252,8 +252,8 @@ impl Relief {
     }
 
     /// Returns how many connections may receive a refusal at once.
-    pub(super) fn told(&self) -> u32 {
-        self.told.load(Ordering::Relaxed)
+    pub(super) fn refusals(&self) -> u32 {
+        self.refusals.load(Ordering::Relaxed)
     }
 
     pub(super) fn fair(&self) -> u32 {
@@ -365,8 +365,11 @@ mod tests {
     fn descriptors_are_enough_for_what_is_let_in() {
         assert!(Room::of(262_144).connections > 100_000, "the unit's limit is enough for the default");
         for files in [0, 1, 64, 256, 1024, 20_000, 1 << 20, 1 << 40] {
-            let Room { connections, told } = Room::of(files);
-            assert!(u64::from(connections) * 2 + u64::from(told) <= files.max(1), "{files}: {connections} {told}");
+            let Room { connections, refusals } = Room::of(files);
+            assert!(
+                u64::from(connections) * 2 + u64::from(refusals) <= files.max(1),
+                "{files}: {connections} {refusals}"
+            );
         }
     }
 }

@@ -26,15 +26,15 @@ impl Gate {
         self.names(&self.usage(None, at, now))
     }
 
-    fn tell_at(self: &Arc<Self>, at: IpAddr, now: Instant) -> Option<Telling> {
-        self.tell(&self.usage(None, at, now))
+    fn refusal_slot_at(self: &Arc<Self>, at: IpAddr, now: Instant) -> Option<RefusalSlot> {
+        self.refusal_slot(&self.usage(None, at, now))
     }
 }
 
-impl Place {
-    /// A place for a lookup, without a limit.
-    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Place {
-        Place::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
+impl Reservation {
+    /// A reservation for a lookup, without a limit.
+    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Reservation {
+        Reservation::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
     }
 }
 
@@ -96,7 +96,7 @@ fn the_highest_rates_hold_too() {
     for rate in [500_001, 999_999, 1_000_001, 10_000_000] {
         let rate_of_one = Rate::default();
         let now = 5 * SECOND;
-        let terms = Terms::per_second(rate, Duration::ZERO);
+        let terms = RateBounds::per_second(rate, Duration::ZERO);
         let taken = (0..20_000_000u32).take_while(|_| rate_of_one.take(now, terms).is_ok()).count();
         let most = usize::try_from(rate).unwrap();
         assert!((most - most / 100..=most + most / 100).contains(&taken), "{taken} of {rate} a second");
@@ -143,7 +143,7 @@ fn of_one_guest_only_so_many_queries_wait_and_their_places_come_back() {
     let mut early = 0;
     for _ in 0..7000 {
         match gate.query_at(A, now) {
-            QueryPace::After(_, place) => held.push(place),
+            QueryPace::After(_, reservation) => held.push(reservation),
             QueryPace::Over => early += 1,
             QueryPace::Now | QueryPace::Flood => {}
         }
@@ -214,13 +214,13 @@ fn one_ipv6_64_is_one_guest_and_a_declared_guest_is_one_over_all_its_addresses()
 fn a_guest_over_its_limits_takes_its_share_of_the_places_to_be_told_and_gives_them_back() {
     let gate = gate(LimitSettings::default());
     let now = Instant::now();
-    let mut told: Vec<Telling> = std::iter::from_fn(|| gate.tell_at(A, now)).collect();
-    assert_eq!((told.len(), gate.telling()), (64, 64));
-    assert!(gate.tell_at(B, now).is_some());
+    let mut told: Vec<RefusalSlot> = std::iter::from_fn(|| gate.refusal_slot_at(A, now)).collect();
+    assert_eq!((told.len(), gate.refusals()), (64, 64));
+    assert!(gate.refusal_slot_at(B, now).is_some());
     told.pop();
-    assert!(gate.tell_at(A, now).is_some(), "a place was given back");
+    assert!(gate.refusal_slot_at(A, now).is_some(), "a place was given back");
     drop(told);
-    assert_eq!(gate.telling(), 0);
+    assert_eq!(gate.refusals(), 0);
 }
 
 #[test]
@@ -231,10 +231,10 @@ fn while_many_guests_flood_the_next_one_is_still_told() {
     for last in 0..40u8 {
         let source = IpAddr::from([10, 0, 1, last]);
         let before = told.len();
-        told.extend(std::iter::from_fn(|| gate.tell_at(source, now)));
+        told.extend(std::iter::from_fn(|| gate.refusal_slot_at(source, now)));
         assert!(told.len() > before, "guest {last} found no place");
     }
-    assert!(gate.telling() <= MAX_TOLD);
+    assert!(gate.refusals() <= MAX_REFUSALS);
 }
 
 #[test]
@@ -297,13 +297,13 @@ fn in_overload_the_heaviest_are_refused_first_and_then_everybody_is() {
 #[test]
 fn no_more_are_let_in_than_there_are_descriptors_for() {
     let gate = gate(LimitSettings { total_connections: Some(100), ..LimitSettings::default() });
-    gate.set_room(Room { connections: 3, told: 1 });
+    gate.set_room(Room { connections: 3, refusals: 1 });
     let now = Instant::now();
     let _held: Vec<Slot> = (0..3).map(|_| gate.admit_at(A, Purpose::Flow, now).unwrap()).collect();
     assert_eq!(gate.most(), 3);
     assert_eq!(gate.admit_at(B, Purpose::Flow, now).unwrap_err(), Reason::LimitTotal);
-    let told = gate.tell_at(A, now);
-    assert!(told.is_some() && gate.tell_at(B, now).is_none());
+    let told = gate.refusal_slot_at(A, now);
+    assert!(told.is_some() && gate.refusal_slot_at(B, now).is_none());
 }
 
 #[tokio::test]

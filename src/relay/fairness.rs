@@ -22,10 +22,10 @@ const TURN: usize = 256 << 10;
 const FREE: usize = 64 << 10;
 
 thread_local! {
-    static TURNS: Shared = Shared::default();
+    static TURNS: SharedTurns = SharedTurns::default();
 }
 
-type Shared = Arc<Mutex<Turns>>;
+type SharedTurns = Arc<Mutex<Turns>>;
 
 /// The turns of one thread.
 #[derive(Debug, Default)]
@@ -178,7 +178,7 @@ impl Waiter {
 }
 
 /// Makes the scheduler run after the next look for events.
-fn rouse(turns: &Shared, mut held: MutexGuard<'_, Turns>) {
+fn rouse(turns: &SharedTurns, mut held: MutexGuard<'_, Turns>) {
     match std::mem::replace(&mut held.scheduler, Scheduler::Awake) {
         Scheduler::Awake => {}
         Scheduler::Asleep(waker) => {
@@ -222,7 +222,7 @@ async fn conduct(on_duty: SchedulerTask) {
 }
 
 /// Marks the scheduler as missing when its runtime ends or it panics, and wakes all who wait for it.
-struct SchedulerTask(Shared);
+struct SchedulerTask(SharedTurns);
 
 impl Drop for SchedulerTask {
     fn drop(&mut self) {

@@ -162,7 +162,7 @@ pub async fn exchange(
         let untouched = !fresh && !exchange.heard && exchange.repeatable;
         let fault = if fault == Fault::Closed && untouched { Fault::Stale } else { fault };
         // A final answer may follow interim ones, but not in the middle of one.
-        Failed { fault, answered: exchange.answered || !exchange.words.is_empty() }
+        Failed { fault, answered: exchange.answered || !exchange.interim_answers.is_empty() }
     })
 }
 
@@ -181,8 +181,8 @@ struct Exchange {
     upload_broken: bool,
     uploaded: bool,
     answer: Option<Body>,
-    /// Interim answers, and the final head, on their way to the guest.
-    words: ThreadBuffer,
+    /// Interim answers on their way to the guest.
+    interim_answers: ThreadBuffer,
     interim: u32,
     /// How much of the upstream's head was searched for its end.
     scanned: usize,
@@ -215,7 +215,7 @@ impl Exchange {
             upload_broken: false,
             uploaded: false,
             answer: None,
-            words: ThreadBuffer::default(),
+            interim_answers: ThreadBuffer::default(),
             interim: 0,
             scanned: 0,
             is_head,
@@ -244,7 +244,7 @@ impl Exchange {
             self.notice_reset(cx, ends.guest)?;
         }
         let answering = self.poll_answer(cx, ends, flow);
-        self.moved |= std::mem::take(&mut self.request.kept.moved) | std::mem::take(&mut self.words.moved);
+        self.moved |= std::mem::take(&mut self.request.kept.moved) | std::mem::take(&mut self.interim_answers.moved);
         if let Some(answer) = &mut self.answer {
             self.moved |= std::mem::take(&mut answer.kept.moved);
         }
@@ -301,7 +301,7 @@ impl Exchange {
         let Ends { guest, upstream, .. } = ends;
         while self.answer.is_none() {
             // Interim answers are sent before more is read, so that they cannot pile up.
-            flow.count_down(ready!(self.words.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
+            flow.count_down(ready!(self.interim_answers.poll_flush(cx, *guest)).map_err(|_| Fault::GuestGone)?);
             if self.upgraded {
                 return Poll::Ready(Ok(()));
             }
@@ -333,9 +333,9 @@ impl Exchange {
         };
         self.scanned = 0;
         let method: &[u8] = if self.is_head { b"HEAD" } else { b"GET" };
-        let mut words = Vec::with_capacity(len + 64);
+        let mut written = Vec::with_capacity(len + 64);
         if head.status < 200 {
-            self.interim(&head, &mut words)?;
+            self.interim(&head, &mut written)?;
             input.drain(..len);
             return Ok(true);
         }
@@ -343,19 +343,19 @@ impl Exchange {
         self.upstream_reusable &= head.keep_alive(method);
         // A request that is not completely sent yet blocks the next one, so its sender is told not to send one.
         let keep_alive = self.guest_reusable && self.uploaded;
-        let sent = head.write_response(body, Downstream { version: self.version, keep_alive }, &mut words);
+        let sent = head.write_response(body, Downstream { version: self.version, keep_alive }, &mut written);
         self.guest_reusable = sent.keep_alive;
         let mut answer = Body::new(body.into(), sent.body == ResponseBody::Chunked);
         let rest = input.get(len..).unwrap_or_default();
-        let taken = answer.take(rest, &mut words).map_err(|fault| fault.of_upstream())?;
-        answer.kept = ThreadBuffer::new(words);
+        let taken = answer.take(rest, &mut written).map_err(|fault| fault.of_upstream())?;
+        answer.kept = ThreadBuffer::new(written);
         input.drain(..len + taken);
         self.answer = Some(answer);
         Ok(true)
     }
 
     /// Handles an answer below 200: 101 ends the exchange, others are passed on to guests that know them.
-    fn interim(&mut self, head: &ResponseHead<'_>, words: &mut Vec<u8>) -> Result<(), Fault> {
+    fn interim(&mut self, head: &ResponseHead<'_>, written: &mut Vec<u8>) -> Result<(), Fault> {
         self.interim += 1;
         let switches = head.status == 101;
         let asked = self.upgrade && head.upgrade == Some(Upgrade::WebSocket);
@@ -368,11 +368,11 @@ impl Exchange {
         self.moved = true;
         if switches || self.version == Version::Http11 {
             let to = Downstream { version: self.version, keep_alive: true };
-            head.write_response(ResponseBody::None, to, words);
+            head.write_response(ResponseBody::None, to, written);
             self.answered |= switches;
         }
         self.upgraded = switches;
-        self.words = ThreadBuffer::new(std::mem::take(words));
+        self.interim_answers = ThreadBuffer::new(std::mem::take(written));
         Ok(())
     }
 }

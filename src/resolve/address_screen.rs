@@ -86,7 +86,7 @@ impl AddressScreen<'_> {
             Some(_) if terms.to.is_none() => {
                 answer.addresses().try_for_each(|address| not_denied(address, terms))?;
             }
-            _ => answer.addresses().try_for_each(|address| self.judge(address, port, terms))?,
+            _ => answer.addresses().try_for_each(|address| self.check(address, port, terms))?,
         }
         let v6_first = cleared.unwrap_or_else(|| self.is_routed(answer));
         let vetted = in_order(answer, port, v6_first);
@@ -110,7 +110,7 @@ impl AddressScreen<'_> {
             refused = addresses.iter().try_for_each(|address| match cleared && terms.to.is_none() {
                 true => not_denied(*address, &terms),
                 // A name has no port. Addresses of outgate's own listeners are refused anyway as this machine's.
-                false => self.judge(*address, 0, &terms),
+                false => self.check(*address, 0, &terms),
             });
             if refused.is_ok() {
                 break;
@@ -120,7 +120,7 @@ impl AddressScreen<'_> {
     }
 
     /// Judges one address.
-    pub(super) fn judge(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
+    pub(super) fn check(&self, address: IpAddr, port: u16, terms: &AddressTerms) -> Result<(), VetError> {
         // Connecting to the unspecified address reaches this machine's loopback, whatever a rule says.
         if address.to_canonical().is_unspecified() {
             return Err(VetError::Own(address));

@@ -4,7 +4,7 @@ mod server;
 mod stale;
 
 use super::*;
-use crate::limits::Place;
+use crate::limits::Reservation;
 use crate::policy::rule::AddressSet;
 use crate::reason::Reason;
 use server::{Reply, Server, a, aaaa, cname, serve};
@@ -32,7 +32,7 @@ impl Control {
 
 /// Allows any lookup to start.
 fn freely() -> impl FnMut(bool) -> NamePace + Send {
-    |_| NamePace::Now(Place::for_tests(&Arc::default()))
+    |_| NamePace::Now(Reservation::for_tests(&Arc::default()))
 }
 
 struct World {

@@ -96,7 +96,7 @@ impl Fault {
 
 /// A failed handshake.
 #[derive(Debug)]
-pub struct Refused {
+pub struct FailedHandshake {
     /// The kind of failure.
     pub fault: Fault,
     /// The failure in words.
@@ -109,46 +109,49 @@ pub struct Refused {
 /// Performs the handshake of a connection.
 ///
 /// # Errors
-/// [`Refused`], also when `deadline` is done first. The client was sent the alert.
+/// [`FailedHandshake`], also when `deadline` is done first. The client was sent the alert.
 pub async fn handshake(
     socket: Socket,
     config: Arc<ServerConfig>,
     deadline: impl Future<Output = ()>,
-) -> Result<Stream, Refused> {
+) -> Result<Stream, FailedHandshake> {
     let handshake = async {
         // The library tries only once to write an alert, and the runtime assumes that a connection this new is
         // not writable yet.
         if let Err(error) = socket.tcp().writable().await {
-            return Err(Refused::of(&error));
+            return Err(FailedHandshake::of(&error));
         }
         let accepting = tokio_rustls::TlsAcceptor::from(config).accept(socket).into_fallible();
-        accepting.await.map_err(|(error, socket)| Refused { stream: Some(socket.into_tcp()), ..Refused::of(&error) })
+        accepting.await.map_err(|(error, socket)| FailedHandshake {
+            stream: Some(socket.into_tcp()),
+            ..FailedHandshake::of(&error)
+        })
     };
     tokio::select! {
         biased;
         done = handshake => done,
-        () = deadline => Err(Refused::timeout()),
+        () = deadline => Err(FailedHandshake::timeout()),
     }
 }
 
-impl Refused {
+impl FailedHandshake {
     /// Returns the error for a connection that does not begin with TLS.
-    pub fn not_tls() -> Refused {
-        Refused { fault: Fault::NotTls, why: "it does not begin like TLS".to_owned(), stream: None }
+    pub fn not_tls() -> FailedHandshake {
+        FailedHandshake { fault: Fault::NotTls, why: "it does not begin like TLS".to_owned(), stream: None }
     }
 
     /// Returns the error for a handshake that did not finish in time.
-    pub fn timeout() -> Refused {
-        Refused { fault: Fault::Timeout, why: "the handshake took too long".to_owned(), stream: None }
+    pub fn timeout() -> FailedHandshake {
+        FailedHandshake { fault: Fault::Timeout, why: "the handshake took too long".to_owned(), stream: None }
     }
 
-    fn of(error: &io::Error) -> Refused {
+    fn of(error: &io::Error) -> FailedHandshake {
         let fault = Fault::of(error);
         let why = match fault {
             Fault::ClientCertificateUnnamed => "no guest's name is in the client's certificate".to_owned(),
             _ => error.to_string(),
         };
-        Refused { fault, why, stream: None }
+        FailedHandshake { fault, why, stream: None }
     }
 }
 
@@ -171,8 +174,8 @@ impl Complaints {
     }
 
     /// Logs that a handshake with `peer` failed.
-    pub fn tell(&self, peer: Option<SocketAddr>, refused: &Refused) {
-        let Refused { fault, why, .. } = refused;
+    pub fn tell(&self, peer: Option<SocketAddr>, refused: &FailedHandshake) {
+        let FailedHandshake { fault, why, .. } = refused;
         let Some(untold) = self.lines.get(*fault as usize).and_then(Throttle::turn) else { return };
         let peer = peer.map(|peer| peer.to_string());
         let reason = fault.as_str();

@@ -3,7 +3,7 @@
 use super::guests::GuestPolicy;
 use super::rule::{AddressSet, Effect, Reach, Served};
 use super::rules::{Compiled, Rules};
-use super::store::{Place, Record};
+use super::store::{RulePosition, RuleRecord};
 use super::{AddressTerms, Mode, NamePermit, NameRefusal, Permit, Policy, Refusal};
 use ipnet::IpNet;
 use outgate_proto::identify::Claim;
@@ -66,7 +66,7 @@ pub(super) struct Evaluation<'a> {
 struct Verdicts<'a> {
     allowed: FirstRules,
     denied: FirstRules,
-    near: Option<(Near, Place)>,
+    near: Option<(Near, RulePosition)>,
     to: AddressScope<'a>,
     /// Some rule that allows uses `tcp://`.
     any_bytes: bool,
@@ -81,11 +81,9 @@ struct Unused {
     deny: bool,
 }
 
-/// For each of [`EACH`] the first rule that covers it.
+/// For each of [`Protocol::ALL`] the first rule that covers it.
 #[derive(Debug, Default)]
-struct FirstRules([Option<Place>; 4]);
-
-const EACH: [Protocol; 4] = [Protocol::Http, Protocol::Tls, Protocol::Raw, Protocol::H2c];
+struct FirstRules([Option<RulePosition>; Protocol::ALL.len()]);
 
 /// The `to=` of the rules that allow.
 #[derive(Debug, Default)]
@@ -113,7 +111,7 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     let allowed = match evaluation.verdict_without_rule(&verdicts) {
         _ if listed => verdicts.allowed.protocols(),
         Ok(protocols) => protocols,
-        Err((reason, place)) => return Err(refusal(rules, reason, place)),
+        Err((reason, position)) => return Err(refusal(rules, reason, position)),
     };
     let protocols = allowed.without(denied);
     if protocols.is_empty() {
@@ -123,11 +121,11 @@ pub(super) fn decide(policy: &Policy, claim: &Claim) -> Result<Permit, Refusal> 
     if verdicts.unused.allow {
         note_use(rules, &evaluation, Effect::Allow);
     }
-    let place = if listed { verdicts.allowed.first(protocols) } else { None };
+    let position = if listed { verdicts.allowed.first(protocols) } else { None };
     Ok(Permit {
         target: claim.target.clone(),
         protocols,
-        rule: place.and_then(|place| rules.location(place)),
+        rule: position.and_then(|position| rules.location(position)),
         observed: evaluation.guest_policy.mode == Mode::Observe && !listed,
         any_bytes: verdicts.any_bytes || !listed,
         addresses: AddressTerms {
@@ -146,7 +144,7 @@ fn note_use(rules: &Rules, evaluation: &Evaluation<'_>, effect: Effect) {
     rules.matching(&evaluation.claim.target.host, |record, compiled| {
         match (evaluation.ask(&record, compiled), effect) {
             (RuleVerdict::Allows(_), Effect::Allow) | (RuleVerdict::Denies(_), Effect::Deny) => {
-                rules.usage().note(record.place())
+                rules.usage().note(record.position())
             }
             _ => {}
         }
@@ -155,7 +153,7 @@ fn note_use(rules: &Rules, evaluation: &Evaluation<'_>, effect: Effect) {
 
 pub(super) fn permit_name(policy: &Policy, source: &Source, name: &HostName) -> Result<NamePermit, NameRefusal> {
     let rules = &policy.rules;
-    let refuse = |reason, place| NameRefusal { refusal: refusal(rules, reason, place), is_parent: false };
+    let refuse = |reason, position| NameRefusal { refusal: refusal(rules, reason, position), is_parent: false };
     if policy.unconfigured {
         return Err(refuse(Reason::NotConfigured, None));
     }
@@ -168,12 +166,12 @@ pub(super) fn permit_name(policy: &Policy, source: &Source, name: &HostName) -> 
     let (mut denied, mut allowed, mut open, mut expired) = (None, false, false, None);
     let mut to = AddressScope::default();
     rules.matching(&Host::Name(name.clone()), |record, compiled| {
-        let place = record.place();
+        let position = record.position();
         match compiled.terms.effect {
             Effect::Deny if compiled.expired() || compiled.terms.reach != Reach::Everything => {}
-            Effect::Deny => denied = earliest(denied, place),
+            Effect::Deny => denied = earliest(denied, position),
             Effect::Allow if !guest_policy.sees(&record) => {}
-            Effect::Allow if compiled.expired() => expired = earliest(expired, place),
+            Effect::Allow if compiled.expired() => expired = earliest(expired, position),
             Effect::Allow => {
                 allowed = true;
                 match &compiled.terms.to {
@@ -205,16 +203,16 @@ pub(super) fn permit_name(policy: &Policy, source: &Source, name: &HostName) -> 
     })
 }
 
-fn refusal(rules: &Rules, reason: Reason, place: Option<Place>) -> Refusal {
+fn refusal(rules: &Rules, reason: Reason, position: Option<RulePosition>) -> Refusal {
     // For flows and DNS queries alike: a guest whose query was refused never opens the flow.
-    if let (Reason::DeniedByRule, Some(place)) = (reason, place) {
-        rules.usage().note(place);
+    if let (Reason::DeniedByRule, Some(position)) = (reason, position) {
+        rules.usage().note(position);
     }
-    Refusal { reason, rule: place.and_then(|place| rules.location(place)) }
+    Refusal { reason, rule: position.and_then(|position| rules.location(position)) }
 }
 
-fn earliest(so_far: Option<Place>, place: Place) -> Option<Place> {
-    Some(so_far.map_or(place, |first| first.min(place)))
+fn earliest(so_far: Option<RulePosition>, position: RulePosition) -> Option<RulePosition> {
+    Some(so_far.map_or(position, |first| first.min(position)))
 }
 
 impl<'a> Evaluation<'a> {
@@ -232,8 +230,8 @@ impl<'a> Evaluation<'a> {
     }
 
     /// What happens to the claim if no rule allows it.
-    fn verdict_without_rule(&self, verdicts: &Verdicts<'_>) -> Result<Protocols, (Reason, Option<Place>)> {
-        let near = verdicts.near.map(|(near, place)| (near.reason(self.claim.spoken), Some(place)));
+    fn verdict_without_rule(&self, verdicts: &Verdicts<'_>) -> Result<Protocols, (Reason, Option<RulePosition>)> {
+        let near = verdicts.near.map(|(near, position)| (near.reason(self.claim.spoken), Some(position)));
         if self.guest_policy.mode == Mode::Whitelist {
             return Err(near.unwrap_or((Reason::NotWhitelisted, None)));
         }
@@ -243,8 +241,8 @@ impl<'a> Evaluation<'a> {
             () => return Ok(Protocols::ALL),
         };
         // The operator looks for a rule that fails for the same reason.
-        let place = near.filter(|(same, _)| *same == reason && self.guest_policy.mode == Mode::Observe);
-        Err(place.unwrap_or((reason, None)))
+        let position = near.filter(|(same, _)| *same == reason && self.guest_policy.mode == Mode::Observe);
+        Err(position.unwrap_or((reason, None)))
     }
 
     /// Limits what the list allows to what the guest's agreement allows.
@@ -263,7 +261,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// What does this rule decide?
-    pub(super) fn ask(&self, record: &Record, compiled: &Compiled) -> RuleVerdict {
+    pub(super) fn ask(&self, record: &RuleRecord, compiled: &Compiled) -> RuleVerdict {
         let terms = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
         match terms.effect {
@@ -294,27 +292,27 @@ impl<'a> Evaluation<'a> {
 }
 
 impl<'a> Verdicts<'a> {
-    fn add(&mut self, rules: &Rules, record: &Record, compiled: &'a Compiled, verdict: RuleVerdict) {
-        let place = record.place();
+    fn add(&mut self, rules: &Rules, record: &RuleRecord, compiled: &'a Compiled, verdict: RuleVerdict) {
+        let position = record.position();
         match verdict {
             RuleVerdict::Allows(protocols) => {
-                self.unused.allow |= !rules.usage().contains(place);
-                self.allowed.add(protocols, place);
+                self.unused.allow |= !rules.usage().contains(position);
+                self.allowed.add(protocols, position);
                 self.any_bytes |= matches!(compiled.terms.reach, Reach::Tcp(_));
                 if let Some(to) = &compiled.terms.to {
                     self.to.extend(to);
                 }
             }
             RuleVerdict::Denies(protocols) => {
-                self.unused.deny |= !rules.usage().contains(place);
-                self.denied.add(protocols, place);
+                self.unused.deny |= !rules.usage().contains(position);
+                self.denied.add(protocols, position);
             }
             RuleVerdict::Near(near) => {
                 self.near = match self.near {
-                    Some((nearest, first)) if nearest > near || (nearest == near && first <= place) => {
+                    Some((nearest, first)) if nearest > near || (nearest == near && first <= position) => {
                         Some((nearest, first))
                     }
-                    _ => Some((near, place)),
+                    _ => Some((near, position)),
                 };
             }
             RuleVerdict::Nothing => {}
@@ -323,24 +321,24 @@ impl<'a> Verdicts<'a> {
 }
 
 impl FirstRules {
-    fn add(&mut self, protocols: Protocols, place: Place) {
-        for (first, protocol) in self.0.iter_mut().zip(EACH) {
+    fn add(&mut self, protocols: Protocols, position: RulePosition) {
+        for (first, protocol) in self.0.iter_mut().zip(Protocol::ALL) {
             if protocols.contains(protocol) {
-                *first = earliest(*first, place);
+                *first = earliest(*first, position);
             }
         }
     }
 
     fn protocols(&self) -> Protocols {
-        let spoken_of = self.0.iter().zip(EACH).filter(|(first, _)| first.is_some());
+        let spoken_of = self.0.iter().zip(Protocol::ALL).filter(|(first, _)| first.is_some());
         spoken_of.fold(Protocols::NONE, |all, (_, protocol)| all.union(Protocols::only(protocol)))
     }
 
     /// The first rule that covers any of `protocols`.
-    fn first(&self, protocols: Protocols) -> Option<Place> {
+    fn first(&self, protocols: Protocols) -> Option<RulePosition> {
         self.0
             .iter()
-            .zip(EACH)
+            .zip(Protocol::ALL)
             .filter(|(_, protocol)| protocols.contains(*protocol))
             .filter_map(|(first, _)| *first)
             .min()

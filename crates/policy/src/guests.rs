@@ -4,7 +4,7 @@
 use super::agreement::Agreement;
 use super::nets::{NONE, NetTable};
 use super::rules::Rules;
-use super::store::Record;
+use super::store::RuleRecord;
 use super::{Mode, PolicySettings, Unknown};
 use ipnet::IpNet;
 use outgate_proto::source::{Source, Standing};
@@ -146,7 +146,7 @@ impl Guests {
     }
 
     /// Finds out which guest this is.
-    pub(super) fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
+    pub(super) fn source_at(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
         let index = self.search(address, certified.as_deref()).unwrap_or(Standing::UNDECLARED);
         Source::identified(address, certified, Standing { generation: self.generation, index })
     }
@@ -190,8 +190,8 @@ impl Guests {
 
 impl GuestPolicy {
     /// Does the `allow` rule apply here?
-    pub(super) fn sees(&self, record: &Record) -> bool {
-        self.sees_file(record.place().file)
+    pub(super) fn sees(&self, record: &RuleRecord) -> bool {
+        self.sees_file(record.position().file)
     }
 
     /// Do the `allow` rules of this file apply here?

@@ -195,8 +195,8 @@ impl Policy {
 
     /// Finds out which guest is at `address`; `certified` is the name in its verified certificate, if it showed one.
     /// This policy need not search for the source again.
-    pub fn identify(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
-        self.guests.identify(address, certified)
+    pub fn source_at(&self, address: IpAddr, certified: Option<Arc<str>>) -> Source {
+        self.guests.source_at(address, certified)
     }
 
     /// Did this policy identify the source?

@@ -241,7 +241,7 @@ pub(super) fn bit(index: usize) -> u128 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::store::Place;
+    use super::super::store::RulePosition;
     use super::*;
     use outgate_proto::name::MAX_NAME;
 
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn every_name_is_found_among_many_and_no_other() {
         let (mut store, mut names) = (Store::default(), Names::default());
-        let said = |line, shape| Said { place: Place { file: 0, line }, shape };
+        let said = |line, shape| Said { position: RulePosition { file: 0, line }, shape };
         let name = |index: u32| format!("n{index}.io");
         for index in 0..20_000 {
             names.insert(&mut store, &name(index), said(index, Shape::Exact), 0).unwrap();
@@ -276,7 +276,7 @@ mod tests {
         }
         for index in 0..40_000 {
             let found = names.get(&store, &name(index)).and_then(|at| store.get(at));
-            assert_eq!(found.map(|record| record.place().line), (index < 20_000).then_some(index));
+            assert_eq!(found.map(|record| record.position().line), (index < 20_000).then_some(index));
         }
         assert_eq!(names.count, 20_000);
         assert!(names.has_base_depth(2) && !names.has_base_depth(1));
@@ -286,7 +286,7 @@ mod tests {
     #[test]
     fn room_that_was_asked_for_is_there_and_names_before_it_stay() {
         let (mut store, mut names) = (Store::default(), Names::default());
-        let said = Said { place: Place { file: 0, line: 1 }, shape: Shape::Exact };
+        let said = Said { position: RulePosition { file: 0, line: 1 }, shape: Shape::Exact };
         names.insert(&mut store, "a.io", said, 0).unwrap();
         names.make_room(&store, 1000);
         let lines = names.lines.len();

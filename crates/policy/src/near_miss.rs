@@ -7,7 +7,7 @@ use super::evaluation::{Evaluation, Near, RuleVerdict};
 use super::names::Labels;
 use super::rule::{Effect, Ports, Reach};
 use super::rules::{Compiled, Rules};
-use super::store::{Record, Shape};
+use super::store::{RuleRecord, Shape};
 use super::{NearMiss, Policy};
 use outgate_proto::identify::Claim;
 use outgate_proto::target::{Host, Protocol, Protocols, Transport};
@@ -25,7 +25,7 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
     let evaluation = Evaluation::open(policy, claim).ok()?;
     if evaluation.agreed(Protocols::ALL).is_err() {
         // Even if the list also refuses the claim, its rules do not help.
-        let spoken = claim.spoken.map_or_else(String::new, |spoken| format!(" for {}", spoken.as_str()));
+        let spoken = claim.spoken.map_or_else(String::new, |spoken| format!(" for {}", spoken.rule_word()));
         return Some(NearMiss {
             rule: None,
             advice: format!("the guest's manifest does not name {}{spoken}", claim.target),
@@ -36,7 +36,7 @@ pub(super) fn near_miss(policy: &Policy, claim: &Claim) -> Option<NearMiss> {
         Host::Name(name) => search.related(&Labels::of(name.as_str())).or_else(|| search.mistyped(name.as_str())),
         Host::Addr(_) => None,
     })?;
-    Some(NearMiss { rule: Some(policy.rules.location(record.place())?), advice })
+    Some(NearMiss { rule: Some(policy.rules.location(record.position())?), advice })
 }
 
 struct Search<'a> {
@@ -44,11 +44,11 @@ struct Search<'a> {
     evaluation: Evaluation<'a>,
 }
 
-type Found = (Record, String);
+type Found = (RuleRecord, String);
 
 /// Why a rule for the same host does not allow the claim. The later the variant, the likelier the cause.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Cause {
+enum MissCause {
     OtherGuest,
     Near(Near),
     Denied,
@@ -56,16 +56,17 @@ enum Cause {
 
 impl<'a> Search<'a> {
     fn same_host(&self) -> Option<Found> {
-        let mut best: Option<(Cause, Record, &Compiled)> = None;
+        let mut best: Option<(MissCause, RuleRecord, &Compiled)> = None;
         self.rules.matching(&self.evaluation.claim.target.host, |record, compiled| {
             let cause = match self.evaluation.ask(&record, compiled) {
-                RuleVerdict::Denies(_) => Cause::Denied,
-                RuleVerdict::Near(near) => Cause::Near(near),
-                RuleVerdict::Nothing if self.is_elsewhere(&record, compiled) => Cause::OtherGuest,
+                RuleVerdict::Denies(_) => MissCause::Denied,
+                RuleVerdict::Near(near) => MissCause::Near(near),
+                RuleVerdict::Nothing if self.is_elsewhere(&record, compiled) => MissCause::OtherGuest,
                 RuleVerdict::Allows(_) | RuleVerdict::Nothing => return,
             };
-            let nearer = best
-                .is_none_or(|(so_far, first, _)| cause > so_far || (cause == so_far && record.place() < first.place()));
+            let nearer = best.is_none_or(|(so_far, first, _)| {
+                cause > so_far || (cause == so_far && record.position() < first.position())
+            });
             if nearer {
                 best = Some((cause, record, compiled));
             }
@@ -74,34 +75,34 @@ impl<'a> Search<'a> {
     }
 
     /// Is it an allow rule that fails only because it is for another guest?
-    fn is_elsewhere(&self, record: &Record, compiled: &Compiled) -> bool {
+    fn is_elsewhere(&self, record: &RuleRecord, compiled: &Compiled) -> bool {
         compiled.terms.effect == Effect::Allow && !compiled.expired() && !self.evaluation.guest_policy.sees(record)
     }
 
-    fn explain(&self, cause: Cause, record: &Record, compiled: &Compiled) -> String {
+    fn explain(&self, cause: MissCause, record: &RuleRecord, compiled: &Compiled) -> String {
         let claim = self.evaluation.claim;
         let rule = self.rules.written(record);
         let would = self.would_match(&claim.target.host.to_string());
         let port = claim.target.port;
         match cause {
-            Cause::Denied => format!("`deny {rule}` refuses it, whatever else allows it"),
-            Cause::OtherGuest => format!("`{rule}` stands in a file that does not hold for this guest"),
-            Cause::Near(Near::Ech) => {
+            MissCause::Denied => format!("`deny {rule}` refuses it, whatever else allows it"),
+            MissCause::OtherGuest => format!("`{rule}` stands in a file that does not hold for this guest"),
+            MissCause::Near(Near::Ech) => {
                 format!("`{rule}` allows it without encrypted ClientHello; `{would} ech=allow` would match")
             }
-            Cause::Near(Near::Expired) => match compiled.terms.until {
+            MissCause::Near(Near::Expired) => match compiled.terms.until {
                 Some(until) => format!("`{rule}` held until {until}"),
                 None => format!("`{rule}` has expired"),
             },
-            Cause::Near(Near::Protocol) if claim.spoken == Some(Protocol::H2c) => {
+            MissCause::Near(Near::Protocol) if claim.spoken == Some(Protocol::H2c) => {
                 format!(
                     "`{rule}` holds names to it, and HTTP/2 in clear shows none that is read; `{would}` would match"
                 )
             }
-            Cause::Near(Near::Protocol) => {
+            MissCause::Near(Near::Protocol) => {
                 format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach))
             }
-            Cause::Near(Near::Port) => match compiled.terms.reach.serves(claim.transport, port) {
+            MissCause::Near(Near::Port) => match compiled.terms.reach.serves(claim.transport, port) {
                 Some(_) => {
                     format!("port {port} is blocked for rules that do not name it; `{would}` would match")
                 }
@@ -151,10 +152,10 @@ impl<'a> Search<'a> {
         Some((record, format!("`{www}` allows that host alone; `{would}` would match")))
     }
 
-    fn glob(&self, name: &str) -> Option<Record> {
-        let mut first: Option<Record> = None;
+    fn glob(&self, name: &str) -> Option<RuleRecord> {
+        let mut first: Option<RuleRecord> = None;
         self.rules.matching_globs(&Labels::of(name), |record| {
-            if self.is_open(&record) && first.is_none_or(|first| record.place() < first.place()) {
+            if self.is_open(&record) && first.is_none_or(|first| record.position() < first.position()) {
                 first = Some(record);
             }
         });
@@ -175,11 +176,11 @@ impl<'a> Search<'a> {
     }
 
     /// The first of these that allows something to this guest today.
-    fn first(&self, records: impl Iterator<Item = Record>) -> Option<Record> {
-        records.filter(|record| self.is_open(record)).min_by_key(|record| record.place())
+    fn first(&self, records: impl Iterator<Item = RuleRecord>) -> Option<RuleRecord> {
+        records.filter(|record| self.is_open(record)).min_by_key(|record| record.position())
     }
 
-    fn is_open(&self, record: &Record) -> bool {
+    fn is_open(&self, record: &RuleRecord) -> bool {
         self.evaluation.guest_policy.sees(record)
             && self
                 .rules

@@ -8,7 +8,7 @@
 use super::globs;
 use super::rule::Effect;
 use super::rules::Rules;
-use super::store::{Record, Shape};
+use super::store::{RuleRecord, Shape};
 use crate::cooperate;
 use outgate_proto::name::MAX_NAME;
 use std::cmp::Ordering;
@@ -48,7 +48,7 @@ impl Parents {
         let mut inner: BTreeMap<u16, Vec<u128>> = BTreeMap::new();
         let mut regexes = Vec::new();
         for record in rules.records().filter(|record| is_open(rules, record)) {
-            let file = record.place().file;
+            let file = record.position().file;
             match record.shape() {
                 Shape::Net => {}
                 Shape::Regex => regexes.extend(rules.regex_tails(&record).map(|tail| (file, Box::from(tail)))),
@@ -112,23 +112,23 @@ impl Parents {
         let labels = name.split('.').count();
         // The last one is the tail of a glob without literal labels at its end.
         let suffixes = name.match_indices('.').filter_map(|(at, _)| name.get(at + 1..)).chain([""]);
-        let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.place().file)).collect::<Vec<_>>();
+        let mut files = self.inner.iter().filter_map(|at| Some(rules.record(*at)?.position().file)).collect::<Vec<_>>();
         files.dedup();
         for (suffix, file) in suffixes.flat_map(|suffix| files.iter().map(move |file| (suffix, *file))) {
             if !sees(file) {
                 continue;
             }
             let before = |at: &u32| match rules.record(*at) {
-                Some(record) if record.place().file == file => {
+                Some(record) if record.position().file == file => {
                     backwards(text(rules, *at), suffix.as_bytes()) == Ordering::Less
                 }
-                Some(record) => record.place().file < file,
+                Some(record) => record.position().file < file,
                 None => false,
             };
             let start = self.inner.partition_point(before);
             let same = self.inner.iter().skip(start).map_while(|at| {
                 let record = rules.record(*at)?;
-                (record.place().file == file && rules.tail(&record) == suffix.as_bytes()).then_some(record)
+                (record.position().file == file && rules.tail(&record) == suffix.as_bytes()).then_some(record)
             });
             for (count, record) in same.enumerate() {
                 if count >= MAX_INNER || rules.glob(&record).is_some_and(|glob| glob.reaches_past(labels)) {
@@ -168,7 +168,7 @@ fn first_not(mut range: Range<usize>, is_before: impl Fn(usize) -> bool) -> usiz
     range.start
 }
 
-fn is_open(rules: &Rules, record: &Record) -> bool {
+fn is_open(rules: &Rules, record: &RuleRecord) -> bool {
     rules.compiled(record).is_some_and(|compiled| !compiled.expired() && compiled.terms.effect == Effect::Allow)
 }
 

@@ -9,7 +9,7 @@ use super::parents::Parents;
 use super::ports::OpenPorts;
 use super::regexes::{Regexes, RegexesBuilder};
 use super::rule::{AddressSet, Effect, Scope, Subject, Terms};
-use super::store::{Place, Record, Said, Shape, Store};
+use super::store::{RulePosition, RuleRecord, Said, Shape, Store};
 use super::usage::{Hash, Mark, Usage};
 use foldhash::fast::RandomState;
 use ipnet::IpNet;
@@ -215,27 +215,29 @@ impl Rules {
         if self.used() == 0 {
             return HashSet::new();
         }
-        self.marks(|record| self.usage.contains(record.place())).map(|(mark, _)| mark).collect()
+        self.marks(|record| self.usage.contains(record.position())).map(|(mark, _)| mark).collect()
     }
 
     /// Notes as used the rules that were used in another version of the list. Takes time in the number of all rules.
     pub fn note_used(&self, marks: &HashSet<Mark>) {
         if !marks.is_empty() {
-            self.marks(|_| true).filter(|(mark, _)| marks.contains(mark)).for_each(|(_, place)| self.usage.note(place));
+            self.marks(|_| true)
+                .filter(|(mark, _)| marks.contains(mark))
+                .for_each(|(_, position)| self.usage.note(position));
         }
     }
 
     /// Rules with their marks.
-    fn marks(&self, mut wanted: impl FnMut(&Record) -> bool) -> impl Iterator<Item = (Mark, Place)> {
+    fn marks(&self, mut wanted: impl FnMut(&RuleRecord) -> bool) -> impl Iterator<Item = (Mark, RulePosition)> {
         let files: Vec<Hash> = self.files.iter().map(|name| Hash::of_file(name)).collect();
         let terms: Vec<Hash> = self.terms.iter().map(|compiled| Hash::of_terms(&compiled.terms)).collect();
         self.store.all().filter(move |record| wanted(record)).filter_map(move |record| {
-            let (file, terms) = (files.get(usize::from(record.place().file))?, terms.get(record.terms as usize)?);
+            let (file, terms) = (files.get(usize::from(record.position().file))?, terms.get(record.terms as usize)?);
             let mark = match record.shape() {
                 Shape::Glob | Shape::Regex | Shape::Net => file.rule(record.shape(), &self.written(&record), *terms),
                 shape => file.rule(shape, self.store.name(&record), *terms),
             };
-            Some((mark, record.place()))
+            Some((mark, record.position()))
         })
     }
 
@@ -245,8 +247,8 @@ impl Rules {
     }
 
     /// Calls `found` with every rule whose subject matches `host`, in no order, perhaps more than once for one rule.
-    pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(Record, &'a Compiled)) {
-        let mut report = |record: Record| {
+    pub(super) fn matching<'a>(&'a self, host: &Host, mut found: impl FnMut(RuleRecord, &'a Compiled)) {
+        let mut report = |record: RuleRecord| {
             if let Some(terms) = self.terms.get(record.terms as usize) {
                 found(record, terms);
             }
@@ -269,30 +271,30 @@ impl Rules {
     }
 
     /// Calls `found` with every glob rule that matches the name.
-    pub(super) fn matching_globs(&self, name: &Labels<'_>, mut found: impl FnMut(Record)) {
+    pub(super) fn matching_globs(&self, name: &Labels<'_>, mut found: impl FnMut(RuleRecord)) {
         self.globs.matching(name, |head| self.chain(Some(head)).for_each(&mut found));
     }
 
     /// The rules chained from `head`.
-    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
+    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = RuleRecord> {
         self.store.chain(head)
     }
 
     /// The rules of an exact name.
-    pub(super) fn of_name(&self, name: &str) -> impl Iterator<Item = Record> {
+    pub(super) fn of_name(&self, name: &str) -> impl Iterator<Item = RuleRecord> {
         let head = self.names.get(&self.store, name);
         self.chain(head).filter(|record| record.shape() == Shape::Exact)
     }
 
     /// The wildcard rules of a base of `labels` labels.
-    pub(super) fn of_base(&self, base: &str, labels: usize) -> impl Iterator<Item = Record> {
+    pub(super) fn of_base(&self, base: &str, labels: usize) -> impl Iterator<Item = RuleRecord> {
         let head = if self.has_depth(labels) { self.names.get(&self.store, base) } else { None };
         self.chain(head).filter(|record| record.shape() != Shape::Exact)
     }
 
-    pub(super) fn location(&self, place: Place) -> Option<super::Location> {
-        let file = Arc::clone(self.files.get(usize::from(place.file))?);
-        Some(super::Location { file, line: place.line })
+    pub(super) fn location(&self, position: RulePosition) -> Option<super::Location> {
+        let file = Arc::clone(self.files.get(usize::from(position.file))?);
+        Some(super::Location { file, line: position.line })
     }
 
     /// The networks of `deny` rules, which apply to the addresses of names.
@@ -310,7 +312,7 @@ impl Rules {
         &self.open_ports
     }
 
-    pub(super) fn compiled(&self, record: &Record) -> Option<&Compiled> {
+    pub(super) fn compiled(&self, record: &RuleRecord) -> Option<&Compiled> {
         self.terms.get(record.terms as usize)
     }
 
@@ -320,17 +322,17 @@ impl Rules {
     }
 
     /// Every rule, in the order in which they were added.
-    pub(super) fn records(&self) -> impl Iterator<Item = Record> {
+    pub(super) fn records(&self) -> impl Iterator<Item = RuleRecord> {
         self.store.all()
     }
 
     /// The rule at a place in the store.
-    pub(super) fn record(&self, at: u32) -> Option<Record> {
+    pub(super) fn record(&self, at: u32) -> Option<RuleRecord> {
         self.store.get(at)
     }
 
     /// The name that all names of a name rule or a glob end in; the whole name of an exact rule.
-    pub(super) fn tail(&self, record: &Record) -> &[u8] {
+    pub(super) fn tail(&self, record: &RuleRecord) -> &[u8] {
         match record.shape() {
             Shape::Glob => self.glob(record).map_or(&[], |glob| glob.tail().as_bytes()),
             _ => self.store.name_bytes(record),
@@ -338,12 +340,12 @@ impl Rules {
     }
 
     /// The pattern of a glob rule.
-    pub(super) fn glob(&self, record: &Record) -> Option<&globs::Glob> {
+    pub(super) fn glob(&self, record: &RuleRecord) -> Option<&globs::Glob> {
         self.globs.get(self.store.index(record) as usize)
     }
 
     /// The names, if any, above all names of a regex rule.
-    pub(super) fn regex_tails(&self, record: &Record) -> impl Iterator<Item = &str> {
+    pub(super) fn regex_tails(&self, record: &RuleRecord) -> impl Iterator<Item = &str> {
         self.regexes.tails(self.store.index(record) as usize)
     }
 
@@ -353,7 +355,7 @@ impl Rules {
     }
 
     /// The subject of a rule as it is written.
-    pub(super) fn written(&self, record: &Record) -> String {
+    pub(super) fn written(&self, record: &RuleRecord) -> String {
         let at = self.store.index(record) as usize;
         let name = || self.store.name(record);
         match record.shape() {
@@ -445,7 +447,7 @@ impl Builder {
         if let Some(last) = self.lines.get_mut(usize::from(file.0)) {
             *last = line.max(*last);
         }
-        let said = |shape| Said { place: Place { file: file.0, line }, shape };
+        let said = |shape| Said { position: RulePosition { file: file.0, line }, shape };
         match *subject {
             Subject::Name { base, scope } => self.name(base, said(Shape::of(scope)), interned)?,
             Subject::Glob { pattern, scope } => {

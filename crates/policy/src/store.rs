@@ -23,7 +23,7 @@ pub(super) struct Store {
 
 /// One rule.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
+pub(super) struct RuleRecord {
     /// Its place.
     at: u32,
     /// The next rule with the same subject.
@@ -35,13 +35,13 @@ pub(super) struct Record {
 /// The position of a rule and its kind of subject.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Said {
-    pub(super) place: Place,
+    pub(super) position: RulePosition,
     pub(super) shape: Shape,
 }
 
 /// The position of a rule, in the order in which rules are reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Place {
+pub(super) struct RulePosition {
     pub(super) file: u16,
     pub(super) line: u32,
 }
@@ -59,9 +59,9 @@ pub(super) enum Shape {
     Net,
 }
 
-impl Record {
-    pub(super) fn place(&self) -> Place {
-        self.said.place
+impl RuleRecord {
+    pub(super) fn position(&self) -> RulePosition {
+        self.said.position
     }
 
     pub(super) fn shape(&self) -> Shape {
@@ -103,24 +103,24 @@ impl Store {
         Ok(())
     }
 
-    pub(super) fn get(&self, at: u32) -> Option<Record> {
+    pub(super) fn get(&self, at: u32) -> Option<RuleRecord> {
         let [l0, l1, l2, l3, n0, n1, n2, n3, t0, t1, t2, t3, f0, f1, _, shape] = *self.header(at)?;
-        let place = Place { file: u16::from_le_bytes([f0, f1]), line: u32::from_le_bytes([l0, l1, l2, l3]) };
-        Some(Record {
+        let position = RulePosition { file: u16::from_le_bytes([f0, f1]), line: u32::from_le_bytes([l0, l1, l2, l3]) };
+        Some(RuleRecord {
             at,
             next: u32::from_le_bytes([n0, n1, n2, n3]),
             terms: u32::from_le_bytes([t0, t1, t2, t3]),
-            said: Said { place, shape: Shape::read(shape)? },
+            said: Said { position, shape: Shape::read(shape)? },
         })
     }
 
     /// The rules chained from `head`.
-    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = Record> {
+    pub(super) fn chain(&self, head: Option<u32>) -> impl Iterator<Item = RuleRecord> {
         std::iter::successors(head.and_then(|head| self.get(head)), |last| self.get(last.next))
     }
 
     /// All rules, in the order in which they were added. Takes long if there are many.
-    pub(super) fn all(&self) -> impl Iterator<Item = Record> {
+    pub(super) fn all(&self) -> impl Iterator<Item = RuleRecord> {
         std::iter::successors(self.get(0), |last| {
             cooperate::step();
             let length = self.header(last.at)?[14];
@@ -137,18 +137,18 @@ impl Store {
     }
 
     /// The name of any rule of a name.
-    pub(super) fn name(&self, record: &Record) -> &str {
+    pub(super) fn name(&self, record: &RuleRecord) -> &str {
         std::str::from_utf8(self.name_bytes(record)).unwrap_or_default()
     }
 
     /// The same as bytes, so that a caller with many names need not check each one as UTF-8.
-    pub(super) fn name_bytes(&self, record: &Record) -> &[u8] {
+    pub(super) fn name_bytes(&self, record: &RuleRecord) -> &[u8] {
         let elsewhere = self.header(record.at).is_some_and(|header| header[14] == ELSEWHERE);
         self.name_at(if elsewhere { self.index(record) } else { record.at })
     }
 
     /// What was given as `index`.
-    pub(super) fn index(&self, record: &Record) -> u32 {
+    pub(super) fn index(&self, record: &RuleRecord) -> u32 {
         let start = (record.at as usize).saturating_add(HEADER);
         let index = self.bytes.get(start..).and_then(|rest| rest.first_chunk());
         index.map_or(NONE, |index| u32::from_le_bytes(*index))
@@ -165,8 +165,8 @@ impl Store {
     fn push(&mut self, said: Said, terms: u32, next: u32, length: u8, text: &[u8]) -> Result<u32, BuildError> {
         let at = u32::try_from(self.bytes.len()).ok().filter(|at| *at != NONE).ok_or(BuildError::TooLarge)?;
         let mut header = [0; HEADER];
-        let fields = said.place.line.to_le_bytes().into_iter().chain(next.to_le_bytes()).chain(terms.to_le_bytes());
-        let fields = fields.chain(said.place.file.to_le_bytes()).chain([length, said.shape as u8]);
+        let fields = said.position.line.to_le_bytes().into_iter().chain(next.to_le_bytes()).chain(terms.to_le_bytes());
+        let fields = fields.chain(said.position.file.to_le_bytes()).chain([length, said.shape as u8]);
         header.iter_mut().zip(fields).for_each(|(to, from)| *to = from);
         self.bytes.extend_from_slice(&header);
         self.bytes.extend_from_slice(text);
@@ -175,12 +175,11 @@ impl Store {
 
     /// Is one of the first rules from `head` a duplicate? It then keeps the earlier line.
     fn said_before(&mut self, head: u32, said: Said, terms: u32) -> bool {
-        let same = self
-            .chain(Some(head))
-            .take(DEDUPLICATED)
-            .find(|record| (record.terms, record.shape(), record.place().file) == (terms, said.shape, said.place.file));
+        let same = self.chain(Some(head)).take(DEDUPLICATED).find(|record| {
+            (record.terms, record.shape(), record.position().file) == (terms, said.shape, said.position.file)
+        });
         if let Some(same) = same {
-            self.put(same.at, 0, same.place().line.min(said.place.line).to_le_bytes());
+            self.put(same.at, 0, same.position().line.min(said.position.line).to_le_bytes());
         }
         same.is_some()
     }
@@ -206,7 +205,7 @@ mod tests {
     use super::*;
 
     fn said(file: u16, line: u32, shape: Shape) -> Said {
-        Said { place: Place { file, line }, shape }
+        Said { position: RulePosition { file, line }, shape }
     }
 
     #[test]
@@ -238,7 +237,7 @@ mod tests {
         store.push_name(said(0, 4, Shape::Below), 0, "").unwrap();
         store.push_name(said(0, 5, Shape::Exact), 0, &"a".repeat(MAX_NAME)).unwrap();
         store.push_name(said(0, 6, Shape::Exact), 0, "b").unwrap();
-        assert_eq!(store.all().map(|record| record.place().line).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
+        assert_eq!(store.all().map(|record| record.position().line).collect::<Vec<_>>(), [1, 2, 3, 4, 5, 6]);
     }
 
     #[test]
@@ -260,8 +259,9 @@ mod tests {
         store.push_same_name(said(0, 3, Shape::Exact), 0, head).unwrap();
         store.push_same_name(said(0, 5, Shape::Exact), 0, head).unwrap();
         store.push_same_name(said(1, 1, Shape::Exact), 0, head).unwrap();
-        let places: Vec<_> = store.chain(Some(head)).map(|record| (record.place().file, record.place().line)).collect();
-        assert_eq!(places, [(0, 3), (1, 1)]);
+        let positions: Vec<_> =
+            store.chain(Some(head)).map(|record| (record.position().file, record.position().line)).collect();
+        assert_eq!(positions, [(0, 3), (1, 1)]);
     }
 
     #[test]

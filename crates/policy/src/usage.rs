@@ -5,7 +5,7 @@
 //! restarts, wherever the rule has moved within its file.
 
 use super::rule::{Effect, Ports, Reach, Terms};
-use super::store::{Place, Shape};
+use super::store::{RulePosition, Shape};
 use std::fmt::Write;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -31,14 +31,14 @@ impl Usage {
     }
 
     /// Is the line already noted? Also true if there is no room to note it.
-    pub(super) fn contains(&self, place: Place) -> bool {
-        self.word(place).is_none_or(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
+    pub(super) fn contains(&self, position: RulePosition) -> bool {
+        self.word(position).is_none_or(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
     /// Notes the line. Writes only what is new, so that threads which decide by the same rules do not invalidate
     /// each other's cache lines.
-    pub(super) fn note(&self, place: Place) {
-        if let Some((word, bit)) = self.word(place)
+    pub(super) fn note(&self, position: RulePosition) {
+        if let Some((word, bit)) = self.word(position)
             && word.load(Ordering::Relaxed) & bit == 0
         {
             word.fetch_or(bit, Ordering::Relaxed);
@@ -60,9 +60,9 @@ impl Usage {
         })
     }
 
-    fn word(&self, place: Place) -> Option<(&AtomicU64, u64)> {
-        let word = self.files.get(usize::from(place.file))?.get(place.line as usize / 64)?;
-        Some((word, 1 << (place.line % 64)))
+    fn word(&self, position: RulePosition) -> Option<(&AtomicU64, u64)> {
+        let word = self.files.get(usize::from(position.file))?.get(position.line as usize / 64)?;
+        Some((word, 1 << (position.line % 64)))
     }
 }
 
@@ -130,17 +130,17 @@ impl Hash {
 mod tests {
     use super::*;
 
-    fn at(file: u16, line: u32) -> Place {
-        Place { file, line }
+    fn at(file: u16, line: u32) -> RulePosition {
+        RulePosition { file, line }
     }
 
     #[test]
     fn lines_are_noted_once_and_come_back_in_order() {
         let usage = Usage::new(&[3, 200]);
-        for place in [at(1, 200), at(0, 3), at(1, 1), at(1, 64), at(1, 63), at(0, 3)] {
-            assert_eq!(usage.contains(place), place == at(0, 3) && usage.count() > 2, "{place:?}");
-            usage.note(place);
-            assert!(usage.contains(place));
+        for position in [at(1, 200), at(0, 3), at(1, 1), at(1, 64), at(1, 63), at(0, 3)] {
+            assert_eq!(usage.contains(position), position == at(0, 3) && usage.count() > 2, "{position:?}");
+            usage.note(position);
+            assert!(usage.contains(position));
         }
         assert_eq!(usage.lines().collect::<Vec<_>>(), [(0, 3), (1, 1), (1, 63), (1, 64), (1, 200)]);
         assert_eq!(usage.count(), 5);
@@ -149,9 +149,9 @@ mod tests {
     #[test]
     fn a_line_without_room_is_not_noted_and_asks_for_nothing() {
         let usage = Usage::new(&[3]);
-        for place in [at(1, 1), at(0, 64), at(0, u32::MAX)] {
-            usage.note(place);
-            assert!(usage.contains(place));
+        for position in [at(1, 1), at(0, 64), at(0, u32::MAX)] {
+            usage.note(position);
+            assert!(usage.contains(position));
         }
         assert_eq!(usage.count(), 0);
     }

@@ -70,7 +70,8 @@ pub struct Claim {
     pub target: Target,
     /// TCP, UDP or QUIC.
     pub transport: Transport,
-    /// The protocol of the first bytes; `None` while none have been seen.
+    /// What is spoken, as far as it has been judged; `None` before that. It changes when the stream shows more. Requests
+    /// inside a tunnel have records and claims of their own.
     pub spoken: Option<Protocol>,
     /// A ClientHello with encrypted_client_hello (RFC 9849) was shown.
     pub ech: bool,

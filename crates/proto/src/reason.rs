@@ -4,157 +4,110 @@
 use std::borrow::Cow;
 use std::fmt;
 
-/// The reason of a verdict. [`Reason::as_str`] is the metric label, the log value, the word in the
-/// answer to the guest and the anchor in the documentation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Reason {
-    /// Allowed.
-    None,
-    /// No rule allows the destination.
-    NotWhitelisted,
-    /// A `deny` rule refuses it.
-    DeniedByRule,
-    /// The rule that would allow it has expired (`until`).
-    RuleExpired,
-    /// A rule allows the host, but not on this port.
-    PortNotAllowed,
-    /// A rule allows host and port, but not for this protocol.
-    ProtocolNotAllowed,
-    /// The address is in the floor: private, special-purpose, outgate's own or another guest's.
-    AddressFloor,
-    /// The connection shows no name where one is required.
-    NoName,
-    /// The names that the connection shows differ.
-    NameMismatch,
-    /// The guest's bytes have no single valid interpretation.
-    Malformed,
-    /// The ClientHello carries encrypted_client_hello.
-    Ech,
-    /// The guest's mode is `none`.
-    ModeNone,
-    /// The source is not a declared guest.
-    UnknownGuest,
-    /// The name could not be resolved.
-    ResolveFailed,
-    /// No vetted address could be connected to, or the upstream closed prematurely.
-    DialFailed,
-    /// A deadline passed.
-    Timeout,
-    /// A later list or policy refuses what was allowed before.
-    Revoked,
-    /// The guest has too many connections.
-    LimitConnections,
-    /// The guest exceeds its rate.
-    LimitRate,
-    /// The daemon has too many connections.
-    LimitTotal,
-    /// The daemon is stopping.
-    ShuttingDown,
-    /// The guest wants to look up too many names that nobody has asked for before.
-    LimitNames,
-    /// HTTP/2 in clear is used where names must be judged.
-    H2c,
-    /// The upstream's response is malformed or truncated.
-    ProtocolError,
-    /// The access log can't be written, and without it nothing is allowed.
-    LogFailed,
-    /// There is no configuration or list to apply.
-    NotConfigured,
-}
-
-/// The outcome of a flow.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u8)]
-pub enum Verdict {
-    /// Allowed by the policy, and the destination was reached.
-    Allowed,
-    /// Refused.
-    Denied,
-    /// Allowed by the policy, but it failed.
-    Failed,
-    /// Allowed because the mode is `observe`; no rule allows it.
-    Observed,
-}
-
-impl Verdict {
-    /// All verdicts, in the order of their discriminants.
-    pub const ALL: [Verdict; 4] = [Verdict::Allowed, Verdict::Denied, Verdict::Failed, Verdict::Observed];
-
-    /// Returns the metric label and log value.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Verdict::Allowed => "allowed",
-            Verdict::Denied => "denied",
-            Verdict::Failed => "failed",
-            Verdict::Observed => "observed",
+/// Declares an enum of fixed words. Variants, `ALL` and `as_str` come from one list, so none of them can lack an
+/// entry, and a discriminant is an index into `ALL`.
+macro_rules! enum_of_words {
+    (
+        $(#[$of_enum:meta])*
+        pub enum $name:ident {
+            $($(#[$of_variant:meta])* $variant:ident = $word:literal,)+
         }
+    ) => {
+        $(#[$of_enum])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum $name {
+            $($(#[$of_variant])* $variant,)+
+        }
+
+        impl $name {
+            /// All of them, in the order of their discriminants.
+            pub const ALL: [$name; [$($word),+].len()] = [$($name::$variant),+];
+
+            /// Returns its word.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $($name::$variant => $word,)+
+                }
+            }
+        }
+    };
+}
+
+enum_of_words! {
+    /// The reason of a verdict. Its word, [`Reason::as_str`], is the metric label, the log value, the `details` of an
+    /// answer and the anchor in the documentation.
+    pub enum Reason {
+        /// Allowed.
+        None = "none",
+        /// No rule allows the destination.
+        NotWhitelisted = "not_whitelisted",
+        /// A `deny` rule refuses it.
+        DeniedByRule = "denied_by_rule",
+        /// The rule that would allow it has expired (`until`).
+        RuleExpired = "rule_expired",
+        /// A rule allows the host, but not on this port.
+        PortNotAllowed = "port_not_allowed",
+        /// A rule allows host and port, but not for this protocol.
+        ProtocolNotAllowed = "protocol_not_allowed",
+        /// The address is in the floor: private, special-purpose, outgate's own or another guest's.
+        AddressFloor = "address_floor",
+        /// The connection shows no name where one is required.
+        NoName = "no_name",
+        /// The names that the connection shows differ.
+        NameMismatch = "name_mismatch",
+        /// The guest's bytes have no single valid interpretation.
+        Malformed = "malformed",
+        /// The ClientHello carries encrypted_client_hello.
+        Ech = "ech",
+        /// The guest's mode is `none`.
+        ModeNone = "mode_none",
+        /// The source is not a declared guest.
+        UnknownGuest = "unknown_guest",
+        /// The name could not be resolved.
+        ResolveFailed = "resolve_failed",
+        /// No vetted address could be connected to, or the upstream closed prematurely.
+        DialFailed = "dial_failed",
+        /// A deadline passed.
+        Timeout = "timeout",
+        /// A later list or policy refuses what was allowed before.
+        Revoked = "revoked",
+        /// The guest has too many connections.
+        LimitConnections = "limit_connections",
+        /// The guest exceeds its rate.
+        LimitRate = "limit_rate",
+        /// The daemon has too many connections.
+        LimitTotal = "limit_total",
+        /// The daemon is stopping.
+        ShuttingDown = "shutting_down",
+        /// The guest wants to look up too many names that nobody has asked for before.
+        LimitNames = "limit_names",
+        /// HTTP/2 in clear is used where names must be judged.
+        H2c = "h2c",
+        /// The upstream's response is malformed or truncated.
+        ProtocolError = "protocol_error",
+        /// The access log can't be written, and without it nothing is allowed.
+        LogFailed = "log_failed",
+        /// There is no configuration or list to apply.
+        NotConfigured = "not_configured",
+    }
+}
+
+enum_of_words! {
+    /// The outcome of a flow. Its word is the metric label and log value.
+    pub enum Verdict {
+        /// Allowed by the policy, and the destination was reached.
+        Allowed = "allowed",
+        /// Refused.
+        Denied = "denied",
+        /// Allowed by the policy, but it failed.
+        Failed = "failed",
+        /// Allowed because the mode is `observe`; no rule allows it.
+        Observed = "observed",
     }
 }
 
 impl Reason {
-    /// All reasons, in the order of their discriminants.
-    pub const ALL: [Reason; 26] = [
-        Reason::None,
-        Reason::NotWhitelisted,
-        Reason::DeniedByRule,
-        Reason::RuleExpired,
-        Reason::PortNotAllowed,
-        Reason::ProtocolNotAllowed,
-        Reason::AddressFloor,
-        Reason::NoName,
-        Reason::NameMismatch,
-        Reason::Malformed,
-        Reason::Ech,
-        Reason::ModeNone,
-        Reason::UnknownGuest,
-        Reason::ResolveFailed,
-        Reason::DialFailed,
-        Reason::Timeout,
-        Reason::Revoked,
-        Reason::LimitConnections,
-        Reason::LimitRate,
-        Reason::LimitTotal,
-        Reason::ShuttingDown,
-        Reason::LimitNames,
-        Reason::H2c,
-        Reason::ProtocolError,
-        Reason::LogFailed,
-        Reason::NotConfigured,
-    ];
-
-    /// Returns the metric label, log value and the `details` of an answer.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Reason::None => "none",
-            Reason::NotWhitelisted => "not_whitelisted",
-            Reason::DeniedByRule => "denied_by_rule",
-            Reason::RuleExpired => "rule_expired",
-            Reason::PortNotAllowed => "port_not_allowed",
-            Reason::ProtocolNotAllowed => "protocol_not_allowed",
-            Reason::AddressFloor => "address_floor",
-            Reason::NoName => "no_name",
-            Reason::NameMismatch => "name_mismatch",
-            Reason::Malformed => "malformed",
-            Reason::Ech => "ech",
-            Reason::ModeNone => "mode_none",
-            Reason::UnknownGuest => "unknown_guest",
-            Reason::ResolveFailed => "resolve_failed",
-            Reason::DialFailed => "dial_failed",
-            Reason::Timeout => "timeout",
-            Reason::Revoked => "revoked",
-            Reason::LimitConnections => "limit_connections",
-            Reason::LimitRate => "limit_rate",
-            Reason::LimitTotal => "limit_total",
-            Reason::ShuttingDown => "shutting_down",
-            Reason::LimitNames => "limit_names",
-            Reason::H2c => "h2c",
-            Reason::ProtocolError => "protocol_error",
-            Reason::LogFailed => "log_failed",
-            Reason::NotConfigured => "not_configured",
-        }
-    }
-
     /// Returns the verdict on a flow that ends for this reason.
     pub const fn verdict(self) -> Verdict {
         match self {
@@ -164,7 +117,26 @@ impl Reason {
             | Reason::Timeout
             | Reason::ProtocolError
             | Reason::LogFailed => Verdict::Failed,
-            _ => Verdict::Denied,
+            Reason::NotWhitelisted
+            | Reason::DeniedByRule
+            | Reason::RuleExpired
+            | Reason::PortNotAllowed
+            | Reason::ProtocolNotAllowed
+            | Reason::AddressFloor
+            | Reason::NoName
+            | Reason::NameMismatch
+            | Reason::Malformed
+            | Reason::Ech
+            | Reason::ModeNone
+            | Reason::UnknownGuest
+            | Reason::Revoked
+            | Reason::LimitConnections
+            | Reason::LimitRate
+            | Reason::LimitTotal
+            | Reason::ShuttingDown
+            | Reason::LimitNames
+            | Reason::H2c
+            | Reason::NotConfigured => Verdict::Denied,
         }
     }
 
@@ -178,7 +150,17 @@ impl Reason {
             Reason::LimitTotal | Reason::ShuttingDown | Reason::LogFailed | Reason::NotConfigured => 503,
             Reason::H2c => 505,
             Reason::Timeout => 504,
-            _ => 403,
+            Reason::NotWhitelisted
+            | Reason::DeniedByRule
+            | Reason::RuleExpired
+            | Reason::PortNotAllowed
+            | Reason::ProtocolNotAllowed
+            | Reason::AddressFloor
+            | Reason::NoName
+            | Reason::Ech
+            | Reason::ModeNone
+            | Reason::UnknownGuest
+            | Reason::Revoked => 403,
         }
     }
 
@@ -197,7 +179,16 @@ impl Reason {
             Reason::ShuttingDown | Reason::None => "proxy_internal_response",
             Reason::LogFailed => "proxy_internal_error",
             Reason::NotConfigured => "proxy_configuration_error",
-            _ => "http_request_denied",
+            Reason::NotWhitelisted
+            | Reason::DeniedByRule
+            | Reason::RuleExpired
+            | Reason::PortNotAllowed
+            | Reason::ProtocolNotAllowed
+            | Reason::NoName
+            | Reason::Ech
+            | Reason::ModeNone
+            | Reason::UnknownGuest
+            | Reason::Revoked => "http_request_denied",
         }
     }
 
@@ -208,7 +199,56 @@ impl Reason {
             Reason::ResolveFailed | Reason::Timeout => 4,
             Reason::DialFailed | Reason::ProtocolError => 5,
             Reason::Malformed | Reason::LogFailed | Reason::NotConfigured => 1,
-            _ => 2,
+            Reason::NotWhitelisted
+            | Reason::DeniedByRule
+            | Reason::RuleExpired
+            | Reason::PortNotAllowed
+            | Reason::ProtocolNotAllowed
+            | Reason::AddressFloor
+            | Reason::NoName
+            | Reason::NameMismatch
+            | Reason::Ech
+            | Reason::ModeNone
+            | Reason::UnknownGuest
+            | Reason::Revoked
+            | Reason::LimitConnections
+            | Reason::LimitRate
+            | Reason::LimitTotal
+            | Reason::ShuttingDown
+            | Reason::LimitNames
+            | Reason::H2c => 2,
+        }
+    }
+
+    /// Returns whether one more rule would allow what is refused for this reason.
+    pub const fn would_pass_with_a_rule(self) -> bool {
+        match self {
+            Reason::NotWhitelisted
+            | Reason::RuleExpired
+            | Reason::PortNotAllowed
+            | Reason::ProtocolNotAllowed
+            | Reason::H2c => true,
+            Reason::None
+            | Reason::DeniedByRule
+            | Reason::AddressFloor
+            | Reason::NoName
+            | Reason::NameMismatch
+            | Reason::Malformed
+            | Reason::Ech
+            | Reason::ModeNone
+            | Reason::UnknownGuest
+            | Reason::ResolveFailed
+            | Reason::DialFailed
+            | Reason::Timeout
+            | Reason::Revoked
+            | Reason::LimitConnections
+            | Reason::LimitRate
+            | Reason::LimitTotal
+            | Reason::ShuttingDown
+            | Reason::LimitNames
+            | Reason::ProtocolError
+            | Reason::LogFailed
+            | Reason::NotConfigured => false,
         }
     }
 
@@ -326,6 +366,7 @@ impl fmt::Display for Reason {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::collections::HashSet;
 
     #[test]
     fn the_tables_are_in_the_order_of_the_discriminants() {
@@ -335,5 +376,11 @@ mod tests {
         for (index, verdict) in Verdict::ALL.iter().enumerate() {
             assert_eq!(*verdict as usize, index, "{}", verdict.as_str());
         }
+    }
+
+    #[test]
+    fn no_two_reasons_share_a_word() {
+        let words: HashSet<&str> = Reason::ALL.into_iter().map(Reason::as_str).collect();
+        assert_eq!(words.len(), Reason::ALL.len());
     }
 }

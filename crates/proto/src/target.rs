@@ -190,8 +190,11 @@ impl fmt::Display for Target {
 }
 
 impl Protocol {
-    /// Returns the word for it in rules, `explain` and the log.
-    pub const fn as_str(self) -> &'static str {
+    /// Every protocol, in the order of declaration.
+    pub const ALL: [Protocol; 4] = [Protocol::Http, Protocol::H2c, Protocol::Tls, Protocol::Raw];
+
+    /// Returns the word by which a rule and the answers of `explain` name it: `https` is any TLS, `tcp` any bytes.
+    pub const fn rule_word(self) -> &'static str {
         match self {
             Protocol::Http => "http",
             Protocol::H2c => "h2c",

@@ -151,7 +151,7 @@ fn never_used(file: &str, rule: &Rule<'_>, today: Date, usage: Usage<'_>) -> boo
 
 /// A rule that was never used, kept until it is known whether another rule needs it.
 struct Unused {
-    place: Place,
+    place: FileLine,
     effect: Effect,
     source: Box<str>,
 }
@@ -169,19 +169,19 @@ impl Unused {
 }
 
 /// File and line of a rule.
-type Place = (Arc<str>, u32);
+type FileLine = (Arc<str>, u32);
 
 struct Suffix {
     scope: Scope,
     terms: Terms,
-    place: Place,
+    place: FileLine,
 }
 
 /// The rules that can make others redundant, by group.
 #[derive(Default)]
 struct Seen {
     /// First place of each rule, by its canonical form.
-    first: HashMap<(Arc<str>, Box<str>), Place>,
+    first: HashMap<(Arc<str>, Box<str>), FileLine>,
     /// Wildcards, by the name behind the wildcard.
     suffixes: HashMap<(Arc<str>, Box<str>), Vec<Suffix>>,
 }
@@ -200,7 +200,7 @@ impl Seen {
     }
 
     /// Returns the finding for a rule that changes nothing, and the place of the rule that makes it redundant.
-    fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Option<((String, String), Place)> {
+    fn redundant(&self, group: &Arc<str>, file: &Arc<str>, rule: &Rule<'_>) -> Option<((String, String), FileLine)> {
         let own = (Arc::clone(file), rule.line);
         let text = canonical(&rule.subject, rule.terms).into_boxed_str();
         if let Some(first) = self.first.get(&(Arc::clone(group), text)).filter(|first| **first != own) {

@@ -145,7 +145,7 @@ impl Files {
             Ok(meta) if meta.is_dir() => check_dir(&meta),
             _ => {
                 let remedy = "correct [golem].data_dir, or let the daemon's user search it";
-                Err(Refused { message: "there is no such data dir".to_owned(), remedy })
+                Err(Unreadable { message: "there is no such data dir".to_owned(), remedy })
             }
         };
         if let Err(refused) = checked {
@@ -334,27 +334,27 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
 }
 
 /// Why something is not read.
-struct Refused {
+struct Unreadable {
     message: String,
     remedy: &'static str,
 }
 
-impl From<io::Error> for Refused {
-    fn from(error: io::Error) -> Refused {
+impl From<io::Error> for Unreadable {
+    fn from(error: io::Error) -> Unreadable {
         let remedy = match error.kind() {
             io::ErrorKind::PermissionDenied => "let the daemon's user read it",
             io::ErrorKind::NotFound => "create it, or correct the path or link",
             _ => "",
         };
-        Refused { message: format!("cannot be read: {error}"), remedy }
+        Unreadable { message: format!("cannot be read: {error}"), remedy }
     }
 }
 
 /// Returns the names in `dir`, sorted; if there are too many, one more than the bound.
-fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
+fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Unreadable> {
     let meta = std::fs::metadata(dir)?;
     if !meta.is_dir() {
-        return Err(Refused { message: "is not a directory".to_owned(), remedy: "put the files into one" });
+        return Err(Unreadable { message: "is not a directory".to_owned(), remedy: "put the files into one" });
     }
     check_dir(&meta)?;
     let mut names = Vec::new();
@@ -367,7 +367,7 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Refused> {
 
 /// Reads a regular file that others cannot write, at most `limit` bytes. The file is opened without blocking, so
 /// that a FIFO in its place cannot block the reload.
-fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
+fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Unreadable> {
     let mut file = open_at_once(path, OFlags::empty())?;
     let meta = file.metadata()?;
     check(&meta, limit)?;
@@ -388,22 +388,22 @@ fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Refused> {
 }
 
 /// Checks that nobody else may put files there.
-fn check_dir(meta: &Metadata) -> Result<(), Refused> {
+fn check_dir(meta: &Metadata) -> Result<(), Unreadable> {
     if meta.mode() & 0o002 == 0 {
         return Ok(());
     }
     let message = "the dir is writable by other users, who could add rules".to_owned();
-    Err(Refused { message, remedy: "chmod o-w it" })
+    Err(Unreadable { message, remedy: "chmod o-w it" })
 }
 
-fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {
+fn check(meta: &Metadata, limit: u64) -> Result<(), Unreadable> {
     if !meta.is_file() {
         let message = "is not a regular file".to_owned();
-        return Err(Refused { message, remedy: "remove it, or give it another name" });
+        return Err(Unreadable { message, remedy: "remove it, or give it another name" });
     }
     if meta.mode() & 0o002 != 0 {
         let message = "is writable by other users, who could add rules".to_owned();
-        return Err(Refused { message, remedy: "chmod o-w it" });
+        return Err(Unreadable { message, remedy: "chmod o-w it" });
     }
     if meta.len() > limit {
         return Err(too_big());
@@ -411,8 +411,8 @@ fn check(meta: &Metadata, limit: u64) -> Result<(), Refused> {
     Ok(())
 }
 
-fn too_big() -> Refused {
+fn too_big() -> Unreadable {
     let message =
         format!("is too big: a file has at most {} MiB, the whole list {} MiB", MAX_FILE >> 20, MAX_TOTAL >> 20);
-    Refused { message, remedy: "shorten it" }
+    Unreadable { message, remedy: "shorten it" }
 }

@@ -150,7 +150,7 @@ mod tests {
     fn shown(text: &str) -> String {
         match UrlRequest::parse(text) {
             Ok(asked) => {
-                let spoken = asked.spoken.map_or("any", Protocol::as_str);
+                let spoken = asked.spoken.map_or("any", Protocol::rule_word);
                 format!("{} {} {spoken}", asked.transport.as_str(), asked.target)
             }
             Err(error) => format!("{error}"),

@@ -2,7 +2,7 @@
 //! anew when it is told to.
 
 use super::super::keys::TABLES;
-use super::super::table::{Effect, NO_DEFAULT, Row, Table, bracketed};
+use super::super::table::{NO_DEFAULT, Row, Table, TakesEffect, bracketed};
 use super::{ABOUT, EFFECTS, MORE, sentences, when};
 use std::fmt::Write;
 use std::path::Path;
@@ -50,7 +50,7 @@ fn example_file() -> String {
 /// Writes what there is to say about a key.
 fn example_row(row: &Row, file: &mut String) {
     let help = sentences(row.help);
-    if let Effect::Later(_) = row.effect {
+    if let TakesEffect::Later(_) = row.effect {
         return comment(&format!("Later: {help} Setting it is an error in this version."), file);
     }
     comment(&help, file);
@@ -69,9 +69,9 @@ fn example_row(row: &Row, file: &mut String) {
         ));
     }
     match row.effect {
-        Effect::Reload | Effect::Later(_) => {}
-        Effect::Apply => facts.push(APPLY.to_owned()),
-        Effect::Restart(_) => facts.push("A change requires a restart.".to_owned()),
+        TakesEffect::Reload | TakesEffect::Later(_) => {}
+        TakesEffect::Apply => facts.push(APPLY.to_owned()),
+        TakesEffect::Restart(_) => facts.push("A change requires a restart.".to_owned()),
     }
     if !row.example.is_empty() {
         facts.push(format!("Example: {}", row.example));
@@ -86,7 +86,7 @@ fn list_table(table: &Table, file: &mut String) {
     let _ = writeln!(file, "#\n#   {}", bracketed(table));
     for row in table.rows {
         let mut text = sentences(row.help);
-        if matches!(row.effect, Effect::Apply) {
+        if matches!(row.effect, TakesEffect::Apply) {
             text = format!("{text} {APPLY}");
         }
         wrap("#   # ", "#   # ", &text, file);

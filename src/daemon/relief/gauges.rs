@@ -68,9 +68,9 @@ impl Gauges {
     }
 
     /// Returns the file descriptors in use, and the soft limit.
-    pub(super) fn files(&mut self, live: u32, telling: u32) -> Level {
+    pub(super) fn files(&mut self, live: u32, refusals: u32) -> Level {
         let bound = rustix::process::getrlimit(rustix::process::Resource::Nofile).current.unwrap_or(0);
-        let used = files_open().unwrap_or_else(|| self.estimate(live, telling, bound));
+        let used = files_open().unwrap_or_else(|| self.estimate(live, refusals, bound));
         Level { used, bound }
     }
 
@@ -81,11 +81,11 @@ impl Gauges {
 
     /// Estimates the descriptors: the last count, plus two per new connection. If that exceeds half of the
     /// limit, they are counted again, but not too often.
-    fn estimate(&mut self, live: u32, telling: u32, bound: u64) -> u64 {
+    fn estimate(&mut self, live: u32, refusals: u32, bound: u64) -> u64 {
         let guess = |counted: &Counted| {
             let more = u64::from(live.saturating_sub(counted.live)) * 2;
             let less = u64::from(counted.live.saturating_sub(live)) * 2;
-            (counted.files + more + u64::from(telling)).saturating_sub(less)
+            (counted.files + more + u64::from(refusals)).saturating_sub(less)
         };
         let old = self.counted.as_ref().map(|counted| (guess(counted), counted.at.elapsed()));
         if old.is_none_or(|(files, age)| files > bound / 2 && age >= RECOUNT)

@@ -29,7 +29,7 @@ pub(super) struct Inbox {
 
 /// Why a request is not accepted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum Refused {
+pub(super) enum NotQueued {
     /// The thread has ended.
     #[error("the daemon is stopping")]
     Gone,
@@ -56,7 +56,7 @@ pub(super) fn inbox() -> (Asker, Inbox) {
 
 impl Asker {
     /// Adds a request, or merges it with a waiting one if one action serves both.
-    pub(super) fn ask(&self, ask: Ask) -> Result<(), Refused> {
+    pub(super) fn ask(&self, ask: Ask) -> Result<(), NotQueued> {
         lock(&self.queue).put(ask)?;
         // If the receiver is gone, the queue was closed since, and that has dropped the waiting requests.
         let _ = self.bell.try_send(());
@@ -89,9 +89,9 @@ impl Queue {
         self.asks.clear();
     }
 
-    fn put(&mut self, ask: Ask) -> Result<(), Refused> {
+    fn put(&mut self, ask: Ask) -> Result<(), NotQueued> {
         if self.closed {
-            return Err(Refused::Gone);
+            return Err(NotQueued::Gone);
         }
         match ask {
             Ask::Look if self.asks.iter().any(|ask| matches!(ask, Ask::Look)) => {}
@@ -101,7 +101,7 @@ impl Queue {
                         waiting.retain(|reply| !reply.is_closed());
                     }
                     if waiting.len() + more.len() > MAX_WAITING {
-                        return Err(Refused::Full);
+                        return Err(NotQueued::Full);
                     }
                     waiting.extend(more);
                 }
@@ -117,12 +117,12 @@ impl Queue {
                     self.asks.retain(|ask| !matches!(ask, Ask::Register(_, reply) if reply.is_closed()));
                 }
                 if full(&self.asks) {
-                    return Err(Refused::Full);
+                    return Err(NotQueued::Full);
                 }
                 self.asks.push_back(ask);
             }
             // A removal is carried out even if its requester has left.
-            Ask::Remove(..) if self.asks.len() >= MAX_WAITING => return Err(Refused::Full),
+            Ask::Remove(..) if self.asks.len() >= MAX_WAITING => return Err(NotQueued::Full),
             Ask::Look | Ask::Remove(..) => self.asks.push_back(ask),
         }
         Ok(())
@@ -191,7 +191,7 @@ mod tests {
             asker.ask(removal(&format!("vm-{index}")).0).unwrap();
             answers.push(answer);
         }
-        assert_eq!(asker.ask(registration("late").0), Err(Refused::Full));
+        assert_eq!(asker.ask(registration("late").0), Err(NotQueued::Full));
         // A request without a reply is never lost, and there is never more than one.
         for _ in 0..10 {
             assert_eq!(asker.ask(Ask::Reread(Vec::new())), Ok(()));
@@ -222,13 +222,13 @@ mod tests {
             asker.ask(Ask::Reread(vec![reply])).map(|()| answer)
         };
         let mut answers: Vec<_> = (0..MAX_WAITING).map(|_| ask().unwrap()).collect();
-        assert_eq!(ask().unwrap_err(), Refused::Full);
+        assert_eq!(ask().unwrap_err(), NotQueued::Full);
         answers.pop();
         assert!(ask().is_ok());
         for _ in 0..MAX_WAITING {
             let _ = asker.ask(removal("vm-1").0);
         }
-        assert_eq!(asker.ask(removal("vm-1").0), Err(Refused::Full));
+        assert_eq!(asker.ask(removal("vm-1").0), Err(NotQueued::Full));
     }
 
     #[test]
@@ -238,7 +238,7 @@ mod tests {
         asker.ask(ask).unwrap();
         drop(inbox);
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
-        assert_eq!(asker.ask(Ask::Look), Err(Refused::Gone));
+        assert_eq!(asker.ask(Ask::Look), Err(NotQueued::Gone));
     }
 
     #[test]
@@ -248,7 +248,7 @@ mod tests {
         let Inbox { queue, .. } = &inbox;
         queue.lock().unwrap().close();
         let (reply, mut answer) = oneshot::channel();
-        assert_eq!(asker.ask(Ask::Reread(vec![reply])), Err(Refused::Gone));
+        assert_eq!(asker.ask(Ask::Reread(vec![reply])), Err(NotQueued::Gone));
         assert!(answer.try_recv().is_err_and(|error| error == oneshot::error::TryRecvError::Closed));
 
         // Whenever the thread ends, an accepted request is answered or dropped, and none is left over.

@@ -1,7 +1,7 @@
 //! Guests that are added and removed while the daemon runs, on the reload thread. Each change builds a new
 //! policy, whose cost grows with the number of guests, not of rules. Each is saved before it takes effect.
 
-use super::inbox::Refused;
+use super::inbox::NotQueued;
 use super::{Ask, ReloadWorker, Reloader, free};
 use crate::firewall::Pin;
 use crate::golem::manifest::Access;
@@ -36,7 +36,7 @@ impl Reloader {
 
     async fn change(&self, ask: Ask, answer: oneshot::Receiver<Change>) -> Change {
         self.ask.ask(ask).map_err(|refused| vec![refused.to_string()])?;
-        answer.await.unwrap_or_else(|_| Err(vec![Refused::Gone.to_string()]))
+        answer.await.unwrap_or_else(|_| Err(vec![NotQueued::Gone.to_string()]))
     }
 
     /// Returns all guests: the configured and the registered ones.

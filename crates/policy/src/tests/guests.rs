@@ -134,14 +134,14 @@ fn a_source_that_another_policy_identified_is_searched_for_again() {
         Policy::new(tenants(), PolicySettings { guests, unknown: Unknown::None, ..settings() }).unwrap()
     };
     let (old, new, gone) = (named("old"), named("new"), with_guests(Unknown::None));
-    let source = old.identify("10.0.0.7".parse().unwrap(), None);
+    let source = old.source_at("10.0.0.7".parse().unwrap(), None);
     assert!(old.has_identified(&source) && !new.has_identified(&source));
     assert!(!new.has_identified(&at("10.0.0.7")), "nobody has");
     assert_eq!(old.guest(&source).name, Some("old"));
     assert_eq!(new.guest(&source).name, Some("new"), "it has the address now");
-    let nobody = old.identify("192.0.2.1".parse().unwrap(), None);
+    let nobody = old.source_at("192.0.2.1".parse().unwrap(), None);
     assert_eq!(old.guest(&nobody), Identity { name: None, index: None, known: false });
-    let certified = gone.identify("10.0.0.8".parse().unwrap(), Some("vm-7".into()));
+    let certified = gone.source_at("10.0.0.8".parse().unwrap(), Some("vm-7".into()));
     assert_eq!(gone.guest(&certified).name, Some("vm-7"));
     assert_eq!(old.guest(&certified), Identity { name: Some("vm-7"), index: None, known: false });
 }

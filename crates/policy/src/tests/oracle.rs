@@ -40,8 +40,6 @@ fn sorted(mut nets: Vec<IpNet>) -> Vec<IpNet> {
 
 // ---- the naive matcher ----
 
-const EACH: [Protocol; 4] = [Protocol::Http, Protocol::Tls, Protocol::Raw, Protocol::H2c];
-
 fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     let guest =
         settings.guests.iter().find(|guest| guest.addresses.iter().any(|net| net.contains(&claim.source.address)));
@@ -74,7 +72,7 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
                     || takes(line.terms.reach, claim).is_some_and(|spoken| spoken.contains(&as_denied(line))))
         })
     };
-    let asked: Vec<Protocol> = claim.spoken.map_or(EACH.to_vec(), |spoken| vec![spoken]);
+    let asked: Vec<Protocol> = claim.spoken.map_or(Protocol::ALL.to_vec(), |spoken| vec![spoken]);
     if asked.iter().all(|protocol| denies(*protocol).is_some()) {
         let first = asked.iter().filter_map(|protocol| denies(*protocol)).min_by_key(|placed| (placed.0, placed.1));
         return refuse(Reason::DeniedByRule, first);
@@ -104,7 +102,7 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
     let allowed: Vec<Protocol> = if by_list {
         let any =
             |one: &Protocol| counted.iter().any(|(.., line)| takes(line.terms.reach, claim).unwrap().contains(one));
-        EACH.into_iter().filter(any).collect()
+        Protocol::ALL.into_iter().filter(any).collect()
     } else {
         let first = |test: &dyn Fn(&Line) -> bool| allows.iter().copied().find(|(.., line)| test(line));
         let nearest = [
@@ -115,7 +113,7 @@ fn naive(list: &[Placed], settings: &PolicySettings, claim: &Claim) -> Seen {
         ];
         let nearest = nearest.into_iter().find(|(_, placed)| placed.is_some());
         match unlisted(mode, blocked, claim.ech && !settings.ech_allowed) {
-            None => EACH.to_vec(),
+            None => Protocol::ALL.to_vec(),
             Some(Reason::NotWhitelisted) => {
                 let (reason, placed) = nearest.unwrap_or((Reason::NotWhitelisted, None));
                 return refuse(reason, placed);
@@ -177,15 +175,15 @@ fn takes(reach: Reach, claim: &Claim) -> Option<Vec<Protocol>> {
         _ => vec![Protocol::Http, Protocol::Tls, Protocol::Raw],
     };
     match (reach, claim.transport) {
-        (Reach::Everything, _) => Some(EACH.to_vec()),
+        (Reach::Everything, _) => Some(Protocol::ALL.to_vec()),
         (Reach::Web, Transport::Tcp) if port == 80 || port == 443 => Some(usual),
         (Reach::Golem, Transport::Tcp) => Some(usual),
         (Reach::Ports(ports), Transport::Tcp) if within(ports) => Some(usual),
         (Reach::Http(ports), Transport::Tcp) if within(ports) => Some(vec![Protocol::Http]),
         (Reach::Https(ports), Transport::Tcp) if within(ports) => Some(vec![Protocol::Tls]),
-        (Reach::Tcp(ports), Transport::Tcp) if within(ports) => Some(EACH.to_vec()),
-        (Reach::Udp(ports), Transport::Udp | Transport::Quic) if within(ports) => Some(EACH.to_vec()),
-        (Reach::Quic(ports), Transport::Quic) if within(ports) => Some(EACH.to_vec()),
+        (Reach::Tcp(ports), Transport::Tcp) if within(ports) => Some(Protocol::ALL.to_vec()),
+        (Reach::Udp(ports), Transport::Udp | Transport::Quic) if within(ports) => Some(Protocol::ALL.to_vec()),
+        (Reach::Quic(ports), Transport::Quic) if within(ports) => Some(Protocol::ALL.to_vec()),
         _ => None,
     }
 }
@@ -333,7 +331,7 @@ fn asked() -> impl Strategy<Value = Claim> {
     let port = select(vec![443, 443, 80, 22, 25, 8443]);
     let transport = select(vec![Transport::Tcp, Transport::Tcp, Transport::Tcp, Transport::Udp, Transport::Quic]);
     let source = select(vec!["10.0.0.7", "10.0.0.8", "10.0.0.9"]);
-    (host, port, transport, option::of(select(EACH.to_vec())), any::<bool>(), source).prop_map(
+    (host, port, transport, option::of(select(Protocol::ALL.to_vec())), any::<bool>(), source).prop_map(
         |(host, port, transport, spoken, ech, source)| Claim {
             source: source.parse::<IpAddr>().unwrap().into(),
             transport,

@@ -9,7 +9,7 @@
 mod body;
 mod retry;
 
-pub use retry::{ClientRecords, Flight, HELD, ServerFlight, Walk};
+pub use retry::{ClientRecords, Flight, Forwardable, HELD, ServerFlight};
 
 use super::Parsed;
 use crate::name::{HostName, NameError};

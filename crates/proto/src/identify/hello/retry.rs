@@ -138,14 +138,14 @@ impl ServerFlight {
 
 /// How far the client's bytes may be sent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Walk {
+pub enum Forwardable {
     /// All of them.
-    Forward,
+    All,
     /// Only this many: a handshake record begins there. Hold the rest until [`ServerFlight`] has an answer.
-    HandshakeAt(usize),
+    UpTo(usize),
 }
 
-/// Walks over the client's records after its first hello: ChangeCipherSpec, early data and alerts are sent on, a
+/// Reads the client's records after its first hello: ChangeCipherSpec, early data and alerts are sent on, a
 /// handshake record is held.
 #[derive(Debug, Default)]
 pub struct ClientRecords {
@@ -156,20 +156,20 @@ pub struct ClientRecords {
 }
 
 impl ClientRecords {
-    /// A walker at the first record after a hello.
+    /// A reader at the first record after a hello.
     pub fn new() -> ClientRecords {
         ClientRecords::default()
     }
 
-    /// Reads the next bytes of the client's stream. After [`Walk::HandshakeAt`] every later byte is held too; start
-    /// a new walker after the second hello, if there is one.
+    /// Reads the next bytes of the client's stream. After [`Forwardable::UpTo`] every later byte is held too; start
+    /// a new reader after the second hello, if there is one.
     ///
     /// # Errors
     /// [`HelloError::NotHandshake`] or [`HelloError::RecordLength`] for bytes that are not a TLS record: server and
-    /// walker could disagree on where the next one begins.
-    pub fn walk(&mut self, bytes: &[u8]) -> Result<Walk, HelloError> {
+    /// reader could disagree on where the next one begins.
+    pub fn advance(&mut self, bytes: &[u8]) -> Result<Forwardable, HelloError> {
         if self.held {
-            return Ok(Walk::HandshakeAt(0));
+            return Ok(Forwardable::UpTo(0));
         }
         let mut at = 0;
         while let Some(byte) = bytes.get(at) {
@@ -181,12 +181,12 @@ impl ClientRecords {
             }
             if self.have_header == 0 && *byte == HANDSHAKE {
                 self.held = true;
-                return Ok(Walk::HandshakeAt(at));
+                return Ok(Forwardable::UpTo(at));
             }
             self.take_header(*byte)?;
             at += 1;
         }
-        Ok(Walk::Forward)
+        Ok(Forwardable::All)
     }
 
     fn take_header(&mut self, byte: u8) -> Result<(), HelloError> {

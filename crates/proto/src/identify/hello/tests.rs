@@ -365,18 +365,18 @@ fn the_client_is_held_at_its_next_handshake_record() {
     for (client, ccs) in [(RETRY_CLIENT, 6), (TLS12_CLIENT, 0)] {
         let first = parse(client).unwrap().unwrap().len;
         let rest = &client[first..];
-        assert_eq!(ClientRecords::new().walk(rest), Ok(Walk::HandshakeAt(ccs)));
-        let mut walker = ClientRecords::new();
+        assert_eq!(ClientRecords::new().advance(rest), Ok(Forwardable::UpTo(ccs)));
+        let mut records = ClientRecords::new();
         for at in 0..rest.len() {
-            let expected = if at < ccs { Walk::Forward } else { Walk::HandshakeAt(0) };
-            assert_eq!(walker.walk(&rest[at..=at]), Ok(expected), "byte {at}");
+            let expected = if at < ccs { Forwardable::All } else { Forwardable::UpTo(0) };
+            assert_eq!(records.advance(&rest[at..=at]), Ok(expected), "byte {at}");
         }
     }
     let retry = parse(RETRY_CLIENT).unwrap().unwrap().len;
     let second = parse(&RETRY_CLIENT[retry + 6..]).unwrap().unwrap();
     assert_eq!(second.sni.unwrap().as_str(), "good.test");
     let first = parse(TLS13_CLIENT).unwrap().unwrap().len;
-    assert_eq!(ClientRecords::new().walk(&TLS13_CLIENT[first..]), Ok(Walk::Forward));
+    assert_eq!(ClientRecords::new().advance(&TLS13_CLIENT[first..]), Ok(Forwardable::All));
 }
 
 #[test]
@@ -384,12 +384,12 @@ fn early_data_goes_on_and_what_is_no_record_does_not() {
     let early = [record(20, &[1]), record(23, &[22; 300]), record(21, &[1, 0])].concat();
     let stream = [early.as_slice(), &record(22, &[1])].concat();
     for piece in [1, 3, 7, 1_000] {
-        let mut walker = ClientRecords::new();
+        let mut records = ClientRecords::new();
         let mut passed = 0;
         for part in stream.chunks(piece) {
-            match walker.walk(part).unwrap() {
-                Walk::Forward => passed += part.len(),
-                Walk::HandshakeAt(at) => {
+            match records.advance(part).unwrap() {
+                Forwardable::All => passed += part.len(),
+                Forwardable::UpTo(at) => {
                     passed += at;
                     break;
                 }
@@ -397,9 +397,9 @@ fn early_data_goes_on_and_what_is_no_record_does_not() {
         }
         assert_eq!(passed, early.len());
     }
-    assert_eq!(ClientRecords::new().walk(&[24, 3, 3]), Err(HelloError::NotHandshake));
-    assert_eq!(ClientRecords::new().walk(&[23, 2]), Err(HelloError::NotHandshake));
-    assert_eq!(ClientRecords::new().walk(&[23, 3, 3, 0xff, 0xff]), Err(HelloError::RecordLength));
+    assert_eq!(ClientRecords::new().advance(&[24, 3, 3]), Err(HelloError::NotHandshake));
+    assert_eq!(ClientRecords::new().advance(&[23, 2]), Err(HelloError::NotHandshake));
+    assert_eq!(ClientRecords::new().advance(&[23, 3, 3, 0xff, 0xff]), Err(HelloError::RecordLength));
 }
 
 // --- against rustls -----------------------------------------------------------------------------
@@ -507,6 +507,6 @@ proptest! {
         let framed = record(22, &bytes);
         prop_assert_eq!(parse_in_pieces(&framed, cuts.iter().copied()), parse(&framed));
         flight(&bytes, 3);
-        let _ = ClientRecords::new().walk(&bytes);
+        let _ = ClientRecords::new().advance(&bytes);
     }
 }
