@@ -64,3 +64,7 @@ pub mod lock;
 pub mod shell;
 pub mod throttle;
 pub mod trouble;
+
+#[cfg(test)]
+#[path = "../tests/it/rights.rs"]
+mod rights;
