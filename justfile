@@ -6,7 +6,7 @@ default:
 run *arguments:
     cargo run -- run {{arguments}}
 
-# Every test: unit, integration, real clients. As root; without, what needs network namespaces is skipped.
+# Every test: unit, integration, real clients, virtual machines. As root.
 test:
     tests/run
 

@@ -63,3 +63,7 @@ pub mod listener;
 pub mod lock;
 pub mod throttle;
 pub mod trouble;
+
+#[cfg(test)]
+#[path = "../tests/it/rights.rs"]
+mod rights;

@@ -601,10 +601,10 @@ fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
     }
 }
 
-/// The cost of accounting on a flow's thread; run with `--release -- --ignored --nocapture`.
+/// The cost of accounting on a flow's thread; run with `--release -- --ignored --nocapture measurement`.
 #[test]
 #[ignore = "a measurement"]
-fn cost_of_a_record() {
+fn measurement_of_a_record() {
     let dir = tempfile::tempdir().unwrap();
     let account = Account::start(&to_file(&dir.path().join("access.log")), &["vm-7".to_owned()]).unwrap();
     let claim = claim("good.test:443");

@@ -103,24 +103,25 @@ fn a_reload_answers_with_what_came_of_it() {
     assert_eq!(client(bad.path()).post("/reload", "").unwrap(), (422, json!({ "problems": ["a.rules:3:1: no"] })));
 }
 
-/// Not a test by itself: `only_root_and_the_daemons_user_may_change_anything` runs it as another user.
 #[test]
-#[ignore = "run by another test"]
-fn ask_as_another_user() {
-    let Some(path) = std::env::var_os("OUTGATE_TEST_SOCKET") else { return };
-    let client = client(PathBuf::from(path));
-    assert_eq!(client.get("/status").unwrap().0, 200);
-    assert_eq!(client.post("/reload", "").unwrap().0, 403);
-}
-
-#[test]
-fn only_root_and_the_daemons_user_may_change_anything() {
+fn the_socket_is_for_its_owner_and_its_group() {
     let world = world(Ok(Value::Null));
     let mode = fs::metadata(world.path()).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o660);
-    if !rustix::process::geteuid().is_root() {
+}
+
+#[test]
+#[ignore = "requires root"]
+fn only_root_and_the_daemons_user_may_change_anything() {
+    // This test starts itself once more, as another user.
+    if let Some(path) = std::env::var_os("OUTGATE_TEST_SOCKET") {
+        let client = client(PathBuf::from(path));
+        assert_eq!(client.get("/status").unwrap().0, 200);
+        assert_eq!(client.post("/reload", "").unwrap().0, 403);
         return;
     }
+    crate::rights::require();
+    let world = world(Ok(Value::Null));
     // Gives the access that the group would have.
     fs::set_permissions(world.dir.path(), Permissions::from_mode(0o755)).unwrap();
     fs::set_permissions(world.path(), Permissions::from_mode(0o666)).unwrap();
@@ -128,7 +129,7 @@ fn only_root_and_the_daemons_user_may_change_anything() {
     let program = world.dir.path().join("asker");
     fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     let asker = std::process::Command::new(&program)
-        .args(["--exact", "control::tests::ask_as_another_user", "--ignored"])
+        .args(["--exact", "control::tests::only_root_and_the_daemons_user_may_change_anything", "--ignored"])
         .env("OUTGATE_TEST_SOCKET", world.path())
         .current_dir("/")
         .uid(65534)

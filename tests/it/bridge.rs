@@ -188,8 +188,9 @@ fn routers(net: &Vmnet) -> String {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_bpdu_of_a_guest_changes_the_spanning_tree() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     with_tree(&net);
     assert_own_root(&net);
     // Without the firewall the guest is the root, and whoever comes later waits for its 255 s.
@@ -227,8 +228,9 @@ fn no_bpdu_of_a_guest_changes_the_spanning_tree() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_port_without_its_mask_is_disabled_by_its_first_bpdu_and_remove_restores_everything() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     with_tree(&net);
     let state = || {
         let flags = |name| {
@@ -252,8 +254,9 @@ fn a_port_without_its_mask_is_disabled_by_its_first_bpdu_and_remove_restores_eve
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn only_the_ports_of_guests_are_guarded() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     // A bridge that is not a guest's, with the way out and one port that is a guest's by its name.
     shell(
         &net.gateway,
@@ -266,8 +269,9 @@ fn only_the_ports_of_guests_are_guarded() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_guest_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(ONE);
     let before = net.counted("a guest that poses as multicast router");
     send(&net.one, &QUERIES.replace("10.42.42.3", "10.42.42.2"));
@@ -307,15 +311,16 @@ fn no_guest_becomes_the_multicast_querier_or_router_and_the_neighbour_keeps_ipv6
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_port_puts_a_bounded_number_of_macs_into_the_bridge() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     const FLOOD: &str = "
 kinds = [b'\\x08\\x06' + bytes(46), b'\\x08\\x00\\x45' + bytes(45), b'\\x86\\xdd\\x60' + bytes(45), b'\\x88\\xb5' + bytes(46)]
 for to in (b'\\xff' * 6, bytes.fromhex('0180c200000e'), bytes.fromhex('0180c2000000'), bytes.fromhex('020000000099')):
     for n in range(1000):
         s.send(to + b'\\x02' + os.urandom(5) + kinds[n % 4])
 ";
-    let Some(bare) = Vmnet::new() else { return };
+    let bare = Vmnet::new();
     send(&bare.two, FLOOD);
     assert!(learnt(&bare, "p2") > 3000, "without the firewall: {}", learnt(&bare, "p2"));
     drop(bare);
@@ -354,8 +359,9 @@ fn eventually_timed(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     with_tree(&net);
     net.apply(ONE);
     net.dns("10.42.42.1:53");
@@ -417,8 +423,9 @@ fn a_port_that_comes_after_apply_is_guarded_within_a_second() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_interface_that_comes_after_apply_is_closed_within_a_second() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply("[firewall]\nguest_interfaces = [\"br0\", \"tap*\"]\n");
     let watcher = Watcher::start(&net);
     shell(
@@ -437,8 +444,9 @@ fn an_interface_that_comes_after_apply_is_closed_within_a_second() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_watcher_survives_failures_and_never_opens_anything() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(ONE);
     // Killed; what appeared in the meantime is found at the next start.
     assert_eq!(Watcher::start(&net).kill(), "");
@@ -501,8 +509,9 @@ fn the_watcher_survives_failures_and_never_opens_anything() {
 /// An edit that nobody has applied may name the interface by which its author comes in. A watcher that is started
 /// then goes by what the kernel holds.
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_watcher_that_is_started_after_an_edit_does_not_apply_it() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let nine = late(&net, "9");
     shell(
         &net.gateway,
@@ -563,8 +572,9 @@ fn a_watcher_that_is_started_after_an_edit_does_not_apply_it() {
 
 /// A watcher that runs sees two edits, of which the first was applied and the second was not.
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_watcher_that_missed_an_apply_follows_the_applied_configuration() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply("[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n");
     let watcher = Watcher::start(&net);
     shell(&net.gateway, "ip link del r3; ip link del r4");
@@ -586,8 +596,9 @@ fn a_watcher_that_missed_an_apply_follows_the_applied_configuration() {
 
 /// With patterns alone there may be no interface and so no routing rule, but the ruleset is there.
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_there() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let taps = "[firewall]\nguest_interfaces = [\"tap*\"]\n";
     for broken in ["[firewall\n", "[firewall]\nguest_interfaces = [\"tap*\"]\nallow_everything = true\n"] {
         net.apply(taps);
@@ -610,8 +621,9 @@ fn a_watcher_that_cannot_read_the_configuration_says_so_before_any_guest_is_ther
 /// A missing element of one of outgate's sets leaves a port uncovered, and a stale one applies to the next interface
 /// of that name: `status` says which, whoever removed or added it.
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn status_says_which_element_of_a_set_is_missing_and_which_is_stale() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(ONE);
     net.dns("10.42.42.1:53");
     for guest in [&net.one, &net.two] {
@@ -646,8 +658,9 @@ fn status_says_which_element_of_a_set_is_missing_and_which_is_stale() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_carrier_that_flaps_costs_the_watcher_nothing() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(ONE);
     let watcher = Watcher::start(&net);
     std::thread::sleep(Duration::from_millis(300));
@@ -664,8 +677,9 @@ fn a_carrier_that_flaps_costs_the_watcher_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn expired_entries_do_not_fill_connection_tracking_while_the_watcher_runs() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(ONE);
     let read = |name: &str| -> u64 {
         let path = format!("/proc/sys/net/netfilter/nf_conntrack_{name}");

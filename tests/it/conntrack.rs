@@ -160,8 +160,9 @@ fn floods() -> Vec<Value> {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_flood_of_an_undeclared_guest_on_the_neighbours_bridge_fills_connection_tracking() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let outgate = network.start(network.setup("good.test\n").tables(LIMITS));
     let _ssh = network.net.listener("0.0.0.0:22");
     let attacker = Attacker::new(&network, &network.one, "br0", ["10.42.42.2", "fd42::2"]);
@@ -177,8 +178,9 @@ fn no_flood_of_an_undeclared_guest_on_the_neighbours_bridge_fills_connection_tra
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_outside_are_tracked_too() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let listen = "proxy = [\"10.43.0.1:3128\"]\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
                   dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
     let tables = format!("{FIREWALL}allow_inbound_replies = true\nallow_dhcp = true\n{LIMITS}{PINNED}");
@@ -204,8 +206,9 @@ fn no_flood_of_a_declared_guest_fills_connection_tracking_where_answers_to_the_o
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn queries_of_guests_that_no_reply_can_reach_cost_the_neighbour_no_answer() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let mut tables = "[guests]\nunknown = \"shared\"\n".to_owned();
     // Addresses that answer no ARP, with what the limits as they are built in let through.
     for number in 100..110 {
@@ -228,8 +231,9 @@ fn queries_of_guests_that_no_reply_can_reach_cost_the_neighbour_no_answer() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_floods_fill_connection_tracking_without_the_rules_against_them() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let _outgate = network.start(network.setup("good.test\n"));
     let attacker = Attacker::new(&network, &network.one, "br0", ["10.42.42.2", "fd42::2"]);
     for chain in
@@ -247,8 +251,9 @@ fn the_floods_fill_connection_tracking_without_the_rules_against_them() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_metrics_show_the_number_and_the_limit_of_entries() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let outgate = network.start(network.setup("good.test\n"));
     let limit = network.net.gateway.run(|| std::fs::read_to_string("/proc/sys/net/netfilter/nf_conntrack_max"));
     assert_eq!(outgate.metric("conntrack_limit", &[]), limit.unwrap().trim().parse::<f64>().unwrap());
@@ -264,8 +269,9 @@ fn the_metrics_show_the_number_and_the_limit_of_entries() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_neighbours() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let prefix = "[[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43:0:0:0::/64\"]\n";
     let setup = network.setup("good.test\n").top("").tables(&format!("[guests]\nunknown = \"shared\"\n{prefix}"));
     let outgate = network.start(setup);
@@ -309,8 +315,9 @@ fn a_guest_that_speaks_from_hundreds_of_addresses_takes_few_places_among_the_nei
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_nothing() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     // A guest gets a quarter of what the daemon's files are enough for. Not every root may open more.
     let files = rustix::process::Rlimit { current: Some(100_000), maximum: Some(100_000) };
     let raised = rustix::process::setrlimit(rustix::process::Resource::Nofile, files);
@@ -331,8 +338,9 @@ fn a_guest_with_thousands_of_connections_takes_no_entry_for_them_and_notices_not
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_dns_connection_that_was_idle_for_longer_than_its_entry_lives_goes_on() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let _outgate = network.start(network.setup("good.test\n"));
     for server in [IpAddr::from(STRANGER), STRANGER6.into()] {
         let server = SocketAddr::new(server, 53);
@@ -377,8 +385,9 @@ print(tried)
 ";
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_flood_of_a_host_user_fills_connection_tracking() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let listen =
         "proxy = []\nredirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:5353\", \"[::1]:5353\"]";
     let tables = format!("[firewall]\nhost_users = [\"nobody\"]\n{LIMITS}");
@@ -418,8 +427,9 @@ fn lives(gateway: &Namespace, guest: IpAddr) -> Vec<u64> {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let outgate = network.start(network.setup("good.test\n"));
     let config = std::fs::read_to_string(outgate.config()).unwrap();
     let patient = |seconds: u32| config.replace("[resolver]\n", &format!("[resolver]\ntimeout_ms = {seconds}000\n"));
@@ -470,8 +480,9 @@ fn an_entry_lives_no_longer_for_a_ruleset_that_was_applied_meanwhile() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn small_tables_and_firewalls_that_need_tracked_packets_are_reported_with_the_line_to_write() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let many: String =
         (0..60).map(|n| format!("[[guest]]\nname = \"vm-{n}\"\naddresses = [\"10.42.43.{n}\"]\n")).collect();
     std::fs::create_dir(net.path("lists")).unwrap();

@@ -8,8 +8,9 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_admin_listener_shows_health_metrics_and_a_page_and_changes_nothing() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     for path in ["/healthz", "/readyz", "/metrics", "/"] {
         assert_eq!(outgate.admin(path).unwrap().status, 200, "{path}");
@@ -35,8 +36,9 @@ fn the_admin_listener_shows_health_metrics_and_a_page_and_changes_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_page_that_calls_itself_by_a_name_cannot_read_the_admin_listener() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     for host in
         ["evil.test", "evil.test:3190", "localhost.evil.test:3190", "127.0.0.1.evil.test", "127.1:3190", "2130706433"]
@@ -55,8 +57,9 @@ fn a_page_that_calls_itself_by_a_name_cannot_read_the_admin_listener() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_stop_lets_transfers_finish_refuses_new_ones_and_exits_0() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.outgate("good.test\ntcp://odd.test:7\n");
     world.internet.echo((ODD, 7));
     let mut busy = world.guest.tunnel("odd.test:7");
@@ -77,8 +80,9 @@ fn a_stop_lets_transfers_finish_refuses_new_ones_and_exits_0() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_stop_without_connections_is_quick_and_leaves_the_port_free() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.outgate("good.test\n");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     assert!(outgate.stop().success());
@@ -88,8 +92,9 @@ fn a_stop_without_connections_is_quick_and_leaves_the_port_free() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_port_in_use_is_one_clear_line_and_exit_1() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for address in ["10.42.42.1:3128", ADMIN] {
         let _taken = world.gateway.run(|| TcpListener::bind(address).unwrap());
         let mut outgate = world.setup("good.test\n").write();
@@ -103,8 +108,9 @@ fn a_port_in_use_is_one_clear_line_and_exit_1() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_unreadable_file_is_an_error_that_names_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").top("mood = \"all\"").write();
     outgate.launch();
     assert_eq!(outgate.ended().code(), Some(1));
@@ -125,8 +131,9 @@ fn an_unreadable_file_is_an_error_that_names_it() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_daemon_needs_no_more_memory_after_many_flows() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let tables = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
     let outgate = world.setup("good.test\n").tables(tables).start();
     let round = || {
@@ -152,8 +159,9 @@ fn open_files(pid: u32) -> usize {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_log_file_that_was_rotated_away_is_opened_anew_on_a_signal() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     outgate.await_log(&[("name", "good.test")]);
@@ -166,8 +174,9 @@ fn a_log_file_that_was_rotated_away_is_opened_anew_on_a_signal() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn guests_may_connect_over_ipv6() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let listen = "proxy = [\"10.42.42.1:3128\", \"[fd42::1]:3128\"]";
     let outgate = world.setup("good.test\n").listen(listen).start();
     let address: std::net::SocketAddr = "[fd42::1]:3128".parse().unwrap();

@@ -27,8 +27,9 @@ fn queries(outgate: &Outgate, verdict: &str, reason: &str) -> f64 {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_allowed_name_is_answered_with_its_addresses_for_a_minute_at_most() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into(), CDN.into()], 3600));
     let outgate = setup(&world, "good.test\n").start();
     for _ in 0..3 {
@@ -46,8 +47,9 @@ fn an_allowed_name_is_answered_with_its_addresses_for_a_minute_at_most() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_family_without_listeners_and_other_types_are_no_data_and_never_nxdomain() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into(), GOOD6.parse().unwrap()], 60));
     let _outgate = setup(&world, "good.test\n.other.test\n").start();
     world.guest.lookup("good.test").assert_is([GOOD]);
@@ -61,8 +63,9 @@ fn a_family_without_listeners_and_other_types_are_no_data_and_never_nxdomain() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn ipv6_addresses_are_answered_where_an_ipv6_listener_is() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into(), GOOD6.parse().unwrap()], 60));
     let listen = "proxy = [\"[fd42::1]:3128\"]\ndns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
     let _outgate = world.setup("good.test\n").listen(listen).start();
@@ -73,8 +76,9 @@ fn ipv6_addresses_are_answered_where_an_ipv6_listener_is() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn names_that_no_rule_allows_never_reach_the_upstream_server() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, "good.test\ndeny bad.good.test\n").tables(NO_RATE).start();
     let socket = world.guest.udp_to(RESOLVER);
     for index in 0..500u16 {
@@ -100,8 +104,9 @@ fn names_that_no_rule_allows_never_reach_the_upstream_server() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_that_is_not_a_host_name_is_never_looked_up() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = setup(&world, "deny x.test\n").top("mode = \"all\"").tables(NO_RATE).start();
     let labels: [&[&[u8]]; 8] = [
         &[b"evil.good", b"test"],
@@ -124,8 +129,9 @@ fn a_name_that_is_not_a_host_name_is_never_looked_up() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn names_above_allowed_ones_exist() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let tables = "[[guest]]\nname = \"a\"\naddresses = [\"10.42.42.2\"]\n\
                   [[guest]]\nname = \"b\"\naddresses = [\"10.42.42.3\"]\nwhitelist = [\"b.rules\"]\n";
     let rules = "a.b.good.test\n*.wild.example\n/x[0-9]+\\.regex\\.example/\napi-*.glob.example\n";
@@ -146,8 +152,9 @@ fn names_above_allowed_ones_exist() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_answer_with_an_address_of_the_floor_is_refused_whole_unless_the_rule_lifts_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let inside = Ipv4Addr::new(10, 9, 9, 9);
     world.dns.set("inside.test", [inside]);
     world.dns.set("mixed.test", [GOOD, inside]);
@@ -177,8 +184,9 @@ fn an_answer_with_an_address_of_the_floor_is_refused_whole_unless_the_rule_lifts
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_upstream_servers_answer_is_passed_on() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("broken.test", Answer::ServFail);
     world.dns.set("only6.test", [GOOD6.parse::<IpAddr>().unwrap()]);
     let outgate = setup(&world, "nowhere.test\nbroken.test\nonly6.test\nreset.test\n").start();
@@ -196,8 +204,9 @@ fn the_upstream_servers_answer_is_passed_on() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn edns_is_honoured_and_what_does_not_fit_comes_over_tcp() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let many: Vec<IpAddr> = (1..=40).map(|last| Ipv4Addr::new(11, 1, 1, last).into()).collect();
     world.dns.set("many.test", Answer::Addresses(many.clone(), 60));
     let _outgate = setup(&world, "many.test\n").start();
@@ -222,8 +231,9 @@ fn edns_is_honoured_and_what_does_not_fit_comes_over_tcp() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn one_connection_carries_many_queries_and_a_slow_one_holds_up_none() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("slow.test", Answer::Late(Duration::from_millis(700), Box::new([CDN].into())));
     let _outgate = setup(&world, "good.test\nslow.test\n").tables(NO_RATE).start();
     let mut stream = world.guest.dns_stream();
@@ -253,8 +263,9 @@ fn one_connection_carries_many_queries_and_a_slow_one_holds_up_none() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn connections_count_among_the_guests_and_end_with_too_long_a_query() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = setup(&world, "good.test\n").tables("[limits]\nconnections = 2\n").start();
     let mut first = world.guest.dns_stream();
     let second = world.guest.dns_stream();
@@ -270,8 +281,9 @@ fn connections_count_among_the_guests_and_end_with_too_long_a_query() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_that_was_just_allowed_works_at_once_and_one_just_removed_does_not() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, "good.test\n").tables(NO_RATE).start();
     world.guest.lookup("good.test").assert_is([GOOD]);
     world.guest.lookup("other.test").assert_blocked("not_whitelisted");
@@ -282,8 +294,9 @@ fn a_name_that_was_just_allowed_works_at_once_and_one_just_removed_does_not() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn recent_answers_are_served_while_the_upstream_server_is_down() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into()], 1));
     let resolver = "servers = [\"11.0.0.53\"]\ntimeout_ms = 1000";
     let _outgate = setup(&world, "good.test\nother.test\n").resolver(resolver).start();
@@ -307,8 +320,9 @@ fn recent_answers_are_served_while_the_upstream_server_is_down() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_dead_first_server_costs_less_than_twice_the_timeout() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     // Silent: without a socket there the kernel would refuse in its place.
     let _deaf = world.internet.bind_udp((DEAF, 53));
     let _outgate =
@@ -329,8 +343,9 @@ fn flood(world: &World, queries: impl Iterator<Item = Vec<u8>>) -> Vec<Reply> {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_that_asks_too_quickly_waits_then_is_refused_and_then_gets_no_answer() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, "good.test\n").tables("[limits]\ndns_queries_per_second = 10\n").start();
     let replies = flood(&world, (0..300).map(|id| query("evil.test", A).id(id).bytes()));
     let told: Vec<_> = replies.iter().filter(|reply| reply.code == SERVFAIL).collect();
@@ -349,8 +364,9 @@ fn a_guest_that_asks_too_quickly_waits_then_is_refused_and_then_gets_no_answer()
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn cached_names_are_answered_as_often_as_a_guests_workers_ask() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, "good.test\n").start();
     world.guest.lookup("good.test").assert_is([GOOD]);
     let ask = |worker: u16| {
@@ -375,8 +391,9 @@ fn cached_names_are_answered_as_often_as_a_guests_workers_ask() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn malformed_messages_are_refused_or_ignored_and_harm_nothing() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = setup(&world, "good.test\n").tables(NO_RATE).start();
     let sound = query("good.test", A).plain().bytes();
     let with = |at: usize, byte: u8| {
@@ -432,8 +449,9 @@ fn malformed_messages_are_refused_or_ignored_and_harm_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn queries_from_service_ports_get_no_answer() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = setup(&world, "good.test\n").start();
     for (port, answered) in [(7, false), (19, false), (53, true), (1023, false), (1024, true)] {
         let socket = world.guest.namespace.run(|| std::net::UdpSocket::bind(("0.0.0.0", port)).unwrap());
@@ -446,8 +464,9 @@ fn queries_from_service_ports_get_no_answer() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn each_guest_has_its_own_mode() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let tables = "[[guest]]\nname = \"vm-2\"\naddresses = [\"10.42.42.2\"]\nmode = \"none\"\n";
     {
         let _outgate = setup(&world, "good.test\n").tables(tables).start();

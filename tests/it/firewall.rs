@@ -28,8 +28,9 @@ fn refused<T: std::fmt::Debug>(outcome: std::io::Result<T>) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn without_the_firewall_everything_gets_out() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     for guest in [&net.one, &net.three] {
         for evil in EVIL {
             let before = net.leaked();
@@ -41,8 +42,9 @@ fn without_the_firewall_everything_gets_out() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn nothing_gets_out_and_every_refusal_is_answered_without_a_daemon() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(BOTH);
     for guest in [&net.one, &net.two, &net.three, &net.four] {
         for evil in EVIL {
@@ -52,7 +54,7 @@ fn nothing_gets_out_and_every_refusal_is_answered_without_a_daemon() {
         }
     }
     // From guests whose allowance of ICMP errors (RFC 1812 section 4.3.2.8) is not used up.
-    let Some(fresh) = Vmnet::new() else { return };
+    let fresh = Vmnet::new();
     fresh.apply(BOTH);
     for guest in [&fresh.one, &fresh.three] {
         refused(ask(guest, "11.0.0.66:443"));
@@ -69,8 +71,9 @@ fn nothing_gets_out_and_every_refusal_is_answered_without_a_daemon() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn connections_reach_the_transparent_listener_and_queries_to_any_server_reach_dns() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(BOTH);
     let brought = net.transparent();
     net.dns("10.42.42.1:53");
@@ -91,8 +94,9 @@ fn connections_reach_the_transparent_listener_and_queries_to_any_server_reach_dn
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn guests_reach_only_the_gateways_listeners_for_guests() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(BOTH);
     let _transparent = net.transparent();
     let (admin, ssh) = (net.listener("0.0.0.0:3190"), net.listener("[::]:22"));
@@ -143,8 +147,9 @@ fn watched(guest: &Namespace) -> u64 {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn guests_do_not_reach_each_other_on_one_bridge_or_two_interfaces() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     [&net.one, &net.two, &net.three, &net.four].into_iter().for_each(watch);
     // Without ARP and neighbour discovery in the way: guests may know each other's MAC.
     let mac = |guest: &Namespace| shell(guest, "ip -o link show eth0 | sed 's/.*ether //; s/ .*//'").trim().to_owned();
@@ -183,8 +188,9 @@ fn guests_do_not_reach_each_other_on_one_bridge_or_two_interfaces() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn spoofed_sources_are_dropped_and_counted() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(BOTH);
     let brought = net.transparent();
     // So that the guests know the gateway's MAC: it answers no ARP of a spoofed source.
@@ -205,8 +211,9 @@ fn spoofed_sources_are_dropped_and_counted() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_flushed_ruleset_leaves_guests_closed() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(BOTH);
     nft(&net.gateway, "flush ruleset");
     for guest in [&net.one, &net.three] {
@@ -222,8 +229,9 @@ fn a_flushed_ruleset_leaves_guests_closed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn applying_again_keeps_connections_and_status_reports_the_state() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.config(BOTH);
     assert!(!net.status().0, "nothing is in place yet");
     assert!(String::from_utf8_lossy(&net.firewall(&["apply"]).stdout).contains("br0, r3, r4"));
@@ -249,8 +257,9 @@ fn applying_again_keeps_connections_and_status_reports_the_state() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn remove_leaves_nothing_behind_and_names_open_interfaces() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let state = || {
         shell(
             &net.gateway,
@@ -268,8 +277,9 @@ fn remove_leaves_nothing_behind_and_names_open_interfaces() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn nft_and_ip_accept_the_printed_ruleset() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let guests = "[[guest]]\nname = \"a\"\ninterface = \"p1\"\naddresses = [\"10.42.42.2\", \"fd42::/77\"]\n";
     for more in ["", guests, "allow_dhcp = true\nallow_inbound_replies = true\nhost_users = [\"nobody\"]\n"] {
         let listen = "redirect = [\"127.0.0.1:3130\", \"[::]:3131\"]\ntransparent = [\"10.42.42.1:3129\"]\ndns = [\"0.0.0.0:53\", \"[::]:5353\"]";
@@ -329,8 +339,9 @@ const PINNED: &str = "[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n\
     [[guest]]\nname = \"three\"\ninterface = \"r3\"\naddresses = [\"10.43.0.3\", \"fd43::3\"]\n";
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_with_an_interface_uses_its_own_addresses_alone_and_no_other_guest_does() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(PINNED);
     let brought = net.transparent();
     for (guest, v4, v6) in
@@ -376,8 +387,9 @@ fn a_guest_with_an_interface_uses_its_own_addresses_alone_and_no_other_guest_doe
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn no_guest_on_a_bridge_answers_for_another_or_takes_its_mac() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let (evil, victim) = (mac(&net.one, "eth0"), mac(&net.two, "eth0"));
     let gateway = mac(&net.gateway, "br0");
     let colons = |mac: &str| {
@@ -430,8 +442,9 @@ fn no_guest_on_a_bridge_answers_for_another_or_takes_its_mac() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_pinned_port_gets_only_frames_for_its_guest() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(PINNED);
     watch(&net.one);
     let one = mac(&net.one, "eth0");
@@ -457,8 +470,9 @@ fn a_pinned_port_gets_only_frames_for_its_guest() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let service = net.gateway.run(|| UdpSocket::bind("[::]:5300")).unwrap();
     service.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let heard = || std::iter::from_fn(|| service.recv(&mut [0; 9]).ok()).count();
@@ -507,8 +521,9 @@ fn frames_that_a_bridge_hands_up_as_its_ports_own_reach_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn applying_again_keeps_every_mac_and_only_a_guests_own_address_claims_one() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.apply(PINNED);
     net.dns("10.42.42.1:53");
     let victim = mac(&net.one, "eth0");
@@ -546,8 +561,9 @@ fn applying_again_keeps_every_mac_and_only_a_guests_own_address_claims_one() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn frames_for_a_declared_guest_do_not_go_to_an_undeclared_one() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let declared = PINNED.split("[[guest]]").take(2).collect::<Vec<_>>().join("[[guest]]");
     net.apply(&declared);
     nft(
@@ -576,8 +592,9 @@ fn frames_for_a_declared_guest_do_not_go_to_an_undeclared_one() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_missing_interface_and_the_interface_of_the_operators_session_are_reported() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     shell(&net.gateway, "ip route add default via 10.42.42.2 dev br0");
     net.config(BOTH);
     let output = net.firewall(&["apply"]);
@@ -592,8 +609,9 @@ fn a_missing_interface_and_the_interface_of_the_operators_session_are_reported()
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn answers_to_connections_from_outside_leave_where_that_is_allowed() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let services: Vec<_> =
         [&net.one, &net.three].map(|guest| guest.run(|| std::net::TcpListener::bind("[::]:22").unwrap())).into();
     for service in &services {
@@ -635,8 +653,9 @@ fn answers_to_connections_from_outside_leave_where_that_is_allowed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn dhcp_and_router_solicitation_reach_the_gateway_where_that_is_allowed() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let server = net.gateway.run(|| UdpSocket::bind("0.0.0.0:67")).unwrap();
     server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let (one, gateway) = (mac(&net.one, "eth0"), "ffffffffffff");
@@ -662,8 +681,9 @@ fn dhcp_and_router_solicitation_reach_the_gateway_where_that_is_allowed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn host_users_go_to_the_redirect_listener_and_nowhere_else() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let listen = "redirect = [\"127.0.0.1:3130\", \"[::1]:3130\"]\ndns = [\"127.0.0.1:5353\"]";
     // Nothing is left of what was for guests.
     net.apply("[firewall]\nguest_interfaces = [\"br0\"]\n");
@@ -701,8 +721,9 @@ fn host_users_go_to_the_redirect_listener_and_nowhere_else() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn other_firewalls_that_would_drop_guests_traffic_are_named_with_the_line_that_allows_it() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     nft(
         &net.gateway,
         "table inet filter { chain input { type filter hook input priority 0; policy drop; ct state established accept; iifname lo accept; }; }",
@@ -742,8 +763,9 @@ fn other_firewalls_that_would_drop_guests_traffic_are_named_with_the_line_that_a
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn apply_fails_without_a_configured_firewall_and_with_an_unknown_user() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     net.config("");
     let output = net.firewall(&["apply"]);
     assert_eq!(output.status.code(), Some(1));
@@ -754,8 +776,9 @@ fn apply_fails_without_a_configured_firewall_and_with_an_unknown_user() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn limits_missing_in_the_kernels_rules_are_reported_without_an_outage() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let lists = for_nobody(&net);
     let outgate = |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_outgate"));
@@ -806,8 +829,9 @@ fn limits_missing_in_the_kernels_rules_are_reported_without_an_outage() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_unprivileged_daemon_knows_whether_the_firewall_is_in_place() {
-    let Some(net) = Vmnet::new() else { return };
+    let net = Vmnet::new();
     let lists = for_nobody(&net);
     net.config_listening(WITH_ADMIN, &format!("{BOTH}{lists}"));
     let mut daemon = net.daemon(65534);

@@ -28,8 +28,9 @@ fn get(wire: &mut Wire, host: &str, path: &str) -> crate::world::http::Response 
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_request_reaches_the_origin_in_origin_form_without_what_was_for_the_proxy() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let response = world.guest.ask(
         "GET http://good.test/a?b=c%20d HTTP/1.1\r\nHost: good.test\r\nProxy-Connection: keep-alive\r\n\
@@ -52,8 +53,9 @@ fn a_request_reaches_the_origin_in_origin_form_without_what_was_for_the_proxy() 
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_refusal_is_immediate_and_says_why_to_programs_and_people() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let refusal = world.guest.get("evil.test", "/");
     assert_eq!(refusal.status, 403);
@@ -81,8 +83,9 @@ fn a_refusal_is_immediate_and_says_why_to_programs_and_people() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_refusal_shows_no_address_no_rule_and_no_error_from_inside() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("inside.test", [std::net::Ipv4Addr::new(10, 9, 8, 7)]);
     world.dns.set("lost.test", crate::world::dns::Answer::ServFail);
     let rules = "inside.test\nlost.test\ngood.test:81\ndeny odd.test note=\"the secret reason\"\nodd.test\n";
@@ -108,8 +111,9 @@ fn with_port(host: &str) -> String {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn markup_in_a_destination_does_not_reach_the_page() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     for uri in ["http://evil.test/<script>alert(1)</script>", "http://<script>alert(1)</script>/"] {
         let page = world
@@ -121,8 +125,9 @@ fn markup_in_a_destination_does_not_reach_the_page() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_name_of_the_uri_and_the_host_field_must_agree() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     for host in ["evil.test", "cdn-ok.test", "good.test:81", "sub.good.test"] {
         let response = world.guest.ask(format!("GET http://good.test/ HTTP/1.1\r\nHost: {host}\r\n\r\n"));
@@ -136,8 +141,9 @@ fn the_name_of_the_uri_and_the_host_field_must_agree() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn each_request_of_a_kept_connection_is_judged_by_itself() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say(
@@ -157,8 +163,9 @@ fn each_request_of_a_kept_connection_is_judged_by_itself() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_connection_is_kept_on_both_sides_and_never_used_for_another_host() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     for turn in 0..5 {
@@ -177,8 +184,9 @@ fn a_connection_is_kept_on_both_sides_and_never_used_for_another_host() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn guests_do_not_share_upstream_connections() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let (mut one, mut two) = (world.guest.proxy(), world.neighbour.proxy());
     for wire in [&mut one, &mut two] {
@@ -189,8 +197,9 @@ fn guests_do_not_share_upstream_connections() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn smuggled_requests_reach_nobody() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let hidden = "GET http://evil.test/ HTTP/1.1\r\nHost: evil.test\r\n\r\n";
     let cases = [
@@ -235,8 +244,9 @@ fn smuggled_requests_reach_nobody() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn request_heads_that_parsers_read_differently_are_malformed() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let heads: &[&str] = &[
         "GET http://good.test/ HTTP/1.1\nHost: good.test\n\n",
@@ -275,8 +285,9 @@ fn request_heads_that_parsers_read_differently_are_malformed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn oversized_heads_are_refused_and_cost_no_memory() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let before = outgate.memory();
     for fields in [
@@ -295,8 +306,9 @@ fn oversized_heads_are_refused_and_cost_no_memory() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn chunks_that_parsers_read_differently_end_both_connections() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     for chunks in [
         "4\nabcd\r\n0\r\n\r\n",
@@ -324,8 +336,9 @@ fn chunks_that_parsers_read_differently_end_both_connections() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn bodies_of_any_size_arrive_unchanged_in_both_framings_and_directions() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     for size in [0, 1, 4095, 65_536, 3_000_000] {
@@ -357,8 +370,9 @@ fn bodies_of_any_size_arrive_unchanged_in_both_framings_and_directions() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn trailers_pass_or_are_dropped_but_never_become_fields() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say(
@@ -380,8 +394,9 @@ fn trailers_pass_or_are_dropped_but_never_become_fields() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn responses_without_a_body_leave_the_connection_usable() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say("HEAD http://good.test/bytes/1000 HTTP/1.1\r\nHost: good.test\r\n\r\n");
@@ -395,8 +410,9 @@ fn responses_without_a_body_leave_the_connection_usable() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_client_that_expects_100_continue_gets_it_from_the_origin() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     let head = |path: &str| {
@@ -415,8 +431,9 @@ fn a_client_that_expects_100_continue_gets_it_from_the_origin() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_websocket_passes_bytes_both_ways() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say(
@@ -438,8 +455,9 @@ fn a_websocket_passes_bytes_both_ways() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn websockets_pass_as_clients_ask_for_them() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\nws://good.test:8080\n");
     world.internet.serve((GOOD, 8080), |mut tap| {
         let _ = crate::world::http::serve(&mut tap);
@@ -487,8 +505,9 @@ fn websockets_pass_as_clients_ask_for_them() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_connect_may_say_that_it_has_no_body() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     for (line, status) in [
         ("Content-Length: 0", 200),
@@ -507,8 +526,9 @@ fn a_connect_may_say_that_it_has_no_body() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn options_for_a_whole_server_arrive_as_an_asterisk_through_every_listener() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let options = |target: &str, host: &str| format!("OPTIONS {target} HTTP/1.1\r\nHost: {host}\r\n\r\n");
     assert_eq!(world.guest.ask(options("http://good.test", "good.test")).status, 200);
@@ -540,8 +560,9 @@ fn get_inside(wire: &mut Wire, host: &str) -> crate::world::http::Response {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_upgrade_that_the_origin_did_not_grant_stays_http() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let ask = |path: &str| {
         format!(
@@ -573,8 +594,9 @@ fn an_upgrade_that_the_origin_did_not_grant_stays_http() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_upgrade_to_another_http_or_tls_is_not_passed_on() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     for protocol in ["h2c", "TLS/1.0", "websocket, h2c"] {
         let response = world.guest.ask(format!(
@@ -589,6 +611,7 @@ fn an_upgrade_to_another_http_or_tls_is_not_passed_on() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_hostile_origin_must_follow_the_same_grammar() {
     let cases: [(&str, Vec<u8>); 7] = [
         ("a head without end", [&b"HTTP/1.1 200 OK\r\nX: "[..], &vec![b'a'; 10 << 20]].concat()),
@@ -604,7 +627,7 @@ fn a_hostile_origin_must_follow_the_same_grammar() {
         ("nothing", Vec::new()),
     ];
     for (what, bytes) in cases {
-        let Some(world) = World::new() else { return };
+        let world = World::new();
         let outgate = world.outgate(RULES);
         let before = outgate.memory();
         says(&world, bytes);
@@ -621,8 +644,9 @@ fn a_hostile_origin_must_follow_the_same_grammar() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_origin_that_breaks_off_or_sends_more_than_announced_ends_the_connection() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     says(&world, "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nshort");
     let mut wire = world.guest.proxy();
@@ -633,8 +657,9 @@ fn an_origin_that_breaks_off_or_sends_more_than_announced_ends_the_connection() 
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn unrequested_bytes_of_an_origin_are_not_the_next_answer() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.serve((ODD, 80), |mut tap| {
         let mut buffer = [0u8; 4096];
@@ -651,15 +676,17 @@ fn unrequested_bytes_of_an_origin_are_not_the_next_answer() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_slow_answer_is_waited_for() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 500").start();
     assert_eq!(world.guest.get("good.test", "/slow/1500").text(), "slow");
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_that_goes_away_takes_the_upstream_connection_with_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     assert_eq!(get(&mut wire, "good.test", "/").status, 200);
@@ -669,8 +696,9 @@ fn a_guest_that_goes_away_takes_the_upstream_connection_with_it() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn all_methods_pass_except_those_that_proxies_should_not_pass() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     for method in ["DELETE", "OPTIONS", "PATCH", "PROPFIND"] {
         let line =

@@ -23,8 +23,9 @@ fn refused(wire: &mut Wire) -> (u16, String) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn http2_passes_a_tunnel_only_with_a_rule_for_any_bytes() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     world.internet.echo((ODD, 50051));
     world.internet.echo((ODD, 50052));
@@ -49,8 +50,9 @@ fn http2_passes_a_tunnel_only_with_a_rule_for_any_bytes() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_http2_client_that_speaks_to_the_proxy_as_its_server_gets_an_error() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.proxy();
     wire.say(OPENING);
@@ -64,8 +66,9 @@ fn an_http2_client_that_speaks_to_the_proxy_as_its_server_gets_an_error() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_request_after_the_preface_does_not_bypass_the_names() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("tcp://good.test:80\n");
     let mut wire = world.guest.tunnel("good.test:80");
     wire.say("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\nGET /stolen HTTP/1.1\r\nHost: evil.test\r\n\r\n");
@@ -79,8 +82,9 @@ fn dial(guest: &Guest, address: impl Into<IpAddr>, port: u16) -> Wire {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn transparent_http2_goes_to_the_name_that_dns_gave() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let listen = format!("proxy = []\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\ndns = [\"{RESOLVER}\"]");
     let outgate: Outgate = transparent::setup(&world, RULES).listen(&listen).start();
     world.internet.echo((ODD, 50051));
@@ -110,8 +114,9 @@ fn transparent_http2_goes_to_the_name_that_dns_gave() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn explain_says_what_the_wire_does() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let config = outgate.config();
     let explain = |url: &str| {

@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 const UNLIMITED: &str = "[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0";
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_with_too_many_connections_is_told_so_and_others_are_not() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables("[limits]\nconnections = 5").start();
     let mut held: Vec<_> = (0..5).map(|_| world.guest.tunnel("good.test:443")).collect();
     let refusal = world.guest.get("good.test", "/");
@@ -50,8 +51,9 @@ fn reached(outgate: &Outgate, limit: &str, outcome: &str) -> f64 {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_that_goes_on_over_a_rate_is_slowed_down_and_never_refused() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let tables = "[limits]\nnew_connections_per_second = 10\nrequests_per_second = 20";
     let outgate = world.setup("good.test\n").tables(tables).start();
     let begun = Instant::now();
@@ -78,8 +80,9 @@ fn a_guest_that_goes_on_over_a_rate_is_slowed_down_and_never_refused() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_flood_of_connections_over_the_rate_is_refused_and_other_guests_do_not_wait() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 5").start();
     let answers = at_once(&world.guest, 60);
     let good = answers.iter().filter(|(status, _)| *status == 200).count();
@@ -96,8 +99,9 @@ fn a_flood_of_connections_over_the_rate_is_refused_and_other_guests_do_not_wait(
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn over_the_rate_of_requests_the_refusal_is_the_last_answer_of_its_connection() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables("[limits]\nrequests_per_second = 5").start();
     let mut wires: Vec<_> = (0..40).map(|_| world.guest.proxy()).collect();
     for wire in &mut wires {
@@ -125,8 +129,9 @@ fn over_the_rate_of_requests_the_refusal_is_the_last_answer_of_its_connection() 
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn one_guest_gets_a_quarter_of_all_connections_at_most() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables("[limits]\ntotal_connections = 20").start();
     let greedy: Vec<_> = (0..5).map(|_| world.guest.tunnel("good.test:443")).collect();
     let refusal = world.guest.get("good.test", "/");
@@ -137,8 +142,9 @@ fn one_guest_gets_a_quarter_of_all_connections_at_most() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_full_gateway_answers_that_it_is_full() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     // Five guests, a quarter each: the fifth finds the house full.
     let addresses: Vec<String> = (10..15).map(|last| format!("10.42.42.{last}")).collect();
     let lines: String = addresses.iter().map(|address| format!("addr add {address}/24 dev eth0\n")).collect();
@@ -164,8 +170,9 @@ fn a_full_gateway_answers_that_it_is_full() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn thousands_of_slow_connections_of_one_guest_do_not_hinder_another() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _ = rustix::process::setrlimit(rustix::process::Resource::Nofile, all_the_files());
     let tables = "[limits]\nnew_connections_per_second = 0\nhandshake_timeout_ms = 60000";
     let outgate = world.setup("good.test\n").tables(tables).start();
@@ -220,8 +227,9 @@ fn p99(results: &[(u16, Duration)]) -> Duration {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("tcp://odd.test:7\n").tables(UNLIMITED).start();
     world.internet.serve((ODD, 7), |mut tap| {
         let block = pattern(64 * 1024);
@@ -253,8 +261,9 @@ fn readers_that_never_read_cost_a_bounded_amount_of_memory() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn readers_that_never_read_delay_no_other_guest() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.setup("good.test\ntcp://odd.test:7\nhttp://odd.test\n").tables(UNLIMITED).start();
     for (port, head) in [(7, ""), (80, "HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")] {
         world.internet.serve((ODD, port), move |mut tap| {
@@ -282,8 +291,9 @@ fn readers_that_never_read_delay_no_other_guest() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn random_bytes_bring_nothing_down() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\ntcp://odd.test:7\n").tables(UNLIMITED).start();
     world.internet.sink((ODD, 7));
     let openings: [&[u8]; 8] = [
@@ -317,8 +327,9 @@ fn random_bytes_bring_nothing_down() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn random_names_and_methods_grow_neither_metrics_nor_memory_nor_log_without_bound() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables(UNLIMITED).start();
     let _ = world.guest.get("evil.test", "/");
     let _ = world.guest.get("bad host", "/");
@@ -396,8 +407,9 @@ fn scrambled(number: u64) -> u64 {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_same_refusal_again_and_again_is_one_line_with_a_count() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").tables(UNLIMITED).start();
     for _ in 0..50 {
         assert_eq!(world.guest.get("evil.test", "/").status, 403);
@@ -411,8 +423,9 @@ fn the_same_refusal_again_and_again_is_one_line_with_a_count() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_flood_of_connections_that_are_reset_at_once_leaves_nothing_behind() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables(UNLIMITED).start();
     for _ in 0..20 {
         for stream in world.guest.proxies(50) {
@@ -425,8 +438,9 @@ fn a_flood_of_connections_that_are_reset_at_once_leaves_nothing_behind() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_listener_on_the_gateway_is_reached_by_its_address_alone() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\n");
     let admin =
         world.guest.namespace.run(|| TcpStream::connect_timeout(&(GATEWAY, 3190).into(), Duration::from_millis(500)));

@@ -148,8 +148,9 @@ fn redirected(world: &World) -> String {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line_is_written() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     transparent::nft(&world, transparent::REDIRECT);
     let outgate = start(every_listener(&world), "refuse");
     let mut tunnel = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
@@ -236,8 +237,9 @@ fn with_refuse_a_full_disk_blocks_new_connections_at_every_listener_until_a_line
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn with_continue_traffic_goes_on_and_the_failure_shows() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(every_listener(&world), "continue");
     assert_eq!(world.guest.get("good.test", "/").status, 200);
     fill(&outgate);
@@ -264,8 +266,9 @@ fn with_continue_traffic_goes_on_and_the_failure_shows() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_log_that_is_reopened_elsewhere_ends_the_failure_and_one_that_cannot_be_opened_is_a_failure() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(every_listener(&world), "refuse");
     let link_to = |target: &str| {
         fs::remove_file(outgate.path("access.log")).unwrap();
@@ -301,8 +304,9 @@ fn a_log_that_is_reopened_elsewhere_ends_the_failure_and_one_that_cannot_be_open
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_slow_log_refuses_no_connection_however_many_lines_are_dropped() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let setup = every_listener(&world)
         .tables("[limits]\nconnections = 0\nnew_connections_per_second = 0\nrequests_per_second = 0");
     let outgate = start(setup, "refuse");
@@ -336,8 +340,9 @@ fn a_slow_log_refuses_no_connection_however_many_lines_are_dropped() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_log_path_that_fails_from_the_start_refuses_and_another_path_ends_that() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").write();
     set(&outgate, "refuse");
     let config = fs::read_to_string(outgate.config()).unwrap();

@@ -1,6 +1,6 @@
 //! Outgate from outside: the built binary in a world of network namespaces. The tests check what guests, origins and
 //! the DNS server see. [`world`] has the machinery; [`world_without_outgate`] shows that it works without outgate.
-//! Requires root; without it, the tests say so and are skipped.
+//! Most require root. Without it they are shown as ignored ([`rights`]).
 
 #![allow(
     clippy::cast_possible_truncation,
@@ -50,6 +50,7 @@ mod reload;
 mod reload_time;
 mod resolved_addresses;
 mod responses;
+mod rights;
 mod second_host;
 mod socket_activation;
 mod socks;

@@ -27,13 +27,13 @@ struct House {
     light: Vec<Wire>,
 }
 
-fn house() -> Option<House> {
-    let world = World::new()?;
+fn house() -> House {
+    let world = World::new();
     let outgate = world.setup(RULES).tables(LIMITS).start();
     world.internet.echo((ODD, 7));
     let heavy = (0..MANY).map(|_| world.guest.tunnel("odd.test:7")).collect();
     let light = (0..2).map(|_| world.neighbour.tunnel("odd.test:7")).collect();
-    Some(House { world, outgate, heavy, light })
+    House { world, outgate, heavy, light }
 }
 
 impl House {
@@ -75,8 +75,9 @@ fn lives(wire: &mut Wire) -> bool {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_heaviest_guest_is_refused_first_and_a_light_one_served() {
-    let Some(mut house) = house() else { return };
+    let mut house = house();
     house.bound(0.75);
     house.await_stage(1.0);
     let refusal = house.world.guest.get("good.test", "/");
@@ -103,8 +104,9 @@ fn the_heaviest_guest_is_refused_first_and_a_light_one_served() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn when_nearly_full_new_connections_are_refused_at_once_and_open_ones_continue() {
-    let Some(mut house) = house() else { return };
+    let mut house = house();
     let mut kept = house.world.neighbour.proxy();
     let ask = |wire: &mut Wire, host: &str| {
         wire.say(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"));
@@ -135,8 +137,9 @@ fn when_nearly_full_new_connections_are_refused_at_once_and_open_ones_continue()
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn when_full_the_longest_idle_tunnels_of_the_heaviest_guest_are_closed_and_busy_ones_stay() {
-    let Some(mut house) = house() else { return };
+    let mut house = house();
     let mut busy = house.world.guest.tunnel("odd.test:7");
     let mut kept = house.world.guest.proxy();
     kept.say("GET http://good.test/ HTTP/1.1\r\nHost: good.test\r\n\r\n");
@@ -209,8 +212,9 @@ fn served(guest: &Guest) -> bool {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn few_descriptors_allow_as_many_connections_as_fit_and_a_flood_costs_little() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables(LIMITS).start();
     limit_files(&outgate, 256);
     eventually("it is noticed", || outgate.metric("connections_bound", &[]) < 128.0);
@@ -230,8 +234,9 @@ fn few_descriptors_allow_as_many_connections_as_fit_and_a_flood_costs_little() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn without_any_descriptor_left_accepting_waits_without_spinning_and_goes_on_afterwards() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables(LIMITS).start();
     assert!(served(&world.guest));
     let before = outgate.metrics()["process_max_fds"] as u64;
@@ -258,8 +263,9 @@ fn without_any_descriptor_left_accepting_waits_without_spinning_and_goes_on_afte
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reserved_descriptor_resets_a_connection_that_cannot_be_accepted_at_once() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}handshake_timeout_ms = 600000\n")).start();
     assert!(served(&world.guest));
     let before = outgate.metrics()["process_max_fds"] as u64;
@@ -300,8 +306,9 @@ fn p99(guest: &Guest) -> Duration {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables(LIMITS).start();
     let idle = p99(&world.neighbour);
     let allowed = (2 * idle).max(Duration::from_millis(500));
@@ -337,8 +344,9 @@ fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_another() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     // With the limits that are built in.
     let outgate = world.setup(RULES).start();
     let measure = || {
@@ -396,8 +404,9 @@ fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_memory_of_slow_readers_follows_the_bound_on_memory() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     // An eighth of it is for bytes that are not read.
     let outgate = world.setup(RULES).tables(&format!("{LIMITS}memory_mib = 256\n")).start();
     world.internet.serve((ODD, 7), |mut tap| {

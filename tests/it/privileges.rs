@@ -49,8 +49,9 @@ fn assert_without_privileges(outgate: &Outgate) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_daemon_started_as_root_has_no_privilege_left_and_transparent_flows_still_come() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = transparent::setup(&world, "good.test\n").start();
     assert_without_privileges(&outgate);
     assert_all(&outgate, "Seccomp", "2");
@@ -66,8 +67,9 @@ fn a_daemon_started_as_root_has_no_privilege_left_and_transparent_flows_still_co
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn without_the_sandbox_privileges_are_still_given_up_and_the_log_warns() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").write();
     outgate.run_with(&["--no-sandbox"]);
     outgate.launch();
@@ -89,8 +91,9 @@ fn for_nobody(world: &World) -> Outgate {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn another_user_can_do_everything_that_the_daemon_does_later() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = for_nobody(&world);
     outgate.launch();
     outgate.await_ready();
@@ -134,8 +137,9 @@ fn assert_refuses(outgate: &mut Outgate, code: i32, words: &[&str]) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_unknown_user_is_one_clear_line() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").write();
     outgate.run_with(&["--user", "nobody-of-this-name"]);
     assert_refuses(&mut outgate, 1, &["/etc/passwd has no user", "nobody-of-this-name", "adduser"]);
@@ -147,8 +151,9 @@ fn an_unknown_user_is_one_clear_line() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn files_that_need_privileges_are_found_at_the_start() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mode = |path: &Path, mode| fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
 
     // Root reads everything while it has CAP_DAC_OVERRIDE.
@@ -202,8 +207,9 @@ fn do_as_printed(outgate: &mut Outgate) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reload_that_wants_to_write_elsewhere_says_that_it_needs_a_restart() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let elsewhere = tempfile::Builder::new().prefix("outgate-it-").tempdir().unwrap();
     let (old, new) = (outgate.path("access.log"), elsewhere.path().join("access.log"));
@@ -222,6 +228,10 @@ fn a_reload_that_wants_to_write_elsewhere_says_that_it_needs_a_restart() {
 
 /// What a confined process must still be able to do.
 const ALLOWED: [&str; 4] = ["start a thread", "connect", "send a datagram", "write in a folder of its own"];
+/// Tells the test below that it is the process which runs [`acts`]: `yes`, in the sandbox, or `no`.
+const CONFINED: &str = "OUTGATE_TEST_CONFINED";
+const TEST: &str = "privileges::even_root_can_do_nothing_in_the_sandbox_that_the_daemon_does_not_do";
+
 /// What it must not, and root may.
 const FORBIDDEN: [&str; 14] = [
     "listen",
@@ -240,10 +250,10 @@ const FORBIDDEN: [&str; 14] = [
     "become a program",
 ];
 
-/// Runs [`acts`] in a process of its own, and gives what came of each.
+/// Starts this test once more, as a process that runs [`acts`], and gives what came of each.
 fn try_acts(confined: &str) -> BTreeMap<String, String> {
     let mut command = Command::new(std::env::current_exe().unwrap());
-    command.args(["--exact", "privileges::acts", "--ignored", "--nocapture"]).env("OUTGATE_TEST_CONFINED", confined);
+    command.args(["--exact", TEST, "--ignored", "--nocapture"]).env(CONFINED, confined);
     let output = command.stdin(Stdio::null()).output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let outcomes: BTreeMap<String, String> = text
@@ -256,12 +266,12 @@ fn try_acts(confined: &str) -> BTreeMap<String, String> {
 }
 
 #[test]
+#[ignore = "requires root"]
 fn even_root_can_do_nothing_in_the_sandbox_that_the_daemon_does_not_do() {
-    if !rustix::process::geteuid().is_root() {
-        println!("skipped: needs root");
-        assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "CI must not skip tests");
-        return;
+    if let Ok(confined) = std::env::var(CONFINED) {
+        return acts(confined == "yes");
     }
+    crate::rights::require();
     let free = try_acts("no");
     assert!(free.values().all(|outcome| outcome == "done"), "without the sandbox: {free:#?}");
     let held = try_acts("yes");
@@ -273,11 +283,8 @@ fn even_root_can_do_nothing_in_the_sandbox_that_the_daemon_does_not_do() {
     }
 }
 
-/// Not a test but the other process of the one above.
-#[test]
-#[ignore = "run by another test, in a process of its own"]
-fn acts() {
-    let Ok(confined) = std::env::var("OUTGATE_TEST_CONFINED") else { return };
+/// Does each act, and prints what came of it.
+fn acts(confined: bool) {
     let own = tempfile::Builder::new().prefix("outgate-it-").tempdir().unwrap();
     let file = own.path().join("file");
     fs::write(&file, "").unwrap();
@@ -287,7 +294,7 @@ fn acts() {
     bound.bind(&"127.0.0.1:0".parse::<std::net::SocketAddr>().unwrap().into()).unwrap();
     let namespace = File::open("/proc/self/ns/net").unwrap();
     let parent = getppid().unwrap_or(Pid::INIT);
-    if confined == "yes" {
+    if confined {
         let folders = [own.path().to_owned()];
         assert!(outgate::system::fence_files(&folders) > 0, "this kernel has no Landlock");
         assert!(outgate::system::fence_calls());

@@ -105,8 +105,9 @@ fn refused(outgate: &Outgate, reason: &str) -> f64 {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn everything_the_proxy_does_it_does_inside_tls_1_2_and_1_3() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(setup(&world, "good.test\n", ""));
     for version in [&TLS12, &TLS13] {
         let enter = || enter_with(&world.guest, client_as(Whose::Nobodys, &[version])).unwrap();
@@ -143,8 +144,9 @@ fn everything_the_proxy_does_it_does_inside_tls_1_2_and_1_3() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn http_1_1_is_the_only_protocol_that_is_agreed_on() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(setup(&world, "good.test\n", ""));
     let offering = |protocols: &[&[u8]]| {
         let mut config = client_as(Whose::Nobodys, &[&TLS12, &TLS13]);
@@ -160,8 +162,9 @@ fn http_1_1_is_the_only_protocol_that_is_agreed_on() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_certificate_names_the_guest_and_takes_precedence_over_the_address() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(with_guests(&world));
     let ask = |guest, whose, host| get(&mut enter(guest, whose).unwrap(), host).unwrap();
     let refusal = |reason: &str| (403, reason.to_owned());
@@ -192,8 +195,9 @@ fn a_certificate_names_the_guest_and_takes_precedence_over_the_address() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_without_a_good_certificate_is_refused_and_counted_by_reason_and_no_other_notices() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(with_guests(&world));
     let mut held = enter(&world.guest, Whose::Of("vm-2")).unwrap();
     let cases = [
@@ -222,8 +226,9 @@ fn a_guest_without_a_good_certificate_is_refused_and_counted_by_reason_and_no_ot
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn bytes_that_are_not_a_handshake_are_answered_or_ended_within_the_deadline() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(setup(&world, "good.test\n", "").tables("[limits]\nhandshake_timeout_ms = 2000"));
     let mut clear = dial(&world.guest);
     clear.say("CONNECT good.test:443 HTTP/1.1\r\nHost: good.test:443\r\n\r\n");
@@ -259,8 +264,9 @@ fn bytes_that_are_not_a_handshake_are_answered_or_ended_within_the_deadline() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn large_transfers_pass_both_ways_at_any_speed_and_each_end_is_passed_on() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.internet.echo((ODD, 22));
     let outgate = start(setup(&world, "good.test\ntcp://odd.test:22\n", ""));
     let sent = pattern(12 << 20);
@@ -295,8 +301,9 @@ fn large_transfers_pass_both_ways_at_any_speed_and_each_end_is_passed_on() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_stream_that_is_cut_is_not_passed_on_as_one_that_ended() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let ends: Arc<Mutex<Vec<Result<usize, ErrorKind>>>> = Arc::default();
     let seen = Arc::clone(&ends);
     world.internet.serve((ODD, 22), move |mut tap| {
@@ -319,8 +326,9 @@ fn a_stream_that_is_cut_is_not_passed_on_as_one_that_ended() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_has_its_limits_by_its_certificate_wherever_it_comes_from() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(with_guests(&world).tables("[limits]\nconnections = 3"));
     let open = |whose| {
         let mut proxy = enter(&world.guest, whose)?;
@@ -354,8 +362,9 @@ fn a_guest_has_its_limits_by_its_certificate_wherever_it_comes_from() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reload_ends_what_a_certified_guest_may_no_longer_reach_and_a_guest_that_is_gone() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.internet.echo((ODD, 22));
     let outgate = start(with_guests(&world));
     let open = |whose| tunnel(enter(&world.neighbour, whose).unwrap(), "odd.test:22");
@@ -387,8 +396,9 @@ fn a_reload_ends_what_a_certified_guest_may_no_longer_reach_and_a_guest_that_is_
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_idle_connection_ends_with_close_notify_at_a_stop() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = start(setup(&world, "good.test\n", ""));
     let mut kept = enter(&world.guest, Whose::Nobodys).unwrap();
     assert_eq!(get(&mut kept, "good.test").unwrap().0, 200);
@@ -402,8 +412,9 @@ fn an_idle_connection_ends_with_close_notify_at_a_stop() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_session_is_resumed_only_without_client_certificates() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for (more, whose, kind) in [
         ("", Whose::Nobodys, HandshakeKind::Resumed),
         ("client_ca = \"tls/ca.pem\"\n", Whose::Of("vm-2"), HandshakeKind::Full),
@@ -421,8 +432,9 @@ fn a_session_is_resumed_only_without_client_certificates() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn certificates_are_replaced_under_load_without_a_failure() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(setup(&world, "good.test\n", "").tables("[limits]\nnew_connections_per_second = 0"));
     let (stop, done, failed) = (AtomicBool::new(false), AtomicU32::new(0), Mutex::new(None));
     std::thread::scope(|scope| {
@@ -448,8 +460,9 @@ fn certificates_are_replaced_under_load_without_a_failure() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn explain_knows_a_guest_without_an_address_by_its_name() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(with_guests(&world));
     let config = outgate.config();
     let explain = |guest: &str, url: &str| {

@@ -82,8 +82,9 @@ fn control(outgate: &Outgate, method: &str, target: &str, body: &str) -> (u16, V
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_others() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = provider(&world, "", &["good.test", "cdn-ok.test", "odd.test"], "whitelist");
     let one = manifest(&outgate, "one", &urls(&["https://good.test/x", "http://good.test"]));
     let two = manifest(&outgate, "two", &urls(&["https://cdn-ok.test", "http://CDN-OK.test:80/y"]));
@@ -126,8 +127,9 @@ fn two_guests_at_once_reach_the_hosts_of_their_own_manifests_and_neither_the_oth
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_whose_manifest_asks_for_nothing_reaches_nothing_and_gets_no_dns() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = provider(&world, "", &["good.test"], "all");
     for (name, out) in
         [("no-out", Value::Null), ("no-urls", urls(&[])), ("not", json!({"unrestricted": {"urls": false}}))]
@@ -145,8 +147,9 @@ fn a_guest_whose_manifest_asks_for_nothing_reaches_nothing_and_gets_no_dns() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_manifest_never_widens_and_mode_all_removes_only_the_list() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("inside.test", [std::net::Ipv4Addr::new(10, 0, 0, 1)]);
     let outgate = provider(&world, "deny cdn-bad.test\n", &["good.test"], "all");
     let wanted = [
@@ -185,8 +188,9 @@ fn a_manifest_never_widens_and_mode_all_removes_only_the_list() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_manifest_that_no_rule_accepts_is_not_registered_and_yagnas_reason_is_printed() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = provider(&world, "", &["good.test"], "whitelist");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test", "https://evil.test"]));
     let network = "Outbound rejected because: Everyone rule didn't match whitelist ; Audited-Payload rule requires manifest signature ; Partner rule requires node descriptor ; ";
@@ -217,8 +221,9 @@ fn a_manifest_that_no_rule_accepts_is_not_registered_and_yagnas_reason_is_printe
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_signed_manifest_gets_what_its_certificates_rule_grants_while_that_rule_exists() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let provider = Provider::new(&everyone("none"), &strict(&["good.test"]));
     authorities(&provider, "openssl ecparam -genkey -noout -name prime256v1");
     let audited = |mode: &str| {
@@ -262,8 +267,9 @@ fn a_signed_manifest_gets_what_its_certificates_rule_grants_while_that_rule_exis
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_providers_edit_affects_only_the_guests_that_it_concerns() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = provider(&world, "", &["good.test", "cdn-ok.test"], "whitelist");
     let data = outgate.path("provider");
     for (name, address, url) in
@@ -291,8 +297,9 @@ fn a_providers_edit_affects_only_the_guests_that_it_concerns() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = provider(&world, "", &["good.test", "cdn-ok.test"], "whitelist");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
     added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
@@ -320,8 +327,9 @@ fn guests_outlive_the_daemon_and_a_removal_ends_their_flows() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addresses() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let declared = "[[guest]]\nname = \"vm-3\"\naddresses = [\"10.42.42.3\"]\n";
     let mut outgate = world.setup("good.test\n").tables(declared).start();
     not_added(&outgate, &["vm-3", "-a", "10.42.42.2"], "a guest vm-3 exists already");
@@ -346,8 +354,9 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn without_a_provider_a_manifest_narrows_what_the_configuration_allows() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\ncdn-ok.test\n");
     let asks = manifest(&outgate, "asks", &urls(&["http://good.test", "http://evil.test"]));
     let said = added(&outgate, &["one", "-a", "10.42.42.2", "-m", &asks]);
@@ -364,8 +373,9 @@ fn without_a_provider_a_manifest_narrows_what_the_configuration_allows() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_control_socket_takes_guests_from_scripts_and_refuses_what_it_does_not_understand() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let body = json!({"name": "vm", "addresses": ["10.42.42.2"]}).to_string();
     let (status, answer) = control(&outgate, "POST", "/guests", &body);
@@ -392,8 +402,9 @@ fn the_control_socket_takes_guests_from_scripts_and_refuses_what_it_does_not_und
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn only_root_and_the_daemons_user_change_who_is_a_guest() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     // As somebody of the socket's group.
     let group = 31_290;
@@ -424,8 +435,9 @@ fn shell_mode(path: &Path, mode: u32) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn every_reader_of_the_kept_guests_checks_the_file() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").tables("[firewall]\nguest_interfaces = [\"tap7\"]").write();
     outgate.launch();
     outgate.await_admin(|response| response.status != 0);
@@ -457,8 +469,9 @@ fn every_reader_of_the_kept_guests_checks_the_file() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_unreadable_provider_delays_no_other_change() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = provider(&world, "", &["good.test"], "all");
     let asks = manifest(&outgate, "asks", &urls(&["https://good.test"]));
     let rules = outgate.path("provider/rules.json");
@@ -470,8 +483,9 @@ fn an_unreadable_provider_delays_no_other_change() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn readers_of_the_control_socket_do_not_block_changes() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     // Root's own connections are those that may change something, so it is they that are bounded here.
     let silent: Vec<UnixStream> = (0..40).map(|_| UnixStream::connect(outgate.path("control.sock")).unwrap()).collect();
@@ -488,8 +502,9 @@ fn readers_of_the_control_socket_do_not_block_changes() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
-    let Some(network) = GuardedNetwork::new() else { return };
+    let network = GuardedNetwork::new();
     let outgate = network.start(network.setup("good.test\ncdn-ok.test\n").tables("[guests]\nunknown = \"none\"\n"));
     let run = |arguments: &[&str]| network.net.gateway.run(|| guest(&outgate, arguments));
     assert_eq!(network.one.https(GOOD, "good.test").ok(), None, "nobody's address");

@@ -27,8 +27,9 @@ fn await_swap(world: &World, now: &str, no_more: &str, how: &str) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_new_list_is_in_force_however_it_was_saved() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let rules = outgate.rules();
     let (good, cdn) = ("good.test", "cdn-ok.test");
@@ -70,8 +71,9 @@ fn a_new_list_is_in_force_however_it_was_saved() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_swap_of_the_data_link_as_kubernetes_does_it_is_seen() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("# empty\n");
     let dir = outgate.whitelist();
     let version = |name: &str, rules: &str| {
@@ -89,8 +91,9 @@ fn a_swap_of_the_data_link_as_kubernetes_does_it_is_seen() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_signal_reloads() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let generation = outgate.metric("whitelist_generation", &[]);
     outgate.replace_rules("cdn-ok.test\n");
@@ -100,8 +103,9 @@ fn a_signal_reloads() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answered() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let reloads = || outgate.metric("whitelist_reloads_total", &[]);
     let before = reloads();
@@ -134,8 +138,9 @@ fn a_thousand_signals_and_requests_cost_a_few_reloads_and_each_request_is_answer
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn tunnels_that_the_new_list_refuses_end_and_others_stay() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let rules = "good.test\ncdn-ok.test\ntcp://odd.test:7\n";
     let outgate = world.outgate(rules);
     world.internet.echo((ODD, 7));
@@ -165,8 +170,9 @@ fn tunnels_that_the_new_list_refuses_end_and_others_stay() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reload_that_changes_nothing_for_a_flow_keeps_it_though_the_rule_moved() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
     outgate.replace_rules("# a comment\ncdn-ok.test\n.good.test\n");
@@ -176,8 +182,9 @@ fn a_reload_that_changes_nothing_for_a_flow_keeps_it_though_the_rule_moved() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn flows_end_when_the_address_they_are_connected_to_is_denied() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("six.test", [GOOD6.parse::<std::net::IpAddr>().unwrap()]);
     let outgate = world.outgate("good.test\nsix.test\n");
     let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
@@ -200,8 +207,9 @@ fn flows_end_when_the_address_they_are_connected_to_is_denied() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_revoked_tunnel_is_reset_on_both_sides_and_not_closed_normally() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("tcp://odd.test:7\ncdn-ok.test\ntcp://odd.test:8\n");
     let (ends, seen) = std::sync::mpsc::channel();
     for port in [7, 8] {
@@ -226,8 +234,9 @@ fn a_revoked_tunnel_is_reset_on_both_sides_and_not_closed_normally() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reload_with_one_broken_file_changes_nothing_at_all() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
     let config = fs::read_to_string(outgate.config()).unwrap();
     let failures = || outgate.metric("whitelist_reloads_total", &[("result", "failure")]);
@@ -267,8 +276,9 @@ fn a_reload_with_one_broken_file_changes_nothing_at_all() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn half_a_line_never_widens_the_list() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     // Not truncated: an empty list is a sound one, and might be read before the rest is written.
     let mut file = OpenOptions::new().write(true).open(outgate.rules()).unwrap();
@@ -303,8 +313,9 @@ fn old_list_survives(world: &World, outgate: &Outgate, what: &str, breakage: imp
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_broken_list_changes_nothing() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let rules = outgate.rules();
     let write = |bytes: &[u8]| fs::write(&rules, bytes).unwrap();
@@ -337,8 +348,9 @@ fn a_broken_list_changes_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_empty_list_is_valid_and_refuses_everything() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let mut tunnel = world.guest.tunnel("good.test:443");
     outgate.replace_rules("");
@@ -348,8 +360,9 @@ fn an_empty_list_is_valid_and_refuses_everything() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_start_with_a_broken_list_uses_the_last_good_one_and_says_so() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.outgate("good.test\n");
     assert!(allows(&world, "good.test"));
     assert!(outgate.stop().success());
@@ -383,8 +396,9 @@ fn chmod(path: &std::path::Path, mode: u32) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_list_that_became_unreadable_stays_in_force_even_after_a_restart() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for (what, breakage) in BREAKAGES {
         let mut outgate = world.setup("good.test\n").write();
         outgate.become_nobody();
@@ -423,8 +437,9 @@ fn a_list_that_became_unreadable_stays_in_force_even_after_a_restart() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_file_that_is_removed_takes_its_rules_with_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").file("second.rules", "cdn-ok.test\n").start();
     let mut tunnel = world.guest.tunnel("good.test:443");
     fs::remove_file(outgate.rules()).unwrap();
@@ -435,8 +450,9 @@ fn a_file_that_is_removed_takes_its_rules_with_it() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_start_with_a_broken_list_and_none_kept_is_refused() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for rules in ["good.test\n*\n", "good.test"] {
         let mut outgate = world.setup(rules).write();
         outgate.launch();
@@ -453,8 +469,9 @@ fn a_start_with_a_broken_list_and_none_kept_is_refused() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_rule_set_flipped_under_load_is_one_or_the_other_and_never_both_or_neither() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let tables = "[limits]\nnew_connections_per_second = 0\nrequests_per_second = 0";
     let outgate = world.setup("good.test\n").tables(tables).start();
     std::thread::scope(|scope| {
@@ -477,8 +494,9 @@ fn a_rule_set_flipped_under_load_is_one_or_the_other_and_never_both_or_neither()
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn changed_settings_are_taken_up_and_bad_ones_are_not() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("good.test\n");
     let config = fs::read_to_string(outgate.config()).unwrap();
     fs::write(outgate.config(), format!("mode = \"none\"\n{config}")).unwrap();

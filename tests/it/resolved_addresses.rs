@@ -12,8 +12,9 @@ fn ip(text: &str) -> IpAddr {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_that_leads_into_the_floor_is_refused() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(".good.test\n").tables("[limits]\nnew_connections_per_second = 0").start();
     let floor = [
         "169.254.169.254",
@@ -65,8 +66,9 @@ fn a_name_that_leads_into_the_floor_is_refused() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_answer_with_one_floor_address_in_it_is_refused_whole() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(".good.test\n");
     world.dns.set("mixed.good.test", [ip("11.0.0.10"), ip("10.0.0.1")]);
     world.dns.set("last.good.test", [ip("127.0.0.1"), ip("11.0.0.10")]);
@@ -78,8 +80,9 @@ fn an_answer_with_one_floor_address_in_it_is_refused_whole() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_alias_is_followed_and_its_target_is_checked_against_the_floor() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\ncdn-ok.test\n");
     world.dns.set("good.test", Answer::Alias("cdn-bad.test"));
     world.dns.set("cdn-ok.test", Answer::Alias("inside.test"));
@@ -90,8 +93,9 @@ fn an_alias_is_followed_and_its_target_is_checked_against_the_floor() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_rebinding_name_never_reaches_the_loopback() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("good.test\n").tables("[limits]\nnew_connections_per_second = 0").start();
     let loopback = world.gateway.run(|| {
         [80, 443].map(|port| {
@@ -118,8 +122,9 @@ fn a_rebinding_name_never_reaches_the_loopback() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn to_and_permit_addresses_open_the_floor_for_their_ranges() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     // Another service of the gateway's machine: reachable only where the operator says so.
     let service = world.gateway.run(|| TcpListener::bind("10.42.42.1:8080").unwrap());
     service.set_nonblocking(true).unwrap();
@@ -144,8 +149,9 @@ fn to_and_permit_addresses_open_the_floor_for_their_ranges() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn deny_rules_of_addresses_hold_for_what_is_dialled() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\ncdn-ok.test\ndeny 11.0.0.10\n");
     let refusal = world.guest.get("good.test", "/");
     assert_eq!((refusal.status, refusal.reason().as_str()), (403, "denied_by_rule"));
@@ -154,8 +160,9 @@ fn deny_rules_of_addresses_hold_for_what_is_dialled() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn own_listeners_are_out_of_reach_by_every_name_and_address() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("self.good.test", [ip("11.0.0.1")]);
     let rules = ".good.test:*\n0.0.0.0/0:*\n";
     let tables = "[dial]\npermit_addresses = [\"0.0.0.0/0\"]";
@@ -174,8 +181,9 @@ fn own_listeners_are_out_of_reach_by_every_name_and_address() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn ipv6_is_dialled_and_the_other_family_is_tried_when_one_fails() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(".good.test\n");
     let v6 = ip(GOOD6);
     world.dns.set("six.good.test", [v6]);
@@ -188,8 +196,9 @@ fn ipv6_is_dialled_and_the_other_family_is_tried_when_one_fails() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn failures_of_dns_and_of_the_origin_are_told_apart() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(".good.test:*\n").resolver("servers = [\"11.0.0.53\"]\ntimeout_ms = 400").start();
     world.dns.set("gone.good.test", Answer::NxDomain);
     world.dns.set("lost.good.test", Answer::ServFail);
@@ -213,8 +222,9 @@ fn failures_of_dns_and_of_the_origin_are_told_apart() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_dead_first_server_does_not_keep_names_from_being_resolved() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let deaf = world.internet.bind_udp((crate::world::DEAF, 53));
     let _outgate =
         world.setup("good.test\n").resolver("servers = [\"11.0.0.54\", \"11.0.0.53\"]\ntimeout_ms = 500").start();
@@ -223,8 +233,9 @@ fn a_dead_first_server_does_not_keep_names_from_being_resolved() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_is_asked_for_once_however_many_guests_want_it_at_once() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\n");
     let late = Answer::Late(Duration::from_millis(150), Box::new(Answer::from([GOOD])));
     world.dns.set("good.test", late);
@@ -245,8 +256,9 @@ fn a_name_is_asked_for_once_however_many_guests_want_it_at_once() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_answer_is_kept_for_its_ttl_and_a_failure_for_a_moment() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(".good.test\n");
     world.dns.set("lost.good.test", Answer::ServFail);
     assert_eq!(world.guest.get("a.good.test", "/").status, 200);
@@ -262,8 +274,9 @@ fn an_answer_is_kept_for_its_ttl_and_a_failure_for_a_moment() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_answer_of_ttl_zero_is_asked_for_again() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("good.test\n");
     world.dns.set("good.test", Answer::Addresses(vec![GOOD.into()], 0));
     assert_eq!(world.guest.get("good.test", "/").status, 200);
@@ -276,8 +289,9 @@ fn an_answer_of_ttl_zero_is_asked_for_again() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_hosts_file_of_the_machine_and_its_search_list_are_not_consulted() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate("localhost\ngood\n");
     assert_ne!(world.guest.get("localhost", "/").status, 200);
     assert_ne!(world.guest.get("good", "/").status, 200);
@@ -285,8 +299,9 @@ fn the_hosts_file_of_the_machine_and_its_search_list_are_not_consulted() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn names_of_the_configured_hosts_file_are_not_asked_upstream() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").resolver("servers = [\"11.0.0.53\"]\nhosts_file = \"HOSTS\"").write();
     let hosts = outgate.path("hosts");
     std::fs::write(&hosts, "11.0.0.20 good.test\n").unwrap();

@@ -27,8 +27,9 @@ fn activated(world: &World, rules: &str, count: usize) -> Outgate {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn every_socket_that_is_handed_over_is_served() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for count in [1, 2, 5] {
         let mut outgate = activated(&world, "good.test\n", count);
         // The kernel deals connections out over the sockets: all of them must be served.
@@ -41,8 +42,9 @@ fn every_socket_that_is_handed_over_is_served() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn dns_sockets_are_handed_over_for_udp_and_tcp() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let address = "10.42.42.1:53";
     let listen = format!("proxy = []\ndns = [\"{address}\"]");
     let mut outgate = world.setup("good.test\n").listen(&listen).write();
@@ -72,8 +74,9 @@ fn dns_sockets_are_handed_over_for_udp_and_tcp() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let listen = format!("proxy = [\"{PROXY}\", \"10.42.42.1:8080\"]\ntransparent = [\"0.0.0.0:3129\"]");
     let mut outgate = world.setup("good.test\n").listen(&listen).write();
     outgate.managed(ServiceManager::listen(&world.gateway, &[PROXY, ADMIN], 1));
@@ -95,8 +98,9 @@ fn a_listener_that_no_socket_holds_is_named_with_its_drop_in() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn only_the_transparent_listener_has_a_transparent_socket() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     for (key, transparent, missing) in [("transparent", false, "Transparent=yes"), ("redirect", true, "Transparent=no")]
     {
         let mut outgate = world.setup("good.test\n").listen(&format!("proxy = []\n{key} = [\"0.0.0.0:3129\"]")).write();
@@ -111,8 +115,9 @@ fn only_the_transparent_listener_has_a_transparent_socket() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_connection_to_a_socket_without_a_listener_is_reset_at_once() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").write();
     outgate.managed(ServiceManager::listen(&world.gateway, &[PROXY, ADMIN, "10.42.42.1:8080"], 1));
     outgate.launch();
@@ -139,8 +144,9 @@ fn keep_asking(guest: &Guest, over: &AtomicBool) -> Vec<Duration> {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_restart_refuses_no_connection_and_none_waits_long_even_during_a_download() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = activated(&world, "good.test\n", 2);
     let mut download = world.guest.proxy();
     download.say("GET http://good.test/slow/60000 HTTP/1.1\r\nHost: good.test\r\n\r\n");
@@ -164,8 +170,9 @@ fn a_restart_refuses_no_connection_and_none_waits_long_even_during_a_download() 
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_restart_on_a_broken_list_goes_on_with_the_last_good_one_on_the_same_sockets() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = activated(&world, "good.test\n", 2);
     eventually("the last good list is kept", || fs::read_dir(outgate.path("state")).unwrap().count() > 0);
     fs::write(outgate.rules(), "good.test\nnot a rule\n").unwrap();
@@ -185,8 +192,9 @@ fn next_message(ear: &UnixDatagram) -> String {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_daemon_tells_the_service_manager_that_it_serves_lives_and_stops() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut outgate = world.setup("good.test\n").write();
     let mut manager = ServiceManager::listen(&world.gateway, &[PROXY, ADMIN], 2);
     let ear = manager.hear(&outgate.path("notify"), Duration::from_millis(600));

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 const RULES: &str = "good.test\n*.good.test\ncdn-ok.test\nodd.test\n";
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_allowed_name_is_reached_and_no_other_name_is_asked_for() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let response = world.guest.https_get("good.test:443", "good.test", "/hi").unwrap();
     assert_eq!((response.status, response.text().as_str()), (200, "hello\n"));
@@ -35,8 +36,9 @@ fn an_allowed_name_is_reached_and_no_other_name_is_asked_for() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_tunnel_with_another_name_in_the_hello_is_closed_before_a_byte_is_forwarded() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("cdn-ok.test:443");
     wire.say(Hello::naming("cdn-bad.test").record());
@@ -48,8 +50,9 @@ fn a_tunnel_with_another_name_in_the_hello_is_closed_before_a_byte_is_forwarded(
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn two_allowed_names_do_not_mix_in_one_tunnel() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:443");
     wire.say(Hello::naming("cdn-ok.test").record());
@@ -59,8 +62,9 @@ fn two_allowed_names_do_not_mix_in_one_tunnel() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_records_of_a_hello_change_nothing() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     for size in [1, 4, 50, 100] {
         let cut = |flight: Vec<u8>| vec![in_records_of(size, &flight[5..])];
@@ -76,8 +80,9 @@ fn the_records_of_a_hello_change_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_segments_of_a_hello_change_nothing() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let cut = |flight: Vec<u8>| flight.chunks(1).map(<[u8]>::to_vec).collect();
     let tls = world.guest.tunnel("good.test:443").tls_with(pki::client(), "good.test", cut);
@@ -90,8 +95,9 @@ fn the_segments_of_a_hello_change_nothing() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_hello_that_is_not_whole_at_the_deadline_is_refused_however_steadily_it_comes() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 1500").start();
     let mut wire = world.guest.tunnel("good.test:443");
     let hello = Hello::naming("good.test").record();
@@ -102,8 +108,9 @@ fn a_hello_that_is_not_whole_at_the_deadline_is_refused_however_steadily_it_come
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_hello_that_takes_25_seconds_is_cut_off_at_the_10_that_are_the_default() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let hello = Hello::naming("good.test").record();
     let begin = Instant::now();
@@ -128,8 +135,9 @@ fn a_hello_that_takes_25_seconds_is_cut_off_at_the_10_that_are_the_default() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_large_post_quantum_hello_in_two_segments_arrives_whole() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.sink((ODD, 443));
     for hello in [
@@ -149,8 +157,9 @@ fn a_large_post_quantum_hello_in_two_segments_arrives_whole() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn bytes_after_the_hello_in_the_same_segment_arrive_once_and_in_order() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.sink((ODD, 443));
     let early = [Hello::naming("odd.test").record(), record(20, &[1]), record(23, &[0xEE; 3000])].concat();
@@ -161,8 +170,9 @@ fn bytes_after_the_hello_in_the_same_segment_arrive_once_and_in_order() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn bytes_sent_along_with_connect_are_judged_and_forwarded_like_later_ones() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.sink((ODD, 443));
     let connect = |name: &str| format!("CONNECT {name}:443 HTTP/1.1\r\nHost: {name}:443\r\n\r\n").into_bytes();
@@ -185,8 +195,9 @@ fn bytes_sent_along_with_connect_are_judged_and_forwarded_like_later_ones() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn hellos_with_more_or_less_than_one_readable_name_are_malformed() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let two_extensions = Hello::naming("good.test").names(&[b"evil.test"]);
     let cases: Vec<(&str, Vec<u8>)> = vec![
@@ -225,8 +236,9 @@ fn hellos_with_more_or_less_than_one_readable_name_are_malformed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn upper_case_and_one_trailing_dot_are_the_same_name() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.sink((ODD, 443));
     for (target, name) in [("ODD.test:443", "odd.test"), ("odd.test:443", "ODD.TEST."), ("odd.test.:443", "odd.test")] {
@@ -240,8 +252,9 @@ fn upper_case_and_one_trailing_dot_are_the_same_name() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn hello_bombs_are_cut_off_and_cost_no_memory() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let endless = {
         let mut message = vec![1, 0xff, 0xff, 0xff];
@@ -266,8 +279,9 @@ fn hello_bombs_are_cut_off_and_cost_no_memory() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn encrypted_client_hello_is_refused_unless_the_rule_or_the_configuration_allows_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.internet.sink((ODD, 443));
     let hello = Hello::naming("odd.test").ech().record();
     {
@@ -292,8 +306,9 @@ fn encrypted_client_hello_is_refused_unless_the_rule_or_the_configuration_allows
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn https_without_a_name_in_a_tunnel_is_refused_as_no_name() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let tls = world.guest.tunnel("good.test:443").tls_with(pki::client_without_sni(), "good.test", |hello| vec![hello]);
     assert!(tls.is_err());
@@ -302,8 +317,9 @@ fn https_without_a_name_in_a_tunnel_is_refused_as_no_name() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_second_hello_after_a_retry_request_is_judged_like_the_first() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     world.internet.serve((ODD, 443), |mut tap| {
         let mut first = vec![0; Hello::naming("odd.test").record().len()];
@@ -344,8 +360,9 @@ fn a_second_hello_after_a_retry_request_is_judged_like_the_first() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn openssl_answers_openssls_retry_request_through_the_tunnel() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     // A server that wants a key share that the client did not send.
     let server = Server::start(&world, ODD, "odd.test", &["-tls1_3", "-groups", "P-384"]);
@@ -365,8 +382,9 @@ fn openssl_answers_openssls_retry_request_through_the_tunnel() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_second_hello_with_another_name_does_not_reach_openssl() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let server = Server::start(&world, ODD, "odd.test", &["-tls1_3", "-groups", "P-384"]);
     let first = Hello::naming("odd.test").record();

@@ -65,8 +65,9 @@ pub fn https_get(world: &World, address: impl Into<IpAddr>, sni: &str) -> io::Re
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_server_name_decides_and_the_gateway_dials() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     assert_eq!(https_get(&world, GOOD, "good.test").unwrap(), 200);
     world.assert_asked_only(&["good.test"]);
@@ -81,8 +82,9 @@ fn the_server_name_decides_and_the_gateway_dials() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn ipv6_is_filtered_the_same_way() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let evil: IpAddr = "2600:10::66".parse().unwrap();
     assert_eq!(https_get(&world, evil, "good.test").unwrap(), 200);
@@ -94,8 +96,9 @@ fn ipv6_is_filtered_the_same_way() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_that_no_rule_allows_gets_the_alert_and_no_server_is_asked() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     for name in ["evil.test", "xgood.test", "good.test.evil.test", "a.b.good.test"] {
         let mut wire = dial(&world, GOOD, 443);
@@ -108,8 +111,9 @@ fn a_name_that_no_rule_allows_gets_the_alert_and_no_server_is_asked() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn https_without_a_name_is_refused_unless_a_rule_allows_the_address() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, "good.test\n11.0.0.20\n");
     let mut wire = dial(&world, GOOD, 443);
     wire.say(Hello::nameless().record());
@@ -125,8 +129,9 @@ fn https_without_a_name_is_refused_unless_a_rule_allows_the_address() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_hello_is_read_however_it_is_cut_and_refused_where_it_is_not_whole_in_time() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, RULES).tables("[limits]\nhandshake_timeout_ms = 2000").start();
     for size in [1, 50] {
         let cut = |flight: Vec<u8>| vec![in_records_of(size, &flight[5..])];
@@ -148,8 +153,9 @@ fn a_hello_is_read_however_it_is_cut_and_refused_where_it_is_not_whole_in_time()
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn hellos_that_can_be_read_in_two_ways_are_malformed() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let cases = [
         Hello::nameless().names(&[b"good.test", b"evil.test"]).record(),
@@ -171,8 +177,9 @@ fn hellos_that_can_be_read_in_two_ways_are_malformed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn encrypted_client_hello_requires_permission() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let hello = Hello::naming("odd.test").ech().record();
     world.internet.sink((ODD, 443));
     {
@@ -190,8 +197,9 @@ fn encrypted_client_hello_requires_permission() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_second_hello_with_another_name_is_closed() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     world.internet.serve((ODD, 443), |mut tap| {
         let mut first = vec![0; Hello::naming("odd.test").record().len()];
@@ -219,8 +227,9 @@ fn a_second_hello_with_another_name_is_closed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn each_request_in_clear_is_judged_by_its_own_host() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let get = |host: &str| format!("GET /hi HTTP/1.1\r\nHost: {host}\r\n\r\n");
     let mut wire = dial(&world, EVIL, 80);
@@ -239,8 +248,9 @@ fn each_request_in_clear_is_judged_by_its_own_host() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn requests_that_two_parsers_could_read_differently_are_400() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let cases = [
         ("another port", "GET / HTTP/1.1\r\nHost: good.test:81\r\n\r\n", "name_mismatch"),
@@ -274,8 +284,9 @@ fn requests_that_two_parsers_could_read_differently_are_400() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_request_without_a_host_has_no_name_unless_a_rule_allows_the_address() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = start(&world, "good.test\n11.0.0.20\n");
     let ask = |address: std::net::Ipv4Addr| {
         let mut wire = dial(&world, address, 80);
@@ -289,8 +300,9 @@ fn a_request_without_a_host_has_no_name_unless_a_rule_allows_the_address() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_port_that_no_rule_allows_is_reset_before_the_guests_first_byte() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     for port in [22, 25, 5432] {
         let asked = Instant::now();
@@ -305,8 +317,9 @@ fn a_port_that_no_rule_allows_is_reset_before_the_guests_first_byte() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn raw_bytes_pass_to_an_address_that_a_rule_allows_for_them_whoever_speaks_first() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = start(&world, "tcp://11.0.0.30:2222\ntcp://11.0.0.30:7\n");
     world.internet.serve((ODD, 2222), |mut tap| {
         let _ = tap.write_all(b"SSH-2.0-test\r\n");
@@ -336,8 +349,9 @@ fn raw_bytes_pass_to_an_address_that_a_rule_allows_for_them_whoever_speaks_first
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_is_still_checked_where_raw_bytes_may_pass() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, "tcp://11.0.0.30:8443\ngood.test:8443\n");
     world.internet.sink((ODD, 8443));
     world.internet.sink((GOOD, 8443));
@@ -364,8 +378,9 @@ fn a_name_is_still_checked_where_raw_bytes_may_pass() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn nothing_of_the_gateway_is_reached_through_its_own_listener() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, "good.test\n**.good.test\n").top("mode = \"all\"").start();
     let admin = "GET /metrics HTTP/1.1\r\nHost: 127.0.0.1:3190\r\n\r\n";
     // Straight to the listener, and to an address behind which the admin port is.
@@ -383,8 +398,9 @@ fn nothing_of_the_gateway_is_reached_through_its_own_listener() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_over_its_limit_is_answered_in_its_own_protocol() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, RULES).tables("[limits]\nconnections = 1").start();
     let _held = dial(&world, GOOD, 443);
     eventually("the first has the place", || outgate.metric("active_connections", &[]) == 1.0);
@@ -401,8 +417,9 @@ fn a_guest_over_its_limit_is_answered_in_its_own_protocol() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_removed_rule_closes_what_it_allowed_and_nothing_else() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let mut good = dial(&world, EVIL, 443).tls("good.test").unwrap();
     let mut cdn = dial(&world, EVIL, 443).tls("cdn-ok.test").unwrap();
@@ -415,8 +432,9 @@ fn a_removed_rule_closes_what_it_allowed_and_nothing_else() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn redirected_sockets_of_the_host_are_judged_like_a_guest_s() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     nft(&world, REDIRECT);
     let outgate = world.setup(RULES).listen("proxy = []\nredirect = [\"0.0.0.0:3130\"]").start();
     // A user of the gateway's own, whose sockets the rule above sends there.
@@ -444,8 +462,9 @@ fn redirected_sockets_of_the_host_are_judged_like_a_guest_s() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_allowed_name_that_leads_into_the_floor_is_refused_in_both_protocols() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, ".good.test\n");
     let floor = ["169.254.169.254", "10.0.0.1", "127.0.0.1", "::1", "64:ff9b::a9fe:a9fe", "11.0.0.1", "10.42.42.3"];
     for (turn, address) in floor.iter().enumerate() {
@@ -464,8 +483,9 @@ fn an_allowed_name_that_leads_into_the_floor_is_refused_in_both_protocols() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_rebinding_name_leads_to_its_public_address_or_nowhere() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = setup(&world, "good.test\n").tables("[limits]\nnew_connections_per_second = 0").start();
     let loopback = world.gateway.run(|| {
         let listener = std::net::TcpListener::bind("127.0.0.1:80").unwrap();
@@ -492,8 +512,9 @@ fn a_rebinding_name_leads_to_its_public_address_or_nowhere() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn names_that_encode_data_reach_no_server_by_hello_or_host() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = setup(&world, RULES).tables("[limits]\nnew_connections_per_second = 0").start();
     for turn in 0..500u64 {
         let name = format!("{:060x}.evil.test", turn.wrapping_mul(0x9e37_79b9_7f4a_7c15));
@@ -510,8 +531,9 @@ fn names_that_encode_data_reach_no_server_by_hello_or_host() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn three_thousand_slow_sockets_of_one_guest_do_not_hinder_the_other() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let limits = "[limits]\nconnections = 2000\nnew_connections_per_second = 0";
     let outgate = setup(&world, RULES).tables(limits).start();
     let before = outgate.memory();
@@ -537,8 +559,9 @@ fn three_thousand_slow_sockets_of_one_guest_do_not_hinder_the_other() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn options_for_a_whole_server_go_to_the_named_host() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = start(&world, RULES);
     let ask = |host: &str| {
         let mut wire = dial(&world, EVIL, 80);
@@ -577,8 +600,9 @@ fn reports(world: &World, name: &str) -> [String; 3] {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_dead_server_of_an_allowed_name_is_a_network_failure_and_not_a_refusal() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.dns.set("lost.test", Answer::ServFail);
     let outgate = start(&world, "odd.test\nlost.test\n");
     // Nothing listens on ODD's port 443.
@@ -623,8 +647,9 @@ fn a_dead_server_of_an_allowed_name_is_a_network_failure_and_not_a_refusal() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_server_that_does_not_answer_the_hello_is_a_network_failure_in_a_tunnel_too() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup("odd.test\n").tables("[limits]\nidle_timeout_s = 1").start();
     world.internet.sink((ODD, 443));
     let mut wire = world.guest.tunnel("odd.test:443");

@@ -10,8 +10,9 @@ use std::time::Duration;
 const RULES: &str = "good.test\ncdn-ok.test\nodd.test\ntcp://odd.test:22\ntcp://odd.test:7\n";
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn plain_http_through_a_tunnel_to_443_is_the_wrong_protocol() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:443");
     wire.say("GET / HTTP/1.1\r\nHost: good.test\r\n\r\n");
@@ -22,8 +23,9 @@ fn plain_http_through_a_tunnel_to_443_is_the_wrong_protocol() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn bytes_that_are_neither_tls_nor_http_need_a_tcp_rule() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut random = pattern(600);
     random[0] = 0xC1;
@@ -43,8 +45,9 @@ fn bytes_that_are_neither_tls_nor_http_need_a_tcp_rule() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn tls_through_a_tunnel_to_80_is_the_wrong_protocol() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:80");
     wire.say(Hello::naming("good.test").record());
@@ -54,8 +57,9 @@ fn tls_through_a_tunnel_to_80_is_the_wrong_protocol() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn http_in_a_tunnel_is_judged_request_by_request() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let mut wire = world.guest.tunnel("good.test:80");
     for turn in 0..3 {
@@ -81,8 +85,9 @@ fn http_in_a_tunnel_is_judged_request_by_request() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_whole_uri_in_a_tunnel_must_be_of_the_tunnels_host() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     let cases = [
         ("evil.test", "evil.test"),
@@ -109,8 +114,9 @@ fn a_whole_uri_in_a_tunnel_must_be_of_the_tunnels_host() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_vanished_guest_is_noticed_even_if_the_server_is_silent() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     for port in [7, 80, 443] {
         world.internet.sink((ODD, port));
@@ -136,8 +142,9 @@ fn a_vanished_guest_is_noticed_even_if_the_server_is_silent() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_server_that_speaks_first_is_relayed_if_a_tcp_rule_allows_it() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     world.internet.serve((ODD, 22), |mut tap| {
         let _ = tap.write_all(b"SSH-2.0-Test\r\n");
@@ -156,8 +163,9 @@ fn a_server_that_speaks_first_is_relayed_if_a_tcp_rule_allows_it() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_in_a_raw_tunnel_is_still_checked() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate("tcp://odd.test:22\n");
     world.internet.sink((ODD, 22));
     let mut wire = world.guest.tunnel("odd.test:22");
@@ -176,8 +184,9 @@ fn a_name_in_a_raw_tunnel_is_still_checked() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_half_close_is_passed_on_both_ways() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.outgate(RULES);
     world.internet.echo((ODD, 7));
     let body = pattern(2_000_000);
@@ -211,8 +220,9 @@ fn a_half_close_is_passed_on_both_ways() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn many_megabytes_pass_a_tunnel_unchanged_both_ways() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     let mut tls = world.guest.tunnel("good.test:443").tls("good.test").unwrap();
     let body = pattern(6_000_000);
@@ -223,8 +233,9 @@ fn many_megabytes_pass_a_tunnel_unchanged_both_ways() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_silent_tunnel_ends_at_the_idle_timeout_and_a_busy_one_does_not() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables("[limits]\nidle_timeout_s = 2").start();
     world.internet.echo((ODD, 7));
     let mut silent = world.guest.tunnel("odd.test:7");
@@ -242,8 +253,9 @@ fn a_silent_tunnel_ends_at_the_idle_timeout_and_a_busy_one_does_not() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_silent_client_is_cut_off_at_the_handshake_timeout() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let outgate = world.setup(RULES).tables("[limits]\nhandshake_timeout_ms = 1000").start();
     let mut nothing = world.guest.proxy();
     let mut half_a_head = world.guest.proxy();
@@ -264,8 +276,9 @@ fn a_silent_client_is_cut_off_at_the_handshake_timeout() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_reset_upstream_ends_the_tunnel() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let _outgate = world.outgate(RULES);
     world.internet.serve((ODD, 7), |mut tap| {
         let _ = std::io::Read::read(&mut tap, &mut [0u8; 1]);

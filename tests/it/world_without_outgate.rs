@@ -11,17 +11,19 @@ use std::net::{Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_world_is_quick_to_build() {
     let begin = Instant::now();
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let built = begin.elapsed();
     drop(world);
     println!("built in {built:?}, built and removed in {:?}", begin.elapsed());
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_guest_reaches_the_gateway_and_nothing_beyond() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let gateway = world.gateway.run(|| std::net::TcpListener::bind("10.42.42.1:3128").unwrap());
     for guest in [&world.guest, &world.neighbour] {
         let _wire = guest.proxy();
@@ -38,8 +40,9 @@ fn a_guest_reaches_the_gateway_and_nothing_beyond() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn an_origin_serves_and_notes_requests_in_clear_and_inside_tls() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let mut wire = Wire::dial(&world.gateway, (GOOD, 80)).unwrap();
     for (path, length) in [("/bytes/100000", 100_000), ("/chunked/70000", 70_000), ("/", 6)] {
         wire.say(format!("GET {path} HTTP/1.1\r\nHost: good.test\r\n\r\n"));
@@ -62,8 +65,9 @@ fn an_origin_serves_and_notes_requests_in_clear_and_inside_tls() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_hello_in_one_byte_records_is_understood_by_the_origin() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let wire = Wire::dial(&world.gateway, (GOOD, 443)).unwrap();
     let cut = |flight: Vec<u8>| vec![in_records_of(1, &flight[5..])];
     let mut tls = wire.tls_with(pki::client(), "good.test", cut).unwrap();
@@ -91,8 +95,9 @@ fn forged_hellos_are_read_by_rustls_as_they_are_meant() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_dns_server_follows_its_script_and_notes_every_query() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     let private: std::net::Ipv4Addr = [127, 0, 0, 1].into();
     world.dns.cycle("turn.test", vec![Answer::from([GOOD]), Answer::from([private])]);
     world.dns.set("lost.test", Answer::ServFail);
@@ -123,8 +128,9 @@ fn the_dns_server_follows_its_script_and_notes_every_query() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_scripted_server_echoes_and_sees_the_end() {
-    let Some(world) = World::new() else { return };
+    let world = World::new();
     world.internet.echo((ODD, 22));
     let mut wire = Wire::dial(&world.gateway, (ODD, 22)).unwrap();
     wire.write_all(b"ping").unwrap();

@@ -429,10 +429,9 @@ mod tests {
     }
 
     #[test]
-    fn what_root_puts_belongs_to_who_owns_the_dir() {
-        if !rustix::process::geteuid().is_root() {
-            return;
-        }
+    #[ignore = "requires root"]
+    fn what_root_puts_belongs_to_the_owner_of_the_dir() {
+        crate::rights::require();
         let dir = dir(&[]);
         std::os::unix::fs::chown(dir.path(), Some(4321), Some(4322)).unwrap();
         put(dir.path(), Whole { name: "own.lst", old: None, new: b"a.test\n" }, true, TODAY, Nowhere).unwrap();

@@ -248,4 +248,7 @@ pub fn list(files: &Files, today: Date) -> Result<impl Iterator<Item = Listed>, 
 }
 
 #[cfg(test)]
+#[path = "../../../tests/it/rights.rs"]
+mod rights;
+#[cfg(test)]
 mod tests;

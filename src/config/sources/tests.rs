@@ -172,10 +172,9 @@ fn what_others_may_write_to_is_refused_with_the_command_that_mends_it() {
 }
 
 #[test]
+#[ignore = "requires root"]
 fn what_another_user_owns_is_refused_with_the_command_that_mends_it() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    crate::rights::require();
     let place = Place::new("");
     place.write("conf.d/a.toml", "mode = \"none\"\n");
     let raw = |place: &Place| Settings::load(Some(&place.path("main.toml"))).unwrap_err().to_string();
@@ -251,10 +250,9 @@ fn every_change_of_the_files_changes_the_stamps() {
 }
 
 #[test]
+#[ignore = "requires root"]
 fn the_copy_of_several_files_is_one_with_the_same_settings() {
-    if !rustix::process::geteuid().is_root() {
-        return;
-    }
+    crate::rights::require();
     let place = Place::new("# kept as it is\nmode = \"none\"\n");
     let folder = place.path("copies");
     let copies = Copies::of(Some(&place.path("main.toml")), Some(&folder)).unwrap();

@@ -48,8 +48,9 @@ impl ExecHost {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn the_exit_code_is_the_commands() {
-    let Some(host) = ExecHost::new() else { return };
+    let host = ExecHost::new();
     for (line, code) in [("true", 0), ("exit 7", 7), ("exit 3", 3), ("kill -9 $$", 137), ("no-such-command", 127)] {
         let name = fresh();
         let ran = host.exec(&name, &["--", "sh", "-c", line]);
@@ -60,8 +61,9 @@ fn the_exit_code_is_the_commands() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn signals_are_passed_on_and_nothing_is_left() {
-    let Some(host) = ExecHost::new() else { return };
+    let host = ExecHost::new();
     let traps = "trap 'exit 41' TERM; trap 'exit 42' INT; trap 'exit 43' HUP; echo ready; while :; do sleep 0.1; done";
     for (which, code) in [(Signal::TERM, 41), (Signal::INT, 42), (Signal::HUP, 43)] {
         let name = fresh();
@@ -74,8 +76,9 @@ fn signals_are_passed_on_and_nothing_is_left() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn processes_that_the_command_leaves_running_are_killed() {
-    let Some(host) = ExecHost::new() else { return };
+    let host = ExecHost::new();
     let name = fresh();
     let mark = format!("1000.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
     let ran = host.exec(&name, &["--", "sh", "-c", &format!("setsid sleep {mark} >/dev/null 2>&1 & sleep 0.2")]);
@@ -85,8 +88,9 @@ fn processes_that_the_command_leaves_running_are_killed() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_killed_run_ends_its_command_and_the_next_run_of_that_name_cleans_up() {
-    let Some(host) = ExecHost::new() else { return };
+    let host = ExecHost::new();
     let name = fresh();
     let mark = format!("1001.{name}").replace(|c: char| !c.is_ascii_digit() && c != '.', "");
     let line = format!("setsid sleep {mark} & echo ready; exec sleep {mark}");
@@ -104,8 +108,9 @@ fn a_killed_run_ends_its_command_and_the_next_run_of_that_name_cleans_up() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_name_in_use_is_refused_and_stays_as_it_is() {
-    let Some(host) = ExecHost::new() else { return };
+    let host = ExecHost::new();
     let name = fresh();
     let mut child = host.start(&name, &["--", "sh", "-c", "echo ready; sleep 60"]);
     assert_eq!(first_line(&mut child), "ready");
@@ -133,8 +138,9 @@ fn assert_refused(ran: &Ran, code: i32, words: &str) {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn missing_requirements_are_reported_before_anything_is_created() {
-    let Some(mut host) = ExecHost::new() else { return };
+    let mut host = ExecHost::new();
     assert_refused(&host.exec("a b", &["--", "true"]), 2, "is not a guest name");
     assert_refused(&host.exec(&fresh(), &[]), 2, "COMMAND");
     assert_refused(&host.exec(&fresh(), &["--show", "/etc", "--", "true"]), 2, "below /run");
@@ -153,16 +159,17 @@ fn missing_requirements_are_reported_before_anything_is_created() {
 }
 
 #[test]
+#[ignore = "requires root and network namespaces"]
 fn a_configuration_that_lacks_something_is_reported_with_the_line_to_write() {
     let uncovered = |network: &GuardedNetwork| {
         network.bare(RULES).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\"]\n")
     };
-    let Some(host) = ExecHost::with(uncovered) else { return };
+    let host = ExecHost::with(uncovered);
     assert_refused(&host.exec(&fresh(), &["--", "true"]), 1, "guest_interfaces = [\"br0\", \"og-*\"]");
     host.assert_clean(&fresh());
     drop(host);
     let proxy = "proxy = [\"10.42.42.1:3128\"]\ntransparent = []";
-    let Some(host) = ExecHost::with(|network| network.bare(RULES).listen(proxy).tables(FIREWALL)) else { return };
+    let host = ExecHost::with(|network| network.bare(RULES).listen(proxy).tables(FIREWALL));
     assert_refused(&host.exec(&fresh(), &["--", "true"]), 1, "[listen].transparent");
     host.assert_clean(&fresh());
 }

@@ -237,7 +237,9 @@ mod tests {
     }
 
     #[test]
+    #[ignore = "requires root"]
     fn it_waits_no_longer_than_it_is_told() {
+        crate::rights::require();
         let mut events = Events::subscribe().unwrap();
         let begun = Instant::now();
         while events.wait(begun + Duration::from_millis(50)).unwrap().is_any() {}
