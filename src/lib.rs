@@ -62,5 +62,6 @@ pub mod endpoint;
 pub mod listener;
 pub mod lock;
 pub mod shell;
+pub mod text;
 pub mod throttle;
 pub mod trouble;

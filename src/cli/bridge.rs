@@ -2,7 +2,6 @@
 //! floor without a resolver, edits, the daemon and its control socket.
 
 use super::Failure;
-use super::table::printable;
 use outgate::config::Settings;
 pub(super) use outgate::config::is_guest_name;
 use outgate::control::{self, ClientError};
@@ -15,6 +14,7 @@ use outgate::guests::{KeepError, Registry};
 use outgate::policy::{AddressTerms, Builder, Location, Policy};
 use outgate::resolve::{FloorSettings, floor};
 use outgate::system::Confine;
+use outgate::text::printable;
 use outgate::tls;
 pub(super) use outgate::whitelist::UsedLines;
 use outgate::whitelist::edit::{self, Added, EditError};
