@@ -61,6 +61,7 @@ pub mod tls;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;
+pub mod semaphore;
 pub mod shell;
 pub mod text;
 pub mod throttle;

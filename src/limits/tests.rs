@@ -31,10 +31,10 @@ impl Gate {
     }
 }
 
-impl Place {
-    /// A place for a lookup, without a limit.
-    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Place {
-        Place::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
+impl GuestPermit {
+    /// A permit for a lookup, without a limit.
+    pub(crate) fn for_tests(usage: &Arc<Usage>) -> GuestPermit {
+        usage.permit(|usage| &usage.lookups, u32::MAX).unwrap()
     }
 }
 
