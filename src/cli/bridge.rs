@@ -91,8 +91,8 @@ pub(super) fn compile(settings: &Settings) -> Lists {
             return lists;
         }
     };
-    let Loaded { warnings, kinds, outbound, .. } = loaded;
-    lists.rules = kinds.total();
+    let Loaded { warnings, outbound, .. } = loaded;
+    lists.rules = loaded.rules;
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
     if lists.diagnostics.iter().any(Diagnostic::is_error) {
