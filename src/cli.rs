@@ -19,6 +19,7 @@ mod whitelist;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 use outgate::config::ConfigError;
 use outgate::diagnostic::Diagnostic;
+use outgate::text::printable;
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -95,7 +96,7 @@ enum Failure {
     #[error("{}", .0.iter().map(Diagnostic::to_string).collect::<Vec<_>>().join("\n"))]
     Invalid(Vec<Diagnostic>),
     /// The daemon refuses; a line a problem.
-    #[error("outgate: the daemon refuses{}", .0.iter().map(|line| format!("\n{}", table::printable(line))).collect::<String>())]
+    #[error("outgate: the daemon refuses{}", .0.iter().map(|line| format!("\n{}", printable(line))).collect::<String>())]
     Refused(Vec<String>),
     /// The arguments do not fit together.
     #[error("outgate: {0}")]

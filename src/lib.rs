@@ -61,6 +61,8 @@ pub mod tls;
 pub mod endpoint;
 pub mod listener;
 pub mod lock;
+pub mod semaphore;
+pub mod text;
 pub mod throttle;
 pub mod trouble;
 

@@ -12,6 +12,7 @@ pub mod overload;
 
 use crate::lock::lock;
 use crate::reason::Reason;
+use crate::semaphore::SemaphorePermit;
 use crate::source::holder;
 use arc_swap::ArcSwap;
 use foldhash::quality::RandomState;
@@ -19,6 +20,7 @@ use overload::{Relief, Room, Stage};
 use std::collections::HashMap;
 use std::hash::BuildHasher;
 use std::net::IpAddr;
+use std::ops::Deref;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -141,8 +143,8 @@ pub enum Pace {
 pub enum QueryPace {
     /// Within the rate.
     Now,
-    /// Over the rate: it must wait this long, with this reservation.
-    After(Duration, Reservation),
+    /// Over the rate: it must wait this long, and hold the permit meanwhile.
+    After(Duration, GuestPermit),
     /// Too far over the rate to wait; it gets a refusal.
     Over,
     /// So far over the rate that even a refusal would encourage more: it gets no answer.
@@ -152,8 +154,8 @@ pub enum QueryPace {
 /// Whether a name may be looked up.
 #[derive(Debug)]
 pub enum NamePace {
-    /// Yes, while the reservation lives.
-    Now(Reservation),
+    /// Yes, for as long as the permit is held.
+    Now(GuestPermit),
     /// Not yet: ask again after this long, since another guest may have asked for it by then.
     After(Duration),
     /// No: the guest asks for too many new names, or has too many lookups in flight.
@@ -247,28 +249,29 @@ pub struct RefusalSlot {
     gate: Arc<Gate>,
 }
 
-/// One of the lookups in flight, waiting names or waiting queries that a guest may have at once. Released on drop.
-pub struct Reservation {
+/// One of a guest's permits of a kind: for a lookup in flight, or for something that waits.
+pub type GuestPermit = SemaphorePermit<UsageCounter>;
+
+/// How many of a kind a guest has in use.
+#[derive(Debug)]
+pub struct UsageCounter {
     usage: Arc<Usage>,
     kind: fn(&Usage) -> &AtomicU32,
-}
-
-impl Reservation {
-    /// Takes one more of that kind, if the guest has fewer than `most`.
-    fn take(usage: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<Reservation> {
-        // From here on, the drop takes the count back.
-        let reservation = Reservation { usage: Arc::clone(usage), kind };
-        let before = kind(usage).fetch_add(1, Ordering::Relaxed);
-        (before < most).then_some(reservation)
-    }
 }
 
 /// Applies its guest's budget to the names that one flow or query looks up.
 pub struct Names {
     usage: Arc<Usage>,
     gate: Arc<Gate>,
-    /// While it waits: its reservation, and the latest end of the wait.
-    waiting: Option<(Reservation, Instant)>,
+    /// While it waits: its permit, and the latest end of the wait.
+    waiting: Option<(GuestPermit, Instant)>,
+}
+
+impl Usage {
+    /// Takes a permit of a kind if the guest has fewer than `most` in use.
+    fn permit(self: &Arc<Usage>, kind: fn(&Usage) -> &AtomicU32, most: u32) -> Option<GuestPermit> {
+        SemaphorePermit::try_acquire(UsageCounter { usage: Arc::clone(self), kind }, most)
+    }
 }
 
 impl Gate {
@@ -383,14 +386,13 @@ impl Gate {
     pub fn query(&self, usage: &Arc<Usage>, now: Instant) -> QueryPace {
         let Some(rate) = self.settings.load().dns_queries_per_second else { return QueryPace::Now };
         let now = self.nanos(now);
-        let reserved = match usage.queries.take(now, RateBounds::per_second(rate, PATIENCE)) {
+        let permit = match usage.queries.take(now, RateBounds::per_second(rate, PATIENCE)) {
             Ok(Duration::ZERO) => return QueryPace::Now,
-            Ok(wait) => Reservation::take(usage, |usage| &usage.waiting_queries, MAX_WAITING_QUERIES)
-                .map(|reservation| (wait, reservation)),
+            Ok(wait) => usage.permit(|usage| &usage.waiting_queries, MAX_WAITING_QUERIES).map(|permit| (wait, permit)),
             Err(_) => None,
         };
-        match reserved {
-            Some((wait, reservation)) => QueryPace::After(wait, reservation),
+        match permit {
+            Some((wait, permit)) => QueryPace::After(wait, permit),
             None if usage.rebukes.take(now, RateBounds::per_second(rate, Duration::ZERO)).is_ok() => QueryPace::Over,
             None => QueryPace::Flood,
         }
@@ -435,7 +437,7 @@ impl Gate {
         }
         if is_full || shard.guests.len() >= shard.sweep_at.max(SWEEP_AT) {
             shard.swept = now;
-            // Every slot and reservation holds the Arc, so a count of one is a guest that has neither.
+            // Every slot and permit holds the Arc, so a count of one is a guest that has neither.
             shard.guests.retain(|_, usage| {
                 let rates = [&usage.connections, &usage.requests, &usage.queries, &usage.rebukes, &usage.names];
                 Arc::strong_count(usage) > 1 || rates.into_iter().any(|rate| !rate.is_quiet(now))
@@ -465,19 +467,17 @@ impl Names {
     /// Counts one name that is to be looked up; `is_new` if nobody has asked for it before. After a wait, call
     /// it again for the same name.
     pub fn ask(&mut self, is_new: bool, now: Instant) -> NamePace {
-        let Some(lookup) = Reservation::take(&self.usage, |usage| &usage.lookups, MAX_LOOKUPS) else {
-            return NamePace::Over;
-        };
-        let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(lookup) };
+        let Some(permit) = self.usage.permit(|usage| &usage.lookups, MAX_LOOKUPS) else { return NamePace::Over };
+        let Some(rate) = self.gate.settings.load().new_names_per_second else { return NamePace::Now(permit) };
         let mut terms = RateBounds::per_second(rate, Duration::ZERO);
         terms.burst *= NAMES_AT_ONCE;
         if !is_new {
             terms.cost = (terms.cost / KNOWN_NAME).max(1);
         }
-        let Err(wait) = self.usage.names.take(self.gate.nanos(now), terms) else { return NamePace::Now(lookup) };
+        let Err(wait) = self.usage.names.take(self.gate.nanos(now), terms) else { return NamePace::Now(permit) };
         if self.waiting.is_none() {
-            let waiting = Reservation::take(&self.usage, |usage| &usage.waiting_names, MAX_WAITING_NAMES);
-            self.waiting = waiting.map(|reservation| (reservation, now + PATIENCE));
+            let permit = self.usage.permit(|usage| &usage.waiting_names, MAX_WAITING_NAMES);
+            self.waiting = permit.map(|permit| (permit, now + PATIENCE));
         }
         match &self.waiting {
             Some((_, until)) if now + wait <= *until => NamePace::After(wait),
@@ -486,9 +486,11 @@ impl Names {
     }
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        (self.kind)(&self.usage).fetch_sub(1, Ordering::Relaxed);
+impl Deref for UsageCounter {
+    type Target = AtomicU32;
+
+    fn deref(&self) -> &AtomicU32 {
+        (self.kind)(&self.usage)
     }
 }
 
@@ -527,12 +529,6 @@ impl Drop for RefusalSlot {
     fn drop(&mut self) {
         self.usage.refusals.fetch_sub(1, Ordering::Relaxed);
         self.gate.refusals.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl std::fmt::Debug for Reservation {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reservation").finish_non_exhaustive()
     }
 }
 

@@ -33,6 +33,7 @@ use crate::limits::NamePace;
 use crate::lock::lock;
 use crate::name::HostName;
 use crate::policy::{AddressTerms, NamePermit, Permit};
+use crate::semaphore::SemaphorePermit;
 use crate::target::{Host, Target};
 use arc_swap::ArcSwap;
 use cache::{Cache, Entry, Outcome};
@@ -42,7 +43,7 @@ use lookup::Sources;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
@@ -51,7 +52,7 @@ use tokio::runtime::Handle;
 pub const MAX_VETTED: usize = 6;
 
 /// Flows that may wait for lookups at once, over all names.
-const MAX_WAITING: usize = 65_536;
+const MAX_WAITING: u32 = 65_536;
 
 /// Time between two checks of resolv.conf and the hosts file.
 const FILE_CHECK: Duration = Duration::from_secs(5);
@@ -148,7 +149,8 @@ pub struct Resolver {
     changing: Mutex<()>,
     cache: Arc<Cache>,
     localities: Localities,
-    waiting: AtomicUsize,
+    /// Flows that wait for lookups.
+    waiting: AtomicU32,
     started: Instant,
     runtime: Handle,
 }
@@ -177,7 +179,7 @@ impl Resolver {
             changing: Mutex::new(()),
             cache: Arc::new(Cache::new()),
             localities: Localities::open().map_err(ResolveSetupError::Socket)?,
-            waiting: AtomicUsize::new(0),
+            waiting: AtomicU32::new(0),
             started: Instant::now(),
             runtime,
         });
@@ -293,7 +295,7 @@ impl Resolver {
                 Entry::Later(wait) => tokio::time::sleep(wait).await,
             }
         };
-        let _seat = Seat::take(&self.waiting).ok_or(LookupError::Busy)?;
+        let _permit = SemaphorePermit::try_acquire(&self.waiting, MAX_WAITING).ok_or(LookupError::Busy)?;
         let outcome = arrival.wait_for(Option::is_some).await.map_err(|_| LookupError::Stopped)?;
         outcome.clone().unwrap_or(Err(LookupError::Stopped))
     }
@@ -403,21 +405,5 @@ async fn watch_servers(resolver: Weak<Resolver>) {
         let wait = if upstreams.is_in_doubt() { TRIAL_IN_DOUBT } else { TRIAL };
         drop(upstreams);
         tokio::time::sleep(wait).await;
-    }
-}
-
-/// One flow's place among the waiting flows.
-struct Seat<'a>(&'a AtomicUsize);
-
-impl Seat<'_> {
-    fn take(waiting: &AtomicUsize) -> Option<Seat<'_>> {
-        let seat = Seat(waiting);
-        (waiting.fetch_add(1, Ordering::Relaxed) < MAX_WAITING).then_some(seat)
-    }
-}
-
-impl Drop for Seat<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

@@ -1,6 +1,7 @@
 //! The status page: one self-contained HTML document without scripts. Everything in it is escaped, whoever wrote it.
 
 use crate::account::{RefusalView, Totals};
+use crate::text::{duration, printable};
 use std::fmt::Write as _;
 
 const HEAD: &str = "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\"><title>outgate</title>\n\
@@ -74,26 +75,15 @@ fn write_body(html: &mut String, totals: &Totals, refusals: &[RefusalView], not_
 /// Escapes text for HTML and quoted attributes. Control characters and direction overrides are shown as their code.
 fn escape(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
-    for c in text.chars() {
+    for c in printable(text).chars() {
         match c {
             '&' => safe.push_str("&amp;"),
             '<' => safe.push_str("&lt;"),
             '>' => safe.push_str("&gt;"),
             '"' => safe.push_str("&quot;"),
             '\'' => safe.push_str("&#39;"),
-            ' '..='~' => safe.push(c),
-            c if c.is_alphanumeric() => safe.push(c),
-            c => safe.extend(c.escape_unicode()),
+            c => safe.push(c),
         }
     }
     safe
-}
-
-fn duration(seconds: u64) -> String {
-    let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
-    match (days, hours) {
-        (0, 0) => format!("{minutes} min {} s", seconds % 60),
-        (0, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
 }

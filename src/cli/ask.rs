@@ -1,11 +1,12 @@
 //! Commands that query the running daemon over its control socket: `status`, `denied`, `flows` and `whitelist
 //! reload`. The daemon answers in JSON; `--json` prints it unchanged, otherwise it is printed as a table.
 
-use super::table::{self, bytes, counted, duration, grouped, printable};
+use super::table;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use bridge::Question;
 use clap::Args;
 use outgate::config::{SYSTEM_CONTROL, Settings};
+use outgate::text::{bytes, counted, duration, grouped, printable};
 use serde_json::Value;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,6 @@
 //! floor without a resolver, edits, the daemon and its control socket.
 
 use super::Failure;
-use super::table::printable;
 use outgate::config::Settings;
 pub(super) use outgate::config::is_guest_name;
 use outgate::control::{self, ClientError};
@@ -15,6 +14,7 @@ use outgate::guests::{KeepError, Registry};
 use outgate::policy::{AddressTerms, Builder, Location, Policy};
 use outgate::resolve::{FloorSettings, floor};
 use outgate::system::Confine;
+use outgate::text::printable;
 use outgate::tls;
 pub(super) use outgate::whitelist::UsedLines;
 use outgate::whitelist::edit::{self, Added, EditError};
@@ -91,8 +91,8 @@ pub(super) fn compile(settings: &Settings) -> Lists {
             return lists;
         }
     };
-    let Loaded { warnings, kinds, outbound, .. } = loaded;
-    lists.rules = kinds.total();
+    let Loaded { warnings, outbound, .. } = loaded;
+    lists.rules = loaded.rules;
     lists.diagnostics = of_list(warnings, settings.whitelist_dir.as_deref());
     lists.diagnostics.extend(missing_files(settings, &lists.files));
     if lists.diagnostics.iter().any(Diagnostic::is_error) {

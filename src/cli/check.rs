@@ -3,12 +3,12 @@
 mod here;
 
 use super::bridge;
-use super::table::{counted, printable};
 use super::{Config, Exit, Failure, Outcome};
 use clap::Args;
 use outgate::config::{Copies, Copy, Settings};
 use outgate::diagnostic::{Diagnostic, Severity};
 use outgate::system::User;
+use outgate::text::{counted, printable};
 use outgate::trouble::TroubleCause;
 use serde::Serialize;
 use serde_json::Value;

@@ -20,10 +20,10 @@ pub(super) use watch::{CommandSignals, code_of};
 
 use super::ask::Daemon;
 use super::credentials::Credentials;
-use super::table::printable;
 use super::{Exit, Failure, Outcome};
 use clap::Args;
 use outgate::system::User;
+use outgate::text::printable;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::net::Ipv4Addr;

@@ -3,7 +3,6 @@
 
 mod url;
 
-use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::Args;
 use outgate::config::{Settings, nearest};
@@ -14,6 +13,7 @@ use outgate::resolve::FloorSettings;
 use outgate::shell::{in_quotes, quoted};
 use outgate::source::Source;
 use outgate::target::{Host, Protocol, Target, Transport};
+use outgate::text::printable;
 use outgate::whitelist::Files;
 use serde::Serialize;
 use std::collections::HashMap;

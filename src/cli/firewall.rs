@@ -4,11 +4,12 @@
 mod watch;
 
 use super::lock::Lock;
-use super::table::{self, grouped, printable};
+use super::table;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::{Args, Subcommand};
 use outgate::config::{ConfigError, Copies, Copy, Settings};
 use outgate::firewall::{self, FirewallError, Host, Plan};
+use outgate::text::{grouped, printable};
 use serde_json::json;
 use std::fs::DirBuilder;
 use std::io::{self, Write};

@@ -4,13 +4,13 @@ pub(super) mod probe;
 mod sync;
 
 use super::credentials::{self, Credentials};
-use super::table::printable;
 use super::{Config, Exit, Failure, Outcome, explain};
 use clap::{Args, Subcommand};
 use outgate::config::Settings;
 use outgate::golem::manifest::{Access, Manifest};
 use outgate::golem::negotiation::{Provider, Rejection, Rule};
 use outgate::golem::rules;
+use outgate::text::printable;
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::PathBuf;

@@ -4,11 +4,11 @@
 use super::ask::{self, Daemon, Show};
 use super::bridge::{self, Application, Question};
 use super::credentials::{self, Credentials};
-use super::table::printable;
 use super::{Exit, Failure, Outcome, explain, firewall};
 use clap::{Args, Subcommand};
 use outgate::config::Settings;
 use outgate::golem::manifest::{Access, Manifest};
+use outgate::text::printable;
 use serde_json::Value;
 use std::io::Write;
 use std::path::PathBuf;

@@ -1,11 +1,11 @@
 //! `outgate whitelist`: shows and edits the lists, by the same rules as `check`.
 
-use super::table::{counted, printable};
-use super::{Config, Exit, Failure, Outcome, ask, bridge, table};
+use super::{Config, Exit, Failure, Outcome, ask, bridge};
 use bridge::{Edited, Question, UsedLines};
 use clap::{Args, Subcommand};
 use outgate::config::Settings;
 use outgate::diagnostic::Diagnostic;
+use outgate::text::{counted, printable};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
@@ -238,7 +238,7 @@ fn caveat(used: &Result<UsedLines, String>) -> Option<String> {
 
 fn warn(warning: &Diagnostic) {
     // If this fails, there is nowhere left to report it.
-    let _ = writeln!(io::stderr(), "{}", table::printable(&warning.to_string()));
+    let _ = writeln!(io::stderr(), "{}", printable(&warning.to_string()));
 }
 
 fn dir(settings: &Settings) -> Result<&Path, Failure> {

@@ -168,7 +168,7 @@ impl Lists {
 
     /// Returns the number of rules.
     pub(super) fn len(&self) -> u64 {
-        self.loaded.kinds.total()
+        self.loaded.rules
     }
 }
 

@@ -23,7 +23,7 @@ use super::wire::{self, ExtendedError, Message, Query, QuestionName, Reply};
 use crate::account::Limit;
 use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
-use crate::limits::{QueryPace, Reservation};
+use crate::limits::{GuestPermit, QueryPace};
 use crate::listener::Listener;
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
@@ -84,7 +84,7 @@ pub(super) struct Early {
     client: Client,
     over: Over,
     turn: Instant,
-    reservation: Reservation,
+    permit: GuestPermit,
 }
 
 /// A query for a name that the resolver looks up.
@@ -141,9 +141,9 @@ impl Responder {
         let client = Client { source, guest: self.services.guest_at(source.ip(), None), under };
         match self.services.gate.query(&client.guest.usage, now) {
             QueryPace::Now => self.answer(message, client, over, true, into),
-            QueryPace::After(wait, reservation) => {
+            QueryPace::After(wait, permit) => {
                 self.services.account.metrics().paced(Limit::Queries);
-                let early = Early { message: message.into(), client, over, turn: now + wait, reservation };
+                let early = Early { message: message.into(), client, over, turn: now + wait, permit };
                 Processed::Wait(Box::new(Waiting::Turn(early)))
             }
             QueryPace::Over => {
@@ -226,11 +226,11 @@ impl Responder {
             Waiting::Servers(asking) => return self.ask(asking, into).await,
             Waiting::Turn(early) => early,
         };
-        let Early { message, mut client, over, turn, reservation } = early;
+        let Early { message, mut client, over, turn, permit } = early;
         tokio::time::sleep_until(turn).await;
         self.refresh(&mut client);
         // From here on, it waits for servers like any other query.
-        drop(reservation);
+        drop(permit);
         match self.answer(&message, client, over, true, into) {
             Processed::Silence => false,
             Processed::Reply => true,

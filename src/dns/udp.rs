@@ -3,9 +3,10 @@
 
 use super::backlog::Backlog;
 use super::responder::{Over, Processed, Responder};
+use crate::semaphore::SemaphorePermit;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::AtomicU32;
 use tokio::net::UdpSocket;
 
 /// The largest query that is read in full, in bytes.
@@ -15,9 +16,9 @@ const BATCH: usize = 32;
 /// Queries received at once when more arrive than are answered; receiving one costs a tenth of answering it.
 const INTAKE: usize = 1024;
 /// Queries of one socket that wait for the resolver at once; the rest get no answer and are retried by the guest.
-const MAX_WAITING: usize = 8192;
+const MAX_WAITING: u32 = 8192;
 /// Queries of one socket that wait because their guest is over its rate. They use no other query's place.
-const MAX_EARLY: usize = 4096;
+const MAX_EARLY: u32 = 4096;
 /// Clients do not use ports below this (RFC 6335 §6), but a service that answers everything may: two such
 /// services would answer each other for ever.
 const LEAST_PORT: u16 = 1024;
@@ -86,8 +87,8 @@ struct Service<'s> {
     responder: &'s Arc<Responder>,
     socket: &'s Arc<UdpSocket>,
     reply: Vec<u8>,
-    waiting: Arc<AtomicUsize>,
-    early: Arc<AtomicUsize>,
+    waiting: Arc<AtomicU32>,
+    early: Arc<AtomicU32>,
 }
 
 impl Service<'_> {
@@ -100,18 +101,19 @@ impl Service<'_> {
             // A full send buffer loses a reply, as any network may.
             Processed::Reply => send(self.socket, &self.reply, source),
             Processed::Wait(later) => {
-                let seat = match later.is_early() {
-                    true => Seat::take(&self.early, MAX_EARLY),
-                    false => Seat::take(&self.waiting, MAX_WAITING),
+                let (in_use, most) = match later.is_early() {
+                    true => (&self.early, MAX_EARLY),
+                    false => (&self.waiting, MAX_WAITING),
                 };
+                let permit = SemaphorePermit::try_acquire(Arc::clone(in_use), most);
                 let (responder, socket) = (Arc::clone(self.responder), Arc::clone(self.socket));
-                if let Some(seat) = seat {
+                if let Some(permit) = permit {
                     tokio::spawn(async move {
                         let mut reply = Vec::new();
                         if responder.attend_later(later, &mut reply).await {
                             send(&socket, &reply, source);
                         }
-                        drop(seat);
+                        drop(permit);
                     });
                 }
             }
@@ -121,20 +123,4 @@ impl Service<'_> {
 
 fn send(socket: &UdpSocket, reply: &[u8], source: SocketAddr) {
     let _ = socket.try_send_to(reply, source);
-}
-
-/// A place among the waiting queries.
-struct Seat(Arc<AtomicUsize>);
-
-impl Seat {
-    fn take(waiting: &Arc<AtomicUsize>, most: usize) -> Option<Seat> {
-        let seat = Seat(Arc::clone(waiting));
-        (waiting.fetch_add(1, Ordering::Relaxed) < most).then_some(seat)
-    }
-}
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
 }

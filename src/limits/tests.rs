@@ -31,10 +31,10 @@ impl Gate {
     }
 }
 
-impl Reservation {
-    /// A reservation for a lookup, without a limit.
-    pub(crate) fn for_tests(usage: &Arc<Usage>) -> Reservation {
-        Reservation::take(usage, |usage| &usage.lookups, u32::MAX).unwrap()
+impl GuestPermit {
+    /// A permit for a lookup, without a limit.
+    pub(crate) fn for_tests(usage: &Arc<Usage>) -> GuestPermit {
+        usage.permit(|usage| &usage.lookups, u32::MAX).unwrap()
     }
 }
 

@@ -2,12 +2,12 @@
 //! ensures that a name is looked up only once, however many flows want it.
 
 use super::answer::{Answer, LookupError};
-use crate::limits::{NamePace, Reservation};
+use crate::limits::{GuestPermit, NamePace};
 use crate::lock::lock;
 use crate::name::HostName;
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
-use hashbrown::hash_table::Entry as TableEntry;
+use hashbrown::hash_table;
 use std::hash::BuildHasher;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -78,7 +78,7 @@ pub(super) struct InFlight {
     id: u64,
     sender: watch::Sender<Option<Outcome>>,
     /// Given back when the lookup finishes.
-    _reservation: Reservation,
+    _permit: GuestPermit,
 }
 
 impl Cache {
@@ -94,7 +94,7 @@ impl Cache {
         self.shard(hash).find(hash, is(name))?.1.outcome(now)
     }
 
-    /// Joins or leads the lookup of `name`. Leading requires a reservation for one of the guest's lookups, which `start` may give.
+    /// Joins or leads the lookup of `name`. Leading requires a permit for a lookup of the guest, which `start` may give.
     pub(super) fn enter(
         self: &Arc<Cache>,
         name: &HostName,
@@ -111,8 +111,8 @@ impl Cache {
             },
             None => (None, true),
         };
-        let reservation = match start(is_new) {
-            NamePace::Now(reservation) => reservation,
+        let permit = match start(is_new) {
+            NamePace::Now(permit) => permit,
             NamePace::After(wait) => return Entry::Later(wait),
             NamePace::Over => return Entry::Ready(Err(LookupError::Crowded)),
         };
@@ -124,10 +124,10 @@ impl Cache {
         let (sender, arrival) = watch::channel(None);
         let slot = Slot::InFlight { id, arrival: arrival.clone() };
         match shard.entry(hash, is(name), |(name, _)| self.hasher.hash_one(name)) {
-            TableEntry::Occupied(mut entry) => entry.get_mut().1 = slot,
-            TableEntry::Vacant(entry) => drop(entry.insert((name.clone(), slot))),
+            hash_table::Entry::Occupied(mut place) => place.get_mut().1 = slot,
+            hash_table::Entry::Vacant(place) => drop(place.insert((name.clone(), slot))),
         }
-        let in_flight = InFlight { cache: self.clone(), name: name.clone(), id, sender, _reservation: reservation };
+        let in_flight = InFlight { cache: self.clone(), name: name.clone(), id, sender, _permit: permit };
         Entry::Leader { in_flight, arrival, previous }
     }
 
@@ -268,7 +268,7 @@ mod tests {
     }
 
     fn lead(cache: &Arc<Cache>, text: &str, now: Instant) -> (InFlight, Arrival) {
-        match cache.enter(&name(text), &mut |_| NamePace::Now(Reservation::for_tests(&Arc::default())), now) {
+        match cache.enter(&name(text), &mut |_| NamePace::Now(GuestPermit::for_tests(&Arc::default())), now) {
             Entry::Leader { in_flight, arrival, .. } => (in_flight, arrival),
             Entry::Ready(_) | Entry::Wait(_) | Entry::Later(_) => panic!("{text} is taken"),
         }
@@ -288,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn leading_requires_a_place_which_is_given_back_at_the_end() {
+    fn leading_requires_a_permit_which_is_given_back_at_the_end() {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let crowded = cache.enter(&name("a.test"), &mut |_| NamePace::Over, now);
         assert!(matches!(crowded, Entry::Ready(Err(LookupError::Crowded))));
         let usage = Arc::default();
         let Entry::Leader { in_flight, .. } =
-            cache.enter(&name("a.test"), &mut |_| NamePace::Now(Reservation::for_tests(&usage)), now)
+            cache.enter(&name("a.test"), &mut |_| NamePace::Now(GuestPermit::for_tests(&usage)), now)
         else {
             panic!("nobody leads yet");
         };
@@ -357,7 +357,7 @@ mod tests {
         let (cache, now) = (Arc::new(Cache::new()), Instant::now());
         let lookups: Vec<_> = (0..MAX_IN_FLIGHT).map(|index| lead(&cache, &format!("n{index}.test"), now)).collect();
         assert!(matches!(
-            cache.enter(&name("one-more.test"), &mut |_| NamePace::Now(Reservation::for_tests(&Arc::default())), now),
+            cache.enter(&name("one-more.test"), &mut |_| NamePace::Now(GuestPermit::for_tests(&Arc::default())), now),
             Entry::Ready(Err(LookupError::Busy))
         ));
         drop(lookups);

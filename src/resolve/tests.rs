@@ -4,13 +4,13 @@ mod server;
 mod stale;
 
 use super::*;
-use crate::limits::Reservation;
+use crate::limits::GuestPermit;
 use crate::policy::rule::AddressSet;
 use crate::reason::Reason;
 use server::{Reply, Server, a, aaaa, cname, serve};
 use std::collections::HashSet;
 use std::io::Write;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The control runtime, on a thread of its own, as in the daemon.
 struct Control {
@@ -32,7 +32,7 @@ impl Control {
 
 /// Allows any lookup to start.
 fn freely() -> impl FnMut(bool) -> NamePace + Send {
-    |_| NamePace::Now(Reservation::for_tests(&Arc::default()))
+    |_| NamePace::Now(GuestPermit::for_tests(&Arc::default()))
 }
 
 struct World {

@@ -89,4 +89,7 @@ const MARK_PINNED: u32 = 0x0400_0000;
 const ROUTES: u32 = 3129;
 
 #[cfg(test)]
+#[path = "../../../tests/it/rights.rs"]
+mod rights;
+#[cfg(test)]
 mod tests;

@@ -85,51 +85,6 @@ impl Sink for Builder {
     }
 }
 
-/// How many rules of each kind a list holds; the kinds are values of a metric label.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Kinds {
-    /// Literal names, one host each.
-    pub exact: u64,
-    /// `*.`, `**.` and `.` in front of a literal name.
-    pub suffix: u64,
-    /// Globs.
-    pub glob: u64,
-    /// Regexes, native and Golem's.
-    pub regex: u64,
-    /// Addresses and ranges.
-    pub address: u64,
-}
-
-impl Kinds {
-    /// The counts with their label values.
-    pub const fn labelled(&self) -> [(&'static str, u64); 5] {
-        [
-            ("exact", self.exact),
-            ("suffix", self.suffix),
-            ("glob", self.glob),
-            ("regex", self.regex),
-            ("address", self.address),
-        ]
-    }
-
-    /// All rules together.
-    pub const fn total(&self) -> u64 {
-        self.exact + self.suffix + self.glob + self.regex + self.address
-    }
-
-    fn count(&mut self, subject: &Subject<'_>) {
-        use outgate_policy::rule::Scope;
-        let kind = match subject {
-            Subject::Name { scope: Scope::Exact, .. } => &mut self.exact,
-            Subject::Name { .. } => &mut self.suffix,
-            Subject::Glob { .. } => &mut self.glob,
-            Subject::Regex(_) | Subject::SearchRegex(_) => &mut self.regex,
-            Subject::Net(_) => &mut self.address,
-        };
-        *kind += 1;
-    }
-}
-
 /// What a valid set of files yields beside the rules themselves.
 #[derive(Clone, Debug)]
 pub struct Loaded {
@@ -139,8 +94,8 @@ pub struct Loaded {
     pub fingerprint: Fingerprint,
     /// Files read.
     pub files: usize,
-    /// Rules, by kind.
-    pub kinds: Kinds,
+    /// Rules read, expired ones and duplicates included.
+    pub rules: u64,
     /// A Golem provider's rules, if there are any.
     pub outbound: Option<Outbound>,
 }
@@ -150,7 +105,7 @@ impl Loaded {
     pub fn none() -> Loaded {
         let files = Files::none();
         let (warnings, fingerprint) = (Vec::new(), files.fingerprint());
-        Loaded { warnings, fingerprint, files: 0, kinds: Kinds::default(), outbound: None }
+        Loaded { warnings, fingerprint, files: 0, rules: 0, outbound: None }
     }
 }
 
@@ -159,20 +114,20 @@ impl Loaded {
 /// Returns the filled sink, or every problem of every file; in that case the sink is dropped.
 pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, Loaded), Report> {
     let mut problems = files.problems().clone();
-    let mut kinds = Kinds::default();
+    let mut rules = 0;
     sink.make_room(files.iter().map(|file| parse::count(file.bytes())).sum());
     for file in files.iter() {
         let id = sink.file(file.name());
         let mut take = |rule: &Rule<'_>| {
             cooperate::step();
-            kinds.count(&rule.subject);
+            rules += 1;
             sink.rule(id, rule.line, &rule.subject, rule.terms).map_err(|error| error.to_string())
         };
         parse::file(file, today, &mut problems, &mut take);
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     let (fingerprint, outbound) = (files.fingerprint(), files.outbound());
-    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), kinds, outbound }))
+    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), rules, outbound }))
 }
 
 /// Turns a set of files into the rules that the daemon applies.

@@ -104,7 +104,7 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
     // Without a branch for each byte, the compiler can check several bytes at a time.
     let odd = |odd, byte: &u8| odd | (*byte < b' ' && *byte != b'\n' && *byte != b'\t') | (*byte >= 0x7f);
     let plain = !cooperate::pieces(bytes).any(|piece| piece.iter().fold(false, odd));
-    let mut sound = plain || printable(text, context);
+    let mut sound = plain || check_visible(text, context);
     // A truncated structured file does not parse. A truncated list of lines would parse, and its last line might
     // be the beginning of a longer one.
     if !matches!(file.format(), Format::Json | Format::ProviderRules) && !text.is_empty() && !text.ends_with('\n') {
@@ -116,8 +116,8 @@ fn decode<'f>(file: &'f SourceFile, context: &mut Context<'_>) -> Option<&'f str
     sound.then_some(text)
 }
 
-/// Records every line that contains an invisible character; one finding a line.
-fn printable(text: &str, context: &mut Context<'_>) -> bool {
+/// Records every line that contains an invisible character, one finding a line. Returns whether there is none.
+fn check_visible(text: &str, context: &mut Context<'_>) -> bool {
     let mut sound = true;
     for (number, line) in lines(text) {
         let hidden = |c: char| (c.is_control() && c != '\t') || is_invisible(c);

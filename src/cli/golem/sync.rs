@@ -1,11 +1,11 @@
 //! `outgate golem sync`: brings the published list into the whitelist dir, and shows it before it is written.
 
 use crate::cli::bridge::{self, failed_sync};
-use crate::cli::table::printable;
 use crate::cli::{Config, Exit, Failure, Outcome};
 use clap::Args;
 use outgate::config::{Settings, WHITELIST_DIR};
 use outgate::golem::rules;
+use outgate::text::printable;
 use outgate::whitelist::edit::Whole;
 use outgate_golem_sync::fetch::{DEADLINE, Fetcher, public_key};
 use outgate_golem_sync::merge::{self, Change, Current, Entry, FILE};
