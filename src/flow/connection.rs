@@ -4,7 +4,7 @@ use super::refuse::Ended;
 use crate::account::{Active, Record};
 use crate::guest::Guest;
 use crate::limits::Slot;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use crate::relay::{GuestStream, Side, close};
 use crate::services::Services;
@@ -61,7 +61,7 @@ impl From<Filled> for Heard {
 
 impl Connection {
     /// Opens the record of one of its flows or requests.
-    pub(super) fn record(&mut self, listener: Listener) -> Record {
+    pub(super) fn record(&mut self, listener: ListenerLabel) -> Record {
         self.services.refresh(&mut self.guest);
         open_record(&self.services, listener, self.source, &self.guest, self.original)
     }
@@ -118,7 +118,7 @@ impl Connection {
 /// Opens the record of a flow of `guest`, which connected from `source`.
 pub(super) fn open_record(
     services: &Services,
-    listener: Listener,
+    listener: ListenerLabel,
     source: SocketAddr,
     guest: &Guest,
     original: Option<SocketAddr>,

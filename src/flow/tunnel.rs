@@ -11,7 +11,7 @@ use crate::account::Record;
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, Forwardable, HELD, Hello, ServerFlight};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::{Reason, Why};
 use crate::relay::http::{ConnectionAddresses, UpstreamConnection};
 use crate::relay::{self, Listened, Supervision, Tunnel, close};
@@ -28,7 +28,7 @@ const UNCLEAR: Duration = Duration::from_millis(300);
 /// A tunnel that is permitted and connected.
 pub(super) struct OpenTunnel {
     /// How its guest arrived.
-    pub(super) listener: Listener,
+    pub(super) listener: ListenerLabel,
     /// Its record, what was asked for, and what was permitted while the protocol was not yet known.
     pub(super) flow: PermittedFlow,
     /// The connection to the upstream.
