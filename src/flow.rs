@@ -151,7 +151,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
         step = match step {
             Ok(Step::Tunnel(connection, opened)) => tunnel::serve(connection, opened).await,
             Ok(Step::Relay(relaying)) => return Box::pin(relay(relaying)).await,
-            Err(Ended { .. }) => return,
+            Err(Ended::Refused(_) | Ended::Closed) => return,
         }
     }
 }

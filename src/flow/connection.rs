@@ -88,7 +88,7 @@ impl Connection {
                 record.refuse(reason, None);
             }
             close::reset(&self.stream);
-            Ended::gone()
+            Ended::Closed
         })
     }
 
@@ -101,8 +101,8 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            said = said => said.map_err(|_| Ended::gone()),
-            () = deadline.passed() => Err(Ended::gone()),
+            said = said => said.map_err(|_| Ended::Closed),
+            () = deadline.passed() => Err(Ended::Closed),
         }
     }
 
@@ -111,7 +111,7 @@ impl Connection {
         if !self.stream.ends_with_socket() {
             close::announce(&mut self.stream).await;
         }
-        Ended::gone()
+        Ended::Closed
     }
 }
 

@@ -276,7 +276,7 @@ impl Session {
         let reason = record.flow().revocation()?;
         record.refuse(reason, None);
         close::reset(&self.connection.stream);
-        Some(Ended::gone())
+        Some(Ended::Closed)
     }
 
     /// Restarts the deadline for the next request: the idle timeout until its first byte, then the handshake timeout.
@@ -365,7 +365,7 @@ impl Session {
                     }
                     drop(flow.record);
                     close::after(&mut self.connection.stream, b"").await;
-                    return Err(Ended::gone());
+                    return Err(Ended::Closed);
                 }
                 Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, flow.record)))),
                 Err(Failed { fault: Fault::Stale, .. }) if !repeated => repeated = true,
@@ -472,7 +472,7 @@ impl Session {
                 drop(record);
                 return self.end_revoked_tunnel().unwrap_or_else(|| {
                     close::reset(&self.connection.stream);
-                    Ended::gone()
+                    Ended::Closed
                 });
             }
         };

@@ -15,8 +15,8 @@ use tokio::io::AsyncWriteExt;
 pub(super) async fn serve(mut connection: Box<Connection>) -> Result<Step, Ended> {
     connection.active = connection.services.account.active(ListenerLabel::Socks);
     let _greeting = read(&mut connection, socks::parse_greeting, false).await?;
-    connection.stream.write_all(&socks::ACCEPT).await.map_err(|_| Ended::gone())?;
-    connection.stream.flush().await.map_err(|_| Ended::gone())?;
+    connection.stream.write_all(&socks::ACCEPT).await.map_err(|_| Ended::Closed)?;
+    connection.stream.flush().await.map_err(|_| Ended::Closed)?;
     let socks::Request { target } = read(&mut connection, socks::parse_request, true).await?;
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
     proxied::open(connection, ListenerLabel::Socks, target, evidence, Dialect::Socks).await

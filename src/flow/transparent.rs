@@ -64,7 +64,7 @@ pub(super) async fn serve(
         let why = match filled {
             Filled::Bytes => continue,
             // A port scanner, or a client that changed its mind: nothing was asked.
-            Filled::End if scanned == 0 => return Err(Ended::gone()),
+            Filled::End if scanned == 0 => return Err(Ended::Closed),
             Filled::End => Why::malformed("the connection ended before it could be told what is spoken"),
             Filled::Timeout => Reason::Timeout.into(),
         };

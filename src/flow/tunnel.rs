@@ -83,7 +83,7 @@ async fn serve_known(mut connection: Box<Connection>, opened: Box<OpenTunnel>) -
         }
         let why = match connection.hear(&opened.flow.record).await {
             Heard::Bytes => continue,
-            Heard::End if connection.input.is_empty() => return Err(Ended::gone()),
+            Heard::End if connection.input.is_empty() => return Err(Ended::Closed),
             Heard::End => Why::malformed("the connection ended before it could be told what is spoken"),
             Heard::Timeout => Reason::Timeout.into(),
             Heard::Revoked(reason) => reason.into(),
@@ -303,7 +303,7 @@ pub(super) async fn pass_hello(
             Ok(relaying(connection, opened, input, to_guest, guest_ended, search))
         }
         Err(Some(why)) => Err(opened.end(connection, why, Dialect::Tls).await),
-        Err(None) => Err(Ended::gone()),
+        Err(None) => Err(Ended::Closed),
     }
 }
 
