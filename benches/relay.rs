@@ -22,7 +22,7 @@ use hyper_util::rt::TokioIo;
 use outgate::account::{AccessLog, Account, LogSettings, Record};
 use outgate::identify::Parsed;
 use outgate::identify::http::RequestHead;
-use outgate::listener::Listener;
+use outgate::listener::ListenerLabel;
 use outgate::relay::http::{ConnectionAddresses, Done, Outgoing, UpstreamConnection, exchange};
 use outgate::relay::{GuestStream, Supervision, Tunnel};
 use std::io::{Read, Write};
@@ -39,7 +39,7 @@ const REQUEST: &[u8] =
 static FLOW: LazyLock<Record> = LazyLock::new(|| {
     let log = LogSettings { access: AccessLog::Off, ..LogSettings::default() };
     let account = Account::start(&log, &[]).unwrap();
-    account.open(Listener::Proxy, SocketAddr::from(([192, 0, 2, 1], 40_000)), &account.counters(None))
+    account.open(ListenerLabel::Proxy, SocketAddr::from(([192, 0, 2, 1], 40_000)), &account.counters(None))
 });
 
 fn supervision() -> Supervision<'static> {

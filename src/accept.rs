@@ -1,7 +1,8 @@
 //! Listeners and per-guest limits: turns each incoming connection into an [`Accepted`].
 //!
 //! Each listener has one accept loop per worker thread. When file descriptors run out, the loop pauses instead
-//! of spinning and meanwhile resets the waiting connections. Later stages find out what it wants. How full the daemon is gets measured elsewhere; this module only obeys the result.
+//! of spinning and meanwhile resets the waiting connections. What a connection asks for is the concern of later
+//! stages, and `daemon::relief` measures how full the daemon is.
 
 mod incoming;
 mod inherit;
@@ -13,7 +14,7 @@ pub use incoming::Incoming;
 pub use inherit::{Missing, not_held};
 pub use listen::{ListenError, SocketUse};
 pub use reserve::Reserve;
-pub use sockets::{Shares, Sockets, Unclaimed};
+pub use sockets::{Sockets, Unclaimed, WorkerSockets};
 
 use crate::endpoint::canonical;
 use crate::guest::Guest;

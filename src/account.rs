@@ -29,7 +29,7 @@ pub use tracking::tracked;
 
 use crate::guest::GuestCounters;
 use crate::identify::Claim;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::live::{Flow, FlowView, LiveFlows};
 use crate::lock::lock;
 use crate::policy::NearMiss;
@@ -213,14 +213,14 @@ impl Account {
     }
 
     /// Opens the record of a flow, of a plain-HTTP request, or of a DNS query of `guest`.
-    pub fn open(self: &Arc<Self>, listener: Listener, source: SocketAddr, guest: &Arc<GuestCounters>) -> Record {
+    pub fn open(self: &Arc<Self>, listener: ListenerLabel, source: SocketAddr, guest: &Arc<GuestCounters>) -> Record {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         Record::new(Arc::clone(self), Flow::new(id, listener, source, Arc::clone(guest)))
     }
 
     /// Counts a connection in `active_connections` for as long as the returned value lives. One per connection;
     /// records do not count there.
-    pub fn active(&self, listener: Listener) -> Active {
+    pub fn active(&self, listener: ListenerLabel) -> Active {
         Active::new(&self.metrics, listener)
     }
 

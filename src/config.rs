@@ -30,6 +30,7 @@ pub use reference::manual;
 pub use sources::stamps;
 pub use values::is_guest_name;
 
+use crate::accept::SocketUse;
 use crate::account::LogSettings;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
@@ -100,7 +101,7 @@ pub struct GolemSettings {
 pub struct ListenSettings {
     /// HTTP forward, CONNECT and SOCKS5.
     pub proxy: Vec<SocketAddr>,
-    /// The same inside TLS; always empty in this version.
+    /// The same inside TLS.
     pub proxy_tls: Vec<SocketAddr>,
     /// TPROXY.
     pub transparent: Vec<SocketAddr>,
@@ -119,6 +120,19 @@ pub struct ListenSettings {
 }
 
 impl ListenSettings {
+    /// Returns the addresses on which sockets for this use listen.
+    pub fn addresses(&self, kind: SocketUse) -> &[SocketAddr] {
+        match kind {
+            SocketUse::Proxy => &self.proxy,
+            SocketUse::ProxyTls => &self.proxy_tls,
+            SocketUse::Transparent => &self.transparent,
+            SocketUse::Redirect => &self.redirect,
+            SocketUse::Dns => &self.dns,
+            SocketUse::Admin => self.admin.as_slice(),
+            SocketUse::AdminTls => self.admin_tls.as_slice(),
+        }
+    }
+
     /// Returns the settings without any listener that guests use.
     pub fn without_guests(&self) -> ListenSettings {
         let none = Vec::new;
@@ -253,8 +267,7 @@ impl Settings {
     /// Returns what the address floor needs: permitted ranges, guests' addresses, and outgate's listeners.
     pub fn floor(&self) -> FloorSettings {
         let listen = &self.listen;
-        let lists = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.dns, &listen.udp];
-        let listeners = lists.into_iter().flatten().chain(&listen.admin).chain(&listen.admin_tls);
+        let listeners = SocketUse::ALL.into_iter().flat_map(|kind| listen.addresses(kind)).chain(&listen.udp);
         FloorSettings {
             permitted: self.floor_permitted.clone(),
             guests: self.policy.guests.iter().flat_map(|guest| guest.addresses.iter().copied()).collect(),

@@ -16,7 +16,7 @@ mod watchdog;
 
 pub use privileges::needs;
 
-use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve};
+use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve, SocketUse};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::bindings::{Bindings, BindingsFile};
@@ -35,7 +35,7 @@ use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, S
 use crate::tls::{CertificateReloader, Fault, GuestTls, TlsError};
 use crate::trouble;
 use arc_swap::ArcSwap;
-use listeners::{Listeners, Share};
+use listeners::{Listeners, WorkerListeners};
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
 use reload::{Lists, Reloader, StartBasis};
@@ -204,8 +204,8 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     services.drop_bindings();
     let relief = Relief::start(&services, workers, end.clone())?;
     let watchdog = Watchdog::new(workers);
-    let shares = std::mem::take(&mut listeners.shares);
-    let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &watchdog, &end)?;
+    let per_worker = std::mem::take(&mut listeners.per_worker);
+    let threads = spawn_workers(&services, per_worker, takes_ipv6(&settings.listen), &watchdog, &end)?;
     let start = Start {
         settings,
         lists,
@@ -557,38 +557,41 @@ async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
     }
 }
 
-/// Starts a thread for each share of the listeners.
+/// Starts the worker threads, each with its listeners.
 fn spawn_workers(
     services: &Arc<Services>,
-    shares: Vec<Share>,
+    per_worker: Vec<WorkerListeners>,
     v6: bool,
     watchdog: &Watchdog,
     end: &CancellationToken,
 ) -> io::Result<Vec<JoinHandle<()>>> {
-    let spawn = |(index, share)| {
+    let spawn = |(index, listeners)| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (services, watchdog, end) = (Arc::clone(services), watchdog.clone(), end.clone());
         let work = async move {
             tokio::spawn(watchdog.beat(index));
-            work(services, share, v6, end).await;
+            work(services, listeners, v6, end).await;
         };
         std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))
     };
-    shares.into_iter().enumerate().map(spawn).collect()
+    per_worker.into_iter().enumerate().map(spawn).collect()
 }
 
 /// Whether guests' connections can arrive over IPv6, so that an AAAA record is useful to them.
 fn takes_ipv6(listen: &ListenSettings) -> bool {
-    let all = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.udp];
-    all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
+    let flows = SocketUse::ALL.into_iter().filter(|kind| kind.listener_kind().is_some());
+    flows
+        .flat_map(|kind| listen.addresses(kind))
+        .chain(&listen.udp)
+        .any(|address| address.is_ipv6() && !address.ip().is_loopback())
 }
 
 /// The work of a worker thread: accepts and serves until the end.
-async fn work(services: Arc<Services>, share: Share, v6: bool, end: CancellationToken) {
-    if let Err(error) = dns::serve(&services, (share.dns_udp, share.dns_tcp), v6, &end) {
+async fn work(services: Arc<Services>, listeners: WorkerListeners, v6: bool, end: CancellationToken) {
+    if let Err(error) = dns::serve(&services, (listeners.dns_udp, listeners.dns_tcp), v6, &end) {
         tracing::error!(%error, "a DNS listener cannot be served");
     }
-    for (kind, listener) in share.flows {
+    for (kind, listener) in listeners.flows {
         let listener = match Incoming::new(listener) {
             Ok(listener) => listener,
             Err(error) => {

@@ -1,10 +1,10 @@
-//! The life of one connection from start to end: the only module that calls the stages.
+//! The life of one connection from start to end: the only module that carries a flow through the stages.
 //!
 //! ```text
-//! accept -> identify -> decide -> resolve -> dial -> relay -> account
+//! accept -> identify -> policy -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! `serve` takes a connection from a listener and serves it to its end. There is one way to an upstream,
+//! [`meet`] takes a connection from an accept loop, and `serve` serves it to its end. There is one way to an upstream,
 //! `establish`, and one to a refusal, `refuse`. What a protocol adds is a reader of its first bytes and the
 //! `refuse::Dialect` in which its guests are answered.
 //!
@@ -29,7 +29,7 @@ use crate::accept::Accepted;
 use crate::account::{Active, Record};
 use crate::endpoint::canonical;
 use crate::limits::{Purpose, Slot};
-use crate::listener::{Listener, ListenerKind};
+use crate::listener::{ListenerKind, ListenerLabel};
 use crate::reason::Reason;
 use crate::relay::{End, Supervision, Tunnel, scratch};
 use crate::services::Services;
@@ -93,8 +93,10 @@ struct Arrival {
 
 /// What a connection on this listener needs its slot for.
 pub fn purpose(services: &Services, kind: ListenerKind) -> Purpose {
-    let by_certificate =
-        kind == ListenerKind::ProxyTls && services.guest_tls.as_ref().is_some_and(|tls| tls.names_guests());
+    let by_certificate = match kind {
+        ListenerKind::ProxyTls => services.guest_tls.as_ref().is_some_and(|tls| tls.names_guests()),
+        ListenerKind::Proxy | ListenerKind::Transparent | ListenerKind::Redirect => false,
+    };
     if by_certificate { Purpose::Handshake } else { Purpose::Flow }
 }
 
@@ -124,18 +126,20 @@ fn read_first(services: &Services, kind: ListenerKind, accepted: Accepted) -> Op
             arrival.first.extend_from_slice(buffer.get(..len).unwrap_or_default());
         }
     });
-    if kind == ListenerKind::Proxy {
-        let Accepted { stream, source, guest, .. } = &arrival.accepted;
-        match http::early_connect(services, *source, guest, &arrival.first) {
-            http::EarlyConnect::Refused(answer) => {
-                // Only a head was read and it is now answered: an ordinary close delivers the answer. Nothing
-                // was written to this socket before, so a write can only fail if the guest is gone.
-                let _ = io::Write::write(&mut &*stream, &answer);
-                return None;
-            }
-            http::EarlyConnect::Permitted(flow) => arrival.connect = Some(flow),
-            http::EarlyConnect::NotConnect => {}
+    match kind {
+        ListenerKind::Proxy => {}
+        ListenerKind::ProxyTls | ListenerKind::Transparent | ListenerKind::Redirect => return Some(arrival),
+    }
+    let Accepted { stream, source, guest, .. } = &arrival.accepted;
+    match http::early_connect(services, *source, guest, &arrival.first) {
+        http::EarlyConnect::Refused(answer) => {
+            // Only a head was read and it is now answered: an ordinary close delivers the answer. Nothing
+            // was written to this socket before, so a write can only fail if the guest is gone.
+            let _ = io::Write::write(&mut &*stream, &answer);
+            return None;
         }
+        http::EarlyConnect::Permitted(flow) => arrival.connect = Some(flow),
+        http::EarlyConnect::NotConnect => {}
     }
     Some(arrival)
 }
@@ -147,7 +151,7 @@ async fn serve(services: Arc<Services>, arrival: Arrival) {
         step = match step {
             Ok(Step::Tunnel(connection, opened)) => tunnel::serve(connection, opened).await,
             Ok(Step::Relay(relaying)) => return Box::pin(relay(relaying)).await,
-            Err(Ended { .. }) => return,
+            Err(Ended::Refused(_) | Ended::Closed) => return,
         }
     }
 }
@@ -206,13 +210,13 @@ async fn open(services: Arc<Services>, arrival: Arrival) -> Result<Step, Ended> 
         // Port scanners and health checks: they requested nothing, so there is nothing to count.
         Filled::End => return Err(connection.leave().await),
         Filled::Timeout => {
-            connection.record(Listener::Proxy).refuse(Reason::Timeout, None);
+            connection.record(ListenerLabel::Proxy).refuse(Reason::Timeout, None);
             return Err(connection.leave().await);
         }
     }
     match connection.input.first() {
         Some(4 | 5) => socks::serve(connection).await,
-        _ => http::serve(connection, Listener::Proxy).await,
+        _ => http::serve(connection, ListenerLabel::Proxy).await,
     }
 }
 

@@ -1,6 +1,7 @@
-//! The kinds of listeners, and how a flow that arrived through one is counted.
+//! The kinds of listeners, and the label under which a flow that arrived through one is counted.
 
-/// The kind of listener that accepted a guest's connection.
+/// The kind of listener that accepted a guest's connection: it decides how [`flow`](crate::flow) treats the connection.
+/// Which sockets there are is [`SocketUse`](crate::accept::SocketUse): some of those carry no flows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ListenerKind {
     /// `proxy`: the guest names its destination.
@@ -13,10 +14,11 @@ pub enum ListenerKind {
     Redirect,
 }
 
-/// How a flow arrived: the metric label and log field `listener`.
+/// The metric label and log field `listener` of a flow or query: how it arrived. One [`ListenerKind`] may have several:
+/// a proxy port is `proxy` or `socks`, by what its guest speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
-pub enum Listener {
+pub enum ListenerLabel {
     /// HTTP forward and CONNECT.
     Proxy,
     /// SOCKS5.
@@ -31,31 +33,36 @@ pub enum Listener {
     Dns,
 }
 
-impl Listener {
+impl ListenerLabel {
     /// Those that carry flows, in the order of their discriminants: all but [`Dns`](Self::Dns).
-    pub const FLOWS: [Listener; 5] =
-        [Listener::Proxy, Listener::Socks, Listener::Transparent, Listener::Redirect, Listener::Udp];
+    pub const FLOWS: [ListenerLabel; 5] = [
+        ListenerLabel::Proxy,
+        ListenerLabel::Socks,
+        ListenerLabel::Transparent,
+        ListenerLabel::Redirect,
+        ListenerLabel::Udp,
+    ];
 
     /// Metric label and log value.
     pub const fn as_str(self) -> &'static str {
         match self {
-            Listener::Proxy => "proxy",
-            Listener::Socks => "socks",
-            Listener::Transparent => "transparent",
-            Listener::Redirect => "redirect",
-            Listener::Udp => "udp",
-            Listener::Dns => "dns",
+            ListenerLabel::Proxy => "proxy",
+            ListenerLabel::Socks => "socks",
+            ListenerLabel::Transparent => "transparent",
+            ListenerLabel::Redirect => "redirect",
+            ListenerLabel::Udp => "udp",
+            ListenerLabel::Dns => "dns",
         }
     }
 }
 
-impl From<ListenerKind> for Listener {
+impl From<ListenerKind> for ListenerLabel {
     /// How a connection is counted until more is known of it.
-    fn from(kind: ListenerKind) -> Listener {
+    fn from(kind: ListenerKind) -> ListenerLabel {
         match kind {
-            ListenerKind::Proxy | ListenerKind::ProxyTls => Listener::Proxy,
-            ListenerKind::Transparent => Listener::Transparent,
-            ListenerKind::Redirect => Listener::Redirect,
+            ListenerKind::Proxy | ListenerKind::ProxyTls => ListenerLabel::Proxy,
+            ListenerKind::Transparent => ListenerLabel::Transparent,
+            ListenerKind::Redirect => ListenerLabel::Redirect,
         }
     }
 }

@@ -10,7 +10,7 @@ mod evict;
 use crate::endpoint::Endpoint;
 use crate::guest::GuestCounters;
 use crate::identify::Claim;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::lock::lock;
 use crate::policy::Location;
 use crate::reason::Reason;
@@ -33,7 +33,7 @@ pub struct Flow {
     seen: AtomicU64,
     guest: Arc<GuestCounters>,
     source: Endpoint,
-    listener: Listener,
+    listener: ListenerLabel,
     /// The [`Reason`] as a number; `Reason::None` while the flow may live.
     revoked: AtomicU8,
     changing: Mutex<Changing>,
@@ -79,7 +79,7 @@ struct Changing {
 
 impl Flow {
     /// A flow of `guest` that has just begun. `id` is unique in this process.
-    pub fn new(id: u64, listener: Listener, source: SocketAddr, guest: Arc<GuestCounters>) -> Flow {
+    pub fn new(id: u64, listener: ListenerLabel, source: SocketAddr, guest: Arc<GuestCounters>) -> Flow {
         Flow {
             id,
             started: Instant::now(),
@@ -223,7 +223,7 @@ impl Flow {
         self.source
     }
 
-    pub(crate) fn listener(&self) -> Listener {
+    pub(crate) fn listener(&self) -> ListenerLabel {
         self.listener
     }
 

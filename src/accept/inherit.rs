@@ -92,7 +92,7 @@ impl Inherited {
             let socket = SockRef::from(listener);
             let transparent = if address.is_ipv4() { socket.ip_transparent_v4() } else { socket.ip_transparent_v6() };
             let transparent = transparent.map_err(|source| ListenError::Open { address, kind, source })?;
-            if transparent != (kind == SocketUse::Transparent) {
+            if transparent != kind.is_transparent() {
                 // Put them back: no connection must wait in them unserved.
                 self.tcp.extend(found.into_iter().map(|listener| (address, listener)));
                 return Err(ListenError::Transparency { address, kind });
@@ -130,7 +130,7 @@ pub fn not_held(
     let is_missing = |listener: &&Missing| {
         let shown = units(listener.kind);
         let has = |way: &str| shown.contains(&format!("{} ({way})", listener.address));
-        !(has("Stream") && (listener.kind != SocketUse::Dns || has("Datagram")))
+        !(has("Stream") && (!listener.kind.has_datagrams() || has("Datagram")))
     };
     let missing: Vec<Missing> = configured.iter().filter(is_missing).copied().collect();
     (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each })
@@ -169,8 +169,7 @@ fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, ea
     // (systemd.socket(5)). There must not be a second one.
     let mut text = String::from("    [Socket]\n    ListenStream=\n");
     for Missing { kind, address } in listeners {
-        let keys: &[&str] =
-            if *kind == SocketUse::Dns { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
+        let keys: &[&str] = if kind.has_datagrams() { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
         let each = if kind.is_single() { 1 } else { each.min(MOST_LINES) };
         // The `%` of a scope; a single one would begin a specifier (systemd.unit(5)).
         let address = address.to_string().replace('%', "%%");
@@ -179,7 +178,7 @@ fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, ea
         }
     }
     text.push_str("    ReusePort=yes\n    FreeBind=yes\n    BindIPv6Only=ipv6-only\n");
-    if kind == SocketUse::Transparent {
+    if kind.is_transparent() {
         text.push_str("    Transparent=yes\n");
     }
     text
@@ -265,16 +264,7 @@ mod tests {
 
     #[test]
     fn a_drop_in_leaves_exactly_the_configured_listeners_for_every_kind() {
-        let kinds = [
-            SocketUse::Proxy,
-            SocketUse::ProxyTls,
-            SocketUse::Transparent,
-            SocketUse::Redirect,
-            SocketUse::Dns,
-            SocketUse::Admin,
-            SocketUse::AdminTls,
-        ];
-        for kind in kinds {
+        for kind in SocketUse::ALL {
             for each in [1, 2, 4, 64] {
                 let all = [listener(kind, "10.42.42.1:5300"), listener(kind, "[fd42::1]:5300")];
                 let text = drop_in(kind, all.iter(), each);

@@ -2,6 +2,8 @@
 //! for itself. A port that another process holds is an error.
 
 use super::inherit::Missing;
+use crate::listener::ListenerKind;
+use outgate_proto::enum_of_words;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -9,48 +11,81 @@ use std::net::{SocketAddr, TcpListener};
 /// Length of the queue of connections not yet accepted.
 const BACKLOG: i32 = 4096;
 
-/// What a listener is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum SocketUse {
-    /// The explicit proxy.
-    Proxy,
-    /// The same inside TLS.
-    ProxyTls,
-    /// Guests' connections brought by TPROXY.
-    Transparent,
-    /// Host users' connections brought by REDIRECT.
-    Redirect,
-    /// The guests' resolver.
-    Dns,
-    /// Metrics and health.
-    Admin,
-    /// The same inside TLS.
-    AdminTls,
+enum_of_words! {
+    /// What a listening socket is for: one for each key of `[listen]` that names addresses. Sockets are opened,
+    /// inherited, checked and listed in this order.
+    pub enum SocketUse {
+        /// The explicit proxy.
+        Proxy = "[listen].proxy",
+        /// The same inside TLS.
+        ProxyTls = "[listen].proxy_tls",
+        /// Guests' connections brought by TPROXY.
+        Transparent = "[listen].transparent",
+        /// Host users' connections brought by REDIRECT.
+        Redirect = "[listen].redirect",
+        /// The guests' resolver.
+        Dns = "[listen].dns",
+        /// Metrics and health.
+        Admin = "[listen].admin",
+        /// The same inside TLS.
+        AdminTls = "[listen].admin_tls",
+    }
+    /// Returns the key in the configuration.
+    pub fn key
 }
 
 impl SocketUse {
-    /// The key in the configuration.
-    pub const fn key(self) -> &'static str {
+    /// Returns the kind of listener that its connections come through; `None` where they are no flows of guests.
+    pub const fn listener_kind(self) -> Option<ListenerKind> {
         match self {
-            SocketUse::Proxy => "[listen].proxy",
-            SocketUse::ProxyTls => "[listen].proxy_tls",
-            SocketUse::Transparent => "[listen].transparent",
-            SocketUse::Redirect => "[listen].redirect",
-            SocketUse::Dns => "[listen].dns",
-            SocketUse::Admin => "[listen].admin",
-            SocketUse::AdminTls => "[listen].admin_tls",
+            SocketUse::Proxy => Some(ListenerKind::Proxy),
+            SocketUse::ProxyTls => Some(ListenerKind::ProxyTls),
+            SocketUse::Transparent => Some(ListenerKind::Transparent),
+            SocketUse::Redirect => Some(ListenerKind::Redirect),
+            SocketUse::Dns | SocketUse::Admin | SocketUse::AdminTls => None,
         }
     }
 
     /// Whether it has a single socket, which no worker thread serves.
     pub(super) const fn is_single(self) -> bool {
-        matches!(self, SocketUse::Admin | SocketUse::AdminTls)
+        match self {
+            SocketUse::Admin | SocketUse::AdminTls => true,
+            SocketUse::Proxy | SocketUse::ProxyTls | SocketUse::Transparent | SocketUse::Redirect | SocketUse::Dns => {
+                false
+            }
+        }
+    }
+
+    /// Whether its sockets have IP_TRANSPARENT.
+    pub(super) const fn is_transparent(self) -> bool {
+        match self {
+            SocketUse::Transparent => true,
+            SocketUse::Proxy
+            | SocketUse::ProxyTls
+            | SocketUse::Redirect
+            | SocketUse::Dns
+            | SocketUse::Admin
+            | SocketUse::AdminTls => false,
+        }
+    }
+
+    /// Whether it has a datagram socket beside each listener.
+    pub(super) const fn has_datagrams(self) -> bool {
+        match self {
+            SocketUse::Dns => true,
+            SocketUse::Proxy
+            | SocketUse::ProxyTls
+            | SocketUse::Transparent
+            | SocketUse::Redirect
+            | SocketUse::Admin
+            | SocketUse::AdminTls => false,
+        }
     }
 
     /// Returns what a unit of this name holds; of two kinds, the one without TLS. `None`: it is not one of our units.
     pub(super) fn of_unit(name: &str) -> Option<SocketUse> {
-        let kinds = [SocketUse::Proxy, SocketUse::Transparent, SocketUse::Redirect, SocketUse::Dns, SocketUse::Admin];
-        kinds.into_iter().find(|kind| kind.unit() == name)
+        // The one without TLS comes first.
+        SocketUse::ALL.into_iter().find(|kind| kind.unit() == name)
     }
 
     /// The socket unit that holds such listeners.
@@ -112,7 +147,7 @@ pub enum ListenError {
 
 fn open_remedy(error: &io::Error, kind: SocketUse) -> &'static str {
     match error.kind() {
-        io::ErrorKind::PermissionDenied if kind == SocketUse::Transparent => {
+        io::ErrorKind::PermissionDenied if kind.is_transparent() => {
             "; start as root, or by a socket unit with Transparent=yes"
         }
         io::ErrorKind::AddrInUse => "; end the program that holds this port, or choose another in [listen]",
@@ -123,11 +158,9 @@ fn open_remedy(error: &io::Error, kind: SocketUse) -> &'static str {
 }
 
 fn transparency(kind: SocketUse) -> &'static str {
-    match kind {
-        SocketUse::Transparent => {
-            "came without IP_TRANSPARENT, so it would get no guest's connection: write Transparent=yes"
-        }
-        _ => "came with IP_TRANSPARENT, which is for [listen].transparent alone: write Transparent=no",
+    match kind.is_transparent() {
+        true => "came without IP_TRANSPARENT, so it would get no guest's connection: write Transparent=yes",
+        false => "came with IP_TRANSPARENT, which is for [listen].transparent alone: write Transparent=no",
     }
 }
 

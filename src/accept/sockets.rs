@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 const DATAGRAM_BUFFER: usize = 1 << 20;
 
 /// The sockets of one address: a list per worker thread of those it serves, with at least one each.
-pub type Shares<T> = Vec<Vec<T>>;
+pub type WorkerSockets<T> = Vec<Vec<T>>;
 
 /// Hands out listening sockets.
 #[derive(Debug)]
@@ -56,12 +56,12 @@ impl Sockets {
     ///
     /// # Errors
     /// When a socket is not available. [`Sockets::finish`] reports the listeners without an inherited socket.
-    pub fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Shares<TcpListener>, ListenError> {
+    pub fn tcp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<WorkerSockets<TcpListener>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
         let count = if kind.is_single() { 1 } else { self.workers };
         let listeners = match &mut self.inherited {
             Some(inherited) => inherited.tcp(kind, address)?,
-            None if kind == SocketUse::Transparent => listen::open_transparent(address, count)?,
+            None if kind.is_transparent() => listen::open_transparent(address, count)?,
             None => listen::open(address, count, kind)?,
         };
         self.note(Missing { kind, address }, listeners.is_empty());
@@ -72,7 +72,7 @@ impl Sockets {
     ///
     /// # Errors
     /// As for [`Sockets::tcp`].
-    pub fn udp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<Shares<UdpSocket>, ListenError> {
+    pub fn udp(&mut self, kind: SocketUse, address: SocketAddr) -> Result<WorkerSockets<UdpSocket>, ListenError> {
         let fail = |source| ListenError::Open { address, kind, source };
         let sockets = match &mut self.inherited {
             Some(inherited) => inherited.udp(address),
@@ -133,23 +133,23 @@ fn udp_socket(address: SocketAddr, shared: bool) -> io::Result<Socket> {
 
 /// Deals sockets to `count` threads in turn. With fewer sockets than threads, several threads share a socket;
 /// every socket is used.
-fn deal<T>(sockets: Vec<T>, count: usize, again: impl Fn(&T) -> io::Result<T>) -> io::Result<Shares<T>> {
-    let mut shares: Shares<T> = (0..count).map(|_| Vec::new()).collect();
+fn deal<T>(sockets: Vec<T>, count: usize, again: impl Fn(&T) -> io::Result<T>) -> io::Result<WorkerSockets<T>> {
+    let mut dealt: WorkerSockets<T> = (0..count).map(|_| Vec::new()).collect();
     let clones = (sockets.len()..count).filter_map(|thread| sockets.get(thread % sockets.len().max(1)));
     let clones = clones.map(again).collect::<io::Result<Vec<T>>>()?;
     for (index, socket) in sockets.into_iter().chain(clones).enumerate() {
-        if let Some(share) = shares.get_mut(index % count.max(1)) {
-            share.push(socket);
+        if let Some(worker) = dealt.get_mut(index % count.max(1)) {
+            worker.push(socket);
         }
     }
-    Ok(shares)
+    Ok(dealt)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn dealt(sockets: u8, threads: usize) -> Shares<u8> {
+    fn dealt(sockets: u8, threads: usize) -> WorkerSockets<u8> {
         deal((0..sockets).collect(), threads, |socket| Ok(*socket)).unwrap()
     }
 

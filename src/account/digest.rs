@@ -9,7 +9,7 @@ use super::line::{Line, render};
 use super::queue::Queue;
 use super::refusals::{RefusalView, Refusals};
 use super::sink::{Batch, Sink};
-use super::{AccessLog, AccountError, Advice, Listener, LogSettings, Metrics, lock};
+use super::{AccessLog, AccountError, Advice, ListenerLabel, LogSettings, Metrics, lock};
 use crate::identify::Claim;
 use crate::reason::{Reason, Verdict};
 use crate::target::Host;
@@ -170,7 +170,7 @@ fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Res
 /// Returns what to do when a client asked a proxy for an address and no rule covers it.
 fn unbound(event: &Event) -> Option<&'static str> {
     let target = event.claim.as_ref().map(|claim| &claim.target.host);
-    let by_proxy = matches!(event.listener, Listener::Proxy | Listener::Socks);
+    let by_proxy = matches!(event.listener, ListenerLabel::Proxy | ListenerLabel::Socks);
     let unlisted = by_proxy && event.reason == Reason::NotWhitelisted && matches!(target, Some(Host::Addr(_)));
     unlisted.then_some(
         "the client looked the name up itself, and not with outgate's DNS; let the proxy do it (socks5h:// in place of \

@@ -1,6 +1,6 @@
 //! The data of one log line, not yet rendered: what flows send to the log's thread.
 
-use super::Listener;
+use super::ListenerLabel;
 use crate::endpoint::Endpoint;
 use crate::guest::GuestCounters;
 use crate::identify::Claim;
@@ -22,7 +22,7 @@ const CARRIED_LITTLE: u64 = 64 << 10;
 pub(super) struct Event {
     pub(super) at: SystemTime,
     pub(super) id: u64,
-    pub(super) listener: Listener,
+    pub(super) listener: ListenerLabel,
     pub(super) guest: Arc<GuestCounters>,
     pub(super) source: Endpoint,
     pub(super) original: Option<Endpoint>,
@@ -97,7 +97,7 @@ impl Event {
 
     pub(super) fn what(&self) -> What {
         match (&self.claim, &self.shown, self.original) {
-            (Some(claim), ..) if self.listener == Listener::Dns => What::Host(claim.target.host.clone()),
+            (Some(claim), ..) if self.listener == ListenerLabel::Dns => What::Host(claim.target.host.clone()),
             (Some(claim), ..) => What::Target(claim.target.clone()),
             (None, Some(text), _) => What::Text(text.clone()),
             (None, None, Some(original)) => What::Endpoint(original),
@@ -156,7 +156,7 @@ pub(super) mod tests {
         Event {
             at: SystemTime::now(),
             id: 1,
-            listener: Listener::Proxy,
+            listener: ListenerLabel::Proxy,
             guest: Arc::new(GuestCounters::for_tests(guest)),
             source: Endpoint { ip, port: 40000 },
             original: None,

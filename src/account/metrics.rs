@@ -4,7 +4,7 @@
 //! atomic addition. Labels are fixed words, of enums where there is one, and the names of declared guests: the program and
 //! the configuration fix the number of series.
 
-use super::Listener;
+use super::ListenerLabel;
 use super::process::Process;
 use super::tracking::Tracking;
 use crate::guest::GuestCounters;
@@ -12,6 +12,7 @@ use crate::live::Flow;
 use crate::lock::lock;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::trouble::TroubleCause;
+use outgate_proto::enum_of_words;
 use prometheus::core::{Collector, Desc};
 use prometheus::{
     Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
@@ -37,38 +38,27 @@ const WAIT_BUCKETS: [f64; 13] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 const CONNECTION_BUCKETS: [f64; 13] =
     [0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
 
-/// The keys of `[limits]` whose limit can be reached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// `connections`.
-    Connections,
-    /// `new_connections_per_second`.
-    NewConnections,
-    /// `requests_per_second`.
-    Requests,
-    /// `dns_queries_per_second`.
-    Queries,
-    /// `new_names_per_second`.
-    NewNames,
-    /// `total_connections`, or what file descriptors or memory allow.
-    Total,
+enum_of_words! {
+    /// The keys of `[limits]` whose limit can be reached.
+    pub enum Limit {
+        /// Connections open at once.
+        Connections = "connections",
+        /// New connections per second.
+        NewConnections = "new_connections_per_second",
+        /// Plain-HTTP requests per second.
+        Requests = "requests_per_second",
+        /// DNS queries per second.
+        Queries = "dns_queries_per_second",
+        /// New names per second.
+        NewNames = "new_names_per_second",
+        /// Connections open at once in the whole daemon, by the key or by what file descriptors or memory allow.
+        Total = "total_connections",
+    }
+    /// Returns the key.
+    pub fn key
 }
 
 impl Limit {
-    const ALL: [Limit; 6] =
-        [Limit::Connections, Limit::NewConnections, Limit::Requests, Limit::Queries, Limit::NewNames, Limit::Total];
-
-    const fn key(self) -> &'static str {
-        match self {
-            Limit::Connections => "connections",
-            Limit::NewConnections => "new_connections_per_second",
-            Limit::Requests => "requests_per_second",
-            Limit::Queries => "dns_queries_per_second",
-            Limit::NewNames => "new_names_per_second",
-            Limit::Total => "total_connections",
-        }
-    }
-
     /// Returns the reason of a refusal by this limit, with the key as its cause.
     pub const fn why(self, reason: Reason) -> Why {
         let phrase = match self {
@@ -175,7 +165,7 @@ impl Metrics {
             .with_label_values(&[env!("CARGO_PKG_VERSION")])
             .set(1);
         let verdict = |n: usize| Verdict::ALL.get(n).map_or("", |verdict| verdict.as_str());
-        let listener = |n: usize| Listener::FLOWS.get(n).map_or("", |listener| listener.as_str());
+        let listener = |n: usize| ListenerLabel::FLOWS.get(n).map_or("", |listener| listener.as_str());
         let troubles = make.gauges("outgate_trouble", "1 while something is wrong that cuts guests off, lets them out or soon may, by its kind; `outgate status` says what and what mends it.", &["cause"])?;
         for cause in TroubleCause::ALL {
             troubles.with_label_values(&[cause.as_str()]);
@@ -377,7 +367,7 @@ impl Metrics {
     }
 
     /// Counts one flow or query that ended.
-    pub(super) fn ended(&self, listener: Listener, verdict: Verdict, reason: Reason, guest: &GuestCounters) {
+    pub(super) fn ended(&self, listener: ListenerLabel, verdict: Verdict, reason: Reason, guest: &GuestCounters) {
         let outcome = match verdict {
             Verdict::Observed => Reason::ALL.len(),
             _ => reason as usize,
@@ -386,7 +376,7 @@ impl Metrics {
         if let Some(counter) = row.get(outcome) {
             counter.inc();
         }
-        if listener != Listener::Dns
+        if listener != ListenerLabel::Dns
             && let Some(counter) = guest.connections.get(verdict as usize)
         {
             counter.inc();
@@ -409,7 +399,7 @@ impl Metrics {
         }
     }
 
-    pub(super) fn active_gauge(&self, listener: Listener) -> Option<&IntGauge> {
+    pub(super) fn active_gauge(&self, listener: ListenerLabel) -> Option<&IntGauge> {
         self.active.get(listener as usize)
     }
 

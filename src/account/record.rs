@@ -1,7 +1,7 @@
 //! The record of one flow: the flow reports to it, and its drop closes it.
 
 use super::event::Event;
-use super::{Account, Listener, Metrics};
+use super::{Account, ListenerLabel, Metrics};
 use crate::endpoint::Endpoint;
 use crate::identify::Claim;
 use crate::live::Flow;
@@ -75,7 +75,7 @@ impl Record {
     pub fn claim(&mut self, claim: &Claim) {
         self.searches = self.account.live.searches();
         self.flow.set_claim(claim.clone());
-        if self.slot.is_none() && self.flow.listener() != Listener::Dns {
+        if self.slot.is_none() && self.flow.listener() != ListenerLabel::Dns {
             self.slot = Some(self.account.live.insert(&self.flow));
         }
     }
@@ -230,7 +230,7 @@ impl Drop for Record {
             metrics.connection.observe(age.as_secs_f64());
         }
         // For DNS the log has only the refusals: an allowed query is followed by the flow it is for.
-        if listener == Listener::Dns && matches!(verdict, Verdict::Allowed | Verdict::Observed) {
+        if listener == ListenerLabel::Dns && matches!(verdict, Verdict::Allowed | Verdict::Observed) {
             return;
         }
         let (claim, rule) = self.flow.take_facts();
@@ -240,7 +240,7 @@ impl Drop for Record {
 }
 
 impl Active {
-    pub(super) fn new(metrics: &Metrics, listener: Listener) -> Active {
+    pub(super) fn new(metrics: &Metrics, listener: ListenerLabel) -> Active {
         let gauge = metrics.active_gauge(listener).cloned();
         if let Some(gauge) = &gauge {
             gauge.inc();

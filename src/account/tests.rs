@@ -35,7 +35,7 @@ fn location(file: &str, line: u32) -> Location {
 }
 
 fn open(account: &Arc<Account>, guest: Option<&str>) -> Record {
-    account.open(Listener::Proxy, SOURCE.parse().unwrap(), &account.counters(guest))
+    account.open(ListenerLabel::Proxy, SOURCE.parse().unwrap(), &account.counters(guest))
 }
 
 fn refuse(account: &Arc<Account>, target: &str) {
@@ -125,7 +125,7 @@ fn a_hostile_guest_makes_no_new_series() {
     let before: BTreeSet<String> = scrape(&account).into_keys().collect();
     for n in 0..10_000u32 {
         let source = SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1000));
-        let mut record = account.open(Listener::FLOWS[n as usize % 5], source, &account.counters(None));
+        let mut record = account.open(ListenerLabel::FLOWS[n as usize % 5], source, &account.counters(None));
         match n % 3 {
             0 => record.claim(&claim(&format!("n{n}.test:{}", 1 + n))),
             1 => record.shown(format!("METHOD{n} http://{n}\"}}\n").as_bytes()),
@@ -150,7 +150,7 @@ fn the_line_of_an_allowed_flow_says_all_that_is_known() {
     let path = dir.path().join("access.log");
     let account = Account::start(&to_file(&path), &["vm-7".to_owned()]).unwrap();
     let mut record = account.open(
-        Listener::Transparent,
+        ListenerLabel::Transparent,
         "[::ffff:10.42.42.7]:40000".parse().unwrap(),
         &account.counters(Some("vm-7")),
     );
@@ -287,7 +287,7 @@ fn while_nobody_reads_the_log_nothing_waits_and_refusals_are_dropped_first() {
     // From many sources, so that folding does not hide the flood.
     for n in 0..40_000u32 {
         let source = SocketAddr::from(([10, 1, (n >> 8) as u8, n as u8], 1000));
-        let mut record = account.open(Listener::Proxy, source, &account.counters(None));
+        let mut record = account.open(ListenerLabel::Proxy, source, &account.counters(None));
         record.claim(&claim(&format!("n{n}.test:443")));
         record.refuse(Reason::NotWhitelisted, None);
         if n % 400 == 399 {
@@ -408,7 +408,7 @@ fn a_panic_in_a_flow_is_accounted_for_like_any_end() {
     let account = Account::start(&off(), &[]).unwrap();
     let other = Arc::clone(&account);
     let flow = std::thread::spawn(move || {
-        let _active = other.active(Listener::Proxy);
+        let _active = other.active(ListenerLabel::Proxy);
         let mut record = open(&other, None);
         record.claim(&claim("good.test:443"));
         assert_eq!(other.flows(10).1, 1);
@@ -423,10 +423,10 @@ fn a_panic_in_a_flow_is_accounted_for_like_any_end() {
 #[test]
 fn a_connection_is_counted_as_open_where_it_turned_out_to_belong() {
     let account = Account::start(&off(), &[]).unwrap();
-    let mut active = account.active(Listener::Proxy);
+    let mut active = account.active(ListenerLabel::Proxy);
     assert_eq!(value(&account, "outgate_active_connections{listener=\"proxy\"}"), 1.0);
     // As where a proxy port receives SOCKS.
-    let _ = std::mem::replace(&mut active, account.active(Listener::Socks));
+    let _ = std::mem::replace(&mut active, account.active(ListenerLabel::Socks));
     assert_eq!(value(&account, "outgate_active_connections{listener=\"proxy\"}"), 0.0);
     assert_eq!(value(&account, "outgate_active_connections{listener=\"socks\"}"), 1.0);
     drop(active);
@@ -505,7 +505,7 @@ fn dns_refusals_are_logged_and_dns_is_no_flow() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("access.log");
     let account = Account::start(&to_file(&path), &[]).unwrap();
-    let query = || account.open(Listener::Dns, SOURCE.parse().unwrap(), &account.counters(None));
+    let query = || account.open(ListenerLabel::Dns, SOURCE.parse().unwrap(), &account.counters(None));
     let mut allowed = query();
     allowed.claim(&claim("good.test:443"));
     allowed.permitted_by(None, false);
@@ -617,7 +617,7 @@ fn measurement_of_a_record() {
             let begin = Instant::now();
             for _ in 0..1000 {
                 let mut record =
-                    account.open(Listener::Proxy, SOURCE.parse().unwrap(), &account.counters(Some("vm-7")));
+                    account.open(ListenerLabel::Proxy, SOURCE.parse().unwrap(), &account.counters(Some("vm-7")));
                 record.claim(&claim);
                 record.decided_in(Duration::from_micros(1));
                 if refused {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::account::{AccessLog, LogSettings, OnFailure};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use std::net::SocketAddr;
 use std::sync::Mutex;
@@ -110,7 +110,7 @@ async fn a_rebound_name_is_refused_and_told_why() {
 async fn the_status_page_shows_what_guests_wrote_as_text() {
     let world = world().await;
     let mut record =
-        world.account.open(Listener::Proxy, "10.0.0.1:1000".parse().unwrap(), &world.account.counters(None));
+        world.account.open(ListenerLabel::Proxy, "10.0.0.1:1000".parse().unwrap(), &world.account.counters(None));
     record.shown("<script>alert('1')</script>\u{202e}\"&".as_bytes());
     record.refuse(Reason::Malformed, None);
     drop(record);

@@ -1,7 +1,7 @@
 use super::*;
 use crate::account::{AccessLog, LogSettings, OnFailure};
 use crate::identify::{Claim, Evidence};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use crate::target::{Target, Transport};
 use std::os::unix::process::CommandExt;
@@ -61,13 +61,15 @@ fn claim(name: &str) -> Claim {
 fn status_denied_and_flows_are_read_over_the_socket() {
     let world = world(Ok(Value::Null));
     let mut refused =
-        world.account.open(Listener::Socks, "10.0.0.1:1000".parse().unwrap(), &world.account.counters(None));
+        world.account.open(ListenerLabel::Socks, "10.0.0.1:1000".parse().unwrap(), &world.account.counters(None));
     refused.claim(&claim("evil.test:443"));
     refused.refuse(Reason::NotWhitelisted, None);
     drop(refused);
     world.account.flush();
     let mut live: Vec<_> = (0..3)
-        .map(|_| world.account.open(Listener::Proxy, "10.0.0.1:1001".parse().unwrap(), &world.account.counters(None)))
+        .map(|_| {
+            world.account.open(ListenerLabel::Proxy, "10.0.0.1:1001".parse().unwrap(), &world.account.counters(None))
+        })
         .collect();
     live.iter_mut().for_each(|record| record.claim(&claim("good.test:443")));
     live[0].flow().count_up(42);

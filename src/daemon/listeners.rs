@@ -1,6 +1,6 @@
 //! Opens all listeners of the daemon before its first connection. The guests' sockets are dealt to the worker threads.
 
-use crate::accept::{ListenError, Shares, SocketUse, Sockets, Unclaimed};
+use crate::accept::{ListenError, SocketUse, Sockets, Unclaimed, WorkerSockets};
 use crate::config::ListenSettings;
 use crate::listener::ListenerKind;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -11,8 +11,8 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// The open listeners.
 pub(super) struct Listeners {
-    /// One share per worker thread.
-    pub(super) shares: Vec<Share>,
+    /// By worker thread.
+    pub(super) per_worker: Vec<WorkerListeners>,
     pub(super) admin: Vec<TcpListener>,
     pub(super) admin_tls: Vec<TcpListener>,
     /// The addresses of all listeners for guests and operators. Port 0 in the configuration asks for any.
@@ -24,7 +24,7 @@ pub(super) struct Listeners {
 
 /// The sockets that one worker thread serves.
 #[derive(Default)]
-pub(super) struct Share {
+pub(super) struct WorkerListeners {
     pub(super) flows: Vec<(ListenerKind, TcpListener)>,
     pub(super) dns_tcp: Vec<TcpListener>,
     pub(super) dns_udp: Vec<UdpSocket>,
@@ -65,31 +65,28 @@ impl Listeners {
     }
 
     fn of(mut sockets: Sockets, listen: &ListenSettings, workers: usize) -> (Listeners, Option<ListenError>) {
-        let mut shares: Vec<Share> = (0..workers).map(|_| Share::default()).collect();
+        let mut per_worker: Vec<WorkerListeners> = (0..workers).map(|_| WorkerListeners::default()).collect();
         let mut bound = Vec::new();
         let mut fault = None;
-        for (kind, listener_kind, addresses) in [
-            (SocketUse::Proxy, ListenerKind::Proxy, &listen.proxy),
-            (SocketUse::ProxyTls, ListenerKind::ProxyTls, &listen.proxy_tls),
-            (SocketUse::Transparent, ListenerKind::Transparent, &listen.transparent),
-            (SocketUse::Redirect, ListenerKind::Redirect, &listen.redirect),
-        ] {
-            for address in addresses {
-                let opened = had(sockets.tcp(kind, *address), &mut fault);
+        for kind in SocketUse::ALL {
+            let Some(listener_kind) = kind.listener_kind() else { continue };
+            for address in listen.addresses(kind) {
+                let opened = or_note_fault(sockets.tcp(kind, *address), &mut fault);
                 bound.extend(address_of(&opened));
-                hand_out(opened, &mut shares, |share, listener| share.flows.push((listener_kind, listener)));
+                hand_out(opened, &mut per_worker, |worker, listener| worker.flows.push((listener_kind, listener)));
             }
         }
         for address in &listen.dns {
-            let tcp = had(sockets.tcp(SocketUse::Dns, *address), &mut fault);
+            let tcp = or_note_fault(sockets.tcp(SocketUse::Dns, *address), &mut fault);
             let address = address_of(&tcp).unwrap_or(*address);
-            let udp = had(sockets.udp(SocketUse::Dns, address), &mut fault);
+            let udp = or_note_fault(sockets.udp(SocketUse::Dns, address), &mut fault);
             bound.push(address);
-            hand_out(tcp, &mut shares, |share, listener| share.dns_tcp.push(listener));
-            hand_out(udp, &mut shares, |share, socket| share.dns_udp.push(socket));
+            hand_out(tcp, &mut per_worker, |worker, listener| worker.dns_tcp.push(listener));
+            hand_out(udp, &mut per_worker, |worker, socket| worker.dns_udp.push(socket));
         }
         let mut single = |kind, address: Option<SocketAddr>| {
-            let opened = address.map(|address| had(sockets.tcp(kind, address), &mut fault)).unwrap_or_default();
+            let opened =
+                address.map(|address| or_note_fault(sockets.tcp(kind, address), &mut fault)).unwrap_or_default();
             bound.extend(address_of(&opened));
             opened.into_iter().flatten().collect()
         };
@@ -98,15 +95,15 @@ impl Listeners {
         let inherited = sockets.are_inherited();
         let (unclaimed, missing) = sockets.finish();
         fault = fault.or(missing);
-        (Listeners { shares, admin, admin_tls, bound, unclaimed, inherited }, fault)
+        (Listeners { per_worker, admin, admin_tls, bound, unclaimed, inherited }, fault)
     }
 
     /// Removes the TLS listeners, which require a certificate; the caller resets their connections.
     pub(super) fn without_tls(&mut self) -> Vec<TcpListener> {
         let mut taken: Vec<TcpListener> = std::mem::take(&mut self.admin_tls);
-        for share in &mut self.shares {
+        for worker in &mut self.per_worker {
             taken.extend(
-                share
+                worker
                     .flows
                     .extract_if(.., |(listener_kind, _)| *listener_kind == ListenerKind::ProxyTls)
                     .map(|(_, listener)| listener),
@@ -137,21 +134,25 @@ fn by_unit(built_in: &ListenSettings, units: Vec<(SocketUse, SocketAddr)>) -> Li
     listen
 }
 
-/// Returns what could be opened; the first error is stored.
-fn had<T: Default>(opened: Result<T, ListenError>, fault: &mut Option<ListenError>) -> T {
+/// Returns what could be opened, or nothing; the first error is noted.
+fn or_note_fault<T: Default>(opened: Result<T, ListenError>, fault: &mut Option<ListenError>) -> T {
     opened.unwrap_or_else(|error| {
         fault.get_or_insert(error);
         T::default()
     })
 }
 
-fn address_of(opened: &Shares<TcpListener>) -> Option<SocketAddr> {
+fn address_of(opened: &WorkerSockets<TcpListener>) -> Option<SocketAddr> {
     opened.first()?.first()?.local_addr().ok()
 }
 
-fn hand_out<T>(opened: Shares<T>, shares: &mut [Share], mut to: impl FnMut(&mut Share, T)) {
-    for (sockets, share) in opened.into_iter().zip(shares) {
-        sockets.into_iter().for_each(|socket| to(share, socket));
+fn hand_out<T>(
+    opened: WorkerSockets<T>,
+    per_worker: &mut [WorkerListeners],
+    mut to: impl FnMut(&mut WorkerListeners, T),
+) {
+    for (sockets, worker) in opened.into_iter().zip(per_worker) {
+        sockets.into_iter().for_each(|socket| to(worker, socket));
     }
 }
 

@@ -24,7 +24,7 @@ use crate::account::Limit;
 use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
 use crate::limits::{GuestPermit, QueryPace};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::name::HostName;
 use crate::policy::{NamePermit, Refusal};
 use crate::reason::{Reason, Why};
@@ -370,7 +370,7 @@ impl Responder {
     /// Counts a refusal or failure and logs it.
     fn log(&self, client: &Client, asked: Option<&QuestionName>, refusal: &Refusal) {
         let Client { source, guest, .. } = client;
-        let mut record = self.services.account.open(Listener::Dns, *source, &guest.counters);
+        let mut record = self.services.account.open(ListenerLabel::Dns, *source, &guest.counters);
         match asked {
             Some(QuestionName::Host(name)) => record.claim(&claim(guest, name)),
             Some(QuestionName::Root) => record.shown(b"."),

@@ -4,7 +4,7 @@ use super::refuse::Ended;
 use crate::account::{Active, Record};
 use crate::guest::Guest;
 use crate::limits::Slot;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use crate::relay::{GuestStream, Side, close};
 use crate::services::Services;
@@ -61,7 +61,7 @@ impl From<Filled> for Heard {
 
 impl Connection {
     /// Opens the record of one of its flows or requests.
-    pub(super) fn record(&mut self, listener: Listener) -> Record {
+    pub(super) fn record(&mut self, listener: ListenerLabel) -> Record {
         self.services.refresh(&mut self.guest);
         open_record(&self.services, listener, self.source, &self.guest, self.original)
     }
@@ -88,7 +88,7 @@ impl Connection {
                 record.refuse(reason, None);
             }
             close::reset(&self.stream);
-            Ended::gone()
+            Ended::Closed
         })
     }
 
@@ -101,8 +101,8 @@ impl Connection {
         };
         tokio::select! {
             biased;
-            said = said => said.map_err(|_| Ended::gone()),
-            () = deadline.passed() => Err(Ended::gone()),
+            said = said => said.map_err(|_| Ended::Closed),
+            () = deadline.passed() => Err(Ended::Closed),
         }
     }
 
@@ -111,14 +111,14 @@ impl Connection {
         if !self.stream.ends_with_socket() {
             close::announce(&mut self.stream).await;
         }
-        Ended::gone()
+        Ended::Closed
     }
 }
 
 /// Opens the record of a flow of `guest`, which connected from `source`.
 pub(super) fn open_record(
     services: &Services,
-    listener: Listener,
+    listener: ListenerLabel,
     source: SocketAddr,
     guest: &Guest,
     original: Option<SocketAddr>,

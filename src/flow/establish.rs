@@ -7,7 +7,7 @@ use crate::account::{Limit, Record};
 use crate::dial::{self, Upstream};
 use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::policy::Permit;
 use crate::reason::Reason;
 use crate::relay::close;
@@ -26,7 +26,7 @@ pub(super) struct PermittedFlow {
 /// name and whose address no rule allows; see [`decide`].
 pub(super) async fn establish(
     connection: &Connection,
-    listener: Listener,
+    listener: ListenerLabel,
     claim: Claim,
     record: Record,
     unnamed: Reason,
@@ -38,7 +38,7 @@ pub(super) async fn establish(
 /// Opens a tunnel for a flow that is permitted already.
 pub(super) async fn reach(
     connection: &Connection,
-    listener: Listener,
+    listener: ListenerLabel,
     mut flow: PermittedFlow,
 ) -> Result<Box<OpenTunnel>, Box<Refused>> {
     match flow.reach(&connection.services, &connection.guest).await {

@@ -42,13 +42,13 @@ pub(super) async fn handshake(
     let Some(guest_tls) = &services.guest_tls else {
         // Without it there is no such listener.
         close::reset(&stream);
-        return Err(Ended::gone());
+        return Err(Ended::Closed);
     };
     if first.is_empty() {
         match fill(&mut stream, &mut first, deadline).await {
             Filled::Bytes => {}
             // Port scanners and health checks.
-            Filled::End => return Err(Ended::gone()),
+            Filled::End => return Err(Ended::Closed),
             Filled::Timeout => return Err(note(guest_tls, services, source, &FailedHandshake::timeout())),
         }
     }
@@ -79,7 +79,7 @@ fn note(guest_tls: &GuestTls, services: &Services, source: SocketAddr, refused: 
     let complaints = guest_tls.complaints();
     services.account.metrics().handshake_refused(complaints.listener(), refused.fault.as_str());
     complaints.tell(Some(source), refused);
-    Ended::gone()
+    Ended::Closed
 }
 
 /// Gives a guest with a certificate a slot of its own, in exchange for that of its handshake.

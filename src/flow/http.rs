@@ -10,7 +10,7 @@ use crate::guest::Guest;
 use crate::identify::http::{Body, HeadError, RequestHead, RequestTarget, Upgrade};
 use crate::identify::{Claim, Evidence, Parsed};
 use crate::limits::Pace;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::{Cause, Reason, Why};
 use crate::relay::http::{ConnectionAddresses, Done, Failed, Fault, Outgoing, UpstreamConnection, exchange};
 use crate::relay::{IdleUpstream, Supervision, Tunnel, Turn, UpstreamSlot, close};
@@ -52,7 +52,7 @@ pub(super) struct EnclosingTunnel {
 /// A connection that carries HTTP.
 struct Session {
     connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     tunnel_around: Option<EnclosingTunnel>,
     upstream: Option<UpstreamSlot>,
     /// Requests that were sent together take turns with other connections'.
@@ -87,7 +87,7 @@ pub(super) fn early_connect(services: &Services, source: SocketAddr, guest: &Gue
     if len != first.len() || proxied::named_by_dns(services, source, guest, target).is_some() {
         return EarlyConnect::NotConnect;
     }
-    let record = open_record(services, Listener::Proxy, source, guest, None);
+    let record = open_record(services, ListenerLabel::Proxy, source, guest, None);
     let claim = proxied::claim(guest, target.clone(), Evidence::Connect);
     match decide(services, claim, record, Reason::NotWhitelisted) {
         Ok(flow) => EarlyConnect::Permitted(Box::new(flow)),
@@ -102,18 +102,18 @@ pub(super) fn early_connect(services: &Services, source: SocketAddr, guest: &Gue
 pub(super) async fn connect(mut connection: Box<Connection>, flow: PermittedFlow) -> Result<Step, Ended> {
     let head = std::mem::take(&mut connection.input);
     let dialect = Dialect::Connect { head: &head, alone: true };
-    proxied::open_permitted(connection, Listener::Proxy, flow, dialect).await
+    proxied::open_permitted(connection, ListenerLabel::Proxy, flow, dialect).await
 }
 
 /// Serves HTTP on a proxy port, or on a redirected connection, where each request's Host names the destination.
-pub(super) async fn serve(connection: Box<Connection>, listener: Listener) -> Result<Step, Ended> {
+pub(super) async fn serve(connection: Box<Connection>, listener: ListenerLabel) -> Result<Step, Ended> {
     Session { connection, listener, tunnel_around: None, upstream: None, turn: Turn::default() }.run().await
 }
 
 /// Serves HTTP in clear inside a tunnel; `upstream` is connected already.
 pub(super) async fn serve_inside(
     connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     tunnel_around: EnclosingTunnel,
     upstream: UpstreamConnection,
 ) -> Result<Step, Ended> {
@@ -276,7 +276,7 @@ impl Session {
         let reason = record.flow().revocation()?;
         record.refuse(reason, None);
         close::reset(&self.connection.stream);
-        Some(Ended::gone())
+        Some(Ended::Closed)
     }
 
     /// Restarts the deadline for the next request: the idle timeout until its first byte, then the handshake timeout.
@@ -365,7 +365,7 @@ impl Session {
                     }
                     drop(flow.record);
                     close::after(&mut self.connection.stream, b"").await;
-                    return Err(Ended::gone());
+                    return Err(Ended::Closed);
                 }
                 Ok(Done::Upgraded) => return Ok(Next::WebSocket(Box::new((upstream.peer, flow.record)))),
                 Err(Failed { fault: Fault::Stale, .. }) if !repeated => repeated = true,
@@ -472,7 +472,7 @@ impl Session {
                 drop(record);
                 return self.end_revoked_tunnel().unwrap_or_else(|| {
                     close::reset(&self.connection.stream);
-                    Ended::gone()
+                    Ended::Closed
                 });
             }
         };

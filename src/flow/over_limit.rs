@@ -6,7 +6,7 @@ use super::refuse::{Dialect, Ended, Refused};
 use crate::guest::Guest;
 use crate::identify::socks;
 use crate::identify::{Sniff, sniff};
-use crate::listener::{Listener, ListenerKind};
+use crate::listener::{ListenerKind, ListenerLabel};
 use crate::reason::Reason;
 use crate::relay::{GuestStream, Side};
 use crate::services::Services;
@@ -50,14 +50,18 @@ async fn dialect<'a>(
     stream: &mut GuestStream,
     kind: ListenerKind,
     first: &'a mut [u8; FIRST_BYTES],
-) -> Option<(Listener, Dialect<'a>)> {
+) -> Option<(ListenerLabel, Dialect<'a>)> {
     let read = stream.read(first).await.ok().filter(|read| *read > 0)?;
-    if kind == ListenerKind::Proxy && first.first() == Some(&socks::VERSION) {
+    let may_be_socks = match kind {
+        ListenerKind::Proxy => true,
+        ListenerKind::ProxyTls | ListenerKind::Transparent | ListenerKind::Redirect => false,
+    };
+    if may_be_socks && first.first() == Some(&socks::VERSION) {
         // SOCKS has a reply code for this only after the greeting.
         stream.write_all(&socks::ACCEPT).await.ok()?;
         stream.flush().await.ok()?;
         stream.read(first).await.ok().filter(|read| *read > 0)?;
-        return Some((Listener::Socks, Dialect::Socks));
+        return Some((ListenerLabel::Socks, Dialect::Socks));
     }
     let head = first.get(..read)?;
     let dialect = match (kind, sniff(head)) {

@@ -6,7 +6,7 @@ use super::refuse::{Dialect, Ended, Refused};
 use super::{Step, transparent, tunnel::OpenTunnel};
 use crate::guest::Guest;
 use crate::identify::{Claim, Evidence};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use crate::services::Services;
 use crate::target::{Host, Target, Transport};
@@ -15,7 +15,7 @@ use std::net::SocketAddr;
 /// Opens the tunnel to `target` and answers in `dialect`. What is inside it is judged later.
 pub(super) async fn open(
     mut connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     target: Target,
     evidence: Evidence,
     dialect: Dialect<'_>,
@@ -42,7 +42,7 @@ pub(super) async fn open(
 /// As [`open`], for a tunnel that the policy has permitted already.
 pub(super) async fn open_permitted(
     connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     flow: PermittedFlow,
     dialect: Dialect<'_>,
 ) -> Result<Step, Ended> {

@@ -16,18 +16,20 @@ const TLS_ALERT: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 /// The answer to a successful CONNECT (RFC 9110 §9.3.6).
 const ESTABLISHED: &[u8] = b"HTTP/1.1 200 Connection Established\r\n\r\n";
 
-/// A connection that has ended: the guest was told and its record is closed. Only this module makes one.
-pub(super) struct Ended(());
-
-impl Ended {
-    /// There is nobody left to tell.
-    pub(super) fn gone() -> Ended {
-        Ended(())
-    }
+/// How a connection has ended, so that nothing is left to do for it.
+pub(super) enum Ended {
+    /// It was refused or cut, its record is closed, and its guest was told what its [`Dialect`] has words for.
+    Refused(Told),
+    /// Closed without a refusal: the guest is done, has left or cannot be reached, or never came as far as a request.
+    Closed,
 }
+
+/// Proof that a refusal was told. Only this module makes one.
+pub(super) struct Told(());
 
 /// A flow or request that was refused or failed, before its guest is told. Always boxed: it is passed up from step to
 /// step.
+#[must_use = "the guest has not been told yet"]
 pub(super) struct Refused {
     /// It holds the reason.
     record: Record,
@@ -61,13 +63,13 @@ impl Refused {
     pub(super) async fn tell(self: Box<Self>, guest: &mut GuestStream, dialect: Dialect<'_>) -> Ended {
         let (why, target) = self.close();
         dialect.refuse(guest, why, target.as_ref()).await;
-        Ended(())
+        Ended::Refused(Told(()))
     }
 
     /// Closes the record without an answer: an ordinary close follows.
     pub(super) fn end(self: Box<Self>) -> Ended {
         self.close();
-        Ended(())
+        Ended::Refused(Told(()))
     }
 
     /// Closes the record and resets the upstream, so that only the answer is left to be sent.
@@ -86,7 +88,7 @@ impl Refused {
 pub(super) fn cut(guest: &GuestStream, upstream: &TcpStream) -> Ended {
     close::reset(guest);
     close::reset(upstream);
-    Ended(())
+    Ended::Refused(Told(()))
 }
 
 /// The protocol in which a guest learns what became of its request. No answer contains resolved addresses, rules or

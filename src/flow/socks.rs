@@ -6,20 +6,20 @@ use super::{Step, proxied};
 use crate::account::Record;
 use crate::identify::socks::{self, SocksError};
 use crate::identify::{Evidence, Parsed};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::{Reason, Why};
 use crate::target::Host;
 use tokio::io::AsyncWriteExt;
 
 /// Serves a connection whose first byte is a SOCKS version.
 pub(super) async fn serve(mut connection: Box<Connection>) -> Result<Step, Ended> {
-    connection.active = connection.services.account.active(Listener::Socks);
+    connection.active = connection.services.account.active(ListenerLabel::Socks);
     let _greeting = read(&mut connection, socks::parse_greeting, false).await?;
-    connection.stream.write_all(&socks::ACCEPT).await.map_err(|_| Ended::gone())?;
-    connection.stream.flush().await.map_err(|_| Ended::gone())?;
+    connection.stream.write_all(&socks::ACCEPT).await.map_err(|_| Ended::Closed)?;
+    connection.stream.flush().await.map_err(|_| Ended::Closed)?;
     let socks::Request { target } = read(&mut connection, socks::parse_request, true).await?;
     let evidence = if matches!(target.host, Host::Addr(_)) { Evidence::Address } else { Evidence::Connect };
-    proxied::open(connection, Listener::Socks, target, evidence, Dialect::Socks).await
+    proxied::open(connection, ListenerLabel::Socks, target, evidence, Dialect::Socks).await
 }
 
 /// Reads one message of the handshake and removes it from the input. After the greeting, every failure is
@@ -58,7 +58,7 @@ async fn read<T>(
 
 /// Opens the record of a handshake that failed.
 fn unread(connection: &mut Connection, reason: Reason) -> Record {
-    let mut record = connection.record(Listener::Socks);
+    let mut record = connection.record(ListenerLabel::Socks);
     // The operator wants to see a domain that could not be read as a name.
     if reason != Reason::Timeout
         && let Some([5, _, _, 3, _, domain @ ..]) = connection.input.get(..)

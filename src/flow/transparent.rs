@@ -12,7 +12,7 @@ use super::refuse::{Dialect, Ended, Refused};
 use super::{Step, http, proxied, tunnel};
 use crate::identify::hello::ClientHello;
 use crate::identify::{Claim, Evidence, Sniff, sniff_on};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::{Reason, Why};
 use crate::target::{Host, Protocol, Target};
 use std::net::SocketAddr;
@@ -30,14 +30,14 @@ const WEB: [u16; 2] = [80, 443];
 /// A redirected connection with its listener and its original destination.
 struct TransparentConnection {
     connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     original: SocketAddr,
 }
 
 /// Serves a connection whose original destination is `original`.
 pub(super) async fn serve(
     connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     original: SocketAddr,
 ) -> Result<Step, Ended> {
     let mut redirected = TransparentConnection { connection, listener, original };
@@ -64,7 +64,7 @@ pub(super) async fn serve(
         let why = match filled {
             Filled::Bytes => continue,
             // A port scanner, or a client that changed its mind: nothing was asked.
-            Filled::End if scanned == 0 => return Err(Ended::gone()),
+            Filled::End if scanned == 0 => return Err(Ended::Closed),
             Filled::End => Why::malformed("the connection ended before it could be told what is spoken"),
             Filled::Timeout => Reason::Timeout.into(),
         };
@@ -77,7 +77,7 @@ pub(super) async fn serve(
 /// it is like a redirected connection. Boxed, because by its types HTTP inside could lead to a tunnel again.
 pub(super) fn serve_named(
     mut connection: Box<Connection>,
-    listener: Listener,
+    listener: ListenerLabel,
     original: SocketAddr,
 ) -> Pin<Box<dyn Future<Output = Result<Step, Ended>> + Send>> {
     connection.original = Some(original);

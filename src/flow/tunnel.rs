@@ -11,7 +11,7 @@ use crate::account::Record;
 use crate::dial::Upstream;
 use crate::identify::hello::{ClientHello, ClientRecords, Flight, Forwardable, HELD, Hello, ServerFlight};
 use crate::identify::{Claim, HostSearch, OtherName, Parsed, Sniff, asks_for_tls, sniff_on};
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::{Reason, Why};
 use crate::relay::http::{ConnectionAddresses, UpstreamConnection};
 use crate::relay::{self, Listened, Supervision, Tunnel, close};
@@ -28,7 +28,7 @@ const UNCLEAR: Duration = Duration::from_millis(300);
 /// A tunnel that is permitted and connected.
 pub(super) struct OpenTunnel {
     /// How its guest arrived.
-    pub(super) listener: Listener,
+    pub(super) listener: ListenerLabel,
     /// Its record, what was asked for, and what was permitted while the protocol was not yet known.
     pub(super) flow: PermittedFlow,
     /// The connection to the upstream.
@@ -83,7 +83,7 @@ async fn serve_known(mut connection: Box<Connection>, opened: Box<OpenTunnel>) -
         }
         let why = match connection.hear(&opened.flow.record).await {
             Heard::Bytes => continue,
-            Heard::End if connection.input.is_empty() => return Err(Ended::gone()),
+            Heard::End if connection.input.is_empty() => return Err(Ended::Closed),
             Heard::End => Why::malformed("the connection ended before it could be told what is spoken"),
             Heard::Timeout => Reason::Timeout.into(),
             Heard::Revoked(reason) => reason.into(),
@@ -303,7 +303,7 @@ pub(super) async fn pass_hello(
             Ok(relaying(connection, opened, input, to_guest, guest_ended, search))
         }
         Err(Some(why)) => Err(opened.end(connection, why, Dialect::Tls).await),
-        Err(None) => Err(Ended::gone()),
+        Err(None) => Err(Ended::Closed),
     }
 }
 

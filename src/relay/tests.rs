@@ -1,6 +1,6 @@
 use super::*;
 use crate::guest::GuestCounters;
-use crate::listener::Listener;
+use crate::listener::ListenerLabel;
 use crate::reason::Reason;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -8,7 +8,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 fn flow() -> Flow {
-    Flow::new(1, Listener::Transparent, "192.0.2.1:40000".parse().unwrap(), Arc::new(GuestCounters::for_tests(None)))
+    Flow::new(
+        1,
+        ListenerLabel::Transparent,
+        "192.0.2.1:40000".parse().unwrap(),
+        Arc::new(GuestCounters::for_tests(None)),
+    )
 }
 
 /// Nobody ends it, it may be idle for ever, and a long life is not reported.

@@ -82,12 +82,13 @@ impl Hash {
     /// The hash of terms alone.
     pub(super) fn of_terms(terms: &Terms) -> Hash {
         // The text that is hashed here must never change, or uses counted before are lost.
-        let effect = match terms.effect {
+        let Terms { effect, reach, ech_allowed, to, until } = terms;
+        let effect = match effect {
             Effect::Allow => "allow",
             Effect::Deny => "deny",
         };
         let every = Ports { first: 0, last: 0 };
-        let (reach, ports) = match terms.reach {
+        let (reach, ports) = match *reach {
             Reach::Web => ("web", every),
             Reach::Ports(ports) => ("ports", ports),
             Reach::Http(ports) => ("http", ports),
@@ -98,11 +99,11 @@ impl Hash {
             Reach::Golem => ("golem", every),
             Reach::Everything => ("everything", every),
         };
-        let mut text = format!("{effect} {reach} {}-{} ech={}", ports.first, ports.last, terms.ech_allowed);
-        if let Some(until) = terms.until {
+        let mut text = format!("{effect} {reach} {}-{} ech={}", ports.first, ports.last, ech_allowed);
+        if let Some(until) = until {
             _ = write!(text, " until={until}");
         }
-        for net in terms.to.iter().flat_map(|nets| nets.iter()) {
+        for net in to.iter().flat_map(|nets| nets.iter()) {
             _ = write!(text, " to={net}");
         }
         let mut hash = Hash::of_file("");

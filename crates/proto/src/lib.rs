@@ -20,3 +20,4 @@ pub mod name;
 pub mod reason;
 pub mod source;
 pub mod target;
+mod words;

@@ -1,38 +1,9 @@
 //! Why a flow was allowed or refused: one vocabulary for metrics, the access log, the answers to guests and the
 //! documentation.
 
+use crate::enum_of_words;
 use std::borrow::Cow;
 use std::fmt;
-
-/// Declares an enum of fixed words. Variants, `ALL` and `as_str` come from one list, so none of them can lack an
-/// entry, and a discriminant is an index into `ALL`.
-macro_rules! enum_of_words {
-    (
-        $(#[$of_enum:meta])*
-        pub enum $name:ident {
-            $($(#[$of_variant:meta])* $variant:ident = $word:literal,)+
-        }
-    ) => {
-        $(#[$of_enum])*
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-        #[repr(u8)]
-        pub enum $name {
-            $($(#[$of_variant])* $variant,)+
-        }
-
-        impl $name {
-            /// All of them, in the order of their discriminants.
-            pub const ALL: [$name; [$($word),+].len()] = [$($name::$variant),+];
-
-            /// Returns its word.
-            pub const fn as_str(self) -> &'static str {
-                match self {
-                    $($name::$variant => $word,)+
-                }
-            }
-        }
-    };
-}
 
 enum_of_words! {
     /// The reason of a verdict. Its word, [`Reason::as_str`], is the metric label, the log value, the `details` of an
@@ -91,6 +62,8 @@ enum_of_words! {
         /// There is no configuration or list to apply.
         NotConfigured = "not_configured",
     }
+    /// Returns the metric label, log value and the `details` of an answer.
+    pub fn as_str
 }
 
 enum_of_words! {
@@ -105,6 +78,8 @@ enum_of_words! {
         /// Allowed because the mode is `observe`; no rule allows it.
         Observed = "observed",
     }
+    /// Returns the metric label and log value.
+    pub fn as_str
 }
 
 impl Reason {

@@ -1,6 +1,7 @@
 //! The destination of a flow: [`Host`], and [`Target`] = host and port, with strict parsers for both; and the
 //! names of what is spoken there, [`Transport`] and [`Protocol`].
 
+use crate::enum_of_words;
 use crate::name::{HostName, NameError};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -51,17 +52,20 @@ pub enum Transport {
     Quic,
 }
 
-/// The protocol of a TCP flow, determined by the guest's first bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Protocol {
-    /// HTTP/1.x in clear.
-    Http,
-    /// HTTP/2 in clear, whose names outgate does not read.
-    H2c,
-    /// TLS.
-    Tls,
-    /// Anything else, including protocols in which the server sends first.
-    Raw,
+enum_of_words! {
+    /// The protocol of a TCP flow, determined by the guest's first bytes.
+    pub enum Protocol {
+        /// HTTP/1.x in clear.
+        Http = "http",
+        /// HTTP/2 in clear, whose names outgate does not read.
+        H2c = "h2c",
+        /// TLS.
+        Tls = "https",
+        /// Anything else, including protocols in which the server sends first.
+        Raw = "tcp",
+    }
+    /// Returns the word by which a rule and the answers of `explain` name it: `https` is any TLS, `tcp` any bytes.
+    pub fn rule_word
 }
 
 /// A set of [`Protocol`]s.
@@ -186,21 +190,6 @@ impl fmt::Display for Host {
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}:{}", self.host, self.port)
-    }
-}
-
-impl Protocol {
-    /// Every protocol, in the order of declaration.
-    pub const ALL: [Protocol; 4] = [Protocol::Http, Protocol::H2c, Protocol::Tls, Protocol::Raw];
-
-    /// Returns the word by which a rule and the answers of `explain` name it: `https` is any TLS, `tcp` any bytes.
-    pub const fn rule_word(self) -> &'static str {
-        match self {
-            Protocol::Http => "http",
-            Protocol::H2c => "h2c",
-            Protocol::Tls => "https",
-            Protocol::Raw => "tcp",
-        }
     }
 }
 

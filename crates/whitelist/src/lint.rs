@@ -245,8 +245,10 @@ fn reaches(outer: Scope, inner: Scope, depth: usize) -> bool {
 
 /// Returns whether everything that `inner` allows is also allowed by `outer`, in the same way and for as long.
 fn covers(outer: &Terms, inner: &Terms) -> bool {
-    let lasts = outer.until.is_none_or(|end| inner.until.is_some_and(|inner| inner <= end));
-    lasts && outer.ech_allowed >= inner.ech_allowed && outer.to == inner.to && reach_covers(outer.reach, inner.reach)
+    // Both are rules that allow. Taken apart, so that the compiler asks about a new field.
+    let Terms { effect: _, reach, ech_allowed, to, until } = outer;
+    let lasts = until.is_none_or(|end| inner.until.is_some_and(|inner| inner <= end));
+    lasts && *ech_allowed >= inner.ech_allowed && *to == inner.to && reach_covers(*reach, inner.reach)
 }
 
 /// Returns whether a `deny` leaves nothing of an `allow`.

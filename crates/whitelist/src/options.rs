@@ -6,10 +6,23 @@ use super::report::{Fault, quote};
 use super::subject::parse_net;
 use ipnet::IpNet;
 use jiff::civil::Date;
+use outgate_proto::enum_of_words;
 use std::sync::Arc;
 
-/// The options' names.
-const KNOWN: [&str; 6] = ["until", "owner", "note", "ech", "to", "wide"];
+enum_of_words! {
+    /// The options.
+    enum OptionKey {
+        Until = "until",
+        Owner = "owner",
+        Note = "note",
+        Ech = "ech",
+        To = "to",
+        Wide = "wide",
+    }
+    /// Returns the word in front of `=`.
+    fn word
+}
+
 /// The most ranges in one `to=`.
 const MAX_TO: usize = 64;
 
@@ -31,7 +44,7 @@ pub(super) struct Options<'a> {
 /// Parses the options of `line` from byte `from` on. Also returns where the last item before a comment ends.
 pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fault> {
     let mut options = Options::default();
-    let mut seen: [bool; KNOWN.len()] = Default::default();
+    let mut seen: [bool; OptionKey::ALL.len()] = Default::default();
     let mut end = from;
     loop {
         let at = skip_blanks(line, end)?;
@@ -42,15 +55,18 @@ pub(super) fn parse(line: &str, from: usize) -> Result<(Options<'_>, usize), Fau
             return Err(Fault::new(at, "a space is missing here", "put a space in front of each option"));
         }
         let option = split(line, at)?;
-        let known = KNOWN.iter().zip(&mut seen).find(|(name, _)| **name == option.key);
-        match known {
+        let known = OptionKey::ALL.into_iter().zip(&mut seen).find(|(key, _)| key.word() == option.key);
+        let key = match known {
             None => return Err(unknown(at, option.key)),
             Some((_, seen)) if *seen => {
                 return Err(Fault::new(at, format!("`{}=` is there twice", option.key), "leave one of them out"));
             }
-            Some((_, seen)) => *seen = true,
-        }
-        set(&mut options, at, &option)?;
+            Some((key, seen)) => {
+                *seen = true;
+                key
+            }
+        };
+        set(&mut options, at, key, &option)?;
         end = option.end;
     }
 }
@@ -95,26 +111,32 @@ fn not_an_option(at: usize, word: &str) -> Fault {
     if word.contains('.') {
         return Fault::new(at, message, "write one rule per line");
     }
-    Fault::new(
-        at,
-        message,
-        "the options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`; a comment starts with `#`",
-    )
+    Fault::new(at, message, format!("{}; a comment starts with `#`", all_keys()))
 }
 
 fn unknown(at: usize, key: &str) -> Fault {
     let message = format!("unknown option {}", quote(key));
     let folded = key.to_ascii_lowercase();
-    let nearest = KNOWN.iter().map(|known| (strsim::damerau_levenshtein(known, &folded), known)).min();
+    let nearest = OptionKey::ALL
+        .map(OptionKey::word)
+        .map(|known| (strsim::damerau_levenshtein(known, &folded), known))
+        .into_iter()
+        .min();
     match nearest {
         Some((distance, known)) if distance <= 2 && distance < known.len() => {
             Fault::new(at, message, format!("did you mean `{known}=`?"))
         }
-        _ => Fault::new(at, message, "the options are `until=`, `owner=`, `note=`, `ech=`, `to=` and `wide=`"),
+        _ => Fault::new(at, message, all_keys()),
     }
 }
 
-fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result<(), Fault> {
+/// Returns the sentence that names all options.
+fn all_keys() -> String {
+    let [first @ .., last] = OptionKey::ALL.map(|key| format!("`{}=`", key.word()));
+    format!("the options are {} and {last}", first.join(", "))
+}
+
+fn set<'a>(options: &mut Options<'a>, at: usize, key: OptionKey, option: &Written<'a>) -> Result<(), Fault> {
     let value = option.value;
     if value.is_empty() {
         return Err(Fault::new(at, format!("`{}=` has no value", option.key), "give it one, or leave it out"));
@@ -126,24 +148,24 @@ fn set<'a>(options: &mut Options<'a>, at: usize, option: &Written<'a>) -> Result
         let message = format!("{} is not a value of `{}=`", quote(value), option.key);
         Err(Fault::new(option.value_at, message, format!("the only one is `{}={wanted}`", option.key)))
     };
-    match option.key {
-        "until" => {
+    match key {
+        OptionKey::Until => {
             options.until = Some(date(value).ok_or_else(|| {
                 let message = format!("{} is not a date", quote(value));
                 Fault::new(option.value_at, message, "write year, month and day, as `until=2027-01-31`")
             })?)
         }
-        "owner" => options.owner = Some(value),
-        "note" => options.note = Some(value),
-        "ech" => {
+        OptionKey::Owner => options.owner = Some(value),
+        OptionKey::Note => options.note = Some(value),
+        OptionKey::Ech => {
             only("allow")?;
             options.ech_at = Some(at);
         }
-        "wide" => {
+        OptionKey::Wide => {
             only("yes")?;
             options.wide = true;
         }
-        _ => {
+        OptionKey::To => {
             options.to = Some(nets(value).map_err(|fault| fault.shifted(option.value_at))?);
             options.to_at = Some(at);
         }

@@ -141,10 +141,11 @@ fn last_line(text: &str) -> (u32, &str) {
 /// form.
 pub(super) fn canonical(subject: &Subject<'_>, terms: &Terms) -> String {
     let mut text = String::new();
-    if terms.effect == Effect::Deny {
+    let Terms { effect, reach, ech_allowed, to, until } = terms;
+    if *effect == Effect::Deny {
         text.push_str("deny ");
     }
-    let (scheme, ports) = match terms.reach {
+    let (scheme, ports) = match *reach {
         Reach::Web | Reach::Everything | Reach::Golem => ("", None),
         Reach::Ports(ports) => ("", Some(ports)),
         Reach::Http(ports) => ("http://", (ports != Ports { first: 80, last: 80 }).then_some(ports)),
@@ -161,13 +162,13 @@ pub(super) fn canonical(subject: &Subject<'_>, terms: &Terms) -> String {
         Some(Ports { first, last }) if first == last => _ = write!(text, ":{first}"),
         Some(Ports { first, last }) => _ = write!(text, ":{first}-{last}"),
     }
-    if let Some(until) = terms.until {
+    if let Some(until) = until {
         _ = write!(text, " until={until}");
     }
-    if terms.ech_allowed {
+    if *ech_allowed {
         text.push_str(" ech=allow");
     }
-    for (index, net) in terms.to.iter().flat_map(|nets| nets.iter()).enumerate() {
+    for (index, net) in to.iter().flat_map(|nets| nets.iter()).enumerate() {
         _ = write!(text, "{}{net}", if index == 0 { " to=" } else { "," });
     }
     text

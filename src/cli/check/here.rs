@@ -62,16 +62,8 @@ fn listeners(settings: &Settings) -> Vec<String> {
 }
 
 fn configured(listen: &ListenSettings) -> Vec<(SocketUse, SocketAddr)> {
-    let lists = [
-        (SocketUse::Proxy, &listen.proxy),
-        (SocketUse::ProxyTls, &listen.proxy_tls),
-        (SocketUse::Transparent, &listen.transparent),
-        (SocketUse::Redirect, &listen.redirect),
-        (SocketUse::Dns, &listen.dns),
-    ];
-    let single = [(SocketUse::Admin, listen.admin), (SocketUse::AdminTls, listen.admin_tls)];
-    let lists = lists.into_iter().flat_map(|(kind, list)| list.iter().map(move |address| (kind, *address)));
-    lists.chain(single.into_iter().filter_map(|(kind, address)| Some((kind, address?)))).collect()
+    let of_use = |kind| listen.addresses(kind).iter().map(move |address| (kind, *address));
+    SocketUse::ALL.into_iter().flat_map(of_use).collect()
 }
 
 /// Checks as the daemon's user, if root runs this and that user exists: root may read everything.
