@@ -5,19 +5,9 @@
 //! which the thread had a processor, as the kernel counts it: other load on the machine does not show,
 //! but for the caches it takes.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
-    reason = "a measurement that fails ends"
-)]
+#![allow(clippy::pedantic, clippy::restriction, reason = "a measurement that fails ends")]
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "a measurement that fails ends")]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use jiff::civil::date;

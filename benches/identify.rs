@@ -1,18 +1,8 @@
 //! What it costs to tell where a flow wants to go: one head or hello each, from a whole buffer.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
-    reason = "a measurement that fails ends"
-)]
+#![allow(clippy::pedantic, clippy::restriction, reason = "a measurement that fails ends")]
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "a measurement that fails ends")]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 
 use criterion::{Criterion, Throughput, criterion_group, criterion_main};
 use outgate::identify::hello::Hello;

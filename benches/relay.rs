@@ -2,19 +2,9 @@
 //! kept connections, by our own codec and, for comparison, by hyper's client. An origin thread
 //! answers; the times are of the whole round, the kernel's part included.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
-    reason = "a measurement that fails ends"
-)]
+#![allow(clippy::pedantic, clippy::restriction, reason = "a measurement that fails ends")]
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "a measurement that fails ends")]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 
 use criterion::{BatchSize, Criterion, Throughput, criterion_group, criterion_main};
 use http_body_util::{BodyExt, Empty};

@@ -1,19 +1,9 @@
 //! From files on disk to a policy that decides: read, parse, guard, compile. On ten names, and on a
 //! million exact and suffix names with five thousand globs.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
-    reason = "a measurement that fails ends"
-)]
+#![allow(clippy::pedantic, clippy::restriction, reason = "a measurement that fails ends")]
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "a measurement that fails ends")]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use outgate::policy::{Builder, Mode, Policy, PolicySettings, Unknown};

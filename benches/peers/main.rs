@@ -2,19 +2,9 @@
 //! floor, and clients that measure. `run.py` beside this file sets the stage, starts the peers and
 //! prints the tables; this program knows nothing of any proxy but its address and its process.
 
-#![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
-    clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
-    reason = "a measurement that fails ends"
-)]
+#![allow(clippy::pedantic, clippy::restriction, reason = "a measurement that fails ends")]
+#![allow(clippy::disallowed_macros, clippy::disallowed_methods, reason = "a measurement that fails ends")]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 
 mod hold;
 mod meter;

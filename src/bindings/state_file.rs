@@ -11,7 +11,7 @@ use std::io::{self, Read};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::mpsc::{self, RecvTimeoutError, Sender};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,7 +30,7 @@ const MAX_FILE: u64 = 96 << 20;
 /// The thread that writes the file. Dropping it writes one last time and waits for that.
 #[derive(Debug)]
 pub struct BindingsFile {
-    stop: Option<Sender<()>>,
+    stop: Option<SyncSender<()>>,
     thread: Option<JoinHandle<()>>,
 }
 
@@ -47,7 +47,7 @@ impl BindingsFile {
             Err(error) => tracing::warn!(file = %path.display(), %error, "kept DNS bindings are not used"),
         }
         let _ = bindings.take_changed();
-        let (stop, stopped) = mpsc::channel::<()>();
+        let (stop, stopped) = sync_channel::<()>(1);
         let thread = std::thread::Builder::new().name("dns-bindings".into()).spawn(move || {
             let mut writer = Writer { bindings, path, failing: false };
             while stopped.recv_timeout(INTERVAL) == Err(RecvTimeoutError::Timeout) {

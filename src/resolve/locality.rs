@@ -110,6 +110,7 @@ fn probe_v4(socket: &Socket, address: Ipv4Addr) -> io::Result<Locality> {
     }
 }
 
+#[expect(clippy::disallowed_methods, reason = "asks the kernel for its route; connect on UDP sends nothing")]
 fn probe_v6(socket: &Socket, address: Ipv6Addr) -> io::Result<Locality> {
     if address.is_unspecified() {
         return Ok(Locality::Ours);

@@ -3,18 +3,13 @@
 //! Most require root. Without it they are shown as ignored ([`rights`]).
 
 #![allow(
-    clippy::cast_possible_truncation,
-    clippy::cast_possible_wrap,
-    clippy::cast_sign_loss,
+    clippy::pedantic,
+    clippy::restriction,
+    clippy::disallowed_macros,
     clippy::disallowed_methods,
-    clippy::expect_used,
-    clippy::indexing_slicing,
-    clippy::panic,
-    clippy::string_slice,
-    clippy::unreachable,
-    clippy::unwrap_used,
     reason = "a test that panics fails, as it should"
 )]
+#![warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)]
 #![allow(unreachable_pub, reason = "a test binary exports nothing; pub marks what a module offers the others")]
 
 mod admin_tls;

@@ -1,6 +1,18 @@
 //! Files that the operator writes: how they are opened, how a change is noticed, how they are replaced, what is wrong
 //! with them, and how the commands that repair it are quoted.
 
+#![cfg_attr(
+    test,
+    allow(
+        clippy::pedantic,
+        clippy::restriction,
+        clippy::disallowed_macros,
+        clippy::disallowed_methods,
+        reason = "a test that panics fails, as it should"
+    ),
+    warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)
+)]
+
 pub mod diagnostic;
 pub mod replace;
 pub mod shell;
