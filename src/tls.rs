@@ -173,10 +173,8 @@ fn content(path: &Path, why: &str) -> TlsError {
 fn read(path: &Path) -> Result<Vec<u8>, TlsError> {
     let failed = |source| TlsError::Io { path: path.to_owned(), source };
     let mut bytes = Vec::new();
-    let file = files::open_at_once(path, OFlags::empty()).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
-        return Err(content(path, "is not a regular file"));
-    }
+    let opened = files::open_regular(path, OFlags::empty()).map_err(failed)?;
+    let (file, _) = opened.ok_or_else(|| content(path, "is not a regular file"))?;
     file.take(MAX_FILE + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_FILE {
         return Err(content(path, "is larger than 1 MiB, the limit for such a file"));

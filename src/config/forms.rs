@@ -23,17 +23,28 @@ pub(super) trait Form: Describe {
 
 /// How the reference describes values.
 pub(super) trait Describe: Sync {
-    /// Returns the type, for example "number"; what is between backquotes stands in the file as it is.
-    fn kind(&self) -> String;
+    /// Returns what the reference says of them.
+    fn describe(&self) -> Description;
+}
 
-    /// Returns the allowed range, if the type does not say it, for example "1 to 9".
-    fn range(&self) -> Option<String> {
-        None
+/// What the reference says of a form of values.
+#[derive(Default)]
+pub(super) struct Description {
+    /// The type, for example "number"; what is between backquotes stands in the file as it is.
+    pub(super) kind: String,
+    /// The allowed range, if the type does not say it, for example "1 to 9".
+    pub(super) range: Option<String>,
+    /// The words that a value may be, each with its meaning, if only certain ones are allowed.
+    pub(super) words: Vec<(&'static str, &'static str)>,
+}
+
+impl Description {
+    fn new(kind: impl Into<String>) -> Description {
+        Description { kind: kind.into(), ..Description::default() }
     }
 
-    /// Returns the words that a value may be, each with its meaning, if only certain ones are allowed.
-    fn words(&self) -> Vec<(&'static str, &'static str)> {
-        Vec::new()
+    fn ranged(kind: &str, range: String) -> Description {
+        Description { range: Some(range), ..Description::new(kind) }
     }
 }
 
@@ -65,13 +76,10 @@ impl<T: Copy + Sync> Form for Words<T> {
 }
 
 impl<T: Sync> Describe for Words<T> {
-    fn kind(&self) -> String {
-        let words: Vec<String> = self.0.iter().map(|(word, _, _)| format!("`{word:?}`")).collect();
-        words.join(", ")
-    }
-
-    fn words(&self) -> Vec<(&'static str, &'static str)> {
-        self.0.iter().map(|(word, _, meaning)| (*word, *meaning)).collect()
+    fn describe(&self) -> Description {
+        let kind: Vec<String> = self.0.iter().map(|(word, _, _)| format!("`{word:?}`")).collect();
+        let words = self.0.iter().map(|(word, _, meaning)| (*word, *meaning)).collect();
+        Description { words, ..Description::new(kind.join(", ")) }
     }
 }
 
@@ -90,8 +98,8 @@ impl Form for Flag {
 }
 
 impl Describe for Flag {
-    fn kind(&self) -> String {
-        "`true` or `false`".to_owned()
+    fn describe(&self) -> Description {
+        Description::new("`true` or `false`")
     }
 }
 
@@ -112,12 +120,8 @@ impl<T> Form for Number<T> {
 }
 
 impl<T> Describe for Number<T> {
-    fn kind(&self) -> String {
-        self.unit.to_owned()
-    }
-
-    fn range(&self) -> Option<String> {
-        Some(format!("{} to {}", self.range.start(), self.range.end()))
+    fn describe(&self) -> Description {
+        Description::ranged(self.unit, format!("{} to {}", self.range.start(), self.range.end()))
     }
 }
 
@@ -138,12 +142,8 @@ impl<T> Form for Limit<T> {
 }
 
 impl<T> Describe for Limit<T> {
-    fn kind(&self) -> String {
-        self.unit.to_owned()
-    }
-
-    fn range(&self) -> Option<String> {
-        Some(format!("{} to {}, or 0 for none", self.range.start(), self.range.end()))
+    fn describe(&self) -> Description {
+        Description::ranged(self.unit, format!("{} to {}, or 0 for none", self.range.start(), self.range.end()))
     }
 }
 
@@ -163,12 +163,8 @@ impl Form for Port {
 }
 
 impl Describe for Port {
-    fn kind(&self) -> String {
-        "port".to_owned()
-    }
-
-    fn range(&self) -> Option<String> {
-        Some("1 to 65535".to_owned())
+    fn describe(&self) -> Description {
+        Description::ranged("port", "1 to 65535".to_owned())
     }
 }
 
@@ -189,8 +185,8 @@ impl<T> Form for Text<T> {
 }
 
 impl<T> Describe for Text<T> {
-    fn kind(&self) -> String {
-        self.what.to_owned()
+    fn describe(&self) -> Description {
+        Description::new(self.what)
     }
 }
 
@@ -212,8 +208,8 @@ impl Form for FilePath {
 }
 
 impl Describe for FilePath {
-    fn kind(&self) -> String {
-        "path".to_owned()
+    fn describe(&self) -> Description {
+        Description::new("path")
     }
 }
 
@@ -242,12 +238,8 @@ impl Form for SocketPath {
 }
 
 impl Describe for SocketPath {
-    fn kind(&self) -> String {
-        "path".to_owned()
-    }
-
-    fn range(&self) -> Option<String> {
-        Some(format!("at most {MAX_SOCKET_PATH} bytes"))
+    fn describe(&self) -> Description {
+        Description::ranged("path", format!("at most {MAX_SOCKET_PATH} bytes"))
     }
 }
 
@@ -272,8 +264,8 @@ impl Form for AccessLogSink {
 }
 
 impl Describe for AccessLogSink {
-    fn kind(&self) -> String {
-        "`\"stdout\"`, `\"journal\"`, `\"off\"`, or a path with a slash in it".to_owned()
+    fn describe(&self) -> Description {
+        Description::new("`\"stdout\"`, `\"journal\"`, `\"off\"`, or a path with a slash in it")
     }
 }
 
@@ -299,12 +291,9 @@ impl<F: Form> Form for ListOf<F> {
 }
 
 impl<F: Describe> Describe for ListOf<F> {
-    fn kind(&self) -> String {
-        format!("list of: {}", self.0.kind())
-    }
-
-    fn range(&self) -> Option<String> {
-        self.0.range()
+    fn describe(&self) -> Description {
+        let element = self.0.describe();
+        Description { kind: format!("list of: {}", element.kind), ..element }
     }
 }
 
@@ -323,12 +312,9 @@ impl<F: Form> Form for OrNone<F> {
 }
 
 impl<F: Describe> Describe for OrNone<F> {
-    fn kind(&self) -> String {
-        format!("{}, or `\"\"` for none", self.0.kind())
-    }
-
-    fn range(&self) -> Option<String> {
-        self.0.range()
+    fn describe(&self) -> Description {
+        let form = self.0.describe();
+        Description { kind: format!("{}, or `\"\"` for none", form.kind), ..form }
     }
 }
 
@@ -348,16 +334,8 @@ impl<F: Form> Form for Optional<F> {
 }
 
 impl<F: Describe> Describe for Optional<F> {
-    fn kind(&self) -> String {
-        self.0.kind()
-    }
-
-    fn range(&self) -> Option<String> {
-        self.0.range()
-    }
-
-    fn words(&self) -> Vec<(&'static str, &'static str)> {
-        self.0.words()
+    fn describe(&self) -> Description {
+        self.0.describe()
     }
 }
 

@@ -72,11 +72,12 @@ pub fn manual() -> String {
             let default = if row.default == NO_DEFAULT { String::new() } else { format!(" = {}", row.default) };
             let _ = writeln!(page, ".TP\n.B {}{}", row.key, roff(&default));
             let _ = writeln!(page, "{}", roff(&sentences(row.help)));
-            for (word, meaning) in row.form.words() {
+            let form = row.form.describe();
+            for (word, meaning) in form.words {
                 let _ = writeln!(page, ".br\n\\fB\\(dq{}\\(dq\\fR: {}", roff(word), roff(meaning));
             }
-            let range = row.form.range().map(|range| format!("; {range}")).unwrap_or_default();
-            let facts = format!("Type: {}{range}. Takes effect {}.", row.form.kind(), when(&row.effect));
+            let range = form.range.map(|range| format!("; {range}")).unwrap_or_default();
+            let facts = format!("Type: {}{range}. Takes effect {}.", form.kind, when(&row.effect));
             let _ = writeln!(page, ".br\n{}", roff(&facts));
             if !row.example.is_empty() {
                 let _ = writeln!(page, ".br\nExample: {}", roff(&format!("{} = {}", row.key, row.example)));

@@ -11,8 +11,9 @@ use super::{CONFIG_FILE, ConfigError};
 use crate::diagnostic::Severity;
 use crate::files::{self, Stamp};
 use crate::shell::quoted;
+use rustix::fs::OFlags;
 use std::ffi::OsStr;
-use std::fs::{self, File, Metadata};
+use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
@@ -283,15 +284,12 @@ enum Role {
 /// Returns the text and the properties of a regular file of at most `most` bytes, or what is wrong and what to do.
 fn read_file(path: &Path, most: u64, role: Role) -> Result<(String, Metadata), String> {
     let failed = |error: io::Error| failure(&error, role);
-    // A FIFO would block open(2), so check first.
-    if !fs::metadata(path).map_err(failed)?.is_file() {
+    let Some((file, meta)) = files::open_regular(path, OFlags::empty()).map_err(failed)? else {
         return Err(match role {
             Role::Named => "not a regular file; name the configuration file itself".to_owned(),
             Role::Further => "not a regular file; remove it, or rename it".to_owned(),
         });
-    }
-    let file = File::open(path).map_err(failed)?;
-    let meta = file.metadata().map_err(failed)?;
+    };
     let mut bytes = Vec::new();
     file.take(most + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > most {

@@ -70,13 +70,12 @@ pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
 pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     let path = folder.join(FILE_NAME);
     let failed = |source| KeepError::Io { path: path.clone(), source };
-    let file = match files::open_at_once(&path, OFlags::NOFOLLOW) {
-        Ok(file) => file,
+    let opened = match files::open_regular(&path, OFlags::NOFOLLOW) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(failed(error)),
+        opened => opened.map_err(failed)?,
     };
-    let meta = file.metadata().map_err(failed)?;
-    if !meta.is_file() || !is_ours(&meta, folder).map_err(failed)? {
+    let Some((file, meta)) = opened else { return Err(KeepError::Foreign(path)) };
+    if !is_ours(&meta, folder).map_err(failed)? {
         return Err(KeepError::Foreign(path));
     }
     let mut bytes = Vec::new();

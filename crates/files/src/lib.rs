@@ -18,16 +18,26 @@ pub mod replace;
 pub mod shell;
 
 use rustix::fs::OFlags;
-use std::fs::{File, OpenOptions};
+use rustix::io::Errno;
+use std::fs::{File, Metadata, OpenOptions};
 use std::io;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
-/// Opens a file for reading, without waiting for a writer if it is a FIFO (open(2)). `more` are further flags. The
-/// caller checks what kind of file it is.
-pub fn open_at_once(path: &Path, more: OFlags) -> io::Result<File> {
+/// Opens a regular file for reading. Returns it with its properties, or `None` if it is something else, such as a
+/// folder, a socket, or a FIFO, for whose writer it does not wait. `more` are further flags of open(2).
+///
+/// # Errors
+/// Those of open(2) and fstat(2).
+pub fn open_regular(path: &Path, more: OFlags) -> io::Result<Option<(File, Metadata)>> {
     let flags = OFlags::NONBLOCK | OFlags::NOCTTY | more;
-    OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path)
+    let file = match OpenOptions::new().read(true).custom_flags(flags.bits().cast_signed()).open(path) {
+        // A socket, or a device without a driver.
+        Err(error) if error.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(None),
+        opened => opened?,
+    };
+    let meta = file.metadata()?;
+    Ok(meta.is_file().then_some((file, meta)))
 }
 
 /// The stat(2) values of a file, with links followed: device, inode, size, mode, and the times of the last change of
@@ -53,6 +63,29 @@ pub fn stamp(path: &Path) -> Stamp {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rustix::fs::{CWD, FileType, mknodat};
+    use std::os::unix::net::UnixListener;
+
+    #[test]
+    fn a_regular_file_is_opened_and_anything_else_is_told_apart_at_once() {
+        let folder = std::env::temp_dir().join(format!("outgate-open-{}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let path = |name: &str| folder.join(name);
+        std::fs::write(path("file"), "four").unwrap();
+        std::os::unix::fs::symlink("file", path("link")).unwrap();
+        mknodat(CWD, path("fifo"), FileType::Fifo, 0o600.into(), 0).unwrap();
+        let _listener = UnixListener::bind(path("socket")).unwrap();
+        let open = |name: &str| open_regular(&path(name), OFlags::empty()).unwrap();
+        for name in ["file", "link"] {
+            assert_eq!(open(name).unwrap().1.len(), 4, "{name}");
+        }
+        for name in ["fifo", "socket", "."] {
+            assert!(open(name).is_none(), "{name}");
+        }
+        let missing = open_regular(&path("none"), OFlags::empty()).unwrap_err();
+        assert_eq!(missing.kind(), io::ErrorKind::NotFound);
+        std::fs::remove_dir_all(&folder).unwrap();
+    }
 
     #[test]
     fn a_stamp_differs_when_the_file_was_written_or_replaced_and_only_then() {

@@ -2,7 +2,7 @@
 //! The crate `outgate-whitelist` decides how the daemon uses the list; here it is matched to the letter.
 
 use super::MAX_INPUT;
-use outgate_files::open_at_once;
+use outgate_files::open_regular;
 use regex::{RegexSet, RegexSetBuilder};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
@@ -154,14 +154,13 @@ pub fn files(data_dir: &Path) -> [PathBuf; 2] {
 /// [`RulesError::Io`] and [`RulesError::TooLarge`].
 pub fn read(path: &Path) -> Result<Option<Vec<u8>>, RulesError> {
     let failed = |source| RulesError::Io { path: path.to_owned(), source };
-    let file = match open_at_once(path, OFlags::empty()) {
-        Ok(file) => file,
+    let opened = match open_regular(path, OFlags::empty()) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
+        opened => opened.map_err(failed)?,
     };
-    if !file.metadata().map_err(failed)?.is_file() {
+    let Some((file, _)) = opened else {
         return Err(failed(io::Error::new(io::ErrorKind::InvalidInput, "is not a regular file")));
-    }
+    };
     let mut bytes = Vec::new();
     file.take(MAX_INPUT + 1).read_to_end(&mut bytes).map_err(failed)?;
     if bytes.len() as u64 > MAX_INPUT {

@@ -5,7 +5,7 @@
 use super::report::Problems;
 use outgate_files::diagnostic::Severity;
 use outgate_files::replace;
-use outgate_files::{Stamp, open_at_once, stamp};
+use outgate_files::{Stamp, open_regular, stamp};
 use outgate_golem::rules as provider;
 use outgate_policy::cooperate;
 use rustix::fs::OFlags;
@@ -365,11 +365,12 @@ fn listing(dir: &Path) -> Result<Vec<std::ffi::OsString>, Unreadable> {
     Ok(names)
 }
 
-/// Reads a regular file that others cannot write, at most `limit` bytes. The file is opened without blocking, so
-/// that a FIFO in its place cannot block the reload.
+/// Reads a regular file that others cannot write, at most `limit` bytes.
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, Unreadable> {
-    let mut file = open_at_once(path, OFlags::empty())?;
-    let meta = file.metadata()?;
+    let Some((mut file, meta)) = open_regular(path, OFlags::empty())? else {
+        let message = "is not a regular file".to_owned();
+        return Err(Unreadable { message, remedy: "remove it, or give it another name" });
+    };
     check(&meta, limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(meta.len()).unwrap_or_default().saturating_add(1));
     let mut left = limit.saturating_add(1);
@@ -397,10 +398,6 @@ fn check_dir(meta: &Metadata) -> Result<(), Unreadable> {
 }
 
 fn check(meta: &Metadata, limit: u64) -> Result<(), Unreadable> {
-    if !meta.is_file() {
-        let message = "is not a regular file".to_owned();
-        return Err(Unreadable { message, remedy: "remove it, or give it another name" });
-    }
     if meta.mode() & 0o002 != 0 {
         let message = "is writable by other users, who could add rules".to_owned();
         return Err(Unreadable { message, remedy: "chmod o-w it" });

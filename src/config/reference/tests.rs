@@ -54,14 +54,15 @@ fn example_row(row: &Row, file: &mut String) {
         return comment(&format!("Later: {help} Setting it is an error in this version."), file);
     }
     comment(&help, file);
-    let width = row.form.words().iter().map(|(word, _)| word.len() + 2).max().unwrap_or(0);
-    for (word, meaning) in row.form.words() {
+    let form = row.form.describe();
+    let width = form.words.iter().map(|(word, _)| word.len() + 2).max().unwrap_or(0);
+    for (word, meaning) in form.words {
         let word = format!("\"{word}\"");
         wrap(&format!("#   {word:width$}  "), &format!("#   {:width$}  ", ""), meaning, file);
     }
     let mut facts = Vec::new();
     // A range that ends with the type says nothing.
-    if let Some(range) = row.form.range().filter(|range| !range.contains(&u32::MAX.to_string())) {
+    if let Some(range) = form.range.filter(|range| !range.contains(&u32::MAX.to_string())) {
         facts.push(format!(
             "{}{}.",
             range.get(..1).unwrap_or_default().to_uppercase(),
@@ -133,8 +134,9 @@ fn page() -> String {
         for row in table.rows {
             let default = if row.default == NO_DEFAULT { "none".to_owned() } else { format!("`{}`", row.default) };
             let mut meaning = sentences(row.help);
+            let form = row.form.describe();
             let words: Vec<String> =
-                row.form.words().iter().map(|(word, meaning)| format!("`\"{word}\"`: {meaning}")).collect();
+                form.words.iter().map(|(word, meaning)| format!("`\"{word}\"`: {meaning}")).collect();
             if !words.is_empty() {
                 let _ = write!(meaning, " {}.", words.join("; "));
             }
@@ -143,8 +145,8 @@ fn page() -> String {
             }
             let cells = [
                 format!("<a id=\"{}\"></a>`{}`", row.path.trim_start_matches('.'), row.key),
-                cell(&row.form.kind()),
-                cell(&row.form.range().unwrap_or_default()),
+                cell(&form.kind),
+                cell(&form.range.unwrap_or_default()),
                 cell(&default),
                 cell(when(&row.effect)),
                 cell(&meaning),
