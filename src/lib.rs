@@ -7,9 +7,10 @@
 //! accept -> identify -> policy -> resolve -> dial -> relay -> account
 //! ```
 //!
-//! [`flow`] is the only module that calls them. [`services`] has what every connection and query needs. The modules
-//! beside the path (configuration, whitelist files, admin) supply settings and snapshots. Some modules are crates of
-//! their own and are passed on from here. `ARCHITECTURE.md` has the map and the invariants.
+//! [`flow`] carries connections through them, and [`dns`] queries; nothing else does. [`services`] has what every
+//! connection and query needs. The modules beside the path (configuration, whitelist files, admin) supply settings and
+//! snapshots. Some modules are crates of their own and are passed on from here. `ARCHITECTURE.md` has the map and the
+//! invariants.
 
 #![cfg_attr(
     test,

@@ -12,13 +12,13 @@
 #![cfg_attr(
     test,
     allow(
-        clippy::cast_possible_truncation,
-        clippy::cast_possible_wrap,
-        clippy::cast_sign_loss,
-        clippy::string_slice,
-        clippy::unreachable,
+        clippy::pedantic,
+        clippy::restriction,
+        clippy::disallowed_macros,
+        clippy::disallowed_methods,
         reason = "a test that panics fails, as it should"
-    )
+    ),
+    warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)
 )]
 
 mod apply;

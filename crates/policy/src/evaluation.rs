@@ -1,7 +1,7 @@
 //! The decision itself: combines the rules found for a host into one decision on a claim.
 
 use super::guests::GuestPolicy;
-use super::rule::{AddressSet, Effect, Reach, Served};
+use super::rule::{AddressSet, Effect, Reach, Served, Terms};
 use super::rules::{Compiled, Rules};
 use super::store::{RulePosition, RuleRecord};
 use super::{AddressTerms, Mode, NamePermit, NameRefusal, Permit, Policy, Refusal};
@@ -262,14 +262,15 @@ impl<'a> Evaluation<'a> {
 
     /// What does this rule decide?
     pub(super) fn ask(&self, record: &RuleRecord, compiled: &Compiled) -> RuleVerdict {
-        let terms = &compiled.terms;
+        // Taken apart, so that the compiler asks about a new field. `Verdicts::add` joins `to`.
+        let Terms { effect, reach, ech_allowed, to: _, until: _ } = &compiled.terms;
         let (transport, port) = (self.claim.transport, self.claim.target.port);
-        match terms.effect {
+        match effect {
             Effect::Deny if compiled.expired() => RuleVerdict::Nothing,
-            Effect::Deny => terms.reach.denies(transport, port).map_or(RuleVerdict::Nothing, RuleVerdict::Denies),
+            Effect::Deny => reach.denies(transport, port).map_or(RuleVerdict::Nothing, RuleVerdict::Denies),
             Effect::Allow if !self.guest_policy.sees(record) => RuleVerdict::Nothing,
             Effect::Allow => {
-                match (self.weigh(terms.reach.serves(transport, port), terms.ech_allowed), compiled.expired()) {
+                match (self.weigh(reach.serves(transport, port), *ech_allowed), compiled.expired()) {
                     (RuleVerdict::Allows(_) | RuleVerdict::Near(Near::Ech), true) => RuleVerdict::Near(Near::Expired),
                     // A rule that has expired and would not have allowed this either counts as removed.
                     (_, true) => RuleVerdict::Nothing,
