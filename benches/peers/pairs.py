@@ -1,8 +1,8 @@
 """Two builds of outgate side by side: is the later one slower?
 
 Both are measured in turn, each time in a process of its own, so that whatever slows the machine for a while slows both.
-What is told is the ratio of medians, later to earlier, as cost: rates are turned over, so that above 1 is always worse.
-The interval is where 95 of 100 such runs would find it, by drawing the same number of pairs again and again (bootstrap).
+The result is the ratio of medians, later to earlier, as cost: rates are inverted, so that above 1 is always worse.
+The interval is the one of 95 % confidence, by drawing the same number of pairs repeatedly (bootstrap).
 """
 
 import random
@@ -11,10 +11,10 @@ import statistics
 import table
 
 DRAWS = 10_000
-# It holds where the lower end of the interval and the ratio itself are at most these.
+# The later build is as quick if the lower end of the interval and the ratio are at most these.
 LOWEST, MIDDLE = 1.02, 1.05
 RATES = ("per_s", "gib_per_s", "answered_kib_per_s")
-# So many figures of each load are held to it; of bulk the rate is one.
+# How many figures of each load are judged. The rate is one of those of bulk.
 FIGURES = 2
 
 

@@ -1,19 +1,19 @@
-"""The proxies, how each is configured, and by which way each load reaches it.
+"""The proxies, their configurations, and how each load reaches them.
 
 All let `origin.test` through by a list of names, keep nothing in a cache and write an access log to a
-file. They run with one worker, as user proxy. What each of them does less than outgate:
+file. They run with one worker, as user proxy. What each of them does not do, compared with outgate:
 
 * relay     no list, no log, no limits, no deadlines: the floor
-* haproxy   cannot end a CONNECT. Tunnels go through it as a plain TCP relay to a fixed address, unjudged;
-            HTTP and TLS are judged by their name, but go to a fixed address
-* nginx     the same, and does not refuse CONNECT by its list, so it takes no part in refusals
-* squid     judges CONNECT by its target alone and not by what is then said in the tunnel. Debian's is
-            built without OpenSSL, so it takes no TLS by SNI
+* haproxy   cannot terminate a CONNECT. Tunnels go through it as a plain TCP relay to a fixed address, without a
+            decision; HTTP and TLS are decided by their name, but go to a fixed address
+* nginx     the same, and cannot refuse CONNECT by its list, so it is not measured with refusals
+* squid     decides on CONNECT by its target alone and not by what is then sent in the tunnel. Debian's is
+            built without OpenSSL, so it cannot decide on TLS by SNI
 * tinyproxy as squid; a thread for each connection, and no kept connections
-* dnsmasq   DNS alone; writes no log and counts no client's queries
+* dnsmasq   DNS alone; writes no log and does not count queries by client
 * unbound   the same
 
-Inside TLS relay and squid have a CONNECT too; nginx and haproxy end TLS and relay to the fixed address.
+Inside TLS, relay and squid get a CONNECT too; nginx and haproxy terminate TLS and relay to the fixed address.
 """
 
 import re
@@ -29,11 +29,11 @@ NAMES = ["origin.test", *(f"allowed{number}.test" for number in range(2, 11))]
 RAW, HTTP, TLS = "127.0.0.1:9001", "127.0.0.1:9002", "127.0.0.1:9003"
 PIPELINES = ("fair-refused", "fair-allowed")
 TUNNELS = ("latency", "tunnels", "bulk-1", "bulk-8", "bulk-up", "idle", "fair-8", "fair-64")
-# A million, where nothing else is said: what a reload costs shows only in a long list.
+# A million by default: the cost of a reload shows only with a long list.
 MANY_NAMES = 1_000_000
-# A name that the upstream is asked for once, and the one that only the list for `reload` lets through.
+# A name that the upstream is asked for once, and one that only the list for `reload` allows.
 CACHED, ADDED = "allowed2.test", "added.test"
-# Loads of DNS: what is asked for, and what has to be answered.
+# Loads of DNS: the query, and the answer that is required.
 DNS = {"dns-cached": (CACHED, "NOERROR"), "dns-refused": ("denied.test", "NXDOMAIN")}
 
 
@@ -49,19 +49,19 @@ class Daemon:
 
 @dataclass
 class Way:
-    """How the clients of a load reach a proxy."""
+    """The way in which the clients of a load reach a proxy."""
 
     dial: str
     direct: bool = False
     redirect: int = 0
-    # The port of a transparent listener; the client is in the guest's namespace then.
+    # The port of a transparent listener; then the client is in the guest's namespace.
     tproxy: int = 0
-    # Its client is behind a bridge then, where this is not None, with br_netfilter on or off.
+    # If not None, this client is behind a bridge, with br_netfilter on or off.
     filtered: bool | None = None
-    # The process, where it is not the row's own, and whether it has to be told of new files by SIGHUP.
+    # The process, if it is not the row's own, and whether it requires a SIGHUP to read new files.
     daemon: Daemon | None = None
     told: bool = False
-    # What is dialled is inside TLS.
+    # The client dials with TLS.
     secured: bool = False
 
 
@@ -70,9 +70,9 @@ class Row:
     name: str
     daemon: Daemon | None
     ways: dict
-    # The row of outgate's that this one is to be compared with, where there is one.
+    # The row of outgate with which this one is compared, if any.
     against: str = "outgate"
-    # Counts are divided by this.
+    # Divides the counts.
     slow: int = 1
     loads: set = field(init=False)
 
@@ -113,7 +113,7 @@ def transparent(port, filtered=None):
 
 
 def give(folder):
-    """To user proxy."""
+    """Makes user proxy the owner."""
     for path in (folder, *folder.rglob("*")):
         shutil.chown(path, "proxy", "proxy")
 
@@ -163,7 +163,7 @@ dir = "{folder}/state"
 
 
 def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False, tls=lambda _: ""):
-    """With so many `more` names in its list than the others have; `tls` gives the table for a folder."""
+    """outgate with `more` names in its list than the others have; `tls` gives the table for a folder."""
 
     def write(folder):
         names = [*NAMES, *(f"h{number}.d{number % 997}.example.test" for number in range(more))]
@@ -172,10 +172,10 @@ def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False, tls=lamb
         (folder / "hosts").write_text(f"127.0.0.1 origin.test {ADDED}\n")
         (folder / "outgate.toml").write_text(outgate_config(folder, listen, admin, tls(folder)))
         (folder / "state").mkdir()
-        # Beside the files that outgate watches for changes, each line would wake it.
+        # In the folder that outgate watches for changes, each line would wake it.
         (folder / "log").mkdir()
         give(folder)
-        # Root opens the transparent listener; all others need no privilege at all.
+        # Root opens the transparent listener; no other listener requires a privilege.
         become = [] if "transparent" in listen else PROXY_USER
         itself = ["--user", "proxy"] if "transparent" in listen else []
         return [*become, binary, "run", "--config", folder / "outgate.toml", *itself]
@@ -184,8 +184,8 @@ def outgate(binary, name, listen, admin, ports, more=0, two_cpus=False, tls=lamb
 
 
 def outgate_doors(binary):
-    """Processes of outgate's with the proxy inside TLS: as it is, with client certificates, and with a pair that is
-    replaced while it runs. The one for the other loads does without, so that older ones can be measured too."""
+    """Processes of outgate with the proxy inside TLS: by default, with client certificates, and with a pair that is
+    replaced while it runs. The process for the other loads has no TLS, so that older versions can be measured too."""
 
     def with_tls(what, port, tls):
         listen = f'proxy = []\nproxy_tls = ["127.0.0.1:{port}"]'
@@ -199,7 +199,7 @@ def outgate_doors(binary):
 
 
 def longer_list(folder):
-    """The list of outgate's in this folder, and one with `ADDED` in it that is to take its place."""
+    """outgate's list in this folder, and the one with `ADDED` in it that will replace it."""
     here, there = folder / "rules/peers.rules", folder / "next.rules"
     there.write_text(here.read_text() + f"{ADDED}:*\n")
     shutil.chown(there, "proxy", "proxy")
@@ -210,12 +210,12 @@ PROXY_USER = ["setpriv", "--reuid", "proxy", "--regid", "proxy", "--clear-groups
 
 
 def for_guests(port):
-    """With DNS, whose NAT switches connection tracking on, as guests and most hosts need it."""
+    """The firewall with DNS, whose NAT enables connection tracking, as on most hosts."""
     return f'proxy = []\ntransparent = ["0.0.0.0:{port}"]\ndns = ["{GATEWAY}:{port + 2}"]'
 
 
 def firewall_config(folder, port, interface):
-    """For `outgate firewall` alone: brings the guest behind this interface to whoever listens on this port."""
+    """The configuration for `outgate firewall` alone: redirects the guest behind this interface to this port."""
     (folder / "rules").mkdir(parents=True, exist_ok=True)
     path = folder / f"firewall-{port}.toml"
     path.write_text(outgate_config(folder, for_guests(port), 3190).replace(f'"{GUEST_INTERFACE}"', f'"{interface}"'))
@@ -238,7 +238,7 @@ def relay(tool):
 
 
 def relay_tproxy(tool):
-    """Root, who alone may open a transparent socket; nothing is redirected while this one is measured."""
+    """Runs as root, who alone may open a transparent socket. Nothing is redirected while it is measured."""
     return Daemon("relay-tproxy", [3007], lambda _: [tool, "relay", "--transparent", f"0.0.0.0:3007={TLS}"])
 
 
@@ -299,7 +299,7 @@ backend raw_out
 
 
 def nginx_base(folder, connections):
-    """What it needs to be told before any server."""
+    """The configuration before any server."""
     return f"""
 load_module /usr/lib/nginx/modules/ngx_stream_module.so;
 user proxy proxy;
@@ -316,7 +316,7 @@ def nginx_command(folder):
 
 
 def nginx_turning(connections):
-    """With a pair that is replaced while it runs."""
+    """nginx with a pair that is replaced while it runs."""
 
     def write(folder):
         (folder / "nginx.conf").write_text(f"""{nginx_base(folder, connections)}
@@ -371,7 +371,7 @@ stream {{
 
 
 def squid(connections, tls=False):
-    """Inside TLS on a process of its own: one that cannot do that can do the other loads."""
+    """squid. TLS has a process of its own, so that a squid without TLS can run the other loads."""
     port = 3502 if tls else 3501
 
     def write(folder):
@@ -431,7 +431,7 @@ DisableViaHeader Yes
 
 
 def rows(binary, tool, connections, names, two_cores):
-    """All rows. Each proxy may have so many `connections`, of two descriptors each; `names` over ten and
+    """All rows. Each proxy may have `connections` connections, of two descriptors each; `names` over ten and
     `two_cores` add some of outgate's own."""
     floor, ha, engine = relay(tool), haproxy(connections), nginx(connections)
     listen = 'proxy = ["127.0.0.1:3101"]\nredirect = ["127.0.0.1:3102"]\ndns = ["127.0.0.1:3104"]'
@@ -440,7 +440,7 @@ def rows(binary, tool, connections, names, two_cores):
     none = {load: Way(RAW, direct=True) for load in TUNNELS if load != "idle"}
     none |= {"http": Way(HTTP, direct=True), "tls": Way(TLS, direct=True)}
     floor_ways = tunnels(3001) | {"http": Way("127.0.0.1:3003"), "refused": Way("127.0.0.1:3004")}
-    # It cannot refuse a name.
+    # It has no list of names.
     floor_ways |= {"dns-cached": Way("127.0.0.1:3008")}
     tls, known, turning = outgate_doors(binary)
     own = explicit(3101) | dns(3104) | secured(3131, 3141, daemon=tls, known_daemon=known)
@@ -486,7 +486,7 @@ def rows(binary, tool, connections, names, two_cores):
 
 
 def versions(binary, daemons, first_line):
-    """What each program says that it is, without the words around it."""
+    """The version that each program prints, without other words."""
     asked = {"outgate": (binary, "--version"), "squid": ("squid", "-v"), "haproxy": ("haproxy", "-v")}
     asked |= {"nginx": ("nginx", "-v"), "tinyproxy": ("tinyproxy", "-v")}
     asked |= {"dnsmasq": ("dnsmasq", "--version"), "unbound": ("unbound", "-V")}

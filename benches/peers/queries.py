@@ -1,31 +1,31 @@
-"""The loads of DNS: dnsperf as the client, and CPU time of the server meanwhile out of /proc (proc(5))."""
+"""The loads of DNS: dnsperf as the client, and the server's CPU time from /proc (proc(5))."""
 
 import re
 import subprocess
 import time
 from pathlib import Path
 
-# At a time, and of so many sockets. Of 200 at a time some found no room in the server's receive buffer.
+# Queries at a time, and sockets. With 200 at a time some did not fit into the server's receive buffer.
 AT_A_TIME, CLIENTS = 100, 20
-# Seconds before the clock starts, and seconds after which dnsperf takes a query for lost.
+# Seconds before the measurement, and seconds after which dnsperf counts a query as lost.
 WARM, LOST = 1, 2
 
 
 def cpu(pid):
-    """Seconds that the threads of a process have had; those that have ended are not in it."""
+    """CPU seconds of a process's threads, without those that have ended."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((thread / "schedstat").read_text().split()[0]) for thread in threads) / 1e9
 
 
 def dnsperf(dial, questions):
-    """The command but for its seconds; `dial` is ADDRESS:PORT, `questions` a file."""
+    """The command without its seconds; `dial` is ADDRESS:PORT, `questions` a file."""
     address, port = dial.rsplit(":", 1)
     side_by_side = ["-c", CLIENTS, "-T", 1, "-q", AT_A_TIME, "-t", LOST]
     return ["dnsperf", "-s", address, "-p", port, "-d", questions, *side_by_side, "-l"]
 
 
 def measure(command, pid, code, seconds):
-    """A line of figures. `command` lacks its seconds, and `code` is what every answer has to say."""
+    """A line of figures. `command` lacks its seconds, and `code` is the required code of every answer."""
     try:
         run(command, WARM)
         before, begun = cpu(pid), time.monotonic()
@@ -46,7 +46,7 @@ def run(command, seconds):
 
 
 def figures(said, code, spent, took):
-    """Of what dnsperf says at its end, with the seconds of CPU that went by."""
+    """The figures of dnsperf's report, with the CPU seconds used meanwhile."""
     codes = re.search(r"Response codes:(.*)", said)
     rate = re.search(r"Queries per second:\s+([\d.]+)", said)
     lost = re.search(r"Queries lost:\s+(\d+)", said)

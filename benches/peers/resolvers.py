@@ -1,6 +1,6 @@
-"""Servers of DNS: those to measure, and the one that they ask."""
+"""DNS servers: those to measure, and their upstream."""
 
-# Who is asked for names that no file has, and what it says to all of them. Nobody ever dials that.
+# The upstream for names that are in no file, and its answer to all of them. That address is never dialled.
 UPSTREAM, ANSWER = 5353, "11.0.0.10"
 
 
@@ -11,7 +11,7 @@ def dnsmasq_command(folder, port, *more):
 
 
 def upstream(folder):
-    """Who answers what the servers to measure do not know: anything under test, for an hour."""
+    """The upstream of the measured servers: it answers any name under test, with a TTL of an hour."""
     return dnsmasq_command(folder, UPSTREAM, f"--address=/test/{ANSWER}", "--local-ttl=3600")
 
 

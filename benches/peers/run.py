@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Measures outgate and other proxies side by side, and prints tables. README.md beside this says what
+"""Measures outgate and other proxies side by side, and prints tables. README.md in this folder says what
 the figures mean.
 
-Root, Debian. Installs what is missing with apt-get, builds outgate and the load tool, and does the rest
-within network namespaces of its own. Three quarters of an hour; `--quick` for a look.
+Requires root and Debian. Installs what is missing with apt-get, builds outgate and the load tool, and does the rest
+in its own network namespaces. Takes three quarters of an hour; `--quick` a tenth.
 """
 
 import argparse
@@ -18,7 +18,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-sys.dont_write_bytecode = True  # root has no business leaving files in a working copy
+sys.dont_write_bytecode = True  # root should not leave files in a working copy
 
 import tls_proxies  # noqa: E402
 import pairs  # noqa: E402
@@ -34,15 +34,15 @@ LOADS = ["latency", "tunnels", "handshake", "bulk", "tls-bulk", "http", "refused
 LOADS += ["reload", "rotate"]
 PARTS = {"bulk": ["bulk-1", "bulk-8", "bulk-up"], "fair": ["fair-8", "fair-64", *proxies.PIPELINES], "dns": list(proxies.DNS)}
 PARTS |= {"handshake": ["handshake", "handshake-cert"], "tls-bulk": ["tls-bulk-down", "tls-bulk-up"]}
-# No load may take longer than this, in seconds; the tool itself gives up before.
+# The longest time for a load, in seconds; the tool itself gives up before.
 LIMIT = 100
 
 
 def options():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3, help="how often everything is measured (3)")
-    parser.add_argument("--peers", default="", help="these rows alone, by the beginning of their names: squid,outgate")
-    parser.add_argument("--loads", default=",".join(LOADS), help=f"these alone, of {','.join(LOADS)}")
+    parser.add_argument("--peers", default="", help="only these rows, by the beginning of their names: squid,outgate")
+    parser.add_argument("--loads", default=",".join(LOADS), help=f"only these, of {','.join(LOADS)}")
     names = "also outgate with so many names in its list; the one of `reload` has a million without this"
     parser.add_argument("--names", type=int, default=10, help=names)
     parser.add_argument("--two-cores", action="store_true", help="also outgate with two workers on two CPUs")
@@ -59,16 +59,16 @@ def options():
     if chosen.rounds < 1:
         parser.error("--rounds takes at least 1")
     if os.geteuid() != 0:
-        parser.error("takes root, for network namespaces; nothing of the host's network is changed")
+        parser.error("requires root, for network namespaces; nothing of the host's network is changed")
     return chosen
 
 
 def cargo(target, *arguments):
-    """Builds, as who called sudo, and gives the path of the program of this name."""
+    """Builds as the user who called sudo, and gives the path of the program of this name."""
     command = ["cargo", *arguments, "--locked", "--message-format=json-render-diagnostics"]
     caller = os.environ.get("SUDO_USER")
     if caller and caller != "root":
-        # A login shell, since root's PATH seldom leads to somebody else's cargo.
+        # A login shell, since root's PATH seldom has another user's cargo.
         folder = os.environ.get("CARGO_TARGET_DIR")
         words = [*(["env", f"CARGO_TARGET_DIR={folder}"] if folder else []), *command]
         command = ["su", "-", caller, "-c", f"cd {shlex.quote(str(REPOSITORY))} && {shlex.join(words)}"]
@@ -88,7 +88,7 @@ def cargo(target, *arguments):
 class Measuring:
     def __init__(self, stage, chosen, outgate, tool, name="outgate"):
         self.stage, self.chosen = stage, chosen
-        # Copies that user proxy can reach: the repository may lie in root's home.
+        # Copies that user proxy can reach: the repository may be in root's home.
         self.outgate, self.tool = self.copy(outgate, name), self.copy(tool, "peers")
         self.running, self.broken, self.lines = {}, {}, {}
         self.share = 10 if chosen.quick else 1
@@ -131,19 +131,19 @@ class Measuring:
             return ["-c", at_a_time, "-n", count, "--warm", warm]
 
         mib = 4096 // self.share // (4 if row.slow > 1 else 1)
-        # outgate gives no guest more than a quarter of what its descriptors are enough for.
+        # outgate gives a guest at most a quarter of the connections for which it has descriptors.
         idle = min(5_000, self.stage.connections // 5)
         handshake = ["handshake", *rate(64, 6_000, 200), *self.pki]
         stream = ["tls-bulk", *self.pki, "-c", 1, "--mib", mib // 2]
-        # As many as outgate gives one guest by default, or what its descriptors are enough for.
+        # As many as outgate gives a guest by default, or as it has descriptors for.
         pipelines = ["pipelines", "-c", min(4_000, idle), "--each-seconds", max(2, 6 // self.share)]
         if load in proxies.PIPELINES and row.ways[load].secured:
             pipelines += self.pki
         elif load in proxies.PIPELINES and not row.ways[load].tproxy:
-            # Inside TLS and behind TPROXY both come from one address, and so are one guest unless limits are off.
+            # Inside TLS and behind TPROXY both clients have one address, and so are one guest unless limits are off.
             pipelines += ["--small-from", "127.0.0.2"]
         if load in proxies.PIPELINES and row.ways[load].redirect:
-            # A port from which the proxy has dialled the origin has an entry of connection tracking that leads there.
+            # A port from which the proxy has dialled the origin has an entry in connection tracking for that.
             pipelines += ["--from", "127.0.0.3"]
         return {
             "latency": ["tunnels", *rate(1, 3_000, 100)],
@@ -170,8 +170,8 @@ class Measuring:
     def measure(self, load, row):
         way = row.ways[load]
         daemon = way.daemon or row.daemon
-        # Memory of tunnels shows in a process that has not yet taken any for others; a list grows once, and the
-        # files of a certificate lie as they should.
+        # The memory of tunnels shows only in a process that has not used any before; a list grows once, and the
+        # files of the certificate are as they were.
         process = self.process(daemon, fresh=load in ("idle", "reload", "rotate")) if daemon else None
         if load in proxies.DNS:
             return self.ask(load, way, process)
@@ -213,7 +213,7 @@ class Measuring:
             return {"failed": done.stderr.strip()[-200:] or f"exit code {done.returncode}"}
 
     def round(self, turn, loads, rows):
-        """Every row once, in turn from either end, so that a slow drift of the machine evens out."""
+        """Measures every row once, alternately from the first and from the last, so that a slow drift of the machine evens out."""
         for load in loads:
             for row in rows if turn % 2 == 0 else reversed(rows):
                 if load not in row.loads:
@@ -228,7 +228,7 @@ class Measuring:
                 print(f"round {turn + 1} {load:8} {row.name:24} {table.faults(line) or figure}", flush=True)
 
     def measure_anew(self, load, row):
-        """In a process that has done nothing before."""
+        """Measures in a new process."""
         try:
             return self.measure(load, row)
         except Trouble as trouble:
@@ -239,7 +239,7 @@ class Measuring:
             self.forget_logs()
 
     def forget_logs(self):
-        """Access logs grow by some 100 MB a round."""
+        """Empties the access logs, which grow by some 100 MB a round."""
         for log in self.stage.folder.glob("*/*.log"):
             os.truncate(log, 0)
         for log in self.stage.folder.glob("*.out"):
@@ -266,7 +266,7 @@ def about(stage, outgate, daemons, chosen):
 
 
 def compare(before, after, loads, chosen):
-    """Prints the table of two builds; is the later one as quick as the earlier?"""
+    """Prints the table of two builds; gives whether the later one is as quick as the earlier."""
     out, all_hold = [], True
     both = []
     for measuring in (before, after):
@@ -300,7 +300,7 @@ def selected(rows, peers):
 def main():
     chosen = options()
     scenery.stop_on_signals()
-    os.umask(0o022)  # the proxies run as somebody else, and read what is made here
+    os.umask(0o022)  # the proxies run as another user, and read what is made here
     if platform.system() != "Linux":
         raise Trouble("Linux only")
     loads = [part for load in chosen.loads.split(",") for part in PARTS.get(load, [load])]

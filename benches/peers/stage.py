@@ -1,5 +1,5 @@
-"""Where the comparison takes place: packages, network namespaces, processes. Nothing of the host's is
-changed but what apt-get installs, and nothing that was started outlives `Stage`."""
+"""The environment of the comparison: packages, network namespaces, processes. Nothing of the host is
+changed except what apt-get installs, and no process outlives `Stage`."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ import tempfile
 import time
 from pathlib import Path
 
-# Programs, and the Debian packages that bring them.
+# Programs, and their Debian packages.
 PACKAGES = {
     "squid": "squid",
     "haproxy": "haproxy",
@@ -33,14 +33,14 @@ PREFIX = "outgate-peers-"
 FILES = 131072
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
-# The guest's end of the wire, the host's, and an address that only the wire leads to.
+# The guest's end of the link, the host's, and an address that only the link leads to.
 GUEST, GATEWAY, FAR = "10.99.0.2", "10.99.0.1", "10.200.0.1"
 GUEST_INTERFACE = "g0"
 BRIDGE = "br0"
 
 
 class Trouble(Exception):
-    """Something that the one who runs this has to see to."""
+    """An error that the user has to correct."""
 
 
 def stop(*_):
@@ -48,7 +48,7 @@ def stop(*_):
 
 
 def stop_on_signals():
-    """However this is asked to end, it cleans up first."""
+    """Cleans up first when a signal ends this."""
     for name in STOPS:
         signal.signal(name, stop)
 
@@ -61,7 +61,7 @@ def run(*argv):
 
 
 def missing(programs):
-    """Packages that bring what of `programs` is not here."""
+    """The packages of those `programs` that are not installed."""
     path = "/usr/sbin:/sbin:" + os.environ.get("PATH", "")
     lacking = [PACKAGES[name] for name in programs if not shutil.which(name, path=path)]
     if "nginx" in programs and not Path("/usr/lib/nginx/modules/ngx_stream_module.so").exists():
@@ -95,7 +95,7 @@ def install(packages):
 
 
 class Process:
-    """A process in a session of its own: a Ctrl-C on the terminal is for us alone to act on."""
+    """A process in a session of its own, so that a Ctrl-C on the terminal reaches only this program."""
 
     def __init__(self, argv, log):
         self.argv, self.log = argv, log
@@ -106,7 +106,7 @@ class Process:
         self.pid = self.handle.pid
 
     def listens(self, port):
-        """Does somebody in the namespace of this process listen on this port?"""
+        """Whether a process in the namespace of this one listens on this port."""
         try:
             lines = Path(f"/proc/{self.pid}/net/tcp").read_text().splitlines()[1:]
         except OSError:
@@ -127,7 +127,7 @@ class Process:
             self.handle.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.handle.wait(8)
-        # Whatever of its session is left, workers of a killed master included.
+        # All that is left of its session, also workers of a killed master.
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.handle.wait(5)
@@ -135,7 +135,7 @@ class Process:
 
 class Stage:
     """Namespace `host` has origin, proxies and clients on loopback. Namespace `guest` has the clients
-    whose connections `host` gets by a wire, as a hypervisor gets those of its VMs."""
+    whose connections reach `host` by a link, as those of VMs reach a hypervisor."""
 
     def __init__(self):
         cpus = sorted(os.sched_getaffinity(0))
@@ -147,7 +147,7 @@ class Stage:
     def __enter__(self):
         self.remove_stale()
         self.folder = Path(tempfile.mkdtemp(prefix=PREFIX))
-        self.folder.chmod(0o755)  # the proxies run as somebody else
+        self.folder.chmod(0o755)  # the proxies run as another user
         try:
             with contextlib.suppress(OSError, ValueError):  # in some containers the limit stays as it is
                 resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, FILES))
@@ -163,7 +163,7 @@ class Stage:
     def wire(self):
         for name in (self.host, self.guest):
             run("ip", "netns", "add", name)
-            # `ip netns exec` shows this as /etc/hosts to those that ask the C library for names.
+            # `ip netns exec` mounts this over /etc/hosts for programs that ask the C library for names.
             (NETNS / name).mkdir(parents=True)
             (NETNS / name / "hosts").write_text("127.0.0.1 localhost origin.test\n")
             run("ip", "-n", name, "link", "set", "lo", "up")
@@ -179,7 +179,7 @@ class Stage:
 
     def sysctl(self, name, *settings):
         for setting in settings:
-            # The kernel may know some of them for the whole machine alone; then the host's stay.
+            # Some may exist only for the machine as a whole; then the host's values stay.
             with contextlib.suppress(Trouble):
                 self.inside(name, "sysctl", "-qw", setting)
 
@@ -200,7 +200,7 @@ class Stage:
 
     @contextlib.contextmanager
     def redirect(self, port):
-        """Brings what goes to the origin's HTTP and TLS ports to this one instead, but not what user proxy sends."""
+        """Redirects connections to the origin's HTTP and TLS ports to this one, except those of user proxy."""
         rule = f"meta skuid != proxy ip daddr 127.0.0.1 tcp dport {{ 9002, 9003 }} redirect to :{port}"
         chain = f"chain out {{ type nat hook output priority -100; {rule}; }};"
         self.inside(self.host, "nft", f"table ip peers {{ {chain} }}")
@@ -211,7 +211,7 @@ class Stage:
 
     @contextlib.contextmanager
     def bridged(self, filtered):
-        """The guest behind a bridge, with br_netfilter on or off."""
+        """Puts the guest behind a bridge, with br_netfilter on or off."""
         setting = "/proc/sys/net/bridge/bridge-nf-call-{}tables"
         ip = ["ip", "-n", self.host]
         run(*ip, "link", "add", BRIDGE, "type", "bridge")
@@ -221,7 +221,7 @@ class Stage:
             run(*ip, "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
             run(*ip, "link", "set", BRIDGE, "up")
             for family in ("ip", "ip6"):
-                # It is there with the first bridge, where this kernel has it.
+                # It exists from the first bridge on, if this kernel has it.
                 self.inside(self.host, "sh", "-c", f"echo {int(filtered)} > {setting.format(family)}")
             yield
         finally:
@@ -230,7 +230,7 @@ class Stage:
 
     @contextlib.contextmanager
     def firewall(self, outgate, config):
-        """outgate's own ruleset, which brings what the guest sends to a transparent listener."""
+        """Applies outgate's ruleset, which redirects the guest to a transparent listener."""
         self.inside(self.host, outgate, "firewall", "apply", "--config", config)
         try:
             yield
@@ -238,7 +238,7 @@ class Stage:
             self.inside(self.host, outgate, "firewall", "remove", "--config", config)
 
     def __exit__(self, *_):
-        for name in STOPS:  # one Ctrl-C is enough, and a second one must not end this half-way
+        for name in STOPS:  # a second Ctrl-C must not interrupt this
             signal.signal(name, signal.SIG_IGN)
         for process in reversed(self.running):
             with contextlib.suppress(Exception):
@@ -248,7 +248,7 @@ class Stage:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def remove_stale(self):
-        """Namespaces of runs that were killed before they could clean up."""
+        """Removes the namespaces of runs that were killed."""
         for name in subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout.split():
             found = re.fullmatch(PREFIX + r"(\d+)-\w+", name)
             if found and not Path(f"/proc/{found[1]}").exists():
@@ -256,7 +256,7 @@ class Stage:
 
 
 def remove(name):
-    """A namespace, with what still runs in it; it is ours by its name."""
+    """Removes a namespace and the processes in it. Its name shows that it is ours."""
     left = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
     for pid in map(int, left.stdout.split()):
         with contextlib.suppress(ProcessLookupError):
@@ -264,4 +264,4 @@ def remove(name):
     subprocess.run(["ip", "netns", "del", name], capture_output=True)
     shutil.rmtree(NETNS / name, ignore_errors=True)
     with contextlib.suppress(OSError):
-        NETNS.rmdir()  # if it is empty now, it was ours or nobody's
+        NETNS.rmdir()  # if it is empty now, nothing else uses it

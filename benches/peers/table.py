@@ -1,12 +1,12 @@
-"""From measured lines to Markdown."""
+"""Makes Markdown of measured lines."""
 
 import statistics
 
-# Figure in the line of JSON, its heading, digits behind the point.
+# The figure's key in the line of JSON, its heading, its decimals.
 RATE = [("cpu_us", "CPU µs each", 1), ("per_s", "per s", 0), ("p50_us", "p50 µs", 0), ("p99_us", "p99 µs", 0)]
 BULK = [("cpu_s_per_gib", "CPU s/GiB", 3), ("gib_per_s", "GiB/s", 2)]
 LATENCY = [RATE[2], RATE[3], RATE[0]]
-# What a listener with TLS adds to the same tunnel without.
+# The additional cost of a listener with TLS, compared with the same tunnel without.
 HANDSHAKE = [RATE[0], ("beyond", "of them TLS", 1), *RATE[1:]]
 ROTATE = [
     RATE[3],
@@ -47,7 +47,7 @@ PIPELINES = [
     ("quiet_p99_us", "p99 µs alone", 0),
     ("answered_kib_per_s", "answered to the other, KiB/s", 0),
 ]
-# Heading of each load and its figures; the first one is what ratios are of.
+# The heading of each load and its figures; ratios are those of the first.
 LOADS = {
     "latency": ("One tunnel at a time: CONNECT, a byte there and back, close", LATENCY),
     "tunnels": ("64 tunnels at a time: CONNECT, a byte there and back, close", RATE),
@@ -73,7 +73,7 @@ LOADS = {
 }
 
 
-# The load that a figure is beyond, in the same row and round.
+# The load from which a figure is the difference, in the same row and round.
 BEYOND = {"handshake": "tunnels", "handshake-cert": "tunnels"}
 
 
@@ -82,7 +82,7 @@ def number(value, digits):
 
 
 def cell(values, digits):
-    """The median, and in small the least and the greatest."""
+    """The median, and in small type the least and the greatest."""
     values = [value for value in values if value is not None]
     if not values:
         return "–"
@@ -93,14 +93,14 @@ def cell(values, digits):
 
 
 def ratio(ours, theirs, figure):
-    """The median of the ratios within each round: what slows the machine for a while slows both."""
+    """The median of the ratios within each round, since a slow machine slows both."""
     pairs = [(ours[turn].get(figure), theirs[turn].get(figure)) for turn in ours.keys() & theirs.keys()]
     ratios = [our / their for our, their in pairs if our and their and their > 0]
     return cell(ratios, 2)
 
 
 def faults(line):
-    """What is wrong with a measurement, in a few words, or nothing."""
+    """What is wrong with a measurement, or nothing."""
     if "failed" in line:
         return line["failed"]
     if line.get("errors"):
@@ -114,7 +114,7 @@ def faults(line):
 
 
 def beyond(line, base, figure):
-    """What the line has more of than the base, where both are known."""
+    """The difference of the line from the base, if both are known."""
     more = line.get(figure), base.get(figure)
     return {} if None in more or faults(line) or faults(base) else {"beyond": more[0] - more[1]}
 

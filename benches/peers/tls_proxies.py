@@ -1,6 +1,6 @@
-"""The listeners with TLS: the certificates of a run, and what each proxy is told of its own.
+"""The listeners with TLS: the certificates of a run, and each proxy's configuration.
 
-All have one certificate, of the curve P-256, and TLS 1.3; sessions and tickets are as each has them by itself.
+All have one certificate, of the curve P-256, and TLS 1.3; sessions and tickets are as each has them by default.
 At ports named `known` they ask for a client certificate of the same authority.
 """
 
@@ -15,7 +15,7 @@ CLIENT = "guest.test"
 
 
 def make(tool, folder):
-    """The certificates, for all of a run."""
+    """Makes the certificates of a run."""
     done = subprocess.run([tool, "pki", "--dir", pki(folder)], capture_output=True, text=True)
     if done.returncode != 0:
         raise Trouble(f"no certificates: {done.stderr.strip()}")
@@ -26,7 +26,7 @@ def pki(folder):
 
 
 def turning(folder):
-    """A pair of a daemon's own, to be replaced while it runs, in a folder that a link leads to, as from Kubernetes:
+    """A daemon's own pair, to be replaced while it runs, in a folder behind a symbolic link, as Kubernetes has it:
     two renames within the folder can bring in a new pair, and one of the link."""
     first = folder / "tls/..0"
     first.mkdir(parents=True)
@@ -38,7 +38,7 @@ def turning(folder):
 
 def outgate(where, known=False):
     cert, key = FILES
-    # Who shows the certificate is a guest of that name, which no address says.
+    # A client with the certificate is the guest of that name, whatever its address.
     guest = f'[[guest]]\nname = "{CLIENT}"\nwhitelist = ["peers.rules"]'
     asks = f'client_ca = "{where}/ca.pem"\n{guest}' if known else ""
     return f'''[tls]
@@ -49,7 +49,7 @@ key = "{where}/{key}"
 
 
 def relay(where, to, plain, connect):
-    """Arguments. Of either two ports the second one asks for a client certificate."""
+    """Arguments. Of each two ports the second one asks for a client certificate."""
     listeners = {"--tls-plain": plain[0], "--known-plain": plain[1]}
     listeners |= {"--tls-connect": connect[0], "--known-connect": connect[1]}
     return ["--pki", where, *(f"{name}=127.0.0.1:{port}={to}" for name, port in listeners.items())]
@@ -61,7 +61,7 @@ def haproxy(where, port, known):
 
 
 def nginx(where, to, port, known=0):
-    """Servers within `stream`."""
+    """Servers for the block `stream`."""
     cert, key = FILES
     tls = f"ssl_certificate {where}/{cert}; ssl_certificate_key {where}/{key}; ssl_protocols TLSv1.2 TLSv1.3;"
     asks = f"ssl_client_certificate {where}/ca.pem; ssl_verify_client on;"

@@ -3,8 +3,8 @@
 
 The specification is JSON: `proxy` (null, or host:port), `authority` (a file), `urls` ([URL, SHA-256 in hex] each),
 `workers`, and one of `turns` (fetches of each worker) and `seconds`. `processes`: a process for each worker rather than
-a thread. `per_second`: no worker takes more turns a second. `lookups`: each turn looks the name up once more. `until`:
-a file; it ends once this is there. Prints what became of it as JSON, and exits 1 if anything failed.
+a thread. `per_second`: the most turns of each worker a second. `lookups`: each turn looks the name up once more. `until`:
+a file; the workers end once it exists. Prints the results as JSON, and exits 1 if anything failed.
 """
 
 import collections
@@ -21,12 +21,12 @@ import threading
 import time
 from urllib.parse import urlsplit
 
-# Longer than any pause that a client is made to take, shorter than the test's patience.
+# Longer than any delay that a limit causes, shorter than the test waits.
 PATIENCE = 60
 
 
 def fetch(url, proxy, context):
-    """What lies there, by a connection of its own."""
+    """The content at a URL, over a new connection."""
     parts = urlsplit(url)
     host, port = proxy.split(":") if proxy else (parts.hostname, 443 if parts.scheme == "https" else 80)
     if parts.scheme == "https":
@@ -88,7 +88,7 @@ class Worker:
         for turn in itertools.count():
             if self.over(turn, begin):
                 return
-            # Each at another place, so that all of it is asked for from the start.
+            # Each starts at another URL, so that all of them are asked for from the start.
             self.turn(*urls[(turn + self.number) % len(urls)])
             if rate := self.wanted.get("per_second"):
                 time.sleep(max(0, begin + (turn + 1) / rate - time.monotonic()))

@@ -62,7 +62,7 @@ class Handler(origin.Handler):
                 self.wfile.write(piece)
 
     def registry(self):
-        """The distribution API: a token of another host, a manifest, and blobs that lie on a third one."""
+        """The distribution API: a token from another host, a manifest, and blobs on a third host."""
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             challenge = f'Bearer realm="https://{AUTH}/token",service="{REGISTRY}",scope="repository:job:pull"'
             return self.answer(401, b"{}", {"WWW-Authenticate": challenge})

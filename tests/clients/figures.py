@@ -3,7 +3,7 @@
 
 figures.py [PATH OF outgate]. The network of transparent.py, measured by a client in the guest's namespace
 that reads the clock before it sends and when the answer is there. Prints p50, p99 and the worst, in
-milliseconds; decides nothing. Give it a release build. Needs root.
+milliseconds; nothing is checked. Use a release build. Requires root.
 """
 
 import json
@@ -26,7 +26,7 @@ ALIVE, DEAF = "11.0.0.53", "11.0.0.54"
 
 
 class Measured(Inside):
-    """The world with a DNS server that hears and never answers."""
+    """The world with a DNS server that never answers."""
 
     servers = (ALIVE,)
 
@@ -35,7 +35,7 @@ class Measured(Inside):
         run.run("ip", "-n", self.names["internet"], "addr", "add", f"{DEAF}/24", "dev", "eth0")
 
     def content(self):
-        """Nothing is loaded."""
+        """The origin needs no content."""
 
     def rules(self):
         return "api.test\n*.many.test\n"
@@ -49,7 +49,7 @@ class Measured(Inside):
         self.spawn("internet", sys.executable, "-c", program)
 
     def restart(self, *servers):
-        """Outgate anew, with these upstream servers."""
+        """Starts outgate again with these upstream servers."""
         self.stop()
         path = self.path("outgate.toml")
         with open(path) as file:
@@ -60,7 +60,7 @@ class Measured(Inside):
         self.launch()
 
     def measure(self, what, turns=TURNS):
-        """Seconds of each turn."""
+        """Measures each turn, in seconds."""
         done = self.guest(sys.executable, os.path.abspath(__file__), "--inside", what, str(turns))
         return json.loads(run.expect(done))
 
@@ -111,7 +111,7 @@ def until_answer(name, code):
 
 
 def inside(what, turns):
-    """In the guest's namespace: one figure a turn, as JSON."""
+    """Runs in the guest's namespace; prints one figure for each turn, as JSON."""
     unique = f"{time.time_ns():x}"
     ways = {
         "reset": lambda turn: until_reset(),
@@ -124,7 +124,7 @@ def inside(what, turns):
 
 
 def show(label, seconds):
-    """One line of the table."""
+    """Prints one line of the table."""
     ordered = sorted(seconds)
     p99 = statistics.quantiles(ordered, n=100, method="inclusive")[98]
     print(f"{label:52} {len(ordered):4} {statistics.median(ordered) * 1e3:9.2f} {p99 * 1e3:9.2f} {ordered[-1] * 1e3:9.2f}", flush=True)

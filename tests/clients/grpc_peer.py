@@ -1,5 +1,5 @@
-"""gRPC without TLS: grpc_peer.py serve ADDRESS…, or grpc_peer.py call TARGET. Messages are bare bytes, so that
-nothing has to be generated."""
+"""gRPC without TLS: grpc_peer.py serve ADDRESS…, or grpc_peer.py call TARGET. Messages are plain bytes, so that
+no code has to be generated."""
 
 import concurrent.futures
 import sys

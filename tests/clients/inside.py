@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 """Real clients in a guest's namespace, through `https://` proxies: `[listen].proxy_tls`.
 
-inside.py [PATH OF outgate]. As run.py, but the proxy is inside TLS. One outgate wants certificates; the guest's names
-another guest than its address does, and that other one may reach what this one may not and nothing else, so it shows
-which of them counts. A second one wants none, for clients that have none to show. Each client is told of the proxy as
-docs/tls.md says, by the words that stand there. After each of them the origin, the DNS server and the access log are read.
-Needs root. Fetches the packages in node/ once, by npm, into target/clients-node.
+inside.py [PATH OF outgate]. As run.py, but the proxy is inside TLS. One outgate requires client certificates. The guest's certificate
+names another guest than its address does, and only that other one may reach the allowed names, so the results show
+which of them decides. A second outgate requires no certificate, for clients without one. Each client is configured by
+the text of docs/tls.md. After each of them the origin's, the DNS server's and the access log are checked.
+Requires root. Fetches the packages in node/ once, by npm, into target/clients-node.
 """
 
 import itertools
@@ -25,11 +25,11 @@ import run
 from run import ALLOWED, BULK, HERE, ROOT, expect
 
 NAME = "gateway.test"
-# Tells how clients are pointed at a proxy inside TLS.
+# The page that says how clients are configured for a proxy inside TLS.
 PAGE = "docs/tls.md"
 GUEST = "10.42.42.2"
 
-# A way in: its port, the guest that comes by it, and that outgate's files and admin port.
+# A listener: its port, the guest that it identifies, and its outgate's files and admin port.
 Listener = namedtuple("Listener", "port guest name admin")
 CERTIFIED = Listener(3443, "tenant", "outgate", 3190)
 BARE = Listener(3444, "nobody", "bare", 3192)
@@ -62,7 +62,7 @@ class Inside(run.World):
 
     def certificates(self):
         super().certificates()
-        # An authority for each, so that who trusts the wrong one is found out.
+        # An authority for each, so that a client which trusts the wrong one is noticed.
         for authority in ("gateway-ca", "guests-ca", "strange-ca"):
             self.authority(authority)
         self.certify("gateway-ca", "gateway", 90, "serverAuth", NAME)
@@ -131,12 +131,12 @@ class Inside(run.World):
         self.launch(BARE.name, BARE.admin)
 
     def local(self, words, listener):
-        """The page's words with this world's names in them."""
+        """The page's text with this world's names."""
         words = words.replace("gateway.example.com:3443", f"{NAME}:{listener.port}").replace("gateway.example.com", NAME)
         return words.replace("/etc/proxy/", self.path("proxy", ""))
 
     def told(self, client, listener):
-        """What the page's table has for a client."""
+        """The row for a client in the page's table."""
         found = re.findall(rf"^\| {re.escape(client)} \| `([^`]+)` \| (?:yes|no) \|$", page(), re.M)
         assert len(found) == 1, f"{len(found)} lines for {client} in {PAGE}"
         return self.local(found[0], listener)
@@ -145,7 +145,7 @@ class Inside(run.World):
         return shlex.split(self.told(client, listener))
 
     def seen(self, listener):
-        """The lines of the origin's, the DNS server's and the access log."""
+        """The lines of the origin's log, the DNS server's log and the access log."""
         logs = ("http.log", "dns.log", "access.log" if listener is CERTIFIED else "bare-access.log")
         return [lines(self.path(log)) for log in logs]
 
@@ -173,11 +173,11 @@ def lines(path):
 
 
 def through(listener, client, allowed=(80, 443), denied=(80, 443)):
-    """The check that runs a client and then reads what others saw of it.
+    """A check that runs a client and then compares the logs of the others.
 
     `allowed` and `denied` are the ports for which there must be a flow in the access log.
     """
-    # One for each client: outgate takes its time to log what was refused a moment ago.
+    # One for each client, since outgate logs a refusal with a delay.
     evil = f"no{next(NUMBERS)}.evil.test"
 
     def check(world):
@@ -197,7 +197,7 @@ def through(listener, client, allowed=(80, 443), denied=(80, 443)):
             time.sleep(0.05)
         assert {flow["guest"] for flow in flows} == {listener.guest}, f"all by {listener.guest}, and not {flows}"
         assert {flow["source"].split(":")[0] for flow in flows} == {GUEST}, flows
-        assert heard and "evil" not in " ".join(heard), f"the origin heard {heard}"
+        assert heard and "evil" not in " ".join(heard), f"the origin got {heard}"
         assert "evil" not in " ".join(asked), f"DNS was asked for {asked}"
         return note
 
@@ -205,15 +205,15 @@ def through(listener, client, allowed=(80, 443), denied=(80, 443)):
 
 
 def refused(done, *words):
-    """A client must have failed, and said all of `words`."""
+    """A client must have failed, and printed all of `words`."""
     said = (done.stdout + done.stderr).decode("utf-8", "replace")
-    assert done.returncode != 0, f"it was let through: {said[-2000:]}"
+    assert done.returncode != 0, f"it was allowed: {said[-2000:]}"
     missing = [word for word in words if not re.search(word, said)]
     assert not missing, f"nothing of {missing} in: {said[-2000:]}"
 
 
 def not_whitelisted(text, evil):
-    """The answer that outgate gives in HTTP."""
+    """outgate's HTTP answer to a name that is not whitelisted."""
     answer = json.loads(text)
     assert answer["reason"] == "not_whitelisted" and answer["destination"] == f"{evil}:80", answer
     assert "not on the operator's whitelist" in answer["message"], answer
@@ -238,15 +238,15 @@ def curl(world, listener, evil):
     took = time.monotonic() - begin
     refused(world.guest(*words, "--proxytunnel", f"http://{evil}/hello"), "CONNECT tunnel failed, response 403")
     not_whitelisted(expect(world.guest(*words, f"http://{evil}/hello")), evil)
-    # Another name inside the tunnel than the one it was granted for.
+    # Another name inside the tunnel than the one that CONNECT asked for.
     refused(world.guest(*words, "--connect-to", f"{evil}:443:api.test:443", f"https://{evil}/hello"), "alert access denied")
-    # The least that it may be, and no ALPN at all, as clients of long ago.
+    # The oldest version that is accepted, without ALPN, as by old clients.
     expect(world.guest(*words, "--proxy-tlsv1", "--no-alpn", "https://api.test/hello"), '"world"')
     return f"refused in {took * 1000:.0f} ms, curl's own start included"
 
 
 def strangers(world):
-    """Who shows no good certificate is told so by name, is counted, and causes no flow."""
+    """A client without a valid certificate gets the alert for it, is counted, and causes no flow."""
     before = world.seen(CERTIFIED)
     words = curl_of(world, CERTIFIED)
 
@@ -268,13 +268,13 @@ def strangers(world):
         while world.metric(CERTIFIED, "tls_handshakes_refused_total", listener="proxy_tls", reason=reason) < count + 2:
             assert time.monotonic() < deadline, f"{reason} is not counted"
             time.sleep(0.05)
-    # Who forgets the s is told in clear.
+    # A client that uses http:// for the proxy gets an answer in clear.
     clear = [word.replace("https://", "http://") for word in words]
     answer = json.loads(expect(world.guest(*clear, "http://api.test/hello")))
     assert "write the proxy as https://" in answer["message"], answer
     heard, asked, flows = (log[len(old):] for log, old in zip(world.seen(CERTIFIED), before, strict=True))
     assert not heard and not asked, f"the origin heard {heard}, DNS was asked for {asked}"
-    # Of evil names there may be more: refusals that the check before has caused.
+    # There may be more refusals of evil names, which the previous check has caused.
     assert "api.test" not in " ".join(flows), flows
 
 
@@ -307,7 +307,7 @@ def apt(world, listener, evil):
             "Dir::State": f"{folder}/state", "Dir::State::status": f"{folder}/status", "Dir::Cache": f"{folder}/cache",
             "Dir::Etc": f"{folder}/etc", "APT::Sandbox::User": "root", "Acquire::Languages": "none",
             "Acquire::https::CaInfo": world.path("ca.crt"), "Acquire::https::Proxy": f"https://{NAME}:{listener.port}",
-            # apt does not look whether its outer TLS still holds what its inner TLS waits for: where two records
+            # apt does not check whether its outer TLS has buffered what its inner TLS waits for: where two records
             # of the inner one arrive in one of the outer one, it waits until this is over and asks again.
             "Acquire::https::Timeout": "2", "Acquire::Retries": "3" if "evil" not in source else "0",
         }
@@ -328,7 +328,7 @@ def apt(world, listener, evil):
     assert run.file_digest(f"{folder}/{package}") == run.file_digest(world.path("www", "deb.test", package))
 
 
-# Where these name a file, requests and pip take it instead of the one they are told of.
+# If these name a file, requests and pip use it instead of the configured one.
 NO_BUNDLE = {"REQUESTS_CA_BUNDLE": "", "CURL_CA_BUNDLE": ""}
 
 
@@ -350,7 +350,7 @@ def pip(world, listener, evil):
     refused(done, "Tunnel connection failed: 403 Forbidden", "No matching distribution")
 
 
-# What pip ships, so that no registry is needed, and what is installed besides.
+# The copy in pip, which requires no registry, and the installed one.
 LIBRARIES = ("pip._vendor.requests", "requests")
 # With `session`, and a name that is refused as argument.
 REQUESTS = """
@@ -374,13 +374,13 @@ def installed(library):
 
 
 def each_library(world, program, evil, **more):
-    """Runs it with each `requests` there is, and says which."""
+    """Runs the script with each available `requests`, and gives their versions."""
     found = [library for library in LIBRARIES if installed(library)]
-    assert found, "neither pip's requests nor another is there"
+    assert found, "no requests is available, not even pip's"
     for library in found:
         source = "from pip._vendor " if "pip" in library else ""
         imports = f"import ssl, sys\n{source}import requests, urllib3\n"
-        # On the way to http:// requests warns that it does not look at the proxy's certificate.
+        # For http:// URLs requests warns that it does not check the proxy's certificate.
         done = world.guest(sys.executable, "-W", "ignore", "-c", imports + program, evil, **more)
         expect(done, "refused as it should be")
     return " and ".join(found)
@@ -445,7 +445,7 @@ def node_modules():
     with tempfile.TemporaryDirectory(dir=os.path.dirname(cache)) as folder:
         new = os.path.join(folder, "new")
         shutil.copytree(wanted, new)
-        # What arrives is held to the digests in the lock file, and nothing in it is run.
+        # npm checks the digests of the lock file, and runs no scripts.
         done = subprocess.run(
             ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"], cwd=new, check=False, capture_output=True, text=True, timeout=120,
         )
@@ -457,7 +457,7 @@ def node_modules():
 
 
 def agent(client, *urls):
-    """Fetches all of `urls` by the page's agent; those with EVIL in them must be refused."""
+    """Fetches all `urls` by the page's agent; those that contain EVIL must be refused."""
     def fetch(world, listener, evil):
         modules, missing = node_modules()
         if missing:
@@ -469,7 +469,7 @@ def agent(client, *urls):
         assert [answer["url"] for answer in answers] == asked, answers
         for answer in answers:
             if evil in answer["url"]:
-                # undici makes a tunnel for http:// too, and an error of what is no tunnel.
+                # undici uses a tunnel for http:// too, and raises an error if it gets none.
                 said = answer.get("error", "") + answer.get("body", "")
                 assert answer.get("status") == 403 and "not_whitelisted" in said or "Proxy response (403)" in said, answer
             elif answer["url"].startswith("wss:"):
@@ -485,7 +485,7 @@ PAGES = ("https://api.test/hello", "http://api.test/hello", "https://EVIL/", "ht
 
 
 def trust(world):
-    """What Chromium trusts and shows: NSS's database, by the page's commands. False where they are not there."""
+    """Puts authority and certificate into NSS's database for Chromium, by the page's commands. False if they are not installed."""
     if shutil.which("certutil") is None or shutil.which("pk12util") is None:
         return False
     folder = world.path("home", ".pki", "nssdb", "x")[:-2]
@@ -533,7 +533,7 @@ def all_by_certificate(world):
         assert world.metric(listener, "guest_connections_total", guest=listener.guest, verdict="allowed") > 0, listener
     for guest in ("elsewhere", "other"):
         for verdict in ("allowed", "denied"):
-            assert world.metric(CERTIFIED, "guest_connections_total", guest=guest, verdict=verdict) == 0, "the address beat the certificate"
+            assert world.metric(CERTIFIED, "guest_connections_total", guest=guest, verdict=verdict) == 0, "the address was used and not the certificate"
 
 
 CLIENTS = [

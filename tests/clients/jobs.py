@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Heavy jobs of honest guests, by the proxy and transparently: no limit of the built-in defaults refuses anything.
+"""Heavy jobs of honest guests, through the proxy and transparently: no built-in limit refuses anything.
 
-jobs.py [--full] [--figures] [--only JOB] [PATH OF outgate]. The network of transparent.py with a neighbour. A client's
-exit status and the digests of what came decide, then that neither outgate's log nor its metrics know of a refusal by a
-limit, and that the neighbour was served meanwhile. Beside each job stands what the guest asked for at the most, as it
-was seen on its wire, in outgate's log and at the DNS server. --figures lifts the limits, so that it shows what the job
-would have, and prints a table for docs/limits.md. --full has the jobs several times as large. Needs root.
+jobs.py [--full] [--figures] [--only JOB] [PATH OF outgate]. The network of transparent.py with a neighbour. Checked are a
+client's exit status, the digests of its downloads, that neither outgate's log nor its metrics show a refusal by a
+limit, and that the neighbour was served meanwhile. The output shows the most that the guest asked for, as seen on its
+wire, in outgate's log and at the DNS server. --figures removes the limits, to show what the job would use without
+them, and prints a table for docs/limits.md. --full makes the jobs several times as large. Requires root.
 """
 
 import argparse
@@ -45,9 +45,9 @@ GIT = [f"git{number}.test" for number in range(13)]
 DOWN = [f"down{number}.test" for number in range(5)]
 LAYERS, RESOURCES, DOWN_SIZE = 20, 200, 20 << 20
 WORKERS, RAY_WORKERS = 64, 32
-# What nobody but the neighbour fetches.
+# Fetched by the neighbour alone.
 NEIGHBOURS = "next.test"
-# The example of the article on Ray: words that each lie at an address made of their own digest.
+# The example of the article on Ray: words, each at a URL made of its own digest.
 IPFS = "ipfs.io"
 WORDS = ["R", "a", "y", " on ", "G", "o", "l", "e", "m", " ", "rocks", "!"]
 RAY = [IPFS, "dl.dropboxusercontent.com", "pypi.dev.golem.network", "registry.golem.network"]
@@ -94,7 +94,7 @@ class Both(Inside):
         )
 
     def put(self, host, path, content):
-        """Content for the origin; its digest."""
+        """Writes content for the origin; gives its digest."""
         with open(self.path("www", host, *path.split("/")), "wb") as file:
             file.write(content)
         return hashlib.sha256(content).hexdigest()
@@ -130,7 +130,7 @@ class Jobs(Both):
 
     def marks(self):
         sizes = {file: os.path.getsize(self.path(file)) if os.path.exists(self.path(file)) else 0 for file in LOGS}
-        # The log has whole milliseconds.
+        # The log's times are in milliseconds.
         return sizes | {"time": time.time() - 0.001}
 
 
@@ -247,7 +247,7 @@ def repositories(world):
 
 
 def repository(world, host, parts):
-    """One with three commits and with `parts` as submodules; its last commit, and the digest of its file."""
+    """A repository with three commits and with `parts` as submodules; gives its last commit, and the digest of its file."""
     work = world.path("work", host, "x")[:-2]
     git = ["git", "-C", work, "-c", "user.name=t", "-c", "user.email=t@example.com", "-c", "init.defaultBranch=main"]
     run.run(*git, "init", "-q")
@@ -284,7 +284,7 @@ CONTENT = {"pip": wheels, "npm": modules, "apt": debs, "docker": image, "Chromiu
 
 
 def workers(world):
-    """Each fetch by its own look-up and connection, three of four without TLS."""
+    """Each fetch has its own look-up and connection, three of four without TLS."""
     tls, = [page for page in world.pages if "api.test" in page[0]]
     plain = [tls[0].replace("https", "http"), tls[1]]
     return crowd(world, WORKERS, world.size.turns, [plain, plain, plain, tls])
@@ -306,7 +306,7 @@ def crowd(world, number, turns, urls, **more):
 
 
 def finish(process):
-    """What it wrote to stdout and stderr; it is gone in any case."""
+    """Gives the process's stdout and stderr; it has ended in any case."""
     try:
         return process.communicate(timeout=run.PATIENCE)
     finally:
@@ -324,7 +324,7 @@ def pip(world):
 
 
 def same(world, folder, prefix, number):
-    """All files that there are to be are there, with what was put into them."""
+    """Asserts that exactly the wanted files exist, with the right content."""
     wanted = {path: digest for path, digest in world.digests.items() if path.startswith(prefix)}
     assert len(wanted) == number, f"{len(wanted)} files"
     for path, digest in wanted.items():
@@ -355,7 +355,7 @@ def apt(world):
 
 
 def absent(program):
-    """What to say of a client that is not there; in CI that is a failure."""
+    """The note for a client that is not installed; in CI that is a failure."""
     if shutil.which(program):
         return None
     assert os.environ.get("CI") != "true", f"{program} is not installed"
@@ -363,7 +363,7 @@ def absent(program):
 
 
 def docker(world):
-    """skopeo asks for a token, the manifest and blobs as docker does, six blobs at once where docker takes three."""
+    """skopeo asks for a token, the manifest and blobs as docker does, but for six blobs at once and not three."""
     if missing := absent("skopeo"):
         return missing
     target = world.path(world.listener, "image", "x")[:-2]
@@ -428,13 +428,13 @@ HEADS = Peaks("open at once", "new connections", "requests", "DNS queries", "nam
 
 
 def busiest(times):
-    """The most that fell within one second, whenever that began."""
+    """The most events within any one second."""
     times = sorted(times)
     return max((bisect.bisect_left(times, begin + 1) - at for at, begin in enumerate(times)), default=0)
 
 
 def most_names(asked):
-    """The most different names within one second; `asked` are times and names."""
+    """The most different names within any one second; `asked` are times and names."""
     most, within, counts = 0, collections.deque(), collections.Counter()
     for moment, name in sorted(asked):
         within.append((moment, name))
@@ -453,8 +453,8 @@ def peaks(world, marks):
         if what == "dns":
             queries.append(float(moment))
             continue
-        way, *ends = rest
-        key = tuple(ends)
+        way, *addresses = rest
+        key = tuple(addresses)
         if what == "syn" and key not in live:
             live[key] = set()
             begun.append(float(moment))
@@ -467,27 +467,27 @@ def peaks(world, marks):
         most = max(most, len(live))
     asked = [line.split() for line in world.lines("dns.log", marks["dns.log"])]
     upstream = [(float(moment), name) for moment, name in asked if name != NEIGHBOURS]
-    # Plain HTTP alone, for what is inside TLS outgate does not see.
+    # Plain HTTP alone, because outgate does not see inside TLS.
     requests = [datetime.fromisoformat(flow["ts"]).timestamp() for flow in flows(world, marks) if flow["evidence"] == "host"]
     return Peaks(most, busiest(begun), busiest(requests), busiest(queries), most_names(upstream), len({name for _, name in upstream}))
 
 
 def flows(world, marks):
-    """The guest's lines in the access log; what is told with a delay, of before, is none of them."""
+    """The guest's lines in the access log, without summaries of earlier refusals."""
     lines = [json.loads(line) for line in world.lines("access.log", marks["access.log"])]
     mine = [flow for flow in lines if flow["source"] and flow["source"].startswith(f"{GUEST}:")]
     return [flow for flow in mine if datetime.fromisoformat(flow["ts"]).timestamp() >= marks["time"]]
 
 
 def reached(world, outcome):
-    """How often a limit was reached with that outcome, `paced` or `refused`, by its key; of both guests."""
+    """How often each limit was reached with that outcome, `paced` or `refused`, by both guests."""
     found = re.findall(rf'^outgate_limit_reached_total{{limit="(\w+)",outcome="{outcome}"}} (\d+)', world.metrics(), re.M)
     assert found, "the metric has another name"
     return +collections.Counter({limit: int(number) for limit, number in found})
 
 
 def refused_by_limits(world):
-    """How often, by reason, as the metrics have it; of both guests."""
+    """How often both guests were refused by a limit, by reason, from the metrics."""
     found = re.findall(r'^outgate_(connections|dns_queries)_total\{[^}]*reason="(limit_\w+)"[^}]*\} (\d+)', world.metrics(), re.M)
     counts = reached(world, "refused")
     for what, reason, number in found:
@@ -496,7 +496,7 @@ def refused_by_limits(world):
 
 
 def attempt(world, job):
-    """One job: what is wrong, what it says of itself, its peaks, and how long it took."""
+    """Runs one job; gives what is wrong, its own note, its peaks, and how long it took."""
     marks, before, paced = world.marks(), refused_by_limits(world), reached(world, "paced")
     end = world.path(f"end-{time.monotonic_ns()}")
     neighbour = world.crowd("neighbour", workers=1, per_second=4, urls=world.others, until=end)
@@ -511,7 +511,7 @@ def attempt(world, job):
         with open(end, "w"):
             out, errors = finish(neighbour)
     served = json.loads(out) if out else {"failures": errors.decode()[-2000:]}
-    # Until what has ended is in the log.
+    # Until the ended flows are in the log.
     time.sleep(0.5)
     counts = refused_by_limits(world) - before
     if counts:
@@ -520,7 +520,7 @@ def attempt(world, job):
     by_limit = [flow for flow in seen if flow["reason"].startswith("limit_")]
     if by_limit:
         problems.append(f"in the log: {by_limit[0]}")
-    # Browsers ask DNS for things of their own even where they have a proxy.
+    # Browsers ask DNS for names of their own even if they use a proxy.
     if strange := {flow["listener"] for flow in seen} - {world.listener, "dns"}:
         problems.append(f"came by {strange}")
     if served["failures"]:
@@ -538,7 +538,7 @@ def run_each(world, wanted):
     done, failed = [], 0
     for listener in LISTENERS:
         if listener == "transparent":
-            # A resolver that knows nothing yet.
+            # A resolver with an empty cache.
             world.stop()
             world.launch()
         for name in wanted:
@@ -550,7 +550,7 @@ def run_each(world, wanted):
 
 
 def slowed_down(world):
-    """The workers where rates are so low that they reach them on any machine: they wait, and nothing is refused."""
+    """Runs the workers with rates that are so low that any machine reaches them: they wait, and nothing is refused."""
     world.stop()
     with open(world.path("outgate.toml"), "a") as file:
         file.write(LOW_LIMITS)
@@ -566,7 +566,7 @@ def slowed_down(world):
 
 
 def show(world, name, listener, job):
-    """Runs a job through a listener, and prints what became of it."""
+    """Runs a job through a listener, and prints the result."""
     world.listener, world.proxied = listener, listener == "proxy"
     problems, note, most, took = attempt(world, job)
     verdict = "FAILED" if problems else "skipped" if note and note.startswith("this ") else "ok"
@@ -574,7 +574,7 @@ def show(world, name, listener, job):
     print(f"{name:32} {listener:12} {verdict:8} {took:6.1f} s  {figures}{f'; {note}' if note else ''}", flush=True)
     for problem in problems:
         print(f"    {problem}", flush=True)
-    # So that no job pays for what the one before it has used up.
+    # So that a job does not start with limits that the one before it has used up.
     time.sleep(1)
     return verdict, most
 
@@ -592,7 +592,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     wanted = [name for name in JOBS if given.only is None or given.only in name]
     if not wanted:
-        parser.error(f"no job is called so; there are: {', '.join(JOBS)}")
+        parser.error(f"no job has this name; there are: {', '.join(JOBS)}")
     settings = "[limits]\n" + "".join(f"{key} = 0\n" for key in NO_LIMITS) if given.figures else ""
     with Jobs(given.outgate, FULL if given.full else QUICK, settings, wanted) as world:
         done, failed = run_each(world, wanted)

@@ -41,7 +41,7 @@ def serve_dns(log):
             labels.append(query[at + 1 : at + 1 + query[at]].decode("ascii", "replace"))
             at += 1 + query[at]
         kind = struct.unpack("!H", query[at + 1 : at + 3])[0]
-        # The root is outgate's own question whether the server is there.
+        # outgate asks for the root to find out whether the server answers.
         if labels:
             log.write(".".join(labels).lower())
         question = query[12 : at + 5]
@@ -193,7 +193,7 @@ class Server(socketserver.ThreadingMixIn, http.server.HTTPServer):
         self.www, self.log, self.context = os.path.join(directory, "www"), log, context
 
     def finish_request(self, request, client_address):
-        # In the connection's own thread: a slow handshake holds up nobody else.
+        # In the connection's own thread, so a slow handshake delays no other connection.
         if self.context:
             request = self.context.wrap_socket(request, server_side=True)
         super().finish_request(request, client_address)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A real Prometheus scrapes `[listen].admin_tls`, which wants a certificate of its clients.
+"""A real Prometheus scrapes `[listen].admin_tls`, which requires client certificates.
 
-prometheus.py [PATH OF outgate]. Needs no root. Takes the prometheus and promtool that are installed, else
-those in Debian's package, which is fetched once, into target/prometheus, and unpacked there. Everything is
-on loopback. The job that must work is the example of docs/tls.md with other paths; those beside it each have
-one thing wrong. The rules of packaging/ are loaded twice: as they are, and with every `for:` cut to a
-second, so that what waits a quarter of an hour is seen to fire. Their own times are tested by
+prometheus.py [PATH OF outgate]. Does not require root. Uses the installed prometheus and promtool, or
+those of Debian's package, which is fetched once, into target/prometheus, and unpacked there. Everything is
+on loopback. The job that must work is the example of docs/tls.md with other paths; the other jobs each have
+one mistake. The rules of packaging/ are loaded twice: as they are, and with every `for:` shortened to a
+second, so that an alert which waits a quarter of an hour is seen to fire. Their own times are tested by
 tests/data/prometheus-rules-test.yml.
 """
 
@@ -33,14 +33,14 @@ RULES = os.path.join(ROOT, "packaging", "prometheus-rules.yml")
 RULE_TESTS = os.path.join(ROOT, "tests", "data", "prometheus-rules-test.yml")
 # Between two scrapes of a target, and two evaluations of the rules.
 INTERVAL = "1s"
-# How long what follows from a scrape may take, in seconds.
+# How long the effect of a scrape may take, in seconds.
 PATIENCE = 30
 # The same for the first one: Prometheus lets targets wait five seconds, some versions twice.
 FIRST = 45
 
 
 class Missing(Exception):
-    """There is no Prometheus, and what to do about it."""
+    """Prometheus is not available; the text says what to do."""
 
 
 def programs():
@@ -64,11 +64,11 @@ def programs():
 def fetch(cache):
     os.makedirs(os.path.dirname(cache), exist_ok=True)
     with tempfile.TemporaryDirectory(dir=os.path.dirname(cache)) as folder:
-        # apt gives up root for a user who may not write here.
+        # apt becomes another user, who may not write here.
         download = ["apt-get", "-o", "APT::Sandbox::User=root", "-q", "download", "prometheus"]
         steps = [download]
         if os.geteuid() == 0:
-            # A new machine has no lists of packages, an old one lists of packages that are gone.
+            # A new machine has no package lists, and an old one has outdated lists.
             steps += [["apt-get", "-q", "update"], download]
         said = ""
         for step in steps:
@@ -90,16 +90,16 @@ def fetch(cache):
 
 
 class Scraped(run.World):
-    """outgate and Prometheus on loopback, with the certificates of both; gone at the end of `with`."""
+    """outgate and Prometheus on loopback, with the certificates of both. All are removed at the end of `with`."""
 
     def __init__(self, outgate):
         super().__init__(outgate)
         # No namespaces.
         self.names = {}
         self.programs = programs()
-        # By the monotonic clock: when Prometheus was started, and first let the second certificate pass.
+        # By the monotonic clock: when Prometheus was started, and when it first accepted the second certificate.
         self.begun_at = self.renewed_at = 0.0
-        # All at once, or the kernel might give one of them twice.
+        # All at the same time, or the kernel might give one of them twice.
         held = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]
         self.proxy, self.admin, self.web = ("127.0.0.1:%d" % listener.getsockname()[1] for listener in held)
         for listener in held:
@@ -116,9 +116,9 @@ class Scraped(run.World):
     def certificates(self):
         self.authority("ca")
         self.authority("strange")
-        # Ends within the week that OutgateCertificateEnds looks at.
+        # Expires within the week of OutgateCertificateEnds.
         self.certify("ca", "outgate", 3, "serverAuth", NAME)
-        # Ready, so that one rename follows the other.
+        # Made beforehand, so that one rename follows the other at once.
         self.certify("ca", "renewed", 90, "serverAuth", NAME, NEW_NAME)
         self.certify("ca", "client", 3, "clientAuth", "prometheus.test")
         self.certify("strange", "stranger", 3, "clientAuth", "prometheus.test")
@@ -147,7 +147,7 @@ class Scraped(run.World):
         with open(RULES) as file:
             text = file.read()
         hasty, waits = re.subn(r"(?m)^( *for:) \d+m$", r"\1 1s", text)
-        # The label keeps its series apart from those of the rules as they are.
+        # The label separates its series from those of the unchanged rules.
         hasty, labels = re.subn(r"(?m)^( *labels: \{)", r'\1hasty: "yes", ', hasty)
         assert waits >= 10 and labels == text.count("- alert:"), f"{RULES} is not written as it was"
         with open(self.path("hasty.yml"), "w") as file:
@@ -156,7 +156,7 @@ class Scraped(run.World):
             file.write(self.scraping())
 
     def scraping(self):
-        """prometheus.yml: the job of docs/tls.md, and those that have something wrong."""
+        """prometheus.yml: the job of docs/tls.md, and those with a mistake."""
         with open(os.path.join(ROOT, "docs", "tls.md")) as file:
             examples = re.findall(r"```yaml\n(scrape_configs:\n.*?)```", file.read(), re.S)
         assert len(examples) == 1, f"{len(examples)} examples of scrape_configs in docs/tls.md"
@@ -216,7 +216,7 @@ class Scraped(run.World):
             return file.read()[-4000:]
 
     def scrape(self, path):
-        """What Prometheus would get, by curl."""
+        """Scrapes by curl, as Prometheus does."""
         return subprocess.run(
             ["curl", "-sSf", "-m", "10", "--noproxy", "*", "--cacert", self.path("ca.crt"), "--cert", self.path("client.crt"),
              "--key", self.path("client.key"), "--connect-to", f"::{self.admin}", f"https://{NAME}{path}"],
@@ -230,7 +230,7 @@ class Scraped(run.World):
             return False
 
     def get(self, path):
-        # A proxy of this machine's is none for loopback.
+        # Not through a proxy that this machine may be configured for.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with opener.open(f"http://{self.web}{path}", timeout=10) as response:
             return response.read()
@@ -241,7 +241,7 @@ class Scraped(run.World):
         return answer["data"]
 
     def query(self, expression, moment=None):
-        """The one value of an expression, or None; now or at a time in seconds since 1970."""
+        """The single value of an expression, or None, now or at a time in seconds since 1970."""
         found = self.api("query", query=expression, **({} if moment is None else {"time": moment}))["result"]
         assert len(found) <= 1, f"{expression}: {found}"
         return float(found[0]["value"][1]) if found else None
@@ -251,7 +251,7 @@ class Scraped(run.World):
         return {target["labels"]["job"]: target for target in self.api("targets", state="active")["activeTargets"]}
 
     def alert(self, name):
-        """In which states an alert on the job `outgate` is: by the rules as they are, and by the hasty ones."""
+        """The states of an alert on the job `outgate`: by the unchanged rules, and by those with a short `for:`."""
         states = []
         for group in sorted(self.api("rules", type="alert")["groups"], key=lambda group: group["file"] != RULES):
             alerts = [one for rule in group["rules"] if rule["name"] == name for one in rule["alerts"]]
@@ -266,7 +266,7 @@ class Scraped(run.World):
 
 
 def eventually(what, look, patience=PATIENCE, else_say=lambda: "nothing else is known"):
-    """What `look` sees as soon as it is true; `else_say` tells what there is instead."""
+    """The result of `look` as soon as it is true. `else_say` describes the state if that does not happen in time."""
     deadline = time.monotonic() + patience
     while not (seen := look()):
         assert time.monotonic() < deadline, f"{what}: not within {patience} s; {else_say()}"
@@ -288,7 +288,7 @@ def await_alert(world, name, shipped, hasty):
 
 
 def expires(world, file):
-    """When a certificate ends, by openssl."""
+    """When a certificate expires, by openssl."""
     end = run.run("openssl", "x509", "-noout", "-enddate", "-in", world.path(file)).strip().removeprefix("notAfter=")
     return ssl.cert_time_to_seconds(end)
 
@@ -308,11 +308,11 @@ def scraped_with_a_certificate(world):
     version = run.run(world.outgate, "--version").split()[1]
     eventually("the version", lambda: world.query(f'outgate_build_info{{job="outgate",version="{version}"}}') == 1)
     shown = world.query('outgate_tls_certificate_expiry_timestamp_seconds{job="outgate"}')
-    assert shown == expires(world, "outgate.crt"), f"the certificate ends {expires(world, 'outgate.crt')}, and not {shown}"
+    assert shown == expires(world, "outgate.crt"), f"the certificate expires {expires(world, 'outgate.crt')}, and not {shown}"
     assert world.query('outgate_tls_last_reload_successful{job="outgate"}') == 1
 
 
-# Job to what Prometheus says of it, and outgate.
+# By job: the error of Prometheus, and outgate's reason.
 WRONG = {
     "bare": (r"tls: certificate required|tls: bad certificate", "no_client_certificate"),
     "stranger": (r"tls: unknown certificate authority|tls: bad certificate", "client_certificate_untrusted"),
@@ -325,14 +325,14 @@ WRONG = {
 def everybody_else_is_refused(world):
     for job, (words, reason) in WRONG.items():
         await_health(world, job, "down")
-        # A scrape may run out of time besides, on a machine that has much to do.
+        # On a busy machine a scrape may also time out.
         eventually(f"{job} is down with {words!r}", lambda: re.search(words, await_health(world, job, "down")),
                    else_say=lambda: f"it is with {await_health(world, job, 'down')!r}")
         eventually(f"{reason} is counted", lambda: refused(world, reason) > 0)
 
 
 def metrics_are_well_formed(world):
-    # After the refusals: no series of theirs is there before.
+    # After the refusals, since their series do not exist before.
     scraped = world.scrape("/metrics")
     assert "# TYPE outgate_tls_handshakes_refused_total counter" in expect(scraped)
     done = world.promtool("check", "metrics", input=scraped.stdout)
@@ -369,24 +369,24 @@ def a_bad_pair_is_told(world):
     os.rename(world.path("bad.key"), world.path("outgate.key"))
     await_alert(world, "OutgateCertificateInvalid", "pending", "firing")
     assert world.query('outgate_tls_last_reload_successful{job="outgate"}') == 0
-    assert world.targets()["renewed"]["health"] == "up", "the pair before is in use"
+    assert world.targets()["renewed"]["health"] == "up", "the previous pair is in use"
 
 
 def refusals_are_counted(world):
-    """As many of that reason as both have tried."""
+    """Each attempt of both jobs is counted under that reason."""
     reasons = ("no_client_certificate", "client_certificate_untrusted")
     series = [f'outgate_tls_handshakes_refused_total{{job="outgate",reason="{reason}"}}' for reason in reasons]
 
     def both():
-        # When outgate was scraped last, which the others are not at the same moment.
+        # The time of the last scrape of outgate. The other jobs are scraped at other times.
         moment = (world.query(f"timestamp({series[0]})") or 0) + 0.001
         tried = [world.query(f'count_over_time(up{{job="{job}"}}[5m])', moment) or 0 for job in ("bare", "stranger")]
         return (sum(tried), sum(world.query(one, moment) or 0 for one in series)) if min(tried) >= 8 else None
 
     let_in = world.query('max(max_over_time(up{job=~"bare|stranger|distrusting|plain"}[5m]))')
-    assert let_in == 0, "somebody was let in"
+    assert let_in == 0, "a client without a valid certificate was accepted"
     tried, counted = eventually("both try", both)
-    # Each may have been on its way.
+    # One attempt of each may be in progress.
     assert abs(tried - counted) <= 2, f"{tried:.0f} came without a certificate of the authority, {counted:.0f} are counted"
     return f"{counted:.0f} by outgate, {tried:.0f} by Prometheus"
 
@@ -411,7 +411,7 @@ def rules_are_evaluated(world):
         assert [rule["name"] for rule in group["rules"]] == wanted, group
         for rule in group["rules"]:
             assert rule["health"] == "ok" and not rule.get("lastError"), rule
-    # Samples that it could not take, series that are there twice.
+    # Samples that Prometheus rejected, and duplicate series.
     complaints = re.findall(r"(?i)^.*level=(?:warn|error).*(?:rule|scrape) manager.*$", world.said("prometheus"), re.M)
     assert not complaints, complaints
     return f"{len(wanted)} rules"

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Real clients in a guest's namespace reach allowed names through outgate, and nothing else.
 
-run.py [PATH OF outgate]. Needs root. Builds three namespaces (guest, gateway, internet), an origin and
+run.py [PATH OF outgate]. Requires root. Builds three namespaces (guest, gateway, internet), an origin and
 a DNS server (origin.py) and a certificate authority; runs each client; prints a table; checks by the
 origin's and the DNS server's logs that only allowed names were asked for. Exits 1 if anything failed.
 OUTGATE_BULK_MIB (default 64) is the size of the large transfers; 1024 for a full run.
@@ -27,7 +27,7 @@ PROXY = "10.42.42.1:3128"
 ALLOWED = ["api.test", "index.test", "files.test", "git.test", "deb.test"]
 # gRPC in clear passes by the first and not by the second, which holds names to the host.
 CLEAR = "tcp://api.test:50051\napi.test:50052\n"
-# What is fetched from the registry once, into target/clients-python, and held to these versions.
+# Fetched from the registry once, in these versions, into target/clients-python.
 LIBRARIES = ["aiohttp==3.14.5", "grpcio==1.85.3"]
 PATIENCE = 300
 
@@ -37,13 +37,13 @@ def run(*command, **options):
 
 
 class World:
-    """The namespaces, the origin and outgate; everything is gone at the end of `with`."""
+    """The namespaces, the origin and outgate. All are removed at the end of `with`."""
 
-    # Do the guest's clients know of the proxy?
+    # Whether the guest's clients are configured for the proxy.
     proxied = True
-    # The names of the origin's certificate, evil.test aside.
+    # The names of the origin's certificate besides evil.test.
     allowed = ALLOWED
-    # What plays the internet.
+    # The program that serves as the internet.
     origin = "origin.py"
 
     def __init__(self, outgate):
@@ -211,7 +211,7 @@ class World:
         raise RuntimeError("outgate does not get ready: " + open(self.path(f"{name}.err")).read())
 
     def prepare(self):
-        """What comes between the configuration and the daemon."""
+        """Runs after the configuration is written and before the daemon starts."""
 
     def listeners(self):
         return f'proxy = ["{PROXY}"]'
@@ -254,7 +254,7 @@ class World:
         return environment | more
 
     def metrics(self):
-        """The daemon's own count, as text."""
+        """The daemon's metrics, as text."""
         return expect(subprocess.run(
             ["ip", "netns", "exec", self.names["gateway"], "curl", "-sf", "http://127.0.0.1:3190/metrics"],
             check=False, capture_output=True, env={"PATH": os.environ["PATH"]},
@@ -267,7 +267,7 @@ def file_digest(path):
 
 
 def expect(done, text=None):
-    """The output of a client that must have succeeded (and said `text`)."""
+    """The output of a client that must have succeeded (and printed `text`)."""
     output = (done.stdout + done.stderr).decode("utf-8", "replace")
     assert done.returncode == 0, f"exit {done.returncode}: {output[-2000:]}"
     assert text is None or text in output, f"no {text!r} in: {output[-2000:]}"
@@ -294,7 +294,7 @@ def curl_refused(world):
     done = world.guest("curl", "-sS", "--connect-to", "api.test:443:evil.test:443", "https://api.test/hello")
     assert done.returncode != 0, done
     done = world.guest("curl", "-sS", "-m", "3", "--noproxy", "*", "--resolve", "api.test:443:11.0.0.10", "https://api.test/hello")
-    assert done.returncode != 0, "past the proxy there must be no way"
+    assert done.returncode != 0, "no connection may bypass the proxy"
 
 
 def wget(world):
@@ -360,7 +360,7 @@ def node_fetch(world):
 
 
 def apt_flags(world, base, *sources):
-    """Options by which apt-get keeps to a folder and to these sources."""
+    """Options by which apt-get uses only this folder and these sources."""
     for folder in ("state/lists/partial", "cache/archives/partial", "etc/apt.conf.d", "etc/preferences.d", "etc/sources.list.d"):
         os.makedirs(os.path.join(base, folder))
     with open(os.path.join(base, "etc/sources.list"), "w") as file:
@@ -457,7 +457,7 @@ def grpc_in_clear(world, folder):
     server = world.spawn(
         "internet", sys.executable, script, "serve", *addresses, stdout=subprocess.PIPE, env=os.environ | {"PYTHONPATH": folder},
     )
-    # The daemon is the last that is started, and ended first where that is tried.
+    # The daemon is started last, and is ended first by the check that ends it.
     world.processes.insert(0, world.processes.pop())
     assert server.stdout.readline() == b"ready\n", "the server did not start"
     call = lambda port: world.guest(sys.executable, script, "call", f"api.test:{port}", PYTHONPATH=folder)
@@ -465,7 +465,7 @@ def grpc_in_clear(world, folder):
     begin = time.monotonic()
     # UNAVAILABLE or, where the whole answer was read before the connection's end, UNKNOWN.
     expect(call(50052), "failed: StatusCode.UN")
-    assert time.monotonic() - begin < 15, "a refusal must not be taken for something to try again"
+    assert time.monotonic() - begin < 15, "a refusal must not look like an error that can be retried"
     for _ in range(100):
         with open(world.path("access.log")) as log:
             if '"reason":"h2c"' in log.read():
@@ -475,7 +475,7 @@ def grpc_in_clear(world, folder):
 
 
 def bulk(scheme, options=lambda world: ()):
-    """Both ways by curl, with what `options` makes of the world as further arguments."""
+    """Transfers in both directions by curl; `options(world)` gives further arguments."""
     def transfer(world):
         sys.path.insert(0, HERE)
         from origin import BLOCK
@@ -490,11 +490,11 @@ def bulk(scheme, options=lambda world: ()):
         curl = ["curl", "-sS", "--fail", *options(world)]
         expect(world.guest(*curl, "-o", path + ".down", f"{scheme}://api.test/down/{BULK}"))
         middle = time.monotonic()
-        assert file_digest(path + ".down") == digest.hexdigest(), "what came down differs"
+        assert file_digest(path + ".down") == digest.hexdigest(), "the download differs"
         os.remove(path + ".down")
         up = time.monotonic()
         output = expect(world.guest(*curl, "-T", path, f"{scheme}://api.test/up"))
-        assert output == f"{BULK << 20} {digest.hexdigest()}", f"what went up differs: {output}"
+        assert output == f"{BULK << 20} {digest.hexdigest()}", f"the upload differs: {output}"
         return f"{BULK / (middle - begin):.0f} MiB/s down, {BULK / (time.monotonic() - up):.0f} up"
 
     return transfer

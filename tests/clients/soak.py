@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Two guests at work for a while, through both listeners, while lists and signals come: nothing fails, nothing grows.
+"""Two guests work through both listeners during list changes and signals: nothing fails, nothing grows.
 
 soak.py [--seconds N] [PATH OF outgate]. The network of jobs.py. Each guest has four workers that use the proxy and four
-that know of none; these look a name up ten times a second each, as resolvers without a cache do, and fetch by another
-look-up and a connection of their own. Meanwhile a list changes every second and a SIGHUP comes every three. Judged: each
-look-up and each fetch came to what it should; no refusal by a limit in log or metrics; memory and descriptors of the
-last third are those of the first. Needs root. N is 60 unless it says otherwise; 900 for a full run.
+without a proxy setting. The latter look a name up ten times a second each, as resolvers without a cache do, and each
+fetch has another look-up and a new connection. Meanwhile a list changes every second, and a SIGHUP is sent every three.
+Checked: each look-up and each fetch has the right result; log and metrics show no refusal by a limit; memory and
+descriptors of the last third equal those of the first. Requires root. N is 60 by default; 900 for a full run.
 """
 
 import argparse
@@ -21,11 +21,11 @@ from jobs import Both, finish, refused_by_limits
 
 WORKERS = 4
 PER_SECOND = 10
-# Until outgate has warmed up, in seconds.
+# Seconds until caches and buffers have their usual size.
 WARM = 5
-# What memory may grow by: a part of it, and KiB beside.
+# By how much memory may grow: a fraction of it, plus KiB.
 GROWTH, KIBIBYTES = 0.10, 4096
-# Descriptors differ with what is open at the moment.
+# The number of descriptors varies with the open connections.
 DESCRIPTORS = 64
 HUP_EVERY = 3
 NAMES = [f"n{number}.soak.test" for number in range(20)]
@@ -41,14 +41,14 @@ class Soak(Both):
         self.pages = []
         for number, name in enumerate(NAMES):
             digest = self.put(name, "file", os.urandom(2000))
-            # One of five by TLS: handshakes cost these clients more than they cost outgate.
+            # One of five with TLS, because handshakes cost these clients more than they cost outgate.
             self.pages.append([f"http{'s' if number % 5 == 0 else ''}://{name}/file", digest])
 
     def rules(self):
         return "**.soak.test ech=allow\n"
 
     def churn(self, number):
-        """Another list, with a rule that has nothing to do with the guests."""
+        """Writes another list, with a rule that does not concern the guests."""
         path = self.path("whitelist", "churn.rules")
         with open(path + ".new", "w") as file:
             file.write(f"unrelated{number % 2}.test\n")
@@ -56,7 +56,7 @@ class Soak(Both):
 
 
 def memory(process):
-    """Resident, in KiB."""
+    """Resident memory in KiB."""
     with open(f"/proc/{process.pid}/status") as file:
         return next(int(line.split()[1]) for line in file if line.startswith("VmRSS:"))
 
@@ -68,7 +68,7 @@ def thirds(samples):
 
 
 def disturb(world, daemon, seconds):
-    """A new list each second and a SIGHUP now and then; memory and descriptors at each second."""
+    """Changes the list each second and sends a SIGHUP now and then; records memory and descriptors each second."""
     samples = []
     begin = time.monotonic()
     for second in range(seconds):
@@ -88,7 +88,7 @@ def generation(world):
 
 
 def soak(world, seconds):
-    """What is wrong, as a list of sentences."""
+    """Gives what is wrong, as a list of sentences."""
     daemon = world.processes[-1]
     first = generation(world)
     crowds = {
@@ -123,7 +123,7 @@ def soak(world, seconds):
         problems.append("memory grows")
     if open_last > open_first + DESCRIPTORS:
         problems.append("descriptors are left open")
-    # Half of them, for a busy machine may see two changes as one.
+    # Half of them, because two changes may be read as one on a busy machine.
     if lists < seconds / 2:
         problems.append(f"{lists} new lists in {seconds} s are too few")
     if "outgate_panics_total 0\n" not in world.metrics():
@@ -137,7 +137,7 @@ def main():
     parser.add_argument("--seconds", type=int, default=60, metavar="N", help="how long, 20 or more")
     given = parser.parse_args()
     if given.seconds < 20:
-        parser.error("--seconds: 20 or more, else nothing can be told")
+        parser.error("--seconds: 20 or more, otherwise growth cannot be measured")
     if os.geteuid() != 0:
         print("skipped: needs root (network namespaces)")
         return 1 if os.environ.get("CI") == "true" else 0

@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
-"""Real clients that know of no proxy, in a guest's namespace behind `outgate firewall apply`.
+"""Real clients without a proxy setting, in a guest's namespace behind `outgate firewall apply`.
 
 transparent.py [PATH OF outgate]. As run.py, but the guest has nothing but an address, a route and a
 resolv.conf with a server on the Internet; the gateway forwards, and the internet has a route back, so
-that whatever slipped past outgate would arrive. Needs root.
+that whatever slipped past outgate would arrive. Requires root.
 """
 
 import json
@@ -60,7 +60,7 @@ class Inside(run.World):
 
 
 def refused(world):
-    """Each refusal comes at once, in the words of its protocol."""
+    """Each refusal arrives at once, as an error of its protocol."""
     begin = time.monotonic()
     done = world.guest("curl", "-sS", "-m", "20", "https://evil.test/hello")
     assert done.returncode == 6, f"an unknown host, and not {done}"
@@ -101,10 +101,10 @@ def daemon_dead(world):
     assert world.guest("curl", "-sS", *target).returncode != 0
     run.run("ip", "netns", "exec", world.names["gateway"], "nft", "flush", "ruleset")
     assert world.guest("curl", "-sS", *target).returncode != 0
-    assert os.path.getsize(world.path("http.log")) == seen, "the origin heard something"
+    assert os.path.getsize(world.path("http.log")) == seen, "something reached the origin"
     assert subprocess.run(
         ["ip", "netns", "exec", world.names["gateway"], "curl", "-sk", "-m", "5", f"https://{ORIGIN}/hello"], check=False, capture_output=True,
-    ).returncode == 0, "the origin is there all the same"
+    ).returncode == 0, "the origin itself must be reachable"
 
 
 CLIENTS = [

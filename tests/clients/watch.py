@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""What a guest does, read off its wire: watch.py INTERFACE FILE. Runs in the gateway's namespace.
+"""Records a guest's connections and queries from its interface: watch.py INTERFACE FILE. Runs in the gateway's namespace.
 
 Writes a line for each beginning and end of a TCP connection ("TIME syn|fin|rst in|out PORT ADDRESS:PORT") and each DNS
-query ("TIME dns NAME"), and the word "ready" to stdout. The kernel filters, so that the rest costs nothing.
+query ("TIME dns NAME"), and the word "ready" to stdout. The kernel filters, so other packets cost nothing.
 """
 
 import ctypes

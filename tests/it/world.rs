@@ -43,7 +43,7 @@ pub const GOOD: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 10);
 pub const GOOD6: &str = "2600:10::10";
 /// Shared by allowed and other names, as a CDN is.
 pub const CDN: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 20);
-/// For servers that a test scripts.
+/// The address of servers that a test scripts.
 pub const ODD: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 30);
 /// The DNS server.
 pub const DNS: Ipv4Addr = Ipv4Addr::new(11, 0, 0, 53);
@@ -58,13 +58,13 @@ pub const PROXY: &str = "10.42.42.1:3128";
 /// The gateway's admin listener.
 pub const ADMIN: &str = "127.0.0.1:3190";
 
-/// How long a test waits for what must happen, before it calls it a failure. Generous, because
-/// the machine may be busy; no test is decided by how quick something was.
+/// How long a test waits for what must happen. Generous, because the machine may be busy; no test
+/// depends on how quick something was.
 pub const PATIENCE: Duration = Duration::from_secs(15);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
 
-/// One world; everything in it is gone when it is dropped.
+/// One world; all of it is removed when it is dropped.
 pub struct World {
     /// 10.42.42.2
     pub guest: Guest,

@@ -1,7 +1,7 @@
 """Asks outgate: `outgate explain`, and a running daemon through its proxy listener.
 
 The daemon runs in a network namespace of its own where that is possible. There a server answers on
-most ports of every address, so what a tunnel lets through can be seen on its far side. Where it is
+most ports of every address, so the test sees what passes a tunnel. Where it is
 not possible nothing listens, and an allowed destination shows as `dial_failed`.
 """
 
@@ -37,7 +37,7 @@ def isolate():
         Path("/proc/self/gid_map").write_text(f"0 {group} 1")
     with socket.socket() as any_socket:
         fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", b"lo", IFF_UP))
-    try:  # Without it the IPv6 addresses are unreachable, which `dial_failed` says too.
+    try:  # Without it the IPv6 addresses are unreachable, which shows as `dial_failed` too.
         subprocess.run(["ip", "-6", "route", "add", "local", "fd77::/16", "dev", "lo"], check=False)
     except FileNotFoundError:
         pass
@@ -78,7 +78,7 @@ class Upstreams(threading.Thread):
 
 
 class Gateway:
-    """One daemon, and the directory that it and `explain` read."""
+    """A daemon, and the directory that it and `explain` read."""
 
     def __init__(self, binary, directory, names, isolated):
         self.binary, self.directory, self.isolated = binary, directory, isolated
@@ -128,7 +128,7 @@ class Gateway:
         self.log.close()
 
     def replace(self, files):
-        """Puts these files into the list directory, each in one step, and takes the others out."""
+        """Puts these files into the list directory, each in one step, and removes the others."""
         for name, text in files.items():
             fresh = self.directory / (name + ".new")
             fresh.write_bytes(text.encode())
@@ -139,7 +139,7 @@ class Gateway:
                 old.unlink()
 
     def load(self, files):
-        """None when the daemon judges by these files now, else what it says against them."""
+        """None once the daemon uses these files, otherwise its error about them."""
         self.replace(files)
         status, body = self.control("POST", "/reload")
         return None if status == 200 else body
@@ -154,7 +154,7 @@ class Gateway:
         return int(top.split()[1]), body.decode()
 
     def explain(self, urls):
-        """What `outgate explain` says, one object a URL."""
+        """The output of `outgate explain`, one object for each URL."""
         asked = "".join(url + "\n" for url in urls)
         done = subprocess.run([self.binary, "explain", "--config", self.config, "--stdin"], input=asked.encode(),
                               capture_output=True, timeout=60, check=False)
@@ -222,7 +222,7 @@ def read_answer(stream, connect=False):
 
 
 def verdict_of(status, body):
-    """What an answer of the proxy means for the guest; a destination that is down was allowed."""
+    """The verdict that an answer of the proxy shows; a destination that is down was allowed."""
     if status == 200:
         return "allowed", "none"
     reason = json.loads(body)["reason"]

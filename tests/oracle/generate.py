@@ -1,7 +1,7 @@
-"""Makes rule sets and URLs that lie close to their edges, the same ones for the same seed.
+"""Makes rule sets and URLs close to their limits, the same for the same seed.
 
 Every rule is one that a rules file may hold. Addresses in rules and URLs are either in `PERMITTED`
-or in the address floor, so nothing that is allowed leads off this machine.
+or in the address floor, so nothing that is allowed leaves this machine.
 """
 
 import datetime
@@ -20,7 +20,7 @@ RANGES = [(8000, 8100), (20, 30), (79, 81), (440, 450), (8100, 8443), (1, 1023),
 GLOBS = ["bor[0-9].B", "{a,b}.B", "api-*.B", "a?.B", "*x.B", "a*b.B", "L.*.B", "[a-c]?-*.B", "{www,api-*}.B",
          "**.api-*.B", ".bor[0-9].B", "x[a-z_-]*.B", "{a,b}{1,2}.B", "*[0-9].B", "bor[12]?.B", "*.bor[0-9].B", "*-*.B",
          "{a,b,c}.{x,d}.B", "a[_b]*.B", "*.*.B"]
-REGEXES = [  # with names that each is about
+REGEXES = [  # with names that each pattern matches
     (r"/bor[0-9]+\.B/", ["bor1.B", "bor10.B", "bor.B", "bor1.x.B", "xbor1.B"]),
     (r"/(a|b)\.B/", ["a.B", "b.B", "ab.B", "c.B"]),
     (r"/a\.B|b\.B/", ["a.B", "b.B", "xa.B", "b.B.evil.org", "x.b.B"]),
@@ -52,7 +52,7 @@ class Maker:
         self.random = random.Random(seed)
         self.today = today
         self.bases = self.random.sample(BASES, 2)
-        self.near = []  # (host, scheme, port) that a rule is about
+        self.near = []  # (host, scheme, port) that a rule matches
 
     def files(self):
         """File name -> text of the rules."""
@@ -90,7 +90,7 @@ class Maker:
             samples = [self.address(text) for _ in range(2)]
         if kind not in ("regex", "net", "floor", "wide") and pick.random() < 0.15:
             text = text.upper() if pick.random() < 0.5 else text.title()
-            if "_" not in text and "---" not in text:  # UTS-46 takes neither in a line that is not ASCII.
+            if "_" not in text and "---" not in text:  # UTS-46 accepts neither in a line that is not ASCII.
                 text = text.replace("XN--BCHER-KVA", "BÜCHER").replace("Xn--Bcher-Kva", "Bücher")
             if text.isascii() and "[" not in text and "{" not in text and pick.random() < 0.5:
                 text += "."
@@ -133,7 +133,7 @@ class Maker:
         return "".join(" " + word for word in words) + pick.choice(["", "", "", "  # why"])
 
     def sample(self, pattern):
-        """A name that the pattern is about."""
+        """A name that the pattern matches."""
         pick = self.random
         text = re.sub(r"\{([^}]*)\}", lambda found: pick.choice(found.group(1).split(",")), pattern)
         text = re.sub(r"^\*\*\.", lambda _: ".".join(pick.sample(LABELS, pick.randint(1, 3))) + ".", text)
@@ -143,7 +143,7 @@ class Maker:
         return text.replace("?", pick.choice("a1z")).replace("*", pick.choice(["", "a", "7", "eu-2"]))
 
     def address(self, text):
-        """An address in the network, at its ends or one past them."""
+        """An address in the network, at its first or last address, or one beyond them."""
         pick = self.random
         net = ipaddress.ip_network(text.replace("[", "").replace("]", ""))
         first, last = int(net.network_address), int(net.broadcast_address)
@@ -188,7 +188,7 @@ class Maker:
         pick = self.random
         if pick.random() < 0.05:
             return pick.choice([("tcp", 443), ("tcp", 80), ("http", 443), ("https", 80), (None, 443), (None, 80)])
-        # Rules that open a port of the web's for whatever is spoken there are few, and easily misread.
+        # Rules that allow any protocol on a port of the web are rare, and easily misread.
         web = [port for port in (80, 443) if ports == "*" or (ports and ports[0] <= port <= ports[-1])]
         if web and pick.random() < 0.2:
             return pick.choice([None, "http", "https", "tcp"]), pick.choice(web)
@@ -205,7 +205,7 @@ class Maker:
         return scheme, port
 
     def twist(self, name):
-        """The name itself or one that is easily taken for it."""
+        """The name itself or a similar one."""
         pick = self.random
         labels = name.split(".")
         other = pick.choice(LABELS)

@@ -1,11 +1,11 @@
-"""A naive reading of the rule language, to hold outgate's own against.
+"""A naive implementation of the rule language, to compare outgate's with.
 
 It shares nothing with the program: no automaton, no index, no cache. Every rule is tried against
 every URL, labels are compared one by one, braces are written out, addresses are compared as
 integers. Where the documentation does not say which of two reasons comes first, `judge` gives all
-that fit; the verdict is always exactly one. `MUTANTS` are readings that are wrong on purpose.
+that fit; the verdict is always exactly one. `MUTANTS` are readings that are deliberately wrong.
 
-Left to others: what a rules file may not say (the generator writes only sound ones), and DNS.
+Not covered: invalid rules files (the generator writes only valid ones), and DNS.
 """
 
 import ipaddress
@@ -16,14 +16,14 @@ MUTANTS = {
     "star-takes-two": "`*.` takes one label or two",
     "doublestar-takes-none": "`**.x` holds for x as well",
     "dot-without-apex": "`.x` does not hold for x",
-    "dot-ignores-boundary": "`.x` holds for every name that ends in x",
+    "dot-ignores-boundary": "`.x` matches every name that ends in x",
     "star-crosses-dots": "`*` in a glob crosses dots",
     "regex-unanchored": "a regex matches anywhere in the name",
     "range-without-end": "the last port of a range is left out",
     "case-matters": "names are compared as written",
     "deny-ignored": "a deny rule does nothing",
     "deny-by-order": "an allow rule further up beats a deny rule",
-    "until-is-exclusive": "a rule ends on the morning of its last day",
+    "until-is-exclusive": "a rule is no longer in force on its last day",
     "expired-holds": "an expired rule still holds",
     "bare-host-is-any-protocol": "port 443 of a bare host takes any protocol",
     "port-443-is-any-protocol": "`host:443` takes any protocol",
@@ -51,7 +51,7 @@ class Malformed(Exception):
 
 @dataclass
 class Ask:
-    """What a URL asks for: any one of `protocols` will do."""
+    """What a URL asks for: any one of `protocols` is enough."""
 
     host: object
     transport: str
@@ -141,7 +141,7 @@ def parse(place, line):
 
 
 def subject(text):
-    """Host pattern and ports of a rule, the scheme already taken off."""
+    """Host pattern and ports of a rule, without its scheme."""
     if text.startswith("/"):
         end = text.rindex("/")
         return "regex", re.compile(text[1:end]), ports_of(text[end + 1 :])
@@ -215,7 +215,7 @@ class Judge:
                 by_deny |= against
             else:
                 passing |= for_it
-        # The floor comes after the policy: it is looked at where a rule lets the address through.
+        # The floor is checked after the policy, where a rule allows the address.
         if passing:
             return ("denied", {"address_floor"}, None) if self.is_floored(ask.host) else ("allowed", {"none"}, passing)
         if refused == ask.protocols:
@@ -235,7 +235,7 @@ class Judge:
                     reasons.add("port_not_allowed")
                 if not self.takes_any(rule, ask):
                     reasons.add("protocol_not_allowed")
-        # The right host and port in the wrong protocol is nearer than the right host alone.
+        # The right host and port with the wrong protocol is a nearer miss than the right host alone.
         for rule in allows:
             right_port = self.transport(rule) == ask.transport and self.has_port(rule, ask.port)
             if right_port and not self.is_blocked(rule, ask) and not self.takes_any(rule, ask):
@@ -295,7 +295,7 @@ class Judge:
         return self.takes(rule, ask, protocol) and not self.is_blocked(rule, ask)
 
     def refuses(self, rule, ask, protocol):
-        """A deny rule without scheme and port refuses the host; with ports, whatever is spoken there."""
+        """A deny rule without scheme and port refuses the host; with ports, any protocol there."""
         if rule.scheme is None and rule.ports is None:
             return True
         if rule.scheme is None:
@@ -333,7 +333,7 @@ class Judge:
     def fits(self, pattern, name):
         labels = name.split(".")
         if pattern in ("*", "**"):
-            return True  # Alone, either is every name: that is why the guard wants `wide=yes` for it.
+            return True  # Alone, either matches every name. That is why the guard requires `wide=yes` for it.
         if pattern.startswith("**."):
             below, least = pattern[3:], 1
             if self.mutant == "doublestar-takes-none":

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Holds `outgate explain` and a running daemon against a naive matcher written from the documentation.
+"""Compares `outgate explain` and a running daemon with a naive matcher written from the documentation.
 
 For each generated (rules, URL) pair three answers must agree: the matcher's, `explain`'s, and what
-a client of the proxy gets. `http://` is asked with a GET, the rest of TCP with a CONNECT, where the
+a client of the proxy gets. `http://` is asked for with a GET, the rest of TCP with a CONNECT, where the
 proxy can only decide whether *any* protocol may pass. A request, a ClientHello or raw bytes are then
 sent in a tunnel, and whether they arrive must agree with the verdict on the URL itself. UDP is
 explained only.
@@ -76,7 +76,7 @@ def parse_arguments():
     parser.add_argument("--seed", type=int, help="repeat the run that printed this seed on the same day")
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--quick", type=int, nargs="?", const=6_000, metavar="N", help="N pairs, 6000 without N")
-    parser.add_argument("--self-test", action="store_true", help="each wrong reading must be noticed too")
+    parser.add_argument("--self-test", action="store_true", help="also check that each wrong reading is noticed")
     parser.add_argument("--no-namespace", action="store_true", help="stay in this network namespace")
     parser.add_argument("--binary", default=os.environ.get("OUTGATE"))
     return parser.parse_args()
@@ -239,16 +239,16 @@ def against_proxy(judge, explained, url, seen):
     return None
 
 
-# ---- when they don't agree -------------------------------------------------------------------------
+# ---- when they do not agree -------------------------------------------------------------------------
 
 
 def kind_of(complaint):
-    """The complaint without what is particular to its URL."""
+    """The complaint without the details of its URL."""
     return re.sub(r"asked for \S+: | \(.*\)| by .*", "", complaint)
 
 
 def report(case, url, complaint, gate, pool, today):
-    """Prints the fewest rules with which this URL is still disagreed on."""
+    """Prints the fewest rules with which the answers for this URL still differ."""
     files = case.files
     for name in list(files):
         for line in files[name].splitlines(keepends=True):

@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""The Debian package in a Debian of its own: built, installed, used, upgraded, removed, purged.
+"""The Debian package in a separate Debian: built, installed, used, upgraded, removed, purged.
 
-No systemd runs there (tests/vm/service.py has that): this is what holds in containers and chroots too, and
-what dpkg does with files that an operator has edited. Needs root.
+No systemd runs there (tests/vm/service.py has that). So this is what also holds in containers and chroots, and
+what dpkg does with files that an operator has edited. Requires root.
 """
 
 import argparse
@@ -38,7 +38,7 @@ SHIPPED = [
     "usr/share/doc/outgate/docs/reference/reasons.md", "usr/share/doc/outgate/docs/internals/firewall.md",
     "usr/share/doc/outgate/systemd/README.md",
 ]
-# Nothing that has to do with guests' interfaces.
+# None of these concerns the guests' interfaces.
 ENABLED = [
     "multi-user.target.wants/outgate.service",
     "outgate.service.wants/outgate-admin.socket", "outgate.service.wants/outgate.socket",
@@ -67,7 +67,7 @@ class World:
         subprocess.run(["ip", "netns", "del", self.netns], check=False)
 
     def inside(self, *command):
-        # In a mount and pid namespace of its own: what is left of it ends with it.
+        # In separate mount and pid namespaces, so that no process of it is left.
         outer = ["ip", "netns", "exec", self.netns, "unshare", "--mount", "--pid", "--fork", f"--root={self.root}", "--mount-proc"]
         return [*outer, "env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive", *command]
 
@@ -155,7 +155,7 @@ def check_fresh(world, package):
 
 
 def enabled(world):
-    """What is wanted by what."""
+    """Which units are enabled, and by which targets."""
     return sorted(world.sh("cd /etc/systemd/system; find . -path './*.wants/outgate*' -type l -printf '%P\\n'").split())
 
 
@@ -168,7 +168,7 @@ def check_use(world):
                 time.sleep(0.05)
             refused = json.loads(world.curl(*proxy, "http://not-on-any-list.example/"))
             assert refused["reason"] == "not_whitelisted", refused
-            # There is no DNS here: what fails is no longer the policy.
+            # There is no DNS here, so the failure is not a refusal by the policy.
             allowed = json.loads(world.curl(*proxy, "http://ipfs.io/"))
             assert allowed["reason"] == "resolve_failed", allowed
         finally:
@@ -182,7 +182,7 @@ def check_upgrade(world, package):
     world.append(LOCAL, "mine.example.org\n")
     world.append(CONFIG, "\n# a remark of the operator's\n")
     world.install(package)
-    assert "shipped-with-0-2-0" in world.read(GOLEM), "an untouched list is brought up to date"
+    assert "shipped-with-0-2-0" in world.read(GOLEM), "an unedited list is updated"
     assert "added-by-the-operator" in world.read(OPERATORS) and "shipped-with" not in world.read(OPERATORS)
     assert "mine.example.org" in world.read(LOCAL)
     assert "a remark of the operator's" in world.read(CONFIG)
@@ -216,7 +216,7 @@ def check_removal(world, package):
     for gone in ["/etc/outgate", "/var/lib/outgate", "/var/lib/outgate-host", "/var/log/outgate", "/etc/logrotate.d/outgate"]:
         assert not os.path.lexists(world.path(gone)), f"{gone} is left"
     assert not world.sh("find /etc/systemd /var/lib/systemd -name '*outgate*'").strip()
-    # What the message says, word for word.
+    # Exactly the commands of the message.
     lines = [line.removeprefix("outgate:").strip() for line in said.splitlines()]
     commands = sorted({line for line in lines if "nft delete" in line or "$f rule del" in line})
     assert len(commands) == 2, said
@@ -260,7 +260,7 @@ def main():
                 ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
-                ("an upgrade over a broken list names the line and leaves dpkg whole", lambda: check_broken(world, third)),
+                ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),
                 ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),
                 ("it can be installed again", lambda: check_again(world, package)),
             ]

@@ -1,8 +1,8 @@
-"""The Debian machine of debian.py without a machine around it: its systemd as the first process of a container.
+"""The Debian of debian.py in a container: systemd is its first process.
 
-It runs at this processor's speed, on this machine's kernel, in namespaces and on a root of its own: the disk
-image, copied and mounted where nobody else sees it. What it could change of this machine, kernel settings
-aside from its own network's and the devices, is read-only or not there. It cannot boot again, and where this
+It runs at this processor's speed, on this machine's kernel, in namespaces and with a root of its own: the disk
+image, copied and mounted in a private mount namespace. What would let it change this machine (kernel settings
+other than its own network's, and devices) is read-only or hidden. It cannot boot again, and where this
 machine has no memory controller in its version 2 control groups, there is no MemoryMax=.
 """
 
@@ -19,10 +19,10 @@ from machine import MachineError, Result
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 NAMESPACES = ["--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup"]
-# What would reach for the machine: settings, modules, devices, the clock's seed, and the serial port of a real one.
+# Units that would change this machine (settings, modules, devices, the random seed), and that of the serial port.
 MASKED = "systemd-sysctl systemd-udevd systemd-udev-trigger systemd-modules-load systemd-remount-fs systemd-binfmt systemd-random-seed kmod-static-nodes obey"
 
-# The image $1 becomes the root of whoever runs this, and the old root is gone. $2 is what is brought.
+# The image $1 becomes the root of this process, and the old root is unmounted. $2 is the folder of the tests' files.
 ENTER = r"""
 mount --make-rprivate /
 cd "$(dirname "$1")"
@@ -75,7 +75,7 @@ class Container:
             raise
 
     def boot(self, deadline):
-        """Waits until the service manager has started what it starts."""
+        """Waits until the service manager has started all units."""
         while self.init is None or self.run("systemctl is-system-running").output.strip() not in ("running", "degraded"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise MachineError(f"the container did not boot: {self.last_words()}")
@@ -85,7 +85,7 @@ class Container:
     def run(self, command, limit=30):
         enter = ["nsenter", "-t", str(self.init), *NAMESPACES, "--", "env", "-i", "HOME=/root", "LANG=C", f"PATH={PATH}"]
         begin = time.monotonic()
-        # Not by a pipe: it would last as long as what the command leaves running.
+        # A file and not a pipe, which would stay open as long as any process that the command leaves running.
         with tempfile.TemporaryFile() as output:
             done = subprocess.run(
                 [*enter, "timeout", "-s", "KILL", str(limit), "sh", "-c", command],
@@ -100,7 +100,7 @@ class Container:
         return self.output.read().decode(errors="replace")[-1000:]
 
     def stop(self):
-        """With its first process ends all that is in it."""
+        """Kills the first process, and so all others in it."""
         init = self.init or first_process(self.process.pid)
         os.kill(init or self.process.pid, signal.SIGKILL)
         self.process.wait(30)

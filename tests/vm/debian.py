@@ -1,7 +1,7 @@
-"""A Debian machine of its own, systemd and all, under QEMU's software emulation.
+"""A Debian machine with systemd, under QEMU's software emulation.
 
-Installs Debian into a disk image, once, and boots it on a copy that is thrown away. What a test brings
-lies under /brought. Knows nothing of what is tested.
+Installs Debian into a disk image, once, and boots it from a copy that is deleted afterwards. A test's files
+are under /brought. This module does not depend on what is tested.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ import machine
 from machine import HERE, Machine, MachineError
 
 RELEASE = "bookworm"
-# What Debian calls its smallest system, an init, what tests and outgate call, and the firewalls that others have.
+# Debian's minimal system, an init, the programs that tests and outgate call, and other firewalls.
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod libcap2-bin logrotate"
 PACKAGES += " iptables ufw firewalld"
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"]
 MODULES = ["virtio_pci", "virtio_blk"]
 SIZE = "1200M"
-# Services that only take time here.
+# Services that would only cost time here.
 MASKED = "getty.target apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-timesyncd.service dpkg-db-backup.timer systemd-logind.service"
 
 INIT = b"""#!/bin/busybox sh
@@ -33,7 +33,7 @@ while read -r module; do /bin/busybox insmod "$module"; done </modules/order
 exec /bin/busybox switch_root /root /lib/systemd/systemd
 """
 
-# By the second serial port the machine takes commands (obey.sh); a second disk is an archive of what it is brought.
+# The machine gets commands over the second serial port (obey.sh), and the tests' files as an archive on a second disk.
 SERVICE = """[Unit]
 Description=Does what it is told
 After=multi-user.target
@@ -51,7 +51,7 @@ WantedBy=default.target
 
 
 def start(directory, cache, brought, limit=machine.BOOT_SECONDS):
-    """A machine with the files of the folder `brought` under /brought. It has no network but what it makes itself."""
+    """A machine with the files of the folder `brought` under /brought. It has only the networks that it makes itself."""
     package = machine.package(cache)
     disk = image(cache, package)
     kernel, modules = machine.unpack(package, directory)
@@ -89,7 +89,7 @@ def image(cache, package):
 
 
 def furnish(root, package):
-    """Puts the kernel's modules, the agent and the few settings of a machine without a console into `root`."""
+    """Writes the kernel's modules, the agent and the settings for a machine without a console to `root`."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as files:
             wanted = r"\./lib/modules/[^/]+/(modules\.\w+|kernel/(net|lib|crypto|drivers/(net|virtio|block))/.*)"
@@ -108,12 +108,12 @@ def furnish(root, package):
     for unit in MASKED.split():
         os.symlink("/dev/null", os.path.join(root, "etc/systemd/system", unit))
     subprocess.run(["chroot", root, "systemctl", "--quiet", "enable", "obey.service"], check=True)
-    # Until a check starts it. Enabled, the second would also come when something asks for it by D-Bus.
+    # Disabled until a check starts it. If enabled, the second would also be started by D-Bus.
     subprocess.run(["chroot", root, "systemctl", "--quiet", "disable", "ufw.service", "firewalld.service"], check=True)
 
 
 def mirror():
-    """Where this machine's own packages come from."""
+    """The package archive that this machine uses."""
     policy = subprocess.run(["apt-cache", "policy"], check=True, text=True, capture_output=True).stdout
     found = re.search(rf"(https?://\S+) {RELEASE}/main", policy)
     return found[1] if found else "http://deb.debian.org/debian"

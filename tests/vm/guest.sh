@@ -1,6 +1,6 @@
 #!/bin/busybox sh
 # The virtual machine's init. It sets up what a tenant's image would, an address, a default route and a
-# resolver, and then does what it is told over the second serial port (obey.sh).
+# resolver, and then runs the commands that come over the second serial port (obey.sh).
 /bin/busybox mkdir -p /sbin /usr/bin /usr/sbin /proc /sys /dev /tmp
 /bin/busybox --install -s
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/tmp LANG=C
@@ -19,7 +19,7 @@ ip -6 addr add fd42:42::2/64 dev eth0
 ip route add default via 10.42.42.1
 ip -6 route add default via fd42:42::1
 echo 'nameserver 1.1.1.1' >/etc/resolv.conf
-# Standard input for a client that neither speaks nor hangs up: <>/tmp/silence
+# Standard input for a client that sends nothing and does not close: <>/tmp/silence
 mkfifo /tmp/silence
 
 . /obey.sh

@@ -1,8 +1,8 @@
-"""Virtual machines under QEMU's software emulation, with Debian's kernel, that do what they are told.
+"""Virtual machines under QEMU's software emulation, with Debian's kernel, that run commands from a serial port.
 
-`Machine` is the running machine and the serial port by which it takes commands (obey.sh is the other
+`Machine` is the running machine and the serial port over which it gets commands (obey.sh is the other
 end). `guest` starts a small one: busybox and curl in an initramfs made of this machine's files, on a tap
-that the caller made. Knows nothing of what is tested.
+that the caller made. This module does not depend on what is tested.
 """
 
 import glob
@@ -40,7 +40,7 @@ class Result:
 
 
 class Machine:
-    """One running machine. `prefix` is the command that enters its network namespace, `arguments` is what QEMU is told beside the usual."""
+    """One running machine. `prefix` is the command that enters its network namespace, `arguments` are further ones for QEMU."""
 
     def __init__(self, directory, prefix, kernel, initramfs, arguments, memory=256, limit=BOOT_SECONDS):
         image = os.path.join(directory, "initramfs")

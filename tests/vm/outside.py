@@ -1,4 +1,4 @@
-"""What surrounds the virtual machine: servers for everything it may try, and an observer.
+"""The surroundings of the virtual machine: servers for everything that it may try, and an observer.
 
 `outside.py ROLE DIR` runs inside the namespace of that role and writes the word "ready" to stdout.
 
@@ -6,7 +6,7 @@
   speaks first on 2222 and 4444, and DNS on port 53 of 11.0.0.53, which is true, and of 8.8.8.8 and 1.1.1.1,
   which say EVIL to every name.
 * `neighbour` is another guest: HTTP on 80.
-* `gateway` stands for what else runs on the gateway: one TCP server on port 22.
+* `gateway` is another service of the gateway: one TCP server on port 22.
 
 Each writes DIR/ROLE.log, one event a line: `packet SOURCE DESTINATION PROTOCOL PORT` for each IP packet
 that came in (not in `gateway`, where packets arrive before any firewall), `accept ADDRESS PORT PEER` for
@@ -46,13 +46,13 @@ class Log:
 
 
 def plain(address):
-    """IPv4 as such where a socket of both families shows it mapped."""
+    """An IPv4 address in its usual form where a socket of both families shows it mapped."""
     address = ipaddress.ip_address(address.split("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def observe(log, sniffer):
-    """Writes down each packet that came in on any interface but the loopback."""
+    """Logs each packet that came in on any interface except loopback."""
     while True:
         packet, (interface, kind, direction, *_) = sniffer.recvfrom(65536)
         if interface == "lo" or direction == socket.PACKET_OUTGOING or len(packet) < 20:
@@ -130,7 +130,7 @@ class Banner(socketserver.BaseRequestHandler):
 
 
 def answer(query, lie):
-    """The answer to one A or AAAA query, and its name: the table above, or EVIL whatever is asked."""
+    """The answer to one A or AAAA query, by the table above or always EVIL, and the name that was asked for."""
     labels, at = [], 12
     while query[at]:
         labels.append(query[at + 1 : at + 1 + query[at]].decode("ascii", "replace"))
@@ -157,7 +157,7 @@ def serve_dns(log, address):
                 name, message = answer(query, address in LIARS)
             except (IndexError, struct.error):
                 continue
-            # The root is outgate's own question whether the server is there.
+            # outgate asks for the root to find out whether the server answers.
             if name:
                 log.write("asked", address, name)
             udp.sendto(message, peer)

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""A real virtual machine behind outgate: what is allowed works in it, and nothing else gets out.
+"""A real virtual machine behind outgate: what is allowed works in it, and nothing else leaves it.
 
 Boots Debian's kernel under QEMU (software emulation) on a tap in a bridge, next to another guest, in a
 gateway that forwards. Nothing is configured in the machine but an address, a default route and
 `nameserver 1.1.1.1`. First, with neither firewall nor daemon, every attempt must get out, or this test
-could not fail. Then none may: before the daemon, with it (but for what the list allows), after
-`kill -9`, after `nft flush ruleset`. Judged by what arrived outside.
+could not fail. Then none may get out: before the daemon, with it (but for what the list allows), after
+`kill -9`, after `nft flush ruleset`. What arrived outside decides.
 """
 
 import argparse
@@ -33,11 +33,11 @@ GUEST, NEIGHBOUR, NEIGHBOUR6 = "10.42.42.2", "10.42.42.3", "fd42:42::3"
 PRIVATE, PRIVATE6 = "10.99.0.1", "fd99::1"
 MAC = "52:54:00:42:42:02"
 LISTED = ["good.test", "tcp://raw.test:2222"]
-# Seconds of the guest's clock, under emulation. A client that is not told waits 5 s and more for DNS, 60 s and more for TCP.
+# Seconds of the guest's clock, under emulation. A client without an answer waits 5 s and more for DNS, 60 s and more for TCP.
 AT_ONCE = 5
-# How long what was sent may take to be written down outside.
+# How long a packet may take to be logged outside.
 SETTLE = 0.3
-# The answer for good.test; which of its addresses is dialled, the gateway decides.
+# The answer for good.test. The gateway decides which of its addresses it dials.
 GOODS = rf"this is ({GOOD}|{GOOD6}) for good\.test"
 # What outgate may send: (destination, protocol, port).
 OUTGATES = {(TRUTH, "udp", 53), (TRUTH, "tcp", 53)} | {(good, "tcp", port) for good in (GOOD, GOOD6) for port in (80, 443, 2222)}
@@ -45,7 +45,7 @@ OUTGATES = {(TRUTH, "udp", 53), (TRUTH, "tcp", 53)} | {(good, "tcp", port) for g
 
 @dataclass(frozen=True)
 class Attempt:
-    """One way out that a guest may try, and the line that outside must show where it is open."""
+    """One way out that a guest may try, and the line that is logged outside where it is open."""
 
     name: str
     command: str
@@ -93,7 +93,7 @@ def run(*command, **options):
 
 
 class World:
-    """The namespaces, what is outside, the machine and outgate; everything is gone at the end of `with`."""
+    """The namespaces, the servers outside, the machine and outgate. All are removed at the end of `with`."""
 
     def __init__(self, outgate):
         self.outgate = os.path.abspath(outgate)
@@ -136,7 +136,7 @@ class World:
         return ["ip", "netns", "exec", self.names[part]]
 
     def files(self):
-        """What the machine holds beside its programs."""
+        """The machine's files, without its programs."""
         files = {f"attempts/{number}": attempt.command.encode() for number, attempt in enumerate(ALL)}
         with open(self.path("ca.crt"), "rb") as file:
             return files | {"etc/ssl/certs/ca-certificates.crt": file.read()}
@@ -154,7 +154,7 @@ class World:
         # A gateway that would let everything through.
         self.sysctl(gateway, "net.ipv4.ip_forward=1", "net.ipv6.conf.all.forwarding=1", "net.ipv4.conf.all.rp_filter=0", "net.ipv4.conf.default.rp_filter=0")
         for family in ("iptables", "ip6tables"):
-            # As on a host with Docker, where this kernel has it.
+            # As on a host with Docker, if this kernel has br_netfilter.
             if os.path.exists(f"/proc/sys/net/bridge/bridge-nf-call-{family}"):
                 self.sysctl(gateway, f"net.bridge.bridge-nf-call-{family}=1")
         self.ip("gateway", "link add br0 type bridge", "tuntap add dev tap0 mode tap", "link set tap0 master br0", "link set port1 master br0")
@@ -248,7 +248,7 @@ class World:
         self.daemon.wait()
 
     def mark(self):
-        """What arrived up to now counts no more."""
+        """Ignores what has arrived up to now."""
         time.sleep(SETTLE)
         self.seen = {role: os.path.getsize(self.path(f"{role}.log")) for role in self.names}
 
@@ -264,7 +264,7 @@ class World:
             time.sleep(0.05)
 
     def assert_nothing_got_out(self):
-        """Nothing arrived anywhere but what outgate itself sends to allowed names."""
+        """Nothing arrived except what outgate itself sends to allowed names."""
         time.sleep(SETTLE)
         for role in self.names:
             leaks = [line for line in self.arrived(role) if not harmless(role, line.split())]
@@ -280,7 +280,7 @@ def harmless(role, words):
         return (words[1], "tcp", int(words[2])) in OUTGATES
     if role == "internet" and words[0] == "asked":
         return words[1] == TRUTH and words[2] in ("good.test", "raw.test")
-    # What keeps links going: neighbour and listener discovery of the link itself, never forwarded.
+    # Neighbour and listener discovery of the link itself, which is never forwarded.
     return words[0] == "packet" and words[3] == "icmp6" and words[4] in ("133", "134", "135", "136", "143") and not words[1].startswith("fd42:42::2")
 
 
@@ -289,13 +289,13 @@ def try_all(world, attempts):
     numbers = [ALL.index(attempt) for attempt in attempts]
     one = '(sh /attempts/$n >/tmp/said.$n 2>&1; echo "@ $n $?"; tail -n 2 /tmp/said.$n) >/tmp/end.$n &'
     result = world.machine.run(f"for n in {' '.join(map(str, numbers))}; do {one} done; wait; cat /tmp/end.*; rm /tmp/end.*", limit=90)
-    ends = re.findall(r"^@ (\d+) (\d+)$\n?((?:^(?!@ ).*$\n?)*)", result.output, re.M)
-    assert len(ends) == len(attempts), f"{len(ends)} of {len(attempts)} attempts ended: {result}"
-    return [(ALL[int(number)], int(status), said.strip()) for number, status, said in ends]
+    outcomes = re.findall(r"^@ (\d+) (\d+)$\n?((?:^(?!@ ).*$\n?)*)", result.output, re.M)
+    assert len(outcomes) == len(attempts), f"{len(outcomes)} of {len(attempts)} attempts ended: {result}"
+    return [(ALL[int(number)], int(status), said.strip()) for number, status, said in outcomes]
 
 
 def control(world):
-    """With forwarding alone every attempt is seen outside; if not, its absence later would show nothing."""
+    """With forwarding alone every attempt is seen outside; otherwise its absence later would show nothing."""
     world.mark()
     said = {attempt: f"exit {status}: {text!r}" for attempt, status, text in try_all(world, ATTEMPTS)}
     for attempt in ATTEMPTS:
@@ -305,7 +305,7 @@ def control(world):
 
 
 def stays_in(attempts, answered=False):
-    """No attempt succeeds, save those that outgate answers itself, and none is seen by anybody."""
+    """No attempt succeeds except those that outgate answers itself, and none is seen outside."""
 
     def check(world):
         world.mark()
@@ -370,7 +370,7 @@ def answers_for_everybody(world):
     world.assert_nothing_got_out()
 
 
-# Once nobody filters input any more, routing alone keeps guests from the outside; the gateway's own servers are its own affair.
+# Without a filter for input, only routing keeps guests from the outside, and they reach the gateway's own servers.
 OUTWARD = [attempt for attempt in ATTEMPTS if attempt.role != "gateway"]
 BY_ALLOWED_NAME = Attempt("an allowed name", fetch("https://good.test/"), "internet", "")
 BY_ALLOWED_ADDRESS = Attempt("an allowed name at its address", fetch("https://good.test/", GOOD), "internet", "")
@@ -411,7 +411,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outgate", nargs="?", default=os.path.join(ROOT, "target", "debug", "outgate"), help="the program under test")
     outgate = parser.parse_args().outgate
-    for lacking, reason in ((os.geteuid() != 0, "needs root (network namespaces)"), (platform.machine() != "x86_64", "needs an x86_64 userland")):
+    for lacking, reason in ((os.geteuid() != 0, "requires root, for network namespaces"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
         if lacking:
             print(f"skipped: {reason}")
             return 1 if os.environ.get("CI") == "true" else 0

@@ -1,6 +1,6 @@
-"""What others do to a host with a guest: outgate puts it right by itself, or tells it with a remedy that mends it as printed.
+"""Changes that other programs make to a host with a guest: outgate repairs them, or reports them with commands that do.
 
-Checks for service.py, on the machine that it has configured. Each leaves it as it was. Meanwhile the guest tries
+Checks for service.py, on the machine that it has configured. Each restores it. Meanwhile the guest tries
 every way out, and nothing of it may arrive. The note of each says after how many seconds `/readyz` and the
 metric told, and how many seconds the remedy took; or after how many seconds all was right again.
 """
@@ -37,15 +37,15 @@ class Sabotage:
     do: str
     cause: str
     text: str
-    # What the text asks for in words.
+    # Commands for what the text asks for in words.
     by_hand: str = ""
-    # Commands that the remedy outlives.
+    # Commands after which the remedy must still work.
     outlives: tuple = ()
     undo: str = "true"
 
 
 def drops(table, chains):
-    """A table of somebody's who drops what comes from guests."""
+    """A table of another program that drops what comes from guests."""
     return Sabotage(f"nft 'table inet {table} {{ {chains}; }}'", "other_firewall", f"table inet {table}", undo=f"nft delete table inet {table}")
 
 
@@ -72,7 +72,7 @@ PREROUTING = drops(SOMEBODY, 'chain prerouting { type filter hook prerouting pri
 FLUSHED = Sabotage("nft flush ruleset", "ruleset", "the firewall is not in place", undo="outgate firewall apply")
 LOG = "/var/log/outgate"
 DISK_FULL = Sabotage(
-    # Mounted after the daemon came up it would not be in its view.
+    # A mount after the daemon's start would not be visible to it.
     f"mount -t tmpfs -o size=64k,mode=750,uid=$(id -u outgate),gid=$(id -g outgate) tmpfs {LOG}; head -c 1M /dev/zero > {LOG}/filler; systemctl restart outgate.service",
     "log", rf"{LOG}/access\.log: No space left", by_hand=f"rm {LOG}/filler", undo=f"umount {LOG}; systemctl restart outgate.service",
 )
@@ -84,8 +84,8 @@ WATCHER = Sabotage(
 
 def ready(provider):
     provider.until(LOOK, "^200 ", MENDED[provider.contained], "something is wrong")
-    # A daemon that was started again has to hear of it first.
-    provider.until("outgate status", "guarding br0: 1 guest", MENDED[provider.contained], "the watcher is not heard")
+    # A daemon that was started again must get the watcher's report first.
+    provider.until("outgate status", "guarding br0: 1 guest", MENDED[provider.contained], "the watcher's report does not arrive")
 
 
 @contextlib.contextmanager
@@ -114,7 +114,7 @@ def holds(provider):
 
 
 def tried(provider):
-    """Waits until the guest has tried every way out, from first to last, since the sabotage."""
+    """Waits until the guest has tried all ways out once since the sabotage."""
     rounds = "sed 1,/sabotaged/d /run/probes | grep -c round"
     provider.until(rounds, "^([2-9]|[1-9][0-9])", 2 * ROUND[provider.contained] + 20, "the guest tries nothing")
 
@@ -124,7 +124,7 @@ def is_told(said, cause, text):
 
 
 def told(provider, cause, text, begin):
-    """Seconds from `begin` until `/readyz` and the metric say so."""
+    """Seconds from `begin` until `/readyz` and the metric report it."""
     while True:
         said = provider.run(LOOK).output
         if is_told(said, cause, text):
@@ -138,7 +138,7 @@ def transcript(done):
 
 
 def mend(provider, by_hand=""):
-    """Runs each command that is printed, in that order, and what turns up after it; seconds until nothing is wrong any more."""
+    """Runs the printed commands in order, and those printed after them; gives the seconds until nothing is wrong any more."""
     begin = time.monotonic()
     done = {}
     if by_hand:
@@ -185,14 +185,14 @@ def routing(serves, provider):
 
 
 def port(serves, provider):
-    # A watcher that has just come, or hears of an interface for the first time, looks at everything: not now.
+    # A watcher that has just started, or learns of a new interface, checks everything. Wait until that is over.
     provider.do("systemctl restart outgate-host.service; ip link set dev port1 type bridge_slave isolated on")
     time.sleep(NOTICED[provider.contained])
     return comes_back(FLAGS, FLAGS_OFF, "port_unguarded", 10 if provider.contained else 40, serves, provider)
 
 
 def comes_back(state, do, cause, limit, serves, provider):
-    """What the command `state` shows is again as it was, within so many seconds; or it is told by then and can be mended."""
+    """Within `limit` seconds `state` shows the same as before, or outgate reports it with a remedy."""
     before = provider.do(state)
     with sabotaged(provider, do, "outgate firewall apply") as begin:
         note = ""
@@ -217,7 +217,7 @@ SETTINGS = "sysctl -a 2>/dev/null | grep -E '^net\\.(bridge|ipv4|ipv6)\\..*(conf
 
 
 def br_netfilter(serves, provider):
-    """What Docker does to a host when it comes. Open connections go on, new ones within seconds; no setting is changed by outgate."""
+    """What Docker's start does to a host. Open connections continue, new ones work within seconds; outgate changes no setting."""
     on = " ".join(f"{switch}=1" for switch in SWITCHES.split())
     if provider.contained:
         if provider.run(f"sysctl -n {SWITCHES}").status:
@@ -242,7 +242,7 @@ def br_netfilter(serves, provider):
         tried(provider)
         holds(provider)
         serves(provider)
-        assert int(provider.do("sleep 1; stat -c %s /tmp/slow")) > size, "a connection that was open stands still"
+        assert int(provider.do("sleep 1; stat -c %s /tmp/slow")) > size, "an open connection does not continue"
         assert provider.do(f"{SETTINGS} | grep ^net.bridge") == bridges and provider.do(others) == settings, "a setting was changed"
         assert provider.do(f"sysctl -n {SWITCHES}").split() == ["1", "1"]
     return f"guests are served {after:.1f} s later"
@@ -251,7 +251,7 @@ def br_netfilter(serves, provider):
 PROXY_TLS = "10.42.42.1:3443"
 TLS = "/etc/outgate/tls"
 SIGNER = "[ca]\ndefault_ca = here\n[here]\ndatabase = /root/signed/index\nrand_serial = yes\ndefault_md = sha256\npolicy = names\n[names]\ncommonName = supplied\n"
-# Valid for $1 seconds from now; printed is its last one, since 1970.
+# Valid for $1 seconds from now. Prints the last of them, in seconds since 1970.
 SIGN = """\
 set -e
 rm -rf /root/signed
@@ -266,7 +266,7 @@ echo "$end"
 
 
 def certificate(serves, provider):
-    """It ends while the daemon runs; another in its place is taken without a restart."""
+    """The certificate expires while the daemon runs; a new one is used without a restart."""
     drop, settings = "/etc/systemd/system/outgate.socket.d", "/etc/outgate/outgate.toml"
     good = f"install -g outgate -m 640 /brought/tls.crt {TLS}/"
     for name, text in (("tls.conf", f"[Socket]\nListenStream={PROXY_TLS}\n"), ("ca.cnf", SIGNER), ("sign.sh", SIGN)):
@@ -279,7 +279,7 @@ def certificate(serves, provider):
         f"install -D -m 644 -t {drop} /root/tls.conf", reopen,
     ]
     undo = f"rm -r {drop} {TLS}; cp -p /root/before.toml {settings}; {reopen}"
-    # As a client that knows the authority and the name.
+    # A client that has the authority and uses the name.
     ask = f"curl -s --max-time 10 --proxy-cacert /brought/ca.crt --resolve good.test:3443:{PROXY_TLS.split(':')[0]} -x https://good.test:3443 -o /dev/null -w '%{{http_code}}' http://good.test/"
     with sabotaged(provider, "; ".join(do), undo):
         ready(provider)
@@ -299,12 +299,12 @@ def certificate(serves, provider):
     return f"told after {after:.1f} s, mended after {mended:.1f} s"
 
 
-# The same by other ways, which tests/it/other_firewalls.rs has too: they take half a minute.
+# Further variants, which tests/it/other_firewalls.rs also has. They take half a minute.
 VARIANTS = ["ufw, opened by half", "somebody's policy drop", "somebody's iptables", "somebody drops in prerouting"]
 
 
 def checks(serves, variants):
-    """The checks by name, with `VARIANTS` or without. `serves(provider)` asserts that the guest is served, and with what is allowed alone."""
+    """The checks by name, with `VARIANTS` or without. `serves(provider)` asserts that the guest gets what is allowed and nothing else."""
     made = {
         "br_netfilter on": functools.partial(br_netfilter, serves),
         "routing rules gone": functools.partial(routing, serves),

@@ -13,13 +13,13 @@ use std::time::Duration;
 /// The TLS alert of a refusal (RFC 8446 §6.2).
 pub const ACCESS_DENIED: u8 = 49;
 
-/// How long a client waits for bytes: past what any answer takes on a busy machine.
+/// How long a client waits for bytes: longer than any answer takes on a busy machine.
 const WAIT: Duration = Duration::from_secs(20);
 
 /// TLS over a connection.
 pub type Tls = StreamOwned<ClientConnection, Wire>;
 
-/// Was the connection neither ended nor reset by the other side, and is there nothing to read?
+/// Whether the connection is neither closed nor reset by the other side, and has nothing to read.
 pub fn is_open(stream: &TcpStream) -> bool {
     let peeked = stream.set_nonblocking(true).and_then(|()| stream.peek(&mut [0]));
     stream.set_nonblocking(false).is_ok() && peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
@@ -119,7 +119,7 @@ impl Guest {
     }
 }
 
-/// A connection that reads through a buffer and writes past it.
+/// A connection with a buffer for reading and none for writing.
 pub struct Wire(BufReader<TcpStream>);
 
 impl Wire {
@@ -129,7 +129,7 @@ impl Wire {
         Wire::new(namespace.run(|| TcpStream::connect_timeout(&address, WAIT))?)
     }
 
-    /// Of a connection that was made somehow.
+    /// Wraps a connection.
     pub fn new(stream: TcpStream) -> io::Result<Wire> {
         stream.set_read_timeout(Some(WAIT))?;
         stream.set_write_timeout(Some(WAIT))?;
@@ -185,7 +185,7 @@ impl Wire {
         Ok(bytes)
     }
 
-    /// Did the other side end the connection, by end of file or reset? What it sent before is skipped.
+    /// Whether the other side has ended the connection, by end of file or reset. What it sent before is skipped.
     pub fn is_over(&mut self) -> bool {
         loop {
             match self.0.fill_buf() {
@@ -227,7 +227,7 @@ impl Wire {
         self.0.get_ref().try_clone().expect("a socket can be cloned")
     }
 
-    /// Shakes hands with a server that must prove to be `name`.
+    /// Performs a handshake with a server that must have a certificate for `name`.
     pub fn tls(self, name: &str) -> io::Result<Tls> {
         self.tls_with(pki::client(), name, |hello| vec![hello])
     }

@@ -1,5 +1,5 @@
-//! ClientHellos byte by byte (RFC 8446 §4.1.2), the hostile ones included, and what else of TLS a
-//! test must forge.
+//! ClientHellos byte by byte (RFC 8446 §4.1.2), also hostile ones, and other TLS messages that tests
+//! forge.
 
 /// Builds a ClientHello.
 #[derive(Clone, Default)]

@@ -1,4 +1,4 @@
-//! A scripted DNS server, UDP and TCP, that logs every query. Hand-made, so that it can also do
+//! A scripted DNS server, UDP and TCP, that logs every query. Not of a library, so that it can also do
 //! what a server should not.
 
 use super::namespace::Namespace;
@@ -91,7 +91,7 @@ impl Dns {
         self.cycle(name, vec![answer.into()]);
     }
 
-    /// From now on `name` has these answers in turn, round and round.
+    /// From now on `name` has these answers in turn, repeatedly.
     pub fn cycle(&self, name: &str, answers: Vec<Answer>) {
         let script = Script { answers, turns: HashMap::new() };
         self.shared.scripts.lock().unwrap().insert(name.to_owned(), script);
@@ -134,7 +134,7 @@ impl Drop for Dns {
 fn serve_udp(socket: &UdpSocket, shared: &Shared) {
     let mut buffer = [0u8; 4096];
     while !shared.stop.load(Ordering::SeqCst) {
-        // A time-out is the occasion to look at `stop`.
+        // After a time-out `stop` is checked.
         let Ok((length, peer)) = socket.recv_from(&mut buffer) else { continue };
         let Some((reply, delay)) = answer(&buffer[..length], shared) else { continue };
         if delay.is_zero() {
@@ -173,7 +173,7 @@ fn answer(query: &[u8], shared: &Shared) -> Option<(Vec<u8>, Duration)> {
     let (name, after) = read_name(query, 12)?;
     let kind = u16::from_be_bytes([*query.get(after)?, *query.get(after + 1)?]);
     let question = query.get(12..after + 4)?;
-    // NS of the root is outgate's own question whether the server is there, which no guest can bring about.
+    // NS of the root is outgate's own query, whether the server answers. No guest can cause it.
     if !(name.is_empty() && kind == 2) {
         shared.log.lock().unwrap().push(Query { name: name.clone(), kind });
     }

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 /// `outgate firewall watch` in the gateway.
 pub struct Watcher {
     pub child: Child,
-    /// What it says to its service manager, in order.
+    /// Its messages to the service manager, in order.
     pub said: Receiver<String>,
     /// Its output after its first inspection.
     pub first: String,
 }
 
 impl Watcher {
-    /// Starts it in the gateway, with the configuration written last, and waits for its first look.
+    /// Starts it in the gateway, with the configuration written last, and waits for its first inspection.
     #[track_caller]
     pub fn start(net: &Vmnet) -> Watcher {
         Watcher::start_in(net, &net.gateway)
@@ -50,7 +50,7 @@ impl Watcher {
         watcher
     }
 
-    /// Waits until it says this.
+    /// Waits for this message.
     #[track_caller]
     pub fn hears(&self, what: &str) -> String {
         let give_up = Instant::now() + Duration::from_secs(60);

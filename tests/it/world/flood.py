@@ -1,5 +1,5 @@
-# Sends what no TCP stack would, as quickly as it can, from within a guest: FLOOD in, what it sent out.
-# The kernel's own stack must not answer for it: what it sends by itself is muted by the caller.
+# Sends packets that no TCP stack would, as fast as possible, from within a guest. Gets FLOOD, prints what it sent.
+# The caller drops what the kernel's own stack would answer.
 import errno, json, random, select, socket, struct, sys, time
 
 how = json.loads(sys.argv[1])
@@ -16,7 +16,7 @@ ETHERNET = bytes.fromhex(how["gateway"]) + s.getsockname()[4] + struct.pack("!H"
 family = socket.AF_INET6 if V6 else socket.AF_INET
 SOURCE = socket.inet_pton(family, how["source"])
 SYN, ACK, RST, FIN, PSH = 2, 16, 4, 1, 8
-# An option that nobody asked for (RFC 2385): TCP drops the segment, connection tracking believes it.
+# An unexpected option (RFC 2385): TCP drops the segment, connection tracking accepts it.
 MD5 = b"\x01\x01\x13\x12" + bytes(16)
 
 
@@ -114,7 +114,7 @@ def react(frame):
             reply(ACK)
             reply(RST | ACK)
         elif KIND == "revive":
-            # Ended, and the same again: an entry that is not new.
+            # Closed, then opened again: the entry is not new.
             reply(RST | ACK)
             send(tcp(mine, theirs, dport, sport, 5000, 0, SYN))
     elif flags & FIN and KIND in ("fin", "rst"):
@@ -123,7 +123,7 @@ def react(frame):
 
 question = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04good\x04test\x00\x00\x01\x00\x01"
 if KIND == "replay":
-    # Queries of several guests, each from ports of its own: made beforehand, so that they go out as quickly as they can.
+    # Queries of several guests, each from its own ports. Made beforehand, so that they are sent as fast as possible.
     frames = []
     for number in range(how["guests"] * how["each"]):
         port, number = 1024 + number // how["guests"], number % how["guests"]

@@ -1,5 +1,5 @@
-//! The whole system in [`Vmnet`]: `outgate run` and `outgate firewall apply` between guests that know of
-//! no proxy, and an internet with origins, a DNS server of outgate's and one that guests ask.
+//! The whole system in [`Vmnet`]: `outgate run` and `outgate firewall apply` between guests without a proxy
+//! setting, and an internet with origins, a DNS server for outgate and one that guests ask.
 
 use super::client::{Get, Guest, Wire};
 use super::client_hello::Hello;
@@ -28,7 +28,7 @@ pub const STRANGER6: Ipv6Addr = Ipv6Addr::new(0x2001, 0x4860, 0x4860, 0, 0, 0, 0
 const LISTEN: &str = "proxy = []\ntransparent = [\"0.0.0.0:3129\", \"[::]:3129\"]\n\
                       dns = [\"10.42.42.1:53\", \"[fd42::1]:53\"]";
 
-/// The network with everything in it but outgate.
+/// The network with everything except outgate.
 pub struct GuardedNetwork {
     /// On the bridge, 10.42.42.2 and fd42::2.
     pub one: Guest,
@@ -42,7 +42,7 @@ pub struct GuardedNetwork {
     pub internet: Internet,
     /// The server that outgate asks.
     pub dns: Dns,
-    /// The server that guests ask: it says that everything is at EVIL.
+    /// The server that guests ask: it answers EVIL to every name.
     pub stranger: Dns,
     /// The network below.
     pub net: Vmnet,
@@ -103,12 +103,12 @@ impl GuardedNetwork {
         }
     }
 
-    /// A daemon and a firewall for all guests, with `rules`, neither in place.
+    /// A daemon and a firewall for all guests, with `rules`; neither is started or applied.
     pub fn setup(&self, rules: &str) -> Setup {
         self.bare(rules).listen(LISTEN).tables("[firewall]\nguest_interfaces = [\"br0\", \"r*\"]\n")
     }
 
-    /// A daemon in the gateway, of which nothing but `rules` is settled.
+    /// A daemon in the gateway, with `rules` and the default settings.
     pub fn bare(&self, rules: &str) -> Setup {
         Setup::within(Arc::new(self.net.gateway.handle()), rules)
     }
@@ -137,7 +137,7 @@ impl GuardedNetwork {
         succeed(self.net.gateway.run(|| command.output()).expect("outgate runs"));
     }
 
-    /// `outgate firewall status --json`, and whether it says yes.
+    /// `outgate firewall status --json`, and whether it is in place.
     pub fn status(&self, outgate: &Outgate) -> (bool, serde_json::Value) {
         let config = outgate.config();
         let mut command = outgate.command(&["firewall", "status", "--json", "--config", config.to_str().unwrap()]);
@@ -158,7 +158,7 @@ impl GuardedNetwork {
         assert_eq!((self.stranger.log(), self.stranger6.log()), (Vec::new(), Vec::new()));
     }
 
-    /// Some seconds of whatever guests can send to EVIL, hellos and requests that name it among it.
+    /// For some seconds sends all that guests can send to EVIL, also hellos and requests that name it.
     pub fn storm(&self) {
         let give_up = Instant::now() + Duration::from_millis(800);
         std::thread::scope(|scope| {
@@ -200,7 +200,7 @@ impl Guest {
     #[track_caller]
     pub fn ask_at_tcp(&self, server: impl Into<IpAddr>, name: &str, kind: u16) -> Reply {
         let server = SocketAddr::new(server.into(), 53);
-        let mut stream = self.namespace.run(|| TcpStream::connect(server)).expect("somebody accepts");
+        let mut stream = self.namespace.run(|| TcpStream::connect(server)).expect("a server accepts");
         stream.set_read_timeout(Some(Duration::from_secs(15))).unwrap();
         stream.write_all(&framed(&query(name, kind).bytes())).unwrap();
         read_framed(&mut stream).expect("a reply over TCP")
@@ -225,7 +225,7 @@ impl Guest {
         Ok(self.dial(address, 443)?.tls(name)?.get(name, "/hi")?.status)
     }
 
-    /// What TLS for `name` to `address` is refused with.
+    /// The alert that refuses TLS for `name` to `address`.
     pub fn tls_refusal(&self, address: impl Into<IpAddr>, name: &str) -> Option<u8> {
         let mut wire = self.dial(address, 443).ok()?;
         wire.say(Hello::naming(name).record());
@@ -240,7 +240,7 @@ impl Guest {
         wire.hear("GET")
     }
 
-    /// Was a connection refused by a reset, before or after it was made?
+    /// Whether a connection is refused by a reset, before or after it is established.
     pub fn is_reset(&self, address: impl Into<IpAddr>, port: u16) -> bool {
         let outcome = self.dial(address, port).and_then(|mut wire| wire.rest());
         outcome.is_err_and(|error| {

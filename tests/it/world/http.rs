@@ -1,6 +1,6 @@
 //! HTTP/1.1 for both ends of a test: a server whose paths say what it does, and a reader of
-//! responses. Reads byte by byte from a buffer, and forgives; what outgate forgives is for outgate's
-//! own parser to show.
+//! responses. Reads byte by byte from a buffer, and is lenient; how strict outgate is its own parser's
+//! tests show.
 
 use super::origin::{Seen, Tap};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -115,7 +115,7 @@ fn respond<S: Read + Write>(stream: &mut BufReader<&mut S>, request: &Request) -
     let out = stream.get_mut();
     let head = request.method == "HEAD";
     match path.split('/').nth(1).unwrap_or_default() {
-        // What the book's pages show.
+        // The paths in the book's examples.
         "hello" => write!(out, "HTTP/1.1 200 OK\r\nContent-Length: 19\r\n\r\n{{\"hello\": \"world\"}}\n")?,
         "bytes" => {
             write!(out, "HTTP/1.1 200 OK\r\nContent-Length: {number}\r\n\r\n")?;

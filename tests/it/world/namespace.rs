@@ -10,14 +10,14 @@ use std::sync::{Mutex, Once};
 /// What the names of all namespaces of these tests start with; the maker's pid follows.
 pub const PREFIX: &str = "ogt";
 
-/// `ip netns` mounts; two at once may trip over each other.
+/// `ip netns` mounts; two at once may fail.
 static MOUNTS: Mutex<()> = Mutex::new(());
 
 /// A network namespace.
 pub struct Namespace {
     name: String,
     handle: File,
-    /// It goes when this is dropped.
+    /// It is removed when this is dropped.
     owned: bool,
 }
 
@@ -33,7 +33,7 @@ impl Namespace {
         })
     }
 
-    /// One that somebody else made, if it is there.
+    /// A namespace that another process made, if it exists.
     pub fn named(name: &str) -> Option<Namespace> {
         let handle = File::open(format!("/run/netns/{name}")).ok()?;
         Some(Namespace { name: name.to_owned(), handle, owned: false })
@@ -86,7 +86,7 @@ pub fn batch(within: Option<&Namespace>, lines: &str) {
     assert!(child.wait().expect("ip ends").success(), "ip -batch failed on:\n{lines}");
 }
 
-/// Removes what earlier test processes left behind when they were killed.
+/// Removes the namespaces of earlier test processes that were killed.
 pub fn sweep() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {

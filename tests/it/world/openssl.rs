@@ -1,4 +1,4 @@
-//! OpenSSL's own client and server, for what a second implementation must agree on.
+//! OpenSSL's client and server, as a second implementation of TLS.
 
 use super::client::Guest;
 use super::{World, eventually, pki};

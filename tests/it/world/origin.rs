@@ -112,7 +112,7 @@ impl Internet {
         self.namespace.run(|| UdpSocket::bind(address).expect("the address is free"))
     }
 
-    /// A server that keeps what it gets, and says nothing.
+    /// A server that stores what it gets, and sends nothing.
     pub fn sink(&self, address: impl Into<SocketAddr>) {
         self.serve(address, |mut tap| {
             let _ = io::copy(&mut tap, &mut io::sink());
@@ -173,7 +173,7 @@ fn serve_tls(tap: Tap) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection at an origin; what is read is noted.
+/// A connection at an origin; what is read is recorded.
 pub struct Tap {
     stream: TcpStream,
     /// The notes.
@@ -191,7 +191,7 @@ impl Tap {
         let _ = socket2::SockRef::from(&self.stream).set_linger(Some(Duration::ZERO));
     }
 
-    /// Reads until the client's end, noting everything.
+    /// Reads until the client's end, recording everything.
     pub fn drain(&mut self) {
         let _ = io::copy(self, &mut io::sink());
     }

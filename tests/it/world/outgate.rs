@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
-/// A configuration in the making.
+/// A configuration that is not written yet.
 pub struct Setup {
     namespace: Arc<Namespace>,
     top: String,
@@ -84,7 +84,7 @@ impl Setup {
         self
     }
 
-    /// Writes everything down, starts nothing.
+    /// Writes all files, starts nothing.
     pub fn write(self) -> Outgate {
         let dir = tempfile::Builder::new().prefix("outgate-it-").tempdir().expect("a directory for the test");
         let program = PathBuf::from(env!("CARGO_BIN_EXE_outgate"));
@@ -108,7 +108,7 @@ impl Setup {
         outgate
     }
 
-    /// Writes everything down, starts the daemon and waits until it is ready.
+    /// Writes all files, starts the daemon and waits until it is ready.
     #[track_caller]
     pub fn start(self) -> Outgate {
         let mut outgate = self.write();
@@ -127,11 +127,11 @@ pub struct Outgate {
     /// User and group that it runs as; root if there is none.
     user: Option<(u32, u32)>,
     manager: Option<ServiceManager>,
-    /// By what it is started, if not by itself.
+    /// The command that starts it, if it is not started directly.
     starter: Vec<String>,
     /// What follows `run --config F`.
     arguments: Vec<String>,
-    /// What it finds in its environment beside the tests' own.
+    /// Its environment variables besides those of the tests.
     environment: Vec<(&'static str, PathBuf)>,
 }
 
@@ -146,7 +146,7 @@ impl Outgate {
     pub fn become_nobody(&mut self) {
         const NOBODY: u32 = 65534;
         let program = self.path("outgate");
-        // The tests' own copy may lie where only root can go.
+        // The tests' own copy may be in a folder that only root may enter.
         fs::copy(&self.program, &program).unwrap();
         self.program = program;
         self.user = Some((NOBODY, NOBODY));
@@ -156,7 +156,7 @@ impl Outgate {
         own(&self.config());
     }
 
-    /// From now on the program is started by these words, which end in its own becoming it.
+    /// From now on the program is started by this command, which must replace itself by it.
     pub fn start_by(&mut self, words: &[&str]) {
         self.starter = words.iter().map(|word| (*word).to_owned()).collect();
     }
@@ -219,7 +219,7 @@ impl Outgate {
         drop(handed);
     }
 
-    /// Waits until `/readyz` says 200.
+    /// Waits until `/readyz` answers 200.
     #[track_caller]
     pub fn await_ready(&mut self) {
         self.await_admin(|response| response.status == 200);
@@ -289,7 +289,7 @@ impl Outgate {
         assert_eq!(self.counted(verdict, reason), count, "flows counted as {verdict}, {reason}");
     }
 
-    /// The access log, a JSON object a line; a line that is none fails the test.
+    /// The access log, a JSON object a line; any other line fails the test.
     pub fn log(&self) -> Vec<Value> {
         let text = fs::read_to_string(self.path("access.log")).unwrap_or_default();
         let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);

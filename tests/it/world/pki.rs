@@ -36,7 +36,7 @@ impl Authority {
         let make = || {
             let key = KeyPair::generate().unwrap();
             let mut params = CertificateParams::new(vec![name.to_owned()]).unwrap();
-            // OpenSSL takes a certificate for self-signed when subject and issuer are of one name.
+            // OpenSSL considers a certificate self-signed if subject and issuer have the same name.
             params.distinguished_name.push(DnType::CommonName, name);
             let leaf = params.signed_by(&key, &self.issuer).unwrap();
             let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
@@ -47,7 +47,7 @@ impl Authority {
     }
 }
 
-/// What a server of another make needs, in PEM.
+/// What another TLS implementation requires, in PEM.
 pub struct Pems {
     /// The authority's certificate.
     pub authority: String,
@@ -76,7 +76,7 @@ pub fn install(folder: &Path, name: &str) {
     }
 }
 
-/// Whose certificate a client shows.
+/// Which certificate a client shows.
 #[derive(Clone, Copy)]
 pub enum Whose<'a> {
     /// No certificate.
@@ -85,11 +85,11 @@ pub enum Whose<'a> {
     Of(&'a str),
     /// One with these dNSNames and this CN.
     Named(&'a [&'a str], &'a str),
-    /// One with this name that was good once.
+    /// One with this name that has expired.
     Expired(&'a str),
     /// One with this name, of an untrusted authority.
     Strange(&'a str),
-    /// One with this name, and behind it more authorities than anybody has.
+    /// One with this name, and with more intermediate certificates than any chain has.
     Crowded(&'a str),
 }
 

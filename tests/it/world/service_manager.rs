@@ -14,7 +14,7 @@ use std::time::Duration;
 /// Descriptors from here on are unused in the shell that passes them.
 const FIRST: i32 = 100;
 
-/// Sockets to be handed over, and an ear.
+/// Sockets to pass to the daemon, and the socket for its messages.
 pub struct ServiceManager {
     sockets: Vec<Socket>,
     /// The names of their units, in order; empty: they have none.
@@ -58,14 +58,14 @@ impl ServiceManager {
         self.units = units.iter().map(|unit| (*unit).to_owned()).collect();
     }
 
-    /// A socket at `path` on which the daemon says how it is, by a watchdog of `limit`.
+    /// A socket at `path` for the daemon's messages, with a watchdog of `limit`.
     pub fn hear(&mut self, path: &Path, limit: Duration) -> UnixDatagram {
         let ear = UnixDatagram::bind(path).unwrap();
         self.ear = Some((path.to_owned(), limit));
         ear
     }
 
-    /// Makes `command` one that gets the sockets. What is returned has to live until it is started.
+    /// Makes `command` one that gets the sockets. The returned value must live until it is started.
     pub fn wrap(&self, command: &mut Command) -> Vec<OwnedFd> {
         let handed: Vec<OwnedFd> =
             self.sockets.iter().map(|socket| fcntl_dupfd_cloexec(socket, FIRST).unwrap()).collect();

@@ -1,4 +1,4 @@
-//! A guest's stub resolver, made by hand: queries of any form over UDP and TCP, and replies taken apart.
+//! A guest's stub resolver without a library: queries of any form over UDP and TCP, and parsed replies.
 
 use super::client::Guest;
 use std::io::{Read, Write};
@@ -7,9 +7,9 @@ use std::time::Duration;
 
 /// Where guests ask.
 pub const RESOLVER: &str = "10.42.42.1:53";
-/// What an answer may take on a busy machine.
+/// How long an answer may take on a busy machine.
 const WAIT: Duration = Duration::from_secs(15);
-/// After this nothing more is expected.
+/// After this time nothing more is expected.
 pub const SILENCE: Duration = Duration::from_millis(400);
 
 /// Response codes (RFC 6895 §2.3).
@@ -21,7 +21,7 @@ pub const NOTIMP: u16 = 4;
 pub const REFUSED: u16 = 5;
 pub const BADVERS: u16 = 16;
 
-/// A reply, taken apart.
+/// A parsed reply.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply {
     pub id: u16,
@@ -70,7 +70,7 @@ impl Reply {
     }
 }
 
-/// A query in the making.
+/// A query that is not sent yet.
 #[derive(Clone, Debug)]
 pub struct Query {
     pub name: Vec<u8>,

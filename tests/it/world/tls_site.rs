@@ -1,5 +1,5 @@
-//! A web site over TLS on loopback, for a client on this machine. Its paths do what a test says; nothing of it needs
-//! a namespace.
+//! A web site over TLS on loopback, for a client on this machine. Its paths do what a test says. It requires no
+//! namespace.
 
 use super::pki;
 use rustls::{ServerConnection, StreamOwned};
@@ -9,14 +9,14 @@ use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// What a path of the origin does.
+/// What the origin does at a path.
 #[derive(Clone)]
 pub enum Page {
-    /// Is there.
+    /// Answers 200 with this body.
     Body(Vec<u8>),
-    /// Leads elsewhere.
+    /// Redirects to this URL.
     Redirect(String),
-    /// Has only a status.
+    /// Answers with only this status.
     Status(u16),
     /// Never ends.
     Endless,
@@ -30,7 +30,7 @@ pub enum Page {
     Unmeasured,
 }
 
-/// An HTTPS server for whatever name it is called by.
+/// An HTTPS server with a certificate for any name.
 pub struct Site {
     /// On 127.0.0.1.
     pub port: u16,
@@ -59,13 +59,13 @@ impl Site {
         format!("https://localhost:{}{path}", self.port)
     }
 
-    /// Puts a page there, and says where.
+    /// Puts a page at a path, and gives its URL.
     pub fn put(&self, path: &str, page: Page) -> String {
         self.pages.lock().unwrap().insert(path.to_owned(), page);
         self.url(path)
     }
 
-    /// Puts a file there, and says where.
+    /// Puts a file at a path, and gives its URL.
     pub fn body(&self, path: &str, body: impl AsRef<[u8]>) -> String {
         self.put(path, Page::Body(body.as_ref().to_vec()))
     }

@@ -1,5 +1,5 @@
-//! A provider's network that leaks: the gateway forwards IPv4 and IPv6, and the internet has routes back, so that
-//! whatever the firewall lets through gets out and is answered.
+//! A provider's network without protection: the gateway forwards IPv4 and IPv6, and the internet has routes back, so
+//! that whatever the firewall lets pass gets out and is answered.
 //!
 //! ```text
 //! one   10.42.42.2 fd42::2 ─ p1 ┐
@@ -9,7 +9,7 @@
 //! four  10.43.0.4  fd43::4 ─────── r4  10.43.0.1  fd43::1 ┘
 //! ```
 //!
-//! The listeners are plain sockets of the test's: what comes to them is what the firewall brought.
+//! The listeners are plain sockets of the test. They get what the firewall redirects.
 
 use super::namespace::{self, Namespace};
 use serde_json::Value;
@@ -30,7 +30,7 @@ pub const EVIL: [&str; 2] = ["11.0.0.66", "2600:10::66"];
 
 /// How long a socket waits for what must come.
 const WAIT: Duration = Duration::from_secs(10);
-/// How long it waits for what must not: a packet here takes microseconds.
+/// How long it waits for what must not come: a packet takes microseconds here.
 const SILENCE: Duration = Duration::from_millis(300);
 
 static NEXT: AtomicU32 = AtomicU32::new(0);
@@ -126,7 +126,7 @@ impl Vmnet {
     /// Fails if anything came to [`EVIL`].
     #[track_caller]
     pub fn assert_no_leaks(&self) {
-        // What was sent before is there before the answer to this.
+        // All that was sent before arrives before the answer to this.
         assert_eq!(self.leaked(), 0, "packets of guests' that the internet saw");
     }
 
@@ -177,7 +177,7 @@ impl Vmnet {
         succeed(self.firewall(&["apply"]))
     }
 
-    /// `outgate firewall status --json`, and whether it says yes.
+    /// `outgate firewall status --json`, and whether it is in place.
     pub fn status(&self) -> (bool, Value) {
         let output = self.firewall(&["status", "--json"]);
         let answer = serde_json::from_slice(&output.stdout)
@@ -191,7 +191,7 @@ impl Vmnet {
         tables.iter().flatten().filter(|(rule, _)| rule.starts_with(comment)).map(|(_, packets)| packets).sum()
     }
 
-    /// A listener for what TPROXY brings, on port 3129 of both families: original destination and source
+    /// A listener for what TPROXY redirects, on port 3129 of both families: original destination and source
     /// of each connection. It answers every connection with "here\n".
     pub fn transparent(&self) -> Receiver<(SocketAddr, SocketAddr)> {
         self.transparent_in(&self.gateway)
@@ -207,14 +207,14 @@ impl Vmnet {
         told
     }
 
-    /// An ordinary listener in the gateway that greets.
+    /// An ordinary listener in the gateway that sends a greeting.
     pub fn listener(&self, address: &str) -> Receiver<(SocketAddr, SocketAddr)> {
         let (tell, told) = mpsc::channel();
         greet(self.gateway.run(|| TcpListener::bind(address)).unwrap(), tell);
         told
     }
 
-    /// A DNS server that is there and knows nothing, at 127.0.0.53 in the gateway.
+    /// A DNS server that refuses every query, at 127.0.0.53 in the gateway.
     fn refusing_dns(&self) {
         let socket = self.gateway.run(|| UdpSocket::bind("127.0.0.53:53")).unwrap();
         std::thread::spawn(move || {
@@ -226,7 +226,7 @@ impl Vmnet {
         });
     }
 
-    /// A DNS server of sorts in the gateway: answers each datagram and connection with "answer".
+    /// A substitute for a DNS server in the gateway: answers each datagram and connection with "answer".
     pub fn dns(&self, address: &str) {
         let (socket, listener) =
             self.gateway.run(|| (UdpSocket::bind(address).unwrap(), TcpListener::bind(address).unwrap()));
@@ -240,7 +240,7 @@ impl Vmnet {
     }
 }
 
-/// What makes a query's answer of it: QR, and RCODE 5 (RFC 1035 section 4.1.1).
+/// The flags that make an answer of a query: QR, and RCODE 5 (RFC 1035 section 4.1.1).
 fn refuse(query: &mut [u8]) {
     if let [_, _, flags, code, ..] = query {
         *flags |= 0x80;
@@ -256,7 +256,7 @@ pub fn succeed(output: Output) -> String {
     out.into_owned()
 }
 
-/// Runs a shell's line within a namespace; it must succeed.
+/// Runs a line of shell within a namespace; it must succeed.
 #[track_caller]
 pub fn shell(namespace: &Namespace, line: &str) -> String {
     succeed(namespace.run(|| Command::new("sh").args(["-c", line]).output()).expect("a shell"))
@@ -313,7 +313,7 @@ pub fn ask(from: &Namespace, to: &str) -> io::Result<String> {
 }
 
 /// Sends three packets of an IP protocol, from an address of its own if one is given; whether the
-/// answers are refusals is not looked at.
+/// answers are refusals is not checked.
 pub fn send_raw(from: &Namespace, source: Option<&str>, to: &str, protocol: u8, payload: &[u8]) {
     let to: IpAddr = to.parse().unwrap();
     let domain = if to.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 };
@@ -323,7 +323,7 @@ pub fn send_raw(from: &Namespace, source: Option<&str>, to: &str, protocol: u8, 
         socket.bind(&SocketAddr::from((source, 0)).into()).unwrap();
     }
     for _ in 0..3 {
-        // The error may belong to the packet before.
+        // The error may be that of the previous packet.
         let _ = socket.send_to(payload, &SockAddr::from(SocketAddr::from((to, 0))));
     }
 }

@@ -61,7 +61,7 @@ def serve():
 class Load:
     def __init__(self):
         self.selector = selectors.DefaultSelector()
-        self.ends, self.longest, self.patience = collections.Counter(), 0.0, []
+        self.outcomes, self.longest, self.patience = collections.Counter(), 0.0, []
 
     def open(self, now):
         client = socket.socket()
@@ -91,7 +91,7 @@ class Load:
     def close(self, client, end, begin):
         self.selector.unregister(client)
         client.close()
-        self.ends[end] += 1
+        self.outcomes[end] += 1
         self.longest = max(self.longest, time.monotonic() - begin)
 
 
@@ -104,9 +104,9 @@ def send(rate, seconds):
             opened += 1
         load.step(max(0.0, begin + opened / rate - time.monotonic()))
     took = time.monotonic() - begin
-    while sum(load.ends.values()) < opened:
+    while sum(load.outcomes.values()) < opened:
         load.step(0.1)
-    print(json.dumps({"opened": opened, "rate": round(opened / took), "ends": load.ends, "longest": round(load.longest, 2)}))
+    print(json.dumps({"opened": opened, "rate": round(opened / took), "outcomes": load.outcomes, "longest": round(load.longest, 2)}))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ ATTEMPTS = [
     ("udp", socket.AF_INET, "11.0.0.66", 9999),
     ("udp", socket.AF_INET6, "2600:10::66", 9999),
 ]
-# What an allowed name's address gets while the daemon runs.
+# The answer at an allowed name's address while the daemon runs.
 SERVED = [("tcp", socket.AF_INET, "11.0.0.10", 80), ("tcp", socket.AF_INET6, "2600:10::10", 80)]
 QUERY = b"\x12\x34\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00\x04evil\x04test\x00\x00\x01\x00\x01"
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# What surrounds outgate on the machine: a bridge with a guest behind it, an outside with servers, and a
+# The surroundings of outgate on the machine: a bridge with a guest behind it, an internet with servers, and a
 # machine that would forward everything. Namespaces `guest` and `internet`.
 set -e
 sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.default.rp_filter=0
