@@ -10,6 +10,7 @@ mod listeners;
 mod privileges;
 mod relief;
 mod reload;
+mod status;
 mod troubles;
 mod unconfigured;
 mod watchdog;
@@ -33,12 +34,12 @@ use crate::resolve::{ResolveSetupError, Resolver};
 use crate::services::{Services, Snapshot};
 use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, Signals};
 use crate::tls::{CertificateReloader, Fault, GuestTls, TlsError};
-use crate::trouble;
 use arc_swap::ArcSwap;
 use listeners::{Listeners, Share};
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
 use reload::{Lists, Reloader, StartBasis};
+use status::Status;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
@@ -369,10 +370,11 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     let troubles = Troubles::new(services, &reloader, &reports, has_watcher, certificate.clone());
     served.spawn(troubles.clone().watch());
     listeners::turn_away(listeners.unclaimed);
-    let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
+    let status = Status::new(services, troubles, relief);
+    let (stop, own) = (services.stop.clone(), status.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-        texts(&unready(trouble.now())).chain(fullness.not_ready()).chain(stopping).collect()
+        own.not_ready().into_iter().chain(stopping).collect()
     };
     let snapshot = Arc::clone(&services.snapshot);
     let is_guest = move |name: &str| snapshot.load().policy.names_guest(name);
@@ -404,10 +406,10 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         }));
     }
     if let Some(listener) = control {
-        let status = status(services, &reloader, &troubles, &relief);
         let (account, used, make) = (Arc::clone(&services.account), used(&reloader), make(&reloader));
-        let guests = reloader.clone();
-        let guests = Box::new(move || guests.guests());
+        let (shown, of_configuration, of_guests) = (status.clone(), reloader.clone(), reloader.clone());
+        let status = Box::new(move || shown.shown(&of_configuration.configuration()));
+        let guests = Box::new(move || of_guests.guests());
         let control = Arc::new(Control { account, status, used, guests, make });
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
@@ -418,7 +420,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     );
     privileges::bar_calls(sandbox, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(watchdog.report(state(services, &troubles, &relief)));
+    served.spawn(watchdog.report(move || status.line()));
     let grace = grace(listeners.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
@@ -452,53 +454,6 @@ async fn receive_reports(socket: UnixListener, reports: Arc<HostReports>) {
     if let Err(error) = control::host::receive(socket, reports).await {
         tracing::error!(%error, "no more reports can be received from outgate-host.service");
     }
-}
-
-fn texts(troubles: &[trouble::Trouble]) -> impl Iterator<Item = String> {
-    let mut texts: Vec<String> = troubles.iter().map(|trouble| trouble.text.clone()).collect();
-    texts.dedup();
-    texts.into_iter()
-}
-
-/// Keeps only the troubles that make the daemon not ready.
-fn unready(mut troubles: Vec<trouble::Trouble>) -> Vec<trouble::Trouble> {
-    troubles.retain(|trouble| trouble.cause.makes_unready());
-    troubles
-}
-
-/// Returns what `systemctl status` shows.
-fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
-    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
-    move || {
-        let open = services.gate.total();
-        let (unready, others): (Vec<_>, Vec<_>) =
-            troubles.now().into_iter().partition(|trouble| trouble.cause.makes_unready());
-        let not_ready: Vec<String> = texts(&unready).chain(relief.not_ready()).collect();
-        match (not_ready, texts(&others).next().or_else(|| relief.overload()).or_else(|| troubles.outdated())) {
-            (trouble, _) if !trouble.is_empty() => {
-                format!("Not ready: {}; {open} connections open", trouble.join("; "))
-            }
-            (_, Some(but)) => format!("Ready, but {but}; {open} connections open"),
-            _ => format!("Ready; {open} connections open"),
-        }
-    }
-}
-
-/// Returns what `outgate status` shows besides the account's totals.
-fn status(services: &Arc<Services>, reloader: &Reloader, troubles: &Troubles, relief: &Relief) -> control::Status {
-    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
-    let reloader = reloader.clone();
-    Box::new(move || {
-        let mut shown = troubles.shown();
-        let all: Vec<String> = texts(&troubles.now()).chain(relief.overload()).chain(troubles.outdated()).collect();
-        let trouble = (!all.is_empty()).then(|| all.join("; "));
-        if let Some(shown) = shown.as_object_mut() {
-            shown.insert("configuration".to_owned(), serde_json::json!(reloader.configuration()));
-            shown.insert("open_connections".to_owned(), services.gate.total().into());
-            shown.insert("trouble".to_owned(), trouble.into());
-        }
-        shown
-    })
 }
 
 /// Returns what `outgate whitelist lint` asks for.
