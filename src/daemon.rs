@@ -5,8 +5,10 @@
 //! start (a port, a readable list) is an error before the first connection. After that, only a signal ends the
 //! daemon.
 
+mod drain;
 mod firewall_watch;
 mod listeners;
+mod lists;
 mod privileges;
 mod relief;
 mod reload;
@@ -14,38 +16,35 @@ mod status;
 mod troubles;
 mod unconfigured;
 mod watchdog;
+mod workers;
 
 pub use privileges::needs;
 
-use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve};
+use crate::accept::{ListenError, Reserve};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::bindings::{Bindings, BindingsFile};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::host::HostReports;
 use crate::control::{self, Change, Control, ControlError};
-use crate::dns;
-use crate::flow;
 use crate::guests::{KeepError, Registry};
 use crate::limits::Gate;
 use crate::policy::{Policy, PolicyError};
-use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::services::{Services, Snapshot};
 use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, Signals};
 use crate::tls::{CertificateReloader, Fault, GuestTls, TlsError};
 use arc_swap::ArcSwap;
-use listeners::{Listeners, Share};
+use listeners::Listeners;
+use lists::Lists;
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
-use reload::{Lists, Reloader, StartBasis};
+use reload::{Reloader, StartBasis};
 use status::Status;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -53,17 +52,6 @@ use tokio_util::sync::CancellationToken;
 use troubles::{Certificate, Troubles};
 use unconfigured::Unconfigured;
 use watchdog::Watchdog;
-
-/// How long open flows may continue after SIGTERM if this process opened the listeners itself.
-const DRAIN: Duration = Duration::from_secs(20);
-/// How long a client should wait at most in a socket that outlives this process, until the next process accepts.
-const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// How long open flows may continue in any case.
-const LEAST_DRAIN: Duration = Duration::from_secs(1);
-/// How long flows may take to end once they were told to.
-const LAST_CALL: Duration = Duration::from_millis(300);
-/// Time that the service manager needs between two processes.
-const TURN_AROUND: Duration = Duration::from_millis(700);
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
@@ -206,7 +194,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let relief = Relief::start(&services, workers, end.clone())?;
     let watchdog = Watchdog::new(workers);
     let shares = std::mem::take(&mut listeners.shares);
-    let threads = spawn_workers(&services, shares, takes_ipv6(&settings.listen), &watchdog, &end)?;
+    let threads = workers::spawn(&services, shares, takes_ipv6(&settings.listen), &watchdog, &end)?;
     let start = Start {
         settings,
         lists,
@@ -421,7 +409,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     privileges::bar_calls(sandbox, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
     served.spawn(watchdog.report(move || status.line()));
-    let grace = grace(listeners.inherited, begun.elapsed());
+    let grace = drain::grace(listeners.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
             Some(unconfigured) => unconfigured.until_changed().await,
@@ -443,7 +431,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         }
     };
     system::notify(&[sd_notify::NotifyState::Stopping]);
-    drain(services, &mut signals, grace).await;
+    drain::drain(services, &mut signals, grace).await;
     drop(served);
     reloader.keep_used().await;
     if anew { Err(DaemonError::Changed) } else { Ok(()) }
@@ -477,93 +465,10 @@ fn make(reloader: &Reloader) -> control::Make {
     })
 }
 
-/// Returns how long open flows may continue after SIGTERM. Inherited sockets stay open, and new clients wait in
-/// them: for this long, and while the next process starts, which takes about as long as this one took.
-fn grace(inherited: bool, start: Duration) -> Duration {
-    if !inherited {
-        return DRAIN;
-    }
-    LONGEST_WAIT.saturating_sub(LAST_CALL + TURN_AROUND).saturating_sub(start).max(LEAST_DRAIN)
-}
-
-/// Lets open flows finish, then ends the remaining ones.
-async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
-    let open = services.gate.total();
-    tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
-    services.stop.cancel();
-    let quiet = || services.gate.total() == 0 && services.gate.telling() == 0;
-    let until = Instant::now() + grace;
-    while !quiet() && Instant::now() < until {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            // A second signal means at once.
-            asked = signals.next() => if asked == SignalRequest::Stop { break },
-        }
-    }
-    let ended = services.account.live().revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
-    if ended > 0 {
-        tracing::info!(ended, "ended connections that were still open");
-    }
-    let until = Instant::now() + LAST_CALL;
-    while !quiet() && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Starts a thread for each share of the listeners.
-fn spawn_workers(
-    services: &Arc<Services>,
-    shares: Vec<Share>,
-    v6: bool,
-    watchdog: &Watchdog,
-    end: &CancellationToken,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let spawn = |(index, share)| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (services, watchdog, end) = (Arc::clone(services), watchdog.clone(), end.clone());
-        let work = async move {
-            tokio::spawn(watchdog.beat(index));
-            work(services, share, v6, end).await;
-        };
-        std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))
-    };
-    shares.into_iter().enumerate().map(spawn).collect()
-}
-
 /// Whether guests' connections can arrive over IPv6, so that an AAAA record is useful to them.
 fn takes_ipv6(listen: &ListenSettings) -> bool {
     let all = [&listen.proxy, &listen.proxy_tls, &listen.transparent, &listen.redirect, &listen.udp];
     all.into_iter().flatten().any(|address| address.is_ipv6() && !address.ip().is_loopback())
-}
-
-/// The work of a worker thread: accepts and serves until the end.
-async fn work(services: Arc<Services>, share: Share, v6: bool, end: CancellationToken) {
-    if let Err(error) = dns::serve(&services, (share.dns_udp, share.dns_tcp), v6, &end) {
-        tracing::error!(%error, "a DNS listener cannot be served");
-    }
-    for (kind, listener) in share.flows {
-        let listener = match Incoming::new(listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "a listener cannot be served");
-                continue;
-            }
-        };
-        let services = Arc::clone(&services);
-        tokio::spawn(async move {
-            let serve = |accepted| flow::meet(&services, kind, accepted);
-            let trouble = |trouble| match trouble {
-                AcceptFailure::Pause => services.account.metrics().accept_failed(),
-                AcceptFailure::Reset(source) => flow::reset_unseen(&services, kind, source),
-            };
-            let purpose = flow::purpose(&services, kind);
-            let identify = &|address| services.identify(address, None);
-            let (gate, reserve) = (&services.gate, &services.reserve);
-            let entrance = Entrance { listener, identify, gate, reserve, purpose };
-            accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
-        });
-    }
-    end.cancelled().await;
 }
 
 /// Sets the panic hook: a panic ends one flow; the hook counts it and logs its location.
