@@ -5,46 +5,46 @@
 //! start (a port, a readable list) is an error before the first connection. After that, only a signal ends the
 //! daemon.
 
+mod drain;
 mod firewall_watch;
 mod listeners;
+mod lists;
 mod privileges;
 mod relief;
 mod reload;
+mod status;
 mod troubles;
 mod unconfigured;
 mod watchdog;
+mod workers;
 
 pub use privileges::needs;
 
-use crate::accept::{self, AcceptFailure, Entrance, Incoming, ListenError, Reserve, SocketUse};
+use crate::accept::{ListenError, Reserve, SocketUse};
 use crate::account::{Account, AccountError};
 use crate::admin::{self, Admin};
 use crate::bindings::{Bindings, BindingsFile};
 use crate::config::{ConfigError, ListenSettings, Settings};
 use crate::control::host::HostReports;
 use crate::control::{self, Change, Control, ControlError};
-use crate::dns;
-use crate::flow;
 use crate::guests::{KeepError, Registry};
 use crate::limits::Gate;
 use crate::policy::{Policy, PolicyError};
-use crate::reason::Reason;
 use crate::resolve::{ResolveSetupError, Resolver};
 use crate::services::{Services, Snapshot};
 use crate::system::{self, AccessError, Confine, PrivilegeError, SignalRequest, Signals};
 use crate::tls::{CertificateReloader, Fault, GuestTls, TlsError};
-use crate::trouble;
 use arc_swap::ArcSwap;
-use listeners::{Listeners, WorkerListeners};
+use listeners::Listeners;
+use lists::Lists;
 use privileges::{GivenUp, Sandbox};
 use relief::Relief;
-use reload::{Lists, Reloader, StartBasis};
+use reload::{Reloader, StartBasis};
+use status::Status;
 use std::io;
 use std::net::SocketAddr;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::thread::JoinHandle;
-use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -52,17 +52,6 @@ use tokio_util::sync::CancellationToken;
 use troubles::{Certificate, Troubles};
 use unconfigured::Unconfigured;
 use watchdog::Watchdog;
-
-/// How long open flows may continue after SIGTERM if this process opened the listeners itself.
-const DRAIN: Duration = Duration::from_secs(20);
-/// How long a client should wait at most in a socket that outlives this process, until the next process accepts.
-const LONGEST_WAIT: Duration = Duration::from_secs(3);
-/// How long open flows may continue in any case.
-const LEAST_DRAIN: Duration = Duration::from_secs(1);
-/// How long flows may take to end once they were told to.
-const LAST_CALL: Duration = Duration::from_millis(300);
-/// Time that the service manager needs between two processes.
-const TURN_AROUND: Duration = Duration::from_millis(700);
 
 /// Why the daemon can't start.
 #[derive(Debug, thiserror::Error)]
@@ -205,7 +194,7 @@ pub fn run(basis: Basis, confine: &Confine) -> Result<(), DaemonError> {
     let relief = Relief::start(&services, workers, end.clone())?;
     let watchdog = Watchdog::new(workers);
     let per_worker = std::mem::take(&mut listeners.per_worker);
-    let threads = spawn_workers(&services, per_worker, takes_ipv6(&settings.listen), &watchdog, &end)?;
+    let threads = workers::spawn(&services, per_worker, takes_ipv6(&settings.listen), &watchdog, &end)?;
     let start = Start {
         settings,
         lists,
@@ -371,10 +360,11 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     let troubles = Troubles::new(services, &reloader, &reports, has_watcher, certificate.clone());
     served.spawn(troubles.clone().watch());
     listeners::turn_away(listeners.unclaimed);
-    let (trouble, stop, fullness) = (troubles.clone(), services.stop.clone(), relief.clone());
+    let status = Status::new(services, troubles, relief);
+    let (stop, own) = (services.stop.clone(), status.clone());
     let not_ready = move || {
         let stopping = stop.is_cancelled().then(|| "the daemon is stopping".to_owned());
-        texts(&unready(trouble.now())).chain(fullness.not_ready()).chain(stopping).collect()
+        own.not_ready().into_iter().chain(stopping).collect()
     };
     let snapshot = Arc::clone(&services.snapshot);
     let is_guest = move |name: &str| snapshot.load().policy.names_guest(name);
@@ -406,10 +396,10 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         }));
     }
     if let Some(listener) = control {
-        let status = status(services, &reloader, &troubles, &relief);
         let (account, used, make) = (Arc::clone(&services.account), used(&reloader), make(&reloader));
-        let guests = reloader.clone();
-        let guests = Box::new(move || guests.guests());
+        let (shown, of_configuration, of_guests) = (status.clone(), reloader.clone(), reloader.clone());
+        let status = Box::new(move || shown.shown(&of_configuration.configuration()));
+        let guests = Box::new(move || of_guests.guests());
         let control = Arc::new(Control { account, status, used, guests, make });
         served.spawn(control::serve(tokio::net::UnixListener::from_std(listener)?, control));
     }
@@ -420,8 +410,8 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
     );
     privileges::bar_calls(sandbox, &services.account);
     system::notify(&[sd_notify::NotifyState::Ready]);
-    served.spawn(watchdog.report(state(services, &troubles, &relief)));
-    let grace = grace(listeners.inherited, begun.elapsed());
+    served.spawn(watchdog.report(move || status.line()));
+    let grace = drain::grace(listeners.inherited, begun.elapsed());
     let mut changed = std::pin::pin!(async {
         match &unconfigured {
             Some(unconfigured) => unconfigured.until_changed().await,
@@ -443,7 +433,7 @@ async fn govern(services: &Arc<Services>, mut signals: Signals, start: Start) ->
         }
     };
     system::notify(&[sd_notify::NotifyState::Stopping]);
-    drain(services, &mut signals, grace).await;
+    drain::drain(services, &mut signals, grace).await;
     drop(served);
     reloader.keep_used().await;
     if anew { Err(DaemonError::Changed) } else { Ok(()) }
@@ -454,53 +444,6 @@ async fn receive_reports(socket: UnixListener, reports: Arc<HostReports>) {
     if let Err(error) = control::host::receive(socket, reports).await {
         tracing::error!(%error, "no more reports can be received from outgate-host.service");
     }
-}
-
-fn texts(troubles: &[trouble::Trouble]) -> impl Iterator<Item = String> {
-    let mut texts: Vec<String> = troubles.iter().map(|trouble| trouble.text.clone()).collect();
-    texts.dedup();
-    texts.into_iter()
-}
-
-/// Keeps only the troubles that make the daemon not ready.
-fn unready(mut troubles: Vec<trouble::Trouble>) -> Vec<trouble::Trouble> {
-    troubles.retain(|trouble| trouble.cause.makes_unready());
-    troubles
-}
-
-/// Returns what `systemctl status` shows.
-fn state(services: &Arc<Services>, troubles: &Troubles, relief: &Relief) -> impl Fn() -> String + Send + use<> {
-    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
-    move || {
-        let open = services.gate.total();
-        let (unready, others): (Vec<_>, Vec<_>) =
-            troubles.now().into_iter().partition(|trouble| trouble.cause.makes_unready());
-        let not_ready: Vec<String> = texts(&unready).chain(relief.not_ready()).collect();
-        match (not_ready, texts(&others).next().or_else(|| relief.overload()).or_else(|| troubles.outdated())) {
-            (trouble, _) if !trouble.is_empty() => {
-                format!("Not ready: {}; {open} connections open", trouble.join("; "))
-            }
-            (_, Some(but)) => format!("Ready, but {but}; {open} connections open"),
-            _ => format!("Ready; {open} connections open"),
-        }
-    }
-}
-
-/// Returns what `outgate status` shows besides the account's totals.
-fn status(services: &Arc<Services>, reloader: &Reloader, troubles: &Troubles, relief: &Relief) -> control::Status {
-    let (services, troubles, relief) = (Arc::clone(services), troubles.clone(), relief.clone());
-    let reloader = reloader.clone();
-    Box::new(move || {
-        let mut shown = troubles.shown();
-        let all: Vec<String> = texts(&troubles.now()).chain(relief.overload()).chain(troubles.outdated()).collect();
-        let trouble = (!all.is_empty()).then(|| all.join("; "));
-        if let Some(shown) = shown.as_object_mut() {
-            shown.insert("configuration".to_owned(), serde_json::json!(reloader.configuration()));
-            shown.insert("open_connections".to_owned(), services.gate.total().into());
-            shown.insert("trouble".to_owned(), trouble.into());
-        }
-        shown
-    })
 }
 
 /// Returns what `outgate whitelist lint` asks for.
@@ -524,59 +467,6 @@ fn make(reloader: &Reloader) -> control::Make {
     })
 }
 
-/// Returns how long open flows may continue after SIGTERM. Inherited sockets stay open, and new clients wait in
-/// them: for this long, and while the next process starts, which takes about as long as this one took.
-fn grace(inherited: bool, start: Duration) -> Duration {
-    if !inherited {
-        return DRAIN;
-    }
-    LONGEST_WAIT.saturating_sub(LAST_CALL + TURN_AROUND).saturating_sub(start).max(LEAST_DRAIN)
-}
-
-/// Lets open flows finish, then ends the remaining ones.
-async fn drain(services: &Services, signals: &mut Signals, grace: Duration) {
-    let open = services.gate.total();
-    tracing::info!(open, "stopping; open connections get {:.1} s", grace.as_secs_f64());
-    services.stop.cancel();
-    let quiet = || services.gate.total() == 0 && services.gate.refusals() == 0;
-    let until = Instant::now() + grace;
-    while !quiet() && Instant::now() < until {
-        tokio::select! {
-            () = tokio::time::sleep(Duration::from_millis(20)) => {}
-            // A second signal means at once.
-            asked = signals.next() => if asked == SignalRequest::Stop { break },
-        }
-    }
-    let ended = services.account.live().revoke_where(|_, _| Some((Reason::ShuttingDown, None)));
-    if ended > 0 {
-        tracing::info!(ended, "ended connections that were still open");
-    }
-    let until = Instant::now() + LAST_CALL;
-    while !quiet() && Instant::now() < until {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// Starts the worker threads, each with its listeners.
-fn spawn_workers(
-    services: &Arc<Services>,
-    per_worker: Vec<WorkerListeners>,
-    v6: bool,
-    watchdog: &Watchdog,
-    end: &CancellationToken,
-) -> io::Result<Vec<JoinHandle<()>>> {
-    let spawn = |(index, listeners)| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (services, watchdog, end) = (Arc::clone(services), watchdog.clone(), end.clone());
-        let work = async move {
-            tokio::spawn(watchdog.beat(index));
-            work(services, listeners, v6, end).await;
-        };
-        std::thread::Builder::new().name(format!("outgate-{index}")).spawn(move || runtime.block_on(work))
-    };
-    per_worker.into_iter().enumerate().map(spawn).collect()
-}
-
 /// Whether guests' connections can arrive over IPv6, so that an AAAA record is useful to them.
 fn takes_ipv6(listen: &ListenSettings) -> bool {
     let flows = SocketUse::ALL.into_iter().filter(|kind| kind.listener_kind().is_some());
@@ -584,36 +474,6 @@ fn takes_ipv6(listen: &ListenSettings) -> bool {
         .flat_map(|kind| listen.addresses(kind))
         .chain(&listen.udp)
         .any(|address| address.is_ipv6() && !address.ip().is_loopback())
-}
-
-/// The work of a worker thread: accepts and serves until the end.
-async fn work(services: Arc<Services>, listeners: WorkerListeners, v6: bool, end: CancellationToken) {
-    if let Err(error) = dns::serve(&services, (listeners.dns_udp, listeners.dns_tcp), v6, &end) {
-        tracing::error!(%error, "a DNS listener cannot be served");
-    }
-    for (kind, listener) in listeners.flows {
-        let listener = match Incoming::new(listener) {
-            Ok(listener) => listener,
-            Err(error) => {
-                tracing::error!(%error, "a listener cannot be served");
-                continue;
-            }
-        };
-        let services = Arc::clone(&services);
-        tokio::spawn(async move {
-            let serve = |accepted| flow::meet(&services, kind, accepted);
-            let trouble = |trouble| match trouble {
-                AcceptFailure::Pause => services.account.metrics().accept_failed(),
-                AcceptFailure::Reset(source) => flow::reset_unseen(&services, kind, source),
-            };
-            let purpose = flow::purpose(&services, kind);
-            let guest_at = &|address| services.guest_at(address, None);
-            let (gate, reserve) = (&services.gate, &services.reserve);
-            let entrance = Entrance { listener, guest_at, gate, reserve, purpose };
-            accept::run(entrance, services.stop.cancelled(), serve, trouble).await;
-        });
-    }
-    end.cancelled().await;
 }
 
 /// Sets the panic hook: a panic ends one flow; the hook counts it and logs its location.

@@ -126,7 +126,7 @@ impl std::fmt::Debug for Vetted {
 #[derive(Debug, thiserror::Error)]
 pub enum ResolveSetupError {
     /// The hosts file cannot be read.
-    #[error("hosts file {path}: {source}")]
+    #[error("the hosts file {path} cannot be read: {source}")]
     Hosts {
         /// The file.
         path: PathBuf,
@@ -134,10 +134,10 @@ pub enum ResolveSetupError {
         source: io::Error,
     },
     /// No socket could be opened.
-    #[error("socket: {0}")]
+    #[error("the resolver cannot open a socket: {0}")]
     Socket(#[source] io::Error),
     /// The DNS client rejects its configuration.
-    #[error("DNS client: {0}")]
+    #[error("the DNS client cannot be set up: {0}")]
     Client(String),
 }
 
@@ -370,7 +370,9 @@ impl Resolver {
         match current.sources.refresh() {
             Ok(None) => {}
             Ok(Some(sources)) => self.replace(&current, sources, current.floor.clone()),
-            Err(error) => tracing::warn!(%error, "resolver: what was read before stays in force"),
+            Err(error) => {
+                tracing::warn!(%error, "a file of the resolver cannot be read again, so what was read before stays in force; correct it")
+            }
         }
     }
 }

@@ -234,7 +234,7 @@ fn repeated_refusals_are_one_line_and_one_count() {
     let path = dir.path().join("access.log");
     let account = Account::start(&to_file(&path), &[]).unwrap();
     account.set_advice(Box::new(|claim| {
-        let advice = "`*.ipfs.io` takes one label; `.ipfs.io` would match".to_owned();
+        let advice = "`*.ipfs.io` allows one label only; `.ipfs.io` would match".to_owned();
         claim
             .target
             .to_string()
@@ -250,7 +250,7 @@ fn repeated_refusals_are_one_line_and_one_count() {
     let of = |name: &str| lines.iter().filter(|line| line["name"] == name).collect::<Vec<_>>();
     let [first, folded] = of("a.b.ipfs.io")[..] else { panic!("{lines:?}") };
     assert_eq!((first.get("count"), &folded["count"]), (None, &Value::from(299)));
-    let advice = "local.rules:4: `*.ipfs.io` takes one label; `.ipfs.io` would match";
+    let advice = "local.rules:4: `*.ipfs.io` allows one label only; `.ipfs.io` would match";
     assert_eq!((&first["advice"], &folded["advice"]), (&Value::from(advice), &Value::from(advice)));
     assert_eq!(of("other.test")[0].get("advice"), None);
     let top = &account.refusals(10)[0];

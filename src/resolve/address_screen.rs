@@ -27,22 +27,22 @@ pub enum VetError {
         document: &'static str,
     },
     /// An address of a declared guest.
-    #[error("{0} is a guest's")]
+    #[error("{0} belongs to a guest")]
     Guest(IpAddr),
     /// An address of this machine.
-    #[error("{0} is this machine's")]
+    #[error("{0} belongs to this machine")]
     Own(IpAddr),
     /// One of outgate's own listeners.
-    #[error("{0} is where outgate itself listens")]
+    #[error("outgate itself listens on {0}")]
     Listener(IpAddr),
     /// An address outside of the rule's `to=`.
-    #[error("{0} is not in the rule's to=")]
+    #[error("{0} is not in to= of the rule")]
     OutsideTo(IpAddr),
     /// A `deny` rule for addresses contains it.
     #[error("{0} is denied by a rule")]
     Denied(IpAddr),
     /// The kernel could not tell whose address it is.
-    #[error("cannot tell whether {0} is this machine's: {1}")]
+    #[error("it is not known whether {0} belongs to this machine: {1}")]
     Undecided(IpAddr, std::io::ErrorKind),
 }
 

@@ -25,10 +25,13 @@ impl Hosts {
         let mut text = Vec::new();
         std::fs::File::open(path)?.take(MAX_FILE + 1).read_to_end(&mut text)?;
         if u64::try_from(text.len()).is_ok_and(|length| length > MAX_FILE) {
-            return Err(io::Error::new(io::ErrorKind::FileTooLarge, "the hosts file is over 16 MiB"));
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "it is larger than 16 MiB; shorten it, or name another in [resolver].hosts_file",
+            ));
         }
         Ok(Hosts::parse(&text, |line, word| {
-            tracing::warn!(file = %path.display(), line, word, "hosts file: not understood, skipped");
+            tracing::warn!(file = %path.display(), line, word, "this word of the hosts file is not a valid address or name, so it is skipped; correct it");
         }))
     }
 

@@ -214,7 +214,12 @@ fn system_servers(path: &Path) -> Vec<NameServer> {
             config.name_servers().iter().map(|server| NameServer::plain(SocketAddr::new(server.ip, 53))).collect()
         }
         Err(error) => {
-            tracing::error!(file = %path.display(), error, "no DNS server: lookups fail until the file names one");
+            tracing::error!(
+                file = %path.display(),
+                error,
+                "no DNS server can be read from this file, so lookups fail; add a nameserver line to it, or set \
+                 [resolver].servers"
+            );
             Vec::new()
         }
     }

@@ -22,7 +22,7 @@ pub(super) fn client() -> Result<ClientConfig, NetError> {
     let mut roots = RootCertStore::empty();
     let (taken, _) = roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     if taken == 0 {
-        let why = "this machine trusts no certificate authority, so no DNS server that shows a certificate can be used";
+        let why = "this machine trusts no certificate authority, so no DNS server with a certificate can be used";
         let remedy = "install ca-certificates, or name a file with SSL_CERT_FILE";
         return Err(NetError::from(format!("{why}; {remedy}")));
     }
@@ -46,7 +46,12 @@ struct LoggingVerifier {
 impl LoggingVerifier {
     fn tell(&self, name: &ServerName<'_>, error: &Error) {
         if self.told.turn().is_some() {
-            tracing::error!(name = %name.to_str(), %error, "a DNS server's certificate does not hold, so it is not asked");
+            tracing::error!(
+                name = %name.to_str(),
+                %error,
+                "a DNS server's certificate is not valid, so the server is not asked; check its name in \
+                 [resolver].servers, or name its authority with SSL_CERT_FILE"
+            );
         }
     }
 }

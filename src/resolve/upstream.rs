@@ -258,7 +258,12 @@ impl Upstreams {
         if let Some(server) = self.servers.get(index) {
             let until = self.clock() + millis(SICK);
             if server.sick_until.swap(until, Ordering::Relaxed) == 0 {
-                tracing::warn!(server = %server.what, why, "DNS server is of no use; for 15 s it is asked after the others");
+                tracing::warn!(
+                    server = %server.what,
+                    why,
+                    "a DNS server does not answer, so for 15 s the others are asked before it; check it, or name \
+                     others in [resolver].servers"
+                );
             }
         }
     }

@@ -339,7 +339,7 @@ pub struct NameRefusal {
 pub struct NearMiss {
     /// Its position; `None` if the cause is not a rule, but the guest's agreement.
     pub rule: Option<Location>,
-    /// Why it does not match and what would, e.g. "`*.ipfs.io` takes one label; `.ipfs.io` would match".
+    /// Why it does not match and what would, e.g. "`*.ipfs.io` allows one label only; `.ipfs.io` would match".
     pub advice: String,
 }
 

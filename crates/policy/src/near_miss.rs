@@ -85,28 +85,26 @@ impl<'a> Search<'a> {
         let would = self.would_match(&claim.target.host.to_string());
         let port = claim.target.port;
         match cause {
-            MissCause::Denied => format!("`deny {rule}` refuses it, whatever else allows it"),
-            MissCause::OtherGuest => format!("`{rule}` stands in a file that does not hold for this guest"),
+            MissCause::Denied => format!("`deny {rule}` refuses it, even if another rule allows it"),
+            MissCause::OtherGuest => format!("`{rule}` is in a file that does not apply to this guest"),
             MissCause::Near(Near::Ech) => {
                 format!("`{rule}` allows it without encrypted ClientHello; `{would} ech=allow` would match")
             }
             MissCause::Near(Near::Expired) => match compiled.terms.until {
-                Some(until) => format!("`{rule}` held until {until}"),
+                Some(until) => format!("`{rule}` was valid until {until}"),
                 None => format!("`{rule}` has expired"),
             },
             MissCause::Near(Near::Protocol) if claim.spoken == Some(Protocol::H2c) => {
-                format!(
-                    "`{rule}` holds names to it, and HTTP/2 in clear shows none that is read; `{would}` would match"
-                )
+                format!("`{rule}` requires a name, and outgate reads none in HTTP/2 without TLS; `{would}` would match")
             }
             MissCause::Near(Near::Protocol) => {
-                format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach))
+                format!("`{rule}` allows {}; `{would}` would match", allowed(compiled.terms.reach))
             }
             MissCause::Near(Near::Port) => match compiled.terms.reach.serves(claim.transport, port) {
                 Some(_) => {
                     format!("port {port} is blocked for rules that do not name it; `{would}` would match")
                 }
-                None => format!("`{rule}` takes {}; `{would}` would match", taken(compiled.terms.reach)),
+                None => format!("`{rule}` allows {}; `{would}` would match", allowed(compiled.terms.reach)),
             },
         }
     }
@@ -121,9 +119,9 @@ impl<'a> Search<'a> {
                 let rule = self.rules.written(&record);
                 let would = self.would_match(&format!(".{base}"));
                 let why = match (record.shape(), front) {
-                    (Shape::OneLabel, 2..) => Some(format!("`{rule}` takes one label; `{would}` would match")),
+                    (Shape::OneLabel, 2..) => Some(format!("`{rule}` allows one label only; `{would}` would match")),
                     (Shape::OneLabel | Shape::Below, 0) => {
-                        Some(format!("`{rule}` does not take `{base}` itself; `{would}` would match"))
+                        Some(format!("`{rule}` does not allow `{base}` itself; `{would}` would match"))
                     }
                     _ => None,
                 };
@@ -138,18 +136,18 @@ impl<'a> Search<'a> {
             let alone = self.rules.of_name(base);
             if let Some(record) = self.first(alone) {
                 let would = self.would_match(&format!(".{base}"));
-                return Some((record, format!("`{base}` allows that host alone; `{would}` would match")));
+                return Some((record, format!("`{base}` allows that host only; `{would}` would match")));
             }
             if let Some(record) = self.glob(base) {
                 let rule = self.rules.written(&record);
                 let would = self.would_match(&format!(".{rule}"));
-                return Some((record, format!("`{rule}` takes no further labels in front; `{would}` would match")));
+                return Some((record, format!("`{rule}` allows no further labels in front; `{would}` would match")));
             }
         }
         let www = format!("www.{}", name.text());
         let record = self.first(self.rules.of_name(&www))?;
         let would = self.would_match(name.text());
-        Some((record, format!("`{www}` allows that host alone; `{would}` would match")))
+        Some((record, format!("`{www}` allows that host only; `{would}` would match")))
     }
 
     fn glob(&self, name: &str) -> Option<RuleRecord> {
@@ -208,7 +206,7 @@ impl<'a> Search<'a> {
 }
 
 /// What a reach allows, in words.
-fn taken(reach: Reach) -> String {
+fn allowed(reach: Reach) -> String {
     let on = |what: &str, ports: Ports| match ports {
         Ports::ALL => format!("{what} on every port"),
         Ports { first, last } if first == last => format!("{what} on port {first}"),

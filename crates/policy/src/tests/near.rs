@@ -12,15 +12,15 @@ fn advice(lines: &[&str], claim: &Claim) -> String {
 #[test]
 fn depth_is_explained() {
     let deep = claim("a.b.ipfs.io");
-    assert_eq!(advice(&["*.ipfs.io"], &deep), "a.rules:1: `*.ipfs.io` takes one label; `.ipfs.io` would match");
-    assert_eq!(advice(&["ipfs.io"], &deep), "a.rules:1: `ipfs.io` allows that host alone; `.ipfs.io` would match");
+    assert_eq!(advice(&["*.ipfs.io"], &deep), "a.rules:1: `*.ipfs.io` allows one label only; `.ipfs.io` would match");
+    assert_eq!(advice(&["ipfs.io"], &deep), "a.rules:1: `ipfs.io` allows that host only; `.ipfs.io` would match");
     assert_eq!(
         advice(&["io", ".io.test", "ipfs.io", "b.ipfs.io"], &deep),
-        "a.rules:4: `b.ipfs.io` allows that host alone; `.b.ipfs.io` would match"
+        "a.rules:4: `b.ipfs.io` allows that host only; `.b.ipfs.io` would match"
     );
     assert_eq!(
         advice(&["*-1.ipfs.io"], &claim("a.b-1.ipfs.io")),
-        "a.rules:1: `*-1.ipfs.io` takes no further labels in front; `.*-1.ipfs.io` would match"
+        "a.rules:1: `*-1.ipfs.io` allows no further labels in front; `.*-1.ipfs.io` would match"
     );
 }
 
@@ -29,16 +29,16 @@ fn the_apex_is_explained() {
     for rule in ["*.ipfs.io", "**.ipfs.io"] {
         assert_eq!(
             advice(&[rule], &claim("ipfs.io")),
-            format!("a.rules:1: `{rule}` does not take `ipfs.io` itself; `.ipfs.io` would match")
+            format!("a.rules:1: `{rule}` does not allow `ipfs.io` itself; `.ipfs.io` would match")
         );
     }
     assert_eq!(
         advice(&["www.ipfs.io"], &claim("ipfs.io")),
-        "a.rules:1: `www.ipfs.io` allows that host alone; `ipfs.io` would match"
+        "a.rules:1: `www.ipfs.io` allows that host only; `ipfs.io` would match"
     );
     assert_eq!(
         advice(&["ipfs.io"], &claim("www.ipfs.io:8443")),
-        "a.rules:1: `ipfs.io` allows that host alone; `.ipfs.io:8443` would match"
+        "a.rules:1: `ipfs.io` allows that host only; `.ipfs.io:8443` would match"
     );
 }
 
@@ -46,11 +46,11 @@ fn the_apex_is_explained() {
 fn ports_and_protocols_are_explained() {
     assert_eq!(
         advice(&["ipfs.io"], &claim("ipfs.io:8443")),
-        "a.rules:1: `ipfs.io` takes http on port 80 and https on port 443; `ipfs.io:8443` would match"
+        "a.rules:1: `ipfs.io` allows http on port 80 and https on port 443; `ipfs.io:8443` would match"
     );
     assert_eq!(
         advice(&["https://ipfs.io"], &speaking("ipfs.io:443", Protocol::Raw)),
-        "a.rules:1: `ipfs.io` takes https on port 443; `tcp://ipfs.io:443` would match"
+        "a.rules:1: `ipfs.io` allows https on port 443; `tcp://ipfs.io:443` would match"
     );
     assert_eq!(
         advice(&["ipfs.io:20-30"], &claim("ipfs.io:25")),
@@ -58,24 +58,27 @@ fn ports_and_protocols_are_explained() {
     );
     assert_eq!(
         advice(&["203.0.113.0/24"], &over(Transport::Udp, "203.0.113.7:53")),
-        "a.rules:1: `203.0.113.0/24` takes http on port 80 and https on port 443; `udp://203.0.113.7:53` would match"
+        "a.rules:1: `203.0.113.0/24` allows http on port 80 and https on port 443; `udp://203.0.113.7:53` would match"
     );
     assert_eq!(
         advice(&["ipfs.io"], &over(Transport::Quic, "ipfs.io:443")),
-        "a.rules:1: `ipfs.io` takes http on port 80 and https on port 443; `quic://ipfs.io` would match"
+        "a.rules:1: `ipfs.io` allows http on port 80 and https on port 443; `quic://ipfs.io` would match"
     );
 }
 
 #[test]
 fn days_ech_and_deny_are_explained() {
-    assert_eq!(advice(&["ipfs.io until=2026-01-31"], &claim("ipfs.io")), "a.rules:1: `ipfs.io` held until 2026-01-31");
+    assert_eq!(
+        advice(&["ipfs.io until=2026-01-31"], &claim("ipfs.io")),
+        "a.rules:1: `ipfs.io` was valid until 2026-01-31"
+    );
     assert_eq!(
         advice(&[".ipfs.io"], &Claim { ech: true, ..speaking("a.ipfs.io", Protocol::Tls) }),
         "a.rules:1: `.ipfs.io` allows it without encrypted ClientHello; `a.ipfs.io ech=allow` would match"
     );
     assert_eq!(
         advice(&["a.ipfs.io", "deny .ipfs.io"], &claim("a.ipfs.io")),
-        "a.rules:2: `deny .ipfs.io` refuses it, whatever else allows it"
+        "a.rules:2: `deny .ipfs.io` refuses it, even if another rule allows it"
     );
 }
 
@@ -84,7 +87,7 @@ fn another_guests_rule_is_explained() {
     let policy = with_guests(Unknown::None);
     let near = policy.near_miss(&from("10.0.0.9", "seven.io")).unwrap();
     assert_eq!(near.rule.unwrap().to_string(), "vm-7.rules:1");
-    assert_eq!(near.advice, "`seven.io` stands in a file that does not hold for this guest");
+    assert_eq!(near.advice, "`seven.io` is in a file that does not apply to this guest");
 }
 
 #[test]
