@@ -152,7 +152,7 @@ def main():
 
 if __name__ == "__main__":
     if os.geteuid() != 0:
-        print("skipped: needs root (network namespaces)")
+        print("skipped: requires root, for network namespaces")
     elif sys.argv[1:2] == ["--inside"]:
         inside(sys.argv[2], int(sys.argv[3]))
     else:

@@ -587,7 +587,7 @@ def main():
     parser.add_argument("--only", metavar="JOB", help="the jobs with this in their names")
     given = parser.parse_args()
     if os.geteuid() != 0:
-        print("skipped: needs root (network namespaces)")
+        print("skipped: requires root, for network namespaces")
         return 1 if os.environ.get("CI") == "true" else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     wanted = [name for name in JOBS if given.only is None or given.only in name]

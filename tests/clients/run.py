@@ -568,7 +568,7 @@ AFTERWARDS = [("only allowed names", only_allowed_names), ("outgate's own count"
 
 def start(kind, checks):
     if os.geteuid() != 0:
-        print("skipped: needs root (network namespaces)")
+        print("skipped: requires root, for network namespaces")
         sys.exit(1 if os.environ.get("CI") == "true" else 0)
     sys.exit(main(kind, checks))
 

@@ -139,7 +139,7 @@ def main():
     if given.seconds < 20:
         parser.error("--seconds: 20 or more, otherwise growth cannot be measured")
     if os.geteuid() != 0:
-        print("skipped: needs root (network namespaces)")
+        print("skipped: requires root, for network namespaces")
         return 1 if os.environ.get("CI") == "true" else 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     with Soak(given.outgate) as world:

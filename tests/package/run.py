@@ -243,7 +243,7 @@ def main():
     parser.add_argument("package", nargs="?", help="a package that is there; built from the debug build without")
     arguments = parser.parse_args()
     if os.geteuid() != 0:
-        print("skipped: needs root (chroot and network namespaces)")
+        print("skipped: requires root, for chroot and network namespaces")
         return 1 if os.environ.get("CI") == "true" else 0
     package = arguments.package
     if not package:

@@ -939,7 +939,7 @@ def main():
     parser.add_argument("--container", action="store_true", help="in a container and not in an emulated machine; without the checks that boot it again")
     parser.add_argument("--faster", action="store_true", help="in a container, where one can be made, and beside it in the machine what requires one")
     arguments = parser.parse_args()
-    for lacking, reason in ((os.geteuid() != 0, "needs root (to make a disk image)"), (platform.machine() != "x86_64", "needs an x86_64 userland")):
+    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
         if lacking:
             print(f"skipped: {reason}")
             return 1 if os.environ.get("CI") == "true" else 0

@@ -272,7 +272,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_processs_name_does_not_confuse_its_other_fields() {
+    fn the_name_of_a_process_does_not_confuse_its_other_fields() {
         assert_eq!(of_stat("7 (a) R 1 2 (b) S 3 4 5 1088 -1"), Some([3, 4, 5, 1088]));
         assert_eq!(of_stat("7 (a) S 3 4 5"), None);
     }

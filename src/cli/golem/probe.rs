@@ -169,8 +169,8 @@ fn answer(found: Found, explained: Option<Explained>) -> UrlReport {
         Ending::Unclear => "failed",
     };
     let refusing = refusing.filter(|_| outcome == "refused");
-    let (policys, advice) = refusing.map(|explained| (explained.reason, explained.advice)).unzip();
-    let reason = reason.or(policys);
+    let (by_policy, advice) = refusing.map(|explained| (explained.reason, explained.advice)).unzip();
+    let reason = reason.or(by_policy);
     UrlReport { url, outcome, stage: stage.as_str(), milliseconds, status, reason, detail, advice: advice.flatten() }
 }
 
