@@ -11,8 +11,8 @@ pub use maker::MetricDescription;
 pub(super) use maker::Maker;
 
 use super::Listener;
+use super::conntrack::Tracking;
 use super::process::Process;
-use super::tracking::Tracking;
 use crate::guest::GuestCounters;
 use crate::live::Flow;
 use crate::lock::lock;
