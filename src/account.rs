@@ -6,6 +6,7 @@
 //! writes or waits: the log has its own thread for the lines. When it can't keep up, it drops refusals first
 //! and counts what it drops.
 
+mod conntrack;
 mod digest;
 mod event;
 mod fold;
@@ -17,15 +18,14 @@ mod queue;
 mod record;
 mod refusals;
 mod sink;
-mod tracking;
 
+pub use conntrack::tracked;
 pub use health::OnFailure;
 pub use line::{FIELDS, LogField};
 pub use metrics::{Limit, MetricDescription, Metrics};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Record};
 pub use refusals::RefusalView;
-pub use tracking::tracked;
 
 use crate::guest::GuestCounters;
 use crate::identify::Claim;

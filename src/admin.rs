@@ -5,14 +5,14 @@
 //! that. The Host check prevents DNS rebinding: a page in the operator's browser that calls itself `evil.test`
 //! must not read this data.
 
-pub(crate) mod http;
+pub(crate) mod http_connection;
 mod page;
 
 use crate::account::Account;
 use crate::relay::{GuestStream, close};
 use crate::target::{Host, Target};
 use crate::tls::{self, Complaints, FailedHandshake, Socket};
-use http::{HttpAnswer, answer};
+use http_connection::{HttpAnswer, answer};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
@@ -67,7 +67,10 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
     accept_loop(&listener, &Arc::clone(&admin), move |stream| {
         let admin = Arc::clone(&admin);
         async move {
-            http::connection(stream, move |request| answer_to(Arc::clone(&admin), AdminListener::Local, request)).await
+            http_connection::connection(stream, move |request| {
+                answer_to(Arc::clone(&admin), AdminListener::Local, request)
+            })
+            .await
         }
     })
     .await;
@@ -85,7 +88,7 @@ pub async fn serve_tls(listener: TcpListener, tls: tls::CurrentTls, admin: Arc<A
                 Ok(stream) => {
                     let listener = AdminListener::Remote(tls::certified_name(&stream));
                     let answer = move |request| answer_to(Arc::clone(&admin), listener.clone(), request);
-                    http::connection(GuestStream::from(stream), answer).await;
+                    http_connection::connection(GuestStream::from(stream), answer).await;
                 }
                 Err(mut refused) => {
                     admin.refused(peer, &refused);
@@ -132,7 +135,7 @@ where
             Err(error) => {
                 admin.account.metrics().accept_failed();
                 tracing::warn!(%error, "the admin listener can't accept");
-                tokio::time::sleep(http::ACCEPT_PAUSE).await;
+                tokio::time::sleep(http_connection::ACCEPT_PAUSE).await;
             }
         }
     }
@@ -168,9 +171,9 @@ async fn answer_to(admin: Arc<Admin>, listener: AdminListener, request: Request<
         "/readyz" => ready(&(admin.not_ready)()),
         "/metrics" => {
             let account = Arc::clone(&admin.account);
-            http::blocking(move || answer(StatusCode::OK, METRICS, account.scrape())).await
+            http_connection::blocking(move || answer(StatusCode::OK, METRICS, account.scrape())).await
         }
-        _ => http::blocking(move || status_page(&admin)).await,
+        _ => http_connection::blocking(move || status_page(&admin)).await,
     }
 }
 

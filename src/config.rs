@@ -333,7 +333,7 @@ impl Settings {
                 folder(parent, mode, "choose another [listen].control")?;
             }
         }
-        if let Some(guests) = self.listen.control.as_deref().map(crate::guests::folder) {
+        if let Some(guests) = self.listen.control.as_deref().map(crate::registered_guests::folder) {
             folder(&guests, 0o700, "remove it, or choose another [listen].control")?;
         }
         folder(&self.state_dir, 0o700, "choose another [state].dir")

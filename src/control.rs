@@ -7,8 +7,8 @@
 pub mod host;
 
 use crate::account::Account;
-use crate::admin::http::{self, HttpAnswer, answer};
-use crate::guests::Application;
+use crate::admin::http_connection::{self, HttpAnswer, answer};
+use crate::registered_guests::Application;
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
 use hyper::header::{ALLOW, HeaderValue};
@@ -172,14 +172,14 @@ pub async fn serve(listener: UnixListener, control: Arc<Control>) {
                     let answer = move |request| {
                         answer_to(Arc::clone(&control), may_change.then(|| Arc::clone(&registering)), request)
                     };
-                    http::connection(stream, answer).await;
+                    http_connection::connection(stream, answer).await;
                     drop(permit);
                 });
             }
             Err(error) => {
                 control.account.metrics().accept_failed();
                 tracing::warn!(%error, "the control socket can't accept");
-                tokio::time::sleep(http::ACCEPT_PAUSE).await;
+                tokio::time::sleep(http_connection::ACCEPT_PAUSE).await;
             }
         }
     }
@@ -209,11 +209,11 @@ async fn answer_to(
     }
     if request.method() == Method::GET && path == "/guests" {
         let guests = (control.guests)();
-        return http::blocking(move || reply(StatusCode::OK, &guests)).await;
+        return http_connection::blocking(move || reply(StatusCode::OK, &guests)).await;
     }
     if request.method() == Method::GET {
         let limit = limit(request.uri().query());
-        return http::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await;
+        return http_connection::blocking(move || reply(StatusCode::OK, &control.read(&path, limit))).await;
     }
     let Some(registering) = registering else {
         return error(StatusCode::FORBIDDEN, "only root and the daemon's own user may change anything");

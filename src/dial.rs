@@ -3,7 +3,7 @@
 //! The order of the addresses is that of [`Vetted`]; which of them a flow may reach was decided before. The
 //! relay uses the socket.
 
-mod ports;
+mod local_ports;
 
 use crate::reason::Reason;
 use crate::resolve::Vetted;
@@ -96,7 +96,7 @@ pub async fn connect(vetted: &Vetted, settings: &DialSettings) -> Result<Upstrea
 type Attempted = Result<(TcpStream, SocketAddr), DialError>;
 
 async fn attempt(address: SocketAddr) -> Attempted {
-    match ports::connect(address).await {
+    match local_ports::connect(address).await {
         Ok(stream) => Ok((stream, address)),
         Err(source) => Err(DialError::Failed { address, source }),
     }

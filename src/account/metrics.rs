@@ -4,21 +4,24 @@
 //! atomic addition. Labels are fixed words, of enums where there is one, and the names of declared guests: the program and
 //! the configuration fix the number of series.
 
+mod maker;
+
+pub use maker::MetricDescription;
+
+pub(super) use maker::Maker;
+
 use super::ListenerLabel;
+use super::conntrack::Tracking;
 use super::process::Process;
-use super::tracking::Tracking;
 use crate::guest::GuestCounters;
 use crate::live::Flow;
 use crate::lock::lock;
 use crate::reason::{Cause, Reason, Verdict, Why};
 use crate::trouble::TroubleCause;
 use outgate_proto::enum_of_words;
-use prometheus::core::{Collector, Desc};
 use prometheus::{
-    Counter, CounterVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder,
+    Counter, CounterVec, Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
 };
-use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -561,25 +564,6 @@ fn outcome(n: usize) -> (&'static str, &'static str) {
     }
 }
 
-/// What the documentation says of a metric; see [`describe_metrics`](super::describe_metrics).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MetricDescription {
-    /// The name, without the suffixes of a histogram's series.
-    pub name: String,
-    /// `counter`, `gauge` or `histogram`.
-    pub kind: &'static str,
-    /// The names of its labels, in the order of the alphabet.
-    pub labels: Vec<String>,
-    /// The text of its HELP line.
-    pub help: String,
-}
-
-/// Makes metrics and registers them at once.
-pub(super) struct Maker {
-    registry: Registry,
-    described: RefCell<Vec<MetricDescription>>,
-}
-
 impl Certificate {
     fn new(make: &Maker) -> Result<Certificate, prometheus::Error> {
         Ok(Certificate {
@@ -599,47 +583,5 @@ impl Certificate {
                 &["listener", "reason"],
             )?,
         })
-    }
-}
-
-impl Maker {
-    fn new() -> Maker {
-        Maker { registry: Registry::new(), described: RefCell::default() }
-    }
-
-    /// Registers a metric of this kind, a word of the text format.
-    pub(super) fn register<T: Collector + Clone + 'static>(
-        &self,
-        kind: &'static str,
-        metric: T,
-    ) -> Result<T, prometheus::Error> {
-        self.registry.register(Box::new(metric.clone()))?;
-        let describe = |desc: &Desc| {
-            let mut labels = desc.variable_labels.clone();
-            labels.sort();
-            MetricDescription { name: desc.fq_name.clone(), kind, labels, help: desc.help.clone() }
-        };
-        self.described.borrow_mut().extend(metric.desc().into_iter().map(describe));
-        Ok(metric)
-    }
-
-    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntCounterVec, prometheus::Error> {
-        self.register("counter", IntCounterVec::new(Opts::new(name, help), labels)?)
-    }
-
-    pub(super) fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> Result<IntGaugeVec, prometheus::Error> {
-        self.register("gauge", IntGaugeVec::new(Opts::new(name, help), labels)?)
-    }
-
-    fn counter(&self, name: &str, help: &str) -> Result<IntCounter, prometheus::Error> {
-        self.register("counter", IntCounter::new(name, help)?)
-    }
-
-    pub(super) fn gauge(&self, name: &str, help: &str) -> Result<IntGauge, prometheus::Error> {
-        self.register("gauge", IntGauge::new(name, help)?)
-    }
-
-    fn histogram(&self, name: &str, help: &str, buckets: &[f64]) -> Result<Histogram, prometheus::Error> {
-        self.register("histogram", Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec()))?)
     }
 }

@@ -5,17 +5,14 @@
 //! After an error, a sink is retried with the same lines. So it finds out by itself, without new traffic, when
 //! it can be written again.
 
+mod output;
+
 use super::health::{GRACE, Health};
 use super::{AccessLog, AccountError, Metrics, lock};
 use crate::reason::Verdict;
-use rustix::fs::OFlags;
+use output::Output;
 use std::collections::VecDeque;
-use std::fs::{File, OpenOptions};
-use std::io::{self, ErrorKind, Write};
-use std::os::fd::AsFd;
-use std::os::unix::fs::OpenOptionsExt;
-use std::os::unix::net::UnixDatagram;
-use std::path::{Path, PathBuf};
+use std::io;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -24,14 +21,10 @@ use std::time::{Duration, Instant};
 const CAPACITY: usize = 1024 * 1024;
 /// Of these, refusals at most.
 const REFUSALS: usize = CAPACITY / 2;
-/// Pause before the next try if the sink accepts nothing.
-const RETRY: Duration = Duration::from_millis(10);
 /// Pause before the next try after an error.
 const FAILED_RETRY: Duration = Duration::from_millis(250);
 /// Shortest time between two warnings about a sink that fails now and then.
 const COMPLAINTS: Duration = Duration::from_secs(60);
-const JOURNAL: &str = "/run/systemd/journal/socket";
-
 /// Lines for a sink.
 #[derive(Default)]
 pub(super) struct Batch {
@@ -68,22 +61,6 @@ struct Pending {
     reopen: bool,
     busy: bool,
     closed: bool,
-}
-
-/// The result of one try.
-#[derive(Default)]
-struct Written {
-    /// Lines that were written.
-    lines: usize,
-    /// Lines that were lost because the sink was busy.
-    lost: Vec<Verdict>,
-    /// Why the rest was not written.
-    error: Option<io::Error>,
-}
-
-enum Target {
-    Stream { file: File, path: Option<PathBuf>, torn: bool },
-    Journal { socket: UnixDatagram, path: PathBuf },
 }
 
 impl Batch {
@@ -125,10 +102,10 @@ impl Batch {
 impl Sink {
     /// Opens the sink of `access`, which must not be [`AccessLog::Off`], and starts its thread.
     pub(super) fn open(access: &AccessLog, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
-        Sink::over(Target::open(access)?, metrics, health)
+        Sink::over(Output::open(access)?, metrics, health)
     }
 
-    fn over(target: Target, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
+    fn over(output: Output, metrics: &Arc<Metrics>, health: &Arc<Health>) -> Result<Sink, AccountError> {
         let shared = Arc::new(SinkQueue {
             pending: Mutex::default(),
             changed: Condvar::new(),
@@ -138,7 +115,7 @@ impl Sink {
         });
         let writer = Writer {
             shared: Arc::clone(&shared),
-            target,
+            output,
             unopened: false,
             failing: None,
             declared: false,
@@ -196,7 +173,7 @@ impl Drop for Sink {
 
 struct Writer {
     shared: Arc<SinkQueue>,
-    target: Target,
+    output: Output,
     /// A reopen was requested and has not succeeded yet.
     unopened: bool,
     /// Since when the sink has returned nothing but errors, if it does.
@@ -213,7 +190,7 @@ impl Writer {
             self.unopened |= reopen;
             // Meanwhile the file that is already open is written.
             let asked = self.unopened;
-            let opened = if asked { self.target.reopen() } else { Ok(()) };
+            let opened = if asked { self.output.reopen() } else { Ok(()) };
             self.unopened = opened.is_err();
             let (lines, written) = self.write(batch);
             // A reopened file that is as full as before is not an improvement.
@@ -264,7 +241,7 @@ impl Writer {
     /// another try.
     fn write(&mut self, mut batch: Batch) -> (usize, io::Result<()>) {
         let shared = &self.shared;
-        let written = self.target.write(&mut batch, || lock(&shared.pending).closed);
+        let written = self.output.write(&mut batch, || lock(&shared.pending).closed);
         for verdict in written.lost {
             shared.metrics.log_dropped(verdict, 1);
         }
@@ -296,163 +273,23 @@ impl Writer {
         let since = *self.failing.get_or_insert(now);
         if !self.declared && now.duration_since(since) >= GRACE {
             self.declared = true;
-            self.shared.health.failing(self.shared.number, &self.target.place(), &error);
+            self.shared.health.failing(self.shared.number, &self.output.place(), &error);
         }
         if since == now && self.complained.is_none_or(|last| now.duration_since(last) >= COMPLAINTS) {
             self.complained = Some(now);
-            tracing::warn!(%error, "the access log {} can't be written; it is tried again", self.target.place());
+            tracing::warn!(%error, "the access log {} can't be written; it is tried again", self.output.place());
         }
     }
-}
-
-impl Target {
-    fn open(access: &AccessLog) -> Result<Target, AccountError> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |source| AccountError::Open { path, source }
-        };
-        match access {
-            AccessLog::Stdout | AccessLog::Off => {
-                let stdout = io::stdout().as_fd().try_clone_to_owned().map_err(at(Path::new("/dev/stdout")))?;
-                Ok(Target::Stream { file: stdout.into(), path: None, torn: false })
-            }
-            AccessLog::File(path) => {
-                let file = open_file(path).map_err(at(path))?;
-                Ok(Target::Stream { file, path: Some(path.clone()), torn: false })
-            }
-            AccessLog::Journal => Target::journal(PathBuf::from(JOURNAL)).map_err(at(Path::new(JOURNAL))),
-        }
-    }
-
-    fn journal(path: PathBuf) -> io::Result<Target> {
-        let socket = UnixDatagram::unbound()?;
-        socket.set_nonblocking(true)?;
-        // Not kept connected: sending by path survives a restart of the journal.
-        UnixDatagram::unbound()?.connect(&path)?;
-        Ok(Target::Journal { socket, path })
-    }
-
-    /// Returns its place as an operator calls it.
-    fn place(&self) -> String {
-        match self {
-            Target::Stream { path: Some(path), .. } => path.display().to_string(),
-            Target::Stream { path: None, .. } => "standard output".to_owned(),
-            Target::Journal { .. } => "the journal".to_owned(),
-        }
-    }
-
-    fn reopen(&mut self) -> io::Result<()> {
-        if let Target::Stream { file, path: Some(path), torn } = self {
-            *file = open_file(path)?;
-            *torn = false;
-        }
-        Ok(())
-    }
-
-    /// Writes the lines. Lines that stay in the batch were not written, and then there is an error.
-    fn write(&mut self, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
-        match self {
-            Target::Stream { file, torn, .. } => write_stream(file, torn, batch, closed),
-            Target::Journal { socket, path } => write_journal(socket, path, batch),
-        }
-    }
-}
-
-/// Opens the file non-blocking, so that a FIFO without a reader is an error here and a full one is noticed
-/// below. On a regular file the flag has no effect.
-fn open_file(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from((OFlags::NONBLOCK | OFlags::NOCTTY).bits()).unwrap_or(0);
-    OpenOptions::new().append(true).create(true).mode(0o640).custom_flags(flags).open(path)
-}
-
-fn write_stream(file: &mut File, torn: &mut bool, batch: &mut Batch, closed: impl Fn() -> bool) -> Written {
-    let mut written = Written::default();
-    if *torn && !batch.lines.is_empty() {
-        // The last line in the file is incomplete: don't append to it.
-        match retry(&closed, || file.write(b"\n")) {
-            Ok(_) => *torn = false,
-            Err(error) => return Written { error: Some(error), ..written },
-        }
-    }
-    let bytes = std::mem::take(&mut batch.bytes);
-    let (mut done, mut line_start) = (0, 0);
-    while let Some(left) = bytes.get(done..).filter(|left| !left.is_empty()) {
-        match retry(&closed, || file.write(left)) {
-            Ok(0) => written.error = Some(ErrorKind::WriteZero.into()),
-            Ok(more) => done += more,
-            Err(error) => written.error = Some(error),
-        }
-        while let Some(line) = batch.lines.front()
-            && line_start + line.len <= done
-        {
-            line_start += line.len;
-            written.lines += 1;
-            batch.lines.pop_front();
-        }
-        *torn = done > line_start;
-        if written.error.is_some() {
-            break;
-        }
-    }
-    batch.bytes = bytes.get(line_start..).unwrap_or_default().to_vec();
-    written
-}
-
-/// Repeats while the stream accepts nothing, until the sink is closed.
-fn retry(closed: &impl Fn() -> bool, mut write: impl FnMut() -> io::Result<usize>) -> io::Result<usize> {
-    loop {
-        match write() {
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == ErrorKind::WouldBlock => {
-                if closed() {
-                    return Err(error);
-                }
-                thread::sleep(RETRY);
-            }
-            result => return result,
-        }
-    }
-}
-
-/// Sends one datagram per line in the journal's native protocol. If the journal is busy, or the line is too
-/// long for it, the line is lost; if there is no journal, the rest is kept.
-fn write_journal(socket: &UnixDatagram, path: &Path, batch: &mut Batch) -> Written {
-    let bytes = std::mem::take(&mut batch.bytes);
-    let mut left = bytes.as_slice();
-    let mut written = Written::default();
-    let mut entry = Vec::with_capacity(2048);
-    while let Some(line) = batch.lines.front().copied() {
-        let Some((text, rest)) = left.split_at_checked(line.len) else { break };
-        // 6: informational, 5: notice, as in syslog(3).
-        let priority = if line.verdict == Verdict::Allowed { 6 } else { 5 };
-        entry.clear();
-        // Writing to a Vec cannot fail.
-        let _ = write!(entry, "PRIORITY={priority}\nSYSLOG_IDENTIFIER=outgate\nMESSAGE=");
-        entry.extend_from_slice(text);
-        match socket.send_to(&entry, path) {
-            Ok(_) => written.lines += 1,
-            Err(error)
-                if error.kind() == ErrorKind::WouldBlock
-                    || rustix::io::Errno::from_io_error(&error) == Some(rustix::io::Errno::MSGSIZE) =>
-            {
-                written.lost.push(line.verdict);
-            }
-            Err(error) => {
-                written.error = Some(error);
-                break;
-            }
-        }
-        batch.lines.pop_front();
-        left = rest;
-    }
-    batch.bytes = left.to_vec();
-    written
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::OnFailure;
     use super::*;
+    use output::{open_file, write_stream};
+    use std::fs::OpenOptions;
+    use std::os::unix::net::UnixDatagram;
+    use std::path::Path;
 
     fn batch(lines: &[(&str, Verdict)]) -> Batch {
         let mut batch = Batch::default();
@@ -560,7 +397,7 @@ mod tests {
         let path = dir.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
         let (metrics, health) = books();
-        let sink = Sink::over(Target::journal(path.clone()).unwrap(), &metrics, &health).unwrap();
+        let sink = Sink::over(Output::journal(path.clone()).unwrap(), &metrics, &health).unwrap();
         health.adopt(Some(sink.number()), OnFailure::Refuse);
         drop(journal);
         sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed)]));
@@ -578,7 +415,7 @@ mod tests {
         let path = dir.path().join("socket");
         let journal = UnixDatagram::bind(&path).unwrap();
         let (metrics, health) = books();
-        let sink = Sink::over(Target::journal(path).unwrap(), &metrics, &health).unwrap();
+        let sink = Sink::over(Output::journal(path).unwrap(), &metrics, &health).unwrap();
         sink.send(batch(&[("{\"a\":1}\n", Verdict::Allowed), ("{\"b\":2}\n", Verdict::Denied)]));
         let mut entry = [0; 256];
         let mut next = || {

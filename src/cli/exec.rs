@@ -6,9 +6,9 @@
 mod enclosure;
 pub(super) mod inside;
 mod messages;
-mod names;
 mod pool;
 mod requirements;
+mod run_names;
 mod start;
 mod terminal;
 mod watch;

@@ -97,7 +97,7 @@ pub async fn receive(socket: Listener, reports: Arc<HostReports>) -> io::Result<
     loop {
         let Ok((watcher, _)) = socket.accept().await else {
             // If descriptors have run out, an immediate retry does not help.
-            tokio::time::sleep(crate::admin::http::ACCEPT_PAUSE).await;
+            tokio::time::sleep(crate::admin::http_connection::ACCEPT_PAUSE).await;
             continue;
         };
         while watchers.try_join_next().is_some() {}

@@ -5,7 +5,7 @@ use super::DaemonError;
 use crate::account::{AccessLog, Account};
 use crate::config::{self, Settings};
 use crate::control::{self, ControlError};
-use crate::guests;
+use crate::registered_guests;
 use crate::system::{self, Confine, Need, Use, User};
 use crate::tls::TlsSettings;
 use std::os::unix::net::UnixListener;
@@ -91,7 +91,8 @@ pub fn needs(settings: &Settings) -> Vec<Need> {
     let control = settings.listen.control.as_deref().and_then(folder_of);
     let control = control.map(|path| Need { path, what: Use::Make });
     let log = log_file(settings).map(|path| Need { path: path.to_owned(), what: Use::Append });
-    let guests = settings.listen.control.as_deref().map(|path| Need { path: guests::folder(path), what: Use::Keep });
+    let guests =
+        settings.listen.control.as_deref().map(|path| Need { path: registered_guests::folder(path), what: Use::Keep });
     let tls = settings.tls.iter().flat_map(TlsSettings::files);
     let tls = tls.map(|path| Need { path: path.to_owned(), what: Use::Read });
     config.chain([state]).chain(control).chain(guests).chain(log).chain(tls).collect()
@@ -112,7 +113,7 @@ fn report_lists(settings: &Settings, user: Option<&User>) {
 /// Returns the folders in which the running daemon creates or replaces files.
 fn writable(settings: &Settings) -> Vec<PathBuf> {
     let log = log_file(settings).map(|path| path.canonicalize().unwrap_or_else(|_| path.to_owned()));
-    let guests = settings.listen.control.as_deref().map(guests::folder);
+    let guests = settings.listen.control.as_deref().map(registered_guests::folder);
     [settings.state_dir.clone()].into_iter().chain(guests).chain(log.as_deref().and_then(folder_of)).collect()
 }
 

@@ -8,14 +8,14 @@
 mod access;
 mod calls;
 mod command;
-mod files;
+mod landlock;
 mod privileges;
 mod users;
 
 pub use access::{AccessError, Need, Use, check};
 pub use calls::fence_calls;
 pub use command::fence_command;
-pub use files::fence_files;
+pub use landlock::fence_files;
 pub use privileges::{PrivilegeError, give_up, is_privileged};
 pub use users::{User, UserError};
 

@@ -2,8 +2,8 @@
 //! registration with the daemon. It is created closed: the outer end stays down until the address is bound to it
 //! and the firewall enforces that. An error on the way undoes the earlier steps.
 
-use super::names::{self, Names};
 use super::pool::{self, GATEWAY};
+use super::run_names::{self, Names};
 use super::warn;
 use crate::cli::ask::Daemon;
 use crate::cli::bridge::{Application, Question, tool};
@@ -63,7 +63,7 @@ impl Enclosure {
         // Whether there is a daemon is checked before anything is created.
         order.daemon.ask(Question::Guests)?;
         let lock = lock(&names)?;
-        let _in_line = Lock::wait(&names::line()).map_err(|error| Failure::Failed(error.to_string()))?;
+        let _in_line = Lock::wait(&run_names::line()).map_err(|error| Failure::Failed(error.to_string()))?;
         let guests = order.daemon.ask(Question::Guests)?;
         let mut enclosure = Enclosure { names, daemon: order.daemon.clone(), registered: false, lock };
         if let Err(failure) = enclosure.sweep(&guests) {
@@ -179,7 +179,7 @@ impl Enclosure {
 
 /// Takes the lock of this name, in a folder of root's.
 fn lock(names: &Names) -> Result<Lock, Failure> {
-    let folder = names::folder();
+    let folder = run_names::folder();
     let failed = |error: io::Error| Failure::Failed(format!("{}: {error}", folder.display()));
     match DirBuilder::new().mode(0o700).create(folder) {
         Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),

@@ -1,8 +1,8 @@
 //! Checks what is required before anything is created: root, a configuration that declares the command's interface
 //! a guest's, and a listener that accepts its traffic. Each error names the remedy.
 
-use super::names::{Names, PREFIX};
 use super::pool::GATEWAY;
+use super::run_names::{Names, PREFIX};
 use crate::cli::Failure;
 use crate::cli::bridge::{fits, is_guest_name};
 use outgate::config::Settings;

@@ -2,7 +2,7 @@
 //! folders, no program executed, and no process outside signalled. Best effort: older kernels enforce less, and
 //! some nothing.
 //!
-//! TCP ports may be bound, since dialling selects some by number (`dial/ports.rs`); the system call filter
+//! TCP ports may be bound, since dialling selects some by number (`dial/local_ports.rs`); the system call filter
 //! prevents listening on them.
 //!
 //! Reading is not restricted: lists may be links to anywhere, and a reload may name another `hosts_file` or

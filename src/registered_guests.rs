@@ -2,10 +2,10 @@
 //! kept in a folder beside the control socket, and therefore only until the machine restarts. `policy` and the
 //! daemon decide what follows from them, and when.
 
-mod apply;
+mod application;
 mod registered_file;
 
-pub use apply::{Application, Taken};
+pub use application::{Application, Taken};
 pub use registered_file::{KeepError, folder};
 
 use crate::config::{Settings, identity};
