@@ -19,7 +19,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "tests", "vm"))
 import debian  # noqa: E402  (where this machine's Debian packages come from)
 
-PACKAGES = "adduser,init-system-helpers,iproute2,nftables"
+PACKAGES = "adduser,ca-certificates,curl,init-system-helpers,iproute2,nftables"
 GOLEM = "/etc/outgate/whitelist/10-golem.rules"
 OPERATORS = "/etc/outgate/whitelist/20-packages.rules"
 LOCAL = "/etc/outgate/whitelist/local.rules"
@@ -101,6 +101,11 @@ def run(command):
     if said.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{said.stdout}")
     return said.stdout
+
+
+def read(name):
+    with open(name, encoding="utf-8") as file:
+        return file.read()
 
 
 def newer(package, version, work):
@@ -230,6 +235,49 @@ def check_again(world, package):
     world.sh("outgate check && dpkg -P outgate")
 
 
+def check_repository(world, package, work):
+    """README's lines, as printed but for sudo and the address; then one byte of the package is another."""
+    lines = re.search(r"(?s)<!-- apt -->\n```console\n(.*?)```", read(os.path.join(ROOT, "README.md"))).group(1)
+    commands = [line.removeprefix("$ ").replace("sudo ", "") for line in lines.splitlines()]
+    assert len(commands) == 3, lines
+    url = re.search(r"https://[^ ]*(?=/outgate\.asc)", lines).group(0)
+    local, folder, keys = "http://127.0.0.1:8099/outgate", os.path.join(work, "www"), os.path.join(work, "gnupg")
+    os.mkdir(folder), os.mkdir(keys, 0o700)
+    gpg = {**os.environ, "GNUPGHOME": keys}
+    subprocess.run(["gpg", "--batch", "--quiet", "--passphrase", "", "--quick-gen-key", "outgate test <test@example.org>",
+                    "ed25519", "sign", "1d"], check=True, env=gpg, stderr=subprocess.DEVNULL)
+    subprocess.run([os.path.join(ROOT, "packaging/apt-repository"), "--gpg-key", "test@example.org", "--url", local,
+                    os.path.join(folder, "outgate"), package], check=True, env=gpg, stdout=subprocess.DEVNULL)
+    subprocess.run(["gpgconf", "--kill", "all"], check=False, env=gpg)
+    server = subprocess.Popen(["ip", "netns", "exec", world.netns, sys.executable, "-m", "http.server", "--bind", "127.0.0.1",
+                               "--directory", folder, "8099"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        within(10, lambda: "outgate" in world.curl("http://127.0.0.1:8099/"))
+        # The machine has no other repository: this one has all that is not installed yet.
+        world.sh("rm -f /etc/apt/sources.list; rm -rf /etc/apt/sources.list.d/*")
+        for command in commands:
+            world.sh(command.replace(url, local).replace("apt install", "apt-get install --yes").replace("apt update", "apt-get update"))
+        world.sh("outgate --version && dpkg -P outgate")
+        deb = os.path.join(folder, "outgate/pool", os.path.basename(package))
+        with open(deb, "r+b") as file:
+            file.seek(-100, os.SEEK_END)
+            byte = file.read(1)
+            file.seek(-100, os.SEEK_END)
+            file.write(bytes([byte[0] ^ 1]))
+        said = world.sh("apt-get clean; apt-get install --yes outgate", wanted=100)
+        assert "Hash Sum mismatch" in said, said
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def within(seconds, holds):
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
 def edit(world, old, new):
     with open(world.path(CONFIG), encoding="utf-8") as file:
         text = file.read()
@@ -263,6 +311,7 @@ def main():
                 ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),
                 ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),
                 ("it can be installed again", lambda: check_again(world, package)),
+                ("README's lines install it from a signed repository, and not what was changed", lambda: check_repository(world, package, work)),
             ]
             for what, step in steps:
                 start = time.monotonic()
