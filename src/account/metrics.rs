@@ -76,12 +76,15 @@ impl Limit {
     }
 }
 
+/// How many labels of listeners carry flows.
+const FLOWS: usize = ListenerLabel::FLOWS.len();
+
 /// All metrics of the daemon. Records count what flows do; the setters here are for everything else.
 pub struct Metrics {
     registry: Registry,
-    connections: [[IntCounter; OUTCOMES]; 5],
-    active: [IntGauge; 5],
-    bytes: [[IntCounter; 2]; 5],
+    connections: [[IntCounter; OUTCOMES]; FLOWS],
+    active: [IntGauge; FLOWS],
+    bytes: [[IntCounter; 2]; FLOWS],
     dns: [IntCounter; OUTCOMES],
     pub(super) decision: Histogram,
     pub(super) resolve: Histogram,

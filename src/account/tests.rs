@@ -125,7 +125,11 @@ fn a_hostile_guest_makes_no_new_series() {
     let before: BTreeSet<String> = scrape(&account).into_keys().collect();
     for n in 0..10_000u32 {
         let source = SocketAddr::from(([10, 0, (n >> 8) as u8, n as u8], 1000));
-        let mut record = account.open(ListenerLabel::FLOWS[n as usize % 5], source, &account.counters(None));
+        let mut record = account.open(
+            ListenerLabel::FLOWS[n as usize % ListenerLabel::FLOWS.len()],
+            source,
+            &account.counters(None),
+        );
         match n % 3 {
             0 => record.claim(&claim(&format!("n{n}.test:{}", 1 + n))),
             1 => record.shown(format!("METHOD{n} http://{n}\"}}\n").as_bytes()),
