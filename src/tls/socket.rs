@@ -19,6 +19,7 @@ const AT_ONCE: usize = 16;
 const PRICE: usize = 4 << 10;
 
 thread_local! {
+    /// Not the relay's scratch: that one is lent to a read from TLS while this one is filled from the socket.
     static SCRATCH: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
 }
 
