@@ -188,12 +188,14 @@ fn every_link_leads_to_a_file_and_a_heading_that_exist() {
 
 #[test]
 fn links_in_the_debian_package_lead_to_what_it_installs() {
-    let manifest: toml::Table = toml::from_str(&read(Path::new("Cargo.toml"))).unwrap();
-    let assets = manifest["package"]["metadata"]["deb"]["assets"].as_array().unwrap();
+    let list = read(Path::new("packaging/debian/install"));
     let mut installed = BTreeSet::new();
-    for asset in assets {
-        let source = Path::new(asset[0].as_str().unwrap());
-        let Some(folder) = asset[1].as_str().unwrap().strip_prefix("usr/share/doc/outgate/") else { continue };
+    for line in list.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let [source, target, _mode] = fields[..] else { panic!("{line}: three fields are expected") };
+        let (source, Some(folder)) = (Path::new(source), target.strip_prefix("usr/share/doc/outgate/")) else {
+            continue;
+        };
         let matches: Vec<PathBuf> = match source.file_name().unwrap().to_str().unwrap() {
             "*.md" => pages().into_iter().filter(|page| page.parent() == source.parent()).collect(),
             _ => vec![source.to_owned()],
