@@ -8,6 +8,7 @@ mod incoming;
 mod inherit;
 mod listen;
 mod reserve;
+pub mod socket_unit;
 mod sockets;
 
 pub use incoming::Incoming;

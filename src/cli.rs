@@ -10,6 +10,7 @@ mod explain;
 mod firewall;
 mod golem;
 mod guest;
+mod listen;
 mod lock;
 mod man;
 mod run;
@@ -170,6 +171,7 @@ Exit codes:
 enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
+    Listen(listen::Arguments),
     Explain(explain::Arguments),
     Whitelist(whitelist::Arguments),
     Firewall(firewall::Arguments),
@@ -187,6 +189,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
     match command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::run(&arguments, out),
+        Command::Listen(arguments) => listen::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, &mut io::stdin().lock(), out),
         Command::Whitelist(arguments) => whitelist::run(&arguments, out),
         Command::Firewall(arguments) => firewall::run(&arguments, out),

@@ -6,7 +6,6 @@
 use super::listen::{ListenError, SocketUse};
 use listenfd::ListenFd;
 use socket2::SockRef;
-use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::net::{SocketAddr, TcpListener, UdpSocket};
@@ -15,11 +14,6 @@ use std::net::{SocketAddr, TcpListener, UdpSocket};
 const LISTEN_FDS: &str = "LISTEN_FDS";
 /// The variable with each socket's name. By default this is the name of its unit (systemd.socket(5)).
 const LISTEN_FDNAMES: &str = "LISTEN_FDNAMES";
-/// How often a drop-in lists one address at most, as the units do. More threads than that share these sockets.
-const MOST_LINES: usize = 4;
-/// Of a unit's drop-ins, systemd applies the last one by name last, and an empty line in it removes what
-/// earlier ones set. So this name sorts after `override.conf`, which is where `systemctl edit` writes.
-const DROP_IN: &str = "zz-listen.conf";
 
 /// The inherited sockets that were not taken yet.
 #[derive(Debug)]
@@ -120,67 +114,28 @@ fn extract<T>(from: &mut Vec<(SocketAddr, T)>, address: SocketAddr) -> Vec<T> {
 }
 
 /// Returns an error for the configured listeners that the socket units do not hold. `units` returns what
-/// systemctl(1) shows of a unit's `Listen`, by kind; `each` is the number of worker threads.
+/// systemctl(1) shows as `Listen` of the units that may hold such a listener.
 pub fn not_held(
     configured: &[(SocketUse, SocketAddr)],
-    each: usize,
-    units: impl Fn(SocketUse) -> String,
+    units: impl Fn(SocketUse, SocketAddr) -> String,
 ) -> Option<ListenError> {
-    let configured: Vec<Missing> = configured.iter().map(|&(kind, address)| Missing { kind, address }).collect();
-    let is_missing = |listener: &&Missing| {
-        let shown = units(listener.kind);
-        let has = |way: &str| shown.contains(&format!("{} ({way})", listener.address));
+    let configured = configured.iter().map(|&(kind, address)| Missing { kind, address });
+    let is_missing = |listener: &Missing| {
+        let shown = units(listener.kind, listener.address);
+        let has = |way: &str| shown.lines().any(|line| line == format!("{} ({way})", listener.address));
         !(has("Stream") && (!listener.kind.has_datagrams() || has("Datagram")))
     };
-    let missing: Vec<Missing> = configured.iter().filter(is_missing).copied().collect();
-    (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each })
+    let missing: Vec<Missing> = configured.filter(is_missing).collect();
+    (!missing.is_empty()).then_some(ListenError::Missing(missing))
 }
 
-/// Returns the text for an operator whose configuration has listeners that no socket unit holds: which ones,
-/// and the whole drop-in for each unit. `configured` are all listeners, since a drop-in replaces what the unit
-/// has; `each` is the number of worker threads, which have one socket each.
-///
-/// The commands work whether the daemon runs or not, and while clients try to connect. A connection to a socket
-/// that is still listening starts the daemon, and systemd starts no socket of a running daemon. So the sockets
-/// are stopped first. They come back with the service, which wants the enabled ones.
-pub(super) fn remedy(missing: &[Missing], configured: &[Missing], each: usize) -> String {
+/// Returns the text for an operator whose configuration has listeners that no socket unit holds.
+pub(super) fn remedy(missing: &[Missing]) -> String {
     let mut text = String::new();
-    let mut units: BTreeMap<&str, SocketUse> = BTreeMap::new();
     for Missing { kind, address } in missing {
         _ = writeln!(text, "no socket unit listens on {address}, which {} has", kind.key());
-        units.insert(kind.unit(), *kind);
     }
-    for (unit, kind) in &units {
-        let mine = configured.iter().filter(|listener| listener.kind.unit() == *unit);
-        _ = write!(text, "\nWrite into /etc/systemd/system/{unit}.d/{DROP_IN}:\n\n{}", drop_in(*kind, mine, each));
-    }
-    let names = units.keys().copied().collect::<Vec<_>>().join(" ");
-    _ = write!(
-        text,
-        "\nand then:\n\n    systemctl daemon-reload\n    systemctl enable {names}\n    systemctl stop {names}\n    \
-         systemctl restart outgate.service\n\n\
-         Or take the address out of the configuration."
-    );
-    text
-}
-
-fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, each: usize) -> String {
-    // The empty line removes what the unit has, for every Listen key, and so also what an earlier drop-in set
-    // (systemd.socket(5)). There must not be a second one.
-    let mut text = String::from("    [Socket]\n    ListenStream=\n");
-    for Missing { kind, address } in listeners {
-        let keys: &[&str] = if kind.has_datagrams() { &["ListenStream", "ListenDatagram"] } else { &["ListenStream"] };
-        let each = if kind.is_single() { 1 } else { each.min(MOST_LINES) };
-        // The `%` of a scope; a single one would begin a specifier (systemd.unit(5)).
-        let address = address.to_string().replace('%', "%%");
-        for key in keys {
-            (0..each).for_each(|_| _ = writeln!(text, "    {key}={address}"));
-        }
-    }
-    text.push_str("    ReusePort=yes\n    FreeBind=yes\n    BindIPv6Only=ipv6-only\n");
-    if kind.is_transparent() {
-        text.push_str("    Transparent=yes\n");
-    }
+    text.push_str("Run `outgate listen apply` as root, or take the address out of the configuration.");
     text
 }
 
@@ -188,99 +143,25 @@ fn drop_in<'a>(kind: SocketUse, listeners: impl Iterator<Item = &'a Missing>, ea
 mod tests {
     use super::*;
 
-    fn listener(kind: SocketUse, address: &str) -> Missing {
-        Missing { kind, address: address.parse().unwrap() }
-    }
-
     #[test]
     fn what_no_unit_holds_is_told_by_what_systemctl_shows() {
         let at = |kind, address: &str| (kind, address.parse().unwrap());
         let configured = [at(SocketUse::Proxy, "127.0.0.1:3128"), at(SocketUse::Dns, "[fd42::1]:53")];
         let shown = |dns: &str| {
             let dns = dns.to_owned();
-            move |kind| {
-                if kind == SocketUse::Dns {
-                    dns.clone()
-                } else {
-                    "127.0.0.1:3128 (Stream)\n127.0.0.1:3128 (Stream)".to_owned()
-                }
+            move |kind, _| match kind {
+                SocketUse::Dns => dns.clone(),
+                _ => "127.0.0.1:3128 (Stream)\n127.0.0.1:3128 (Stream)".to_owned(),
             }
         };
-        assert!(not_held(&configured, 2, shown("[fd42::1]:53 (Datagram)\n[fd42::1]:53 (Stream)")).is_none());
+        assert!(not_held(&configured, shown("[fd42::1]:53 (Datagram)\n[fd42::1]:53 (Stream)")).is_none());
         for lacking in ["", "[fd42::1]:53 (Stream)", "[fd42::1]:5353 (Stream)\n[fd42::1]:5353 (Datagram)"] {
-            let error = not_held(&configured, 2, shown(lacking)).unwrap().to_string();
-            assert!(error.starts_with("no socket unit listens on [fd42::1]:53, which [listen].dns has\n\n"), "{error}");
-        }
-    }
-
-    #[test]
-    fn the_remedy_names_what_is_missing_and_has_all_addresses_of_its_unit() {
-        let missing = [listener(SocketUse::Dns, "10.42.42.1:53"), listener(SocketUse::Transparent, "[::]:3129")];
-        let configured = [
-            listener(SocketUse::Proxy, "127.0.0.1:3128"),
-            listener(SocketUse::Transparent, "0.0.0.0:3129"),
-            missing[1],
-            missing[0],
-        ];
-        let text = remedy(&missing, &configured, 2);
-        assert!(text.starts_with(
-            "no socket unit listens on 10.42.42.1:53, which [listen].dns has\n\
-             no socket unit listens on [::]:3129, which [listen].transparent has\n\n"
-        ));
-        let dns = "/etc/systemd/system/outgate-dns.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
-                   ListenStream=10.42.42.1:53\n    ListenStream=10.42.42.1:53\n    \
-                   ListenDatagram=10.42.42.1:53\n    ListenDatagram=10.42.42.1:53\n    ReusePort=yes\n";
-        assert!(text.contains(dns), "{text}");
-        let transparent = "outgate-transparent.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
-                           ListenStream=0.0.0.0:3129\n    ListenStream=0.0.0.0:3129\n    ListenStream=[::]:3129\n    \
-                           ListenStream=[::]:3129\n    ReusePort=yes\n    FreeBind=yes\n    \
-                           BindIPv6Only=ipv6-only\n    Transparent=yes\n";
-        assert!(text.contains(transparent), "{text}");
-        assert!(text.contains("systemctl stop outgate-dns.socket outgate-transparent.socket\n"), "{text}");
-        assert!(!text.contains("3128"), "{text}");
-    }
-
-    #[test]
-    fn listeners_of_two_keys_that_share_a_unit_are_both_in_its_drop_in() {
-        let missing = [listener(SocketUse::AdminTls, "10.0.0.1:3191")];
-        let text = remedy(&missing, &[listener(SocketUse::Admin, "127.0.0.1:3190"), missing[0]], 2);
-        let both = "outgate-admin.socket.d/zz-listen.conf:\n\n    [Socket]\n    ListenStream=\n    \
-                    ListenStream=127.0.0.1:3190\n    ListenStream=10.0.0.1:3191\n    ReusePort=yes\n";
-        assert!(text.contains(both), "{text}");
-    }
-
-    /// Returns what the socket holds by systemd.socket(5): an empty assignment to any Listen key resets the list.
-    fn held(drop_in: &str) -> Vec<(&str, &str)> {
-        let mut held = vec![("ListenStream", "what the unit has")];
-        for (key, value) in drop_in.lines().filter_map(|line| line.trim().split_once('=')) {
-            match (key.starts_with("Listen"), value) {
-                (true, "") => held.clear(),
-                (true, _) => held.push((key, value)),
-                _ => {}
-            }
-        }
-        held
-    }
-
-    #[test]
-    fn a_drop_in_leaves_exactly_the_configured_listeners_for_every_kind() {
-        for kind in SocketUse::ALL {
-            for each in [1, 2, 4, 64] {
-                let all = [listener(kind, "10.42.42.1:5300"), listener(kind, "[fd42::1]:5300")];
-                let text = drop_in(kind, all.iter(), each);
-                let held = held(&text);
-                for listener in &all {
-                    let address = listener.address.to_string();
-                    let of = |key| held.iter().filter(|(name, value)| *name == key && *value == address).count();
-                    assert_eq!(of("ListenStream"), if kind.is_single() { 1 } else { each.min(4) }, "{kind:?}: {text}");
-                    assert_eq!(
-                        of("ListenDatagram"),
-                        if kind == SocketUse::Dns { each.min(4) } else { 0 },
-                        "{kind:?}: {text}"
-                    );
-                }
-                assert!(!held.iter().any(|(_, value)| value.contains("unit")), "{text}");
-            }
+            let error = not_held(&configured, shown(lacking)).unwrap().to_string();
+            assert_eq!(
+                error,
+                "no socket unit listens on [fd42::1]:53, which [listen].dns has\n\
+                 Run `outgate listen apply` as root, or take the address out of the configuration."
+            );
         }
     }
 }

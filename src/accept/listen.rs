@@ -2,6 +2,7 @@
 //! for itself. A port that another process holds is an error.
 
 use super::inherit::Missing;
+use super::socket_unit;
 use crate::listener::ListenerKind;
 use outgate_proto::enum_of_words;
 use socket2::{Domain, Protocol, Socket, Type};
@@ -70,7 +71,7 @@ impl SocketUse {
     }
 
     /// Whether it has a datagram socket beside each listener.
-    pub(super) const fn has_datagrams(self) -> bool {
+    pub const fn has_datagrams(self) -> bool {
         match self {
             SocketUse::Dns => true,
             SocketUse::Proxy
@@ -83,12 +84,12 @@ impl SocketUse {
     }
 
     /// Returns what a unit of this name holds; of two kinds, the one without TLS. `None`: it is not one of our units.
-    pub(super) fn of_unit(name: &str) -> Option<SocketUse> {
+    pub fn of_unit(name: &str) -> Option<SocketUse> {
         // The one without TLS comes first.
-        SocketUse::ALL.into_iter().find(|kind| kind.unit() == name)
+        SocketUse::ALL.into_iter().find(|kind| kind.unit() == name).or_else(|| socket_unit::use_of(name))
     }
 
-    /// The socket unit that holds such listeners.
+    /// The package's socket unit that holds such listeners.
     pub const fn unit(self) -> &'static str {
         match self {
             SocketUse::Proxy | SocketUse::ProxyTls => "outgate.socket",
@@ -122,15 +123,8 @@ pub enum ListenError {
         source: io::Error,
     },
     /// The service manager handed over sockets, but not for these listeners.
-    #[error("{}", super::inherit::remedy(.missing, .configured, *.each))]
-    Missing {
-        /// Listeners without a socket.
-        missing: Vec<Missing>,
-        /// All configured listeners.
-        configured: Vec<Missing>,
-        /// Number of worker threads.
-        each: usize,
-    },
+    #[error("{}", super::inherit::remedy(.0))]
+    Missing(Vec<Missing>),
     /// A socket from the service manager has IP_TRANSPARENT where it must not, or lacks it where it must have it.
     #[error(
         "{address} ({}) {} below [Socket], by `systemctl edit {unit}`; then run `systemctl stop {unit}` and \

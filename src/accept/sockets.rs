@@ -19,7 +19,6 @@ pub type WorkerSockets<T> = Vec<Vec<T>>;
 pub struct Sockets {
     inherited: Option<Inherited>,
     workers: usize,
-    configured: Vec<Missing>,
     missing: Vec<Missing>,
 }
 
@@ -39,7 +38,7 @@ impl Sockets {
     /// When an inherited socket is not usable.
     pub fn new(workers: usize) -> Result<Sockets, ListenError> {
         let workers = workers.max(1);
-        Ok(Sockets { inherited: Inherited::take()?, workers, configured: Vec::new(), missing: Vec::new() })
+        Ok(Sockets { inherited: Inherited::take()?, workers, missing: Vec::new() })
     }
 
     /// Whether sockets were inherited. They then outlive this process.
@@ -97,18 +96,15 @@ impl Sockets {
     /// Call it after all listeners have been asked for. Returns the unused inherited sockets, and
     /// [`ListenError::Missing`] if a listener has no socket.
     pub fn finish(self) -> (Unclaimed, Option<ListenError>) {
-        let Sockets { inherited, workers, configured, missing } = self;
+        let Sockets { inherited, missing, .. } = self;
         let (tcp, udp) = inherited.map(Inherited::rest).unwrap_or_default();
-        let error = (!missing.is_empty()).then_some(ListenError::Missing { missing, configured, each: workers });
+        let error = (!missing.is_empty()).then_some(ListenError::Missing(missing));
         (Unclaimed { tcp, udp }, error)
     }
 
     fn note(&mut self, listener: Missing, missing: bool) {
-        for (list, _) in [(&mut self.configured, true), (&mut self.missing, missing)].into_iter().filter(|(_, to)| *to)
-        {
-            if !list.contains(&listener) {
-                list.push(listener);
-            }
+        if missing && !self.missing.contains(&listener) {
+            self.missing.push(listener);
         }
     }
 }
@@ -165,7 +161,7 @@ mod tests {
 
     #[test]
     fn datagrams_of_all_threads_come_to_one_port_and_one_that_is_taken_is_an_error() {
-        let mut own = Sockets { inherited: None, workers: 3, configured: Vec::new(), missing: Vec::new() };
+        let mut own = Sockets { inherited: None, workers: 3, missing: Vec::new() };
         let any = "127.0.0.1:0".parse().unwrap();
         let port = own.tcp(SocketUse::Dns, any).unwrap()[0][0].local_addr().unwrap();
         let sockets = own.udp(SocketUse::Dns, port).unwrap();

@@ -34,8 +34,8 @@ tables! {
         ech: bool = { form: ECH, default: "\"deny\"", effect: TakesEffect::Reload };
     }
 
-    /// Where outgate listens. Listeners on IPv6 addresses accept no IPv4. The socket units of systemd have to name
-    /// the same addresses.
+    /// Where outgate listens. Listeners on IPv6 addresses accept no IPv4. Under systemd run
+    /// `outgate listen apply` after a change: it makes the socket units follow.
     "listen" as Listen {
         /// HTTP forward proxy, CONNECT and SOCKS5 on one port; the first byte tells them apart.
         /// Guests must be able to reach it.

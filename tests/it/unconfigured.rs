@@ -144,7 +144,7 @@ fn a_connection_while_a_socket_is_missing_is_answered_or_reset_at_once() {
     let brought = Wire::dial(&world.guest.namespace, SocketAddr::from((STRANGER, 443)));
     let brought = brought.and_then(|mut brought| brought.rest());
     assert_eq!(brought.unwrap_err().kind(), ErrorKind::ConnectionReset);
-    assert!(outgate.errors().contains("zz-listen.conf"), "the drop-in is printed: {}", outgate.errors());
+    assert!(outgate.errors().contains("`outgate listen apply`"), "the remedy is printed: {}", outgate.errors());
 }
 
 #[test]

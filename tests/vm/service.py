@@ -243,59 +243,89 @@ def serves(provider):
 STATUS_TEXT = "systemctl show -P StatusText outgate.service"
 
 
-def remedy(provider):
-    """The remedy that the daemon wrote to the journal when it last started without a socket: texts by path, and commands."""
+def as_printed(provider):
+    """Runs the command that the daemon wrote to the journal when it last started without a socket, and the one that it names."""
     said = provider.journal(lines=300)
-    said = said[said.rindex("ERROR no socket unit listens on") : said.rindex("Or take the address out of the configuration.")]
-    texts, commands, to = {}, [], []
-    for line in said.splitlines():
-        if found := re.fullmatch(r"Write into (/\S+):", line):
-            to = texts[found[1]] = []
-        elif line == "and then:":
-            to = commands
-        elif line.startswith(" "):
-            # With its indentation, as an operator copies it.
-            to.append(line)
-    assert texts and commands, said
-    return texts, commands
+    said = said[said.rindex("ERROR no socket unit listens on") :]
+    command = re.search(r"Run `([^`]+)` as root, or take the address out", said)[1]
+    result = provider.run(command, 90)
+    if result.status and (named := re.search(r"or run `([^`]+)`", result.output)):
+        # Nothing is changed where a drop-in of the operator's would be lost.
+        assert not provider.run("ls /etc/systemd/system/outgate-listen-* 2>&1").output.count(".socket"), result
+        result = provider.run(named[1], 90)
+    assert result.status == 0, f"{result}; {provider.journal()}"
+    return result.output
 
 
-def printed(provider):
-    """Follows exactly what is printed for listeners that no socket unit listens on: outgate then serves there, and prints no more.
-
-    Beside an older drop-in of `systemctl edit`, with clients that connect all the time, and again for other addresses.
+def listens(provider):
+    """`outgate listen apply`, as printed where no socket unit listens: beside older drop-ins, for addresses of all kinds, and
+    again for others. With connections at an even rate while an address comes and another goes. Then what cannot work.
     """
     folder, kept = "/etc/systemd/system", "/root/before.toml"
     provider.do(f"cp -p /etc/outgate/outgate.toml {kept}; install -d -g outgate -m 750 /etc/outgate/tls; install -g outgate -m 640 /brought/tls.crt /brought/tls.key /etc/outgate/tls/")
     older = "[Socket]\nListenStream=\nListenDatagram=\nListenStream=10.42.42.1:5399\nListenDatagram=10.42.42.1:5399\n"
     provider.write(f"{folder}/outgate-dns.socket.d/override.conf", older)
     provider.write(f"{folder}/outgate-transparent.socket.d/override.conf", "[Socket]\nListenStream=\nListenStream=0.0.0.0:3999\n")
-    knock = "for i in 1 2 3 4; do (while test -e /run/knock; do curl -s -o /dev/null -m 1 -x http://127.0.0.1:3128 http://good.test/; sleep 0.02; done) & done"
-    provider.do(f"touch /run/knock; ({knock}) >/dev/null 2>&1 &")
-    for listen in PRINTED:
-        text = CONFIG[CONFIG.index("[firewall]") :] + '[tls]\ncertificate = "/etc/outgate/tls/tls.crt"\nkey = "/etc/outgate/tls/tls.key"\n'
-        lines = [f"{key} = {json.dumps(addresses)}" for key, addresses in listen.items()]
-        provider.write("/etc/outgate/outgate.toml", "\n".join(["[listen]", *lines, text]))
-        provider.do("outgate check")
+    provider.do("systemctl daemon-reload")
+    for listen in LISTEN:
+        configure(provider, listen)
         provider.do("systemctl restart outgate.service", 90)
         provider.until(STATUS_TEXT, "not_configured.*no socket unit listens on", 20, "nothing was missing")
-        texts, commands = remedy(provider)
-        for path, lines in texts.items():
-            provider.write(path, "\n".join(lines) + "\n")
-        for command in commands:
-            provider.do(command, 90)
+        as_printed(provider)
         serves_all(provider, listen)
-    # A socket unit that the configuration does not use any more.
-    said = re.search(r"a socket unit listens on (127\.0\.0\.1:3131),.*?`([^`]+)`", provider.journal(lines=100))
-    assert said, provider.journal(lines=100)
-    assert re.search(rf"(?m)^{said[1]} +outgate-redirect.socket", shown := provider.do(said[2])), shown
+        provider.do("outgate check --here | tail -n 1 | grep ' 0 errors'")
+        assert "nothing to change" in provider.do("outgate listen apply")
+    held = provider.do("""ss -Hlntup | awk '/"outgate"/ {print $5}' | sort -u""").split()
+    assert not {"127.0.0.1:3131", "[::1]:3131", "10.42.42.1:8080", "0.0.0.0:3129"} & set(held), f"still open: {held}"
+    rate = carried(provider)
+    old, new = "10.42.42.1:8081", "10.42.42.1:8082"
+    configure(provider, LISTEN[1] | {"proxy": ["127.0.0.1:3128", old]})
+    provider.do("outgate listen apply", 90)
+    configure(provider, LISTEN[1] | {"proxy": ["127.0.0.1:3128", new]})
+    before = provider.do("ls /etc/systemd/system/outgate-listen-*")
+    assert f"would listen on {new}" in provider.do("outgate listen apply --dry-run")
+    assert provider.do("ls /etc/systemd/system/outgate-listen-*") == before
+
+    def apply():
+        said = json.loads(provider.do("outgate listen apply --json", 90))
+        assert [unit["address"] for unit in said["started"]] == [new] and len(said["stopped"]) == 1, said
+
+    said = load(provider, 12, apply, rate)
+    assert set(said["outcomes"]) == {"200"}, f"connections to an address that stays, at {rate} a second: {said}; {provider.journal()}"
+    status = provider.run(f"curl -s --max-time 20 -x http://{new} -o /dev/null -w '%{{http_code}}' http://good.test/").output
+    assert status == "200", f"{status}; {provider.journal()}"
+    assert provider.run(f"curl -s --max-time 5 -x http://{old} http://good.test/").status == 7, "the old address is still open"
+    # An address that another program has, an error in the configuration, and nobody's right: nothing changes.
+    units = provider.do("ls -l --time-style=full-iso /etc/systemd/system/outgate-listen-*")
+    began = provider.show("outgate.service", "InvocationID")
+    provider.do("(python3 -m http.server --bind 127.0.0.1 8083 >/dev/null 2>&1 & echo $! >/run/taken); sleep 1")
+    for proxy, wanted in [("127.0.0.1:8083", "cannot listen on 127.0.0.1:8083"), ("127.0.0.1:nope", "outgate.toml:")]:
+        configure(provider, LISTEN[1] | {"proxy": ["127.0.0.1:3128", proxy]}, check=False)
+        result = provider.run("outgate listen apply", 60)
+        assert result.status == 1 and wanted in result.output, result
+    configure(provider, LISTEN[1])
+    result = provider.run("setpriv --reuid=nobody --clear-groups outgate listen apply")
+    assert result.status == 1 and "run as root" in result.output, result
+    assert provider.do("ls -l --time-style=full-iso /etc/systemd/system/outgate-listen-*") == units
+    assert provider.show("outgate.service", "InvocationID") == began, "the daemon was restarted for nothing"
+    provider.do("kill $(cat /run/taken)")
     transparency(provider)
-    # Without drop-ins, as before.
-    provider.do(f"rm -r /run/knock {folder}/outgate*.socket.d /etc/outgate/tls; cp -p {kept} /etc/outgate/outgate.toml")
-    provider.do("systemctl disable -q outgate-redirect.socket; systemctl daemon-reload; systemctl stop 'outgate*.socket'; systemctl restart outgate.service", 90)
+    # As before.
+    provider.do(f"rm -r {folder}/outgate*.socket.d /etc/outgate/tls; cp -p {kept} /etc/outgate/outgate.toml; systemctl daemon-reload")
+    provider.do("outgate listen apply --replace", 90)
+    provider.do("systemctl stop 'outgate*.socket'; systemctl disable -q 'outgate-listen-*.socket'; rm /etc/systemd/system/outgate-listen-*")
+    provider.do(f"systemctl enable -q {' '.join(SOCKETS)}; systemctl restart outgate.service", 90)
     provider.do("outgate firewall apply", 60)
     provider.ready()
     healthy(provider)
+
+
+def configure(provider, listen, check=True):
+    text = CONFIG[CONFIG.index("[firewall]") :] + '[tls]\ncertificate = "/etc/outgate/tls/tls.crt"\nkey = "/etc/outgate/tls/tls.key"\n'
+    lines = [f"{key} = {json.dumps(addresses)}" for key, addresses in listen.items()]
+    provider.write("/etc/outgate/outgate.toml", "\n".join(["[listen]", *lines, text]))
+    if check:
+        provider.do("outgate check")
 
 
 def transparency(provider):
@@ -318,8 +348,8 @@ def transparency(provider):
     assert provider.proxied().startswith("200"), provider.journal()
 
 
-# Some of the addresses are in the units already, and some in an older drop-in.
-PRINTED = [
+# Some of the addresses are in the package's units already.
+LISTEN = [
     {
         "proxy": ["127.0.0.1:3128", "10.42.42.1:8080", "[fd42:42::1]:8080"],
         "proxy_tls": ["10.42.42.1:3443"],
@@ -849,7 +879,7 @@ CHECKS = [
     ("configure: sockets, firewall, restart", configure),
     ("serves a guest over TPROXY and DNS", serves),
     ("privileges while it serves", privileges),
-    ("the printed drop-ins and commands", printed),
+    ("outgate listen apply, as printed where no unit listens", listens),
     ("a bridge port that appears later", later),
     *SABOTAGES,
     ("a command that becomes a guest, as printed", executes),
@@ -882,7 +912,7 @@ PACKAGE_CHECKS = [
 
 BOOTS = [order, boot_on_a_typo]
 # Checks for which a container is enough; it is ten times as fast as an emulated machine.
-FAST = [printed, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [listens, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]
 if not WHOLE:
     FAST += [check for _, check in SABOTAGES]

@@ -1,7 +1,7 @@
 //! `outgate check --here`: what the files alone do not show, and what would prevent `run` from starting on this
 //! machine: socket units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
-use outgate::accept::{self, SocketUse};
+use outgate::accept::{self, SocketUse, socket_unit};
 use outgate::config::{ListenSettings, Settings};
 use outgate::control;
 use outgate::daemon;
@@ -37,17 +37,19 @@ pub(super) fn unusable_as(settings: &Settings, user: Option<&User>) -> Option<St
 fn listeners(settings: &Settings) -> Vec<String> {
     let configured = configured(&settings.listen);
     if Path::new(BOOTED).exists() {
-        // One unit may have several kinds of sockets, and a drop-in replaces all of them.
-        let held = |kind: SocketUse| {
+        let shown = |unit: &str| {
             let show = |what| {
-                let shown = Command::new("systemctl").args(["show", "-P", what, kind.unit()]).output();
+                let shown = Command::new("systemctl").args(["show", "-P", what, unit]).output();
                 shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
             };
             // A unit that neither listens nor will at the next boot holds nothing.
             let is_used = show("ActiveState") == "active" || show("UnitFileState") == "enabled";
             if is_used { show("Listen") } else { String::new() }
         };
-        let missing = accept::not_held(&configured, system::cpus(), held);
+        // The package's unit, or the one that `outgate listen apply` wrote.
+        let held =
+            |kind: SocketUse, address| format!("{}\n{}", shown(kind.unit()), shown(&socket_unit::name(kind, address)));
+        let missing = accept::not_held(&configured, held);
         return missing.map(|error| error.to_string()).into_iter().collect();
     }
     // A running daemon holds them.

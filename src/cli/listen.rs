@@ -1,0 +1,411 @@
+//! `outgate listen`: makes systemd hold the sockets that `[listen]` names, one unit for each address.
+
+use super::lock::Lock;
+use super::{Config, Exit, Failure, Outcome, bridge};
+use clap::{Args, Subcommand};
+use outgate::accept::{SocketUse, socket_unit};
+use outgate::config::Settings;
+use outgate::files::replace::{Attributes, replace};
+use outgate::system;
+use outgate::text::{counted, printable};
+use serde_json::json;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::{self, ErrorKind, Write};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command as Process;
+use std::time::{Duration, Instant};
+
+/// Where the operator's units are (systemd.unit(5)).
+const FOLDER: &str = "/etc/systemd/system";
+/// Exists while systemd is this machine's init (sd_booted(3)).
+const BOOTED: &str = "/run/systemd/system";
+const SERVICE: &str = "outgate.service";
+/// Held while units are written and started, so that two runs do not undo each other.
+const LOCK: &str = "/run/outgate-listen.lock";
+/// The longest wait for a unit to be active after systemd has started it.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Make systemd listen where [listen] says
+///
+/// Each address of [listen] is held by a socket unit, so that the daemon requires no privilege and a restart refuses
+/// no connection. The units follow the configuration: nothing else has to be edited.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate listen apply
+  outgate listen apply --dry-run")]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    Apply(ApplyArguments),
+}
+
+/// Write, start and stop socket units so that they are what [listen] says
+///
+/// One unit for each address, in /etc/systemd/system. Only units of new addresses are started and only those of
+/// addresses that are gone are stopped, with the restart of the daemon: sockets that stay are never closed, and no
+/// connection to them is refused. A unit of the package stays while [listen] has all its addresses; else it is disabled,
+/// and the addresses that stay get units of their own. Nothing is written unless `check` finds no error and the new
+/// addresses are free. If the daemon does not come up, everything is put back. Requires root.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate listen apply
+  outgate listen apply --dry-run
+  outgate listen apply --json | jq .started")]
+struct ApplyArguments {
+    #[command(flatten)]
+    config: Config,
+    /// Print what would change, and change nothing
+    #[arg(long)]
+    dry_run: bool,
+    /// Also replace units with drop-ins of yours that have addresses which [listen] does not have
+    #[arg(long)]
+    replace: bool,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    match &arguments.command {
+        Command::Apply(arguments) => apply(arguments, out),
+    }
+}
+
+/// A listener of the configuration.
+type Listener = (SocketUse, SocketAddr);
+
+/// What has to be done.
+#[derive(Debug, Default)]
+struct Plan {
+    /// New units, by name: the listener and the unit's text.
+    start: BTreeMap<String, (Listener, String)>,
+    /// Our own units whose address is gone.
+    stop: BTreeSet<String>,
+    /// Units of the package that have addresses which the configuration does not have.
+    disable: BTreeSet<String>,
+    /// How many listeners stay as they are.
+    unchanged: usize,
+}
+
+impl Plan {
+    fn is_empty(&self) -> bool {
+        self.start.is_empty() && self.stop.is_empty() && self.disable.is_empty()
+    }
+}
+
+fn apply(arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {
+    if !Path::new(BOOTED).exists() {
+        let why = "systemd does not run this machine; start `outgate run` as root, and it listens itself";
+        return Err(Failure::Failed(why.to_owned()));
+    }
+    if !system::is_root() && !arguments.dry_run {
+        return Err(Failure::Failed("run as root: it writes units and starts them".to_owned()));
+    }
+    let settings = checked(&arguments.config)?;
+    let _lock = if arguments.dry_run {
+        None
+    } else {
+        let lock = Lock::wait(Path::new(LOCK)).map_err(|error| Failure::Failed(error.to_string()))?;
+        Some(lock)
+    };
+    let own = own_units()?;
+    let plan = plan(&settings, &own, arguments.replace)?;
+    let taken: Vec<String> =
+        plan.start.values().filter_map(|((kind, address), _)| taken(*kind, *address, &plan)).collect();
+    if !taken.is_empty() {
+        return Err(Failure::Failed(format!("nothing was changed\n{}", taken.join("\n"))));
+    }
+    if !plan.is_empty() && !arguments.dry_run {
+        carry_out(&plan)?;
+    }
+    tell(&plan, arguments, out)
+}
+
+/// Loads the configuration and checks it and the lists, as `outgate check` does.
+fn checked(config: &Config) -> Result<Settings, Failure> {
+    let (settings, mut problems) = Settings::load_leniently(config.file())?;
+    problems.extend(bridge::tls_problem(&settings));
+    problems.extend(bridge::compile(&settings).diagnostics);
+    problems.retain(|problem| problem.is_error());
+    if problems.is_empty() { Ok(settings) } else { Err(Failure::Invalid(problems)) }
+}
+
+/// Returns the units that earlier runs wrote.
+fn own_units() -> Result<BTreeSet<String>, Failure> {
+    let failed = |error: io::Error| Failure::Failed(format!("{FOLDER}: cannot be read: {error}"));
+    let mut found = BTreeSet::new();
+    for entry in std::fs::read_dir(FOLDER).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
+        if SocketUse::of_unit(&name).is_some() && name.starts_with(socket_unit::PREFIX) {
+            found.insert(name);
+        }
+    }
+    Ok(found)
+}
+
+fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Plan, Failure> {
+    let source = settings.path.as_deref().unwrap_or(Path::new("the built-in configuration")).display().to_string();
+    let mut wanted: BTreeSet<String> = BTreeSet::new();
+    let mut plan = Plan::default();
+    let mut by_packaged: BTreeMap<&str, PackagedUnit> = BTreeMap::new();
+    for kind in SocketUse::ALL {
+        by_packaged.entry(kind.unit()).or_insert_with(|| PackagedUnit::look(kind.unit()));
+    }
+    let listeners: Vec<Listener> = SocketUse::ALL
+        .into_iter()
+        .flat_map(|kind| settings.listen.addresses(kind).iter().map(move |address| (kind, *address)))
+        .collect();
+    for (unit, state) in by_packaged.iter().filter(|(_, state)| state.is_used) {
+        let is_wanted = |line: &&String| {
+            listeners.iter().any(|(kind, address)| {
+                kind.unit() == *unit && **line == stream(*address) || **line == datagram(*address)
+            })
+        };
+        let Some(surplus) = state.listen.iter().find(|line| !is_wanted(line)) else { continue };
+        if let Some(drop_in) = state.drop_ins.first().filter(|_| !replace) {
+            return Err(Failure::Failed(format!(
+                "{unit} listens on {surplus} by {drop_in}, and [listen] has no such address: add it there, or run \
+                 `outgate listen apply --replace`, which disables {unit} and gives each address of [listen] a unit"
+            )));
+        }
+        plan.disable.insert((*unit).to_owned());
+    }
+    for (kind, address) in listeners {
+        let packaged =
+            by_packaged.get(kind.unit()).filter(|state| state.is_used && !plan.disable.contains(kind.unit()));
+        if packaged.is_some_and(|state| state.holds(kind, address)) {
+            plan.unchanged += 1;
+            continue;
+        }
+        let name = socket_unit::name(kind, address);
+        wanted.insert(name.clone());
+        let text = socket_unit::text(kind, address, &source, system::cpus());
+        if own.contains(&name) && show(&name, "ActiveState") == "active" {
+            plan.unchanged += 1;
+        } else {
+            plan.start.insert(name, ((kind, address), text));
+        }
+    }
+    plan.stop = own.difference(&wanted).cloned().collect();
+    Ok(plan)
+}
+
+/// What systemd knows of a unit of the package.
+struct PackagedUnit {
+    /// Whether it listens, or will after the next boot.
+    is_used: bool,
+    /// Its sockets, each as `ADDRESS (Stream)` or `ADDRESS (Datagram)`.
+    listen: BTreeSet<String>,
+    /// The operator's drop-ins.
+    drop_ins: Vec<String>,
+}
+
+impl PackagedUnit {
+    fn look(unit: &str) -> PackagedUnit {
+        let is_used = show(unit, "ActiveState") == "active" || show(unit, "UnitFileState") == "enabled";
+        let listen = show(unit, "Listen").lines().map(str::to_owned).collect();
+        let drop_ins = show(unit, "DropInPaths").split_whitespace().map(str::to_owned).collect();
+        PackagedUnit { is_used, listen, drop_ins }
+    }
+
+    fn holds(&self, kind: SocketUse, address: SocketAddr) -> bool {
+        self.listen.contains(&stream(address)) && (!kind.has_datagrams() || self.listen.contains(&datagram(address)))
+    }
+}
+
+fn stream(address: SocketAddr) -> String {
+    format!("{address} (Stream)")
+}
+
+fn datagram(address: SocketAddr) -> String {
+    format!("{address} (Datagram)")
+}
+
+/// Says why the address of a new unit cannot be listened on, if so. A socket that the plan closes is in nobody's way.
+fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
+    let closes = |unit: &String| show(unit, "Listen").lines().any(|line| line == stream(address));
+    if plan.disable.iter().chain(&plan.stop).any(closes) {
+        return None;
+    }
+    let layers = [(Type::STREAM, Protocol::TCP), (Type::DGRAM, Protocol::UDP)];
+    let layers = layers.into_iter().filter(|(layer, _)| *layer == Type::STREAM || kind.has_datagrams());
+    let error = layers.into_iter().find_map(|(layer, protocol)| try_bind(address, layer, protocol).err())?;
+    let port = address.port();
+    let remedy = match error.kind() {
+        ErrorKind::AddrInUse => {
+            format!("; `ss -Hlntup 'sport = :{port}'` shows the program that has it: end it, or choose another address")
+        }
+        _ => String::new(),
+    };
+    Some(format!("cannot listen on {address} ({}): {error}{remedy}", kind.key()))
+}
+
+fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), layer, Some(protocol))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+        socket.set_freebind_v6(true)?;
+    } else {
+        socket.set_freebind_v4(true)?;
+    }
+    if layer == Type::STREAM {
+        // What is left of closed connections is in nobody's way.
+        socket.set_reuse_address(true)?;
+    }
+    socket.bind(&address.into())?;
+    if layer == Type::STREAM {
+        // With SO_REUSEADDR alone bind(2) succeeds beside a listener.
+        socket.listen(1)?;
+    }
+    Ok(())
+}
+
+fn carry_out(plan: &Plan) -> Result<(), Failure> {
+    let serves = show(SERVICE, "ActiveState") == "active";
+    let before = Before::of(plan)?;
+    let done = change(plan, serves).and_then(|()| if serves { is_up(plan) } else { Ok(()) });
+    done.map_err(|why| match before.put_back(plan, serves) {
+        Ok(()) => Failure::Failed(format!("{why}; everything was put back")),
+        Err(error) => Failure::Failed(format!("{why}; and it could not be put back: {error}")),
+    })
+}
+
+/// Writes the units, and has systemd start and stop what changes together with the daemon.
+fn change(plan: &Plan, serves: bool) -> Result<(), String> {
+    for (name, (_, text)) in &plan.start {
+        let path = Path::new(FOLDER).join(name);
+        let attributes = Attributes { owner: None, mode: 0o644 };
+        replace(&path, text.as_bytes(), attributes).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
+    let stopped: Vec<&str> = plan.stop.iter().chain(&plan.disable).map(String::as_str).collect();
+    // Enabled by the service too, whose restart starts them: before the daemon, and in the moment in which there is none,
+    // since systemd starts no socket beside a daemon that runs without it.
+    if !started.is_empty() {
+        systemctl(&[&["enable", "--quiet"], &started[..]].concat())?;
+    }
+    // The daemon still has these sockets, and serves them until its restart.
+    if !stopped.is_empty() {
+        systemctl(&[&["disable", "--quiet", "--now"], &stopped[..]].concat())?;
+    }
+    for name in &plan.stop {
+        let path = Path::new(FOLDER).join(name);
+        std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    systemctl(&["daemon-reload"])?;
+    if serves { systemctl(&["restart", SERVICE]) } else { Ok(()) }
+}
+
+/// Waits until the new units listen and the daemon runs.
+fn is_up(plan: &Plan) -> Result<(), String> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let units = plan.start.keys().map(String::as_str).chain([SERVICE]);
+        let Some(down) = units.into_iter().find(|unit| show(unit, "ActiveState") != "active") else {
+            let status = show(SERVICE, "StatusText");
+            return match status.contains("not_configured") {
+                true => Err(format!("the daemon refuses everybody: {}", printable(&status))),
+                false => Ok(()),
+            };
+        };
+        if Instant::now() > until {
+            return Err(format!("{down} is not active; `systemctl status {down}` says why"));
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The units as they were.
+struct Before {
+    stopped: Vec<(PathBuf, Vec<u8>)>,
+    enabled: Vec<String>,
+}
+
+impl Before {
+    fn of(plan: &Plan) -> Result<Before, Failure> {
+        let read = |name: &String| {
+            let path = Path::new(FOLDER).join(name);
+            let text = std::fs::read(&path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+            Ok((path, text))
+        };
+        let stopped = plan.stop.iter().map(read).collect::<Result<_, Failure>>()?;
+        let enabled = plan.disable.iter().filter(|unit| show(unit, "UnitFileState") == "enabled").cloned().collect();
+        Ok(Before { stopped, enabled })
+    }
+
+    fn put_back(&self, plan: &Plan, serves: bool) -> Result<(), String> {
+        for (path, text) in &self.stopped {
+            let attributes = Attributes { owner: None, mode: 0o644 };
+            replace(path, text, attributes).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
+        if !started.is_empty() {
+            systemctl(&[&["disable", "--quiet", "--now"], &started[..]].concat())?;
+        }
+        for name in &started {
+            let path = Path::new(FOLDER).join(name);
+            std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+        }
+        let again: Vec<&str> = plan.stop.iter().chain(&self.enabled).map(String::as_str).collect();
+        systemctl(&["daemon-reload"])?;
+        if !again.is_empty() {
+            systemctl(&[&["enable", "--quiet"], &again[..]].concat())?;
+        }
+        if serves { systemctl(&["restart", SERVICE]) } else { Ok(()) }
+    }
+}
+
+fn systemctl(arguments: &[&str]) -> Result<(), String> {
+    let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
+    let output = Process::new("systemctl").args(arguments).output().map_err(|error| failed(error.to_string()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),
+    }
+}
+
+/// Returns a property of a unit; empty if it has none.
+fn show(unit: &str, property: &str) -> String {
+    let output = Process::new("systemctl").args(["show", "-P", property, unit]).output();
+    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
+}
+
+fn tell(plan: &Plan, arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {
+    if arguments.json {
+        let started: Vec<_> = plan
+            .start
+            .iter()
+            .map(|(unit, ((kind, address), _))| json!({ "unit": unit, "key": kind.key(), "address": address }))
+            .collect();
+        let answer = json!({
+            "dry_run": arguments.dry_run, "started": started, "stopped": plan.stop, "disabled": plan.disable,
+            "unchanged": plan.unchanged,
+        });
+        writeln!(out, "{answer:#}")?;
+        return Ok(Exit::Good);
+    }
+    let would = if arguments.dry_run { "would " } else { "" };
+    for (unit, ((kind, address), _)) in &plan.start {
+        writeln!(out, "{would}listen on {address} ({}): {unit}", kind.key())?;
+    }
+    for unit in &plan.stop {
+        writeln!(out, "{would}stop and remove {unit}")?;
+    }
+    for unit in &plan.disable {
+        writeln!(out, "{would}stop and disable {unit}: [listen] does not have all its addresses")?;
+    }
+    let unchanged = counted(plan.unchanged as u64, "listener");
+    match plan.is_empty() {
+        true => writeln!(out, "nothing to change: {unchanged}")?,
+        false => writeln!(out, "{unchanged} unchanged, whose sockets stay open")?,
+    }
+    Ok(Exit::Good)
+}
