@@ -262,6 +262,8 @@ mod tests {
             "outgate",
             "outgate run",
             "outgate check",
+            "outgate listen",
+            "outgate listen apply",
             "outgate explain",
             "outgate whitelist",
             "outgate whitelist list",
