@@ -14,6 +14,7 @@ mod listen;
 mod lock;
 mod man;
 mod run;
+mod systemd;
 mod table;
 mod whitelist;
 

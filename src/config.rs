@@ -133,6 +133,11 @@ impl ListenSettings {
         }
     }
 
+    /// Returns all listeners, in the order of [`SocketUse`].
+    pub fn listeners(&self) -> impl Iterator<Item = (SocketUse, SocketAddr)> {
+        SocketUse::ALL.into_iter().flat_map(|kind| self.addresses(kind).iter().map(move |address| (kind, *address)))
+    }
+
     /// Returns the settings without any listener that guests use.
     pub fn without_guests(&self) -> ListenSettings {
         let none = Vec::new;

@@ -4,6 +4,7 @@
 //! A socket belongs to the listener with its address, whatever the name of its unit.
 
 use super::listen::{ListenError, SocketUse};
+use super::socket_unit;
 use listenfd::ListenFd;
 use socket2::SockRef;
 use std::fmt::Write;
@@ -120,12 +121,11 @@ pub fn not_held(
     units: impl Fn(SocketUse, SocketAddr) -> String,
 ) -> Option<ListenError> {
     let configured = configured.iter().map(|&(kind, address)| Missing { kind, address });
-    let is_missing = |listener: &Missing| {
-        let shown = units(listener.kind, listener.address);
-        let has = |way: &str| shown.lines().any(|line| line == format!("{} ({way})", listener.address));
-        !(has("Stream") && (!listener.kind.has_datagrams() || has("Datagram")))
-    };
-    let missing: Vec<Missing> = configured.filter(is_missing).collect();
+    let missing = configured.filter(|Missing { kind, address }| {
+        let shown = units(*kind, *address);
+        !socket_unit::holds(&shown, *kind, *address)
+    });
+    let missing: Vec<Missing> = missing.collect();
     (!missing.is_empty()).then_some(ListenError::Missing(missing))
 }
 

@@ -32,6 +32,12 @@ fn word(kind: SocketUse) -> String {
     kind.key().trim_start_matches("[listen].").replace('_', "-")
 }
 
+/// Whether the sockets that systemctl(1) shows as `Listen` of units are all that this listener requires.
+pub fn holds(shown: &str, kind: SocketUse, address: SocketAddr) -> bool {
+    let has = |way: &str| shown.lines().any(|line| line == format!("{address} ({way})"));
+    has("Stream") && (!kind.has_datagrams() || has("Datagram"))
+}
+
 /// Returns the text of the unit; `source` is the configuration file, `cpus` the number of worker threads, which have a socket
 /// each.
 pub fn text(kind: SocketUse, address: SocketAddr, source: &str, cpus: usize) -> String {

@@ -1,6 +1,7 @@
 //! `outgate listen`: makes systemd hold the sockets that `[listen]` names, one unit for each address.
 
 use super::lock::Lock;
+use super::systemd::{self, show};
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::{Args, Subcommand};
 use outgate::accept::{SocketUse, socket_unit};
@@ -19,8 +20,6 @@ use std::time::{Duration, Instant};
 
 /// Where the operator's units are (systemd.unit(5)).
 const FOLDER: &str = "/etc/systemd/system";
-/// Exists while systemd is this machine's init (sd_booted(3)).
-const BOOTED: &str = "/run/systemd/system";
 const SERVICE: &str = "outgate.service";
 /// Held while units are written and started, so that two runs do not undo each other.
 const LOCK: &str = "/run/outgate-listen.lock";
@@ -102,7 +101,7 @@ impl Plan {
 }
 
 fn apply(arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {
-    if !Path::new(BOOTED).exists() {
+    if !systemd::is_init() {
         let why = "systemd does not run this machine; start `outgate run` as root, and it listens itself";
         return Err(Failure::Failed(why.to_owned()));
     }
@@ -144,7 +143,7 @@ fn own_units() -> Result<BTreeSet<String>, Failure> {
     let mut found = BTreeSet::new();
     for entry in std::fs::read_dir(FOLDER).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name().to_string_lossy().into_owned();
-        if SocketUse::of_unit(&name).is_some() && name.starts_with(socket_unit::PREFIX) {
+        if name.starts_with(socket_unit::PREFIX) && SocketUse::of_unit(&name).is_some() {
             found.insert(name);
         }
     }
@@ -159,17 +158,13 @@ fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Pl
     for kind in SocketUse::ALL {
         by_packaged.entry(kind.unit()).or_insert_with(|| PackagedUnit::look(kind.unit()));
     }
-    let listeners: Vec<Listener> = SocketUse::ALL
-        .into_iter()
-        .flat_map(|kind| settings.listen.addresses(kind).iter().map(move |address| (kind, *address)))
-        .collect();
+    let listeners: Vec<Listener> = settings.listen.listeners().collect();
     for (unit, state) in by_packaged.iter().filter(|(_, state)| state.is_used) {
-        let is_wanted = |line: &&String| {
-            listeners.iter().any(|(kind, address)| {
-                kind.unit() == *unit && **line == stream(*address) || **line == datagram(*address)
-            })
+        let is_wanted = |line: &&str| {
+            let of_unit = listeners.iter().filter(|(kind, _)| kind.unit() == *unit);
+            of_unit.into_iter().any(|(_, address)| line.starts_with(&format!("{address} (")))
         };
-        let Some(surplus) = state.listen.iter().find(|line| !is_wanted(line)) else { continue };
+        let Some(surplus) = state.listen.lines().find(|line| !is_wanted(line)) else { continue };
         if let Some(drop_in) = state.drop_ins.first().filter(|_| !replace) {
             return Err(Failure::Failed(format!(
                 "{unit} listens on {surplus} by {drop_in}, and [listen] has no such address: add it there, or run \
@@ -181,7 +176,7 @@ fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Pl
     for (kind, address) in listeners {
         let packaged =
             by_packaged.get(kind.unit()).filter(|state| state.is_used && !plan.disable.contains(kind.unit()));
-        if packaged.is_some_and(|state| state.holds(kind, address)) {
+        if packaged.is_some_and(|state| socket_unit::holds(&state.listen, kind, address)) {
             plan.unchanged += 1;
             continue;
         }
@@ -202,36 +197,22 @@ fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Pl
 struct PackagedUnit {
     /// Whether it listens, or will after the next boot.
     is_used: bool,
-    /// Its sockets, each as `ADDRESS (Stream)` or `ADDRESS (Datagram)`.
-    listen: BTreeSet<String>,
+    /// Its sockets, a line each: `ADDRESS (Stream)` or `ADDRESS (Datagram)`.
+    listen: String,
     /// The operator's drop-ins.
     drop_ins: Vec<String>,
 }
 
 impl PackagedUnit {
     fn look(unit: &str) -> PackagedUnit {
-        let is_used = show(unit, "ActiveState") == "active" || show(unit, "UnitFileState") == "enabled";
-        let listen = show(unit, "Listen").lines().map(str::to_owned).collect();
         let drop_ins = show(unit, "DropInPaths").split_whitespace().map(str::to_owned).collect();
-        PackagedUnit { is_used, listen, drop_ins }
+        PackagedUnit { is_used: systemd::is_used(unit), listen: show(unit, "Listen"), drop_ins }
     }
-
-    fn holds(&self, kind: SocketUse, address: SocketAddr) -> bool {
-        self.listen.contains(&stream(address)) && (!kind.has_datagrams() || self.listen.contains(&datagram(address)))
-    }
-}
-
-fn stream(address: SocketAddr) -> String {
-    format!("{address} (Stream)")
-}
-
-fn datagram(address: SocketAddr) -> String {
-    format!("{address} (Datagram)")
 }
 
 /// Says why the address of a new unit cannot be listened on, if so. A socket that the plan closes is in nobody's way.
 fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
-    let closes = |unit: &String| show(unit, "Listen").lines().any(|line| line == stream(address));
+    let closes = |unit: &String| show(unit, "Listen").lines().any(|line| line == format!("{address} (Stream)"));
     if plan.disable.iter().chain(&plan.stop).any(closes) {
         return None;
     }
@@ -281,9 +262,7 @@ fn carry_out(plan: &Plan) -> Result<(), Failure> {
 /// Writes the units, and has systemd start and stop what changes together with the daemon.
 fn change(plan: &Plan, serves: bool) -> Result<(), String> {
     for (name, (_, text)) in &plan.start {
-        let path = Path::new(FOLDER).join(name);
-        let attributes = Attributes { owner: None, mode: 0o644 };
-        replace(&path, text.as_bytes(), attributes).map_err(|error| format!("{}: {error}", path.display()))?;
+        write(&Path::new(FOLDER).join(name), text.as_bytes())?;
     }
     let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
     let stopped: Vec<&str> = plan.stop.iter().chain(&plan.disable).map(String::as_str).collect();
@@ -296,10 +275,7 @@ fn change(plan: &Plan, serves: bool) -> Result<(), String> {
     if !stopped.is_empty() {
         systemctl(&[&["disable", "--quiet", "--now"], &stopped[..]].concat())?;
     }
-    for name in &plan.stop {
-        let path = Path::new(FOLDER).join(name);
-        std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-    }
+    plan.stop.iter().try_for_each(|name| remove(name))?;
     systemctl(&["daemon-reload"])?;
     if serves { systemctl(&["restart", SERVICE]) } else { Ok(()) }
 }
@@ -343,17 +319,13 @@ impl Before {
 
     fn put_back(&self, plan: &Plan, serves: bool) -> Result<(), String> {
         for (path, text) in &self.stopped {
-            let attributes = Attributes { owner: None, mode: 0o644 };
-            replace(path, text, attributes).map_err(|error| format!("{}: {error}", path.display()))?;
+            write(path, text)?;
         }
         let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
         if !started.is_empty() {
             systemctl(&[&["disable", "--quiet", "--now"], &started[..]].concat())?;
         }
-        for name in &started {
-            let path = Path::new(FOLDER).join(name);
-            std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))?;
-        }
+        started.iter().try_for_each(|name| remove(name))?;
         let again: Vec<&str> = plan.stop.iter().chain(&self.enabled).map(String::as_str).collect();
         systemctl(&["daemon-reload"])?;
         if !again.is_empty() {
@@ -363,6 +335,16 @@ impl Before {
     }
 }
 
+fn write(path: &Path, text: &[u8]) -> Result<(), String> {
+    let attributes = Attributes { owner: None, mode: 0o644 };
+    replace(path, text, attributes).map_err(|error| format!("{}: {error}", path.display()))
+}
+
+fn remove(name: &str) -> Result<(), String> {
+    let path = Path::new(FOLDER).join(name);
+    std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
+}
+
 fn systemctl(arguments: &[&str]) -> Result<(), String> {
     let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
     let output = Process::new("systemctl").args(arguments).output().map_err(|error| failed(error.to_string()))?;
@@ -370,12 +352,6 @@ fn systemctl(arguments: &[&str]) -> Result<(), String> {
         true => Ok(()),
         false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),
     }
-}
-
-/// Returns a property of a unit; empty if it has none.
-fn show(unit: &str, property: &str) -> String {
-    let output = Process::new("systemctl").args(["show", "-P", property, unit]).output();
-    output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
 fn tell(plan: &Plan, arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {

@@ -88,14 +88,14 @@ enum Ask {
 #[derive(Clone)]
 pub(super) struct Reloader {
     ask: Asker,
-    state: Arc<Mutex<Status>>,
+    state: Arc<Mutex<ReloadStatus>>,
     /// Since when uses of rules are counted.
     since: jiff::Timestamp,
 }
 
 /// What the operator may want to know about the list.
 #[derive(Clone, Debug, Default)]
-struct Status {
+struct ReloadStatus {
     /// Why the daemon does not use today's lists, if so.
     trouble: Option<String>,
     /// Why it does not use the configuration in the file, if so.
@@ -126,7 +126,7 @@ impl Reloader {
             StartBasis::Unconfigured(why) => (Some(why.clone()), Some(why)),
         };
         let configuration = settings.files().map(Path::to_owned).collect();
-        let state = Arc::new(Mutex::new(Status { trouble, stale, configuration, ..Status::default() }));
+        let state = Arc::new(Mutex::new(ReloadStatus { trouble, stale, configuration, ..ReloadStatus::default() }));
         let counting = Counting::start(&settings.state_dir, &lists.rules);
         let since = counting.since();
         let folder = settings.whitelist_dir.clone().map(watch::Watched::Folder);
@@ -239,7 +239,7 @@ struct ReloadWorker {
     lists: Lists,
     registry: Registry,
     generation: u64,
-    state: Arc<Mutex<Status>>,
+    state: Arc<Mutex<ReloadStatus>>,
     /// The real addresses of outgate's listeners; port 0 in the configuration asks for any.
     bound: Vec<SocketAddr>,
     counting: Counting,

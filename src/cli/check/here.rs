@@ -1,8 +1,9 @@
 //! `outgate check --here`: what the files alone do not show, and what would prevent `run` from starting on this
 //! machine: socket units, addresses, owners and modes of what the daemon uses, guests' interfaces.
 
+use crate::cli::systemd;
 use outgate::accept::{self, SocketUse, socket_unit};
-use outgate::config::{ListenSettings, Settings};
+use outgate::config::Settings;
 use outgate::control;
 use outgate::daemon;
 use outgate::diagnostic::{Diagnostic, Severity};
@@ -10,13 +11,10 @@ use outgate::firewall::{Host, Plan};
 use outgate::system::{self, User};
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, Stdio};
 
 /// The user as whom the unit runs the daemon.
 const USER: &str = "outgate";
-/// Exists while systemd is this machine's init (sd_booted(3)).
-const BOOTED: &str = "/run/systemd/system";
 
 /// Returns everything that is in the way on this machine.
 pub(super) fn problems(settings: &Settings) -> Vec<Diagnostic> {
@@ -35,17 +33,10 @@ pub(super) fn unusable_as(settings: &Settings, user: Option<&User>) -> Option<St
 }
 
 fn listeners(settings: &Settings) -> Vec<String> {
-    let configured = configured(&settings.listen);
-    if Path::new(BOOTED).exists() {
-        let shown = |unit: &str| {
-            let show = |what| {
-                let shown = Command::new("systemctl").args(["show", "-P", what, unit]).output();
-                shown.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
-            };
-            // A unit that neither listens nor will at the next boot holds nothing.
-            let is_used = show("ActiveState") == "active" || show("UnitFileState") == "enabled";
-            if is_used { show("Listen") } else { String::new() }
-        };
+    let configured: Vec<(SocketUse, SocketAddr)> = settings.listen.listeners().collect();
+    if systemd::is_init() {
+        // A unit that is not used holds nothing.
+        let shown = |unit: &str| if systemd::is_used(unit) { systemd::show(unit, "Listen") } else { String::new() };
         // The package's unit, or the one that `outgate listen apply` wrote.
         let held =
             |kind: SocketUse, address| format!("{}\n{}", shown(kind.unit()), shown(&socket_unit::name(kind, address)));
@@ -61,11 +52,6 @@ fn listeners(settings: &Settings) -> Vec<String> {
         Some(format!("cannot listen on {address} ({}): {error}", kind.key()))
     };
     configured.iter().filter_map(fails).collect()
-}
-
-fn configured(listen: &ListenSettings) -> Vec<(SocketUse, SocketAddr)> {
-    let of_use = |kind| listen.addresses(kind).iter().map(move |address| (kind, *address));
-    SocketUse::ALL.into_iter().flat_map(of_use).collect()
 }
 
 /// Checks as the daemon's user, if root runs this and that user exists: root may read everything.
