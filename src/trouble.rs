@@ -20,6 +20,8 @@ pub enum TroubleCause {
     PortUnguarded,
     /// This machine has guests behind interfaces that are not guarded.
     UnguardedGuests,
+    /// Names that containers in a guarded network ask for leave past the DNS listener.
+    DockerDns,
     /// `outgate-host.service` sends no reports, so the state of the other causes is unknown.
     Watcher,
     /// No DNS server answers.
@@ -40,13 +42,14 @@ pub enum TroubleCause {
 
 impl TroubleCause {
     /// All of them.
-    pub const ALL: [TroubleCause; 14] = [
+    pub const ALL: [TroubleCause; 15] = [
         TroubleCause::Ruleset,
         TroubleCause::Routing,
         TroubleCause::OtherFirewall,
         TroubleCause::InterfaceMissing,
         TroubleCause::PortUnguarded,
         TroubleCause::UnguardedGuests,
+        TroubleCause::DockerDns,
         TroubleCause::Watcher,
         TroubleCause::Resolver,
         TroubleCause::List,
@@ -72,6 +75,7 @@ impl TroubleCause {
             TroubleCause::InterfaceMissing => "interface_missing",
             TroubleCause::PortUnguarded => "port_unguarded",
             TroubleCause::UnguardedGuests => "unguarded_guests",
+            TroubleCause::DockerDns => "docker_dns",
             TroubleCause::Watcher => "watcher",
             TroubleCause::Resolver => "resolver",
             TroubleCause::List => "list",
@@ -124,6 +128,20 @@ pub struct Guarded {
     pub interface: String,
     /// The number of a bridge's ports, or 1.
     pub guests: usize,
+    /// Whether they reach each other. A watcher of an earlier version does not say, and knew no way to allow it.
+    #[serde(default)]
+    pub between_guests: BetweenGuests,
+}
+
+/// Whether the guests of one network reach each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BetweenGuests {
+    /// They do not.
+    #[default]
+    Refuse,
+    /// They do, and the rest of the guard is the same.
+    Allow,
 }
 
 #[cfg(test)]

@@ -112,7 +112,11 @@ fn write_guard(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
     let is_configured = answer.get("firewall_configured").and_then(Value::as_bool) == Some(true);
     for guarded in list("guarding") {
         let guests = guarded.get("guests").and_then(Value::as_u64).unwrap_or_default();
-        writeln!(out, "guarding {}: {}", text(guarded, "interface"), counted(guests, "guest"))?;
+        let between = match guarded.get("between_guests").and_then(Value::as_str) {
+            Some("allow") => ", who reach each other",
+            _ => "",
+        };
+        writeln!(out, "guarding {}: {}{between}", text(guarded, "interface"), counted(guests, "guest"))?;
     }
     match answer.get("guarding") {
         Some(Value::Array(guarding)) if guarding.is_empty() => {

@@ -64,8 +64,8 @@ struct PrintArguments {
 /// configuration is applied again, from a copy that root keeps. Without a copy, all known guest interfaces are closed
 /// completely. The exit code is 1 in each case.
 ///
-/// Exit code 0 if it is in force, 1 if it was not applied completely, 6 if it was but another firewall blocks guests;
-/// the warnings name that firewall and the command that lets guests through.
+/// Exit code 0 if it is in force, 1 if it was not applied completely, 6 if it was and something on this machine defeats
+/// it: another firewall blocks guests, or Docker's resolver lets names past. The warnings say what, with the remedy.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -236,7 +236,7 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
     if common.json {
         let answer = json!({
             "applied": whole, "interfaces": applied.interfaces, "faults": applied.faults, "warnings": applied.warnings,
-            "cut_off": applied.cut_off
+            "cut_off": applied.cut_off, "leaks": applied.leaks
         });
         write_json(&answer, out)?;
     } else {
@@ -245,7 +245,7 @@ fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcom
         write_list("warning", &applied.warnings, out)?;
         write_list("failed", &applied.faults, out)?;
     }
-    Ok(match (whole, applied.cut_off.is_empty()) {
+    Ok(match (whole, applied.cut_off.is_empty() && applied.leaks.is_empty()) {
         (false, _) => Exit::No,
         (true, false) => Exit::CutOff,
         (true, true) => Exit::Good,
@@ -372,6 +372,10 @@ fn status(common: &Common, out: &mut dyn Write) -> Outcome {
         writeln!(out, "the firewall is in place; guests' interfaces: {interfaces}")?;
     } else {
         writeln!(out, "the firewall is not in place as configured; run `outgate firewall apply`")?;
+    }
+    if !status.between_guests_allowed.is_empty() {
+        let bridges = printable(&status.between_guests_allowed.join(", "));
+        writeln!(out, "guests of one network reach each other: {bridges}")?;
     }
     write_list("differs", &status.differences, out)?;
     write_list("warning", &status.warnings, out)?;

@@ -38,7 +38,7 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
         more: Vec::new(),
         policy,
         floor_permitted: permitted(&written.dial.permit_addresses.value, problems),
-        firewall: firewall::check(&written.firewall, pins, &listen, problems),
+        firewall: firewall::check(&written.firewall, &written.interface, pins, &listen, problems),
         not_guests: written.firewall.not_guests.value.iter().map(|name| name.value.clone()).collect(),
         whitelist_dir: Some(written.whitelist.dir.value.clone()),
         resolver: check_resolver(&written.resolver, problems),

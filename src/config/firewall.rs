@@ -2,12 +2,12 @@
 //! accepts it, or all of it is refused. And what the firewall gets of the other sections: it does not know them.
 
 use super::forms::Item;
-use super::keys::Firewall;
+use super::keys::{Firewall, Interface};
 use super::problems::Problems;
 use super::{ListenSettings, Settings, values};
 use crate::firewall::{
-    EnforcedLimits, FirewallSettings, GuestLimits, HOST_NETWORK, ListenerAddresses, Pin, PlanInput, STACKED_KINDS,
-    Seal, fits,
+    BetweenGuests, CONTAINER_CONTROL, EnforcedLimits, FirewallSettings, GuestLimits, HOST_NETWORK, ListenerAddresses,
+    Pin, PlanInput, STACKED_KINDS, Seal, fits,
 };
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -65,6 +65,7 @@ impl ListenSettings {
 /// Checks the section; `pins` are the guests that name an interface.
 pub(super) fn check(
     given: &Firewall,
+    interfaces: &[(Range<usize>, Interface)],
     pins: Vec<Pin>,
     listen: &ListenSettings,
     problems: &mut Problems,
@@ -92,13 +93,49 @@ pub(super) fn check(
         let remedy = "set [listen].redirect, for example [\"127.0.0.1:3130\", \"[::1]:3130\"]";
         problems.error(span, format!("without a `redirect` listener these users reach nothing; {remedy}"));
     }
+    let between_guests = check_interfaces(interfaces, &guest_interfaces, problems);
     FirewallSettings {
         guest_interfaces,
         host_users,
         allow_dhcp: given.allow_dhcp.value,
         allow_inbound_replies: given.allow_inbound_replies.value,
         pins,
+        between_guests,
     }
+}
+
+/// Checks each `[[interface]]`: it must name what is a guests' interface.
+fn check_interfaces(
+    interfaces: &[(Range<usize>, Interface)],
+    guest_interfaces: &[String],
+    problems: &mut Problems,
+) -> Vec<BetweenGuests> {
+    let mut checked: Vec<BetweenGuests> = Vec::new();
+    for (span, interface) in interfaces {
+        let Some(named) = interface.name.span.clone() else {
+            problems.error(span.clone(), "the interface has no name; write for example name = \"br-*\"");
+            continue;
+        };
+        let Some(name) = interface.name.value.clone() else { continue };
+        // A pattern is covered by one that is shorter.
+        let covers = |pattern: &String| match name.strip_suffix('*') {
+            Some(start) => pattern.ends_with('*') && fits(pattern, start),
+            None => fits(pattern, &name),
+        };
+        if !guest_interfaces.iter().any(covers) {
+            problems.error(
+                named,
+                format!(
+                    "{name:?} is not covered by [firewall].guest_interfaces; name it there, or leave this table out"
+                ),
+            );
+        } else if checked.iter().any(|other| other.interface == name) {
+            problems.error(named, format!("an [[interface]] {name:?} is already there; leave one of them out"));
+        } else {
+            checked.push(BetweenGuests { interface: name, is_allowed: interface.between_guests.value });
+        }
+    }
+    checked
 }
 
 /// Reads one of `guest_interfaces`.
@@ -118,10 +155,10 @@ pub(super) fn not_guest(text: &str) -> Result<String, String> {
     // `macvlan@eth0` names the stacked links on an interface.
     let standing = text.split_once('@').filter(|(kind, _)| STACKED_KINDS.contains(kind));
     let interface = standing.map_or(text, |(_, interface)| interface);
-    if interface == HOST_NETWORK || values::is_interface(interface, true) {
+    if [HOST_NETWORK, CONTAINER_CONTROL].contains(&interface) || values::is_interface(interface, true) {
         return Ok(text.to_owned());
     }
-    let examples = format!("\"docker0\", \"macvlan@eth0\" or \"{HOST_NETWORK}\"");
+    let examples = format!("\"docker0\", \"macvlan@eth0\", \"{HOST_NETWORK}\" or \"{CONTAINER_CONTROL}\"");
     Err(format!("{text:?} is not a network interface; write for example {examples}"))
 }
 

@@ -175,7 +175,7 @@ tables! {
 
         /// Bridges and taps that carry no guests, so that nobody is told that nothing guards them.
         /// Beside names: `macvlan@eth0` for what stands on eth0 and leaves past its rules, `host-network` for
-        /// containers in it.
+        /// containers in it, `container-control` for guests that hold the socket of Docker or the like.
         not_guests: Vec<Item<String>> = {
             form: ListOf(NOT_GUEST), default: "[]", effect: TakesEffect::Reload, example: "[\"docker0\", \"macvlan@eth0\"]",
         };
@@ -192,6 +192,19 @@ tables! {
         /// Let guests answer connections that came from outside (ssh into rented VMs).
         /// It opens a way out to anyone who can open a connection to a guest.
         allow_inbound_replies: bool = { form: Flag, default: "false", effect: TakesEffect::Apply };
+    }
+
+    /// What differs for one guests' interface, one table for each.
+    "interface" as Interface (list) {
+        /// The interface, or a pattern that ends in `*`; one that `[firewall].guest_interfaces` covers. Required.
+        /// Of several that cover an interface the longest name decides, and a name goes before a pattern.
+        name: Option<String> = {
+            form: Optional(GUEST_INTERFACE), default: NO_DEFAULT, effect: TakesEffect::Apply, example: "\"br-*\"",
+        };
+
+        /// Whether guests of one bridge reach each other.
+        /// With `allow` that opens, and nothing else: not another bridge, not this machine, no way out.
+        between_guests: bool = { form: BETWEEN_GUESTS, default: "\"refuse\"", effect: TakesEffect::Apply };
     }
 
     /// For each guest (undeclared ones: each address, in IPv6 each /64) unless the key says otherwise; 0 is no limit.
@@ -338,6 +351,8 @@ const UNKNOWN: Words<Unknown> = Words(&[
     ("shared", Unknown::Shared, "the whitelist files that no guest names hold for them"),
     ("none", Unknown::None, "they are refused"),
 ]);
+const BETWEEN_GUESTS: Words<bool> =
+    Words(&[("refuse", false, "they do not"), ("allow", true, "they do, on this bridge")]);
 const MAX_MODE: Words<Grant> = Words(&[
     ("all", Grant::All, "everything"),
     ("whitelist", Grant::Whitelist, "what the lists allow"),
@@ -367,7 +382,7 @@ const NET: Text<IpNet> = Text { what: "address or range", read: values::net };
 const GUEST_INTERFACE: Text<String> =
     Text { what: "network interface, or pattern that ends in `*`", read: firewall::guest_interface };
 const NOT_GUEST: Text<String> = Text {
-    what: "network interface, pattern that ends in `*`, `macvlan@interface` and the like, or `host-network`",
+    what: "network interface, pattern that ends in `*`, `macvlan@interface` and the like, `host-network` or `container-control`",
     read: firewall::not_guest,
 };
 const HOST_USER: Text<String> = Text { what: "user's name or number", read: firewall::host_user };

@@ -4,7 +4,7 @@
 use super::document::{Entry, Node, Value};
 use super::forms::Reader;
 use super::keys::{
-    Dial, Firewall, Golem, Guest, Guests, Limits, Listen, Log, Resolver, State, TABLES, Tls, Top, Whitelist,
+    Dial, Firewall, Golem, Guest, Guests, Interface, Limits, Listen, Log, Resolver, State, TABLES, Tls, Top, Whitelist,
 };
 use super::table::Section;
 use std::ops::Range;
@@ -18,6 +18,8 @@ pub(super) struct Written {
     pub(super) resolver: Resolver,
     pub(super) dial: Dial,
     pub(super) firewall: Firewall,
+    /// Each `[[interface]]`, and its place.
+    pub(super) interface: Vec<(Range<usize>, Interface)>,
     pub(super) limits: Limits,
     pub(super) guests: Guests,
     /// Each `[[guest]]`, and its place.
@@ -40,9 +42,10 @@ pub(super) fn read(document: &[Entry], reader: &mut Reader<'_>) -> Written {
         resolver: Resolver::read(section("resolver", reader), reader),
         dial: Dial::read(section("dial", reader), reader),
         firewall: Firewall::read(section("firewall", reader), reader),
+        interface: read_list(document, "interface", ("an interface", "interfaces"), Interface::read, reader),
         limits: Limits::read(section("limits", reader), reader),
         guests: Guests::read(section("guests", reader), reader),
-        guest: read_guests(document, reader),
+        guest: read_list(document, "guest", ("a guest", "guests"), Guest::read, reader),
         golem: Golem::read(section("golem", reader), reader),
         log: Log::read(section("log", reader), reader),
         state: State::read(section("state", reader), reader),
@@ -62,26 +65,31 @@ fn section_of<'a>(document: &'a [Entry], name: &str, reader: &mut Reader<'_>) ->
     }
 }
 
-fn read_guests(document: &[Entry], reader: &mut Reader<'_>) -> Vec<(Range<usize>, Guest)> {
-    let Some(Node { span, value }) = document.iter().find(|entry| entry.key == "guest").map(|entry| &entry.node) else {
+/// Reads the tables of one name, of which there may be several. `what` is one of them, and `many` is all.
+fn read_list<T>(
+    document: &[Entry],
+    name: &'static str,
+    (what, many): (&str, &str),
+    read: impl Fn(Section<'_>, &mut Reader<'_>) -> T,
+    reader: &mut Reader<'_>,
+) -> Vec<(Range<usize>, T)> {
+    let Some(Node { span, value }) = document.iter().find(|entry| entry.key == name).map(|entry| &entry.node) else {
         return Vec::new();
     };
-    let Value::List(guests) = value else {
-        let message = "guests are a list; write `[[guest]]` with two brackets, once per guest";
+    let Value::List(tables) = value else {
+        let message = format!("{many} are a list; write `[[{name}]]` with two brackets, once per {name}");
         reader.problems.error(span.clone(), message);
         return Vec::new();
     };
-    let mut read = Vec::with_capacity(guests.len());
-    for guest in guests {
-        match &guest.value {
-            Value::Table(inner) => {
-                read.push((guest.span.clone(), Guest::read(Section::new("guest", inner), reader)));
-            }
+    let mut all = Vec::with_capacity(tables.len());
+    for table in tables {
+        match &table.value {
+            Value::Table(inner) => all.push((table.span.clone(), read(Section::new(name, inner), reader))),
             _ => {
-                let message = "a guest is a section; write `[[guest]]` and its keys below";
-                reader.problems.error(guest.span.clone(), message);
+                let message = format!("{what} is a section; write `[[{name}]]` and its keys below");
+                reader.problems.error(table.span.clone(), message);
             }
         }
     }
-    read
+    all
 }

@@ -4,7 +4,7 @@
 
 use crate::firewall::{FindingKind, GuardReport};
 use crate::lock::lock;
-use crate::trouble::{Guarded, HostReport, Trouble, TroubleCause};
+use crate::trouble::{BetweenGuests, Guarded, HostReport, Trouble, TroubleCause};
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -32,7 +32,11 @@ pub const EVERY: Duration = Duration::from_secs(3);
 
 impl From<GuardReport> for HostReport {
     fn from(report: GuardReport) -> HostReport {
-        let guarding = report.guarding.into_iter().map(|(interface, guests)| Guarded { interface, guests });
+        let guarding = report.guarding.into_iter().map(|guarded| Guarded {
+            interface: guarded.name,
+            guests: guarded.guests,
+            between_guests: if guarded.between_guests { BetweenGuests::Allow } else { BetweenGuests::Refuse },
+        });
         let troubles = report.findings.into_iter().map(|finding| Trouble::new(finding.kind.into(), finding.text));
         HostReport { guarding: guarding.collect(), unguarded: report.unguarded, troubles: troubles.collect() }
     }
@@ -47,6 +51,7 @@ impl From<FindingKind> for TroubleCause {
             FindingKind::InterfaceMissing => TroubleCause::InterfaceMissing,
             FindingKind::PortUnguarded => TroubleCause::PortUnguarded,
             FindingKind::UnguardedGuests => TroubleCause::UnguardedGuests,
+            FindingKind::DockerDns => TroubleCause::DockerDns,
         }
     }
 }
@@ -184,13 +189,13 @@ fn connected(path: &Path) -> io::Result<Stream> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::trouble::{Guarded, Trouble, TroubleCause};
+    use crate::trouble::{BetweenGuests, Guarded, Trouble, TroubleCause};
 
     #[tokio::test(flavor = "multi_thread")]
     async fn root_is_heard_over_daemons_that_come_and_go_and_nobody_else_is() {
         let dir = tempfile::tempdir().unwrap();
         let at = path(&dir.path().join("control.sock"));
-        let guarding = vec![Guarded { interface: "br0".to_owned(), guests: 3 }];
+        let guarding = vec![Guarded { interface: "br0".to_owned(), guests: 3, between_guests: BetweenGuests::Allow }];
         let long = Trouble::new(TroubleCause::Routing, "gone: ".repeat(10_000));
         let report = HostReport { guarding, unguarded: vec!["docker0".to_owned()], troubles: vec![long] };
         let mut sender = Line::default();

@@ -56,9 +56,9 @@ exec env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/syst
 class Container:
     """One running container, which takes commands as `machine.Machine` does."""
 
-    def __init__(self, directory, cache, brought, limit=machine.BOOT_SECONDS):
+    def __init__(self, directory, cache, brought, limit=machine.BOOT_SECONDS, kind=debian.PLAIN):
         image = os.path.join(directory, "disk")
-        shutil.copyfile(debian.image(cache, machine.package(cache)), image)
+        shutil.copyfile(debian.image(cache, machine.package(cache), kind), image)
         self.group = os.path.join(groups(), f"outgate-test-{os.getpid()}")
         os.mkdir(self.group)
         self.init = None

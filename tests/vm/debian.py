@@ -11,17 +11,29 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import typing
 
 import machine
 from machine import HERE, Machine, MachineError
 
-RELEASE = "bookworm"
 # Debian's minimal system, an init, the programs that tests and outgate call, and other firewalls.
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod libcap2-bin logrotate"
 PACKAGES += " iptables ufw firewalld"
+
+
+class Kind(typing.NamedTuple):
+    """What a machine has on its disk."""
+
+    release: str = "bookworm"
+    packages: str = PACKAGES
+    size: str = "1200M"
+    # Units that are disabled until a check starts them. If enabled, firewalld would also be started by D-Bus.
+    disabled: str = "ufw.service firewalld.service"
+
+
+PLAIN = Kind()
 LEFT_OUT = ["/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/man/*", "/usr/share/info/*"]
 MODULES = ["virtio_pci", "virtio_blk"]
-SIZE = "1200M"
 # Services that would only cost time here.
 MASKED = "getty.target apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer systemd-timesyncd.service dpkg-db-backup.timer systemd-logind.service"
 
@@ -50,10 +62,10 @@ WantedBy=default.target
 """
 
 
-def start(directory, cache, brought, limit=machine.BOOT_SECONDS):
+def start(directory, cache, brought, limit=machine.BOOT_SECONDS, kind=PLAIN):
     """A machine with the files of the folder `brought` under /brought. It has only the networks that it makes itself."""
     package = machine.package(cache)
-    disk = image(cache, package)
+    disk = image(cache, package, kind)
     kernel, modules = machine.unpack(package, directory)
     with open(shutil.which("busybox"), "rb") as file:
         busybox = file.read()
@@ -65,10 +77,10 @@ def start(directory, cache, brought, limit=machine.BOOT_SECONDS):
     return Machine(directory, [], kernel, initramfs, ["-smp", "2", *disks], memory=1024, limit=limit)
 
 
-def image(cache, package):
+def image(cache, package, kind=PLAIN):
     """The path of the disk with Debian on it, made once for these packages and this kernel."""
     with open(__file__, "rb") as file:
-        key = hashlib.sha256(file.read() + os.path.basename(package).encode() + read("obey.sh").encode()).hexdigest()[:12]
+        key = hashlib.sha256(file.read() + os.path.basename(package).encode() + read("obey.sh").encode() + repr(kind).encode()).hexdigest()[:12]
     path = os.path.join(cache, f"debian-{key}.ext4")
     if os.path.exists(path):
         return path
@@ -76,19 +88,19 @@ def image(cache, package):
         root = os.path.join(work, "root")
         options = [f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT]
         said = subprocess.run(
-            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES.replace(' ', ',')}", *options, RELEASE, root, mirror()],
+            ["mmdebstrap", "--quiet", "--variant=minbase", f"--include={kind.packages.replace(' ', ',')}", *options, kind.release, root, mirror()],
             check=False, text=True, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )
         if said.returncode:
             raise MachineError(f"mmdebstrap failed: {said.stdout[-2000:]}")
-        furnish(root, package)
+        furnish(root, package, kind)
         fresh = os.path.join(work, "disk")
-        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", root, fresh, SIZE], check=True)
+        subprocess.run(["mke2fs", "-q", "-t", "ext4", "-O", "^has_journal", "-E", "lazy_itable_init=1", "-d", root, fresh, kind.size], check=True)
         os.rename(fresh, path)
     return path
 
 
-def furnish(root, package):
+def furnish(root, package, kind):
     """Writes the kernel's modules, the agent and the settings for a machine without a console to `root`."""
     with subprocess.Popen(["dpkg-deb", "--fsys-tarfile", package], stdout=subprocess.PIPE) as process:
         with tarfile.open(fileobj=process.stdout, mode="r|") as files:
@@ -108,14 +120,13 @@ def furnish(root, package):
     for unit in MASKED.split():
         os.symlink("/dev/null", os.path.join(root, "etc/systemd/system", unit))
     subprocess.run(["chroot", root, "systemctl", "--quiet", "enable", "obey.service"], check=True)
-    # Disabled until a check starts it. If enabled, the second would also be started by D-Bus.
-    subprocess.run(["chroot", root, "systemctl", "--quiet", "disable", "ufw.service", "firewalld.service"], check=True)
+    subprocess.run(["chroot", root, "systemctl", "--quiet", "disable", *kind.disabled.split()], check=True)
 
 
 def mirror():
     """The package archive that this machine uses."""
     policy = subprocess.run(["apt-cache", "policy"], check=True, text=True, capture_output=True).stdout
-    found = re.search(rf"(https?://\S+) {RELEASE}/main", policy)
+    found = re.search(rf"(https?://\S+) {PLAIN.release}/main", policy)
     return found[1] if found else "http://deb.debian.org/debian"
 
 

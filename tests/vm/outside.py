@@ -7,6 +7,7 @@
   which say EVIL to every name.
 * `neighbour` is another guest: HTTP on 80.
 * `gateway` is another service of the gateway: one TCP server on port 22.
+* `resolver` is a resolver of the machine itself: DNS on port 53 of 127.0.0.1, over UDP and TCP, which is true.
 
 Each writes DIR/ROLE.log, one event a line: `packet SOURCE DESTINATION PROTOCOL PORT` for each IP packet
 that came in (not in `gateway`, where packets arrive before any firewall), `accept ADDRESS PORT PEER` for
@@ -165,11 +166,34 @@ def serve_dns(log, address):
     threading.Thread(target=serve, daemon=True).start()
 
 
+class Questions(socketserver.StreamRequestHandler):
+    """DNS over TCP (RFC 7766)."""
+
+    def handle(self):
+        self.connection.settimeout(10)
+        while head := self.rfile.read(2):
+            name, message = answer(self.rfile.read(struct.unpack("!H", head)[0]), False)
+            self.server.log.write("asked", self.server.server_address[0], name)
+            self.wfile.write(struct.pack("!H", len(message)) + message)
+
+
+def serve_dns_over_tcp(log, address):
+    server = socketserver.ThreadingTCPServer((address, 53), Questions, bind_and_activate=False)
+    server.log, server.allow_reuse_address, server.daemon_threads = log, True, True
+    server.handle_error = lambda *_: None
+    server.server_bind()
+    server.server_activate()
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+
+
 def main():
     role, directory = sys.argv[1:3]
     log = Log(os.path.join(directory, f"{role}.log"))
     if role == "gateway":
         Server(22, log, handler=Banner)
+    elif role == "resolver":
+        serve_dns(log, "127.0.0.1")
+        serve_dns_over_tcp(log, "127.0.0.1")
     else:
         Server(80, log)
         sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))

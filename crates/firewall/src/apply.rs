@@ -6,7 +6,7 @@ use super::host::{self, Host};
 use super::plan::Plan;
 use super::routing::{self, Routing};
 use super::tool::{self, FirewallError};
-use super::{bridge, others, ports, script, snapshot, tracking};
+use super::{bridge, docker, others, ports, script, snapshot, tracking};
 use std::io::Write;
 
 /// The result of applying.
@@ -18,6 +18,8 @@ pub struct Applied {
     pub warnings: Vec<String>,
     /// Those of the warnings that report guests being cut off.
     pub cut_off: Vec<String>,
+    /// Those of the warnings that report what leaves past outgate all the same.
+    pub leaks: Vec<String>,
     /// Existing interfaces that are now closed except through outgate.
     pub interfaces: Vec<String>,
 }
@@ -68,6 +70,8 @@ pub fn apply(plan: &Plan, host: &Host) -> Result<Applied, FirewallError> {
     applied.warnings.extend(plan.missing(host));
     applied.cut_off = others::in_the_way(plan, host);
     applied.warnings.extend(applied.cut_off.iter().cloned());
+    applied.leaks = docker::leaking_names(plan, host).into_iter().collect();
+    applied.warnings.extend(applied.leaks.iter().cloned());
     applied.interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
     Ok(applied)
 }

@@ -19,6 +19,9 @@ use serde_json::Value;
 pub(super) const PRIORITY: i32 = -250;
 /// The set of guests' ports, used if the bridge cannot be matched.
 pub(super) const PORTS: &str = "guest_ports";
+/// The set of ports of bridges whose guests may reach each other, used if the bridge cannot be matched.
+pub(super) const OPEN_PORTS: &str = "open_ports";
+const BETWEEN: &str = "[[interface]].between_guests";
 /// A bridge looks for queries only in frames for groups.
 const MULTICAST: &str = "ether daddr & 01:00:00:00:00:00 == 01:00:00:00:00:00";
 /// How many MACs a port without a MAC of its own may show at once. Each counts anew after five minutes, so that a
@@ -34,6 +37,9 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     script.table("bridge");
     if plan.scope == Scope::Ports {
         script.interfaces(PORTS, &plan.ports, "the ports of guests' bridges");
+        if plan.allows_between_any() {
+            script.interfaces(OPEN_PORTS, &plan.open_ports, "the ports of bridges whose guests reach each other");
+        }
     }
     script.set("stations", "ifname . ether_addr", "the MACs behind each port that has not one of its own");
     script.set("newcomers", "ifname", "the ports that lately had a new one");
@@ -52,6 +58,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
     tracking::write_bridged(plan, script);
     neighbours::write_bridged(plan, script);
     script.hook("forwarded", "filter", "forward", PRIORITY);
+    between(plan, script);
     for scope in scopes(plan, "forward") {
         script.rule(format!("{scope} counter drop"), "guests on one bridge do not reach each other");
     }
@@ -74,6 +81,23 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
         script.end_chain();
     }
     script.end_table();
+}
+
+/// Passes frames between the guests of a bridge that may reach each other.
+fn between(plan: &Plan, script: &mut Script) {
+    if !plan.allows_between_any() {
+        return;
+    }
+    match plan.scope {
+        Scope::Bridges => {
+            for entry in &plan.between {
+                let verdict = if entry.is_allowed { "accept" } else { "drop" };
+                script.rule(format!("meta ibrname \"{}\" counter {verdict}", entry.interface), BETWEEN);
+            }
+        }
+        // Both ports of a forwarded frame are of one bridge.
+        Scope::Ports => script.rule(format!("iifname @{OPEN_PORTS} counter accept"), BETWEEN),
+    }
 }
 
 /// Returns the matches for frames of guest bridges.

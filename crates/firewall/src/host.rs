@@ -39,6 +39,9 @@ pub(super) struct Link {
     pub(super) is_bridge: bool,
     /// The driver's name for its kind (IFLA_INFO_KIND): `tun`, `veth`, `macvlan`; empty for hardware.
     pub(super) kind: String,
+    /// The kernel's number, in this namespace, for the namespace that its other end or parent is in, if that is
+    /// another one.
+    pub(super) peer_namespace: Option<i32>,
     /// The bridge that it is a port of.
     pub(super) master: Option<String>,
     /// Whether it is isolated from other isolated ports of its bridge.
@@ -66,6 +69,7 @@ struct IpLink {
     #[serde(default)]
     ifindex: u32,
     link: Option<String>,
+    link_netnsid: Option<i32>,
     master: Option<String>,
     #[serde(default)]
     linkinfo: LinkInfo,
@@ -233,6 +237,7 @@ impl From<IpLink> for Link {
             name: plain(&link.ifname),
             index: link.ifindex,
             parent: link.link,
+            peer_namespace: link.link_netnsid,
         }
     }
 }

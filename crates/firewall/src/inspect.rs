@@ -6,7 +6,7 @@ use super::host::Host;
 use super::plan::Plan;
 use super::script::PORTS;
 use super::tool::{self, FirewallError};
-use super::{TABLES, apply, bridge, others, ports};
+use super::{TABLES, apply, bridge, docker, others, ports};
 use serde::Serialize;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,6 +18,8 @@ pub struct Status {
     pub in_place: bool,
     /// Existing interfaces that guests enter by.
     pub interfaces: Vec<String>,
+    /// Those of them that are bridges whose guests may reach each other.
+    pub between_guests_allowed: Vec<String>,
     /// What is missing or differs, one sentence each.
     pub differences: Vec<String>,
     /// Warnings although everything is as planned: other firewalls, things that will not work.
@@ -87,8 +89,12 @@ pub fn status(plan: &Plan, host: &Host) -> Result<Status, FirewallError> {
     differences.extend(plan.other_sysctls(host));
     let mut warnings = plan.notes().to_vec();
     warnings.extend(others::in_the_way(plan, host));
+    warnings.extend(docker::leaking_names(plan, host));
     let interfaces = plan.guest_links(host).map(|link| link.name.clone()).collect();
-    Ok(Status { in_place: plan.is_wanted() && differences.is_empty(), interfaces, differences, warnings, counters })
+    let bridges = plan.here.bridges.iter();
+    let between_guests_allowed = bridges.filter(|bridge| plan.allows_between_guests(bridge)).cloned().collect();
+    let in_place = plan.is_wanted() && differences.is_empty();
+    Ok(Status { in_place, interfaces, between_guests_allowed, differences, warnings, counters })
 }
 
 /// Returns a table as the kernel prints it; `None` if there is none.
@@ -178,7 +184,7 @@ fn elements((family, table): (&str, &str), wanted: &[Value], found: &[Value], ho
     for (set, wanted) in filled(wanted) {
         let found = found.get(&set).cloned().unwrap_or_default();
         for name in wanted.difference(&found) {
-            let is_port = set == PORTS || set == bridge::PORTS;
+            let is_port = [PORTS, bridge::PORTS, bridge::OPEN_PORTS].contains(&set.as_str());
             differences.push(match host.link(name).filter(|_| is_port) {
                 Some(_) => format!("bridge port {name} is not covered: it came after the ruleset"),
                 None => {

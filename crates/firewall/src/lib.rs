@@ -24,6 +24,8 @@
 mod apply;
 mod br_netfilter;
 mod bridge;
+mod control_sockets;
+mod docker;
 mod host;
 mod inspect;
 mod namespaces;
@@ -33,6 +35,7 @@ mod others;
 mod plan;
 mod ports;
 mod presence;
+mod processes;
 mod routing;
 mod script;
 mod settings;
@@ -50,12 +53,12 @@ pub use inspect::{Counter, Status, status};
 pub use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;
 pub use presence::{EnforcedLimits, Presence, Seal, is_any_there, presence};
-pub use settings::{FirewallSettings, GuestLimits, ListenerAddresses, Pin, PlanInput};
+pub use settings::{BetweenGuests, FirewallSettings, GuestLimits, ListenerAddresses, Pin, PlanInput};
 pub use tool::FirewallError;
-pub use unguarded::HOST_NETWORK;
+pub use unguarded::{CONTAINER_CONTROL, HOST_NETWORK};
 pub use watch::{
-    AppliedState, Change, Events, Finding, FindingKind, GuardReport, Mended, applied_state, held, is_as_reported,
-    keep_swept, mend, report,
+    AppliedState, Change, Events, Finding, FindingKind, GuardReport, GuardedInterface, Mended, applied_state, held,
+    is_as_reported, keep_swept, mend, report,
 };
 
 /// Returns the tables of this machine's kernel that are too small for the guests of the configuration, one

@@ -46,14 +46,6 @@ pub(super) struct StackedLink {
 /// # Errors
 /// Those of the system. A namespace that disappears in the meantime is skipped.
 pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
-    let ask = |kind, flags, body: &[u8]| -> io::Result<Vec<Vec<u8>>> {
-        let mut bodies = Vec::new();
-        netlink::ask(None, (kind, flags, body), PATIENCE, |body| {
-            bodies.push(body.to_vec());
-            flags == DUMP && bodies.len() < MOST_MESSAGES
-        })?;
-        Ok(bodies)
-    };
     let mut ids = Vec::new();
     for answer in ask(GET_NAMESPACE, DUMP, &[0; GENERIC])? {
         ids.extend(attribute(&answer, GENERIC, NAMESPACE).and_then(number));
@@ -90,13 +82,32 @@ pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
         return Ok(Vec::new());
     }
     // By now the kernel has also assigned a number to this namespace, if one of those is stacked on it.
-    let mut body = vec![0; GENERIC];
-    push(&mut body, PROCESS, &std::process::id().to_ne_bytes());
-    let own = ask(GET_NAMESPACE, REQUEST, &body)?;
-    let own = own.first().and_then(|answer| attribute(answer, GENERIC, NAMESPACE)).and_then(number);
+    let own = number_of(std::process::id())?;
     let mut here: Vec<StackedLink> =
         found.into_iter().filter(|(place, _)| Some(*place) == own).map(|(_, stacked_links)| stacked_links).collect();
     here.sort();
     here.dedup();
     Ok(here)
+}
+
+/// Returns the number that the kernel has assigned here to the network namespace of a process.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn number_of(process: u32) -> io::Result<Option<i32>> {
+    let mut body = vec![0; GENERIC];
+    push(&mut body, PROCESS, &process.to_ne_bytes());
+    let answers = ask(GET_NAMESPACE, REQUEST, &body)?;
+    let number = answers.first().and_then(|answer| attribute(answer, GENERIC, NAMESPACE)).and_then(number);
+    // -1 is none.
+    Ok(number.filter(|number| *number >= 0))
+}
+
+fn ask(kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
+    let mut bodies = Vec::new();
+    netlink::ask(None, (kind, flags, body), PATIENCE, |body| {
+        bodies.push(body.to_vec());
+        flags == DUMP && bodies.len() < MOST_MESSAGES
+    })?;
+    Ok(bodies)
 }

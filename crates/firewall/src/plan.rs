@@ -12,7 +12,7 @@ pub(super) use pinned::Pinned;
 use super::host::{self, Host, Link, fits};
 use super::neighbours;
 use super::presence::Seal;
-use super::settings::PlanInput;
+use super::settings::{BetweenGuests, PlanInput};
 use super::tracking::{self, Rations};
 use super::{TABLES, routing, script};
 use std::collections::BTreeMap;
@@ -32,6 +32,10 @@ pub struct Plan {
     pub(super) scope: Scope,
     /// The existing ports of guest bridges, and those that will be a guest's.
     pub(super) ports: Vec<String>,
+    /// Which bridges' guests may reach each other: the first entry that covers a bridge decides.
+    pub(super) between: Vec<BetweenGuests>,
+    /// The existing ports of bridges whose guests may reach each other.
+    pub(super) open_ports: Vec<String>,
     /// Numbers of the users whose sockets are directed to `redirect`.
     pub(super) users: Vec<u32>,
     pub(super) allow_dhcp: bool,
@@ -96,6 +100,8 @@ impl Plan {
             v6: FamilyListeners::of(&input.listen, SocketAddr::is_ipv6),
             scope: Scope::Bridges,
             ports: Vec::new(),
+            between: wanted.between_guests_in_order().into_iter().cloned().collect(),
+            open_ports: Vec::new(),
             users,
             allow_dhcp: wanted.allow_dhcp,
             allow_inbound_replies: wanted.allow_inbound_replies,
@@ -113,6 +119,8 @@ impl Plan {
             faults,
         };
         plan.ports = plan.ports_of_guests(host);
+        plan.open_ports =
+            host.ports_of(|bridge| plan.allows_between_guests(bridge)).map(|link| link.name.clone()).collect();
         plan.here.bridges =
             plan.guest_links(host).filter(|link| link.is_bridge).map(|link| link.name.clone()).collect();
         if !host.matches_bridges {
@@ -164,6 +172,17 @@ impl Plan {
     /// Returns how many guests the machine's interfaces show.
     fn known_guests(&self, host: &Host) -> usize {
         self.ports.len() + self.guest_links(host).filter(|link| !link.is_bridge).count() + self.users.len()
+    }
+
+    /// Returns whether the guests of this bridge may reach each other.
+    pub(super) fn allows_between_guests(&self, bridge: &str) -> bool {
+        let entry = self.between.iter().find(|entry| fits(&entry.interface, bridge));
+        self.is_guest(bridge) && entry.is_some_and(|entry| entry.is_allowed)
+    }
+
+    /// Returns whether the guests of any bridge may reach each other.
+    pub(super) fn allows_between_any(&self) -> bool {
+        self.between.iter().any(|entry| entry.is_allowed)
     }
 
     pub(super) fn is_guest(&self, interface: &str) -> bool {

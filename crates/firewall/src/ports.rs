@@ -13,9 +13,10 @@ pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<S
         no_linklocal_learn(&bridge.name, "1", faults);
     }
     for port in plan.guest_ports(host) {
-        let bare = !port.isolated || !port.guarded;
+        let isolated = is_to_be_isolated(plan, port);
+        let bare = port.isolated != isolated || !port.guarded;
         if bare {
-            set(&port.name, "on", &GUARD, faults);
+            set(&port.name, if isolated { "on" } else { "off" }, &GUARD, faults);
         }
         if port.heard_root {
             // What the bridge received before would remain valid for as long as the sender stated, four minutes at
@@ -50,8 +51,12 @@ pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
     for port in plan.guest_ports(host) {
         let name = &port.name;
-        if !port.isolated {
-            differences.push(format!("bridge port {name} is not isolated"));
+        match (port.isolated, is_to_be_isolated(plan, port)) {
+            (false, true) => differences.push(format!("bridge port {name} is not isolated")),
+            (true, false) => differences.push(format!(
+                "bridge port {name} is isolated, so its guest does not reach others, which [[interface]] allows"
+            )),
+            _ => {}
         }
         if !port.guarded {
             differences.push(format!("bridge port {name} is not guarded ({})", GUARD.join(" ")));
@@ -64,6 +69,11 @@ pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
     let learning = unseen(plan, host);
     differences.extend(learning.map(|link| format!("bridge {} learns unseen MACs (no_linklocal_learn 0)", link.name)));
     differences
+}
+
+/// Returns whether this guest's port may not reach others of its bridge.
+fn is_to_be_isolated(plan: &Plan, port: &Link) -> bool {
+    !port.master.as_deref().is_some_and(|bridge| plan.allows_between_guests(bridge))
 }
 
 /// Returns the bridges of guests' ports that learn from frames that no rule sees.

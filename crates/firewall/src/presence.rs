@@ -21,9 +21,18 @@ impl Seal {
     /// Returns the seal of this configuration's ruleset.
     pub fn of(firewall: &FirewallSettings, listen: &ListenerAddresses) -> Seal {
         let ListenerAddresses { proxy, proxy_tls, transparent, redirect, dns, udp } = listen;
-        // A ruleset that is in place when outgate is upgraded was made from this text too: a field that is renamed
-        // makes it count as another configuration's.
-        let text = format!("{firewall:?} {proxy:?} {proxy_tls:?} {transparent:?} {redirect:?} {dns:?} {udp:?}");
+        let FirewallSettings { guest_interfaces, host_users, allow_dhcp, allow_inbound_replies, pins, between_guests } =
+            firewall;
+        // A ruleset that is in place when outgate is upgraded was made from this text too: where the text changes, it
+        // counts as another configuration's. So what is new is added at the end, and only where it is set.
+        let mut text = format!(
+            "FirewallSettings {{ guest_interfaces: {guest_interfaces:?}, host_users: {host_users:?}, allow_dhcp: \
+             {allow_dhcp}, allow_inbound_replies: {allow_inbound_replies}, pins: {pins:?} }} {proxy:?} {proxy_tls:?} \
+             {transparent:?} {redirect:?} {dns:?} {udp:?}"
+        );
+        if !between_guests.is_empty() {
+            text.push_str(&format!(" {between_guests:?}"));
+        }
         Seal(drawn(&text, 78, 0))
     }
 

@@ -102,6 +102,7 @@ pub(super) fn write(plan: &Plan) -> String {
     script.table("inet");
     tracking::write(plan, &mut script);
     if !plan.guests.is_empty() {
+        between(plan, &mut script);
         neighbours::write(plan, &mut script);
         sources(plan, &mut script);
         listeners(plan, &mut script);
@@ -274,6 +275,35 @@ pub(super) fn to_address(address: SocketAddr) -> String {
     }
 }
 
+/// Writes the chains for packets between guests of one network, where that is allowed: with br_netfilter they pass the
+/// chains of this table from within the bridge. A packet that one sends through this machine's address to the other
+/// is not forwarded all the same, by the routing rule of its interface.
+fn between(plan: &Plan, script: &mut Script) {
+    if !plan.allows_between_any() {
+        return;
+    }
+    for (chain, verdict) in [("between_guests", "counter accept"), ("between_guests_untracked", "notrack accept")] {
+        script.chain(chain);
+        for entry in &plan.between {
+            let of = format!("iifname \"{}\"", entry.interface);
+            if entry.is_allowed {
+                // The second field is the interface by which the destination must be reached.
+                script.rule(format!("{of} fib daddr . iif oif exists {verdict}"), "to another guest of its network");
+                script.rule(format!("{of} {ND} ip6 daddr ff02::/16 {verdict}"), "who has that guest's address");
+            }
+            script.rule(format!("{of} return"), "and no more, or not at all");
+        }
+        script.end_chain();
+    }
+}
+
+/// Writes the jump to a chain of `between`.
+pub(super) fn pass_between(plan: &Plan, chain: &str, script: &mut Script) {
+    if plan.allows_between_any() {
+        script.rule(format!("jump {chain}"), "[[interface]].between_guests");
+    }
+}
+
 /// Writes where guests' packets may go, decided before routing.
 fn arrivals(plan: &Plan, script: &mut Script) {
     script.chain("admitted");
@@ -298,6 +328,7 @@ fn arrivals(plan: &Plan, script: &mut Script) {
     script.end_chain();
 
     script.chain("arrivals_of_guests");
+    pass_between(plan, "between_guests", script);
     if plan.allow_inbound_replies {
         script.rule(
             format!("ct direction reply ct state established {} counter accept", marked(MARK_REPLY)),
@@ -365,6 +396,7 @@ fn leftovers(plan: &Plan, script: &mut Script) {
             "answers to connections that came from outside, never to other guests",
         );
     }
+    pass_between(plan, "between_guests", script);
     script.rule(format!("{guests} goto refused"), "nothing passes by itself");
     script.end_chain();
 }

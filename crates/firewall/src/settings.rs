@@ -31,9 +31,29 @@ pub struct FirewallSettings {
     pub allow_inbound_replies: bool,
     /// The guests that are bound to an interface.
     pub pins: Vec<Pin>,
+    /// Where guests of one bridge may or may not reach each other, in any order.
+    pub between_guests: Vec<BetweenGuests>,
+}
+
+/// Whether the guests of one bridge reach each other, for the bridges that a name or pattern covers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BetweenGuests {
+    /// A bridge; a final `*` matches any suffix.
+    pub interface: String,
+    /// Whether they may.
+    pub is_allowed: bool,
 }
 
 impl FirewallSettings {
+    /// Returns the entries of `between_guests`, the longest name first: of those that cover a bridge, the first
+    /// decides, and a name goes before a pattern.
+    pub(super) fn between_guests_in_order(&self) -> Vec<&BetweenGuests> {
+        let mut entries: Vec<&BetweenGuests> = self.between_guests.iter().collect();
+        let rank = |entry: &BetweenGuests| (entry.interface.ends_with('*'), std::cmp::Reverse(entry.interface.len()));
+        entries.sort_by_key(|entry| rank(entry));
+        entries
+    }
+
     /// Returns whether the configuration requires a firewall at all.
     pub fn is_wanted(&self) -> bool {
         !self.guest_interfaces.is_empty() || !self.host_users.is_empty()

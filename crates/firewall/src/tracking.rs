@@ -12,7 +12,7 @@ mod rations;
 pub(super) use rations::{Rations, largest, too_small};
 
 use super::plan::{DirectListener, Plan, Scope};
-use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, set, to_address};
+use super::script::{GUESTS, Script, from_guests, has_mark, marked, names, pass_between, set, to_address};
 use super::{MARK_CROWDED, TIMEOUTS, bridge, tool};
 
 /// After `sources`, before tracking (-200).
@@ -93,6 +93,7 @@ fn replies(plan: &Plan) -> Option<String> {
 
 fn arriving(plan: &Plan, script: &mut Script) {
     script.chain("untracked_of_guests");
+    pass_between(plan, "between_guests_untracked", script);
     for query in queries(plan) {
         script.rule(format!("{query} goto names"), "DNS, which NAT brings to [listen].dns");
     }

@@ -1,17 +1,18 @@
 //! Finds possible guests on this machine that no guarded interface carries: taps, bridges with taps or with
-//! containers' ends, interfaces that use a card of this machine's without passing its rules, and containers in its
-//! own network.
+//! containers' ends, interfaces that use a card of this machine's without passing its rules, containers in its
+//! own network, and guests that can start such containers.
 
 use super::fits;
 use super::host::{Host, Link};
 use super::namespaces;
 use super::plan::Plan;
+use super::{control_sockets, processes};
 use std::collections::BTreeSet;
-use std::fs;
-use std::os::unix::fs::MetadataExt;
 
 /// The name for containers in this machine's own network.
 pub const HOST_NETWORK: &str = "host-network";
+/// The name for guests that hold the socket of a container daemon.
+pub const CONTAINER_CONTROL: &str = "container-control";
 /// Maximum number of containers named in one sentence.
 const MOST_NAMED: usize = 3;
 const NAME_IT: &str = "in [firewall].not_guests and run `outgate whitelist reload`";
@@ -59,6 +60,18 @@ pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded
         ));
         found.names.push(HOST_NETWORK.to_owned());
     }
+    let holders = if is_known(CONTAINER_CONTROL) { BTreeSet::new() } else { control_sockets::holders(plan, host) };
+    if !holders.is_empty() {
+        let shown: Vec<String> = holders.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+        let more = holders.len().saturating_sub(MOST_NAMED);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        found.texts.push(format!(
+            "NOT guarded: {CONTAINER_CONTROL}: container {}{more}: it can start others outside of every guarded \
+             network: take the socket from it, or name {CONTAINER_CONTROL} {NAME_IT}",
+            shown.join(", ")
+        ));
+        found.names.push(CONTAINER_CONTROL.to_owned());
+    }
     found
 }
 
@@ -90,79 +103,12 @@ fn passing(host: &Host) -> BTreeSet<String> {
 
 /// Returns containers with a process in this network namespace, by the beginning of their ids.
 fn containers_here() -> BTreeSet<String> {
-    // Each namespace has its own file there, and its inode identifies a process's namespace without privileges.
-    let namespace_of = |process: &str| Some(fs::metadata(format!("/proc/{process}/net/dev")).ok()?.ino());
-    let container_of = |process: &str| {
-        let groups = fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
-        groups.lines().find_map(container)
-    };
-    let Some(own) = namespace_of("self") else { return BTreeSet::new() };
+    let Some(own) = processes::network_namespace("self") else { return BTreeSet::new() };
     // This process may itself run in a container, whose network is then the guarded one.
-    let around = container_of("self");
-    let processes = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let names = processes.filter_map(|entry| entry.file_name().into_string().ok());
-    let numbers = names.filter(|name| name.starts_with(|c: char| c.is_ascii_digit()));
-    let containers = numbers.filter_map(|process| {
-        let container = container_of(&process).filter(|container| Some(container) != around.as_ref())?;
-        (namespace_of(&process) == Some(own)).then_some(container)
+    let around = processes::container_of("self");
+    let containers = processes::all().filter_map(|process| {
+        let container = processes::container_of(&process).filter(|container| Some(container) != around.as_ref())?;
+        (processes::network_namespace(&process) == Some(own)).then_some(container)
     });
     containers.collect()
-}
-
-/// Returns the container that a line of /proc/PID/cgroup (cgroups(7)) belongs to. A container's supervisor does
-/// not count.
-fn container(line: &str) -> Option<String> {
-    let path = line.splitn(3, ':').nth(2)?;
-    let parts: Vec<&str> = path.split('/').collect();
-    let is_id = |text: &str| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
-    let short = |id: &str| id.get(..12).map(str::to_owned);
-    parts.iter().enumerate().find_map(|(n, part)| {
-        let before = n.checked_sub(1).and_then(|n| parts.get(n)).copied().unwrap_or_default();
-        // Docker, Podman, containerd and CRI-O under systemd: `docker-ID.scope`.
-        if let Some((_, id)) = part.strip_suffix(".scope").and_then(|unit| unit.rsplit_once('-'))
-            && is_id(id)
-            && !part.contains("conmon")
-        {
-            return short(id);
-        }
-        // Without systemd: `docker/ID`, and pods' containers.
-        if is_id(part) && (before == "docker" || before == "libpod" || before.starts_with("pod")) {
-            return short(part);
-        }
-        if let Some(name) = part.strip_prefix("lxc.payload.") {
-            return Some(name.to_owned());
-        }
-        let nspawn = before.strip_prefix("systemd-nspawn@").and_then(|unit| unit.strip_suffix(".service"));
-        nspawn.filter(|_| *part == "payload").map(str::to_owned)
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn containers_are_told_from_their_supervisors_and_from_virtual_machines() {
-        let id = "0123456789abcdef".repeat(4);
-        for (line, wanted) in [
-            (format!("0::/system.slice/docker-{id}.scope"), Some("0123456789ab")),
-            (format!("0::/docker/{id}"), Some("0123456789ab")),
-            (format!("4:memory:/docker/{id}/inner"), Some("0123456789ab")),
-            (format!("0::/machine.slice/libpod-{id}.scope/container"), Some("0123456789ab")),
-            (format!("0::/machine.slice/libpod-conmon-{id}.scope"), None),
-            (format!("0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-{id}.scope"), Some("0123456789ab")),
-            (format!("0::/kubepods/burstable/pod7/{id}"), Some("0123456789ab")),
-            ("0::/lxc.payload.web/init.scope".to_owned(), Some("web")),
-            ("0::/lxc.monitor.web".to_owned(), None),
-            ("0::/machine.slice/systemd-nspawn@job.service/payload".to_owned(), Some("job")),
-            ("0::/machine.slice/systemd-nspawn@job.service/supervisor".to_owned(), None),
-            ("0::/machine.slice/machine-qemu\\x2d1\\x2dvm.scope/libvirt/emulator".to_owned(), None),
-            ("0::/system.slice/docker.service".to_owned(), None),
-            (format!("0::/user.slice/{id}"), None),
-            ("0::/".to_owned(), None),
-            (String::new(), None),
-        ] {
-            assert_eq!(container(&line).as_deref(), wanted, "{line}");
-        }
-    }
 }

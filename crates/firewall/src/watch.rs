@@ -7,7 +7,7 @@ mod report;
 mod sweep;
 
 pub use events::{Change, Events};
-pub use report::{Finding, FindingKind, GuardReport, is_as_reported, report};
+pub use report::{Finding, FindingKind, GuardReport, GuardedInterface, is_as_reported, report};
 pub use sweep::keep_swept;
 
 use super::host::Host;
@@ -109,6 +109,9 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -
         of.extend(tables.map(|(family, _)| (family, tracking::BRIDGES, bridges)));
         if plan.scope == Scope::Ports {
             of.push(("bridge", bridge::PORTS, &plan.ports));
+            if plan.allows_between_any() {
+                of.push(("bridge", bridge::OPEN_PORTS, &plan.open_ports));
+            }
         }
         let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);

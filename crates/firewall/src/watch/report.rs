@@ -3,7 +3,7 @@
 
 use crate::host::{Host, Link};
 use crate::plan::Plan;
-use crate::{others, ports, snapshot, unguarded};
+use crate::{docker, others, ports, snapshot, unguarded};
 
 /// Maximum number of findings.
 const MOST: usize = 100;
@@ -11,13 +11,23 @@ const MOST: usize = 100;
 /// What only root can see of the guard.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GuardReport {
-    /// Guests' interfaces that exist and are guarded, each with the number of guests behind it: the number of a
-    /// bridge's ports, or 1.
-    pub guarding: Vec<(String, usize)>,
+    /// Guests' interfaces that exist and are guarded.
+    pub guarding: Vec<GuardedInterface>,
     /// Interfaces that look like guests' and are not guarded.
     pub unguarded: Vec<String>,
     /// What is wrong.
     pub findings: Vec<Finding>,
+}
+
+/// A guests' interface that exists and is guarded.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardedInterface {
+    /// Its name.
+    pub name: String,
+    /// The number of guests behind it: the number of a bridge's ports, or 1.
+    pub guests: usize,
+    /// Whether they may reach each other.
+    pub between_guests: bool,
 }
 
 /// One thing that is wrong with the guard.
@@ -44,6 +54,8 @@ pub enum FindingKind {
     PortUnguarded,
     /// This machine has guests behind interfaces that are not guarded.
     UnguardedGuests,
+    /// Names that containers in a guarded network ask for leave past the DNS listener.
+    DockerDns,
 }
 
 /// Returns whether everything that changes without an event is as it was when `report` was made: flags of ports,
@@ -52,7 +64,9 @@ pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &
     let of = |kind| report.findings.iter().filter(move |finding| finding.kind == kind);
     let told = |kind| of(kind).next().is_some();
     let texts = unguarded::find(plan, host, not_guests).texts;
+    let leaking = docker::leaking_names(plan, host);
     texts.iter().eq(of(FindingKind::UnguardedGuests).map(|finding| &finding.text))
+        && leaking.iter().eq(of(FindingKind::DockerDns).map(|finding| &finding.text))
         && (told(FindingKind::Routing) || routing(plan).is_empty())
         && (told(FindingKind::PortUnguarded)
             || (ports::differences(plan, host).is_empty() && plan.other_sysctls(host).is_empty()))
@@ -75,13 +89,18 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> GuardReport {
     );
     let unguarded = unguarded::find(plan, host, not_guests);
     add(FindingKind::UnguardedGuests, unguarded.texts);
+    add(FindingKind::DockerDns, docker::leaking_names(plan, host).into_iter().collect());
     if findings.len() > MOST {
         let more = findings.len() - MOST;
         findings.truncate(MOST);
         let text = format!("and {more} more: run `outgate firewall status`");
         findings.push(Finding { kind: FindingKind::PortUnguarded, text });
     }
-    let guarding = plan.guest_links(host).map(|link| (link.name.clone(), guests(link, host)));
+    let guarding = plan.guest_links(host).map(|link| GuardedInterface {
+        name: link.name.clone(),
+        guests: guests(link, host),
+        between_guests: link.is_bridge && plan.allows_between_guests(&link.name),
+    });
     GuardReport { guarding: guarding.collect(), unguarded: unguarded.names, findings }
 }
 

@@ -1,0 +1,186 @@
+//! Docker's own resolver, where it lets containers' names past the guests' DNS listener.
+//!
+//! In a network that a user made, containers ask 127.0.0.11, which dockerd answers. It asks the servers of the
+//! machine's resolv.conf, from within the container's network, where the firewall brings the query to the listener.
+//! But a server on a loopback address can be reached only from this machine's own network, so dockerd asks it from
+//! there; later versions do so for a server with an IPv6 address too, if the container has none. Such a query meets
+//! no rule. With `dns` in daemon.json, dockerd asks that server instead, from within the container's network.
+
+use super::host::{Host, fits};
+use super::plan::Plan;
+use super::processes;
+use serde_json::Value;
+use std::fs;
+use std::io::ErrorKind;
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+/// Where dockerd's configuration is, unless it is told otherwise.
+const DAEMON_FILE: &str = "/etc/docker/daemon.json";
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+/// What dockerd reads if the file above names nothing but systemd-resolved's own address.
+const RESOLVED: (&str, &str) = ("127.0.0.53", "/run/systemd/resolve/resolv.conf");
+const PROGRAMS: [&str; 3] = ["/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd"];
+/// The clock that processes' starts are counted in, in Hz (proc_pid_stat(5)): it is the same on all platforms.
+const TICKS: u64 = 100;
+/// A file that is this much older or younger than dockerd's start counts as read by it.
+const SLACK: Duration = Duration::from_secs(2);
+
+/// Returns what is wrong, with its remedy, if names of containers in a guarded network leave past the listener.
+pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
+    let pattern = guarded_network(plan, host)?;
+    let running = dockerd();
+    if running.is_none() && !PROGRAMS.iter().any(|program| Path::new(program).exists()) {
+        return None;
+    }
+    let arguments = running.as_ref().map(|running| running.arguments.as_slice()).unwrap_or_default();
+    let file = option(arguments, "--config-file").next().map_or_else(|| PathBuf::from(DAEMON_FILE), PathBuf::from);
+    let given: Vec<String> = option(arguments, "--dns").map(str::to_owned).collect();
+    let shown = file.display();
+    let configured = match configured(&file) {
+        Ok(servers) => servers,
+        // dockerd itself does not start with such a file.
+        Err(why) => return Some(format!("{shown} cannot be read: {why}; correct it, for dockerd to start with it")),
+    };
+    let is_reachable = |server: &String| server.parse().is_ok_and(|ip: IpAddr| ip.is_ipv4() && !ip.is_loopback());
+    let all = |servers: &[String]| !servers.is_empty() && servers.iter().all(is_reachable);
+    if all(&given) {
+        return None;
+    }
+    let server = asked_from_here(RESOLV_CONF)?;
+    let how = format!("dockerd asks {server} for them from this machine's own network");
+    let what = "names that containers ask for leave past [listen].dns";
+    if all(&configured) {
+        let is_newer = |started: SystemTime| changed(&file).is_some_and(|changed| changed > started + SLACK);
+        let is_old = running.and_then(|running| running.started).is_some_and(is_newer);
+        return is_old.then(|| {
+            format!("{what}: {how}, since it was started before {shown} was changed: run `systemctl restart docker`")
+        });
+    }
+    let pattern = outgate_files::shell::quoted(&pattern);
+    Some(format!(
+        "{what}: {how}: run `outgate setup --guest-interface {pattern}`, which writes \"dns\" into {shown}, or write it \
+         yourself and restart docker"
+    ))
+}
+
+/// Returns the interface or pattern of `guest_interfaces` that covers a network which a user made, if there is one,
+/// or will be.
+fn guarded_network(plan: &Plan, host: &Host) -> Option<String> {
+    let of_users = |name: &str| {
+        let id = name.strip_prefix("br-").filter(|id| id.len() == 12);
+        id.is_some_and(|id| id.bytes().all(|c| c.is_ascii_hexdigit()))
+    };
+    let exists = |pattern: &str| host.links.iter().any(|link| of_users(&link.name) && fits(pattern, &link.name));
+    // Any name that dockerd may choose.
+    let will = |pattern: &str| pattern.strip_suffix('*').is_some_and(|start| "br-".starts_with(start));
+    plan.guests.iter().find(|pattern| will(pattern) || exists(pattern)).cloned()
+}
+
+/// A dockerd whose containers may be behind this machine's interfaces.
+struct Dockerd {
+    arguments: Vec<String>,
+    started: Option<SystemTime>,
+}
+
+fn dockerd() -> Option<Dockerd> {
+    let here = processes::network_namespace("self")?;
+    let is = |process: &String| {
+        fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim_end() == "dockerd")
+            && processes::network_namespace(process) == Some(here)
+    };
+    let process = processes::all().find(is)?;
+    let line = fs::read(format!("/proc/{process}/cmdline")).ok()?;
+    let arguments = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+    Some(Dockerd { arguments, started: started(&process) })
+}
+
+/// Returns when a process was started.
+fn started(process: &str) -> Option<SystemTime> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name may contain spaces and brackets; the start is the twentieth field after it.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    let ticks: u64 = fields.split(' ').nth(19)?.parse().ok()?;
+    let booted = fs::read_to_string("/proc/stat").ok()?;
+    let booted: u64 = booted.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(booted) + Duration::from_millis(ticks * 1000 / TICKS))
+}
+
+fn changed(file: &Path) -> Option<SystemTime> {
+    fs::metadata(file).ok()?.modified().ok()
+}
+
+/// Returns each value of an option, written `--option value` or `--option=value`.
+fn option<'a>(arguments: &'a [String], name: &'a str) -> impl Iterator<Item = &'a str> {
+    let after = arguments.iter().skip(1).map(Some).chain([None]);
+    arguments.iter().zip(after).filter_map(move |(word, next)| match word.strip_prefix(name)? {
+        "" => next.map(String::as_str),
+        rest => rest.strip_prefix('='),
+    })
+}
+
+/// Returns the servers of `dns` in daemon.json; none if there is no file.
+fn configured(file: &Path) -> Result<Vec<String>, String> {
+    let text = match fs::read_to_string(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error.to_string()),
+    };
+    if text.trim().is_empty() {
+        return Ok(Vec::new());
+    }
+    let value: Value = serde_json::from_str(&text).map_err(|error| error.to_string())?;
+    let servers = value.get("dns").and_then(Value::as_array).into_iter().flatten();
+    Ok(servers.filter_map(Value::as_str).map(str::to_owned).collect())
+}
+
+/// Returns the first server that dockerd would ask from this machine's network, by this resolv.conf.
+fn asked_from_here(file: &str) -> Option<String> {
+    let mut servers = nameservers(&fs::read_to_string(file).unwrap_or_default());
+    if let [only] = servers.as_slice()
+        && only == RESOLVED.0
+    {
+        servers = nameservers(&fs::read_to_string(RESOLVED.1).unwrap_or_default());
+    }
+    servers.into_iter().find(|server| {
+        // An IPv6 address may have a zone.
+        let address = server.split('%').next().unwrap_or_default().parse();
+        address.is_ok_and(|ip: IpAddr| ip.is_loopback() || ip.is_ipv6())
+    })
+}
+
+/// Returns the servers of a resolv.conf(5).
+fn nameservers(text: &str) -> Vec<String> {
+    let servers = text.lines().filter_map(|line| {
+        let mut words = line.split_whitespace();
+        (words.next()? == "nameserver").then(|| words.next())?
+    });
+    servers.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn servers_are_read_from_a_resolv_conf() {
+        let text =
+            "# nameserver 9.9.9.9\nsearch example.org\nnameserver 127.0.0.1\n nameserver  10.0.0.1 x\nnameserver\n";
+        assert_eq!(nameservers(text), ["127.0.0.1", "10.0.0.1"]);
+    }
+
+    #[test]
+    fn an_option_is_found_in_both_forms_and_another_that_begins_alike_is_not() {
+        let words = ["dockerd", "--dns", "10.0.0.1", "--dns=10.0.0.2", "--dns-search", "x", "--dns-opt=y", "--dns"];
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        assert_eq!(option(&words, "--dns").collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    #[test]
+    fn the_start_of_this_process_is_a_moment_ago() {
+        let started = started(&std::process::id().to_string()).unwrap();
+        let ago = SystemTime::now().duration_since(started).unwrap_or_default();
+        assert!(ago < Duration::from_secs(3600), "{ago:?}");
+    }
+}

@@ -1,0 +1,333 @@
+#!/usr/bin/env python3
+"""outgate on a machine with Docker: containers as guests, with nothing set in them.
+
+Boots Debian with its docker.io, installs the package there, and guards Docker's networks as docs/containers.md says.
+Judged by what arrived outside, by what the machine's own resolver was asked, and by what clients in containers saw.
+By default in a container with systemd, at this processor's speed; --machine boots it under QEMU, whose kernel can
+match bridges. --release 13 takes Debian 13.
+"""
+
+import argparse
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import textwrap
+import time
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, HERE)
+sys.dont_write_bytecode = True
+import debian  # noqa: E402
+import service  # noqa: E402
+from machine import MachineError  # noqa: E402
+
+GOOD, EVIL = "11.0.0.10", "11.0.0.66"
+RELEASES = {"12": "bookworm", "13": "trixie"}
+PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod iptables"
+PACKAGES += " docker.io docker-compose busybox-static"
+DISABLED = "docker.service docker.socket containerd.service"
+CONFIG = """\
+[listen]
+transparent = ["0.0.0.0:3129", "[::]:3129"]
+dns = ["0.0.0.0:1053", "[::]:1053"]
+[firewall]
+guest_interfaces = ["docker0", "br-*"]
+not_guests = ["br0"]
+[resolver]
+servers = ["11.0.0.53"]
+"""
+DAEMON = "/etc/docker/daemon.json"
+# Programs of the containers: what shares the machine's libraries, and busybox.
+PROGRAMS = ["/usr/bin/curl", "/usr/bin/python3"]
+
+
+def kind(release):
+    return debian.Kind(RELEASES[release], PACKAGES, "2600M", DISABLED)
+
+
+class Docker(service.Provider):
+    """The machine, and the operations that the checks use."""
+
+    def resolver_mark(self):
+        self.do("touch /run/world/resolver.log; wc -l < /run/world/resolver.log > /run/world/resolver.mark")
+
+    def asked_past(self):
+        """The names that the machine's own resolver was asked for since the mark."""
+        return self.run("sleep 0.3; tail -n +$(($(cat /run/world/resolver.mark) + 1)) /run/world/resolver.log").output.splitlines()
+
+    def leaks(self):
+        """What arrived outside from a container, or at an address that no rule allows."""
+        own = r"packet (172\.(1[6-9]|2\d|3[01])\.|192\.168\.|10\.42\.42\.|fd).*"
+        return [line for line in self.arrived() if re.fullmatch(own, line) or f" {EVIL} " in line or "2600:10::66 tcp" in line]
+
+    def inside(self, container, command, limit=60):
+        """Runs a shell command in a container."""
+        return self.run(f"docker exec {container} sh -c '{command}'", limit)
+
+    def in_network_of(self, container, command, limit=60):
+        """Runs a program of the machine in a container's network, as root there."""
+        pid = self.do(f"docker inspect -f '{{{{.State.Pid}}}}' {container}")
+        return self.run(f"nsenter -t {pid} -n {command}", limit)
+
+    def start(self, name, options=""):
+        self.do(f"docker run -d --name {name} {options} job sleep 100000", 120)
+
+    def end(self, *names):
+        self.do(f"docker rm -f {' '.join(names)} >/dev/null", 60)
+
+    def status(self):
+        return self.run("outgate status").output
+
+    def restart_docker(self):
+        self.do("systemctl restart docker.service", 120)
+
+
+def prepare(docker):
+    """An image of the machine's own programs, so that no registry is needed."""
+    docker.do(textwrap.dedent(f"""\
+        set -e
+        mkdir -p /srv/job/bin /srv/job/tmp /srv/job/etc
+        cp /bin/busybox /srv/job/bin/
+        for applet in sh sleep cat echo ping nslookup nc ip arping id ls; do ln -sf busybox /srv/job/bin/$applet; done
+        for program in {' '.join(PROGRAMS)}; do
+            for file in $program $(ldd $program | grep -o '/[^ ]*'); do mkdir -p /srv/job$(dirname $file); cp -L $file /srv/job$file; done
+        done
+        cp -r --parents $(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])') /srv/job
+        for file in /lib/*/libnss_dns.so.2 /lib/*/libnss_files.so.2; do cp -L --parents $file /srv/job; done
+        cp /etc/passwd /etc/group /brought/ask.py /brought/ca.crt /srv/job/etc/
+        rm -rf /srv/job/usr/lib/python3*/test /srv/job/usr/lib/python3*/__pycache__
+        """), 120)
+    docker.do("mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
+    docker.do("python3 /brought/outside.py resolver /run/world >/run/world/resolver 2>/run/world/resolver.err & read -r word </run/world/resolver && [ $word = ready ]")
+    docker.do("systemctl start docker.service", 180)
+    docker.do("tar -C /srv/job -c . | docker import - job >/dev/null", 300)
+    return docker.do("docker version -f 'dockerd {{.Server.Version}}'; docker info -f '{{.Driver}}'").replace("\n", ", ")
+
+
+def control(docker):
+    """Without outgate a container reaches the outside, and its names reach the machine's resolver; otherwise nothing below could fail."""
+    docker.do("docker network create control >/dev/null")
+    docker.start("c0", "--network control")
+    docker.mark()
+    docker.resolver_mark()
+    said = docker.inside("c0", "curl -s --max-time 20 http://evil.test/")
+    seen = docker.arrived()
+    assert any(f"accept {EVIL} 80" in line for line in seen), f"{said}; {seen[-5:]}"
+    assert any("evil.test" in line for line in docker.asked_past()), "the names do not pass the machine's resolver here"
+    docker.end("c0")
+    docker.do("docker network rm control >/dev/null")
+
+
+def guard(docker):
+    docker.do("dpkg -i /brought/outgate.deb 2>&1", 120)
+    docker.write("/etc/outgate/outgate.toml", CONFIG)
+    docker.do("outgate whitelist add good.test")
+    # Names leak in networks of users' making, so this is not yet all: 6.
+    applied = docker.run("outgate firewall apply", 60)
+    assert applied.status == 6 and "names that containers ask for leave past" in applied.output, applied
+    docker.do("systemctl enable -q --now outgate-firewall.service", 120)
+    docker.do("outgate listen apply", 120)
+
+
+def names(docker):
+    """Docker's resolver asks the machine's own one from the machine's network, past the listener: told, and closed by what is told."""
+    docker.do("docker network create jobs >/dev/null")
+    docker.start("j1", "--network jobs")
+    for way in ("udp", "tcp"):
+        docker.resolver_mark()
+        docker.in_network_of("j1", f"python3 /brought/ask.py leak-{way}.evil.test {way} 127.0.0.11")
+        assert any(f"leak-{way}.evil.test" in line for line in docker.asked_past()), f"no leak over {way}, so nothing is shown below"
+    docker.until("curl -s http://127.0.0.1:3190/readyz", "names that containers ask for leave past", 30, "/readyz does not tell")
+    docker.until("curl -s http://127.0.0.1:3190/metrics", r'outgate_trouble\{cause="docker_dns"\} 1', 10, "no metric tells")
+    status = docker.status()
+    assert "names that containers ask for leave past [listen].dns" in status, status
+    # A server that no container can reach is no remedy, and a file that cannot be read is told as such.
+    for text, wanted in (('{"dns": ["127.0.0.1"]}', "leave past"), ('{"dns": [', "daemon.json cannot be read")):
+        docker.write(DAEMON, text)
+        applied = docker.run("outgate firewall apply", 60)
+        assert applied.status == 6 and wanted in applied.output, applied
+    docker.write(DAEMON, '{"dns": ["172.17.0.1"]}\n')
+    applied = docker.run("outgate firewall apply", 60)
+    said = re.search(r"since it was started before /etc/docker/daemon.json was changed: run `([^`]+)`", applied.output)
+    assert applied.status == 6 and said, applied
+    docker.do(said[1], 120)
+    docker.do("outgate firewall apply", 60)
+    docker.do("docker start j1 >/dev/null", 60)
+    docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "the trouble stays")
+    for way in ("udp", "tcp"):
+        docker.resolver_mark()
+        said = docker.in_network_of("j1", f"python3 /brought/ask.py leak2-{way}.evil.test {way} 127.0.0.11")
+        assert "rcode 3" in said.output and not docker.asked_past(), f"{way}: {said}; {docker.asked_past()}"
+        said = docker.in_network_of("j1", f"python3 /brought/ask.py good.test {way} 127.0.0.11")
+        assert GOOD in said.output and not docker.asked_past(), f"{way}: {said}"
+
+
+def serves(docker, container):
+    """A container reaches what is allowed, and nothing else."""
+    docker.mark()
+    docker.resolver_mark()
+    good = docker.inside(container, "curl -s --max-time 20 --cacert /etc/ca.crt https://good.test/")
+    assert good.status == 0 and "for good.test" in good.output, f"{good}; {docker.journal()}"
+    assert docker.inside(container, "curl -s --max-time 20 http://evil.test/").status == 6
+    said = docker.inside(container, f"curl -s --max-time 20 --resolve evil.test:80:{EVIL} http://evil.test/")
+    assert "not_whitelisted" in said.output, said
+    assert docker.inside(container, f"ping -c 1 -W 2 {EVIL}").status
+    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
+
+
+def run(docker):
+    docker.start("d1")
+    serves(docker, "d1")
+    serves(docker, "j1")
+
+
+def build(docker):
+    """`docker build`: what a RUN line reaches."""
+    docker.write("/srv/build/Dockerfile", "FROM job\nRUN curl -sf --max-time 20 http://good.test/ && ! curl -sf --max-time 20 http://evil.test/ && ! ping -c 1 -W 2 11.0.0.66\n")
+    docker.mark()
+    docker.resolver_mark()
+    said = docker.run("DOCKER_BUILDKIT=0 docker build --no-cache /srv/build 2>&1", 300)
+    assert said.status == 0, said
+    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
+
+
+def later(docker):
+    """A network made later is guarded from its first packet: its first container does nothing but try."""
+    docker.mark()
+    docker.resolver_mark()
+    attempt = f"curl -s --max-time 3 http://evil.test/; curl -s --max-time 3 http://{EVIL}/; ping -c 2 -W 1 {EVIL}; nslookup evil.test 8.8.8.8; true"
+    for n in range(10):
+        docker.do(f"docker network create n{n} >/dev/null && docker run --rm --network n{n} job sh -c '{attempt}' >/dev/null 2>&1; docker network rm n{n} >/dev/null", 60)
+    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
+    docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "not ready afterwards")
+
+
+def separate(docker):
+    """Containers of two networks, and of one, do not reach each other."""
+    docker.start("j2", "--network jobs")
+    address = lambda name: docker.do(f"docker inspect -f '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' {name}")
+    docker.do("docker exec -d j2 sh -c 'cd /etc && python3 -m http.server 8000'; sleep 1")
+    for source in ("j1", "d1"):
+        said = docker.inside(source, f"curl -s --max-time 3 http://{address('j2')}:8000/passwd")
+        assert "root:" not in said.output, f"{source} reaches j2: {said}"
+        assert docker.inside(source, f"ping -c 1 -W 1 {address('j2')}").status, f"{source} reaches j2"
+
+
+def between(docker):
+    """`between_guests = "allow"` on one network: its containers reach each other by name, and nothing else changes."""
+    docker.do("docker network create -o com.docker.network.bridge.name=br-app app >/dev/null; docker network create -o com.docker.network.bridge.name=br-other other >/dev/null")
+    docker.write("/etc/outgate/conf.d/50-app.toml", '[[interface]]\nname = "br-app"\nbetween_guests = "allow"\n')
+    docker.do("outgate firewall apply", 60)
+    for name, network in (("web", "app"), ("db", "app"), ("other", "other")):
+        docker.start(name, f"--network {network}")
+    for name in ("db", "other"):
+        docker.do(f"docker exec -d {name} sh -c 'cd /etc && python3 -m http.server 5432'; sleep 1")
+    address = lambda name: docker.do(f"docker inspect -f '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' {name}")
+    said = docker.inside("web", "curl -s --max-time 10 http://db:5432/passwd")
+    assert "root:" in said.output, said
+    assert docker.inside("web", "ping -c 1 -W 2 db").status == 0
+    for source, target in (("web", "other"), ("other", "db"), ("j1", "db"), ("d1", "db")):
+        said = docker.inside(source, f"curl -s --max-time 3 http://{address(target)}:5432/passwd")
+        assert "root:" not in said.output, f"{source} reaches {target}"
+    serves(docker, "web")
+    serves(docker, "other")
+    docker.until("outgate status", r"guarding br-app: 2 guests, who reach each other\n", 20, "status does not say so")
+    assert re.search(r"guarding br-other: 1 guest\n", docker.status()), docker.status()
+    assert "guests of one network reach each other: br-app" in docker.do("outgate firewall status", 60)
+    # With br_netfilter frames between them pass the rules of IP as well.
+    if docker.run("test -e /proc/sys/net/bridge/bridge-nf-call-iptables").status == 0:
+        docker.do("sysctl -qw net.bridge.bridge-nf-call-iptables=1 net.bridge.bridge-nf-call-ip6tables=1")
+        said = docker.inside("web", "curl -s --max-time 10 http://db:5432/passwd")
+        assert "root:" in said.output, f"with br_netfilter: {said}"
+        serves(docker, "web")
+        docker.do("sysctl -qw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0")
+    docker.do("rm /etc/outgate/conf.d/50-app.toml; outgate firewall apply", 60)
+    said = docker.inside("web", "curl -s --max-time 3 http://db:5432/passwd")
+    assert "root:" not in said.output, "refused again, and they still reach each other"
+    docker.end("web", "db", "other")
+    docker.do("docker network rm app other >/dev/null")
+
+
+def socket_holder(docker):
+    """A container that holds docker.sock can start others outside of every network: a trouble, however it holds it."""
+    for n, mount in enumerate(("-v /var/run/docker.sock:/var/run/docker.sock", "-v /run:/host-run", "-v /:/host")):
+        docker.start(f"h{n}", f"--network jobs {mount}")
+        docker.until("curl -s http://127.0.0.1:3190/readyz", "container-control: container [0-9a-f]{12} holds /run/docker.sock", 30, f"not told: {mount}")
+        docker.end(f"h{n}")
+        docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "the trouble stays")
+
+
+def published(docker):
+    """A published port, with `allow_inbound_replies`."""
+    docker.do("docker run -d --name p1 -p 8080:8000 job sh -c 'cd /etc && python3 -m http.server 8000' >/dev/null; sleep 2")
+    attempt = "ip netns exec internet curl -s --max-time 5 http://11.0.0.1:8080/passwd"
+    assert docker.run(attempt).status, "the port is reachable although answers are not allowed"
+    docker.write("/etc/outgate/conf.d/60-published.toml", "[firewall]\nallow_inbound_replies = true\n")
+    docker.do("outgate firewall apply", 60)
+    said = docker.run(attempt)
+    assert "root:" in said.output, said
+    serves(docker, "p1")
+    docker.do("rm /etc/outgate/conf.d/60-published.toml; outgate firewall apply", 60)
+    docker.end("p1")
+
+
+def restart(docker):
+    """dockerd is restarted while containers try: nothing gets out."""
+    docker.mark()
+    docker.resolver_mark()
+    docker.do("docker update --restart=always j1 d1 >/dev/null")
+    for _ in range(2):
+        docker.restart_docker()
+    docker.until("docker inspect -f '{{.State.Running}}' j1", "true", 60, "the container does not come back")
+    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
+    serves(docker, "j1")
+    serves(docker, "d1")
+    docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "not ready afterwards")
+
+
+CHECKS = [
+    ("Docker, an image, a resolver on loopback", prepare),
+    ("control: without outgate containers and names get out", control),
+    ("install and guard docker0 and br-*", guard),
+    ("names: told, and closed by the remedy, UDP and TCP", names),
+    ("docker run: served, and nothing else", run),
+    ("docker build", build),
+    ("networks made later, from their first packet", later),
+    ("containers do not reach each other", separate),
+    ("between_guests on one network", between),
+    ("a container that holds docker.sock", socket_holder),
+    ("a published port", published),
+    ("dockerd restarted", restart),
+]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("package", help="the Debian package under test")
+    parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
+    parser.add_argument("--machine", action="store_true", help="in an emulated machine and not in a container")
+    parser.add_argument("--release", choices=RELEASES, default="12", help="the release of Debian")
+    arguments = parser.parse_args()
+    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
+        if lacking:
+            print(f"skipped: {reason}")
+            return 1 if os.environ.get("CI") == "true" else 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    begin = time.monotonic()
+    cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
+    tally = service.Tally(CHECKS)
+    with tempfile.TemporaryDirectory(prefix="outgate-docker-") as directory:
+        brought = service.bring(directory, arguments.package)
+        docker = Docker(directory, cache, brought, not arguments.machine, kind(arguments.release))
+        tally.perform(docker, arguments.only, [])
+    print(f"docker: {tally.passed} passed, {tally.failed} failed, in {time.monotonic() - begin:.0f} s")
+    return 1 if tally.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
