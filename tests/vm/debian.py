@@ -110,7 +110,7 @@ def furnish(root, package, kind):
                     # /lib is a link to usr/lib there.
                     files.extract(entry, os.path.join(root, "usr"), set_attrs=False)
     version = os.listdir(os.path.join(root, "usr/lib/modules"))[0]
-    subprocess.run(["chroot", root, "depmod", version], check=True)
+    subprocess.run(["chroot", root, "depmod", version], check=True, stderr=subprocess.DEVNULL)
     write(root, "obey.sh", read("obey.sh"))
     write(root, "etc/systemd/system/obey.service", SERVICE)
     write(root, "etc/fstab", "")

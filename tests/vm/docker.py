@@ -26,7 +26,8 @@ import service  # noqa: E402
 from machine import MachineError  # noqa: E402
 
 GOOD, EVIL = "11.0.0.10", "11.0.0.66"
-RELEASES = {"12": "bookworm", "13": "trixie"}
+# Its name, and what is a package of its own there.
+RELEASES = {"12": ("bookworm", ""), "13": ("trixie", " docker-cli")}
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod iptables"
 PACKAGES += " docker.io docker-compose busybox-static"
 DISABLED = "docker.service docker.socket containerd.service"
@@ -46,7 +47,8 @@ PROGRAMS = ["/usr/bin/curl", "/usr/bin/python3"]
 
 
 def kind(release):
-    return debian.Kind(RELEASES[release], PACKAGES, "2600M", DISABLED)
+    name, more = RELEASES[release]
+    return debian.Kind(name, PACKAGES + more, "2600M", DISABLED)
 
 
 class Docker(service.Provider):
