@@ -204,7 +204,9 @@ tables! {
 
         /// Whether guests of one bridge reach each other.
         /// With `allow` that opens, and nothing else: not another bridge, not this machine, no way out.
-        between_guests: bool = { form: BETWEEN_GUESTS, default: "\"refuse\"", effect: TakesEffect::Apply };
+        between_guests: bool = {
+            form: BETWEEN_GUESTS, default: "\"refuse\"", effect: TakesEffect::Apply, example: "\"allow\"",
+        };
     }
 
     /// For each guest (undeclared ones: each address, in IPv6 each /64) unless the key says otherwise; 0 is no limit.

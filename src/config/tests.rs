@@ -3,7 +3,7 @@
 use super::keys::TABLES;
 use super::*;
 use crate::account::{AccessLog, OnFailure};
-use crate::firewall::{GuestLimits, ListenerAddresses};
+use crate::firewall::{BetweenGuests, GuestLimits, ListenerAddresses};
 use crate::policy::Unknown;
 use crate::resolve::NameServer;
 use std::time::Duration;
@@ -53,7 +53,7 @@ fn the_shipped_file_shows_every_key_once() {
         let (section, key) = (row.table, row.key);
         let found = match section {
             "" => document.get_ref().get(key).is_some(),
-            "guest" => SHIPPED.contains(&format!("#   {key} = ")),
+            "guest" | "interface" => SHIPPED.contains(&format!("#   {key} = ")),
             _ => document.get_ref().get(section).is_some_and(|table| table.get_ref().get(key).is_some()),
         };
         assert!(found, "[{section}].{key}");
@@ -537,6 +537,30 @@ fn a_change_says_what_takes_a_restart() {
 }
 
 #[test]
+fn an_interface_that_no_guest_interface_covers_or_that_comes_twice_is_an_error() {
+    let of = |guests: &str, tables: &str| {
+        let listen = "[listen]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"0.0.0.0:53\"]\n";
+        format!("{listen}[firewall]\nguest_interfaces = [{guests}]\n{tables}")
+    };
+    let table = |name: &str| format!("[[interface]]\nname = \"{name}\"\nbetween_guests = \"allow\"\n");
+    for (guests, name) in [("\"br-*\"", "br-*"), ("\"br-*\"", "br-a*"), ("\"br-*\"", "br-app"), ("\"br0\"", "br0")] {
+        let settings = sound(&of(guests, &table(name)));
+        let wanted = [BetweenGuests { interface: name.to_owned(), is_allowed: true }];
+        assert_eq!(settings.firewall.between_guests, wanted, "{guests} {name}");
+    }
+    for (guests, name) in [("\"br-a*\"", "br-*"), ("\"br0\"", "br0*"), ("\"br0\"", "br1")] {
+        let found = problems(&of(guests, &table(name)));
+        assert!(found.iter().any(|text| text.contains("is not covered by [firewall].guest_interfaces")), "{found:?}");
+    }
+    let twice = problems(&of("\"br0\"", &(table("br0") + &table("br0"))));
+    assert!(twice.iter().any(|text| text.contains("is already there")), "{twice:?}");
+    let nameless = problems(&of("\"br0\"", "[[interface]]\nbetween_guests = \"allow\"\n"));
+    assert!(nameless.iter().any(|text| text.contains("the interface has no name")), "{nameless:?}");
+    let single = problems(&of("\"br0\"", "[interface]\nname = \"br0\"\n"));
+    assert!(single.iter().any(|text| text.contains("write `[[interface]]` with two brackets")), "{single:?}");
+}
+
+#[test]
 fn every_default_and_example_is_what_its_key_takes() {
     let guest = |keys: &str| format!("[[guest]]\nname = \"a\"\naddresses = [\"10.0.0.1\"]\n{keys}");
     for (table, row) in TABLES.iter().flat_map(|table| table.rows.iter().map(move |row| (table, row))) {
@@ -544,6 +568,8 @@ fn every_default_and_example_is_what_its_key_takes() {
             let line = format!("{} = {text}", row.key);
             let file = match table.name {
                 "" => line,
+                "interface" if row.key == "name" => format!("[[interface]]\n{line}"),
+                "interface" => format!("[[interface]]\nname = \"br0\"\n{line}"),
                 "guest" if row.key == "name" => format!("[[guest]]\n{line}\naddresses = [\"10.0.0.1\"]"),
                 "guest" if row.key == "addresses" => continue,
                 "guest" => guest(&line),

@@ -254,6 +254,50 @@ def between(docker):
     docker.do("docker network rm app other >/dev/null")
 
 
+# Counts the packets that come to a container with the attacks' word in them, and prints them.
+SNIFF = """\
+import socket, sys, time
+wire = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3))
+wire.settimeout(1)
+print("ready", flush=True)
+until = time.monotonic() + float(sys.argv[1])
+while time.monotonic() < until:
+    try:
+        packet, (_, _, direction, *_) = wire.recvfrom(65536)
+    except TimeoutError:
+        continue
+    if b"outgate-attack" in packet and direction != socket.PACKET_OUTGOING:
+        print("packet", packet.hex(), flush=True)
+"""
+
+
+def attacks(docker):
+    """What root in a container can send by itself, to the outside, to the host and to its neighbour: nothing arrives."""
+    docker.do("docker network create --ipv6 --subnet 172.31.0.0/24 --subnet fd31::/64 hostile >/dev/null")
+    docker.start("victim", "--network hostile --ip 172.31.0.3")
+    docker.start("attacker", "--network hostile --ip 172.31.0.2")
+    docker.do("mkfifo /run/world/gateway && (python3 /brought/outside.py gateway /run/world >/run/world/gateway 2>&1 & read -r word </run/world/gateway)")
+    foreign = docker.do("docker inspect -f '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' j1")
+    docker.write("/srv/sniff.py", SNIFF)
+    victim = docker.do("docker inspect -f '{{.State.Pid}}' victim")
+    # The control: what the attacker's own kernel would deliver does arrive where containers reach each other.
+    for allowed in (True, False):
+        docker.write("/etc/outgate/conf.d/70-hostile.toml", f'[[interface]]\nname = "br-*"\nbetween_guests = "{"allow" if allowed else "refuse"}"\n')
+        docker.do("outgate firewall apply", 60)
+        docker.mark()
+        docker.resolver_mark()
+        docker.do(f"nsenter -t {victim} -n python3 /srv/sniff.py 40 > /run/world/victim.log & sleep 1")
+        said = docker.run(f"docker exec -i attacker python3 - 172.31.0.1 172.31.0.3 {EVIL} 2600:10::66 {foreign} < /brought/attacks.py", 90)
+        assert "35 attempts" in said.output, said
+        seen = [line for line in docker.run("sleep 1; cat /run/world/victim.log").output.splitlines() if line.startswith("packet")]
+        assert bool(seen) == allowed, f"the neighbour saw {len(seen)} packets, allowed: {allowed}; {seen[:3]}"
+        assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}; {said}"
+        assert not docker.run("grep accept /run/world/gateway.log").output, "the host's own port was reached"
+    docker.do("rm /etc/outgate/conf.d/70-hostile.toml; outgate firewall apply", 60)
+    docker.end("attacker")
+    return "35 attempts"
+
+
 def socket_holder(docker):
     """A container that holds docker.sock can start others outside of every network: a trouble, however it holds it."""
     for n, mount in enumerate(("-v /var/run/docker.sock:/var/run/docker.sock", "-v /run:/host-run", "-v /:/host")):
@@ -301,6 +345,7 @@ CHECKS = [
     ("networks made later, from their first packet", later),
     ("containers do not reach each other", separate),
     ("between_guests on one network", between),
+    ("attacks from a container", attacks),
     ("a container that holds docker.sock", socket_holder),
     ("a published port", published),
     ("dockerd restarted", restart),

@@ -8,10 +8,11 @@
 //! declared guest's address.
 
 use super::host::Host;
+use super::owners::Owners;
 use super::plan::{Pinned, Plan, Scope};
 use super::script::{Script, marked, names, set};
 use super::tool;
-use super::{MARK_PINNED, TABLE, neighbours, tracking};
+use super::{MARK_PINNED, TABLE, neighbours, owners, tracking};
 use ipnet::Ipv6Net;
 use serde_json::Value;
 
@@ -41,6 +42,7 @@ pub(super) fn write(plan: &Plan, script: &mut Script) {
             script.interfaces(OPEN_PORTS, &plan.open_ports, "the ports of bridges whose guests reach each other");
         }
     }
+    owners::write_sets(script);
     script.set("stations", "ifname . ether_addr", "the MACs behind each port that has not one of its own");
     script.set("newcomers", "ifname", "the ports that lately had a new one");
     stations(script);
@@ -182,6 +184,7 @@ pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
         let key = format!("\"{port}\" . {mac}");
         lines.push_str(&format!("add element bridge {TABLE} stations {{ {key} expires {expires}s }}\n"));
     }
+    lines.push_str(&Owners::look(plan, host).lines());
     lines
 }
 
@@ -312,6 +315,7 @@ fn arriving(plan: &Plan, script: &mut Script) {
             let rule = format!("{scope} icmpv6 type nd-neighbor-advert {} counter drop", target_in(*net));
             script.rule(rule, "spoofed: advertises the address of a guest that has another port");
         }
+        owners::write_rules(&scope, script);
         script.rule(format!("{scope} {MULTICAST} jump membership"), "no queries, no multicast routing");
         script.rule(format!("{scope} jump stations"), "so many MACs a port");
     }

@@ -42,6 +42,8 @@ pub(super) struct Link {
     /// The kernel's number, in this namespace, for the namespace that its other end or parent is in, if that is
     /// another one.
     pub(super) peer_namespace: Option<i32>,
+    /// Its other end's number there.
+    pub(super) peer_index: Option<u32>,
     /// The bridge that it is a port of.
     pub(super) master: Option<String>,
     /// Whether it is isolated from other isolated ports of its bridge.
@@ -69,6 +71,7 @@ struct IpLink {
     #[serde(default)]
     ifindex: u32,
     link: Option<String>,
+    link_index: Option<u32>,
     link_netnsid: Option<i32>,
     master: Option<String>,
     #[serde(default)]
@@ -238,6 +241,7 @@ impl From<IpLink> for Link {
             index: link.ifindex,
             parent: link.link,
             peer_namespace: link.link_netnsid,
+            peer_index: link.link_index,
         }
     }
 }

@@ -32,6 +32,7 @@ mod namespaces;
 mod neighbours;
 mod netlink;
 mod others;
+mod owners;
 mod plan;
 mod ports;
 mod presence;

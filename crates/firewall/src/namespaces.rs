@@ -3,7 +3,8 @@
 //! connected with this one, and lists the links of such a number to processes with CAP_NET_ADMIN there
 //! (rtnetlink(7), linux/net_namespace.h).
 
-use super::netlink::{self, DUMP, REQUEST, attribute, number, push};
+use super::netlink::{self, DUMP, REQUEST, attribute, number, push, u32_at};
+use std::collections::BTreeMap;
 use std::io;
 use std::time::Duration;
 
@@ -24,7 +25,8 @@ const GET_NAMESPACE: u16 = 90;
 /// `NETNSA_NSID` and `NETNSA_PID`.
 const NAMESPACE: u16 = 1;
 const PROCESS: u16 = 2;
-/// `IFLA_LINK`, `IFLA_LINKINFO` with `IFLA_INFO_KIND`, `IFLA_LINK_NETNSID`, `IFLA_TARGET_NETNSID`.
+/// `IFLA_ADDRESS`, `IFLA_LINK`, `IFLA_LINKINFO` with `IFLA_INFO_KIND`, `IFLA_LINK_NETNSID`, `IFLA_TARGET_NETNSID`.
+const ADDRESS: u16 = 1;
 const PARENT: u16 = 5;
 const INFO: u16 = 18;
 const INFO_KIND: u16 = 1;
@@ -110,4 +112,19 @@ fn ask(kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {
         flags == DUMP && bodies.len() < MOST_MESSAGES
     })?;
     Ok(bodies)
+}
+
+/// Returns the MAC of each interface in the namespace with this number, by the interface's index.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn macs(namespace: i32) -> io::Result<BTreeMap<u32, String>> {
+    let mut body = vec![0; LINK];
+    push(&mut body, TARGET_NAMESPACE, &namespace.to_ne_bytes());
+    let mac = |link: Vec<u8>| {
+        let index = u32_at(&link, 4)?;
+        let mac: [u8; 6] = attribute(&link, LINK, ADDRESS)?.try_into().ok()?;
+        Some((index, mac.map(|byte| format!("{byte:02x}")).join(":")))
+    };
+    Ok(ask(GET_LINK, DUMP, &body)?.into_iter().filter_map(mac).collect())
 }

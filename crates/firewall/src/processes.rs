@@ -4,6 +4,9 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+/// How much of an id is shown, in characters.
+const SHORT: usize = 12;
+
 /// Returns the numbers of all processes, as text.
 pub(super) fn all() -> impl Iterator<Item = String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -23,13 +26,20 @@ pub(super) fn container_of(process: &str) -> Option<String> {
     groups.lines().find_map(container)
 }
 
+/// Returns whether a process is in a container of an application image, as Docker, Podman, containerd and CRI-O make
+/// them, and not in one with an init of its own.
+pub(super) fn is_in_application(process: &str) -> bool {
+    // LXC and nspawn name theirs; those names are not hexadecimal, or not of this length.
+    container_of(process).is_some_and(|id| id.len() == SHORT && id.bytes().all(|c| c.is_ascii_hexdigit()))
+}
+
 /// Returns the container that a line of /proc/PID/cgroup (cgroups(7)) belongs to. A container's supervisor does
 /// not count.
 fn container(line: &str) -> Option<String> {
     let path = line.splitn(3, ':').nth(2)?;
     let parts: Vec<&str> = path.split('/').collect();
     let is_id = |text: &str| text.len() == 64 && text.bytes().all(|c| c.is_ascii_hexdigit());
-    let short = |id: &str| id.get(..12).map(str::to_owned);
+    let short = |id: &str| id.get(..SHORT).map(str::to_owned);
     parts.iter().enumerate().find_map(|(n, part)| {
         let before = n.checked_sub(1).and_then(|n| parts.get(n)).copied().unwrap_or_default();
         // Docker, Podman, containerd and CRI-O under systemd: `docker-ID.scope`.

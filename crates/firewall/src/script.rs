@@ -45,6 +45,11 @@ impl Script {
         ));
     }
 
+    /// Writes a set whose elements others than packets change. They stay; the flag says that they are not compared.
+    pub(super) fn kept_set(&mut self, name: &str, kind: &str, comment: &str) {
+        self.text.push_str(&format!("\t# {comment}\n\tset {name} {{\n\t\t{kind}\n\t\tflags timeout\n\t}}\n\n"));
+    }
+
     /// Writes a set of names that `apply` and the watcher change.
     pub(super) fn interfaces(&mut self, name: &str, members: &[String], comment: &str) {
         self.text.push_str(&format!("\t# {comment}\n\tset {name} {{\n\t\ttype ifname\n"));

@@ -1,5 +1,5 @@
 use super::host::{Link, fits};
-use super::{FirewallSettings, GuestLimits, Host, ListenerAddresses, Pin, Plan, PlanInput};
+use super::{BetweenGuests, FirewallSettings, GuestLimits, Host, ListenerAddresses, Pin, Plan, PlanInput, Seal};
 use std::time::Duration;
 
 /// What the configuration sets by default; a test of `config` holds that it does.
@@ -171,4 +171,59 @@ fn a_kernel_without_tables_for_arp_gets_none() {
     let plan = Plan::new(&input(&["eth7"]), &Host { has_arp_tables: false, links, ..host(true) });
     assert!(!plan.ruleset().contains("table arp"), "{}", plan.ruleset());
     assert!(plan.notes().iter().any(|note| note.contains("CONFIG_NF_TABLES_ARP")), "{:?}", plan.notes());
+}
+
+/// Returns input in which the first guests' bridges differ.
+fn with_between(interfaces: &[&str], between: &[(&str, bool)]) -> PlanInput {
+    let mut input = input(interfaces);
+    let entry =
+        |(name, is_allowed): &(&str, bool)| BetweenGuests { interface: (*name).to_owned(), is_allowed: *is_allowed };
+    input.firewall.between_guests = between.iter().map(entry).collect();
+    input
+}
+
+#[test]
+fn the_longest_name_decides_whether_guests_reach_each_other_and_a_name_goes_before_a_pattern() {
+    let plan = |between: &[(&str, bool)]| Plan::new(&with_between(&["br*"], between), &host(true));
+    let plans = [
+        (plan(&[]), false, false),
+        (plan(&[("br*", true)]), true, true),
+        (plan(&[("br*", true), ("br0", false)]), false, true),
+        (plan(&[("br0", true), ("br*", false)]), true, false),
+        (plan(&[("b*", true), ("br*", false)]), false, false),
+        (plan(&[("br1", true)]), false, true),
+    ];
+    for (plan, br0, br1) in plans {
+        assert_eq!((plan.allows_between_guests("br0"), plan.allows_between_guests("br1")), (br0, br1), "{plan:?}");
+    }
+    let other = Plan::new(&with_between(&["br0"], &[("br*", true)]), &host(true));
+    assert!(!other.allows_between_guests("br1"), "br1 is nobody's guest interface");
+}
+
+#[test]
+fn only_where_guests_may_reach_each_other_there_are_rules_that_let_them() {
+    for matches_bridges in [true, false] {
+        let refusing = Plan::new(&with_between(&["br0", "br1"], &[("br0", false)]), &host(matches_bridges)).ruleset();
+        let plain = Plan::new(&with_between(&["br0", "br1"], &[]), &host(matches_bridges)).ruleset();
+        // The seal differs, since the configuration does.
+        let unsealed = |script: &str| script.lines().filter(|line| !line.contains("by these outgate knows")).count();
+        assert_eq!(unsealed(&refusing), unsealed(&plain));
+        assert!(!refusing.contains("between_guests"), "{refusing}");
+        let allowing = Plan::new(&with_between(&["br0", "br1"], &[("br0", true)]), &host(matches_bridges)).ruleset();
+        let rule =
+            if matches_bridges { "meta ibrname \"br0\" counter accept" } else { "iifname @open_ports counter accept" };
+        assert!(allowing.contains(rule), "{allowing}");
+        if !matches_bridges {
+            assert!(allowing.contains("elements = { \"tap1\" }"), "{allowing}");
+        }
+        assert!(allowing.contains("iifname \"br0\" fib daddr . iif oif exists counter accept"), "{allowing}");
+    }
+}
+
+#[test]
+fn a_ruleset_that_an_earlier_version_applied_keeps_its_seal() {
+    let seal = |input: &PlanInput| Seal::of(&input.firewall, &input.listen).address().to_string();
+    // As version 0.1.0 computed it.
+    assert_eq!(seal(&input(&["br0", "tap*"])), "127.78.77.112:22610");
+    assert_ne!(seal(&with_between(&["br0", "tap*"], &[("br0", true)])), "127.78.77.112:22610");
 }

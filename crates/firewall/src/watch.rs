@@ -11,6 +11,7 @@ pub use report::{Finding, FindingKind, GuardReport, GuardedInterface, is_as_repo
 pub use sweep::keep_swept;
 
 use super::host::Host;
+use super::owners::{self, Owners};
 use super::plan::{Plan, Scope};
 use super::presence::{Presence, Seal, sensed};
 use super::routing::{self, Difference, Routing};
@@ -91,6 +92,8 @@ pub struct Mended {
     pub done: Vec<String>,
     /// What could not be changed, a sentence each.
     pub faults: Vec<String>,
+    /// Whether a guest's port has a container behind it that has no address yet, or none that is known.
+    pub is_unsettled: bool,
 }
 
 /// Changes ports, sets of ports, routing rules and kernel settings to what `plan` requires for the existing
@@ -115,6 +118,15 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -
         }
         let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);
+        let owners = Owners::look(plan, host);
+        mended.is_unsettled = owners::is_unsettled(plan, host, &owners);
+        match owners.put() {
+            Ok(true) => mended.done.push("addresses of containers are held to their bridge ports".to_owned()),
+            Ok(false) => {}
+            // Without its table, or with that of an earlier version, there is nothing to put it in.
+            Err(_) if !in_force => {}
+            Err(error) => mended.faults.push(error.to_string()),
+        }
     }
     match br_netfilter::is_older(host, br_netfilter_came)
         .and_then(|older| if older { br_netfilter::renew().map(|()| true) } else { Ok(false) })

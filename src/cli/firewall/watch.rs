@@ -29,6 +29,10 @@ const SHARE: u32 = 10;
 /// Interval between two checks of what causes no event: whether br_netfilter is loaded, and whether the
 /// configuration has changed.
 const SECOND: Duration = Duration::from_secs(1);
+/// The first pause before another look at a container that has no address yet; each is twice as long as the one before.
+const SETTLE: Duration = Duration::from_millis(100);
+/// How many such looks there are.
+const SETTLING: u32 = 5;
 /// Pause after each inspection, so that interfaces that constantly appear and disappear do not occupy a CPU.
 const PAUSE: Duration = Duration::from_millis(100);
 
@@ -59,8 +63,12 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         .map_err(|error| Failure::Failed(format!("the thread that sweeps connection tracking: {error}")))?;
     let sender =
         ReportSender::start().map_err(|error| Failure::Failed(format!("the thread that tells the daemon: {error}")))?;
-    let mut watch =
-        Watch { config: arguments.config.file().map(Path::to_owned), sender: Some(sender), ..Watch::default() };
+    let mut watch = Watch {
+        config: arguments.config.file().map(Path::to_owned),
+        sender: Some(sender),
+        looks_left: SETTLING,
+        ..Watch::default()
+    };
     let mut full = Instant::now();
     loop {
         if Instant::now() >= full {
@@ -74,9 +82,12 @@ pub(super) fn run(arguments: &Arguments) -> Outcome {
         let mut quiet = Instant::now() + QUIET;
         loop {
             let changed = events
-                .wait(full.min(quiet).min(Instant::now() + SECOND))
+                .wait(full.min(quiet).min(watch.again.unwrap_or(full)).min(Instant::now() + SECOND))
                 .map_err(|error| Failure::Failed(format!("changes cannot be received: {error}")))?;
             watch.report_due |= changed.rules;
+            if changed.interfaces {
+                watch.looks_left = SETTLING;
+            }
             if changed.interfaces || Instant::now() >= full || watch.wants_a_look() {
                 break;
             }
@@ -121,12 +132,18 @@ struct Watch {
     socket: PathBuf,
     sender: Option<ReportSender>,
     told: Option<Instant>,
+    /// When to look again although nothing has changed: a container gets its addresses after its port, without any
+    /// event here.
+    again: Option<Instant>,
+    /// How many such looks there are left after the last change of interfaces.
+    looks_left: u32,
 }
 
 impl Watch {
     /// Returns whether something has changed that no interface event reported.
     fn wants_a_look(&self) -> bool {
         (self.report_due && self.may_report())
+            || self.again.is_some_and(|at| Instant::now() >= at)
             || self.files != self.files_now()
             || self.host.as_ref().is_some_and(firewall::br_netfilter_has_come)
     }
@@ -212,6 +229,9 @@ impl Watch {
         let plan = Plan::new(&settings.plan_input(), &host);
         let came = self.host.as_ref().is_some_and(|before| before.sees_br_netfilter_come(&host));
         let mut mended = firewall::mend(&plan, &host, in_force, came);
+        let pause = SETTLE * (1 << (SETTLING - self.looks_left));
+        self.again = (mended.is_unsettled && self.looks_left > 0).then(|| Instant::now() + pause);
+        self.looks_left = self.looks_left.saturating_sub(1);
         self.report_on(&plan, &host, &mended)?;
         mended.faults.splice(..0, faults);
         let ports = plan.guest_port_count(&host);

@@ -2,6 +2,7 @@
 //! wrong.
 
 use crate::host::{Host, Link};
+use crate::owners::Owners;
 use crate::plan::Plan;
 use crate::{docker, others, ports, snapshot, unguarded};
 
@@ -65,6 +66,10 @@ pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &
     let told = |kind| of(kind).next().is_some();
     let texts = unguarded::find(plan, host, not_guests).texts;
     let leaking = docker::leaking_names(plan, host);
+    // A container may get another address at any time.
+    if Owners::look(plan, host) != Owners::in_force() {
+        return false;
+    }
     texts.iter().eq(of(FindingKind::UnguardedGuests).map(|finding| &finding.text))
         && leaking.iter().eq(of(FindingKind::DockerDns).map(|finding| &finding.text))
         && (told(FindingKind::Routing) || routing(plan).is_empty())
