@@ -32,6 +32,9 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
         unknown: written.guests.unknown.given().copied().unwrap_or(by_default),
         blocked_ports: distinct(&written.dial.blocked_ports.value),
     };
+    let guest_interfaces: Vec<String> =
+        written.firewall.guest_interfaces.value.iter().map(|item| item.value.clone()).collect();
+    firewall::check_shared_networks(&written.guest, &guest_interfaces, problems);
     let listen = listeners::check(&written.listen, places.control, problems);
     let settings = Settings {
         path: None,

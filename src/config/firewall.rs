@@ -2,7 +2,7 @@
 //! accepts it, or all of it is refused. And what the firewall gets of the other sections: it does not know them.
 
 use super::forms::Item;
-use super::keys::{Firewall, Interface};
+use super::keys::{Firewall, Guest, Interface};
 use super::problems::Problems;
 use super::{ListenSettings, Settings, values};
 use crate::firewall::{
@@ -136,6 +136,34 @@ fn check_interfaces(
         }
     }
     checked
+}
+
+/// Warns of guests that are one address of a container network: its other containers can use that address.
+pub(super) fn check_shared_networks(
+    guests: &[(Range<usize>, Guest)],
+    guest_interfaces: &[String],
+    problems: &mut Problems,
+) {
+    let Some(network) = guest_interfaces.iter().find(|name| is_of_containers(name)) else { return };
+    for (_, guest) in guests.iter().filter(|(_, guest)| guest.interface.value.is_none()) {
+        for Item { value: net, span } in
+            guest.addresses.value.iter().filter(|item| item.value.prefix_len() == item.value.max_prefix_len())
+        {
+            let address = net.addr();
+            problems.warn(
+                span.clone(),
+                format!(
+                    "in a network like {network:?} {address} is held to its container only while that runs: then another \
+                     one there can use it; give this guest a network of its own, and name its range here"
+                ),
+            );
+        }
+    }
+}
+
+/// Returns whether a guest interface is by its name a bridge of Docker, Podman or CNI.
+fn is_of_containers(name: &str) -> bool {
+    ["docker", "br-", "podman", "cni"].iter().any(|start| name.starts_with(start))
 }
 
 /// Reads one of `guest_interfaces`.

@@ -537,6 +537,21 @@ fn a_change_says_what_takes_a_restart() {
 }
 
 #[test]
+fn a_guest_that_is_one_address_of_a_container_network_is_a_warning() {
+    let of = |interface: &str, guest: &str| {
+        let listen = "[listen]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"0.0.0.0:53\"]\n";
+        problems(&format!("{listen}[firewall]\nguest_interfaces = [\"{interface}\"]\n[[guest]]\nname = \"a\"\n{guest}"))
+    };
+    let is_told =
+        |found: &[String]| found.iter().any(|text| text.contains("is held to its container only while that runs"));
+    assert!(is_told(&of("br-*", "addresses = [\"172.18.0.5\"]")));
+    assert!(is_told(&of("docker0", "addresses = [\"fd00::5\"]")));
+    assert!(!is_told(&of("br-*", "addresses = [\"172.18.0.0/16\"]")));
+    assert!(!is_told(&of("br0", "addresses = [\"172.18.0.5\"]")), "a bridge of virtual machines");
+    assert!(!is_told(&of("br-*", "addresses = [\"172.18.0.5\"]\ninterface = \"veth7\"")), "its port is named");
+}
+
+#[test]
 fn an_interface_that_no_guest_interface_covers_or_that_comes_twice_is_an_error() {
     let of = |guests: &str, tables: &str| {
         let listen = "[listen]\ntransparent = [\"0.0.0.0:3129\"]\ndns = [\"0.0.0.0:53\"]\n";

@@ -100,7 +100,7 @@ def prepare(docker):
         done
         cp -r --parents $(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])') /srv/job
         for file in /lib/*/libnss_dns.so.2 /lib/*/libnss_files.so.2; do cp -L --parents $file /srv/job; done
-        cp /etc/passwd /etc/group /brought/ask.py /brought/ca.crt /srv/job/etc/
+        cp /etc/passwd /etc/group /brought/ask.py /brought/ca.crt /brought/attacks.py /srv/job/etc/
         rm -rf /srv/job/usr/lib/python3*/test /srv/job/usr/lib/python3*/__pycache__
         """), 120)
     docker.do("mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
@@ -298,6 +298,37 @@ def attacks(docker):
     return "35 attempts"
 
 
+def neighbour(docker):
+    """A container that poses as its neighbour, whose policy is another: ARP, UDP and TCP are dropped at its port."""
+    docker.start("attacker", "--network hostile --ip 172.31.0.2")
+    docker.write("/etc/outgate/conf.d/70-hostile.toml", '[guests]\nunknown = "shared"\n[[guest]]\nname = "victim"\naddresses = ["172.31.0.3"]\nwhitelist = ["victim.rules"]\n')
+    docker.write("/etc/outgate/whitelist/victim.rules", "*.victim.test\n")
+    checked = docker.run("outgate check").output
+    assert "172.31.0.3 is held to its container only while that runs" in checked, checked
+    docker.do("outgate firewall apply && outgate whitelist reload", 60)
+    mac = docker.do("docker inspect -f '{{range .NetworkSettings.Networks}}{{.MacAddress}}{{end}}' victim")
+    docker.until("nft list set bridge outgate held4", r"172\.31\.0\.2", 20, "the attacker's own address is not known yet")
+    pose = "docker exec -i attacker python3 - 172.31.0.1 172.31.0.3 {} < /brought/neighbour.py"
+    for n, held in enumerate((True, False)):
+        if not held:
+            # The control: without what is held it works.
+            docker.do("systemctl stop outgate-host.service; for set in held4 owned4 held_macs owned_macs; do nft flush set bridge outgate $set; done")
+        docker.do("ip neigh flush dev $(ip -o route get 172.31.0.3 | sed 's/.* dev \\([^ ]*\\).*/\\1/')")
+        docker.inside("victim", "ping -c 1 -W 2 172.31.0.1")
+        docker.mark()
+        said = docker.run(pose.format(f"stolen{n}.victim.test"), 60)
+        asked = f"stolen{n}.victim.test" in "\n".join(docker.arrived())
+        answers = int(re.search(r"answers for the neighbour: (\d+)", said.output)[1])
+        known = docker.do("ip neigh show 172.31.0.3")
+        if held:
+            assert not asked and not answers and mac in known, f"asked: {asked}, {answers} answers, neighbour: {known}, not {mac}"
+        else:
+            assert asked, "posing as a neighbour does not work even where nothing holds, so nothing is shown"
+    docker.do("systemctl start outgate-host.service; rm /etc/outgate/conf.d/70-hostile.toml /etc/outgate/whitelist/victim.rules; outgate firewall apply && outgate whitelist reload", 90)
+    docker.end("attacker", "victim")
+    docker.do("docker network rm hostile >/dev/null")
+
+
 def socket_holder(docker):
     """A container that holds docker.sock can start others outside of every network: a trouble, however it holds it."""
     for n, mount in enumerate(("-v /var/run/docker.sock:/var/run/docker.sock", "-v /run:/host-run", "-v /:/host")):
@@ -346,6 +377,7 @@ CHECKS = [
     ("containers do not reach each other", separate),
     ("between_guests on one network", between),
     ("attacks from a container", attacks),
+    ("a container that poses as its neighbour", neighbour),
     ("a container that holds docker.sock", socket_holder),
     ("a published port", published),
     ("dockerd restarted", restart),
