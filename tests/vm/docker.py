@@ -254,6 +254,46 @@ def between(docker):
     docker.do("docker network rm app other >/dev/null")
 
 
+def documented(heading, language):
+    """The blocks of a language below a heading of docs/containers.md."""
+    with open(os.path.join(ROOT, "docs", "containers.md"), encoding="utf-8") as file:
+        section = re.split(r"(?m)^##+ ", file.read().split(heading + "\n")[1])[0]
+    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
+
+
+def compose(docker):
+    """The two policies and the database of docs/containers.md, as printed; images of the same name stand in for those of a registry."""
+    docker.do("docker tag job python:3.12-slim; tar -C /srv/job -c . | docker import --change 'CMD [\"sh\", \"-c\", \"cd /etc; python3 -m http.server 5432\"]' - postgres:16 >/dev/null", 300)
+    heading = "### Two policies and a database"
+    (compose_file,), (policy,), (commands,) = documented(heading, "yaml"), documented(heading, "toml"), documented(heading, "console")
+    path = re.match(r"# (\S+)\n", policy)[1]
+    docker.write("/srv/shop/compose.yaml", compose_file)
+    docker.write(path, policy)
+    for command in re.findall(r"(?m)^# (.*)", commands):
+        # Debian 12 has the first version, which is a program of its own.
+        command = command.replace("docker compose", "docker-compose")
+        docker.do(f"cd /srv/shop && {command}", 180)
+    names = dict(line.split() for line in docker.do("docker ps -f label=com.docker.compose.project=shop --format '{{.Label \"com.docker.compose.service\"}} {{.Names}}'").splitlines())
+    docker.mark()
+    docker.resolver_mark()
+    for service_name, allowed, refused in (("crawler", "files.example.org", "mirror.example.org"), ("app", "mirror.example.org", "files.example.org")):
+        said = docker.inside(names[service_name], f"curl -sk --max-time 20 https://{allowed}/")
+        assert f"for {allowed}" in said.output, f"{service_name}: {said}"
+        for name in (refused, "evil.test", "good.test"):
+            said = docker.inside(names[service_name], f"curl -sk --max-time 20 https://{name}/")
+            assert said.status == 6, f"{service_name} and {name}: {said}"
+            said = docker.inside(names[service_name], f"curl -sk --max-time 20 --resolve {name}:443:{GOOD} https://{name}/")
+            assert said.status == 35, f"{service_name} and {name} at its address: {said}"
+    assert "root:" in docker.inside(names["app"], "curl -s --max-time 5 http://db:5432/passwd").output, "the application does not reach its database"
+    database = docker.do(f"docker inspect -f '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' {names['db']}")
+    for source in (names["crawler"], "d1"):
+        assert "root:" not in docker.inside(source, f"curl -s --max-time 3 http://{database}:5432/passwd").output, f"{source} reaches the database"
+    # All other containers keep their list.
+    serves(docker, "d1")
+    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
+    docker.do(f"cd /srv/shop && docker-compose down 2>/dev/null; rm {path} /etc/outgate/whitelist/crawler.rules /etc/outgate/whitelist/app.rules; outgate firewall apply && outgate whitelist reload", 120)
+
+
 # Counts the packets that come to a container with the attacks' word in them, and prints them.
 SNIFF = """\
 import socket, sys, time
@@ -376,6 +416,7 @@ CHECKS = [
     ("networks made later, from their first packet", later),
     ("containers do not reach each other", separate),
     ("between_guests on one network", between),
+    ("compose: two policies and a database, as printed", compose),
     ("attacks from a container", attacks),
     ("a container that poses as its neighbour", neighbour),
     ("a container that holds docker.sock", socket_holder),

@@ -32,6 +32,8 @@ NAMES = {
     "good.test": (GOOD, GOOD6),
     "raw.test": (GOOD, None),
     "evil.test": (EVIL, EVIL6),
+    "files.example.org": (GOOD, None),
+    "mirror.example.org": (GOOD, None),
 }
 BANNER = b"220 a server that speaks first\r\n"
 
