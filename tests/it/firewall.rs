@@ -291,7 +291,7 @@ fn nft_and_ip_accept_the_printed_ruleset() {
         let path = net.config_listening(listen, BOTH).with_extension("nft");
         shell(&net.gateway, &format!("nft -c -f {}", path.display()));
         for line in script.lines().filter(|line| line.starts_with("\t\t") && !line.contains(';')) {
-            let words = ["type ", "size ", "flags ", "timeout ", "elements "];
+            let words = ["type ", "typeof ", "size ", "flags ", "timeout ", "elements "];
             let of_set = words.iter().any(|word| line.trim_start().starts_with(word));
             assert!(of_set || line.contains(" comment \""), "a rule without a comment: {line}");
         }

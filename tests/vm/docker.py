@@ -14,7 +14,6 @@ import re
 import signal
 import sys
 import tempfile
-import textwrap
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -42,8 +41,6 @@ not_guests = ["br0"]
 servers = ["11.0.0.53"]
 """
 DAEMON = "/etc/docker/daemon.json"
-# Programs of the containers: what shares the machine's libraries, and busybox.
-PROGRAMS = ["/usr/bin/curl", "/usr/bin/python3"]
 
 
 def kind(release):
@@ -90,19 +87,7 @@ class Docker(service.Provider):
 
 def prepare(docker):
     """An image of the machine's own programs, so that no registry is needed."""
-    docker.do(textwrap.dedent(f"""\
-        set -e
-        mkdir -p /srv/job/bin /srv/job/tmp /srv/job/etc
-        cp /bin/busybox /srv/job/bin/
-        for applet in sh sleep cat echo ping nslookup nc ip arping id ls; do ln -sf busybox /srv/job/bin/$applet; done
-        for program in {' '.join(PROGRAMS)}; do
-            for file in $program $(ldd $program | grep -o '/[^ ]*'); do mkdir -p /srv/job$(dirname $file); cp -L $file /srv/job$file; done
-        done
-        cp -r --parents $(python3 -c 'import sysconfig; print(sysconfig.get_paths()["stdlib"])') /srv/job
-        for file in /lib/*/libnss_dns.so.2 /lib/*/libnss_files.so.2; do cp -L --parents $file /srv/job; done
-        cp /etc/passwd /etc/group /brought/ask.py /brought/ca.crt /brought/attacks.py /srv/job/etc/
-        rm -rf /srv/job/usr/lib/python3*/test /srv/job/usr/lib/python3*/__pycache__
-        """), 120)
+    docker.do("sh /brought/image.sh", 300)
     docker.do("mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
     docker.do("python3 /brought/outside.py resolver /run/world >/run/world/resolver 2>/run/world/resolver.err & read -r word </run/world/resolver && [ $word = ready ]")
     docker.do("systemctl start docker.service", 180)

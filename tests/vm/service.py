@@ -924,7 +924,7 @@ def bring(directory, outgate):
     """Makes the folder that the machine gets."""
     brought = os.path.join(directory, "brought")
     os.mkdir(brought)
-    for name in ("world.sh", "load.py", "probe.py", "ask.py", "lay.sh", "attacks.py", "neighbour.py"):
+    for name in ("world.sh", "load.py", "probe.py", "ask.py", "lay.sh", "attacks.py", "neighbour.py", "image.sh"):
         shutil.copy(os.path.join(HERE, "provider", name), brought)
     shutil.copy(os.path.join(HERE, "outside.py"), brought)
     certificates(brought)
