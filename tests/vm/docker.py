@@ -28,7 +28,7 @@ GOOD, EVIL = "11.0.0.10", "11.0.0.66"
 # Its name, and what is a package of its own there.
 RELEASES = {"12": ("bookworm", ""), "13": ("trixie", " docker-cli")}
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod iptables"
-PACKAGES += " docker.io docker-compose busybox-static"
+PACKAGES += " docker.io docker-compose busybox-static apparmor"
 DISABLED = "docker.service docker.socket containerd.service"
 CONFIG = """\
 [listen]
@@ -82,13 +82,13 @@ class Docker(service.Provider):
         return self.run("outgate status").output
 
     def restart_docker(self):
-        self.do("systemctl restart docker.service", 120)
+        self.do("systemctl reset-failed docker.service; systemctl restart docker.service", 120)
 
 
 def prepare(docker):
     """An image of the machine's own programs, so that no registry is needed."""
     docker.do("sh /brought/image.sh", 300)
-    docker.do("mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
+    docker.do("ip addr add fd99::53/128 dev lo nodad; mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
     docker.do("python3 /brought/outside.py resolver /run/world >/run/world/resolver 2>/run/world/resolver.err & read -r word </run/world/resolver && [ $word = ready ]")
     docker.do("systemctl start docker.service", 180)
     docker.do("tar -C /srv/job -c . | docker import - job >/dev/null", 300)
@@ -151,6 +151,22 @@ def names(docker):
         assert "rcode 3" in said.output and not docker.asked_past(), f"{way}: {said}; {docker.asked_past()}"
         said = docker.in_network_of("j1", f"python3 /brought/ask.py good.test {way} 127.0.0.11")
         assert GOOD in said.output and not docker.asked_past(), f"{way}: {said}"
+
+
+def names_by_ipv6(docker):
+    """A server with an IPv6 address, in a network without IPv6: later versions ask it from the machine's network."""
+    docker.do(f"mv {DAEMON} {DAEMON}.before; echo nameserver fd99::53 > /etc/resolv.conf")
+    docker.restart_docker()
+    docker.do("docker start j1 >/dev/null", 60)
+    docker.resolver_mark()
+    docker.in_network_of("j1", "timeout 5 python3 /brought/ask.py leak6.evil.test udp 127.0.0.11")
+    leaks = any("leak6.evil.test" in line for line in docker.asked_past())
+    applied = docker.run("outgate firewall apply", 60)
+    assert (applied.status == 6) == leaks, f"leaks: {leaks}, told: {applied}"
+    docker.do(f"mv {DAEMON}.before {DAEMON}; echo nameserver 127.0.0.1 > /etc/resolv.conf")
+    docker.restart_docker()
+    docker.do("docker start j1 >/dev/null && outgate firewall apply", 60)
+    return "they leave" if leaks else "they do not leave"
 
 
 def serves(docker, container):
@@ -396,6 +412,7 @@ CHECKS = [
     ("control: without outgate containers and names get out", control),
     ("install and guard docker0 and br-*", guard),
     ("names: told, and closed by the remedy, UDP and TCP", names),
+    ("names: a server with an IPv6 address", names_by_ipv6),
     ("docker run: served, and nothing else", run),
     ("docker build", build),
     ("networks made later, from their first packet", later),

@@ -7,7 +7,8 @@
   which say EVIL to every name.
 * `neighbour` is another guest: HTTP on 80.
 * `gateway` is another service of the gateway: one TCP server on port 22.
-* `resolver` is a resolver of the machine itself: DNS on port 53 of 127.0.0.1, over UDP and TCP, which is true.
+* `resolver` is a resolver of the machine itself: DNS on port 53 of 127.0.0.1, over UDP and TCP, and of fd99::53, over UDP,
+  which is true.
 
 Each writes DIR/ROLE.log, one event a line: `packet SOURCE DESTINATION PROTOCOL PORT` for each IP packet
 that came in (not in `gateway`, where packets arrive before any firewall), `accept ADDRESS PORT PEER` for
@@ -150,7 +151,7 @@ def answer(query, lie):
 
 
 def serve_dns(log, address):
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    udp = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM)
     udp.bind((address, 53))
 
     def serve():
@@ -195,6 +196,7 @@ def main():
         Server(22, log, handler=Banner)
     elif role == "resolver":
         serve_dns(log, "127.0.0.1")
+        serve_dns(log, "fd99::53")
         serve_dns_over_tcp(log, "127.0.0.1")
     else:
         Server(80, log)

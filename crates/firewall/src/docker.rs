@@ -3,13 +3,14 @@
 //! In a network that a user made, containers ask 127.0.0.11, which dockerd answers. It asks the servers of the
 //! machine's resolv.conf, from within the container's network, where the firewall brings the query to the listener.
 //! But a server on a loopback address can be reached only from this machine's own network, so dockerd asks it from
-//! there; later versions do so for a server with an IPv6 address too, if the container has none. Such a query meets
-//! no rule. With `dns` in daemon.json, dockerd asks that server instead, from within the container's network.
+//! there; later versions (26.1, not 20.10) do so for a server with an IPv6 address too, if the container has none. Such a
+//! query meets no rule. With `dns` in daemon.json, dockerd asks that server instead, from within the container's network.
 
 use super::host::{Host, fits};
 use super::plan::Plan;
-use super::processes;
+use super::{processes, tool};
 use serde_json::Value;
+use std::cell::OnceCell;
 use std::fs;
 use std::io::ErrorKind;
 use std::net::IpAddr;
@@ -24,6 +25,8 @@ const RESOLVED: (&str, &str) = ("127.0.0.53", "/run/systemd/resolve/resolv.conf"
 const PROGRAMS: [&str; 3] = ["/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd"];
 /// The clock that processes' starts are counted in, in Hz (proc_pid_stat(5)): it is the same on all platforms.
 const TICKS: u64 = 100;
+/// The first version that does so. Between 20.10, which does not, and 26.1, which does, none was tried.
+const IPV6_FROM_HERE: u32 = 21;
 /// A file that is this much older or younger than dockerd's start counts as read by it.
 const SLACK: Duration = Duration::from_secs(2);
 
@@ -43,12 +46,16 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
         // dockerd itself does not start with such a file.
         Err(why) => return Some(format!("{shown} cannot be read: {why}; correct it, for dockerd to start with it")),
     };
-    let is_reachable = |server: &String| server.parse().is_ok_and(|ip: IpAddr| ip.is_ipv4() && !ip.is_loopback());
+    // It takes a program to tell, so it is asked at most once, and only if there is such a server.
+    let over_ipv6 = OnceCell::new();
+    let asks_from_here = |ip: IpAddr| ip.is_loopback() || (ip.is_ipv6() && *over_ipv6.get_or_init(asks_ipv6_from_here));
+    // dockerd does not ask such a loopback address from here, but nor does any container reach it.
+    let is_reachable = |server: &String| server.parse().is_ok_and(|ip| !asks_from_here(ip));
     let all = |servers: &[String]| !servers.is_empty() && servers.iter().all(is_reachable);
     if all(&given) {
         return None;
     }
-    let server = asked_from_here(RESOLV_CONF)?;
+    let server = asked_from_here(RESOLV_CONF, asks_from_here)?;
     let how = format!("dockerd asks {server} for them from this machine's own network");
     let what = "names that containers ask for leave past [listen].dns";
     if all(&configured) {
@@ -136,7 +143,7 @@ fn configured(file: &Path) -> Result<Vec<String>, String> {
 }
 
 /// Returns the first server that dockerd would ask from this machine's network, by this resolv.conf.
-fn asked_from_here(file: &str) -> Option<String> {
+fn asked_from_here(file: &str, asks_from_here: impl Fn(IpAddr) -> bool) -> Option<String> {
     let mut servers = nameservers(&fs::read_to_string(file).unwrap_or_default());
     if let [only] = servers.as_slice()
         && only == RESOLVED.0
@@ -146,8 +153,20 @@ fn asked_from_here(file: &str) -> Option<String> {
     servers.into_iter().find(|server| {
         // An IPv6 address may have a zone.
         let address = server.split('%').next().unwrap_or_default().parse();
-        address.is_ok_and(|ip: IpAddr| ip.is_loopback() || ip.is_ipv6())
+        address.is_ok_and(&asks_from_here)
     })
+}
+
+/// Returns whether the dockerd that is installed asks servers with IPv6 addresses from this machine's network.
+fn asks_ipv6_from_here() -> bool {
+    let told = tool::run("dockerd", &["--version"], "", "to learn Docker's version");
+    // What cannot be told counts as the version that leaks.
+    told.ok().as_deref().and_then(major).is_none_or(|major| major >= IPV6_FROM_HERE)
+}
+
+/// Returns the first number of `Docker version 26.1.5+dfsg1, build …`.
+fn major(text: &str) -> Option<u32> {
+    text.strip_prefix("Docker version ")?.split('.').next()?.parse().ok()
 }
 
 /// Returns the servers of a resolv.conf(5).
@@ -175,6 +194,13 @@ mod tests {
         let words = ["dockerd", "--dns", "10.0.0.1", "--dns=10.0.0.2", "--dns-search", "x", "--dns-opt=y", "--dns"];
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         assert_eq!(option(&words, "--dns").collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    #[test]
+    fn a_version_is_told_by_its_first_number() {
+        assert_eq!(major("Docker version 26.1.5+dfsg1, build a72d7cd\n"), Some(26));
+        assert_eq!(major("Docker version 20.10.24+dfsg1, build 297e128\n"), Some(20));
+        assert_eq!(major("podman version 4.3.1"), None);
     }
 
     #[test]
