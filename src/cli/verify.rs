@@ -18,7 +18,7 @@ use super::golem::probe;
 use super::{Exit, Failure, Outcome, bridge};
 use addresses::Family;
 use attempts::{Means, Told, Verdict, attempt};
-use checks::{Task, gateway, not_applicable, tasks};
+use checks::{Task, gateway, tasks, untried};
 use clap::Args;
 use ground::{Ground, Guests, Untried};
 use ipnet::IpNet;
@@ -211,7 +211,7 @@ fn one(entry: &GuestEntry, ground: &Ground, urls: &[Wanted], stop: &AtomicBool, 
     match rows(ground, &guests, urls, stop) {
         Ok(Some(rows)) => {
             let others = ground.sentinel.others().saturating_sub(before);
-            Some(Report::of(name, rows, others, &config))
+            Some(Report::of(name, rows, others, ground.has_daemon(), &config))
         }
         Ok(None) => None,
         Err(failure) => {
@@ -257,8 +257,8 @@ fn rows(ground: &Ground, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) ->
         |task: Task| urls.get(task.url).filter(|_| task.check == checks::Check::Url).map(|url| url.url.clone());
     let mut running = 0_usize;
     for (at, task) in all.iter().copied().enumerate() {
-        if let Some(why) = not_applicable(task, ground, guests) {
-            rows.push(Some(Row::not_applicable(task, url_of(task), why)));
+        if let Some(why) = untried(task, ground, guests) {
+            rows.push(Some(Row::untried(task, url_of(task), &why)));
             continue;
         }
         rows.push(None);
@@ -330,9 +330,10 @@ fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, pl
     let number = task.number();
     let [sentinel, second, answers] = places;
     let arrived = [(sentinel, "outside"), (second, "at the other guest"), (answers, "from outside")];
-    // What must get through may also be seen: through outgate, but never as the guest's own packet.
     for (witness, place) in arrived {
-        if let Some(seen) = witness.of(number) {
+        // NAT also writes the asked server's address into this machine's own errors about DNS.
+        let counts = !(task.check.is_dns() && place == "from outside");
+        if let Some(seen) = witness.of(number).filter(|_| counts) {
             let packets = if seen.packets == 1 { "1 packet".to_owned() } else { format!("{} packets", seen.packets) };
             return Row::new(task, url, format!("{packets} {place}: {}", seen.first), report::Outcome::Leak);
         }

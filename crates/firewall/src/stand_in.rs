@@ -89,7 +89,13 @@ pub fn admit(input: &PlanInput, host: &Host, names: &[String]) -> Result<(), Fir
             let closed = routing::closed_interfaces(family)?;
             if have(&|sibling| closed.contains(&sibling.name)) && !closed.contains(&link.name) {
                 let line = format!("{}\n", routing::prohibit_line("add", &link.name));
-                tool::run("ip", &[family, "-batch", "-"], &line, "to close an interface")?;
+                let added = tool::run("ip", &[family, "-batch", "-"], &line, "to close an interface");
+                // The watcher may have been faster.
+                if let Err(error) = added
+                    && !routing::closed_interfaces(family)?.contains(&link.name)
+                {
+                    return Err(error);
+                }
             }
         }
     }
@@ -110,6 +116,7 @@ pub fn dismiss(names: &[String]) -> Vec<String> {
         let lines: String = stale.map(|name| format!("{}\n", routing::prohibit_line("del", name))).collect();
         if !lines.is_empty()
             && let Err(error) = tool::run("ip", &[family, "-batch", "-"], &lines, "to remove a routing rule")
+            && routing::closed_interfaces(family).is_ok_and(|now| now.iter().any(|name| names.contains(&name)))
         {
             faults.push(error.to_string());
         }

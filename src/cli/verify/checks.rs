@@ -2,7 +2,7 @@
 //! depends on the answer to another.
 
 use super::addresses::Family;
-use super::ground::{Ground, Guests};
+use super::ground::{Ground, Guests, Untried};
 use outgate_proto::enum_of_words;
 use std::net::{IpAddr, SocketAddr};
 
@@ -52,6 +52,11 @@ impl Check {
     /// Returns whether it is something that must get through.
     pub(super) const fn must_pass(self) -> bool {
         matches!(self, Check::DnsListener | Check::TransparentListener | Check::ProxyListener | Check::Url)
+    }
+
+    /// Returns whether the firewall brings it to the DNS listener, by NAT.
+    pub(super) const fn is_dns(self) -> bool {
+        matches!(self, Check::DnsListener | Check::DnsOverUdp | Check::DnsOverTcp)
     }
 
     /// Returns what is expected.
@@ -105,8 +110,8 @@ pub(super) fn tasks(ground: &Ground, urls: usize) -> Vec<Task> {
     tasks
 }
 
-/// Returns why a task means nothing here.
-pub(super) fn not_applicable(task: Task, ground: &Ground, guests: &Guests) -> Option<String> {
+/// Returns why a task is not tried here.
+pub(super) fn untried(task: Task, ground: &Ground, guests: &Guests) -> Option<Untried> {
     let Task { check, family, .. } = task;
     if let Err(why) = ground.of(family) {
         return Some(why.clone());
@@ -117,7 +122,8 @@ pub(super) fn not_applicable(task: Task, ground: &Ground, guests: &Guests) -> Op
     let listen = &ground.settings.listen;
     let missing = |key: &str, listeners: &[SocketAddr]| {
         let none = reachable(listeners, family).next().is_none();
-        none.then(|| format!("[listen].{key} has no {} address that guests reach", name(family)))
+        let why = || format!("[listen].{key} has no {} address that guests reach", name(family));
+        none.then(|| Untried::NotApplicable(why()))
     };
     match check {
         Check::DnsListener => missing("dns", &listen.dns),

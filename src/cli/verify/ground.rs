@@ -52,8 +52,8 @@ pub(super) struct Ground {
     daemon: Daemon,
     pub(super) settings: Settings,
     pub(super) host: Host,
-    pub(super) v4: Result<Addresses, String>,
-    pub(super) v6: Result<Addresses, String>,
+    v4: Result<Addresses, Untried>,
+    v6: Result<Addresses, Untried>,
     pub(super) round: Arc<Round>,
     pub(super) sentinel: Witness,
     /// Why the guests are not registered, if they are not.
@@ -66,13 +66,25 @@ pub(super) struct Ground {
     _listeners: Vec<TcpListener>,
 }
 
-/// Why there are no guests behind an interface.
-#[derive(Debug)]
+/// Why something is not tried.
+#[derive(Clone, Debug)]
 pub(super) enum Untried {
-    /// There cannot be any.
+    /// There is nothing to try.
     NotApplicable(String),
-    /// They could not be made.
+    /// It could not be tried.
     Failed(String),
+}
+
+impl Untried {
+    fn failed(failure: Failure) -> Untried {
+        Untried::Failed(failure.to_string().trim_start_matches("outgate: ").to_owned())
+    }
+
+    /// Returns the reason.
+    pub(super) fn why(&self) -> &str {
+        let (Untried::NotApplicable(why) | Untried::Failed(why)) = self;
+        why
+    }
 }
 
 /// Two guests behind one interface.
@@ -85,7 +97,7 @@ pub(super) struct Guests {
     pub(super) first: Namespace,
     pub(super) second: Namespace,
     /// Why a family cannot be tried here.
-    pub(super) without: Vec<(Family, String)>,
+    pub(super) without: Vec<(Family, Untried)>,
     /// Whether the guests share a link.
     pub(super) share_link: bool,
     routes: Vec<(Family, String)>,
@@ -110,10 +122,13 @@ impl Ground {
             );
             choose(&ranges(named, family), &taken)
         };
-        let v6 = if has_ipv6() { chosen(Family::V6) } else { Err("this machine has no IPv6".to_owned()) };
-        let v4 = chosen(Family::V4);
+        let v6 = match has_ipv6() {
+            true => chosen(Family::V6).map_err(Untried::Failed),
+            false => Err(Untried::NotApplicable("this machine has no IPv6".to_owned())),
+        };
+        let v4 = chosen(Family::V4).map_err(Untried::Failed);
         if let (Err(v4), Err(v6)) = (&v4, &v6) {
-            return Err(Failure::Failed(format!("{v4}; {v6}")));
+            return Err(Failure::Failed(format!("{}; {}", v4.why(), v6.why())));
         }
         let addresses: Vec<Addresses> = [&v4, &v6].into_iter().flatten().copied().collect();
         let senders = addresses.iter().flat_map(|one| one.guests);
@@ -149,11 +164,16 @@ impl Ground {
     }
 
     /// Returns the addresses of a family, or why there are none.
-    pub(super) fn of(&self, family: Family) -> &Result<Addresses, String> {
+    pub(super) fn of(&self, family: Family) -> &Result<Addresses, Untried> {
         match family {
             Family::V4 => &self.v4,
             Family::V6 => &self.v6,
         }
+    }
+
+    /// Returns whether the daemon answered.
+    pub(super) fn has_daemon(&self) -> bool {
+        !self.registered.is_empty()
     }
 
     /// Registers the guests, so that the daemon judges them as guests and counts them under their own names. Without
@@ -191,20 +211,19 @@ impl Ground {
             }
         };
         let (first, second) = (Namespace::new(), Namespace::new());
-        let failed = |failure: Failure| Untried::Failed(failure.to_string().trim_start_matches("outgate: ").to_owned());
         let mut guests = Guests {
             entry: match entry {
                 GuestEntry::Bridge(bridge) => bridge.clone(),
                 _ => names.first().cloned().unwrap_or_default(),
             },
             names,
-            first: first.map_err(failed)?,
-            second: second.map_err(failed)?,
+            first: first.map_err(Untried::failed)?,
+            second: second.map_err(Untried::failed)?,
             without: Vec::new(),
             share_link: matches!(entry, GuestEntry::Bridge(_)),
             routes: Vec::new(),
         };
-        guests.build(self, entry).map_err(failed)?;
+        guests.build(self, entry).map_err(Untried::failed)?;
         Ok(guests)
     }
 }
@@ -250,13 +269,19 @@ impl Guests {
         for family in Family::BOTH {
             let Ok(addresses) = ground.of(family) else { continue };
             if family == Family::V6 && is_without_ipv6(&self.entry) {
-                self.without.push((family, format!("{} has no IPv6", self.entry)));
+                self.without.push((family, Untried::NotApplicable(format!("{} has no IPv6", self.entry))));
                 continue;
             }
             if let Err(failure) = self.address(family, addresses, bridge) {
-                let why = failure.to_string();
-                self.without.push((family, why.trim_start_matches("outgate: ").to_owned()));
+                self.without.push((family, Untried::failed(failure)));
             }
+        }
+        let why = |family: Family| {
+            let here = self.without.iter().find(|(without, _)| *without == family).map(|(_, why)| why);
+            ground.of(family).as_ref().err().or(here).map(Untried::why)
+        };
+        if let [Some(v4), Some(v6)] = Family::BOTH.map(why) {
+            return Err(Failure::Failed(format!("{v4}; {v6}")));
         }
         bridge.map_or(Ok(()), |_| self.await_forwarding())
     }
@@ -422,9 +447,9 @@ fn random() -> u64 {
 /// Makes the way to the sentinel. Returns why it has no IPv6, if it has none.
 fn outside_link(
     outside: &Namespace,
-    v4: &Result<Addresses, String>,
-    v6: &Result<Addresses, String>,
-) -> Result<Option<String>, Failure> {
+    v4: &Result<Addresses, Untried>,
+    v6: &Result<Addresses, Untried>,
+) -> Result<Option<Untried>, Failure> {
     let lines = format!(
         "link add name {OUT} address {HOST_MAC}0 type veth peer name eth0 address {INNER_MAC}0 netns {}\n\
          link set dev {OUT} alias \"{ALIAS}\"\n",
@@ -456,7 +481,7 @@ fn outside_link(
         both(Family::V4, addresses)?;
     }
     let six = v6.as_ref().ok().map(|addresses| both(Family::V6, addresses));
-    Ok(six.and_then(Result::err).map(|failure| failure.to_string().trim_start_matches("outgate: ").to_owned()))
+    Ok(six.and_then(Result::err).map(Untried::failed))
 }
 
 /// Opens the sentinel's ports, as far as they can be opened.

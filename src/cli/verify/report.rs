@@ -1,6 +1,7 @@
 //! What is printed: one row for each check, and for each interface a sentence.
 
 use super::checks::{Check, Task};
+use super::ground::Untried;
 use crate::cli::table;
 use outgate::text::printable;
 use serde::Serialize;
@@ -23,6 +24,9 @@ pub(super) struct Row {
     reason: Option<String>,
     #[serde(skip)]
     must_pass: bool,
+    /// Whether it is not applicable only because it could not be tried.
+    #[serde(skip)]
+    is_missing: bool,
 }
 
 /// A result in answers.
@@ -78,11 +82,13 @@ impl Row {
             result,
             reason: None,
             must_pass: check.must_pass(),
+            is_missing: false,
         }
     }
 
-    pub(super) fn not_applicable(task: Task, url: Option<String>, reason: String) -> Row {
-        Row { reason: Some(reason), ..Row::new(task, url, "-".to_owned(), Outcome::NotApplicable) }
+    pub(super) fn untried(task: Task, url: Option<String>, why: &Untried) -> Row {
+        let (reason, is_missing) = (Some(why.why().to_owned()), matches!(why, Untried::Failed(_)));
+        Row { reason, is_missing, ..Row::new(task, url, "-".to_owned(), Outcome::NotApplicable) }
     }
 
     fn name(&self) -> String {
@@ -97,8 +103,14 @@ impl Row {
 pub(super) type OfConfig<'a> = &'a str;
 
 impl Report {
-    /// Draws the conclusion.
-    pub(super) fn of(interface: &str, checks: Vec<Row>, other_packets: u64, config: OfConfig<'_>) -> Report {
+    /// Draws the conclusion. `has_daemon`: whether the daemon answered on its control socket.
+    pub(super) fn of(
+        interface: &str,
+        checks: Vec<Row>,
+        other_packets: u64,
+        has_daemon: bool,
+        config: OfConfig<'_>,
+    ) -> Report {
         let named = |result: Outcome, is: &dyn Fn(&Row) -> bool| {
             let rows = checks.iter().filter(|row| row.result == result && is(row));
             rows.map(Row::name).collect::<Vec<_>>().join(", ")
@@ -114,12 +126,18 @@ impl Report {
         } else if !untried.is_empty() {
             (State::NotChecked, format!("{guests}: not everything could be tried ({untried}); run it again"))
         } else if !silent.is_empty() {
-            let remedy =
-                "start outgate with `systemctl start outgate`; if it runs, `outgate status` says what is wrong";
-            (
-                State::CutOff,
-                format!("{guests} are cut off: nothing gets past outgate, and it does not answer ({silent}): {remedy}"),
-            )
+            let remedy = match has_daemon {
+                true => format!(
+                    "run `outgate firewall apply{config}`; if that does not help, `outgate firewall status{config}` says \
+                     what is in the way"
+                ),
+                false => {
+                    "start outgate with `systemctl start outgate`; if it runs, `outgate status` says what is wrong"
+                        .to_owned()
+                }
+            };
+            let what = format!("nothing gets past outgate, and it does not answer ({silent})");
+            (State::CutOff, format!("{guests} are cut off: {what}: {remedy}"))
         } else if !unreached.is_empty() {
             let urls = checks.iter().filter(|row| row.result == Outcome::Failed).filter_map(|row| row.url.as_deref());
             let ask: Vec<String> =
@@ -128,6 +146,9 @@ impl Report {
                 State::Unreached,
                 format!("{guests} are guarded, and do not reach what they should ({unreached}): {}", ask.join(", ")),
             )
+        } else if let Some(row) = checks.iter().find(|row| row.is_missing) {
+            let why = row.reason.as_deref().unwrap_or_default();
+            (State::NotChecked, format!("{guests}: {} could not be tried: {why}", row.family))
         } else {
             (State::Guarded, format!("{guests} are guarded"))
         };
@@ -176,15 +197,26 @@ mod tests {
 
     #[test]
     fn the_worst_result_decides_and_names_its_checks() {
-        let of = |rows: Vec<Row>| Report::of("br0", rows, 0, "");
+        let of = |rows: Vec<Row>| Report::of("br0", rows, 0, false, "");
         let healthy = of(vec![row(Check::Tcp80, Outcome::Ok), row(Check::Ping, Outcome::NotApplicable)]);
         assert_eq!((healthy.state, healthy.summary.as_str()), (State::Guarded, "guests of br0 are guarded"));
         let dead = of(vec![row(Check::DnsListener, Outcome::Failed), row(Check::Tcp80, Outcome::Ok)]);
         assert_eq!(dead.state, State::CutOff);
+        assert!(dead.summary.contains("systemctl start outgate"), "{}", dead.summary);
+        let behind = Report::of("br0", vec![row(Check::DnsListener, Outcome::Failed)], 0, true, " --config x");
+        assert!(behind.summary.contains("`outgate firewall apply --config x`"), "{}", behind.summary);
         assert!(dead.summary.contains("cut off") && dead.summary.contains("(dns_listener ipv6)"), "{}", dead.summary);
         let open = of(vec![row(Check::DnsListener, Outcome::Failed), row(Check::Tcp443, Outcome::Leak)]);
         assert_eq!(open.state, State::Open);
         assert!(open.summary.contains("NOT guarded (tcp_443 ipv6)"), "{}", open.summary);
+        let without = |why: Untried| {
+            let task = Task { check: Check::Tcp80, family: Family::V4, url: 0 };
+            of(vec![row(Check::Tcp80, Outcome::Ok), Row::untried(task, None, &why)])
+        };
+        assert_eq!(without(Untried::NotApplicable("no IPv6".to_owned())).state, State::Guarded);
+        let taken = without(Untried::Failed("all is taken".to_owned()));
+        assert_eq!(taken.state, State::NotChecked, "what was not tried is not guarded");
+        assert!(taken.summary.contains("ipv4 could not be tried: all is taken"), "{}", taken.summary);
         let url = Row { url: Some("https://a.test".to_owned()), ..row(Check::Url, Outcome::Failed) };
         let unreached = of(vec![url]);
         assert_eq!(unreached.state, State::Unreached);

@@ -130,7 +130,9 @@ fn note(packet: &Packet<'_>, looks: &Looks, round: &Round, state: &State) {
                 return;
             }
             if let Some(check) = round.check_of(packet) {
-                let place = if own.contains(&packet.source) { &state.told } else { &state.seen };
+                // Nobody else is on this link.
+                let is_local = matches!(packet.source, IpAddr::V6(source) if source.is_unicast_link_local());
+                let place = if is_local || own.contains(&packet.source) { &state.told } else { &state.seen };
                 count(lock(place).entry(check).or_default());
             }
         }
