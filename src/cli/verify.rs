@@ -13,7 +13,6 @@ mod report;
 mod witness;
 
 use super::ask::{Daemon, write_json};
-use super::exec::warn;
 use super::golem::probe;
 use super::{Exit, Failure, Outcome, bridge};
 use addresses::Family;
@@ -26,6 +25,7 @@ use outgate::config::Settings;
 use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
 use outgate::shell::quoted;
 use outgate::system::{self, Signals};
+use outgate::text::printable;
 use probe::attempt::Wanted;
 use report::{OfConfig, Report, Row, State};
 use serde_json::{Value, json};
@@ -66,10 +66,11 @@ const INTERRUPTED: u8 = 130;
 /// two ports, a pattern (veth*) two interfaces whose names fit. For an interface of one guest (a tap by its name)
 /// nothing can be tried.
 ///
-/// A check is ok, a LEAK, FAILED or not applicable. Exit code 0 if guests of all interfaces are guarded, 1 if not.
+/// A check is ok, a LEAK, FAILED or not applicable. Exit code 0 if guests of all interfaces are guarded, 1 if not,
+/// 130 after a signal.
 /// Requires root. Takes a few seconds for each interface.
 ///
-/// --json prints one object: `guarded` (all of them), `interfaces` and `warnings`. Each interface has `interface`,
+/// --json prints one object: `guarded` (all of them), `interfaces` and `notes`. Each interface has `interface`,
 /// `state` (guarded, open, cut_off, unreached, not_checked, not_applicable), `summary`, `other_packets` and `checks`; each check has
 /// `check`, `family`, `url`, `expected`, `seen`, `result` (ok, leak, failed, not_applicable) and `reason`.
 #[derive(Args, Debug)]
@@ -139,17 +140,7 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
     let entries = chosen(&all, order.interfaces)?;
     let stop = stop_on_signals()?;
     let ground = Ground::make(order.daemon, settings, &all, host, order.ranges)?;
-    let mut warnings = Vec::new();
-    if let Some(why) = &ground.unregistered {
-        warnings.push(format!("the guests of this run are not registered: {why}"));
-    }
-    for (family, path) in [("IPv4", "ipv4/ip_forward"), ("IPv6", "ipv6/conf/all/forwarding")] {
-        if std::fs::read_to_string(format!("/proc/sys/net/{path}")).is_ok_and(|on| on.trim() == "0") {
-            warnings.push(format!(
-                "this machine does not forward {family} now; what it would forward is known only once it does"
-            ));
-        }
-    }
+    let notes = notes(&ground);
     let mut reports = Vec::new();
     for entry in entries {
         match one(entry, &ground, &urls, &stop, order) {
@@ -158,7 +149,22 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
         }
     }
     drop(ground);
-    tell(&reports, &warnings, order.json, out)
+    tell(&reports, &notes, order.json, out)
+}
+
+/// Returns what one must know to read the results.
+fn notes(ground: &Ground) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(why) = &ground.unregistered {
+        notes.push(format!("the guests of this run are not registered with the daemon: {why}"));
+    }
+    for (family, path) in [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")] {
+        let forwarding = std::fs::read_to_string(format!("/proc/sys/net/{path}"));
+        if ground.of(family).is_ok() && forwarding.is_ok_and(|on| on.trim() == "0") {
+            notes.push(format!("this machine forwards no {family} now; run this again once it does"));
+        }
+    }
+    notes
 }
 
 /// Returns the entries that the operator names, or all.
@@ -354,15 +360,15 @@ fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, pl
     }
 }
 
-fn tell(reports: &[Report], warnings: &[String], json: bool, out: &mut dyn Write) -> Outcome {
+fn tell(reports: &[Report], notes: &[String], json: bool, out: &mut dyn Write) -> Outcome {
     let is = |report: &Report, state: State| report.state == state;
     let guarded = reports.iter().any(|report| is(report, State::Guarded))
         && reports.iter().all(|report| is(report, State::Guarded) || is(report, State::NotApplicable));
     if json {
         let interfaces = serde_json::to_value(reports).map_err(io::Error::from)?;
-        write_json(&json!({ "guarded": guarded, "interfaces": interfaces, "warnings": warnings }), out)?;
+        write_json(&json!({ "guarded": guarded, "interfaces": interfaces, "notes": notes }), out)?;
     } else {
-        warnings.iter().for_each(|warning| warn(warning));
+        notes.iter().try_for_each(|note| writeln!(out, "note: {}", printable(note)))?;
         for (n, report) in reports.iter().enumerate() {
             if n > 0 {
                 writeln!(out)?;

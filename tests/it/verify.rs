@@ -9,9 +9,12 @@ use crate::world::ran::Ran;
 use crate::world::vmnet::{nft, shell};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use std::collections::BTreeSet;
+use std::net::UdpSocket;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// How long one interface may take.
@@ -51,6 +54,15 @@ fn traces(net: &GuardedNetwork, outgate: &Outgate) -> String {
     let guests = Ran::of(net.net.gateway.run(|| command.output()).expect("outgate runs"));
     traces.extend(guests.out.lines().filter(|line| line.contains("outgate-verify")));
     traces
+}
+
+/// The causes of trouble that the daemon reports.
+fn troubles(net: &GuardedNetwork, outgate: &Outgate) -> Vec<String> {
+    let config = outgate.config();
+    let mut command = outgate.command(&["status", "--json", "--config", config.to_str().unwrap()]);
+    let status = Ran::of(net.net.gateway.run(|| command.output()).expect("outgate runs")).json();
+    let troubles = status["troubles"].as_array().unwrap();
+    troubles.iter().map(|trouble| trouble["cause"].as_str().unwrap().to_owned()).collect()
 }
 
 /// Checks that a result names exactly these checks.
@@ -220,7 +232,7 @@ fn without_the_rule_for_dns_or_without_the_daemon_guests_are_cut_off() {
     assert_found(&answer, "leak", &[]);
     assert_found(&answer, "failed", &LISTENERS);
     assert!(summary(&answer).contains("`systemctl start outgate`"), "{answer:#}");
-    assert!(answer["warnings"].to_string().contains("not registered"), "{answer:#}");
+    assert!(answer["notes"].to_string().contains("not registered with the daemon"), "{answer:#}");
     assert_eq!(traces(&net, &outgate), "");
     net.assert_no_leaks();
 }
@@ -230,16 +242,30 @@ fn without_the_rule_for_dns_or_without_the_daemon_guests_are_cut_off() {
 fn declared_guests_and_a_proxy_alone_are_also_verified_and_the_watcher_may_run() {
     let net = GuardedNetwork::new();
     let tables = "[[guest]]\nname = \"one\"\naddresses = [\"10.42.42.2\", \"fd42::2\"]\ninterface = \"p1\"\n\
-                  [firewall]\nguest_interfaces = [\"br0\", \"r3\", \"r4\", \"gone\"]\n";
+                  [firewall]\nguest_interfaces = [\"br0\", \"r3\", \"r4\", \"gone\", \"og-*\"]\n";
     let listen = "proxy = [\"10.42.42.1:3128\"]";
     let outgate = net.start(net.bare("good.test\n").listen(listen).tables(tables));
     std::fs::copy(outgate.config(), net.net.path("outgate.toml")).unwrap();
     let _watcher = Watcher::start(&net.net);
-    let ran = verify(&net, &outgate, &["--json"]);
+    let ended = AtomicBool::new(false);
+    let (ran, causes) = std::thread::scope(|scope| {
+        let causes = scope.spawn(|| {
+            let mut causes = BTreeSet::new();
+            while !ended.load(Ordering::Relaxed) {
+                causes.extend(troubles(&net, &outgate));
+                std::thread::sleep(Duration::from_millis(200));
+            }
+            causes
+        });
+        let ran = verify(&net, &outgate, &["--json"]);
+        ended.store(true, Ordering::Relaxed);
+        (ran, causes.join().unwrap())
+    });
+    assert!(causes.iter().all(|cause| cause == "interface_missing"), "a run is no trouble: {causes:?}");
     let answer = ran.json();
     assert_eq!(ran.code, 0, "{answer:#}");
-    let states: Vec<&str> = (0..4).map(|n| answer["interfaces"][n]["state"].as_str().unwrap()).collect();
-    assert_eq!(states, ["guarded", "not_applicable", "not_applicable", "not_applicable"], "{answer:#}");
+    let states: Vec<&str> = (0..5).map(|n| answer["interfaces"][n]["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["guarded", "not_applicable", "not_applicable", "not_applicable", "guarded"], "{answer:#}");
     assert_found(&answer, "not_applicable", &LISTENERS);
     let rows = answer["interfaces"][0]["checks"].as_array().unwrap();
     let proxy = rows.iter().find(|row| row["check"] == "proxy_listener").unwrap();
@@ -308,6 +334,11 @@ fn what_cannot_be_verified_is_an_error_that_says_why() {
 fn an_interrupted_run_removes_everything_and_the_next_one_what_a_killed_one_left() {
     let net = GuardedNetwork::new();
     let outgate = net.start(net.setup("good.test\n"));
+    // A bridge takes its MTU and MAC from its ports, if nobody sets them.
+    shell(&net.net.gateway, "ip link set p1 mtu 9000; ip link set p2 mtu 9000");
+    let bridge = || shell(&net.net.gateway, "ip -o link show br0 | grep -o 'mtu [0-9]*\\|ether [^ ]*'");
+    let before = bridge();
+    assert!(before.contains("mtu 9000"), "{before}");
     let start = || {
         let config = outgate.config();
         let mut command = outgate.command(&["verify", "--config", config.to_str().unwrap()]);
@@ -318,6 +349,7 @@ fn an_interrupted_run_removes_everything_and_the_next_one_what_a_killed_one_left
             traces.contains("ogv-1") && traces.contains("198.18.0.3 dev br0") && traces.contains("outgate-verify-1")
         };
         eventually("it has made its guests", both);
+        assert_eq!(bridge(), before, "what the guests of this bridge see is as it was");
         child
     };
     for signal in [Signal::INT, Signal::TERM] {
@@ -337,6 +369,29 @@ fn an_interrupted_run_removes_everything_and_the_next_one_what_a_killed_one_left
     assert_eq!((code, state(&answer)), (0, "guarded"), "{answer:#}");
     assert_eq!(traces(&net, &outgate), "");
     net.assert_no_leaks();
+}
+
+#[test]
+#[ignore = "requires root and network namespaces"]
+fn what_others_send_to_the_sentinel_is_counted_apart_and_alarms_nobody() {
+    let net = GuardedNetwork::new();
+    let outgate = net.start(net.setup("good.test\n"));
+    let ended = AtomicBool::new(false);
+    let (code, answer) = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let socket = net.net.gateway.run(|| UdpSocket::bind("0.0.0.0:700")).unwrap();
+            while !ended.load(Ordering::Relaxed) {
+                // There is no route to it before the run and after it.
+                let _ = socket.send_to(b"from this machine itself", "198.18.0.2:9999");
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
+        let verified = verified(&net, &outgate, "br0");
+        ended.store(true, Ordering::Relaxed);
+        verified
+    });
+    assert_eq!((code, state(&answer)), (0, "guarded"), "{answer:#}");
+    assert!(answer["interfaces"][0]["other_packets"].as_u64().unwrap() > 20, "{answer:#}");
 }
 
 #[test]

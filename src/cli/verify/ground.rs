@@ -38,7 +38,7 @@ const ALIAS: &str = "outgate verify";
 /// The number of our routes (`proto`, as in ip-route(8)), so that the next run finds what a killed one left.
 const PROTOCOL: &str = "247";
 /// MACs. A bridge without one of its own takes its ports' lowest, so the first byte of this machine's ends is high.
-const HOST_MAC: &str = "fe:ff:6f:67:76:0";
+const HOST_MAC: &str = "fe:ff:ff:67:76:0";
 const INNER_MAC: &str = "02:00:6f:67:76:0";
 /// The sentinel's ports, so that a connection that comes through is also answered.
 const OPEN: [u16; 5] = [22, 53, 80, 443, 853];
