@@ -1,26 +1,27 @@
-//! `outgate verify`: tries every way out from where guests are, and says what came through. `ground` makes guests and
-//! a sentinel outside, `checks` has what is tried, `attempts` tries it from sockets in a guest's namespace, `witness`
+//! `outgate verify`: tries every way out from where guests are, and says what came through. `network` makes guests and
+//! a sentinel outside, `checks` has what is tried, `attempts` tries it from sockets in a guest's namespace, `capture`
 //! and `packet` see what arrives where, `report` says what it means.
 
 mod addresses;
 mod attempts;
+mod capture;
 mod checks;
 mod dns;
-mod ground;
 mod namespace;
+mod network;
 mod packet;
 mod report;
-mod witness;
 
 use super::ask::{Daemon, write_json};
 use super::golem::probe;
 use super::{Exit, Failure, Outcome, bridge};
 use addresses::Family;
-use attempts::{Means, Told, Verdict, attempt};
+use attempts::{Context, Told, Verdict, attempt};
+use capture::{Capture, Filter};
 use checks::{Task, gateway, tasks, untried};
 use clap::Args;
-use ground::{Ground, Guests, Untried};
 use ipnet::IpNet;
+use network::{Guests, Network, Untried};
 use outgate::config::Settings;
 use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
 use outgate::shell::quoted;
@@ -36,7 +37,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 use tokio::runtime::Builder;
-use witness::{Looks, Witness};
 
 /// Between the starts of two attempts, so that they stay below a guest's limits.
 const GAP: Duration = Duration::from_millis(25);
@@ -139,28 +139,28 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
     let all = guest_entries(&settings.firewall.guest_interfaces, &host);
     let entries = chosen(&all, order.interfaces)?;
     let stop = stop_on_signals()?;
-    let ground = Ground::make(order.daemon, settings, &all, host, order.ranges)?;
-    let notes = notes(&ground);
+    let network = Network::make(order.daemon, settings, &all, host, order.ranges)?;
+    let notes = notes(&network);
     let mut reports = Vec::new();
     for entry in entries {
-        match one(entry, &ground, &urls, &stop, order) {
+        match one(entry, &network, &urls, &stop, order) {
             Some(report) => reports.push(report),
             None => return Ok(Exit::Command(INTERRUPTED)),
         }
     }
-    drop(ground);
+    drop(network);
     tell(&reports, &notes, order.json, out)
 }
 
 /// Returns what one must know to read the results.
-fn notes(ground: &Ground) -> Vec<String> {
+fn notes(network: &Network) -> Vec<String> {
     let mut notes = Vec::new();
-    if let Some(why) = &ground.unregistered {
+    if let Some(why) = &network.unregistered {
         notes.push(format!("the guests of this run are not registered with the daemon: {why}"));
     }
     for (family, path) in [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")] {
         let forwarding = std::fs::read_to_string(format!("/proc/sys/net/{path}"));
-        if ground.of(family).is_ok() && forwarding.is_ok_and(|on| on.trim() == "0") {
+        if network.of(family).is_ok() && forwarding.is_ok_and(|on| on.trim() == "0") {
             notes.push(format!("this machine forwards no {family} now; run this again once it does"));
         }
     }
@@ -205,19 +205,19 @@ fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
 }
 
 /// Tries everything at one interface; `None` after a signal.
-fn one(entry: &GuestEntry, ground: &Ground, urls: &[Wanted], stop: &AtomicBool, order: &Order<'_>) -> Option<Report> {
+fn one(entry: &GuestEntry, network: &Network, urls: &[Wanted], stop: &AtomicBool, order: &Order<'_>) -> Option<Report> {
     let name = entry.name();
-    let before = ground.sentinel.others();
-    let guests = match ground.guests(entry) {
+    let before = network.sentinel.others();
+    let guests = match network.guests(entry) {
         Ok(guests) => guests,
         Err(Untried::NotApplicable(why)) => return Some(Report::untried(name, State::NotApplicable, &why)),
         Err(Untried::Failed(why)) => return Some(Report::untried(name, State::NotChecked, &why)),
     };
     let config = of_config(order.daemon);
-    match rows(ground, &guests, urls, stop) {
+    match rows(network, &guests, urls, stop) {
         Ok(Some(rows)) => {
-            let others = ground.sentinel.others().saturating_sub(before);
-            Some(Report::of(name, rows, others, ground.has_daemon(), &config))
+            let others = network.sentinel.others().saturating_sub(before);
+            Some(Report::of(name, rows, others, network.has_daemon(), &config))
         }
         Ok(None) => None,
         Err(failure) => {
@@ -236,9 +236,9 @@ fn of_config(daemon: &Daemon) -> String {
 }
 
 /// Runs all tasks of an interface, and joins what they saw with what arrived; `None` after a signal.
-fn rows(ground: &Ground, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) -> Result<Option<Vec<Row>>, Failure> {
+fn rows(network: &Network, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) -> Result<Option<Vec<Row>>, Failure> {
     let both: Vec<addresses::Addresses> =
-        Family::BOTH.iter().filter_map(|family| ground.of(*family).as_ref().ok().copied()).collect();
+        Family::BOTH.iter().filter_map(|family| network.of(*family).as_ref().ok().copied()).collect();
     let of_one = both
         .iter()
         .map(|one| {
@@ -253,27 +253,28 @@ fn rows(ground: &Ground, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) ->
             [second, one.direct]
         })
         .collect();
-    let answers = Witness::start(&guests.first, Looks::Answers(of_one, ground.own.clone()), Arc::clone(&ground.round))?;
-    let second = Witness::start(&guests.second, Looks::Arrivals(of_two), Arc::clone(&ground.round))?;
-    let means = Family::BOTH.map(|family| means(ground, guests, urls, family).map(Arc::new));
-    let all = tasks(ground, urls.len());
+    let answers =
+        Capture::start(&guests.first, Filter::Answers(of_one, network.own.clone()), Arc::clone(&network.round))?;
+    let second = Capture::start(&guests.second, Filter::Arrivals(of_two), Arc::clone(&network.round))?;
+    let context = Family::BOTH.map(|family| context(network, guests, urls, family).map(Arc::new));
+    let all = tasks(network, urls.len());
     let (tell, told) = sync_channel::<(usize, io::Result<Told>)>(all.len().max(1));
     let mut rows: Vec<Option<Row>> = Vec::with_capacity(all.len());
     let url_of =
         |task: Task| urls.get(task.url).filter(|_| task.check == checks::Check::Url).map(|url| url.url.clone());
     let mut running = 0_usize;
     for (at, task) in all.iter().copied().enumerate() {
-        if let Some(why) = untried(task, ground, guests) {
+        if let Some(why) = untried(task, network, guests) {
             rows.push(Some(Row::untried(task, url_of(task), &why)));
             continue;
         }
         rows.push(None);
-        let [v4, v6] = &means;
-        let Some(means) = (if task.family == Family::V4 { v4 } else { v6 }).clone() else { continue };
+        let [v4, v6] = &context;
+        let Some(context) = (if task.family == Family::V4 { v4 } else { v6 }).clone() else { continue };
         let (namespace, tell) = (guests.first.clone(), tell.clone());
         // Not waited for longer than the limit: it ends by itself.
         std::thread::Builder::new().spawn(move || {
-            let ended = namespace.enter().and_then(|()| attempt(task, &means));
+            let ended = namespace.enter().and_then(|()| attempt(task, &context));
             let _ = tell.send((at, ended));
         })?;
         running = running.saturating_add(1);
@@ -301,20 +302,20 @@ fn rows(ground: &Ground, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) ->
     }
     std::thread::sleep(SETTLE);
     let finished = all.iter().zip(rows).zip(ended).map(|((task, row), ended)| {
-        row.unwrap_or_else(|| conclude(*task, url_of(*task), ended, [&ground.sentinel, &second, &answers]))
+        row.unwrap_or_else(|| conclude(*task, url_of(*task), ended, [&network.sentinel, &second, &answers]))
     });
     Ok(Some(finished.collect()))
 }
 
 /// Returns what attempts of a family require; `None` if it has no addresses.
-fn means(ground: &Ground, guests: &Guests, urls: &[Wanted], family: Family) -> Option<Means> {
-    let addresses = ground.of(family).as_ref().ok().copied()?;
+fn context(network: &Network, guests: &Guests, urls: &[Wanted], family: Family) -> Option<Context> {
+    let addresses = network.of(family).as_ref().ok().copied()?;
     let of_interface = own_addresses(&guests.entry);
     let gateway = gateway(family, &of_interface, addresses.host);
     let services = || Some((TcpListener::bind((gateway, 0)).ok()?, UdpSocket::bind((gateway, 0)).ok()?));
-    Some(Means {
-        settings: ground.settings.clone(),
-        round: Arc::clone(&ground.round),
+    Some(Context {
+        settings: network.settings.clone(),
+        round: Arc::clone(&network.round),
         addresses,
         share_link: guests.share_link,
         gateway,
@@ -332,14 +333,14 @@ fn own_addresses(interface: &str) -> Vec<IpAddr> {
 }
 
 /// Joins what an attempt saw with what arrived outside, at the other guest, and from outside.
-fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, places: [&Witness; 3]) -> Row {
+fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, places: [&Capture; 3]) -> Row {
     let number = task.number();
     let [sentinel, second, answers] = places;
     let arrived = [(sentinel, "outside"), (second, "at the other guest"), (answers, "from outside")];
-    for (witness, place) in arrived {
+    for (capture, place) in arrived {
         // NAT also writes the asked server's address into this machine's own errors about DNS.
         let counts = !(task.check.is_dns() && place == "from outside");
-        if let Some(seen) = witness.of(number).filter(|_| counts) {
+        if let Some(seen) = capture.of(number).filter(|_| counts) {
             let packets = if seen.packets == 1 { "1 packet".to_owned() } else { format!("{} packets", seen.packets) };
             return Row::new(task, url, format!("{packets} {place}: {}", seen.first), report::Outcome::Leak);
         }

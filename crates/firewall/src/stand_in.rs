@@ -1,6 +1,6 @@
 //! Interfaces that stand in for guests' while `outgate verify` tries the ways out: by which a guest's packets can be
-//! sent, and the same protection as the others of their kind have. A stand-in that was better protected than they are
-//! would prove itself alone, so a missing flag or rule of theirs is missing here too.
+//! sent, and the same protection as the others of their kind have. If a stand-in were better protected than they are, the
+//! checks would miss their holes, so a missing flag or rule of theirs is missing here too.
 
 use super::host::{Host, Link, fits, sysctl};
 use super::plan::{Plan, Scope};

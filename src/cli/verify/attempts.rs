@@ -1,5 +1,5 @@
 //! What a guest does in each check, from sockets in its namespace. An attempt says what it saw; what arrived where is
-//! for the witnesses.
+//! for the captures.
 
 use super::addresses::{Addresses, Family};
 use super::checks::{Check, Task, reachable};
@@ -52,7 +52,7 @@ pub(super) enum Verdict {
 
 /// What the attempts of one family require.
 #[derive(Debug)]
-pub(super) struct Means {
+pub(super) struct Context {
     pub(super) settings: Settings,
     pub(super) round: Arc<Round>,
     pub(super) addresses: Addresses,
@@ -81,10 +81,10 @@ fn failed(seen: impl Into<String>) -> Told {
 ///
 /// # Errors
 /// If it cannot be tried, for example because the address is already gone.
-pub(super) fn attempt(task: Task, means: &Means) -> io::Result<Told> {
-    let one = Attempt { task, means };
-    let Addresses { sentinel, guests: [_, other], direct, .. } = means.addresses;
-    let others: Vec<IpAddr> = std::iter::once(other).chain(means.share_link.then_some(direct)).collect();
+pub(super) fn attempt(task: Task, context: &Context) -> io::Result<Told> {
+    let one = Attempt { task, context };
+    let Addresses { sentinel, guests: [_, other], direct, .. } = context.addresses;
+    let others: Vec<IpAddr> = std::iter::once(other).chain(context.share_link.then_some(direct)).collect();
     match task.check {
         Check::DnsListener => one.dns_listener(),
         Check::TransparentListener => one.refusal(SocketAddr::new(sentinel, 80), "/"),
@@ -107,7 +107,7 @@ pub(super) fn attempt(task: Task, means: &Means) -> io::Result<Told> {
         Check::HostTcp => one.host_tcp(),
         Check::HostUdp => one.host_udp(),
         Check::HostSsh => one.host_port(22),
-        Check::HostAdmin => one.host_port(means.settings.listen.admin.map_or(0, |admin| admin.port())),
+        Check::HostAdmin => one.host_port(context.settings.listen.admin.map_or(0, |admin| admin.port())),
         Check::OtherGuestTcp => {
             let seen: Vec<Told> = others.iter().map(|other| one.tcp(*other, 22)).collect::<io::Result<_>>()?;
             Ok(joined(seen))
@@ -150,17 +150,17 @@ fn words(error: &io::Error) -> String {
 
 struct Attempt<'a> {
     task: Task,
-    means: &'a Means,
+    context: &'a Context,
 }
 
 impl Attempt<'_> {
     fn own(&self) -> IpAddr {
-        let [own, _] = self.means.addresses.guests;
+        let [own, _] = self.context.addresses.guests;
         own
     }
 
     fn marker(&self) -> String {
-        self.means.round.marker(self.task.number())
+        self.context.round.marker(self.task.number())
     }
 
     /// Makes a socket whose port says which check it belongs to.
@@ -170,7 +170,7 @@ impl Attempt<'_> {
         socket.bind(&own.into())?;
         let port = socket.local_addr()?.as_socket().map_or(0, |bound| bound.port());
         let protocol = if kind == Type::STREAM { TCP } else { UDP };
-        self.means.round.sends_from(protocol, port, self.task.number());
+        self.context.round.sends_from(protocol, port, self.task.number());
         Ok(socket)
     }
 
@@ -274,7 +274,7 @@ impl Attempt<'_> {
 
     /// Sends a query whose answer would go to the sentinel, and a datagram from nobody's address.
     fn spoofed_source(&self) -> io::Result<Told> {
-        let Addresses { sentinel, nobody, .. } = self.means.addresses;
+        let Addresses { sentinel, nobody, .. } = self.context.addresses;
         let query = self.query(&[UNFIT], dns::A);
         for (source, to, payload) in [
             (sentinel, SocketAddr::new(public(self.task.family), 53), query.as_slice()),
@@ -324,7 +324,7 @@ impl Attempt<'_> {
         ask: impl Fn(&Self, IpAddr, &[u8], Duration) -> io::Result<Option<Answer>>,
     ) -> io::Result<Told> {
         let query = self.query(&[UNFIT], dns::A);
-        let servers = [self.means.addresses.sentinel, public(self.task.family)];
+        let servers = [self.context.addresses.sentinel, public(self.task.family)];
         let one = |server: IpAddr| match ask(self, server, &query, WAIT) {
             Ok(Some(answer)) => match answer.reason {
                 Some(reason) => ok(format!("{}, {reason}", answer.code())),
@@ -387,9 +387,9 @@ impl Attempt<'_> {
     }
 
     fn proxy(&self) -> io::Result<Told> {
-        let listener = reachable(&self.means.settings.listen.proxy, self.task.family).next();
+        let listener = reachable(&self.context.settings.listen.proxy, self.task.family).next();
         let Some(listener) = listener else { return Ok(failed("there is none")) };
-        let ip = if listener.ip().is_unspecified() { self.means.gateway } else { listener.ip() };
+        let ip = if listener.ip().is_unspecified() { self.context.gateway } else { listener.ip() };
         self.refusal(SocketAddr::new(ip, listener.port()), &format!("http://{NO_NAME}/"))
     }
 
@@ -407,14 +407,14 @@ impl Attempt<'_> {
     }
 
     fn host_tcp(&self) -> io::Result<Told> {
-        match &self.means.services {
+        match &self.context.services {
             Some((listener, _)) => self.host_port(listener.local_addr()?.port()),
             None => Err(io::Error::other("this machine could not open a port to try")),
         }
     }
 
     fn host_udp(&self) -> io::Result<Told> {
-        let Some((_, service)) = &self.means.services else {
+        let Some((_, service)) = &self.context.services else {
             return Err(io::Error::other("this machine could not open a port to try"));
         };
         let socket = self.datagrams(service.local_addr()?, SILENCE)?;
@@ -433,7 +433,7 @@ impl Attempt<'_> {
     }
 
     fn host_port(&self, port: u16) -> io::Result<Told> {
-        let to = SocketAddr::new(self.means.gateway, port);
+        let to = SocketAddr::new(self.context.gateway, port);
         Ok(match self.connect(to, WAIT) {
             Ok(_) => leak(format!("connected to {to}, which is this machine")),
             Err(error) => ok(words(&error)),
@@ -441,7 +441,7 @@ impl Attempt<'_> {
     }
 
     fn url(&self) -> io::Result<Told> {
-        let Some(wanted) = self.means.urls.get(self.task.url) else { return Ok(failed("there is none")) };
+        let Some(wanted) = self.context.urls.get(self.task.url) else { return Ok(failed("there is none")) };
         let addresses = match wanted.address {
             Some(address) => vec![address],
             None => match self.resolve(&wanted.host) {

@@ -2,7 +2,7 @@
 //! depends on the answer to another.
 
 use super::addresses::Family;
-use super::ground::{Ground, Guests, Untried};
+use super::network::{Guests, Network, Untried};
 use outgate_proto::enum_of_words;
 use std::net::{IpAddr, SocketAddr};
 
@@ -89,9 +89,9 @@ pub(super) fn reachable(listeners: &[SocketAddr], family: Family) -> impl Iterat
 }
 
 /// Returns all tasks of an interface, the ones that must pass first: they must not wait behind refusals.
-pub(super) fn tasks(ground: &Ground, urls: usize) -> Vec<Task> {
+pub(super) fn tasks(network: &Network, urls: usize) -> Vec<Task> {
     let mut tasks = Vec::new();
-    let listen = &ground.settings.listen;
+    let listen = &network.settings.listen;
     for check in Check::ALL {
         for family in Family::BOTH {
             let is_there = match check {
@@ -111,15 +111,15 @@ pub(super) fn tasks(ground: &Ground, urls: usize) -> Vec<Task> {
 }
 
 /// Returns why a task is not tried here.
-pub(super) fn untried(task: Task, ground: &Ground, guests: &Guests) -> Option<Untried> {
+pub(super) fn untried(task: Task, network: &Network, guests: &Guests) -> Option<Untried> {
     let Task { check, family, .. } = task;
-    if let Err(why) = ground.of(family) {
+    if let Err(why) = network.of(family) {
         return Some(why.clone());
     }
     if let Some((_, why)) = guests.without.iter().find(|(without, _)| *without == family) {
         return Some(why.clone());
     }
-    let listen = &ground.settings.listen;
+    let listen = &network.settings.listen;
     let missing = |key: &str, listeners: &[SocketAddr]| {
         let none = reachable(listeners, family).next().is_none();
         let why = || format!("[listen].{key} has no {} address that guests reach", name(family));

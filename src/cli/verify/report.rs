@@ -1,7 +1,7 @@
 //! What is printed: one row for each check, and for each interface a sentence.
 
 use super::checks::{Check, Task};
-use super::ground::Untried;
+use super::network::Untried;
 use crate::cli::table;
 use outgate::text::printable;
 use serde::Serialize;

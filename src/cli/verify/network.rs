@@ -3,9 +3,9 @@
 //! registered guests, which the next run removes first.
 
 use super::addresses::{Addresses, Family, choose, ranges};
+use super::capture::{Capture, Filter};
 use super::namespace::{Namespace, own_number};
 use super::packet::Round;
-use super::witness::{Looks, Witness};
 use crate::cli::ask::Daemon;
 use crate::cli::bridge::{Application, Question, tool};
 use crate::cli::exec::warn;
@@ -13,7 +13,7 @@ use crate::cli::lock::Lock;
 use crate::cli::{Failure, routes};
 use ipnet::IpNet;
 use outgate::config::Settings;
-use outgate::firewall::{self, GuestEntry, Host};
+use outgate::firewall::{self, FirewallError, GuestEntry, Host};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fs;
@@ -48,14 +48,14 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The part that all interfaces share.
 #[derive(Debug)]
-pub(super) struct Ground {
+pub(super) struct Network {
     daemon: Daemon,
     pub(super) settings: Settings,
     pub(super) host: Host,
     v4: Result<Addresses, Untried>,
     v6: Result<Addresses, Untried>,
     pub(super) round: Arc<Round>,
-    pub(super) sentinel: Witness,
+    pub(super) sentinel: Capture,
     /// Why the guests are not registered, if they are not.
     pub(super) unregistered: Option<String>,
     /// All addresses of this machine.
@@ -103,7 +103,7 @@ pub(super) struct Guests {
     routes: Vec<(Family, String)>,
 }
 
-impl Ground {
+impl Network {
     /// Removes what a killed run left, and makes the sentinel.
     pub(super) fn make(
         daemon: &Daemon,
@@ -111,15 +111,15 @@ impl Ground {
         entries: &[GuestEntry],
         host: Host,
         named: &[IpNet],
-    ) -> Result<Ground, Failure> {
+    ) -> Result<Network, Failure> {
         let lock = take_lock()?;
         let guests = sweep(daemon, entries, named)?;
         let chosen = |family: Family| -> Result<Addresses, String> {
             let mut taken = routes::taken(family.option()).map_err(|failure| failure.to_string())?;
-            taken.extend(
-                routes::of_guests(&guests)
-                    .chain(settings.policy.guests.iter().flat_map(|guest| guest.addresses.iter().copied())),
-            );
+            // Those of a killed run are no guests any more.
+            let declared = settings.policy.guests.iter().filter(|guest| !GUESTS.contains(&guest.name.as_str()));
+            taken.extend(routes::of_guests(&guests));
+            taken.extend(declared.flat_map(|guest| guest.addresses.iter().copied()));
             choose(&ranges(named, family), &taken)
         };
         let v6 = match has_ipv6() {
@@ -139,12 +139,12 @@ impl Ground {
         let made = outside_link(&outside, &v4, &v6);
         let sentinels = addresses.iter().map(|one| one.sentinel).collect();
         let rest = made.and_then(|without| {
-            let witness = Witness::start(&outside, Looks::Arrivals(sentinels), Arc::clone(&round))?;
+            let capture = Capture::start(&outside, Filter::Arrivals(sentinels), Arc::clone(&round))?;
             let listeners = outside.run(|| Ok(listeners())).map_err(|error| Failure::Failed(error.to_string()))?;
-            Ok((without, witness, listeners))
+            Ok((without, capture, listeners))
         });
         let (without, sentinel, listeners) = rest.inspect_err(|_| remove_links(&[OUT.to_owned()]))?;
-        let mut ground = Ground {
+        let mut network = Network {
             daemon: daemon.clone(),
             settings,
             host,
@@ -159,8 +159,8 @@ impl Ground {
             _outside: outside,
             _listeners: listeners,
         };
-        ground.register();
-        Ok(ground)
+        network.register();
+        Ok(network)
     }
 
     /// Returns the addresses of a family, or why there are none.
@@ -228,7 +228,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for Network {
     fn drop(&mut self) {
         for name in self.registered.drain(..) {
             if let Err(failure) = self.daemon.ask(Question::Remove(name)) {
@@ -243,7 +243,7 @@ impl Drop for Ground {
 }
 
 impl Guests {
-    fn build(&mut self, ground: &Ground, entry: &GuestEntry) -> Result<(), Failure> {
+    fn build(&mut self, network: &Network, entry: &GuestEntry) -> Result<(), Failure> {
         let bridge = if let GuestEntry::Bridge(bridge) = entry { Some(bridge.as_str()) } else { None };
         // A port with a smaller MTU would make that of the bridge smaller.
         let mtu = bridge.map(link_facts).transpose()?.map(|(mtu, _)| format!(" mtu {mtu}")).unwrap_or_default();
@@ -263,11 +263,11 @@ impl Guests {
                 let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
             }
         }
-        firewall::admit(&ground.settings.plan_input(), &ground.host, &self.names)?;
+        firewall::admit(&network.settings.plan_input(), &network.host, &self.names)?;
         let up: String = self.names.iter().map(|name| format!("link set dev {name} up\n")).collect();
         tool::run("ip", &["-batch", "-"], &up, "to open an interface")?;
         for family in Family::BOTH {
-            let Ok(addresses) = ground.of(family) else { continue };
+            let Ok(addresses) = network.of(family) else { continue };
             if family == Family::V6 && is_without_ipv6(&self.entry) {
                 self.without.push((family, Untried::NotApplicable(format!("{} has no IPv6", self.entry))));
                 continue;
@@ -278,7 +278,7 @@ impl Guests {
         }
         let why = |family: Family| {
             let here = self.without.iter().find(|(without, _)| *without == family).map(|(_, why)| why);
-            ground.of(family).as_ref().err().or(here).map(Untried::why)
+            network.of(family).as_ref().err().or(here).map(Untried::why)
         };
         if let [Some(v4), Some(v6)] = Family::BOTH.map(why) {
             return Err(Failure::Failed(format!("{v4}; {v6}")));
@@ -348,9 +348,8 @@ impl Guests {
 impl Drop for Guests {
     fn drop(&mut self) {
         for (family, route) in self.routes.drain(..) {
-            let line = format!("route del {route} proto {PROTOCOL}\n");
             // The next run removes what is left.
-            let _ = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to remove a route");
+            let _ = remove_route(family, &route);
         }
         remove_links(&self.names);
         firewall::dismiss(&self.names).iter().for_each(|fault| warn(fault));
@@ -378,8 +377,7 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Val
             let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
             let is_ours = to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to)));
             if is_ours && entries.iter().any(|entry| entry.covers(device)) {
-                let line = format!("route del {to} dev {device} proto {PROTOCOL}\n");
-                tool::run("ip", &[family.option(), "-batch", "-"], &line, "to remove a route of an earlier run")?;
+                remove_route(family, &format!("{to} dev {device}"))?;
             }
         }
     }
@@ -392,6 +390,16 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Val
         left = true;
     }
     if left { daemon.ask(Question::Guests) } else { Ok(guests) }
+}
+
+/// Removes a route to a guest, and what this machine knows of it as a neighbour, which it would keep for minutes.
+fn remove_route(family: Family, route: &str) -> Result<(), FirewallError> {
+    let line = format!("route del {route} proto {PROTOCOL}\n");
+    let removed = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to remove a route").map(drop);
+    let line = format!("neigh del {route}\n");
+    // It may be none.
+    let _ = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to forget a neighbour");
+    removed
 }
 
 /// One run at a time in each network namespace.

@@ -1,4 +1,4 @@
-//! What arrives in a namespace, by the check that sent it. It looks at the wire, so that a packet counts whether or
+//! What arrives in a namespace, by the check that sent it. It reads whole frames, so that a packet counts whether or
 //! not anything listens.
 
 use super::namespace::Namespace;
@@ -15,14 +15,14 @@ use std::time::Duration;
 
 /// Every protocol (ETH_P_ALL), in network byte order as packet(7) wants it.
 const ALL: u16 = 0x0003_u16.to_be();
-/// How soon a witness notices that it is to end.
+/// How soon a capture notices that it is to end.
 const PAUSE: Duration = Duration::from_millis(100);
 /// Bytes of frames that may wait for the thread that reads them.
 const BACKLOG: usize = 4 << 20;
 
-/// What a witness looks for.
+/// Which packets a capture counts.
 #[derive(Clone, Debug)]
-pub(super) enum Looks {
+pub(super) enum Filter {
     /// Packets to these addresses.
     Arrivals(Vec<IpAddr>),
     /// ICMP to these addresses, from others than the second ones, which are this machine's.
@@ -48,13 +48,13 @@ struct State {
     ended: AtomicBool,
 }
 
-/// A running witness; it ends when this is dropped.
+/// A running capture; it ends when this is dropped.
 #[derive(Debug)]
-pub(super) struct Witness(Arc<State>);
+pub(super) struct Capture(Arc<State>);
 
-impl Witness {
+impl Capture {
     /// Starts looking in a namespace.
-    pub(super) fn start(namespace: &Namespace, looks: Looks, round: Arc<Round>) -> Result<Witness, Failure> {
+    pub(super) fn start(namespace: &Namespace, filter: Filter, round: Arc<Round>) -> Result<Capture, Failure> {
         let socket = namespace.run(|| {
             let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ALL))))?;
             socket.set_read_timeout(Some(PAUSE))?;
@@ -65,9 +65,9 @@ impl Witness {
         let socket = socket.map_err(|error| Failure::Failed(format!("packets cannot be watched: {error}")))?;
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
-        let started = std::thread::Builder::new().spawn(move || watch(socket, &looks, &round, &shared));
+        let started = std::thread::Builder::new().spawn(move || watch(socket, &filter, &round, &shared));
         started.map_err(|error| Failure::Failed(format!("the thread that watches packets: {error}")))?;
-        Ok(Witness(state))
+        Ok(Capture(state))
     }
 
     /// Returns what was seen of a check.
@@ -86,19 +86,19 @@ impl Witness {
     }
 }
 
-impl Drop for Witness {
+impl Drop for Capture {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Relaxed);
     }
 }
 
-fn watch(mut socket: Socket, looks: &Looks, round: &Round, state: &State) {
+fn watch(mut socket: Socket, filter: &Filter, round: &Round, state: &State) {
     let mut frame = vec![0; 1 << 16];
     while !state.ended.load(Ordering::Relaxed) {
         match socket.read(&mut frame) {
             Ok(length) => {
                 if let Some(packet) = frame.get(..length).and_then(of_frame) {
-                    note(&packet, looks, round, state);
+                    note(&packet, filter, round, state);
                 }
             }
             Err(error) if is_pause(&error) => {}
@@ -113,19 +113,19 @@ fn is_pause(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted)
 }
 
-fn note(packet: &Packet<'_>, looks: &Looks, round: &Round, state: &State) {
+fn note(packet: &Packet<'_>, filter: &Filter, round: &Round, state: &State) {
     let count = |seen: &mut Seen| {
         seen.packets = seen.packets.saturating_add(1);
         if seen.first.is_empty() {
             seen.first = packet.to_string();
         }
     };
-    match looks {
-        Looks::Arrivals(to) if to.contains(&packet.to) && !packet.is_of_the_link() => match round.check_of(packet) {
+    match filter {
+        Filter::Arrivals(to) if to.contains(&packet.to) && !packet.is_of_the_link() => match round.check_of(packet) {
             Some(check) => count(lock(&state.seen).entry(check).or_default()),
             None => count(&mut lock(&state.others)),
         },
-        Looks::Answers(to, own) if to.contains(&packet.to) && matches!(packet.protocol, ICMP | ICMP6) => {
+        Filter::Answers(to, own) if to.contains(&packet.to) && matches!(packet.protocol, ICMP | ICMP6) => {
             if packet.is_of_the_link() || to.contains(&packet.source) {
                 return;
             }
