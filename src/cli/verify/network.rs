@@ -9,6 +9,7 @@ use super::packet::Round;
 use crate::cli::ask::Daemon;
 use crate::cli::bridge::{Application, Question, tool};
 use crate::cli::exec::warn;
+use crate::cli::firewall::in_line;
 use crate::cli::lock::Lock;
 use crate::cli::{Failure, routes};
 use ipnet::IpNet;
@@ -245,6 +246,8 @@ impl Drop for Network {
 impl Guests {
     fn build(&mut self, network: &Network, entry: &GuestEntry) -> Result<(), Failure> {
         let bridge = if let GuestEntry::Bridge(bridge) = entry { Some(bridge.as_str()) } else { None };
+        // Else the watcher would see an interface that is not protected yet, and report it.
+        let in_line = in_line();
         // A port with a smaller MTU would make that of the bridge smaller.
         let mtu = bridge.map(link_facts).transpose()?.map(|(mtu, _)| format!(" mtu {mtu}")).unwrap_or_default();
         for (n, (name, inside)) in self.names.iter().zip([&self.first, &self.second]).enumerate() {
@@ -266,6 +269,7 @@ impl Guests {
         firewall::admit(&network.settings.plan_input(), &network.host, &self.names)?;
         let up: String = self.names.iter().map(|name| format!("link set dev {name} up\n")).collect();
         tool::run("ip", &["-batch", "-"], &up, "to open an interface")?;
+        drop(in_line);
         for family in Family::BOTH {
             let Ok(addresses) = network.of(family) else { continue };
             if family == Family::V6 && is_without_ipv6(&self.entry) {
@@ -351,6 +355,7 @@ impl Drop for Guests {
             // The next run removes what is left.
             let _ = remove_route(family, &route);
         }
+        let _in_line = in_line();
         remove_links(&self.names);
         firewall::dismiss(&self.names).iter().for_each(|fault| warn(fault));
     }
@@ -365,9 +370,11 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Val
         }
     }
     // A namespace ends a moment after the process that made it.
+    let in_line = in_line();
     remove_links(&[OUT.to_owned()]);
     remove_links(&names);
     firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
+    drop(in_line);
     for family in Family::BOTH {
         let arguments = [family.option(), "-j", "route", "show", "proto", PROTOCOL];
         let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
