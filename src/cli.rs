@@ -13,9 +13,11 @@ mod guest;
 mod listen;
 mod lock;
 mod man;
+mod routes;
 mod run;
 mod systemd;
 mod table;
+mod verify;
 mod whitelist;
 
 use clap::{Args, CommandFactory, Parser, Subcommand};
@@ -159,6 +161,7 @@ Examples:
   outgate whitelist add ipfs.io             allow it
   outgate denied                            what was refused, and which rule comes nearest
   outgate firewall apply                    close every other way out for guests
+  outgate verify                            try all ways out, as a guest
   outgate exec --name job -- make test      run a command as a guest
 
 Exit codes:
@@ -176,6 +179,7 @@ enum Command {
     Explain(explain::Arguments),
     Whitelist(whitelist::Arguments),
     Firewall(firewall::Arguments),
+    Verify(verify::Arguments),
     Status(ask::StatusArguments),
     Denied(ask::DeniedArguments),
     Flows(ask::FlowsArguments),
@@ -194,6 +198,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
         Command::Explain(arguments) => explain::run(&arguments, &mut io::stdin().lock(), out),
         Command::Whitelist(arguments) => whitelist::run(&arguments, out),
         Command::Firewall(arguments) => firewall::run(&arguments, out),
+        Command::Verify(arguments) => verify::run(&arguments, out),
         Command::Status(arguments) => ask::status(&arguments, out),
         Command::Denied(arguments) => ask::denied(&arguments, out),
         Command::Flows(arguments) => ask::flows(&arguments, out),
@@ -278,6 +283,7 @@ mod tests {
             "outgate firewall remove",
             "outgate firewall status",
             "outgate firewall watch",
+            "outgate verify",
             "outgate status",
             "outgate denied",
             "outgate flows",

@@ -154,7 +154,7 @@ const LINE: &str = "/run/outgate-firewall/lock";
 /// Serialises everything from reading the guests to applying their ruleset: of two overlapping runs, the slower
 /// one would restore the earlier guests. If no lock is available, as on a read-only system, the firewall is more
 /// important.
-fn in_line() -> Option<Lock> {
+pub(super) fn in_line() -> Option<Lock> {
     let line = Path::new(LINE);
     // systemd-tmpfiles creates it for a unit that cannot; if it cannot be created, the lock fails.
     let _ = line.parent().map(|folder| DirBuilder::new().mode(0o700).create(folder));

@@ -58,6 +58,7 @@ mod tunnel;
 mod unconfigured;
 mod unused_rules;
 mod upstream_ports;
+mod verify;
 mod vm_network;
 mod world;
 mod world_without_outgate;

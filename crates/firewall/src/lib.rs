@@ -41,6 +41,7 @@ mod routing;
 mod script;
 mod settings;
 mod snapshot;
+mod stand_in;
 pub mod tool;
 mod tracking;
 mod unguarded;
@@ -55,6 +56,7 @@ pub use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;
 pub use presence::{EnforcedLimits, Presence, Seal, is_any_there, presence};
 pub use settings::{BetweenGuests, FirewallSettings, GuestLimits, ListenerAddresses, Pin, PlanInput};
+pub use stand_in::{GuestEntry, admit, dismiss, guest_entries};
 pub use tool::FirewallError;
 pub use unguarded::{CONTAINER_CONTROL, HOST_NETWORK};
 pub use watch::{

@@ -4,7 +4,7 @@
 
 use super::host::{GUARD, Host, Link, NO_GUARD};
 use super::plan::Plan;
-use super::tool;
+use super::tool::{self, FirewallError};
 
 /// Sets what is not set yet; returns the names of the ports that it changed.
 pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<String> {
@@ -46,6 +46,14 @@ pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Ve
     }
 }
 
+/// Sets a port that stands in for a guest's.
+pub(super) fn stand_in(port: &str, isolated: bool, guarded: bool) -> Result<(), FirewallError> {
+    let start = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", if isolated { "on" } else { "off" }];
+    let rest = if guarded { &GUARD[..] } else { &[] };
+    let arguments: Vec<&str> = start.iter().chain(rest).copied().collect();
+    tool::run("ip", &arguments, "", "to protect a bridge port").map(drop)
+}
+
 /// Returns what is not as it should be, one sentence each.
 pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
     let mut differences = Vec::new();
@@ -72,7 +80,7 @@ pub(super) fn differences(plan: &Plan, host: &Host) -> Vec<String> {
 }
 
 /// Returns whether this guest's port may not reach others of its bridge.
-fn is_to_be_isolated(plan: &Plan, port: &Link) -> bool {
+pub(super) fn is_to_be_isolated(plan: &Plan, port: &Link) -> bool {
     !port.master.as_deref().is_some_and(|bridge| plan.allows_between_guests(bridge))
 }
 

@@ -87,12 +87,6 @@ impl Routing {
         names.extend(plan.ports.iter().map(String::as_str));
         names.sort_unstable();
         names.dedup();
-        let prohibit = |name: &str| Rule {
-            priority: PROHIBIT,
-            mark: None,
-            interface: Some(name.to_owned()),
-            action: Action::Prohibit,
-        };
         rules.extend(names.into_iter().map(prohibit));
         Routing { rules, ..Routing::none(host) }
     }
@@ -149,10 +143,9 @@ impl Routing {
         Ok(difference)
     }
 
-    /// Returns the interfaces that are closed by a rule, whatever the plan is.
+    /// Returns the interfaces that are closed by a rule of IPv4, whatever the plan is.
     pub(super) fn closed_interfaces() -> Result<Vec<String>, FirewallError> {
-        let found = rules("-4")?.into_iter().filter(|rule| rule.is_ours() && rule.action == Action::Prohibit);
-        Ok(found.filter_map(|rule| rule.interface).collect())
+        closed_interfaces("-4")
     }
 
     /// Returns no rules: the state after everything is removed.
@@ -219,6 +212,21 @@ impl From<IpRule> for Rule {
         };
         Rule { priority: rule.priority, mark, interface: rule.iif, action }
     }
+}
+
+/// Returns the interfaces that are closed by a rule of this family.
+pub(super) fn closed_interfaces(family: &'static str) -> Result<Vec<String>, FirewallError> {
+    let found = rules(family)?.into_iter().filter(|rule| rule.is_ours() && rule.action == Action::Prohibit);
+    Ok(found.filter_map(|rule| rule.interface).collect())
+}
+
+/// Returns the line of ip(8) that adds or deletes (`verb`) the rule which closes an interface.
+pub(super) fn prohibit_line(verb: &str, interface: &str) -> String {
+    format!("rule {verb} {}", prohibit(interface).line())
+}
+
+fn prohibit(interface: &str) -> Rule {
+    Rule { priority: PROHIBIT, mark: None, interface: Some(interface.to_owned()), action: Action::Prohibit }
 }
 
 fn route() -> String {

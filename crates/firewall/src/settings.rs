@@ -1,6 +1,7 @@
 //! What a plan is made from: the parts of the configuration that the firewall depends on, as plain data. The reader
 //! of the configuration checks them and fills them in.
 
+use super::host::fits;
 use ipnet::IpNet;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -45,6 +46,12 @@ pub struct BetweenGuests {
 }
 
 impl FirewallSettings {
+    /// Returns whether the guests of this interface, a bridge that `guest_interfaces` covers, may reach each other.
+    pub fn allows_between_guests(&self, bridge: &str) -> bool {
+        let entries = self.between_guests_in_order();
+        entries.iter().find(|entry| fits(&entry.interface, bridge)).is_some_and(|entry| entry.is_allowed)
+    }
+
     /// Returns the entries of `between_guests`, the longest name first: of those that cover a bridge, the first
     /// decides, and a name goes before a pattern.
     pub(super) fn between_guests_in_order(&self) -> Vec<&BetweenGuests> {

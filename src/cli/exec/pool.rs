@@ -3,7 +3,8 @@
 
 use crate::cli::Failure;
 use crate::cli::bridge::tool;
-use ipnet::{IpNet, Ipv4Net};
+use crate::cli::routes;
+use ipnet::Ipv4Net;
 use serde_json::Value;
 use std::net::Ipv4Addr;
 
@@ -16,11 +17,10 @@ const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(10, 79, 0, 0), 16);
 pub(super) fn choose(wanted: Option<Ipv4Addr>, guests: &Value) -> Result<Ipv4Addr, Failure> {
     if let Some(wanted) = wanted {
         let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "local"], "to list its addresses")?;
-        return fit(wanted, &nets(&routes));
+        return fit(wanted, &routes::v4(routes::nets(&routes)));
     }
-    let routes = tool::json("ip", &["-4", "-j", "route", "show", "table", "all"], "to list routes")?;
-    let mut taken = nets(&routes);
-    taken.extend(of_guests(guests));
+    let mut taken = routes::v4(routes::taken("-4")?);
+    taken.extend(routes::v4(routes::of_guests(guests)));
     let why = format!(
         "every address of {POOL} belongs to a guest or is covered by a route of this machine; use \
                        --address"
@@ -49,26 +49,6 @@ fn first_free(pool: Ipv4Net, taken: &[Ipv4Net]) -> Option<Ipv4Addr> {
     pool.hosts().find(|host| !overlapping.iter().any(|net| net.contains(host)))
 }
 
-/// Returns the networks that routes lead to. A network of half of all addresses, as some VPNs write the default
-/// route, is ignored.
-fn nets(routes: &Value) -> Vec<Ipv4Net> {
-    let destinations = routes.as_array().into_iter().flatten().filter_map(|route| route.get("dst")?.as_str());
-    let nets = destinations.filter_map(|text| {
-        let alone = || text.parse::<Ipv4Addr>().ok().map(Ipv4Net::from);
-        text.parse::<Ipv4Net>().ok().or_else(alone)
-    });
-    nets.filter(|net| net.prefix_len() >= 8).collect()
-}
-
-fn of_guests(guests: &Value) -> impl Iterator<Item = Ipv4Net> {
-    let guests = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
-    let addresses = guests.filter_map(|guest| guest.get("addresses")?.as_array()).flatten();
-    addresses.filter_map(|address| match address.as_str()?.parse() {
-        Ok(IpNet::V4(net)) => Some(net),
-        _ => None,
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -78,11 +58,12 @@ mod tests {
     fn the_first_address_is_taken_that_no_guest_and_no_route_has() {
         assert_eq!(first_free(POOL, &[]), Some(Ipv4Addr::new(10, 79, 0, 1)));
         let guests = json!({"guests": [{"addresses": ["10.79.0.1/32", "fd00::/8"]}, {"addresses": ["10.79.0.2/31"]}]});
-        let mut taken: Vec<Ipv4Net> = of_guests(&guests).collect();
+        let mut taken = routes::v4(routes::of_guests(&guests));
         assert_eq!(first_free(POOL, &taken), Some(Ipv4Addr::new(10, 79, 0, 4)));
-        taken.extend(nets(&json!([{"dst": "default"}, {"dst": "0.0.0.0/1"}, {"dst": "10.79.0.4"}])));
+        let more = json!([{"dst": "default"}, {"dst": "0.0.0.0/1"}, {"dst": "10.79.0.4"}]);
+        taken.extend(routes::v4(routes::nets(&more)));
         assert_eq!(first_free(POOL, &taken), Some(Ipv4Addr::new(10, 79, 0, 5)));
-        taken.extend(nets(&json!([{"dst": "10.0.0.0/8"}])));
+        taken.extend(routes::v4(routes::nets(&json!([{"dst": "10.0.0.0/8"}]))));
         assert_eq!(first_free(POOL, &taken), None);
     }
 

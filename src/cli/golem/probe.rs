@@ -1,7 +1,7 @@
 //! `outgate golem probe`: tries the URLs that a job would ask for, from a guest made only for that. `attempt` runs
 //! in its namespace; this module combines its findings with the policy's decisions.
 
-mod attempt;
+pub(in crate::cli) mod attempt;
 
 use crate::cli::ask::{Daemon, write_json};
 use crate::cli::credentials::Credentials;
@@ -112,7 +112,7 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 }
 
 /// Returns what to try for a URL.
-fn wanted(url: &str) -> Result<Wanted, Failure> {
+pub(in crate::cli) fn wanted(url: &str) -> Result<Wanted, Failure> {
     if url.len() > MAX_URL {
         let start: String = url.chars().take(80).collect();
         return Err(Failure::Usage(format!("{start}…: longer than {MAX_URL} bytes, the limit for a URL")));

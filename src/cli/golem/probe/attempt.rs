@@ -30,12 +30,12 @@ const MAX_ADDRESSES: usize = 4;
 
 /// What is to be tried.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Wanted {
+pub(in crate::cli) struct Wanted {
     /// As given.
-    pub(super) url: String,
+    pub(in crate::cli) url: String,
     /// A name, or an address without brackets.
-    host: String,
-    address: Option<IpAddr>,
+    pub(in crate::cli) host: String,
+    pub(in crate::cli) address: Option<IpAddr>,
     port: u16,
     pub(super) speaks: Speaks,
     pub(super) path: String,
@@ -54,7 +54,7 @@ pub(super) enum Speaks {
 
 /// The last stage that an attempt reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Stage {
+pub(in crate::cli) enum Stage {
     Dns,
     Connect,
     Tls,
@@ -63,7 +63,7 @@ pub(super) enum Stage {
 
 /// The outcome.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) enum Ending {
+pub(in crate::cli) enum Ending {
     /// The server was reached.
     Passes,
     /// Outgate refused.
@@ -76,21 +76,21 @@ pub(super) enum Ending {
 
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(super) struct Found {
+pub(in crate::cli) struct Found {
     pub(super) url: String,
-    pub(super) ending: Ending,
-    pub(super) stage: Stage,
+    pub(in crate::cli) ending: Ending,
+    pub(in crate::cli) stage: Stage,
     pub(super) milliseconds: u64,
     /// Of the server's answer.
-    pub(super) status: Option<u16>,
+    pub(in crate::cli) status: Option<u16>,
     /// Outgate's reason, if its answer contains one.
-    pub(super) reason: Option<String>,
+    pub(in crate::cli) reason: Option<String>,
     /// What was observed.
-    pub(super) detail: Option<String>,
+    pub(in crate::cli) detail: Option<String>,
 }
 
 impl Stage {
-    pub(super) const fn as_str(self) -> &'static str {
+    pub(in crate::cli) const fn as_str(self) -> &'static str {
         match self {
             Stage::Dns => "dns",
             Stage::Connect => "connect",
@@ -144,6 +144,13 @@ pub(super) fn all(wanted: &[Wanted]) -> Vec<Found> {
     found.into_iter().map(|(_, found)| found).collect()
 }
 
+/// Tries one that is at these addresses, from where the calling thread is.
+pub(in crate::cli) fn at(wanted: &Wanted, addresses: &[IpAddr]) -> Found {
+    let addresses: Vec<SocketAddr> = addresses.iter().map(|address| SocketAddr::new(*address, wanted.port)).collect();
+    let deadline = Instant::now() + PER_URL;
+    go_to(wanted, &addresses, &tls(), deadline).unwrap_or_else(|found| found)
+}
+
 /// Returns a client that trusts the certificate authorities of this machine, or why there is none.
 fn tls() -> Result<Arc<ClientConfig>, String> {
     let mut roots = RootCertStore::empty();
@@ -172,7 +179,18 @@ fn go(wanted: &Wanted, tls: &Result<Arc<ClientConfig>, String>, deadline: Instan
         Some(address) => vec![SocketAddr::new(address, wanted.port)],
         None => resolve(&wanted.host, wanted.port, deadline).map_err(ended(Stage::Dns))?,
     };
-    let mut wire = connect(&addresses, deadline).map_err(ended(Stage::Connect))?;
+    go_to(wanted, &addresses, tls, deadline)
+}
+
+/// The same, with the addresses known.
+fn go_to(
+    wanted: &Wanted,
+    addresses: &[SocketAddr],
+    tls: &Result<Arc<ClientConfig>, String>,
+    deadline: Instant,
+) -> Result<Found, Found> {
+    let ended = |stage| move |error: io::Error| of_error(&wanted.url, stage, &error);
+    let mut wire = connect(addresses, deadline).map_err(ended(Stage::Connect))?;
     match wanted.speaks {
         Speaks::Nothing => {
             wire.deadline = deadline.min(Instant::now() + SILENCE);
@@ -307,7 +325,7 @@ fn ask(wanted: &Wanted, stream: &mut (impl Read + Write)) -> Result<Found, Found
 }
 
 /// Attributes an answer to the server, unless outgate marks it as its own (RFC 9209).
-fn of_head(url: &str, head: &str) -> Found {
+pub(in crate::cli) fn of_head(url: &str, head: &str) -> Found {
     let head = head.split("\r\n\r\n").next().unwrap_or_default();
     let mut lines = head.split("\r\n");
     let status = lines.next().and_then(|line| line.strip_prefix("HTTP/1.")?.split(' ').nth(1)?.parse::<u16>().ok());

@@ -1,0 +1,381 @@
+//! `outgate verify`: tries every way out from where guests are, and says what came through. `network` makes guests and
+//! a sentinel outside, `checks` has what is tried, `attempts` tries it from sockets in a guest's namespace, `capture`
+//! and `packet` see what arrives where, `report` says what it means.
+
+mod addresses;
+mod attempts;
+mod capture;
+mod checks;
+mod dns;
+mod namespace;
+mod network;
+mod packet;
+mod report;
+
+use super::ask::{Daemon, write_json};
+use super::golem::probe;
+use super::{Exit, Failure, Outcome, bridge};
+use addresses::Family;
+use attempts::{Context, Told, Verdict, attempt};
+use capture::{Capture, Filter};
+use checks::{Task, gateway, tasks, untried};
+use clap::Args;
+use ipnet::IpNet;
+use network::{Guests, Network, Untried};
+use outgate::config::Settings;
+use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
+use outgate::shell::quoted;
+use outgate::system::{self, Signals};
+use outgate::text::printable;
+use probe::attempt::Wanted;
+use report::{OfConfig, Report, Row, State};
+use serde_json::{Value, json};
+use std::io::{self, Write};
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+use tokio::runtime::Builder;
+
+/// Between the starts of two attempts, so that they stay below a guest's limits.
+const GAP: Duration = Duration::from_millis(25);
+/// How long the attempts of one interface may take, and how much longer if there are URLs.
+const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT_OF_URLS: Duration = Duration::from_secs(15);
+/// How long a packet may be under way after the last attempt.
+const SETTLE: Duration = Duration::from_millis(300);
+/// How soon a signal is noticed.
+const TICK: Duration = Duration::from_millis(100);
+/// Maximum number of URLs.
+const MAX_URLS: usize = 16;
+/// The exit code after a signal, as in shells after SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// Try every way out as a guest, and say whether guests are guarded
+///
+/// For each guests' interface: puts two guests of its own behind it, and a sentinel outside to which this machine
+/// routes. Tries from the first guest what must not get out (TCP, UDP, DNS of other servers, ping, other protocols,
+/// spoofed sources, this machine's own ports, the other guest), counts what arrives at the sentinel, and asks outgate's
+/// listeners for names that are refused. With --url it also requests URLs, which must be answered. Whatever else
+/// reaches the sentinel is counted apart.
+///
+/// Changes nothing for the real guests, and neither list nor firewall. The guests have addresses of a network that
+/// no route covers, 198.18.0.0/15 and 2001:2::/48 if they are free; while it runs they are registered with the daemon
+/// as outgate-verify-1 and outgate-verify-2, and `outgate denied` has their refusals under these names. A bridge gets
+/// two ports, a pattern (veth*) two interfaces whose names fit. For an interface of one guest (a tap by its name)
+/// nothing can be tried.
+///
+/// A check is ok, a LEAK, FAILED or not applicable. Exit code 0 if guests of all interfaces are guarded, 1 if not,
+/// 130 after a signal.
+/// Requires root. Takes a few seconds for each interface.
+///
+/// --json prints one object: `guarded` (all of them), `interfaces` and `notes`. Each interface has `interface`,
+/// `state` (guarded, open, cut_off, unreached, not_checked, not_applicable), `summary`, `other_packets` and `checks`; each check has
+/// `check`, `family`, `url`, `expected`, `seen`, `result` (ok, leak, failed, not_applicable) and `reason`.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  outgate verify
+  outgate verify --interface br0 --url https://ipfs.io
+  outgate verify --json | jq -r '.interfaces[].checks[] | select(.result == \"leak\") | .check'")]
+pub(super) struct Arguments {
+    #[command(flatten)]
+    daemon: Daemon,
+    /// A guests' interface, or a pattern of guest_interfaces; may be given several times [default: all]
+    #[arg(short, long = "interface", value_name = "NAME")]
+    interfaces: Vec<String>,
+    /// What guests must reach; may be given several times
+    #[arg(short, long = "url", value_name = "URL")]
+    urls: Vec<String>,
+    /// A network for the addresses of guests and sentinel; once for each family [default: see above]
+    #[arg(long = "range", value_name = "NETWORK")]
+    ranges: Vec<IpNet>,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is to be verified.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Order<'a> {
+    pub(super) daemon: &'a Daemon,
+    /// Interfaces or patterns of `guest_interfaces`; empty for all.
+    pub(super) interfaces: &'a [String],
+    /// What guests must reach.
+    pub(super) urls: &'a [String],
+    /// Networks for the addresses, instead of the built-in ones.
+    pub(super) ranges: &'a [IpNet],
+    pub(super) json: bool,
+}
+
+pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    let Arguments { daemon, interfaces, urls, ranges, json } = arguments;
+    verify(&Order { daemon, interfaces, urls, ranges, json: *json }, out)
+}
+
+/// Verifies, and writes what was found: [`Exit::Good`] if guests of all interfaces are guarded, [`Exit::No`] if not.
+///
+/// # Errors
+/// If nothing could be tried at all.
+pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
+    if order.urls.len() > MAX_URLS {
+        return Err(Failure::Usage(format!(
+            "{} URLs are too many; one run tries at most {MAX_URLS}",
+            order.urls.len()
+        )));
+    }
+    let urls = order.urls.iter().map(|url| probe::wanted(url)).collect::<Result<Vec<Wanted>, Failure>>()?;
+    if !system::is_root() {
+        let why = "only root may make the namespaces of guests; run it with sudo";
+        return Err(Failure::Failed(why.to_owned()));
+    }
+    let (settings, _) = Settings::load(order.daemon.config.file())?;
+    let settings = bridge::with_pins(&settings)?;
+    if settings.firewall.guest_interfaces.is_empty() {
+        return Err(FirewallError::NotWanted.into());
+    }
+    let host = Host::look()?;
+    let all = guest_entries(&settings.firewall.guest_interfaces, &host);
+    let entries = chosen(&all, order.interfaces)?;
+    let stop = stop_on_signals()?;
+    let network = Network::make(order.daemon, settings, &all, host, order.ranges)?;
+    let notes = notes(&network);
+    let mut reports = Vec::new();
+    for entry in entries {
+        match one(entry, &network, &urls, &stop, order) {
+            Some(report) => reports.push(report),
+            None => return Ok(Exit::Command(INTERRUPTED)),
+        }
+    }
+    drop(network);
+    tell(&reports, &notes, order.json, out)
+}
+
+/// Returns what one must know to read the results.
+fn notes(network: &Network) -> Vec<String> {
+    let mut notes = Vec::new();
+    if let Some(why) = &network.unregistered {
+        notes.push(format!("the guests of this run are not registered with the daemon: {why}"));
+    }
+    for (family, path) in [(Family::V4, "ipv4/ip_forward"), (Family::V6, "ipv6/conf/all/forwarding")] {
+        let forwarding = std::fs::read_to_string(format!("/proc/sys/net/{path}"));
+        if network.of(family).is_ok() && forwarding.is_ok_and(|on| on.trim() == "0") {
+            notes.push(format!("this machine forwards no {family} now; run this again once it does"));
+        }
+    }
+    notes
+}
+
+/// Returns the entries that the operator names, or all.
+fn chosen<'a>(all: &'a [GuestEntry], names: &[String]) -> Result<Vec<&'a GuestEntry>, Failure> {
+    if names.is_empty() {
+        return Ok(all.iter().collect());
+    }
+    let mut chosen: Vec<&GuestEntry> = Vec::new();
+    for name in names {
+        let Some(entry) = all.iter().find(|entry| entry.covers(name)) else {
+            let all: Vec<&str> = all.iter().map(GuestEntry::name).collect();
+            return Err(Failure::Usage(format!(
+                "{name} is not a guests' interface; [firewall].guest_interfaces has {}",
+                all.join(", ")
+            )));
+        };
+        if !chosen.contains(&entry) {
+            chosen.push(entry);
+        }
+    }
+    Ok(chosen)
+}
+
+/// From here on, a signal only sets a flag, so that everything is removed again.
+fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let shared = Arc::clone(&stop);
+    let runtime = Builder::new_current_thread().enable_all().build()?;
+    let entered = runtime.enter();
+    let mut signals = Signals::new()?;
+    drop(entered);
+    let wait = move || {
+        runtime.block_on(signals.next());
+        shared.store(true, Ordering::Relaxed);
+    };
+    std::thread::Builder::new().spawn(wait)?;
+    Ok(stop)
+}
+
+/// Tries everything at one interface; `None` after a signal.
+fn one(entry: &GuestEntry, network: &Network, urls: &[Wanted], stop: &AtomicBool, order: &Order<'_>) -> Option<Report> {
+    let name = entry.name();
+    let before = network.sentinel.others();
+    let guests = match network.guests(entry) {
+        Ok(guests) => guests,
+        Err(Untried::NotApplicable(why)) => return Some(Report::untried(name, State::NotApplicable, &why)),
+        Err(Untried::Failed(why)) => return Some(Report::untried(name, State::NotChecked, &why)),
+    };
+    let config = of_config(order.daemon);
+    match rows(network, &guests, urls, stop) {
+        Ok(Some(rows)) => {
+            let others = network.sentinel.others().saturating_sub(before);
+            Some(Report::of(name, rows, others, network.has_daemon(), &config))
+        }
+        Ok(None) => None,
+        Err(failure) => {
+            let why = failure.to_string();
+            Some(Report::untried(name, State::NotChecked, why.trim_start_matches("outgate: ")))
+        }
+    }
+}
+
+/// Returns how commands name the configuration of this one.
+fn of_config(daemon: &Daemon) -> String {
+    let named = daemon.config.file().filter(|_| !daemon.config.is_of_environment());
+    let config: Option<String> = named.map(|file| format!(" --config {}", quoted(&file.to_string_lossy())));
+    let text: OfConfig<'_> = config.as_deref().unwrap_or_default();
+    text.to_owned()
+}
+
+/// Runs all tasks of an interface, and joins what they saw with what arrived; `None` after a signal.
+fn rows(network: &Network, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) -> Result<Option<Vec<Row>>, Failure> {
+    let both: Vec<addresses::Addresses> =
+        Family::BOTH.iter().filter_map(|family| network.of(*family).as_ref().ok().copied()).collect();
+    let of_one = both
+        .iter()
+        .map(|one| {
+            let [first, _] = one.guests;
+            first
+        })
+        .collect();
+    let of_two = both
+        .iter()
+        .flat_map(|one| {
+            let [_, second] = one.guests;
+            [second, one.direct]
+        })
+        .collect();
+    let answers =
+        Capture::start(&guests.first, Filter::Answers(of_one, network.own.clone()), Arc::clone(&network.round))?;
+    let second = Capture::start(&guests.second, Filter::Arrivals(of_two), Arc::clone(&network.round))?;
+    let context = Family::BOTH.map(|family| context(network, guests, urls, family).map(Arc::new));
+    let all = tasks(network, urls.len());
+    let (tell, told) = sync_channel::<(usize, io::Result<Told>)>(all.len().max(1));
+    let mut rows: Vec<Option<Row>> = Vec::with_capacity(all.len());
+    let url_of =
+        |task: Task| urls.get(task.url).filter(|_| task.check == checks::Check::Url).map(|url| url.url.clone());
+    let mut running = 0_usize;
+    for (at, task) in all.iter().copied().enumerate() {
+        if let Some(why) = untried(task, network, guests) {
+            rows.push(Some(Row::untried(task, url_of(task), &why)));
+            continue;
+        }
+        rows.push(None);
+        let [v4, v6] = &context;
+        let Some(context) = (if task.family == Family::V4 { v4 } else { v6 }).clone() else { continue };
+        let (namespace, tell) = (guests.first.clone(), tell.clone());
+        // Not waited for longer than the limit: it ends by itself.
+        std::thread::Builder::new().spawn(move || {
+            let ended = namespace.enter().and_then(|()| attempt(task, &context));
+            let _ = tell.send((at, ended));
+        })?;
+        running = running.saturating_add(1);
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        std::thread::sleep(GAP);
+    }
+    let give_up = Instant::now() + if urls.is_empty() { LIMIT } else { LIMIT_OF_URLS };
+    let mut ended: Vec<Option<io::Result<Told>>> = all.iter().map(|_| None).collect();
+    while running > 0 && Instant::now() < give_up {
+        if stop.load(Ordering::Relaxed) {
+            return Ok(None);
+        }
+        match told.recv_timeout(TICK) {
+            Ok((at, one)) => {
+                if let Some(place) = ended.get_mut(at) {
+                    *place = Some(one);
+                }
+                running = running.saturating_sub(1);
+            }
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    std::thread::sleep(SETTLE);
+    let finished = all.iter().zip(rows).zip(ended).map(|((task, row), ended)| {
+        row.unwrap_or_else(|| conclude(*task, url_of(*task), ended, [&network.sentinel, &second, &answers]))
+    });
+    Ok(Some(finished.collect()))
+}
+
+/// Returns what attempts of a family require; `None` if it has no addresses.
+fn context(network: &Network, guests: &Guests, urls: &[Wanted], family: Family) -> Option<Context> {
+    let addresses = network.of(family).as_ref().ok().copied()?;
+    let of_interface = own_addresses(&guests.entry);
+    let gateway = gateway(family, &of_interface, addresses.host);
+    let services = || Some((TcpListener::bind((gateway, 0)).ok()?, UdpSocket::bind((gateway, 0)).ok()?));
+    Some(Context {
+        settings: network.settings.clone(),
+        round: Arc::clone(&network.round),
+        addresses,
+        share_link: guests.share_link,
+        gateway,
+        services: services(),
+        urls: urls.to_vec(),
+    })
+}
+
+/// Returns the addresses of an interface; none if they cannot be listed.
+fn own_addresses(interface: &str) -> Vec<IpAddr> {
+    let found = bridge::tool::json("ip", &["-j", "addr", "show", "dev", interface], "to list addresses");
+    let found = found.unwrap_or_default();
+    let infos = found.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info")?.as_array()).flatten();
+    infos.filter_map(|info| info.get("local").and_then(Value::as_str)?.parse().ok()).collect()
+}
+
+/// Joins what an attempt saw with what arrived outside, at the other guest, and from outside.
+fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, places: [&Capture; 3]) -> Row {
+    let number = task.number();
+    let [sentinel, second, answers] = places;
+    let arrived = [(sentinel, "outside"), (second, "at the other guest"), (answers, "from outside")];
+    for (capture, place) in arrived {
+        // NAT also writes the asked server's address into this machine's own errors about DNS.
+        let counts = !(task.check.is_dns() && place == "from outside");
+        if let Some(seen) = capture.of(number).filter(|_| counts) {
+            let packets = if seen.packets == 1 { "1 packet".to_owned() } else { format!("{} packets", seen.packets) };
+            return Row::new(task, url, format!("{packets} {place}: {}", seen.first), report::Outcome::Leak);
+        }
+    }
+    match ended {
+        Some(Ok(Told { seen, verdict })) => {
+            let refused = seen == "nothing came back" && answers.was_told(number);
+            let seen = if refused { "refused".to_owned() } else { seen };
+            let result = match verdict {
+                Verdict::Ok => report::Outcome::Ok,
+                Verdict::Leak => report::Outcome::Leak,
+                Verdict::Failed => report::Outcome::Failed,
+            };
+            Row::new(task, url, seen, result)
+        }
+        Some(Err(error)) => Row::new(task, url, format!("could not be tried: {error}"), report::Outcome::Failed),
+        None => Row::new(task, url, "no end in time".to_owned(), report::Outcome::Failed),
+    }
+}
+
+fn tell(reports: &[Report], notes: &[String], json: bool, out: &mut dyn Write) -> Outcome {
+    let is = |report: &Report, state: State| report.state == state;
+    let guarded = reports.iter().any(|report| is(report, State::Guarded))
+        && reports.iter().all(|report| is(report, State::Guarded) || is(report, State::NotApplicable));
+    if json {
+        let interfaces = serde_json::to_value(reports).map_err(io::Error::from)?;
+        write_json(&json!({ "guarded": guarded, "interfaces": interfaces, "notes": notes }), out)?;
+    } else {
+        notes.iter().try_for_each(|note| writeln!(out, "note: {}", printable(note)))?;
+        for (n, report) in reports.iter().enumerate() {
+            if n > 0 {
+                writeln!(out)?;
+            }
+            report.write(out)?;
+        }
+    }
+    Ok(if guarded { Exit::Good } else { Exit::No })
+}

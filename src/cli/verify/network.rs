@@ -1,0 +1,551 @@
+//! What a run is made in: a sentinel outside, to which this machine routes, and for each interface two guests. The
+//! namespaces have no names, so a killed run leaves only what lies on interfaces that stay: routes, routing rules and
+//! registered guests, which the next run removes first.
+
+use super::addresses::{Addresses, Family, choose, ranges};
+use super::capture::{Capture, Filter};
+use super::namespace::{Namespace, own_number};
+use super::packet::Round;
+use crate::cli::ask::Daemon;
+use crate::cli::bridge::{Application, Question, tool};
+use crate::cli::exec::warn;
+use crate::cli::firewall::in_line;
+use crate::cli::lock::Lock;
+use crate::cli::{Failure, routes};
+use ipnet::IpNet;
+use outgate::config::Settings;
+use outgate::firewall::{self, FirewallError, GuestEntry, Host};
+use serde_json::Value;
+use socket2::{Domain, Protocol, Socket, Type};
+use std::fs;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The guests' names.
+const GUESTS: [&str; 2] = ["outgate-verify-1", "outgate-verify-2"];
+/// This machine's interface towards the sentinel.
+const OUT: &str = "ogv-out";
+/// The guests' ports on a bridge.
+const PORTS: [&str; 2] = ["ogv-1", "ogv-2"];
+/// What is appended to the stem of a pattern, the longest first that an interface's name has room for.
+const SUFFIXES: [[&str; 2]; 3] = [["ogv1", "ogv2"], ["og1", "og2"], ["1", "2"]];
+/// The longest name of an interface, in bytes (IFNAMSIZ).
+const LONGEST_NAME: usize = 15;
+/// By this the next run recognises an interface: its name alone may be anybody's.
+const ALIAS: &str = "outgate verify";
+/// The number of our routes (`proto`, as in ip-route(8)), so that the next run finds what a killed one left.
+const PROTOCOL: &str = "247";
+/// MACs. A bridge without one of its own takes its ports' lowest, so the first byte of this machine's ends is high.
+const HOST_MAC: &str = "fe:ff:ff:67:76:0";
+const INNER_MAC: &str = "02:00:6f:67:76:0";
+/// The sentinel's ports, so that a connection that comes through is also answered.
+const OPEN: [u16; 5] = [22, 53, 80, 443, 853];
+/// How long a port of a bridge may take until it forwards.
+const FORWARDING: Duration = Duration::from_secs(4);
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// The part that all interfaces share.
+#[derive(Debug)]
+pub(super) struct Network {
+    daemon: Daemon,
+    pub(super) settings: Settings,
+    pub(super) host: Host,
+    v4: Result<Addresses, Untried>,
+    v6: Result<Addresses, Untried>,
+    pub(super) round: Arc<Round>,
+    pub(super) sentinel: Capture,
+    /// Why the guests are not registered, if they are not.
+    pub(super) unregistered: Option<String>,
+    /// All addresses of this machine.
+    pub(super) own: Vec<IpAddr>,
+    registered: Vec<&'static str>,
+    lock: Option<Lock>,
+    _outside: Namespace,
+    _listeners: Vec<TcpListener>,
+}
+
+/// Why something is not tried.
+#[derive(Clone, Debug)]
+pub(super) enum Untried {
+    /// There is nothing to try.
+    NotApplicable(String),
+    /// It could not be tried.
+    Failed(String),
+}
+
+impl Untried {
+    fn failed(failure: Failure) -> Untried {
+        Untried::Failed(failure.to_string().trim_start_matches("outgate: ").to_owned())
+    }
+
+    /// Returns the reason.
+    pub(super) fn why(&self) -> &str {
+        let (Untried::NotApplicable(why) | Untried::Failed(why)) = self;
+        why
+    }
+}
+
+/// Two guests behind one interface.
+#[derive(Debug)]
+pub(super) struct Guests {
+    /// The interfaces that were added.
+    names: Vec<String>,
+    /// The interface that packets enter by, of the first guest.
+    pub(super) entry: String,
+    pub(super) first: Namespace,
+    pub(super) second: Namespace,
+    /// Why a family cannot be tried here.
+    pub(super) without: Vec<(Family, Untried)>,
+    /// Whether the guests share a link.
+    pub(super) share_link: bool,
+    routes: Vec<(Family, String)>,
+}
+
+impl Network {
+    /// Removes what a killed run left, and makes the sentinel.
+    pub(super) fn make(
+        daemon: &Daemon,
+        settings: Settings,
+        entries: &[GuestEntry],
+        host: Host,
+        named: &[IpNet],
+    ) -> Result<Network, Failure> {
+        let lock = take_lock()?;
+        let guests = sweep(daemon, entries, named)?;
+        let chosen = |family: Family| -> Result<Addresses, String> {
+            let mut taken = routes::taken(family.option()).map_err(|failure| failure.to_string())?;
+            // Those of a killed run are no guests any more.
+            let declared = settings.policy.guests.iter().filter(|guest| !GUESTS.contains(&guest.name.as_str()));
+            taken.extend(routes::of_guests(&guests));
+            taken.extend(declared.flat_map(|guest| guest.addresses.iter().copied()));
+            choose(&ranges(named, family), &taken)
+        };
+        let v6 = match has_ipv6() {
+            true => chosen(Family::V6).map_err(Untried::Failed),
+            false => Err(Untried::NotApplicable("this machine has no IPv6".to_owned())),
+        };
+        let v4 = chosen(Family::V4).map_err(Untried::Failed);
+        if let (Err(v4), Err(v6)) = (&v4, &v6) {
+            return Err(Failure::Failed(format!("{}; {}", v4.why(), v6.why())));
+        }
+        let addresses: Vec<Addresses> = [&v4, &v6].into_iter().flatten().copied().collect();
+        let senders = addresses.iter().flat_map(|one| one.guests);
+        // After NAT the sender is this machine.
+        let own = own_addresses()?;
+        let round = Arc::new(Round::new(random(), senders.chain(own.iter().copied()).collect()));
+        let outside = Namespace::new()?;
+        let made = outside_link(&outside, &v4, &v6);
+        let sentinels = addresses.iter().map(|one| one.sentinel).collect();
+        let rest = made.and_then(|without| {
+            let capture = Capture::start(&outside, Filter::Arrivals(sentinels), Arc::clone(&round))?;
+            let listeners = outside.run(|| Ok(listeners())).map_err(|error| Failure::Failed(error.to_string()))?;
+            Ok((without, capture, listeners))
+        });
+        let (without, sentinel, listeners) = rest.inspect_err(|_| remove_links(&[OUT.to_owned()]))?;
+        let mut network = Network {
+            daemon: daemon.clone(),
+            settings,
+            host,
+            v4,
+            v6: without.map_or(v6, Err),
+            round,
+            sentinel,
+            unregistered: None,
+            own: own.into_iter().chain(addresses.iter().map(|one| one.host)).collect(),
+            registered: Vec::new(),
+            lock: Some(lock),
+            _outside: outside,
+            _listeners: listeners,
+        };
+        network.register();
+        Ok(network)
+    }
+
+    /// Returns the addresses of a family, or why there are none.
+    pub(super) fn of(&self, family: Family) -> &Result<Addresses, Untried> {
+        match family {
+            Family::V4 => &self.v4,
+            Family::V6 => &self.v6,
+        }
+    }
+
+    /// Returns whether the daemon answered.
+    pub(super) fn has_daemon(&self) -> bool {
+        !self.registered.is_empty()
+    }
+
+    /// Registers the guests, so that the daemon judges them as guests and counts them under their own names. Without
+    /// an interface: that would apply the firewall, which is what is to be tried.
+    fn register(&mut self) {
+        for (at, name) in GUESTS.into_iter().enumerate() {
+            let addresses = [&self.v4, &self.v6].into_iter().flatten().filter_map(|one| one.guests.get(at));
+            let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
+            let application = Application { name: name.to_owned(), addresses, ..Application::default() };
+            match self.daemon.ask(Question::Register(&application)) {
+                Ok(_) => self.registered.push(name),
+                Err(failure) => {
+                    let why = failure.to_string().trim_start_matches("outgate: ").to_owned();
+                    self.unregistered.get_or_insert(why);
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Makes two guests behind an interface.
+    ///
+    /// # Errors
+    /// Why there can be none, or are none.
+    pub(super) fn guests(&self, entry: &GuestEntry) -> Result<Guests, Untried> {
+        let names = match entry {
+            GuestEntry::Bridge(_) => PORTS.map(str::to_owned).to_vec(),
+            GuestEntry::Pattern(pattern) => names_of(pattern).map_err(Untried::NotApplicable)?,
+            GuestEntry::Single(name) => {
+                let why = format!("{name} is the interface of one guest, and nothing else can send through it");
+                return Err(Untried::NotApplicable(why));
+            }
+            GuestEntry::Missing(name) => {
+                return Err(Untried::NotApplicable(format!("{name} does not exist now")));
+            }
+        };
+        let (first, second) = (Namespace::new(), Namespace::new());
+        let mut guests = Guests {
+            entry: match entry {
+                GuestEntry::Bridge(bridge) => bridge.clone(),
+                _ => names.first().cloned().unwrap_or_default(),
+            },
+            names,
+            first: first.map_err(Untried::failed)?,
+            second: second.map_err(Untried::failed)?,
+            without: Vec::new(),
+            share_link: matches!(entry, GuestEntry::Bridge(_)),
+            routes: Vec::new(),
+        };
+        guests.build(self, entry).map_err(Untried::failed)?;
+        Ok(guests)
+    }
+}
+
+impl Drop for Network {
+    fn drop(&mut self) {
+        for name in self.registered.drain(..) {
+            if let Err(failure) = self.daemon.ask(Question::Remove(name)) {
+                let failure = failure.to_string();
+                warn(&format!("{name} is still registered: {}", failure.trim_start_matches("outgate: ")));
+            }
+        }
+        remove_links(&[OUT.to_owned()]);
+        // Whoever waits for it may go on; the file says nothing.
+        let _ = self.lock.take().map(Lock::remove);
+    }
+}
+
+impl Guests {
+    fn build(&mut self, network: &Network, entry: &GuestEntry) -> Result<(), Failure> {
+        let bridge = if let GuestEntry::Bridge(bridge) = entry { Some(bridge.as_str()) } else { None };
+        // Else the watcher would see an interface that is not protected yet, and report it.
+        let in_line = in_line();
+        // A port with a smaller MTU would make that of the bridge smaller.
+        let mtu = bridge.map(link_facts).transpose()?.map(|(mtu, _)| format!(" mtu {mtu}")).unwrap_or_default();
+        for (n, (name, inside)) in self.names.iter().zip([&self.first, &self.second]).enumerate() {
+            let n = n.saturating_add(1);
+            let mut lines = format!(
+                "link add name {name}{mtu} address {HOST_MAC}{n} type veth peer name eth0{mtu} address {INNER_MAC}{n} \
+                 netns {}\nlink set dev {name} alias \"{ALIAS}\"\n",
+                inside.path()
+            );
+            if let Some(bridge) = bridge {
+                lines.push_str(&format!("link set dev {name} addrgenmode none\nlink set dev {name} master {bridge}\n"));
+            }
+            tool::run("ip", &["-batch", "-"], &lines, "to make an interface")?;
+            if bridge.is_none() {
+                // Its own address must be usable at once.
+                let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{name}/accept_dad"), "0");
+            }
+        }
+        firewall::admit(&network.settings.plan_input(), &network.host, &self.names)?;
+        let up: String = self.names.iter().map(|name| format!("link set dev {name} up\n")).collect();
+        tool::run("ip", &["-batch", "-"], &up, "to open an interface")?;
+        drop(in_line);
+        for family in Family::BOTH {
+            let Ok(addresses) = network.of(family) else { continue };
+            if family == Family::V6 && is_without_ipv6(&self.entry) {
+                self.without.push((family, Untried::NotApplicable(format!("{} has no IPv6", self.entry))));
+                continue;
+            }
+            if let Err(failure) = self.address(family, addresses, bridge) {
+                self.without.push((family, Untried::failed(failure)));
+            }
+        }
+        let why = |family: Family| {
+            let here = self.without.iter().find(|(without, _)| *without == family).map(|(_, why)| why);
+            network.of(family).as_ref().err().or(here).map(Untried::why)
+        };
+        if let [Some(v4), Some(v6)] = Family::BOTH.map(why) {
+            return Err(Failure::Failed(format!("{v4}; {v6}")));
+        }
+        bridge.map_or(Ok(()), |_| self.await_forwarding())
+    }
+
+    /// Gives both guests their addresses of a family, and this machine the routes to them.
+    fn address(&mut self, family: Family, addresses: &Addresses, bridge: Option<&str>) -> Result<(), Failure> {
+        let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
+        let option = family.option();
+        let Addresses { host, direct, guests: [one, two], .. } = addresses;
+        for (n, (name, inside, own)) in [(0, &self.first, one), (1, &self.second, two)]
+            .map(|(n, inside, own)| (n, (self.names.get(n), inside, own)))
+        {
+            let Some(name) = name else { continue };
+            let device = bridge.unwrap_or(name);
+            let route = format!("{own} dev {device}");
+            let add = ["route", "add"].into_iter().chain(route.split(' ')).chain(["proto", PROTOCOL]);
+            let add: Vec<&str> = std::iter::once(option).chain(add).collect();
+            tool::run("ip", &add, "", "to route to a guest")?;
+            self.routes.push((family, route));
+            // The gateway's MAC is known, so that the way does not depend on an address of the interface.
+            let (_, mac) = link_facts(device)?;
+            let mut lines = format!(
+                "link set dev eth0 up\naddr add {own}{length} dev eth0\nneigh replace {host} lladdr {mac} dev eth0 nud \
+                 permanent\nroute add {host} dev eth0\nroute add default via {host} dev eth0\n"
+            );
+            if bridge.is_some() {
+                lines.push_str(&match n {
+                    0 => format!("neigh replace {direct} lladdr {INNER_MAC}2 dev eth0 nud permanent\nroute add {direct} dev eth0\n"),
+                    _ => format!("addr add {direct}{length} dev eth0\n"),
+                });
+            }
+            inside.set("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0");
+            inside.ip(option, &lines)?;
+        }
+        Ok(())
+    }
+
+    /// Waits until the ports forward: with spanning tree a port first listens.
+    fn await_forwarding(&self) -> Result<(), Failure> {
+        let give_up = Instant::now() + FORWARDING;
+        for name in &self.names {
+            loop {
+                let link = tool::json("ip", &["-j", "-d", "link", "show", "dev", name], "to look at a port")?;
+                let state = link.pointer("/0/linkinfo/info_slave_data/state").and_then(Value::as_str);
+                if state == Some("forwarding") {
+                    break;
+                }
+                if Instant::now() >= give_up {
+                    let why = format!(
+                        "a new port of {} does not forward within {} s; with spanning tree (stp_state 1) make its \
+                         forward_delay shorter",
+                        self.entry,
+                        FORWARDING.as_secs()
+                    );
+                    return Err(Failure::Failed(why));
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Guests {
+    fn drop(&mut self) {
+        for (family, route) in self.routes.drain(..) {
+            // The next run removes what is left.
+            let _ = remove_route(family, &route);
+        }
+        let _in_line = in_line();
+        remove_links(&self.names);
+        firewall::dismiss(&self.names).iter().for_each(|fault| warn(fault));
+    }
+}
+
+/// Returns what a killed run may have left behind, removed, and the daemon's guests; nothing if it does not run.
+fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Value, Failure> {
+    let mut names: Vec<String> = PORTS.map(str::to_owned).to_vec();
+    for entry in entries {
+        if let GuestEntry::Pattern(pattern) = entry {
+            names.extend(names_of(pattern).unwrap_or_default());
+        }
+    }
+    // A namespace ends a moment after the process that made it.
+    let in_line = in_line();
+    remove_links(&[OUT.to_owned()]);
+    remove_links(&names);
+    firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
+    drop(in_line);
+    for family in Family::BOTH {
+        let arguments = [family.option(), "-j", "route", "show", "proto", PROTOCOL];
+        let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
+        let ranges = ranges(named, family);
+        for route in found.as_array().into_iter().flatten() {
+            let text = |key: &str| route.get(key).and_then(Value::as_str);
+            let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
+            let is_ours = to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to)));
+            if is_ours && entries.iter().any(|entry| entry.covers(device)) {
+                remove_route(family, &format!("{to} dev {device}"))?;
+            }
+        }
+    }
+    let Ok(guests) = daemon.ask(Question::Guests) else { return Ok(Value::Null) };
+    let listed = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
+    let names = listed.filter_map(|guest| guest.get("name")?.as_str());
+    let mut left = false;
+    for name in names.filter(|name| GUESTS.contains(name)) {
+        daemon.ask(Question::Remove(name))?;
+        left = true;
+    }
+    if left { daemon.ask(Question::Guests) } else { Ok(guests) }
+}
+
+/// Removes a route to a guest, and what this machine knows of it as a neighbour, which it would keep for minutes.
+fn remove_route(family: Family, route: &str) -> Result<(), FirewallError> {
+    let line = format!("route del {route} proto {PROTOCOL}\n");
+    let removed = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to remove a route").map(drop);
+    let line = format!("neigh del {route}\n");
+    // It may be none.
+    let _ = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to forget a neighbour");
+    removed
+}
+
+/// One run at a time in each network namespace.
+fn take_lock() -> Result<Lock, Failure> {
+    let number = own_number().map_err(|error| Failure::Failed(format!("this process's network namespace: {error}")))?;
+    let path = PathBuf::from(format!("/run/outgate-verify-{number}.lock"));
+    let taken = Lock::take(&path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
+    taken.ok_or_else(|| Failure::Failed("another `outgate verify` is running; wait for its end".to_owned()))
+}
+
+/// Returns the names of two interfaces that fit a pattern.
+fn names_of(pattern: &str) -> Result<Vec<String>, String> {
+    let stem = pattern.trim_end_matches('*');
+    let longest = SUFFIXES.iter().find(|[one, _]| stem.len().saturating_add(one.len()) <= LONGEST_NAME);
+    let none = || format!("no name of an interface is long enough for {pattern} and one more letter");
+    Ok(longest.ok_or_else(none)?.iter().map(|suffix| format!("{stem}{suffix}")).collect())
+}
+
+fn has_ipv6() -> bool {
+    let off = fs::read_to_string("/proc/sys/net/ipv6/conf/all/disable_ipv6");
+    off.is_ok_and(|off| off.trim() == "0")
+}
+
+fn is_without_ipv6(interface: &str) -> bool {
+    let off = fs::read_to_string(format!("/proc/sys/net/ipv6/conf/{interface}/disable_ipv6"));
+    off.is_ok_and(|off| off.trim() != "0")
+}
+
+/// Returns MTU and MAC.
+fn link_facts(interface: &str) -> Result<(u64, String), Failure> {
+    let link = tool::json("ip", &["-j", "link", "show", "dev", interface], "to look at an interface")?;
+    let mtu = link.pointer("/0/mtu").and_then(Value::as_u64);
+    let mac = link.pointer("/0/address").and_then(Value::as_str).map(str::to_owned);
+    mtu.zip(mac).ok_or_else(|| Failure::Failed(format!("ip(8) does not say MTU and MAC of {interface}")))
+}
+
+fn own_addresses() -> Result<Vec<IpAddr>, Failure> {
+    let links = tool::json("ip", &["-j", "addr", "show"], "to list this machine's addresses")?;
+    let infos = links.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info")?.as_array()).flatten();
+    Ok(infos.filter_map(|info| info.get("local")?.as_str()?.parse().ok()).collect())
+}
+
+fn random() -> u64 {
+    use ring::rand::SecureRandom;
+    let mut bytes = [0; 8];
+    // The number of the process is enough where the kernel has no randomness.
+    match ring::rand::SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => u64::from_be_bytes(bytes),
+        Err(_) => u64::from(std::process::id()),
+    }
+}
+
+/// Makes the way to the sentinel. Returns why it has no IPv6, if it has none.
+fn outside_link(
+    outside: &Namespace,
+    v4: &Result<Addresses, Untried>,
+    v6: &Result<Addresses, Untried>,
+) -> Result<Option<Untried>, Failure> {
+    let lines = format!(
+        "link add name {OUT} address {HOST_MAC}0 type veth peer name eth0 address {INNER_MAC}0 netns {}\n\
+         link set dev {OUT} alias \"{ALIAS}\"\n",
+        outside.path()
+    );
+    tool::run("ip", &["-batch", "-"], &lines, "to make an interface")?;
+    for (setting, value) in [("accept_dad", "0"), ("disable_ipv6", "0"), ("accept_ra", "0")] {
+        // Without IPv6 there are no such settings.
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{OUT}/{setting}"), value);
+    }
+    let both = |family: Family, addresses: &Addresses| -> Result<(), Failure> {
+        let Addresses { host, sentinel, .. } = addresses;
+        let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
+        let here = format!(
+            "addr add {host}{length} dev {OUT}\nlink set dev {OUT} up\nneigh replace {sentinel} lladdr {INNER_MAC}0 \
+             dev {OUT} nud permanent\nroute add {sentinel} dev {OUT}\n"
+        );
+        tool::run("ip", &[family.option(), "-batch", "-"], &here, "to make the way to the sentinel")?;
+        outside.set("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0");
+        outside.ip(
+            family.option(),
+            &format!(
+                "link set dev eth0 up\naddr add {sentinel}{length} dev eth0\nneigh replace {host} lladdr {HOST_MAC}0 \
+                 dev eth0 nud permanent\nroute add {host} dev eth0\nroute add default via {host} dev eth0\n"
+            ),
+        )
+    };
+    if let Ok(addresses) = v4 {
+        both(Family::V4, addresses)?;
+    }
+    let six = v6.as_ref().ok().map(|addresses| both(Family::V6, addresses));
+    Ok(six.and_then(Result::err).map(Untried::failed))
+}
+
+/// Opens the sentinel's ports, as far as they can be opened.
+fn listeners() -> Vec<TcpListener> {
+    let any: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    let all = any.into_iter().flat_map(|ip| OPEN.into_iter().map(move |port| SocketAddr::new(ip, port)));
+    all.filter_map(|address| listener(address).ok()).collect()
+}
+
+fn listener(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    socket.listen(16)?;
+    Ok(socket.into())
+}
+
+/// Removes those of these interfaces that a run of this command made.
+fn remove_links(names: &[String]) {
+    for name in names {
+        let found = tool::json("ip", &["-j", "link", "show", "dev", name], "to look for an interface");
+        let is_ours = found.is_ok_and(|link| link.pointer("/0/ifalias").and_then(Value::as_str) == Some(ALIAS));
+        if is_ours && let Err(error) = tool::run("ip", &["link", "delete", "dev", name], "", "to remove an interface") {
+            // It may have ended with its namespace in between.
+            if tool::run("ip", &["link", "show", "dev", name], "", "to look for an interface").is_ok() {
+                warn(&error.to_string());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_fit_the_pattern_and_the_kernel() {
+        for (pattern, first) in [
+            ("r*", "rogv1"),
+            ("veth-guest*", "veth-guestogv1"),
+            ("abcdefghijkl*", "abcdefghijklog1"),
+            ("abcdefghijklmn*", "abcdefghijklmn1"),
+        ] {
+            let names = names_of(pattern).unwrap();
+            assert_eq!(names[0], first);
+            assert!(names.iter().all(|name| name.len() <= LONGEST_NAME && firewall::fits(pattern, name)));
+        }
+        assert!(names_of("abcdefghijklmno*").is_err());
+    }
+}
