@@ -268,12 +268,12 @@ def set_up(provider):
     refused = provider.run("outgate setup --undo")
     assert refused.status == 1 and "+# mine" in refused.output and f"`mv {OWN} {OWN}.kept`" in refused.output, refused
     refused = provider.run("outgate setup --guest-interface 'veth*'")
-    assert refused.status == 1 and "changed by hand" in refused.output, refused
+    assert refused.status == 1 and "write `guest_interfaces = [\"br0\", \"veth*\"]` there" in refused.output, refused
     provider.do(f"cp -p /root/own.toml {OWN}")
     assert "would remove /etc/outgate/conf.d/50-setup.toml" in provider.do("outgate setup --undo --dry-run")
     said = provider.do("outgate setup --undo", 90)
     assert "open now: br0" in said, said
-    provider.do("outgate whitelist remove http://good.test; rmdir /etc/outgate/conf.d")
+    provider.do("outgate whitelist remove http://good.test")
     assert setup_state(provider) == before, f"{said}: {setup_state(provider)}, before: {before}"
     assert "nothing to undo" in provider.do("outgate setup --undo")
     provider.ready()
@@ -297,7 +297,7 @@ def cannot_set_up(provider, before):
     provider.do("systemctl daemon-reload")
     result = provider.run(SETUP, 90)
     assert result.status == 1 and "what was there before was put back" in result.output, result
-    provider.do(f"rm -r {os.path.dirname(drop)}; systemctl daemon-reload; systemctl reset-failed outgate-firewall.service; rmdir /etc/outgate/conf.d; sleep 0.5")
+    provider.do(f"rm -r {os.path.dirname(drop)}; systemctl daemon-reload; systemctl reset-failed outgate-firewall.service; sleep 0.5")
     provider.ready()
     assert setup_state(provider) == before, f"{result}: {setup_state(provider)}, before: {before}"
 
@@ -308,7 +308,7 @@ def with_docker(provider):
     command = f"{SETUP} --guest-interface docker0"
     provider.write(unit, "[Service]\nExecStart=@/usr/bin/sleep /usr/bin/dockerd infinity\n")
     provider.write(tool, '#!/bin/sh\n[ "$*" = "ps --quiet" ] && cat /run/containers\n')
-    provider.do(f"chmod 755 {tool}; systemctl daemon-reload; systemctl start docker.service; touch /run/containers")
+    provider.do(f"chmod 755 {tool}; systemctl daemon-reload; systemctl start docker.service; touch /run/containers; ip link add docker0 type bridge; ip addr add 172.29.0.1/16 dev docker0")
     before = setup_state(provider)
     broken = '{\n  "debug": true,\n}\n'
     for prepare, wanted in [(f"printf '{broken}' > {DAEMON_JSON}", f"{DAEMON_JSON}:3:1: not JSON"), (f"ln -s /root/theirs {DAEMON_JSON}", "root follows none")]:
@@ -319,20 +319,21 @@ def with_docker(provider):
     assert setup_state(provider) == before
     text = '{\n\t"log-driver": "local"\n}'
     provider.write(DAEMON_JSON, text)
-    provider.do("chmod 640 /etc/docker/daemon.json; echo 0123456789ab > /run/containers")
+    # Its start is known to two seconds.
+    provider.do("sleep 3; chmod 640 /etc/docker/daemon.json; echo 0123456789ab > /run/containers")
     began = provider.show("docker.service", "InvocationID")
     for _ in range(2):
         result = provider.run(command, 90)
         assert result.status == 6 and "Run `systemctl restart docker.service`; until then" in result.output, result
     assert provider.show("docker.service", "InvocationID") == began, "dockerd was restarted over containers"
-    assert provider.do(f"stat -c %a {DAEMON_JSON}; cat {DAEMON_JSON}") == '640\n{\n\t"log-driver": "local",\n\t"dns": ["172.17.0.1"]\n}'
+    assert provider.do(f"stat -c %a {DAEMON_JSON}; cat {DAEMON_JSON}") == '640\n{\n\t"log-driver": "local",\n\t"dns": ["172.29.0.1"]\n}'
     provider.do("truncate -s 0 /run/containers; sleep 3")
     said = provider.do(command, 90)
     assert "restarted dockerd" in said and provider.show("docker.service", "InvocationID") != began, said
     assert "nothing to change" in provider.do(command, 90)
     said = provider.do("outgate setup --undo", 90)
     assert "restarted dockerd" in said and provider.do(f"cat {DAEMON_JSON}") == text.strip(), said
-    provider.do(f"systemctl stop docker.service; rm -r {unit} {tool} /etc/docker /run/containers; systemctl daemon-reload")
+    provider.do(f"systemctl stop docker.service; rm -r {unit} {tool} /etc/docker /run/containers; systemctl daemon-reload; ip link del docker0")
     provider.do(SETUP, 90)
 
 

@@ -258,6 +258,10 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
             Some(content) => files::write(&file.path, content)?,
             None => files::remove(&file.path)?,
         }
+        if let Some(folder) = file.path.parent().filter(|_| file.path == paths.own) {
+            // Other files may be in it.
+            let _ = std::fs::remove_dir(folder);
+        }
         let verb = if file.before.is_some() { "put back" } else { "removed" };
         tell(teller, &format!("{verb} {}", file.path.display()))?;
     }
@@ -267,10 +271,8 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
             tell(teller, &format!("put back {}", moved.from.display()))?;
         }
     }
-    if !paths.drop_ins.as_os_str().is_empty() {
-        // Empty once all are back.
-        let _ = std::fs::remove_dir(&paths.drop_ins);
-    }
+    // Empty once all are back.
+    let _ = std::fs::remove_dir(&paths.drop_ins);
     if !systemd::is_init() {
         return Ok(());
     }

@@ -104,7 +104,9 @@ fn look(paths: &Paths) -> Result<Overview, Failure> {
         let guarded = presence.is_there()
             && ["docker0", "br-*"].iter().all(|name| guests.iter().any(|guest| covers(guest, name)));
         let kind = "all of Docker's, also later ones";
-        let command = command(&["docker0", "br-*"]);
+        // Where dockerd has not made it yet it is no interface that can be named.
+        let is_there = host.interfaces().any(|interface| interface.name == "docker0");
+        let command = command(&[if is_there { "docker0" } else { "docker0*" }, "br-*"]);
         interfaces.push(Candidate { name: "br-*".to_owned(), kind, ports: 0, guarded, command });
     }
     Ok(Overview {

@@ -221,8 +221,6 @@ fn interface(name: &str, host: &Host) -> Result<Option<String>, String> {
             }
             None => Ok(None),
         },
-        // dockerd makes it at its start.
-        None if name == "docker0" => Ok(Some("docker0 does not exist yet; it is guarded as it comes".to_owned())),
         None => {
             let names: Vec<&str> = candidates(host);
             let guess = nearest(name, names.iter().copied()).map(|near| format!(" (did you mean {near}?)"));
