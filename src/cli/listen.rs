@@ -84,7 +84,9 @@ type Listener = (SocketUse, SocketAddr);
 /// Which units of the package make way, beside those that listen where [listen] does not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Replace {
-    /// None: an address that only a drop-in has is an error.
+    /// None with drop-ins: they stay, whatever [listen] says.
+    NoDropIns,
+    /// None with drop-ins: an address that only a drop-in has is an error.
     Nothing,
     /// Those with such a drop-in too.
     Surplus,
@@ -210,9 +212,14 @@ fn plan(settings: &Settings, own: &BTreeSet<String>, replace: Replace) -> Result
             let of_unit = listeners.iter().filter(|(kind, _)| kind.unit() == *unit);
             of_unit.into_iter().any(|(_, address)| line.starts_with(&format!("{address} (")))
         };
-        if replace == Replace::DropIns && !state.drop_ins.is_empty() {
-            plan.disable.insert((*unit).to_owned());
-            continue;
+        match replace {
+            _ if state.drop_ins.is_empty() => {}
+            Replace::NoDropIns => continue,
+            Replace::DropIns => {
+                plan.disable.insert((*unit).to_owned());
+                continue;
+            }
+            Replace::Nothing | Replace::Surplus => {}
         }
         let Some(surplus) = state.listen.lines().find(|line| !is_wanted(line)) else { continue };
         if let Some(drop_in) = state.drop_ins.first().filter(|_| replace == Replace::Nothing) {
