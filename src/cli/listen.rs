@@ -269,7 +269,11 @@ impl PackagedUnit {
 
 /// Says why the address of a new unit cannot be listened on, if so. A socket that the plan closes is in nobody's way.
 fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
-    let closes = |unit: &String| show(unit, "Listen").lines().any(|line| line == format!("{address} (Stream)"));
+    let closes = |unit: &String| {
+        let shown = show(unit, "Listen");
+        let held = shown.lines().filter_map(|line| line.strip_suffix(" (Stream)")?.parse().ok());
+        held.into_iter().any(|held| overlap(held, address))
+    };
     if plan.disable.iter().chain(&plan.stop).any(closes) {
         return None;
     }
@@ -284,6 +288,12 @@ fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
         _ => String::new(),
     };
     Some(format!("cannot listen on {address} ({}): {error}{remedy}", kind.key()))
+}
+
+/// Whether the kernel lets only one of them listen. IPv6 sockets accept no IPv4 here.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.is_ipv4() == other.is_ipv4() && (one.ip() == other.ip() || is_any)
 }
 
 fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<()> {

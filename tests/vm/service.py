@@ -251,6 +251,8 @@ def set_up(provider):
             answer = provider.run(f"{IN_GUEST} python3 /brought/ask.py good.test {way} {server}").output.strip()
             assert answer == f"rcode 0 {GOOD}", f"{way} to {server}: {answer}"
     guarded = setup_state(provider)
+    second_subnet(provider)
+    assert setup_state(provider) == guarded
     began = provider.show("outgate.service", "InvocationID")
     said = provider.do(SETUP)
     assert "nothing to change" in said and "guarded: br0" in said, said
@@ -278,6 +280,20 @@ def set_up(provider):
     assert "nothing to undo" in provider.do("outgate setup --undo")
     provider.ready()
     control(provider)
+
+
+def second_subnet(provider):
+    """With a second subnet on the bridge a reply to there would leave from another address than the query came to."""
+    addresses = "ip addr {0} 10.43.0.1/24 dev br0; ip -n guest addr {0} 10.43.0.2/24 dev eth0"
+    provider.do(addresses.format("add"))
+    said = provider.do(SETUP, 90)
+    assert '"10.42.42.1:1053"' in said, said
+    for server in ("10.43.0.1", "10.42.42.1", "fd42:42::1", "1.1.1.1"):
+        for way in ("udp", "tcp"):
+            answer = provider.run(f"{IN_GUEST} python3 /brought/ask.py good.test {way} {server}").output.strip()
+            assert answer == f"rcode 0 {GOOD}", f"{way} to {server}: {answer}"
+    provider.do(addresses.format("del"))
+    provider.do(SETUP, 90)
 
 
 def cannot_set_up(provider, before):

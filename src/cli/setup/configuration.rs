@@ -21,6 +21,8 @@ pub(super) struct Wanted<'w> {
     pub(super) interfaces: &'w [String],
     /// Whether this machine has IPv6.
     pub(super) ipv6: bool,
+    /// Where the guests' DNS listens.
+    pub(super) dns: &'w [String],
     /// Whether this machine has a DHCP server, which guests may need.
     pub(super) dhcp: bool,
 }
@@ -52,9 +54,7 @@ pub(super) fn text(
     };
     for (key, addresses, present) in [
         ("transparent", families("0.0.0.0:3129", "[::]:3129"), &settings.listen.transparent),
-        // By the kernel's redirection any address of this machine will do, also of bridges that come later, and
-        // this port is nobody's else.
-        ("dns", families("0.0.0.0:1053", "[::]:1053"), &settings.listen.dns),
+        ("dns", wanted.dns.to_vec(), &settings.listen.dns),
     ] {
         match others.place_of("listen", key) {
             None => listen.push(format!("{key} = {}", array(&addresses))),
@@ -135,7 +135,7 @@ pub(super) fn covers(known: &str, name: &str) -> bool {
 }
 
 /// Returns the guests' interfaces in a text that setup wrote.
-fn interfaces_of(text: &str) -> Vec<String> {
+pub(super) fn interfaces_of(text: &str) -> Vec<String> {
     let table: toml::Table = text.parse().unwrap_or_default();
     let names = table.get("firewall").and_then(|table| table.get("guest_interfaces")).and_then(toml::Value::as_array);
     names.into_iter().flatten().filter_map(toml::Value::as_str).map(str::to_owned).collect()
@@ -166,7 +166,8 @@ mod tests {
             let interfaces: Vec<String> = interfaces.iter().map(|name| (*name).to_owned()).collect();
             let mut trial = Trial::read(Some(&self.0.path().join("main.toml"))).unwrap();
             let (settings, _) = trial.load().unwrap();
-            let wanted = Wanted { interfaces: &interfaces, ipv6: true, dhcp };
+            let dns = ["0.0.0.0:1053", "[::]:1053"].map(str::to_owned);
+            let wanted = Wanted { interfaces: &interfaces, ipv6: true, dns: &dns, dhcp };
             let folder = format!("{}/", self.0.path().display());
             let made = text(&trial, &settings, before, wanted)
                 .map_err(|problems| problems.iter().map(|p| p.to_string().replace(&folder, "")).collect::<Vec<_>>())?;
