@@ -236,7 +236,10 @@ def set_up(provider):
         assert result.status == 1 and wanted in result.output, result
     assert setup_state(provider) == before, "something was changed by looking"
     cannot_set_up(provider, before)
+    killed_setup(provider, before)
+    begin = time.monotonic()
     said = provider.do(SETUP, 90)
+    took = time.monotonic() - begin
     assert "guarded: br0" in said, said
     for unit in ["outgate.service", "outgate-firewall.service", "outgate-host.service"]:
         assert provider.state(unit) == "active", f"{unit}: {said}"
@@ -258,6 +261,12 @@ def set_up(provider):
     assert "nothing to change" in said and "guarded: br0" in said, said
     assert setup_state(provider) == guarded and provider.show("outgate.service", "InvocationID") == began, said
     assert re.search(r"(?m)^br0 +bridge +\d+ +yes +-$", provider.do("outgate setup"))
+    provider.do("nft 'table inet others { chain c { type filter hook input priority 0; iifname br0 drop; }; }'")
+    result = provider.run(SETUP)
+    assert result.status == 6 and "guarded, and cut off by another firewall: br0" in result.output, result
+    provider.do(re.search(r"chain c of table inet others drops .*: run `([^`]+)`", result.output)[1])
+    assert "guarded: br0" in provider.do(SETUP)
+    provider.do("nft delete table inet others")
     # One more, as a pattern; and a ruleset that was lost comes back.
     provider.do("nft flush ruleset")
     said = provider.do("outgate setup --guest-interface 'tap*'", 90)
@@ -280,6 +289,16 @@ def set_up(provider):
     assert "nothing to undo" in provider.do("outgate setup --undo")
     provider.ready()
     control(provider)
+    return f"guarded after {took:.1f} s"
+
+
+def killed_setup(provider, before):
+    """Killed at any moment, it can be undone."""
+    for seconds in (0.1, 0.2, 0.4, 0.8):
+        provider.run(f"timeout -s KILL {seconds} {SETUP}", 60)
+        said = provider.do("outgate setup --undo", 90)
+        provider.ready()
+        assert setup_state(provider) == before, f"killed after {seconds} s: {said}: {setup_state(provider)}, before: {before}"
 
 
 def second_subnet(provider):
@@ -332,6 +351,13 @@ def with_docker(provider):
         result = provider.run(command, 90)
         assert result.status == 1 and wanted in result.output, result
         provider.do(f"rm -r /etc/docker")
+    own = provider.do(f"cat {unit}").replace("infinity", "--dns 127.0.0.53")
+    provider.do(f"cp -p {unit} /root/; systemctl stop docker.service")
+    provider.write(unit, own + "\n")
+    provider.do("systemctl daemon-reload")
+    result = provider.run(command)
+    assert result.status == 1 and "dockerd is started with --dns 127.0.0.53, which is this machine itself" in result.output, result
+    provider.do(f"cp -p /root/docker.service {unit}; systemctl daemon-reload; systemctl start docker.service")
     assert setup_state(provider) == before
     text = '{\n\t"log-driver": "local"\n}'
     provider.write(DAEMON_JSON, text)
@@ -962,7 +988,10 @@ def again(provider):
 
 
 def purge(provider):
+    # As setup writes it; postrm looks for this line.
+    provider.write("/var/lib/outgate-host/setup.json", '{\n  "files": [\n    {\n      "path": "/etc/docker/daemon.json"\n    }\n  ]\n}\n')
     said = provider.do("dpkg -P outgate 2>&1", 120)
+    assert "take it out, then `systemctl restart docker`" in said, said
     assert "br0" in said, f"nothing about the guests' interface: {said}"
     left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/lib/outgate-host /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
     assert not left, f"left behind: {left}"

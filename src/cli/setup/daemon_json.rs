@@ -69,7 +69,7 @@ pub(super) fn with_dns(file: &Path, text: Option<&str>, address: IpAddr) -> Resu
     });
     match servers.flatten() {
         Some(servers) if servers.is_empty() => Err(at(first.start, "`dns` names no server", &write)),
-        Some(servers) => match servers.iter().find(|server| server.is_loopback() || server.is_unspecified()) {
+        Some(servers) => match servers.iter().find(|server| is_own(**server)) {
             Some(own) => {
                 let why = format!("{own} is this machine itself, so dockerd asks there for containers, past outgate");
                 Err(at(first.start, &why, &write))
@@ -84,6 +84,12 @@ pub(super) fn with_dns(file: &Path, text: Option<&str>, address: IpAddr) -> Resu
 pub(super) fn bip(text: &str) -> Option<IpAddr> {
     let value: Value = serde_json::from_str(text.trim_start_matches('\u{feff}')).ok()?;
     value.get("bip")?.as_str()?.split('/').next()?.parse().ok()
+}
+
+/// Whether this machine is asked in its own network.
+pub(super) fn is_own(server: IpAddr) -> bool {
+    let server = server.to_canonical();
+    server.is_loopback() || server.is_unspecified()
 }
 
 fn problem(file: &Path, line: u32, column: u32, message: &str, remedy: &str) -> Diagnostic {
@@ -271,6 +277,7 @@ mod tests {
             ("\n [1]", "2:2: not a JSON object; put { } around it"),
             ("{\n \"dns\": []}", "2:2: `dns` names no server; write \"dns\": [\"172.17.0.1\"] there"),
             ("{\"dns\": [\"10.0.0.1\", \"127.0.0.53\"]}", "1:2: 127.0.0.53 is this machine itself, "),
+            ("{\"dns\": [\"::ffff:127.0.0.1\"]}", "1:2: ::ffff:127.0.0.1 is this machine itself, "),
             ("{\"dns\": [\"::1\"]}", "1:2: ::1 is this machine itself, "),
             ("{\"dns\": \"10.0.0.1\"}", "1:2: `dns` is not a list of addresses; write "),
             ("{\"dns\": [7]}", "1:2: `dns` is not a list of addresses; write "),

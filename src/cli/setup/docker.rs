@@ -104,7 +104,9 @@ pub(super) fn address(bip: Option<IpAddr>) -> IpAddr {
 
 /// Whether a container runs; `None` if docker(1) cannot say it.
 pub(super) fn has_containers() -> Option<bool> {
-    let output = Command::new("docker").args(["ps", "--quiet"]).stdin(Stdio::null()).output().ok()?;
+    // A dockerd that hangs does not answer.
+    let command = ["10", "docker", "ps", "--quiet"];
+    let output = Command::new("timeout").args(command).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| !output.stdout.trim_ascii().is_empty())
 }
 

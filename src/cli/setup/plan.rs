@@ -376,7 +376,7 @@ fn for_docker(
     let path = found.file();
     let by_flags = found.servers();
     if !by_flags.is_empty() {
-        return match by_flags.iter().find(|server| is_own(server)) {
+        return match by_flags.iter().find(|server| server.parse().is_ok_and(daemon_json::is_own)) {
             Some(server) => Err(Failure::Failed(format!(
                 "dockerd is started with --dns {server}, which is this machine itself, so it asks there for containers, past \
                  outgate; leave that flag out of its unit (`systemctl edit docker`); nothing was changed"
@@ -401,10 +401,6 @@ fn for_docker(
             Ok((Some(FileChange { path, before, after: Some(after) }), false))
         }
     }
-}
-
-fn is_own(server: &str) -> bool {
-    server.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback() || ip.is_unspecified())
 }
 
 /// Returns the drop-ins of the package's socket units.

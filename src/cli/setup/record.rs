@@ -133,6 +133,8 @@ mod tests {
         record.write(&path).unwrap();
         assert_eq!(Record::read(&path), Ok(Some(record)));
         let text = std::fs::read_to_string(&path).unwrap();
+        // packaging/debian/postrm looks for a file in this form.
+        assert!(text.contains("\n      \"path\": \"/a\",\n"), "{text}");
         for (text, wanted) in [
             (
                 text.replace("\"version\": 1", "\"version\": 2"),
