@@ -213,7 +213,7 @@ def setup_state(provider):
     return provider.do(
         "find /etc/outgate /etc/docker /etc/systemd/system -name conf.d -prune -print -o -type f -print0 -o -type l -print 2>/dev/null | tr '\\0' '\\n' | sort;"
         f"cat /etc/outgate/conf.d/* {DAEMON_JSON} 2>/dev/null; ls /var/lib/outgate-host | grep setup; nft list tables; ip rule; ip -6 rule;"
-        "ss -Hlntu | awk '{print $1, $5}' | sort -u; for u in /usr/lib/systemd/system/outgate*; do systemctl is-enabled ${u##*/}; done; true"
+        "ss -Hlntu | awk '{print $1, $5}' | sort -u; for u in /usr/lib/systemd/system/outgate*; do echo ${u##*/} $(systemctl is-enabled ${u##*/}) $(systemctl is-active ${u##*/}); done; true"
     )
 
 

@@ -52,6 +52,9 @@ fn record_of(todo: &Todo) -> Record {
     }));
     record.moved.extend(todo.drop_ins.iter().map(|moved| MovedFile { from: moved.from.clone(), to: moved.to.clone() }));
     record.enabled.extend(todo.enable.iter().map(|unit| (*unit).to_owned()));
+    // The daemon is put back by its listeners.
+    let started = todo.start.iter().filter(|unit| UNITS.contains(unit));
+    record.started.extend(started.map(|unit| (*unit).to_owned()));
     let disabled = todo.listen.iter().flat_map(listen::Plan::disabled);
     record.disabled.extend(disabled.filter(|unit| show(unit, "UnitFileState") == "enabled").map(str::to_owned));
     record
@@ -223,7 +226,8 @@ impl Back {
         let mut lines: Vec<String> = self.files.iter().map(put).collect();
         lines.extend(self.record.moved.iter().map(|moved| format!("put back {}", moved.from.display())));
         lines.extend(self.record.disabled.iter().map(|unit| format!("enable {unit}")));
-        lines.extend(self.record.enabled.iter().map(|unit| format!("disable and stop {unit}")));
+        lines.extend(self.record.enabled.iter().map(|unit| format!("disable {unit}")));
+        lines.extend(self.record.started.iter().map(|unit| format!("stop {unit}")));
         lines.push("make the listeners follow [listen]".to_owned());
         let firewall = if self.record.had_firewall { "apply the firewall of before" } else { "remove the firewall" };
         lines.push(firewall.to_owned());
@@ -285,8 +289,13 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
     }
     if !record.enabled.is_empty() {
         let units: Vec<&str> = record.enabled.iter().map(String::as_str).collect();
-        systemctl(&[&["disable", "--quiet", "--now"], &units[..]].concat())?;
+        systemctl(&[&["disable", "--quiet"], &units[..]].concat())?;
         tell(teller, &format!("disabled {}", words(&record.enabled)))?;
+    }
+    if !record.started.is_empty() {
+        let units: Vec<&str> = record.started.iter().map(String::as_str).collect();
+        systemctl(&[&["stop"], &units[..]].concat())?;
+        tell(teller, &format!("stopped {}", words(&record.started)))?;
     }
     // Before the listeners go, so that guests are not brought to where nobody listens.
     firewall_back(record, &Config::default(), teller)?;

@@ -20,6 +20,8 @@ pub(super) struct Record {
     pub(super) moved: Vec<MovedFile>,
     /// Units that it enabled.
     pub(super) enabled: Vec<String>,
+    /// Units that it started.
+    pub(super) started: Vec<String>,
     /// Units that it disabled.
     pub(super) disabled: Vec<String>,
 }
@@ -44,8 +46,8 @@ pub(super) struct MovedFile {
 impl Record {
     /// Of a run that changed nothing yet.
     pub(super) fn new(had_firewall: bool) -> Record {
-        let (files, moved, enabled, disabled) = Default::default();
-        Record { version: VERSION, had_firewall, files, moved, enabled, disabled }
+        let (files, moved, enabled, started, disabled) = Default::default();
+        Record { version: VERSION, had_firewall, files, moved, enabled, started, disabled }
     }
 
     /// Reads it; `None` if setup changed nothing.
@@ -91,7 +93,12 @@ impl Record {
             }
         }
         self.moved.extend(later.moved.iter().cloned());
-        for (known, more) in [(&mut self.enabled, &later.enabled), (&mut self.disabled, &later.disabled)] {
+        let units = [
+            (&mut self.enabled, &later.enabled),
+            (&mut self.started, &later.started),
+            (&mut self.disabled, &later.disabled),
+        ];
+        for (known, more) in units {
             let new: Vec<String> = more.iter().filter(|unit| !known.contains(unit)).cloned().collect();
             known.extend(new);
         }
