@@ -5,6 +5,7 @@ use crate::world::namespace::{self, Namespace};
 use crate::world::ran::Ran;
 use serde_json::Value;
 use std::fs;
+use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
 use std::process::Command;
@@ -106,6 +107,13 @@ fn the_overview_shows_this_host_and_the_commands_that_guard_it() {
     let found = answer["interfaces"].as_array().unwrap().iter().find(|found| found["name"] == "br0").unwrap();
     assert_eq!((&found["kind"], &found["ports"], &found["guarded"]), (&"bridge".into(), &1.into(), &false.into()));
     assert_eq!(answer["uplinks"], serde_json::json!(["up0"]));
+    // As dnsmasq of libvirt's.
+    let sockets = host.namespace.run(|| [53, 67].map(|port| UdpSocket::bind(("0.0.0.0", port)).unwrap()));
+    let tried = host.shell("outgate setup --guest-interface br0 --dry-run");
+    assert!(tried.code == 0 && tried.out.contains("+allow_dhcp = true\n"), "{}{}", tried.out, tried.err);
+    let answer = host.shell("outgate setup --json").json();
+    assert_eq!((&answer["dns_on_port_53"], &answer["dhcp_server"]), (&true.into(), &true.into()));
+    drop(sockets);
     // Whoever is logged in may look, and try.
     for line in ["outgate setup", "outgate setup --guest-interface br0 --dry-run"] {
         let ran = host.shell(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups {line}"));
@@ -219,6 +227,14 @@ fn without_systemd_it_writes_the_configuration_and_says_what_to_run() {
         "{}",
         refused.err
     );
+    // It is a file of the operator's then, and setup adds nothing to it.
+    let lacking: String =
+        written.lines().filter(|line| !line.starts_with("dns")).map(|line| format!("{line}\n")).collect();
+    fs::write(host.path(OWN), lacking).unwrap();
+    let ran = host.shell("outgate setup --guest-interface br0");
+    let wanted = "50-setup.toml: changed by hand since setup wrote it, so setup leaves it alone; write there: [listen] | dns = [";
+    assert!(ran.code == 1 && ran.err.contains(wanted), "{}", ran.err);
+    fs::write(host.path(OWN), format!("{written}# mine\n")).unwrap();
     let command = refused.err.rsplit('`').nth(1).unwrap().to_owned();
     assert_eq!(fs::read_to_string(host.path(OWN)).unwrap(), format!("{written}# mine\n"));
     let tried = host.shell("outgate setup --undo --dry-run");
