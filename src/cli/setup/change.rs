@@ -295,6 +295,8 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
     if !record.started.is_empty() {
         let units: Vec<&str> = record.started.iter().map(String::as_str).collect();
         systemctl(&[&["stop"], &units[..]].concat())?;
+        // One that was stopped while it was starting counts as failed.
+        let _ = systemctl(&[&["reset-failed"], &units[..]].concat());
         tell(teller, &format!("stopped {}", words(&record.started)))?;
     }
     // Before the listeners go, so that guests are not brought to where nobody listens.
