@@ -1,6 +1,7 @@
 //! `outgate setup` on a host without systemd, with its own /etc and /var/lib: what it shows, what is in the way, what it
 //! writes and puts back. tests/vm/service.py has the services.
 
+use crate::world::eventually;
 use crate::world::namespace::{self, Namespace};
 use crate::world::ran::Ran;
 use serde_json::Value;
@@ -114,6 +115,17 @@ fn the_overview_shows_this_host_and_the_commands_that_guard_it() {
     let answer = host.shell("outgate setup --json").json();
     assert_eq!((&answer["dns_on_port_53"], &answer["dhcp_server"]), (&true.into(), &true.into()));
     drop(sockets);
+    // A process of dockerd's name counts if it is in this network.
+    let dockerd = || Command::new("bash").args(["-c", "exec -a dockerd sleep 60"]).spawn().unwrap();
+    for is_here in [false, true] {
+        let mut process = if is_here { host.namespace.run(dockerd) } else { dockerd() };
+        let line = format!("/proc/{}/cmdline", process.id());
+        eventually("bash(1) becomes it", || fs::read_to_string(&line).is_ok_and(|line| line.starts_with("dockerd")));
+        let answer = host.shell("outgate setup --json").json();
+        process.kill().unwrap();
+        process.wait().unwrap();
+        assert_eq!(answer["docker"]["running"] == Value::Bool(true), is_here, "{answer}");
+    }
     // Whoever is logged in may look, and try.
     for line in ["outgate setup", "outgate setup --guest-interface br0 --dry-run"] {
         let ran = host.shell(&format!("setpriv --reuid=65534 --regid=65534 --clear-groups {line}"));

@@ -2,6 +2,7 @@
 
 use outgate::firewall::{fits, tool};
 use std::net::{IpAddr, Ipv4Addr};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -31,8 +32,12 @@ pub(super) struct Docker {
 impl Docker {
     /// Looks. `unit` is the ExecStart= of docker.service, as systemctl(1) shows it; empty if there is none.
     pub(super) fn look(unit: &str) -> Docker {
-        let running = processes()
-            .find(|(_, arguments)| arguments.first().and_then(|program| program.rsplit('/').next()) == Some("dockerd"));
+        // One in a container, or in another network, is somebody else's.
+        let own = network_of("self");
+        let running = processes().find(|(process, arguments)| {
+            let program = arguments.first().and_then(|program| program.rsplit('/').next());
+            program == Some("dockerd") && network_of(&process.to_string()) == own
+        });
         let has_program = || FOLDERS.iter().any(|folder| Path::new(folder).join("dockerd").exists());
         let of_unit = || unit.split([' ', ';']).map(str::to_owned).collect();
         Docker {
@@ -108,6 +113,11 @@ pub(super) fn has_containers() -> Option<bool> {
     let command = ["10", "docker", "ps", "--quiet"];
     let output = Command::new("timeout").args(command).stdin(Stdio::null()).output().ok()?;
     output.status.success().then(|| !output.stdout.trim_ascii().is_empty())
+}
+
+/// What identifies the network namespace of a process: each has its own file there, which needs no privilege.
+fn network_of(process: &str) -> Option<u64> {
+    std::fs::metadata(format!("/proc/{process}/net/dev")).ok().map(|meta| meta.ino())
 }
 
 /// Every process of this machine, and its arguments.
