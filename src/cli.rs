@@ -15,6 +15,7 @@ mod lock;
 mod man;
 mod routes;
 mod run;
+mod setup;
 mod systemd;
 mod table;
 mod verify;
@@ -160,6 +161,7 @@ Examples:
   outgate explain https://ipfs.io/ipfs/x    would this pass? if not, which rule would allow it?
   outgate whitelist add ipfs.io             allow it
   outgate denied                            what was refused, and which rule comes nearest
+  outgate setup --guest-interface br0       guard the guests of a bridge, as a service
   outgate firewall apply                    close every other way out for guests
   outgate verify                            try all ways out, as a guest
   outgate exec --name job -- make test      run a command as a guest
@@ -175,6 +177,7 @@ Exit codes:
 enum Command {
     Run(run::Arguments),
     Check(check::Arguments),
+    Setup(setup::Arguments),
     Listen(listen::Arguments),
     Explain(explain::Arguments),
     Whitelist(whitelist::Arguments),
@@ -194,6 +197,7 @@ fn dispatch(command: Command, out: &mut dyn Write) -> Outcome {
     match command {
         Command::Run(arguments) => run::run(arguments),
         Command::Check(arguments) => check::run(&arguments, out),
+        Command::Setup(arguments) => setup::run(&arguments, out),
         Command::Listen(arguments) => listen::run(&arguments, out),
         Command::Explain(arguments) => explain::run(&arguments, &mut io::stdin().lock(), out),
         Command::Whitelist(arguments) => whitelist::run(&arguments, out),
@@ -268,6 +272,7 @@ mod tests {
             "outgate",
             "outgate run",
             "outgate check",
+            "outgate setup",
             "outgate listen",
             "outgate listen apply",
             "outgate explain",

@@ -17,6 +17,7 @@ mod problems;
 mod reference;
 mod sources;
 mod table;
+mod trial;
 mod values;
 mod written;
 
@@ -28,6 +29,7 @@ pub(crate) use guests::identity;
 pub use problems::nearest;
 pub use reference::manual;
 pub use sources::stamps;
+pub use trial::{KeyPlace, Trial};
 pub use values::is_guest_name;
 
 use crate::accept::SocketUse;
@@ -189,6 +191,14 @@ impl ConfigError {
             }
         }
     }
+}
+
+/// Checks a name or pattern of `[firewall].guest_interfaces`.
+///
+/// # Errors
+/// What is wrong with it, and what to write.
+pub fn guest_interface(text: &str) -> Result<(), String> {
+    firewall::guest_interface(text).map(drop)
 }
 
 impl Settings {

@@ -8,7 +8,7 @@ use super::table;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::{Args, Subcommand};
 use outgate::config::{ConfigError, Copies, Copy, Settings};
-use outgate::firewall::{self, FirewallError, Host, Plan};
+use outgate::firewall::{self, FirewallError, Host, Plan, Status};
 use outgate::text::{grouped, printable};
 use serde_json::json;
 use std::fs::DirBuilder;
@@ -167,7 +167,8 @@ fn plan(config: Option<&Path>) -> Result<(Settings, Plan, Host), Failure> {
     Ok((settings, plan, host))
 }
 
-fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
+/// Plans the firewall of these settings for this machine. Changes nothing.
+pub(super) fn plan_for(settings: &Settings) -> Result<(Plan, Host), Failure> {
     let host = Host::look()?;
     Ok((Plan::new(&settings.plan_input(), &host), host))
 }
@@ -212,6 +213,22 @@ pub(super) fn apply_quietly(config: Option<&Path>) -> Result<(), Failure> {
         true => Ok(()),
         false => Err(Failure::Failed(format!("the firewall: {}", printable(&applied.faults.join("; "))))),
     }
+}
+
+/// Removes it for another command, and writes what is open then.
+pub(super) fn remove_for(config: &Config, out: &mut dyn Write) -> Outcome {
+    let common = Common { config: config.clone(), json: false };
+    let copies = Copies::of(common.config.file(), None);
+    remove(&common, copies, out)
+}
+
+/// Inspects it for another command. Returns what other firewalls drop beside it, one sentence each.
+pub(super) fn state(config: Option<&Path>) -> Result<(Status, Vec<String>), Failure> {
+    let (settings, _) = Settings::load(config)?;
+    let (plan, host) = plan_for(&bridge::with_pins(&settings)?)?;
+    let status = firewall::status(&plan, &host)?;
+    let cut_off = status.warnings.iter().filter(|warning| !plan.notes().contains(warning)).cloned().collect();
+    Ok((status, cut_off))
 }
 
 fn apply(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outcome {

@@ -1,11 +1,12 @@
 //! `outgate listen`: makes systemd hold the sockets that `[listen]` names, one unit for each address.
 
 use super::lock::Lock;
-use super::systemd::{self, show};
+use super::systemd::{self, show, systemctl};
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::{Args, Subcommand};
 use outgate::accept::{SocketUse, socket_unit};
 use outgate::config::Settings;
+use outgate::diagnostic::Diagnostic;
 use outgate::files::replace::{Attributes, replace};
 use outgate::system;
 use outgate::text::{counted, printable};
@@ -15,7 +16,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, ErrorKind, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::Command as Process;
 use std::time::{Duration, Instant};
 
 /// Where the operator's units are (systemd.unit(5)).
@@ -81,9 +81,22 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
 /// A listener of the configuration.
 type Listener = (SocketUse, SocketAddr);
 
+/// Which units of the package make way, beside those that listen where [listen] does not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Replace {
+    /// None with drop-ins: they stay, whatever [listen] says.
+    NoDropIns,
+    /// None with drop-ins: an address that only a drop-in has is an error.
+    Nothing,
+    /// Those with such a drop-in too.
+    Surplus,
+    /// Those with any drop-in.
+    DropIns,
+}
+
 /// What has to be done.
 #[derive(Debug, Default)]
-struct Plan {
+pub(super) struct Plan {
     /// New units, by name: the listener and the unit's text.
     start: BTreeMap<String, (Listener, String)>,
     /// Our own units whose address is gone.
@@ -95,8 +108,53 @@ struct Plan {
 }
 
 impl Plan {
-    fn is_empty(&self) -> bool {
+    pub(super) fn is_empty(&self) -> bool {
         self.start.is_empty() && self.stop.is_empty() && self.disable.is_empty()
+    }
+
+    /// Returns the units of the package that will be disabled.
+    pub(super) fn disabled(&self) -> impl Iterator<Item = &str> {
+        self.disable.iter().map(String::as_str)
+    }
+
+    /// Returns what changes, a line each; `would` precedes each.
+    pub(super) fn lines(&self, would: &str) -> Vec<String> {
+        let started = self
+            .start
+            .iter()
+            .map(|(unit, ((kind, address), _))| format!("{would}listen on {address} ({}): {unit}", kind.key()));
+        let stopped = self.stop.iter().map(|unit| format!("{would}stop and remove {unit}"));
+        let disabled = self
+            .disable
+            .iter()
+            .map(|unit| format!("{would}stop and disable {unit}: units of their own have the addresses of [listen]"));
+        started.chain(stopped).chain(disabled).collect()
+    }
+
+    /// Returns the same for scripts.
+    pub(super) fn to_json(&self) -> serde_json::Value {
+        let started: Vec<_> = self
+            .start
+            .iter()
+            .map(|(unit, ((kind, address), _))| json!({ "unit": unit, "key": kind.key(), "address": address }))
+            .collect();
+        json!({ "started": started, "stopped": self.stop, "disabled": self.disable, "unchanged": self.unchanged })
+    }
+}
+
+/// Waits for other runs that change units.
+pub(super) fn lock() -> Result<Lock, Failure> {
+    Lock::wait(Path::new(LOCK)).map_err(|error| Failure::Failed(error.to_string()))
+}
+
+/// Plans what makes systemd listen where `settings` say, and checks that it can. Changes nothing.
+pub(super) fn prepare(settings: &Settings, replace: Replace) -> Result<Plan, Failure> {
+    let plan = plan(settings, &own_units()?, replace)?;
+    let taken: Vec<String> =
+        plan.start.values().filter_map(|((kind, address), _)| taken(*kind, *address, &plan)).collect();
+    match taken.is_empty() {
+        true => Ok(plan),
+        false => Err(Failure::Failed(format!("nothing was changed\n{}", taken.join("\n")))),
     }
 }
 
@@ -108,33 +166,23 @@ fn apply(arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {
     if !system::is_root() && !arguments.dry_run {
         return Err(Failure::Failed("run as root: it writes units and starts them".to_owned()));
     }
-    let settings = checked(&arguments.config)?;
-    let _lock = if arguments.dry_run {
-        None
-    } else {
-        let lock = Lock::wait(Path::new(LOCK)).map_err(|error| Failure::Failed(error.to_string()))?;
-        Some(lock)
-    };
-    let own = own_units()?;
-    let plan = plan(&settings, &own, arguments.replace)?;
-    let taken: Vec<String> =
-        plan.start.values().filter_map(|((kind, address), _)| taken(*kind, *address, &plan)).collect();
-    if !taken.is_empty() {
-        return Err(Failure::Failed(format!("nothing was changed\n{}", taken.join("\n"))));
-    }
+    let (settings, problems) = Settings::load_leniently(arguments.config.file())?;
+    check(&settings, problems)?;
+    let _lock = if arguments.dry_run { None } else { Some(lock()?) };
+    let replace = if arguments.replace { Replace::Surplus } else { Replace::Nothing };
+    let plan = prepare(&settings, replace)?;
     if !plan.is_empty() && !arguments.dry_run {
         carry_out(&plan)?;
     }
     tell(&plan, arguments, out)
 }
 
-/// Loads the configuration and checks it and the lists, as `outgate check` does.
-fn checked(config: &Config) -> Result<Settings, Failure> {
-    let (settings, mut problems) = Settings::load_leniently(config.file())?;
-    problems.extend(bridge::tls_problem(&settings));
-    problems.extend(bridge::compile(&settings).diagnostics);
+/// Checks a configuration and its lists, as `outgate check` does; `problems` are those of the files.
+pub(super) fn check(settings: &Settings, mut problems: Vec<Diagnostic>) -> Result<(), Failure> {
+    problems.extend(bridge::tls_problem(settings));
+    problems.extend(bridge::compile(settings).diagnostics);
     problems.retain(|problem| problem.is_error());
-    if problems.is_empty() { Ok(settings) } else { Err(Failure::Invalid(problems)) }
+    if problems.is_empty() { Ok(()) } else { Err(Failure::Invalid(problems)) }
 }
 
 /// Returns the units that earlier runs wrote.
@@ -150,7 +198,7 @@ fn own_units() -> Result<BTreeSet<String>, Failure> {
     Ok(found)
 }
 
-fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Plan, Failure> {
+fn plan(settings: &Settings, own: &BTreeSet<String>, replace: Replace) -> Result<Plan, Failure> {
     let source = settings.path.as_deref().unwrap_or(Path::new("the built-in configuration")).display().to_string();
     let mut wanted: BTreeSet<String> = BTreeSet::new();
     let mut plan = Plan::default();
@@ -164,8 +212,17 @@ fn plan(settings: &Settings, own: &BTreeSet<String>, replace: bool) -> Result<Pl
             let of_unit = listeners.iter().filter(|(kind, _)| kind.unit() == *unit);
             of_unit.into_iter().any(|(_, address)| line.starts_with(&format!("{address} (")))
         };
+        match replace {
+            _ if state.drop_ins.is_empty() => {}
+            Replace::NoDropIns => continue,
+            Replace::DropIns => {
+                plan.disable.insert((*unit).to_owned());
+                continue;
+            }
+            Replace::Nothing | Replace::Surplus => {}
+        }
         let Some(surplus) = state.listen.lines().find(|line| !is_wanted(line)) else { continue };
-        if let Some(drop_in) = state.drop_ins.first().filter(|_| !replace) {
+        if let Some(drop_in) = state.drop_ins.first().filter(|_| replace == Replace::Nothing) {
             return Err(Failure::Failed(format!(
                 "{unit} listens on {surplus} by {drop_in}, and [listen] has no such address: add it there, or run \
                  `outgate listen apply --replace`, which disables {unit} and gives each address of [listen] a unit"
@@ -212,7 +269,11 @@ impl PackagedUnit {
 
 /// Says why the address of a new unit cannot be listened on, if so. A socket that the plan closes is in nobody's way.
 fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
-    let closes = |unit: &String| show(unit, "Listen").lines().any(|line| line == format!("{address} (Stream)"));
+    let closes = |unit: &String| {
+        let shown = show(unit, "Listen");
+        let held = shown.lines().filter_map(|line| line.strip_suffix(" (Stream)")?.parse().ok());
+        held.into_iter().any(|held| overlap(held, address))
+    };
     if plan.disable.iter().chain(&plan.stop).any(closes) {
         return None;
     }
@@ -227,6 +288,12 @@ fn taken(kind: SocketUse, address: SocketAddr, plan: &Plan) -> Option<String> {
         _ => String::new(),
     };
     Some(format!("cannot listen on {address} ({}): {error}{remedy}", kind.key()))
+}
+
+/// Whether the kernel lets only one of them listen. IPv6 sockets accept no IPv4 here.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let is_any = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() == other.port() && one.is_ipv4() == other.is_ipv4() && (one.ip() == other.ip() || is_any)
 }
 
 fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<()> {
@@ -249,7 +316,8 @@ fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<
     Ok(())
 }
 
-fn carry_out(plan: &Plan) -> Result<(), Failure> {
+/// Does it, and restarts a daemon that runs. If it fails, everything is put back.
+pub(super) fn carry_out(plan: &Plan) -> Result<(), Failure> {
     let serves = show(SERVICE, "ActiveState") == "active";
     let before = Before::of(plan)?;
     let done = change(plan, serves).and_then(|()| if serves { is_up(plan) } else { Ok(()) });
@@ -345,39 +413,17 @@ fn remove(name: &str) -> Result<(), String> {
     std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
 }
 
-fn systemctl(arguments: &[&str]) -> Result<(), String> {
-    let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
-    let output = Process::new("systemctl").args(arguments).output().map_err(|error| failed(error.to_string()))?;
-    match output.status.success() {
-        true => Ok(()),
-        false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),
-    }
-}
-
 fn tell(plan: &Plan, arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {
     if arguments.json {
-        let started: Vec<_> = plan
-            .start
-            .iter()
-            .map(|(unit, ((kind, address), _))| json!({ "unit": unit, "key": kind.key(), "address": address }))
-            .collect();
-        let answer = json!({
-            "dry_run": arguments.dry_run, "started": started, "stopped": plan.stop, "disabled": plan.disable,
-            "unchanged": plan.unchanged,
-        });
+        let mut answer = plan.to_json();
+        if let Some(fields) = answer.as_object_mut() {
+            fields.insert("dry_run".to_owned(), arguments.dry_run.into());
+        }
         writeln!(out, "{answer:#}")?;
         return Ok(Exit::Good);
     }
     let would = if arguments.dry_run { "would " } else { "" };
-    for (unit, ((kind, address), _)) in &plan.start {
-        writeln!(out, "{would}listen on {address} ({}): {unit}", kind.key())?;
-    }
-    for unit in &plan.stop {
-        writeln!(out, "{would}stop and remove {unit}")?;
-    }
-    for unit in &plan.disable {
-        writeln!(out, "{would}stop and disable {unit}: [listen] does not have all its addresses")?;
-    }
+    plan.lines(would).iter().try_for_each(|line| writeln!(out, "{line}"))?;
     let unchanged = counted(plan.unchanged as u64, "listener");
     match plan.is_empty() {
         true => writeln!(out, "nothing to change: {unchanged}")?,

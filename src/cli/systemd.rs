@@ -1,5 +1,6 @@
-//! Asks systemd about units, by systemctl(1).
+//! Asks systemd about units, and changes them, by systemctl(1).
 
+use outgate::text::printable;
 use std::path::Path;
 use std::process::Command;
 
@@ -17,4 +18,14 @@ pub(super) fn show(unit: &str, property: &str) -> String {
 /// Whether a unit is active, or will be after the next boot.
 pub(super) fn is_used(unit: &str) -> bool {
     show(unit, "ActiveState") == "active" || show(unit, "UnitFileState") == "enabled"
+}
+
+/// Runs systemctl(1) with these arguments; an error names the command.
+pub(super) fn systemctl(arguments: &[&str]) -> Result<(), String> {
+    let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
+    let output = Command::new("systemctl").args(arguments).output().map_err(|error| failed(error.to_string()))?;
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),
+    }
 }

@@ -67,8 +67,8 @@ tables! {
         /// The guests' resolver, UDP and TCP.
         /// Names that no rule could allow get NXDOMAIN and are never asked upstream. The firewall brings port 53
         /// here whatever server a guest asks. AAAA is answered where a listener for guests has an IPv6 address, and
-        /// "no data" elsewhere. Name the address that guests ask rather than `0.0.0.0`, or a reply may leave from
-        /// another address of this machine.
+        /// "no data" elsewhere. Where an interface has several addresses name one rather than `0.0.0.0`, or a reply may
+        /// leave from another address of this machine.
         dns: Vec<Item<SocketAddr>> = {
             form: ListOf(DNS), default: "[]", effect: restart!(listen.dns), example: "[\"10.42.42.1:53\"]",
         };

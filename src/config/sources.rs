@@ -93,6 +93,27 @@ impl Sources {
         }
     }
 
+    /// Gives a further file this text, in place of the one that was read, or takes it out.
+    pub(super) fn put(&mut self, path: &Path, text: Option<&str>) {
+        self.more.retain(|source| source.path != path);
+        if let Some(text) = text {
+            let source = Source { path: path.to_owned(), text: Ok(text.to_owned()), is_open: false, meta: None };
+            self.more.push(source);
+            self.more.sort_by(|one, other| one.path.cmp(&other.path));
+        }
+    }
+
+    /// Returns where a key of a table is set first: the file, the line and the column, from 1.
+    pub(super) fn place_of(&self, table: &str, key: &str) -> Option<(PathBuf, u32, u32)> {
+        let start = |text: &str| {
+            let parsed = document::parse(text, 0, &mut Problems::default());
+            let table = parsed.into_iter().find(|entry| entry.key == table)?;
+            let Value::Table(keys) = table.node.value else { return None };
+            Some(keys.into_iter().find(|entry| entry.key == key)?.span.start)
+        };
+        self.find(start)
+    }
+
     /// Returns the named file.
     pub(super) fn path(&self) -> &Path {
         &self.main.path

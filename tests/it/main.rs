@@ -47,6 +47,7 @@ mod resolved_addresses;
 mod responses;
 mod rights;
 mod second_host;
+mod setup;
 mod socket_activation;
 mod socks;
 mod target_names;

@@ -204,6 +204,212 @@ def privileges(provider):
     return f"resident {resident(provider)}, bound {bound >> 20} MiB"
 
 
+OWN, DAEMON_JSON = "/etc/outgate/conf.d/50-setup.toml", "/etc/docker/daemon.json"
+SETUP = "outgate setup --guest-interface br0"
+
+
+def setup_state(provider):
+    """Everything that setup may change: files, units, ruleset, routing, sockets."""
+    return provider.do(
+        "find /etc/outgate /etc/docker /etc/systemd/system -name conf.d -prune -print -o -type f -print0 -o -type l -print 2>/dev/null | tr '\\0' '\\n' | sort;"
+        f"cat /etc/outgate/conf.d/* {DAEMON_JSON} 2>/dev/null; ls /var/lib/outgate-host | grep setup; nft list tables; ip rule; ip -6 rule;"
+        "ss -Hlntu | awk '{print $1, $5}' | sort -u; for u in /usr/lib/systemd/system/outgate*; do echo ${u##*/} $(systemctl is-enabled ${u##*/}) $(systemctl is-active ${u##*/}); done; true"
+    )
+
+
+def set_up(provider):
+    """`outgate setup`: the overview, what is in the way, a guarded guest, again, more, and back."""
+    before = setup_state(provider)
+    shown = provider.do("outgate setup")
+    command = re.search(r"(?m)^br0 +bridge +\d+ +no +(outgate .*)$", shown)
+    assert command and command[1] == SETUP, shown
+    assert {"name": "br0", "guarded": False}.items() <= json.loads(provider.do("outgate setup --json"))["interfaces"][0].items()
+    dry = provider.do("setpriv --reuid=nobody --clear-groups " + SETUP + " --dry-run")
+    for wanted in ('+guest_interfaces = ["br0"]', "would listen on 0.0.0.0:1053", "would run `systemctl start outgate-firewall.service outgate-host.service`"):
+        assert wanted in dry, f"no {wanted!r} in {dry}"
+    for command, wanted in [
+        ("setpriv --reuid=nobody --clear-groups " + SETUP, "run as root"),
+        ("outgate setup --guest-interface br9", "there is no interface br9 (did you mean br0?): there are br0"),
+        ("outgate setup --guest-interface port1", "port1 is a port of br0, which is where its packets enter: name br0"),
+    ]:
+        result = provider.run(command)
+        assert result.status == 1 and wanted in result.output, result
+    assert setup_state(provider) == before, "something was changed by looking"
+    cannot_set_up(provider, before)
+    killed_setup(provider, before)
+    begin = time.monotonic()
+    said = provider.do(SETUP, 90)
+    took = time.monotonic() - begin
+    assert "guarded: br0" in said, said
+    for unit in ["outgate.service", "outgate-firewall.service", "outgate-host.service"]:
+        assert provider.state(unit) == "active", f"{unit}: {said}"
+        assert provider.do(f"systemctl is-enabled {unit}") == "enabled", unit
+    assert provider.guest("http://good.test/").status == 6, "a name that no rule allows"
+    told = provider.run(f"{IN_GUEST} curl -s --max-time 20 --resolve good.test:80:{GOOD} -w '%{{http_code}}' http://good.test/").output
+    assert told.endswith("403") and "not_whitelisted" in told, told
+    provider.do("outgate whitelist add http://good.test")
+    provider.until(f"{IN_GUEST} curl -s --max-time 20 http://good.test/", "for good.test", 10, "the guest is not served")
+    for way in ("udp", "tcp"):
+        for server in ("1.1.1.1", "2606:4700:4700::1111", "10.42.42.1", "fd42:42::1"):
+            answer = provider.run(f"{IN_GUEST} python3 /brought/ask.py good.test {way} {server}").output.strip()
+            assert answer == f"rcode 0 {GOOD}", f"{way} to {server}: {answer}"
+    guarded = setup_state(provider)
+    second_subnet(provider)
+    assert setup_state(provider) == guarded
+    began = provider.show("outgate.service", "InvocationID")
+    said = provider.do(SETUP)
+    assert "nothing to change" in said and "guarded: br0" in said, said
+    assert setup_state(provider) == guarded and provider.show("outgate.service", "InvocationID") == began, said
+    assert re.search(r"(?m)^br0 +bridge +\d+ +yes +-$", provider.do("outgate setup"))
+    provider.do("nft 'table inet others { chain c { type filter hook input priority 0; iifname br0 drop; }; }'")
+    result = provider.run(SETUP)
+    assert result.status == 6 and "guarded, and cut off by another firewall: br0" in result.output, result
+    provider.do(re.search(r"chain c of table inet others drops .*: run `([^`]+)`", result.output)[1])
+    assert "guarded: br0" in provider.do(SETUP)
+    provider.do("nft delete table inet others")
+    # One more, as a pattern; and a ruleset that was lost comes back.
+    provider.do("nft flush ruleset")
+    said = provider.do("outgate setup --guest-interface 'tap*'", 90)
+    assert '+guest_interfaces = ["br0", "tap*"]' in said and "guarded: br0" in said, said
+    provider.mark()
+    assert "for good.test" in provider.guest("http://good.test/").output
+    with_docker(provider)
+    # Not over what somebody changed since.
+    provider.do(f"cp -p {OWN} /root/own.toml; echo '# mine' >> {OWN}")
+    refused = provider.run("outgate setup --undo")
+    assert refused.status == 1 and "+# mine" in refused.output and f"`mv {OWN} {OWN}.kept`" in refused.output, refused
+    refused = provider.run("outgate setup --guest-interface 'veth*'")
+    assert refused.status == 1 and "write `guest_interfaces = [\"br0\", \"veth*\"]` there" in refused.output, refused
+    provider.do(f"cp -p /root/own.toml {OWN}")
+    assert "would remove /etc/outgate/conf.d/50-setup.toml" in provider.do("outgate setup --undo --dry-run")
+    said = provider.do("outgate setup --undo", 90)
+    assert "open now: br0" in said, said
+    provider.do("outgate whitelist remove http://good.test")
+    assert setup_state(provider) == before, f"{said}: {setup_state(provider)}, before: {before}"
+    assert "nothing to undo" in provider.do("outgate setup --undo")
+    provider.ready()
+    control(provider)
+    return f"guarded after {took:.1f} s"
+
+
+def killed_setup(provider, before):
+    """Killed at any moment, it can be undone."""
+    for seconds in (0.1, 0.2, 0.4, 0.8):
+        provider.run(f"timeout -s KILL {seconds} {SETUP}", 60)
+        said = provider.do("outgate setup --undo", 90)
+        provider.ready()
+        assert setup_state(provider) == before, f"killed after {seconds} s: {said}: {setup_state(provider)}, before: {before}"
+
+
+def second_subnet(provider):
+    """With a second subnet on the bridge a reply to there would leave from another address than the query came to."""
+    addresses = "ip addr {0} 10.43.0.1/24 dev br0; ip -n guest addr {0} 10.43.0.2/24 dev eth0"
+    provider.do(addresses.format("add"))
+    said = provider.do(SETUP, 90)
+    assert '"10.42.42.1:1053"' in said, said
+    for server in ("10.43.0.1", "10.42.42.1", "fd42:42::1", "1.1.1.1"):
+        for way in ("udp", "tcp"):
+            answer = provider.run(f"{IN_GUEST} python3 /brought/ask.py good.test {way} {server}").output.strip()
+            assert answer == f"rcode 0 {GOOD}", f"{way} to {server}: {answer}"
+    provider.do(addresses.format("del"))
+    provider.do(SETUP, 90)
+
+
+def cannot_set_up(provider, before):
+    """What is in the way: nothing is changed; and where a later step fails, everything is put back."""
+    kept = "/root/outgate.toml"
+    provider.do(f"cp -p /etc/outgate/outgate.toml {kept}")
+    provider.write("/etc/outgate/outgate.toml", '[firewall]\nguest_interfaces = ["tap7"]\n[listen]\ntransparent = ["0.0.0.0:3129"]\n')
+    result = provider.run(SETUP)
+    assert result.status == 1 and "/etc/outgate/outgate.toml:2:1:" in result.output, result
+    assert "write `guest_interfaces = [\"tap7\", \"br0\"]` there" in result.output, result
+    provider.do(f"cp -p {kept} /etc/outgate/outgate.toml; (python3 -m http.server --bind 127.0.0.1 3129 >/dev/null 2>&1 & echo $! >/run/taken); sleep 1")
+    result = provider.run(SETUP)
+    assert result.status == 1 and "cannot listen on 0.0.0.0:3129" in result.output, result
+    provider.do("kill $(cat /run/taken)")
+    drop = "/etc/systemd/system/outgate-firewall.service.d/fails.conf"
+    provider.write(drop, "[Service]\nExecStart=\nExecStart=/bin/false\n")
+    provider.do("systemctl daemon-reload")
+    result = provider.run(SETUP, 90)
+    assert result.status == 1 and "what was there before was put back" in result.output, result
+    provider.do(f"rm -r {os.path.dirname(drop)}; systemctl daemon-reload; systemctl reset-failed outgate-firewall.service; sleep 0.5")
+    provider.ready()
+    assert setup_state(provider) == before, f"{result}: {setup_state(provider)}, before: {before}"
+
+
+def with_docker(provider):
+    """Docker's file, with a process that has dockerd's name, and docker(1) that says what the check wants."""
+    unit, tool = "/etc/systemd/system/docker.service", "/usr/local/bin/docker"
+    command = f"{SETUP} --guest-interface docker0"
+    provider.write(unit, "[Service]\nExecStart=@/usr/bin/sleep /usr/bin/dockerd infinity\n")
+    provider.write(tool, '#!/bin/sh\n[ "$*" = "ps --quiet" ] && cat /run/containers\n')
+    provider.do(f"chmod 755 {tool}; systemctl daemon-reload; systemctl start docker.service; touch /run/containers; ip link add docker0 type bridge; ip addr add 172.29.0.1/16 dev docker0")
+    before = setup_state(provider)
+    broken = '{\n  "debug": true,\n}\n'
+    for prepare, wanted in [(f"printf '{broken}' > {DAEMON_JSON}", f"{DAEMON_JSON}:3:1: not JSON"), (f"ln -s /root/theirs {DAEMON_JSON}", "root follows none")]:
+        provider.do(f"mkdir -p /etc/docker; {prepare}")
+        result = provider.run(command, 90)
+        assert result.status == 1 and wanted in result.output, result
+        provider.do(f"rm -r /etc/docker")
+    own = provider.do(f"cat {unit}").replace("infinity", "--dns 127.0.0.53")
+    provider.do(f"cp -p {unit} /root/; systemctl stop docker.service")
+    provider.write(unit, own + "\n")
+    provider.do("systemctl daemon-reload")
+    result = provider.run(command)
+    assert result.status == 1 and "dockerd is started with --dns 127.0.0.53, which is this machine itself" in result.output, result
+    provider.do(f"cp -p /root/docker.service {unit}; systemctl daemon-reload; systemctl start docker.service")
+    assert setup_state(provider) == before
+    text = '{\n\t"log-driver": "local"\n}'
+    provider.write(DAEMON_JSON, text)
+    # Its start is known to two seconds.
+    provider.do("sleep 3; chmod 640 /etc/docker/daemon.json; echo 0123456789ab > /run/containers")
+    began = provider.show("docker.service", "InvocationID")
+    for _ in range(2):
+        result = provider.run(command, 90)
+        assert result.status == 6 and "Run `systemctl restart docker.service`; until then" in result.output, result
+    assert provider.show("docker.service", "InvocationID") == began, "dockerd was restarted over containers"
+    assert provider.do(f"stat -c %a {DAEMON_JSON}; cat {DAEMON_JSON}") == '640\n{\n\t"log-driver": "local",\n\t"dns": ["172.29.0.1"]\n}'
+    provider.do("truncate -s 0 /run/containers; sleep 3")
+    said = provider.do(command, 90)
+    assert "restarted dockerd" in said and provider.show("docker.service", "InvocationID") != began, said
+    assert "nothing to change" in provider.do(command, 90)
+    said = provider.do("outgate setup --undo", 90)
+    assert "restarted dockerd" in said and provider.do(f"cat {DAEMON_JSON}") == text.strip(), said
+    provider.do(f"systemctl stop docker.service; rm -r {unit} {tool} /etc/docker /run/containers; systemctl daemon-reload; ip link del docker0")
+    provider.do(SETUP, 90)
+
+
+def migrates(provider):
+    """Drop-ins as hosts have them from before `listen apply`: moved away, served as before, and back."""
+    folder, kept = "/etc/systemd/system", "/root/before.toml"
+    provider.do(f"cp -p /etc/outgate/outgate.toml {kept}")
+    provider.write("/etc/outgate/outgate.toml", CONFIG.replace("10.42.42.1:53", "10.42.42.1:5399"))
+    drop_in = "[Socket]\nListenStream=\nListenDatagram=\nListenStream=10.42.42.1:5399\nListenDatagram=10.42.42.1:5399\nListenStream=10.42.42.1:5398\n"
+    provider.write(f"{folder}/outgate-dns.socket.d/override.conf", drop_in)
+    provider.do("systemctl daemon-reload; systemctl stop outgate-dns.socket; systemctl restart outgate.service", 90)
+    provider.do("outgate firewall apply", 60)
+    provider.ready()
+    serves(provider)
+    before = setup_state(provider)
+    said = provider.do("outgate setup --migrate --dry-run")
+    assert "ListenDatagram=10.42.42.1:5399" in said and "has 10.42.42.1:5398, which [listen] does not have: it is closed" in said, said
+    assert setup_state(provider) == before
+    said = provider.do("outgate setup --migrate", 90)
+    assert "guarded: br0" in said, said
+    serves(provider)
+    assert provider.run(f"ls {folder}/outgate-dns.socket.d").status, said
+    assert provider.state("outgate-dns.socket") == "inactive" and provider.state("outgate-listen-dns-10.42.42.1-5399.socket") == "active", said
+    assert "nothing to change" in provider.do("outgate listen apply")
+    assert "nothing to change" in provider.do("outgate setup --migrate")
+    said = provider.do("outgate setup --undo", 90)
+    assert setup_state(provider) == before, f"{said}: {setup_state(provider)}, before: {before}"
+    serves(provider)
+    provider.do(f"rm -r {folder}/outgate-dns.socket.d; cp -p {kept} /etc/outgate/outgate.toml; systemctl daemon-reload; systemctl stop outgate-dns.socket; systemctl restart outgate.service", 90)
+    provider.do("outgate firewall apply", 60)
+    provider.ready()
+    healthy(provider)
+
+
 def configure(provider):
     """As the documentation says: configuration, then its sockets, then a restart that passes them to the daemon."""
     provider.write("/etc/outgate/outgate.toml", CONFIG)
@@ -782,7 +988,10 @@ def again(provider):
 
 
 def purge(provider):
+    # As setup writes it; postrm looks for this line.
+    provider.write("/var/lib/outgate-host/setup.json", '{\n  "files": [\n    {\n      "path": "/etc/docker/daemon.json"\n    }\n  ]\n}\n')
     said = provider.do("dpkg -P outgate 2>&1", 120)
+    assert "take it out, then `systemctl restart docker`" in said, said
     assert "br0" in said, f"nothing about the guests' interface: {said}"
     left = provider.run("ls -d /etc/outgate /var/lib/outgate /var/lib/outgate-host /var/log/outgate 2>/dev/null; find /etc/systemd /usr/lib/systemd -name 'outgate*'").output.split()
     assert not left, f"left behind: {left}"
@@ -878,10 +1087,12 @@ CHECKS = [
     ("control: without outgate the guest gets out", control),
     ("install", install),
     ("privileges of the fresh daemon", privileges),
+    ("outgate setup: a guarded guest, and back", set_up),
     ("configure: sockets, firewall, restart", configure),
     ("serves a guest over TPROXY and DNS", serves),
     ("privileges while it serves", privileges),
     ("outgate listen apply, as printed where no unit listens", listens),
+    ("outgate setup --migrate", migrates),
     ("a bridge port that appears later", later),
     *SABOTAGES,
     ("a command that becomes a guest, as printed", executes),
@@ -914,7 +1125,7 @@ PACKAGE_CHECKS = [
 
 BOOTS = [order, boot_on_a_typo]
 # Checks for which a container is enough; it is ten times as fast as an emulated machine.
-FAST = [listens, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [set_up, listens, migrates, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, upgrade_refused, remove, again, purge]
 if not WHOLE:
     FAST += [check for _, check in SABOTAGES]

@@ -29,6 +29,19 @@ pub struct Host {
     pub(super) default_routes: Vec<String>,
 }
 
+/// What others may know of a network interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Interface<'h> {
+    /// Its name.
+    pub name: &'h str,
+    /// Whether it is a bridge.
+    pub is_bridge: bool,
+    /// The driver's name for its kind: `tap`, `tun`, `veth`, `bridge`; empty for hardware.
+    pub kind: &'h str,
+    /// The bridge that it is a port of.
+    pub bridge: Option<&'h str>,
+}
+
 /// A network interface.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Link {
@@ -157,6 +170,21 @@ impl Host {
     pub fn again(&self) -> Result<Host, FirewallError> {
         let links = links()?;
         Ok(Host { filters_bridges: filters_bridges(&links), links, ..self.clone() })
+    }
+
+    /// Returns every network interface, in the order of the names.
+    pub fn interfaces(&self) -> impl Iterator<Item = Interface<'_>> {
+        self.links.iter().map(|link| Interface {
+            name: &link.name,
+            is_bridge: link.is_bridge,
+            kind: &link.kind,
+            bridge: link.master.as_deref(),
+        })
+    }
+
+    /// Returns the interfaces of this machine's default routes.
+    pub fn uplinks(&self) -> &[String] {
+        &self.default_routes
     }
 
     pub(super) fn link(&self, name: &str) -> Option<&Link> {

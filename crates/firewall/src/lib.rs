@@ -49,8 +49,8 @@ mod watch;
 
 pub use apply::{Applied, Removed, apply, remove};
 pub use br_netfilter::has_come as br_netfilter_has_come;
-pub use host::Host;
 pub use host::fits;
+pub use host::{Host, Interface};
 pub use inspect::{Counter, Status, status};
 pub use namespaces::KINDS as STACKED_KINDS;
 pub use plan::Plan;

@@ -1,0 +1,86 @@
+//! Whether guests are guarded in the end.
+
+use super::{Config, Exit, Failure, Teller};
+use crate::cli::{bridge, firewall as applied};
+use bridge::Question;
+use outgate::config::Settings;
+use outgate::trouble::TroubleCause;
+use serde_json::Value;
+use std::time::{Duration, Instant};
+
+/// The longest wait for a daemon that has just been started, and for the first look of the firewall's watcher.
+const PATIENCE: Duration = Duration::from_secs(15);
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// Checks the firewall and the daemon, and says what is wrong.
+pub(super) fn verify(config: &Config, teller: &mut Teller<'_>) -> Result<Exit, Failure> {
+    let (settings, _) = Settings::load(config.file())?;
+    let troubles = match settings.listen.control.as_deref() {
+        Some(socket) => troubles(socket)?,
+        None => Vec::new(),
+    };
+    if !settings.firewall.is_wanted() {
+        teller.say("no guests' interface is configured: `outgate setup` shows those of this host")?;
+        return Ok(if troubles.iter().any(|(cause, _)| !is_minor(cause)) { Exit::No } else { Exit::Good });
+    }
+    let (status, cut_off) = applied::state(config.file())?;
+    status.differences.iter().try_for_each(|line| teller.say(&format!("differs: {line}")))?;
+    cut_off.iter().try_for_each(|line| teller.say(&format!("warning: {line}")))?;
+    let mut is_wrong = !status.in_place;
+    for (cause, text) in &troubles {
+        is_wrong |= !is_minor(cause);
+        if *cause != TroubleCause::OtherFirewall.as_str() {
+            teller.say(&format!("{}: {text}", if is_minor(cause) { "warning" } else { "trouble" }))?;
+        }
+    }
+    let interfaces = match status.interfaces.is_empty() {
+        true => "none exists yet".to_owned(),
+        false => status.interfaces.join(", "),
+    };
+    Ok(match (is_wrong, cut_off.is_empty()) {
+        (true, _) => {
+            teller.say("NOT guarded as configured: see above, and `outgate status`")?;
+            Exit::No
+        }
+        (false, false) => {
+            teller.say(&format!("guarded, and cut off by another firewall: {interfaces}"))?;
+            Exit::CutOff
+        }
+        (false, true) => {
+            teller.say(&format!("guarded: {interfaces}. `outgate whitelist add NAME` lets guests reach a name"))?;
+            Exit::Good
+        }
+    })
+}
+
+/// Whether guests of the configuration are guarded all the same: other firewalls are told with the ruleset's state, and
+/// whether something else carries guests too is for the operator to decide.
+fn is_minor(cause: &str) -> bool {
+    [TroubleCause::OtherFirewall, TroubleCause::UnguardedGuests].iter().any(|minor| minor.as_str() == cause)
+}
+
+/// Returns the daemon's troubles, cause and text, once it runs and what passes by itself has passed.
+fn troubles(socket: &std::path::Path) -> Result<Vec<(String, String)>, Failure> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let answer = bridge::ask(socket, Question::Status);
+        let is_last = Instant::now() >= until;
+        match answer {
+            Ok(answer) => {
+                let found = of(&answer);
+                if is_last || found.iter().all(|(cause, _)| is_minor(cause)) {
+                    return Ok(found);
+                }
+            }
+            Err(failure) if is_last => return Err(failure),
+            Err(_) => {}
+        }
+        std::thread::sleep(PAUSE);
+    }
+}
+
+fn of(answer: &Value) -> Vec<(String, String)> {
+    let text = |trouble: &Value, key: &str| trouble.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let troubles = answer.get("troubles").and_then(Value::as_array).into_iter().flatten();
+    troubles.map(|trouble| (text(trouble, "cause"), text(trouble, "text"))).collect()
+}
