@@ -89,6 +89,13 @@ pub(super) struct Daemon {
     socket: Option<PathBuf>,
 }
 
+impl From<Config> for Daemon {
+    /// The daemon of this configuration.
+    fn from(config: Config) -> Daemon {
+        Daemon { config, socket: None }
+    }
+}
+
 pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcome {
     let mut answer = arguments.answer.daemon.ask(Question::Status)?;
     if arguments.answer.json {

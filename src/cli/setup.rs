@@ -199,8 +199,13 @@ fn guard(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcom
         Exit::Good => docker,
         other => other,
     };
+    let (exit, verified) = match exit {
+        Exit::Good | Exit::CutOff => outcome::try_out(arguments, exit, &mut teller)?,
+        other => (other, Value::Null),
+    };
     if let Some(fields) = answer.as_object_mut() {
         fields.insert("guarded".to_owned(), matches!(exit, Exit::Good | Exit::CutOff).into());
+        fields.insert("verify".to_owned(), verified);
     }
     teller.end(answer, exit)
 }

@@ -14,7 +14,7 @@ mod report;
 
 use super::ask::{Daemon, write_json};
 use super::golem::probe;
-use super::{Exit, Failure, Outcome, bridge};
+use super::{Config, Exit, Failure, Outcome, bridge};
 use addresses::Family;
 use attempts::{Context, Told, Verdict, attempt};
 use capture::{Capture, Filter};
@@ -150,6 +150,13 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
     }
     drop(network);
     tell(&reports, &notes, order.json, out)
+}
+
+/// Returns whether there is an interface to which guests can be added, so that something can be tried.
+pub(super) fn is_applicable(config: &Config) -> Result<bool, Failure> {
+    let (settings, _) = Settings::load(config.file())?;
+    let entries = guest_entries(&settings.firewall.guest_interfaces, &Host::look()?);
+    Ok(entries.iter().any(|entry| matches!(entry, GuestEntry::Bridge(_) | GuestEntry::Pattern(_))))
 }
 
 /// Returns what one must know to read the results.

@@ -9,6 +9,7 @@
 use super::host::{Host, fits};
 use super::plan::Plan;
 use super::{processes, tool};
+use rustix::param::clock_ticks_per_second;
 use serde_json::Value;
 use std::cell::OnceCell;
 use std::fs;
@@ -18,22 +19,20 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 /// Where dockerd's configuration is, unless it is told otherwise.
-const DAEMON_FILE: &str = "/etc/docker/daemon.json";
+pub const DAEMON_FILE: &str = "/etc/docker/daemon.json";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What dockerd reads if the file above names nothing but systemd-resolved's own address.
 const RESOLVED: (&str, &str) = ("127.0.0.53", "/run/systemd/resolve/resolv.conf");
 const PROGRAMS: [&str; 3] = ["/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd"];
-/// The clock that processes' starts are counted in, in Hz (proc_pid_stat(5)): it is the same on all platforms.
-const TICKS: u64 = 100;
 /// The first version that does so. Between 20.10, which does not, and 26.1, which does, none was tried.
 const IPV6_FROM_HERE: u32 = 21;
-/// A file that is this much older or younger than dockerd's start counts as read by it.
+/// How inexact the start of a process is: the kernel tells the time of its boot in whole seconds.
 const SLACK: Duration = Duration::from_secs(2);
 
 /// Returns what is wrong, with its remedy, if names of containers in a guarded network leave past the listener.
 pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
     let pattern = guarded_network(plan, host)?;
-    let running = dockerd();
+    let running = Dockerd::running();
     if running.is_none() && !PROGRAMS.iter().any(|program| Path::new(program).exists()) {
         return None;
     }
@@ -59,9 +58,7 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
     let how = format!("dockerd asks {server} for them from this machine's own network");
     let what = "names that containers ask for leave past [listen].dns";
     if all(&configured) {
-        let is_newer = |started: SystemTime| changed(&file).is_some_and(|changed| changed > started + SLACK);
-        let is_old = running.and_then(|running| running.started).is_some_and(is_newer);
-        return is_old.then(|| {
+        return running.is_some_and(|running| running.is_older_than(&file)).then(|| {
             format!("{what}: {how}, since it was started before {shown} was changed: run `systemctl restart docker`")
         });
     }
@@ -86,40 +83,51 @@ fn guarded_network(plan: &Plan, host: &Host) -> Option<String> {
 }
 
 /// A dockerd whose containers may be behind this machine's interfaces.
-struct Dockerd {
-    arguments: Vec<String>,
-    started: Option<SystemTime>,
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dockerd {
+    /// The words that it was started with.
+    pub arguments: Vec<String>,
+    /// When, to the second or so.
+    pub started: Option<SystemTime>,
 }
 
-fn dockerd() -> Option<Dockerd> {
-    let here = processes::network_namespace("self")?;
-    let is = |process: &String| {
-        fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim_end() == "dockerd")
-            && processes::network_namespace(process) == Some(here)
-    };
-    let process = processes::all().find(is)?;
-    let line = fs::read(format!("/proc/{process}/cmdline")).ok()?;
-    let arguments = line.split(|byte| *byte == 0).map(|word| String::from_utf8_lossy(word).into_owned()).collect();
-    Some(Dockerd { arguments, started: started(&process) })
+impl Dockerd {
+    /// Returns the one that runs in this machine's network: one in a container or in another network is somebody
+    /// else's.
+    pub fn running() -> Option<Dockerd> {
+        let here = processes::network_namespace("self")?;
+        let is = |process: &String| {
+            fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim_end() == "dockerd")
+                && processes::network_namespace(process) == Some(here)
+        };
+        let process = processes::all().find(is)?;
+        let line = fs::read(format!("/proc/{process}/cmdline")).ok()?;
+        let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+        let arguments = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        Some(Dockerd { arguments, started: started(&process) })
+    }
+
+    /// Returns whether it runs since before this file was written, and so has not read it. Exact to two seconds.
+    pub fn is_older_than(&self, file: &Path) -> bool {
+        let changed = fs::metadata(file).and_then(|found| found.modified()).ok();
+        self.started.zip(changed).is_some_and(|(started, changed)| changed > started + SLACK)
+    }
 }
 
 /// Returns when a process was started.
 fn started(process: &str) -> Option<SystemTime> {
     let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name may contain spaces and brackets; the start is the twentieth field after it.
+    // The name may contain spaces and brackets; the start is the twentieth field after it (proc_pid_stat(5)).
     let (_, fields) = stat.rsplit_once(") ")?;
     let ticks: u64 = fields.split(' ').nth(19)?.parse().ok()?;
     let booted = fs::read_to_string("/proc/stat").ok()?;
     let booted: u64 = booted.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
-    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(booted) + Duration::from_millis(ticks * 1000 / TICKS))
-}
-
-fn changed(file: &Path) -> Option<SystemTime> {
-    fs::metadata(file).ok()?.modified().ok()
+    let since_boot = Duration::from_millis(ticks.checked_mul(1000)?.checked_div(clock_ticks_per_second())?);
+    Some(SystemTime::UNIX_EPOCH + Duration::from_secs(booted) + since_boot)
 }
 
 /// Returns each value of an option, written `--option value` or `--option=value`.
-fn option<'a>(arguments: &'a [String], name: &'a str) -> impl Iterator<Item = &'a str> {
+pub fn option<'a>(arguments: &'a [String], name: &'a str) -> impl Iterator<Item = &'a str> {
     let after = arguments.iter().skip(1).map(Some).chain([None]);
     arguments.iter().zip(after).filter_map(move |(word, next)| match word.strip_prefix(name)? {
         "" => next.map(String::as_str),
@@ -204,9 +212,14 @@ mod tests {
     }
 
     #[test]
-    fn the_start_of_this_process_is_a_moment_ago() {
-        let started = started(&std::process::id().to_string()).unwrap();
-        let ago = SystemTime::now().duration_since(started).unwrap_or_default();
-        assert!(ago < Duration::from_secs(3600), "{ago:?}");
+    fn a_process_is_older_than_what_was_written_later() {
+        let me = Dockerd { arguments: Vec::new(), started: started(&std::process::id().to_string()) };
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let now = SystemTime::now();
+        file.as_file().set_modified(now + Duration::from_secs(60)).unwrap();
+        assert!(me.is_older_than(file.path()));
+        file.as_file().set_modified(now - Duration::from_secs(3600)).unwrap();
+        assert!(!me.is_older_than(file.path()) && !Dockerd::default().is_older_than(file.path()));
+        assert!(me.started.unwrap() < now + SLACK);
     }
 }

@@ -25,7 +25,7 @@ mod apply;
 mod br_netfilter;
 mod bridge;
 mod control_sockets;
-mod docker;
+pub mod docker;
 mod host;
 mod inspect;
 mod namespaces;

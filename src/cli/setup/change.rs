@@ -244,7 +244,7 @@ impl Back {
             firewall_back(&self.record, config, teller).map_err(failed)?;
         }
         files::remove(&paths.record).map_err(failed)?;
-        if docker && docker::Docker::look(&plan::docker_unit(systemd::is_init())).runs {
+        if docker && docker::Docker::look(&plan::docker_unit(systemd::is_init())).runs() {
             return restart_docker(teller);
         }
         Ok(Exit::Good)

@@ -1,7 +1,8 @@
 //! Whether guests are guarded in the end.
 
-use super::{Config, Exit, Failure, Teller};
-use crate::cli::{bridge, firewall as applied};
+use super::{Arguments, Config, Exit, Failure, Teller};
+use crate::cli::ask::Daemon;
+use crate::cli::{bridge, firewall as applied, verify};
 use bridge::Question;
 use outgate::config::Settings;
 use outgate::trouble::TroubleCause;
@@ -50,6 +51,40 @@ pub(super) fn verify(config: &Config, teller: &mut Teller<'_>) -> Result<Exit, F
             teller.say(&format!("guarded: {interfaces}. `outgate whitelist add NAME` lets guests reach a name"))?;
             Exit::Good
         }
+    })
+}
+
+/// Tries every way out as a guest would, as `outgate verify` does, and shows what came of it. Returns `exit`, or the
+/// exit of a check that failed, and what JSON has of it.
+pub(super) fn try_out(arguments: &Arguments, exit: Exit, teller: &mut Teller<'_>) -> Result<(Exit, Value), Failure> {
+    if !verify::is_applicable(&arguments.config)? {
+        teller.say(
+            "`outgate verify` has nothing to try: a second guest cannot enter by the interface of one; see \"What to \
+             check\" in docs/networks.md for what to try in the guest",
+        )?;
+        return Ok((exit, Value::Null));
+    }
+    let order = verify::Order {
+        daemon: &Daemon::from(arguments.config.clone()),
+        interfaces: &[],
+        urls: &[],
+        ranges: &[],
+        json: arguments.json,
+    };
+    let mut text = Vec::new();
+    let tried = verify::verify(&order, &mut text);
+    let verified = match arguments.json {
+        true => serde_json::from_slice(&text).unwrap_or(Value::Null),
+        false => {
+            teller.show(&String::from_utf8_lossy(&text))?;
+            Value::Null
+        }
+    };
+    Ok(match tried? {
+        // Another firewall cuts guests off, so that outgate does not answer.
+        _ if matches!(exit, Exit::CutOff) => (exit, verified),
+        Exit::Good => (exit, verified),
+        other => (other, verified),
     })
 }
 

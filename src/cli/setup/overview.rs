@@ -157,7 +157,7 @@ fn kind(name: &str, is_bridge: bool) -> &'static str {
 }
 
 fn docker_state(found: &Docker) -> DockerState {
-    let (running, file) = (found.runs, found.file());
+    let (running, file) = (found.runs(), found.file());
     let by_flags = found.servers();
     let dns = if by_flags.is_empty() {
         let text = files::read(&file).map(|content| content.map(|content| content.text));

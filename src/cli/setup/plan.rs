@@ -118,7 +118,7 @@ impl Todo {
         }
         let mut todo = Todo {
             notes,
-            docker: docker && Docker::look(&docker_unit(has_systemd)).runs,
+            docker: docker && Docker::look(&docker_unit(has_systemd)).runs(),
             has_firewall: firewall::is_any_there(),
             files,
             drop_ins,
@@ -395,7 +395,7 @@ fn for_docker(
         Dns::Put(text) => {
             let after =
                 before.as_ref().map_or_else(|| Content::new(text.clone()), |content| content.with(text.clone()));
-            if !found.runs {
+            if !found.runs() {
                 notes.push("dockerd does not run; it reads its file when it is started".to_owned());
             }
             Ok((Some(FileChange { path, before, after: Some(after) }), false))
