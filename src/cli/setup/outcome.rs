@@ -89,9 +89,12 @@ pub(super) fn try_out(arguments: &Arguments, exit: Exit, teller: &mut Teller<'_>
 }
 
 /// Whether guests of the configuration are guarded all the same: other firewalls are told with the ruleset's state, and
-/// whether something else carries guests too is for the operator to decide.
+/// whether something else carries guests too is for the operator to decide. A dockerd that has to be restarted was told
+/// before, and has an exit code of its own.
 fn is_minor(cause: &str) -> bool {
-    [TroubleCause::OtherFirewall, TroubleCause::UnguardedGuests].iter().any(|minor| minor.as_str() == cause)
+    const MINOR: [TroubleCause; 3] =
+        [TroubleCause::OtherFirewall, TroubleCause::UnguardedGuests, TroubleCause::DockerDns];
+    MINOR.iter().any(|minor| minor.as_str() == cause)
 }
 
 /// Returns the daemon's troubles, cause and text, once it runs and what passes by itself has passed.

@@ -3,6 +3,7 @@
 
 use super::addresses::Family;
 use super::network::{Guests, Network, Untried};
+use super::own_addresses;
 use outgate_proto::enum_of_words;
 use std::net::{IpAddr, SocketAddr};
 
@@ -125,8 +126,15 @@ pub(super) fn untried(task: Task, network: &Network, guests: &Guests) -> Option<
         let why = || format!("[listen].{key} has no {} address that guests reach", name(family));
         none.then(|| Untried::NotApplicable(why()))
     };
+    // A query to a listener on every address is brought to one of the interface that it came by (nft `redirect`).
+    let unaddressed = || {
+        let is_any = reachable(&listen.dns, family).all(|at| at.ip().is_unspecified());
+        let has_address = usable(family, &own_addresses(&guests.entry)).is_some();
+        let why = || format!("{} has no {} address, so its guests have none", guests.entry, name(family));
+        (is_any && !has_address).then(|| Untried::NotApplicable(why()))
+    };
     match check {
-        Check::DnsListener => missing("dns", &listen.dns),
+        Check::DnsListener => missing("dns", &listen.dns).or_else(unaddressed),
         Check::TransparentListener => missing("transparent", &listen.transparent),
         Check::Url => missing("dns", &listen.dns).or_else(|| missing("transparent", &listen.transparent)),
         Check::OtherGuestTcp | Check::OtherGuestUdp | Check::OtherGuestPing => {
@@ -148,11 +156,16 @@ fn name(family: Family) -> &'static str {
 /// Returns the address of this machine that guests of an interface see first: the interface's own, else the one
 /// towards the sentinel.
 pub(super) fn gateway(family: Family, of_interface: &[IpAddr], host: IpAddr) -> IpAddr {
+    usable(family, of_interface).unwrap_or(host)
+}
+
+/// Returns the first address of a family that is not only valid on one link.
+fn usable(family: Family, addresses: &[IpAddr]) -> Option<IpAddr> {
     let is_usable = |address: &&IpAddr| {
         let is_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
         Family::of(**address) == family && !is_local
     };
-    of_interface.iter().find(is_usable).copied().unwrap_or(host)
+    addresses.iter().find(is_usable).copied()
 }
 
 #[cfg(test)]

@@ -295,6 +295,13 @@ impl Guests {
         let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
         let option = family.option();
         let Addresses { host, direct, guests: [one, two], .. } = addresses;
+        // To a listener on every address the kernel brings queries by an address of the interface that they come by
+        // (nft `redirect`), which a bridge that fits the pattern would have.
+        if bridge.is_none()
+            && let Some(name) = self.names.first()
+        {
+            tool::run("ip", &["-batch", "-"], &format!("addr add {host}{length} dev {name}\n"), "to give an address")?;
+        }
         for (n, (name, inside, own)) in [(0, &self.first, one), (1, &self.second, two)]
             .map(|(n, inside, own)| (n, (self.names.get(n), inside, own)))
         {
