@@ -22,7 +22,7 @@ mod sink;
 pub use conntrack::tracked;
 pub use health::OnFailure;
 pub use line::{FIELDS, LogField};
-pub use metrics::{Limit, MetricDescription, Metrics};
+pub use metrics::{Limit, MetricDescription, Metrics, Sums};
 pub(crate) use process::{files_listed, files_open};
 pub use record::{Active, Record};
 pub use refusals::RefusalView;

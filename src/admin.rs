@@ -8,13 +8,13 @@
 pub(crate) mod http_connection;
 mod page;
 
-use crate::account::Account;
+use crate::account::{Account, Sums};
 use crate::relay::{GuestStream, close};
 use crate::target::{Host, Target};
 use crate::tls::{self, Complaints, FailedHandshake, Socket};
 use http_connection::{HttpAnswer, answer};
 use hyper::body::Incoming;
-use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderValue};
+use hyper::header::{ALLOW, CONNECTION, CONTENT_SECURITY_POLICY, HOST, HeaderName, HeaderValue};
 use hyper::{Method, Request, StatusCode, Version};
 use std::future::Future;
 use std::net::SocketAddr;
@@ -43,6 +43,10 @@ pub struct Admin {
     is_guest: IsGuest,
     complaints: Complaints,
 }
+
+/// Header fields of `/readyz`: the SHA-256 of the list and of the configuration in force.
+const LIST_SUM: HeaderName = HeaderName::from_static("outgate-list-sha256");
+const CONFIGURATION_SUM: HeaderName = HeaderName::from_static("outgate-config-sha256");
 
 #[derive(Clone)]
 enum AdminListener {
@@ -168,7 +172,7 @@ async fn answer_to(admin: Arc<Admin>, listener: AdminListener, request: Request<
     }
     match path {
         "/healthz" => answer(StatusCode::OK, TEXT, "ok\n"),
-        "/readyz" => ready(&(admin.not_ready)()),
+        "/readyz" => ready(&(admin.not_ready)(), &admin.account.metrics().sums()),
         "/metrics" => {
             let account = Arc::clone(&admin.account);
             http_connection::blocking(move || answer(StatusCode::OK, METRICS, account.scrape())).await
@@ -177,12 +181,20 @@ async fn answer_to(admin: Arc<Admin>, listener: AdminListener, request: Request<
     }
 }
 
-fn ready(reasons: &[String]) -> HttpAnswer {
-    if reasons.is_empty() {
-        return answer(StatusCode::OK, TEXT, "ok\n");
+/// Answers with the reasons in the body. By the sums in the header hosts can be compared.
+fn ready(reasons: &[String], sums: &Sums) -> HttpAnswer {
+    let mut ready = if reasons.is_empty() {
+        answer(StatusCode::OK, TEXT, "ok\n")
+    } else {
+        let body: String = reasons.iter().flat_map(|reason| [reason.as_str(), "\n"]).collect();
+        answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
+    };
+    for (name, sum) in [(LIST_SUM, Some(&sums.list)), (CONFIGURATION_SUM, sums.configuration.as_ref())] {
+        if let Some(sum) = sum.and_then(|sum| HeaderValue::from_str(sum).ok()) {
+            ready.headers_mut().insert(name, sum);
+        }
     }
-    let body: String = reasons.iter().flat_map(|reason| [reason.as_str(), "\n"]).collect();
-    answer(StatusCode::SERVICE_UNAVAILABLE, TEXT, body)
+    ready
 }
 
 fn status_page(admin: &Admin) -> HttpAnswer {

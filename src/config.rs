@@ -60,6 +60,9 @@ pub struct Settings {
     pub path: Option<PathBuf>,
     /// The files that were read after it, of the folder `conf.d` beside it.
     pub more: Vec<PathBuf>,
+    /// The SHA-256 over the files that it was read from, as [`outgate_files::sums`] computes it; `None` for a text that
+    /// is in no file.
+    pub sha256: Option<String>,
     /// `[listen]`.
     pub listen: ListenSettings,
     /// `[whitelist].dir`; `None` for the compiled-in list, if there is neither a configuration file nor a
@@ -363,6 +366,7 @@ impl Settings {
         let mut settings = checked::check(&written, places, &mut problems);
         settings.path = Some(path.to_owned());
         settings.more = sources.more().map(Path::to_owned).collect();
+        settings.sha256 = sources.sha256();
         if problems.is_broken() {
             return Err(ConfigError::Invalid(problems.into_sorted()));
         }

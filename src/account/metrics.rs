@@ -79,6 +79,15 @@ impl Limit {
 /// How many labels of listeners carry flows.
 const FLOWS: usize = ListenerLabel::FLOWS.len();
 
+/// The sums of what is in force, in hexadecimal.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sums {
+    /// Of the whitelist files.
+    pub list: String,
+    /// Of the configuration files; `None` if there is none.
+    pub configuration: Option<String>,
+}
+
 /// All metrics of the daemon. Records count what flows do; the setters here are for everything else.
 pub struct Metrics {
     registry: Registry,
@@ -96,6 +105,9 @@ pub struct Metrics {
     revoked: IntCounter,
     firewall_configured: IntGauge,
     troubles: IntGaugeVec,
+    list_info: IntGaugeVec,
+    configuration_info: IntGaugeVec,
+    sums: Mutex<Sums>,
     firewall: IntGauge,
     landlock: IntGauge,
     seccomp: IntGauge,
@@ -176,7 +188,16 @@ impl Metrics {
         for cause in TroubleCause::ALL {
             troubles.with_label_values(&[cause.as_str()]);
         }
+        let list_info = make.gauges("outgate_list_info", "Always 1; the label is the SHA-256 over the whitelist files in force, the same on hosts with the same list.", &["sha256"])?;
+        let configuration_info = make.gauges(
+            "outgate_config_info",
+            "Always 1; the label is the SHA-256 over the configuration files in force. None without a file.",
+            &["sha256"],
+        )?;
         let metrics = Metrics {
+            list_info,
+            configuration_info,
+            sums: Mutex::default(),
             connections: std::array::from_fn(|l| {
                 std::array::from_fn(|o| {
                     let (verdict, reason) = outcome(o);
@@ -240,6 +261,24 @@ impl Metrics {
         self.whitelist.set_rules(rules);
         self.whitelist.generation.set(i64::try_from(generation).unwrap_or(i64::MAX));
         self.whitelist.reloaded(true);
+    }
+
+    /// Records the sums of list and configuration in force, by which hosts can be compared.
+    pub fn set_sums(&self, list: &str, configuration: Option<&str>) {
+        let mut sums = lock(&self.sums);
+        for (info, sum) in [(&self.list_info, Some(list)), (&self.configuration_info, configuration)] {
+            // One series each: a scrape in between finds none, which is better than two.
+            info.reset();
+            if let Some(sum) = sum {
+                info.with_label_values(&[sum]).set(1);
+            }
+        }
+        *sums = Sums { list: list.to_owned(), configuration: configuration.map(str::to_owned) };
+    }
+
+    /// Returns them.
+    pub fn sums(&self) -> Sums {
+        lock(&self.sums).clone()
     }
 
     /// Records that a list was refused; the one in force stays.

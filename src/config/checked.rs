@@ -39,6 +39,7 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
     let settings = Settings {
         path: None,
         more: Vec::new(),
+        sha256: None,
         policy,
         floor_permitted: permitted(&written.dial.permit_addresses.value, problems),
         firewall: firewall::check(&written.firewall, &written.interface, pins, &listen, problems),

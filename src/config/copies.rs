@@ -78,7 +78,7 @@ impl Copies {
             // A copy of several files is one file.
             read.is_ok_and(|(read, problems)| {
                 !problems.iter().any(Diagnostic::is_error)
-                    && Settings { more: settings.more.clone(), ..read } == *settings
+                    && Settings { more: settings.more.clone(), sha256: settings.sha256.clone(), ..read } == *settings
             })
         };
         let text = sources.text();

@@ -9,7 +9,7 @@ use super::problems::Problems;
 use super::table::{self, bracketed};
 use super::{CONFIG_FILE, ConfigError};
 use crate::diagnostic::Severity;
-use crate::files::{self, Stamp};
+use crate::files::{self, Stamp, sums};
 use crate::shell::quoted;
 use rustix::fs::OFlags;
 use std::ffi::OsStr;
@@ -60,6 +60,19 @@ impl Sources {
             Err(why) => sources.folder = Some((folder, why)),
         }
         Ok(sources)
+    }
+
+    /// Returns the SHA-256 over names and contents: names as seen from the folder of the named file. `None` if one was
+    /// not read.
+    pub(super) fn sha256(&self) -> Option<String> {
+        let folder = self.main.path.parent().unwrap_or(Path::new(""));
+        let mut files = Vec::new();
+        for source in std::iter::once(&self.main).chain(&self.more) {
+            source.meta.as_ref()?;
+            let name = source.path.strip_prefix(folder).unwrap_or(&source.path).to_string_lossy().into_owned();
+            files.push((name, source.text.as_ref().ok()?.as_bytes()));
+        }
+        Some(sums::of(files.iter().map(|(name, content)| (name.as_str(), [*content]))))
     }
 
     /// Reads the file, whatever stands beside it.

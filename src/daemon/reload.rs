@@ -334,7 +334,11 @@ impl ReloadWorker {
         if !restart_needed.is_empty() {
             tracing::warn!(keys = ?restart_needed, "these settings changed but require a restart");
         }
-        let settings = self.settings.reloaded(settings);
+        let mut settings = self.settings.reloaded(settings);
+        if !restart_needed.is_empty() {
+            // The files are not in force as a whole.
+            settings.sha256.clone_from(&self.settings.sha256);
+        }
         let mut outcome = self.reload(settings, restart_needed)?;
         self.set_stale(None);
         let configuration = self.settings.files().map(Path::to_owned).collect();
@@ -350,7 +354,11 @@ impl ReloadWorker {
         let files = Files::of(settings.whitelist_dir.as_deref(), settings.data_dir());
         let same_files = files.fingerprint() == self.lists.loaded.fingerprint && today == self.lists.day;
         let unchanged = same_files && self.lists.fallback.is_none();
-        if unchanged && settings == self.settings {
+        let is_same = settings == Settings { sha256: settings.sha256.clone(), ..self.settings.clone() };
+        if unchanged && is_same {
+            // A comment may have changed.
+            self.settings = settings;
+            self.show_sums();
             self.services.account.metrics().whitelist_unchanged();
             self.set_trouble(None);
             return Ok(self.summary(0, false, restart_needed));
@@ -492,9 +500,16 @@ impl ReloadWorker {
             .counts()
             .map(|(kind, count)| (kind.as_str(), usize::try_from(count).unwrap_or(usize::MAX)));
         self.services.account.metrics().whitelist_loaded(self.generation, &kinds);
+        self.show_sums();
         if self.lists.fallback.is_some() || self.unconfigured.is_some() {
             self.services.account.metrics().whitelist_failed();
         }
+    }
+
+    /// Shows by which list and configuration this host can be compared with others.
+    fn show_sums(&self) {
+        let metrics = self.services.account.metrics();
+        metrics.set_sums(&self.lists.loaded.sha256, self.settings.sha256.as_deref());
     }
 
     fn summary(&self, revoked: usize, changed: bool, restart_needed: Vec<&'static str>) -> Summary {

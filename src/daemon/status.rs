@@ -3,6 +3,7 @@
 
 use super::relief::Relief;
 use super::troubles::Troubles;
+use crate::account::Sums;
 use crate::services::Services;
 use crate::trouble::Trouble;
 use serde_json::{Value, json};
@@ -46,7 +47,10 @@ impl Status {
         let all: Vec<String> = all.collect();
         let trouble = (!all.is_empty()).then(|| all.join("; "));
         if let Some(shown) = shown.as_object_mut() {
+            let Sums { list, configuration: sum } = self.services.account.metrics().sums();
             shown.insert("configuration".to_owned(), json!(configuration));
+            shown.insert("config_sha256".to_owned(), json!(sum));
+            shown.insert("list_sha256".to_owned(), json!(list));
             shown.insert("open_connections".to_owned(), self.services.gate.total().into());
             shown.insert("trouble".to_owned(), trouble.into());
         }

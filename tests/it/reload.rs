@@ -513,3 +513,68 @@ fn changed_settings_are_taken_up_and_bad_ones_are_not() {
     outgate.signal(Signal::HUP);
     eventually("back to the whitelist", || allows(&world, "good.test"));
 }
+
+/// Runs a command of docs/operations.md in a folder; returns the first word of what it prints.
+fn documented(command: &str, folder: &std::path::Path) -> String {
+    let page = include_str!("../../docs/operations.md");
+    assert!(page.contains(command), "docs/operations.md does not have {command}");
+    let printed = std::process::Command::new("sh").args(["-c", command]).current_dir(folder).output().unwrap();
+    String::from_utf8(printed.stdout).unwrap().split(' ').next().unwrap().to_owned()
+}
+
+#[test]
+#[ignore = "requires root and network namespaces"]
+fn hosts_are_compared_by_the_sums_of_list_and_configuration_which_a_shell_prints_too() {
+    const LIST: &str = "sha256sum *.rules *.lst *.json 2>/dev/null | LC_ALL=C sort -k2 | sha256sum";
+    const CONFIGURATION: &str = "LC_ALL=C sh -c 'sha256sum outgate.toml conf.d/*.toml 2>/dev/null' | sha256sum";
+    let world = World::new();
+    let mut outgate = world.outgate("good.test\n");
+    let folder = outgate.config().parent().unwrap().to_owned();
+    let shown = |outgate: &Outgate| {
+        let (mut list, mut configuration) = (String::new(), String::new());
+        // A reload may come between the two questions.
+        eventually("metrics and /readyz say the same, with one series each", || {
+            let answer = outgate.admin("/readyz").unwrap();
+            let sum = |name: &str| answer.header(name).unwrap_or_default().to_owned();
+            (list, configuration) = (sum("outgate-list-sha256"), sum("outgate-config-sha256"));
+            let wanted = [("config", &configuration), ("list", &list)]
+                .map(|(what, sum)| format!("outgate_{what}_info{{sha256=\"{sum}\"}}"));
+            outgate.metrics().into_keys().filter(|name| name.contains("_info{sha256=")).eq(wanted)
+        });
+        (list, configuration)
+    };
+    let lists = outgate.whitelist();
+    let computed = || (documented(LIST, &lists), documented(CONFIGURATION, &folder));
+    let first = computed();
+    assert_eq!(shown(&outgate), first);
+    // A second file whose name comes first, and one of another kind.
+    fs::write(outgate.whitelist().join("00-more.lst"), "cdn-ok.test\n").unwrap();
+    eventually("the sum of the new list is shown", || shown(&outgate).0 != first.0);
+    assert_eq!(shown(&outgate), computed());
+    // What is broken is not in force.
+    let second = computed();
+    fs::write(outgate.whitelist().join("00-more.lst"), "exmaple.org:8O80\n").unwrap();
+    eventually("the list is refused", || outgate.admin("/readyz").is_some_and(|answer| answer.status == 503));
+    assert_eq!(shown(&outgate), second);
+    fs::write(outgate.whitelist().join("00-more.lst"), "cdn-ok.test\n").unwrap();
+    outgate.await_ready();
+    // A comment is a change of the file; so is another file of the configuration.
+    let mut file = OpenOptions::new().append(true).open(outgate.config()).unwrap();
+    file.write_all(b"# a comment\n").unwrap();
+    fs::create_dir(folder.join("conf.d")).unwrap();
+    fs::write(folder.join("conf.d/50-more.toml"), "[limits]\nconnections = 100\n").unwrap();
+    assert_eq!(shown(&outgate), second, "nothing was read again yet");
+    outgate.signal(Signal::HUP);
+    eventually("the sum of the new configuration is shown", || shown(&outgate).1 != second.1);
+    assert_eq!(shown(&outgate), computed());
+    // What takes a restart is not in force.
+    let third = computed();
+    fs::write(folder.join("conf.d/60-more.toml"), "[listen]\nredirect = [\"127.0.0.1:3130\"]\n").unwrap();
+    let reloaded = outgate.command(&["whitelist", "reload"]).output().unwrap();
+    assert!(String::from_utf8_lossy(&reloaded.stdout).contains("listen.redirect"), "{reloaded:?}");
+    assert_eq!(shown(&outgate), third);
+    let status = outgate.command(&["status", "--json"]).output().unwrap().stdout;
+    let status = String::from_utf8(status).unwrap();
+    assert!(status.contains(&format!("\"list_sha256\": \"{}\"", third.0)), "{status}");
+    assert!(status.contains(&format!("\"config_sha256\": \"{}\"", third.1)), "{status}");
+}

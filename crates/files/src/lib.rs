@@ -16,6 +16,7 @@
 pub mod diagnostic;
 pub mod replace;
 pub mod shell;
+pub mod sums;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;

@@ -59,7 +59,9 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
     let what = "names that containers ask for leave past [listen].dns";
     if all(&configured) {
         return running.is_some_and(|running| running.is_older_than(&file)).then(|| {
-            format!("{what}: {how}, since it was started before {shown} was changed: run `systemctl restart docker.service`")
+            format!(
+                "{what}: {how}, since it was started before {shown} was changed: run `systemctl restart docker.service`"
+            )
         });
     }
     let pattern = outgate_files::shell::quoted(&pattern);

@@ -92,6 +92,8 @@ pub struct Loaded {
     pub warnings: Vec<Diagnostic>,
     /// Over names and contents; equal for an unchanged set.
     pub fingerprint: Fingerprint,
+    /// Over names and contents: [`Files::sha256`].
+    pub sha256: String,
     /// Files read.
     pub files: usize,
     /// Rules read, expired ones and duplicates included.
@@ -105,7 +107,7 @@ impl Loaded {
     pub fn none() -> Loaded {
         let files = Files::none();
         let (warnings, fingerprint) = (Vec::new(), files.fingerprint());
-        Loaded { warnings, fingerprint, files: 0, rules: 0, outbound: None }
+        Loaded { warnings, fingerprint, sha256: files.sha256(), files: 0, rules: 0, outbound: None }
     }
 }
 
@@ -127,7 +129,8 @@ pub fn compile<S: Sink>(files: &Files, today: Date, mut sink: S) -> Result<(S, L
     }
     let warnings = problems.into_warnings().map_err(|problems| problems.report(files.dir()))?;
     let (fingerprint, outbound) = (files.fingerprint(), files.outbound());
-    Ok((sink, Loaded { warnings, fingerprint, files: files.len(), rules, outbound }))
+    let sha256 = files.sha256();
+    Ok((sink, Loaded { warnings, fingerprint, sha256, files: files.len(), rules, outbound }))
 }
 
 /// Turns a set of files into the rules that the daemon applies.

@@ -4,8 +4,8 @@
 
 use super::report::Problems;
 use outgate_files::diagnostic::Severity;
-use outgate_files::replace;
 use outgate_files::{Stamp, open_regular, stamp};
+use outgate_files::{replace, sums};
 use outgate_golem::rules as provider;
 use outgate_policy::cooperate;
 use rustix::fs::OFlags;
@@ -245,6 +245,12 @@ impl Files {
             *to = *from;
         }
         Fingerprint(fingerprint)
+    }
+
+    /// Returns the SHA-256 over names and contents, in hexadecimal, that an operator can compute as well: it is that of
+    /// what sha256sum(1) prints for the files in this order.
+    pub fn sha256(&self) -> String {
+        sums::of(self.files.iter().map(|file| (&*file.name, cooperate::pieces(&file.bytes))))
     }
 
     pub(super) fn problems(&self) -> &Problems {
