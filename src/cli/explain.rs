@@ -5,7 +5,7 @@ mod url;
 
 use super::{Config, Exit, Failure, Outcome, bridge};
 use clap::Args;
-use outgate::config::{Settings, nearest};
+use outgate::config::{CONFIG_FILE, Settings, nearest};
 use outgate::identify::Claim;
 use outgate::policy::{AddressTerms, Identity, Location, Mode, Policy, Refusal, Unknown};
 use outgate::reason::{Reason, Verdict};
@@ -291,7 +291,10 @@ impl Judge {
             rule_text: rule.as_ref().and_then(|rule| self.line(&rule.file, rule.line)),
             rule: rule.map(|rule| rule.to_string()),
             near,
-            advice: floor.or(advice).or_else(|| self.advice(reason)),
+            advice: floor
+                .or_else(|| (reason == Reason::UnknownGuest).then(|| self.advice(reason, url)).flatten())
+                .or(advice)
+                .or_else(|| self.advice(reason, url)),
             suggestion: helps.then(|| asked.rule()),
             passes,
         }
@@ -324,14 +327,21 @@ impl Judge {
     }
 
     /// Returns what to do about a reason of the policy that no rule can remedy.
-    fn advice(&self, reason: Reason) -> Option<String> {
+    fn advice(&self, reason: Reason, url: &str) -> Option<String> {
         match reason {
             Reason::UnknownGuest if self.settings.policy.guests.is_empty() => {
                 Some("[guests].unknown is \"none\" and no guest is declared; declare one with [[guest]]".to_owned())
             }
             Reason::UnknownGuest => {
-                let names = names(&self.settings);
-                Some(format!("this source is not a declared guest; choose one with --guest ({names})"))
+                let config = self.settings.path.as_deref().filter(|path| *path != Path::new(CONFIG_FILE));
+                let config = config.map(|path| format!(" --config {}", quoted(&path.to_string_lossy())));
+                let (config, url) = (config.unwrap_or_default(), quoted(url));
+                let guest = self.settings.policy.guests.first().map(|guest| guest.name.as_str()).unwrap_or_default();
+                let others = match self.settings.policy.guests.len() {
+                    0 | 1 => String::new(),
+                    _ => format!(", or another of {}", names(&self.settings)),
+                };
+                Some(format!("an answer is for one guest: run `outgate explain --guest {guest} {url}{config}`{others}"))
             }
             Reason::ModeNone => {
                 Some("the mode is \"none\", in which nothing passes, whatever the list says".to_owned())

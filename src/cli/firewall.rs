@@ -137,6 +137,10 @@ impl From<FirewallError> for Failure {
 }
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
+    // Without root it would fail at the first file that only root reads, whose name helps nobody.
+    if !matches!(arguments.command, Command::Print(_)) && !outgate::system::is_root() {
+        return Err(FirewallError::NotRoot.into());
+    }
     match &arguments.command {
         Command::Print(arguments) => print(&arguments.common, out),
         Command::Apply(arguments) => apply(&arguments.common, arguments.kept.of(&arguments.common), out),

@@ -165,10 +165,23 @@ pub(super) fn register(daemon: &Daemon, application: &Application) -> Result<Add
         let new = answer.get("changed").and_then(Value::as_bool).unwrap_or(true);
         return Err(if new { taken_back(daemon, &application.name, failure) } else { failure });
     }
+    if let Some(interface) = application.interface.as_deref().filter(|name| !exists(name)) {
+        warnings.push(format!(
+            "interface {interface} does not exist now: if that is its name, the guest is held to it once it does; else \
+             remove the guest and add it with another"
+        ));
+    }
     if let Value::Object(fields) = &mut answer {
         fields.insert("warnings".to_owned(), warnings.clone().into());
     }
     Ok(Added { answer, warnings })
+}
+
+/// Returns whether an interface of this name exists, or cannot be looked for.
+fn exists(interface: &str) -> bool {
+    let socket = rustix::net::socket(rustix::net::AddressFamily::INET, rustix::net::SocketType::DGRAM, None);
+    let index = socket.and_then(|socket| rustix::net::netdevice::name_to_index(socket, interface));
+    index != Err(rustix::io::Errno::NODEV)
 }
 
 /// Returns what of a manifest no rule could allow.

@@ -9,6 +9,7 @@ use outgate::text::{counted, printable};
 use serde::Serialize;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 /// Show and edit the whitelist files
 #[derive(Args, Debug)]
@@ -194,11 +195,24 @@ fn remove(edit: &Edit, out: &mut dyn Write) -> Outcome {
     Ok(Exit::Good)
 }
 
+/// The longest wait for the daemon to have the list in force that is in the files, as just after an edit.
+const PATIENCE: Duration = Duration::from_secs(3);
+const PAUSE: Duration = Duration::from_millis(100);
+
 fn lint(arguments: &LintArguments, out: &mut dyn Write) -> Outcome {
     let (settings, _) = Settings::load(arguments.daemon.config.file())?;
-    let files = bridge::files(&settings);
-    let used = arguments.daemon.ask(Question::Used).map_err(|failure| failure.to_string());
-    let used = used.and_then(|answer| bridge::used(answer, &files));
+    let until = Instant::now() + PATIENCE;
+    let (files, used) = loop {
+        let files = bridge::files(&settings);
+        let answer = arguments.daemon.ask(Question::Used).map_err(|failure| failure.to_string());
+        let is_answered = answer.is_ok();
+        let used = answer.and_then(|answer| bridge::used(answer, &files));
+        if used.is_ok() || !is_answered || Instant::now() >= until {
+            break (files, used);
+        }
+        // An edit takes the daemon half a second.
+        std::thread::sleep(PAUSE);
+    };
     let findings = bridge::lint(&settings, &files, used.as_ref().ok()).map_err(Failure::Invalid)?;
     if let Some(caveat) = caveat(&used) {
         // If this fails, there is nowhere left to report it.

@@ -58,7 +58,9 @@ impl Application {
         let mut warnings = Vec::new();
         let manifest = self.agree(settings, now, &mut warnings)?;
         let (name, interface) = (self.name.clone(), self.interface.clone());
-        Ok(Taken { guest: Registered { name, addresses, interface, since: now, manifest }, warnings })
+        // Nobody needs to know it more exactly.
+        let since = Timestamp::from_second(now.as_second()).unwrap_or(now);
+        Ok(Taken { guest: Registered { name, addresses, interface, since, manifest }, warnings })
     }
 
     fn agree(

@@ -248,6 +248,28 @@ fn a_rule_that_check_would_refuse_is_not_added() {
 }
 
 #[test]
+fn a_rule_of_the_command_line_that_is_none_is_told_without_a_file_that_nobody_has() {
+    let operator = Operator::new("", "ipfs.io\n");
+    for (rule, words) in
+        [("a..b", "`a..b` is not a rule, from character"), ("x.test:99999", "`x.test:99999` is not a rule")]
+    {
+        let ran = operator.run(&["whitelist", "remove", rule]);
+        assert!(ran.code == 1 && ran.err.contains(words) && !ran.err.contains("rule.rules"), "{}", ran.err);
+    }
+}
+
+#[test]
+fn what_package_managers_leave_in_the_whitelist_folder_is_no_warning() {
+    let operator = Operator::new("", "ipfs.io\n");
+    for left in ["20-packages.rules.dpkg-dist", "20-packages.rules.dpkg-old", "a.rules.ucf-dist", "b.rules.rpmnew"] {
+        fs::write(operator.path(&format!("lists/{left}")), "not a rule at all").unwrap();
+    }
+    assert_eq!(operator.run(&["check"]).out, "1 file, 1 rule, 0 errors, 0 warnings\n");
+    fs::write(operator.path("lists/mine.txt"), "ipfs.io\n").unwrap();
+    assert!(operator.run(&["check"]).out.contains("mine.txt"), "a file that was meant to be read is told");
+}
+
+#[test]
 fn lint_succeeds_on_a_valid_list_and_fails_on_an_invalid_one() {
     let operator = Operator::new("", "ipfs.io\nold.test until=2001-01-01\n");
     let ran = operator.run(&["whitelist", "lint"]);

@@ -553,3 +553,38 @@ fn an_interface_pins_the_addresses_of_a_guest_that_is_registered() {
     assert!(network.one.https(GOOD, "good.test").is_err());
     network.assert_no_leaks();
 }
+
+#[test]
+#[ignore = "requires root and network namespaces"]
+fn an_interface_that_does_not_exist_is_a_warning_and_the_time_is_in_seconds() {
+    let world = World::new();
+    let outgate = world.outgate("good.test\n");
+    let said = added(&outgate, &["vm-7", "-a", "10.42.42.2", "--interface", "nope0"]);
+    assert!(said.contains("warning: interface nope0 does not exist now"), "{said}");
+    let said = added(&outgate, &["vm-8", "-a", "10.42.42.3"]);
+    assert!(!said.contains("warning"), "{said}");
+    let listed = guest(&outgate, &["list"]).out;
+    let time = regex::Regex::new(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ").unwrap();
+    assert_eq!(time.find_iter(&listed).count(), 2, "{listed}");
+}
+
+/// What takes root is told as such, not by the first file that only root reads.
+#[test]
+#[ignore = "requires root and network namespaces"]
+fn the_firewall_asks_for_root_before_it_reads_anything() {
+    let world = World::new();
+    let outgate = world.outgate("good.test\n");
+    let program = outgate.path("outgate");
+    fs::copy(env!("CARGO_BIN_EXE_outgate"), &program).unwrap();
+    shell_mode(&outgate.path("."), 0o755);
+    for command in ["apply", "remove", "status"] {
+        let mut called = std::process::Command::new(&program);
+        called.args(["firewall", command, "--config"]).arg(outgate.config()).uid(65_534).gid(65_534);
+        let done = called.output().unwrap();
+        let said = String::from_utf8(done.stderr).unwrap();
+        assert!(
+            done.status.code() == Some(1) && said.contains("root") && !said.contains("guests.json"),
+            "{command}: {said}"
+        );
+    }
+}

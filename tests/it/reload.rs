@@ -570,10 +570,12 @@ fn hosts_are_compared_by_the_sums_of_list_and_configuration_which_a_shell_prints
     // What takes a restart is not in force.
     let third = computed();
     fs::write(folder.join("conf.d/60-more.toml"), "[listen]\nredirect = [\"127.0.0.1:3130\"]\n").unwrap();
-    let reloaded = outgate.command(&["whitelist", "reload"]).output().unwrap();
+    let reloaded =
+        outgate.command(&["whitelist", "reload", "--config", outgate.config().to_str().unwrap()]).output().unwrap();
     assert!(String::from_utf8_lossy(&reloaded.stdout).contains("listen.redirect"), "{reloaded:?}");
     assert_eq!(shown(&outgate), third);
-    let status = outgate.command(&["status", "--json"]).output().unwrap().stdout;
+    let status =
+        outgate.command(&["status", "--json", "--config", outgate.config().to_str().unwrap()]).output().unwrap().stdout;
     let status = String::from_utf8(status).unwrap();
     assert!(status.contains(&format!("\"list_sha256\": \"{}\"", third.0)), "{status}");
     assert!(status.contains(&format!("\"config_sha256\": \"{}\"", third.1)), "{status}");

@@ -82,8 +82,12 @@ impl<'a> Search<'a> {
     fn explain(&self, cause: MissCause, record: &RuleRecord, compiled: &Compiled) -> String {
         let claim = self.evaluation.claim;
         let rule = self.rules.written(record);
-        let would = self.would_match(&claim.target.host.to_string());
         let port = claim.target.port;
+        let mut would = self.would_match(&claim.target.host.to_string());
+        // The rule is shown without its protocol and port, which are what differs.
+        if would == rule.to_string() {
+            would = format!("{}://{would}", if port == 80 { "http" } else { "https" });
+        }
         match cause {
             MissCause::Denied => format!("`deny {rule}` refuses it, even if another rule allows it"),
             MissCause::OtherGuest => format!("`{rule}` is in a file that does not apply to this guest"),

@@ -43,6 +43,16 @@ pub enum EditError {
     /// The rule, or the list with it, is not valid.
     #[error("{0}")]
     Invalid(Report),
+    /// The text from the command line is no rule.
+    #[error("{} is not a rule{}: {message}", quote(.rule), at(*.column))]
+    NotARule {
+        /// The text.
+        rule: String,
+        /// Where it is wrong, in characters from 1; 0 if all of it is.
+        column: u32,
+        /// What is wrong, with the remedy.
+        message: String,
+    },
     /// No such rule.
     #[error("no file contains the rule {}{}", quote(.rule), also(.near))]
     NotFound {
@@ -68,6 +78,10 @@ pub enum EditError {
         /// The reason.
         source: io::Error,
     },
+}
+
+fn at(column: u32) -> String {
+    if column > 0 { format!(", from character {column}") } else { String::new() }
 }
 
 fn also(near: &[(Location, String)]) -> String {
@@ -188,7 +202,13 @@ fn canonical_of(text: &str, today: Date) -> Result<String, EditError> {
             Ok(())
         });
     }
-    problems.into_warnings().map_err(|problems| EditError::Invalid(problems.report(None)))?;
+    problems.into_warnings().map_err(|problems| {
+        // The file has no name that anybody knows.
+        let report = problems.report(None);
+        let first = report.errors().next();
+        let (column, message) = first.map(|error| (error.column, error.text())).unwrap_or_default();
+        EditError::NotARule { rule: text.to_owned(), column, message }
+    })?;
     match (found.pop(), found.is_empty()) {
         (Some(rule), true) => Ok(rule),
         _ => Err(EditError::NotFound { rule: text.to_owned(), near: Vec::new() }),

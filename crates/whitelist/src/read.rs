@@ -315,6 +315,22 @@ fn read_once(dir: &Path) -> Files {
     set
 }
 
+/// Endings that dpkg(1), ucf(1) and rpm(8) give to versions of a file that are not in force. Nobody has to do anything
+/// about them.
+const LEFT_BY_PACKAGES: [&str; 11] = [
+    ".dpkg-dist",
+    ".dpkg-old",
+    ".dpkg-new",
+    ".dpkg-tmp",
+    ".dpkg-bak",
+    ".dpkg-remove",
+    ".ucf-dist",
+    ".ucf-old",
+    ".rpmnew",
+    ".rpmsave",
+    ".rpmorig",
+];
+
 /// Reads one entry of the dir into the set, or records why it is left out.
 fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
     let shown: Arc<str> = Arc::from(name.to_string_lossy());
@@ -322,7 +338,10 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
     let Some(format) = name.to_str().and_then(Format::of) else {
         // A Kubernetes volume keeps its generations in dot directories; they are there on purpose.
         let is_dir = path.is_dir();
-        let expected = (is_dir && shown.starts_with('.')) || shown.ends_with(replace::SUFFIX);
+        let is_left_over = |ending: &&str| shown.ends_with(*ending);
+        let expected = (is_dir && shown.starts_with('.'))
+            || shown.ends_with(replace::SUFFIX)
+            || (!is_dir && LEFT_BY_PACKAGES.iter().any(|ending| is_left_over(ending)));
         if !expected {
             let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
             let remedy = "whitelist files are named *.rules, *.lst or *.json, without a dot in front";

@@ -159,6 +159,9 @@ fn a_guest_is_named_or_given_by_address_and_has_files_of_its_own() {
         assert_eq!(case.verdict(&["--guest", guest, url]), expected, "{guest} {url}");
     }
     assert_eq!(case.verdict(&["shared.test"]), "denied unknown_guest -");
+    let (_, text) = case.run(&["shared.test"], "");
+    assert!(text.contains("run `outgate explain --guest vm-7 shared.test --config "), "{text}");
+    assert!(text.contains("`, or another of vm-7, vm-8, vm-9"), "{text}");
     let (outcome, _) = case.run(&["--guest", "vm7", "shared.test"], "");
     assert_eq!(outcome.unwrap_err(), "outgate: no guest is called \"vm7\": did you mean vm-7?");
     let (_, text) = case.run(&["--guest", "vm-7", "other.test"], "");

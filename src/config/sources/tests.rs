@@ -270,7 +270,7 @@ fn the_copy_of_several_files_is_one_with_the_same_settings() {
     // Whatever becomes of the files.
     place.write("conf.d/10-a.toml", "nonsense = [");
     let kept = copies.load(Copy::Worked).unwrap().unwrap().settings;
-    assert_eq!(kept, Settings { more: Vec::new(), ..settings.clone() });
+    assert_eq!(kept, Settings { more: Vec::new(), sha256: None, ..settings.clone() });
     assert!(copies.keep(Copy::Worked, &settings).unwrap_err().to_string().contains("changed meanwhile"));
 
     // A copy is for those who may read all of the files.

@@ -53,6 +53,18 @@ fn ports_and_protocols_are_explained() {
         "a.rules:1: `ipfs.io` allows https on port 443; `tcp://ipfs.io:443` would match"
     );
     assert_eq!(
+        advice(&["https://ipfs.io"], &claim("ipfs.io:80")),
+        "a.rules:1: `ipfs.io` allows https on port 443; `http://ipfs.io` would match"
+    );
+    assert_eq!(
+        advice(&["http://ipfs.io"], &claim("ipfs.io:443")),
+        "a.rules:1: `ipfs.io` allows http on port 80; `https://ipfs.io` would match"
+    );
+    assert_eq!(
+        advice(&["http://203.0.113.7:8080"], &speaking("203.0.113.7:443", Protocol::Tls)),
+        "a.rules:1: `203.0.113.7` allows http on port 8080; `https://203.0.113.7` would match"
+    );
+    assert_eq!(
         advice(&["ipfs.io:20-30"], &claim("ipfs.io:25")),
         "a.rules:1: port 25 is blocked for rules that do not name it; `ipfs.io:25` would match"
     );
