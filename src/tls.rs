@@ -28,7 +28,7 @@ use rustls::{RootCertStore, ServerConfig};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use x509_parser::prelude::{FromDer, X509Certificate};
+use x509_parser::prelude::{FromDer, X509Certificate, X509Version};
 
 /// The largest file that is read, in bytes.
 const MAX_FILE: u64 = 1 << 20;
@@ -163,7 +163,23 @@ fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
     let bytes = read(path)?;
     let all: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&bytes).collect();
     let all = all.map_err(|error| content(path, &format!("is not PEM: {error}")))?;
-    if all.is_empty() { Err(content(path, "holds no certificate in PEM")) } else { Ok(all) }
+    if all.is_empty() {
+        return Err(content(path, "holds no certificate in PEM"));
+    }
+    let is_old = |der: &CertificateDer<'_>| {
+        X509Certificate::from_der(der).is_ok_and(|(_, certificate)| certificate.version() != X509Version::V3)
+    };
+    match all.iter().position(is_old) {
+        Some(n) => {
+            let number = n.saturating_add(1);
+            let why = format!(
+                "certificate {number} in it is not of X.509 version 3, and TLS takes no other: make it with an extension, \
+                 as `openssl req -x509 -addext subjectAltName=DNS:NAME` and `openssl x509 -req -extfile` do"
+            );
+            Err(content(path, &why))
+        }
+        None => Ok(all),
+    }
 }
 
 fn content(path: &Path, why: &str) -> TlsError {

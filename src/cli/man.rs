@@ -66,6 +66,33 @@ The control socket, of a service and of a daemon started by hand.
 .TP
 \fI/var/lib/outgate\fR, \fI$XDG_STATE_HOME/outgate\fR
 What is kept across a restart.
+.SH SYSTEMD
+The Debian package has units.
+.I outgate.service
+is the daemon, with its own user and without capabilities;
+.I outgate.socket
+and
+.I outgate\-admin.socket
+hold its first listeners.
+.I outgate\-firewall.service
+applies the firewall at the start of the machine, and
+.I outgate\-host.service
+guards interfaces that come later. A new installation runs the daemon on loopback and guards nobody:
+.B outgate setup
+shows what is on the host and guards it. After a change of
+.I [listen]
+run
+.BR "outgate listen apply" ,
+which writes a socket unit for each address, named
+.IR outgate\-listen\-KEY\-ADDRESS\-PORT.socket .
+.PP
+.nf
+outgate setup \-\-guest\-interface br0
+systemctl enable \-\-now outgate\-firewall.service
+systemctl reload outgate.service
+systemctl status outgate.service outgate\-host.service
+journalctl \-u outgate.service
+.fi
 .SH ENVIRONMENT
 .TP
 OUTGATE_CONFIG
@@ -199,9 +226,17 @@ mod tests {
         for command in ["run", "check", "explain", "whitelist add", "whitelist reload", "status", "flows", "man"] {
             assert!(page.contains(&format!(".SS outgate {command}\n")), "{command}: {page}");
         }
-        for section in
-            ["NAME", "SYNOPSIS", "DESCRIPTION", "COMMANDS", "EXAMPLES", "EXIT STATUS", "FILES", "ENVIRONMENT"]
-        {
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "COMMANDS",
+            "EXAMPLES",
+            "EXIT STATUS",
+            "FILES",
+            "SYSTEMD",
+            "ENVIRONMENT",
+        ] {
             assert_eq!(page.matches(&format!(".SH {section}\n")).count(), 1, "{section}");
         }
     }

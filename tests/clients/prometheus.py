@@ -159,8 +159,10 @@ class Scraped(run.World):
         """prometheus.yml: the job of docs/tls.md, and those with a mistake."""
         with open(os.path.join(ROOT, "docs", "tls.md")) as file:
             examples = re.findall(r"```yaml\n(scrape_configs:\n.*?)```", file.read(), re.S)
-        assert len(examples) == 1, f"{len(examples)} examples of scrape_configs in docs/tls.md"
-        example = examples[0]
+        assert len(examples) == 2, f"{len(examples)} examples of scrape_configs in docs/tls.md"
+        on_same_host, example = examples
+        with open(self.path("same-host.yml"), "w") as file:
+            file.write(on_same_host)
         for theirs, ours in (
             ("/etc/prometheus/outgate-ca.pem", self.path("ca.crt")),
             ("/etc/prometheus/prometheus.pem", self.path("client.crt")),
@@ -300,7 +302,8 @@ def refused(world, reason):
 def rules_are_sound(world):
     expect(world.promtool("check", "rules", RULES), "SUCCESS")
     expect(world.promtool("test", "rules", RULE_TESTS), "SUCCESS")
-    expect(world.promtool("check", "config", world.path("prometheus.yml")), "SUCCESS")
+    for config in ("prometheus.yml", "same-host.yml"):
+        expect(world.promtool("check", "config", world.path(config)), "SUCCESS")
 
 
 def scraped_with_a_certificate(world):

@@ -211,4 +211,8 @@ fn check_and_run_read_certificate_and_key() {
     assert_eq!(check(&outgate).0, 0);
     fs::write(outgate.path("tls/cert.pem"), "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n").unwrap();
     assert_eq!(check(&outgate).0, 1);
+    // As `openssl x509 -req` makes it without an extension.
+    fs::write(outgate.path("tls/cert.pem"), include_str!("../data/certificate-of-version-1.pem")).unwrap();
+    let (code, said) = check(&outgate);
+    assert!(code == 1 && said.contains("cert.pem: certificate 1 in it is not of X.509 version 3"), "{said}");
 }

@@ -230,6 +230,18 @@ fn the_front_pages_are_short() {
 }
 
 #[test]
+fn the_number_of_shipped_rules_is_the_one_that_is_told() {
+    let lists = fs::read_dir(root().join("whitelist")).unwrap();
+    let texts = lists.map(|list| fs::read_to_string(list.unwrap().path()).unwrap());
+    let is_rule = |line: &str| !line.trim().is_empty() && !line.trim_start().starts_with('#');
+    let rules: usize = texts.map(|text| text.lines().filter(|line| is_rule(line)).count()).sum();
+    for page in ["README.md", "docs/introduction.md"] {
+        let text = fs::read_to_string(root().join(page)).unwrap();
+        assert!(text.contains(&format!("have {rules} rules")), "{page} does not say that {rules} rules are shipped");
+    }
+}
+
+#[test]
 fn broken_links_are_found() {
     let page = Path::new("docs/tour.md");
     let text = "# A heading, `with code`\n\n<a id=\"row\"></a>\n\n```\n[in a block](nowhere.md)\n```\n\

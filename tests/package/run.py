@@ -152,6 +152,8 @@ def check_lintian(package):
 def check_fresh(world, package):
     said = world.install(package)
     assert "not sound" not in said.lower(), said
+    assert "NO GUEST IS GUARDED YET" in said and "`outgate setup`" in said, said
+    assert world.sh("outgate setup").strip(), "the command that is named shows what is on the host"
     assert world.sh("getent passwd outgate | cut -d: -f7").strip().endswith("nologin")
     assert world.sh("stat -c '%U %a' /var/lib/outgate /etc/outgate/whitelist/local.rules").split() == ["outgate", "750", "root", "644"]
     assert world.sh("outgate check") .strip() != "", "check says what it found"
