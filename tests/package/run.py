@@ -56,7 +56,7 @@ class World:
         os.makedirs(cache, exist_ok=True)
         if not os.path.exists(base):
             fresh = base + f".{os.getpid()}.tar"
-            run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", debian.RELEASE, fresh, debian.mirror()])
+            run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", debian.PLAIN.release, fresh, debian.mirror()])
             os.rename(fresh, base)
         os.makedirs(self.root)
         run(["tar", "-C", self.root, "-xpf", base])

@@ -240,7 +240,7 @@ def later(docker):
     docker.mark()
     docker.resolver_mark()
     attempt = f"curl -s --max-time 3 http://evil.test/; curl -s --max-time 3 http://{EVIL}/; ping -c 2 -W 1 {EVIL}; nslookup evil.test 8.8.8.8; true"
-    for n in range(10):
+    for n in range(10 if service.WHOLE else 4):
         docker.do(f"docker network create n{n} >/dev/null && docker run --rm --network n{n} job sh -c '{attempt}' >/dev/null 2>&1; docker network rm n{n} >/dev/null", 60)
     assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
     docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "not ready afterwards")
@@ -435,7 +435,7 @@ def restart(docker):
     docker.mark()
     docker.resolver_mark()
     docker.do("docker update --restart=always j1 d1 >/dev/null")
-    for _ in range(2):
+    for _ in range(2 if service.WHOLE else 1):
         docker.restart_docker()
     docker.until("docker inspect -f '{{.State.Running}}' j1", "true", 60, "the container does not come back")
     assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
@@ -478,6 +478,8 @@ def main():
             return 1 if os.environ.get("CI") == "true" else 0
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: sys.exit(1))
+    if not service.WHOLE:
+        CHECKS.remove((CHECKS[[check for _, check in CHECKS].index(names_by_ipv6)]))
     begin = time.monotonic()
     cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
     tally = service.Tally(CHECKS)
