@@ -49,14 +49,14 @@ ENABLED = [
 class World:
     """A root folder with Debian in it, and a network namespace with nothing but loopback."""
 
-    def __init__(self, work, cache):
-        self.root = os.path.join(work, "root")
-        self.netns = f"ogp{os.getpid()}"
-        base = os.path.join(cache, f"debian-{PACKAGES.replace(',', '-')}.tar")
+    def __init__(self, work, cache, release=debian.PLAIN.release):
+        self.root = os.path.join(work, f"root-{release}")
+        self.netns = f"ogp{os.getpid()}{release}"[:15]
+        base = os.path.join(cache, f"debian-{release}-{PACKAGES.replace(',', '-')}.tar")
         os.makedirs(cache, exist_ok=True)
         if not os.path.exists(base):
             fresh = base + f".{os.getpid()}.tar"
-            run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", debian.PLAIN.release, fresh, debian.mirror()])
+            run(["mmdebstrap", "--quiet", "--variant=minbase", f"--include={PACKAGES}", release, fresh, debian.mirror()])
             os.rename(fresh, base)
         os.makedirs(self.root)
         run(["tar", "-C", self.root, "-xpf", base])
@@ -301,7 +301,8 @@ def main():
         folder = os.path.join(ROOT, "target/debian")
         package = max((os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".deb")), key=os.path.getmtime)
     with tempfile.TemporaryDirectory(prefix="outgate-package-") as work:
-        world = World(work, os.path.join(ROOT, "target/vm"))
+        cache = os.path.join(ROOT, "target/vm")
+        world, trixie = World(work, cache), World(work, cache, "trixie")
         try:
             second, third = newer(package, "0.2.0", work), newer(package, "0.3.0", work)
             steps = [
@@ -309,6 +310,7 @@ def main():
                 ("lintian finds no error", lambda: check_lintian(package)),
                 ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
+                ("the same on Debian 13", lambda: (check_fresh(trixie, package), check_use(trixie)) and None),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
                 ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),
                 ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),
@@ -321,6 +323,7 @@ def main():
                 print(f"ok   {what}" + (f": {note}" if note else "") + f" ({time.monotonic() - start:.1f} s)", flush=True)
         finally:
             world.close()
+            trixie.close()
     print(f"{len(steps)} passed")
     return 0
 

@@ -98,14 +98,12 @@ impl Dockerd {
     /// else's.
     pub fn running() -> Option<Dockerd> {
         let here = processes::network_namespace("self")?;
-        let is = |process: &String| {
-            fs::read_to_string(format!("/proc/{process}/comm")).is_ok_and(|name| name.trim_end() == "dockerd")
-                && processes::network_namespace(process) == Some(here)
-        };
-        let process = processes::all().find(is)?;
-        let line = fs::read(format!("/proc/{process}/cmdline")).ok()?;
-        let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
-        let arguments = words.map(|word| String::from_utf8_lossy(word).into_owned()).collect();
+        let (process, arguments) = processes::all().find_map(|process| {
+            let arguments = arguments_of(&process);
+            let program = arguments.first()?.rsplit('/').next()?.to_owned();
+            let is = program == "dockerd" && processes::network_namespace(&process) == Some(here);
+            is.then_some((process, arguments))
+        })?;
         Some(Dockerd { arguments, started: started(&process) })
     }
 
@@ -114,6 +112,13 @@ impl Dockerd {
         let changed = fs::metadata(file).and_then(|found| found.modified()).ok();
         self.started.zip(changed).is_some_and(|(started, changed)| changed > started + SLACK)
     }
+}
+
+/// Returns the words that a process was started with; none if it is gone.
+fn arguments_of(process: &str) -> Vec<String> {
+    let line = fs::read(format!("/proc/{process}/cmdline")).unwrap_or_default();
+    let words = line.split(|byte| *byte == 0).filter(|word| !word.is_empty());
+    words.map(|word| String::from_utf8_lossy(word).into_owned()).collect()
 }
 
 /// Returns when a process was started.
