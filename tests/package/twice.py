@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The package of one commit, built in two folders by two users with other surroundings: the same bytes.
 
-Without --full the program is built without optimization, which takes a third of the time and shows the same: paths, times
+Without --full the program is built without optimization, which takes less time and shows the same: paths, times
 and the order of files. --full builds what is published.
 """
 
@@ -23,9 +23,10 @@ PLACES = [
 ]
 
 
-def build(folder, surroundings, umask, profile):
+def build(folder, commit, surroundings, umask, profile):
     """Clones the commit and builds its package there; gives the package's path."""
-    subprocess.run(["git", "clone", "--quiet", "--no-hardlinks", ROOT, folder], check=True)
+    subprocess.run(["git", "clone", "--quiet", "--no-checkout", ROOT, folder], check=True)
+    subprocess.run(["git", "checkout", "--quiet", "--detach", commit], cwd=folder, check=True)
     environment = {name: value for name, value in os.environ.items() if not name.startswith("CARGO_TARGET")} | profile | surroundings
     said = subprocess.run(
         ["packaging/build-deb"], cwd=folder, env=environment, umask=umask, check=False, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -53,8 +54,9 @@ def main():
     parser.add_argument("--full", action="store_true", help="with the optimization of the package that is published")
     arguments = parser.parse_args()
     begin = time.monotonic()
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, text=True, capture_output=True).stdout.strip()
     with tempfile.TemporaryDirectory(prefix="outgate-twice-") as work:
-        made = [build(os.path.join(work, name), surroundings, umask, {} if arguments.full else QUICK) for name, surroundings, umask in PLACES]
+        made = [build(os.path.join(work, name), commit, surroundings, umask, {} if arguments.full else QUICK) for name, surroundings, umask in PLACES]
         sums = []
         for package in made:
             with open(package, "rb") as file:
