@@ -85,7 +85,7 @@ impl<'a> Search<'a> {
         let port = claim.target.port;
         let mut would = self.would_match(&claim.target.host.to_string());
         // The rule is shown without its protocol and port, which are what differs.
-        if would == rule.to_string() {
+        if *would == *rule {
             would = format!("{}://{would}", if port == 80 { "http" } else { "https" });
         }
         match cause {
