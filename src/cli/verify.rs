@@ -29,7 +29,7 @@ use outgate::system::{self, Signals};
 use outgate::text::printable;
 use probe::attempt::Wanted;
 use report::{OfConfig, Report, Row, State};
-use serde_json::{Value, json};
+use serde_json::json;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
@@ -333,10 +333,8 @@ fn context(network: &Network, guests: &Guests, urls: &[Wanted], family: Family) 
 
 /// Returns the addresses of an interface; none if they cannot be listed.
 fn own_addresses(interface: &str) -> Vec<IpAddr> {
-    let found = bridge::tool::json("ip", &["-j", "addr", "show", "dev", interface], "to list addresses");
-    let found = found.unwrap_or_default();
-    let infos = found.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info")?.as_array()).flatten();
-    infos.filter_map(|info| info.get("local").and_then(Value::as_str)?.parse().ok()).collect()
+    let all = outgate::firewall::interface_addresses().unwrap_or_default().into_iter();
+    all.filter(|address| address.interface == interface).map(|address| address.net.addr()).collect()
 }
 
 /// Joins what an attempt saw with what arrived outside, at the other guest, and from outside.

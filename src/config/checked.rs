@@ -32,9 +32,6 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
         unknown: written.guests.unknown.given().copied().unwrap_or(by_default),
         blocked_ports: distinct(&written.dial.blocked_ports.value),
     };
-    let guest_interfaces: Vec<String> =
-        written.firewall.guest_interfaces.value.iter().map(|item| item.value.clone()).collect();
-    firewall::check_shared_networks(&written.guest, &guest_interfaces, problems);
     let listen = listeners::check(&written.listen, places.control, problems);
     let settings = Settings {
         path: None,
@@ -54,6 +51,7 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
         golem: check_golem(&written.golem, &written.top.mode, problems),
         listen,
     };
+    firewall::warn_of_shared_networks(&written.guest, &settings.firewall.guest_interfaces, problems);
     listeners::warn_of_exposure(&written.listen, &settings, problems);
     settings
 }

@@ -139,7 +139,7 @@ fn check_interfaces(
 }
 
 /// Warns of guests that are one address of a container network: its other containers can use that address.
-pub(super) fn check_shared_networks(
+pub(super) fn warn_of_shared_networks(
     guests: &[(Range<usize>, Guest)],
     guest_interfaces: &[String],
     problems: &mut Problems,

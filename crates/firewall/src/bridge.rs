@@ -184,7 +184,7 @@ pub(super) fn carried_over(plan: &Plan, host: &Host) -> String {
         let key = format!("\"{port}\" . {mac}");
         lines.push_str(&format!("add element bridge {TABLE} stations {{ {key} expires {expires}s }}\n"));
     }
-    lines.push_str(&Owners::look(plan, host).lines());
+    lines.push_str(&Owners::look(plan, host, &Owners::in_force()).lines());
     lines
 }
 

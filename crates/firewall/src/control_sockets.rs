@@ -2,10 +2,10 @@
 //! with any right, so no rule of this machine holds such a guest.
 
 use super::host::Host;
-use super::namespaces;
+use super::namespaces::Numbers;
 use super::plan::Plan;
 use super::processes;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -43,20 +43,14 @@ pub(super) fn holders(plan: &Plan, host: &Host) -> BTreeSet<Holder> {
         return BTreeSet::new();
     }
     let mut holders = BTreeSet::new();
-    let mut are_guests: HashMap<u64, bool> = HashMap::new();
+    let mut numbers = Numbers::default();
     for process in processes::all() {
         let Some(container) = processes::container_of(&process) else { continue };
         let Ok(mounts) = fs::read_to_string(format!("/proc/{process}/mountinfo")) else { continue };
         let Some((socket, _)) = sockets.iter().find(|(_, place)| mounts.lines().any(|line| shows(line, place))) else {
             continue;
         };
-        let Some(network) = processes::network_namespace(&process) else { continue };
-        // Many processes share a namespace, and each question is one to the kernel.
-        let is_guest = are_guests.entry(network).or_insert_with(|| {
-            let number = process.parse().ok().and_then(|number| namespaces::number_of(number).ok().flatten());
-            number.is_some_and(|number| guests.contains(&number))
-        });
-        if *is_guest {
+        if numbers.of(&process).is_some_and(|number| guests.contains(&number)) {
             holders.insert(Holder { container, socket });
         }
     }

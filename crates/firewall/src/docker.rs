@@ -37,7 +37,7 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
         return None;
     }
     let arguments = running.as_ref().map(|running| running.arguments.as_slice()).unwrap_or_default();
-    let file = option(arguments, "--config-file").next().map_or_else(|| PathBuf::from(DAEMON_FILE), PathBuf::from);
+    let file = daemon_file(arguments);
     let given: Vec<String> = option(arguments, "--dns").map(str::to_owned).collect();
     let shown = file.display();
     let configured = match configured(&file) {
@@ -74,14 +74,21 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
 /// Returns the interface or pattern of `guest_interfaces` that covers a network which a user made, if there is one,
 /// or will be.
 fn guarded_network(plan: &Plan, host: &Host) -> Option<String> {
-    let of_users = |name: &str| {
-        let id = name.strip_prefix("br-").filter(|id| id.len() == 12);
-        id.is_some_and(|id| id.bytes().all(|c| c.is_ascii_hexdigit()))
-    };
-    let exists = |pattern: &str| host.links.iter().any(|link| of_users(&link.name) && fits(pattern, &link.name));
+    let exists = |pattern: &str| host.links.iter().any(|link| is_network(&link.name) && fits(pattern, &link.name));
     // Any name that dockerd may choose.
     let will = |pattern: &str| pattern.strip_suffix('*').is_some_and(|start| "br-".starts_with(start));
     plan.guests.iter().find(|pattern| will(pattern) || exists(pattern)).cloned()
+}
+
+/// Returns whether it is the name of a bridge that dockerd makes for a user's network: `br-` and 12 hexadecimal digits.
+pub fn is_network(name: &str) -> bool {
+    begins_network(name) && name.len() == "br-".len() + 12
+}
+
+/// Returns whether names of such bridges can begin like this, with a digit at least.
+pub fn begins_network(stem: &str) -> bool {
+    let id = stem.strip_prefix("br-").filter(|id| (1..=12).contains(&id.len()));
+    id.is_some_and(|id| id.bytes().all(|c| c.is_ascii_hexdigit()))
 }
 
 /// A dockerd whose containers may be behind this machine's interfaces.
@@ -131,6 +138,11 @@ fn started(process: &str) -> Option<SystemTime> {
     let booted: u64 = booted.lines().find_map(|line| line.strip_prefix("btime "))?.trim().parse().ok()?;
     let since_boot = Duration::from_millis(ticks.checked_mul(1000)?.checked_div(clock_ticks_per_second())?);
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(booted) + since_boot)
+}
+
+/// Returns the file that dockerd reads when it is started with these words.
+pub fn daemon_file(arguments: &[String]) -> PathBuf {
+    option(arguments, "--config-file").next().unwrap_or(DAEMON_FILE).into()
 }
 
 /// Returns each value of an option, written `--option value` or `--option=value`.

@@ -21,6 +21,7 @@
     warn(clippy::dbg_macro, clippy::todo, clippy::unimplemented)
 )]
 
+mod addresses;
 mod apply;
 mod br_netfilter;
 mod bridge;
@@ -47,6 +48,7 @@ mod tracking;
 mod unguarded;
 mod watch;
 
+pub use addresses::{InterfaceAddress, interface_addresses};
 pub use apply::{Applied, Removed, apply, remove};
 pub use br_netfilter::has_come as br_netfilter_has_come;
 pub use host::fits;

@@ -4,7 +4,8 @@
 //! (rtnetlink(7), linux/net_namespace.h).
 
 use super::netlink::{self, DUMP, REQUEST, attribute, number, push, u32_at};
-use std::collections::BTreeMap;
+use super::processes;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::time::Duration;
 
@@ -96,13 +97,25 @@ pub(super) fn stacked_links() -> io::Result<Vec<StackedLink>> {
 ///
 /// # Errors
 /// Those of the system.
-pub(super) fn number_of(process: u32) -> io::Result<Option<i32>> {
+fn number_of(process: u32) -> io::Result<Option<i32>> {
     let mut body = vec![0; GENERIC];
     push(&mut body, PROCESS, &process.to_ne_bytes());
     let answers = ask(GET_NAMESPACE, REQUEST, &body)?;
     let number = answers.first().and_then(|answer| attribute(answer, GENERIC, NAMESPACE)).and_then(number);
     // -1 is none.
     Ok(number.filter(|number| *number >= 0))
+}
+
+/// The numbers of processes' network namespaces. Many processes share one, and it is asked for once.
+#[derive(Debug, Default)]
+pub(super) struct Numbers(HashMap<u64, Option<i32>>);
+
+impl Numbers {
+    /// Returns that of a process; `None` if it has none, or cannot be told.
+    pub(super) fn of(&mut self, process: &str) -> Option<i32> {
+        let ask = || number_of(process.parse().ok()?).ok()?;
+        *self.0.entry(processes::network_namespace(process)?).or_insert_with(ask)
+    }
 }
 
 fn ask(kind: u16, flags: u16, body: &[u8]) -> io::Result<Vec<Vec<u8>>> {

@@ -10,13 +10,13 @@
 //! containerd make them. A virtual machine, or a container with an init of its own, may have guests within.
 
 use super::TABLE;
+use super::addresses::interface_addresses;
 use super::host::{Host, Link};
-use super::namespaces;
+use super::namespaces::{self, Numbers};
 use super::plan::Plan;
 use super::processes;
 use super::script::Script;
 use super::tool::{self, FirewallError};
-use ipnet::IpNet;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -39,7 +39,8 @@ pub(super) struct Owners {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Claim {
     port: String,
-    addresses: Vec<IpAddr>,
+    v4: Vec<Ipv4Addr>,
+    v6: Vec<Ipv6Addr>,
     mac: Option<String>,
 }
 
@@ -81,29 +82,15 @@ pub(super) fn write_rules(scope: &str, script: &mut Script) {
 }
 
 impl Owners {
-    /// Finds what containers have now. Of several that claim the same, the one that owns it in the kernel's sets keeps
-    /// it, and of several new ones none gets it.
-    pub(super) fn look(plan: &Plan, host: &Host) -> Owners {
-        let before = Owners::in_force();
+    /// Finds what containers have now. Of several that claim the same, the one that owned it `before` keeps it, and of
+    /// several new ones none gets it.
+    pub(super) fn look(plan: &Plan, host: &Host, before: &Owners) -> Owners {
         let claims = claims(plan, host);
-        if claims.is_empty() && before == Owners::default() {
-            return before;
+        Owners {
+            v4: settle(&claims, &before.v4, |claim| claim.v4.clone()),
+            v6: settle(&claims, &before.v6, |claim| claim.v6.clone()),
+            macs: settle(&claims, &before.macs, |claim| claim.mac.iter().cloned().collect()),
         }
-        let addresses = |claim: &Claim| claim.addresses.clone();
-        let v4 = settle(&claims, &before.v4, |claim| {
-            addresses(claim)
-                .into_iter()
-                .filter_map(|ip| if let IpAddr::V4(ip) = ip { Some(ip) } else { None })
-                .collect()
-        });
-        let v6 = settle(&claims, &before.v6, |claim| {
-            addresses(claim)
-                .into_iter()
-                .filter_map(|ip| if let IpAddr::V6(ip) = ip { Some(ip) } else { None })
-                .collect()
-        });
-        let macs = settle(&claims, &before.macs, |claim| claim.mac.iter().cloned().collect());
-        Owners { v4, v6, macs }
     }
 
     /// Returns what is in the kernel's sets.
@@ -135,16 +122,12 @@ impl Owners {
         lines
     }
 
-    /// Puts this into the kernel's sets; returns whether that changed anything.
+    /// Puts this into the kernel's sets.
     ///
     /// # Errors
     /// [`FirewallError`] if nft(8) refuses; the sets then stay as they are.
-    pub(super) fn put(&self) -> Result<bool, FirewallError> {
-        if *self == Owners::in_force() {
-            return Ok(false);
-        }
-        tool::run("nft", &["-f", "-"], &self.lines(), "to hold containers' addresses to their ports")?;
-        Ok(true)
+    pub(super) fn put(&self) -> Result<(), FirewallError> {
+        tool::run("nft", &["-f", "-"], &self.lines(), "to hold containers' addresses to their ports").map(drop)
     }
 }
 
@@ -187,57 +170,33 @@ fn claims(plan: &Plan, host: &Host) -> Vec<Claim> {
     }
     let wanted: BTreeSet<i32> = ports.iter().map(|(_, namespace)| *namespace).collect();
     let processes = container_processes(&wanted);
-    let nets = bridge_networks();
+    let addresses = interface_addresses().unwrap_or_default();
     let mut macs: BTreeMap<i32, BTreeMap<u32, String>> = BTreeMap::new();
     let claim = |(port, namespace): (&Link, i32)| {
         let process = processes.get(&namespace)?;
         let bridge = port.master.as_deref()?;
-        let of_bridge: Vec<IpNet> = nets.iter().filter(|(name, _)| name == bridge).map(|(_, net)| *net).collect();
-        let within = |ip: &Ipv4Addr| of_bridge.iter().any(|net| net.contains(&IpAddr::V4(*ip)));
+        let of_bridge = || addresses.iter().filter(|address| address.interface == bridge);
+        let within = |ip: &Ipv4Addr| of_bridge().any(|address| address.net.contains(&IpAddr::V4(*ip)));
         let file = |name: &str| fs::read_to_string(format!("/proc/{process}/net/{name}")).unwrap_or_default();
-        let v4 = local_addresses(&file("fib_trie")).into_iter().filter(within).take(MOST).map(IpAddr::V4);
-        let v6 = addresses_of_interface(&file("if_inet6"), port.peer_index?).into_iter().take(MOST).map(IpAddr::V6);
+        let v4 = local_addresses(&file("fib_trie")).into_iter().filter(within).take(MOST).collect();
+        let v6 = addresses_of_interface(&file("if_inet6"), port.peer_index?).into_iter().take(MOST).collect();
         let macs = macs.entry(namespace).or_insert_with(|| namespaces::macs(namespace).unwrap_or_default());
         let mac = macs.get(&port.peer_index?).cloned();
-        Some(Claim { port: port.name.clone(), addresses: v4.chain(v6).collect(), mac })
+        Some(Claim { port: port.name.clone(), v4, v6, mac })
     };
     ports.into_iter().filter_map(claim).collect()
 }
 
 /// Returns a process of a container in each of these network namespaces.
 fn container_processes(namespaces: &BTreeSet<i32>) -> BTreeMap<i32, String> {
-    let mut numbers: BTreeMap<u64, Option<i32>> = BTreeMap::new();
+    let mut numbers = Numbers::default();
     let mut found = BTreeMap::new();
-    for process in processes::all() {
-        if !processes::is_in_application(&process) {
-            continue;
-        }
-        let Some(network) = processes::network_namespace(&process) else { continue };
-        let number = *numbers.entry(network).or_insert_with(|| {
-            process.parse().ok().and_then(|process| super::namespaces::number_of(process).ok().flatten())
-        });
-        if let Some(number) = number.filter(|number| namespaces.contains(number)) {
+    for process in processes::all().filter(|process| processes::is_in_application(process)) {
+        if let Some(number) = numbers.of(&process).filter(|number| namespaces.contains(number)) {
             found.entry(number).or_insert(process);
         }
     }
     found
-}
-
-/// Returns the networks of this machine's interfaces, by name.
-fn bridge_networks() -> Vec<(String, IpNet)> {
-    let found = tool::json("ip", &["-j", "address", "show"], "to list addresses").unwrap_or_default();
-    let net = |address: &Value| -> Option<IpNet> {
-        let ip: IpAddr = address.get("local")?.as_str()?.parse().ok()?;
-        let length = u8::try_from(address.get("prefixlen")?.as_u64()?).ok()?;
-        IpNet::new(ip, length).ok()
-    };
-    let links = found.as_array().map(Vec::as_slice).unwrap_or_default();
-    let of_link = |link: &Value| {
-        let name = link.get("ifname").and_then(Value::as_str).unwrap_or_default().to_owned();
-        let addresses = link.get("addr_info").and_then(Value::as_array).cloned().unwrap_or_default();
-        addresses.iter().filter_map(net).map(|net| (name.clone(), net)).collect::<Vec<_>>()
-    };
-    links.iter().flat_map(of_link).collect()
 }
 
 /// Returns the addresses of a network namespace, by its fib_trie (proc_pid_net(5)), each once.
@@ -284,13 +243,13 @@ mod tests {
     use super::*;
 
     fn claim(port: &str, address: &str) -> Claim {
-        Claim { port: port.to_owned(), addresses: vec![address.parse().unwrap()], mac: None }
+        Claim { port: port.to_owned(), v4: vec![address.parse().unwrap()], ..Claim::default() }
     }
 
     fn owners(claims: &[Claim], before: &[(&str, &str)]) -> Vec<(String, String)> {
         let before = before.iter().map(|(key, port)| (key.parse().unwrap(), (*port).to_owned())).collect();
-        let settled = settle(claims, &before, |claim| claim.addresses.clone());
-        settled.into_iter().map(|(key, port): (IpAddr, String)| (key.to_string(), port)).collect()
+        let settled = settle(claims, &before, |claim| claim.v4.clone());
+        settled.into_iter().map(|(key, port)| (key.to_string(), port)).collect()
     }
 
     #[test]

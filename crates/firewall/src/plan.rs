@@ -176,8 +176,7 @@ impl Plan {
 
     /// Returns whether the guests of this bridge may reach each other.
     pub(super) fn allows_between_guests(&self, bridge: &str) -> bool {
-        let entry = self.between.iter().find(|entry| fits(&entry.interface, bridge));
-        self.is_guest(bridge) && entry.is_some_and(|entry| entry.is_allowed)
+        self.is_guest(bridge) && BetweenGuests::decide(&self.between, bridge)
     }
 
     /// Returns whether the guests of any bridge may reach each other.

@@ -16,7 +16,7 @@ pub(super) fn guard(plan: &Plan, host: &Host, faults: &mut Vec<String>) -> Vec<S
         let isolated = is_to_be_isolated(plan, port);
         let bare = port.isolated != isolated || !port.guarded;
         if bare {
-            set(&port.name, if isolated { "on" } else { "off" }, &GUARD, faults);
+            set(&port.name, isolated, &GUARD, faults);
         }
         if port.heard_root {
             // What the bridge received before would remain valid for as long as the sender stated, four minutes at
@@ -39,7 +39,7 @@ pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Ve
     ports.sort_by(|one, other| one.name.cmp(&other.name));
     ports.dedup();
     for port in ports.into_iter().filter(|port| port.isolated || port.guarded) {
-        set(&port.name, "off", &NO_GUARD, faults);
+        set(&port.name, false, &NO_GUARD, faults);
     }
     for bridge in host.links.iter().filter(|link| link.is_bridge && !link.learns_unseen && is_open(&link.name)) {
         no_linklocal_learn(&bridge.name, "0", faults);
@@ -48,9 +48,7 @@ pub(super) fn release(plan: &Plan, host: &Host, open: &[String], faults: &mut Ve
 
 /// Sets a port that stands in for a guest's.
 pub(super) fn stand_in(port: &str, isolated: bool, guarded: bool) -> Result<(), FirewallError> {
-    let start = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", if isolated { "on" } else { "off" }];
-    let rest = if guarded { &GUARD[..] } else { &[] };
-    let arguments: Vec<&str> = start.iter().chain(rest).copied().collect();
+    let arguments = arguments(port, isolated, if guarded { &GUARD } else { &[] });
     tool::run("ip", &arguments, "", "to protect a bridge port").map(drop)
 }
 
@@ -92,10 +90,19 @@ fn unseen<'h>(plan: &Plan, host: &'h Host) -> impl Iterator<Item = &'h Link> {
     host.links.iter().filter(is)
 }
 
-fn set(port: &str, isolated: &str, rest: &[&str], faults: &mut Vec<String>) {
-    let start = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", isolated];
-    let arguments: Vec<&str> = start.iter().chain(rest).copied().collect();
-    change(&arguments, port, &format!("be set to isolated {isolated} {}", rest.join(" ")), faults);
+fn set(port: &str, isolated: bool, rest: &[&str], faults: &mut Vec<String>) {
+    let what = format!("be set to isolated {} {}", on_or_off(isolated), rest.join(" "));
+    change(&arguments(port, isolated, rest), port, &what, faults);
+}
+
+/// Returns the arguments of ip(8) that set a port to this.
+fn arguments<'a>(port: &'a str, isolated: bool, rest: &[&'a str]) -> Vec<&'a str> {
+    let start = ["link", "set", "dev", port, "type", "bridge_slave", "isolated", on_or_off(isolated)];
+    start.iter().chain(rest).copied().collect()
+}
+
+const fn on_or_off(on: bool) -> &'static str {
+    if on { "on" } else { "off" }
 }
 
 fn no_linklocal_learn(bridge: &str, value: &str, faults: &mut Vec<String>) {

@@ -45,11 +45,17 @@ pub struct BetweenGuests {
     pub is_allowed: bool,
 }
 
+impl BetweenGuests {
+    /// Returns whether the guests of this bridge may reach each other: the first entry that covers it decides.
+    pub(super) fn decide<'b>(in_order: impl IntoIterator<Item = &'b BetweenGuests>, bridge: &str) -> bool {
+        in_order.into_iter().find(|entry| fits(&entry.interface, bridge)).is_some_and(|entry| entry.is_allowed)
+    }
+}
+
 impl FirewallSettings {
     /// Returns whether the guests of this interface, a bridge that `guest_interfaces` covers, may reach each other.
     pub fn allows_between_guests(&self, bridge: &str) -> bool {
-        let entries = self.between_guests_in_order();
-        entries.iter().find(|entry| fits(&entry.interface, bridge)).is_some_and(|entry| entry.is_allowed)
+        BetweenGuests::decide(self.between_guests_in_order(), bridge)
     }
 
     /// Returns the entries of `between_guests`, the longest name first: of those that cover a bridge, the first

@@ -50,29 +50,31 @@ pub(super) fn find(plan: &Plan, host: &Host, not_guests: &[String]) -> Unguarded
     }
     let containers = if is_known(HOST_NETWORK) { BTreeSet::new() } else { containers_here() };
     if !containers.is_empty() {
-        let shown: Vec<&str> = containers.iter().take(MOST_NAMED).map(String::as_str).collect();
-        let more = containers.len().saturating_sub(MOST_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let containers = some_of(&containers);
         found.texts.push(format!(
-            "NOT guarded: {HOST_NETWORK}: container {}{more} uses the network of this machine itself: start it in a \
-             network that [firewall].guest_interfaces names, or name {HOST_NETWORK} {NAME_IT}",
-            shown.join(", ")
+            "NOT guarded: {HOST_NETWORK}: container {containers} uses the network of this machine itself: start it in a \
+             network that [firewall].guest_interfaces names, or name {HOST_NETWORK} {NAME_IT}"
         ));
         found.names.push(HOST_NETWORK.to_owned());
     }
     let holders = if is_known(CONTAINER_CONTROL) { BTreeSet::new() } else { control_sockets::holders(plan, host) };
     if !holders.is_empty() {
-        let shown: Vec<String> = holders.iter().take(MOST_NAMED).map(ToString::to_string).collect();
-        let more = holders.len().saturating_sub(MOST_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let holders = some_of(&holders);
         found.texts.push(format!(
-            "NOT guarded: {CONTAINER_CONTROL}: container {}{more}: it can start others outside of every guarded \
-             network: take the socket from it, or name {CONTAINER_CONTROL} {NAME_IT}",
-            shown.join(", ")
+            "NOT guarded: {CONTAINER_CONTROL}: container {holders}: it can start others outside of every guarded \
+             network: take the socket from it, or name {CONTAINER_CONTROL} {NAME_IT}"
         ));
         found.names.push(CONTAINER_CONTROL.to_owned());
     }
     found
+}
+
+/// Returns the first of these, joined, and how many more there are.
+fn some_of(all: &BTreeSet<impl ToString>) -> String {
+    let shown: Vec<String> = all.iter().take(MOST_NAMED).map(ToString::to_string).collect();
+    let more = all.len().saturating_sub(MOST_NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    format!("{}{more}", shown.join(", "))
 }
 
 /// Returns taps, and bridges with taps or containers' ends of veth pairs.

@@ -118,9 +118,10 @@ pub fn mend(plan: &Plan, host: &Host, in_force: bool, br_netfilter_came: bool) -
         }
         let lines: Vec<String> = of.into_iter().flat_map(|of| elements(of, in_force, &mut mended.faults)).collect();
         carry_out(&lines, &mut mended);
-        let owners = Owners::look(plan, host);
+        let before = Owners::in_force();
+        let owners = Owners::look(plan, host, &before);
         mended.is_unsettled = owners::is_unsettled(plan, host, &owners);
-        match owners.put() {
+        match if owners == before { Ok(false) } else { owners.put().map(|()| true) } {
             Ok(true) => mended.done.push("addresses of containers are held to their bridge ports".to_owned()),
             Ok(false) => {}
             // Without its table, or with that of an earlier version, there is nothing to put it in.

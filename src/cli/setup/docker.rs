@@ -1,7 +1,7 @@
 //! Docker on this machine: whether dockerd is there, which of its files and flags count, and which containers run.
 
-use outgate::firewall::docker::{DAEMON_FILE, Dockerd, option};
-use outgate::firewall::{fits, tool};
+use outgate::firewall::docker::{Dockerd, begins_network, daemon_file, is_network, option};
+use outgate::firewall::{fits, interface_addresses};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -47,7 +47,7 @@ impl Docker {
 
     /// The file that dockerd reads.
     pub(super) fn file(&self) -> PathBuf {
-        option(&self.arguments, "--config-file").next().map_or_else(|| DAEMON_FILE.into(), PathBuf::from)
+        daemon_file(&self.arguments)
     }
 
     /// The servers that flags name. dockerd does not start where the file names some too.
@@ -59,33 +59,25 @@ impl Docker {
 /// Whether containers' traffic may enter by an interface of this name or pattern.
 pub(super) fn carries_containers(name: &str) -> bool {
     match name.strip_suffix('*') {
-        Some(stem) => fits(name, BRIDGE) || "br-".starts_with(stem) || is_network(stem, false),
-        None => name == BRIDGE || is_network(name, true),
+        Some(stem) => fits(name, BRIDGE) || "br-".starts_with(stem) || begins_network(stem),
+        None => name == BRIDGE || is_network(name),
     }
 }
 
 /// Whether a name or pattern can be meant for nothing but Docker's bridges.
 pub(super) fn is_for_containers(name: &str) -> bool {
     match name.strip_suffix('*') {
-        Some(stem) => stem.starts_with("docker") || stem == "br-" || is_network(stem, false),
+        Some(stem) => stem.starts_with("docker") || stem == "br-" || begins_network(stem),
         None => carries_containers(name),
     }
 }
 
-/// Whether it is `br-` and the id of a network: 12 hexadecimal digits, or the first of them.
-fn is_network(name: &str, whole: bool) -> bool {
-    let Some(id) = name.strip_prefix("br-") else { return false };
-    let is_long_enough = if whole { id.len() == 12 } else { (1..=12).contains(&id.len()) };
-    is_long_enough && id.bytes().all(|c| c.is_ascii_hexdigit())
-}
-
 /// The address of docker0 or, before it exists, the one that it will have: `bip` of the file, or Docker's default.
 pub(super) fn address(bip: Option<IpAddr>) -> IpAddr {
-    let shown = tool::json("ip", &["-j", "-4", "addr", "show", "dev", BRIDGE], "to read the address of docker0");
-    let of_bridge = shown.ok().and_then(|shown| {
-        let addresses = shown.as_array()?.iter().filter_map(|link| link.get("addr_info")?.as_array());
-        addresses.flatten().find_map(|address| address.get("local")?.as_str()?.parse().ok())
-    });
+    let of_bridge = interface_addresses()
+        .unwrap_or_default()
+        .into_iter()
+        .find_map(|address| (address.interface == BRIDGE && address.net.addr().is_ipv4()).then(|| address.net.addr()));
     of_bridge.or(bip).unwrap_or(ADDRESS)
 }
 
@@ -100,6 +92,7 @@ pub(super) fn has_containers() -> Option<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use outgate::firewall::docker::DAEMON_FILE;
 
     #[test]
     fn bridges_of_containers_are_told_from_others() {

@@ -80,11 +80,11 @@ pub(super) fn try_out(arguments: &Arguments, exit: Exit, teller: &mut Teller<'_>
             Value::Null
         }
     };
+    // Where another firewall cuts guests off, outgate does not answer.
+    let told_before = matches!(exit, Exit::CutOff);
     Ok(match tried? {
-        // Another firewall cuts guests off, so that outgate does not answer.
-        _ if matches!(exit, Exit::CutOff) => (exit, verified),
-        Exit::Good => (exit, verified),
-        other => (other, verified),
+        other if !told_before && !matches!(other, Exit::Good) => (other, verified),
+        _ => (exit, verified),
     })
 }
 

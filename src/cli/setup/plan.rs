@@ -11,7 +11,7 @@ use super::{Failure, Paths, diff};
 use crate::cli::{bridge, firewall as applied};
 use outgate::accept::SocketUse;
 use outgate::config::{Settings, Trial, nearest};
-use outgate::firewall::{self, Host, Presence, fits, tool};
+use outgate::firewall::{self, Host, InterfaceAddress, Presence, fits, tool};
 use outgate::shell::quoted;
 use outgate::system;
 use serde_json::{Value, json};
@@ -279,11 +279,11 @@ fn configure(
         let ipv6 = Path::new("/proc/net/if_inet6").exists();
         let mut all = written.map(configuration::interfaces_of).unwrap_or_default();
         all.extend(request.interfaces.iter().chain(&settings.firewall.guest_interfaces).cloned());
-        let shown = tool::json("ip", &["-j", "addr", "show"], "to read the addresses of interfaces")?;
+        let addresses = firewall::interface_addresses()?;
         let wanted = Wanted {
             interfaces: request.interfaces,
             ipv6,
-            dns: &dns_addresses(&all, &shown, ipv6),
+            dns: &dns_addresses(&all, &addresses, ipv6),
             dhcp: has_dhcp_server() || written.is_some_and(|text| text.contains("allow_dhcp = true")),
         };
         let made = configuration::text(&trial, &settings, written, wanted).map_err(Failure::Invalid)?;
@@ -311,25 +311,21 @@ fn configure(
 /// Returns where the guests' DNS listens. By the kernel's redirection any address of this machine will do, also that of a bridge
 /// that comes later, and port 1053 is nobody's else. But where an interface has several addresses the redirection
 /// takes the first, and a reply to a guest of another subnet would leave from another: there it is one address for all guests.
-/// `shown` is what ip(8) prints.
-fn dns_addresses(interfaces: &[String], shown: &Value, ipv6: bool) -> Vec<String> {
-    let several = |family: &str| {
-        let links = shown.as_array().into_iter().flatten();
-        let guests = links.filter(|link| {
-            let name = link.get("ifname").and_then(Value::as_str).unwrap_or_default();
-            interfaces.iter().any(|guest| fits(guest, name))
-        });
-        let of_link = |link: &Value| -> Vec<String> {
-            let all = link.get("addr_info").and_then(Value::as_array).into_iter().flatten();
-            let text =
-                |address: &Value, key: &str| address.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
-            let global = all.filter(|address| text(address, "family") == family && text(address, "scope") == "global");
-            global.map(|address| text(address, "local")).collect()
-        };
-        guests.map(of_link).find(|addresses| addresses.len() > 1).and_then(|addresses| addresses.into_iter().next())
+fn dns_addresses(interfaces: &[String], addresses: &[InterfaceAddress], ipv6: bool) -> Vec<String> {
+    let several = |is_v4: bool| {
+        let is = |address: &&InterfaceAddress| address.net.addr().is_ipv4() == is_v4 && address.scope == "global";
+        let of_guests: Vec<&InterfaceAddress> = addresses
+            .iter()
+            .filter(is)
+            .filter(|address| interfaces.iter().any(|guest| fits(guest, &address.interface)))
+            .collect();
+        // Those of one interface stand together.
+        let mut interfaces = of_guests.chunk_by(|one, other| one.interface == other.interface);
+        let first = interfaces.find(|of_one| of_one.len() > 1).and_then(<[_]>::first);
+        first.map(|address| address.net.addr().to_string())
     };
-    let v4 = several("inet").unwrap_or_else(|| "0.0.0.0".to_owned());
-    let v6 = ipv6.then(|| several("inet6").unwrap_or_else(|| "::".to_owned()));
+    let v4 = several(true).unwrap_or_else(|| "0.0.0.0".to_owned());
+    let v6 = ipv6.then(|| several(false).unwrap_or_else(|| "::".to_owned()));
     std::iter::once(format!("{v4}:1053")).chain(v6.map(|v6| format!("[{v6}]:1053"))).collect()
 }
 
@@ -467,18 +463,23 @@ mod tests {
 
     #[test]
     fn an_interface_with_several_addresses_gets_one_for_dns() {
-        let address =
-            |family: &str, local: &str, scope: &str| json!({ "family": family, "local": local, "scope": scope });
-        let shown = json!([
-            { "ifname": "eth0", "addr_info": [address("inet", "11.0.0.2", "global"), address("inet", "11.0.0.3", "global")] },
-            { "ifname": "br0", "addr_info": [address("inet", "10.42.42.1", "global"), address("inet6", "fe80::1", "link"),
-                                             address("inet6", "fd42:42::1", "global")] },
-            { "ifname": "br1", "addr_info": [address("inet", "10.43.0.1", "global"), address("inet", "10.44.0.1", "global")] },
-            { "ifname": "br2" },
-        ]);
+        let address = |interface: &str, net: &str, scope: &str| InterfaceAddress {
+            interface: interface.to_owned(),
+            net: net.parse().unwrap(),
+            scope: scope.to_owned(),
+        };
+        let addresses = [
+            address("eth0", "11.0.0.2/24", "global"),
+            address("eth0", "11.0.0.3/24", "global"),
+            address("br0", "10.42.42.1/24", "global"),
+            address("br0", "fe80::1/64", "link"),
+            address("br0", "fd42:42::1/64", "global"),
+            address("br1", "10.43.0.1/24", "global"),
+            address("br1", "10.44.0.1/24", "global"),
+        ];
         let dns = |names: &[&str], ipv6| {
             let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-            dns_addresses(&names, &shown, ipv6)
+            dns_addresses(&names, &addresses, ipv6)
         };
         assert_eq!(dns(&["br0", "br2"], true), ["0.0.0.0:1053", "[::]:1053"]);
         assert_eq!(dns(&["br*"], true), ["10.43.0.1:1053", "[::]:1053"]);

@@ -461,9 +461,7 @@ fn is_up(interface: &str) -> Result<bool, Failure> {
 }
 
 fn own_addresses() -> Result<Vec<IpAddr>, Failure> {
-    let links = tool::json("ip", &["-j", "addr", "show"], "to list this machine's addresses")?;
-    let infos = links.as_array().into_iter().flatten().filter_map(|link| link.get("addr_info")?.as_array()).flatten();
-    Ok(infos.filter_map(|info| info.get("local")?.as_str()?.parse().ok()).collect())
+    Ok(firewall::interface_addresses()?.into_iter().map(|address| address.net.addr()).collect())
 }
 
 fn random() -> u64 {

@@ -2,11 +2,10 @@
 //! the listeners' answers. Their marks and many other properties are left open.
 
 use super::chains::{Hook, Packet, Tracked};
+use crate::addresses::interface_addresses;
 use crate::host::Host;
 use crate::plan::{FamilyListeners, Plan};
-use crate::tool;
 use ipnet::IpNet;
-use serde_json::Value;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// Addresses on the Internet that no rule is likely to name.
@@ -180,22 +179,8 @@ pub(super) struct Addresses(Vec<(String, IpNet)>);
 impl Addresses {
     /// Queries them; empty if that fails, since much can be determined without them.
     pub(super) fn look() -> Addresses {
-        let found = tool::json("ip", &["-j", "addr", "show"], "to list addresses").unwrap_or_default();
-        let mut all = Vec::new();
-        for link in found.as_array().map(Vec::as_slice).unwrap_or_default() {
-            let name = link.get("ifname").and_then(Value::as_str).unwrap_or_default();
-            for info in link.get("addr_info").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default() {
-                let address = info.get("local").and_then(Value::as_str).and_then(|text| text.parse().ok());
-                let length = info.get("prefixlen").and_then(Value::as_u64).and_then(|length| u8::try_from(length).ok());
-                if let (Some(address), Some(length)) = (address, length)
-                    && let Ok(net) = IpNet::new(address, length)
-                    && info.get("scope").and_then(Value::as_str) != Some("link")
-                {
-                    all.push((name.to_owned(), net));
-                }
-            }
-        }
-        Addresses(all)
+        let all = interface_addresses().unwrap_or_default().into_iter().filter(|address| address.scope != "link");
+        Addresses(all.map(|address| (address.interface, address.net)).collect())
     }
 
     fn net(&self, interface: &str, is_v6: bool) -> Option<IpNet> {

@@ -65,16 +65,17 @@ pub fn is_as_reported(plan: &Plan, host: &Host, not_guests: &[String], report: &
     let of = |kind| report.findings.iter().filter(move |finding| finding.kind == kind);
     let told = |kind| of(kind).next().is_some();
     let texts = unguarded::find(plan, host, not_guests).texts;
-    let leaking = docker::leaking_names(plan, host);
-    // A container may get another address at any time.
-    if Owners::look(plan, host) != Owners::in_force() {
-        return false;
-    }
+    let has_same_owners = || {
+        let before = Owners::in_force();
+        Owners::look(plan, host, &before) == before
+    };
     texts.iter().eq(of(FindingKind::UnguardedGuests).map(|finding| &finding.text))
-        && leaking.iter().eq(of(FindingKind::DockerDns).map(|finding| &finding.text))
+        && docker::leaking_names(plan, host).iter().eq(of(FindingKind::DockerDns).map(|finding| &finding.text))
         && (told(FindingKind::Routing) || routing(plan).is_empty())
         && (told(FindingKind::PortUnguarded)
             || (ports::differences(plan, host).is_empty() && plan.other_sysctls(host).is_empty()))
+        // A container may get another address at any time.
+        && has_same_owners()
 }
 
 /// Inspects everything that can be in the way of `plan`, which was applied. `not_guests`: interfaces and patterns
