@@ -326,6 +326,10 @@ fn what_cannot_be_verified_is_an_error_that_says_why() {
         (ran.code, ran.err.as_str()),
         (1, "outgate: only root may make the namespaces of guests; run it with sudo\n")
     );
+    // As libvirt's bridges: a new port forwards after 4 s.
+    shell(&net.net.gateway, "ip link set br0 type bridge stp_state 1 forward_delay 200");
+    let (code, answer) = verified(&net, &outgate, "br0");
+    assert_eq!((code, state(&answer)), (0, "guarded"), "{answer:#}");
     // A new port of such a bridge listens for half a minute first.
     shell(&net.net.gateway, "ip link set br0 type bridge stp_state 1 forward_delay 1500");
     let (code, answer) = verified(&net, &outgate, "br0");

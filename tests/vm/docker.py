@@ -7,24 +7,19 @@ By default in a container with systemd, at this processor's speed; --machine boo
 match bridges. --release 13 takes Debian 13.
 """
 
-import argparse
 import os
-import platform
 import re
-import signal
 import sys
-import tempfile
 import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-ROOT = os.path.dirname(os.path.dirname(HERE))
 sys.path.insert(0, HERE)
 sys.dont_write_bytecode = True
 import debian  # noqa: E402
+import engine  # noqa: E402
 import service  # noqa: E402
-from machine import MachineError  # noqa: E402
+from engine import EVIL, GOOD, control, documented, later, published, separate, serves, socket_holder  # noqa: E402
 
-GOOD, EVIL = "11.0.0.10", "11.0.0.66"
 # Its name, and what is a package of its own there.
 RELEASES = {"12": ("bookworm", ""), "13": ("trixie", " docker-cli")}
 PACKAGES = "systemd systemd-sysv adduser init-system-helpers nftables iproute2 python3 curl openssl procps kmod iptables"
@@ -48,38 +43,11 @@ def kind(release):
     return debian.Kind(name, PACKAGES + more, "2600M", DISABLED)
 
 
-class Docker(service.Provider):
-    """The machine, and the operations that the checks use."""
+class Docker(engine.Engine):
+    """The machine with dockerd."""
 
-    def resolver_mark(self):
-        self.do("touch /run/world/resolver.log; wc -l < /run/world/resolver.log > /run/world/resolver.mark")
-
-    def asked_past(self):
-        """The names that the machine's own resolver was asked for since the mark."""
-        return self.run("sleep 0.3; tail -n +$(($(cat /run/world/resolver.mark) + 1)) /run/world/resolver.log").output.splitlines()
-
-    def leaks(self):
-        """What arrived outside from a container, or at an address that no rule allows."""
-        own = r"packet (172\.(1[6-9]|2\d|3[01])\.|192\.168\.|10\.42\.42\.|fd).*"
-        return [line for line in self.arrived() if re.fullmatch(own, line) or f" {EVIL} " in line or "2600:10::66 tcp" in line]
-
-    def inside(self, container, command, limit=60):
-        """Runs a shell command in a container."""
-        return self.run(f"docker exec {container} sh -c '{command}'", limit)
-
-    def in_network_of(self, container, command, limit=60):
-        """Runs a program of the machine in a container's network, as root there."""
-        pid = self.do(f"docker inspect -f '{{{{.State.Pid}}}}' {container}")
-        return self.run(f"nsenter -t {pid} -n {command}", limit)
-
-    def start(self, name, options=""):
-        self.do(f"docker run -d --name {name} {options} job sleep 100000", 120)
-
-    def end(self, *names):
-        self.do(f"docker rm -f {' '.join(names)} >/dev/null", 60)
-
-    def status(self):
-        return self.run("outgate status").output
+    PROGRAM = "docker"
+    SOCKET = "/run/docker.sock"
 
     def restart_docker(self):
         self.do("systemctl reset-failed docker.service; systemctl restart docker.service", 120)
@@ -88,25 +56,11 @@ class Docker(service.Provider):
 def prepare(docker):
     """An image of the machine's own programs, so that no registry is needed."""
     docker.do("sh /brought/image.sh", 300)
-    docker.do("ip addr add fd99::53/128 dev lo nodad; mkdir -p /etc/docker; mkfifo /run/world/resolver; echo nameserver 127.0.0.1 > /etc/resolv.conf")
-    docker.do("python3 /brought/outside.py resolver /run/world >/run/world/resolver 2>/run/world/resolver.err & read -r word </run/world/resolver && [ $word = ready ]")
+    docker.start_resolver()
+    docker.do("mkdir -p /etc/docker")
     docker.do("systemctl start docker.service", 180)
-    docker.do("tar -C /srv/job -c . | docker import - job >/dev/null", 300)
+    docker.make_image()
     return docker.do("docker version -f 'dockerd {{.Server.Version}}'; docker info -f '{{.Driver}}'").replace("\n", ", ")
-
-
-def control(docker):
-    """Without outgate a container reaches the outside, and its names reach the machine's resolver; otherwise nothing below could fail."""
-    docker.do("docker network create control >/dev/null")
-    docker.start("c0", "--network control")
-    docker.mark()
-    docker.resolver_mark()
-    said = docker.inside("c0", "curl -s --max-time 20 http://evil.test/")
-    seen = docker.arrived()
-    assert any(f"accept {EVIL} 80" in line for line in seen), f"{said}; {seen[-5:]}"
-    assert any("evil.test" in line for line in docker.asked_past()), "the names do not pass the machine's resolver here"
-    docker.end("c0")
-    docker.do("docker network rm control >/dev/null")
 
 
 def setup(docker):
@@ -179,7 +133,7 @@ def names(docker):
     docker.do(f"systemctl reset-failed docker.service; {said[1]}", 120)
     docker.do("outgate firewall apply", 60)
     docker.do("docker start j1 >/dev/null", 60)
-    docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "the trouble stays")
+    docker.all_well()
     for way in ("udp", "tcp"):
         docker.resolver_mark()
         said = docker.in_network_of("j1", f"python3 /brought/ask.py leak2-{way}.evil.test {way} 127.0.0.11")
@@ -204,21 +158,6 @@ def names_by_ipv6(docker):
     return "they leave" if leaks else "they do not leave"
 
 
-def serves(docker, container):
-    """A container reaches what is allowed, and nothing else."""
-    docker.mark()
-    docker.resolver_mark()
-    good = docker.inside(container, "curl -s --max-time 20 --cacert /etc/ca.crt https://good.test/")
-    assert good.status == 0 and "for good.test" in good.output, f"{good}; {docker.journal()}"
-    assert docker.inside(container, "curl -s --max-time 20 http://evil.test/").status == 6
-    said = docker.inside(container, f"curl -s --max-time 20 --resolve evil.test:80:{EVIL} http://evil.test/")
-    assert "not_whitelisted" in said.output, said
-    assert docker.inside(container, f"ping -c 1 -W 2 {EVIL}").status
-    # outgate may ask the machine's resolver too, but only for what is allowed.
-    asked = [line for line in docker.asked_past() if "good.test" not in line]
-    assert not docker.leaks() and not asked, f"{docker.leaks()[:5]}; {asked[:5]}"
-
-
 def run(docker):
     docker.start("d1")
     serves(docker, "d1")
@@ -233,28 +172,6 @@ def build(docker):
     said = docker.run("DOCKER_BUILDKIT=0 docker build --no-cache /srv/build 2>&1", 300)
     assert said.status == 0, said
     assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
-
-
-def later(docker):
-    """A network made later is guarded from its first packet: its first container does nothing but try."""
-    docker.mark()
-    docker.resolver_mark()
-    attempt = f"curl -s --max-time 3 http://evil.test/; curl -s --max-time 3 http://{EVIL}/; ping -c 2 -W 1 {EVIL}; nslookup evil.test 8.8.8.8; true"
-    for n in range(10 if service.WHOLE else 4):
-        docker.do(f"docker network create n{n} >/dev/null && docker run --rm --network n{n} job sh -c '{attempt}' >/dev/null 2>&1; docker network rm n{n} >/dev/null", 60)
-    assert not docker.leaks() and not docker.asked_past(), f"{docker.leaks()[:5]}; {docker.asked_past()[:5]}"
-    docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "not ready afterwards")
-
-
-def separate(docker):
-    """Containers of two networks, and of one, do not reach each other."""
-    docker.start("j2", "--network jobs")
-    address = lambda name: docker.do(f"docker inspect -f '{{{{range .NetworkSettings.Networks}}}}{{{{.IPAddress}}}}{{{{end}}}}' {name}")
-    docker.do("docker exec -d j2 sh -c 'cd /etc && python3 -m http.server 8000'; sleep 1")
-    for source in ("j1", "d1"):
-        said = docker.inside(source, f"curl -s --max-time 3 http://{address('j2')}:8000/passwd")
-        assert "root:" not in said.output, f"{source} reaches j2: {said}"
-        assert docker.inside(source, f"ping -c 1 -W 1 {address('j2')}").status, f"{source} reaches j2"
 
 
 def between(docker):
@@ -290,13 +207,6 @@ def between(docker):
     assert "root:" not in said.output, "refused again, and they still reach each other"
     docker.end("web", "db", "other")
     docker.do("docker network rm app other >/dev/null")
-
-
-def documented(heading, language):
-    """The blocks of a language below a heading of docs/containers.md."""
-    with open(os.path.join(ROOT, "docs", "containers.md"), encoding="utf-8") as file:
-        section = re.split(r"(?m)^##+ ", file.read().split(heading + "\n")[1])[0]
-    return re.findall(rf"(?ms)^```{language}\n(.*?)^```", section)
 
 
 def compose(docker):
@@ -407,29 +317,6 @@ def neighbour(docker):
     docker.do("docker network rm hostile >/dev/null")
 
 
-def socket_holder(docker):
-    """A container that holds docker.sock can start others outside of every network: a trouble, however it holds it."""
-    for n, mount in enumerate(("-v /var/run/docker.sock:/var/run/docker.sock", "-v /run:/host-run", "-v /:/host")):
-        docker.start(f"h{n}", f"--network jobs {mount}")
-        docker.until("curl -s http://127.0.0.1:3190/readyz", "container-control: container [0-9a-f]{12} holds /run/docker.sock", 30, f"not told: {mount}")
-        docker.end(f"h{n}")
-        docker.until("curl -s -o /dev/null -w '%{http_code}' http://127.0.0.1:3190/readyz", "200", 30, "the trouble stays")
-
-
-def published(docker):
-    """A published port, with `allow_inbound_replies`."""
-    docker.do("docker run -d --name p1 -p 8080:8000 job sh -c 'cd /etc && python3 -m http.server 8000' >/dev/null; sleep 2")
-    attempt = "ip netns exec internet curl -s --max-time 5 http://11.0.0.1:8080/passwd"
-    assert docker.run(attempt).status, "the port is reachable although answers are not allowed"
-    docker.write("/etc/outgate/conf.d/60-published.toml", "[firewall]\nallow_inbound_replies = true\n")
-    docker.do("outgate firewall apply", 60)
-    said = docker.run(attempt)
-    assert "root:" in said.output, said
-    serves(docker, "p1")
-    docker.do("rm /etc/outgate/conf.d/60-published.toml; outgate firewall apply", 60)
-    docker.end("p1")
-
-
 def restart(docker):
     """dockerd is restarted while containers try: nothing gets out."""
     docker.mark()
@@ -465,37 +352,7 @@ CHECKS = [
 ]
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("package", help="the Debian package under test")
-    parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
-    parser.add_argument("--machine", action="store_true", help="in an emulated machine and not in a container")
-    parser.add_argument("--release", choices=RELEASES, default="12", help="the release of Debian")
-    arguments = parser.parse_args()
-    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
-        if lacking:
-            print(f"skipped: {reason}")
-            return 1 if os.environ.get("CI") == "true" else 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
-    if not service.WHOLE:
-        CHECKS.remove((CHECKS[[check for _, check in CHECKS].index(names_by_ipv6)]))
-    begin = time.monotonic()
-    cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
-    tally = service.Tally(CHECKS)
-    with tempfile.TemporaryDirectory(prefix="outgate-docker-") as directory:
-        brought = service.bring(directory, arguments.package)
-        try:
-            docker = Docker(directory, cache, brought, not arguments.machine, kind(arguments.release))
-        except (MachineError, OSError) as error:
-            if arguments.machine:
-                raise
-            print(f"no container can be made here, so it runs in a machine: {error}", flush=True)
-            docker = Docker(directory, cache, brought, False, kind(arguments.release))
-        tally.perform(docker, arguments.only, [])
-    print(f"docker: {tally.passed} passed, {tally.failed} failed, in {time.monotonic() - begin:.0f} s")
-    return 1 if tally.failed else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    if not service.WHOLE:
+        CHECKS.remove(CHECKS[[check for _, check in CHECKS].index(names_by_ipv6)])
+    sys.exit(engine.main(__doc__, lambda release: (Docker, kind(release)), CHECKS, RELEASES))

@@ -43,8 +43,8 @@ const HOST_MAC: &str = "fe:ff:ff:67:76:0";
 const INNER_MAC: &str = "02:00:6f:67:76:0";
 /// The sentinel's ports, so that a connection that comes through is also answered.
 const OPEN: [u16; 5] = [22, 53, 80, 443, 853];
-/// How long a port of a bridge may take until it forwards.
-const FORWARDING: Duration = Duration::from_secs(4);
+/// How long a port of a bridge may take until it forwards: libvirt's have spanning tree with the shortest delay, which makes 4 s.
+const FORWARDING: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// The part that all interfaces share.
