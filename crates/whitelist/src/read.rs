@@ -341,7 +341,7 @@ fn read_entry(dir: &Path, name: &OsStr, left: &mut u64, set: &mut Files) {
         let is_left_over = |ending: &&str| shown.ends_with(*ending);
         let expected = (is_dir && shown.starts_with('.'))
             || shown.ends_with(replace::SUFFIX)
-            || (!is_dir && LEFT_BY_PACKAGES.iter().any(|ending| is_left_over(ending)));
+            || (!is_dir && LEFT_BY_PACKAGES.iter().any(is_left_over));
         if !expected {
             let message = if is_dir { "a directory is not read" } else { "skipped, not a whitelist file" };
             let remedy = "whitelist files are named *.rules, *.lst or *.json, without a dot in front";
