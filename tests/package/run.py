@@ -210,11 +210,18 @@ def check_removal(world, package):
     edit(world, "[firewall]", '[firewall]\nguest_interfaces = ["tap7"]')
     world.sh("sed -i '$d' /etc/outgate/whitelist/local.rules; outgate check")
     world.sh("outgate firewall apply")
+    # As `outgate listen apply` writes and enables one.
+    unit, links = "outgate-listen-dns-127.0.0.1-5399.socket", ["outgate.service.wants", "sockets.target.wants"]
+    world.sh(f"cd /etc/systemd/system && echo '[Socket]' >{unit} && for folder in {' '.join(links)}; do ln -s /etc/systemd/system/{unit} $folder/; done")
     said = world.sh("dpkg -r outgate")
+    assert not [link for link in enabled(world) if unit in link], f"a socket of no service is still enabled: {enabled(world)}"
+    assert os.path.exists(world.path(f"/etc/systemd/system/{unit}")), "the unit stays for the package to come back"
     assert "tap7" in said and "FROM THE NEXT BOOT ON NOTHING FILTERS THEM" in said, said
     assert "mine.example.org" in world.read(LOCAL), "a removal keeps the operator's files"
     world.install(package)
-    assert enabled(world) == ENABLED and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
+    assert enabled(world) == sorted([*ENABLED, *(f"{folder}/{unit}" for folder in links)]), enabled(world)
+    world.sh(f"cd /etc/systemd/system && test \"$(readlink -f sockets.target.wants/{unit})\" = /etc/systemd/system/{unit}")
+    assert not os.path.exists(world.path("/var/lib/outgate.removed")) and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
     assert "mine.example.org" in world.read(LOCAL)
     # As `systemctl enable` would.
     world.sh("cd /etc/systemd/system && ln -s /usr/lib/systemd/system/outgate-dns.socket outgate.service.wants/")

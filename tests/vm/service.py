@@ -59,6 +59,8 @@ RULES = ["good.test", "http://good.test:8080", "tcp://raw.test:2222"]
 # The version number from which the package is upgraded, and a list in which the two differ.
 EARLIER = "0.0.1-1"
 SHIPPED_LIST = "/etc/outgate/whitelist/20-packages.rules"
+# An address that the package's units do not have.
+ONE_MORE = "127.0.0.1:3140"
 PROXY = "curl -s --max-time 20 -x http://127.0.0.1:3128"
 IN_GUEST = "ip netns exec guest"
 DATA_DIR = "/home/golem/.local/share/ya-provider"
@@ -956,7 +958,13 @@ def remove(provider):
     # Enabled as by an operator who applies the firewall by a hook; otherwise the firewall's unit starts it.
     assert provider.run("systemctl is-enabled outgate-host.service").output.strip() == "disabled"
     provider.do("systemctl enable -q outgate-host.service")
+    # One unit of `outgate listen apply`, beside those of the package.
+    provider.do(f"sed -i 's/^\\[listen\\]$/&\\nproxy = [\"127.0.0.1:3128\", \"{ONE_MORE}\"]/' /etc/outgate/outgate.toml; outgate listen apply", 90)
+    unit = provider.do("cd /etc/systemd/system; ls outgate-listen-*.socket")
+    assert provider.do(f"systemctl is-enabled {unit}") == "enabled"
     said = provider.do("dpkg -r outgate 2>&1", 120)
+    assert provider.run(f"systemctl is-enabled {unit}").output.strip() == "disabled", "a socket of no service"
+    assert not provider.do(f"ls /etc/systemd/system/*.wants/{unit} 2>/dev/null; ss -Hlnt src {ONE_MORE}; systemctl --failed --no-legend 'outgate*'")
     assert "br0" in said, f"nothing about the guests' interface: {said}"
     assert provider.run("test -e /etc/outgate/outgate.toml && ! test -e /usr/bin/outgate && ! pgrep -x outgate").status == 0, said
     nothing_gets_out(provider)
@@ -985,6 +993,8 @@ def again(provider):
     all_active(provider, said)
     provider.ready()
     healthy(provider)
+    status = provider.run(f"curl -s --max-time 20 -x http://{ONE_MORE} -o /dev/null -w '%{{http_code}}' http://good.test/").output
+    assert status == "200", f"{status}: {said}; {provider.journal()}"
 
 
 def purge(provider):
