@@ -143,15 +143,15 @@ impl Copies {
     pub fn note_interfaces(&self, interfaces: &[String]) -> io::Result<()> {
         self.interfaces_version().map_err(io::Error::other)?;
         let mut all = self.interfaces();
-        let before = all.len();
         all.extend(interfaces.iter().cloned());
-        if all.len() == before {
+        let names: String = all.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
+        let text = format!("{INTERFACES_NAME}{INTERFACES_VERSION}\n{names}");
+        let path = self.folder.join(INTERFACES);
+        if all.is_empty() || std::fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
             return Ok(());
         }
         self.make_folder()?;
-        let names: String = all.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
-        let text = format!("{INTERFACES_NAME}{INTERFACES_VERSION}\n{names}");
-        replace(&self.folder.join(INTERFACES), text.as_bytes(), Attributes::PRIVATE)
+        replace(&path, text.as_bytes(), Attributes::PRIVATE)
     }
 
     /// Checks the version of the recorded interfaces.
