@@ -81,11 +81,11 @@ impl<'a> Search<'a> {
 
     fn explain(&self, cause: MissCause, record: &RuleRecord, compiled: &Compiled) -> String {
         let claim = self.evaluation.claim;
-        let rule = self.rules.written(record).to_string();
+        let rule = self.rules.written(record);
         let port = claim.target.port;
         let mut would = self.would_match(&claim.target.host.to_string());
         // The rule is shown without its protocol and port, which are what differs.
-        if would == rule {
+        if *would == *rule {
             would = format!("{}://{would}", if port == 80 { "http" } else { "https" });
         }
         match cause {

@@ -201,6 +201,9 @@ impl Network {
     /// Why there can be none, or are none.
     pub(super) fn guests(&self, entry: &GuestEntry) -> Result<Guests, Untried> {
         let names = match entry {
+            GuestEntry::Bridge(bridge) if !is_up(bridge).map_err(Untried::failed)? => {
+                return Err(Untried::NotApplicable(format!("{bridge} is down, so nothing enters by it")));
+            }
             GuestEntry::Bridge(_) => PORTS.map(str::to_owned).to_vec(),
             GuestEntry::Pattern(pattern) => names_of(pattern).map_err(Untried::NotApplicable)?,
             GuestEntry::Single(name) => {
@@ -448,6 +451,13 @@ fn link_facts(interface: &str) -> Result<(u64, String), Failure> {
     let mtu = link.pointer("/0/mtu").and_then(Value::as_u64);
     let mac = link.pointer("/0/address").and_then(Value::as_str).map(str::to_owned);
     mtu.zip(mac).ok_or_else(|| Failure::Failed(format!("ip(8) does not say MTU and MAC of {interface}")))
+}
+
+/// Returns whether an interface is up, with or without a carrier.
+fn is_up(interface: &str) -> Result<bool, Failure> {
+    let link = tool::json("ip", &["-j", "link", "show", "dev", interface], "to look at an interface")?;
+    let flags = link.pointer("/0/flags").and_then(Value::as_array);
+    Ok(flags.into_iter().flatten().any(|flag| flag == "UP"))
 }
 
 fn own_addresses() -> Result<Vec<IpAddr>, Failure> {
