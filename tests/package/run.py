@@ -238,6 +238,18 @@ def check_removal(world, package):
     assert "outgate" not in world.sh("nft list ruleset") and "prohibit" not in world.sh("ip rule; ip -6 rule")
 
 
+def check_trixie(world, package, second):
+    """The package of this Debian on the next one: dpkg, its libraries and helpers are others there."""
+    assert "VERSION_CODENAME=trixie" in world.read("/etc/os-release")
+    check_fresh(world, package)
+    check_use(world)
+    check_upgrade(world, second)
+    check_use(world)
+    world.sh("dpkg -r outgate && dpkg -P outgate")
+    left = world.sh("find /etc /usr /var -name '*outgate*' -not -path '/var/log/*' -not -path '/var/lib/dpkg/*'").split()
+    assert not left, left
+
+
 def check_again(world, package):
     said = world.install(package)
     assert os.path.exists(world.path(LOCAL)) and "mine" not in world.read(LOCAL), said
@@ -317,7 +329,7 @@ def main():
                 ("lintian finds no error", lambda: check_lintian(package)),
                 ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
-                ("the same on Debian 13", lambda: (check_fresh(trixie, package), check_use(trixie)) and None),
+                ("the same on Debian 13, an upgrade, removal and purge", lambda: check_trixie(trixie, package, second)),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
                 ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),
                 ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),
