@@ -36,6 +36,7 @@ use crate::accept::SocketUse;
 use crate::account::LogSettings;
 use crate::diagnostic::{Diagnostic, Severity};
 use crate::dial::DialSettings;
+use crate::files::version::LaterVersion;
 use crate::firewall::FirewallSettings;
 use crate::golem::rules::{Mode as Grant, Outbound};
 use crate::limits::LimitSettings;
@@ -168,6 +169,9 @@ pub enum ConfigError {
         /// What happened and what to do.
         why: String,
     },
+    /// It is a copy that a later version wrote.
+    #[error(transparent)]
+    Later(LaterVersion),
     /// The file has errors; all problems are listed, warnings included, in the order of the file.
     #[error("{}", lines(.0))]
     Invalid(Vec<Diagnostic>),
@@ -189,6 +193,9 @@ impl ConfigError {
         match self {
             ConfigError::Invalid(diagnostics) => diagnostics,
             ConfigError::Unreadable { path, why } => vec![Diagnostic::whole_file(Severity::Error, &path, why)],
+            ConfigError::Later(why) => {
+                vec![Diagnostic::whole_file(Severity::Error, &why.path.clone(), why.to_string())]
+            }
             ConfigError::Folder { path, why, remedy } => {
                 vec![Diagnostic::whole_file(Severity::Error, &path, format!("{why}; {remedy}"))]
             }

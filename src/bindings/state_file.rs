@@ -4,6 +4,7 @@
 
 use super::{Binding, Bindings};
 use crate::files::replace::{Attributes, replace};
+use crate::files::version::{LaterVersion, of_first_line};
 use crate::name::HostName;
 use std::fmt::Write as _;
 use std::fs::File;
@@ -20,6 +21,10 @@ const FILE_NAME: &str = "dns.bindings";
 
 /// First line of the file; the digit is the format version.
 const MAGIC: &str = "outgate dns bindings 1";
+/// The same without the version.
+const NAME: &str = "outgate dns bindings ";
+/// The format version.
+const VERSION: u64 = 1;
 /// Stands for an undeclared guest; no guest can have that name.
 const NOBODY: &str = "@";
 /// Time between two checks for changes to write.
@@ -104,6 +109,9 @@ fn save(bindings: &Bindings, path: &Path) -> io::Result<()> {
 fn load(bindings: &Bindings, path: &Path) -> io::Result<()> {
     let mut text = String::new();
     File::open(path)?.take(MAX_FILE).read_to_string(&mut text)?;
+    let found = of_first_line(text.as_bytes(), NAME.as_bytes()).unwrap_or(VERSION);
+    let remedy = "guests ask for their names again, and the file is replaced";
+    LaterVersion::check(path, found, VERSION, remedy).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why))?;
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let read = parse(&text, now).ok_or_else(|| io::Error::new(io::ErrorKind::InvalidData, "the file is damaged"))?;
     // The last one restored counts as the latest.
@@ -177,7 +185,6 @@ mod tests {
         for damaged in [
             String::new(),
             whole.replace("end\n", ""),
-            whole.replace("bindings 1", "bindings 2"),
             whole.replace("a.test", "a..test"),
             whole.replace("11.0.0.1", "11.0.0"),
         ] {
@@ -186,6 +193,20 @@ mod tests {
             let _keeper = BindingsFile::start(Arc::clone(&bindings), state.path()).unwrap();
             assert!(bindings.is_empty());
         }
+    }
+
+    #[test]
+    fn a_file_of_a_later_version_is_named_as_such_and_not_used() {
+        let state = tempfile::tempdir().unwrap();
+        let path = state.path().join(FILE_NAME);
+        save(&filled(), &path).unwrap();
+        let whole = std::fs::read_to_string(&path).unwrap();
+        std::fs::write(&path, whole.replace(MAGIC, &format!("{NAME}2"))).unwrap();
+        let bindings = Bindings::default();
+        let why = load(&bindings, &path).unwrap_err().to_string();
+        assert!(why.contains("dns.bindings: a later outgate wrote it (version 2"), "{why}");
+        assert!(bindings.is_empty());
+        assert_eq!(MAGIC, format!("{NAME}{VERSION}"));
     }
 
     #[test]

@@ -295,6 +295,9 @@ fn close_at_least(config: Option<&Path>, copies: Option<&Copies>, failure: Failu
     let mut closed = readable;
     closed.listen = closed.listen.without_guests();
     closed.firewall.pins.clear();
+    if let Some(Err(later)) = copies.map(Copies::interfaces_version) {
+        let _ = writeln!(out, "{}", printable(&later.to_string()));
+    }
     closed.firewall.guest_interfaces.extend(copies.map(Copies::interfaces).unwrap_or_default());
     closed.firewall.guest_interfaces.sort();
     closed.firewall.guest_interfaces.dedup();

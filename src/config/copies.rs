@@ -6,6 +6,7 @@ use super::sources::Sources;
 use super::{CONFIG_FILE, ConfigError, Settings, Surroundings};
 use crate::diagnostic::Diagnostic;
 use crate::files::replace::{Attributes, replace};
+use crate::files::version::{LaterVersion, of_first_line};
 use std::collections::BTreeSet;
 use std::fs::{DirBuilder, Metadata, Permissions};
 use std::io;
@@ -16,6 +17,13 @@ use std::path::{Path, PathBuf};
 pub const COPIES: &str = "/var/lib/outgate-host";
 /// File with the names of guests' interfaces, one a line.
 const INTERFACES: &str = "interfaces";
+
+/// First line of that file, before the version of its form. Before version 1 there was none.
+const INTERFACES_NAME: &str = "# outgate, guests' interfaces, version ";
+const INTERFACES_VERSION: u64 = 1;
+/// Last line of a copy, before the version of its form: there, lines keep their numbers. Before version 1 there was none.
+const COPY_NAME: &str = "# A copy that outgate keeps, version ";
+const COPY_VERSION: u64 = 1;
 
 /// Selects a copy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,13 +100,15 @@ impl Copies {
         };
         self.make_folder()?;
         let path = self.folder.join(copy.file());
-        replace(&path, text.as_bytes(), attributes)
+        let line_end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
+        replace(&path, format!("{text}{line_end}{COPY_NAME}{COPY_VERSION}\n").as_bytes(), attributes)
     }
 
     /// Returns the copy, if there is a reliable one.
     ///
     /// # Errors
-    /// [`ConfigError`] if it cannot be read, somebody else may have written it, or this version cannot use it.
+    /// [`ConfigError`] if it cannot be read, somebody else may have written it, a later version wrote it, or this one
+    /// cannot use it.
     pub fn load(&self, copy: Copy) -> Result<Option<KeptConfiguration>, ConfigError> {
         let path = self.folder.join(copy.file());
         let unreadable = |why: String| ConfigError::Unreadable { path: path.clone(), why };
@@ -111,6 +121,10 @@ impl Copies {
             return Err(unreadable("users other than root may have written it".to_owned()));
         }
         let text = Sources::read_alone(&path)?.text();
+        let remedy = "correct the configuration itself, or install that version again";
+        let last = text.lines().next_back().map(|line| format!("{line}\n")).unwrap_or_default();
+        let version = of_first_line(last.as_bytes(), COPY_NAME.as_bytes()).unwrap_or(COPY_VERSION);
+        LaterVersion::check(&path, version, COPY_VERSION, remedy).map_err(ConfigError::Later)?;
         let surroundings = Surroundings::of_this_process();
         // Relative paths in it start from the original's folder.
         let (settings, problems) = Settings::parse(&Sources::of(&self.original, text), &surroundings)?;
@@ -125,20 +139,35 @@ impl Copies {
     /// Adds names and patterns of guests' interfaces to the recorded ones.
     ///
     /// # Errors
-    /// Those of the system.
+    /// Those of the system, and if a later version wrote them: what it recorded would be lost.
     pub fn note_interfaces(&self, interfaces: &[String]) -> io::Result<()> {
+        self.interfaces_version().map_err(io::Error::other)?;
         let mut all = self.interfaces();
-        let before = all.len();
         all.extend(interfaces.iter().cloned());
-        if all.len() == before {
+        let names: String = all.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
+        let text = format!("{INTERFACES_NAME}{INTERFACES_VERSION}\n{names}");
+        let path = self.folder.join(INTERFACES);
+        if all.is_empty() || std::fs::read(&path).is_ok_and(|kept| kept == text.as_bytes()) {
             return Ok(());
         }
         self.make_folder()?;
-        let lines: String = all.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
-        replace(&self.folder.join(INTERFACES), lines.as_bytes(), Attributes::PRIVATE)
+        replace(&path, text.as_bytes(), Attributes::PRIVATE)
     }
 
-    /// Returns the guests' interfaces that any applied configuration named.
+    /// Checks the version of the recorded interfaces.
+    ///
+    /// # Errors
+    /// If a later version wrote them.
+    pub fn interfaces_version(&self) -> Result<(), LaterVersion> {
+        let path = self.folder.join(INTERFACES);
+        let bytes = std::fs::read(&path).unwrap_or_default();
+        let version = of_first_line(&bytes, INTERFACES_NAME.as_bytes()).unwrap_or(INTERFACES_VERSION);
+        let remedy = "remove it, then run `outgate firewall apply`";
+        LaterVersion::check(&path, version, INTERFACES_VERSION, remedy)
+    }
+
+    /// Returns the guests' interfaces that any applied configuration named. Of a later version, the lines that are
+    /// names: they are closed, which opens nobody.
     pub fn interfaces(&self) -> BTreeSet<String> {
         let text = std::fs::read_to_string(self.folder.join(INTERFACES)).unwrap_or_default();
         let names = text.lines().filter(|line| super::values::is_interface(line, true));

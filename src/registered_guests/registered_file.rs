@@ -4,7 +4,9 @@
 use super::Registered;
 use crate::files;
 use crate::files::replace::{Attributes, replace};
+use crate::files::version::LaterVersion;
 use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
 use std::fs::Metadata;
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -12,6 +14,8 @@ use std::path::{Path, PathBuf};
 
 /// Name of the file in the folder.
 const FILE_NAME: &str = "guests.json";
+/// The version of its form.
+const VERSION: u64 = 1;
 /// The largest file, in bytes.
 const MAX_FILE: u64 = 64 << 20;
 
@@ -37,7 +41,10 @@ pub enum KeepError {
         /// What is wrong.
         why: String,
     },
-    /// The file is damaged, or has another version.
+    /// A later version wrote it.
+    #[error(transparent)]
+    Later(#[from] LaterVersion),
+    /// The file is damaged.
     #[error("{}: the guests that were registered cannot be read: {source}; remove it and register them again", path.display())]
     Form {
         /// Which file.
@@ -66,6 +73,25 @@ pub(super) fn unsound(folder: &Path, why: String) -> KeepError {
     KeepError::Unsound { path: folder.join(FILE_NAME), why }
 }
 
+/// The content of the file. Before version 1 it was the list of guests alone.
+#[derive(Serialize)]
+struct Written<'g> {
+    version: u64,
+    guests: &'g [&'g Registered],
+}
+
+/// What is read of it first.
+#[derive(Deserialize)]
+struct Head {
+    version: u64,
+}
+
+/// What is read then.
+#[derive(Deserialize)]
+struct Content {
+    guests: Vec<Registered>,
+}
+
 /// Reads the guests that were kept; none if there is no file.
 pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     let path = folder.join(FILE_NAME);
@@ -80,7 +106,16 @@ pub(super) fn restore(folder: &Path) -> Result<Vec<Registered>, KeepError> {
     }
     let mut bytes = Vec::new();
     file.take(MAX_FILE).read_to_end(&mut bytes).map_err(failed)?;
-    serde_json::from_slice(&bytes).map_err(|source| KeepError::Form { path, source })
+    let form = |source| KeepError::Form { path: path.clone(), source };
+    if bytes.trim_ascii_start().starts_with(b"[") {
+        return serde_json::from_slice(&bytes).map_err(form);
+    }
+    // Of a later version nothing else is known.
+    let head: Head = serde_json::from_slice(&bytes).map_err(form)?;
+    let remedy = "install that version again, or remove the file and register its guests again";
+    LaterVersion::check(&path, head.version, VERSION, remedy)?;
+    let content: Content = serde_json::from_slice(&bytes).map_err(form)?;
+    Ok(content.guests)
 }
 
 /// Returns whether only this user, or the owner of the folder that holds the socket, can have written it. Root
@@ -100,7 +135,7 @@ fn is_ours(file: &Metadata, folder: &Path) -> io::Result<bool> {
 
 /// Saves these guests and no others.
 pub(super) fn save(folder: &Path, guests: &[&Registered]) -> io::Result<()> {
-    let bytes = serde_json::to_vec(guests).map_err(io::Error::from)?;
+    let bytes = serde_json::to_vec(&Written { version: VERSION, guests }).map_err(io::Error::from)?;
     // A file that cannot be read again would prevent the next daemon from starting.
     if bytes.len() as u64 > MAX_FILE {
         return Err(io::ErrorKind::FileTooLarge.into());

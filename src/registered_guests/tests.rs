@@ -169,6 +169,28 @@ fn what_was_never_registered_is_not_read_back() {
 }
 
 #[test]
+fn the_file_has_a_version_and_an_earlier_or_later_one_is_known_as_such() {
+    let (_dir, control) = place();
+    let mut registry = Registry::empty(Some(&control));
+    registry.add(guest("a", "10.0.0.1/32", None), &Settings::default()).unwrap();
+    let file = folder(&control).join("guests.json");
+    let written = fs::read_to_string(&file).unwrap();
+    let list = written.strip_prefix("{\"version\":1,\"guests\":").unwrap().strip_suffix('}').unwrap();
+    let read = |text: &str| {
+        fs::write(&file, text).unwrap();
+        Registry::restore(Some(&control)).map(|registry| registry.iter().count())
+    };
+    // Before version 1 it was the list alone.
+    assert!(matches!((read(list), read("[]"), read(&written)), (Ok(1), Ok(0), Ok(1))));
+    let why = read("{\"version\": 2, \"guests\": {\"of\": \"another form\"}}").unwrap_err().to_string();
+    assert!(why.contains("guests.json: a later outgate wrote it (version 2"), "{why}");
+    assert!(why.contains("or remove the file and register its guests again"), "{why}");
+    for damaged in ["{\"version\": 1}", "{\"guests\": []}", "{\"version\": \"1\", \"guests\": []}", ""] {
+        assert!(matches!(read(damaged), Err(KeepError::Form { .. })), "{damaged}");
+    }
+}
+
+#[test]
 fn there_is_a_bound_on_the_urls_of_all_manifests() {
     let (_dir, control) = place();
     let mut registry = Registry::empty(Some(&control));

@@ -350,7 +350,7 @@ fn the_configuration_and_guests_that_are_registered_do_not_share_names_and_addre
     assert_eq!(reason(&world.guest, "good.test"), "unknown_guest", "at a start the configuration comes first");
     assert!(outgate.errors().contains("a guest vm-2 exists already"), "{}", outgate.errors());
     let kept = fs::read_to_string(outgate.path("control.sock.guests/guests.json")).unwrap();
-    assert_eq!(kept, "[]", "and the registration is over");
+    assert_eq!(kept, "{\"version\":1,\"guests\":[]}", "and the registration is over");
 }
 
 #[test]
@@ -462,10 +462,25 @@ fn every_reader_of_the_kept_guests_checks_the_file() {
     // And a user without permission gets an error.
     fs::write(&kept, &sound).unwrap();
     assert!(outgate.stop().success());
-    fs::write(&kept, "[{").unwrap();
+    // What a later version wrote is not misread, nor is what is damaged.
+    for (text, wanted) in [
+        (sound.replace("\"version\":1", "\"version\":2"), "a later outgate wrote it (version 2"),
+        ("[{".to_owned(), "remove it and register them again"),
+    ] {
+        fs::write(&kept, &text).unwrap();
+        let (code, said) = firewall(&outgate);
+        assert!(code == 1 && said.contains(wanted) && !said.contains("table inet"), "{said}");
+        outgate.launch();
+        assert_eq!(outgate.ended().code(), Some(1));
+        assert!(outgate.errors().contains(wanted), "{}", outgate.errors());
+        assert_eq!(fs::read_to_string(&kept).unwrap(), text, "nothing is lost");
+    }
+    // As builds before version 1 kept them.
+    let list = sound.strip_prefix("{\"version\":1,\"guests\":").and_then(|rest| rest.strip_suffix('}')).unwrap();
+    fs::write(&kept, list).unwrap();
     outgate.launch();
-    assert_eq!(outgate.ended().code(), Some(1));
-    assert!(outgate.errors().contains("remove it and register them again"), "{}", outgate.errors());
+    outgate.await_admin(|response| response.status != 0);
+    assert_eq!(names(&outgate), ["vm"]);
 }
 
 #[test]

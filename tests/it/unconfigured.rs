@@ -274,7 +274,8 @@ fn a_boot_with_an_invalid_configuration_opens_no_guest() {
     fs::write(net.path("outgate.toml"), format!("{BROKEN}{sound}")).unwrap();
 
     // Without the copy, or where this version cannot use it, all that was ever a guest's is closed.
-    for copy in [None, Some("sense = 1\n")] {
+    let later = Some("mode = \"allowlist\"\n# A copy that outgate keeps, version 2\n");
+    for copy in [None, Some("sense = 1\n"), later] {
         match copy {
             None => fs::remove_file(copies.join("applied.toml")).unwrap(),
             Some(text) => fs::write(copies.join("applied.toml"), text).unwrap(),
@@ -284,12 +285,41 @@ fn a_boot_with_an_invalid_configuration_opens_no_guest() {
         let said = String::from_utf8_lossy(&output.stdout);
         assert_eq!(output.status.code(), Some(1));
         assert!(said.contains("closed completely"), "{said}");
+        assert_eq!(said.contains("applied.toml: a later outgate wrote it (version 2"), copy == later, "{said}");
         for guest in [&net.one, &net.three] {
             assert!(connect(guest, "11.0.0.66:443").is_err());
             EVIL.iter().for_each(|evil| hammer(guest, evil));
         }
         net.assert_no_leaks();
     }
+    // Of names that a later version kept nothing is lost, and the command that is printed makes them readable again.
+    let names = copies.join("interfaces");
+    let text = fs::read_to_string(&names).unwrap().replace("version 1", "version 2");
+    fs::write(&names, &text).unwrap();
+    boot(&net);
+    let said = String::from_utf8(apply().stdout).unwrap();
+    assert!(
+        said.contains("interfaces: a later outgate wrote it (version 2") && said.contains("closed completely"),
+        "{said}"
+    );
+    EVIL.iter().for_each(|evil| hammer(&net.three, evil));
+    net.assert_no_leaks();
+    fs::write(net.path("outgate.toml"), &sound).unwrap();
+    let output = apply();
+    succeed(output.clone());
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert!(
+        said.contains("no copy of this configuration is kept")
+            && said.contains("remove it, then run `outgate firewall apply`"),
+        "{said}"
+    );
+    assert_eq!(fs::read_to_string(&names).unwrap(), text);
+    fs::remove_file(&names).unwrap();
+    let output = apply();
+    assert!(!String::from_utf8_lossy(&output.stdout).contains("no copy of this"), "{output:?}");
+    succeed(output);
+    assert!(fs::read_to_string(&names).unwrap().starts_with("# outgate, guests' interfaces, version 1\n"));
+
     // Put right, it is as it says; removed, nothing is left that would close it at the next boot.
     fs::write(net.path("outgate.toml"), &sound).unwrap();
     succeed(apply());

@@ -210,11 +210,18 @@ def check_removal(world, package):
     edit(world, "[firewall]", '[firewall]\nguest_interfaces = ["tap7"]')
     world.sh("sed -i '$d' /etc/outgate/whitelist/local.rules; outgate check")
     world.sh("outgate firewall apply")
+    # As `outgate listen apply` writes and enables one.
+    unit, links = "outgate-listen-dns-127.0.0.1-5399.socket", ["outgate.service.wants", "sockets.target.wants"]
+    world.sh(f"cd /etc/systemd/system && echo '[Socket]' >{unit} && for folder in {' '.join(links)}; do ln -s /etc/systemd/system/{unit} $folder/; done")
     said = world.sh("dpkg -r outgate")
+    assert not [link for link in enabled(world) if unit in link], f"a socket of no service is still enabled: {enabled(world)}"
+    assert os.path.exists(world.path(f"/etc/systemd/system/{unit}")), "the unit stays for the package to come back"
     assert "tap7" in said and "FROM THE NEXT BOOT ON NOTHING FILTERS THEM" in said, said
     assert "mine.example.org" in world.read(LOCAL), "a removal keeps the operator's files"
     world.install(package)
-    assert enabled(world) == ENABLED and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
+    assert enabled(world) == sorted([*ENABLED, *(f"{folder}/{unit}" for folder in links)]), enabled(world)
+    world.sh(f"cd /etc/systemd/system && test \"$(readlink -f sockets.target.wants/{unit})\" = /etc/systemd/system/{unit}")
+    assert not os.path.exists(world.path("/var/lib/outgate.removed")) and "/dev/null" not in world.sh("ls -l /etc/systemd/system"), enabled(world)
     assert "mine.example.org" in world.read(LOCAL)
     # As `systemctl enable` would.
     world.sh("cd /etc/systemd/system && ln -s /usr/lib/systemd/system/outgate-dns.socket outgate.service.wants/")
@@ -229,6 +236,18 @@ def check_removal(world, package):
     assert len(commands) == 2, said
     world.sh("{ " + "; ".join(commands) + "; } 2>/dev/null; true")
     assert "outgate" not in world.sh("nft list ruleset") and "prohibit" not in world.sh("ip rule; ip -6 rule")
+
+
+def check_trixie(world, package, second):
+    """The package of this Debian on the next one: dpkg, its libraries and helpers are others there."""
+    assert "VERSION_CODENAME=trixie" in world.read("/etc/os-release")
+    check_fresh(world, package)
+    check_use(world)
+    check_upgrade(world, second)
+    check_use(world)
+    world.sh("dpkg -r outgate && dpkg -P outgate")
+    left = world.sh("find /etc /usr /var -name '*outgate*' -not -path '/var/log/*' -not -path '/var/lib/dpkg/*'").split()
+    assert not left, left
 
 
 def check_again(world, package):
@@ -310,7 +329,7 @@ def main():
                 ("lintian finds no error", lambda: check_lintian(package)),
                 ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
-                ("the same on Debian 13", lambda: (check_fresh(trixie, package), check_use(trixie)) and None),
+                ("the same on Debian 13, an upgrade, removal and purge", lambda: check_trixie(trixie, package, second)),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
                 ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),
                 ("removal and purge say which guests are closed and from when on they are open", lambda: check_removal(world, third)),

@@ -59,6 +59,9 @@ RULES = ["good.test", "http://good.test:8080", "tcp://raw.test:2222"]
 # The version number from which the package is upgraded, and a list in which the two differ.
 EARLIER = "0.0.1-1"
 SHIPPED_LIST = "/etc/outgate/whitelist/20-packages.rules"
+# Addresses that the package's units do not have.
+OTHER_DNS = "10.42.42.1:5399"
+ONE_MORE = "127.0.0.1:3140"
 PROXY = "curl -s --max-time 20 -x http://127.0.0.1:3128"
 IN_GUEST = "ip netns exec guest"
 DATA_DIR = "/home/golem/.local/share/ya-provider"
@@ -70,6 +73,8 @@ class Provider:
     def __init__(self, directory, cache, brought, contained, kind=debian.PLAIN):
         self.packaged = os.path.exists(os.path.join(brought, "outgate.deb"))
         self.contained = contained
+        # Whether what is installed first is another build, with --earlier.
+        self.is_old = False
         self.machine = (Container if contained else debian.start)(directory, cache, brought, limit=240, kind=kind)
         self.rate = RATES[-1]
         # The duration of a restart here without anything to drain, in seconds.
@@ -281,7 +286,7 @@ def set_up(provider):
     refused = provider.run("outgate setup --undo")
     assert refused.status == 1 and "+# mine" in refused.output and f"`mv {OWN} {OWN}.kept`" in refused.output, refused
     refused = provider.run("outgate setup --guest-interface 'veth*'")
-    assert refused.status == 1 and "write `guest_interfaces = [\"br0\", \"veth*\"]` there" in refused.output, refused
+    assert refused.status == 1 and re.search(r'write `guest_interfaces = \["br0", ("tap\*", )?"veth\*"\]` there', refused.output), refused
     provider.do(f"cp -p /root/own.toml {OWN}")
     assert "would remove /etc/outgate/conf.d/50-setup.toml" in provider.do("outgate setup --undo --dry-run")
     said = provider.do("outgate setup --undo", 90)
@@ -421,7 +426,9 @@ def configure(provider):
     # A listener that no socket unit listens on: an error that says what to do, not a silently missing listener.
     result = provider.run("systemctl restart outgate.service")
     said = provider.journal()
-    assert "no socket unit listens on 0.0.0.0:3129" in said and "`outgate listen apply`" in said, f"exit {result.status}: {said}"
+    # Builds before `outgate listen apply` print a drop-in.
+    wanted = "ListenStream=" if provider.is_old else "`outgate listen apply`"
+    assert "no socket unit listens on 0.0.0.0:3129" in said and wanted in said, f"exit {result.status}: {said}"
     # As hosts were set up before there was this command: the package's own units.
     provider.do("systemctl enable -q outgate-firewall.service outgate-transparent.socket outgate-dns.socket")
     provider.do("systemctl start outgate-firewall.service", 120)
@@ -656,6 +663,12 @@ def executes(provider):
         provider.do(command, 60)
     result = provider.run("outgate exec --name job -- curl -s --max-time 20 http://good.test/")
     assert result.status == 0 and "for good.test" in result.output, f"{result}; {provider.journal()}"
+    # And where no user namespace can be created (Ubuntu restricts them by AppArmor): it requires none.
+    closed = "systemd-run --quiet --wait --pipe -p RestrictNamespaces=~user"
+    assert provider.run(f"{closed} unshare --user true").status, "user namespaces can be created, so this shows nothing"
+    result = provider.run(f"{closed} outgate exec --name job -- curl -s --max-time 20 http://good.test/")
+    assert result.status == 0 and "for good.test" in result.output, f"{result}; {provider.journal()}"
+    provider.do(f"{closed} outgate firewall status")
     provider.do("cp -p /root/outgate.toml /etc/outgate/; outgate firewall apply; systemctl reload outgate")
     provider.ready()
 
@@ -907,12 +920,55 @@ def order(provider):
     return f"firewall at {applied / 1e6:.1f} s, network at {before_network / 1e6:.1f} s, guests at {guests / 1e6:.1f} s, daemon at {daemon / 1e6:.1f} s"
 
 
+# Drop-ins written by hand, as the first builds of 0.1.0 documented and printed them.
+DROP_INS = {
+    "/etc/systemd/system/outgate-dns.socket.d/override.conf": "[Socket]\nListenStream=\n" + 2 * f"ListenStream={OTHER_DNS}\nListenDatagram={OTHER_DNS}\n",
+    "/etc/systemd/system/outgate-transparent.socket.d/zz-listen.conf": "[Socket]\nListenStream=\n" + 2 * "ListenStream=0.0.0.0:3129\nListenStream=[::]:3129\n",
+}
+# Makes what is kept that of a build before these files had versions.
+UNVERSIONED = r"""
+import glob, json, re
+guests, record = "/run/outgate/control.sock.guests/guests.json", glob.glob("/run/outgate-firewall/tables-*.json")[0]
+for path, earlier in [(guests, lambda kept: kept["guests"]), (record, lambda kept: {name: kept[name] for name in kept if name != "version"})]:
+    kept = json.load(open(path))
+    if "version" in kept:
+        with open(path, "r+") as file:
+            json.dump(earlier(kept), file)
+            file.truncate()
+for name in ["worked.toml", "applied.toml", "interfaces"]:
+    with open("/var/lib/outgate-host/" + name, "r+") as file:
+        lines = [line for line in file if not re.match("# (A copy that outgate keeps|outgate, guests' interfaces), version ", line)]
+        file.seek(0)
+        file.writelines(lines)
+        file.truncate()
+"""
+
+
+def as_of_old(provider):
+    """An operator's host: an edited configuration with another address, its drop-ins, a registered guest, no versions."""
+    for path, text in DROP_INS.items():
+        provider.write(path, text)
+    provider.write("/etc/outgate/outgate.toml", "# by the operator\n" + CONFIG.replace("10.42.42.1:53", OTHER_DNS))
+    provider.do("systemctl daemon-reload; systemctl stop outgate-dns.socket outgate-transparent.socket; systemctl restart outgate.service", 90)
+    provider.do("outgate firewall apply; outgate guest add here --address 127.0.0.1", 60)
+    provider.write("/root/unversioned.py", UNVERSIONED)
+    provider.until("ls /var/lib/outgate-host", "worked.toml", 20, "no copy is kept")
+    provider.do("python3 /root/unversioned.py")
+    kept = provider.do("cat /run/outgate/control.sock.guests/guests.json /run/outgate-firewall/tables-*.json /var/lib/outgate-host/worked.toml /var/lib/outgate-host/interfaces")
+    assert kept.startswith("[") and "version" not in kept, kept
+    provider.ready()
+
+
 def upgrade(provider):
-    """Upgrades to the version under test during a download and under load. Edited lists stay."""
+    """Upgrades to the version under test during a download and under load, a host as it was set up with an earlier one. Edited
+    files stay, drop-ins stay in force, and a registered guest stays registered."""
+    as_of_old(provider)
     provider.do(f"echo '# by the operator' >> {SHIPPED_LIST}")
     # dpkg puts its new version beside the edited list; no daemon reads it.
-    files = "sha256sum /etc/outgate/outgate.toml /etc/outgate/whitelist/*.rules"
-    before, kept = provider.pid(), provider.do(files)
+    files = f"sha256sum /etc/outgate/outgate.toml /etc/outgate/whitelist/*.rules {' '.join(DROP_INS)}"
+    held = "systemctl is-enabled outgate-dns.socket outgate-transparent.socket; systemctl show -P Listen outgate-dns.socket outgate-transparent.socket; ss -Hlntup | awk '/\"outgate\"/ {print $1, $5}' | sort"
+    before, kept, sockets = provider.pid(), provider.do(files), provider.do(held)
+    assert OTHER_DNS in sockets, sockets
     provider.do(f"rm -f /tmp/download*; ({PROXY} --max-time 120 http://good.test:8080/slow -o /tmp/download -w '%{{size_download}}' > /tmp/download.end 2>&1 &)")
     said = []
     # Unpacking uses all of the emulated processor.
@@ -928,7 +984,45 @@ def upgrade(provider):
     healthy(provider)
     downloaded = int(provider.do("cat /tmp/download.end"))
     assert downloaded > 1024, f"the download never ran: {downloaded} bytes"
+    assert provider.do(held) == sockets, f"{sockets}, and now {provider.do(held)}"
+    assert "here" in provider.do("outgate guest list"), provider.journal(lines=100)
+    serves(provider)
+    provider.do("outgate firewall status")
+    applied = provider.do("outgate listen apply")
+    assert "nothing to change" in applied, applied
+    # What is kept has versions now.
+    provider.do("outgate guest add another --address 10.99.0.9; outgate guest remove another; outgate firewall apply", 60)
+    provider.until("tail -qn 1 /var/lib/outgate-host/*.toml", "(?s)version 1.*version 1", 20, "the copies have no version")
+    for path in ("/run/outgate/control.sock.guests/guests.json", "/run/outgate-firewall/tables-*.json"):
+        assert '"version":1' in provider.do(f"cat {path}"), provider.do(f"cat {path}")
+    first = provider.do("head -n 1 /var/lib/outgate-host/interfaces")
+    assert "version 1" in first, first
     return f"{result['opened']} at {result['rate']}/s, the longest wait {result['longest']} s; {downloaded} bytes of the download"
+
+
+def plain_again(provider):
+    """The host as it was before the upgrade: without drop-ins and registered guests."""
+    provider.do(f"outgate guest remove here; rm -rf {' '.join(os.path.dirname(path) for path in DROP_INS)}")
+    provider.write("/etc/outgate/outgate.toml", CONFIG)
+    provider.do("systemctl daemon-reload; systemctl stop outgate-dns.socket outgate-transparent.socket; systemctl restart outgate.service", 90)
+    provider.do("outgate firewall apply", 60)
+    provider.ready()
+    healthy(provider)
+
+
+def downgrade(provider):
+    """Back to the build of --earlier. It knows no versions, and says which file it cannot read; as it prints, it serves again."""
+    provider.do("outgate guest add another --address 10.99.0.9; outgate guest remove another; outgate firewall remove", 60)
+    said = provider.run("dpkg --force-downgrade --force-confdef -i /brought/earlier.deb 2>&1", 120).output
+    provider.until("journalctl -u outgate.service -n 40 -o cat --no-pager", "guests.json: .*; remove it and register them again", 20, f"it says nothing: {said}")
+    provider.do("rm /run/outgate/control.sock.guests/guests.json; systemctl reset-failed outgate.service; systemctl restart outgate.service; systemctl restart outgate-firewall.service", 90)
+    provider.ready()
+    healthy(provider)
+    serves(provider)
+    provider.do("dpkg --force-confdef -i /brought/outgate.deb 2>&1", 120)
+    provider.ready()
+    serves(provider)
+    plain_again(provider)
 
 
 def upgrade_refused(provider):
@@ -958,7 +1052,13 @@ def remove(provider):
     # Enabled as by an operator who applies the firewall by a hook; otherwise the firewall's unit starts it.
     assert provider.run("systemctl is-enabled outgate-host.service").output.strip() == "disabled"
     provider.do("systemctl enable -q outgate-host.service")
+    # One unit of `outgate listen apply`, beside those of the package.
+    provider.do(f"sed -i 's/^\\[listen\\]$/&\\nproxy = [\"127.0.0.1:3128\", \"{ONE_MORE}\"]/' /etc/outgate/outgate.toml; outgate listen apply", 90)
+    unit = provider.do("cd /etc/systemd/system; ls outgate-listen-*.socket")
+    assert provider.do(f"systemctl is-enabled {unit}") == "enabled"
     said = provider.do("dpkg -r outgate 2>&1", 120)
+    assert provider.run(f"systemctl is-enabled {unit}").output.strip() == "disabled", "a socket of no service"
+    assert not provider.do(f"ls /etc/systemd/system/*.wants/{unit} 2>/dev/null; ss -Hlnt src {ONE_MORE}; systemctl list-units --failed --no-legend 'outgate*'")
     assert "br0" in said, f"nothing about the guests' interface: {said}"
     assert provider.run("test -e /etc/outgate/outgate.toml && ! test -e /usr/bin/outgate && ! pgrep -x outgate").status == 0, said
     nothing_gets_out(provider)
@@ -987,6 +1087,8 @@ def again(provider):
     all_active(provider, said)
     provider.ready()
     healthy(provider)
+    status = provider.run(f"curl -s --max-time 20 -x http://{ONE_MORE} -o /dev/null -w '%{{http_code}}' http://good.test/").output
+    assert status == "200", f"{status}: {said}; {provider.journal()}"
 
 
 def purge(provider):
@@ -1119,7 +1221,20 @@ CHECKS = [
 # Only with a package to install.
 PACKAGE_CHECKS = [
     ("upgrade under load, with a download open", upgrade),
+    ("the host as before", plain_again),
     ("upgrade with a broken configuration", upgrade_refused),
+    ("remove", remove),
+    ("install again", again),
+    ("purge", purge),
+]
+
+# From a package of an earlier build, with --earlier.
+EARLIER_CHECKS = [
+    ("install", install),
+    ("configure: sockets, firewall, restart", configure),
+    ("serves a guest over TPROXY and DNS", serves),
+    ("upgrade under load, with a download open", upgrade),
+    ("downgrade: refused with a sentence, then served", downgrade),
     ("remove", remove),
     ("install again", again),
     ("purge", purge),
@@ -1128,12 +1243,12 @@ PACKAGE_CHECKS = [
 BOOTS = [order, boot_on_a_typo]
 # Checks for which a container is enough; it is ten times as fast as an emulated machine.
 FAST = [set_up, listens, migrates, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
-FAST += [upgrade, upgrade_refused, remove, again, purge]
+FAST += [upgrade, plain_again, upgrade_refused, remove, again, purge]
 if not WHOLE:
     FAST += [check for _, check in SABOTAGES]
 
 
-def bring(directory, outgate):
+def bring(directory, outgate, old):
     """Makes the folder that the machine gets."""
     brought = os.path.join(directory, "brought")
     os.mkdir(brought)
@@ -1143,7 +1258,7 @@ def bring(directory, outgate):
     certificates(brought)
     if outgate.endswith(".deb"):
         shutil.copy(outgate, os.path.join(brought, "outgate.deb"))
-        earlier(outgate, os.path.join(brought, "earlier.deb"))
+        earlier(old or outgate, os.path.join(brought, "earlier.deb"))
         return brought
     # Symbols are nine tenths of a debug build, and of the time it takes to read it there.
     subprocess.run(["strip", "-o", os.path.join(brought, "outgate"), outgate], check=True)
@@ -1183,6 +1298,7 @@ def main():
     parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
     parser.add_argument("--container", action="store_true", help="in a container and not in an emulated machine; without the checks that boot it again")
     parser.add_argument("--faster", action="store_true", help="in a container, where one can be made, and beside it in the machine what requires one")
+    parser.add_argument("--earlier", metavar="PACKAGE", help="a package of an earlier build, from which this one is upgraded and to which it is downgraded, in place of all other checks")
     arguments = parser.parse_args()
     for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
         if lacking:
@@ -1193,15 +1309,16 @@ def main():
     begin = time.monotonic()
     cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
     packaged = arguments.outgate.endswith(".deb")
-    tally = Tally(CHECKS + PACKAGE_CHECKS if packaged else CHECKS)
+    tally = Tally(EARLIER_CHECKS if arguments.earlier else CHECKS + PACKAGE_CHECKS if packaged else CHECKS)
     with tempfile.TemporaryDirectory(prefix="outgate-service-") as directory:
-        brought = bring(directory, arguments.outgate)
+        brought = bring(directory, arguments.outgate, arguments.earlier)
         make = lambda container: Provider(directory, cache, brought, container)
         skipped = BOOTS if arguments.container else []
         with contextlib.ExitStack() as stack:
             if arguments.faster and (contained := beside(make, tally, arguments.only, stack)):
                 skipped = FAST
             provider = make(arguments.container)
+            provider.is_old = bool(arguments.earlier)
             tally.perform(provider, arguments.only, skipped)
             if arguments.faster and contained:
                 contained.result()

@@ -17,6 +17,7 @@ pub mod diagnostic;
 pub mod replace;
 pub mod shell;
 pub mod sums;
+pub mod version;
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;

@@ -4,6 +4,7 @@
 
 use super::read::{Files, MAX_FILES, MAX_TOTAL, SourceFile};
 use outgate_files::replace::{Attributes, replace_by};
+use outgate_files::version::{LaterVersion, of_first_line};
 use outgate_policy::cooperate;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -14,6 +15,10 @@ pub const FILE_NAME: &str = "whitelist.last-good";
 
 /// First line of the file; the digit is the format version.
 const MAGIC: &[u8] = b"outgate last good whitelist 1\n";
+/// The same without the version.
+const NAME: &[u8] = b"outgate last good whitelist ";
+/// The format version.
+const VERSION: u64 = 1;
 /// Bytes of the checksum (SHA-256) behind it.
 const CHECKSUM: usize = 32;
 
@@ -23,9 +28,12 @@ pub enum KeepError {
     /// None was ever saved.
     #[error("no list has been kept yet")]
     Nothing,
-    /// The file is damaged, or has another version.
+    /// The file is damaged.
     #[error("the kept list is damaged")]
     Damaged,
+    /// A later version wrote it.
+    #[error(transparent)]
+    Later(#[from] LaterVersion),
     /// Reading it failed.
     #[error("the kept list cannot be read: {0}")]
     Io(io::Error),
@@ -64,7 +72,8 @@ fn payload(files: &Files, take: &mut dyn FnMut(&[u8]) -> io::Result<()>) -> io::
 
 /// Reads back what [`save`] wrote.
 pub fn restore(state: &Path) -> Result<Files, KeepError> {
-    let file = match File::open(state.join(FILE_NAME)) {
+    let path = state.join(FILE_NAME);
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeepError::Nothing),
         Err(error) => return Err(KeepError::Io(error)),
@@ -73,6 +82,8 @@ pub fn restore(state: &Path) -> Result<Files, KeepError> {
     // Names and lengths are added to the contents; 1 KiB a file is more than they need.
     let most = MAX_TOTAL + u64::try_from(MAX_FILES).unwrap_or(u64::MAX).saturating_mul(1024);
     file.take(most).read_to_end(&mut bytes).map_err(KeepError::Io)?;
+    let remedy = "mend the lists, and it is written anew, or install that version again";
+    LaterVersion::check(&path, of_first_line(&bytes, NAME).unwrap_or(VERSION), VERSION, remedy)?;
     decode(&bytes).ok_or(KeepError::Damaged)
 }
 
@@ -143,6 +154,24 @@ mod tests {
         std::fs::write(&path, bytes).unwrap();
         save(dir.path(), &files).unwrap();
         assert!(restore(dir.path()).is_ok());
+    }
+
+    #[test]
+    fn a_copy_of_a_later_version_is_named_as_such_and_replaced_by_the_next_sound_list() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::from_memory([("a.rules", "ipfs.io\n")]);
+        let path = dir.path().join(FILE_NAME);
+        save(dir.path(), &files).unwrap();
+        let sound = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [NAME, b"2\n", sound.strip_prefix(MAGIC).unwrap()].concat()).unwrap();
+        let why = restore(dir.path()).unwrap_err().to_string();
+        assert!(
+            why.contains("whitelist.last-good: a later outgate wrote it (version 2") && why.contains("mend the lists"),
+            "{why}"
+        );
+        save(dir.path(), &files).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), sound);
+        assert_eq!(MAGIC, [NAME, VERSION.to_string().as_bytes(), b"\n"].concat());
     }
 
     #[test]

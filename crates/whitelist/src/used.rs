@@ -5,6 +5,7 @@ use super::last_good::{KeepError, checksum};
 use super::{Fingerprint, Rules};
 use jiff::Timestamp;
 use outgate_files::replace::{Attributes, replace};
+use outgate_files::version::{LaterVersion, of_first_line};
 use outgate_policy::Mark;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, HashSet};
@@ -18,6 +19,10 @@ pub const FILE_NAME: &str = "whitelist.used";
 
 /// First line of the file; the digit is the format version.
 const MAGIC: &[u8] = b"outgate used rules 1\n";
+/// The same without the version.
+const NAME: &[u8] = b"outgate used rules ";
+/// The format version.
+const VERSION: u64 = 1;
 /// Bytes of the checksum (SHA-256) behind it.
 const CHECKSUM: usize = 32;
 /// How many rules are kept, eight bytes each.
@@ -51,7 +56,8 @@ pub fn save(state: &Path, kept: &UsageFile) -> io::Result<()> {
 /// # Errors
 /// [`KeepError`]; counting then starts anew.
 pub fn restore(state: &Path) -> Result<UsageFile, KeepError> {
-    let file = match File::open(state.join(FILE_NAME)) {
+    let path = state.join(FILE_NAME);
+    let file = match File::open(&path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(KeepError::Nothing),
         Err(error) => return Err(KeepError::Io(error)),
@@ -59,6 +65,8 @@ pub fn restore(state: &Path) -> Result<UsageFile, KeepError> {
     let most = u64::try_from(MAGIC.len() + CHECKSUM + 8 + 8 * MAX_KEPT).unwrap_or(u64::MAX);
     let mut bytes = Vec::new();
     file.take(most).read_to_end(&mut bytes).map_err(KeepError::Io)?;
+    let remedy = "the record is replaced; to continue it, stop outgate and install that version again";
+    LaterVersion::check(&path, of_first_line(&bytes, NAME).unwrap_or(VERSION), VERSION, remedy)?;
     decode(&bytes).ok_or(KeepError::Damaged)
 }
 
@@ -185,6 +193,21 @@ mod tests {
         save(dir.path(), &UsageFile { used: HashSet::new(), ..kept() }).unwrap();
         assert!(restore(dir.path()).unwrap().used.is_empty());
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_named_as_such() {
+        let dir = tempfile::tempdir().unwrap();
+        save(dir.path(), &kept()).unwrap();
+        let path = dir.path().join(FILE_NAME);
+        let sound = std::fs::read(&path).unwrap();
+        std::fs::write(&path, [NAME, b"2\n", sound.strip_prefix(MAGIC).unwrap()].concat()).unwrap();
+        let why = restore(dir.path()).unwrap_err().to_string();
+        assert!(
+            why.contains("whitelist.used: a later outgate wrote it (version 2") && why.contains("install that version"),
+            "{why}"
+        );
+        assert_eq!(MAGIC, [NAME, VERSION.to_string().as_bytes(), b"\n"].concat());
     }
 
     #[test]

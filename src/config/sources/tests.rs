@@ -258,7 +258,33 @@ fn the_copy_of_several_files_is_one_with_the_same_settings() {
     let copies = Copies::of(Some(&place.path("main.toml")), Some(&folder)).unwrap();
     copies.keep(Copy::Worked, &place.load().unwrap()).unwrap();
     let copy = |place: &Place| fs::read_to_string(place.path("copies/worked.toml")).unwrap();
-    assert_eq!(copy(&place), "# kept as it is\nmode = \"none\"\n");
+    let version = "# A copy that outgate keeps, version 1\n";
+    assert_eq!(copy(&place), format!("# kept as it is\nmode = \"none\"\n{version}"));
+    // Before version 1 it had none; a later one is not read.
+    let put = |text: &str| fs::write(place.path("copies/worked.toml"), text).unwrap();
+    put("mode = \"none\"");
+    assert!(copies.load(Copy::Worked).unwrap().is_some());
+    put(&format!("mode = \"another form\"\n{}", version.replace('1', "2")));
+    let why = copies.load(Copy::Worked).unwrap_err().to_string();
+    assert!(why.contains("worked.toml: a later outgate wrote it (version 2"), "{why}");
+    copies.keep(Copy::Worked, &place.load().unwrap()).unwrap();
+    assert!(copies.load(Copy::Worked).unwrap().is_some());
+
+    let names = || fs::read_to_string(place.path("copies/interfaces")).unwrap();
+    copies.note_interfaces(&["tap7".to_owned()]).unwrap();
+    let first = "# outgate, guests' interfaces, version 1\n";
+    assert_eq!(names(), format!("{first}tap7\n"));
+    fs::write(place.path("copies/interfaces"), "tap7\n").unwrap();
+    copies.note_interfaces(&["br-*".to_owned()]).unwrap();
+    assert_eq!(names(), format!("{first}br-*\ntap7\n"));
+    let later = format!("{}tap7\ntap8 of-a-new-kind\n", first.replace('1', "2"));
+    fs::write(place.path("copies/interfaces"), &later).unwrap();
+    let why = copies.note_interfaces(&["br0".to_owned()]).unwrap_err().to_string();
+    assert!(
+        why.contains("interfaces: a later outgate wrote it (version 2") && why.contains("remove it, then"),
+        "{why}"
+    );
+    assert_eq!((names(), copies.interfaces().len()), (later, 1), "nothing is lost, and what is a name is closed");
 
     let two =
         format!("[limits]\nconnections = 0x10\n[dial]\nblocked_ports = [25, 26]\n{}", guest("a\\u002db", "10.0.0.1"));
