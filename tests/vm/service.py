@@ -363,7 +363,7 @@ def with_docker(provider):
     provider.write(unit, own + "\n")
     provider.do("systemctl daemon-reload")
     result = provider.run(command)
-    assert result.status == 1 and "dockerd is started with --dns 127.0.0.53, which is this machine itself" in result.output, result
+    assert result.status == 1 and "dockerd is started with --dns 127.0.0.53, and 127.0.0.53 is this machine itself" in result.output, result
     provider.do(f"cp -p /root/docker.service {unit}; systemctl daemon-reload; systemctl start docker.service")
     assert setup_state(provider) == before
     text = '{\n\t"log-driver": "local"\n}'
@@ -1248,7 +1248,7 @@ if not WHOLE:
     FAST += [check for _, check in SABOTAGES]
 
 
-def bring(directory, outgate, old):
+def bring(directory, outgate, old=None):
     """Makes the folder that the machine gets."""
     brought = os.path.join(directory, "brought")
     os.mkdir(brought)

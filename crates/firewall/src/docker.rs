@@ -23,7 +23,8 @@ pub const DAEMON_FILE: &str = "/etc/docker/daemon.json";
 const RESOLV_CONF: &str = "/etc/resolv.conf";
 /// What dockerd reads if the file above names nothing but systemd-resolved's own address.
 const RESOLVED: (&str, &str) = ("127.0.0.53", "/run/systemd/resolve/resolv.conf");
-const PROGRAMS: [&str; 3] = ["/usr/bin/dockerd", "/usr/sbin/dockerd", "/usr/local/bin/dockerd"];
+/// Where dockerd may be.
+const FOLDERS: [&str; 5] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/snap/bin"];
 /// The first version that does so. Between 20.10, which does not, and 26.1, which does, none was tried.
 const IPV6_FROM_HERE: u32 = 21;
 /// How inexact the start of a process is: the kernel tells the time of its boot in whole seconds.
@@ -33,7 +34,7 @@ const SLACK: Duration = Duration::from_secs(2);
 pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
     let pattern = guarded_network(plan, host)?;
     let running = Dockerd::running();
-    if running.is_none() && !PROGRAMS.iter().any(|program| Path::new(program).exists()) {
+    if running.is_none() && !is_installed() {
         return None;
     }
     let arguments = running.as_ref().map(|running| running.arguments.as_slice()).unwrap_or_default();
@@ -45,16 +46,14 @@ pub(super) fn leaking_names(plan: &Plan, host: &Host) -> Option<String> {
         // dockerd itself does not start with such a file.
         Err(why) => return Some(format!("{shown} cannot be read: {why}; correct it, for dockerd to start with it")),
     };
-    // It takes a program to tell, so it is asked at most once, and only if there is such a server.
-    let over_ipv6 = OnceCell::new();
-    let asks_from_here = |ip: IpAddr| ip.is_loopback() || (ip.is_ipv6() && *over_ipv6.get_or_init(asks_ipv6_from_here));
+    let from_here = AskedFromHere::default();
     // dockerd does not ask such a loopback address from here, but nor does any container reach it.
-    let is_reachable = |server: &String| server.parse().is_ok_and(|ip| !asks_from_here(ip));
+    let is_reachable = |server: &String| server.parse().is_ok_and(|ip| !from_here.includes(ip));
     let all = |servers: &[String]| !servers.is_empty() && servers.iter().all(is_reachable);
     if all(&given) {
         return None;
     }
-    let server = asked_from_here(RESOLV_CONF, asks_from_here)?;
+    let server = asked_from_here(RESOLV_CONF, |ip| from_here.includes(ip))?;
     let how = format!("dockerd asks {server} for them from this machine's own network");
     let what = "names that containers ask for leave past [listen].dns";
     if all(&configured) {
@@ -89,6 +88,29 @@ pub fn is_network(name: &str) -> bool {
 pub fn begins_network(stem: &str) -> bool {
     let id = stem.strip_prefix("br-").filter(|id| (1..=12).contains(&id.len()));
     id.is_some_and(|id| id.bytes().all(|c| c.is_ascii_hexdigit()))
+}
+
+/// Which servers dockerd asks for containers from this machine's own network, past the listener.
+#[derive(Debug, Default)]
+pub struct AskedFromHere {
+    /// It takes a program to tell, so it is asked at most once, and only if there is such a server.
+    over_ipv6: OnceCell<bool>,
+}
+
+impl AskedFromHere {
+    /// Returns whether this server is one of them: this machine itself and, by the installed version, one with an IPv6
+    /// address.
+    pub fn includes(&self, server: IpAddr) -> bool {
+        let server = server.to_canonical();
+        server.is_loopback()
+            || server.is_unspecified()
+            || (server.is_ipv6() && *self.over_ipv6.get_or_init(asks_ipv6_from_here))
+    }
+}
+
+/// Returns whether dockerd is installed here.
+pub fn is_installed() -> bool {
+    FOLDERS.iter().any(|folder| Path::new(folder).join("dockerd").exists())
 }
 
 /// A dockerd whose containers may be behind this machine's interfaces.
@@ -221,6 +243,19 @@ mod tests {
         let words = ["dockerd", "--dns", "10.0.0.1", "--dns=10.0.0.2", "--dns-search", "x", "--dns-opt=y", "--dns"];
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
         assert_eq!(option(&words, "--dns").collect::<Vec<_>>(), ["10.0.0.1", "10.0.0.2"]);
+    }
+
+    #[test]
+    fn this_machine_is_asked_from_here_and_ipv6_addresses_by_later_versions() {
+        for (over_ipv6, wanted) in [
+            (false, ["127.0.0.53", "::1", "0.0.0.0", "::ffff:127.0.0.1"].as_slice()),
+            (true, &["127.0.0.53", "::1", "0.0.0.0", "::ffff:127.0.0.1", "fd00::1"]),
+        ] {
+            let from_here = AskedFromHere { over_ipv6: OnceCell::from(over_ipv6) };
+            let all = ["127.0.0.53", "::1", "0.0.0.0", "10.0.0.1", "::ffff:127.0.0.1", "::ffff:10.0.0.1", "fd00::1"];
+            let found: Vec<&str> = all.into_iter().filter(|ip| from_here.includes(ip.parse().unwrap())).collect();
+            assert_eq!(found, wanted);
+        }
     }
 
     #[test]

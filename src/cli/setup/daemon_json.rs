@@ -1,6 +1,7 @@
 //! `"dns"` in Docker's daemon.json(5): put in as text, so that everything else in the file stays byte for byte.
 
 use outgate::diagnostic::{Diagnostic, Severity};
+use outgate::firewall::docker::AskedFromHere;
 use serde_json::Value;
 use std::net::IpAddr;
 use std::ops::Range;
@@ -21,7 +22,12 @@ pub(super) enum Dns {
 /// # Errors
 /// A diagnostic with line and column if it is not a JSON object, or if its `"dns"` would have dockerd ask from this
 /// machine's own network.
-pub(super) fn with_dns(file: &Path, text: Option<&str>, address: IpAddr) -> Result<Dns, Diagnostic> {
+pub(super) fn with_dns(
+    file: &Path,
+    text: Option<&str>,
+    address: IpAddr,
+    from_here: &AskedFromHere,
+) -> Result<Dns, Diagnostic> {
     let text = text.unwrap_or_default();
     // dockerd reads a file with this mark, serde_json does not.
     let (mark, body) = match text.strip_prefix('\u{feff}') {
@@ -69,9 +75,9 @@ pub(super) fn with_dns(file: &Path, text: Option<&str>, address: IpAddr) -> Resu
     });
     match servers.flatten() {
         Some(servers) if servers.is_empty() => Err(at(first.start, "`dns` names no server", &write)),
-        Some(servers) => match servers.iter().find(|server| is_own(**server)) {
-            Some(own) => {
-                let why = format!("{own} is this machine itself, so dockerd asks there for containers, past outgate");
+        Some(servers) => match servers.iter().find(|server| from_here.includes(**server)) {
+            Some(server) => {
+                let why = format!("{}, so containers' names go past outgate", asked_from_here(*server));
                 Err(at(first.start, &why, &write))
             }
             None => Ok(Dns::Set(servers)),
@@ -86,10 +92,14 @@ pub(super) fn bip(text: &str) -> Option<IpAddr> {
     value.get("bip")?.as_str()?.split('/').next()?.parse().ok()
 }
 
-/// Whether this machine is asked in its own network.
-pub(super) fn is_own(server: IpAddr) -> bool {
-    let server = server.to_canonical();
-    server.is_loopback() || server.is_unspecified()
+/// Says of a server that dockerd asks it from this machine's own network.
+pub(super) fn asked_from_here(server: IpAddr) -> String {
+    let why = if server.to_canonical().is_ipv6() && !server.is_loopback() && !server.is_unspecified() {
+        "has an IPv6 address, and a container may have none"
+    } else {
+        "is this machine itself"
+    };
+    format!("{server} {why}: dockerd asks it from this machine's own network")
 }
 
 fn problem(file: &Path, line: u32, column: u32, message: &str, remedy: &str) -> Diagnostic {
@@ -208,7 +218,8 @@ mod tests {
 
     fn put(text: &str) -> Result<Dns, String> {
         let address = "172.17.0.1".parse().unwrap();
-        with_dns(Path::new("/etc/docker/daemon.json"), Some(text), address).map_err(|error| error.to_string())
+        with_dns(Path::new("/etc/docker/daemon.json"), Some(text), address, &AskedFromHere::default())
+            .map_err(|error| error.to_string())
     }
 
     fn text(text: &str) -> String {
@@ -276,9 +287,9 @@ mod tests {
             ("// mine\n{}", "1:1: not JSON: expected value; correct it"),
             ("\n [1]", "2:2: not a JSON object; put { } around it"),
             ("{\n \"dns\": []}", "2:2: `dns` names no server; write \"dns\": [\"172.17.0.1\"] there"),
-            ("{\"dns\": [\"10.0.0.1\", \"127.0.0.53\"]}", "1:2: 127.0.0.53 is this machine itself, "),
-            ("{\"dns\": [\"::ffff:127.0.0.1\"]}", "1:2: ::ffff:127.0.0.1 is this machine itself, "),
-            ("{\"dns\": [\"::1\"]}", "1:2: ::1 is this machine itself, "),
+            ("{\"dns\": [\"10.0.0.1\", \"127.0.0.53\"]}", "1:2: 127.0.0.53 is this machine itself: dockerd asks "),
+            ("{\"dns\": [\"::ffff:127.0.0.1\"]}", "1:2: ::ffff:127.0.0.1 is this machine itself: dockerd asks "),
+            ("{\"dns\": [\"::1\"]}", "1:2: ::1 is this machine itself: dockerd asks "),
             ("{\"dns\": \"10.0.0.1\"}", "1:2: `dns` is not a list of addresses; write "),
             ("{\"dns\": [7]}", "1:2: `dns` is not a list of addresses; write "),
             ("{\"dns\": [\"10.0.0.1\"], \"dns\": []}", "1:23: `dns` is set twice; leave one"),

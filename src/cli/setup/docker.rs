@@ -1,6 +1,6 @@
 //! Docker on this machine: whether dockerd is there, which of its files and flags count, and which containers run.
 
-use outgate::firewall::docker::{Dockerd, begins_network, daemon_file, is_network, option};
+use outgate::firewall::docker::{Dockerd, begins_network, daemon_file, is_installed, is_network, option};
 use outgate::firewall::{fits, interface_addresses};
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::{Path, PathBuf};
@@ -10,8 +10,6 @@ use std::process::{Command, Stdio};
 const BRIDGE: &str = "docker0";
 /// Its address if nothing says otherwise.
 const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(172, 17, 0, 1));
-/// Where the program may be.
-const FOLDERS: [&str; 5] = ["/usr/bin", "/usr/sbin", "/usr/local/bin", "/usr/local/sbin", "/snap/bin"];
 
 /// dockerd, as it is now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,10 +24,9 @@ impl Docker {
     /// Looks. `unit` is the ExecStart= of docker.service, as systemctl(1) shows it; empty if there is none.
     pub(super) fn look(unit: &str) -> Docker {
         let running = Dockerd::running();
-        let has_program = || FOLDERS.iter().any(|folder| Path::new(folder).join("dockerd").exists());
         let of_unit = || unit.split([' ', ';']).map(str::to_owned).collect();
         Docker {
-            is_installed: running.is_some() || !unit.is_empty() || has_program(),
+            is_installed: running.is_some() || !unit.is_empty() || is_installed(),
             arguments: running.as_ref().map_or_else(of_unit, |running| running.arguments.clone()),
             running,
         }

@@ -10,6 +10,7 @@ use super::systemd;
 use super::{Exit, Failure, Outcome, Paths};
 use crate::cli::table;
 use outgate::config::Settings;
+use outgate::firewall::docker::AskedFromHere;
 use outgate::firewall::{self, Host, Presence, fits, tool};
 use outgate::shell::quoted;
 use outgate::text::printable;
@@ -162,7 +163,7 @@ fn docker_state(found: &Docker) -> DockerState {
     let dns = if by_flags.is_empty() {
         let text = files::read(&file).map(|content| content.map(|content| content.text));
         let address = docker::address(None);
-        match text.map(|text| daemon_json::with_dns(&file, text.as_deref(), address)) {
+        match text.map(|text| daemon_json::with_dns(&file, text.as_deref(), address, &AskedFromHere::default())) {
             Ok(Ok(Dns::Set(servers))) => servers.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             Ok(Ok(Dns::Put(_))) => "none: setup writes it".to_owned(),
             Ok(Err(problem)) => problem.to_string(),

@@ -11,6 +11,7 @@ use super::{Failure, Paths, diff};
 use crate::cli::{bridge, firewall as applied};
 use outgate::accept::SocketUse;
 use outgate::config::{Settings, Trial, nearest};
+use outgate::firewall::docker::AskedFromHere;
 use outgate::firewall::{self, Host, InterfaceAddress, Presence, fits, tool};
 use outgate::shell::quoted;
 use outgate::system;
@@ -371,11 +372,14 @@ fn for_docker(
     }
     let path = found.file();
     let by_flags = found.servers();
+    let from_here = AskedFromHere::default();
     if !by_flags.is_empty() {
-        return match by_flags.iter().find(|server| server.parse().is_ok_and(daemon_json::is_own)) {
+        let given = by_flags.iter().filter_map(|server| server.parse().ok());
+        return match given.into_iter().find(|server| from_here.includes(*server)) {
             Some(server) => Err(Failure::Failed(format!(
-                "dockerd is started with --dns {server}, which is this machine itself, so it asks there for containers, past \
-                 outgate; leave that flag out of its unit (`systemctl edit docker`); nothing was changed"
+                "dockerd is started with --dns {server}, and {}, so containers' names go past outgate; leave that flag out \
+                 of its unit (`systemctl edit docker`); nothing was changed",
+                daemon_json::asked_from_here(server)
             ))),
             None => Ok((None, false)),
         };
@@ -383,7 +387,7 @@ fn for_docker(
     let before = files::read(&path).map_err(Failure::Failed)?;
     let text = before.as_ref().map(|content| content.text.as_str());
     let address = docker::address(text.and_then(daemon_json::bip));
-    match daemon_json::with_dns(&path, text, address).map_err(|problem| Failure::Invalid(vec![problem]))? {
+    match daemon_json::with_dns(&path, text, address, &from_here).map_err(|problem| Failure::Invalid(vec![problem]))? {
         Dns::Set(_) => {
             let is_ours = record.is_some_and(|record| record.written(&path).is_some());
             Ok((None, is_ours && found.is_older_than(&path)))

@@ -6,6 +6,7 @@ use super::checks::{Check, Task, reachable};
 use super::dns::{self, Answer};
 use super::packet::{ESP, GRE, Round, SCTP, TCP, UDP};
 use crate::cli::golem::probe::attempt::{self, Ending, Found, Wanted};
+use hickory_resolver::proto::rr::RecordType;
 use outgate::config::Settings;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
@@ -275,7 +276,7 @@ impl Attempt<'_> {
     /// Sends a query whose answer would go to the sentinel, and a datagram from nobody's address.
     fn spoofed_source(&self) -> io::Result<Told> {
         let Addresses { sentinel, nobody, .. } = self.context.addresses;
-        let query = self.query(&[UNFIT], dns::A);
+        let query = self.query(&[UNFIT], RecordType::A)?;
         for (source, to, payload) in [
             (sentinel, SocketAddr::new(public(self.task.family), 53), query.as_slice()),
             (nobody, SocketAddr::new(sentinel, 9999), self.marker().as_bytes()),
@@ -293,7 +294,7 @@ impl Attempt<'_> {
     }
 
     /// Returns a query for a name with the marker in front.
-    fn query(&self, labels: &[&str], kind: u16) -> Vec<u8> {
+    fn query(&self, labels: &[&str], kind: RecordType) -> io::Result<Vec<u8>> {
         let marker = self.marker();
         let labels: Vec<&str> = std::iter::once(marker.as_str()).chain(labels.iter().copied()).collect();
         dns::query(u16::from(self.task.number()), &labels, kind)
@@ -323,7 +324,7 @@ impl Attempt<'_> {
         &self,
         ask: impl Fn(&Self, IpAddr, &[u8], Duration) -> io::Result<Option<Answer>>,
     ) -> io::Result<Told> {
-        let query = self.query(&[UNFIT], dns::A);
+        let query = self.query(&[UNFIT], RecordType::A)?;
         let servers = [self.context.addresses.sentinel, public(self.task.family)];
         let one = |server: IpAddr| match ask(self, server, &query, WAIT) {
             Ok(Some(answer)) => match answer.reason {
@@ -338,7 +339,7 @@ impl Attempt<'_> {
     }
 
     fn dns_listener(&self) -> io::Result<Told> {
-        let query = self.query(&[UNFIT], dns::A);
+        let query = self.query(&[UNFIT], RecordType::A)?;
         let mut last = failed("nothing came back");
         for _ in 0..TRIES {
             match self.ask_udp(public(self.task.family), &query, LONG / TRIES) {
@@ -459,8 +460,9 @@ impl Attempt<'_> {
     /// Looks up a name as a guest does, or says what was seen instead.
     fn resolve(&self, host: &str) -> Result<Vec<IpAddr>, Told> {
         let labels: Vec<&str> = host.split('.').collect();
-        for kind in [dns::A, dns::AAAA] {
-            let query = dns::query(u16::from(self.task.number()), &labels, kind);
+        for kind in [RecordType::A, RecordType::AAAA] {
+            let query = dns::query(u16::from(self.task.number()), &labels, kind)
+                .map_err(|error| failed(format!("dns: {}", words(&error))))?;
             match self.ask_udp(public(self.task.family), &query, LONG) {
                 Ok(Some(answer)) if !answer.addresses.is_empty() => return Ok(answer.addresses),
                 Ok(Some(Answer { reason: Some(reason), .. })) => return Err(failed(format!("dns: {reason}"))),

@@ -1,24 +1,21 @@
 //! A query as a guest's resolver sends it, and what of the answer says whose it is.
 
+use hickory_resolver::proto::op::{Edns, Message, MessageType, OpCode, Query, ResponseCode};
+use hickory_resolver::proto::rr::rdata::opt::{EdnsCode, EdnsOption};
+use hickory_resolver::proto::rr::{Name, RData, RecordType};
 use outgate::reason::Reason;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io;
+use std::net::IpAddr;
 
-/// Record types (RFC 1035, RFC 3596, RFC 6891).
-pub(super) const A: u16 = 1;
-pub(super) const AAAA: u16 = 28;
-const OPT: u16 = 41;
 /// The option of an extended error (RFC 8914).
 const EXTENDED_ERROR: u16 = 15;
-/// Maximum number of records that are read.
-const MAX_RECORDS: usize = 64;
-/// Maximum number of labels of a name.
-const MAX_LABELS: usize = 128;
+/// The largest answer over UDP that a guest takes, in bytes (<https://www.dnsflagday.net/2020/>).
+const PAYLOAD: u16 = 1232;
 
 /// An answer.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Answer {
-    id: u16,
-    code: u16,
+    code: ResponseCode,
     /// Outgate's reason, if the answer is outgate's refusal.
     pub(super) reason: Option<Reason>,
     pub(super) addresses: Vec<IpAddr>,
@@ -28,89 +25,52 @@ impl Answer {
     /// Returns the usual name of its response code (RFC 6895).
     pub(super) fn code(&self) -> String {
         match self.code {
-            0 => "NOERROR".to_owned(),
-            2 => "SERVFAIL".to_owned(),
-            3 => "NXDOMAIN".to_owned(),
-            5 => "REFUSED".to_owned(),
-            code => format!("response code {code}"),
+            ResponseCode::NoError => "NOERROR".to_owned(),
+            ResponseCode::ServFail => "SERVFAIL".to_owned(),
+            ResponseCode::NXDomain => "NXDOMAIN".to_owned(),
+            ResponseCode::Refused => "REFUSED".to_owned(),
+            code => format!("response code {}", u16::from(code)),
         }
     }
 }
 
 /// Returns a query with EDNS, so that the answer may say more than a code.
-pub(super) fn query(id: u16, labels: &[&str], kind: u16) -> Vec<u8> {
-    let mut bytes = id.to_be_bytes().to_vec();
-    // Recursion desired; one question, one additional record.
-    bytes.extend([1, 0, 0, 1, 0, 0, 0, 0, 0, 1]);
-    for label in labels {
-        bytes.push(u8::try_from(label.len()).unwrap_or(u8::MAX));
-        bytes.extend(label.bytes());
-    }
-    bytes.push(0);
-    bytes.extend(kind.to_be_bytes());
-    bytes.extend([0, 1, 0]);
-    bytes.extend(OPT.to_be_bytes());
-    bytes.extend(1232_u16.to_be_bytes());
-    bytes.extend([0; 6]);
-    bytes
+///
+/// # Errors
+/// [`io::ErrorKind::InvalidInput`] if the labels are no name.
+pub(super) fn query(id: u16, labels: &[&str], kind: RecordType) -> io::Result<Vec<u8>> {
+    let invalid = |error| io::Error::new(io::ErrorKind::InvalidInput, error);
+    let mut name = Name::from_labels(labels.iter().map(|label| label.as_bytes())).map_err(invalid)?;
+    name.set_fqdn(true);
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    let mut edns = Edns::new();
+    edns.set_max_payload(PAYLOAD);
+    message.add_query(Query::query(name, kind)).set_edns(edns);
+    message.to_vec().map_err(invalid)
 }
 
 /// Reads the answer to the query with this id; `None` if it is none.
 pub(super) fn answer(id: u16, bytes: &[u8]) -> Option<Answer> {
-    let u16_at = |at: usize| Some(u16::from_be_bytes(bytes.get(at..at.checked_add(2)?)?.try_into().ok()?));
-    let flags = u16_at(2)?;
-    if u16_at(0)? != id || flags & 0x8000 == 0 {
+    let message = Message::from_vec(bytes).ok()?;
+    if message.metadata.id != id || message.metadata.message_type != MessageType::Response {
         return None;
     }
-    let mut answer = Answer { id, code: flags & 0xf, ..Answer::default() };
-    let mut at = 12;
-    for _ in 0..usize::from(u16_at(4)?).min(MAX_RECORDS) {
-        at = after_name(bytes, at)?.checked_add(4)?;
-    }
-    let records = [u16_at(6)?, u16_at(8)?, u16_at(10)?].into_iter().map(usize::from).sum::<usize>();
-    for _ in 0..records.min(MAX_RECORDS) {
-        at = after_name(bytes, at)?;
-        let (kind, length) = (u16_at(at)?, usize::from(u16_at(at.checked_add(8)?)?));
-        let start = at.checked_add(10)?;
-        let data = bytes.get(start..start.checked_add(length)?)?;
-        match kind {
-            A => answer.addresses.extend(<[u8; 4]>::try_from(data).ok().map(|bytes| IpAddr::V4(Ipv4Addr::from(bytes)))),
-            AAAA => {
-                answer.addresses.extend(<[u8; 16]>::try_from(data).ok().map(|bytes| IpAddr::V6(Ipv6Addr::from(bytes))));
-            }
-            OPT => answer.reason = reason(data),
-            _ => {}
-        }
-        at = start.checked_add(length)?;
-    }
-    Some(answer)
+    let addresses = message.answers.iter().filter_map(|record| match &record.data {
+        RData::A(address) => Some(IpAddr::V4(address.0)),
+        RData::AAAA(address) => Some(IpAddr::V6(address.0)),
+        _ => None,
+    });
+    let reason = message.edns.as_ref().and_then(reason);
+    Some(Answer { code: message.metadata.response_code, reason, addresses: addresses.collect() })
 }
 
-/// Returns outgate's reason in the options of an OPT record.
-fn reason(mut options: &[u8]) -> Option<Reason> {
-    while let Some((head, rest)) = options.split_at_checked(4) {
-        let [kind_high, kind_low, high, low] = <[u8; 4]>::try_from(head).ok()?;
-        let (value, next) = rest.split_at_checked(usize::from(u16::from_be_bytes([high, low])))?;
-        if u16::from_be_bytes([kind_high, kind_low]) == EXTENDED_ERROR {
-            let text = std::str::from_utf8(value.get(2..)?).ok()?;
-            return Reason::ALL.into_iter().find(|reason| reason.as_str() == text);
-        }
-        options = next;
-    }
-    None
-}
-
-fn after_name(bytes: &[u8], mut at: usize) -> Option<usize> {
-    for _ in 0..MAX_LABELS {
-        let length = usize::from(*bytes.get(at)?);
-        match length {
-            0 => return at.checked_add(1),
-            // A pointer ends a name.
-            192.. => return at.checked_add(2),
-            _ => at = at.checked_add(length)?.checked_add(1)?,
-        }
-    }
-    None
+/// Returns outgate's reason in the options.
+fn reason(edns: &Edns) -> Option<Reason> {
+    let Some(EdnsOption::Unknown(_, value)) = edns.option(EdnsCode::Unknown(EXTENDED_ERROR)) else { return None };
+    // Behind the code is a text.
+    let text = std::str::from_utf8(value.get(2..)?).ok()?;
+    Reason::ALL.into_iter().find(|reason| reason.as_str() == text)
 }
 
 #[cfg(test)]
@@ -119,7 +79,7 @@ mod tests {
 
     /// A response to [`query`] with these records behind the question.
     fn response(code: u8, counts: [u8; 2], records: &[u8]) -> Vec<u8> {
-        let query = query(7, &["a", "test"], A);
+        let query = query(7, &["a", "test"], RecordType::A).unwrap();
         let question = &query[12..query.len() - 11];
         [&[0, 7, 0x81, code, 0, 1, 0, counts[0], 0, 0, 0, counts[1]][..], question, records].concat()
     }
@@ -139,7 +99,15 @@ mod tests {
         let plain = answer(7, &response(0, [1, 0], &[192, 12, 0, 1, 0, 1, 0, 0, 0, 60, 0, 4, 11, 0, 0, 10])).unwrap();
         assert_eq!((plain.reason, plain.addresses), (None, vec![IpAddr::from([11, 0, 0, 10])]));
         assert_eq!(answer(8, &response(0, [0, 0], &[])), None, "another query's");
-        assert_eq!(answer(7, &query(7, &["a"], A)), None, "a query");
+        assert_eq!(answer(7, &query(7, &["a"], RecordType::A).unwrap()), None, "a query");
+    }
+
+    #[test]
+    fn a_query_is_what_a_resolver_sends() {
+        let sent = query(0x102, &["x", "not a name"], RecordType::AAAA).unwrap();
+        let wanted = b"\x01\x02\x01\0\0\x01\0\0\0\0\0\x01\x01x\x0anot a name\0\0\x1c\0\x01\0\0\x29\x04\xd0\0\0\0\0\0\0";
+        assert_eq!(sent, wanted);
+        assert!(query(1, &["x".repeat(64).as_str()], RecordType::A).is_err());
     }
 
     #[test]
