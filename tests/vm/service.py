@@ -400,14 +400,15 @@ def migrates(provider):
     before = setup_state(provider)
     said = provider.do("outgate setup --migrate --dry-run")
     assert "ListenDatagram=10.42.42.1:5399" in said and "has 10.42.42.1:5398, which [listen] does not have: it is closed" in said, said
-    assert setup_state(provider) == before
+    assert setup_state(provider) == before, f"{said}: {setup_state(provider)}, before: {before}"
     said = provider.do("outgate setup --migrate", 90)
     assert "guarded: br0" in said, said
     serves(provider)
     assert provider.run(f"ls {folder}/outgate-dns.socket.d").status, said
     assert provider.state("outgate-dns.socket") == "inactive" and provider.state("outgate-listen-dns-10.42.42.1-5399.socket") == "active", said
-    assert "nothing to change" in provider.do("outgate listen apply")
-    assert "nothing to change" in provider.do("outgate setup --migrate")
+    for command in ("outgate listen apply", "outgate setup --migrate"):
+        said = provider.do(command, 90)
+        assert "nothing to change" in said, f"{command}: {said}"
     said = provider.do("outgate setup --undo", 90)
     assert setup_state(provider) == before, f"{said}: {setup_state(provider)}, before: {before}"
     serves(provider)
