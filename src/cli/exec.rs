@@ -1,8 +1,10 @@
 //! `outgate exec`: runs a command in namespaces of its own, as a guest. `requirements` checks the requirements;
 //! `enclosure` creates and removes guest and network namespace. Two halves of this program supervise the command
 //! and communicate through `messages`: `inside` is the first process of its namespaces. Outside, `start` starts that
-//! process, `watch` waits for the end and forwards signals, and `terminal` relays the caller's terminal.
+//! process, `watch` waits for the end and forwards signals, and `terminal` relays the caller's terminal. `apparmor`
+//! keeps the rights of outgate's own profile from all that is started.
 
+mod apparmor;
 mod enclosure;
 pub(super) mod inside;
 mod messages;

@@ -19,11 +19,14 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "tests", "vm"))
 import debian  # noqa: E402  (where this machine's Debian packages come from)
 
-PACKAGES = "adduser,ca-certificates,curl,init-system-helpers,iproute2,nftables"
+PACKAGES = "adduser,apparmor,ca-certificates,curl,init-system-helpers,iproute2,nftables"
 GOLEM = "/etc/outgate/whitelist/10-golem.rules"
 OPERATORS = "/etc/outgate/whitelist/20-packages.rules"
 LOCAL = "/etc/outgate/whitelist/local.rules"
 CONFIG = "/etc/outgate/outgate.toml"
+PROFILE, WRITTEN, SHIPPED_PROFILE = "/etc/apparmor.d/outgate", "/var/lib/outgate-host/apparmor", "/usr/share/outgate/apparmor/outgate"
+# Whether a parser takes a profile, with no kernel that has AppArmor.
+PARSE = "apparmor_parser --skip-kernel-load --skip-cache"
 SHIPPED = [
     "usr/bin/outgate", "usr/share/man/man1/outgate.1.gz", "usr/share/man/man5/outgate.toml.5.gz",
     "usr/share/bash-completion/completions/outgate",
@@ -32,7 +35,7 @@ SHIPPED = [
     "usr/lib/systemd/system/outgate-admin.socket", "usr/lib/systemd/system/outgate-firewall.service",
     "usr/lib/systemd/system/outgate-host.service",
     "usr/lib/systemd/system/outgate-golem-sync.service", "usr/lib/systemd/system/outgate-golem-sync.timer",
-    "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
+    SHIPPED_PROFILE.lstrip("/"), "usr/lib/sysusers.d/outgate.conf", "usr/lib/tmpfiles.d/outgate.conf", "etc/logrotate.d/outgate",
     "usr/share/doc/outgate/copyright", "usr/share/doc/outgate/changelog.Debian.gz",
     "usr/share/doc/outgate/README.md", "usr/share/doc/outgate/docs/SUMMARY.md",
     "usr/share/doc/outgate/docs/reference/reasons.md", "usr/share/doc/outgate/docs/internals/firewall.md",
@@ -161,6 +164,64 @@ def check_fresh(world, package):
     assert "table" not in world.sh("nft list ruleset"), "the firewall was changed"
 
 
+def check_no_profile(world):
+    """The parser of Debian 12 fails at the profile, and with it in the folder apparmor.service would."""
+    said = world.sh(f"{PARSE} {SHIPPED_PROFILE} 2>&1", wanted=1)
+    assert "abi" in said, said
+    world.sh(f"test -d /etc/apparmor.d/abi && ! test -e {PROFILE} && ! test -e {WRITTEN}")
+
+
+def check_profile(world, package, second):
+    """The AppArmor profile on Debian 13: what postinst writes, what the operator edits or deletes, removal, purge."""
+    local = "/etc/apparmor.d/local/outgate"
+    world.sh(f"echo '# mine' >{local}")
+    says = "not as the package wrote it"
+
+    def state():
+        return world.sh(f"cd /; ls {PROFILE} {WRITTEN} {local} /etc/apparmor.d/*.dpkg-new 2>/dev/null || true").split()
+
+    world.sh(f"cmp {PROFILE} {SHIPPED_PROFILE} && cmp {PROFILE} {WRITTEN} && {PARSE} {PROFILE} && test $(stat -c '%U %a' {PROFILE} | tr -d ' ') = root644")
+    # Not edited: it follows the package, and so it does where the record was lost.
+    world.append(PROFILE, "# of an earlier version\n")
+    world.sh(f"cp {PROFILE} {WRITTEN}")
+    assert says not in world.install(second)
+    world.sh(f"cmp {PROFILE} {SHIPPED_PROFILE} && rm {WRITTEN}")
+    assert says not in world.install(second)
+    world.sh(f"cmp {PROFILE} {WRITTEN}")
+    # Edited: it stays, which is said when the package's is another one.
+    world.append(PROFILE, "# edited\n")
+    assert says not in world.install(second)
+    assert "# edited" in world.read(PROFILE)
+    world.append(WRITTEN, "# of an earlier version\n")
+    assert says in world.install(second) and "# edited" in world.read(PROFILE)
+    world.sh("dpkg -r outgate")
+    assert state() == [local, PROFILE, WRITTEN], state()
+    # It is still the operator's when the package comes back; a deleted one stays deleted.
+    world.install(second)
+    assert "# edited" in world.read(PROFILE)
+    os.unlink(world.path(PROFILE))
+    world.install(second)
+    world.sh("dpkg -r outgate")
+    world.install(second)
+    assert state() == [local, WRITTEN], state()
+    world.sh("dpkg -P outgate")
+    assert state() == [local], state()
+    # A file that was there before is not the package's, whatever is in it.
+    world.sh(f"echo '# before' >{PROFILE}")
+    assert says in world.install(package)
+    world.sh("dpkg -P outgate")
+    assert world.read(PROFILE) == "# before\n"
+    # AppArmor comes after outgate, or without a parser; the trigger is what dpkg does when it unpacks that file.
+    world.sh(f"rm {PROFILE}; mv /etc/apparmor.d/abi/4.0 /root/")
+    world.install(package)
+    assert state() == [local], state()
+    world.sh("mv /root/4.0 /etc/apparmor.d/abi/; dpkg-trigger --no-await --by-package=apparmor /etc/apparmor.d/abi/4.0 && dpkg --configure --pending")
+    assert state() == [local, PROFILE, WRITTEN], state()
+    world.sh("dpkg -r outgate")
+    assert state() == [local], state()
+    world.sh(f"dpkg -P outgate; rm {local}")
+
+
 def enabled(world):
     """Which units are enabled, and by which targets."""
     return sorted(world.sh("cd /etc/systemd/system; find . -path './*.wants/outgate*' -type l -printf '%P\\n'").split())
@@ -245,7 +306,7 @@ def check_trixie(world, package, second):
     check_use(world)
     check_upgrade(world, second)
     check_use(world)
-    world.sh("dpkg -r outgate && dpkg -P outgate")
+    check_profile(world, package, second)
     left = world.sh("find /etc /usr /var -name '*outgate*' -not -path '/var/log/*' -not -path '/var/lib/dpkg/*'").split()
     assert not left, left
 
@@ -329,6 +390,7 @@ def main():
                 ("lintian finds no error", lambda: check_lintian(package)),
                 ("a fresh installation is complete and changes no firewall", lambda: check_fresh(world, package)),
                 ("the shipped configuration refuses and allows as it should", lambda: check_use(world)),
+                ("no AppArmor profile where the parser cannot read it", lambda: check_no_profile(world)),
                 ("the same on Debian 13, an upgrade, removal and purge", lambda: check_trixie(trixie, package, second)),
                 ("an upgrade keeps what the operator edited", lambda: check_upgrade(world, second)),
                 ("an upgrade with a broken list names the line and does not fail in dpkg", lambda: check_broken(world, third)),

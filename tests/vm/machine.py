@@ -23,6 +23,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 KERNEL = "linux-image-cloud-amd64"
 MODULES = ["virtio_pci", "virtio_net"]
 BOOT_SECONDS = 120
+# What is emulated of a processor.
+CPU = "max"
 
 
 class MachineError(Exception):
@@ -50,7 +52,7 @@ class Machine:
         self.number, self.lines = 0, queue.Queue()
         self.process = subprocess.Popen(
             [
-                *prefix, "qemu-system-x86_64", "-machine", "q35,usb=off", "-accel", "tcg", "-cpu", "max", "-m", str(memory), "-nodefaults",
+                *prefix, "qemu-system-x86_64", "-machine", "q35,usb=off", "-accel", "tcg", "-cpu", CPU, "-m", str(memory), "-nodefaults",
                 "-no-user-config", "-display", "none", "-kernel", kernel, "-initrd", image, "-append", f"console=ttyS0 loglevel=4 panic=-1",
                 "-serial", f"file:{self.console}", "-serial", "stdio", *arguments,
             ],

@@ -4,7 +4,7 @@
 
 use super::pool::{self, GATEWAY};
 use super::run_names::{self, Names};
-use super::warn;
+use super::{apparmor, warn};
 use crate::cli::ask::Daemon;
 use crate::cli::bridge::{Application, Question, tool};
 use crate::cli::credentials::{self, Credentials};
@@ -52,6 +52,8 @@ pub(in crate::cli) struct Enclosure {
 impl Enclosure {
     /// Creates it.
     pub(in crate::cli) fn make(order: &Order<'_>) -> Result<Enclosure, Failure> {
+        // Also since a command with a profile of its own may be out of reach for signals from that one.
+        apparmor::leave_profile().map_err(|error| Failure::Failed(error.to_string()))?;
         let names = Names::of(order.name);
         let mut application = Application {
             name: names.guest.clone(),

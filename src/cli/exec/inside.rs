@@ -11,6 +11,7 @@ mod mounts;
 pub(super) use command::Identity;
 pub(super) use mounts::PROGRAM;
 
+use super::apparmor::leave_profile;
 use super::messages::{ToInner, ToOuter, receive, send};
 use crate::cli::Failure;
 use mounts::within;
@@ -99,6 +100,8 @@ fn run(order: &Order, program: &[OsString]) -> io::Result<u8> {
             return Err(io::Error::other(format!("{WORD} requires namespaces of its own")));
         }
     }
+    // The kernel may have attached it again when it started this program.
+    leave_profile()?;
     let talk = Arc::new(fcntl_dupfd_cloexec(io::stdin(), 0)?);
     unreachable()?;
     close_the_rest()?;

@@ -1,7 +1,7 @@
-//! The last step before the command, in a process that then becomes it: user, no capability, system call filter.
-//! Only the change of user requires root.
+//! The last step before the command, in a process that then becomes it: AppArmor profile, user, no capability, system
+//! call filter. Only the change of user requires root.
 
-use super::WORD;
+use super::{WORD, leave_profile};
 use crate::cli::Failure;
 use outgate::system::{User, fence_command, give_up};
 use serde::{Deserialize, Serialize};
@@ -57,7 +57,9 @@ pub(super) fn become_it(mut arguments: impl Iterator<Item = OsString>) -> ExitCo
         return failure.exit().into();
     };
     let identity: Option<Identity> = identity;
-    let confined = give_up(identity.map(Identity::user).as_ref()).map_err(io::Error::other);
+    let user = identity.map(Identity::user);
+    // The profile first: without new privileges, kernels may refuse the change.
+    let confined = leave_profile().and_then(|()| give_up(user.as_ref()).map_err(io::Error::other));
     let (failure, code) = match confined.and_then(|()| fence_command()) {
         Err(error) => {
             let failure = Failure::Failed(error.to_string());
