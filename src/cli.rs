@@ -7,9 +7,11 @@ mod check;
 mod credentials;
 mod exec;
 mod explain;
+mod files;
 mod firewall;
 mod golem;
 mod guest;
+mod interrupt;
 mod listen;
 mod lock;
 mod man;
@@ -138,6 +140,12 @@ impl Failure {
 }
 
 type Outcome = Result<Exit, Failure>;
+
+/// Returns what a command that changes something prints with --json where it fails.
+fn error_json(failure: &Failure, dry_run: bool) -> serde_json::Value {
+    let text = failure.to_string();
+    serde_json::json!({ "error": text.strip_prefix("outgate: ").unwrap_or(&text), "dry_run": dry_run })
+}
 
 /// Filters the outbound connections of a machine that runs untrusted guests.
 ///

@@ -242,6 +242,7 @@ def set_up(provider):
     assert setup_state(provider) == before, "something was changed by looking"
     cannot_set_up(provider, before)
     killed_setup(provider, before)
+    interrupted_setup(provider, before)
     begin = time.monotonic()
     said = provider.do(SETUP, 90)
     took = time.monotonic() - begin
@@ -306,6 +307,23 @@ def killed_setup(provider, before):
         said = provider.do("outgate setup --undo", 90)
         provider.ready()
         assert setup_state(provider) == before, f"killed after {seconds} s: {said}: {setup_state(provider)}, before: {before}"
+
+
+def interrupted_setup(provider, before):
+    """Ctrl-C and its like at any moment: what was there is put back without being asked for."""
+    put_back = 0
+    for n in range(20):
+        seconds, name = 0.1 + 0.15 * n, ("INT", "TERM", "HUP")[n % 3]
+        result = provider.run(f"timeout --preserve-status -s {name} {seconds} {SETUP}", 60)
+        if re.search("everything was changed as shown|guarded", result.output):
+            # It came too late.
+            break
+        provider.ready()
+        assert setup_state(provider) == before, f"SIG{name} after {seconds} s: {result}: {setup_state(provider)}, before: {before}"
+        put_back += "what was there before was put back" in result.output
+    provider.do("outgate setup --undo", 90)
+    provider.ready()
+    assert put_back and setup_state(provider) == before, f"put back {put_back} times: {result}"
 
 
 def second_subnet(provider):
