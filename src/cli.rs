@@ -131,6 +131,12 @@ impl Failure {
         }
     }
 
+    /// Returns the text without the program's name, for a sentence that has it already.
+    fn unnamed(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("outgate: ").map(str::to_owned).unwrap_or(text)
+    }
+
     fn report(&self) {
         // A reader such as head(1) that closes the pipe early is not an error worth reporting.
         if !matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
@@ -143,8 +149,7 @@ type Outcome = Result<Exit, Failure>;
 
 /// Returns what a command that changes something prints with --json where it fails.
 fn error_json(failure: &Failure, dry_run: bool) -> serde_json::Value {
-    let text = failure.to_string();
-    serde_json::json!({ "error": text.strip_prefix("outgate: ").unwrap_or(&text), "dry_run": dry_run })
+    serde_json::json!({ "error": failure.unnamed(), "dry_run": dry_run })
 }
 
 /// Filters the outbound connections of a machine that runs untrusted guests.

@@ -74,8 +74,8 @@ fn change(todo: &Todo, teller: &mut Teller<'_>) -> Result<(), String> {
     let listens = match &todo.listen {
         Some(plan) if !plan.is_empty() => {
             teller.go_on()?;
-            let _lock = listen::lock().map_err(|failure| failure.to_string())?;
-            listen::carry_out(plan).map_err(|failure| failure.to_string())?;
+            let _lock = listen::lock().map_err(|failure| failure.unnamed())?;
+            listen::carry_out(plan).map_err(|failure| failure.unnamed())?;
             plan.lines("").iter().try_for_each(|line| tell(teller, line))?;
             true
         }
@@ -318,12 +318,12 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
     // Before the listeners go, so that guests are not brought to where nobody listens.
     firewall_back(record, &Config::default(), teller)?;
     let (settings, _) = Settings::load(None).map_err(|error| error.to_string())?;
-    let _lock = listen::lock().map_err(|failure| failure.to_string())?;
-    let plan = listen::prepare(&settings, Replace::NoDropIns).map_err(|failure| failure.to_string())?;
+    let _lock = listen::lock().map_err(|failure| failure.unnamed())?;
+    let plan = listen::prepare(&settings, Replace::NoDropIns).map_err(|failure| failure.unnamed())?;
     if plan.is_empty() {
         return systemctl(&["try-reload-or-restart", SERVICE]);
     }
-    listen::carry_out(&plan).map_err(|failure| failure.to_string())?;
+    listen::carry_out(&plan).map_err(|failure| failure.unnamed())?;
     plan.lines("").iter().try_for_each(|line| tell(teller, line))
 }
 
@@ -331,14 +331,14 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
 fn firewall_back(record: &Record, config: &Config, teller: &mut Teller<'_>) -> Result<(), String> {
     let (settings, _) = Settings::load(config.file()).map_err(|error| error.to_string())?;
     if record.had_firewall && settings.firewall.is_wanted() {
-        applied::apply_quietly(config.file()).map_err(|failure| failure.to_string())?;
+        applied::apply_quietly(config.file()).map_err(|failure| failure.unnamed())?;
         return tell(teller, "applied the firewall of before");
     }
     if !outgate::firewall::is_any_there() {
         return Ok(());
     }
     let mut said = Vec::new();
-    let exit = applied::remove_for(config, &mut said).map_err(|failure| failure.to_string())?;
+    let exit = applied::remove_for(config, &mut said).map_err(|failure| failure.unnamed())?;
     let said = String::from_utf8_lossy(&said).into_owned();
     match exit {
         Exit::Good => tell(teller, said.trim_end()),
