@@ -331,5 +331,8 @@ mod tests {
         for (failure, exit) in exits {
             assert_eq!(failure.exit(), exit, "{failure:?}");
         }
+        // Within another failure the program is named once.
+        let outer = Failure::Failed(format!("{}; put back", Failure::Failed("no".to_owned()).unnamed()));
+        assert_eq!(outer.to_string(), "outgate: no; put back");
     }
 }

@@ -9,6 +9,7 @@ use outgate::accept::{SocketUse, socket_unit};
 use outgate::config::Settings;
 use outgate::diagnostic::Diagnostic;
 use outgate::files::replace::remove_leftovers;
+use outgate::shell::quoted;
 use outgate::system;
 use outgate::text::{counted, printable};
 use serde_json::json;
@@ -155,6 +156,10 @@ pub(super) fn lock() -> Result<Lock, Failure> {
 /// Plans what makes systemd listen where `settings` say, and checks that it can. Changes nothing.
 pub(super) fn prepare(settings: &Settings, replace: Replace) -> Result<Plan, Failure> {
     let plan = plan(settings, &own_units()?, replace)?;
+    for name in plan.start.keys().chain(&plan.stop) {
+        // What stands there has to be put back if a later step fails.
+        files::read(&path_of(name)).map_err(|why| Failure::Failed(unreplaceable(name, &why)))?;
+    }
     let taken: Vec<String> =
         plan.start.values().filter_map(|((kind, address), _)| taken(*kind, *address, &plan)).collect();
     match taken.is_empty() {
@@ -412,6 +417,14 @@ impl Before {
             systemctl(&[&["enable", "--quiet"], &again[..]].concat())?;
         }
         if serves { systemctl(&["restart", SERVICE]) } else { Ok(()) }
+    }
+}
+
+/// Says why a unit's file can be neither replaced nor put back.
+fn unreplaceable(unit: &str, why: &str) -> String {
+    match std::fs::read_link(path_of(unit)).is_ok_and(|to| to == Path::new("/dev/null")) {
+        true => format!("{unit} is masked; run `systemctl unmask {}`; nothing was changed", quoted(unit)),
+        false => format!("{why}; nothing was changed"),
     }
 }
 

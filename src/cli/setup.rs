@@ -238,6 +238,10 @@ fn guard(arguments: &Arguments, paths: &Paths, teller: &mut Teller<'_>) -> Outco
 
 fn undo(arguments: &Arguments, paths: &Paths, teller: &mut Teller<'_>) -> Outcome {
     let found = record::Record::read(&paths.record).map_err(Failure::Failed)?;
+    if !arguments.dry_run {
+        // Of a run that was killed before it changed anything.
+        files::tidy(&paths.record);
+    }
     let Some(record) = found else {
         teller.say(&format!("nothing to undo: there is no {}", paths.record.display()))?;
         return teller.end(json!({ "dry_run": arguments.dry_run, "undone": false }), Exit::Good);

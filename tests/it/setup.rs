@@ -390,6 +390,12 @@ fn a_killed_run_is_no_change_by_hand() {
     let host = Host::new("");
     let before = host.files();
     let record = "/var/lib/outgate-host/setup.json";
+    // Before it told anything.
+    let left = host.path("/var/lib/outgate-host/.setup.json.7-0.outgate-new");
+    fs::create_dir_all(host.path("/var/lib/outgate-host")).unwrap();
+    fs::write(&left, "half").unwrap();
+    let undone = host.shell("outgate setup --undo");
+    assert!(undone.code == 0 && !left.exists(), "{}{}", undone.out, undone.err);
     for first in [false, true] {
         if first {
             host.shell("outgate setup --guest-interface br0");

@@ -352,6 +352,14 @@ def cannot_set_up(provider, before):
     result = provider.run(SETUP)
     assert result.status == 1 and "cannot listen on 0.0.0.0:3129" in result.output, result
     provider.do("kill $(cat /run/taken)")
+    unit = "/etc/systemd/system/outgate-listen-transparent-0.0.0.0-3129.socket"
+    for make, wanted in ((f"ln -s /root/theirs {unit}", "root follows none"), (f"mkdir {unit}", "not a regular file; move it away"), (f"ln -s /dev/null {unit}", "is masked; run `systemctl unmask ")):
+        provider.do(f"{make}; systemctl daemon-reload")
+        result = provider.run(SETUP)
+        assert result.status == 1 and wanted in result.output and "nothing was changed" in result.output, result
+        said = re.search(r"`(systemctl unmask [^`]+)`", result.output)
+        provider.do(said[1] if said else f"rm -d {unit}")
+    provider.do("systemctl daemon-reload")
     drop = "/etc/systemd/system/outgate-firewall.service.d/fails.conf"
     provider.write(drop, "[Service]\nExecStart=\nExecStart=/bin/false\n")
     provider.do("systemctl daemon-reload")
