@@ -12,7 +12,8 @@ pub(super) fn is_init() -> bool {
 
 /// Returns a property of a unit; empty if it has none.
 pub(super) fn show(unit: &str, property: &str) -> String {
-    let output = Command::new("systemctl").args(["show", "-P", property, unit]).output();
+    // In a process group of its own: what Ctrl-C ended would be taken for a unit without this property.
+    let output = Command::new("systemctl").args(["show", "-P", property, unit]).process_group(0).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
