@@ -329,14 +329,19 @@ fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<
 /// Does it, and restarts a daemon that runs. If it fails, everything is put back.
 pub(super) fn carry_out(plan: &Plan) -> Result<(), Failure> {
     let serves = show(SERVICE, "ActiveState") == "active";
-    // Of runs that were killed; systemd reads none of them.
-    let _ = remove_leftovers(Path::new(FOLDER), |name| name.starts_with(socket_unit::PREFIX));
+    tidy();
     let before = Before::of(plan)?;
     let done = change(plan, serves).and_then(|()| if serves { is_up(plan) } else { Ok(()) });
     done.map_err(|why| match before.put_back(plan, serves) {
         Ok(()) => Failure::Failed(format!("{why}; everything was put back")),
         Err(error) => Failure::Failed(format!("{why}; and it could not be put back: {error}")),
     })
+}
+
+/// Removes files that runs left which were killed while they wrote units. Callers hold the lock.
+pub(super) fn tidy() {
+    // systemd reads none of them.
+    let _ = remove_leftovers(Path::new(FOLDER), |name| name.starts_with(socket_unit::PREFIX));
 }
 
 /// Writes the units, and has systemd start and stop what changes together with the daemon.

@@ -319,6 +319,7 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
     firewall_back(record, &Config::default(), teller)?;
     let (settings, _) = Settings::load(None).map_err(|error| error.to_string())?;
     let _lock = listen::lock().map_err(|failure| failure.unnamed())?;
+    listen::tidy();
     let plan = listen::prepare(&settings, Replace::NoDropIns).map_err(|failure| failure.unnamed())?;
     if plan.is_empty() {
         return systemctl(&["try-reload-or-restart", SERVICE]);
