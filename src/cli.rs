@@ -7,9 +7,11 @@ mod check;
 mod credentials;
 mod exec;
 mod explain;
+mod files;
 mod firewall;
 mod golem;
 mod guest;
+mod interrupt;
 mod listen;
 mod lock;
 mod man;
@@ -129,6 +131,12 @@ impl Failure {
         }
     }
 
+    /// Returns the text without the program's name, for a sentence that has it already.
+    fn unnamed(&self) -> String {
+        let text = self.to_string();
+        text.strip_prefix("outgate: ").map(str::to_owned).unwrap_or(text)
+    }
+
     fn report(&self) {
         // A reader such as head(1) that closes the pipe early is not an error worth reporting.
         if !matches!(self, Failure::Output(error) if error.kind() == io::ErrorKind::BrokenPipe) {
@@ -138,6 +146,11 @@ impl Failure {
 }
 
 type Outcome = Result<Exit, Failure>;
+
+/// Returns what a command that changes something prints with --json where it fails.
+fn error_json(failure: &Failure, dry_run: bool) -> serde_json::Value {
+    serde_json::json!({ "error": failure.unnamed(), "dry_run": dry_run })
+}
 
 /// Filters the outbound connections of a machine that runs untrusted guests.
 ///
@@ -318,5 +331,8 @@ mod tests {
         for (failure, exit) in exits {
             assert_eq!(failure.exit(), exit, "{failure:?}");
         }
+        // Within another failure the program is named once.
+        let outer = Failure::Failed(format!("{}; put back", Failure::Failed("no".to_owned()).unnamed()));
+        assert_eq!(outer.to_string(), "outgate: no; put back");
     }
 }

@@ -1,13 +1,15 @@
 //! `outgate listen`: makes systemd hold the sockets that `[listen]` names, one unit for each address.
 
+use super::files::{self, Content};
 use super::lock::Lock;
 use super::systemd::{self, show, systemctl};
-use super::{Config, Exit, Failure, Outcome, bridge};
+use super::{Config, Exit, Failure, Outcome, bridge, error_json};
 use clap::{Args, Subcommand};
 use outgate::accept::{SocketUse, socket_unit};
 use outgate::config::Settings;
 use outgate::diagnostic::Diagnostic;
-use outgate::files::replace::{Attributes, replace};
+use outgate::files::replace::remove_leftovers;
+use outgate::shell::quoted;
 use outgate::system;
 use outgate::text::{counted, printable};
 use serde_json::json;
@@ -67,15 +69,19 @@ struct ApplyArguments {
     /// Also replace units with drop-ins of yours that have addresses which [listen] does not have
     #[arg(long)]
     replace: bool,
-    /// Print one JSON object instead of text
+    /// Print one JSON object instead of text; where it fails, one with `error`
     #[arg(long)]
     json: bool,
 }
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
-    match &arguments.command {
-        Command::Apply(arguments) => apply(arguments, out),
+    let Command::Apply(arguments) = &arguments.command;
+    let outcome = apply(arguments, out);
+    if let (Err(failure), true) = (&outcome, arguments.json) {
+        // A pipe that is closed is why it failed.
+        let _ = writeln!(out, "{:#}", error_json(failure, arguments.dry_run));
     }
+    outcome
 }
 
 /// A listener of the configuration.
@@ -150,6 +156,10 @@ pub(super) fn lock() -> Result<Lock, Failure> {
 /// Plans what makes systemd listen where `settings` say, and checks that it can. Changes nothing.
 pub(super) fn prepare(settings: &Settings, replace: Replace) -> Result<Plan, Failure> {
     let plan = plan(settings, &own_units()?, replace)?;
+    for name in plan.start.keys().chain(&plan.stop) {
+        // What stands there has to be put back if a later step fails.
+        files::read(&path_of(name)).map_err(|why| Failure::Failed(unreplaceable(name, &why)))?;
+    }
     let taken: Vec<String> =
         plan.start.values().filter_map(|((kind, address), _)| taken(*kind, *address, &plan)).collect();
     match taken.is_empty() {
@@ -319,6 +329,7 @@ fn try_bind(address: SocketAddr, layer: Type, protocol: Protocol) -> io::Result<
 /// Does it, and restarts a daemon that runs. If it fails, everything is put back.
 pub(super) fn carry_out(plan: &Plan) -> Result<(), Failure> {
     let serves = show(SERVICE, "ActiveState") == "active";
+    tidy();
     let before = Before::of(plan)?;
     let done = change(plan, serves).and_then(|()| if serves { is_up(plan) } else { Ok(()) });
     done.map_err(|why| match before.put_back(plan, serves) {
@@ -327,10 +338,16 @@ pub(super) fn carry_out(plan: &Plan) -> Result<(), Failure> {
     })
 }
 
+/// Removes files that runs left which were killed while they wrote units. Callers hold the lock.
+pub(super) fn tidy() {
+    // systemd reads none of them.
+    let _ = remove_leftovers(Path::new(FOLDER), |name| name.starts_with(socket_unit::PREFIX));
+}
+
 /// Writes the units, and has systemd start and stop what changes together with the daemon.
 fn change(plan: &Plan, serves: bool) -> Result<(), String> {
     for (name, (_, text)) in &plan.start {
-        write(&Path::new(FOLDER).join(name), text.as_bytes())?;
+        files::write(&path_of(name), &Content::new(text.clone()))?;
     }
     let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
     let stopped: Vec<&str> = plan.stop.iter().chain(&plan.disable).map(String::as_str).collect();
@@ -343,7 +360,7 @@ fn change(plan: &Plan, serves: bool) -> Result<(), String> {
     if !stopped.is_empty() {
         systemctl(&[&["disable", "--quiet", "--now"], &stopped[..]].concat())?;
     }
-    plan.stop.iter().try_for_each(|name| remove(name))?;
+    plan.stop.iter().try_for_each(|name| files::remove(&path_of(name)))?;
     systemctl(&["daemon-reload"])?;
     if serves { systemctl(&["restart", SERVICE]) } else { Ok(()) }
 }
@@ -369,32 +386,37 @@ fn is_up(plan: &Plan) -> Result<(), String> {
 
 /// The units as they were.
 struct Before {
-    stopped: Vec<(PathBuf, Vec<u8>)>,
+    /// Files of our own units; `None` where there is none.
+    files: Vec<(PathBuf, Option<Content>)>,
     enabled: Vec<String>,
 }
 
 impl Before {
     fn of(plan: &Plan) -> Result<Before, Failure> {
         let read = |name: &String| {
-            let path = Path::new(FOLDER).join(name);
-            let text = std::fs::read(&path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
-            Ok((path, text))
+            let path = path_of(name);
+            let content = files::read(&path).map_err(|why| Failure::Failed(format!("{why}; nothing was changed")))?;
+            Ok((path, content))
         };
-        let stopped = plan.stop.iter().map(read).collect::<Result<_, Failure>>()?;
-        let enabled = plan.disable.iter().filter(|unit| show(unit, "UnitFileState") == "enabled").cloned().collect();
-        Ok(Before { stopped, enabled })
+        let files = plan.stop.iter().chain(plan.start.keys()).map(read).collect::<Result<_, Failure>>()?;
+        let all = plan.stop.iter().chain(plan.start.keys()).chain(&plan.disable);
+        let enabled = all.filter(|unit| show(unit, "UnitFileState") == "enabled").cloned().collect();
+        Ok(Before { files, enabled })
     }
 
     fn put_back(&self, plan: &Plan, serves: bool) -> Result<(), String> {
-        for (path, text) in &self.stopped {
-            write(path, text)?;
-        }
-        let started: Vec<&str> = plan.start.keys().map(String::as_str).collect();
+        // Only those that were written: systemctl(1) fails for a unit without a file.
+        let started: Vec<&str> = plan.start.keys().map(String::as_str).filter(|name| path_of(name).exists()).collect();
         if !started.is_empty() {
             systemctl(&[&["disable", "--quiet", "--now"], &started[..]].concat())?;
         }
-        started.iter().try_for_each(|name| remove(name))?;
-        let again: Vec<&str> = plan.stop.iter().chain(&self.enabled).map(String::as_str).collect();
+        for (path, content) in &self.files {
+            match content {
+                Some(content) => files::write(path, content)?,
+                None => files::remove(path)?,
+            }
+        }
+        let again: Vec<&str> = self.enabled.iter().map(String::as_str).collect();
         systemctl(&["daemon-reload"])?;
         if !again.is_empty() {
             systemctl(&[&["enable", "--quiet"], &again[..]].concat())?;
@@ -403,14 +425,16 @@ impl Before {
     }
 }
 
-fn write(path: &Path, text: &[u8]) -> Result<(), String> {
-    let attributes = Attributes { owner: None, mode: 0o644 };
-    replace(path, text, attributes).map_err(|error| format!("{}: {error}", path.display()))
+/// Says why a unit's file can be neither replaced nor put back.
+fn unreplaceable(unit: &str, why: &str) -> String {
+    match std::fs::read_link(path_of(unit)).is_ok_and(|to| to == Path::new("/dev/null")) {
+        true => format!("{unit} is masked; run `systemctl unmask {}`; nothing was changed", quoted(unit)),
+        false => format!("{why}; nothing was changed"),
+    }
 }
 
-fn remove(name: &str) -> Result<(), String> {
-    let path = Path::new(FOLDER).join(name);
-    std::fs::remove_file(&path).map_err(|error| format!("{}: {error}", path.display()))
+fn path_of(unit: &str) -> PathBuf {
+    Path::new(FOLDER).join(unit)
 }
 
 fn tell(plan: &Plan, arguments: &ApplyArguments, out: &mut dyn Write) -> Outcome {

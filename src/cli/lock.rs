@@ -42,10 +42,17 @@ impl Lock {
     }
 
     /// Waits for the lock, 30 s at most.
+    ///
+    /// # Errors
+    /// One line that names the file.
     pub(super) fn wait(path: &Path) -> io::Result<Lock> {
         let give_up = Instant::now() + PATIENCE;
+        let failed = |error: io::Error| {
+            let why = format!("{}: cannot be taken as a lock: {error}; remove it", path.display());
+            io::Error::new(error.kind(), why)
+        };
         loop {
-            if let Some(lock) = Lock::take(path)? {
+            if let Some(lock) = Lock::take(path).map_err(failed)? {
                 return Ok(lock);
             }
             if Instant::now() >= give_up {
@@ -77,5 +84,9 @@ mod tests {
         second.remove().unwrap();
         assert!(!path.exists());
         assert!(Lock::wait(&path).is_ok());
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        let error = Lock::wait(&path).unwrap_err().to_string();
+        assert!(error.contains(&format!("{}: cannot be taken as a lock", path.display())), "{error}");
     }
 }

@@ -6,13 +6,13 @@ mod configuration;
 mod daemon_json;
 mod diff;
 mod docker;
-mod files;
 mod outcome;
 mod overview;
 mod plan;
 mod record;
 
-use super::{Config, Exit, Failure, Outcome, listen, systemd};
+use super::interrupt::Interrupt;
+use super::{Config, Exit, Failure, Outcome, error_json, files, listen, systemd};
 use clap::Args;
 use outgate::config::CONFIG_FILE;
 use outgate::system;
@@ -30,9 +30,11 @@ use std::path::{Path, PathBuf};
 /// the result. For Docker's bridges it also writes "dns" into /etc/docker/daemon.json, because dockerd otherwise asks
 /// for containers from this host's own network, past the policy.
 ///
-/// Everything is checked first: where something is in the way, nothing is changed. Where a later step fails, what was
-/// there is put back. It can be repeated, and with another interface it adds. Requires root, except for the overview and
-/// --dry-run.
+/// Everything is checked first: where something is in the way, nothing is changed. Where a later step fails, or a signal
+/// such as that of Ctrl-C comes, what was there is put back. It can be repeated, and with another interface it adds.
+/// Requires root, except for the overview and --dry-run.
+///
+/// --json prints one object. Where it fails that has `error`, the text that is on standard error too.
 ///
 /// Exit code 0 if the guests are guarded, 1 if not, 6 if they are but another firewall blocks them, or dockerd has to be
 /// restarted before containers' names are guarded.
@@ -102,6 +104,8 @@ struct Teller<'o> {
     out: &'o mut dyn Write,
     is_json: bool,
     lines: Vec<String>,
+    /// Whether the operator wants it to end.
+    interrupt: Interrupt,
 }
 
 impl Teller<'_> {
@@ -132,23 +136,41 @@ impl Teller<'_> {
     }
 
     /// Ends the run: prints the object.
-    fn end(self, mut answer: Value, exit: Exit) -> Outcome {
+    fn end(&mut self, mut answer: Value, exit: Exit) -> Outcome {
         if self.is_json {
             if let Some(fields) = answer.as_object_mut() {
-                fields.insert("said".to_owned(), self.lines.into());
+                fields.insert("said".to_owned(), std::mem::take(&mut self.lines).into());
             }
             writeln!(self.out, "{answer:#}")?;
         }
         Ok(exit)
     }
+
+    /// Says that the operator interrupted the run, if so.
+    ///
+    /// # Errors
+    /// Then.
+    fn go_on(&self) -> Result<(), String> {
+        if self.interrupt.has_come() { Err("interrupted by a signal".to_owned()) } else { Ok(()) }
+    }
 }
 
 pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     let paths = Paths::of(arguments.config.file());
-    if arguments.guest_interface.is_empty() && !arguments.migrate && !arguments.undo {
-        return overview::show(&paths, arguments.json, out);
+    let mut teller = Teller { out, is_json: arguments.json, lines: Vec::new(), interrupt: Interrupt::default() };
+    let outcome = attempt(arguments, &paths, &mut teller);
+    if let Err(failure) = &outcome {
+        let answer = error_json(failure, arguments.dry_run);
+        // A pipe that is closed is why it failed.
+        let _ = teller.end(answer, failure.exit());
     }
-    let teller = Teller { out, is_json: arguments.json, lines: Vec::new() };
+    outcome
+}
+
+fn attempt(arguments: &Arguments, paths: &Paths, teller: &mut Teller<'_>) -> Outcome {
+    if arguments.guest_interface.is_empty() && !arguments.migrate && !arguments.undo {
+        return overview::show(paths, arguments.json, teller.out);
+    }
     if !arguments.dry_run {
         if !system::is_root() {
             let why = "run as root: it writes the configuration and starts services; --dry-run shows what it would do";
@@ -164,10 +186,14 @@ pub(super) fn run(arguments: &Arguments, out: &mut dyn Write) -> Outcome {
     }
     let lock = |path| super::lock::Lock::wait(path).map_err(|error| Failure::Failed(error.to_string()));
     let _lock = if arguments.dry_run { None } else { Some(lock(Path::new(LOCK))?) };
-    if arguments.undo { undo(arguments, &paths, teller) } else { guard(arguments, &paths, teller) }
+    if !arguments.dry_run {
+        let failed = |error| Failure::Failed(format!("signals cannot be caught: {error}; nothing was changed"));
+        teller.interrupt = Interrupt::watch().map_err(failed)?;
+    }
+    if arguments.undo { undo(arguments, paths, teller) } else { guard(arguments, paths, teller) }
 }
 
-fn guard(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcome {
+fn guard(arguments: &Arguments, paths: &Paths, teller: &mut Teller<'_>) -> Outcome {
     let request = Request { interfaces: &arguments.guest_interface, migrate: arguments.migrate };
     let todo = Todo::plan(paths, request)?;
     for note in &todo.notes {
@@ -190,17 +216,17 @@ fn guard(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcom
         todo.lines().iter().try_for_each(|line| teller.say(&format!("would {line}")))?;
         return teller.end(answer, Exit::Good);
     }
-    let docker = change::carry_out(&todo, paths, &mut teller)?;
+    let docker = change::carry_out(&todo, paths, teller)?;
     if !systemd::is_init() {
         teller.say(&format!("systemd does not run this machine. Run by hand, as root: {}", plan::BY_HAND))?;
         return teller.end(answer, Exit::No);
     }
-    let exit = match outcome::verify(&arguments.config, &mut teller)? {
+    let exit = match outcome::verify(&arguments.config, teller)? {
         Exit::Good => docker,
         other => other,
     };
     let (exit, verified) = match exit {
-        Exit::Good | Exit::CutOff => outcome::try_out(arguments, exit, &mut teller)?,
+        Exit::Good | Exit::CutOff => outcome::try_out(arguments, exit, teller)?,
         other => (other, Value::Null),
     };
     if let Some(fields) = answer.as_object_mut() {
@@ -210,8 +236,12 @@ fn guard(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcom
     teller.end(answer, exit)
 }
 
-fn undo(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcome {
+fn undo(arguments: &Arguments, paths: &Paths, teller: &mut Teller<'_>) -> Outcome {
     let found = record::Record::read(&paths.record).map_err(Failure::Failed)?;
+    if !arguments.dry_run {
+        // Of a run that was killed before it changed anything.
+        files::tidy(&paths.record);
+    }
     let Some(record) = found else {
         teller.say(&format!("nothing to undo: there is no {}", paths.record.display()))?;
         return teller.end(json!({ "dry_run": arguments.dry_run, "undone": false }), Exit::Good);
@@ -226,6 +256,6 @@ fn undo(arguments: &Arguments, paths: &Paths, mut teller: Teller<'_>) -> Outcome
         back.lines().iter().try_for_each(|line| teller.say(&format!("would {line}")))?;
         return teller.end(answer, Exit::Good);
     }
-    let exit = back.carry_out(paths, &arguments.config, &mut teller)?;
+    let exit = back.carry_out(paths, &arguments.config, teller)?;
     teller.end(answer, exit)
 }

@@ -1,8 +1,9 @@
 //! Asks systemd about units, and changes them, by systemctl(1).
 
 use outgate::text::printable;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 /// Whether systemd is this machine's init (sd_booted(3)).
 pub(super) fn is_init() -> bool {
@@ -11,7 +12,8 @@ pub(super) fn is_init() -> bool {
 
 /// Returns a property of a unit; empty if it has none.
 pub(super) fn show(unit: &str, property: &str) -> String {
-    let output = Command::new("systemctl").args(["show", "-P", property, unit]).output();
+    // In a process group of its own: what Ctrl-C ended would be taken for a unit without this property.
+    let output = Command::new("systemctl").args(["show", "-P", property, unit]).process_group(0).output();
     output.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default()
 }
 
@@ -23,7 +25,9 @@ pub(super) fn is_used(unit: &str) -> bool {
 /// Runs systemctl(1) with these arguments; an error names the command.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<(), String> {
     let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
-    let output = Command::new("systemctl").args(arguments).output().map_err(|error| failed(error.to_string()))?;
+    // In a process group of its own: Ctrl-C is for this program, which puts back what it began.
+    let output = Command::new("systemctl").args(arguments).process_group(0).stdin(Stdio::null()).output();
+    let output = output.map_err(|error| failed(error.to_string()))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),

@@ -9,7 +9,7 @@ use std::fs;
 use std::net::UdpSocket;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 use tempfile::TempDir;
 
@@ -71,6 +71,15 @@ impl Host {
         command.args(["--mount", "--propagation", "private", "sh", "-c", &format!("{mounts} && {line}")]);
         command.env("PATH", path).env_remove("RUST_LOG").env_remove("OUTGATE_CONFIG");
         Ran::of(self.namespace.run(|| command.output().expect("unshare is installed")))
+    }
+
+    /// Starts a process of dockerd's name in this network.
+    fn dockerd(&self) -> Child {
+        let process =
+            self.namespace.run(|| Command::new("bash").args(["-c", "exec -a dockerd sleep 600"]).spawn().unwrap());
+        let line = format!("/proc/{}/cmdline", process.id());
+        eventually("bash(1) becomes it", || fs::read_to_string(&line).is_ok_and(|line| line.starts_with("dockerd")));
+        process
     }
 
     /// Every file that setup may write, with its content.
@@ -258,6 +267,196 @@ fn without_systemd_it_writes_the_configuration_and_says_what_to_run() {
     assert_eq!(host.files(), before);
     let nothing = host.shell("outgate setup --undo --json").json();
     assert_eq!(nothing["undone"], Value::Bool(false));
+}
+
+/// All that is wrong with the interfaces is told at once, and every remedy works as printed.
+#[test]
+#[ignore = "requires root"]
+fn interfaces_that_cannot_be_guarded_are_told_together() {
+    let host = Host::new("");
+    let before = host.files();
+    let ran = host.shell("outgate setup --guest-interface br0 --guest-interface br1 --guest-interface port1");
+    assert!(
+        ran.code == 1 && ran.err.contains("there is no interface br1") && ran.err.contains("port1 is a port of br0"),
+        "{}",
+        ran.err
+    );
+    namespace::batch(Some(&host.namespace), "link add br\u{e9}x type bridge\nlink add name -x type bridge\n");
+    host.shell("ip link set dev br\u{e9}x up");
+    let shown = host.shell("outgate setup").out;
+    assert!(
+        shown
+            .lines()
+            .any(|line| line.starts_with("br\u{e9}x") && line.ends_with("give it another name, with usual characters")),
+        "{shown}"
+    );
+    assert!(shown.contains("outgate setup --guest-interface=-x"), "{shown}");
+    assert_eq!(host.shell("outgate setup --guest-interface=-x --dry-run").code, 0);
+    let ran = host.shell("outgate setup --guest-interface br\u{e9}x");
+    assert!(ran.code == 1 && ran.err.contains("give it another one"), "{}", ran.err);
+    let command = ran.err.split('`').nth(1).unwrap();
+    let ran = host.shell(&format!("{command} && outgate setup --guest-interface guests0 --dry-run"));
+    assert!(
+        ran.code == 0 && ran.out.contains("+guest_interfaces = [\"guests0\"]"),
+        "{command}: {}{}",
+        ran.out,
+        ran.err
+    );
+    assert_eq!(host.files(), before);
+}
+
+/// With --json standard output is one object, also where it fails.
+#[test]
+#[ignore = "requires root"]
+fn every_answer_in_json_is_one_object() {
+    let host = Host::new("");
+    for (line, wanted) in [
+        ("setup --guest-interface br1 --json", "there is no interface br1"),
+        ("setup --guest-interface br0 --json --config /etc/passwd", "the services read"),
+        ("setup --migrate --json --dry-run --config /none", "/none"),
+        ("listen apply --json", "systemd does not run this machine"),
+    ] {
+        let ran = host.shell(&format!("outgate {line}"));
+        assert!(ran.code != 0 && ran.err.contains(wanted), "{line}: {}{}", ran.out, ran.err);
+        let answer = ran.json();
+        assert!(answer["error"].as_str().is_some_and(|error| error.contains(wanted)), "{line}: {answer}");
+    }
+    for line in ["setup --json", "setup --guest-interface br0 --json --dry-run", "setup --undo --json"] {
+        let answer = host.shell(&format!("outgate {line}")).json();
+        assert!(answer.is_object() && answer.get("error").is_none(), "{line}: {answer}");
+    }
+}
+
+/// What a file system does not take is told with a remedy, and nothing is changed; nor does root follow a link.
+#[test]
+#[ignore = "requires root"]
+fn a_file_that_cannot_be_written_leaves_everything_as_it_was() {
+    let host = Host::new("");
+    fs::create_dir_all(host.path("/etc/outgate/conf.d")).unwrap();
+    fs::create_dir_all(host.path("/var/lib/outgate-host")).unwrap();
+    let setup = "outgate setup --guest-interface br0";
+    let before = host.files();
+    let full = "mount -t tmpfs -o size=4k,mode=755 none {} && dd if=/dev/zero of={}/x bs=4k count=1 2>/dev/null";
+    for folder in ["/etc/outgate/conf.d", "/var/lib/outgate-host"] {
+        for (obstacle, wanted) in [
+            (full.replace("{}", folder), "No space left on device (os error 28); free some space there"),
+            (format!("mount --bind -o ro {folder} {folder}"), "Read-only file system (os error 30); mount it writable"),
+        ] {
+            // Where the record was written first it is removed again.
+            let ran = host.shell(&format!("{obstacle}; {setup}"));
+            assert!(
+                ran.code == 1 && ran.err.contains(wanted) && ran.err.contains(folder),
+                "{obstacle}: {}{}",
+                ran.out,
+                ran.err
+            );
+            let put_back = ["nothing was changed", "what was there before was put back"];
+            assert!(put_back.iter().any(|text| ran.err.contains(text)), "{obstacle}: {}", ran.err);
+            let command = ran.err.split('`').nth(1).unwrap();
+            assert!(host.shell(&format!("{obstacle}; {command}")).out.contains(folder), "{command}");
+            assert_eq!(host.files(), before, "{obstacle}");
+        }
+    }
+    // A folder that a user could point elsewhere.
+    fs::remove_dir(host.path("/var/lib/outgate-host")).unwrap();
+    fs::remove_dir(host.path("/etc/outgate/conf.d")).unwrap();
+    fs::create_dir(host.path("/etc/theirs")).unwrap();
+    for (link, to) in [
+        ("/var/lib/outgate-host", "/etc/theirs"),
+        ("/etc/outgate/conf.d", "/etc/theirs"),
+        ("/etc/outgate/conf.d", "/etc/nowhere"),
+    ] {
+        symlink(to, host.path(link)).unwrap();
+        let ran = host.shell(setup);
+        assert!(
+            ran.code == 1 && ran.err.contains(link) && ran.err.contains("root follows none"),
+            "{}{}",
+            ran.out,
+            ran.err
+        );
+        assert_eq!(fs::read_dir(host.path("/etc/theirs")).unwrap().count(), 0, "{link}");
+        assert!(!host.path("/etc/nowhere").exists());
+        fs::remove_file(host.path(link)).unwrap();
+    }
+    // A lock that is none.
+    let ran = host.shell(&format!("mkdir /run/outgate-setup.lock; {setup}"));
+    assert!(ran.code == 1 && ran.err.contains("/run/outgate-setup.lock: cannot be taken as a lock"), "{}", ran.err);
+}
+
+/// Killed between the record and the file that it tells of: the next run goes on, and `--undo` puts back what was there first.
+#[test]
+#[ignore = "requires root"]
+fn a_killed_run_is_no_change_by_hand() {
+    let host = Host::new("");
+    let before = host.files();
+    let record = "/var/lib/outgate-host/setup.json";
+    // Before it told anything.
+    let left = host.path("/var/lib/outgate-host/.setup.json.7-0.outgate-new");
+    fs::create_dir_all(host.path("/var/lib/outgate-host")).unwrap();
+    fs::write(&left, "half").unwrap();
+    let undone = host.shell("outgate setup --undo");
+    assert!(undone.code == 0 && !left.exists(), "{}{}", undone.out, undone.err);
+    for first in [false, true] {
+        if first {
+            host.shell("outgate setup --guest-interface br0");
+        }
+        let was = fs::read(host.path(OWN)).ok();
+        host.shell("outgate setup --guest-interface 'tap*'");
+        // As if it had been killed before it wrote the file, and while it did.
+        match was {
+            Some(was) => fs::write(host.path(OWN), was).unwrap(),
+            None => fs::remove_file(host.path(OWN)).unwrap(),
+        }
+        fs::write(host.path("/etc/outgate/conf.d/.50-setup.toml.7-0.outgate-new"), "half").unwrap();
+        let kept = fs::read(host.path(record)).unwrap();
+        let undone = host.shell("outgate setup --undo");
+        assert_eq!(undone.code, 0, "{}{}", undone.out, undone.err);
+        assert_eq!(host.files(), before, "undone, first: {first}");
+        if first {
+            host.shell("outgate setup --guest-interface br0");
+        }
+        fs::create_dir_all(host.path("/var/lib/outgate-host")).unwrap();
+        fs::write(host.path(record), kept).unwrap();
+        let again = host.shell("outgate setup --guest-interface 'tap*'");
+        assert!(again.err.is_empty() && again.out.contains("\n+guest_interfaces = ["), "{}{}", again.out, again.err);
+        let undone = host.shell("outgate setup --undo");
+        assert_eq!(undone.code, 0, "{}{}", undone.out, undone.err);
+        assert_eq!(host.files(), before, "again and undone, first: {first}");
+    }
+}
+
+/// Docker's file belongs to the operator: what he writes between two runs is not lost when setup is undone.
+#[test]
+#[ignore = "requires root"]
+fn what_the_operator_wrote_into_dockers_file_is_kept() {
+    let host = Host::new("");
+    let file = host.path("/etc/docker/daemon.json");
+    let mut dockerd = host.dockerd();
+    let setup = "outgate setup --guest-interface docker0";
+    // No folder at first, and none in the end.
+    let ran = host.shell(setup);
+    assert!(fs::read_to_string(&file).is_ok_and(|text| text.contains("\"dns\"")), "{}{}", ran.out, ran.err);
+    let ran = host.shell("outgate setup --undo");
+    assert!(!host.path("/etc/docker").exists(), "{}{}", ran.out, ran.err);
+    fs::create_dir(host.path("/etc/docker")).unwrap();
+    fs::write(&file, "{\"debug\": true}").unwrap();
+    host.shell(setup);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"debug\": true, \"dns\": [\"172.17.0.1\"]}");
+    fs::write(&file, "{\"mtu\": 1400}").unwrap();
+    host.shell(setup);
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"mtu\": 1400, \"dns\": [\"172.17.0.1\"]}");
+    let ran = host.shell("outgate setup --undo");
+    assert_eq!(fs::read_to_string(&file).unwrap(), "{\"mtu\": 1400}", "{}{}", ran.out, ran.err);
+    // With the command that is printed the file of before is back, and not none.
+    host.shell(setup);
+    fs::write(&file, "{\"mtu\": 1300, \"dns\": [\"172.17.0.1\"]}").unwrap();
+    let refused = host.shell("outgate setup --undo");
+    assert!(refused.code == 1 && refused.err.contains("it is not overwritten"), "{}", refused.err);
+    let command = refused.err.rsplit('`').nth(1).unwrap();
+    let ran = host.shell(&format!("{command} && outgate setup --undo"));
+    assert_eq!(fs::read_to_string(&file).unwrap_or_default(), "{\"mtu\": 1400}", "{}{}", ran.out, ran.err);
+    dockerd.kill().unwrap();
+    dockerd.wait().unwrap();
 }
 
 /// A file that a later version wrote is not misread.

@@ -242,6 +242,7 @@ def set_up(provider):
     assert setup_state(provider) == before, "something was changed by looking"
     cannot_set_up(provider, before)
     killed_setup(provider, before)
+    interrupted_setup(provider, before)
     begin = time.monotonic()
     said = provider.do(SETUP, 90)
     took = time.monotonic() - begin
@@ -303,9 +304,28 @@ def killed_setup(provider, before):
     """Killed at any moment, it can be undone."""
     for seconds in (0.1, 0.2, 0.4, 0.8) if WHOLE else (0.2, 0.8):
         provider.run(f"timeout -s KILL {seconds} {SETUP}", 60)
+        # As it is left of a file that was being written.
+        provider.do("! test -e /var/lib/outgate-host/setup.json || touch /etc/systemd/system/.outgate-listen-dns-::-1053.socket.7-0.outgate-new")
         said = provider.do("outgate setup --undo", 90)
         provider.ready()
         assert setup_state(provider) == before, f"killed after {seconds} s: {said}: {setup_state(provider)}, before: {before}"
+
+
+def interrupted_setup(provider, before):
+    """Ctrl-C and its like at any moment: what was there is put back without being asked for."""
+    put_back = 0
+    for n in range(20):
+        seconds, name = 0.1 + 0.15 * n, ("INT", "TERM", "HUP")[n % 3]
+        result = provider.run(f"timeout --preserve-status -s {name} {seconds} {SETUP}", 60)
+        if re.search("everything was changed as shown|guarded", result.output):
+            # It came too late.
+            break
+        provider.ready()
+        assert setup_state(provider) == before, f"SIG{name} after {seconds} s: {result}: {setup_state(provider)}, before: {before}"
+        put_back += "what was there before was put back" in result.output
+    provider.do("outgate setup --undo", 90)
+    provider.ready()
+    assert put_back and setup_state(provider) == before, f"put back {put_back} times: {result}"
 
 
 def second_subnet(provider):
@@ -334,6 +354,14 @@ def cannot_set_up(provider, before):
     result = provider.run(SETUP)
     assert result.status == 1 and "cannot listen on 0.0.0.0:3129" in result.output, result
     provider.do("kill $(cat /run/taken)")
+    unit = "/etc/systemd/system/outgate-listen-transparent-0.0.0.0-3129.socket"
+    for make, wanted in ((f"ln -s /root/theirs {unit}", "root follows none"), (f"mkdir {unit}", "not a regular file; move it away"), (f"ln -s /dev/null {unit}", "is masked; run `systemctl unmask ")):
+        provider.do(f"{make}; systemctl daemon-reload")
+        result = provider.run(SETUP)
+        assert result.status == 1 and wanted in result.output and "nothing was changed" in result.output, result
+        said = re.search(r"`(systemctl unmask [^`]+)`", result.output)
+        provider.do(said[1] if said else f"rm -d {unit}")
+    provider.do("systemctl daemon-reload")
     drop = "/etc/systemd/system/outgate-firewall.service.d/fails.conf"
     provider.write(drop, "[Service]\nExecStart=\nExecStart=/bin/false\n")
     provider.do("systemctl daemon-reload")

@@ -21,14 +21,15 @@ pub(super) fn carry_out(todo: &Todo, paths: &Paths, teller: &mut Teller<'_>) -> 
     if todo.is_empty() {
         return Ok(Exit::Good);
     }
+    teller.go_on().map_err(|why| Failure::Failed(format!("{why}; nothing was changed")))?;
     let earlier = Record::read(&paths.record).map_err(Failure::Failed)?;
     let now = record_of(todo);
     let mut all = earlier.clone().unwrap_or_else(|| Record::new(todo.has_firewall));
     all.add(&now);
     // First, so that a run that is killed can be undone too.
-    all.write(&paths.record).map_err(Failure::Failed)?;
+    all.write(&paths.record).map_err(|why| Failure::Failed(format!("{why}; nothing was changed")))?;
     if let Err(why) = change(todo, teller) {
-        teller.say(&format!("failed: {why}"))?;
+        tell(teller, &format!("failed: {why}")).map_err(Failure::Failed)?;
         let back = put_back(&now, paths, teller).and_then(|()| match &earlier {
             Some(earlier) => earlier.write(&paths.record),
             None => files::remove(&paths.record),
@@ -49,6 +50,8 @@ fn record_of(todo: &Todo) -> Record {
         path: change.path.clone(),
         before: change.before.clone(),
         after: change.after.as_ref().map(|content| content.text.clone()),
+        earlier: None,
+        made_folder: !change.path.parent().is_some_and(Path::exists),
     }));
     record.moved.extend(todo.drop_ins.iter().map(|moved| MovedFile { from: moved.from.clone(), to: moved.to.clone() }));
     record.enabled.extend(todo.enable.iter().map(|unit| (*unit).to_owned()));
@@ -62,6 +65,7 @@ fn record_of(todo: &Todo) -> Record {
 
 fn change(todo: &Todo, teller: &mut Teller<'_>) -> Result<(), String> {
     for file in &todo.files {
+        teller.go_on()?;
         put(file)?;
         let verb = if file.after.is_some() { "wrote" } else { "removed" };
         tell(teller, &format!("{verb} {}", file.path.display()))?;
@@ -69,14 +73,16 @@ fn change(todo: &Todo, teller: &mut Teller<'_>) -> Result<(), String> {
     let serves = show(SERVICE, "ActiveState") == "active";
     let listens = match &todo.listen {
         Some(plan) if !plan.is_empty() => {
-            let _lock = listen::lock().map_err(|failure| failure.to_string())?;
-            listen::carry_out(plan).map_err(|failure| failure.to_string())?;
+            teller.go_on()?;
+            let _lock = listen::lock().map_err(|failure| failure.unnamed())?;
+            listen::carry_out(plan).map_err(|failure| failure.unnamed())?;
             plan.lines("").iter().try_for_each(|line| tell(teller, line))?;
             true
         }
         _ => false,
     };
     for DropIn { from, to, content } in &todo.drop_ins {
+        teller.go_on()?;
         relocate(from, to, content)?;
         tell(teller, &format!("moved {} to {}", from.display(), to.display()))?;
     }
@@ -92,6 +98,7 @@ fn change(todo: &Todo, teller: &mut Teller<'_>) -> Result<(), String> {
     }
     // The ruleset before the daemon that it brings guests to: closed first.
     for unit in todo.start.iter().filter(|unit| UNITS.contains(unit)) {
+        teller.go_on()?;
         started(unit)?;
         tell(teller, &format!("started {unit}"))?;
     }
@@ -99,13 +106,15 @@ fn change(todo: &Todo, teller: &mut Teller<'_>) -> Result<(), String> {
         systemctl(&["reload", UNITS[0]]).map_err(|why| format!("{why}; `journalctl -u {}` says why", UNITS[0]))?;
         tell(teller, "applied the firewall")?;
     }
+    teller.go_on()?;
     match (serves, listens) {
         (false, _) => started(SERVICE).and_then(|()| tell(teller, &format!("started {SERVICE}"))),
         // The listeners' change has restarted it.
         (true, true) => Ok(()),
         (true, false) if todo.files.is_empty() => Ok(()),
         (true, false) => systemctl(&["reload", SERVICE]),
-    }
+    }?;
+    teller.go_on()
 }
 
 fn started(unit: &str) -> Result<(), String> {
@@ -179,11 +188,12 @@ impl Back {
         for file in &record.files {
             let now = files::read(&file.path).map_err(Failure::Failed)?;
             let text = now.as_ref().map(|content| content.text.as_str());
-            if text == file.before.as_ref().map(|content| content.text.as_str()) {
+            if file.is_before(text) {
                 // Put back already.
-            } else if text == file.after.as_deref() {
+            } else if file.is_ours(text) || (text.is_none() && file.before.is_some()) {
+                // Also where it is gone, as after the command below.
                 changes.push(FileChange { path: file.path.clone(), before: now, after: file.before.clone() });
-            } else if now.is_some() {
+            } else if text.is_some() {
                 let shown = diff::unified(&file.path, file.after.as_deref(), text);
                 changed.push(format!(
                     "{}: changed since setup wrote it, so it is not overwritten:\n{shown}take that change back, or keep the \
@@ -255,16 +265,22 @@ impl Back {
 fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(), String> {
     for file in record.files.iter().rev() {
         let now = files::read(&file.path)?.map(|content| content.text);
-        if now != file.after {
+        let is_changed = now.is_some() && !file.is_ours(now.as_deref());
+        if is_changed {
             continue;
         }
+        let is_before = file.is_before(now.as_deref());
         match &file.before {
+            _ if is_before => files::tidy(&file.path),
             Some(content) => files::write(&file.path, content)?,
             None => files::remove(&file.path)?,
         }
-        if let Some(folder) = file.path.parent().filter(|_| file.path == paths.own) {
+        if let Some(folder) = file.path.parent().filter(|_| file.made_folder) {
             // Other files may be in it.
             let _ = std::fs::remove_dir(folder);
+        }
+        if is_before {
+            continue;
         }
         let verb = if file.before.is_some() { "put back" } else { "removed" };
         tell(teller, &format!("{verb} {}", file.path.display()))?;
@@ -302,12 +318,13 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
     // Before the listeners go, so that guests are not brought to where nobody listens.
     firewall_back(record, &Config::default(), teller)?;
     let (settings, _) = Settings::load(None).map_err(|error| error.to_string())?;
-    let _lock = listen::lock().map_err(|failure| failure.to_string())?;
-    let plan = listen::prepare(&settings, Replace::NoDropIns).map_err(|failure| failure.to_string())?;
+    let _lock = listen::lock().map_err(|failure| failure.unnamed())?;
+    listen::tidy();
+    let plan = listen::prepare(&settings, Replace::NoDropIns).map_err(|failure| failure.unnamed())?;
     if plan.is_empty() {
         return systemctl(&["try-reload-or-restart", SERVICE]);
     }
-    listen::carry_out(&plan).map_err(|failure| failure.to_string())?;
+    listen::carry_out(&plan).map_err(|failure| failure.unnamed())?;
     plan.lines("").iter().try_for_each(|line| tell(teller, line))
 }
 
@@ -315,14 +332,14 @@ fn put_back(record: &Record, paths: &Paths, teller: &mut Teller<'_>) -> Result<(
 fn firewall_back(record: &Record, config: &Config, teller: &mut Teller<'_>) -> Result<(), String> {
     let (settings, _) = Settings::load(config.file()).map_err(|error| error.to_string())?;
     if record.had_firewall && settings.firewall.is_wanted() {
-        applied::apply_quietly(config.file()).map_err(|failure| failure.to_string())?;
+        applied::apply_quietly(config.file()).map_err(|failure| failure.unnamed())?;
         return tell(teller, "applied the firewall of before");
     }
     if !outgate::firewall::is_any_there() {
         return Ok(());
     }
     let mut said = Vec::new();
-    let exit = applied::remove_for(config, &mut said).map_err(|failure| failure.to_string())?;
+    let exit = applied::remove_for(config, &mut said).map_err(|failure| failure.unnamed())?;
     let said = String::from_utf8_lossy(&said).into_owned();
     match exit {
         Exit::Good => tell(teller, said.trim_end()),

@@ -17,7 +17,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 pub(super) fn verify(config: &Config, teller: &mut Teller<'_>) -> Result<Exit, Failure> {
     let (settings, _) = Settings::load(config.file())?;
     let troubles = match settings.listen.control.as_deref() {
-        Some(socket) => troubles(socket)?,
+        Some(socket) => troubles(socket, teller)?,
         None => Vec::new(),
     };
     if !settings.firewall.is_wanted() {
@@ -98,9 +98,13 @@ fn is_minor(cause: &str) -> bool {
 }
 
 /// Returns the daemon's troubles, cause and text, once it runs and what passes by itself has passed.
-fn troubles(socket: &std::path::Path) -> Result<Vec<(String, String)>, Failure> {
+fn troubles(socket: &std::path::Path, teller: &Teller<'_>) -> Result<Vec<(String, String)>, Failure> {
     let until = Instant::now() + PATIENCE;
     loop {
+        teller.go_on().map_err(|why| {
+            let checks = "`outgate verify` checks whether guests are guarded, and `outgate setup --undo` puts back";
+            Failure::Failed(format!("{why}; everything was changed as shown, and not checked: {checks}"))
+        })?;
         let answer = bridge::ask(socket, Question::Status);
         let is_last = Instant::now() >= until;
         match answer {

@@ -12,7 +12,6 @@ use crate::cli::table;
 use outgate::config::Settings;
 use outgate::firewall::docker::AskedFromHere;
 use outgate::firewall::{self, Host, Presence, fits, tool};
-use outgate::shell::quoted;
 use outgate::text::printable;
 use serde::Serialize;
 use serde_json::Value;
@@ -98,7 +97,11 @@ fn look(paths: &Paths) -> Result<Overview, Failure> {
             let ports = host.interfaces().filter(|interface| interface.bridge == Some(name)).count();
             let is_bridge = host.interfaces().any(|interface| interface.name == name && interface.is_bridge);
             let guarded = presence.is_there() && guests.iter().any(|guest| fits(guest, name));
-            Candidate { name: name.to_owned(), kind: kind(name, is_bridge), ports, guarded, command: command(&[name]) }
+            let command = match outgate::config::guest_interface(name) {
+                Ok(_) => plan::command([name]),
+                Err(_) => "give it another name, with usual characters".to_owned(),
+            };
+            Candidate { name: name.to_owned(), kind: kind(name, is_bridge), ports, guarded, command }
         })
         .collect();
     if docker.is_some() {
@@ -107,7 +110,7 @@ fn look(paths: &Paths) -> Result<Overview, Failure> {
         let kind = "all of Docker's, also later ones";
         // Where dockerd has not made it yet it is no interface that can be named.
         let is_there = host.interfaces().any(|interface| interface.name == "docker0");
-        let command = command(&[if is_there { "docker0" } else { "docker0*" }, "br-*"]);
+        let command = plan::command([if is_there { "docker0" } else { "docker0*" }, "br-*"]);
         interfaces.push(Candidate { name: "br-*".to_owned(), kind, ports: 0, guarded, command });
     }
     Ok(Overview {
@@ -136,12 +139,6 @@ impl Unit {
         let enabled = systemd::show(name, "UnitFileState");
         Unit { name, state: systemd::show(name, "ActiveState"), enabled }
     }
-}
-
-/// The command that guards these interfaces.
-fn command(names: &[&str]) -> String {
-    let options: String = names.iter().map(|name| format!(" --guest-interface {}", quoted(name))).collect();
-    format!("outgate setup{options}")
 }
 
 /// Whose interface it probably is, by the names that each program gives.
@@ -327,6 +324,5 @@ mod tests {
         ] {
             assert_eq!(kind(name, is_bridge), wanted, "{name}");
         }
-        assert_eq!(command(&["docker0", "br-*"]), "outgate setup --guest-interface docker0 --guest-interface 'br-*'");
     }
 }

@@ -92,8 +92,15 @@ impl Todo {
         let has_systemd = systemd::is_init();
         let host = Host::look()?;
         let mut notes = Vec::new();
+        let mut problems = Vec::new();
         for name in request.interfaces {
-            notes.extend(interface(name, &host).map_err(Failure::Failed)?);
+            match interface(name, &host) {
+                Ok(note) => notes.extend(note),
+                Err(why) => problems.push(why),
+            }
+        }
+        if !problems.is_empty() {
+            return Err(Failure::Failed(problems.join("\n")));
         }
         let mut files = Vec::new();
         let (settings, configured) = configure(paths, request, record.as_ref(), &mut notes)?;
@@ -201,9 +208,22 @@ impl Todo {
     }
 }
 
+/// The command that guards these interfaces.
+pub(super) fn command<'n>(names: impl IntoIterator<Item = &'n str>) -> String {
+    let option = |name: &str| {
+        // A name may look like an option.
+        let to = if name.starts_with('-') { '=' } else { ' ' };
+        format!(" --guest-interface{to}{}", quoted(name))
+    };
+    format!("outgate setup{}", names.into_iter().map(option).collect::<String>())
+}
+
 /// Checks a name or pattern of a guests' interface against this machine; returns what the operator should know.
 fn interface(name: &str, host: &Host) -> Result<Option<String>, String> {
-    outgate::config::guest_interface(name)?;
+    if let Err(why) = outgate::config::guest_interface(name) {
+        let exists = host.interfaces().any(|interface| interface.name == name);
+        return Err(if exists { unusable(name) } else { why });
+    }
     if let Some(uplink) = host.uplinks().iter().find(|uplink| fits(name, uplink)) {
         return Err(format!(
             "{name}: {uplink} carries this machine's default route, so everything that arrives by it would count as a guest; give \
@@ -239,6 +259,15 @@ fn interface(name: &str, host: &Host) -> Result<Option<String>, String> {
     }
 }
 
+/// Says of an interface that its name has characters which no configuration can have.
+fn unusable(name: &str) -> String {
+    let is = quoted(name);
+    format!(
+        "{name:?}: outgate takes no interface with such characters in its name; give it another one, for example guests0: `ip \
+         link set dev {is} down && ip link set dev {is} name guests0 && ip link set dev guests0 up`"
+    )
+}
+
 /// Returns the interfaces by which guests' packets may enter.
 pub(super) fn candidates(host: &Host) -> Vec<&str> {
     let is_own = |name: &str| host.uplinks().iter().any(|uplink| uplink == name);
@@ -269,9 +298,9 @@ fn configure(
     let mut trial = Trial::read(Some(&paths.config))?;
     let mut change = None;
     if !request.interfaces.is_empty() {
-        let is_ours = before
-            .as_ref()
-            .is_none_or(|content| record.and_then(|record| record.written(&own)) == Some(content.text.as_str()));
+        let known = record.and_then(|record| record.of(&own));
+        let is_ours =
+            before.as_ref().is_none_or(|content| known.is_some_and(|known| known.is_ours(Some(content.text.as_str()))));
         if is_ours {
             trial.put(&paths.own, None);
         }
@@ -362,10 +391,9 @@ fn for_docker(
     let found = Docker::look(&docker_unit(has_systemd));
     if !found.is_installed {
         if names.iter().any(|name| docker::is_for_containers(name)) {
-            let again = request.interfaces.iter().map(|name| format!(" --guest-interface {}", quoted(name)));
             notes.push(format!(
-                "Docker is not installed; once it is, run `outgate setup{}` again for the names that containers ask for",
-                again.collect::<String>()
+                "Docker is not installed; once it is, run `{}` again for the names that containers ask for",
+                command(request.interfaces.iter().map(String::as_str))
             ));
         }
         return Ok((None, false));
@@ -389,7 +417,7 @@ fn for_docker(
     let address = docker::address(text.and_then(daemon_json::bip));
     match daemon_json::with_dns(&path, text, address, &from_here).map_err(|problem| Failure::Invalid(vec![problem]))? {
         Dns::Set(_) => {
-            let is_ours = record.is_some_and(|record| record.written(&path).is_some());
+            let is_ours = record.and_then(|record| record.of(&path)).is_some_and(|known| known.after.is_some());
             Ok((None, is_ours && found.is_older_than(&path)))
         }
         Dns::Put(text) => {
@@ -455,6 +483,12 @@ fn surplus(drop_ins: &[DropIn], settings: &Settings) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_that_is_shown_names_each_interface() {
+        assert_eq!(command(["docker0", "br-*"]), "outgate setup --guest-interface docker0 --guest-interface 'br-*'");
+        assert_eq!(command(["-x", "a'b"]), "outgate setup --guest-interface=-x --guest-interface 'a'\\''b'");
+    }
 
     #[test]
     fn a_bound_port_is_found() {

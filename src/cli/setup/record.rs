@@ -1,7 +1,6 @@
 //! What setup changed, so that it can be undone: kept by root in one file, with a version number.
 
 use super::files::{self, Content};
-use outgate::files::replace::{Attributes, replace};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -34,6 +33,25 @@ pub(super) struct WrittenFile {
     pub(super) before: Option<Content>,
     /// What setup wrote; `None` if it removed the file.
     pub(super) after: Option<String>,
+    /// What an earlier run wrote, which is still there if the last run was killed before it wrote the file. Absent in
+    /// records of before there was this field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) earlier: Option<String>,
+    /// Whether its folder did not exist before.
+    #[serde(default)]
+    pub(super) made_folder: bool,
+}
+
+impl WrittenFile {
+    /// Whether setup wrote this; `None` if the file does not exist.
+    pub(super) fn is_ours(&self, text: Option<&str>) -> bool {
+        text == self.after.as_deref() || (text.is_some() && text == self.earlier.as_deref())
+    }
+
+    /// Whether this was there before setup ran; `None` if the file does not exist.
+    pub(super) fn is_before(&self, text: Option<&str>) -> bool {
+        text == self.before.as_ref().map(|content| content.text.as_str())
+    }
 }
 
 /// A file that setup moved.
@@ -76,21 +94,27 @@ impl Record {
 
     /// Writes it, for root alone.
     pub(super) fn write(&self, path: &Path) -> Result<(), String> {
-        let failed = |error: std::io::Error| format!("{}: {error}", path.display());
-        if let Some(folder) = path.parent().filter(|folder| !folder.exists()) {
-            std::fs::create_dir_all(folder).map_err(failed)?;
-        }
-        let text = serde_json::to_vec_pretty(self).map_err(|error| failed(error.into()))?;
-        replace(path, &text, Attributes::PRIVATE).map_err(failed)
+        let text = serde_json::to_string_pretty(self).map_err(|error| format!("{}: {error}", path.display()))?;
+        files::write(path, &Content { mode: 0o600, ..Content::new(text) })
     }
 
-    /// Adds what a later run changed. What was there before the first stays what is put back.
+    /// Adds what a later run changes. What was there before the first stays what is put back, unless somebody else wrote
+    /// the file in between: then it is what he wrote.
     pub(super) fn add(&mut self, later: &Record) {
         for file in &later.files {
-            match self.files.iter_mut().find(|known| known.path == file.path) {
-                Some(known) => known.after.clone_from(&file.after),
-                None => self.files.push(file.clone()),
+            let Some(known) = self.files.iter_mut().find(|known| known.path == file.path) else {
+                self.files.push(file.clone());
+                continue;
+            };
+            let found = file.before.as_ref().map(|content| content.text.as_str());
+            if known.is_ours(found) {
+                known.earlier = found.map(str::to_owned);
+            } else {
+                known.earlier = None;
+                known.before.clone_from(&file.before);
             }
+            known.after.clone_from(&file.after);
+            known.made_folder |= file.made_folder;
         }
         self.moved.extend(later.moved.iter().cloned());
         let units = [
@@ -104,9 +128,9 @@ impl Record {
         }
     }
 
-    /// Returns what setup wrote to a file last.
-    pub(super) fn written(&self, path: &Path) -> Option<&str> {
-        self.files.iter().find(|file| file.path == path).and_then(|file| file.after.as_deref())
+    /// Returns what setup did to a file.
+    pub(super) fn of(&self, path: &Path) -> Option<&WrittenFile> {
+        self.files.iter().find(|file| file.path == path)
     }
 }
 
@@ -116,7 +140,33 @@ mod tests {
 
     fn wrote(path: &str, before: Option<&str>, after: &str) -> WrittenFile {
         let before = before.map(|text| Content::new(text.to_owned()));
-        WrittenFile { path: path.into(), before, after: Some(after.to_owned()) }
+        WrittenFile { path: path.into(), before, after: Some(after.to_owned()), earlier: None, made_folder: false }
+    }
+
+    /// A run that was killed left what was there before it, which setup still knows.
+    #[test]
+    fn a_run_that_wrote_nothing_leaves_a_file_of_setups() {
+        let mut record = Record::new(false);
+        for (before, after) in [(None, "one"), (Some("one"), "two"), (Some("one"), "three")] {
+            let mut run = Record::new(false);
+            run.files.push(wrote("/a", before, after));
+            record.add(&run);
+            for (text, is_ours) in [(Some(after), true), (before, before.is_some()), (Some("mine"), false)] {
+                assert_eq!(record.of(Path::new("/a")).unwrap().is_ours(text), is_ours, "{text:?} after {after}");
+            }
+            assert!(record.files[0].is_before(None), "{record:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_operator_wrote_in_between_is_what_is_put_back() {
+        let mut record = Record::new(false);
+        for (before, after) in [(Some("{}"), "dns"), (Some("mine"), "mine, dns")] {
+            let mut run = Record::new(false);
+            run.files.push(wrote("/a", before, after));
+            record.add(&run);
+        }
+        assert_eq!(record.files, [wrote("/a", Some("mine"), "mine, dns")]);
     }
 
     #[test]
@@ -130,9 +180,10 @@ mod tests {
         second.files = vec![wrote("/a", Some("one"), "two"), wrote("/b", Some("b"), "c")];
         second.enabled.push("u.service".to_owned());
         record.add(&second);
-        assert_eq!(record.files, [wrote("/a", None, "two"), wrote("/b", Some("b"), "c")]);
+        let a = WrittenFile { earlier: Some("one".to_owned()), ..wrote("/a", None, "two") };
+        assert_eq!(record.files, [a, wrote("/b", Some("b"), "c")]);
         assert_eq!((record.enabled.len(), record.had_firewall), (1, false));
-        assert_eq!(record.written(Path::new("/a")), Some("two"));
+        assert_eq!(record.of(Path::new("/a")).and_then(|file| file.after.as_deref()), Some("two"));
 
         let scratch = tempfile::tempdir().unwrap();
         let path = scratch.path().canonicalize().unwrap().join("state/setup.json");
