@@ -177,16 +177,16 @@ def permits(host):
     nobody, make = "setpriv --reuid=nobody --clear-groups", "unshare --user --map-root-user"
     refused = host.run(f"{nobody} aa-exec -p restricted -- {make} true")
     assert refused.status, "a user namespace can be created without the right, so this shows nothing"
-    # This program in the place of outgate has the profile.
-    other = f"unshare --mount sh -c 'mount --bind /usr/bin/unshare /usr/bin/outgate && {nobody} aa-exec -p restricted -- {{}}'"
-    host.do(f"sed -i 's/^}}/  \\/usr\\/bin\\/outgate Px,\\n}}/' /root/restricted; apparmor_parser -r /root/restricted")
-    assert host.run(other.format(f"/usr/bin/unshare --user --map-root-user {SHOW}")).status
+    # Started from there, this program in the place of outgate has the profile.
+    host.do(r"sed -i 's,^},  /usr/bin/outgate Px\,\n},' /root/restricted; apparmor_parser -r /root/restricted")
+    other = f"unshare --mount sh -c 'mount --bind /usr/bin/unshare /usr/bin/outgate && {nobody} aa-exec -p restricted -- sh -c \"{{}}\"'"
+    assert host.run(other.format(f"{make} true")).status
     said = host.do(other.format(f"/usr/bin/outgate --user --map-root-user {SHOW}"))
     assert said == LABEL, said
     capabilities = host.do(other.format("/usr/bin/outgate --user --map-root-user grep CapEff /proc/self/status"))
     assert int(capabilities.split()[1], 16), capabilities
     host.do("apparmor_parser -R /root/restricted")
-    return f"without the right: {refused.output.strip()}; with it: {capabilities}"
+    return f"without the right: {refused.output.strip()}; with it: {' '.join(capabilities.split())}"
 
 
 CHECKS = [

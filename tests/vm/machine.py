@@ -61,7 +61,7 @@ class Machine:
         threading.Thread(target=self.listen, daemon=True).start()
         try:
             self.wait(0, limit)
-        except MachineError:
+        except BaseException:
             self.stop()
             raise
 
