@@ -30,7 +30,7 @@ pub use problems::nearest;
 pub use reference::manual;
 pub use sources::stamps;
 pub use trial::{KeyPlace, Trial};
-pub use values::is_guest_name;
+pub use values::{is_guest_name, is_probe};
 
 use crate::accept::SocketUse;
 use crate::account::LogSettings;
@@ -85,12 +85,26 @@ pub struct Settings {
     pub limits: LimitSettings,
     /// `[log]`.
     pub log: LogSettings,
+    /// `[proof]`.
+    pub proof: ProofSettings,
     /// `[state].dir`.
     pub state_dir: PathBuf,
     /// `[tls]`, if it names a certificate.
     pub tls: Option<TlsSettings>,
     /// `[golem]`, if it names a data dir.
     pub golem: Option<GolemSettings>,
+}
+
+/// `[proof]` of the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ProofSettings {
+    /// URLs that guests must reach.
+    pub must_pass: Vec<String>,
+}
+
+impl ProofSettings {
+    /// Maximum number of URLs.
+    pub const MOST: usize = 16;
 }
 
 /// `[golem]` of the configuration.

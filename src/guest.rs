@@ -1,5 +1,6 @@
 //! A guest, identified once: when its connection is accepted, or when its certificate is known.
 
+use crate::config::is_probe;
 use crate::limits::Usage;
 use crate::source::Source;
 use prometheus::IntCounter;
@@ -25,6 +26,8 @@ pub struct GuestCounters {
     pub connections: [IntCounter; 4],
     /// Bytes from the guest and to the guest.
     pub bytes: [IntCounter; 2],
+    /// Whether it is a probe of outgate's own, of which nothing is counted or logged.
+    pub is_probe: bool,
 }
 
 impl Guest {
@@ -37,7 +40,12 @@ impl Guest {
 impl GuestCounters {
     /// Returns the same counters under another name.
     pub fn renamed(&self, name: &str) -> GuestCounters {
-        GuestCounters { name: Some(name.into()), connections: self.connections.clone(), bytes: self.bytes.clone() }
+        GuestCounters {
+            name: Some(name.into()),
+            connections: self.connections.clone(),
+            bytes: self.bytes.clone(),
+            is_probe: is_probe(name),
+        }
     }
 }
 
@@ -53,6 +61,7 @@ mod tests {
                 name: name.map(Into::into),
                 connections: std::array::from_fn(|_| counter()),
                 bytes: std::array::from_fn(|_| counter()),
+                is_probe: name.is_some_and(is_probe),
             }
         }
     }

@@ -52,6 +52,7 @@ pub mod dns;
 pub mod guest;
 pub mod limits;
 pub mod live;
+pub mod proof;
 pub mod registered_guests;
 pub mod services;
 pub mod system;

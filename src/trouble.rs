@@ -22,6 +22,8 @@ pub enum TroubleCause {
     UnguardedGuests,
     /// Names that containers in a guarded network ask for leave past the DNS listener.
     DockerDns,
+    /// The running proof found a way past outgate, or guests that are cut off, or fell silent.
+    Enforcement,
     /// `outgate-host.service` sends no reports, so the state of the other causes is unknown.
     Watcher,
     /// No DNS server answers.
@@ -42,7 +44,7 @@ pub enum TroubleCause {
 
 impl TroubleCause {
     /// All of them.
-    pub const ALL: [TroubleCause; 15] = [
+    pub const ALL: [TroubleCause; 16] = [
         TroubleCause::Ruleset,
         TroubleCause::Routing,
         TroubleCause::OtherFirewall,
@@ -50,6 +52,7 @@ impl TroubleCause {
         TroubleCause::PortUnguarded,
         TroubleCause::UnguardedGuests,
         TroubleCause::DockerDns,
+        TroubleCause::Enforcement,
         TroubleCause::Watcher,
         TroubleCause::Resolver,
         TroubleCause::List,
@@ -76,6 +79,7 @@ impl TroubleCause {
             TroubleCause::PortUnguarded => "port_unguarded",
             TroubleCause::UnguardedGuests => "unguarded_guests",
             TroubleCause::DockerDns => "docker_dns",
+            TroubleCause::Enforcement => "enforcement",
             TroubleCause::Watcher => "watcher",
             TroubleCause::Resolver => "resolver",
             TroubleCause::List => "list",

@@ -5,6 +5,7 @@
 //! the configuration fix the number of series.
 
 mod maker;
+mod proof;
 
 pub use maker::MetricDescription;
 
@@ -105,6 +106,7 @@ pub struct Metrics {
     revoked: IntCounter,
     firewall_configured: IntGauge,
     troubles: IntGaugeVec,
+    proof: proof::Proof,
     list_info: IntGaugeVec,
     configuration_info: IntGaugeVec,
     sums: Mutex<Sums>,
@@ -153,7 +155,7 @@ struct Whitelist {
 }
 
 impl Metrics {
-    pub(super) fn new() -> Result<Metrics, prometheus::Error> {
+    pub(crate) fn new() -> Result<Metrics, prometheus::Error> {
         Metrics::described().map(|(metrics, _)| metrics)
     }
 
@@ -195,6 +197,7 @@ impl Metrics {
             &["sha256"],
         )?;
         let metrics = Metrics {
+            proof: proof::Proof::new(&make)?,
             list_info,
             configuration_info,
             sums: Mutex::default(),
@@ -401,7 +404,7 @@ impl Metrics {
     }
 
     /// Renders the registry as text. Live flows must have been settled before.
-    pub(super) fn render(&self) -> String {
+    pub(crate) fn render(&self) -> String {
         self.process.refresh();
         self.tracking.refresh();
         let mut text = String::with_capacity(32 * 1024);
@@ -430,6 +433,9 @@ impl Metrics {
 
     /// Adds what the flow has carried since it was last settled to the byte counters.
     pub(super) fn settle(&self, flow: &Flow) {
+        if flow.guest().is_probe {
+            return;
+        }
         let row = self.bytes.get(flow.listener() as usize);
         for (n, carried) in flow.unsettled().into_iter().enumerate() {
             if carried == 0 {
@@ -474,6 +480,7 @@ impl Metrics {
             name: name.map(Into::into),
             connections: Verdict::ALL.map(|v| self.guest_connections.with_label_values(&[label, v.as_str()])),
             bytes: DIRECTIONS.map(|direction| self.guest_bytes.with_label_values(&[label, direction])),
+            is_probe: false,
         }
     }
 

@@ -105,17 +105,23 @@ impl Record {
 
     /// Records how long the policy took to decide.
     pub fn decided_in(&self, time: Duration) {
-        self.account.metrics.decision.observe(time.as_secs_f64());
+        if !self.is_of_a_probe() {
+            self.account.metrics.decision.observe(time.as_secs_f64());
+        }
     }
 
     /// Records how long the resolver took to answer.
     pub fn resolved_in(&self, time: Duration) {
-        self.account.metrics.resolve.observe(time.as_secs_f64());
+        if !self.is_of_a_probe() {
+            self.account.metrics.resolve.observe(time.as_secs_f64());
+        }
     }
 
     /// Records how long connecting to the upstream took.
     pub fn dialled_in(&self, time: Duration) {
-        self.account.metrics.dial.observe(time.as_secs_f64());
+        if !self.is_of_a_probe() {
+            self.account.metrics.dial.observe(time.as_secs_f64());
+        }
     }
 
     /// Records that it was refused, failed, or was closed early. The first reason stays; `rule` is the rule
@@ -147,7 +153,7 @@ impl Record {
     /// Queues the line of a flow that lives longer than 60 s; its `duration_ms` is null. Only the first call
     /// queues it.
     pub fn still_open(&self) {
-        if self.announced.swap(true, Ordering::Relaxed) {
+        if self.announced.swap(true, Ordering::Relaxed) || self.is_of_a_probe() {
             return;
         }
         let (claim, rule) = self.flow.facts();
@@ -158,6 +164,10 @@ impl Record {
     /// Ends the record without counting or logging it: the connection ended before its first byte.
     pub fn cancel(mut self) {
         self.cancelled = true;
+    }
+
+    fn is_of_a_probe(&self) -> bool {
+        self.flow.guest().is_probe
     }
 
     pub(super) fn permitted_by(&mut self, rule: Option<Location>, observed: bool) {
@@ -219,7 +229,7 @@ impl Drop for Record {
         }
         let metrics = &self.account.metrics;
         metrics.settle(&self.flow);
-        if self.cancelled {
+        if self.cancelled || self.is_of_a_probe() {
             return;
         }
         let listener = self.flow.listener();

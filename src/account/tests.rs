@@ -586,6 +586,7 @@ fn the_dashboard_and_the_alerts_name_metrics_that_exist() {
     let account = Account::start(&off(), &[]).unwrap();
     account.metrics().whitelist_loaded(1, &[("exact", 1)]);
     account.metrics().set_sums("5e", Some("ab"));
+    account.metrics().set_enforcement(crate::proof::Check::Ping, Some((true, 1)));
     account.metrics().certificate_expires(1);
     account.metrics().handshake_refused("admin_tls", "timeout");
     let text = account.scrape();

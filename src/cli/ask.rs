@@ -104,7 +104,7 @@ pub(super) fn status(arguments: &StatusArguments, out: &mut dyn Write) -> Outcom
     write_guard(&answer, out)?;
     if let Some(facts) = answer.as_object_mut() {
         // Already printed above.
-        for key in ["firewall_configured", "guarding", "unguarded", "troubles"] {
+        for key in ["firewall_configured", "guarding", "unguarded", "proof", "troubles"] {
             facts.remove(key);
         }
     }
@@ -132,6 +132,20 @@ fn write_guard(answer: &Value, out: &mut dyn Write) -> io::Result<()> {
         Some(Value::Array(_)) => {}
         _ if is_configured => writeln!(out, "guarding: not known; run `outgate firewall status` as root")?,
         _ => writeln!(out, "guarding NOTHING: no firewall is configured")?,
+    }
+    for proof in list("proof") {
+        let age = proof.get("age_seconds").and_then(Value::as_u64).unwrap_or_default();
+        let interface = text(proof, "interface");
+        match proof.get("state").and_then(Value::as_str) {
+            Some("proven") => writeln!(out, "proven {age} s ago: {interface}")?,
+            Some("pending") => writeln!(out, "not proven yet: {interface}")?,
+            Some("not_applicable") => writeln!(out, "not provable: {interface}; `outgate proof` says why")?,
+            // A trouble below says more.
+            _ => writeln!(out, "NOT PROVEN: {interface}")?,
+        }
+    }
+    if is_configured && answer.get("proof").is_some_and(Value::is_null) {
+        writeln!(out, "proven: nothing; run `systemctl enable --now outgate-proof-net.service`")?;
     }
     for interface in list("unguarded").iter().filter_map(Value::as_str) {
         writeln!(out, "NOT guarded: {}", printable(interface))?;

@@ -3,9 +3,10 @@
 
 mod watch;
 
+use super::exec::warn;
 use super::lock::Lock;
-use super::table;
 use super::{Config, Exit, Failure, Outcome, bridge};
+use super::{systemd, table};
 use clap::{Args, Subcommand};
 use outgate::config::{ConfigError, Copies, Copy, Settings};
 use outgate::firewall::{self, FirewallError, Host, Plan, Status};
@@ -340,6 +341,8 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
         Err(ConfigError::Invalid(_)) => Settings::default(),
         Err(error) => return Err(error.into()),
     };
+    // What it would find is what is wanted now.
+    let proof_is_stopped = stop_proof();
     let host = Host::look()?;
     let mut removed = firewall::remove(&Plan::new(&settings.plan_input(), &host), &host)?;
     if let Some(Err(error)) = copies.map(|copies| copies.forget_applied()) {
@@ -349,12 +352,15 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
     if common.json {
         let answer = json!({
             "removed": whole, "open": removed.open, "patterns": removed.patterns,
-            "forwarding": removed.forwarding, "faults": removed.faults
+            "forwarding": removed.forwarding, "faults": removed.faults, "proof_stopped": proof_is_stopped
         });
         write_json(&answer, out)?;
     } else {
         let open: Vec<String> = removed.open.iter().chain(&removed.patterns).cloned().collect();
         writeln!(out, "the firewall is removed")?;
+        if proof_is_stopped {
+            writeln!(out, "{PROOF} is stopped: nothing is guarded that it could prove")?;
+        }
         if !open.is_empty() {
             let beyond = if removed.forwarding {
                 "and, because this machine forwards, the networks behind it"
@@ -370,6 +376,16 @@ fn remove(common: &Common, copies: Option<Copies>, out: &mut dyn Write) -> Outco
         write_list("failed", &removed.faults, out)?;
     }
     Ok(if whole { Exit::Good } else { Exit::No })
+}
+
+/// The unit of the running proof.
+const PROOF: &str = "outgate-proof-net.service";
+
+/// Stops the proof; returns whether it ran.
+fn stop_proof() -> bool {
+    systemd::is_init()
+        && systemd::show(PROOF, "ActiveState") == "active"
+        && systemd::systemctl(&["stop", PROOF]).inspect_err(|why| warn(why)).is_ok()
 }
 
 fn status(common: &Common, out: &mut dyn Write) -> Outcome {

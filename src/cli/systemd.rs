@@ -25,9 +25,11 @@ pub(super) fn is_used(unit: &str) -> bool {
 /// Runs systemctl(1) with these arguments; an error names the command.
 pub(super) fn systemctl(arguments: &[&str]) -> Result<(), String> {
     let failed = |why: String| format!("`systemctl {}` failed: {why}", arguments.join(" "));
-    // In a process group of its own: Ctrl-C is for this program, which puts back what it began.
-    let output = Command::new("systemctl").args(arguments).process_group(0).stdin(Stdio::null()).output();
-    let output = output.map_err(|error| failed(error.to_string()))?;
+    // In a process group of its own: Ctrl-C is for this program, which puts back what it began. And what it tells a service
+    // manager is not this process's.
+    let mut command = Command::new("systemctl");
+    command.args(arguments).process_group(0).stdin(Stdio::null()).env_remove("NOTIFY_SOCKET");
+    let output = command.output().map_err(|error| failed(error.to_string()))?;
     match output.status.success() {
         true => Ok(()),
         false => Err(failed(printable(String::from_utf8_lossy(&output.stderr).trim()))),

@@ -10,18 +10,21 @@ mod dns;
 mod namespace;
 mod network;
 mod packet;
+pub(in crate::cli) mod proof;
 mod report;
+mod sockets;
+mod trial;
 
 use super::ask::{Daemon, write_json};
 use super::golem::probe;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use addresses::Family;
-use attempts::{Context, Told, Verdict, attempt};
+use attempts::Context;
 use capture::{Capture, Filter};
-use checks::{Task, gateway, tasks, untried};
+use checks::{gateway, reachable, tasks, untried};
 use clap::Args;
 use ipnet::IpNet;
-use network::{Guests, Network, Untried};
+use network::{Guests, Network, Traces, Untried};
 use outgate::config::Settings;
 use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
 use outgate::shell::quoted;
@@ -30,23 +33,17 @@ use outgate::text::printable;
 use probe::attempt::Wanted;
 use report::{OfConfig, Report, Row, State};
 use serde_json::json;
+use sockets::Sockets;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{RecvTimeoutError, sync_channel};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Builder;
+use trial::Trial;
 
 /// Between the starts of two attempts, so that they stay below a guest's limits.
 const GAP: Duration = Duration::from_millis(25);
-/// How long the attempts of one interface may take, and how much longer if there are URLs.
-const LIMIT: Duration = Duration::from_secs(10);
-const LIMIT_OF_URLS: Duration = Duration::from_secs(15);
-/// How long a packet may be under way after the last attempt.
-const SETTLE: Duration = Duration::from_millis(300);
-/// How soon a signal is noticed.
-const TICK: Duration = Duration::from_millis(100);
 /// Maximum number of URLs.
 const MAX_URLS: usize = 16;
 /// The exit code after a signal, as in shells after SIGINT.
@@ -139,7 +136,7 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
     let all = guest_entries(&settings.firewall.guest_interfaces, &host);
     let entries = chosen(&all, order.interfaces)?;
     let stop = stop_on_signals()?;
-    let network = Network::make(order.daemon, settings, &all, host, order.ranges)?;
+    let network = Network::make(order.daemon, settings, &all, host, order.ranges, Traces::of_verify())?;
     let notes = notes(&network);
     let mut reports = Vec::new();
     for entry in entries {
@@ -263,55 +260,15 @@ fn rows(network: &Network, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) 
     let answers =
         Capture::start(&guests.first, Filter::Answers(of_one, network.own.clone()), Arc::clone(&network.round))?;
     let second = Capture::start(&guests.second, Filter::Arrivals(of_two), Arc::clone(&network.round))?;
-    let context = Family::BOTH.map(|family| context(network, guests, urls, family).map(Arc::new));
-    let all = tasks(network, urls.len());
-    let (tell, told) = sync_channel::<(usize, io::Result<Told>)>(all.len().max(1));
-    let mut rows: Vec<Option<Row>> = Vec::with_capacity(all.len());
-    let url_of =
-        |task: Task| urls.get(task.url).filter(|_| task.check == checks::Check::Url).map(|url| url.url.clone());
-    let mut running = 0_usize;
-    for (at, task) in all.iter().copied().enumerate() {
-        if let Some(why) = untried(task, network, guests) {
-            rows.push(Some(Row::untried(task, url_of(task), &why)));
-            continue;
-        }
-        rows.push(None);
-        let [v4, v6] = &context;
-        let Some(context) = (if task.family == Family::V4 { v4 } else { v6 }).clone() else { continue };
-        let (namespace, tell) = (guests.first.clone(), tell.clone());
-        // Not waited for longer than the limit: it ends by itself.
-        std::thread::Builder::new().spawn(move || {
-            let ended = namespace.enter().and_then(|()| attempt(task, &context));
-            let _ = tell.send((at, ended));
-        })?;
-        running = running.saturating_add(1);
-        if stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        std::thread::sleep(GAP);
-    }
-    let give_up = Instant::now() + if urls.is_empty() { LIMIT } else { LIMIT_OF_URLS };
-    let mut ended: Vec<Option<io::Result<Told>>> = all.iter().map(|_| None).collect();
-    while running > 0 && Instant::now() < give_up {
-        if stop.load(Ordering::Relaxed) {
-            return Ok(None);
-        }
-        match told.recv_timeout(TICK) {
-            Ok((at, one)) => {
-                if let Some(place) = ended.get_mut(at) {
-                    *place = Some(one);
-                }
-                running = running.saturating_sub(1);
-            }
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
-        }
-    }
-    std::thread::sleep(SETTLE);
-    let finished = all.iter().zip(rows).zip(ended).map(|((task, row), ended)| {
-        row.unwrap_or_else(|| conclude(*task, url_of(*task), ended, [&network.sentinel, &second, &answers]))
-    });
-    Ok(Some(finished.collect()))
+    let trial = Trial {
+        tasks: tasks(network, urls.len()).into_iter().map(|task| (task, untried(task, network, guests))).collect(),
+        contexts: Family::BOTH.map(|family| context(network, guests, urls, family).map(Arc::new)),
+        captures: [&network.sentinel, &second, &answers],
+        namespace: Some(guests.first.clone()),
+        urls,
+        gap: GAP,
+    };
+    trial.run(stop)
 }
 
 /// Returns what attempts of a family require; `None` if it has no addresses.
@@ -321,7 +278,9 @@ fn context(network: &Network, guests: &Guests, urls: &[Wanted], family: Family) 
     let gateway = gateway(family, &of_interface, addresses.host);
     let services = || Some((TcpListener::bind((gateway, 0)).ok()?, UdpSocket::bind((gateway, 0)).ok()?));
     Some(Context {
-        settings: network.settings.clone(),
+        proxy: reachable(&network.settings.listen.proxy, family).next(),
+        admin_port: network.settings.listen.admin.map(|admin| admin.port()),
+        sockets: Arc::new(Sockets::Made),
         round: Arc::clone(&network.round),
         addresses,
         share_link: guests.share_link,
@@ -335,35 +294,6 @@ fn context(network: &Network, guests: &Guests, urls: &[Wanted], family: Family) 
 fn own_addresses(interface: &str) -> Vec<IpAddr> {
     let all = outgate::firewall::interface_addresses().unwrap_or_default().into_iter();
     all.filter(|address| address.interface == interface).map(|address| address.net.addr()).collect()
-}
-
-/// Joins what an attempt saw with what arrived outside, at the other guest, and from outside.
-fn conclude(task: Task, url: Option<String>, ended: Option<io::Result<Told>>, places: [&Capture; 3]) -> Row {
-    let number = task.number();
-    let [sentinel, second, answers] = places;
-    let arrived = [(sentinel, "outside"), (second, "at the other guest"), (answers, "from outside")];
-    for (capture, place) in arrived {
-        // NAT also writes the asked server's address into this machine's own errors about DNS.
-        let counts = !(task.check.is_dns() && place == "from outside");
-        if let Some(seen) = capture.of(number).filter(|_| counts) {
-            let packets = if seen.packets == 1 { "1 packet".to_owned() } else { format!("{} packets", seen.packets) };
-            return Row::new(task, url, format!("{packets} {place}: {}", seen.first), report::Outcome::Leak);
-        }
-    }
-    match ended {
-        Some(Ok(Told { seen, verdict })) => {
-            let refused = seen == "nothing came back" && answers.was_told(number);
-            let seen = if refused { "refused".to_owned() } else { seen };
-            let result = match verdict {
-                Verdict::Ok => report::Outcome::Ok,
-                Verdict::Leak => report::Outcome::Leak,
-                Verdict::Failed => report::Outcome::Failed,
-            };
-            Row::new(task, url, seen, result)
-        }
-        Some(Err(error)) => Row::new(task, url, format!("could not be tried: {error}"), report::Outcome::Failed),
-        None => Row::new(task, url, "no end in time".to_owned(), report::Outcome::Failed),
-    }
 }
 
 fn tell(reports: &[Report], notes: &[String], json: bool, out: &mut dyn Write) -> Outcome {

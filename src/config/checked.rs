@@ -2,12 +2,12 @@
 //! Reports everything that does not fit, with what to write instead.
 
 use super::forms::Item;
-use super::keys::{Golem, Limits, Log, Resolver};
+use super::keys::{Golem, Limits, Log, Proof, Resolver};
 use super::paths::Places;
 use super::problems::Problems;
 use super::table::Setting;
 use super::written::Written;
-use super::{GolemSettings, ListenSettings, Settings, firewall, guests, listeners};
+use super::{GolemSettings, ListenSettings, ProofSettings, Settings, firewall, guests, listeners};
 use crate::account::{AccessLog, LogSettings, OnFailure};
 use crate::dial::DialSettings;
 use crate::golem::rules::Mode as Grant;
@@ -46,6 +46,7 @@ pub(super) fn check(written: &Written, places: Places, problems: &mut Problems) 
         dial: DialSettings { connect_timeout: written.dial.connect_timeout_ms.value },
         limits: check_limits(&written.limits, problems),
         log: check_log(&written.log, problems),
+        proof: check_proof(&written.proof, problems),
         state_dir: written.state.dir.given().cloned().unwrap_or(places.state),
         tls: check_tls(written, &listen, problems),
         golem: check_golem(&written.golem, &written.top.mode, problems),
@@ -83,6 +84,14 @@ fn permitted(given: &[Item<IpNet>], problems: &mut Problems) -> Vec<IpNet> {
         problems.warn(span.clone(), format!("{net} opens most of the address floor, for every rule and guest"));
     }
     given.iter().map(|item| item.value).collect()
+}
+
+fn check_proof(given: &Proof, problems: &mut Problems) -> ProofSettings {
+    if let Some(one_more) = given.must_pass.value.get(ProofSettings::MOST) {
+        problems
+            .error(one_more.span.clone(), format!("more than {} URLs; leave some of them out", ProofSettings::MOST));
+    }
+    ProofSettings { must_pass: given.must_pass.value.iter().map(|url| url.value.clone()).collect() }
 }
 
 fn check_resolver(given: &Resolver, problems: &mut Problems) -> ResolverSettings {

@@ -116,7 +116,7 @@ fn is_nobodys(net: IpNet) -> bool {
 /// name, addresses and interface.
 pub(crate) fn identity(name: &str, addresses: &[String], interface: Option<&str>) -> Result<Vec<IpNet>, Vec<String>> {
     let mut wrong = Vec::new();
-    if !values::is_guest_name(name) || name == OTHER {
+    if !values::is_guest_or_probe_name(name) || name == OTHER {
         wrong.push(format!("{name:?} is not a guest name: 1 to 64 of a-z A-Z 0-9 . _ -, and not {OTHER:?}"));
     }
     if let Some(interface) = interface.filter(|interface| !values::is_interface(interface, false)) {

@@ -327,6 +327,16 @@ tables! {
         on_failure: OnFailure = { form: ON_FAILURE, default: "\"continue\"", effect: TakesEffect::Reload };
     }
 
+    /// The proof, every half minute, that guests are guarded (`outgate-proof-net.service`).
+    "proof" as Proof {
+        /// URLs that guests must reach, 16 at most, tried in each round from every guests' interface.
+        /// They need a rule in a list that holds for all guests. A server that does not answer them counts as a guest that
+        /// is cut off.
+        must_pass: Vec<Item<String>> = {
+            form: ListOf(MUST_PASS), default: "[]", effect: TakesEffect::Reload, example: "[\"https://ipfs.io\"]",
+        };
+    }
+
     /// What outgate keeps over a restart.
     "state" as State {
         /// The folder for the last good list, which rules were used, and the names behind the addresses that guests
@@ -387,6 +397,7 @@ const NOT_GUEST: Text<String> = Text {
     what: "network interface, pattern that ends in `*`, `macvlan@interface` and the like, `host-network` or `container-control`",
     read: firewall::not_guest,
 };
+const MUST_PASS: Text<String> = Text { what: "URL of http or https", read: values::must_pass };
 const HOST_USER: Text<String> = Text { what: "user's name or number", read: firewall::host_user };
 const GUEST_NAME: Text<String> = Text { what: "1 to 64 of a-z A-Z 0-9 . _ -", read: guests::name };
 const GUEST_ADDRESS: Text<IpNet> = Text { what: "address or range", read: guests::address };

@@ -4,6 +4,7 @@
 use super::problems::nearest;
 use crate::name::HostName;
 use crate::resolve::{Channel, NameServer};
+use crate::target::Target;
 use ipnet::IpNet;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
@@ -145,9 +146,35 @@ pub(super) fn choice<T: Copy>(key: &str, text: &str, words: &[(&str, T)]) -> Res
     })
 }
 
+/// The first character of a probe's name: no guest's has it.
+const PROBE: char = '@';
+
+/// Returns whether this guest is a probe of outgate's own, which is not counted, logged or listed.
+pub fn is_probe(name: &str) -> bool {
+    name.starts_with(PROBE)
+}
+
 /// Returns whether the text is a label that a guest may have.
 pub fn is_guest_name(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
+}
+
+/// Reads a URL that guests must reach.
+pub(super) fn must_pass(text: &str) -> Result<String, String> {
+    let example = "write for example \"https://ipfs.io\"";
+    let schemes = [("https://", 443), ("http://", 80)];
+    let found = schemes.into_iter().find_map(|(scheme, port)| Some((text.strip_prefix(scheme)?, port)));
+    let (rest, port) = found.ok_or_else(|| format!("{text:?} is not a URL of http or https; {example}"))?;
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    match Target::parse(authority.as_bytes(), Some(port)) {
+        Ok(_) => Ok(text.to_owned()),
+        Err(error) => Err(format!("{text:?}: {error}; {example}")),
+    }
+}
+
+/// Returns whether the text is a label that a guest may have, or one of a probe of outgate's own.
+pub(super) fn is_guest_or_probe_name(text: &str) -> bool {
+    is_guest_name(text.strip_prefix(PROBE).unwrap_or(text))
 }
 
 /// Returns whether the text is a name of a network interface (netdevice(7)), or with `pattern` one that ends in

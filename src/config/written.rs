@@ -4,7 +4,8 @@
 use super::document::{Entry, Node, Value};
 use super::forms::Reader;
 use super::keys::{
-    Dial, Firewall, Golem, Guest, Guests, Interface, Limits, Listen, Log, Resolver, State, TABLES, Tls, Top, Whitelist,
+    Dial, Firewall, Golem, Guest, Guests, Interface, Limits, Listen, Log, Proof, Resolver, State, TABLES, Tls, Top,
+    Whitelist,
 };
 use super::table::Section;
 use std::ops::Range;
@@ -26,6 +27,7 @@ pub(super) struct Written {
     pub(super) guest: Vec<(Range<usize>, Guest)>,
     pub(super) golem: Golem,
     pub(super) log: Log,
+    pub(super) proof: Proof,
     pub(super) state: State,
 }
 
@@ -48,6 +50,7 @@ pub(super) fn read(document: &[Entry], reader: &mut Reader<'_>) -> Written {
         guest: read_list(document, "guest", ("a guest", "guests"), Guest::read, reader),
         golem: Golem::read(section("golem", reader), reader),
         log: Log::read(section("log", reader), reader),
+        proof: Proof::read(section("proof", reader), reader),
         state: State::read(section("state", reader), reader),
     }
 }

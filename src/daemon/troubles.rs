@@ -2,6 +2,7 @@
 //! the service manager, the log and the metrics. What only root can see comes from `outgate-host.service`.
 
 use super::firewall_watch::FirewallWatch;
+use super::proof_watch::ProofWatch;
 use super::reload::Reloader;
 use crate::account;
 use crate::control::host::{HostReports, SILENCE};
@@ -65,6 +66,7 @@ pub(super) struct Troubles {
     services: Arc<Services>,
     reloader: Reloader,
     guard: FirewallWatch,
+    proof: ProofWatch,
     reports: Arc<HostReports>,
     /// Whether the watcher's reports can be received at all.
     hears: bool,
@@ -83,11 +85,13 @@ impl Troubles {
         reports: &Arc<HostReports>,
         hears: bool,
         certificate: Option<Arc<Certificate>>,
+        proof: ProofWatch,
     ) -> Troubles {
         Troubles {
             services: Arc::clone(services),
             reloader: reloader.clone(),
             guard: FirewallWatch::new(services),
+            proof,
             reports: Arc::clone(reports),
             hears,
             certificate,
@@ -110,6 +114,7 @@ impl Troubles {
         if self.guard.is_configured() {
             add(TroubleCause::Watcher, self.silence());
             troubles.extend(self.report().unwrap_or_default().troubles);
+            troubles.extend(self.proof.troubles());
         }
         troubles
     }
@@ -128,6 +133,7 @@ impl Troubles {
             "firewall_configured": self.guard.is_configured(),
             "guarding": guarding,
             "unguarded": unguarded,
+            "proof": self.proof.shown(),
             "troubles": self.now(),
         })
     }
@@ -197,8 +203,9 @@ impl Troubles {
         loop {
             ticks.tick().await;
             self.guard.count();
-            let now = self.now();
             let metrics = self.services.account.metrics();
+            self.proof.look(metrics);
+            let now = self.now();
             for cause in TroubleCause::ALL {
                 metrics.set_trouble(cause.as_str(), now.iter().any(|trouble| trouble.cause == cause));
             }
@@ -222,7 +229,7 @@ impl Troubles {
     }
 }
 
-/// Whether it was there before. How long the watcher is silent, how full a table is and how much was lost is not news.
+/// Whether it was there before. How long something is silent, how full a table is and how much was lost is not news.
 fn known(before: &[Trouble], trouble: &Trouble) -> bool {
     let counts = matches!(trouble.cause, TroubleCause::Watcher | TroubleCause::Conntrack | TroubleCause::LogDropped);
     before.iter().any(|old| old == trouble || (old.cause == trouble.cause && counts))

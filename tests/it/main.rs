@@ -37,6 +37,7 @@ mod new_name_limit;
 mod other_firewalls;
 mod overload;
 mod privileges;
+mod proof;
 mod proxy_tls;
 mod races;
 mod reference;

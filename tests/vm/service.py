@@ -230,7 +230,7 @@ def set_up(provider):
     assert command and command[1] == SETUP, shown
     assert {"name": "br0", "guarded": False}.items() <= json.loads(provider.do("outgate setup --json"))["interfaces"][0].items()
     dry = provider.do("setpriv --reuid=nobody --clear-groups " + SETUP + " --dry-run")
-    for wanted in ('+guest_interfaces = ["br0"]', "would listen on 0.0.0.0:1053", "would run `systemctl start outgate-firewall.service outgate-host.service`"):
+    for wanted in ('+guest_interfaces = ["br0"]', "would listen on 0.0.0.0:1053", "would run `systemctl start outgate-firewall.service outgate-host.service outgate-proof-net.service`"):
         assert wanted in dry, f"no {wanted!r} in {dry}"
     for command, wanted in [
         ("setpriv --reuid=nobody --clear-groups " + SETUP, "run as root"),
@@ -247,7 +247,7 @@ def set_up(provider):
     said = provider.do(SETUP, 90)
     took = time.monotonic() - begin
     assert "guarded: br0" in said, said
-    for unit in ["outgate.service", "outgate-firewall.service", "outgate-host.service"]:
+    for unit in ["outgate.service", "outgate-firewall.service", "outgate-host.service", "outgate-proof-net.service"]:
         assert provider.state(unit) == "active", f"{unit}: {said}"
         assert provider.do(f"systemctl is-enabled {unit}") == "enabled", unit
     assert provider.guest("http://good.test/").status == 6, "a name that no rule allows"
@@ -298,6 +298,37 @@ def set_up(provider):
     provider.ready()
     control(provider)
     return f"guarded after {took:.1f} s"
+
+
+def proves(provider):
+    """The running proof by its units: without a right, after a kill, and what its end says."""
+    provider.do("systemctl start outgate-proof-net.service", 60)
+    begin = time.monotonic()
+    proven = lambda: provider.until("outgate proof", "br0 +proven", 90, "it is not proven")
+    proven()
+    took = time.monotonic() - begin
+    probe = provider.do("systemctl show -P MainPID outgate-proof@br0.service")
+    facts = provider.do(f"cat /proc/{probe}/status; readlink /proc/{probe}/ns/net /proc/1/ns/net")
+    assert re.search(r"CapEff:\s0{16}", facts) and re.search(r"CapBnd:\s0{16}", facts) and "NoNewPrivs:\t1" in facts, facts
+    assert int(re.search(r"Uid:\s(\d+)", facts)[1]) == int(provider.do("id -u outgate-proof")), facts
+    assert len(set(facts.split("\n")[-2:])) == 2, f"it is in the network of this machine: {facts}"
+    provider.until("outgate status", r"(?m)^proven \d+ s ago: br0$", 10, "the daemon does not read it")
+    assert "guarding br0: 1 guest" in provider.do("outgate status"), "its guests count as guests"
+    assert 'outgate_enforcement_ok{check="tcp_443"} 1' in provider.do("curl -s http://127.0.0.1:3190/metrics")
+    # Whoever may write the folder may not write the result, and no other user's rounds count.
+    assert provider.run("setpriv --reuid=outgate-proof --clear-groups sh -c 'echo {} >/run/outgate-proof/rounds.json'").status
+    provider.do("systemctl kill -s KILL outgate-proof-net.service; sleep 6")
+    proven()
+    provider.do("outgate guest list; outgate denied")
+    assert "@proof" not in provider.do("outgate guest list; outgate denied; journalctl -u outgate -n 500 -o cat"), "it is told as a guest"
+    said = provider.do("outgate firewall remove")
+    assert "outgate-proof-net.service is stopped" in said and provider.state("outgate-proof-net.service") == "inactive", said
+    provider.do("systemctl restart outgate-firewall.service", 60)
+    left = provider.do("ip -o link show | grep ogp; ip route show proto 248; outgate proof; true")
+    assert "ogp" not in left and "the proof is stopped" in left, left
+    provider.ready()
+    serves(provider)
+    return f"proven after {took:.1f} s"
 
 
 def killed_setup(provider, before):
@@ -1226,6 +1257,7 @@ CHECKS = [
     ("privileges while it serves", privileges),
     ("outgate listen apply, as printed where no unit listens", listens),
     ("outgate setup --migrate", migrates),
+    ("the running proof", proves),
     ("a bridge port that appears later", later),
     *SABOTAGES,
     ("a command that becomes a guest, as printed", executes),
@@ -1271,7 +1303,7 @@ EARLIER_CHECKS = [
 
 BOOTS = [order, boot_on_a_typo]
 # Checks for which a container is enough; it is ten times as fast as an emulated machine.
-FAST = [set_up, listens, migrates, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
+FAST = [set_up, listens, migrates, proves, later, executes, exposure, reload, golem, published, restart, bindings, watchdog, killed, cannot_start, broken_list]
 FAST += [upgrade, plain_again, upgrade_refused, remove, again, purge]
 if not WHOLE:
     FAST += [check for _, check in SABOTAGES]

@@ -40,6 +40,8 @@ pub struct Interface<'h> {
     pub kind: &'h str,
     /// The bridge that it is a port of.
     pub bridge: Option<&'h str>,
+    /// Whether it is the interface of one of outgate's own guests.
+    pub is_probe: bool,
 }
 
 /// A network interface.
@@ -67,7 +69,12 @@ pub(super) struct Link {
     pub(super) heard_root: bool,
     /// Whether this bridge learns MACs from frames that no rule sees, those for link-local MACs.
     pub(super) learns_unseen: bool,
+    /// Whether it is the interface of one of outgate's own guests, which are guarded and do not count.
+    pub(super) is_probe: bool,
 }
+
+/// The beginning of the alias (ip-link(8)) of an interface that the running proof made.
+pub const PROBE_ALIAS: &str = "outgate proof ";
 
 /// Settings of guests' ports beside `isolated`, as arguments of ip(8). The mask sends frames for link-local MACs,
 /// which are mostly BPDUs, through table bridge instead of to the protocol's own handler; it cannot include the
@@ -81,6 +88,8 @@ const GUARD_MASK: &str = "0xfffd";
 #[derive(Deserialize)]
 struct IpLink {
     ifname: String,
+    #[serde(default)]
+    ifalias: String,
     #[serde(default)]
     ifindex: u32,
     link: Option<String>,
@@ -179,6 +188,7 @@ impl Host {
             is_bridge: link.is_bridge,
             kind: &link.kind,
             bridge: link.master.as_deref(),
+            is_probe: link.is_probe,
         })
     }
 
@@ -264,6 +274,7 @@ impl From<IpLink> for Link {
             isolated: port && state.isolated,
             guarded: port && state.is_guarded(),
             heard_root: false,
+            is_probe: link.ifalias.starts_with(PROBE_ALIAS),
             master: link.master.filter(|_| port),
             name: plain(&link.ifname),
             index: link.ifindex,
@@ -288,7 +299,7 @@ pub(super) fn is_root() -> bool {
 }
 
 /// Returns the number of a user given by name or number; `None` if there is no such user.
-pub(super) fn user_number(user: &str) -> Option<u32> {
+pub fn user_number(user: &str) -> Option<u32> {
     if let Ok(number) = user.parse() {
         return Some(number);
     }

@@ -11,7 +11,7 @@ use super::{Exit, Failure, Outcome, Paths};
 use crate::cli::table;
 use outgate::config::Settings;
 use outgate::firewall::docker::AskedFromHere;
-use outgate::firewall::{self, Host, Presence, fits, tool};
+use outgate::firewall::{self, Host, Interface, Presence, fits, tool};
 use outgate::text::printable;
 use serde::Serialize;
 use serde_json::Value;
@@ -94,7 +94,8 @@ fn look(paths: &Paths) -> Result<Overview, Failure> {
     let mut interfaces: Vec<Candidate> = plan::candidates(&host)
         .into_iter()
         .map(|name| {
-            let ports = host.interfaces().filter(|interface| interface.bridge == Some(name)).count();
+            let is_port = |port: &Interface<'_>| port.bridge == Some(name) && !port.is_probe;
+            let ports = host.interfaces().filter(is_port).count();
             let is_bridge = host.interfaces().any(|interface| interface.name == name && interface.is_bridge);
             let guarded = presence.is_there() && guests.iter().any(|guest| fits(guest, name));
             let command = match outgate::config::guest_interface(name) {

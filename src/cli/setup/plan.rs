@@ -21,7 +21,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 /// The units that guard guests.
-pub(super) const UNITS: [&str; 2] = ["outgate-firewall.service", "outgate-host.service"];
+pub(super) const UNITS: [&str; 3] = ["outgate-firewall.service", "outgate-host.service", "outgate-proof-net.service"];
 /// The daemon's.
 pub(super) const SERVICE: &str = "outgate.service";
 /// Docker's.

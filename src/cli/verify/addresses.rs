@@ -3,6 +3,7 @@
 
 use crate::cli::routes::overlap;
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
@@ -22,9 +23,11 @@ const EIGHT: (u8, u8) = (29, 125);
 const PLACES: usize = 4096;
 
 /// The IP families.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) enum Family {
+    #[serde(rename = "ipv4")]
     V4,
+    #[serde(rename = "ipv6")]
     V6,
 }
 
@@ -59,7 +62,7 @@ impl fmt::Display for Family {
 }
 
 /// The addresses of one family.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Addresses {
     /// This machine's, towards the sentinel.
     pub(super) host: IpAddr,

@@ -2,13 +2,14 @@
 //! for the captures.
 
 use super::addresses::{Addresses, Family};
-use super::checks::{Check, Task, reachable};
+use super::checks::Task;
 use super::dns::{self, Answer};
-use super::packet::{ESP, GRE, Round, SCTP, TCP, UDP};
+use super::packet::{ESP, GRE, ICMP, ICMP6, Round, SCTP, TCP, UDP};
+use super::sockets::{Kind, Sockets};
 use crate::cli::golem::probe::attempt::{self, Ending, Found, Wanted};
 use hickory_resolver::proto::rr::RecordType;
-use outgate::config::Settings;
-use socket2::{Domain, Protocol, Socket, Type};
+use outgate::proof::Check;
+use socket2::{Domain, Socket, Type};
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -53,8 +54,13 @@ pub(super) enum Verdict {
 
 /// What the attempts of one family require.
 #[derive(Debug)]
-pub(super) struct Context {
-    pub(super) settings: Settings,
+pub(in crate::cli) struct Context {
+    /// The proxy of the family that guests reach.
+    pub(super) proxy: Option<SocketAddr>,
+    /// The port of the status page.
+    pub(super) admin_port: Option<u16>,
+    /// The sockets that only root can make.
+    pub(super) sockets: Arc<Sockets>,
     pub(super) round: Arc<Round>,
     pub(super) addresses: Addresses,
     /// Whether the second guest is on the same link.
@@ -108,7 +114,7 @@ pub(super) fn attempt(task: Task, context: &Context) -> io::Result<Told> {
         Check::HostTcp => one.host_tcp(),
         Check::HostUdp => one.host_udp(),
         Check::HostSsh => one.host_port(22),
-        Check::HostAdmin => one.host_port(context.settings.listen.admin.map_or(0, |admin| admin.port())),
+        Check::HostAdmin => one.host_port(context.admin_port.unwrap_or(0)),
         Check::OtherGuestTcp => {
             let seen: Vec<Told> = others.iter().map(|other| one.tcp(*other, 22)).collect::<io::Result<_>>()?;
             Ok(joined(seen))
@@ -162,6 +168,10 @@ impl Attempt<'_> {
 
     fn marker(&self) -> String {
         self.context.round.marker(self.task.number())
+    }
+
+    fn privileged(&self, kind: Kind) -> io::Result<Socket> {
+        self.context.sockets.get(kind, &self.context.addresses)
     }
 
     /// Makes a socket whose port says which check it belongs to.
@@ -226,7 +236,7 @@ impl Attempt<'_> {
 
     fn ping(&self, to: &[IpAddr]) -> io::Result<Told> {
         let v6 = self.task.family == Family::V6;
-        let protocol = if v6 { Protocol::ICMPV6 } else { Protocol::ICMPV4 };
+        let protocol = if v6 { ICMP6 } else { ICMP };
         let mut echo = vec![if v6 { 128 } else { 8 }, 0, 0, 0, 0, self.task.number(), 0, 1];
         echo.extend(self.marker().bytes());
         if !v6 {
@@ -241,15 +251,13 @@ impl Attempt<'_> {
         // Long enough for what a firewall may read of each header.
         let payload = [&[0; 24][..], self.marker().as_bytes()].concat();
         for protocol in [GRE, ESP, SCTP] {
-            self.send_raw(Protocol::from(i32::from(protocol)), &[to], &payload)?;
+            self.send_raw(protocol, &[to], &payload)?;
         }
         Ok(ok("nothing came back"))
     }
 
-    fn send_raw(&self, protocol: Protocol, to: &[IpAddr], payload: &[u8]) -> io::Result<Told> {
-        let own = SocketAddr::new(self.own(), 0);
-        let socket = Socket::new(Domain::for_address(own), Type::RAW, Some(protocol))?;
-        socket.bind(&own.into())?;
+    fn send_raw(&self, protocol: u8, to: &[IpAddr], payload: &[u8]) -> io::Result<Told> {
+        let socket = self.privileged(Kind::Raw(self.task.family, protocol))?;
         for to in to {
             // A refusal of the packet before, or of this one, is what is wanted.
             let _ = socket.send_to(payload, &SocketAddr::new(*to, 0).into());
@@ -275,19 +283,13 @@ impl Attempt<'_> {
 
     /// Sends a query whose answer would go to the sentinel, and a datagram from nobody's address.
     fn spoofed_source(&self) -> io::Result<Told> {
-        let Addresses { sentinel, nobody, .. } = self.context.addresses;
+        let family = self.task.family;
         let query = self.query(&[UNFIT], RecordType::A)?;
-        for (source, to, payload) in [
-            (sentinel, SocketAddr::new(public(self.task.family), 53), query.as_slice()),
-            (nobody, SocketAddr::new(sentinel, 9999), self.marker().as_bytes()),
+        for (kind, to, payload) in [
+            (Kind::AsSentinel(family), SocketAddr::new(public(family), 53), query.as_slice()),
+            (Kind::AsNobody(family), SocketAddr::new(self.context.addresses.sentinel, 9999), self.marker().as_bytes()),
         ] {
-            let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
-            match self.task.family {
-                Family::V4 => socket.set_ip_transparent_v4(true)?,
-                Family::V6 => socket.set_ip_transparent_v6(true)?,
-            }
-            socket.bind(&SocketAddr::new(source, 0).into())?;
-            socket.send_to(payload, &to.into())?;
+            self.privileged(kind)?.send_to(payload, &to.into())?;
         }
         std::thread::sleep(SILENCE);
         Ok(ok("nothing came back"))
@@ -388,8 +390,7 @@ impl Attempt<'_> {
     }
 
     fn proxy(&self) -> io::Result<Told> {
-        let listener = reachable(&self.context.settings.listen.proxy, self.task.family).next();
-        let Some(listener) = listener else { return Ok(failed("there is none")) };
+        let Some(listener) = self.context.proxy else { return Ok(failed("there is none")) };
         let ip = if listener.ip().is_unspecified() { self.context.gateway } else { listener.ip() };
         self.refusal(SocketAddr::new(ip, listener.port()), &format!("http://{NO_NAME}/"))
     }

@@ -55,14 +55,13 @@ pub(super) struct Capture(Arc<State>);
 impl Capture {
     /// Starts looking in a namespace.
     pub(super) fn start(namespace: &Namespace, filter: Filter, round: Arc<Round>) -> Result<Capture, Failure> {
-        let socket = namespace.run(|| {
-            let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ALL))))?;
-            socket.set_read_timeout(Some(PAUSE))?;
-            // More than the limit of the system is cut down to it.
-            let _ = socket.set_recv_buffer_size(BACKLOG);
-            Ok(socket)
-        });
+        let socket = namespace.run(open);
         let socket = socket.map_err(|error| Failure::Failed(format!("packets cannot be watched: {error}")))?;
+        Capture::on(socket, filter, round)
+    }
+
+    /// Starts looking at what this socket receives.
+    pub(super) fn on(socket: Socket, filter: Filter, round: Arc<Round>) -> Result<Capture, Failure> {
         let state = Arc::new(State::default());
         let shared = Arc::clone(&state);
         let started = std::thread::Builder::new().spawn(move || watch(socket, &filter, &round, &shared));
@@ -90,6 +89,18 @@ impl Drop for Capture {
     fn drop(&mut self) {
         self.0.ended.store(true, Ordering::Relaxed);
     }
+}
+
+/// Opens a socket that receives every packet of the calling thread's namespace.
+///
+/// # Errors
+/// Those of the system.
+pub(super) fn open() -> io::Result<Socket> {
+    let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(i32::from(ALL))))?;
+    socket.set_read_timeout(Some(PAUSE))?;
+    // More than the limit of the system is cut down to it.
+    let _ = socket.set_recv_buffer_size(BACKLOG);
+    Ok(socket)
 }
 
 fn watch(mut socket: Socket, filter: &Filter, round: &Round, state: &State) {

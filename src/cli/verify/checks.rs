@@ -4,41 +4,8 @@
 use super::addresses::Family;
 use super::network::{Guests, Network, Untried};
 use super::own_addresses;
-use outgate_proto::enum_of_words;
+use outgate::proof::Check;
 use std::net::{IpAddr, SocketAddr};
-
-enum_of_words! {
-    /// One thing that is tried, for each family.
-    pub(super) enum Check {
-        DnsListener = "dns_listener",
-        TransparentListener = "transparent_listener",
-        ProxyListener = "proxy_listener",
-        Url = "url",
-        Tcp80 = "tcp_80",
-        Tcp443 = "tcp_443",
-        Tcp22 = "tcp_22",
-        Udp443 = "udp_443",
-        Udp123 = "udp_123",
-        Udp9999 = "udp_9999",
-        DnsOverUdp = "dns_over_udp",
-        DnsOverTcp = "dns_over_tcp",
-        DnsOverTls = "dns_over_tls",
-        Ping = "ping",
-        OtherProtocols = "other_protocols",
-        Ttl2 = "ttl_2",
-        SpoofedSource = "spoofed_source",
-        Metadata = "metadata",
-        HostTcp = "host_tcp",
-        HostUdp = "host_udp",
-        HostSsh = "host_ssh",
-        HostAdmin = "host_admin",
-        OtherGuestTcp = "other_guest_tcp",
-        OtherGuestUdp = "other_guest_udp",
-        OtherGuestPing = "other_guest_ping",
-    }
-    /// The word in answers.
-    pub(super) fn as_str
-}
 
 /// A check of one family; for [`Check::Url`], of one URL.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,30 +16,23 @@ pub(super) struct Task {
     pub(super) url: usize,
 }
 
-impl Check {
-    /// Returns whether it is something that must get through.
-    pub(super) const fn must_pass(self) -> bool {
-        matches!(self, Check::DnsListener | Check::TransparentListener | Check::ProxyListener | Check::Url)
-    }
+/// Returns whether the firewall brings it to the DNS listener, by NAT.
+pub(super) const fn is_dns(check: Check) -> bool {
+    matches!(check, Check::DnsListener | Check::DnsOverUdp | Check::DnsOverTcp)
+}
 
-    /// Returns whether the firewall brings it to the DNS listener, by NAT.
-    pub(super) const fn is_dns(self) -> bool {
-        matches!(self, Check::DnsListener | Check::DnsOverUdp | Check::DnsOverTcp)
-    }
-
-    /// Returns what is expected.
-    pub(super) const fn expected(self) -> &'static str {
-        match self {
-            Check::DnsListener => "an answer by outgate",
-            Check::TransparentListener | Check::ProxyListener => "a refusal by outgate",
-            Check::Url => "the server's answer",
-            Check::DnsOverUdp | Check::DnsOverTcp => "outgate's refusal, nothing outside",
-            Check::Metadata => "no answer but outgate's",
-            Check::HostTcp | Check::HostUdp | Check::HostSsh | Check::HostAdmin => "no way to this machine",
-            Check::OtherGuestTcp | Check::OtherGuestUdp | Check::OtherGuestPing => "nothing at the other guest",
-            Check::SpoofedSource => "nothing outside, no answer",
-            _ => "nothing outside",
-        }
+/// Returns what is expected of a check.
+pub(super) const fn expected(check: Check) -> &'static str {
+    match check {
+        Check::DnsListener => "an answer by outgate",
+        Check::TransparentListener | Check::ProxyListener => "a refusal by outgate",
+        Check::Url => "the server's answer",
+        Check::DnsOverUdp | Check::DnsOverTcp => "outgate's refusal, nothing outside",
+        Check::Metadata => "no answer but outgate's",
+        Check::HostTcp | Check::HostUdp | Check::HostSsh | Check::HostAdmin => "no way to this machine",
+        Check::OtherGuestTcp | Check::OtherGuestUdp | Check::OtherGuestPing => "nothing at the other guest",
+        Check::SpoofedSource => "nothing outside, no answer",
+        _ => "nothing outside",
     }
 }
 

@@ -14,7 +14,9 @@ use crate::cli::lock::Lock;
 use crate::cli::{Failure, routes};
 use ipnet::IpNet;
 use outgate::config::Settings;
-use outgate::firewall::{self, FirewallError, GuestEntry, Host};
+use outgate::firewall::{self, FirewallError, GuestEntry, Host, PROBE_ALIAS};
+use outgate::proof::FOLDER;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use socket2::{Domain, Protocol, Socket, Type};
 use std::fs;
@@ -24,32 +26,102 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// The guests' names.
-const GUESTS: [&str; 2] = ["outgate-verify-1", "outgate-verify-2"];
-/// This machine's interface towards the sentinel.
-const OUT: &str = "ogv-out";
-/// The guests' ports on a bridge.
-const PORTS: [&str; 2] = ["ogv-1", "ogv-2"];
-/// What is appended to the stem of a pattern, the longest first that an interface's name has room for.
-const SUFFIXES: [[&str; 2]; 3] = [["ogv1", "ogv2"], ["og1", "og2"], ["1", "2"]];
 /// The longest name of an interface, in bytes (IFNAMSIZ).
 const LONGEST_NAME: usize = 15;
-/// By this the next run recognises an interface: its name alone may be anybody's.
-const ALIAS: &str = "outgate verify";
-/// The number of our routes (`proto`, as in ip-route(8)), so that the next run finds what a killed one left.
-const PROTOCOL: &str = "247";
-/// MACs. A bridge without one of its own takes its ports' lowest, so the first byte of this machine's ends is high.
-const HOST_MAC: &str = "fe:ff:ff:67:76:0";
-const INNER_MAC: &str = "02:00:6f:67:76:0";
+/// The number of routes to the guests and sentinels that stay.
+const PROOF_PROTOCOL: u8 = 248;
+/// The beginning of MACs. A bridge without one of its own takes its ports' lowest, so the first byte of this machine's
+/// ends is high.
+const HOST_MAC: &str = "fe:ff:ff:67";
+const INNER_MAC: &str = "02:00:6f:67";
 /// The sentinel's ports, so that a connection that comes through is also answered.
 const OPEN: [u16; 5] = [22, 53, 80, 443, 853];
 /// How long a port of a bridge may take until it forwards: libvirt's have spanning tree with the shortest delay, which makes 4 s.
 const FORWARDING: Duration = Duration::from_secs(6);
 const PAUSE: Duration = Duration::from_millis(50);
 
+/// The names and numbers of what is made, so that a run finds what a killed one left, and two commands do not meet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::cli) struct Traces {
+    /// The guests' names.
+    guests: [String; 2],
+    /// This machine's interface towards the sentinel.
+    out: String,
+    /// The guests' ports on a bridge.
+    ports: [String; 2],
+    /// What is appended to the stem of a pattern, the longest first that an interface's name has room for.
+    suffixes: [[String; 2]; 3],
+    /// By this an interface is recognised: its name alone may be anybody's.
+    alias: String,
+    /// The number of routes (`proto`, as in ip-route(8)).
+    protocol: u8,
+    /// The fifth byte of MACs, and the sixth but for its last digit.
+    mac: String,
+    /// The beginning of the path of a file that only one run at a time can lock; the number of the network namespace
+    /// follows.
+    lock: String,
+    /// The command that it is.
+    command: &'static str,
+    /// Whether it is the only one with this number of routes, and so removes what an earlier one left.
+    is_alone: bool,
+}
+
+impl Traces {
+    /// Returns those of a single run.
+    pub(in crate::cli) fn of_verify() -> Traces {
+        let two = |stem: &str| ["1", "2"].map(|n| format!("{stem}{n}"));
+        Traces {
+            guests: two("outgate-verify-"),
+            out: "ogv-out".to_owned(),
+            ports: two("ogv-"),
+            suffixes: [two("ogv"), two("og"), two("")],
+            alias: "outgate verify".to_owned(),
+            protocol: 247,
+            mac: "76:0".to_owned(),
+            lock: "/run/outgate-verify".to_owned(),
+            command: "outgate verify",
+            is_alone: true,
+        }
+    }
+
+    /// Returns those of the guests and the sentinel that stay, of the interface with this number, two digits at most.
+    pub(in crate::cli) fn of_proof(number: u8) -> Traces {
+        let two = |stem: &str| ["a", "b"].map(|n| format!("{stem}{n}"));
+        Traces {
+            guests: two(&format!("@proof-{number}")),
+            out: format!("ogp{number}-out"),
+            ports: two(&format!("ogp{number}")),
+            suffixes: [two(&format!("ogp{number}")), two(&format!("p{number}")), two("")],
+            alias: format!("{PROBE_ALIAS}{number}"),
+            protocol: PROOF_PROTOCOL,
+            mac: format!("{number:02x}:8"),
+            lock: format!("{FOLDER}/{number}"),
+            command: "outgate proof net",
+            is_alone: false,
+        }
+    }
+
+    /// Returns the names of two interfaces that fit a pattern.
+    fn names_of(&self, pattern: &str) -> Result<Vec<String>, String> {
+        let stem = pattern.trim_end_matches('*');
+        let longest = self.suffixes.iter().find(|[one, _]| stem.len().saturating_add(one.len()) <= LONGEST_NAME);
+        let none = || format!("no name of an interface is long enough for {pattern} and one more letter");
+        Ok(longest.ok_or_else(none)?.iter().map(|suffix| format!("{stem}{suffix}")).collect())
+    }
+
+    fn host_mac(&self, number: usize) -> String {
+        format!("{HOST_MAC}:{}{number}", self.mac)
+    }
+
+    fn inner_mac(&self, number: usize) -> String {
+        format!("{INNER_MAC}:{}{number}", self.mac)
+    }
+}
+
 /// The part that all interfaces share.
 #[derive(Debug)]
-pub(super) struct Network {
+pub(in crate::cli) struct Network {
+    traces: Traces,
     daemon: Daemon,
     pub(super) settings: Settings,
     pub(super) host: Host,
@@ -61,14 +133,14 @@ pub(super) struct Network {
     pub(super) unregistered: Option<String>,
     /// All addresses of this machine.
     pub(super) own: Vec<IpAddr>,
-    registered: Vec<&'static str>,
+    registered: Vec<String>,
     lock: Option<Lock>,
-    _outside: Namespace,
+    pub(super) outside: Namespace,
     _listeners: Vec<TcpListener>,
 }
 
 /// Why something is not tried.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Untried {
     /// There is nothing to try.
     NotApplicable(String),
@@ -77,7 +149,7 @@ pub(super) enum Untried {
 }
 
 impl Untried {
-    fn failed(failure: Failure) -> Untried {
+    pub(super) fn failed(failure: Failure) -> Untried {
         Untried::Failed(failure.to_string().trim_start_matches("outgate: ").to_owned())
     }
 
@@ -102,6 +174,7 @@ pub(super) struct Guests {
     /// Whether the guests share a link.
     pub(super) share_link: bool,
     routes: Vec<(Family, String)>,
+    traces: Traces,
 }
 
 impl Network {
@@ -112,13 +185,17 @@ impl Network {
         entries: &[GuestEntry],
         host: Host,
         named: &[IpNet],
+        traces: Traces,
     ) -> Result<Network, Failure> {
-        let lock = take_lock()?;
-        let guests = sweep(daemon, entries, named)?;
+        let lock = take_lock(&traces)?;
+        let guests = match traces.is_alone {
+            true => sweep(daemon, entries, named, &traces)?,
+            false => daemon.ask(Question::Guests).unwrap_or_default(),
+        };
         let chosen = |family: Family| -> Result<Addresses, String> {
             let mut taken = routes::taken(family.option()).map_err(|failure| failure.to_string())?;
             // Those of a killed run are no guests any more.
-            let declared = settings.policy.guests.iter().filter(|guest| !GUESTS.contains(&guest.name.as_str()));
+            let declared = settings.policy.guests.iter().filter(|guest| !traces.guests.contains(&guest.name));
             taken.extend(routes::of_guests(&guests));
             taken.extend(declared.flat_map(|guest| guest.addresses.iter().copied()));
             choose(&ranges(named, family), &taken)
@@ -137,15 +214,16 @@ impl Network {
         let own = own_addresses()?;
         let round = Arc::new(Round::new(random(), senders.chain(own.iter().copied()).collect()));
         let outside = Namespace::new()?;
-        let made = outside_link(&outside, &v4, &v6);
+        let made = outside_link(&outside, &v4, &v6, &traces);
         let sentinels = addresses.iter().map(|one| one.sentinel).collect();
         let rest = made.and_then(|without| {
             let capture = Capture::start(&outside, Filter::Arrivals(sentinels), Arc::clone(&round))?;
             let listeners = outside.run(|| Ok(listeners())).map_err(|error| Failure::Failed(error.to_string()))?;
             Ok((without, capture, listeners))
         });
-        let (without, sentinel, listeners) = rest.inspect_err(|_| remove_links(&[OUT.to_owned()]))?;
+        let (without, sentinel, listeners) = rest.inspect_err(|_| remove_links([&traces.out], &traces))?;
         let mut network = Network {
+            traces,
             daemon: daemon.clone(),
             settings,
             host,
@@ -157,7 +235,7 @@ impl Network {
             own: own.into_iter().chain(addresses.iter().map(|one| one.host)).collect(),
             registered: Vec::new(),
             lock: Some(lock),
-            _outside: outside,
+            outside,
             _listeners: listeners,
         };
         network.register();
@@ -177,15 +255,32 @@ impl Network {
         !self.registered.is_empty()
     }
 
+    /// Returns whether the way to the sentinel is there.
+    pub(super) fn is_there(&self, host: &Host) -> bool {
+        host.interfaces().any(|interface| interface.name == self.traces.out)
+    }
+
+    /// Registers the guests again, should the daemon not have them.
+    pub(super) fn register_again(&mut self) {
+        self.unregistered = None;
+        self.registered.clear();
+        self.register();
+    }
+
     /// Registers the guests, so that the daemon judges them as guests and counts them under their own names. Without
     /// an interface: that would apply the firewall, which is what is to be tried.
     fn register(&mut self) {
-        for (at, name) in GUESTS.into_iter().enumerate() {
+        for (at, name) in self.traces.guests.iter().enumerate() {
             let addresses = [&self.v4, &self.v6].into_iter().flatten().filter_map(|one| one.guests.get(at));
             let addresses: Vec<String> = addresses.map(ToString::to_string).collect();
-            let application = Application { name: name.to_owned(), addresses, ..Application::default() };
-            match self.daemon.ask(Question::Register(&application)) {
-                Ok(_) => self.registered.push(name),
+            let application = Application { name: name.clone(), addresses, ..Application::default() };
+            let ask = || self.daemon.ask(Question::Register(&application));
+            // A killed run may have registered it with other addresses.
+            match ask().or_else(|failure| match self.daemon.ask(Question::Remove(name)) {
+                Ok(_) => ask(),
+                Err(_) => Err(failure),
+            }) {
+                Ok(_) => self.registered.push(name.clone()),
                 Err(failure) => {
                     let why = failure.to_string().trim_start_matches("outgate: ").to_owned();
                     self.unregistered.get_or_insert(why);
@@ -204,8 +299,8 @@ impl Network {
             GuestEntry::Bridge(bridge) if !is_up(bridge).map_err(Untried::failed)? => {
                 return Err(Untried::NotApplicable(format!("{bridge} is down, so nothing enters by it")));
             }
-            GuestEntry::Bridge(_) => PORTS.map(str::to_owned).to_vec(),
-            GuestEntry::Pattern(pattern) => names_of(pattern).map_err(Untried::NotApplicable)?,
+            GuestEntry::Bridge(_) => self.traces.ports.to_vec(),
+            GuestEntry::Pattern(pattern) => self.traces.names_of(pattern).map_err(Untried::NotApplicable)?,
             GuestEntry::Single(name) => {
                 let why = format!("{name} is the interface of one guest, and nothing else can send through it");
                 return Err(Untried::NotApplicable(why));
@@ -226,6 +321,7 @@ impl Network {
             without: Vec::new(),
             share_link: matches!(entry, GuestEntry::Bridge(_)),
             routes: Vec::new(),
+            traces: self.traces.clone(),
         };
         guests.build(self, entry).map_err(Untried::failed)?;
         Ok(guests)
@@ -235,18 +331,23 @@ impl Network {
 impl Drop for Network {
     fn drop(&mut self) {
         for name in self.registered.drain(..) {
-            if let Err(failure) = self.daemon.ask(Question::Remove(name)) {
+            if let Err(failure) = self.daemon.ask(Question::Remove(&name)) {
                 let failure = failure.to_string();
                 warn(&format!("{name} is still registered: {}", failure.trim_start_matches("outgate: ")));
             }
         }
-        remove_links(&[OUT.to_owned()]);
+        remove_links([&self.traces.out], &self.traces);
         // Whoever waits for it may go on; the file says nothing.
         let _ = self.lock.take().map(Lock::remove);
     }
 }
 
 impl Guests {
+    /// Returns whether their interfaces are there.
+    pub(super) fn are_there(&self, host: &Host) -> bool {
+        self.names.iter().all(|name| host.interfaces().any(|interface| interface.name == *name))
+    }
+
     fn build(&mut self, network: &Network, entry: &GuestEntry) -> Result<(), Failure> {
         let bridge = if let GuestEntry::Bridge(bridge) = entry { Some(bridge.as_str()) } else { None };
         // Else the watcher would see an interface that is not protected yet, and report it.
@@ -256,9 +357,12 @@ impl Guests {
         for (n, (name, inside)) in self.names.iter().zip([&self.first, &self.second]).enumerate() {
             let n = n.saturating_add(1);
             let mut lines = format!(
-                "link add name {name}{mtu} address {HOST_MAC}{n} type veth peer name eth0{mtu} address {INNER_MAC}{n} \
-                 netns {}\nlink set dev {name} alias \"{ALIAS}\"\n",
-                inside.path()
+                "link add name {name}{mtu} address {} type veth peer name eth0{mtu} address {} netns {}\nlink set dev \
+                 {name} alias \"{}\"\n",
+                self.traces.host_mac(n),
+                self.traces.inner_mac(n),
+                inside.path(),
+                self.traces.alias
             );
             if let Some(bridge) = bridge {
                 lines.push_str(&format!("link set dev {name} addrgenmode none\nlink set dev {name} master {bridge}\n"));
@@ -297,6 +401,7 @@ impl Guests {
     fn address(&mut self, family: Family, addresses: &Addresses, bridge: Option<&str>) -> Result<(), Failure> {
         let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
         let option = family.option();
+        let protocol = self.traces.protocol.to_string();
         let Addresses { host, direct, guests: [one, two], .. } = addresses;
         // To a listener on every address the kernel brings queries by an address of the interface that they come by
         // (nft `redirect`), which a bridge that fits the pattern would have.
@@ -311,7 +416,7 @@ impl Guests {
             let Some(name) = name else { continue };
             let device = bridge.unwrap_or(name);
             let route = format!("{own} dev {device}");
-            let add = ["route", "add"].into_iter().chain(route.split(' ')).chain(["proto", PROTOCOL]);
+            let add = ["route", "add"].into_iter().chain(route.split(' ')).chain(["proto", &protocol]);
             let add: Vec<&str> = std::iter::once(option).chain(add).collect();
             tool::run("ip", &add, "", "to route to a guest")?;
             self.routes.push((family, route));
@@ -323,7 +428,10 @@ impl Guests {
             );
             if bridge.is_some() {
                 lines.push_str(&match n {
-                    0 => format!("neigh replace {direct} lladdr {INNER_MAC}2 dev eth0 nud permanent\nroute add {direct} dev eth0\n"),
+                    0 => format!(
+                        "neigh replace {direct} lladdr {} dev eth0 nud permanent\nroute add {direct} dev eth0\n",
+                        self.traces.inner_mac(2)
+                    ),
                     _ => format!("addr add {direct}{length} dev eth0\n"),
                 });
             }
@@ -363,30 +471,31 @@ impl Drop for Guests {
     fn drop(&mut self) {
         for (family, route) in self.routes.drain(..) {
             // The next run removes what is left.
-            let _ = remove_route(family, &route);
+            let _ = remove_route(family, &route, &self.traces);
         }
         let _in_line = in_line();
-        remove_links(&self.names);
+        remove_links(&self.names, &self.traces);
         firewall::dismiss(&self.names).iter().for_each(|fault| warn(fault));
     }
 }
 
 /// Returns what a killed run may have left behind, removed, and the daemon's guests; nothing if it does not run.
-fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Value, Failure> {
-    let mut names: Vec<String> = PORTS.map(str::to_owned).to_vec();
+fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet], traces: &Traces) -> Result<Value, Failure> {
+    let mut names: Vec<String> = traces.ports.to_vec();
     for entry in entries {
         if let GuestEntry::Pattern(pattern) = entry {
-            names.extend(names_of(pattern).unwrap_or_default());
+            names.extend(traces.names_of(pattern).unwrap_or_default());
         }
     }
     // A namespace ends a moment after the process that made it.
     let in_line = in_line();
-    remove_links(&[OUT.to_owned()]);
-    remove_links(&names);
+    remove_links([&traces.out], traces);
+    remove_links(&names, traces);
     firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
     drop(in_line);
     for family in Family::BOTH {
-        let arguments = [family.option(), "-j", "route", "show", "proto", PROTOCOL];
+        let protocol = traces.protocol.to_string();
+        let arguments = [family.option(), "-j", "route", "show", "proto", &protocol];
         let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
         let ranges = ranges(named, family);
         for route in found.as_array().into_iter().flatten() {
@@ -394,7 +503,7 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Val
             let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
             let is_ours = to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to)));
             if is_ours && entries.iter().any(|entry| entry.covers(device)) {
-                remove_route(family, &format!("{to} dev {device}"))?;
+                remove_route(family, &format!("{to} dev {device}"), traces)?;
             }
         }
     }
@@ -402,16 +511,45 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet]) -> Result<Val
     let listed = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
     let names = listed.filter_map(|guest| guest.get("name")?.as_str());
     let mut left = false;
-    for name in names.filter(|name| GUESTS.contains(name)) {
+    for name in names.filter(|name| traces.guests.iter().any(|ours| ours == name)) {
         daemon.ask(Question::Remove(name))?;
         left = true;
     }
     if left { daemon.ask(Question::Guests) } else { Ok(guests) }
 }
 
+/// Removes what a killed proof left: interfaces, and routes to its guests.
+pub(super) fn sweep_proofs() -> Result<(), Failure> {
+    let found = tool::json("ip", &["-j", "link", "show"], "to look for interfaces")?;
+    let is_ours =
+        |link: &&Value| link.get("ifalias").and_then(Value::as_str).is_some_and(|alias| alias.starts_with(PROBE_ALIAS));
+    let links = found.as_array().into_iter().flatten().filter(is_ours);
+    let names: Vec<String> = links.filter_map(|link| link.get("ifname")?.as_str().map(str::to_owned)).collect();
+    for name in &names {
+        // It may have ended with its namespace in between.
+        let _ = tool::run("ip", &["link", "delete", "dev", name], "", "to remove an interface");
+    }
+    firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
+    let traces = Traces::of_proof(0);
+    let protocol = PROOF_PROTOCOL.to_string();
+    for family in Family::BOTH {
+        let arguments = [family.option(), "-j", "route", "show", "proto", &protocol];
+        let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
+        let ranges = ranges(&[], family);
+        for route in found.as_array().into_iter().flatten() {
+            let text = |key: &str| route.get(key).and_then(Value::as_str);
+            let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
+            if to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to))) {
+                remove_route(family, &format!("{to} dev {device}"), &traces)?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes a route to a guest, and what this machine knows of it as a neighbour, which it would keep for minutes.
-fn remove_route(family: Family, route: &str) -> Result<(), FirewallError> {
-    let line = format!("route del {route} proto {PROTOCOL}\n");
+fn remove_route(family: Family, route: &str, traces: &Traces) -> Result<(), FirewallError> {
+    let line = format!("route del {route} proto {}\n", traces.protocol);
     let removed = tool::run("ip", &[family.option(), "-batch", "-"], &line, "to remove a route").map(drop);
     let line = format!("neigh del {route}\n");
     // It may be none.
@@ -420,19 +558,11 @@ fn remove_route(family: Family, route: &str) -> Result<(), FirewallError> {
 }
 
 /// One run at a time in each network namespace.
-fn take_lock() -> Result<Lock, Failure> {
+fn take_lock(traces: &Traces) -> Result<Lock, Failure> {
     let number = own_number().map_err(|error| Failure::Failed(format!("this process's network namespace: {error}")))?;
-    let path = PathBuf::from(format!("/run/outgate-verify-{number}.lock"));
+    let path = PathBuf::from(format!("{}-{number}.lock", traces.lock));
     let taken = Lock::take(&path).map_err(|error| Failure::Failed(format!("{}: {error}", path.display())))?;
-    taken.ok_or_else(|| Failure::Failed("another `outgate verify` is running; wait for its end".to_owned()))
-}
-
-/// Returns the names of two interfaces that fit a pattern.
-fn names_of(pattern: &str) -> Result<Vec<String>, String> {
-    let stem = pattern.trim_end_matches('*');
-    let longest = SUFFIXES.iter().find(|[one, _]| stem.len().saturating_add(one.len()) <= LONGEST_NAME);
-    let none = || format!("no name of an interface is long enough for {pattern} and one more letter");
-    Ok(longest.ok_or_else(none)?.iter().map(|suffix| format!("{stem}{suffix}")).collect())
+    taken.ok_or_else(|| Failure::Failed(format!("another `{}` is running; wait for its end", traces.command)))
 }
 
 fn has_ipv6() -> bool {
@@ -464,7 +594,7 @@ fn own_addresses() -> Result<Vec<IpAddr>, Failure> {
     Ok(firewall::interface_addresses()?.into_iter().map(|address| address.net.addr()).collect())
 }
 
-fn random() -> u64 {
+pub(super) fn random() -> u64 {
     use ring::rand::SecureRandom;
     let mut bytes = [0; 8];
     // The number of the process is enough where the kernel has no randomness.
@@ -479,30 +609,33 @@ fn outside_link(
     outside: &Namespace,
     v4: &Result<Addresses, Untried>,
     v6: &Result<Addresses, Untried>,
+    traces: &Traces,
 ) -> Result<Option<Untried>, Failure> {
+    let (out, host_mac, inner_mac) = (&traces.out, traces.host_mac(0), traces.inner_mac(0));
     let lines = format!(
-        "link add name {OUT} address {HOST_MAC}0 type veth peer name eth0 address {INNER_MAC}0 netns {}\n\
-         link set dev {OUT} alias \"{ALIAS}\"\n",
-        outside.path()
+        "link add name {out} address {host_mac} type veth peer name eth0 address {inner_mac} netns {}\n\
+         link set dev {out} alias \"{}\"\n",
+        outside.path(),
+        traces.alias
     );
     tool::run("ip", &["-batch", "-"], &lines, "to make an interface")?;
     for (setting, value) in [("accept_dad", "0"), ("disable_ipv6", "0"), ("accept_ra", "0")] {
         // Without IPv6 there are no such settings.
-        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{OUT}/{setting}"), value);
+        let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{out}/{setting}"), value);
     }
     let both = |family: Family, addresses: &Addresses| -> Result<(), Failure> {
         let Addresses { host, sentinel, .. } = addresses;
         let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
         let here = format!(
-            "addr add {host}{length} dev {OUT}\nlink set dev {OUT} up\nneigh replace {sentinel} lladdr {INNER_MAC}0 \
-             dev {OUT} nud permanent\nroute add {sentinel} dev {OUT}\n"
+            "addr add {host}{length} dev {out}\nlink set dev {out} up\nneigh replace {sentinel} lladdr {inner_mac} \
+             dev {out} nud permanent\nroute add {sentinel} dev {out}\n"
         );
         tool::run("ip", &[family.option(), "-batch", "-"], &here, "to make the way to the sentinel")?;
         outside.set("/proc/sys/net/ipv6/conf/eth0/accept_ra", "0");
         outside.ip(
             family.option(),
             &format!(
-                "link set dev eth0 up\naddr add {sentinel}{length} dev eth0\nneigh replace {host} lladdr {HOST_MAC}0 \
+                "link set dev eth0 up\naddr add {sentinel}{length} dev eth0\nneigh replace {host} lladdr {host_mac} \
                  dev eth0 nud permanent\nroute add {host} dev eth0\nroute add default via {host} dev eth0\n"
             ),
         )
@@ -532,10 +665,11 @@ fn listener(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Removes those of these interfaces that a run of this command made.
-fn remove_links(names: &[String]) {
+fn remove_links<'n>(names: impl IntoIterator<Item = &'n String>, traces: &Traces) {
     for name in names {
         let found = tool::json("ip", &["-j", "link", "show", "dev", name], "to look for an interface");
-        let is_ours = found.is_ok_and(|link| link.pointer("/0/ifalias").and_then(Value::as_str) == Some(ALIAS));
+        let is_ours =
+            found.is_ok_and(|link| link.pointer("/0/ifalias").and_then(Value::as_str) == Some(&*traces.alias));
         if is_ours && let Err(error) = tool::run("ip", &["link", "delete", "dev", name], "", "to remove an interface") {
             // It may have ended with its namespace in between.
             if tool::run("ip", &["link", "show", "dev", name], "", "to look for an interface").is_ok() {
@@ -557,10 +691,10 @@ mod tests {
             ("abcdefghijkl*", "abcdefghijklog1"),
             ("abcdefghijklmn*", "abcdefghijklmn1"),
         ] {
-            let names = names_of(pattern).unwrap();
+            let names = Traces::of_verify().names_of(pattern).unwrap();
             assert_eq!(names[0], first);
             assert!(names.iter().all(|name| name.len() <= LONGEST_NAME && firewall::fits(pattern, name)));
         }
-        assert!(names_of("abcdefghijklmno*").is_err());
+        assert!(Traces::of_verify().names_of("abcdefghijklmno*").is_err());
     }
 }

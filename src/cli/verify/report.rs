@@ -1,17 +1,18 @@
 //! What is printed: one row for each check, and for each interface a sentence.
 
-use super::checks::{Check, Task};
+use super::checks::{Task, expected};
 use super::network::Untried;
 use crate::cli::table;
+use outgate::proof::{Check, CheckResult, Checked};
 use outgate::text::printable;
 use serde::Serialize;
 use std::io::{self, Write};
 
 /// The result of one check.
 #[derive(Clone, Debug, Serialize)]
-pub(super) struct Row {
-    /// The check's word.
-    pub(super) check: &'static str,
+pub(in crate::cli) struct Row {
+    /// The check.
+    pub(super) check: Check,
     /// `ipv4` or `ipv6`.
     family: &'static str,
     /// The URL, for the check `url`.
@@ -19,7 +20,7 @@ pub(super) struct Row {
     expected: &'static str,
     seen: String,
     /// The result.
-    pub(super) result: Outcome,
+    pub(super) result: CheckResult,
     /// Why it means nothing here, if it does not.
     reason: Option<String>,
     #[serde(skip)]
@@ -27,16 +28,6 @@ pub(super) struct Row {
     /// Whether it is not applicable only because it could not be tried.
     #[serde(skip)]
     is_missing: bool,
-}
-
-/// A result in answers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
-pub(super) enum Outcome {
-    Ok,
-    Leak,
-    Failed,
-    NotApplicable,
 }
 
 /// Whether the guests of an interface are guarded.
@@ -71,13 +62,13 @@ pub(super) struct Report {
 }
 
 impl Row {
-    pub(super) fn new(task: Task, url: Option<String>, seen: String, result: Outcome) -> Row {
+    pub(super) fn new(task: Task, url: Option<String>, seen: String, result: CheckResult) -> Row {
         let Task { check, family, .. } = task;
         Row {
-            check: check.as_str(),
+            check,
             family: family.as_str(),
             url,
-            expected: check.expected(),
+            expected: expected(check),
             seen,
             result,
             reason: None,
@@ -88,13 +79,24 @@ impl Row {
 
     pub(super) fn untried(task: Task, url: Option<String>, why: &Untried) -> Row {
         let (reason, is_missing) = (Some(why.why().to_owned()), matches!(why, Untried::Failed(_)));
-        Row { reason, is_missing, ..Row::new(task, url, "-".to_owned(), Outcome::NotApplicable) }
+        Row { reason, is_missing, ..Row::new(task, url, "-".to_owned(), CheckResult::NotApplicable) }
+    }
+
+    /// Returns what the proof keeps of it.
+    pub(super) fn checked(&self) -> Checked {
+        Checked {
+            check: self.check,
+            family: self.family.to_owned(),
+            url: self.url.clone(),
+            result: if self.is_missing { CheckResult::Failed } else { self.result },
+            seen: self.reason.as_ref().unwrap_or(&self.seen).clone(),
+        }
     }
 
     fn name(&self) -> String {
         match &self.url {
-            Some(url) => format!("{} {url}", self.check),
-            None => format!("{} {}", self.check, self.family),
+            Some(url) => format!("{} {url}", self.check.as_str()),
+            None => format!("{} {}", self.check.as_str(), self.family),
         }
     }
 }
@@ -111,14 +113,14 @@ impl Report {
         has_daemon: bool,
         config: OfConfig<'_>,
     ) -> Report {
-        let named = |result: Outcome, is: &dyn Fn(&Row) -> bool| {
+        let named = |result: CheckResult, is: &dyn Fn(&Row) -> bool| {
             let rows = checks.iter().filter(|row| row.result == result && is(row));
             rows.map(Row::name).collect::<Vec<_>>().join(", ")
         };
-        let leaks = named(Outcome::Leak, &|_| true);
-        let untried = named(Outcome::Failed, &|row| !row.must_pass);
-        let silent = named(Outcome::Failed, &|row| row.check != Check::Url.as_str());
-        let unreached = named(Outcome::Failed, &|row| row.check == Check::Url.as_str());
+        let leaks = named(CheckResult::Leak, &|_| true);
+        let untried = named(CheckResult::Failed, &|row| !row.must_pass);
+        let silent = named(CheckResult::Failed, &|row| row.check != Check::Url);
+        let unreached = named(CheckResult::Failed, &|row| row.check == Check::Url);
         let guests = format!("guests of {interface}");
         let (state, summary) = if !leaks.is_empty() {
             let remedy = format!("run `outgate firewall apply{config}`, then `outgate firewall status{config}`");
@@ -139,7 +141,8 @@ impl Report {
             let what = format!("nothing gets past outgate, and it does not answer ({silent})");
             (State::CutOff, format!("{guests} are cut off: {what}: {remedy}"))
         } else if !unreached.is_empty() {
-            let urls = checks.iter().filter(|row| row.result == Outcome::Failed).filter_map(|row| row.url.as_deref());
+            let urls =
+                checks.iter().filter(|row| row.result == CheckResult::Failed).filter_map(|row| row.url.as_deref());
             let ask: Vec<String> =
                 urls.map(|url| format!("`outgate explain{config} {}`", outgate::shell::quoted(url))).collect();
             (
@@ -166,10 +169,10 @@ impl Report {
     pub(super) fn write(&self, out: &mut dyn Write) -> io::Result<()> {
         let row = |row: &Row| {
             let result = match (row.result, &row.reason) {
-                (Outcome::Ok, _) => "ok".to_owned(),
-                (Outcome::Leak, _) => "LEAK".to_owned(),
-                (Outcome::Failed, _) => "FAILED".to_owned(),
-                (Outcome::NotApplicable, reason) => {
+                (CheckResult::Ok, _) => "ok".to_owned(),
+                (CheckResult::Leak, _) => "LEAK".to_owned(),
+                (CheckResult::Failed, _) => "FAILED".to_owned(),
+                (CheckResult::NotApplicable, reason) => {
                     format!("not applicable: {}", reason.as_deref().unwrap_or_default())
                 }
             };
@@ -191,33 +194,33 @@ mod tests {
     use super::*;
     use crate::cli::verify::addresses::Family;
 
-    fn row(check: Check, result: Outcome) -> Row {
+    fn row(check: Check, result: CheckResult) -> Row {
         Row::new(Task { check, family: Family::V6, url: 0 }, None, "seen".to_owned(), result)
     }
 
     #[test]
     fn the_worst_result_decides_and_names_its_checks() {
         let of = |rows: Vec<Row>| Report::of("br0", rows, 0, false, "");
-        let healthy = of(vec![row(Check::Tcp80, Outcome::Ok), row(Check::Ping, Outcome::NotApplicable)]);
+        let healthy = of(vec![row(Check::Tcp80, CheckResult::Ok), row(Check::Ping, CheckResult::NotApplicable)]);
         assert_eq!((healthy.state, healthy.summary.as_str()), (State::Guarded, "guests of br0 are guarded"));
-        let dead = of(vec![row(Check::DnsListener, Outcome::Failed), row(Check::Tcp80, Outcome::Ok)]);
+        let dead = of(vec![row(Check::DnsListener, CheckResult::Failed), row(Check::Tcp80, CheckResult::Ok)]);
         assert_eq!(dead.state, State::CutOff);
         assert!(dead.summary.contains("systemctl start outgate"), "{}", dead.summary);
-        let behind = Report::of("br0", vec![row(Check::DnsListener, Outcome::Failed)], 0, true, " --config x");
+        let behind = Report::of("br0", vec![row(Check::DnsListener, CheckResult::Failed)], 0, true, " --config x");
         assert!(behind.summary.contains("`outgate firewall apply --config x`"), "{}", behind.summary);
         assert!(dead.summary.contains("cut off") && dead.summary.contains("(dns_listener ipv6)"), "{}", dead.summary);
-        let open = of(vec![row(Check::DnsListener, Outcome::Failed), row(Check::Tcp443, Outcome::Leak)]);
+        let open = of(vec![row(Check::DnsListener, CheckResult::Failed), row(Check::Tcp443, CheckResult::Leak)]);
         assert_eq!(open.state, State::Open);
         assert!(open.summary.contains("NOT guarded (tcp_443 ipv6)"), "{}", open.summary);
         let without = |why: Untried| {
             let task = Task { check: Check::Tcp80, family: Family::V4, url: 0 };
-            of(vec![row(Check::Tcp80, Outcome::Ok), Row::untried(task, None, &why)])
+            of(vec![row(Check::Tcp80, CheckResult::Ok), Row::untried(task, None, &why)])
         };
         assert_eq!(without(Untried::NotApplicable("no IPv6".to_owned())).state, State::Guarded);
         let taken = without(Untried::Failed("all is taken".to_owned()));
         assert_eq!(taken.state, State::NotChecked, "what was not tried is not guarded");
         assert!(taken.summary.contains("ipv4 could not be tried: all is taken"), "{}", taken.summary);
-        let url = Row { url: Some("https://a.test".to_owned()), ..row(Check::Url, Outcome::Failed) };
+        let url = Row { url: Some("https://a.test".to_owned()), ..row(Check::Url, CheckResult::Failed) };
         let unreached = of(vec![url]);
         assert_eq!(unreached.state, State::Unreached);
         assert!(unreached.summary.contains("`outgate explain https://a.test`"), "{}", unreached.summary);

@@ -3,6 +3,7 @@
 
 use super::inbox::NotQueued;
 use super::{Ask, ReloadWorker, Reloader, free};
+use crate::config::is_probe;
 use crate::firewall::Pin;
 use crate::golem::manifest::Access;
 use crate::lock::lock;
@@ -61,7 +62,9 @@ impl ReloadWorker {
             return Err(vec![why]);
         }
         let guest = self.registry.get(&name).map_or(Value::Null, |guest| self.shown(guest));
-        tracing::info!(name, %guest, "a guest was registered");
+        if !is_probe(&name) {
+            tracing::info!(name, %guest, "a guest was registered");
+        }
         Ok(json!({ "guest": guest, "changed": true, "warnings": warnings }))
     }
 
@@ -76,7 +79,9 @@ impl ReloadWorker {
                 return Err([Some(why), back.err()].into_iter().flatten().collect());
             }
         };
-        tracing::info!(name, revoked, "a guest's registration ended");
+        if !is_probe(name) {
+            tracing::info!(name, revoked, "a guest's registration ended");
+        }
         Ok(json!({ "name": name, "revoked": revoked, "pinned": pinned }))
     }
 
@@ -104,7 +109,8 @@ impl ReloadWorker {
     pub(super) fn show_guests(&self) {
         let pins = &self.settings.firewall.pins;
         let configured = self.settings.policy.guests.iter().map(|guest| configured(guest, pins));
-        let guests: Vec<Value> = configured.chain(self.registry.iter().map(|guest| self.shown(guest))).collect();
+        let registered = self.registry.iter().filter(|guest| !is_probe(&guest.name));
+        let guests: Vec<Value> = configured.chain(registered.map(|guest| self.shown(guest))).collect();
         lock(&self.state).guests = Arc::new(json!({ "guests": guests }));
     }
 

@@ -102,7 +102,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> GuardReport {
         let text = format!("and {more} more: run `outgate firewall status`");
         findings.push(Finding { kind: FindingKind::PortUnguarded, text });
     }
-    let guarding = plan.guest_links(host).map(|link| GuardedInterface {
+    let guarding = plan.guest_links(host).filter(|link| !link.is_probe).map(|link| GuardedInterface {
         name: link.name.clone(),
         guests: guests(link, host),
         between_guests: link.is_bridge && plan.allows_between_guests(&link.name),
@@ -112,7 +112,7 @@ pub fn report(plan: &Plan, host: &Host, not_guests: &[String]) -> GuardReport {
 
 /// Returns the number of a bridge's ports; else 1.
 fn guests(link: &Link, host: &Host) -> usize {
-    if link.is_bridge { host.ports_of(|bridge| bridge == link.name).count() } else { 1 }
+    if link.is_bridge { host.ports_of(|bridge| bridge == link.name).filter(|port| !port.is_probe).count() } else { 1 }
 }
 
 fn routing(plan: &Plan) -> Vec<String> {
