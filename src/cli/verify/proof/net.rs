@@ -10,7 +10,7 @@ use crate::cli::exec::warn;
 use crate::cli::{Exit, Failure, Outcome, bridge, systemd};
 use outgate::config::Settings;
 use outgate::files::replace::{Attributes, replace};
-use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
+use outgate::firewall::{GuestEntry, Host, guest_entries};
 use outgate::lock::lock;
 use outgate::proof::{Checked, FOLDER, InterfaceProof, Proof, since_boot};
 use outgate::system;
@@ -34,7 +34,7 @@ const USER: &str = "outgate-proof";
 /// Most interfaces that are proven.
 const MOST: u8 = 64;
 /// How often interfaces and configuration are looked at.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_secs(10);
 /// How soon a signal is noticed.
 const TICK: Duration = Duration::from_millis(500);
 /// The longest report, in bytes; and the longest name of an interface with its escapes.
@@ -173,9 +173,6 @@ impl Net {
     fn wanted(&self) -> Result<(Settings, Host, Vec<GuestEntry>), Failure> {
         let (settings, _) = Settings::load(self.daemon.config.file())?;
         let settings = bridge::with_pins(&settings)?;
-        if settings.firewall.guest_interfaces.is_empty() {
-            return Err(FirewallError::NotWanted.into());
-        }
         let host = Host::look()?;
         let entries = guest_entries(&settings.firewall.guest_interfaces, &host);
         Ok((settings, host, entries))
@@ -215,6 +212,13 @@ impl Net {
                 && pair.network.is_there(host)
                 && Assignment::new(&pair.network, &pair.guests, &settings.proof.must_pass) == pair.assignment;
             if is_same {
+                // Its probe could not be started.
+                let path = at.proof.fault.is_some().then(|| pair.guests.first.path());
+                if let Some(fault) = path.map(|path| self.start(&name, &path).err())
+                    && let Some(at) = self.places.get_mut(&name)
+                {
+                    at.proof.fault = fault;
+                }
                 return;
             }
             lock(&self.handouts).remove(&name);
@@ -274,6 +278,8 @@ impl Net {
             ..checked
         };
         at.proof = now(InterfaceProof {
+            // Whatever was wrong with its start, it runs.
+            fault: None,
             rounds: at.proof.rounds.saturating_add(1),
             other_packets: at.proof.other_packets.saturating_add(report.other_packets),
             checks: report.checks.into_iter().take(MAX_CHECKS).map(sound).collect(),
