@@ -624,7 +624,12 @@ fn outside_link(
         let _ = fs::write(format!("/proc/sys/net/ipv6/conf/{out}/{setting}"), value);
     }
     let both = |family: Family, addresses: &Addresses| -> Result<(), Failure> {
-        let Addresses { host, sentinel, .. } = addresses;
+        let Addresses { host, sentinel, guests, .. } = addresses;
+        // Where this machine forwards for others, these could otherwise talk to a sentinel that stays.
+        let back: String = match traces.is_alone {
+            true => format!("route add default via {host} dev eth0\n"),
+            false => guests.map(|guest| format!("route add {guest} via {host} dev eth0\n")).concat(),
+        };
         let length = if family == Family::V4 { "/32" } else { "/128 nodad" };
         let here = format!(
             "addr add {host}{length} dev {out}\nlink set dev {out} up\nneigh replace {sentinel} lladdr {inner_mac} \
@@ -636,7 +641,7 @@ fn outside_link(
             family.option(),
             &format!(
                 "link set dev eth0 up\naddr add {sentinel}{length} dev eth0\nneigh replace {host} lladdr {host_mac} \
-                 dev eth0 nud permanent\nroute add {host} dev eth0\nroute add default via {host} dev eth0\n"
+                 dev eth0 nud permanent\nroute add {host} dev eth0\n{back}"
             ),
         )
     };

@@ -18,7 +18,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Between the starts of two attempts: this machine answers with few ICMP errors a second, and must answer guests too.
-const GAP: Duration = Duration::from_millis(300);
+const GAP: Duration = Duration::from_millis(200);
 
 /// Before what failed is tried once more.
 const REST: Duration = Duration::from_secs(2);
