@@ -59,8 +59,7 @@ const INTERRUPTED: u8 = 130;
 ///
 /// Changes nothing for the real guests, and neither list nor firewall. The guests have addresses of a network that
 /// no route covers, 198.18.0.0/15 and 2001:2::/48 if they are free; while it runs they are registered with the daemon
-/// as outgate-verify-1 and outgate-verify-2, and `outgate denied` has their refusals under these names. A bridge gets
-/// two ports, a pattern (veth*) two interfaces whose names fit. For an interface of one guest (a tap by its name)
+/// as @verify-1 and @verify-2, whom no counter, log line or `outgate denied` has. A bridge gets two ports, a pattern (veth*) two interfaces whose names fit. For an interface of one guest (a tap by its name)
 /// nothing can be tried.
 ///
 /// A check is ok, a LEAK, FAILED or not applicable. Exit code 0 if guests of all interfaces are guarded, 1 if not,

@@ -73,8 +73,8 @@ pub(super) struct Link {
     pub(super) is_probe: bool,
 }
 
-/// The beginning of the alias (ip-link(8)) of an interface that the running proof made.
-pub const PROBE_ALIAS: &str = "outgate proof ";
+/// The beginning of the alias (ip-link(8)) of an interface that `outgate verify` or the running proof made.
+pub const PROBE_ALIAS: &str = "outgate probe ";
 
 /// Settings of guests' ports beside `isolated`, as arguments of ip(8). The mask sends frames for link-local MACs,
 /// which are mostly BPDUs, through table bridge instead of to the protocol's own handler; it cannot include the

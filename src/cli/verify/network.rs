@@ -71,11 +71,11 @@ impl Traces {
     pub(in crate::cli) fn of_verify() -> Traces {
         let two = |stem: &str| ["1", "2"].map(|n| format!("{stem}{n}"));
         Traces {
-            guests: two("outgate-verify-"),
+            guests: two("@verify-"),
             out: "ogv-out".to_owned(),
             ports: two("ogv-"),
             suffixes: [two("ogv"), two("og"), two("")],
-            alias: "outgate verify".to_owned(),
+            alias: format!("{PROBE_ALIAS}of verify"),
             protocol: 247,
             mac: "76:0".to_owned(),
             lock: "/run/outgate-verify".to_owned(),
@@ -92,7 +92,7 @@ impl Traces {
             out: format!("ogp{number}-out"),
             ports: two(&format!("ogp{number}")),
             suffixes: [two(&format!("ogp{number}")), two(&format!("p{number}")), two("")],
-            alias: format!("{PROBE_ALIAS}{number}"),
+            alias: format!("{PROBE_ALIAS}{number} of proof"),
             protocol: PROOF_PROTOCOL,
             mac: format!("{number:02x}:8"),
             lock: format!("{FOLDER}/{number}"),
@@ -507,15 +507,11 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet], traces: &Trac
             }
         }
     }
-    let Ok(guests) = daemon.ask(Question::Guests) else { return Ok(Value::Null) };
-    let listed = guests.get("guests").and_then(Value::as_array).into_iter().flatten();
-    let names = listed.filter_map(|guest| guest.get("name")?.as_str());
-    let mut left = false;
-    for name in names.filter(|name| traces.guests.iter().any(|ours| ours == name)) {
-        daemon.ask(Question::Remove(name))?;
-        left = true;
+    for name in &traces.guests {
+        // It is an error where there is none, and they are not listed.
+        let _ = daemon.ask(Question::Remove(name));
     }
-    if left { daemon.ask(Question::Guests) } else { Ok(guests) }
+    Ok(daemon.ask(Question::Guests).unwrap_or_default())
 }
 
 /// Removes what a killed proof left: interfaces, and routes to its guests.
