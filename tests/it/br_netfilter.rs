@@ -1,6 +1,7 @@
 //! Guests of a bridge on a machine where br_netfilter sends bridged frames through the rules for IP, as Docker and
 //! Kubernetes set it: whatever came first, and while the setting changes.
 
+use crate::world::Raise;
 use crate::world::eventually;
 use crate::world::firewall_watcher::Watcher;
 use crate::world::namespace::{Namespace, batch};
@@ -93,6 +94,7 @@ fn br_netfilter_may_be_switched_on_and_off_while_guests_connect() {
     let over = AtomicBool::new(false);
     let (mut made, mut switched) = (0, 0);
     std::thread::scope(|scope| {
+        let _raise = Raise(&over);
         let gateway = &net.gateway;
         let switching = scope.spawn(|| {
             let mut switched = 0;

@@ -38,6 +38,7 @@ fn a_guest_that_floods_while_over_its_limit_does_not_keep_others_from_being_told
     let held = (world.guest.tunnel("good.test:443"), world.neighbour.tunnel("good.test:443"));
     let enough = AtomicBool::new(false);
     let answers: Vec<Response> = std::thread::scope(|scope| {
+        let _raise = Raise(&enough);
         let flooding = scope.spawn(|| flood(&world.guest, &enough));
         eventually("the flood is on", || outgate.counted("denied", "limit_connections") >= 600.0);
         let answers = (0..20).map(|_| world.neighbour.get("good.test", "/")).collect();

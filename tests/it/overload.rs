@@ -4,6 +4,7 @@
 //! The bound on memory is set around what the daemon takes at that moment, so that a stage begins without a machine
 //! full of connections.
 
+use crate::world::Raise;
 use crate::world::client::{Guest, Wire, is_open};
 use crate::world::outgate::Outgate;
 use crate::world::{ODD, World, eventually};
@@ -146,6 +147,7 @@ fn when_full_the_longest_idle_tunnels_of_the_heaviest_guest_are_closed_and_busy_
     assert_eq!(kept.hear("GET").status, 200);
     let enough = AtomicBool::new(false);
     let alive = std::thread::scope(|scope| {
+        let _raise = Raise(&enough);
         let talking = scope.spawn(|| {
             let mut alive = true;
             while alive && !enough.load(Ordering::Relaxed) {
@@ -315,6 +317,7 @@ fn a_flood_of_refusals_of_one_guest_does_not_hinder_another() {
     let enough = AtomicBool::new(false);
     let asked = AtomicU32::new(0);
     let best = std::thread::scope(|scope| {
+        let _raise = Raise(&enough);
         for _ in 0..32 {
             scope.spawn(|| {
                 while !enough.load(Ordering::Relaxed) {
@@ -368,6 +371,7 @@ fn thousands_of_slow_clients_and_a_flood_of_refusals_of_one_guest_do_not_hinder_
     let enough = AtomicBool::new(false);
     let asked = AtomicU32::new(0);
     let best = std::thread::scope(|scope| {
+        let _raise = Raise(&enough);
         scope.spawn(|| {
             // A byte of a head that never ends, to each in turn.
             while !enough.load(Ordering::Relaxed) {

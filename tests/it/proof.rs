@@ -1,11 +1,11 @@
 //! `outgate proof` in a network that leaks without the firewall: what it proves of a healthy network, what it says of
 //! one with a hole and for how long, and that guests' counters and the log have nothing of it.
 
-use crate::world::eventually;
 use crate::world::guarded_network::GuardedNetwork;
 use crate::world::outgate::Outgate;
 use crate::world::ran::Ran;
 use crate::world::vmnet::{nft, shell};
+use crate::world::{Raise, eventually};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use std::path::PathBuf;
@@ -131,8 +131,7 @@ fn guests_are_proven_to_be_guarded_and_a_hole_shows_until_it_is_closed() {
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         let (seen, stop) = (&*proof, &stop);
-        // Also if something below fails.
-        let _ended = Ends(stop);
+        let _raise = Raise(stop);
         eventually("the namespaces are there", || seen.folder.join("net/br0").exists());
         seen.probe(scope, "br0", stop);
         seen.probe(scope, "r*", stop);
@@ -217,12 +216,4 @@ fn guests_are_proven_to_be_guarded_and_a_hole_shows_until_it_is_closed() {
     eventually("what is stopped is no trouble, and never reads as ok", || {
         proof.readyz().0 == 200 && !outgate.metrics().keys().any(|name| name.starts_with("outgate_enforcement_ok"))
     });
-}
-
-struct Ends<'a>(&'a AtomicBool);
-
-impl Drop for Ends<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
 }

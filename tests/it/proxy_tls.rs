@@ -1,6 +1,7 @@
 //! The proxy inside TLS: everything that the one in clear does, guests that are known by their certificates, and what
 //! never becomes a connection.
 
+use crate::world::Raise;
 use crate::world::client::{Get, Tls, Wire};
 use crate::world::http::{digest, pattern, read_response};
 use crate::world::outgate::{Outgate, Setup};
@@ -438,6 +439,7 @@ fn certificates_are_replaced_under_load_without_a_failure() {
     let outgate = start(setup(&world, "good.test\n", "").tables("[limits]\nnew_connections_per_second = 0"));
     let (stop, done, failed) = (AtomicBool::new(false), AtomicU32::new(0), Mutex::new(None));
     std::thread::scope(|scope| {
+        let _raise = Raise(&stop);
         for _ in 0..4 {
             scope.spawn(|| {
                 while !stop.load(Ordering::Relaxed) {

@@ -1,6 +1,7 @@
 //! Started by a service manager: listeners that are handed over and outlive the daemon, restarts that
 //! refuse nobody, and what the manager is told.
 
+use crate::world::Raise;
 use crate::world::client::{Guest, Wire};
 use crate::world::outgate::Outgate;
 use crate::world::service_manager::ServiceManager;
@@ -149,6 +150,7 @@ fn a_restart_refuses_no_connection_and_none_waits_long_even_during_a_download() 
     eventually("the download goes on", || world.internet.requests(GOOD).len() == 1);
     let over = AtomicBool::new(false);
     let waits = std::thread::scope(|scope| {
+        let _raise = Raise(&over);
         let asking: Vec<_> = (0..4).map(|_| scope.spawn(|| keep_asking(&world.guest, &over))).collect();
         for _ in 0..2 {
             std::thread::sleep(Duration::from_millis(500));

@@ -81,8 +81,8 @@ impl Normal {
             (r"^\d+ +([a-z_0-9]+  .*)", "N $1"),
             (r"\bid: \d+", "id: N"),
             (r"\d+ msec", "N msec"),
-            // A reset may come before or after curl looks whether it is connected.
-            (r"curl: \((?:7|56)\) .*", "curl: (7 or 56)"),
+            // A reset may come before or after curl looks whether it is connected, and while it speaks TLS.
+            (r"curl: \((?:(?:7|56)\) .*|35\) .*[Rr]eset by peer.*)", "curl: (7 or 56)"),
             (r"curl: \((\d+)\) .*", "curl: ($1)"),
             (r"[ \t]{2,}", " "),
         ];

@@ -2,11 +2,13 @@
 //! that wait out their minute (TIME_WAIT) after a guest ended what it had.
 
 use crate::transparent;
+use crate::world::Raise;
 use crate::world::client::Wire;
 use crate::world::outgate::{Outgate, Setup};
 use crate::world::stub_resolver::{RESOLVER, query};
 use crate::world::{GOOD, GOOD6, ODD, PROXY, World, eventually};
 use rustix::process::Signal;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
@@ -135,11 +137,13 @@ fn waiting(world: &World, address: IpAddr, port: u16) -> usize {
         }
     };
     let remote = format!("{words}:{port:04X}");
-    let row = |line: &str| {
-        let mut columns = line.split_whitespace().skip(2);
-        columns.next() == Some(remote.as_str()) && columns.next() == Some("06")
+    let row = |line: &'_ str| {
+        let mut columns = line.split_whitespace().skip(1).map(str::to_owned);
+        let local = columns.next()?;
+        (columns.next()? == remote && columns.next()? == "06").then_some(local)
     };
-    text.lines().filter(|line| row(line)).count()
+    // A row may be read twice where the table changes meanwhile.
+    text.lines().filter_map(row).collect::<BTreeSet<String>>().len()
 }
 
 #[test]
@@ -187,6 +191,7 @@ fn tunnels_that_a_guest_ends_leave_ports_for_its_neighbour() {
     assert!(world.guest.dns(&query("six.test", crate::world::dns::AAAA)).code == 0);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
+        let _raise = Raise(&over);
         let neighbour = scope.spawn(|| {
             let mut served = 0;
             while !over.load(Ordering::Relaxed) || served < 10 {

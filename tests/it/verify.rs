@@ -1,6 +1,7 @@
 //! `outgate verify` in a network that leaks without the firewall: what it says of a healthy network and of one with a
 //! hole, and that nothing of a run is left behind, however it ended.
 
+use crate::world::Raise;
 use crate::world::eventually;
 use crate::world::firewall_watcher::Watcher;
 use crate::world::guarded_network::GuardedNetwork;
@@ -249,6 +250,7 @@ fn declared_guests_and_a_proxy_alone_are_also_verified_and_the_watcher_may_run()
     let _watcher = Watcher::start(&net.net);
     let ended = AtomicBool::new(false);
     let (ran, causes) = std::thread::scope(|scope| {
+        let _raise = Raise(&ended);
         let causes = scope.spawn(|| {
             let mut causes = BTreeSet::new();
             while !ended.load(Ordering::Relaxed) {
@@ -387,6 +389,7 @@ fn what_others_send_to_the_sentinel_is_counted_apart_and_alarms_nobody() {
     let outgate = net.start(net.setup("good.test\n"));
     let ended = AtomicBool::new(false);
     let (code, answer) = std::thread::scope(|scope| {
+        let _raise = Raise(&ended);
         scope.spawn(|| {
             let socket = net.net.gateway.run(|| UdpSocket::bind("0.0.0.0:700")).unwrap();
             while !ended.load(Ordering::Relaxed) {
