@@ -14,6 +14,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+/// How long a round may take. One that ended within this time after the start may have begun before it.
+const ROUND: Duration = Duration::from_secs(30);
+
 /// The file, and what was read of it.
 #[derive(Clone, Debug)]
 pub(super) struct ProofWatch(Arc<Mutex<State>>);
@@ -23,6 +26,8 @@ struct State {
     path: PathBuf,
     /// Who must own the file.
     owner: u32,
+    /// When this daemon started, as [`since_boot`] has it.
+    started: Duration,
     /// Which file was read last: device, inode, time of change.
     stamp: Option<(u64, u64, i64, i64)>,
     /// The last one that could be read.
@@ -35,7 +40,7 @@ struct State {
 
 impl ProofWatch {
     pub(super) fn new(path: PathBuf, owner: u32) -> ProofWatch {
-        ProofWatch(Arc::new(Mutex::new(State { path, owner, ..State::default() })))
+        ProofWatch(Arc::new(Mutex::new(State { path, owner, started: since_boot(), ..State::default() })))
     }
 
     /// Reads the file if it is another one, and updates the metrics.
@@ -63,8 +68,12 @@ impl ProofWatch {
             return state.error.iter().map(unreadable).collect();
         };
         let now = since_boot();
-        let standings = proof.interfaces.iter().map(|interface| interface.standing(now));
-        let wrong = standings.filter(|one| !matches!(one, Standing::Proven | Standing::NotApplicable(_)));
+        let wrong = proof.interfaces.iter().filter_map(|interface| match interface.standing(now) {
+            Standing::Proven | Standing::NotApplicable(_) => None,
+            // Nobody answered because this daemon was not there yet; the next round tells.
+            Standing::CutOff(_) if Duration::from_millis(interface.at) < state.started + ROUND => None,
+            wrong => Some(wrong),
+        });
         wrong.filter_map(|one| Some(Trouble::new(TroubleCause::Enforcement, one.text()?))).collect()
     }
 
@@ -215,7 +224,14 @@ mod tests {
         write(vec![interface("br0", 2, at, &[(Check::Ping, CheckResult::Leak)])], false);
         assert!(watch.troubles()[0].text.contains("guests of br0 are NOT guarded (ping ipv4)"));
         assert!(metrics.render().contains("outgate_enforcement_ok{check=\"ping\"} 0"));
-        write(vec![interface("br0", 3, 0, &[(Check::Ping, CheckResult::Ok)])], false);
+        let unanswered = [(Check::DnsListener, CheckResult::Failed)];
+        write(vec![interface("br0", 3, at, &unanswered)], false);
+        assert!(watch.troubles().is_empty(), "the round may be from before the start");
+        lock(&watch.0).started = Duration::ZERO;
+        if since_boot() > ROUND {
+            assert!(watch.troubles()[0].text.contains("do not get through to outgate (dns_listener ipv4)"));
+        }
+        write(vec![interface("br0", 4, 0, &[(Check::Ping, CheckResult::Ok)])], false);
         if since_boot() > OLD {
             assert!(watch.troubles()[0].text.contains("nothing has proven"), "{:?}", watch.troubles());
             fs::remove_file(&path).unwrap();
