@@ -188,6 +188,11 @@ pub enum Standing {
 }
 
 impl Standing {
+    /// Returns whether nothing is left to be shown.
+    pub const fn is_good(&self) -> bool {
+        matches!(self, Standing::Proven | Standing::NotApplicable(_))
+    }
+
     /// Returns the word for it.
     pub const fn as_str(&self) -> &'static str {
         match self {

@@ -17,6 +17,7 @@ mod trial;
 
 use super::ask::{Daemon, write_json};
 use super::golem::probe;
+use super::interrupt::Interrupt;
 use super::{Config, Exit, Failure, Outcome, bridge};
 use addresses::Family;
 use attempts::Context;
@@ -28,7 +29,7 @@ use network::{Guests, Network, Traces, Untried};
 use outgate::config::Settings;
 use outgate::firewall::{FirewallError, GuestEntry, Host, guest_entries};
 use outgate::shell::quoted;
-use outgate::system::{self, Signals};
+use outgate::system;
 use outgate::text::printable;
 use probe::attempt::Wanted;
 use report::{OfConfig, Report, Row, State};
@@ -37,9 +38,7 @@ use sockets::Sockets;
 use std::io::{self, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
-use tokio::runtime::Builder;
 use trial::Trial;
 
 /// Between the starts of two attempts, so that they stay below a guest's limits.
@@ -134,7 +133,8 @@ pub(super) fn verify(order: &Order<'_>, out: &mut dyn Write) -> Outcome {
     let host = Host::look()?;
     let all = guest_entries(&settings.firewall.guest_interfaces, &host);
     let entries = chosen(&all, order.interfaces)?;
-    let stop = stop_on_signals()?;
+    // So that everything is removed again.
+    let stop = Interrupt::watch()?;
     let network = Network::make(order.daemon, settings, &all, host, order.ranges, Traces::of_verify())?;
     let notes = notes(&network);
     let mut reports = Vec::new();
@@ -191,24 +191,8 @@ fn chosen<'a>(all: &'a [GuestEntry], names: &[String]) -> Result<Vec<&'a GuestEn
     Ok(chosen)
 }
 
-/// From here on, a signal only sets a flag, so that everything is removed again.
-fn stop_on_signals() -> Result<Arc<AtomicBool>, Failure> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let shared = Arc::clone(&stop);
-    let runtime = Builder::new_current_thread().enable_all().build()?;
-    let entered = runtime.enter();
-    let mut signals = Signals::new()?;
-    drop(entered);
-    let wait = move || {
-        runtime.block_on(signals.next());
-        shared.store(true, Ordering::Relaxed);
-    };
-    std::thread::Builder::new().spawn(wait)?;
-    Ok(stop)
-}
-
 /// Tries everything at one interface; `None` after a signal.
-fn one(entry: &GuestEntry, network: &Network, urls: &[Wanted], stop: &AtomicBool, order: &Order<'_>) -> Option<Report> {
+fn one(entry: &GuestEntry, network: &Network, urls: &[Wanted], stop: &Interrupt, order: &Order<'_>) -> Option<Report> {
     let name = entry.name();
     let before = network.sentinel.others();
     let guests = match network.guests(entry) {
@@ -239,26 +223,12 @@ fn of_config(daemon: &Daemon) -> String {
 }
 
 /// Runs all tasks of an interface, and joins what they saw with what arrived; `None` after a signal.
-fn rows(network: &Network, guests: &Guests, urls: &[Wanted], stop: &AtomicBool) -> Result<Option<Vec<Row>>, Failure> {
+fn rows(network: &Network, guests: &Guests, urls: &[Wanted], stop: &Interrupt) -> Result<Option<Vec<Row>>, Failure> {
     let both: Vec<addresses::Addresses> =
         Family::BOTH.iter().filter_map(|family| network.of(*family).as_ref().ok().copied()).collect();
-    let of_one = both
-        .iter()
-        .map(|one| {
-            let [first, _] = one.guests;
-            first
-        })
-        .collect();
-    let of_two = both
-        .iter()
-        .flat_map(|one| {
-            let [_, second] = one.guests;
-            [second, one.direct]
-        })
-        .collect();
-    let answers =
-        Capture::start(&guests.first, Filter::Answers(of_one, network.own.clone()), Arc::clone(&network.round))?;
-    let second = Capture::start(&guests.second, Filter::Arrivals(of_two), Arc::clone(&network.round))?;
+    let [_, of_second, of_first] = Filter::of(&both, network.own.clone());
+    let answers = Capture::start(&guests.first, of_first, Arc::clone(&network.round))?;
+    let second = Capture::start(&guests.second, of_second, Arc::clone(&network.round))?;
     let trial = Trial {
         tasks: tasks(network, urls.len()).into_iter().map(|task| (task, untried(task, network, guests))).collect(),
         contexts: Family::BOTH.map(|family| context(network, guests, urls, family).map(Arc::new)),

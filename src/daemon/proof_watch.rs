@@ -69,7 +69,7 @@ impl ProofWatch {
         };
         let now = since_boot();
         let wrong = proof.interfaces.iter().filter_map(|interface| match interface.standing(now) {
-            Standing::Proven | Standing::NotApplicable(_) => None,
+            good if good.is_good() => None,
             // Nobody answered because this daemon was not there yet; the next round tells.
             Standing::CutOff(_) if Duration::from_millis(interface.at) < state.started + ROUND => None,
             wrong => Some(wrong),

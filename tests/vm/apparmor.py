@@ -8,9 +8,7 @@ in /proc, by the kernel's list of profiles, and by what is served.
 
 import argparse
 import os
-import platform
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -208,12 +206,8 @@ def main():
     parser.add_argument("--only", action="append", metavar="TEXT", help="only checks with TEXT in their name (those before may be needed)")
     parser.add_argument("--kernel", metavar="PACKAGE", help="the Debian package of another kernel (linux-image-*-cloud-amd64)")
     arguments = parser.parse_args()
-    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
-        if lacking:
-            print(f"skipped: {reason}")
-            return 1 if os.environ.get("CI") == "true" else 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
+    if (code := service.skips()) is not None:
+        return code
     if arguments.kernel:
         machine.package = lambda _: os.path.abspath(arguments.kernel)
         # QEMU 7.2 gets the flags of cmpxchg16b wrong, and later kernels panic then.

@@ -4,9 +4,7 @@ the same for each engine, and the command line.
 
 import argparse
 import os
-import platform
 import re
-import signal
 import sys
 import tempfile
 import time
@@ -185,12 +183,8 @@ def main(words, make, checks, releases):
     parser.add_argument("--machine", action="store_true", help="in an emulated machine and not in a container")
     parser.add_argument("--release", choices=releases, default="12", help="the release of Debian")
     arguments = parser.parse_args()
-    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
-        if lacking:
-            print(f"skipped: {reason}")
-            return 1 if os.environ.get("CI") == "true" else 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
+    if (code := service.skips()) is not None:
+        return code
     begin = time.monotonic()
     cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(service.ROOT, "target")), "vm")
     tally = service.Tally(checks)

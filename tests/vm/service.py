@@ -1353,6 +1353,17 @@ def certificates(folder):
     openssl("x509", "-req", "-in", "tls.csr", "-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2", "-extfile", "extensions", "-out", "tls.crt")
 
 
+def skips():
+    """Says why nothing can be run here, and returns the exit code; else nothing. From then on a signal ends the run in order."""
+    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
+        if lacking:
+            print(f"skipped: {reason}")
+            return 1 if os.environ.get("CI") == "true" else 0
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda *_: sys.exit(1))
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("outgate", nargs="?", default=os.path.join(ROOT, "target", "debug", "outgate"), help="the package under test, or the program, which is installed as the package does")
@@ -1361,12 +1372,8 @@ def main():
     parser.add_argument("--faster", action="store_true", help="in a container, where one can be made, and beside it in the machine what requires one")
     parser.add_argument("--earlier", metavar="PACKAGE", help="a package of an earlier build, from which this one is upgraded and to which it is downgraded, in place of all other checks")
     arguments = parser.parse_args()
-    for lacking, reason in ((os.geteuid() != 0, "requires root, to make a disk image"), (platform.machine() != "x86_64", "requires an x86_64 userland")):
-        if lacking:
-            print(f"skipped: {reason}")
-            return 1 if os.environ.get("CI") == "true" else 0
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: sys.exit(1))
+    if (code := skips()) is not None:
+        return code
     begin = time.monotonic()
     cache = os.path.join(os.environ.get("CARGO_TARGET_DIR", os.path.join(ROOT, "target")), "vm")
     packaged = arguments.outgate.endswith(".deb")

@@ -1,6 +1,7 @@
 //! What arrives in a namespace, by the check that sent it. It reads whole frames, so that a packet counts whether or
 //! not anything listens.
 
+use super::addresses::Addresses;
 use super::namespace::Namespace;
 use super::packet::{ICMP, ICMP6, Packet, Round, of_frame};
 use crate::cli::Failure;
@@ -27,6 +28,20 @@ pub(super) enum Filter {
     Arrivals(Vec<IpAddr>),
     /// ICMP to these addresses, from others than the second ones, which are this machine's.
     Answers(Vec<IpAddr>, Vec<IpAddr>),
+}
+
+impl Filter {
+    /// Returns those of the sentinel, the second guest and the first guest, with these addresses of each family. `own`:
+    /// this machine's.
+    pub(super) fn of(addresses: &[Addresses], own: Vec<IpAddr>) -> [Filter; 3] {
+        let [mut sentinels, mut second, mut first] = [Vec::new(), Vec::new(), Vec::new()];
+        for Addresses { sentinel, guests: [one, two], direct, .. } in addresses.iter().copied() {
+            sentinels.push(sentinel);
+            second.extend([two, direct]);
+            first.push(one);
+        }
+        [Filter::Arrivals(sentinels), Filter::Arrivals(second), Filter::Answers(first, own)]
+    }
 }
 
 /// What was seen of one check.

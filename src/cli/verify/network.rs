@@ -493,20 +493,7 @@ fn sweep(daemon: &Daemon, entries: &[GuestEntry], named: &[IpNet], traces: &Trac
     remove_links(&names, traces);
     firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
     drop(in_line);
-    for family in Family::BOTH {
-        let protocol = traces.protocol.to_string();
-        let arguments = [family.option(), "-j", "route", "show", "proto", &protocol];
-        let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
-        let ranges = ranges(named, family);
-        for route in found.as_array().into_iter().flatten() {
-            let text = |key: &str| route.get(key).and_then(Value::as_str);
-            let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
-            let is_ours = to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to)));
-            if is_ours && entries.iter().any(|entry| entry.covers(device)) {
-                remove_route(family, &format!("{to} dev {device}"), traces)?;
-            }
-        }
-    }
+    remove_routes(named, traces, |device| entries.iter().any(|entry| entry.covers(device)))?;
     for name in &traces.guests {
         // It is an error where there is none, and they are not listed.
         let _ = daemon.ask(Question::Remove(name));
@@ -526,17 +513,22 @@ pub(super) fn sweep_proofs() -> Result<(), Failure> {
         let _ = tool::run("ip", &["link", "delete", "dev", name], "", "to remove an interface");
     }
     firewall::dismiss(&names).iter().for_each(|fault| warn(fault));
-    let traces = Traces::of_proof(0);
-    let protocol = PROOF_PROTOCOL.to_string();
+    remove_routes(&[], &Traces::of_proof(0), |_| true)
+}
+
+/// Removes the routes of these traces' number to guests of earlier runs, by the devices that `is_one` accepts.
+fn remove_routes(named: &[IpNet], traces: &Traces, is_one: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    let protocol = traces.protocol.to_string();
     for family in Family::BOTH {
         let arguments = [family.option(), "-j", "route", "show", "proto", &protocol];
         let found = tool::json("ip", &arguments, "to list routes").unwrap_or_default();
-        let ranges = ranges(&[], family);
+        let ranges = ranges(named, family);
         for route in found.as_array().into_iter().flatten() {
             let text = |key: &str| route.get(key).and_then(Value::as_str);
             let (Some(to), Some(device)) = (text("dst"), text("dev")) else { continue };
-            if to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to))) {
-                remove_route(family, &format!("{to} dev {device}"), &traces)?;
+            let is_ours = to.parse::<IpAddr>().is_ok_and(|to| ranges.iter().any(|range| range.contains(&to)));
+            if is_ours && is_one(device) {
+                remove_route(family, &format!("{to} dev {device}"), traces)?;
             }
         }
     }

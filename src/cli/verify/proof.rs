@@ -132,8 +132,7 @@ fn show(file: &Path, json: bool, out: &mut dyn Write) -> Outcome {
     })?;
     let now = since_boot();
     let standings: Vec<Standing> = proof.interfaces.iter().map(|interface| interface.standing(now)).collect();
-    let is_good = |standing: &Standing| matches!(standing, Standing::Proven | Standing::NotApplicable(_));
-    let proven = !proof.is_stopped && standings.contains(&Standing::Proven) && standings.iter().all(is_good);
+    let proven = !proof.is_stopped && standings.contains(&Standing::Proven) && standings.iter().all(Standing::is_good);
     if json {
         let interfaces = proof.interfaces.iter().zip(&standings).map(|(interface, standing)| {
             json!({

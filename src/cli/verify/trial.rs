@@ -9,10 +9,10 @@ use super::network::Untried;
 use super::report::Row;
 use crate::cli::Failure;
 use crate::cli::golem::probe::attempt::Wanted;
+use crate::cli::interrupt::Interrupt;
 use outgate::proof::{Check, CheckResult};
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -44,7 +44,7 @@ impl Trial<'_> {
     ///
     /// # Errors
     /// If a thread cannot be started.
-    pub(in crate::cli) fn run(&self, stop: &AtomicBool) -> Result<Option<Vec<Row>>, Failure> {
+    pub(in crate::cli) fn run(&self, stop: &Interrupt) -> Result<Option<Vec<Row>>, Failure> {
         let (tell, told) = sync_channel::<(usize, io::Result<Told>)>(self.tasks.len().max(1));
         let mut rows: Vec<Option<Row>> = Vec::with_capacity(self.tasks.len());
         let url_of =
@@ -66,7 +66,7 @@ impl Trial<'_> {
                 let _ = tell.send((at, ended));
             })?;
             running = running.saturating_add(1);
-            if stop.load(Ordering::Relaxed) {
+            if stop.has_come() {
                 return Ok(None);
             }
             std::thread::sleep(self.gap);
@@ -74,7 +74,7 @@ impl Trial<'_> {
         let give_up = Instant::now() + if self.urls.is_empty() { LIMIT } else { LIMIT_OF_URLS };
         let mut ended: Vec<Option<io::Result<Told>>> = self.tasks.iter().map(|_| None).collect();
         while running > 0 && Instant::now() < give_up {
-            if stop.load(Ordering::Relaxed) {
+            if stop.has_come() {
                 return Ok(None);
             }
             match told.recv_timeout(TICK) {

@@ -7,6 +7,7 @@ use super::assignment::{Assignment, Handles, RoundReport};
 use super::{NetArguments, Place};
 use crate::cli::ask::Daemon;
 use crate::cli::exec::warn;
+use crate::cli::interrupt::Interrupt;
 use crate::cli::{Exit, Failure, Outcome, bridge, systemd};
 use outgate::config::Settings;
 use outgate::files::replace::{Attributes, replace};
@@ -24,7 +25,7 @@ use std::net::Shutdown;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -59,7 +60,7 @@ pub(super) fn run(arguments: &NetArguments) -> Outcome {
     for folder in [Path::new(FOLDER), &place.folder, &place.namespaces()] {
         DirBuilder::new().recursive(true).mode(0o755).create(folder).map_err(at)?;
     }
-    let stop = super::super::stop_on_signals()?;
+    let stop = Interrupt::watch()?;
     let handouts = Handouts::default();
     let (tell, told) = sync_channel::<Told>(usize::from(MOST));
     listen(place, &handouts, tell).map_err(at)?;
@@ -73,7 +74,7 @@ pub(super) fn run(arguments: &NetArguments) -> Outcome {
     };
     sweep_proofs()?;
     let mut look = Instant::now();
-    while !stop.load(Ordering::Relaxed) {
+    while !stop.has_come() {
         if Instant::now() >= look {
             net.look(&stop);
             net.write(false)?;
@@ -148,13 +149,13 @@ struct Net {
 
 impl Net {
     /// Looks at configuration and interfaces, and makes what is missing.
-    fn look(&mut self, stop: &AtomicBool) {
+    fn look(&mut self, stop: &Interrupt) {
         let mut faults = BTreeSet::new();
         match self.wanted() {
             Ok((settings, host, entries)) => {
                 self.forget_others(&entries);
                 for entry in entries {
-                    if stop.load(Ordering::Relaxed) {
+                    if stop.has_come() {
                         return;
                     }
                     self.tend(&entry, &settings, &host);

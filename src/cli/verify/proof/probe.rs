@@ -9,12 +9,12 @@ use super::super::trial::Trial;
 use super::assignment::{Assignment, Given, RoundReport, receive};
 use super::{Place, RunArguments};
 use crate::cli::golem::probe::{self, attempt::Wanted};
+use crate::cli::interrupt::Interrupt;
 use crate::cli::{Exit, Failure, Outcome};
 use outgate::proof::{CheckResult, EVERY, JITTER};
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 /// Between the starts of two attempts: this machine answers with few ICMP errors a second, and must answer guests too.
@@ -65,24 +65,7 @@ fn pause() -> Duration {
 fn round(assignment: &Assignment, given: &Given) -> Result<RoundReport, Failure> {
     let round = Arc::new(Round::new(random(), assignment.senders()));
     let all: Vec<_> = assignment.addresses().copied().collect();
-    let first = || {
-        all.iter().map(|one| {
-            let [first, _] = one.guests;
-            first
-        })
-    };
-    let filters = [
-        Filter::Arrivals(all.iter().map(|one| one.sentinel).collect()),
-        Filter::Arrivals(
-            all.iter()
-                .flat_map(|one| {
-                    let [_, second] = one.guests;
-                    [second, one.direct]
-                })
-                .collect(),
-        ),
-        Filter::Answers(first().collect(), assignment.own()),
-    ];
+    let filters = Filter::of(&all, assignment.own());
     let mut captures = Vec::new();
     for (socket, filter) in given.captures.iter().zip(filters) {
         captures.push(Capture::on(socket.try_clone()?, filter, Arc::clone(&round))?);
@@ -98,7 +81,7 @@ fn round(assignment: &Assignment, given: &Given) -> Result<RoundReport, Failure>
         urls: &given.urls,
         gap: GAP,
     };
-    let never = AtomicBool::new(false);
+    let never = Interrupt::default();
     let mut rows = trial.run(&never)?.unwrap_or_default();
     // A machine that was busy for a moment is no fault of the guard. What got out is never taken back.
     let again = |row: &Row, why: &Option<Untried>| why.is_none() && row.result == CheckResult::Failed;
